@@ -1,0 +1,164 @@
+"""Rules that span several fields of a job, or a job and the facts about its inputs.
+
+One pure function, so that the HTTP door (which knows file headers) and the trainer (which has read everything) hold a
+job against the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.recipe.data import ImageData
+from app.recipe.job import JobSpec
+from app.recipe.model import ImageInput, ModelConfig
+from app.recipe.optimizers import MultiStep
+from app.recipe.students import Vit
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a job: the path of the field, what is wrong, and what would be accepted."""
+
+    param: str
+    message: str
+    accepted: str | None = None
+
+
+@dataclass(frozen=True)
+class ArrayFacts:
+    """Header of one array of a NumPy archive; `dtype` in NumPy's notation without byte order ("u1", "f4", "i8")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Archive = dict[str, ArrayFacts]
+"""Arrays of one NumPy archive by name."""
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """What is known of a job's inputs; none means: not known yet, so not checked."""
+
+    train: Archive | None = None
+    eval: Archive | None = None
+    teacher: ModelConfig | None = None
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the two arrays of an archive amount to."""
+
+    count: int
+    input: ImageInput
+
+
+@dataclass
+class _Found:
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, param: str, message: str, accepted: str | None = None) -> None:
+        self.problems.append(Problem(param, message, accepted))
+
+
+def image_facts(data: ImageData, archive: Archive, param: str = "data.train") -> ImageFacts | list[Problem]:
+    """Read shape and count of the samples from an archive's headers, or say what is wrong with them."""
+    found = _Found()
+    for key_field, key in (("data.input_key", data.input_key), ("data.label_key", data.label_key)):
+        if key not in archive:
+            found.add(key_field, f"{param} has no array {key!r}", "one of " + ", ".join(sorted(archive)))
+    if found.problems:
+        return found.problems
+    images, labels = archive[data.input_key], archive[data.label_key]
+    if len(images.shape) not in (3, 4):
+        found.add(param, f"array {data.input_key!r} has shape {images.shape}", "(N, H, W) or four axes in data.layout")
+    if images.dtype not in ("u1", "f2", "f4", "f8"):
+        found.add(param, f"array {data.input_key!r} has dtype {images.dtype}", "uint8 or floating point")
+    if len(labels.shape) != 1 or labels.dtype[0] not in "iu":
+        found.add(param, f"array {data.label_key!r} has shape {labels.shape}, dtype {labels.dtype}", "(N,) integers")
+    elif images.shape and labels.shape[0] != images.shape[0]:
+        found.add(param, f"{images.shape[0]} images but {labels.shape[0]} labels", "one label per image")
+    if 0 in images.shape:
+        found.add(param, f"array {data.input_key!r} is empty: shape {images.shape}", "at least one image")
+    if found.problems:
+        return found.problems
+    count, *rest = images.shape
+    if len(rest) == 2:
+        channels, height, width = 1, *rest
+    elif data.layout == "NHWC":
+        height, width, channels = rest
+    else:
+        channels, height, width = rest
+    if max(height, width) > 4096 or channels > 1024:
+        sides = f"{channels} channels of {height} x {width} pixels"
+        return [Problem(param, sides + " with layout " + data.layout, "at most 1024 channels, 4096 x 4096 pixels")]
+    return ImageFacts(count, ImageInput(channels=channels, height=height, width=width))
+
+
+def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Problem]:
+    """Everything wrong with `job` that its single fields could not show, in the order of the document."""
+    found = _Found()
+    train = _images(job.data, facts.train, "data.train", found)
+    evaluation = _images(job.data, facts.eval, "data.eval", found)
+    if train and evaluation and train.input != evaluation.input:
+        found.add("data.eval", f"images are {_size(evaluation.input)}", f"{_size(train.input)}, as in data.train")
+    if train and job.data.eval is None and train.count < 2:
+        found.add("data.train", "one sample can't be split into training and evaluation", "two or more, or data.eval")
+    _check_teacher(job, facts.teacher, train, found)
+    if train:
+        found.problems.extend(_student_problems(job, train.input))
+    found.problems.extend(_recipe_problems(job))
+    return found.problems
+
+
+def _images(data: ImageData, archive: Archive | None, param: str, found: _Found) -> ImageFacts | None:
+    if archive is None:
+        return None
+    result = image_facts(data, archive, param)
+    if isinstance(result, ImageFacts):
+        return result
+    found.problems.extend(result)
+    return None
+
+
+def _check_teacher(job: JobSpec, teacher: ModelConfig | None, train: ImageFacts | None, found: _Found) -> None:
+    learns = [index for index, term in enumerate(job.recipe.losses) if term.needs_teacher]
+    if learns and job.teacher is None:
+        kinds = ", ".join(sorted({job.recipe.losses[index].kind for index in learns}))
+        found.add("teacher", f"is missing, and {kinds} needs one", "the id of a model")
+    if job.teacher is not None and not learns:
+        found.add("teacher", "is given, but no loss learns from it", "a loss such as kd or nkd, or no teacher")
+    if teacher is None:
+        return
+    if job.data.classes not in (None, teacher.classes):
+        found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
+    if train and teacher.input != train.input:
+        found.add("teacher.model", f"takes images of {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
+
+
+def _student_problems(job: JobSpec, image: ImageInput) -> Iterator[Problem]:
+    student = job.student
+    if isinstance(student, Vit) and (image.height % student.patch_size or image.width % student.patch_size):
+        sides = f"{image.height} x {image.width}"
+        yield Problem("student.patch_size", f"{student.patch_size} does not divide {sides}", f"a divisor of {sides}")
+
+
+def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
+    student, recipe = job.student, job.recipe
+    if isinstance(student, Vit) and student.width % student.heads:
+        yield Problem("student.heads", f"{student.heads} does not divide the width {student.width}", "a divisor of it")
+    if recipe.accumulate > recipe.batch_size:
+        yield Problem(
+            "recipe.accumulate", f"{recipe.accumulate} is more than the batch size", f"<= {recipe.batch_size}"
+        )
+    if isinstance(recipe.schedule, MultiStep) and recipe.schedule.milestones[-1] >= recipe.epochs:
+        yield Problem(
+            "recipe.schedule.milestones",
+            f"{recipe.schedule.milestones[-1]} is not reached",
+            f"epochs < {recipe.epochs}",
+        )
+
+
+def _size(image: ImageInput) -> str:
+    return f"{image.channels} x {image.height} x {image.width}"

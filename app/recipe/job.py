@@ -1,0 +1,114 @@
+"""The job: everything that a client may say when it asks for a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from app.recipe.base import Positive, Reference, Spec
+from app.recipe.data import ImageData
+from app.recipe.losses import Loss
+from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
+from app.recipe.students import Student
+
+MAX_SEED = 2**63 - 1
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=16)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Queue = Literal["any", "cpu", "gpu"]
+
+
+def _includes_safetensors(formats: list[str]) -> list[str]:
+    if "safetensors" not in formats:
+        raise ValueError("must include safetensors: it is what the service keeps as the job's model")
+    if len(set(formats)) != len(formats):
+        raise ValueError("names a format twice")
+    return formats
+
+
+class Teacher(Spec):
+    """The model to learn from."""
+
+    model: Reference
+    """A model of this service (`model_…`), uploaded or made by an earlier job."""
+
+
+class Checkpointing(Spec):
+    """How often the state of training is saved; whichever comes first counts."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between two checkpoints."""
+    every_seconds: Positive | None = 60.0
+    """Seconds between two checkpoints."""
+
+
+class Recipe(Spec):
+    """Losses, optimizer and schedule: how the student is trained."""
+
+    losses: list[Loss] = Field(min_length=1, max_length=16)
+    """Terms of the objective; their weighted sum is minimised."""
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Constant()
+    epochs: int = Field(10, ge=1, le=100_000)
+    """Passes over the training set."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps after which training ends, whatever `epochs` says."""
+    batch_size: int = Field(128, ge=1, le=1_048_576)
+    """Samples per optimizer step."""
+    accumulate: int = Field(1, ge=1, le=1024)
+    """Micro-batches that one batch is split into; lowers memory, leaves the result of a step unchanged."""
+    clip_norm: Positive | None = None
+    """Largest global norm of the gradient; none: not clipped."""
+    ema_decay: float | None = Field(None, gt=0.0, lt=1.0)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and exported."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
+    checkpoint: Checkpointing = Checkpointing()
+
+
+class Evaluation(Spec):
+    """How the student is judged."""
+
+    every_epochs: int = Field(1, ge=1)
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    ece_bins: int = Field(15, ge=1, le=1000)
+    """Equal-width confidence bins of the expected calibration error."""
+
+
+class Resources(Spec):
+    """Where the job may run, and how long."""
+
+    queue: Queue = "any"
+    """Kind of machine."""
+    max_seconds: Positive = 86_400.0
+    """Longest time of training over all attempts, in seconds; after that the job fails with its deadline."""
+    max_queue_seconds: Positive = 604_800.0
+    """Longest wait for a worker, in seconds; after that the job expires."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Attempts before a job whose workers keep dying fails."""
+
+
+class JobSpec(Spec):
+    """A distillation job, or a plain supervised one when it has no teacher."""
+
+    task: Literal["image-classification"] = "image-classification"
+    name: Name | None = None
+    labels: Labels = {}
+    """Free key-value pairs to find the job by."""
+    data: ImageData
+    teacher: Teacher | None = None
+    student: Student
+    recipe: Recipe
+    evaluation: Evaluation = Evaluation()
+    export: Annotated[list[Literal["safetensors", "onnx"]], AfterValidator(_includes_safetensors)] = [
+        "safetensors",
+        "onnx",
+    ]
+    """Formats of the exported student."""
+    resources: Resources = Resources()
+    priority: int = Field(50, ge=0, le=100)
+    """Higher runs first within a queue."""
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Seed of all that is drawn at random; none: one is drawn and recorded."""

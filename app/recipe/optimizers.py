@@ -1,0 +1,134 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.recipe.base import NonNegative, Option, Paper, Positive, Share
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+PROJECTION = Paper("AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", "2006.08217")
+
+
+class Sgd(Option):
+    """Stochastic gradient descent with momentum; the weight decay is coupled (added to the gradient)."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive
+    """Peak learning rate."""
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class AdamW(Option):
+    """Adam with decoupled weight decay."""
+
+    paper: ClassVar[Paper | None] = Paper("Decoupled Weight Decay Regularization", "1711.05101")
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+
+
+class AdamP(Option):
+    """Adam whose update loses its radial part on scale-invariant weights."""
+
+    paper: ClassVar[Paper | None] = PROJECTION
+    kind: Literal["adamp"] = "adamp"
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    """Decoupled from the gradient."""
+    delta: NonNegative = 0.1
+    """Threshold of the cosine test for scale invariance."""
+    wd_ratio: Share = 0.1
+    """Factor of the weight decay on projected tensors."""
+    nesterov: bool = False
+
+
+class SgdP(Option):
+    """SGD whose update loses its radial part on scale-invariant weights."""
+
+    paper: ClassVar[Paper | None] = PROJECTION
+    kind: Literal["sgdp"] = "sgdp"
+    lr: Positive
+    """Peak learning rate."""
+    momentum: Beta = 0.0
+    dampening: Share = 0.0
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    """Decoupled; divided by (1 - momentum) to match coupled decay in strength."""
+    delta: NonNegative = 0.1
+    """Threshold of the cosine test for scale invariance."""
+    wd_ratio: Share = 0.1
+    """Factor of the weight decay on projected tensors."""
+    nesterov: bool = False
+    project_buffer: bool = True
+    """True: the stored momentum is projected too, as in the authors' code; false: only the step, as in the paper."""
+
+
+Optimizer = Annotated[Sgd | AdamW | AdamP | SgdP, Field(discriminator="kind")]
+OPTIMIZERS: tuple[type[Option], ...] = (Sgd, AdamW, AdamP, SgdP)
+
+
+class ScheduleOption(Option):
+    """What every schedule has: a linear warm-up from 0."""
+
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the rate rises linearly to its peak."""
+
+
+class Constant(ScheduleOption):
+    """The peak rate throughout."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Cosine(ScheduleOption):
+    """Half a cosine from the peak rate to the final one."""
+
+    paper: ClassVar[Paper | None] = Paper("SGDR: Stochastic Gradient Descent with Warm Restarts", "1608.03983")
+    kind: Literal["cosine"] = "cosine"
+    final_ratio: Share = 0.0
+    """Final rate as a share of the peak."""
+
+
+class Linear(ScheduleOption):
+    """A straight line from the peak rate to the final one."""
+
+    kind: Literal["linear"] = "linear"
+    final_ratio: Share = 0.0
+    """Final rate as a share of the peak."""
+
+
+class MultiStep(ScheduleOption):
+    """The rate is multiplied by `gamma` at each milestone."""
+
+    kind: Literal["multi-step"] = "multi-step"
+    milestones: list[Annotated[float, Field(gt=0.0)]] = Field(min_length=1, max_length=64)
+    """Where the rate drops, in epochs, ascending."""
+    gamma: float = Field(0.1, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _milestones_ascend(self) -> Self:
+        if any(later <= earlier for earlier, later in zip(self.milestones, self.milestones[1:], strict=False)):
+            raise ValueError("milestones must ascend")
+        return self
+
+
+Schedule = Annotated[Constant | Cosine | Linear | MultiStep, Field(discriminator="kind")]
+SCHEDULES: tuple[type[ScheduleOption], ...] = (Constant, Cosine, Linear, MultiStep)

@@ -1,0 +1,140 @@
+"""What the supervisor and its trainer say to each other: one JSON object per line, over the trainer's stdin and stdout.
+
+The supervisor stages a folder and sends `Start`. The trainer answers with the messages below, writes only inside the
+folder, and ends with exactly one `Finished`, `Stopped` or `Failed`. Every path in a message is relative to the folder.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.recipe.job import JobSpec
+
+
+class Message(BaseModel):
+    """Base of all messages; unknown keys are ignored, so that an older supervisor understands a newer trainer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Assignment(Message):
+    """Content of `assignment.json` in the staged folder: all that the trainer needs to know."""
+
+    spec: JobSpec
+    """Resolved: the seed is set."""
+    inputs: dict[str, str]
+    """Staged path of every reference in the spec: a file, or the folder of a model's bundle."""
+    resume: str | None = None
+    """Folder of the checkpoint to continue from."""
+
+
+class Start(Message):
+    """Begin the work that lies staged in `folder` (absolute)."""
+
+    type: Literal["start"] = "start"
+    folder: str
+
+
+class Stop(Message):
+    """Save a checkpoint after the current step, then leave."""
+
+    type: Literal["stop"] = "stop"
+
+
+Command = Annotated[Start | Stop, Field(discriminator="type")]
+
+
+class Ready(Message):
+    """The process is warm and waits for `Start`."""
+
+    type: Literal["ready"] = "ready"
+
+
+class PhaseBegan(Message):
+    """A phase began, and the one before it ended."""
+
+    type: Literal["phase"] = "phase"
+    phase: Literal["staging", "training", "evaluating", "exporting"]
+
+
+class Progress(Message):
+    """Where training stands; sent at most about ten times a second."""
+
+    type: Literal["progress"] = "progress"
+    step: int
+    """Optimizer steps done, over all attempts."""
+    total_steps: int
+    epoch: float
+    """Epochs done, with fraction."""
+    samples_per_second: float
+    seconds_left: float | None
+
+
+class Metrics(Message):
+    """Values measured at one optimizer step, by name: `train/loss`, `train/loss/nkd`, `train/lr`, `eval/accuracy`, …"""
+
+    type: Literal["metrics"] = "metrics"
+    step: int
+    values: dict[str, float]
+
+
+class CheckpointSaved(Message):
+    """A checkpoint lies complete and synced in `path` (a folder)."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+
+
+class Log(Message):
+    """Something for the job's event log."""
+
+    type: Literal["log"] = "log"
+    level: Literal["info", "warning"] = "info"
+    message: str
+
+
+class Artifact(Message):
+    """One file of the exported bundle."""
+
+    name: str
+    """File name within the bundle, as the client will see it."""
+    path: str
+    media_type: str
+
+
+class Finished(Message):
+    """The student is trained, exported, and was measured from its exported files."""
+
+    type: Literal["finished"] = "finished"
+    artifacts: list[Artifact]
+    step: int
+
+
+class Stopped(Message):
+    """Left on request, after the checkpoint that was reported last."""
+
+    type: Literal["stopped"] = "stopped"
+    step: int
+
+
+class Failed(Message):
+    """The job can't go on; trying again would not help when the fault is the user's."""
+
+    type: Literal["failed"] = "failed"
+    fault: Literal["user", "system", "capacity"]
+    code: str
+    """Stable, in snake_case: `invalid_data`, `nan_loss`, `out_of_memory`, …"""
+    message: str
+    param: str | None = None
+    """Path of the field of the job that is to blame, when one is."""
+
+
+Report = Annotated[
+    Ready | PhaseBegan | Progress | Metrics | CheckpointSaved | Log | Finished | Stopped | Failed,
+    Field(discriminator="type"),
+]
+COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
+REPORTS: TypeAdapter[Report] = TypeAdapter(Report)
