@@ -1,1 +1,1 @@
-"""The contract: pydantic models of everything that a job may say. No input or output, no torch, nothing else of ours."""
+"""The contract: pydantic models of everything that a job may say. No input or output, no torch, nothing of ours."""

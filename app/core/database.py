@@ -1,0 +1,102 @@
+"""The database: one set of statements for PostgreSQL and for SQLite (WAL), read and write sessions, readiness."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, MetaData, event, make_url, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from app.core.clock import now
+
+LOCK_TIMEOUT_SECONDS = 5
+STATEMENT_TIMEOUT_SECONDS = 30
+
+
+class Base(DeclarativeBase):
+    """Base of all tables; constraints are named so that migrations can name them too."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[dict[str, Any]]: JSON}
+
+
+class Database:
+    """Opens sessions. A session is one transaction: it commits when its frame ends, and rolls back if that raises."""
+
+    def __init__(self, url: str, pool_size: int = 10) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            # One writing connection: writers of this process queue here rather than spin on SQLite's lock.
+            self._reader, self._writer = self._sqlite("BEGIN", pool_size), self._sqlite("BEGIN IMMEDIATE", 1)
+        else:
+            self._reader = self._writer = self._postgresql(pool_size)
+        self._read_sessions = async_sessionmaker(self._reader, expire_on_commit=False)
+        self._write_sessions = async_sessionmaker(self._writer, expire_on_commit=False)
+
+    def _postgresql(self, pool_size: int) -> AsyncEngine:
+        options = f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s"
+        return create_async_engine(
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=LOCK_TIMEOUT_SECONDS,
+            pool_pre_ping=True,
+            connect_args={"options": options, "connect_timeout": LOCK_TIMEOUT_SECONDS},
+        )
+
+    def _sqlite(self, begin: str, pool_size: int) -> AsyncEngine:
+        if self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_async_engine(
+            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=STATEMENT_TIMEOUT_SECONDS
+        )
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        return engine
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session for reading only."""
+        async with self._read_sessions() as session:
+            yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A session for writing; on SQLite it holds the write lock from its first statement."""
+        async with self._write_sessions.begin() as session:
+            yield session
+
+    async def now(self) -> float:
+        """The database's clock, in seconds since 1970."""
+        async with self.read() as session:
+            moment = await session.scalar(select(now()))
+        if not isinstance(moment, float):
+            raise RuntimeError(f"the database's clock gives {moment!r}, not a number")
+        return moment
+
+    async def close(self) -> None:
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+
+def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN would come too late and always deferred
+    cursor = connection.cursor()
+    # FULL: an accepted job survives a power cut. The few commits of a job's life can bear the fsync.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

@@ -1,0 +1,17 @@
+"""Prefixed ids that sort by the time of their making: 48 bits of milliseconds, then 80 random bits, in base 32."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Literal
+
+Prefix = Literal["job", "file", "upload", "model", "key", "proj", "ckpt", "art", "req"]
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_DIGITS = 26
+
+
+def new_id(prefix: Prefix) -> str:
+    """Return an id such as `job_01k9…`: 26 digits after the prefix, later ids sort after earlier ones."""
+    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
+    return f"{prefix}_" + "".join(_ALPHABET[value >> shift & 31] for shift in range(5 * (_DIGITS - 1), -1, -5))

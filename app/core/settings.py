@@ -1,0 +1,129 @@
+"""All settings, read from the environment (`STILLHOUSE_…`). Without any, the service runs embedded on this machine."""
+
+from __future__ import annotations
+
+import secrets
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.recipe.base import Positive
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """Validated settings; times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="STILLHOUSE_", extra="ignore", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address that the API listens on."""
+    port: int = Field(8420, ge=0, le=65_535)
+    """Port that the API listens on; 0 takes a free one."""
+    data_dir: Path = Path.home() / ".stillhouse"
+    """Where the embedded database and store, the generated secret and the scratch folders lie."""
+    database_url: str = ""
+    """SQLAlchemy URL (`postgresql+psycopg://…`); empty: SQLite in `data_dir`."""
+    database_pool_size: int = Field(10, ge=1)
+    """Connections that one process keeps to the database."""
+
+    store_url: str = ""
+    """Object store (`s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`); empty: a folder in `data_dir`."""
+    store_endpoint: str | None = None
+    """Address of an S3-compatible store that is not Amazon's."""
+    store_public_endpoint: str | None = None
+    """The same store as clients reach it, for presigned links; none: downloads pass through the API."""
+    store_region: str = "us-east-1"
+    store_access_key: SecretStr | None = None
+    store_secret_key: SecretStr | None = None
+
+    broker_url: SecretStr = SecretStr("")
+    """Redis that carries wake-ups to Celery workers; empty: workers poll the database."""
+    queues: Annotated[list[str], NoDecode] = ["any", "cpu"]
+    """Queues that a worker of this process serves, separated by commas."""
+
+    secret: SecretStr = SecretStr("")
+    """Key of the digests of API keys, at least 32 characters; empty: generated once and kept in `data_dir`."""
+    bootstrap_key: SecretStr | None = None
+    """An API key with all scopes to create at the first start; none: one is generated and printed."""
+
+    lease_seconds: Positive = 60.0
+    """Time after which a worker that does not beat loses its job."""
+    heartbeat_seconds: Positive = 10.0
+    """Time between two heartbeats; at most a quarter of the lease, so that single misses are harmless."""
+    poll_seconds: Positive = 0.2
+    """Time between two looks for work of a worker that polls."""
+    reaper_seconds: Positive = 5.0
+    """Time between two rounds of the reaper."""
+    retry_backoff_seconds: Positive = 5.0
+    """Pause before the second attempt; doubles with every further one, up to ten minutes."""
+    stop_seconds: Positive = 60.0
+    """Longest time that a trainer may take to save itself and leave when its job is paused or its worker stops."""
+    paused_seconds: Positive = 2_592_000.0
+    """Longest time that a job may stay paused before it expires."""
+
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    """Largest body of a request that is not an upload."""
+    max_file_bytes: int = Field(16 << 30, ge=1)
+    """Largest file that may be uploaded."""
+    max_part_bytes: int = Field(64 << 20, ge=1)
+    """Largest part of an upload."""
+    upload_seconds: Positive = 86_400.0
+    """Time after which an upload that was not completed is removed."""
+    idempotency_seconds: Positive = 86_400.0
+    """Time for which an idempotency key is remembered."""
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _split_queues(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.heartbeat_seconds * 4 > self.lease_seconds:
+            raise ValueError("heartbeat_seconds must be at most a quarter of lease_seconds")
+        secret = self.secret.get_secret_value()
+        if secret and len(secret) < 32:
+            raise ValueError("secret must have at least 32 characters")
+        if self.host not in LOOPBACK and not secret:
+            raise ValueError("secret must be set to listen on an address other than loopback")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """True without a broker: workers poll the database."""
+        return not self.broker_url.get_secret_value()
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database's URL with SQLAlchemy's async driver."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.expanduser().absolute() / 'stillhouse.db'}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        return self.store_url or (self.data_dir.expanduser().absolute() / "store").as_uri()
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Parent of the folders in which attempts run."""
+        return self.data_dir.expanduser().absolute() / "scratch"
+
+    @cached_property
+    def secret_bytes(self) -> bytes:
+        """The server's secret; generated into `data_dir` at the first use when none is set."""
+        return (self.secret.get_secret_value() or _kept_secret(self.data_dir.expanduser() / "secret")).encode()
+
+
+def _kept_secret(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x") as file:
+            path.chmod(0o600)
+            file.write(secrets.token_urlsafe(48))
+    except FileExistsError:
+        pass
+    return path.read_text()

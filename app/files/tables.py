@@ -1,0 +1,63 @@
+"""Uploaded files, and the parts of uploads under way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base
+
+
+class File(Base):
+    """A complete, verified file. It never changes."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(255))
+    format: Mapped[str] = mapped_column(String(16))
+    """What the file was recognised as: `npz` or `safetensors`."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(String(255))
+    """Place in the object store."""
+    summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """Headers of what is inside: for both formats `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`."""
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+
+
+class Upload(Base):
+    """A file on its way in, part by part."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(255))
+    status: Mapped[str] = mapped_column(String(16))
+    """`pending`, `completing`, `completed`, `cancelled` or `expired`."""
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    """Announced size of the whole, if it was."""
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    """Announced digest of the whole, if it was."""
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+
+
+class UploadPart(Base):
+    """One part; sending a part again replaces it."""
+
+    __tablename__ = "upload_parts"
+
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """From 1; parts are joined in this order."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(String(255))
+    """Place in the object store."""

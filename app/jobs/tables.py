@@ -1,0 +1,209 @@
+"""Jobs and what happens to them. All that decides a job's life is in the row of `jobs`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base
+
+
+class Job(Base):
+    """What was asked, and where it stands. `status` is written by `app.jobs.lifecycle` alone."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_claim", "status", "priority", "id"),
+        Index("ix_jobs_lease", "status", "lease_expires_at"),
+        Index("ix_jobs_deadline", "status", "deadline_at"),
+        Index("ix_jobs_list", "project_id", "id"),
+        Index("ix_jobs_list_status", "project_id", "status", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str | None] = mapped_column(String(128))
+    status: Mapped[str] = mapped_column(String(16))
+    previous_status: Mapped[str | None] = mapped_column(String(16))
+    status_at: Mapped[float]
+    """When the status was entered."""
+    deadline_at: Mapped[float | None]
+    """When the status must have been left; only final ones have none."""
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """`app.recipe.job.JobSpec`, resolved: all defaults filled, the seed drawn."""
+    priority: Mapped[int]
+    queue: Mapped[str] = mapped_column(String(16))
+    cloned_from: Mapped[str | None] = mapped_column(String(40))
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    """When the first attempt began to run."""
+    finished_at: Mapped[float | None]
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    """Number of claims so far; part of every object key of an attempt."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Attempts that ended with their worker's death; unlike `attempt` it does not count orderly hand-backs."""
+    max_attempts: Mapped[int]
+    lease_token: Mapped[int] = mapped_column(default=0)
+    """Grows with every claim; each write of an attempt names the token that it was given."""
+    lease_owner: Mapped[str | None] = mapped_column(String(255))
+    lease_expires_at: Mapped[float | None]
+    next_run_at: Mapped[float]
+    """Not claimed before this time."""
+    dispatched_at: Mapped[float]
+    """When workers were last told of the job."""
+    run_seconds: Mapped[float] = mapped_column(default=0.0)
+    """Time spent running in earlier attempts."""
+    death_step: Mapped[int | None] = mapped_column(BigInteger)
+    """Step at which the last attempt died; a second death there with no new checkpoint is a poison job."""
+    death_checkpoint_id: Mapped[str | None] = mapped_column(String(40))
+    """Newest checkpoint at that death."""
+
+    phase: Mapped[str | None] = mapped_column(String(24))
+    step: Mapped[int] = mapped_column(BigInteger, default=0)
+    total_steps: Mapped[int | None] = mapped_column(BigInteger)
+    epoch: Mapped[float] = mapped_column(default=0.0)
+    samples_per_second: Mapped[float | None]
+    seconds_left: Mapped[float | None]
+    progress_at: Mapped[float | None]
+    """When the attempt last reported a step."""
+    checkpoint_id: Mapped[str | None] = mapped_column(String(40))
+    """Newest published checkpoint, from which the next attempt goes on."""
+    model_id: Mapped[str | None] = mapped_column(String(40))
+    """The model it made."""
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """Why it failed: `fault`, `code`, `message`, `param`, `step`."""
+    last_seq: Mapped[int] = mapped_column(default=0)
+    """Number of the newest event."""
+
+
+class JobLabel(Base):
+    """A label of a job, in a row of its own so that filters can use an index."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (Index("ix_job_labels_find", "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(String(512))
+
+
+class Attempt(Base):
+    """One try at a job by one worker."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    token: Mapped[int]
+    worker: Mapped[str] = mapped_column(String(255))
+    start_step: Mapped[int] = mapped_column(BigInteger)
+    """Step of the checkpoint it went on from; 0 for a fresh start."""
+    claimed_at: Mapped[float]
+    started_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None] = mapped_column(String(24))
+    """`succeeded`, `failed`, `cancelled`, `paused`, `released`, `lost` or `expired`."""
+
+
+class Phase(Base):
+    """A phase of an attempt, with its begin and end."""
+
+    __tablename__ = "job_phases"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    phase: Mapped[str] = mapped_column(String(24), primary_key=True)
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+
+class Event(Base):
+    """Something that happened to a job. Written in the same transaction as the change that it reports."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    """1, 2, 3, … without holes."""
+    type: Mapped[str] = mapped_column(String(32))
+    """`status`, `phase`, `checkpoint` or `log`."""
+    level: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str] = mapped_column(String(2048))
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float]
+
+
+class Metric(Base):
+    """A value measured at one step of one attempt."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    value: Mapped[float]
+
+
+class Checkpoint(Base):
+    """A published state of training, from which an attempt can go on."""
+
+    __tablename__ = "checkpoints"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    attempt: Mapped[int]
+    token: Mapped[int]
+    step: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """`name`, `key`, `size` and `sha256` of each file."""
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+    """When its objects were given up for a newer one."""
+
+
+class Artifact(Base):
+    """A published file of a job."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "name"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    token: Mapped[int]
+    name: Mapped[str] = mapped_column(String(255))
+    media_type: Mapped[str] = mapped_column(String(128))
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[float]
+
+
+class IdempotencyKey(Base):
+    """A client's promise that requests with the same key are the same request."""
+
+    __tablename__ = "idempotency_keys"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the request."""
+    job_id: Mapped[str | None] = mapped_column(String(40))
+    """The job that the request made; none while it still runs."""
+    locked_until: Mapped[float]
+    """While the first request runs; after that a crash is assumed and the key is free again."""
+    expires_at: Mapped[float] = mapped_column(index=True)
+
+
+class SweepLease(Base):
+    """One row per kind of housekeeping: who does it, and until when nobody else does."""
+
+    __tablename__ = "sweep_leases"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(255))
+    expires_at: Mapped[float]

@@ -1,0 +1,33 @@
+"""Models: teachers and students, with where they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base
+
+
+class Model(Base):
+    """A model whose bundle lies in the object store. It never changes."""
+
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str | None] = mapped_column(String(128))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    """The job that made it; none for an uploaded one."""
+    teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    """The model it learned from."""
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """`app.recipe.model.ModelConfig`."""
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """The job's evaluation of the exported files; none for an uploaded model."""
+    files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """Files of the bundle: `name`, `key`, `size`, `sha256`, `media_type`."""
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
