@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, MetaData, event, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -91,6 +92,21 @@ class Database:
     async def close(self) -> None:
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, Any]], update: list[str]) -> None:
+    """Insert rows; where one with the same primary key exists, set the columns `update` of that one instead.
+
+    With no columns to update, an existing row is left as it is.
+    """
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(rows)
+    key = [column.name for column in table.__table__.primary_key]
+    changed = {column: statement.excluded[column] for column in update}
+    if changed:
+        await session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed))
+    else:
+        await session.execute(statement.on_conflict_do_nothing(index_elements=key))
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:

@@ -25,6 +25,7 @@ class OutboxMessage(Base):
     attempts: Mapped[int] = mapped_column(default=0)
 
 
-def post(session: AsyncSession, kind: str, payload: dict[str, Any]) -> None:
-    """Put a message into the outbox, in the caller's transaction."""
-    session.add(OutboxMessage(kind=kind, payload=payload, available_at=now()))
+def post(session: AsyncSession, kind: str, payload: dict[str, Any], available_at: float | None = None) -> None:
+    """Put a message into the outbox, in the caller's transaction; it is not sent before `available_at`."""
+    moment = now() if available_at is None else available_at
+    session.add(OutboxMessage(kind=kind, payload=payload, available_at=moment))

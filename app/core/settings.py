@@ -63,8 +63,6 @@ class Settings(BaseSettings):
     """Pause before the second attempt; doubles with every further one, up to ten minutes."""
     stop_seconds: Positive = 60.0
     """Longest time that a trainer may take to save itself and leave when its job is paused or its worker stops."""
-    paused_seconds: Positive = 2_592_000.0
-    """Longest time that a job may stay paused before it expires."""
 
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest body of a request that is not an upload."""

@@ -55,7 +55,7 @@ class Job(Base):
     dispatched_at: Mapped[float]
     """When workers were last told of the job."""
     run_seconds: Mapped[float] = mapped_column(default=0.0)
-    """Time spent running in earlier attempts."""
+    """Time that workers held the job in earlier attempts."""
     death_step: Mapped[int | None] = mapped_column(BigInteger)
     """Step at which the last attempt died; a second death there with no new checkpoint is a poison job."""
     death_checkpoint_id: Mapped[str | None] = mapped_column(String(40))
@@ -88,6 +88,15 @@ class JobLabel(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     value: Mapped[str] = mapped_column(String(512))
+
+
+class JobInput(Base):
+    """A file or model that a job names, so that it is not deleted under a job that is not final."""
+
+    __tablename__ = "job_inputs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    reference: Mapped[str] = mapped_column(String(40), primary_key=True, index=True)
 
 
 class Attempt(Base):

@@ -1,0 +1,434 @@
+"""What a worker does to a job, from its claim to its last word, all under the lease token that the claim gave.
+
+Every function works in the caller's transaction and raises `LeaseLost` when the token is no longer the current one:
+then the worker must stop at once and throw away what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.clock import now
+from app.core.database import upsert
+from app.core.ids import new_id
+from app.core.outbox import post
+from app.files.tables import File
+from app.jobs import lifecycle
+from app.jobs.lifecycle import HELD, Move, Status, emit, move
+from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
+from app.models.tables import Model
+from app.recipe.job import JobSpec
+from app.recipe.model import ModelConfig
+
+Fault = Literal["user", "system", "capacity", "deadline"]
+KEPT_CHECKPOINTS = 2
+MAX_BACKOFF_SECONDS = 600.0
+PAUSED_SECONDS = 30 * 86_400.0
+"""Longest time that a job may stay paused before it expires."""
+
+
+class LeaseLost(Exception):
+    """The job is no longer this attempt's."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the object store; `name` is what it is called within its bundle or checkpoint."""
+
+    name: str
+    key: str
+    size: int
+    sha256: str
+    media_type: str = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A published checkpoint to go on from."""
+
+    id: str
+    step: int
+    files: list[StoredFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to run a job until `seconds` after the last beat."""
+
+    job_id: str
+    project_id: str
+    token: int
+    attempt: int
+    owner: str
+    spec: JobSpec
+    seconds: float
+    run_seconds_left: float
+    checkpoint: CheckpointRef | None
+
+
+class Orders(NamedTuple):
+    """What the answer to a heartbeat asks the worker to do."""
+
+    cancel: bool
+    pause: bool
+    out_of_time: bool
+
+
+class Progress(Protocol):
+    """Where training stands; `worker.protocol.Progress` is one."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    samples_per_second: float
+    seconds_left: float | None
+
+
+async def claim(
+    session: AsyncSession, *, owner: str, queues: Sequence[str], lease_seconds: float, job_id: str | None = None
+) -> Lease | None:
+    """Take the given job, or the best of the queues (highest priority, then oldest); none if there is nothing to do."""
+    candidate = await session.scalar(_claimable(queues, job_id))
+    if candidate is None:
+        return None
+    job = await move(
+        session,
+        candidate,
+        lifecycle.CLAIM,
+        f"claimed by {owner}",
+        lease_token=Job.lease_token + 1,
+        lease_owner=owner,
+        lease_expires_at=now() + lease_seconds,
+        attempt=Job.attempt + 1,
+        phase=None,
+    )
+    if job is None:
+        return None
+    spec = JobSpec.model_validate(job.spec)
+    checkpoint = await session.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+    start_step = checkpoint.step if checkpoint else 0
+    left = spec.resources.max_seconds - job.run_seconds
+    await session.execute(update(Job).where(Job.id == job.id).values(deadline_at=now() + left, step=start_step))
+    session.add(
+        Attempt(
+            job_id=job.id,
+            number=job.attempt,
+            token=job.lease_token,
+            worker=owner,
+            start_step=start_step,
+            claimed_at=now(),
+        )
+    )
+    return Lease(
+        job_id=job.id,
+        project_id=job.project_id,
+        token=job.lease_token,
+        attempt=job.attempt,
+        owner=owner,
+        spec=spec,
+        seconds=lease_seconds,
+        run_seconds_left=left,
+        checkpoint=_checkpoint_ref(checkpoint) if checkpoint else None,
+    )
+
+
+def _claimable(queues: Sequence[str], job_id: str | None) -> Select[str]:
+    statement = (
+        select(Job.id)
+        .where(Job.status == Status.QUEUED, Job.queue.in_(queues), Job.next_run_at <= now())
+        .order_by(Job.priority.desc(), Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # SQLite leaves this out: its writers come one after the other
+    )
+    return statement if job_id is None else statement.where(Job.id == job_id)
+
+
+def _checkpoint_ref(row: Checkpoint) -> CheckpointRef:
+    return CheckpointRef(row.id, row.step, [StoredFile(**file) for file in row.files])
+
+
+async def beat(session: AsyncSession, lease: Lease) -> Orders:
+    """Extend the lease, and hear what has been asked of the job meanwhile."""
+    statement = (
+        update(Job)
+        .where(*_mine(lease))
+        .values(lease_expires_at=now() + lease.seconds)
+        .returning(Job.status, Job.deadline_at, now())
+        .execution_options(synchronize_session=False)
+    )
+    row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        raise LeaseLost(lease.job_id)
+    status, deadline_at, moment = row
+    working = status in (Status.LEASED, Status.RUNNING)
+    return Orders(status == Status.CANCELLING, status == Status.PAUSING, working and moment >= (deadline_at or moment))
+
+
+async def start(session: AsyncSession, lease: Lease, total_steps: int | None = None) -> None:
+    """The trainer has begun. If the job is being cancelled or paused by now, it stays so: the next beat tells."""
+    values: dict[str, Any] = {"started_at": func.coalesce(Job.started_at, now())}
+    if total_steps is not None:
+        values["total_steps"] = total_steps
+    job = await move(session, lease.job_id, lifecycle.START, "running", token=lease.token, **values)
+    if job is None:
+        await beat(session, lease)
+    mine = (Attempt.job_id == lease.job_id, Attempt.number == lease.attempt)
+    await session.execute(update(Attempt).where(*mine).values(started_at=now()))
+
+
+async def begin_phase(session: AsyncSession, lease: Lease, phase: str) -> None:
+    """Close the phase that was open, open the next."""
+    await _emit(session, lease, "phase", phase, data={"phase": phase}, phase=phase)
+    open_phases = (Phase.job_id == lease.job_id, Phase.attempt == lease.attempt, Phase.ended_at.is_(None))
+    await session.execute(update(Phase).where(*open_phases).values(ended_at=now()))
+    row = {"job_id": lease.job_id, "attempt": lease.attempt, "phase": phase, "started_at": now(), "ended_at": None}
+    await upsert(session, Phase, [row], update=["ended_at"])
+
+
+async def record(
+    session: AsyncSession, lease: Lease, progress: Progress | None, metrics: Sequence[tuple[str, int, float]]
+) -> None:
+    """Write down progress and measured values `(name, step, value)`; published steps of an attempt never go back."""
+    values: dict[str, Any] = {}
+    conditions = _mine(lease)
+    if progress is not None:
+        values = {
+            "step": progress.step,
+            "total_steps": progress.total_steps,
+            "epoch": progress.epoch,
+            "samples_per_second": progress.samples_per_second,
+            "seconds_left": progress.seconds_left,
+            "progress_at": now(),
+        }
+        conditions = (*conditions, Job.step <= progress.step)
+    await _fenced_update(session, lease, conditions, values or {"lease_token": lease.token})
+    rows = {
+        (name, step): {"job_id": lease.job_id, "name": name, "attempt": lease.attempt, "step": step, "value": value}
+        for name, step, value in metrics
+    }
+    if rows:
+        await upsert(session, Metric, list(rows.values()), update=["value"])
+
+
+async def log(session: AsyncSession, lease: Lease, message: str, level: str = "info") -> None:
+    """Put a line into the job's events."""
+    await _emit(session, lease, "log", message, level)
+
+
+async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, files: list[StoredFile]) -> list[str]:
+    """Register an uploaded checkpoint; returns the object keys of those that it makes superfluous, to be deleted."""
+    checkpoint_id = new_id("ckpt")
+    await _emit(
+        session, lease, "checkpoint", f"checkpoint at step {step}", data={"step": step}, checkpoint_id=checkpoint_id
+    )
+    session.add(
+        Checkpoint(
+            id=checkpoint_id,
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            token=lease.token,
+            step=step,
+            files=[asdict(file) for file in files],
+            created_at=now(),
+        )
+    )
+    await session.flush()
+    alive = select(Checkpoint).where(Checkpoint.job_id == lease.job_id, Checkpoint.deleted_at.is_(None))
+    old = (await session.scalars(alive.order_by(Checkpoint.id.desc()).offset(KEPT_CHECKPOINTS))).all()
+    for row in old:
+        row.deleted_at = now()
+    return [file["key"] for row in old for file in row.files]
+
+
+async def succeed(
+    session: AsyncSession,
+    lease: Lease,
+    artifacts: list[StoredFile],
+    config: ModelConfig,
+    parameters: int,
+    report: dict[str, Any],
+) -> str:
+    """Publish the artifacts and the model, and end the job; returns the model's id."""
+    model_id = new_id("model")
+    job = await _fenced(session, lease, lifecycle.SUCCEED, "succeeded", model_id=model_id)
+    for artifact in artifacts:
+        row = {"id": new_id("art"), "job_id": job.id, "attempt": lease.attempt, "token": lease.token}
+        session.add(Artifact(**row, **asdict(artifact), created_at=now()))
+    session.add(
+        Model(
+            id=model_id,
+            project_id=job.project_id,
+            name=job.name,
+            job_id=job.id,
+            teacher_id=lease.spec.teacher.model if lease.spec.teacher else None,
+            config=config.model_dump(mode="json"),
+            parameters=parameters,
+            report=report,
+            files=[asdict(artifact) for artifact in artifacts],
+            created_at=now(),
+        )
+    )
+    return model_id
+
+
+async def fail(
+    session: AsyncSession,
+    lease: Lease,
+    *,
+    fault: Fault,
+    code: str,
+    message: str,
+    param: str | None = None,
+    step: int | None = None,
+    backoff_seconds: float = 5.0,
+) -> None:
+    """End the attempt with a failure. A fault of the system or of capacity is tried again while attempts are left."""
+    error = {"fault": fault, "code": code, "message": message, "param": param, "step": step}
+    job = await session.scalar(select(Job).where(*_mine(lease)).with_for_update())
+    if job is None:
+        raise LeaseLost(lease.job_id)
+    if fault in ("system", "capacity"):
+        await settle_death(session, job, error, backoff_seconds, died=True)
+    else:
+        await _fenced(session, lease, lifecycle.FAIL, message, data={"error": error}, error=error)
+
+
+async def cancelled(session: AsyncSession, lease: Lease) -> None:
+    """The trainer was stopped, as the user asked."""
+    await _fenced(session, lease, lifecycle.CANCEL, "cancelled")
+
+
+async def paused(session: AsyncSession, lease: Lease) -> None:
+    """The trainer was stopped after a checkpoint, as the user asked."""
+    await _fenced(session, lease, lifecycle.PAUSE, "paused", deadline_at=now() + PAUSED_SECONDS)
+
+
+async def release(session: AsyncSession, lease: Lease, reason: str) -> None:
+    """Hand the job back in good order: another worker goes on at once, and no failure is counted."""
+    job = await session.scalar(select(Job).where(*_mine(lease)).with_for_update())
+    if job is None:
+        raise LeaseLost(lease.job_id)
+    if job.status == Status.CANCELLING:
+        await cancelled(session, lease)
+    elif job.status == Status.PAUSING:
+        await paused(session, lease)
+    else:
+        requeued = await _fenced(
+            session, lease, lifecycle.RELEASE, f"handed back: {reason}", **_requeue(lease.spec, 0.0)
+        )
+        dispatch(session, requeued)
+
+
+async def settle_death(
+    session: AsyncSession, job: Job, error: dict[str, Any], backoff_seconds: float, *, died: bool = False
+) -> Job | None:
+    """Decide what becomes of a job whose attempt ended by no wish of its user: again, or never again.
+
+    `job` is the row as it was seen; the move is fenced by its token. `died`: the worker itself reports the death of its
+    trainer; otherwise the lease ran out.
+    """
+    step, message, values = after_death(job, error, backoff_seconds, died=died)
+    settled = await move(session, job.id, step, message, token=job.lease_token, data={"error": error}, **values)
+    if settled is not None and settled.status == Status.QUEUED:
+        dispatch(session, settled)
+    return settled
+
+
+def after_death(
+    job: Job, error: dict[str, Any], backoff_seconds: float, *, died: bool
+) -> tuple[Move, str, dict[str, Any]]:
+    """The move, message and columns that a death leads to."""
+    if job.status == Status.CANCELLING:
+        return lifecycle.LOSE_CANCELLING, "cancelled", {}
+    spec = JobSpec.model_validate(job.spec)
+    if job.status == Status.PAUSING:
+        return lifecycle.LOSE_PAUSING, "paused; its worker was lost", {"deadline_at": now() + PAUSED_SECONDS}
+    failures = job.failures + 1
+    counted: dict[str, Any] = {
+        "failures": failures,
+        "death_step": job.step if job.status == Status.RUNNING else None,
+        "death_checkpoint_id": job.checkpoint_id,
+    }
+    give_up = lifecycle.FAIL if died else lifecycle.GIVE_UP
+    if _is_poison(job):
+        poison = {**error, "code": "poison_job", "message": f"died twice at step {job.step}: {error['message']}"}
+        return give_up, poison["message"], {**counted, "error": poison}
+    if failures >= job.max_attempts:
+        return give_up, f"{error['message']}; no attempt is left", {**counted, "error": error}
+    pause = min(backoff_seconds * 2 ** (failures - 1), MAX_BACKOFF_SECONDS)
+    again = lifecycle.RETRY if died else lifecycle.LOSE
+    return again, f"{error['message']}; trying again", {**counted, **_requeue(spec, pause)}
+
+
+def _is_poison(job: Job) -> bool:
+    same_place = job.death_step == job.step and job.death_checkpoint_id == job.checkpoint_id
+    return job.status == Status.RUNNING and job.death_step is not None and same_place
+
+
+def _requeue(spec: JobSpec, pause: float) -> dict[str, Any]:
+    """Columns of a job that goes back to the queue."""
+    return {
+        "next_run_at": now() + pause,
+        "dispatched_at": now() + pause,
+        "deadline_at": now() + (pause + spec.resources.max_queue_seconds),
+        "phase": None,
+    }
+
+
+def dispatch(session: AsyncSession, job: Job) -> None:
+    """Have the workers told of a queued job, once the transaction has committed and the job is due."""
+    post(session, "dispatch", {"job_id": job.id, "queue": job.queue}, available_at=job.next_run_at)
+
+
+async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFile]]:
+    """The files behind every reference of the spec: one for a data file, the bundle for a model."""
+    data = lease.spec.data
+    staged: dict[str, list[StoredFile]] = {}
+    for reference in {data.train, data.eval} - {None}:
+        file = await session.scalar(select(File).where(File.id == reference, File.project_id == lease.project_id))
+        if file is not None:
+            staged[file.id] = [StoredFile(file.name, file.key, file.size, file.sha256)]
+    if lease.spec.teacher is not None:
+        wanted = (Model.id == lease.spec.teacher.model, Model.project_id == lease.project_id)
+        model = await session.scalar(select(Model).where(*wanted))
+        if model is not None:
+            staged[model.id] = [StoredFile(**file) for file in model.files]
+    return staged
+
+
+def _mine(lease: Lease) -> tuple[Any, ...]:
+    return (Job.id == lease.job_id, Job.lease_token == lease.token, Job.status.in_(HELD))
+
+
+async def _fenced(session: AsyncSession, lease: Lease, step: Move, message: str, **values: Any) -> Job:
+    job = await move(session, lease.job_id, step, message, token=lease.token, **values)
+    if job is None:
+        raise LeaseLost(lease.job_id)
+    return job
+
+
+async def _emit(
+    session: AsyncSession,
+    lease: Lease,
+    type: str,
+    message: str,
+    level: str = "info",
+    data: dict[str, Any] | None = None,
+    **values: Any,
+) -> None:
+    if await emit(session, lease.job_id, lease.token, type, message, level, data or {}, **values) is None:
+        raise LeaseLost(lease.job_id)
+
+
+async def _fenced_update(
+    session: AsyncSession, lease: Lease, conditions: tuple[Any, ...], values: dict[str, Any]
+) -> None:
+    statement = update(Job).where(*conditions).values(**values).returning(Job.id)
+    statement = statement.execution_options(synchronize_session=False)
+    if (await session.execute(statement)).one_or_none() is None:
+        raise LeaseLost(lease.job_id)
