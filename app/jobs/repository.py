@@ -1,0 +1,146 @@
+"""All queries of the jobs resource. The project is a condition of every one that answers a client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, and_, func, literal, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.jobs.lifecycle import FINAL, Status
+from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, Job, JobInput, JobLabel, Metric, Phase
+
+QUEUE_POSITION_CAP = 1000
+"""Places further back than this are not counted: the count would cost as much as the queue is long."""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Conditions of a list; all of them must hold."""
+
+    statuses: Sequence[Status] = ()
+    name: str | None = None
+    labels: Sequence[tuple[str, str]] = ()
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+def listing(project_id: str, wanted: JobFilter) -> Select[Job]:
+    """The project's jobs that meet the filter, unordered and unlimited."""
+    statement = select(Job).where(Job.project_id == project_id)
+    if wanted.statuses:
+        statement = statement.where(Job.status.in_(wanted.statuses))
+    if wanted.name is not None:
+        statement = statement.where(Job.name == wanted.name)
+    if wanted.created_after is not None:
+        statement = statement.where(Job.created_at > wanted.created_after)
+    if wanted.created_before is not None:
+        statement = statement.where(Job.created_at < wanted.created_before)
+    for key, value in wanted.labels:
+        carrying = select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == value)
+        statement = statement.where(Job.id.in_(carrying))
+    return statement
+
+
+async def by_ids(session: AsyncSession, ids: Sequence[str]) -> dict[str, Job]:
+    """Jobs of any project by id; the caller checks whose they are."""
+    rows = await session.scalars(select(Job).where(Job.id.in_(ids)))
+    return {job.id: job for job in rows}
+
+
+async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list[Phase]]:
+    """Phases of the given jobs, oldest first."""
+    rows = await session.scalars(select(Phase).where(Phase.job_id.in_(ids)).order_by(Phase.started_at))
+    found: dict[str, list[Phase]] = {id: [] for id in ids}
+    for phase in rows:
+        found[phase.job_id].append(phase)
+    return found
+
+
+async def queue_position(session: AsyncSession, job: Job) -> int | None:
+    """How many jobs of its queue run before this one; none when it is not queued, or too far back to count."""
+    if job.status != Status.QUEUED:
+        return None
+    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
+    ahead = select(literal(1)).where(Job.status == Status.QUEUED, Job.queue == job.queue, before)
+    count = await session.scalar(select(func.count()).select_from(ahead.limit(QUEUE_POSITION_CAP).subquery()))
+    return count if count is not None and count < QUEUE_POSITION_CAP else None
+
+
+async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> list[str]:
+    """Ids of jobs that name this file or model and are not final, at most ten."""
+    statement = (
+        select(Job.id)
+        .join(JobInput, JobInput.job_id == Job.id)
+        .where(JobInput.reference == reference, Job.project_id == project_id, Job.status.not_in(FINAL))
+        .limit(10)
+    )
+    return list(await session.scalars(statement))
+
+
+async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int) -> list[Event]:
+    """Events with a number above `seq`, in order."""
+    statement = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+    return list(await session.scalars(statement))
+
+
+async def checkpoints_of(session: AsyncSession, job_id: str) -> list[Checkpoint]:
+    """Checkpoints whose objects are kept, newest first."""
+    kept = (Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+    return list(await session.scalars(select(Checkpoint).where(*kept).order_by(Checkpoint.id.desc())))
+
+
+async def artifacts_of(session: AsyncSession, job_id: str) -> list[Artifact]:
+    """Published files of a job, by name."""
+    return list(await session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)))
+
+
+async def artifact(session: AsyncSession, job_id: str, name: str) -> Artifact | None:
+    return await session.scalar(select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name))
+
+
+async def metric_names(session: AsyncSession, job_id: str) -> list[str]:
+    """Names of all series of a job."""
+    statement = select(Metric.name).where(Metric.job_id == job_id).distinct().order_by(Metric.name)
+    return list(await session.scalars(statement))
+
+
+async def published(session: AsyncSession, job_id: str) -> Any:
+    """Condition on `Metric`: the steps that count.
+
+    An attempt that went on from a checkpoint repeats the steps after it; what the earlier attempts measured there is
+    superseded, so that a series has one value per step.
+    """
+    statement = (
+        select(Attempt.number, Attempt.start_step).where(Attempt.job_id == job_id).order_by(Attempt.number.desc())
+    )
+    conditions, limit = [], None
+    for number, start_step in (await session.execute(statement)).all():
+        mine = Metric.attempt == number
+        conditions.append(mine if limit is None else and_(mine, Metric.step <= limit))
+        limit = start_step if limit is None else min(limit, start_step)
+    return and_(Metric.job_id == job_id, or_(False, *conditions))
+
+
+async def series(session: AsyncSession, job_id: str, name: str, points: int) -> list[tuple[int, float]]:
+    """Values of one metric as `(step, value)`, thinned to about `points`, the extremes of every stretch kept."""
+    wanted = and_(await published(session, job_id), Metric.name == name)
+    summary = select(func.count(), func.min(Metric.step), func.max(Metric.step)).where(wanted)
+    count, first, last = (await session.execute(summary)).one()
+    if count <= points:
+        rows = await session.execute(select(Metric.step, Metric.value).where(wanted).order_by(Metric.step))
+        return [(step, value) for step, value in rows]
+    buckets = max(1, points // 2)
+    bucket = ((Metric.step - first) * buckets / (last - first + 1)).label("bucket")
+    ranked = select(
+        Metric.step,
+        Metric.value,
+        func.row_number().over(partition_by=bucket, order_by=(Metric.value, Metric.step)).label("lowest"),
+        func.row_number().over(partition_by=bucket, order_by=(Metric.value.desc(), Metric.step)).label("highest"),
+    ).where(wanted)
+    extremes = ranked.subquery()
+    kept = or_(extremes.c.lowest == 1, extremes.c.highest == 1)
+    rows = await session.execute(select(extremes.c.step, extremes.c.value).where(kept).order_by(extremes.c.step))
+    return [(step, value) for step, value in rows]

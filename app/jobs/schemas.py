@@ -1,0 +1,218 @@
+"""Shapes of the jobs resource's requests and answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.core.clock import Time
+from app.core.errors import FieldError
+from app.jobs.lifecycle import FINAL, Status
+from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
+from app.recipe.base import Spec
+from app.recipe.data import ImageData
+from app.recipe.job import Evaluation, Labels, Name, Recipe, Resources, Teacher
+from app.recipe.students import Student
+
+
+class PhaseView(BaseModel):
+    """A phase of an attempt."""
+
+    attempt: int
+    phase: str
+    started_at: Time
+    ended_at: Time | None
+
+
+class ProgressView(BaseModel):
+    """Where training stands."""
+
+    step: int
+    total_steps: int | None
+    epoch: float
+    samples_per_second: float | None
+    seconds_left: float | None
+    progress_at: Time | None
+
+
+class JobError(BaseModel):
+    """Why a job failed, and by whose fault."""
+
+    fault: Literal["user", "system", "capacity", "deadline"]
+    code: str
+    message: str
+    param: str | None = None
+    step: int | None = None
+
+
+class JobView(BaseModel):
+    """A job as a client sees it."""
+
+    id: str
+    object: Literal["job"] = "job"
+    name: str | None
+    status: Status
+    is_final: bool
+    phase: str | None
+    phases: list[PhaseView]
+    progress: ProgressView
+    queue_position: int | None
+    error: JobError | None
+    model_id: str | None
+    checkpoint_id: str | None
+    cloned_from: str | None
+    attempt: int
+    max_attempts: int
+    priority: int
+    queue: str
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    status_at: Time
+    deadline_at: Time | None
+    spec: dict[str, Any]
+    """The job as resolved: all defaults filled, the seed drawn (see the request's schema)."""
+
+    @classmethod
+    def of(cls, job: Job, phases: list[Phase], queue_position: int | None) -> JobView:
+        own = {name: getattr(job, name) for name in _OF_THE_ROW}
+        return cls(
+            **own,
+            is_final=job.status in FINAL,
+            phases=[PhaseView.model_validate(phase, from_attributes=True) for phase in phases],
+            progress=ProgressView.model_validate(job, from_attributes=True),
+            queue_position=queue_position,
+        )
+
+
+_OF_THE_ROW = tuple(
+    name for name in JobView.model_fields if name not in {"object", "is_final", "phases", "progress", "queue_position"}
+)
+
+
+class JobPatch(Spec):
+    """What may be changed while a job is queued."""
+
+    priority: int = Field(ge=0, le=100)
+
+
+class CloneOverrides(Spec):
+    """Fields of the clone that differ from the original; a field is replaced as a whole."""
+
+    name: Name | None = None
+    labels: Labels | None = None
+    data: ImageData | None = None
+    teacher: Teacher | None = None
+    student: Student | None = None
+    recipe: Recipe | None = None
+    evaluation: Evaluation | None = None
+    resources: Resources | None = None
+    priority: int | None = Field(None, ge=0, le=100)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    """None: a new one is drawn; left out: the original's, so that the clone repeats it."""
+
+
+class EstimateView(BaseModel):
+    """What the job will take, as far as can be told before it runs."""
+
+    memory_bytes: int
+    seconds: float
+    basis: str
+    """Where the rate comes from: measured on recent jobs, or assumed."""
+
+
+class ValidationView(BaseModel):
+    """What would become of a job, without making it."""
+
+    object: Literal["job.validation"] = "job.validation"
+    valid: bool
+    errors: list[FieldError]
+    spec: dict[str, Any] | None = None
+    """The job as it would be stored; the seed stays open when none was given."""
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    parameters: int | None = None
+    estimate: EstimateView | None = None
+
+
+class EventView(BaseModel):
+    """Something that happened to a job."""
+
+    object: Literal["job.event"] = "job.event"
+    seq: int
+    type: str
+    level: str
+    message: str
+    data: dict[str, Any]
+    created_at: Time
+
+    @classmethod
+    def of(cls, event: Event) -> EventView:
+        return cls.model_validate(event, from_attributes=True)
+
+
+class EventPage(BaseModel):
+    """Events in order; go on with `after` = the last `seq`."""
+
+    object: Literal["list"] = "list"
+    data: list[EventView]
+    has_more: bool
+
+
+class SeriesView(BaseModel):
+    """One metric over the steps of training."""
+
+    name: str
+    steps: list[int]
+    values: list[float]
+
+
+class MetricsView(BaseModel):
+    """Series of a job, thinned to the number of points asked for."""
+
+    object: Literal["job.metrics"] = "job.metrics"
+    data: list[SeriesView]
+
+
+class CheckpointView(BaseModel):
+    """A published state of training."""
+
+    object: Literal["job.checkpoint"] = "job.checkpoint"
+    id: str
+    attempt: int
+    step: int
+    size: int
+    created_at: Time
+
+    @classmethod
+    def of(cls, row: Checkpoint) -> CheckpointView:
+        size = sum(file["size"] for file in row.files)
+        return cls(id=row.id, attempt=row.attempt, step=row.step, size=size, created_at=row.created_at)
+
+
+class CheckpointList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[CheckpointView]
+
+
+class ArtifactView(BaseModel):
+    """A published file of a job."""
+
+    object: Literal["job.artifact"] = "job.artifact"
+    id: str
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    attempt: int
+    created_at: Time
+
+    @classmethod
+    def of(cls, row: Artifact) -> ArtifactView:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class ArtifactList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ArtifactView]
