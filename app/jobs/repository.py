@@ -133,7 +133,7 @@ async def series(session: AsyncSession, job_id: str, name: str, points: int) -> 
         rows = await session.execute(select(Metric.step, Metric.value).where(wanted).order_by(Metric.step))
         return [(step, value) for step, value in rows]
     buckets = max(1, points // 2)
-    bucket = ((Metric.step - first) * buckets / (last - first + 1)).label("bucket")
+    bucket = ((Metric.step - first) * buckets // (last - first + 1)).label("bucket")
     ranked = select(
         Metric.step,
         Metric.value,

@@ -1,0 +1,115 @@
+"""Housekeeping of jobs: what happens when nobody else makes a job move on.
+
+Runs in every process of the API, one at a time by a lease of its own. Each rule below is one query for candidates and
+one guarded move per candidate, so that two reapers, or a reaper and a worker, can never both act.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Select, delete, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.clock import now
+from app.core.database import Database, upsert
+from app.jobs import lifecycle
+from app.jobs.leases import PAUSED_SECONDS, dispatch, settle_death
+from app.jobs.lifecycle import HELD, Status, move
+from app.jobs.tables import IdempotencyKey, Job, SweepLease
+
+BATCH = 100
+REDISPATCH_SECONDS = 60.0
+"""A queued job of which the workers were last told longer ago than this is told of again: messages get lost."""
+LEASE_LOST = {
+    "fault": "system",
+    "code": "lease_lost",
+    "message": "the worker's lease ran out",
+    "param": None,
+    "step": None,
+}
+
+
+@dataclass(frozen=True)
+class Reaper:
+    """Sweeps one database under the name `owner`."""
+
+    database: Database
+    owner: str
+    every_seconds: float
+    backoff_seconds: float
+
+    async def sweep(self) -> bool:
+        """Do one round if no other process does; returns whether it was done."""
+        async with self.database.write() as session:
+            if not await self._take(session):
+                return False
+        for rule in (self._lost_leases, self._overdue_waits, self._overdue_stops, self._untold, self._old_keys):
+            async with self.database.write() as session:
+                await rule(session)
+        return True
+
+    async def _take(self, session: AsyncSession) -> bool:
+        fresh = {"name": "jobs", "owner": self.owner, "expires_at": 0.0}
+        await upsert(session, SweepLease, [fresh], update=[])
+        free = or_(SweepLease.owner == self.owner, SweepLease.expires_at <= now())
+        statement = (
+            update(SweepLease)
+            .where(SweepLease.name == "jobs", free)
+            .values(owner=self.owner, expires_at=now() + 3 * self.every_seconds)
+            .returning(SweepLease.name)
+        )
+        return (await session.execute(statement)).one_or_none() is not None
+
+    async def _lost_leases(self, session: AsyncSession) -> None:
+        """A worker that died or was cut off: its job goes back to the queue, or ends."""
+        lost = select(Job).where(Job.status.in_(HELD), Job.lease_expires_at <= now())
+        for job in await session.scalars(_batch(lost)):
+            await settle_death(session, job, LEASE_LOST, self.backoff_seconds)
+
+    async def _overdue_waits(self, session: AsyncSession) -> None:
+        """A job that waited too long, for a worker or for its user."""
+        waiting = (Status.VALIDATING, Status.QUEUED, Status.PAUSED)
+        overdue = select(Job).where(Job.status.in_(waiting), Job.deadline_at <= now())
+        for job in await session.scalars(_batch(overdue)):
+            message = f"was {job.status} for longer than allowed"
+            error = {"fault": "deadline", "code": "expired", "message": message, "param": None, "step": None}
+            await move(session, job.id, lifecycle.EXPIRE, message, error=error)
+
+    async def _overdue_stops(self, session: AsyncSession) -> None:
+        """A worker that beats but does not do what it was told in time: the job is taken away from it.
+
+        Its next beat finds another token or status and so ends the trainer.
+        """
+        late = now() - self.every_seconds * 2
+        overdue = select(Job).where(Job.status.in_(HELD), Job.deadline_at <= late)
+        for job in await session.scalars(_batch(overdue)):
+            await self._take_away(session, job)
+
+    async def _take_away(self, session: AsyncSession, job: Job) -> None:
+        if job.status == Status.CANCELLING:
+            await move(session, job.id, lifecycle.LOSE_CANCELLING, "cancelled", token=job.lease_token)
+        elif job.status == Status.PAUSING:
+            message, until = "paused without a new checkpoint", now() + PAUSED_SECONDS
+            await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token, deadline_at=until)
+        else:
+            message = "ran for longer than resources.max_seconds"
+            error = {"fault": "deadline", "code": "out_of_time", "message": message, "param": "resources.max_seconds"}
+            await move(
+                session, job.id, lifecycle.GIVE_UP, message, token=job.lease_token, error={**error, "step": job.step}
+            )
+
+    async def _untold(self, session: AsyncSession) -> None:
+        """A queued job whose message was lost."""
+        queued = (Job.status == Status.QUEUED, Job.next_run_at <= now())
+        untold = select(Job).where(*queued, Job.dispatched_at <= now() - REDISPATCH_SECONDS)
+        for job in await session.scalars(_batch(untold)):
+            await session.execute(update(Job).where(Job.id == job.id).values(dispatched_at=now()))
+            dispatch(session, job)
+
+    async def _old_keys(self, session: AsyncSession) -> None:
+        await session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at <= now()))
+
+
+def _batch(candidates: Select[Job]) -> Select[Job]:
+    return candidates.order_by(Job.id).limit(BATCH).with_for_update(skip_locked=True)

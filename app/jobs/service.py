@@ -1,0 +1,243 @@
+"""The rules of the jobs resource: what may be submitted, and what users may do to a job."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.clock import now
+from app.core.database import Database
+from app.core.errors import FieldError, Invalid, NotFound, WrongState
+from app.core.ids import new_id
+from app.files.tables import File
+from app.jobs import idempotency, lifecycle, repository
+from app.jobs.leases import PAUSED_SECONDS, dispatch
+from app.jobs.lifecycle import Move, Status, move
+from app.jobs.schemas import CloneOverrides, JobView
+from app.jobs.tables import Job, JobInput, JobLabel
+from app.models.tables import Model
+from app.recipe.checks import Archive, ArrayFacts, InputFacts, Problem, find_problems
+from app.recipe.job import MAX_SEED, JobSpec
+from app.recipe.model import ModelConfig
+
+CANCEL_SECONDS = 60.0
+"""Time in which a worker must stop a cancelled job; after that the reaper takes it away."""
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """The client's key, the digest of its request, and how long the key is remembered."""
+
+    key: str
+    digest: str
+    keep_seconds: float
+
+
+async def create(
+    database: Database,
+    project_id: str,
+    spec: JobSpec,
+    idempotent: Idempotency | None = None,
+    cloned_from: str | None = None,
+) -> str:
+    """Check a job against its inputs, store it and queue it; returns its id.
+
+    Raises `Invalid` with every field that is wrong. Nothing is stored then.
+    """
+    if idempotent is not None:
+        async with database.write() as session:
+            made = await idempotency.reserve(
+                session, project_id, idempotent.key, idempotent.digest, idempotent.keep_seconds
+            )
+        if made is not None:
+            return made
+    try:
+        async with database.write() as session:
+            await _require_sound(session, project_id, spec)
+            job = await _insert(session, project_id, spec, cloned_from)
+            if idempotent is not None:
+                await idempotency.settle(session, project_id, idempotent.key, job.id)
+        return job.id
+    except Exception:
+        if idempotent is not None:
+            async with database.write() as session:
+                await idempotency.forget(session, project_id, idempotent.key)
+        raise
+
+
+async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec) -> None:
+    problems, _ = await examine(session, project_id, spec)
+    if problems:
+        raise Invalid.fields(field_errors(problems))
+
+
+def field_errors(problems: Sequence[Problem]) -> list[FieldError]:
+    return [FieldError(param=problem.param, message=problem.message, accepted=problem.accepted) for problem in problems]
+
+
+async def examine(session: AsyncSession, project_id: str, spec: JobSpec) -> tuple[list[Problem], InputFacts]:
+    """Everything wrong with a job that can be told from the headers of its inputs, and what these say."""
+    problems: list[Problem] = []
+    train = await _archive(session, project_id, "data.train", spec.data.train, problems)
+    held_out, teacher = None, None
+    if spec.data.eval is not None:
+        held_out = await _archive(session, project_id, "data.eval", spec.data.eval, problems)
+    if spec.teacher is not None:
+        teacher = await _teacher(session, project_id, spec.teacher.model, problems)
+    facts = InputFacts(train=train, eval=held_out, teacher=teacher)
+    return problems + find_problems(spec, facts), facts
+
+
+async def _archive(
+    session: AsyncSession, project_id: str, param: str, reference: str, problems: list[Problem]
+) -> Archive | None:
+    file = await session.get(File, reference)
+    if file is None or file.project_id != project_id or file.deleted_at is not None:
+        problems.append(Problem(param, f"there is no file {reference!r}", "the id of an uploaded file"))
+    elif file.format != "npz":
+        problems.append(Problem(param, f"file {reference!r} is {file.format}", "a NumPy archive (.npz)"))
+    else:
+        arrays = file.summary["arrays"].items()
+        return {name: ArrayFacts(tuple(array["shape"]), array["dtype"]) for name, array in arrays}
+    return None
+
+
+async def _teacher(
+    session: AsyncSession, project_id: str, reference: str, problems: list[Problem]
+) -> ModelConfig | None:
+    model = await session.get(Model, reference)
+    if model is None or model.project_id != project_id or model.deleted_at is not None:
+        problems.append(Problem("teacher.model", f"there is no model {reference!r}", "the id of a model"))
+        return None
+    return ModelConfig.model_validate(model.config)
+
+
+async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None) -> Job:
+    seed = spec.seed if spec.seed is not None else secrets.randbelow(MAX_SEED)
+    resolved = spec.model_copy(update={"seed": seed})
+    job = Job(
+        id=new_id("job"),
+        project_id=project_id,
+        name=spec.name,
+        status=Status.VALIDATING,
+        status_at=now(),
+        deadline_at=now() + spec.resources.max_queue_seconds,
+        spec=resolved.model_dump(mode="json"),
+        priority=spec.priority,
+        queue=spec.resources.queue,
+        cloned_from=cloned_from,
+        created_at=now(),
+        max_attempts=spec.resources.max_attempts,
+        next_run_at=now(),
+        dispatched_at=now(),
+        last_seq=0,
+    )
+    session.add(job)
+    await session.flush()
+    references = {spec.data.train, spec.data.eval, spec.teacher.model if spec.teacher else None} - {None}
+    session.add_all(JobInput(job_id=job.id, reference=reference) for reference in references)
+    session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in spec.labels.items())
+    admitted = await move(session, job.id, lifecycle.ADMIT, "queued")
+    if admitted is None:
+        raise RuntimeError("a job that was just inserted can't be admitted")
+    dispatch(session, admitted)
+    return admitted
+
+
+async def view(session: AsyncSession, job: Job) -> JobView:
+    """The job as its client sees it."""
+    phases = await repository.phases_of(session, [job.id])
+    return JobView.of(job, phases[job.id], await repository.queue_position(session, job))
+
+
+async def get(session: AsyncSession, project_id: str, job_id: str) -> Job:
+    """The project's job; raises `NotFound` for a missing one and for another project's alike."""
+    job = await session.get(Job, job_id, populate_existing=True)
+    if job is None or job.project_id != project_id:
+        raise NotFound("job", job_id)
+    return job
+
+
+async def cancel(session: AsyncSession, project_id: str, job_id: str) -> Job:
+    """Cancel a job at once, or ask its worker to. A job that is being cancelled already stays so."""
+    in_time = {"deadline_at": now() + CANCEL_SECONDS}
+    return await _request(
+        session,
+        project_id,
+        job_id,
+        "cancelled",
+        [(lifecycle.CANCEL_IDLE, "cancelled", {}), (lifecycle.REQUEST_CANCEL, "asked to cancel", in_time)],
+        already=(Status.CANCELLING, Status.CANCELLED),
+    )
+
+
+async def pause(session: AsyncSession, project_id: str, job_id: str, stop_seconds: float) -> Job:
+    """Pause a job at once, or ask its worker to save a checkpoint and stop."""
+    idle, in_time = {"deadline_at": now() + PAUSED_SECONDS}, {"deadline_at": now() + 2 * stop_seconds}
+    return await _request(
+        session,
+        project_id,
+        job_id,
+        "paused",
+        [(lifecycle.PAUSE_IDLE, "paused", idle), (lifecycle.REQUEST_PAUSE, "asked to pause", in_time)],
+        already=(Status.PAUSING, Status.PAUSED),
+    )
+
+
+async def resume(session: AsyncSession, project_id: str, job_id: str) -> Job:
+    """Queue a paused job again; it goes on from its newest checkpoint."""
+    job = await get(session, project_id, job_id)
+    waits = job.spec["resources"]["max_queue_seconds"]
+    values = {"deadline_at": now() + waits, "next_run_at": now(), "dispatched_at": now()}
+    resumed = await _request(
+        session, project_id, job_id, "resumed", [(lifecycle.RESUME, "resumed", values)], already=(Status.QUEUED,)
+    )
+    dispatch(session, resumed)
+    return resumed
+
+
+async def _request(
+    session: AsyncSession,
+    project_id: str,
+    job_id: str,
+    verb: str,
+    moves: list[tuple[Move, str, dict[str, Any]]],
+    already: tuple[Status, ...],
+) -> Job:
+    """Make the first of the moves that is legal; asking for what is so already changes nothing."""
+    job = await get(session, project_id, job_id)
+    for step, message, values in moves:
+        moved = await move(session, job_id, step, message, **values)
+        if moved is not None:
+            return moved
+    job = await get(session, project_id, job_id)
+    if job.status in already:
+        return job
+    raise WrongState("wrong_state", f"a job that is {job.status} can't be {verb}", param="status")
+
+
+async def reprioritise(session: AsyncSession, project_id: str, job_id: str, priority: int) -> Job:
+    """Change the priority of a job that is still queued."""
+    job = await get(session, project_id, job_id)
+    statement = (
+        update(Job)
+        .where(Job.id == job_id, Job.status.in_((Status.QUEUED, Status.PAUSED)))
+        .values(priority=priority)
+        .returning(Job)
+        .execution_options(populate_existing=True, synchronize_session=False)
+    )
+    changed = (await session.scalars(statement)).one_or_none()
+    if changed is None:
+        raise WrongState("wrong_state", f"the priority of a job that is {job.status} can't be changed", param="status")
+    return changed
+
+
+def cloned(original: JobSpec, overrides: CloneOverrides) -> JobSpec:
+    """The original's spec with the given fields replaced; without any it repeats the job, seed included."""
+    given = {name: getattr(overrides, name) for name in overrides.model_fields_set}
+    return original.model_copy(update=given)
