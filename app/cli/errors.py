@@ -1,0 +1,70 @@
+"""What can go wrong on the client's side, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+
+class FieldProblem(BaseModel):
+    """One field that is wrong: its path, what is wrong, and what would be accepted."""
+
+    param: str
+    message: str
+    accepted: str | None = None
+
+
+class ClientError(Exception):
+    """Base of all errors of the client."""
+
+    exit_code: ClassVar[int] = 1
+    hint: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The error in the shape of the service's own envelope."""
+        kind = type(self).__name__
+        return {"error": {"type": "client", "code": kind, "message": str(self), "param": None, "errors": []}}
+
+
+class ServiceError(ClientError):
+    """The service refused a request."""
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        type: str,
+        code: str,
+        message: str,
+        param: str | None = None,
+        errors: list[FieldProblem] | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.code, self.param, self.request_id = status, type, code, param, request_id
+        self.errors = errors or []
+        if status == 401:
+            self.hint = "Is STILLHOUSE_API_KEY a key of this service?"
+
+    def document(self) -> dict[str, Any]:
+        errors = [problem.model_dump() for problem in self.errors]
+        body = {"type": self.type, "code": self.code, "message": str(self), "param": self.param, "errors": errors}
+        return {"error": body | {"request_id": self.request_id}}
+
+
+class Unreachable(ClientError):
+    """No service is known, or none answers."""
+
+    exit_code = 3
+    hint = "Start one with `stillhouse up`, or set STILLHOUSE_URL and STILLHOUSE_API_KEY."
+
+
+class TransferError(ClientError):
+    """A file did not arrive as it should have."""
+
+
+class BadRequest(ClientError):
+    """What was asked for makes no sense on this side: a file that is not there, a document that can't be read."""
+
+    exit_code = 2
