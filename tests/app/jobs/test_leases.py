@@ -1,0 +1,315 @@
+"""Claims, beats and everything that a worker writes: only under the current token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.database import Database
+from app.core.outbox import OutboxMessage
+from app.jobs import leases, repository, service
+from app.jobs.leases import Lease, LeaseLost, StoredFile
+from app.jobs.lifecycle import Status
+from app.jobs.reaper import Reaper
+from app.jobs.tables import Artifact, Attempt, Checkpoint, Metric, Phase
+from app.models.tables import Model
+from tests.app.jobs.builders import (
+    CONFIG,
+    PROJECT,
+    claim,
+    events,
+    let_backoff_pass,
+    let_deadline_pass,
+    let_lease_run_out,
+    load,
+    must_claim,
+    running,
+    submit,
+)
+from worker.protocol import Progress
+
+FILE = StoredFile("model.safetensors", "some/key", 4, "a" * 64)
+
+
+def at_step(step: int) -> Progress:
+    return Progress(step=step, total_steps=100, epoch=0.1, samples_per_second=10.0, seconds_left=1.0)
+
+
+async def lose(database: Database, lease: Lease) -> Lease:
+    """Let the lease run out and another worker win the job."""
+    await let_lease_run_out(database, lease.job_id)
+    await Reaper(database, "reaper", 1.0, 1.0).sweep()
+    await let_backoff_pass(database, lease.job_id)
+    return await must_claim(database, "worker-2")
+
+
+async def test_two_claims_at_once_give_one_lease(database: Database) -> None:
+    await submit(database)
+    won = await asyncio.gather(*(claim(database, f"worker-{n}") for n in range(8)))
+    assert sum(lease is not None for lease in won) == 1
+
+
+async def test_many_claims_at_once_give_every_job_once(database: Database) -> None:
+    jobs = {await submit(database) for _ in range(6)}
+    won = await asyncio.gather(*(claim(database, f"worker-{n}") for n in range(9)))
+    got = [lease.job_id for lease in won if lease]
+    assert len(got) == len(set(got))
+    rest = [await claim(database) for _ in range(6)]
+    assert {*got, *(lease.job_id for lease in rest if lease)} == jobs
+
+
+async def test_the_highest_priority_is_claimed_first_then_the_oldest(database: Database) -> None:
+    low, first, second = [await submit(database, priority=priority) for priority in (10, 90, 90)]
+    assert [(await must_claim(database)).job_id for _ in range(3)] == [first, second, low]
+
+
+async def test_a_job_of_another_queue_is_not_claimed(database: Database) -> None:
+    await submit(database, resources={"queue": "gpu"})
+    assert await claim(database) is None
+
+
+async def test_a_message_for_a_job_that_is_taken_claims_nothing(database: Database) -> None:
+    job_id = await submit(database)
+    await must_claim(database)
+    assert await claim(database, job_id=job_id) is None
+
+
+async def test_the_token_grows_with_every_claim(database: Database) -> None:
+    first = await running(database)
+    second = await lose(database, first)
+    assert (second.token, second.attempt) == (first.token + 1, first.attempt + 1)
+
+
+async def test_a_beat_extends_the_lease_and_brings_orders(database: Database) -> None:
+    lease = await running(database)
+    before = (await load(database, lease.job_id)).lease_expires_at
+    async with database.write() as session:
+        assert await leases.beat(session, lease) == (False, False, False)
+        await service.pause(session, PROJECT, lease.job_id, 60.0)
+        assert (await leases.beat(session, lease)).pause
+        await service.cancel(session, PROJECT, lease.job_id)
+        assert (await leases.beat(session, lease)).cancel
+    after = (await load(database, lease.job_id)).lease_expires_at
+    assert before is not None
+    assert after is not None
+    assert after >= before
+
+
+async def test_a_beat_after_the_deadline_says_so(database: Database) -> None:
+    lease = await running(database)
+    await let_deadline_pass(database, lease.job_id)
+    async with database.write() as session:
+        assert (await leases.beat(session, lease)).out_of_time
+
+
+WRITERS: dict[str, Callable[[AsyncSession, Lease], Awaitable[Any]]] = {
+    "beat": leases.beat,
+    "start": leases.start,
+    "begin_phase": lambda session, lease: leases.begin_phase(session, lease, "training"),
+    "record": lambda session, lease: leases.record(session, lease, at_step(5), [("train/loss", 5, 0.5)]),
+    "record metrics": lambda session, lease: leases.record(session, lease, None, [("train/loss", 5, 0.5)]),
+    "log": lambda session, lease: leases.log(session, lease, "hello"),
+    "publish_checkpoint": lambda session, lease: leases.publish_checkpoint(session, lease, 5, [FILE]),
+    "succeed": lambda session, lease: leases.succeed(session, lease, [FILE], CONFIG, 650, {}),
+    "fail": lambda session, lease: leases.fail(session, lease, fault="user", code="x", message="x"),
+    "fail system": lambda session, lease: leases.fail(session, lease, fault="system", code="x", message="x"),
+    "cancelled": leases.cancelled,
+    "paused": leases.paused,
+    "release": lambda session, lease: leases.release(session, lease, "stopping"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+async def test_a_stale_worker_can_write_nothing(database: Database, writer: str) -> None:
+    stale = await running(database)
+    fresh = await lose(database, stale)
+    async with database.write() as session:
+        await leases.start(session, fresh)
+    before = await load(database, stale.job_id)
+    with pytest.raises(LeaseLost):
+        async with database.write() as session:
+            await WRITERS[writer](session, stale)
+    after = await load(database, stale.job_id)
+    unchanged = (
+        "status",
+        "last_seq",
+        "step",
+        "lease_token",
+        "lease_owner",
+        "lease_expires_at",
+        "checkpoint_id",
+        "model_id",
+    )
+    assert [getattr(before, name) for name in unchanged] == [getattr(after, name) for name in unchanged]
+    async with database.read() as session:
+        for table in (Artifact, Checkpoint, Metric, Model):
+            rows = await session.scalar(select(func.count()).select_from(table).where(table.job_id == stale.job_id))
+            assert rows == 0
+
+
+async def test_published_steps_never_go_back_within_an_attempt(database: Database) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        await leases.record(session, lease, at_step(10), [])
+    with pytest.raises(LeaseLost):
+        async with database.write() as session:
+            await leases.record(session, lease, at_step(9), [])
+
+
+async def test_the_next_attempt_starts_at_the_step_of_the_newest_checkpoint(database: Database) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        await leases.publish_checkpoint(session, lease, 20, [FILE])
+        await leases.record(session, lease, at_step(35), [("train/loss", step, 1.0) for step in (10, 20, 30)])
+    again = await lose(database, lease)
+    assert again.checkpoint is not None
+    assert (again.checkpoint.step, again.checkpoint.files) == (20, [FILE])
+    async with database.write() as session:
+        await leases.start(session, again)
+        await leases.record(session, again, at_step(30), [("train/loss", 30, 2.0)])
+    async with database.read() as session:
+        assert await repository.series(session, lease.job_id, "train/loss", 100) == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+
+async def test_only_the_newest_checkpoints_are_kept(database: Database) -> None:
+    lease = await running(database)
+    given_up: list[str] = []
+    for step in (1, 2, 3, 4):
+        async with database.write() as session:
+            file = StoredFile("state", f"key-{step}", 1, "b" * 64)
+            given_up += await leases.publish_checkpoint(session, lease, step, [file])
+    assert given_up == ["key-1", "key-2"]
+    async with database.read() as session:
+        assert [row.step for row in await repository.checkpoints_of(session, lease.job_id)] == [4, 3]
+
+
+async def test_success_publishes_artifacts_and_model_under_the_token(database: Database) -> None:
+    lease = await running(database, name="student")
+    async with database.write() as session:
+        model_id = await leases.succeed(session, lease, [FILE], CONFIG, 650, {"student": {"accuracy": 1.0}})
+    job = await load(database, lease.job_id)
+    assert (job.status, job.model_id, job.lease_owner, job.deadline_at) == (Status.SUCCEEDED, model_id, None, None)
+    async with database.read() as session:
+        artifact = await repository.artifact(session, lease.job_id, FILE.name)
+        assert artifact is not None
+        assert (artifact.token, artifact.attempt) == (lease.token, lease.attempt)
+        model = await session.get(Model, model_id)
+        assert model is not None
+        assert (model.name, model.job_id) == ("student", lease.job_id)
+
+
+async def test_a_user_s_fault_is_not_tried_again(database: Database) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        await leases.fail(session, lease, fault="user", code="nan_loss", message="loss is NaN", step=7)
+    job = await load(database, lease.job_id)
+    assert job.status == Status.FAILED
+    assert job.error == {"fault": "user", "code": "nan_loss", "message": "loss is NaN", "param": None, "step": 7}
+
+
+async def test_a_system_s_fault_is_tried_again_until_attempts_run_out(database: Database) -> None:
+    lease = await running(database, resources={"max_attempts": 2})
+    async with database.write() as session:
+        await leases.record(session, lease, at_step(3), [])
+        await leases.fail(session, lease, fault="system", code="trainer_died", message="the trainer died")
+    job = await load(database, lease.job_id)
+    assert (job.status, job.failures) == (Status.QUEUED, 1)
+    assert await claim(database) is None, "it waits for its back-off"
+    await let_backoff_pass(database, lease.job_id)
+    again = await must_claim(database)
+    async with database.write() as session:
+        await leases.start(session, again)
+        await leases.record(session, again, at_step(5), [])
+        await leases.fail(session, again, fault="system", code="trainer_died", message="the trainer died")
+    job = await load(database, lease.job_id)
+    assert job.status == Status.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "trainer_died"
+
+
+async def test_two_deaths_at_one_step_with_no_new_checkpoint_are_a_poison_job(database: Database) -> None:
+    lease = await running(database, resources={"max_attempts": 10})
+    for _ in range(2):
+        async with database.write() as session:
+            await leases.record(session, lease, at_step(7), [])
+            await leases.fail(session, lease, fault="system", code="trainer_died", message="the trainer died")
+        job = await load(database, lease.job_id)
+        if job.status == Status.QUEUED:
+            await let_backoff_pass(database, lease.job_id)
+            lease = await must_claim(database)
+            async with database.write() as session:
+                await leases.start(session, lease)
+    assert job.status == Status.FAILED
+    assert job.error is not None
+    assert (job.error["code"], job.failures) == ("poison_job", 2)
+
+
+async def test_a_job_that_is_handed_back_is_free_at_once_and_counts_no_failure(database: Database) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        await leases.release(session, lease, "the worker stops")
+    again = await must_claim(database, "worker-2")
+    assert (again.job_id, (await load(database, lease.job_id)).failures) == (lease.job_id, 0)
+
+
+@pytest.mark.parametrize(("ask", "ends"), [("pause", Status.PAUSED), ("cancel", Status.CANCELLED)])
+async def test_handing_back_a_job_that_is_to_stop_ends_as_asked(database: Database, ask: str, ends: Status) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        if ask == "pause":
+            await service.pause(session, PROJECT, lease.job_id, 60.0)
+        else:
+            await service.cancel(session, PROJECT, lease.job_id)
+        await leases.release(session, lease, "the worker stops")
+    assert (await load(database, lease.job_id)).status == ends
+
+
+async def test_attempts_and_phases_have_begin_and_end(database: Database) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        await leases.begin_phase(session, lease, "training")
+        await leases.begin_phase(session, lease, "exporting")
+        await leases.fail(session, lease, fault="user", code="x", message="x")
+    async with database.read() as session:
+        attempt = await session.get(Attempt, (lease.job_id, 1))
+        phases = list(await session.scalars(select(Phase).order_by(Phase.started_at)))
+    assert attempt is not None
+    assert (attempt.outcome, attempt.ended_at is not None) == ("failed", True)
+    assert [phase.phase for phase in phases] == ["training", "exporting"]
+    assert all(phase.ended_at is not None for phase in phases)
+
+
+async def test_a_queued_job_is_announced_in_the_transaction_that_queues_it(database: Database) -> None:
+    job_id = await submit(database)
+    async with database.read() as session:
+        messages = list(await session.scalars(select(OutboxMessage)))
+    assert [(message.kind, message.payload) for message in messages] == [
+        ("dispatch", {"job_id": job_id, "queue": "any"})
+    ]
+
+
+async def test_inputs_name_every_file_to_stage(database: Database) -> None:
+    teacher = {"teacher": {"model": f"model_{PROJECT}"}, "recipe": {"losses": [{"kind": "kd"}]}}
+    lease = await running(database, **teacher)
+    async with database.read() as session:
+        staged = await leases.inputs(session, lease)
+    assert {reference: [file.name for file in files] for reference, files in staged.items()} == {
+        f"file_{PROJECT}": ["digits.npz"],
+        f"model_{PROJECT}": ["config.json"],
+    }
+
+
+async def test_events_are_numbered_without_holes(database: Database) -> None:
+    lease = await running(database)
+    async with database.write() as session:
+        await leases.log(session, lease, "one")
+        await leases.begin_phase(session, lease, "training")
+        await leases.publish_checkpoint(session, lease, 1, [FILE])
+        await leases.succeed(session, lease, [FILE], CONFIG, 650, {})
+    numbers = [event.seq for event in await events(database, lease.job_id)]
+    assert numbers == list(range(1, len(numbers) + 1))
