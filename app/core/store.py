@@ -1,0 +1,276 @@
+"""The object store: local disk, S3, GCS, Azure or memory behind one class, with digests made and checked on the way.
+
+Keys are made by the service alone and never used twice: each holds a random id, or a job's attempt. So an object never
+changes, and two writers can't meet at one key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store, from_url
+
+from app.core.errors import TooLarge, Unavailable
+from app.core.settings import Settings
+
+CHUNK = 4 << 20
+"""Bytes per piece of a stream: large enough that the hops between threads do not show."""
+PART = 8 << 20
+"""Bytes per part of a multi-part upload; smaller objects go up in one conditional request."""
+CONCURRENT_PARTS = 4
+PROBE = "healthz"
+_CLIENT = {"connect_timeout": timedelta(seconds=5), "read_timeout": timedelta(seconds=30), "timeout": timedelta(days=1)}
+_RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+
+
+Signer = S3Store | GCSStore | AzureStore
+
+
+class MissingObject(Exception):
+    """No object has this key: it was deleted, or never written."""
+
+
+class KeyTaken(Exception):
+    """Another object has this key, which no correct caller can bring about."""
+
+
+class Damaged(Exception):
+    """An object does not have the size or the digest that its row states."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What was written: its key, its size in bytes and its SHA-256 in hexadecimal."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+class Store:
+    """One bucket (and prefix), or one folder. Raises `Unavailable` where the store can't be reached or is full."""
+
+    def __init__(self, backend: ObjectStore, signer: Signer | None = None) -> None:
+        self._backend, self._signer = backend, signer
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Open the store that the settings name; links are signed for its public address, if it has one."""
+        public = settings.store_public_endpoint
+        signer = _open(settings, public) if public else None
+        return cls(_open(settings, settings.store_endpoint), signer if isinstance(signer, Signer) else None)
+
+    @classmethod
+    def in_memory(cls) -> Self:
+        """A store that is gone with the process."""
+        return cls(MemoryStore())
+
+    async def upload(self, path: Path, key: str) -> StoredObject:
+        """Store a local file."""
+        with path.open("rb") as file:
+            return await self._put(key, _chunks(file))
+
+    async def write(self, key: str, chunks: AsyncIterator[bytes], limit: int) -> StoredObject:
+        """Store a stream of at most `limit` bytes; raises `TooLarge` beyond. Nothing is kept if the stream fails."""
+        return await self._put(key, _limited(chunks, limit))
+
+    async def concatenate(self, keys: Sequence[str], target: str) -> StoredObject:
+        """Join objects into a new one. The bytes pass through this process: no store of all kinds joins by itself."""
+        return await self._put(target, self._joined(keys))
+
+    async def _joined(self, keys: Sequence[str]) -> AsyncIterator[bytes]:
+        for key in keys:
+            async for chunk in self.stream(key):
+                yield chunk
+
+    async def _put(self, key: str, chunks: AsyncIterator[bytes]) -> StoredObject:
+        """Small objects are created conditionally. Larger ones go in parts, which no store creates conditionally.
+
+        Nothing is visible under the key before the last byte is there.
+        """
+        hashed = _Hashed(chunks)
+        head = await hashed.take(PART)
+        if len(head) < PART:
+            await self._create(key, head)
+        else:
+            rest = hashed.after(head)
+            with _translated(key):
+                await self._backend.put_async(key, rest, chunk_size=PART, max_concurrency=CONCURRENT_PARTS)
+        return StoredObject(key, hashed.size, hashed.digest.hexdigest())
+
+    async def _create(self, key: str, content: bytes) -> None:
+        """Write unless the key is taken. Finding the same content there is fine: a retry after a lost answer."""
+        with _translated(key):
+            try:
+                await self._backend.put_async(key, content, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                there = await self._backend.get_async(key)
+                if bytes(await there.bytes_async()) != content:
+                    raise KeyTaken(key) from None
+
+    async def download(self, key: str, path: Path, sha256: str, size: int) -> None:
+        """Fetch an object into a file, which appears only when size and digest are right; else raises `Damaged`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        hashed = _Hashed(self.stream(key))
+        try:
+            with temporary.open("wb") as file:
+                async for chunk in hashed:
+                    await asyncio.to_thread(file.write, chunk)
+            if (hashed.size, hashed.digest.hexdigest()) != (size, sha256):
+                raise Damaged(f"object {key} has {hashed.size} bytes with another digest, or not {size} bytes")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Bytes `start` to `end` (exclusive) in large pieces; raises `MissingObject` before the first."""
+        if end is not None and end <= start:
+            return
+        options: Any = {"range": {"offset": start} if end is None else (start, end)} if start or end else {}
+        with _translated(key):
+            result = await self._backend.get_async(key, options=options)
+            async for chunk in result.stream(min_chunk_size=CHUNK):
+                yield chunk
+
+    def reader(self, key: str) -> BinaryIO:
+        """A seekable file that fetches what is read of it. It blocks: use it in a thread."""
+        with _translated(key):
+            return io.BufferedReader(_Ranged(self._backend, key), buffer_size=64 << 10)
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that do not exist are no error."""
+        for key in keys:
+            with _translated(key):
+                try:
+                    await self._backend.delete_async(key)
+                except FileNotFoundError:
+                    continue
+
+    async def presign(self, key: str, seconds: float) -> str | None:
+        """A link from which anyone may fetch the object for a while; none where the store gives none."""
+        if self._signer is None:
+            return None
+        with _translated(key):
+            return await obstore.sign_async(self._signer, "GET", key, timedelta(seconds=seconds))
+
+    async def check(self) -> None:
+        """Write and delete a small object: a full, read-only or unreachable store raises `Unavailable`."""
+        with _translated(PROBE):
+            await self._backend.put_async(PROBE, b"ok", use_multipart=False)
+
+
+def _open(settings: Settings, endpoint: str | None) -> ObjectStore:
+    url = settings.resolved_store_url
+    scheme = url.partition(":")[0]
+    if scheme == "memory":
+        return MemoryStore()
+    if scheme == "file":
+        return LocalStore.from_url(url, mkdir=True, automatic_cleanup=True)
+    plain = bool(endpoint and endpoint.startswith("http://"))
+    options: Any = {"client_options": {**_CLIENT, "allow_http": plain}, "retry_config": _RETRY}
+    if scheme != "s3":
+        return from_url(url, **options)
+    given = {
+        "endpoint": endpoint,
+        "region": settings.store_region,
+        "access_key_id": settings.store_access_key and settings.store_access_key.get_secret_value(),
+        "secret_access_key": settings.store_secret_key and settings.store_secret_key.get_secret_value(),
+    }
+    config: Any = {name: value for name, value in given.items() if value}
+    return S3Store.from_url(url, config=config, **options)
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """The store's errors in our words; its own texts name addresses, so they are only chained for the log."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingObject(key) from error
+    except (BaseError, OSError) as error:
+        raise Unavailable("store_unavailable", "the object store can't be reached, or refuses or is full") from error
+
+
+class _Hashed:
+    """Passes chunks on while it counts and digests them."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.size, self.digest = 0, hashlib.sha256()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self._chunks)
+        self.size += len(chunk)
+        # Large updates release the GIL, so that a thread keeps the event loop free; small ones are not worth the hop.
+        if len(chunk) > 1 << 16:
+            await asyncio.to_thread(self.digest.update, chunk)
+        else:
+            self.digest.update(chunk)
+        return chunk
+
+    async def take(self, size: int) -> bytes:
+        """The first chunks, until they have at least `size` bytes."""
+        head = bytearray()
+        while len(head) < size and (chunk := await anext(self, None)) is not None:
+            head += chunk
+        return bytes(head)
+
+    async def after(self, head: bytes) -> AsyncIterator[bytes]:
+        """`head`, then the chunks that are left."""
+        yield head
+        async for chunk in self:
+            yield chunk
+
+
+class _Ranged(io.RawIOBase):
+    """The library's reader as a standard raw file."""
+
+    def __init__(self, backend: ObjectStore, key: str) -> None:
+        self._file = obstore.open_reader(backend, key, buffer_size=1 << 20)
+        self._key = key
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with _translated(self._key):
+            data = memoryview(self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    while chunk := await asyncio.to_thread(file.read, CHUNK):
+        yield chunk
+
+
+async def _limited(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge("too_large", f"has more than {limit} bytes")
+        yield chunk
