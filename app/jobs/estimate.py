@@ -1,0 +1,62 @@
+"""What a job will take, told before it runs: steps, parameters, memory and time."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.jobs.schemas import EstimateView
+from app.models.tables import Model
+from app.recipe.checks import ImageFacts, InputFacts, image_facts
+from app.recipe.cost import student_cost
+from app.recipe.job import JobSpec
+from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops, training_memory
+
+ASSUMED_FLOPS_PER_SECOND = 5e9
+"""Rate taken while the project has finished no job: two cores on small layers reach about this."""
+ASSUMED_CLASSES = 10
+"""Taken when only the labels themselves, which are not read before the job runs, tell the number of classes."""
+RECENT_JOBS = 20
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of a job before it runs."""
+
+    plan: TrainingPlan
+    parameters: int
+    estimate: EstimateView
+
+
+async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
+    """Count a job whose inputs were found sound; none when the headers of its data are not known."""
+    train = image_facts(spec.data, facts.train) if facts.train else None
+    if not isinstance(train, ImageFacts) or facts.train is None:
+        return None
+    teacher = facts.teacher
+    classes = spec.data.classes or (teacher.classes if teacher else ASSUMED_CLASSES)
+    trained_on, held_out = split_counts(spec.data, train.count)
+    if facts.eval is not None:
+        held_out = facts.eval[spec.data.label_key].shape[0]
+    plan = plan_training(spec.recipe, trained_on)
+    student = student_cost(spec.student, train.input, classes)
+    teaching = student_cost(teacher.architecture, teacher.input, teacher.classes) if teacher else None
+    rate, basis = await _rate(session, project_id)
+    pixel_bytes = 1 if facts.train[spec.data.input_key].dtype == "u1" else 4
+    memory = training_memory(spec, train.input, classes, trained_on + held_out, pixel_bytes, teacher)
+    seconds = training_flops(plan, student, teaching) / rate
+    return Forecast(plan, student.parameters, EstimateView(memory_bytes=memory, seconds=seconds, basis=basis))
+
+
+async def _rate(session: AsyncSession, project_id: str) -> tuple[float, str]:
+    """Floating-point operations per second of training, and where the number comes from."""
+    made_here = (Model.project_id == project_id, Model.report.is_not(None))
+    newest = select(Model.report).where(*made_here).order_by(Model.id.desc()).limit(RECENT_JOBS)
+    reports = [report["train"] for report in await session.scalars(newest) if report and "train" in report]
+    rates = [train["flops"] / train["seconds"] for train in reports if train["seconds"] > 0]
+    if not rates:
+        return ASSUMED_FLOPS_PER_SECOND, f"assumed: {ASSUMED_FLOPS_PER_SECOND:.0e} operations a second"
+    return statistics.median(rates), f"measured: median rate of the {len(rates)} newest jobs"
