@@ -1,0 +1,157 @@
+"""What a student costs, from its description alone: parameters, arithmetic and memory, counted without building it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from app.recipe.model import ImageInput
+from app.recipe.students import CifarResNet, Mlp, Student, Vit, WideResNet
+
+STAGES = 3
+"""Of both residual architectures."""
+WRN_BASE = 16
+"""Channels of a wide residual network before it is widened."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of one network."""
+
+    parameters: int
+    """Trainable weights."""
+    flops: int
+    """Floating-point operations of one sample's forward pass: two per multiply-add of a linear or convolutional layer
+    or of attention; element-wise work is not counted."""
+    activations: int
+    """Elements kept for the backward pass per sample, roughly."""
+    peak_activation: int
+    """Elements of the largest layer's output per sample: what a forward pass alone needs, twice."""
+
+
+class _Tally:
+    """Adds up layers as they come."""
+
+    def __init__(self, image: ImageInput) -> None:
+        self.parameters = self.flops = 0
+        self.activations = self.peak = image.channels * image.height * image.width
+
+    def layer(self, fan_in: int, outputs: int, positions: int = 1, *, bias: bool) -> None:
+        """A linear map from `fan_in` inputs to `outputs` channels at each of `positions`; its output is kept."""
+        self.parameters += fan_in * outputs + (outputs if bias else 0)
+        self.flops += 2 * fan_in * outputs * positions
+        self.keep(outputs * positions)
+
+    def norm(self, channels: int) -> None:
+        self.parameters += 2 * channels
+
+    def keep(self, elements: int) -> None:
+        self.activations += elements
+        self.peak = max(self.peak, elements)
+
+    def cost(self) -> Cost:
+        return Cost(self.parameters, self.flops, self.activations, self.peak)
+
+
+def student_cost(student: Student, image: ImageInput, classes: int) -> Cost:
+    """Count `student` on one image of the size of `image`."""
+    tally = _Tally(image)
+    _COUNTERS[type(student)](student, image, classes, tally)
+    return tally.cost()
+
+
+def basic_blocks(student: CifarResNet | WideResNet) -> int:
+    """Residual blocks in each of the three stages: depth is 6n + 2, or 6n + 4 with its 1x1 shortcuts."""
+    return (student.depth - (2 if isinstance(student, CifarResNet) else 4)) // 6
+
+
+def feed_forward_width(student: Vit) -> int:
+    """Units of the hidden layer of a transformer block's feed-forward part."""
+    return max(1, round(student.width * student.mlp_ratio))
+
+
+def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
+    widths = [image.channels * image.height * image.width, *student.hidden, classes]
+    for fan_in, outputs in zip(widths, widths[1:], strict=False):
+        tally.layer(fan_in, outputs, bias=True)
+
+
+def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
+    positions = image.height * image.width
+    channels = student.width
+    tally.layer(9 * image.channels, channels, positions, bias=False)
+    tally.norm(channels)
+    tally.keep(channels * positions)
+    for stage in range(STAGES):
+        width, positions = student.width * 2**stage, _positions(image, stage)
+        for fan_in in [channels] + [width] * (2 * basic_blocks(student) - 1):
+            tally.layer(9 * fan_in, width, positions, bias=False)
+            tally.norm(width)
+            tally.keep(width * positions)
+        channels = width
+    tally.keep(channels)
+    tally.layer(channels, classes, bias=True)
+
+
+def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
+    channels = WRN_BASE
+    tally.layer(9 * image.channels, channels, image.height * image.width, bias=False)
+    for stage in range(STAGES):
+        width = WRN_BASE * student.widen * 2**stage
+        for block in range(basic_blocks(student)):
+            before = _positions(image, stage if block else max(stage - 1, 0))
+            _pre_activation_block(channels, width, before, _positions(image, stage), tally)
+            channels = width
+    tally.norm(channels)
+    tally.keep(channels * _positions(image, STAGES - 1))
+    tally.keep(channels)
+    tally.layer(channels, classes, bias=True)
+
+
+def _pre_activation_block(channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
+    tally.norm(channels)
+    tally.keep(channels * before)
+    tally.layer(9 * channels, width, after, bias=False)
+    tally.norm(width)
+    tally.keep(width * after)
+    tally.layer(9 * width, width, after, bias=False)  # what is kept of it is the sum with the shortcut
+    if channels != width:
+        tally.parameters += channels * width
+        tally.flops += 2 * channels * width * after
+
+
+def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
+    patch, width = student.patch_size, student.width
+    patches = (image.height // patch) * (image.width // patch)
+    tokens = patches + 1
+    tally.layer(image.channels * patch * patch, width, patches, bias=True)
+    tally.parameters += width + tokens * width  # class token and positions
+    for _ in range(student.depth):
+        _transformer_block(width, feed_forward_width(student), tokens, tally)
+    tally.norm(width)
+    tally.keep(width)
+    tally.layer(width, classes, bias=True)
+
+
+def _transformer_block(width: int, hidden: int, tokens: int, tally: _Tally) -> None:
+    tally.norm(width)
+    tally.keep(width * tokens)
+    tally.layer(width, 3 * width, tokens, bias=True)
+    tally.flops += 4 * tokens * tokens * width
+    tally.keep(width * tokens)
+    tally.layer(width, width, tokens, bias=True)
+    tally.norm(width)
+    tally.keep(width * tokens)
+    tally.layer(width, hidden, tokens, bias=True)
+    tally.keep(hidden * tokens)
+    tally.layer(hidden, width, tokens, bias=True)
+
+
+def _positions(image: ImageInput, stage: int) -> int:
+    shrink = 2**stage
+    return -(-image.height // shrink) * -(-image.width // shrink)
+
+
+_Counter = Callable[[Any, ImageInput, int, _Tally], None]
+_COUNTERS: dict[type, _Counter] = {Mlp: _mlp, CifarResNet: _resnet, WideResNet: _wide_resnet, Vit: _vit}

@@ -1,0 +1,152 @@
+"""Image classification sets: from archives to tensors, checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.recipe.checks import Archive, InputFacts, Problem, find_problems
+from app.recipe.data import ImageData
+from app.recipe.job import JobSpec
+from app.recipe.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.plan import split_counts
+from worker.data.archive import NDArray, read_array, read_headers
+from worker.data.batches import Batch
+from worker.data.holdout import hold_out
+from worker.errors import UserError
+
+MAX_CLASSES = 100_000
+STD_FLOOR = 1e-3
+"""In scaled units; a channel that is nearly constant is centred but not blown up."""
+
+
+class ImageTask(NamedTuple):
+    """Samples to train and to evaluate on, and the description that a student of them will have."""
+
+    train: Batch
+    eval: Batch
+    model: ModelConfig
+    notes: list[str]
+    """Oddities worth a warning."""
+
+
+def load_images(job: JobSpec, inputs: Mapping[str, Path], teacher: ModelConfig | None) -> ImageTask:
+    """Read and check the data of `job`; `inputs` maps its references to files.
+
+    Raises UserError naming the field, the index and the value at fault.
+    """
+    data = job.data
+    headers = {param: read_headers(inputs[name], param) for param, name in _references(data).items()}
+    _refuse(find_problems(job, InputFacts(headers["data.train"], headers.get("data.eval"), teacher)))
+    arrays = {param: _read(data, inputs[name], param) for param, name in _references(data).items()}
+    classes = _classes(data, teacher, [labels for _, labels in arrays.values()])
+    samples = {param: _tensors(*pair, data, classes, param) for param, pair in arrays.items()}
+    train, evaluation = _split(samples, data, job.seed or 0)
+    model = ModelConfig(
+        architecture=job.student,
+        input=_image_input(train.images),
+        preprocessing=fit_preprocessing(train.images),
+        classes=classes,
+    )
+    return ImageTask(train, evaluation, model, list(_missing_classes(train.labels, classes)))
+
+
+def fit_preprocessing(images: Tensor) -> Preprocessing:
+    """Scale of the pixels, and mean and standard deviation of each channel over `images` (N, C, H, W)."""
+    scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
+    channels = range(images.shape[1])  # one at a time: the copy in float64 stays small
+    moments = [_moments(images[:, channel].double() * scale) for channel in channels]
+    return Preprocessing(scale=scale, mean=[mean for mean, _ in moments], std=[std for _, std in moments])
+
+
+def _moments(pixels: Tensor) -> tuple[float, float]:
+    std, mean = torch.std_mean(pixels, correction=0)
+    return float(mean), max(float(std), STD_FLOOR)
+
+
+def _references(data: ImageData) -> dict[str, str]:
+    return {"data.train": data.train} | ({"data.eval": data.eval} if data.eval is not None else {})
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        lines = [f"{p.param}: {p.message}" + (f" (accepted: {p.accepted})" if p.accepted else "") for p in problems]
+        room = problems[0].param.split(".")[0]
+        code = {"data": "invalid_data", "teacher": "invalid_teacher"}.get(room, "invalid_job")
+        raise UserError(code, "; ".join(lines), problems[0].param)
+
+
+def _read(data: ImageData, path: Path, param: str) -> tuple[NDArray, NDArray]:
+    return read_array(path, data.input_key, param), read_array(path, data.label_key, param)
+
+
+def _classes(data: ImageData, teacher: ModelConfig | None, labels: list[NDArray]) -> int:
+    if data.classes or teacher:
+        return data.classes or teacher.classes  # type: ignore[union-attr]  # the other one is there
+    classes = max(int(array.max()) for array in labels) + 1
+    if not 2 <= classes <= MAX_CLASSES:
+        raise UserError(
+            "invalid_data",
+            f"the largest label is {classes - 1}; accepted: labels from 0, at least two classes, at most {MAX_CLASSES}",
+            "data.train",
+        )
+    return classes
+
+
+def _tensors(images: NDArray, labels: NDArray, data: ImageData, classes: int, param: str) -> Batch:
+    _check_labels(labels, classes, data.label_key, param)
+    _check_finite(images, data.input_key, param)
+    pixels = torch.from_numpy(images if images.dtype == np.uint8 else images.astype(np.float32, copy=False))
+    return Batch(_channels_first(pixels, data).contiguous(), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _check_labels(labels: NDArray, classes: int, key: str, param: str) -> None:
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        index = int(wrong.argmax())
+        message = f"label {labels[index]} at index {index} of array {key!r} is outside 0..{classes - 1}"
+        raise UserError("invalid_data", message, param)
+
+
+def _check_finite(images: NDArray, key: str, param: str) -> None:
+    if images.dtype == np.uint8:
+        return
+    for number, image in enumerate(images):  # one image at a time: no mask as large as the data
+        finite = np.isfinite(image.astype(np.float32, copy=False))
+        if not finite.all():
+            place = (number, *(int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape)))
+            message = f"array {key!r} holds {image[place[1:]]} at index {place}; accepted: finite 32-bit floats"
+            raise UserError("invalid_data", message, param)
+
+
+def _channels_first(pixels: Tensor, data: ImageData) -> Tensor:
+    if pixels.ndim == 3:
+        return pixels.unsqueeze(1)
+    return pixels.permute(0, 3, 1, 2) if data.layout == "NHWC" else pixels
+
+
+def _split(samples: dict[str, Batch], data: ImageData, seed: int) -> tuple[Batch, Batch]:
+    train = samples["data.train"]
+    if "data.eval" in samples:
+        return train, samples["data.eval"]
+    _, count = split_counts(data, len(train.labels))
+    kept, held = hold_out(train.labels, count, seed)
+    return Batch(train.images[kept], train.labels[kept]), Batch(train.images[held], train.labels[held])
+
+
+def _image_input(images: Tensor) -> ImageInput:
+    _, channels, height, width = images.shape
+    return ImageInput(channels=channels, height=height, width=width)
+
+
+def _missing_classes(labels: Tensor, classes: int) -> list[str]:
+    present = len(labels.unique())
+    return [] if present == classes else [f"only {present} of {classes} classes have a training sample"]
+
+
+__all__ = ["Archive", "ImageTask", "fit_preprocessing", "load_images"]

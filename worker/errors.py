@@ -1,0 +1,35 @@
+"""What can end a job, and whose fault each is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Fault = Literal["user", "system", "capacity"]
+
+
+class JobError(Exception):
+    """Ends the job; `message` is shown to its owner, `code` is stable, `param` is the path of the field to blame."""
+
+    fault: ClassVar[Fault]
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+
+
+class UserError(JobError):
+    """Something in what the client asked or uploaded; trying again won't help."""
+
+    fault = "user"
+
+
+class CapacityError(JobError):
+    """This machine is too small for the job."""
+
+    fault = "capacity"
+
+
+class SystemFault(JobError):
+    """Something of ours went wrong, and we know what."""
+
+    fault = "system"

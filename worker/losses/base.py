@@ -1,0 +1,46 @@
+"""What a loss term is.
+
+Shapes: B rows of a batch, C classes. Logits come in any floating dtype; terms compute in at least float32 and stay in
+log space, so that logits of ±1e4 do no harm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a row that counts for nothing."""
+
+
+class Rows(NamedTuple):
+    """What a term sees of a batch."""
+
+    student: Tensor
+    """Logits (B, C)."""
+    labels: Tensor
+    """(B,) int64, or (B, C) probabilities."""
+    teacher: Tensor | None
+    """Logits (B, C) without gradient; there for terms that need a teacher."""
+
+
+class Term(Protocol):
+    """One term of the objective."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """Loss of each row (B,); the caller masks ignored rows, sums and divides."""
+        ...
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """`logits` unchanged when they are float32 or float64, else as float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def teacher_logits(rows: Rows) -> Tensor:
+    """The teacher's logits; raises ValueError when the caller brought none."""
+    if rows.teacher is None:
+        raise ValueError("this term needs a teacher's logits")
+    return at_least_float32(rows.teacher).detach()

@@ -1,0 +1,24 @@
+"""Multi-layer perceptron."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from app.recipe.model import ImageInput
+from app.recipe.students import Mlp
+
+
+def build(student: Mlp, image: ImageInput, classes: int) -> nn.Module:
+    """Linear layers with ReLU between them over the flattened image (C, H, W)."""
+    widths = [image.channels * image.height * image.width, *student.hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [_hidden(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def _hidden(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer

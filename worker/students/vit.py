@@ -1,0 +1,82 @@
+"""Small vision transformer (2010.11929): patch embedding, class token, learned positions, pre-norm blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.recipe.cost import feed_forward_width
+from app.recipe.model import ImageInput
+from app.recipe.students import Vit
+
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (N, S, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return mixed
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward part, each after a layer norm and beside an identity."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        out: Tensor = x + self.feed_forward(self.norm2(x))
+        return out
+
+
+class Network(nn.Module):
+    """Classifies from the class token after the last block."""
+
+    def __init__(self, student: Vit, image: ImageInput, classes: int) -> None:
+        super().__init__()
+        width, patch = student.width, student.patch_size
+        tokens = (image.height // patch) * (image.width // patch) + 1
+        self.embed = nn.Conv2d(image.channels, width, patch, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, tokens, width))
+        hidden = feed_forward_width(student)
+        self.blocks = nn.Sequential(*(Block(width, student.heads, hidden) for _ in range(student.depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+        self._init()
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)
+        out = self.blocks(tokens + self.positions)
+        logits: Tensor = self.head(self.norm(out[:, 0]))
+        return logits
+
+    def _init(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # both were made with a bias
+        nn.init.trunc_normal_(self.class_token, std=INIT_STD)
+        nn.init.trunc_normal_(self.positions, std=INIT_STD)
+
+
+def build(student: Vit, image: ImageInput, classes: int) -> nn.Module:
+    """Image sides must be multiples of the patch, and the width a multiple of the heads (the contract checks both)."""
+    return Network(student, image, classes)
