@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, ModelConfig
+from app.recipe.model import MAX_CHANNELS, MAX_SIDE, ImageInput, ModelConfig
 from app.recipe.optimizers import MultiStep
 from app.recipe.students import Vit
 
@@ -64,36 +64,50 @@ class _Found:
 
 def image_facts(data: ImageData, archive: Archive, param: str = "data.train") -> ImageFacts | list[Problem]:
     """Read shape and count of the samples from an archive's headers, or say what is wrong with them."""
-    found = _Found()
-    for key_field, key in (("data.input_key", data.input_key), ("data.label_key", data.label_key)):
-        if key not in archive:
-            found.add(key_field, f"{param} has no array {key!r}", "one of " + ", ".join(sorted(archive)))
-    if found.problems:
-        return found.problems
+    keys = (("data.input_key", data.input_key), ("data.label_key", data.label_key))
+    there = "one of " + ", ".join(sorted(archive))
+    missing = [Problem(field, f"{param} has no array {key!r}", there) for field, key in keys if key not in archive]
+    if missing:
+        return missing
     images, labels = archive[data.input_key], archive[data.label_key]
+    wrong = [*_image_problems(data, images, param), *_label_problems(data, images, labels, param)]
+    if wrong:
+        return wrong
+    image = _image_input(data, images)
+    return ImageFacts(images.shape[0], image) if isinstance(image, ImageInput) else [Problem(param, *image)]
+
+
+def _image_problems(data: ImageData, images: ArrayFacts, param: str) -> Iterator[Problem]:
+    name = f"array {data.input_key!r}"
     if len(images.shape) not in (3, 4):
-        found.add(param, f"array {data.input_key!r} has shape {images.shape}", "(N, H, W) or four axes in data.layout")
+        yield Problem(param, f"{name} has shape {images.shape}", "(N, H, W) or four axes in the order of data.layout")
     if images.dtype not in ("u1", "f2", "f4", "f8"):
-        found.add(param, f"array {data.input_key!r} has dtype {images.dtype}", "uint8 or floating point")
-    if len(labels.shape) != 1 or labels.dtype[0] not in "iu":
-        found.add(param, f"array {data.label_key!r} has shape {labels.shape}, dtype {labels.dtype}", "(N,) integers")
-    elif images.shape and labels.shape[0] != images.shape[0]:
-        found.add(param, f"{images.shape[0]} images but {labels.shape[0]} labels", "one label per image")
+        yield Problem(param, f"{name} has dtype {images.dtype}", "uint8 or floating point")
     if 0 in images.shape:
-        found.add(param, f"array {data.input_key!r} is empty: shape {images.shape}", "at least one image")
-    if found.problems:
-        return found.problems
-    count, *rest = images.shape
+        yield Problem(param, f"{name} is empty: shape {images.shape}", "at least one image")
+
+
+def _label_problems(data: ImageData, images: ArrayFacts, labels: ArrayFacts, param: str) -> Iterator[Problem]:
+    if len(labels.shape) != 1 or labels.dtype[0] not in "iu":
+        found = f"shape {labels.shape} and dtype {labels.dtype}"
+        yield Problem(param, f"array {data.label_key!r} has {found}", "(N,) integers")
+    elif images.shape and labels.shape[0] != images.shape[0]:
+        yield Problem(param, f"{images.shape[0]} images but {labels.shape[0]} labels", "one label per image")
+
+
+def _image_input(data: ImageData, images: ArrayFacts) -> ImageInput | tuple[str, str]:
+    """The size of one image; or what is wrong with it, and what would be accepted."""
+    _, *rest = images.shape
     if len(rest) == 2:
         channels, height, width = 1, *rest
     elif data.layout == "NHWC":
         height, width, channels = rest
     else:
         channels, height, width = rest
-    if max(height, width) > 4096 or channels > 1024:
-        sides = f"{channels} channels of {height} x {width} pixels"
-        return [Problem(param, sides + " with layout " + data.layout, "at most 1024 channels, 4096 x 4096 pixels")]
-    return ImageFacts(count, ImageInput(channels=channels, height=height, width=width))
+    if max(height, width) > MAX_SIDE or channels > MAX_CHANNELS:
+        found = f"{channels} channels of {height} x {width} pixels, with layout {data.layout}"
+        return found, f"at most {MAX_CHANNELS} channels of {MAX_SIDE} x {MAX_SIDE} pixels"
+    return ImageInput(channels=channels, height=height, width=width)
 
 
 def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Problem]:

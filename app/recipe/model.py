@@ -9,14 +9,15 @@ from pydantic import Field
 from app.recipe.base import Positive, Spec
 from app.recipe.students import Student
 
-Side = Annotated[int, Field(ge=1, le=4096)]
+MAX_SIDE, MAX_CHANNELS = 4096, 1024
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ImageInput(Spec):
     """Shape of one input image."""
 
-    channels: Annotated[int, Field(ge=1, le=1024)]
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     height: Side
     width: Side
 

@@ -1,0 +1,136 @@
+"""Rules that span several fields of a job, or a job and its inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.recipe.checks import Archive, ArrayFacts, ImageFacts, InputFacts, find_problems, image_facts
+from app.recipe.job import JobSpec
+from app.recipe.model import ImageInput, ModelConfig
+
+
+def archive(shape: tuple[int, ...] = (100, 8, 8), dtype: str = "u1", **labels: Any) -> Archive:
+    return {"x": ArrayFacts(shape, dtype), "y": ArrayFacts(**{"shape": shape[:1], "dtype": "i8", **labels})}
+
+
+def job(**fields: Any) -> JobSpec:
+    document: dict[str, Any] = {
+        "data": {"train": "file_a"},
+        "student": {"architecture": "mlp"},
+        "recipe": {"losses": [{"kind": "cross-entropy"}]},
+    }
+    return JobSpec.model_validate({**document, **fields})
+
+
+def teacher(**fields: Any) -> ModelConfig:
+    document: dict[str, Any] = {
+        "architecture": {"architecture": "mlp"},
+        "input": {"channels": 1, "height": 8, "width": 8},
+        "preprocessing": {"mean": [0.0], "std": [1.0]},
+        "classes": 10,
+    }
+    return ModelConfig.model_validate({**document, **fields})
+
+
+def params(spec: JobSpec, **facts: Any) -> list[str]:
+    return [problem.param for problem in find_problems(spec, InputFacts(**{"train": archive(), **facts}))]
+
+
+DISTILLED = {"teacher": {"model": "model_a"}, "recipe": {"losses": [{"kind": "kd"}]}}
+
+
+def test_a_sound_job_has_no_problem() -> None:
+    assert params(job()) == []
+    assert params(job(**DISTILLED), teacher=teacher(), eval=archive((20, 8, 8))) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected"),
+    [
+        ((5, 8, 9), "NHWC", (1, 8, 9)),
+        ((5, 8, 9, 3), "NHWC", (3, 8, 9)),
+        ((5, 3, 8, 9), "NCHW", (3, 8, 9)),
+    ],
+)
+def test_the_layout_tells_the_axes(shape: tuple[int, ...], layout: str, expected: tuple[int, int, int]) -> None:
+    spec = job(data={"train": "file_a", "layout": layout})
+    channels, height, width = expected
+    image = ImageInput(channels=channels, height=height, width=width)
+    assert image_facts(spec.data, archive(shape)) == ImageFacts(5, image)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        archive((100, 64)),
+        archive(dtype="O"),
+        archive(dtype="i4"),
+        archive((0, 8, 8)),
+        archive((100, 8, 0)),
+        archive((10, 8, 5000)),
+        archive((10, 8, 8, 2000)),
+        archive(dtype="f4", shape=(100, 8, 8)) | {"y": ArrayFacts((99,), "i8")},
+        archive() | {"y": ArrayFacts((100, 10), "f4")},
+        archive() | {"y": ArrayFacts((100,), "f4")},
+    ],
+)
+def test_arrays_that_are_not_labelled_images_are_refused(facts: Archive) -> None:
+    assert params(job(), train=facts) == ["data.train"]
+
+
+def test_a_missing_array_names_those_that_are_there() -> None:
+    problems = find_problems(job(data={"train": "file_a", "input_key": "images"}), InputFacts(train=archive()))
+    assert [(problem.param, problem.accepted) for problem in problems] == [("data.input_key", "one of x, y")]
+
+
+def test_evaluation_images_must_have_the_size_of_the_training_images() -> None:
+    assert params(job(), eval=archive((20, 9, 9))) == ["data.eval"]
+
+
+def test_one_sample_can_not_be_held_out() -> None:
+    assert params(job(), train=archive((1, 8, 8))) == ["data.train"]
+
+
+def test_a_loss_that_learns_from_a_teacher_needs_one_and_a_teacher_needs_such_a_loss() -> None:
+    assert params(job(recipe={"losses": [{"kind": "nkd"}]})) == ["teacher"]
+    assert params(job(teacher={"model": "model_a"})) == ["teacher"]
+
+
+def test_a_teacher_must_fit_the_data() -> None:
+    assert params(job(**DISTILLED), teacher=teacher(input={"channels": 3, "height": 8, "width": 8})) == [
+        "teacher.model"
+    ]
+    spec = job(**DISTILLED, data={"train": "file_a", "classes": 7})
+    assert params(spec, teacher=teacher()) == ["data.classes"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"student": {"architecture": "vit", "patch_size": 3}}, "student.patch_size"),
+        ({"student": {"architecture": "vit", "width": 10, "heads": 4}}, "student.heads"),
+        (
+            {"recipe": {"losses": [{"kind": "cross-entropy"}], "batch_size": 4, "accumulate": 8}},
+            "recipe.accumulate",
+        ),
+        (
+            {
+                "recipe": {
+                    "losses": [{"kind": "cross-entropy"}],
+                    "epochs": 5,
+                    "schedule": {"kind": "multi-step", "milestones": [2.0, 5.0]},
+                }
+            },
+            "recipe.schedule.milestones",
+        ),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(fields: dict[str, Any], param: str) -> None:
+    assert params(job(**fields)) == [param]
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    spec = job(student={"architecture": "vit", "patch_size": 3, "width": 10}, recipe={"losses": [{"kind": "kd"}]})
+    assert params(spec) == ["teacher", "student.patch_size", "student.heads"]
