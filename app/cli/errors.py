@@ -19,12 +19,12 @@ class ClientError(Exception):
     """Base of all errors of the client."""
 
     exit_code: ClassVar[int] = 1
+    code: str = "client_error"
     hint: str | None = None
 
     def document(self) -> dict[str, Any]:
         """The error in the shape of the service's own envelope."""
-        kind = type(self).__name__
-        return {"error": {"type": "client", "code": kind, "message": str(self), "param": None, "errors": []}}
+        return {"error": {"type": "client", "code": self.code, "message": str(self), "param": None, "errors": []}}
 
 
 class ServiceError(ClientError):
@@ -57,14 +57,18 @@ class Unreachable(ClientError):
     """No service is known, or none answers."""
 
     exit_code = 3
+    code = "unreachable"
     hint = "Start one with `stillhouse up`, or set STILLHOUSE_URL and STILLHOUSE_API_KEY."
 
 
 class TransferError(ClientError):
     """A file did not arrive as it should have."""
 
+    code = "transfer_failed"
+
 
 class BadRequest(ClientError):
     """What was asked for makes no sense on this side: a file that is not there, a document that can't be read."""
 
     exit_code = 2
+    code = "bad_request"

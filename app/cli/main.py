@@ -1,0 +1,262 @@
+"""The command line `stillhouse`. Exit codes: 0 done, 1 the job or command failed, 2 wrong use, 3 no service reached."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+from rich.text import Text
+
+from app.cli import board, documents, transfer, views
+from app.cli.client import Client
+from app.cli.errors import BadRequest
+from app.cli.objects import Artifact, Job
+from app.cli.output import Answer, Stream, command, err
+
+app = typer.Typer(
+    help="Distils models: give it a teacher, a student and a recipe; get a small model back.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys of the project.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(help="A job's id, job_…", show_default=False)]
+JobFile = Annotated[Path, typer.Argument(help="A job in YAML or JSON; its data files may be local.", dir_okay=False)]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a value, as in recipe.optimizer.lr=1e-3. May be repeated.")
+]
+
+
+@command(app)
+def submit(
+    file: JobFile,
+    assignments: Assignments = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Then watch it to its end.")] = False,
+) -> Answer | Stream:
+    """Send a job. Local data files are uploaded first, unless the service has them already."""
+    document = documents.read(file, assignments or ())
+    client = Client()
+    job = client.submit(documents.send_data(client, document, file.parent))
+    if watch:
+        return _watch(client, [job])
+    return Answer(
+        job, lambda console: console.print(f"{job.id} is {job.status}; see it with: stillhouse watch {job.id}")
+    )
+
+
+@command(app)
+def validate(file: JobFile, assignments: Assignments = None) -> Answer:
+    """Say what would become of a job, and all that is wrong with it. Local data files are uploaded for that."""
+    document = documents.read(file, assignments or ())
+    client = Client()
+    result = client.validate(documents.send_data(client, document, file.parent))
+    return Answer(result, views.show(views.validation(result)), code=0 if result.valid else 1)
+
+
+@command(app)
+def jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Only jobs with this label, as key:value. May be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+) -> Answer:
+    """List jobs, newest first."""
+    found = list(Client().jobs(status=status, name=name, labels=label or (), limit=limit))
+    return Answer(found, views.show(views.jobs(found)))
+
+
+@command(app)
+def show(job: JobId) -> Answer:
+    """Show a job and its files."""
+    client = Client()
+    found = client.job(job)
+    return Answer(found, views.show(views.job(found, client.artifacts(job))))
+
+
+@command(app)
+def watch(jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…", show_default=False)]) -> Stream:
+    """Watch jobs to their end: progress bars and event log. Fails if one of them does not succeed."""
+    client = Client()
+    return _watch(client, [client.job(id) for id in jobs])
+
+
+def _watch(client: Client, jobs: list[Job]) -> Stream:
+    def lines() -> Generator[Any, None, int]:
+        for job in jobs:
+            for event in client.watch(job.id):
+                yield {"job_id": job.id, **event.model_dump(mode="json")}
+        return _worst([client.job(job.id) for job in jobs])
+
+    def follow(console: Console) -> int:
+        ended = board.follow(client, jobs, console)
+        for job in ended:
+            console.print(views.outcome(job))
+        return _worst(ended)
+
+    return Stream(lines, follow)
+
+
+def _worst(jobs: list[Job]) -> int:
+    return 0 if all(job.status == "succeeded" for job in jobs) else 1
+
+
+@command(app)
+def cancel(job: JobId) -> Answer:
+    """End a job."""
+    return _changed(Client().cancel(job))
+
+
+@command(app)
+def pause(job: JobId) -> Answer:
+    """Halt a job after a checkpoint."""
+    return _changed(Client().pause(job))
+
+
+@command(app)
+def resume(job: JobId) -> Answer:
+    """Let a paused job go on from its checkpoint."""
+    return _changed(Client().resume(job))
+
+
+@command(app)
+def clone(job: JobId, assignments: Assignments = None) -> Answer:
+    """Send a job like another one, with some values replaced."""
+    client = Client()
+    overrides = documents.overrides(client.job(job).spec, assignments or ())
+    return _changed(client.clone(job, overrides))
+
+
+@command(app)
+def prioritise(job: JobId, priority: Annotated[int, typer.Argument(min=0, max=100)]) -> Answer:
+    """Change the priority of a queued job: higher runs first."""
+    return _changed(Client().prioritise(job, priority))
+
+
+def _changed(job: Job) -> Answer:
+    return Answer(job, lambda console: console.print(f"{job.id} is {job.status}"))
+
+
+@command(app)
+def download(
+    source: Annotated[str, typer.Argument(help="A job's or a model's id.", show_default=False)],
+    folder: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: the id.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Only this file. May be repeated.")] = None,
+) -> Answer:
+    """Fetch the files of a job or model, and verify their sha256. A broken transfer is continued."""
+    client = Client()
+    is_model = source.startswith("model_")
+    items = client.model(source).files if is_model else client.artifacts(source)
+    wanted = [item for item in items if not name or item.name in name]
+    if missing := set(name or ()) - {item.name for item in items}:
+        raise BadRequest(f"{source} has no file {', '.join(sorted(missing))}")
+    fetch = client.download_model if is_model else client.download
+    paths = _fetch_all(fetch, source, wanted, folder or Path(source))
+    data = [
+        {"path": str(path), "sha256": item.sha256, "size": item.size} for path, item in zip(paths, wanted, strict=True)
+    ]
+    return Answer(data, views.show(Text("\n".join(map(str, paths)))))
+
+
+def _fetch_all(fetch: Any, source: str, items: list[Artifact], folder: Path) -> list[Path]:
+    paths = []
+    with _transfers() as bars:
+        for item in items:
+            paths.append(fetch(source, item.name, folder, progress=_bar(bars, item.name, item.size)))
+    return paths
+
+
+def _transfers() -> Progress:
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def _bar(bars: Progress, name: str, size: int) -> transfer.Progress:
+    bar = bars.add_task(name, total=size)
+    return lambda done, _: bars.update(bar, completed=done)
+
+
+@command(app)
+def upload(
+    files: Annotated[list[Path], typer.Argument(help="Data (.npz) or weights (.safetensors).", show_default=False)],
+    resume: Annotated[str | None, typer.Option(help="Go on with a broken upload, upload_…")] = None,
+) -> Answer:
+    """Send files; one that the service has already, with this name and content, is not sent again."""
+    if missing := [path for path in files if not path.is_file()]:
+        raise BadRequest(f"there is no file {', '.join(map(str, missing))}")
+    if resume and len(files) != 1:
+        raise BadRequest("--resume goes with exactly one file")
+    client = Client()
+    sent = []
+    with _transfers() as bars:
+        for path in files:
+            sent.append(client.upload(path, resume=resume, progress=_bar(bars, path.name, path.stat().st_size)))
+    return Answer(sent, views.show(Text("\n".join(f"{file.id}  {file.name}" for file in sent))))
+
+
+@command(app)
+def models(
+    model: Annotated[str | None, typer.Argument(help="Show this one, model_…", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+) -> Answer:
+    """List models, or show one."""
+    client = Client()
+    if model is not None:
+        one = client.model(model)
+        return Answer(one, views.show(views.model(one)))
+    found = list(client.models(limit=limit))
+    return Answer(found, views.show(views.models(found)))
+
+
+@command(app)
+def register(
+    weights: Annotated[Path, typer.Argument(help="Weights in safetensors.", exists=True, dir_okay=False)],
+    config: Annotated[Path, typer.Argument(help="Their config.json: architecture, input, classes.", dir_okay=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+) -> Answer:
+    """Make a model of your own weights, to be a teacher."""
+    description = documents.read(config)
+    client = Client()
+    model = client.register_model(client.upload(weights).id, description, name)
+    return Answer(model, lambda console: console.print(model.id))
+
+
+@command(app)
+def catalog(
+    group: Annotated[str | None, typer.Argument(help="losses, optimizers, schedules or students")] = None,
+) -> Answer:
+    """Show what a job can ask for."""
+    found = Client().catalog(group)
+    return Answer(found, views.show(views.catalog(found)))
+
+
+@command(keys, "create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    scope: Annotated[list[str] | None, typer.Option(help="What it may do. May be repeated.")] = None,
+) -> Answer:
+    """Make a key. It is shown this once."""
+    key = Client().create_key(name, scope or ())
+    return Answer(key, lambda console: console.print(key.key, soft_wrap=True))
+
+
+@command(keys, "list")
+def list_keys() -> Answer:
+    """List keys."""
+    found = list(Client().keys())
+    return Answer(found, views.show(views.keys(found)))
+
+
+@command(keys, "revoke")
+def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", show_default=False)]) -> Answer:
+    """Make a key invalid."""
+    Client().revoke_key(key)
+    return Answer({"id": key, "revoked": True}, lambda console: console.print(f"{key} is revoked"))
+
+
+app.add_typer(keys, name="keys")

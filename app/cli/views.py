@@ -1,0 +1,238 @@
+"""What people see of the service's answers: tables and lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.objects import Artifact, Event, Job, Key, Model, Validation
+
+COLOURS = {
+    **{"succeeded": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "cancelling": "yellow"},
+    **{"running": "cyan", "leased": "cyan", "paused": "magenta", "pausing": "magenta"},
+}
+
+
+def table(*columns: str) -> Table:
+    """An unframed table."""
+    return Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+
+
+def facts(rows: Iterable[tuple[str, object]]) -> Table:
+    """Names and values, one a line; values of none are left out."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        if value is not None:
+            grid.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(str(value)))
+    return grid
+
+
+def status(job: Job) -> Text:
+    """The status in its colour, with the phase of a running job."""
+    phase = f" ({job.phase})" if job.phase and not job.is_final else ""
+    return Text(job.status + phase, style=COLOURS.get(job.status, ""))
+
+
+def jobs(items: Sequence[Job]) -> RenderableType:
+    """A list of jobs."""
+    rows = table("job", "name", "status", "step", "age")
+    for job in items:
+        rows.add_row(job.id, Text(job.name or ""), status(job), steps(job), age(job.created_at))
+    return rows if items else Text("no jobs")
+
+
+def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
+    """One job in full, without its spec."""
+    progress = item.progress
+    parts: list[RenderableType] = [
+        facts(
+            [
+                ("job", item.id),
+                ("name", item.name),
+                ("status", status(item)),
+                ("position in queue", item.queue_position),
+                ("step", steps(item) or None),
+                ("speed", progress.samples_per_second and f"{progress.samples_per_second:,.0f} samples/s"),
+                ("time left", seconds(progress.seconds_left) or None),
+                ("attempt", f"{item.attempt} of at most {item.max_attempts}" if item.attempt else None),
+                ("queue, priority", f"{item.queue}, {item.priority}"),
+                ("created", moment(item.created_at)),
+                ("finished", item.finished_at and moment(item.finished_at)),
+                ("teacher", (item.spec.get("teacher") or {}).get("model")),
+                ("model", item.model_id),
+                ("cloned from", item.cloned_from),
+                ("error", item.error and failure(item)),
+            ]
+        )
+    ]
+    if artifacts:
+        parts += [Text(""), files(artifacts)]
+    return Group(*parts)
+
+
+def failure(item: Job) -> str:
+    """Why a job failed, in one line."""
+    error = item.error
+    if error is None:
+        return item.status
+    where = f" (field {error.param})" if error.param else ""
+    when = f" at step {error.step}" if error.step else ""
+    return f"{error.message}{where}{when} [{error.fault}: {error.code}]"
+
+
+def outcome(item: Job) -> Text:
+    """How a job ended, and what to do next."""
+    name = item.name or item.id
+    if item.status == "succeeded":
+        return Text.assemble((f"{name} succeeded", "green"), f"; fetch it with: stillhouse download {item.id}")
+    return Text.assemble(
+        (f"{name} {item.status}", COLOURS.get(item.status, "")), f": {failure(item)}" if item.error else ""
+    )
+
+
+def files(items: Sequence[Artifact]) -> Table:
+    """Files with sizes and digests."""
+    rows = table("file", "size", "sha256")
+    for item in items:
+        rows.add_row(Text(item.name), size(item.size), item.sha256)
+    return rows
+
+
+def event(item: Event, name: str = "") -> Text:
+    """One line of the event log."""
+    style = {"error": "red", "warning": "yellow"}.get(item.level, "")
+    time = item.created_at.astimezone().strftime("%H:%M:%S")
+    prefix = f"{name}  " if name else ""
+    return Text.assemble((f"{time}  {prefix}", "dim"), (f"{item.type:<10} ", "dim"), (item.message, style))
+
+
+def validation(item: Validation) -> RenderableType:
+    """What would become of a job, or all that is wrong with it."""
+    if not item.valid:
+        rows = table("field", "what is wrong", "accepted")
+        for problem in item.errors:
+            rows.add_row(Text(problem.param), Text(problem.message), Text(problem.accepted or ""))
+        return Group(Text("not valid", style="red"), rows)
+    estimate = item.estimate
+    return Group(
+        Text("valid", style="green"),
+        facts(
+            [
+                ("steps", f"{item.total_steps} ({item.steps_per_epoch} per epoch)"),
+                ("student's parameters", item.parameters and f"{item.parameters:,}"),
+                ("memory", estimate and size(estimate.memory_bytes)),
+                ("time", estimate and f"{seconds(estimate.seconds)} ({estimate.basis})"),
+            ]
+        ),
+    )
+
+
+def models(items: Sequence[Model]) -> RenderableType:
+    """A list of models."""
+    rows = table("model", "name", "architecture", "parameters", "accuracy", "from job", "age")
+    for item in items:
+        rows.add_row(
+            item.id,
+            Text(item.name or ""),
+            str(item.config.get("architecture", {}).get("architecture", "")),
+            f"{item.parameters:,}",
+            accuracy(item),
+            item.job_id or "uploaded",
+            age(item.created_at),
+        )
+    return rows if items else Text("no models")
+
+
+def model(item: Model) -> RenderableType:
+    """One model in full."""
+    about: list[tuple[str, object]] = [
+        ("model", item.id),
+        ("name", item.name),
+        ("parameters", f"{item.parameters:,}"),
+        ("made by", item.job_id or "upload"),
+        ("teacher", item.teacher_id),
+        ("accuracy", accuracy(item) or None),
+        ("created", moment(item.created_at)),
+    ]
+    return Group(facts(about), Text(""), files(item.files))
+
+
+def accuracy(item: Model) -> str:
+    """The accuracy of a model's report, where it has one."""
+    metrics = (item.report or {}).get("metrics") or {}
+    value = metrics.get("accuracy") if isinstance(metrics, dict) else None
+    return f"{value:.2%}" if isinstance(value, float) else ""
+
+
+def keys(items: Sequence[Key]) -> RenderableType:
+    """A list of keys."""
+    rows = table("key", "name", "begins with", "scopes", "last used", "state")
+    for item in items:
+        state = "revoked" if item.revoked_at else "active"
+        used = age(item.last_used_at) if item.last_used_at else "never"
+        rows.add_row(item.id, Text(item.name), item.hint, ", ".join(item.scopes), used, state)
+    return rows
+
+
+def catalog(groups: dict[str, list[dict[str, Any]]]) -> RenderableType:
+    """Everything that a job can ask for, group by group."""
+    parts: list[RenderableType] = []
+    for group, options in groups.items():
+        rows = table(group, "", "paper")
+        for option in options:
+            paper = option.get("paper") or {}
+            source = f"arXiv {paper['arxiv']}" if paper.get("arxiv") else ""
+            rows.add_row(str(option.get("kind")), Text(str(option.get("description") or "")), source)
+        parts += [rows, Text("")]
+    return Group(*parts)
+
+
+def steps(item: Job) -> str:
+    """Steps done of all, or nothing before the first."""
+    total = item.progress.total_steps
+    return f"{item.progress.step:,} of {total:,}" if total else ""
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people; nothing when it is not known."""
+    if value is None:
+        return ""
+    if value < 100:
+        return f"{value:.0f} s" if value >= 1 else "under 1 s"
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def age(time: datetime) -> str:
+    """How long ago a time was."""
+    elapsed = (datetime.now(UTC) - time).total_seconds()
+    return seconds(max(0.0, elapsed)) if elapsed < 2 * 86_400 else f"{elapsed / 86_400:.0f} days"
+
+
+def moment(time: datetime) -> str:
+    """A time in the time zone of this machine."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def show(renderable: RenderableType) -> Any:
+    """A function that prints to the console it is given."""
+    return lambda console: _print(console, renderable)
+
+
+def _print(console: Console, renderable: RenderableType) -> None:
+    # A table on a pipe has no width to respect: a cut id would be useless there.
+    console.print(renderable, soft_wrap=not console.is_terminal, width=None if console.is_terminal else 250)
