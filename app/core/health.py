@@ -1,0 +1,66 @@
+"""Whether the service can do its work: what `/healthz` answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel
+
+from app.core.services import Services
+
+log = logging.getLogger("stillhouse.health")
+FRESH_SECONDS = 2.0
+"""An answer this young is given again: anyone may ask, and the store's check writes."""
+TIMEOUT_SECONDS = 5.0
+
+
+class Health(BaseModel):
+    """State of the service and of what it stands on; a part that works has no reason."""
+
+    status: Literal["ok", "unavailable"]
+    reasons: dict[str, str]
+    """Why a part (`database`, `store`, `broker`) can't be used."""
+
+
+@dataclass
+class HealthCheck:
+    """Checks all parts, at most once every few seconds."""
+
+    services: Services
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _answer: Health | None = None
+    _until: float = 0.0
+
+    async def __call__(self) -> Health:
+        async with self._lock:
+            if self._answer is None or time.monotonic() > self._until:
+                self._answer = await self._check()
+                self._until = time.monotonic() + FRESH_SECONDS
+            return self._answer
+
+    async def _check(self) -> Health:
+        services = self.services
+        checks = {
+            "database": services.database.now,
+            "store": services.store.check,
+            "broker": services.dispatcher.check,
+        }
+        outcomes = await asyncio.gather(
+            *(asyncio.wait_for(check(), TIMEOUT_SECONDS) for check in checks.values()), return_exceptions=True
+        )
+        failed = {
+            name: outcome for name, outcome in zip(checks, outcomes, strict=True) if isinstance(outcome, Exception)
+        }
+        for name, error in failed.items():
+            log.warning("the %s can't be used", name, exc_info=error)
+        reasons = {name: _reason(error) for name, error in failed.items()}
+        return Health(status="unavailable" if reasons else "ok", reasons=reasons)
+
+
+def _reason(error: Exception) -> str:
+    """Short, since the answer needs no key: the log has the rest."""
+    return "does not answer in time" if isinstance(error, TimeoutError) else "can't be reached, or refuses or is full"

@@ -1,0 +1,199 @@
+"""What every request passes through: its id, the limit of its body, and the one form in which errors are answered."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.errors import ApiError, BadRequest, ErrorBody, ErrorEnvelope, FieldError, Invalid, TooLarge, Unavailable
+from app.core.field_errors import describe
+from app.core.ids import new_id
+
+log = logging.getLogger("stillhouse.http")
+REQUEST_ID = "X-Request-Id"
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_BODY_LIMIT = "body_limit"
+_ROUTER_ERRORS = {404: ("not_found", "route_not_found"), 405: ("invalid_request", "method_not_allowed")}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Declare error answers for a route's `responses`."""
+    return {status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase} for status in sorted(statuses)}
+
+
+def limit_body(request: Request, limit: int) -> None:
+    """Let this request's body have up to `limit` bytes rather than what the service allows by default."""
+    request.scope["state"][_BODY_LIMIT] = limit
+
+
+async def raw_body(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes in, at most `limit` bytes; raises `TooLarge` beyond."""
+    limit_body(request, limit)
+    async for chunk in request.stream():
+        if chunk:
+            yield chunk
+
+
+class RequestFrame:
+    """Outermost: gives the request its id, and answers whatever nobody else has caught with a bare 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        started = False
+
+        async def stamped(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                return await _answer(scope, BadRequest("invalid_address", "the address contains a NUL"))(
+                    scope, receive, stamped
+                )
+            await self.app(scope, receive, stamped)
+        except ClientDisconnect:
+            log.info("request %s: the client left", request_id)
+        except Exception:
+            if started:
+                raise  # the server breaks the connection off, which is all that is left to tell the client
+            log.exception("request %s failed", request_id)
+            await _answer(scope, ApiError("internal_error", "something went wrong on our side"))(
+                scope, receive, stamped
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get(REQUEST_ID, "")
+    return given if _SANE_ID.fullmatch(given) else new_id("req")
+
+
+class BodyLimit:
+    """Refuses bodies that are, or turn out, too large, at the moment that somebody reads them."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        announced = Headers(scope=scope).get("content-length", "0")
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            limit = scope["state"].get(_BODY_LIMIT, self.limit)
+            _require_within(int(announced) if announced.isdecimal() else 0, limit)
+            message = await receive()
+            size += len(message.get("body", b""))
+            _require_within(size, limit)
+            return message
+
+        await self.app(scope, limited, send)
+
+
+def _require_within(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLarge("body_too_large", f"the body has more than {limit} bytes")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with the envelope."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(DataError, _unstorable)
+    for lost in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(lost, _lost_database)
+
+
+def _answer(scope: Scope, error: ApiError) -> JSONResponse:
+    body = ErrorBody(type=error.type, code=error.code, message=error.message, param=error.param, errors=error.errors)
+    return _envelope(scope, error.status, body, error.headers)
+
+
+def _envelope(scope: Scope, status: int, body: ErrorBody, headers: Mapping[str, str] | None) -> JSONResponse:
+    body.request_id = scope.get("state", {}).get("request_id")
+    return JSONResponse(ErrorEnvelope(error=body).model_dump(), status, headers=headers)
+
+
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    if error.status >= 500:
+        log.warning("request %s: %s", request.state.request_id, error.message, exc_info=error)
+    return _answer(request.scope, error)
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    """The framework's own refusals. It wraps what went wrong while it read the body: that says more."""
+    assert isinstance(error, HTTPException)
+    cause = error.__cause__
+    if isinstance(cause, ApiError):
+        return await _api_error(request, cause)
+    if isinstance(cause, ClientDisconnect):
+        raise cause
+    type, code = _ROUTER_ERRORS.get(error.status_code, ("invalid_request", "bad_request"))
+    body = ErrorBody(type=type, code=code, message=str(error.detail))
+    return _envelope(request.scope, error.status_code, body, error.headers)
+
+
+async def _lost_database(request: Request, error: Exception) -> JSONResponse:
+    log.warning("request %s: the database failed", request.state.request_id, exc_info=error)
+    return _answer(request.scope, Unavailable("database_unavailable", "the database can't be reached or is full"))
+
+
+async def _unstorable(request: Request, error: Exception) -> JSONResponse:
+    return _answer(request.scope, Invalid("unstorable_text", "a text contains a character that can't be stored"))
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    details = error.errors()
+    for detail in details:
+        if detail["type"] == "json_invalid":
+            message = f"the body is not JSON: {detail['ctx']['error']} at character {detail['loc'][-1]}"
+            return _answer(request.scope, BadRequest("malformed_json", message))
+    return _answer(request.scope, Invalid.fields([_field_error(request, detail) for detail in details]))
+
+
+def _field_error(request: Request, detail: Mapping[str, Any]) -> FieldError:
+    document = request.app.openapi()
+    place, *location = detail["loc"]
+    operation = _operation(request)
+    if place == "body":
+        content = operation.get("requestBody", {}).get("content", {})
+        schema = content.get("application/json", {}).get("schema", {})
+        error = describe(detail, location, schema, document)
+        return error if error.param else error.model_copy(update={"param": "body"})
+    named = {parameter["name"]: parameter["schema"] for parameter in operation.get("parameters", ())}
+    return describe(detail, location, {"properties": named}, document)
+
+
+def _operation(request: Request) -> Mapping[str, Any]:
+    """The OpenAPI operation that this request goes to."""
+    for template, operations in request.app.openapi()["paths"].items():
+        if request.method.lower() in operations and compile_path(template)[0].match(request.url.path):
+            operation: Mapping[str, Any] = operations[request.method.lower()]
+            return operation
+    return {}

@@ -1,0 +1,83 @@
+"""Lists, a page at a time: newest first, from a cursor that is the id of the last thing seen.
+
+An id sorts by the time of its making, so page one thousand costs as much as page one: both are one look into an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
+
+from fastapi import Depends, Query
+from pydantic import BaseModel
+from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+MAX_LIMIT = 100
+
+
+class HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+View = TypeVar("View", bound=BaseModel)
+Row = TypeVar("Row", bound=HasId)
+
+
+class Page(BaseModel, Generic[View]):
+    """One page of a list. Go on with `after` = `last_id` while there is more."""
+
+    object: Literal["list"] = "list"
+    data: list[View]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a page begins and how long it is."""
+
+    after: str | None = None
+    limit: int = 20
+
+
+@dataclass(frozen=True)
+class Slice(Generic[Row]):
+    """The rows of one page."""
+
+    rows: Sequence[Row]
+    has_more: bool
+
+    def view(self, views: Sequence[View]) -> Page[View]:
+        """The page that shows these rows as `views`."""
+        first, last = (self.rows[0].id, self.rows[-1].id) if self.rows else (None, None)
+        return Page(data=list(views), has_more=self.has_more, first_id=first, last_id=last)
+
+    def map(self, show: Callable[[Row], View]) -> Page[View]:
+        """The page that shows each row by itself."""
+        return self.view([show(row) for row in self.rows])
+
+
+def _cursor(
+    after: Annotated[str | None, Query(description="Id of the last thing seen.", pattern="^[a-z]+_[0-9a-z]+$")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Length of the page.")] = 20,
+) -> Cursor:
+    return Cursor(after, limit)
+
+
+Paging = Annotated[Cursor, Depends(_cursor)]
+
+
+async def page(
+    session: AsyncSession, statement: Select[Row], id: InstrumentedAttribute[str], cursor: Cursor
+) -> Slice[Row]:
+    """The rows of `statement` that the cursor points at, newest first. `id` is their primary key."""
+    if cursor.after is not None:
+        statement = statement.where(id < cursor.after)
+    # One row more than asked for tells whether there is another page.
+    rows = (await session.scalars(statement.order_by(id.desc()).limit(cursor.limit + 1))).all()
+    return Slice(rows[: cursor.limit], len(rows) > cursor.limit)

@@ -1,0 +1,110 @@
+"""The API as an ASGI application: `create_app()`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.middleware import Middleware
+
+from app.core.database import Database
+from app.core.dispatch import make_dispatcher
+from app.core.health import Health, HealthCheck
+from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors
+from app.core.services import Services
+from app.core.settings import Settings
+from app.core.store import Store
+from app.jobs.loops import running_loops
+from app.projects import endpoints as projects
+from app.projects.auth import KeyRing
+from app.projects.service import ensure_first_key
+
+VERSION = version("stillhouse")
+DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
+the verified student. Every request but `/healthz` and `/v1/version` carries an API key as a bearer token."""
+COMMON_ERRORS = errors(401, 403, 422, 503)
+
+
+class Version(BaseModel):
+    """What runs here."""
+
+    object: Literal["version"] = "version"
+    version: str
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; it opens the database and the store when it is started."""
+    settings = settings or Settings()
+    app = FastAPI(
+        title="Stillhouse",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+        middleware=[Middleware(RequestFrame), Middleware(BodyLimit, limit=settings.max_body_bytes)],
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    add_error_handlers(app)
+    app.include_router(_open_routes())
+    app.include_router(_resources(), prefix="/v1", responses=COMMON_ERRORS)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    database = Database(settings.resolved_database_url, settings.database_pool_size)
+    services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings))
+    app.state.services = services
+    app.state.health = HealthCheck(services)
+    app.state.key_ring = KeyRing(database, settings.secret_bytes)
+    try:
+        app.state.first_key = await ensure_first_key(database, settings)
+        async with running_loops(services):
+            yield
+        await app.state.key_ring.close()
+    finally:
+        await services.dispatcher.close()
+        await database.close()
+
+
+def _open_routes() -> APIRouter:
+    """What needs no key."""
+    router = APIRouter(tags=["service"])
+
+    @router.get("/healthz", responses={503: {"model": Health, "description": "A part can't be used"}})
+    async def get_health(check: Annotated[HealthCheck, Depends(_health)], response: Response) -> Health:
+        """Whether the database, the store and the broker can be used."""
+        health = await check()
+        if health.status != "ok":
+            response.status_code, response.headers["Retry-After"] = 503, "5"
+        return health
+
+    @router.get("/v1/version")
+    async def get_version() -> Version:
+        """The version of the service."""
+        return Version(version=VERSION)
+
+    return router
+
+
+def _health(request: Request) -> HealthCheck:
+    check: HealthCheck = request.app.state.health
+    return check
+
+
+def _resources() -> APIRouter:
+    router = APIRouter()
+    for resource in (projects,):
+        router.include_router(resource.router)
+    return router

@@ -1,0 +1,121 @@
+"""Who calls: turns the bearer key of a request into a project and its scopes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.database import Database
+from app.core.errors import Forbidden, Unauthorized
+from app.projects import keys, repository
+
+log = logging.getLogger("stillhouse.auth")
+Scope = Literal["read", "write", "admin"]
+CACHE_SECONDS = 5.0
+"""For so long a key that was found is not looked up again, and so a revoked or expired one may still work."""
+CACHE_SIZE = 10_000
+_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer still_…`")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The project on whose behalf a request acts."""
+
+    project_id: str
+    key_id: str
+    scopes: frozenset[str]
+
+
+class _Known(NamedTuple):
+    caller: Caller
+    until: float
+
+
+@dataclass
+class KeyRing:
+    """Finds callers by their keys, and remembers them for a few seconds so that a read costs no second query."""
+
+    database: Database
+    secret: bytes
+    _known: dict[str, _Known] = field(default_factory=dict)
+    _notes: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def caller(self, key: str) -> Caller | None:
+        """Whose key it is; none for one that is mistyped, unknown, revoked or expired."""
+        if not keys.is_well_formed(key):
+            return None
+        digest = keys.digest(key, self.secret)
+        known = self._known.get(digest)
+        if known and known.until > time.monotonic():
+            return known.caller
+        return await self._look_up(digest)
+
+    async def _look_up(self, digest: str) -> Caller | None:
+        async with self.database.read() as session:
+            row = await repository.valid_key(session, digest)
+        if row is None:
+            self._known.pop(digest, None)
+            return None
+        key_id, project_id, scopes, unnoted = row
+        if unnoted:
+            self._note(key_id)
+        if len(self._known) >= CACHE_SIZE:
+            self._known.clear()
+        caller = Caller(project_id, key_id, frozenset(scopes))
+        self._known[digest] = _Known(caller, time.monotonic() + CACHE_SECONDS)
+        return caller
+
+    def forget(self, key_id: str) -> None:
+        """Drop a key that this process has just revoked; other processes notice when their memory runs out."""
+        self._known = {digest: known for digest, known in self._known.items() if known.caller.key_id != key_id}
+
+    def _note(self, key_id: str) -> None:
+        """Write down the use of a key without keeping its request waiting."""
+        task = asyncio.create_task(self._write_note(key_id))
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _write_note(self, key_id: str) -> None:
+        try:
+            async with self.database.write() as session:
+                await repository.note_use(session, key_id)
+        except SQLAlchemyError:
+            log.warning("the use of key %s could not be noted", key_id, exc_info=True)
+
+    async def close(self) -> None:
+        """Wait until everything is written down."""
+        await asyncio.gather(*self._notes)
+
+
+def _ring(request: Request) -> KeyRing:
+    ring: KeyRing = request.app.state.key_ring
+    return ring
+
+
+Ring = Annotated[KeyRing, Depends(_ring)]
+
+
+def require(scope: Scope) -> Callable[..., Awaitable[Caller]]:
+    """A dependency that lets only keys with this scope through, and gives the caller."""
+
+    async def authenticate(
+        ring: Ring, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> Caller:
+        caller = await ring.caller(credentials.credentials) if credentials else None
+        if caller is None:
+            said = "the key is not valid" if credentials else "no key was given"
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise Unauthorized("invalid_key", f"{said}: send `Authorization: Bearer still_…`", headers=challenge)
+        if scope not in caller.scopes:
+            raise Forbidden("missing_scope", f"this needs a key with the scope {scope!r}")
+        return caller
+
+    return authenticate

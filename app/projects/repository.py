@@ -1,0 +1,46 @@
+"""All queries of projects and their keys."""
+
+from __future__ import annotations
+
+from sqlalchemy import Row, Select, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.clock import now
+from app.projects.tables import ApiKey, Project
+
+
+def keys_of(project_id: str) -> Select[ApiKey]:
+    """The project's keys, revoked ones included, unordered."""
+    return select(ApiKey).where(ApiKey.project_id == project_id)
+
+
+async def key(session: AsyncSession, project_id: str, key_id: str) -> ApiKey | None:
+    return await session.scalar(keys_of(project_id).where(ApiKey.id == key_id))
+
+
+async def valid_key(session: AsyncSession, digest: str) -> Row[str, str, list[str], bool] | None:
+    """Id, project, scopes of the key that is neither revoked nor expired, and whether its use should be noted."""
+    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now() - 60.0)
+    valid = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
+    statement = select(ApiKey.id, ApiKey.project_id, ApiKey.scopes, stale).where(ApiKey.digest == digest, *valid)
+    return (await session.execute(statement)).one_or_none()
+
+
+async def note_use(session: AsyncSession, key_id: str) -> None:
+    await session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now()))
+
+
+async def revoke(session: AsyncSession, project_id: str, key_id: str) -> None:
+    """Revoke a key, unless it is revoked already."""
+    live = (ApiKey.project_id == project_id, ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+    await session.execute(update(ApiKey).where(*live).values(revoked_at=now()))
+
+
+async def any_key(session: AsyncSession) -> bool:
+    """Whether there is any key at all."""
+    return await session.scalar(select(ApiKey.id).limit(1)) is not None
+
+
+def projects(project_id: str) -> Select[Project]:
+    """What a key may see of the projects: its own."""
+    return select(Project).where(Project.id == project_id)

@@ -1,0 +1,66 @@
+"""Shapes of the requests and answers about projects and keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from app.core.clock import Time
+from app.projects.auth import Scope
+from app.projects.tables import ApiKey, Project
+from app.recipe.base import Spec
+from app.recipe.job import Name
+
+
+def _distinct(scopes: list[Scope]) -> list[Scope]:
+    return sorted(set(scopes))
+
+
+class KeyRequest(Spec):
+    """A key to be made."""
+
+    name: Name
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3), AfterValidator(_distinct)] = ["read", "write"]
+    """What the key may do: `read` and `write` everything of its project but the keys, which need `admin`."""
+    expires_in_seconds: float | None = Field(None, gt=0.0, le=3.2e9)
+    """Life of the key; none: until it is revoked."""
+
+
+class KeyView(BaseModel):
+    """A key, without its secret."""
+
+    id: str
+    object: Literal["key"] = "key"
+    name: str
+    hint: str
+    """First characters of the key."""
+    scopes: list[Scope]
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+    last_used_at: Time | None
+    """To the minute."""
+
+    @classmethod
+    def of(cls, row: ApiKey) -> KeyView:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class NewKeyView(KeyView):
+    """A key that was just made: the only time that it is shown."""
+
+    key: str
+
+
+class ProjectView(BaseModel):
+    """A tenant."""
+
+    id: str
+    object: Literal["project"] = "project"
+    name: str
+    created_at: Time
+
+    @classmethod
+    def of(cls, row: Project) -> ProjectView:
+        return cls.model_validate(row, from_attributes=True)
