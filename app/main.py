@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     add_error_handlers(app)
     app.include_router(_open_routes())
-    app.include_router(_resources(), prefix="/v1", responses=COMMON_ERRORS)
+    app.include_router(_resources(), responses=COMMON_ERRORS)
     return app
 
 

@@ -23,7 +23,7 @@ def _schema_of(model: type[BaseModel]) -> Schema:
     return model.model_json_schema()
 
 
-def field_errors(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
+def of_validation(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
     """All wrong fields of a document that was validated as `model`."""
     schema = _schema_of(model)
     details = error.errors(include_url=False)

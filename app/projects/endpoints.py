@@ -14,7 +14,7 @@ from app.projects.auth import Caller, Ring, require
 from app.projects.schemas import KeyRequest, KeyView, NewKeyView, ProjectView
 from app.projects.tables import ApiKey, Project
 
-router = APIRouter()
+router = APIRouter(prefix="/v1")
 Reader = Annotated[Caller, Depends(require("read"))]
 Admin = Annotated[Caller, Depends(require("admin"))]
 
