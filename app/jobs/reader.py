@@ -7,6 +7,9 @@ all: under load the cost of a round trip is shared, at rest nothing is added. Ev
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
+
+from fastapi import Depends, Request
 
 from app.core.database import Database
 from app.core.errors import NotFound
@@ -61,3 +64,12 @@ class JobReader:
             job.id: (job.project_id, JobView.of(job, phases[job.id], positions[job.id]).model_dump_json().encode())
             for job in jobs.values()
         }
+
+
+def _job_reader(request: Request) -> JobReader:
+    reader: JobReader = request.app.state.job_reader
+    return reader
+
+
+JobReaderDep = Annotated[JobReader, Depends(_job_reader)]
+"""The reader that the application's lifespan keeps in `app.state.job_reader`."""

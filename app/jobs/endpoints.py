@@ -1,0 +1,249 @@
+"""HTTP of the jobs resource."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse
+from pydantic import AwareDatetime, StringConstraints, ValidationError
+
+from app.core.downloads import download
+from app.core.errors import NotFound
+from app.core.field_errors import of_validation
+from app.core.http import errors
+from app.core.paging import Page, Paging, page
+from app.core.services import ServicesDep
+from app.jobs import repository, service
+from app.jobs.estimate import forecast
+from app.jobs.idempotency import fingerprint
+from app.jobs.lifecycle import Status
+from app.jobs.reader import JobReaderDep
+from app.jobs.repository import JobFilter
+from app.jobs.schemas import (
+    ArtifactList,
+    ArtifactView,
+    CheckpointList,
+    CheckpointView,
+    CloneOverrides,
+    EventPage,
+    EventView,
+    JobPatch,
+    JobView,
+    MetricsView,
+    SeriesView,
+    ValidationView,
+)
+from app.jobs.service import Idempotency
+from app.jobs.stream import event_stream
+from app.jobs.tables import Job
+from app.projects.auth import Caller, require
+from app.recipe.job import JobSpec
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+Reader = Annotated[Caller, Depends(require("read"))]
+Writer = Annotated[Caller, Depends(require("write"))]
+IdempotencyHeader = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
+]
+LabelFilter = Annotated[str, StringConstraints(pattern=r"^[^:]{1,64}:.{0,512}$")]
+
+
+@router.post("", status_code=201, responses=errors(400, 409, 413, 422))
+async def create_job(
+    services: ServicesDep, caller: Writer, spec: JobSpec, response: Response, idempotency_key: IdempotencyHeader = None
+) -> JobView:
+    """Submit a job. With an `Idempotency-Key`, sending the same request again answers with the same job."""
+    idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json())
+    job_id = await service.create(services.database, caller.project_id, spec, idempotent)
+    return await _created(services, caller, job_id, response)
+
+
+def _idempotency(keep_seconds: float, key: str | None, *request: str) -> Idempotency | None:
+    return Idempotency(key, fingerprint(*request), keep_seconds) if key is not None else None
+
+
+async def _created(services: ServicesDep, caller: Caller, job_id: str, response: Response) -> JobView:
+    response.headers["Location"] = f"/v1/jobs/{job_id}"
+    async with services.database.read() as session:
+        return await service.view(session, await service.get(session, caller.project_id, job_id))
+
+
+@router.post("/validate", responses=errors(400, 413, 422))
+async def validate_job(services: ServicesDep, caller: Reader, document: dict[str, Any]) -> ValidationView:
+    """Say what would become of a job: every error at once, or the resolved spec with steps, memory and time."""
+    try:
+        spec = JobSpec.model_validate(document)
+    except ValidationError as error:
+        return ValidationView(valid=False, errors=of_validation(error, JobSpec))
+    async with services.database.read() as session:
+        problems, facts = await service.examine(session, caller.project_id, spec)
+        known = None if problems else await forecast(session, caller.project_id, spec, facts)
+    view = ValidationView(valid=not problems, errors=service.field_errors(problems), spec=spec.model_dump(mode="json"))
+    if known is None:
+        return view
+    numbers = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}
+    return view.model_copy(update={**numbers, "parameters": known.parameters, "estimate": known.estimate})
+
+
+@router.get("", responses=errors(422))
+async def list_jobs(
+    services: ServicesDep,
+    caller: Reader,
+    paging: Paging,
+    status: Annotated[list[Status] | None, Query(description="One of these states; may be repeated.")] = None,
+    name: Annotated[str | None, Query(max_length=128, description="Exactly this name.")] = None,
+    label: Annotated[list[LabelFilter] | None, Query(max_length=16, description="`key:value`; all must hold.")] = None,
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
+) -> Page[JobView]:
+    """Jobs of the project, newest first. All filters apply before the limit."""
+    labels = [(key, value) for key, _, value in (text.partition(":") for text in label or [])]
+    wanted = JobFilter(status or (), name, labels, _seconds(created_after), _seconds(created_before))
+    async with services.database.read() as session:
+        found = await page(session, repository.listing(caller.project_id, wanted), Job.id, paging)
+        phases = await repository.phases_of(session, [job.id for job in found.rows])
+        views = [JobView.of(job, phases[job.id], await repository.queue_position(session, job)) for job in found.rows]
+    return found.view(views)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return moment.timestamp() if moment else None
+
+
+@router.get("/{job_id}", responses=errors(404), response_model=JobView)
+async def get_job(jobs: JobReaderDep, caller: Reader, job_id: str) -> Response:
+    """One job, with its progress, phases and, if it failed, the reason."""
+    body = await jobs.read(caller.project_id, job_id)
+    return Response(body, media_type="application/json")
+
+
+@router.patch("/{job_id}", responses=errors(400, 404, 409, 413, 422))
+async def change_job(services: ServicesDep, caller: Writer, job_id: str, patch: JobPatch) -> JobView:
+    """Change the priority of a job that is queued or paused."""
+    async with services.database.write() as session:
+        return await service.view(
+            session, await service.reprioritise(session, caller.project_id, job_id, patch.priority)
+        )
+
+
+@router.post("/{job_id}/cancel", responses=errors(404, 409))
+async def cancel_job(services: ServicesDep, caller: Writer, job_id: str) -> JobView:
+    """Cancel a job. One that runs is `cancelling` until its worker has stopped, and may still succeed before that."""
+    async with services.database.write() as session:
+        return await service.view(session, await service.cancel(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/pause", responses=errors(404, 409))
+async def pause_job(services: ServicesDep, caller: Writer, job_id: str) -> JobView:
+    """Pause a job. One that runs saves a checkpoint first."""
+    async with services.database.write() as session:
+        stop_seconds = services.settings.stop_seconds
+        return await service.view(session, await service.pause(session, caller.project_id, job_id, stop_seconds))
+
+
+@router.post("/{job_id}/resume", responses=errors(404, 409))
+async def resume_job(services: ServicesDep, caller: Writer, job_id: str) -> JobView:
+    """Queue a paused job again; it goes on from its newest checkpoint."""
+    async with services.database.write() as session:
+        return await service.view(session, await service.resume(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/clone", status_code=201, responses=errors(400, 404, 409, 413, 422))
+async def clone_job(
+    services: ServicesDep,
+    caller: Writer,
+    job_id: str,
+    response: Response,
+    overrides: CloneOverrides | None = None,
+    idempotency_key: IdempotencyHeader = None,
+) -> JobView:
+    """Submit a job again as it was resolved, seed included, with the given fields replaced."""
+    overrides = overrides or CloneOverrides()
+    changes = overrides.model_dump_json(exclude_unset=True)
+    idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "clone", job_id, changes)
+    async with services.database.read() as session:
+        original = await service.get(session, caller.project_id, job_id)
+    spec = service.cloned(JobSpec.model_validate(original.spec), overrides)
+    clone_id = await service.create(services.database, caller.project_id, spec, idempotent, cloned_from=job_id)
+    return await _created(services, caller, clone_id, response)
+
+
+@router.get("/{job_id}/events", responses={**errors(404, 422), 200: {"content": {"text/event-stream": {}}}})
+async def list_events(
+    services: ServicesDep,
+    caller: Reader,
+    request: Request,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the last event already seen.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)] = None,
+) -> EventPage:
+    """Events of a job in order: a page, or with `Accept: text/event-stream` a stream that ends with the job."""
+    async with services.database.read() as session:
+        job = await service.get(session, caller.project_id, job_id)
+        if _wants_stream(request):
+            seen = after if last_event_id is None else last_event_id
+            return _stream(event_stream(services.database, job.id, seen))  # type: ignore[return-value]  # the other answer
+        rows = await repository.events_after(session, job_id, after, limit + 1)
+    return EventPage(data=[EventView.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+def _stream(events: AsyncIterator[bytes]) -> Response:
+    return EventSourceResponse(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+@router.get("/{job_id}/metrics", responses=errors(404, 422))
+async def get_metrics(
+    services: ServicesDep,
+    caller: Reader,
+    job_id: str,
+    name: Annotated[list[str] | None, Query(max_length=64, description="Series wanted; all when left out.")] = None,
+    points: Annotated[int, Query(ge=2, le=10_000, description="About how many points a series may have.")] = 500,
+) -> MetricsView:
+    """Measured values over the steps of training, thinned on the server; the extremes of every stretch are kept."""
+    async with services.database.read() as session:
+        await service.get(session, caller.project_id, job_id)
+        names = name or await repository.metric_names(session, job_id)
+        found = [(each, await repository.series(session, job_id, each, points)) for each in names]
+    return MetricsView(
+        data=[
+            SeriesView(name=each, steps=[step for step, _ in values], values=[value for _, value in values])
+            for each, values in found
+        ]
+    )
+
+
+@router.get("/{job_id}/checkpoints", responses=errors(404))
+async def list_checkpoints(services: ServicesDep, caller: Reader, job_id: str) -> CheckpointList:
+    """Checkpoints of a job from which it could go on, newest first."""
+    async with services.database.read() as session:
+        await service.get(session, caller.project_id, job_id)
+        return CheckpointList(data=[CheckpointView.of(row) for row in await repository.checkpoints_of(session, job_id)])
+
+
+@router.get("/{job_id}/artifacts", responses=errors(404))
+async def list_artifacts(services: ServicesDep, caller: Reader, job_id: str) -> ArtifactList:
+    """Files that a job has published."""
+    async with services.database.read() as session:
+        await service.get(session, caller.project_id, job_id)
+        return ArtifactList(data=[ArtifactView.of(row) for row in await repository.artifacts_of(session, job_id)])
+
+
+@router.get("/{job_id}/artifacts/{name}", responses=errors(404, 416), response_class=Response)
+async def download_artifact(
+    services: ServicesDep, caller: Reader, request: Request, job_id: str, name: str
+) -> Response:
+    """One published file: whole, or a single range of it."""
+    async with services.database.read() as session:
+        await service.get(session, caller.project_id, job_id)
+        row = await repository.artifact(session, job_id, name)
+    if row is None:
+        raise NotFound("artifact", name)
+    return await download(request, services.store, row)
