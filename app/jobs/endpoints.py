@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse
 from pydantic import AwareDatetime, StringConstraints, ValidationError
 
-from app.core.downloads import download
+from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
 from app.core.errors import NotFound
 from app.core.field_errors import of_validation
 from app.core.http import errors
@@ -236,7 +236,7 @@ async def list_artifacts(services: ServicesDep, caller: Reader, job_id: str) -> 
         return ArtifactList(data=[ArtifactView.of(row) for row in await repository.artifacts_of(session, job_id)])
 
 
-@router.get("/{job_id}/artifacts/{name}", responses=errors(404, 416), response_class=Response)
+@router.get("/{job_id}/artifacts/{name}", responses=DOWNLOAD_RESPONSES, response_class=Response)
 async def download_artifact(
     services: ServicesDep, caller: Reader, request: Request, job_id: str, name: str
 ) -> Response:
@@ -246,4 +246,4 @@ async def download_artifact(
         row = await repository.artifact(session, job_id, name)
     if row is None:
         raise NotFound("artifact", name)
-    return await download(request, services.store, row)
+    return await download(request, services.store, Content(row.name, row.key, row.size, row.sha256, row.media_type))
