@@ -1,0 +1,44 @@
+"""The session's servers. Each starts when a test first asks for it, and stops with the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import S3, PostgreSQL, moto_s3, postgresql, rclone_s3, valkey
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgreSQL]:
+    """A PostgreSQL cluster; `with postgres_server.database() as url` gives a fresh database."""
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgreSQL) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database of this test alone."""
+    with postgres_server.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Address of a Redis-compatible server that the session shares: use names of your own in it."""
+    with valkey() as server:
+        yield server.url()
+
+
+@pytest.fixture(scope="session")
+def s3_moto() -> Iterator[S3]:
+    """An S3 store that behaves like S3 but accepts any signature; shared: use a prefix of your own."""
+    with moto_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_rclone() -> Iterator[S3]:
+    """An S3 store that verifies signatures and their expiry but ignores ranges; shared: use a prefix of your own."""
+    with rclone_s3() as server:
+        yield server

@@ -1,0 +1,118 @@
+"""A server process under its guard: a free port, a log, a start that ends when the server answers, a sure stop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Self
+
+START_SECONDS = 60.0
+STARTS = 3  # another process may take the free port before the server binds it
+
+
+class Server(ABC):
+    """One server in its own folder; `start` after `stop` continues on the same port with the same data."""
+
+    stop_signal: ClassVar[str] = "SIGTERM"
+    user: str = ""
+    """Account to run as; empty: the caller's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Program and arguments that serve on `self.port` in the foreground."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether a client is served; any OSError counts as no."""
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Self]:
+        """A started server in a temporary folder, both gone afterwards."""
+        # Short prefix under /tmp: a path of a unix socket holds 107 bytes.
+        with tempfile.TemporaryDirectory(prefix="stillhouse-", ignore_cleanup_errors=True) as folder:
+            server = cls(Path(folder))
+            server.start()
+            try:
+                yield server
+            finally:
+                server.stop()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start and wait until the server answers.
+
+        Raises: RuntimeError with the end of the log when it exits or stays silent.
+        """
+        for _ in range(1 if self.port else STARTS):
+            port = self.port or free_port()
+            if self._started_on(port):
+                return
+        raise RuntimeError(f"{type(self).__name__} did not start:\n{self.log[-4000:]}")
+
+    def _started_on(self, port: int) -> bool:
+        kept, self.port = self.port, port
+        self._guard = self._spawn()
+        deadline = time.monotonic() + START_SECONDS
+        while self._guard.poll() is None and time.monotonic() < deadline:
+            if self._is_ready():
+                return True
+            time.sleep(0.02)
+        self.stop()
+        self.port = kept
+        return False
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        guard = [sys.executable, "-S", str(Path(__file__).with_name("guard.py"))]
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [*guard, str(self.folder), self.stop_signal, self.user, *self.command()],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=os.environ | self.environment(),
+                start_new_session=True,
+            )
+
+    def environment(self) -> dict[str, str]:
+        """Variables to set for the server."""
+        return {}
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.answers()
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Stop the server and wait until it is gone; harmless when it is gone already."""
+        if self._guard is None:
+            return
+        try:
+            self._guard.communicate(b"stop")
+        finally:
+            self._guard = None
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
