@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,14 +14,19 @@ from rich.text import Text
 
 from app.cli import board, documents, transfer, views
 from app.cli.client import Client
+from app.cli.connection import Connection
 from app.cli.errors import BadRequest
 from app.cli.objects import Artifact, Job
 from app.cli.output import Answer, Stream, command, err
+
+if TYPE_CHECKING:
+    from app.core.settings import Settings
 
 app = typer.Typer(
     help="Distils models: give it a teacher, a student and a recipe; get a small model back.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys = typer.Typer(help="API keys of the project.", no_args_is_help=True)
 
@@ -87,10 +93,10 @@ def watch(jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…",
 
 
 def _watch(client: Client, jobs: list[Job]) -> Stream:
-    def lines() -> Generator[Any, None, int]:
+    def lines(tell: Callable[[Any], None]) -> int:
         for job in jobs:
             for event in client.watch(job.id):
-                yield {"job_id": job.id, **event.model_dump(mode="json")}
+                tell({"job_id": job.id, **event.model_dump(mode="json")})
         return _worst([client.job(job.id) for job in jobs])
 
     def follow(console: Console) -> int:
@@ -260,3 +266,79 @@ def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", sh
 
 
 app.add_typer(keys, name="keys")
+
+
+@command(app)
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of database, files and secret.")] = None,
+) -> Stream:
+    """Run the service here, in the foreground: API and one worker. Ctrl-C stops both."""
+    settings = _settings(host=host, port=port, data_dir=data_dir)
+    from app.cli.embedded import up as run  # the whole API: costs half a second
+
+    def lines(tell: Callable[[Any], None]) -> int:
+        return run(settings, lambda mine: tell({"object": "service", **_hello(mine)}))
+
+    def show(console: Console) -> int:
+        return run(settings, lambda mine: console.print(views.facts(_hello(mine).items())))
+
+    return Stream(lines, show)
+
+
+def _hello(mine: Connection) -> dict[str, str]:
+    return {
+        "url": mine.url,
+        "docs": f"{mine.url}/docs",
+        "key": mine.key or "one of yours: the first one is not kept here",
+    }
+
+
+@command(app)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
+) -> Stream:
+    """Run the API alone, as containers do. The database must be migrated."""
+    settings = _settings(host=host, port=port)
+    from app.cli.embedded import serve as run
+
+    return Stream(lambda tell: run(settings), lambda console: run(settings))
+
+
+@command(app)
+def migrate() -> Answer:
+    """Bring the database to the newest schema."""
+    settings = _settings()
+    from app.core.migrate import upgrade
+
+    upgrade(settings.resolved_database_url)
+    return Answer(
+        {"object": "migration", "migrated": True}, lambda console: console.print("the database is up to date")
+    )
+
+
+@command(app)
+def doctor() -> Answer:
+    """Say what this machine can do, what is missing, and what that means."""
+    _settings()
+    from app.cli.doctor import examine, view
+
+    checks = examine()
+    broken = any(check.state == "broken" for check in checks)
+    return Answer(checks, views.show(view(checks)), code=1 if broken else 0)
+
+
+def _settings(**changes: object) -> Settings:
+    """Settings with what the command line says, which the worker inherits too. Raises `BadRequest`."""
+    from pydantic import ValidationError
+
+    from app.core.settings import Settings
+
+    os.environ |= {f"STILLHOUSE_{name.upper()}": str(value) for name, value in changes.items() if value is not None}
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = (": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
+        raise BadRequest("; ".join(lines)) from None

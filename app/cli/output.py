@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -34,9 +34,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stream:
-    """A result that comes bit by bit. Both functions run to the end of it and give the exit code."""
+    """A result that comes bit by bit. Both functions run to its end and give the exit code; `lines` tells documents."""
 
-    lines: Callable[[], Generator[Any, None, int]]
+    lines: Callable[[Callable[[Any], None]], int]
     show: Callable[[Console], int]
 
 
@@ -62,7 +62,7 @@ def _run(function: Callable[[], Answer | Stream], as_json: bool) -> int:
     try:
         answer = function()
         if isinstance(answer, Stream):
-            return _print_lines(answer.lines()) if as_json else answer.show(out)
+            return answer.lines(print_json) if as_json else answer.show(out)
         if as_json:
             print_json(answer.data, indent=2)
         else:
@@ -76,14 +76,6 @@ def _run(function: Callable[[], Answer | Stream], as_json: bool) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _print_lines(lines: Generator[Any, None, int]) -> int:
-    while True:
-        try:
-            print_json(next(lines))
-        except StopIteration as end:
-            return int(end.value)
 
 
 def print_json(data: Any, indent: int | None = None) -> None:

@@ -1,0 +1,184 @@
+"""The whole service on this machine: the API in this process, and one worker as its child."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from app.cli import connection
+from app.cli.connection import Connection
+from app.cli.errors import ClientError
+from app.core import migrate
+from app.core.settings import Settings
+from app.main import create_app
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger("stillhouse.up")
+LONGEST_PAUSE_SECONDS = 30.0
+HEALTHY_SECONDS = 60.0
+"""A worker that lived so long is restarted at once when it dies."""
+FIRST_KEY_FILE = "key"
+LAST_WORDS_SECONDS = 5
+"""Time that open requests get when the service stops."""
+
+
+class CannotStart(ClientError):
+    """The service can't start on this machine as it is set up."""
+
+    code = "cannot_start"
+
+
+def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
+    """Run API and worker until SIGINT or SIGTERM; `announce` is called once requests are answered.
+
+    The worker is stopped first, so that it can still hand its job back; a second signal kills it.
+    """
+    migrate.upgrade(settings.resolved_database_url)
+    with listen(settings) as listener:
+        return asyncio.run(_run(settings, listener, announce))
+
+
+def serve(settings: Settings) -> int:
+    """Run the API alone, until SIGINT or SIGTERM."""
+    config = _config(create_app(settings))
+    with listen(settings) as listener:
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Take the port that the settings ask for. Raises `CannotStart`."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise CannotStart(f"can't listen on {settings.host} port {settings.port}: {error.strerror}") from None
+    return listener
+
+
+def address(host: str, port: int) -> str:
+    """URL by which clients on this machine reach a listener."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{reachable}:{port}"
+
+
+def _own_key(settings: Settings) -> str | None:
+    """The key for this machine's clients: the configured one, or the first one, which the API keeps in its folder."""
+    if settings.bootstrap_key is not None:
+        return settings.bootstrap_key.get_secret_value()
+    path = settings.data_dir.expanduser() / FIRST_KEY_FILE
+    return path.read_text().strip() if path.is_file() else None
+
+
+async def _run(settings: Settings, listener: socket.socket, announce: Callable[[Connection], None]) -> int:
+    server = _Server(_config(create_app(settings)))
+    worker = _Worker()
+    signals = _signals()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    starting = asyncio.create_task(server.ready.wait())
+    try:
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not server.ready.is_set():
+            await serving
+            raise CannotStart("the API did not start; its log says why")
+        mine = Connection(url=address(*listener.getsockname()[:2]), key=_own_key(settings) or "")
+        if mine.key:
+            connection.write(settings.data_dir, mine)
+        minding = asyncio.create_task(worker.mind())
+        announce(mine)
+        stopping = asyncio.create_task(signals.wait())
+        await asyncio.wait({serving, minding, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        signals.clear()
+        await worker.stop(again=signals)
+        minding.cancel()
+    finally:
+        starting.cancel()
+        server.should_exit = True
+        await serving
+    return 0
+
+
+def _signals() -> asyncio.Event:
+    """An event that is set whenever SIGINT or SIGTERM comes in."""
+    arrived = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, arrived.set)
+    return arrived
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it answers, and leaves the signals to its owner."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_WORDS_SECONDS)
+
+
+class _Worker:
+    """The child process that runs jobs; started again when it dies."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    async def mind(self) -> None:
+        pause = 1.0
+        clock = asyncio.get_running_loop().time
+        while not self._stopping:
+            begin = clock()
+            self._process = await _start_worker()
+            code = await self._process.wait()
+            if self._stopping:
+                return
+            pause = 1.0 if clock() - begin > HEALTHY_SECONDS else min(pause * 2, LONGEST_PAUSE_SECONDS)
+            log.error("the worker ended with code %s; it is started again in %.0f s", code, pause)
+            await asyncio.sleep(pause)
+
+    async def stop(self, again: asyncio.Event) -> None:
+        """Let the worker save its job and leave; a signal meanwhile kills it."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        gone, impatient = asyncio.create_task(process.wait()), asyncio.create_task(again.wait())
+        await asyncio.wait({gone, impatient}, return_when=asyncio.FIRST_COMPLETED)
+        impatient.cancel()
+        if not gone.done():
+            process.kill()
+            await gone
+
+
+async def _start_worker() -> asyncio.subprocess.Process:
+    # A session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the worker in order.
+    command = (sys.executable, "-m", "worker", "--parent", str(os.getpid()))
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+    )

@@ -1,0 +1,250 @@
+"""A whole distillation over HTTP, from data to a measured model. Run by `make demo`.
+
+Starts Stillhouse on a free loopback port, uploads real images, trains a teacher, distils small students and trains the
+same students alone, downloads them all and measures them in a process of their own that knows nothing of Stillhouse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from digits import DataFiles, write_digits
+from rich.console import Console
+from rich.table import Table
+
+from app.cli import views
+from app.cli.board import follow
+from app.cli.client import Client, ClientError
+from app.cli.objects import File, Job
+
+READER = Path(__file__).with_name("onnx_reader.py")
+START_SECONDS = 60
+STOP_SECONDS = 30
+STUDENT = {"architecture": "mlp", "hidden": [16]}
+TEACHER = {"architecture": "mlp", "hidden": [512, 256]}
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+class Figures(NamedTuple):
+    """What was measured of one model."""
+
+    parameters: int
+    bytes: int
+    accuracy: float
+    ece: float
+    agreement: float
+    latency_ms: float
+
+
+def main() -> int:
+    options = parse_options()
+    start = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with service(options.output) as client:
+            run(client, options)
+    except KeyboardInterrupt:
+        console.print("Interrupted; the service was stopped.")
+        return 130
+    except (DemoError, ClientError) as error:
+        console.print(f"The demo failed: {error}", markup=False)
+        console.print(f"The service's log: {options.output / 'service.log'}")
+        return 1
+    console.print(f"Done in {time.monotonic() - start:.0f} s. The models and their reports lie in {options.output}")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Distils a model over HTTP and measures the result.")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for all that is made")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each student")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of each student")
+    parser.add_argument("--teacher-epochs", type=int, default=30)
+    return parser.parse_args()
+
+
+@contextmanager
+def service(output: Path) -> Iterator[Client]:
+    """Run `stillhouse up` on a free port, with its data under `output`; stopped whatever happens."""
+    output.mkdir(parents=True, exist_ok=True)
+    command = [Path(sys.executable).with_name("stillhouse"), "up", "--port", "0", "--json"]
+    mine = {"STILLHOUSE_DATA_DIR": str((output / "service").resolve())}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STILLHOUSE_")}
+    with (output / "service.log").open("w") as log:
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, env=clean | mine, text=True, start_new_session=True
+        )
+        try:
+            hello = read_hello(server)
+            console.print(f"Stillhouse runs at {hello['url']} (its pages: {hello['docs']})")
+            with Client(hello["url"], hello["key"]) as client:
+                yield client
+        finally:
+            stop(server)
+
+
+def read_hello(server: subprocess.Popen[str]) -> dict[str, str]:
+    """The line of JSON that the service prints once it answers."""
+    assert server.stdout is not None
+    timer = signal.signal(signal.SIGALRM, lambda *_: server.kill())
+    signal.alarm(START_SECONDS)
+    line = server.stdout.readline()
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, timer)
+    if not line:
+        raise DemoError(f"the service did not start (exit code {server.wait()})")
+    return json.loads(line)
+
+
+def stop(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def run(client: Client, options: argparse.Namespace) -> None:
+    """Teacher, students, download, measurement, table."""
+    paths = write_digits(options.output / "data")
+    many, few, test = (client.upload(path) for path in paths)
+    console.print(
+        f"Uploaded 1,297 images for the teacher, {views.size(few.size)} with 200 for the students, 500 to test on"
+    )
+
+    console.print("\nThe teacher learns from all labels:")
+    [teacher] = finish(client, [client.submit(teacher_job(many, test, options.teacher_epochs))])
+    assert teacher.model_id is not None
+    console.print("\nThe students learn from 200 labels, distilled and alone:")
+    seeds = range(options.seeds)
+    distilled = [student_job(few, test, options.epochs, seed, teacher.model_id) for seed in seeds]
+    alone = [student_job(few, test, options.epochs, seed) for seed in seeds]
+    students = finish(client, [client.submit(spec) for spec in distilled + alone])
+
+    console.print("\nDownloading, and measuring with ONNX Runtime in a process of its own:")
+    folder = options.output / "models"
+    reference = fetch(client, teacher, folder)
+    figures = [measure(client, job, fetch(client, job, folder), paths, reference) for job in (teacher, *students)]
+    report(figures[:1], figures[1 : 1 + options.seeds], figures[1 + options.seeds :])
+    (options.output / "figures.json").write_text(json.dumps([figure._asdict() for figure in figures], indent=2))
+
+
+def teacher_job(many: File, test: File, epochs: int) -> dict[str, Any]:
+    return {
+        "name": "teacher",
+        "data": {"train": many.id, "eval": test.id},
+        "student": TEACHER,
+        "recipe": {
+            "losses": [{"kind": "cross-entropy"}],
+            "optimizer": {"kind": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+            "schedule": {"kind": "cosine"},
+            "epochs": epochs,
+            "batch_size": 64,
+        },
+        "evaluation": {"every_epochs": 10},
+        "seed": 0,
+    }
+
+
+def student_job(few: File, test: File, epochs: int, seed: int, teacher: str | None = None) -> dict[str, Any]:
+    """The same student with the same recipe; only the teacher, and the loss that learns from it, differ."""
+    nkd = [{"kind": "nkd", "gamma": 1.5, "temperature": 2.0}] if teacher else []
+    return {
+        "name": f"{'distilled' if teacher else 'alone'}-{seed}",
+        "data": {"train": few.id, "eval": test.id, "classes": 10},
+        "teacher": {"model": teacher} if teacher else None,
+        "student": STUDENT,
+        "recipe": {
+            "losses": [{"kind": "cross-entropy"}, *nkd],
+            "optimizer": {"kind": "adamp", "lr": 1e-2},
+            "schedule": {"kind": "cosine"},
+            "epochs": epochs,
+            "batch_size": 32,
+        },
+        "evaluation": {"every_epochs": 25},
+        "seed": seed,
+    }
+
+
+def finish(client: Client, jobs: Sequence[Job]) -> list[Job]:
+    """Show the jobs to their end; all must succeed."""
+    ended = follow(client, jobs, console, events=False)
+    for job in ended:
+        if job.status != "succeeded":
+            raise DemoError(f"{job.name}: {views.failure(job)}")
+    return ended
+
+
+def fetch(client: Client, job: Job, folder: Path) -> Path:
+    """Download a job's bundle; the client verifies each file's sha256."""
+    bundle = folder / str(job.name)
+    for artifact in client.artifacts(job.id):
+        client.download(job.id, artifact.name, bundle)
+    return bundle
+
+
+def measure(client: Client, job: Job, bundle: Path, data: DataFiles, teacher: Path) -> Figures:
+    """Figures of a bundle from a fresh, isolated interpreter."""
+    command = [sys.executable, "-I", READER, bundle, data.test, teacher]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise DemoError(f"ONNX Runtime could not read {bundle}: {result.stderr.strip()}")
+    console.print(f"  {bundle}: sha256 verified, measured", markup=False, soft_wrap=True)
+    model = client.model(str(job.model_id))
+    return Figures(model.parameters, (bundle / "model.onnx").stat().st_size, **json.loads(result.stdout))
+
+
+def report(teacher: Sequence[Figures], distilled: Sequence[Figures], alone: Sequence[Figures]) -> None:
+    """Print the table of this run, and what it says."""
+    table = Table("", "parameters", "ONNX file", "accuracy", "ECE", "agrees with teacher", "CPU latency p50")
+    for name, runs in (("teacher", teacher), ("student, distilled", distilled), ("student, alone", alone)):
+        table.add_row(
+            name,
+            f"{runs[0].parameters:,}",
+            views.size(runs[0].bytes),
+            spread([run.accuracy * 100 for run in runs], " %"),
+            spread([run.ece * 100 for run in runs], " %"),
+            spread([run.agreement * 100 for run in runs], " %"),
+            f"{statistics.median(run.latency_ms for run in runs):.3f} ms",
+        )
+    console.print()
+    console.print(table, width=None if console.is_terminal else 120)
+    console.print(
+        f"Mean ± standard deviation over {len(distilled)} seeds; 500 test images that no model was trained on."
+    )
+    console.print(verdict([run.accuracy * 100 for run in distilled], [run.accuracy * 100 for run in alone]))
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}{unit}"
+
+
+def verdict(distilled: Sequence[float], alone: Sequence[float]) -> str:
+    """What the accuracies say, and no more."""
+    gain = statistics.mean(distilled) - statistics.mean(alone)
+    if gain <= 0:
+        return f"In this run distillation did not help: {-gain:.1f} points less than the same student alone."
+    if min(distilled) > max(alone):
+        return f"Distillation gained {gain:.1f} points; the worst distilled student beats the best one alone."
+    return f"Distillation gained {gain:.1f} points on average, but single runs overlap."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
