@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from app.recipe.model import ImageInput
@@ -73,7 +74,7 @@ def feed_forward_width(student: Vit) -> int:
 
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden, classes]
-    for fan_in, outputs in zip(widths, widths[1:], strict=False):
+    for fan_in, outputs in pairwise(widths):
         tally.layer(fan_in, outputs, bias=True)
 
 
@@ -149,7 +150,7 @@ def _transformer_block(width: int, hidden: int, tokens: int, tally: _Tally) -> N
 
 
 def _positions(image: ImageInput, stage: int) -> int:
-    shrink = 2**stage
+    shrink = 1 << stage
     return -(-image.height // shrink) * -(-image.width // shrink)
 
 

@@ -1,7 +1,7 @@
 """Reads NumPy archives (`.npz`) that strangers made.
 
-An archive is a zip file of arrays. Nothing that it claims is believed before it is checked: pickled objects are refused,
-sizes are capped by claim and by what really comes out, and nothing is unpacked to disk.
+An archive is a zip file of arrays. Nothing that it claims is believed before it is checked: pickled objects are
+refused, sizes are capped by claim and by what really comes out, and nothing is unpacked to disk.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.checks import Archive, InputFacts, Problem, find_problems
+from app.recipe.checks import InputFacts, Problem, find_problems
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
@@ -35,8 +35,8 @@ class ImageTask(NamedTuple):
     """Oddities worth a warning."""
 
 
-def load_images(job: JobSpec, inputs: Mapping[str, Path], teacher: ModelConfig | None) -> ImageTask:
-    """Read and check the data of `job`; `inputs` maps its references to files.
+def load_images(job: JobSpec, inputs: Mapping[str, Path], teacher: ModelConfig | None, seed: int) -> ImageTask:
+    """Read and check the data of `job`; `inputs` maps its references to files, `seed` decides what is held out.
 
     Raises UserError naming the field, the index and the value at fault.
     """
@@ -46,7 +46,7 @@ def load_images(job: JobSpec, inputs: Mapping[str, Path], teacher: ModelConfig |
     arrays = {param: _read(data, inputs[name], param) for param, name in _references(data).items()}
     classes = _classes(data, teacher, [labels for _, labels in arrays.values()])
     samples = {param: _tensors(*pair, data, classes, param) for param, pair in arrays.items()}
-    train, evaluation = _split(samples, data, job.seed or 0)
+    train, evaluation = _split(samples, data, seed)
     model = ModelConfig(
         architecture=job.student,
         input=_image_input(train.images),
@@ -145,8 +145,5 @@ def _image_input(images: Tensor) -> ImageInput:
 
 
 def _missing_classes(labels: Tensor, classes: int) -> list[str]:
-    present = len(labels.unique())
+    present = len(torch.unique(labels))
     return [] if present == classes else [f"only {present} of {classes} classes have a training sample"]
-
-
-__all__ = ["Archive", "ImageTask", "fit_preprocessing", "load_images"]

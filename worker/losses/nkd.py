@@ -40,6 +40,6 @@ def _of(column: Tensor, logits: Tensor) -> Tensor:
 
 
 def _without(column: Tensor, logits: Tensor) -> Tensor:
-    """Log-softmax over the classes other than `column`, in whose place stands -inf for the sum and 0 for the product."""
+    """Log-softmax over the classes other than `column`, which is -inf in the sum and 0 in the result."""
     others = torch.ones_like(logits, dtype=torch.bool).scatter_(-1, column, False)
     return F.log_softmax(logits.masked_fill(~others, -torch.inf), dim=-1).masked_fill(~others, 0.0)

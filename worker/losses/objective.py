@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import LossTerm
-from worker.losses import Term, build_term
-from worker.losses.base import IGNORED, Rows
+from worker.losses import build_term
+from worker.losses.base import IGNORED, Rows, Term
 
 TOTAL = "loss"
 

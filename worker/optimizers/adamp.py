@@ -15,9 +15,9 @@ from worker.optimizers.projection import project
 class AdamP(torch.optim.Optimizer):
     """Adam with decoupled weight decay, whose update loses its radial part on scale-invariant weights.
 
-    Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw gradient
-    and the undecayed weights; the decay comes next, the step last. State per parameter: `step` (float32 scalar on the
-    CPU), `exp_avg`, `exp_avg_sq`.
+    Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw
+    gradient and the undecayed weights; the decay comes next, the step last. State per parameter: `step` (float32
+    scalar on the CPU), `exp_avg`, `exp_avg_sq`.
     """
 
     def __init__(

@@ -21,9 +21,9 @@ def project(
 ) -> tuple[Tensor, Tensor | float]:
     """Project `update` if `weight` looks scale-invariant: (update, factor of the weight decay).
 
-    A gradient orthogonal to the weights is the mark of scale invariance. It is looked for per output channel first, then
-    over the whole tensor; tensors of fewer than two dimensions are left alone. The choice stays on the device: both
-    views are computed, because reading the outcome would stall a GPU once per tensor.
+    A gradient orthogonal to the weights is the mark of scale invariance. It is looked for per output channel first,
+    then over the whole tensor; tensors of fewer than two dimensions are left alone. The choice stays on the device:
+    both views are computed, because reading the outcome would stall a GPU once per tensor.
     """
     if weight.ndim <= 1 or weight.numel() == 0:
         return update, 1.0
@@ -32,7 +32,8 @@ def project(
     projected = torch.where(
         channel.fires, channel.update.view_as(update), torch.where(layer.fires, layer.update.view_as(update), update)
     )
-    return projected, torch.where(channel.fires | layer.fires, wd_ratio, 1.0).to(weight.dtype)
+    fires = (channel.fires | layer.fires).to(weight.dtype)
+    return projected, 1.0 - (1.0 - wd_ratio) * fires
 
 
 def _view(weight: Tensor, gradient: Tensor, update: Tensor, rows: int, delta: float, eps: float) -> _View:

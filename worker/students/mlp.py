@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from app.recipe.model import ImageInput
@@ -12,7 +14,7 @@ def build(student: Mlp, image: ImageInput, classes: int) -> nn.Module:
     """Linear layers with ReLU between them over the flattened image (C, H, W)."""
     widths = [image.channels * image.height * image.width, *student.hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [_hidden(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 

@@ -1,0 +1,41 @@
+"""`python -m worker.trainer job.yaml --out FOLDER` trains alone; `--spare` waits warm for a supervisor's `Start`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run either form; the exit code."""
+    arguments = _parser().parse_args()
+    if arguments.spare:
+        return _serve(arguments.parent)
+    if arguments.job is None or arguments.out is None:
+        _parser().error("a job file and --out are needed")
+    from worker.trainer.standalone import train_file  # torch takes seconds: not for --help
+
+    return train_file(arguments.job, arguments.out)
+
+
+def _serve(parent: int | None) -> int:
+    from worker.trainer.parent import die_with_parent
+    from worker.trainer.service import Channel, serve
+
+    die_with_parent(parent)
+    serve(Channel())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker.trainer", description=__doc__)
+    parser.add_argument("job", nargs="?", type=Path, help="job file, YAML or JSON; its references are relative paths")
+    parser.add_argument("--out", type=Path, help="folder for checkpoints and bundle; used again, training resumes")
+    parser.add_argument("--spare", action="store_true", help="speak the supervisor's protocol on stdin and stdout")
+    parser.add_argument("--parent", type=int, metavar="PID", help="leave at once unless this is the parent process")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

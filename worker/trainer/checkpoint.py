@@ -1,0 +1,169 @@
+"""Saves all that makes the next step, as safetensors and JSON, so that a resumed run takes the same steps.
+
+A checkpoint is a folder `step-N`: `state.safetensors` with every tensor (student, EMA, optimizer, random states) and
+`checkpoint.json` with the rest and the digest of the tensors. It is written under another name, synced, then renamed:
+a folder that has its name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from app.recipe.job import JobSpec
+from worker.trainer.state import TrainState
+
+KEPT = 2
+"""Checkpoints left on disk: the newest may be cut short by the death of the machine."""
+TENSORS = "state.safetensors"
+RECORD = "checkpoint.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that can't be continued from; the text says why."""
+
+
+class Record(BaseModel):
+    """Content of `checkpoint.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    """Version of this layout; others are refused."""
+    job: str
+    """Digest of what the job says about training."""
+    train_samples: int
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    groups: list[dict[str, Any]]
+    """Settings of the optimizer's parameter groups."""
+    sha256: str
+    """Of the file of tensors."""
+
+
+def training_digest(job: JobSpec) -> str:
+    """Digest of the parts of a job that decide the weights; its name or its resources may change between attempts."""
+    free = {"name": True, "labels": True, "resources": True, "priority": True, "export": True, "evaluation": True}
+    content = job.model_dump(mode="json", exclude={**free, "recipe": {"checkpoint"}})
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def save(state: TrainState, job: JobSpec, train_samples: int, root: Path) -> Path:
+    """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one."""
+    root.mkdir(parents=True, exist_ok=True)
+    draft, final = root / f".step-{state.step}", root / f"step-{state.step}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    optimizer = state.optimizer.state_dict()
+    save_file(_tensors(state, optimizer), draft / TENSORS)
+    record = Record(
+        job=training_digest(job),
+        train_samples=train_samples,
+        step=state.step,
+        seconds=state.seconds,
+        groups=optimizer["param_groups"],
+        sha256=_digest(draft / TENSORS),
+    )
+    (draft / RECORD).write_text(record.model_dump_json(indent=2), encoding="utf-8")
+    for path in (draft / TENSORS, draft / RECORD, draft):
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    _sync(root)
+    _prune(root, state.step)
+    return final
+
+
+def saved(root: Path) -> list[Path]:
+    """Checkpoints under `root`, newest first."""
+    folders = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(folders, key=_step_of, reverse=True)
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a whole and sound checkpoint; raises CheckpointError."""
+    try:
+        record = Record.model_validate_json((folder / RECORD).read_bytes())
+        digest = _digest(folder / TENSORS)
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"checkpoint {folder.name} is incomplete, corrupt, or of another format") from error
+    if digest != record.sha256:
+        raise CheckpointError(f"checkpoint {folder.name} is corrupt: {TENSORS} does not have the recorded digest")
+    return record
+
+
+def restore(state: TrainState, job: JobSpec, train_samples: int, folder: Path) -> None:
+    """Bring `state`, fresh from the same job, to where it was when `folder` was saved; raises CheckpointError."""
+    record = read_record(folder)
+    if record.job != training_digest(job) or record.train_samples != train_samples:
+        raise CheckpointError(f"checkpoint {folder.name} belongs to another job or to other data")
+    try:
+        _load(state, load_file(folder / TENSORS), record.groups)
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
+    state.step, state.seconds = record.step, record.seconds
+
+
+def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
+    named = {f"student/{name}": tensor for name, tensor in state.student.state_dict().items()}
+    if state.ema is not None:
+        named |= {f"ema/{name}": tensor for name, tensor in state.ema.model.state_dict().items()}
+    for index, values in optimizer["state"].items():
+        named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    named["rng/cpu"] = torch.get_rng_state()
+    if next(state.student.parameters()).is_cuda:
+        named["rng/cuda"] = torch.cuda.get_rng_state()
+    return {name: tensor.detach().contiguous() for name, tensor in named.items()}
+
+
+def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    state.student.load_state_dict(_under("student/", tensors))
+    if state.ema is not None:
+        state.ema.model.load_state_dict(_under("ema/", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer/", tensors).items():
+        index, _, key = name.partition("/")
+        moments.setdefault(int(index), {})[key] = tensor
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _prune(root: Path, newest: int) -> None:
+    """Later steps than the newest were left by a run that was given up."""
+    folders = saved(root)
+    past = [folder for folder in folders if _step_of(folder) <= newest]
+    for folder in set(folders) - set(past[:KEPT]):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

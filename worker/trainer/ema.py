@@ -1,0 +1,33 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+
+from worker.students.classifier import Classifier
+
+
+class Ema:
+    """Average over the steps done, with weights that fall by `decay` per step back in time.
+
+    It is normalised to the steps there are, as Adam's moments are, so the random initial weights have no part in it.
+    The statistics of batch norm are averaged like the weights; integer buffers are copied.
+    """
+
+    def __init__(self, student: Classifier, decay: float) -> None:
+        self.decay = decay
+        self.model = deepcopy(student).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, student: Classifier, step: int) -> None:
+        """Take in the weights after optimizer step `step`, counted from 1."""
+        share = (1 - self.decay) / (1 - self.decay**step)
+        averages, values = self.model.state_dict().values(), student.state_dict().values()
+        pairs = list(zip(averages, values, strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], share)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)

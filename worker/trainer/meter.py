@@ -1,0 +1,48 @@
+"""Collects what the steps measure without waiting for the device, and reads it once in a while."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worker.errors import UserError
+
+
+class Meter:
+    """Values of the steps since the last reading, still on the device."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Tensor]] = []
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take in the values of one step."""
+        self._rows.append(values)
+
+    def read(self, step: int) -> dict[str, float]:
+        """Mean of every value since the last reading; `step` is the number of the newest step. Raises as `check`."""
+        if not self._rows:
+            return {}
+        names, means = list(self._rows[0]), self.check(step).double().mean(0).tolist()
+        self._rows = []
+        return dict(zip(names, means, strict=True))
+
+    def check(self, step: int) -> Tensor:
+        """Table (steps, values) since the last reading, which stays unread.
+
+        Raises UserError (`nan_loss`) naming the first step with a value that is not finite. One transfer from the
+        device, however many steps there were.
+        """
+        if not self._rows:
+            return torch.empty(0, 0)
+        names = list(self._rows[0])
+        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._rows]).cpu()
+        _refuse_non_finite(table, names, step - len(self._rows) + 1)
+        return table
+
+
+def _refuse_non_finite(table: Tensor, names: list[str], first: int) -> None:
+    wrong = (~table.isfinite()).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        what = f"{names[column]} became {table[row, column].item()} at step {first + row}"
+        raise UserError("nan_loss", f"training diverged: {what}; try a lower learning rate", "recipe.optimizer.lr")

@@ -1,0 +1,150 @@
+"""The trainer without the service: a job file, a folder, and a person who looks on."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from app.recipe.documents import DocumentError, parse
+from app.recipe.job import MAX_SEED, JobSpec
+from worker.protocol import Assignment, CheckpointSaved, Failed, Log, Message, Metrics, PhaseBegan, Progress, Stopped
+from worker.trainer import checkpoint
+from worker.trainer.machine import make_deterministic
+from worker.trainer.run import run
+from worker.trainer.service import ASSIGNMENT
+from worker.trainer.watch import CHECKPOINTS
+
+SECONDS_BETWEEN_LINES = 1.0
+EXIT_FAILED, EXIT_INVALID, EXIT_STOPPED = 1, 2, 130
+
+
+class InvalidJob(Exception):
+    """The job file can't be run; the text says why."""
+
+
+def train_file(job_file: Path, out: Path) -> int:
+    """Run the job of `job_file` into `out`, from the newest sound checkpoint there; the exit code."""
+    try:
+        assignment = prepare(job_file, out)
+    except InvalidJob as error:
+        _say(f"{job_file}: {error}")
+        return EXIT_INVALID
+    make_deterministic()
+    word = run(assignment, out, Screen().show, _stop_on_interrupt())
+    if isinstance(word, Failed):
+        _say(f"failed ({word.fault}, {word.code}): {word.message}")
+        return EXIT_FAILED
+    if isinstance(word, Stopped):
+        _say(f"stopped at step {word.step}; run again to continue")
+        return EXIT_STOPPED
+    _say(f"finished: {out / 'bundle'}")
+    return 0
+
+
+def prepare(job_file: Path, out: Path) -> Assignment:
+    """Write `out/assignment.json` for a job file whose references are paths relative to it; raises InvalidJob.
+
+    A seed that had to be drawn is kept when the same folder is used again.
+    """
+    job = _read_job(job_file)
+    out.mkdir(parents=True, exist_ok=True)
+    if job.seed is None:
+        job = job.model_copy(update={"seed": _earlier_seed(out) or secrets.randbelow(MAX_SEED) + 1})
+    names = [job.data.train, job.data.eval, job.teacher.model if job.teacher else None]
+    inputs = {name: str((job_file.parent / name).resolve()) for name in names if name is not None}
+    missing = [name for name, path in inputs.items() if not Path(path).exists()]
+    if missing:
+        raise InvalidJob(f"there is no {missing[0]} beside the job file")
+    newest = _newest_sound(out / CHECKPOINTS)
+    resume = str(newest.relative_to(out)) if newest else None
+    assignment = Assignment(spec=job, inputs=inputs, resume=resume)
+    (out / ASSIGNMENT).write_text(assignment.model_dump_json(indent=2), encoding="utf-8")
+    return assignment
+
+
+class Screen:
+    """Prints what the trainer says, one short line each, on stderr."""
+
+    def __init__(self) -> None:
+        self._next = float("-inf")
+        self._loss = float("nan")
+
+    def show(self, message: Message) -> None:
+        """Print `message` if it is worth a line now."""
+        if isinstance(message, Metrics):
+            self._loss = message.values.get("train/loss", self._loss)
+        if isinstance(message, Progress):
+            if time.monotonic() < self._next and message.step < message.total_steps:
+                return
+            self._next = time.monotonic() + SECONDS_BETWEEN_LINES
+        if line := self._line(message):
+            _say(line)
+
+    def _line(self, message: Message) -> str | None:
+        match message:
+            case Progress():
+                rate = f"{message.samples_per_second:.0f} samples/s"
+                left = f"{message.seconds_left or 0:.0f} s left"
+                return f"step {message.step}/{message.total_steps}  loss {self._loss:.4f}  {rate}  {left}"
+            case Metrics():
+                shown = [f"{name} {value:.4f}" for name, value in message.values.items() if name.startswith("eval/")]
+                return f"step {message.step}  " + "  ".join(shown) if shown else None
+            case PhaseBegan():
+                return message.phase
+            case CheckpointSaved():
+                return f"saved {message.path}"
+            case Log():
+                return f"{message.level}: {message.message}"
+        return None
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _read_job(job_file: Path) -> JobSpec:
+    try:
+        return JobSpec.model_validate_json(json.dumps(parse(job_file.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, DocumentError) as error:
+        raise InvalidJob(str(error)) from error
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise InvalidJob("; ".join(lines)) from error
+
+
+def _earlier_seed(out: Path) -> int | None:
+    try:
+        return Assignment.model_validate_json((out / ASSIGNMENT).read_bytes()).spec.seed
+    except (OSError, ValidationError):
+        return None
+
+
+def _newest_sound(root: Path) -> Path | None:
+    for folder in checkpoint.saved(root):
+        try:
+            checkpoint.read_record(folder)
+        except checkpoint.CheckpointError as error:
+            _say(f"warning: {error}; trying an earlier one")
+        else:
+            return folder
+    return None
+
+
+def _stop_on_interrupt() -> Callable[[], bool]:
+    """The first interrupt asks for a checkpoint; the second one kills."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, ask)
+    return asked.is_set

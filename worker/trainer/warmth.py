@@ -1,0 +1,36 @@
+"""Pays ahead of time for what the first step would wait for: imports, thread pools, lazily loaded kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from app.recipe.job import Recipe
+from app.recipe.losses import CrossEntropy
+from app.recipe.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.optimizers import AdamW
+from app.recipe.plan import plan_training
+from app.recipe.students import CifarResNet
+from worker.data.batches import Batch, Batches
+from worker.losses.objective import Objective
+from worker.trainer import run  # noqa: F401  # all that a job needs is imported by it
+from worker.trainer.loop import Course, set_rate, take_step
+from worker.trainer.machine import make_deterministic
+from worker.trainer.state import initial_state
+
+
+def warm_up() -> None:
+    """Take one step of a tiny job on the CPU; CUDA stays untouched, for a spare must not hold a GPU's memory."""
+    make_deterministic()
+    cpu = torch.device("cpu")
+    recipe = Recipe(losses=[CrossEntropy()], optimizer=AdamW(), epochs=1, batch_size=2)
+    model = ModelConfig(
+        architecture=CifarResNet(depth=8, width=1),
+        input=ImageInput(channels=1, height=8, width=8),
+        preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
+        classes=2,
+    )
+    samples = Batch(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
+    course = Course(recipe, plan_training(recipe, 2), Batches(samples, 2, 0), Objective(recipe.losses), None, cpu)
+    state = initial_state(recipe, model, 0, cpu)
+    set_rate(course, state)
+    take_step(course, state, course.batches.at(0))
