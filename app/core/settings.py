@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """Time between two heartbeats; at most a quarter of the lease, so that single misses are harmless."""
     poll_seconds: Positive = 0.2
     """Time between two looks for work of a worker that polls."""
+    worker_tick_file: Path | None = None
+    """File that a worker touches while it looks for work or holds a lease, for probes of its health."""
     reaper_seconds: Positive = 5.0
     """Time between two rounds of the reaper."""
     retry_backoff_seconds: Positive = 5.0

@@ -82,11 +82,16 @@ class Orders(NamedTuple):
 class Progress(Protocol):
     """Where training stands; `worker.protocol.Progress` is one."""
 
-    step: int
-    total_steps: int
-    epoch: float
-    samples_per_second: float
-    seconds_left: float | None
+    @property
+    def step(self) -> int: ...
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def epoch(self) -> float: ...
+    @property
+    def samples_per_second(self) -> float: ...
+    @property
+    def seconds_left(self) -> float | None: ...
 
 
 async def claim(

@@ -1,0 +1,85 @@
+"""What one worker process holds open for all the attempts that it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from app.core.database import Database
+from app.core.settings import Settings
+from app.core.store import Store
+from worker.gpus import hold_gpu
+from worker.staging import Scratch
+from worker.trainer_process import Launch, SparePool, trainer_command
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a supervisor waits for what, in seconds."""
+
+    flush: float = 0.5
+    """Between two writes of progress and metrics."""
+    kill: float = 5.0
+    """From SIGTERM to SIGKILL."""
+    hang: float = 600.0
+    """Without a word from the trainer, before it is taken to hang; at least `hang_steps` of its usual steps."""
+    hang_steps: float = 20.0
+    store: float = 300.0
+    """For a store that can't be reached."""
+    retry: float = 0.5
+    """Between two tries to reach the database; the store is asked at doubling intervals that begin with this one."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One worker process: at most one attempt at a time runs in it."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    scratch: Scratch
+    spares: SparePool
+    queues: Sequence[str]
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the worker must leave: what runs is saved and handed back."""
+    patience: Patience = Patience()
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
+    """Names this process in leases; no later one has the same name."""
+
+    def tick(self) -> None:
+        """Show whoever watches the tick file that the worker is alive."""
+        if self.settings.worker_tick_file is not None:
+            self.settings.worker_tick_file.touch()
+
+
+@asynccontextmanager
+async def open_context(
+    settings: Settings,
+    queues: Sequence[str],
+    command: tuple[str, ...] | None = None,
+    patience: Patience = Patience(),
+) -> AsyncIterator[Context]:
+    """Open all that a worker needs, and begin to warm its first trainer up.
+
+    A worker that serves the queue `gpu` takes a GPU of its own for as long as it lives; any other hides all of them.
+    `command` starts trainers. Raises: `NoGpu`.
+    """
+    gpu = await hold_gpu(settings.scratch_dir / "gpus") if "gpu" in queues else None
+    launch = Launch(command or trainer_command(), gpu, settings.scratch_dir.parent / "cache")
+    database = Database(settings.resolved_database_url, settings.database_pool_size)
+    with Scratch(settings.scratch_dir) as scratch:
+        spares = SparePool(launch, scratch)
+        spares.refill()
+        try:
+            store = Store.from_settings(settings)
+            yield Context(settings, database, store, scratch, spares, queues, patience=patience)
+        finally:
+            await spares.close()
+            await database.close()
+            if gpu is not None:
+                gpu.lock.close()

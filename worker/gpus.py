@@ -1,0 +1,67 @@
+"""Which GPUs there are, and which is ours: one worker process, one GPU, held by a lock on a file.
+
+Trainers inherit the lock. So a GPU whose supervisor was killed stays taken until the last trainer on it has gone too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.staging import try_lock
+
+PROBE_SECONDS = 30.0
+
+
+class NoGpu(Exception):
+    """This machine has no GPU, or all of them are taken."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, held until the lock is closed; `uuid` is what `CUDA_VISIBLE_DEVICES` takes."""
+
+    uuid: str
+    lock: BinaryIO
+
+
+async def hold_gpu(locks: Path, patience_seconds: float = 10.0) -> Gpu:
+    """Take the first GPU that is free; `locks` is the folder of the lock files.
+
+    Waits a little, since the trainer of a worker that was killed takes a moment to go. Raises `NoGpu`.
+    """
+    found = await asyncio.to_thread(visible_gpus)
+    if not found:
+        raise NoGpu("the worker serves the queue gpu, but nvidia-smi finds no GPU that CUDA_VISIBLE_DEVICES allows")
+    until = time.monotonic() + patience_seconds
+    while (gpu := _free_gpu(found, locks)) is None:
+        if time.monotonic() > until:
+            raise NoGpu(f"all of the {len(found)} GPUs are taken by other workers")
+        await asyncio.sleep(0.2)
+    return gpu
+
+
+def _free_gpu(uuids: list[str], locks: Path) -> Gpu | None:
+    for uuid in uuids:
+        if (lock := try_lock(locks / uuid)) is not None:
+            return Gpu(uuid, lock)
+    return None
+
+
+def visible_gpus() -> list[str]:
+    """UUIDs of the GPUs that this process may use, in the driver's order; without importing torch or starting CUDA."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=index,uuid", "--format=csv,noheader"]
+    listing = subprocess.run(query, capture_output=True, text=True, timeout=PROBE_SECONDS)  # noqa: S603  # no input
+    rows = [[cell.strip() for cell in line.split(",")] for line in listing.stdout.splitlines()]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = None if allowed is None else set(allowed.split(","))
+    return [uuid for index, uuid in rows if wanted is None or {index, uuid} & wanted]

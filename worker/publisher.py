@@ -1,0 +1,108 @@
+"""Publishes what a trainer wrote: uploads the files, then makes the row that counts, under the lease's token.
+
+Keys contain the attempt, so an attempt that has lost its lease can only litter a folder of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from app.core.errors import Unavailable
+from app.jobs import leases
+from app.jobs.leases import LeaseLost, StoredFile
+from app.recipe.model import ModelConfig
+from worker.access import Access
+from worker.protocol import CheckpointSaved, Finished
+from worker.staging import file_within, files_within, safe_name
+
+BINARY = "application/octet-stream"
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Checkpoints and the bundle of one attempt, which lie below `folder`."""
+
+    def __init__(self, access: Access, folder: Path) -> None:
+        self._access, self._folder = access, folder
+        lease = access.lease
+        self._prefix = f"projects/{lease.project_id}/jobs/{lease.job_id}/a{lease.attempt}"
+        self._saved: list[CheckpointSaved] = []
+        self._more = asyncio.Event()
+        self._published_step = lease.checkpoint.step if lease.checkpoint else -1
+
+    def offer(self, saved: CheckpointSaved) -> None:
+        """A checkpoint lies complete on the disk."""
+        self._saved.append(saved)
+        self._more.set()
+
+    async def publish_checkpoints(self) -> NoReturn:
+        """Publish what is offered, for as long as this runs. Training goes on meanwhile."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            await self.publish_checkpoint()
+
+    async def publish_checkpoint(self) -> None:
+        """Publish the newest checkpoint. Older ones that wait with it have lost their use."""
+        if not self._saved or self._saved[-1].step <= self._published_step:
+            return
+        newest = self._saved[-1]
+        paths = files_within(self._folder, newest.path)
+        files = [await self._upload(path, f"checkpoints/step-{newest.step}/{path.name}", path.name) for path in paths]
+        superseded = await self._access.write(partial(leases.publish_checkpoint, step=newest.step, files=files))
+        self._published_step = newest.step
+        await self._remove_up_to(newest.step)
+        # A commit made twice, since its answer was lost, would count our own objects among the superseded.
+        await self._delete(set(superseded) - {file.key for file in files})
+
+    async def salvage(self) -> None:
+        """Publish the newest checkpoint if that is possible, at the end of an attempt that failed or was stopped."""
+        try:
+            await self.publish_checkpoint()
+        except LeaseLost:
+            raise
+        except Exception:
+            logger.warning("%s: the last checkpoint could not be saved", self._access.lease.job_id, exc_info=True)
+
+    async def publish_bundle(self, finished: Finished) -> None:
+        """Upload all artifacts, then publish them and the model and end the job, in one transaction."""
+        await self._access.write(partial(leases.begin_phase, phase="publishing"))
+        paths = {safe_name(item.name): file_within(self._folder, item.path) for item in finished.artifacts}
+        config, report = await asyncio.to_thread(_describe, paths)
+        artifacts = [
+            await self._upload(paths[item.name], f"artifacts/{item.name}", item.name, item.media_type)
+            for item in finished.artifacts
+        ]
+        made = {"config": config, "parameters": report["student"]["parameters"], "report": report}
+        await self._access.write(partial(leases.succeed, artifacts=artifacts, **made))
+
+    async def _upload(self, path: Path, key: str, name: str, media_type: str = BINARY) -> StoredFile:
+        upload = partial(self._access.store.upload, path, f"{self._prefix}/{key}")
+        stored = await self._access.patiently(upload)
+        return StoredFile(name, stored.key, stored.size, stored.sha256, media_type)
+
+    async def _remove_up_to(self, step: int) -> None:
+        done = [saved for saved in self._saved if saved.step <= step]
+        self._saved = [saved for saved in self._saved if saved.step > step]
+        for saved in done:
+            await asyncio.to_thread(shutil.rmtree, self._folder / saved.path, ignore_errors=True)
+
+    async def _delete(self, keys: set[str]) -> None:
+        try:
+            await self._access.store.delete(keys)
+        except Unavailable:
+            logger.warning("%s: superseded checkpoints stay in the store", self._access.lease.job_id, exc_info=True)
+
+
+def _describe(artifacts: dict[str, Path]) -> tuple[ModelConfig, dict[str, Any]]:
+    """What the bundle says of itself: its `config.json` and its `report.json`."""
+    config = ModelConfig.model_validate_json(artifacts["config.json"].read_bytes())
+    report: dict[str, Any] = json.loads(artifacts["report.json"].read_bytes())
+    return config, report

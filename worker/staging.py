@@ -1,0 +1,148 @@
+"""The folders a worker works in: made, filled from the store, checked, swept.
+
+Everything that a worker process writes lies in one folder of its own, which it holds locked. So the next worker on the
+machine can tell what a killed one left behind, whatever its process id or name has become since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from app.core.store import Store
+from app.jobs.leases import Lease, StoredFile
+from worker.protocol import Assignment
+
+LOCK = "lock"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class UnsafePath(Exception):
+    """A path that leads out of its folder, through a link, or to something that is no regular file."""
+
+
+class Scratch:
+    """This process's folder under `parent`. Opening one removes the folders of processes that are dead."""
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        parent = parent.resolve()
+        with _locked(parent / LOCK):  # nobody may sweep a folder that is made but not locked yet
+            for folder in parent.glob("worker-*"):
+                _sweep(folder)
+            self.path = Path(tempfile.mkdtemp(prefix="worker-", dir=parent))
+            self._lock = (self.path / LOCK).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+    def folder(self, *names: str) -> Path:
+        """A new, empty folder; what lay there before is removed."""
+        path = self.path.joinpath(*names)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove a process's folder if the process is gone."""
+    try:
+        with (folder / LOCK).open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    except OSError:
+        pass  # its owner died before it had locked the folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def stage(store: Store, lease: Lease, inputs: dict[str, list[StoredFile]], folder: Path) -> None:
+    """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
+
+    Raises: `Unavailable`, `MissingObject` or `Damaged` from the store; `OSError` when the disk is full.
+    """
+    staged: dict[str, str] = {}
+    for number, (reference, files) in enumerate(sorted(inputs.items())):
+        staged[reference] = await _stage_input(store, reference, files, folder, f"inputs/{number}")
+    if lease.checkpoint is not None:
+        await _fetch(store, lease.checkpoint.files, folder / "resume")
+    assignment = Assignment(spec=lease.spec, inputs=staged, resume="resume" if lease.checkpoint else None)
+    await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
+
+
+async def _stage_input(store: Store, reference: str, files: list[StoredFile], folder: Path, target: str) -> str:
+    """A model becomes a folder. A data file loses the name that its user gave it."""
+    if reference.startswith("model_"):
+        await _fetch(store, files, folder / target)
+        return target
+    path = f"{target}/data"
+    (file,) = files
+    await store.download(file.key, folder / path, sha256=file.sha256, size=file.size)
+    return path
+
+
+async def _fetch(store: Store, files: list[StoredFile], folder: Path) -> None:
+    for file in files:
+        await store.download(file.key, folder / safe_name(file.name), sha256=file.sha256, size=file.size)
+
+
+def safe_name(name: str) -> str:
+    """The name, if it can be nothing but one component of a path; raises `UnsafePath`."""
+    if not _NAME.fullmatch(name):
+        raise UnsafePath(f"{name!r} is not a plain file name")
+    return name
+
+
+def file_within(folder: Path, relative: str) -> Path:
+    """A regular file below `folder`, reached through no link; raises `UnsafePath`."""
+    path = _within(folder, relative)
+    if not path.is_file():
+        raise UnsafePath(f"{relative!r} is not a regular file")
+    return path
+
+
+def files_within(folder: Path, relative: str) -> list[Path]:
+    """The files of a flat folder below `folder`, by name; raises `UnsafePath`."""
+    inner = _within(folder, relative)
+    if not inner.is_dir():
+        raise UnsafePath(f"{relative!r} is not a folder")
+    return [file_within(inner, safe_name(path.name)) for path in sorted(inner.iterdir())]
+
+
+def _within(folder: Path, relative: str) -> Path:
+    root = folder.resolve()
+    path = root / relative
+    if path.resolve() != path or root not in path.parents:
+        raise UnsafePath(f"{relative!r} does not lie in the attempt's folder")
+    return path
+
+
+def try_lock(path: Path) -> BinaryIO | None:
+    """Take an exclusive lock that lasts until the file, and every copy that a child inherited, is closed; or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
