@@ -31,7 +31,7 @@ owner_has_gone = threading.Event()
 
 
 def mind_owner(server: subprocess.Popen[bytes], folder: str, stop_signal: signal.Signals) -> None:
-    said = sys.stdin.buffer.read()
+    said = os.read(sys.stdin.fileno(), 4)
     owner_has_gone.set()
     server.send_signal(stop_signal)
     try:
