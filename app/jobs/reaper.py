@@ -21,6 +21,8 @@ from app.jobs.tables import IdempotencyKey, Job, SweepLease
 BATCH = 100
 REDISPATCH_SECONDS = 60.0
 """A queued job of which the workers were last told longer ago than this is told of again: messages get lost."""
+STOP_SECONDS = 30.0
+"""Time that a worker which beats has after a deadline to hear of it and end the attempt itself."""
 LEASE_LOST = {
     "fault": "system",
     "code": "lease_lost",
@@ -81,8 +83,7 @@ class Reaper:
 
         Its next beat finds another token or status and so ends the trainer.
         """
-        late = now() - self.every_seconds * 2
-        overdue = select(Job).where(Job.status.in_(HELD), Job.deadline_at <= late)
+        overdue = select(Job).where(Job.status.in_(HELD), Job.deadline_at <= now() - STOP_SECONDS)
         for job in await session.scalars(_batch(overdue)):
             await self._take_away(session, job)
 
