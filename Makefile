@@ -1,0 +1,47 @@
+# Everything a clone needs: python >= 3.11, make, gcc. `make help` lists the targets.
+
+TORCH ?= 2.13.0
+# Where the CPU build of torch is taken from when pip's own indexes do not have it.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# More words for the command that a target runs, as in: make test ARGS="tests/worker -x"
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint bench pins clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with pinned dependencies (the other targets do so themselves)
+
+$(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh
+	@TORCH="$(TORCH)" TORCH_CPU_INDEX="$(TORCH_CPU_INDEX)" PYTHON="$(PYTHON)" sh scripts/setup.sh
+
+demo: $(READY) ## Distil a model over HTTP, from upload to downloaded weights, in about three minutes
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+up: $(READY) ## Run the service in the foreground: API, one worker, docs at /docs
+	@$(BIN)/stillhouse up $(ARGS)
+
+test: $(READY) ## Run every test, on servers that it starts itself
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## Measure speed and size, and print the table
+	@$(BIN)/python -m bench $(ARGS)
+
+pins: $(READY) ## Write the versions that are installed now to requirements/constraints.txt
+	@sh scripts/pins.sh
+
+clean: ## Remove .venv, caches and what the demo wrote; never data of a service
+	rm -rf .venv build dist *.egg-info demo-output
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
