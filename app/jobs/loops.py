@@ -13,7 +13,7 @@ from typing import Any
 
 from app.core.relay import relay
 from app.core.services import Services
-from app.files.service import expire_uploads
+from app.files.service import DELETE_OBJECTS, expire_uploads
 from app.jobs.reaper import Reaper
 
 RELAY_SECONDS = 0.25
@@ -29,14 +29,20 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
     reaper = Reaper(services.database, owner, settings.reaper_seconds, settings.retry_backoff_seconds)
 
     async def send(kind: str, payload: dict[str, Any]) -> None:
-        await services.dispatcher.dispatch(payload["job_id"], payload["queue"])
+        if kind == DELETE_OBJECTS:
+            await services.store.delete(payload["keys"])
+        else:
+            if kind == DELETE_OBJECTS:
+            await services.store.delete(payload["keys"])
+        else:
+            await services.dispatcher.dispatch(payload["job_id"], payload["queue"])
 
     async def tell() -> None:
         await relay(services.database, send)
 
     async def reap() -> None:
         if await reaper.sweep():
-            await expire_uploads(services.database, services.store)
+            await expire_uploads(services.database)
 
     tasks = [
         asyncio.create_task(_forever(tell, RELAY_SECONDS), name="relay"),
