@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware import Middleware
 
+from app.catalog import endpoints as catalog
 from app.core.database import Database
 from app.core.dispatch import make_dispatcher
 from app.core.health import Health, HealthCheck
@@ -19,7 +20,11 @@ from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import Store
+from app.files import endpoints as files
+from app.jobs import endpoints as jobs
 from app.jobs.loops import running_loops
+from app.jobs.reader import JobReader
+from app.models import endpoints as models
 from app.projects import endpoints as projects
 from app.projects.auth import KeyRing
 from app.projects.service import ensure_first_key
@@ -67,6 +72,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings))
     app.state.services = services
     app.state.health = HealthCheck(services)
+    app.state.job_reader = JobReader(database)
     app.state.key_ring = KeyRing(database, settings.secret_bytes)
     try:
         app.state.first_key = await ensure_first_key(database, settings)
@@ -98,13 +104,13 @@ def _open_routes() -> APIRouter:
     return router
 
 
-def _health(request: Request) -> HealthCheck:
+async def _health(request: Request) -> HealthCheck:
     check: HealthCheck = request.app.state.health
     return check
 
 
 def _resources() -> APIRouter:
     router = APIRouter()
-    for resource in (projects,):
+    for resource in (jobs, files, models, catalog, projects):
         router.include_router(resource.router)
     return router

@@ -62,7 +62,7 @@ class Slice(Generic[Row]):
         return self.view([show(row) for row in self.rows])
 
 
-def _cursor(
+async def _cursor(
     after: Annotated[str | None, Query(description="Id of the last thing seen.", pattern="^[a-z]+_[0-9a-z]+$")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Length of the page.")] = 20,
 ) -> Cursor:

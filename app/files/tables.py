@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
@@ -14,6 +14,7 @@ class File(Base):
     """A complete, verified file. It never changes."""
 
     __tablename__ = "files"
+    __table_args__ = (Index("ix_files_list", "project_id", "id"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -34,12 +35,13 @@ class Upload(Base):
     """A file on its way in, part by part."""
 
     __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_expiry", "status", "expires_at"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str] = mapped_column(String(255))
     status: Mapped[str] = mapped_column(String(16))
-    """`pending`, `completing`, `completed`, `cancelled` or `expired`."""
+    """`pending`, `completed`, `cancelled` or `expired`."""
     size: Mapped[int | None] = mapped_column(BigInteger)
     """Announced size of the whole, if it was."""
     sha256: Mapped[str | None] = mapped_column(String(64))

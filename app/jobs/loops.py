@@ -32,9 +32,6 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
         if kind == DELETE_OBJECTS:
             await services.store.delete(payload["keys"])
         else:
-            if kind == DELETE_OBJECTS:
-            await services.store.delete(payload["keys"])
-        else:
             await services.dispatcher.dispatch(payload["job_id"], payload["queue"])
 
     async def tell() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
@@ -14,13 +14,16 @@ class Model(Base):
     """A model whose bundle lies in the object store. It never changes."""
 
     __tablename__ = "models"
+    __table_args__ = (Index("ix_models_list", "project_id", "id"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str | None] = mapped_column(String(128))
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
     """The job that made it; none for an uploaded one."""
-    teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
+    """The file that its weights were uploaded as; none for a job's."""
+    teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     """The model it learned from."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     """`app.recipe.model.ModelConfig`."""

@@ -95,7 +95,7 @@ class KeyRing:
         await asyncio.gather(*self._notes)
 
 
-def _ring(request: Request) -> KeyRing:
+async def _ring(request: Request) -> KeyRing:
     ring: KeyRing = request.app.state.key_ring
     return ring
 

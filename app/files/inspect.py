@@ -1,0 +1,287 @@
+"""What an uploaded file is, told from its headers alone, and refused if they lie or could do harm.
+
+Nothing here unpickles, and nothing reads more than headers: a file may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from app.core.errors import Invalid
+
+MAX_MEMBERS = 1000
+MAX_DIRECTORY_BYTES = 4 << 20
+"""Of a zip archive: a thousand members need a tenth of it."""
+MAX_UNPACKED_BYTES = 64 << 30
+BOMB_BYTES = 64 << 20
+BOMB_RATIO = 50
+"""A member that unpacks to more than BOMB_BYTES may be at most this many times larger than packed."""
+LOCAL_HEADER_BYTES = 30
+"""Of each zip member, at least; its name follows."""
+NPY_HEADER_BYTES = 16 << 10
+MAX_DIMENSIONS = 64
+MAX_TENSORS = 10_000
+SAFETENSORS_HEADER_BYTES = 8 << 20
+"""The format allows 100 MB, which would take gigabytes to parse; 10,000 tensors need about one."""
+_NPY_KINDS = "biufcSU"
+_SAFETENSORS_DTYPES = {
+    "BOOL": ("b1", 1),
+    "U8": ("u1", 1),
+    "I8": ("i1", 1),
+    "F8_E4M3": ("f8_e4m3", 1),
+    "F8_E5M2": ("f8_e5m2", 1),
+    "U16": ("u2", 2),
+    "I16": ("i2", 2),
+    "F16": ("f2", 2),
+    "BF16": ("bf16", 2),
+    "U32": ("u4", 4),
+    "I32": ("i4", 4),
+    "F32": ("f4", 4),
+    "U64": ("u8", 8),
+    "I64": ("i8", 8),
+    "F64": ("f8", 8),
+}
+"""Name in the format: NumPy's notation where it has one, and bytes per element."""
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+)
+_BROKEN_HEADER = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
+
+Format = Literal["npz", "safetensors"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file is: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`."""
+
+    format: Format
+    summary: dict[str, Any]
+
+
+def inspect(file: BinaryIO, size: int) -> Inspection:
+    """Recognise a seekable file of `size` bytes. Raises `Invalid` with what is wrong, in words for its owner."""
+    head = file.read(16)
+    if head[:4] == b"PK\x03\x04":
+        return Inspection("npz", {"arrays": _archive(file, size)})
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        raise _unsafe("is a pickle, which can run code when it is loaded; send safetensors or npz")
+    if head[8:9] == b"{":
+        return Inspection("safetensors", {"arrays": _safetensors(file, size)})
+    raise Invalid("unknown_format", "is neither a NumPy archive (.npz) with arrays nor a safetensors file")
+
+
+def _unsafe(message: str) -> Invalid:
+    return Invalid("unsafe_file", message)
+
+
+def _broken(message: str) -> Invalid:
+    return Invalid("malformed_file", message)
+
+
+def _archive(file: BinaryIO, size: int) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(_ShortReads(file)) as archive:
+            members = archive.infolist()
+            _check_members(members, size)
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+    except _BROKEN_ZIP as error:
+        raise _broken(f"is not a sound zip archive: {error}") from error
+
+
+class _ShortReads:
+    """Lets nobody read much at once: sizes in a zip archive are claims, and its reader believes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"its directory has more than {MAX_DIRECTORY_BYTES} bytes")
+        return self._file.read(size)
+
+
+def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
+    if not members:
+        raise _broken("holds no arrays")
+    if len(members) > MAX_MEMBERS:
+        raise _unsafe(f"has {len(members)} members; at most {MAX_MEMBERS} are allowed")
+    names = Counter(member.filename for member in members)
+    for member in members:
+        _check_name(member.filename, names)
+        _check_packing(member)
+    _check_overlap(sorted(members, key=lambda member: member.header_offset), size)
+    if (unpacked := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
+        raise _unsafe(f"unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES} are allowed")
+
+
+def _check_overlap(members: list[zipfile.ZipInfo], size: int) -> None:
+    """Members that share bytes are how a small archive unpacks to a huge one without any suspicious ratio."""
+    ends = [member.header_offset + LOCAL_HEADER_BYTES + member.compress_size for member in members]
+    starts = [member.header_offset for member in members[1:]] + [size]
+    if any(start < end for start, end in zip(starts, ends, strict=True)):
+        raise _unsafe("has members that overlap")
+
+
+def _check_name(name: str, names: Counter[str]) -> None:
+    if name.endswith(".pkl"):
+        raise _unsafe(f"holds a pickle ({name!r}), which can run code when it is loaded; send safetensors or npz")
+    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/") or not name.isprintable():
+        raise _unsafe(f"has a member with the unsafe name {name!r}")
+    if not name.endswith(".npy") or name == ".npy":
+        raise _broken(f"has a member {name!r} that is not an array (.npy)")
+    if names[name] > 1:
+        raise _broken(f"has two members named {name!r}")
+
+
+def _check_packing(member: zipfile.ZipInfo) -> None:
+    name = member.filename
+    if member.flag_bits & 0x1:
+        raise _unsafe(f"member {name!r} is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _unsafe(f"member {name!r} is compressed by method {member.compress_type}; use stored or deflated")
+    if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
+        raise _broken(f"member {name!r} is not packed, yet has two sizes")
+    if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
+        ratio = member.file_size // max(member.compress_size, 1)
+        raise _unsafe(f"member {name!r} unpacks to {ratio} times its size; at most {BOMB_RATIO} times is allowed")
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, Any]:
+    """Shape and dtype of one member, whose size must be what they say."""
+    name = member.filename
+    with archive.open(member) as packed:
+        header = io.BytesIO(packed.read(NPY_HEADER_BYTES))
+    try:
+        version = np.lib.format.read_magic(header)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(header)
+    except _BROKEN_HEADER as error:
+        raise _broken(f"member {name!r} is not a sound array: {_first_line(error)}") from error
+    if dtype.hasobject:
+        raise _unsafe(f"array {name!r} holds Python objects, which are pickles; send numbers")
+    if dtype.kind not in _NPY_KINDS:
+        raise _broken(f"array {name!r} has dtype {dtype}; send numbers or text")
+    if len(shape) > MAX_DIMENSIONS or any(length < 0 for length in shape):
+        raise _broken(f"array {name!r} has an impossible shape")
+    stated = header.tell() + math.prod(shape) * dtype.itemsize
+    if stated != member.file_size:
+        raise _broken(f"array {name!r} should have {stated} bytes by its header, but has {member.file_size}")
+    return {"shape": list(shape), "dtype": dtype.str[1:]}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
+    file.seek(0)
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > size - 8:
+        raise _broken(f"says that its header has {length} bytes, but only {size - 8} follow")
+    if length > SAFETENSORS_HEADER_BYTES:
+        raise _unsafe(f"has a header of {length} bytes; at most {SAFETENSORS_HEADER_BYTES} are allowed")
+    header = _header(file.read(length))
+    _check_metadata(header.pop("__metadata__", {}))
+    if not 1 <= len(header) <= MAX_TENSORS:
+        raise _broken(f"holds {len(header)} tensors; from 1 to {MAX_TENSORS} are allowed")
+    _check_cover((_offsets(name, entry) for name, entry in header.items()), size - 8 - length)
+    return {name: _tensor(name, entry) for name, entry in header.items()}
+
+
+def _header(raw: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _broken(f"has a header that can't be read: {_first_line(error)}") from error
+    if not isinstance(header, dict):
+        raise _broken("has a header that is not an object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_metadata(metadata: object) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _broken("has metadata that is not a mapping from text to text")
+
+
+def _offsets(name: str, entry: object) -> tuple[int, int, str]:
+    """Begin and end of one tensor's bytes; raises `Invalid` unless the entry is well-formed."""
+    if not name.isprintable() or not name:
+        raise _broken(f"has a tensor with the unusable name {name!r}")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _broken(f"tensor {name!r} must have dtype, shape and data_offsets, and nothing else")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _counts(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _broken(f"tensor {name!r} has an impossible shape")
+    if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _broken(f"tensor {name!r} has impossible data_offsets")
+    return offsets[0], offsets[1], name
+
+
+def _counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_cover(spans: Iterable[tuple[int, int, str]], size: int) -> None:
+    """The tensors must lie one after the other, from the first byte of the data to the last."""
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            what = "overlaps the one before it" if start < end else f"leaves a hole of {start - end} bytes before it"
+            raise _broken(f"tensor {name!r} {what}")
+        end = stop
+    if end != size:
+        raise _broken(f"has {size} bytes of data, but its tensors end at {end}")
+
+
+def _tensor(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _SAFETENSORS_DTYPES:
+        raise _broken(f"tensor {name!r} has dtype {entry['dtype']!r}; use one of " + ", ".join(_SAFETENSORS_DTYPES))
+    dtype, width = _SAFETENSORS_DTYPES[entry["dtype"]]
+    start, end = entry["data_offsets"]
+    if (stated := math.prod(entry["shape"]) * width) != end - start:
+        raise _broken(f"tensor {name!r} should have {stated} bytes by its dtype and shape, but has {end - start}")
+    return {"shape": entry["shape"], "dtype": dtype}

@@ -1,0 +1,71 @@
+"""All queries of files and uploads. The project is a condition of every one that answers a client."""
+
+from __future__ import annotations
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
+
+from app.core.clock import now
+from app.core.database import upsert
+from app.files.tables import File, Upload, UploadPart
+
+
+def files(project_id: str) -> Select[File]:
+    """The project's files, unordered, without their summaries: these can be long."""
+    mine = (File.project_id == project_id, File.deleted_at.is_(None))
+    return select(File).where(*mine).options(defer(File.summary, raiseload=True))
+
+
+async def file(session: AsyncSession, project_id: str, file_id: str, *, lock: bool = False) -> File | None:
+    mine = (File.id == file_id, File.project_id == project_id, File.deleted_at.is_(None))
+    statement = select(File).where(*mine)
+    return await session.scalar(statement.with_for_update() if lock else statement)
+
+
+async def mark_deleted(session: AsyncSession, file_id: str) -> None:
+    await session.execute(update(File).where(File.id == file_id).values(deleted_at=now()))
+
+
+async def upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> Upload | None:
+    statement = select(Upload).where(Upload.id == upload_id, Upload.project_id == project_id)
+    return await session.scalar(statement.with_for_update() if lock else statement)
+
+
+async def is_over(session: AsyncSession, row: Upload) -> bool:
+    """Whether the upload's time has run out, by the database's clock."""
+    return bool(await session.scalar(select(now() >= row.expires_at)))
+
+
+async def parts(session: AsyncSession, upload_id: str) -> list[UploadPart]:
+    """The parts that arrived, in order."""
+    statement = select(UploadPart).where(UploadPart.upload_id == upload_id).order_by(UploadPart.number)
+    return list(await session.scalars(statement))
+
+
+async def part(session: AsyncSession, upload_id: str, number: int) -> UploadPart | None:
+    return await session.get(UploadPart, (upload_id, number))
+
+
+async def other_bytes(session: AsyncSession, upload_id: str, number: int) -> int:
+    """Size of all parts but one."""
+    others = (UploadPart.upload_id == upload_id, UploadPart.number != number)
+    return int(await session.scalar(select(func.coalesce(func.sum(UploadPart.size), 0)).where(*others)) or 0)
+
+
+async def keep_part(session: AsyncSession, part: dict[str, object]) -> None:
+    """Insert a part, or put it in the place of the one that was there."""
+    await upsert(session, UploadPart, [part], update=["size", "sha256", "key"])
+
+
+async def drop_parts(session: AsyncSession, upload_id: str) -> list[str]:
+    """Forget all parts; returns their object keys."""
+    statement = delete(UploadPart).where(UploadPart.upload_id == upload_id).returning(UploadPart.key)
+    return list(await session.scalars(statement))
+
+
+async def overdue_uploads(session: AsyncSession, limit: int) -> list[Upload]:
+    """Uploads whose time has run out, locked."""
+    overdue = (Upload.status == "pending", Upload.expires_at <= now())
+    statement = select(Upload).where(*overdue).order_by(Upload.id).limit(limit).with_for_update(skip_locked=True)
+    return list(await session.scalars(statement))

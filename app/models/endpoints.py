@@ -1,0 +1,64 @@
+"""HTTP of models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
+from app.core.errors import NotFound
+from app.core.http import errors
+from app.core.paging import Page, Paging, page
+from app.core.services import ServicesDep
+from app.files.schemas import DeletedView
+from app.models import repository, service
+from app.models.schemas import ModelDetailView, ModelRequest, ModelView
+from app.models.tables import Model
+from app.projects.auth import Caller, require
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+Reader = Annotated[Caller, Depends(require("read"))]
+Writer = Annotated[Caller, Depends(require("write"))]
+
+
+@router.post("", status_code=201, responses=errors(400, 413))
+async def create_model(wanted: ModelRequest, caller: Writer, services: ServicesDep) -> ModelView:
+    """Make a model of uploaded weights, so that jobs can learn from it."""
+    return ModelView.of(await service.register(services, caller.project_id, wanted))
+
+
+@router.get("")
+async def list_models(caller: Reader, services: ServicesDep, paging: Paging) -> Page[ModelView]:
+    """The project's models, newest first."""
+    async with services.database.read() as session:
+        found = await page(session, repository.models(caller.project_id), Model.id, paging)
+    return found.map(ModelView.of)
+
+
+@router.get("/{model_id}", responses=errors(404))
+async def get_model(model_id: str, caller: Reader, services: ServicesDep) -> ModelDetailView:
+    """One model, with its evaluation, where it comes from and what learned from it."""
+    async with services.database.read() as session:
+        row = await service.get_model(session, caller.project_id, model_id)
+        children = await repository.children(session, caller.project_id, model_id)
+    return ModelDetailView.with_children(row, children)
+
+
+@router.get("/{model_id}/files/{name}", responses=DOWNLOAD_RESPONSES, response_class=Response)
+async def get_model_file(model_id: str, name: str, request: Request, caller: Reader, services: ServicesDep) -> Response:
+    """A file of the model's bundle, or one range of it."""
+    async with services.database.read() as session:
+        row = await service.get_model(session, caller.project_id, model_id)
+    for file in row.files:
+        if file["name"] == name:
+            return await download(request, services.store, Content(**file))
+    raise NotFound("file", name)
+
+
+@router.delete("/{model_id}", responses=errors(404, 409))
+async def delete_model(model_id: str, caller: Writer, services: ServicesDep) -> DeletedView:
+    """Delete a model that no unfinished job learns from, and the files of its bundle."""
+    async with services.database.write() as session:
+        await service.delete_model(session, caller.project_id, model_id)
+    return DeletedView(id=model_id, object="model")

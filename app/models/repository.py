@@ -1,0 +1,41 @@
+"""All queries of models. The project is a condition of every one that answers a client."""
+
+from __future__ import annotations
+
+from sqlalchemy import Select, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
+
+from app.core.clock import now
+from app.models.tables import Model
+
+MAX_CHILDREN = 100
+
+
+def models(project_id: str) -> Select[Model]:
+    """The project's models, unordered, without their reports: these can be long."""
+    mine = (Model.project_id == project_id, Model.deleted_at.is_(None))
+    return select(Model).where(*mine).options(defer(Model.report, raiseload=True))
+
+
+async def model(session: AsyncSession, project_id: str, model_id: str, *, lock: bool = False) -> Model | None:
+    mine = (Model.id == model_id, Model.project_id == project_id, Model.deleted_at.is_(None))
+    statement = select(Model).where(*mine)
+    return await session.scalar(statement.with_for_update() if lock else statement)
+
+
+async def children(session: AsyncSession, project_id: str, model_id: str) -> list[str]:
+    """Ids of the newest models that learned from this one."""
+    mine = (Model.teacher_id == model_id, Model.project_id == project_id, Model.deleted_at.is_(None))
+    statement = select(Model.id).where(*mine).order_by(Model.id.desc()).limit(MAX_CHILDREN)
+    return list(await session.scalars(statement))
+
+
+async def models_using(session: AsyncSession, file_id: str) -> list[str]:
+    """Ids of the models whose weights are this file."""
+    using = (Model.file_id == file_id, Model.deleted_at.is_(None))
+    return list(await session.scalars(select(Model.id).where(*using).limit(10)))
+
+
+async def mark_deleted(session: AsyncSession, model_id: str) -> None:
+    await session.execute(update(Model).where(Model.id == model_id).values(deleted_at=now()))
