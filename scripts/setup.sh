@@ -32,7 +32,7 @@ make_venv() {
 }
 
 install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input \
         -c requirements/constraints.txt "$@"
 }
 
@@ -63,6 +63,6 @@ make_venv
 install_torch
 echo "Installing Stillhouse and its dependencies"
 install -e '.[worker,demo,test]'
-rm .venv/.installing
+rm -f .venv/.installing .venv/torch.log
 touch .venv/.ready
 echo "Ready: .venv"
