@@ -34,6 +34,7 @@ class Trained(NamedTuple):
     model: Classifier
     """The live student."""
     teacher: Classifier | None
+    teacher_folder: Path | None
     seconds: float
     samples: Batch
     """To evaluate on."""
@@ -92,10 +93,10 @@ def _onnx_figures(trained: Trained, call: Callable[[Tensor], Tensor], bundle: Pa
 
 
 def _teacher_figures(trained: Trained) -> Figures | None:
-    if trained.teacher is None or trained.teacher_logits is None:
+    if trained.teacher is None or trained.teacher_folder is None or trained.teacher_logits is None:
         return None
     figures: Figures = {"parameters": parameter_count(trained.teacher.config)}
-    figures["bytes"] = sum(t.numel() * t.element_size() for t in trained.teacher.network.state_dict().values())
+    figures["bytes"] = (trained.teacher_folder / WEIGHTS).stat().st_size
     figures |= judge(trained.teacher_logits, trained.samples.labels, trained.job.evaluation.ece_bins)
     return figures | _torch_latency(trained, trained.teacher.cpu())
 

@@ -149,7 +149,9 @@ def _prune(root: Path, newest: int) -> None:
     folders = saved(root)
     past = [folder for folder in folders if _step_of(folder) <= newest]
     for folder in set(folders) - set(past[:KEPT]):
-        shutil.rmtree(folder, ignore_errors=True)
+        doomed = folder.with_name(f".{folder.name}")  # whoever reads there meets a whole checkpoint or none
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _step_of(folder: Path) -> int:

@@ -10,9 +10,9 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int | None) -> None:
-    """Have the kernel kill this process when its parent dies (Linux); leave at once if `parent` is already gone."""
+def die_with_parent(parent: int | None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send `by` when this process's parent dies (Linux); leave at once if `parent` is already gone."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if parent is not None and os.getppid() != parent:
         os._exit(1)

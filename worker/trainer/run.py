@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
-from app.recipe.plan import plan_training
+from app.recipe.plan import TrainingPlan, plan_training
 from worker.data.batches import Batch, Batches
 from worker.data.images import ImageTask, load_images
 from worker.errors import CapacityError, JobError, SystemFault
@@ -23,7 +24,7 @@ from worker.trainer import checkpoint
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.evaluate import judge, predict
 from worker.trainer.loop import Course, train
-from worker.trainer.machine import choose_device
+from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.state import TrainState, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 
@@ -31,6 +32,7 @@ from worker.trainer.watch import Send, Stop, Supervision
 class _Inputs(NamedTuple):
     task: ImageTask
     teacher: Teacher | None
+    teacher_folder: Path | None
 
 
 def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped | Failed:
@@ -58,6 +60,7 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed)
     course = Course(job.recipe, plan, batches, Objective(job.recipe.losses), inputs.teacher, device)
     judges = _Judges(job, inputs)
+    choose_threads(_micro_batch_flops(job, plan, inputs), device)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state)
     if not train(course, state, watch):
@@ -69,7 +72,9 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
     teacher = inputs.teacher.model if inputs.teacher else None
-    trained = Trained(job, plan, state.judged, teacher, state.seconds, inputs.task.eval, judges.teacher_logits)
+    trained = Trained(
+        job, plan, state.judged, teacher, inputs.teacher_folder, state.seconds, inputs.task.eval, judges.teacher_logits
+    )
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
 
 
@@ -100,7 +105,13 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     task = load_images(job, paths, described, seed)
     teacher = load_teacher(teacher_folder).to(device) if teacher_folder else None
     train, evaluation = (Batch(*(part.to(device) for part in batch)) for batch in (task.train, task.eval))
-    return _Inputs(task._replace(train=train, eval=evaluation), teacher)
+    return _Inputs(task._replace(train=train, eval=evaluation), teacher, teacher_folder)
+
+
+def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
+    model = inputs.task.model
+    samples = -(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate)
+    return samples * student_cost(model.architecture, model.input, model.classes).flops
 
 
 def _seed_of(job: JobSpec) -> int:

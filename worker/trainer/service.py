@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 from worker.protocol import COMMANDS, Assignment, Failed, Message, Ready, Start, Stop
 
 ASSIGNMENT = "assignment.json"
+SECONDS_QUIET = 0.25
+"""Without a command for that long, a spare spends its time on imports that only the export will need."""
 
 
 class Channel:
@@ -36,6 +39,10 @@ class Channel:
                 continue
         return None
 
+    def quiet(self, seconds: float) -> bool:
+        """Whether `seconds` pass without a word from the supervisor."""
+        return not select.select([self._in], [], [], seconds)[0]
+
     def listen(self) -> None:
         """From now on mind `Stop`; leave the process at once when the supervisor has closed its end."""
         threading.Thread(target=self._mind, daemon=True).start()
@@ -57,6 +64,7 @@ def serve(channel: Channel) -> None:
 
     warmth.warm_up()
     channel.send(Ready())
+    warmth.get_warmer(lambda: channel.quiet(SECONDS_QUIET))
     start = channel.receive()
     if isinstance(start, Start):
         channel.listen()
