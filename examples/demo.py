@@ -207,12 +207,12 @@ def measure(client: Client, job: Job, bundle: Path, data: DataFiles, teacher: Pa
         raise DemoError(f"ONNX Runtime could not read {bundle}: {result.stderr.strip()}")
     console.print(f"  {bundle}: sha256 verified, measured", markup=False, soft_wrap=True)
     model = client.model(str(job.model_id))
-    return Figures(model.parameters, (bundle / "model.onnx").stat().st_size, **json.loads(result.stdout))
+    return Figures(model.parameters, (bundle / "model.safetensors").stat().st_size, **json.loads(result.stdout))
 
 
 def report(teacher: Sequence[Figures], distilled: Sequence[Figures], alone: Sequence[Figures]) -> None:
     """Print the table of this run, and what it says."""
-    table = Table("", "parameters", "ONNX file", "accuracy", "ECE", "agrees with teacher", "CPU latency p50")
+    table = Table("", "parameters", "weights", "accuracy", "ECE", "agrees with teacher", "CPU latency p50")
     for name, runs in (("teacher", teacher), ("student, distilled", distilled), ("student, alone", alone)):
         table.add_row(
             name,

@@ -29,6 +29,7 @@ from app.cli.objects import (
     Job,
     Key,
     Model,
+    Option,
     Reply,
     Series,
     Validation,
@@ -251,9 +252,10 @@ class Client:
         url = _path("models", model_id, "files", item.name)
         return transfer.download(self._transport, url, item, folder, progress=progress)
 
-    def catalog(self, group: str | None = None) -> Any:
+    def catalog(self, group: str | None = None) -> list[Option]:
         """What can be asked for: losses, optimizers, schedules and students, with their schemas."""
-        return self._transport.json("GET", _path("catalog", *([group] if group else [])))
+        page = self._transport.json("GET", _path("catalog", *([group] if group else [])))
+        return [Option.model_validate(item) for item in page["data"]]
 
     def keys(self) -> Iterator[Key]:
         """Keys of the project."""
@@ -264,9 +266,9 @@ class Client:
         body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
         return Key.model_validate(self._transport.json("POST", "/v1/keys", json=body))
 
-    def revoke_key(self, key_id: str) -> None:
-        """Make a key invalid."""
-        self._transport.send("DELETE", _path("keys", key_id))
+    def revoke_key(self, key_id: str) -> Key:
+        """Make a key invalid for good."""
+        return Key.model_validate(self._transport.json("DELETE", _path("keys", key_id)))
 
     def health(self) -> dict[str, Any]:
         """Whether the service can work, part by part."""

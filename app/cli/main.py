@@ -261,8 +261,8 @@ def list_keys() -> Answer:
 @command(keys, "revoke")
 def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", show_default=False)]) -> Answer:
     """Make a key invalid."""
-    Client().revoke_key(key)
-    return Answer({"id": key, "revoked": True}, lambda console: console.print(f"{key} is revoked"))
+    revoked = Client().revoke_key(key)
+    return Answer(revoked, lambda console: console.print(f"{key} is revoked"))
 
 
 app.add_typer(keys, name="keys")

@@ -153,6 +153,7 @@ class Upload(Reply):
     name: str
     status: str
     parts: list[Part] = []
+    max_part_bytes: int
 
 
 class Model(Reply):
@@ -167,6 +168,25 @@ class Model(Reply):
     report: dict[str, Any] | None = None
     files: list[Artifact] = []
     created_at: datetime
+
+
+class Paper(Reply):
+    """The source of a method."""
+
+    title: str
+    arxiv: str
+    url: str
+
+
+class Option(Reply):
+    """One thing that a job can choose."""
+
+    group: str
+    kind: str
+    description: str
+    paper: Paper | None = None
+    defaults: dict[str, Any]
+    json_schema: dict[str, Any]
 
 
 class Key(Reply):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,7 +20,9 @@ from app.cli.errors import ClientError, ServiceError
 
 INTERRUPTED = 130
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
-out = Console(highlight=False)
+PIPE_WIDTH = None if sys.stdout.isatty() else 200
+"""A pipe has no width to respect: a table there keeps one line a row."""
+out = Console(highlight=False, width=PIPE_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 

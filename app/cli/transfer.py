@@ -58,7 +58,7 @@ def _send_parts(transport: Transport, state: Upload, path: Path, size: int, prog
     arrived = {part.number: part.sha256 for part in state.parts}
     sent = 0
     with path.open("rb") as file:
-        for number, part in enumerate(_parts(file, part_bytes(size)), start=1):
+        for number, part in enumerate(_parts(file, part_bytes(size, state.max_part_bytes)), start=1):
             digest = hashlib.sha256(part)
             if arrived.get(number) != digest.hexdigest():
                 field = f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
@@ -68,9 +68,9 @@ def _send_parts(transport: Transport, state: Upload, path: Path, size: int, prog
             progress(sent, size)
 
 
-def part_bytes(size: int) -> int:
-    """Size of a part: 8 MiB, or more where that would make too many parts."""
-    return max(PART_BYTES, -(-size // MOST_PARTS))
+def part_bytes(size: int, most: int) -> int:
+    """Size of a part: 8 MiB, or more where that would make too many parts; the same whenever an upload goes on."""
+    return min(most, max(PART_BYTES, -(-size // MOST_PARTS)))
 
 
 def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.objects import Artifact, Event, Job, Key, Model, Validation
+from app.cli.objects import Artifact, Event, Job, Key, Model, Option, Validation
 
 COLOURS = {
     **{"succeeded": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "cancelling": "yellow"},
@@ -19,8 +19,11 @@ COLOURS = {
 
 
 def table(*columns: str) -> Table:
-    """An unframed table."""
-    return Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    """An unframed table; what does not fit is folded, since half an id is of no use."""
+    rows = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        rows.add_column(column, overflow="fold")
+    return rows
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Table:
@@ -134,15 +137,14 @@ def validation(item: Validation) -> RenderableType:
 
 def models(items: Sequence[Model]) -> RenderableType:
     """A list of models."""
-    rows = table("model", "name", "architecture", "parameters", "accuracy", "from job", "age")
+    rows = table("model", "name", "architecture", "parameters", "made by", "age")
     for item in items:
         rows.add_row(
             item.id,
             Text(item.name or ""),
             str(item.config.get("architecture", {}).get("architecture", "")),
             f"{item.parameters:,}",
-            accuracy(item),
-            item.job_id or "uploaded",
+            item.job_id or "upload",
             age(item.created_at),
         )
     return rows if items else Text("no models")
@@ -164,8 +166,8 @@ def model(item: Model) -> RenderableType:
 
 def accuracy(item: Model) -> str:
     """The accuracy of a model's report, where it has one."""
-    metrics = (item.report or {}).get("metrics") or {}
-    value = metrics.get("accuracy") if isinstance(metrics, dict) else None
+    student = (item.report or {}).get("student") or {}
+    value = student.get("accuracy") if isinstance(student, dict) else None
     return f"{value:.2%}" if isinstance(value, float) else ""
 
 
@@ -179,17 +181,12 @@ def keys(items: Sequence[Key]) -> RenderableType:
     return rows
 
 
-def catalog(groups: dict[str, list[dict[str, Any]]]) -> RenderableType:
-    """Everything that a job can ask for, group by group."""
-    parts: list[RenderableType] = []
-    for group, options in groups.items():
-        rows = table(group, "", "paper")
-        for option in options:
-            paper = option.get("paper") or {}
-            source = f"arXiv {paper['arxiv']}" if paper.get("arxiv") else ""
-            rows.add_row(str(option.get("kind")), Text(str(option.get("description") or "")), source)
-        parts += [rows, Text("")]
-    return Group(*parts)
+def catalog(options: Sequence[Option]) -> RenderableType:
+    """What a job can choose, group by group."""
+    rows = table("group", "kind", "what it is", "paper")
+    for option in options:
+        rows.add_row(option.group, option.kind, Text(option.description), option.paper.url if option.paper else "")
+    return rows
 
 
 def steps(item: Job) -> str:
@@ -230,9 +227,4 @@ def moment(time: datetime) -> str:
 
 def show(renderable: RenderableType) -> Any:
     """A function that prints to the console it is given."""
-    return lambda console: _print(console, renderable)
-
-
-def _print(console: Console, renderable: RenderableType) -> None:
-    # A table on a pipe has no width to respect: a cut id would be useless there.
-    console.print(renderable, soft_wrap=not console.is_terminal, width=None if console.is_terminal else 250)
+    return lambda console: console.print(renderable)

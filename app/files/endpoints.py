@@ -123,10 +123,15 @@ async def create_file(
 
 
 @router.get("/files", tags=["files"])
-async def list_files(caller: Reader, services: ServicesDep, paging: Paging) -> Page[FileView]:
+async def list_files(
+    caller: Reader,
+    services: ServicesDep,
+    paging: Paging,
+    sha256: Annotated[Sha256 | None, Query(description="Only files with this content.")] = None,
+) -> Page[FileView]:
     """The project's files, newest first."""
     async with services.database.read() as session:
-        found = await page(session, repository.files(caller.project_id), File.id, paging)
+        found = await page(session, repository.files(caller.project_id, sha256), File.id, paging)
     return found.map(FileView.of)
 
 

@@ -11,10 +11,11 @@ from app.core.database import upsert
 from app.files.tables import File, Upload, UploadPart
 
 
-def files(project_id: str) -> Select[File]:
+def files(project_id: str, sha256: str | None = None) -> Select[File]:
     """The project's files, unordered, without their summaries: these can be long."""
     mine = (File.project_id == project_id, File.deleted_at.is_(None))
-    return select(File).where(*mine).options(defer(File.summary, raiseload=True))
+    statement = select(File).where(*mine).options(defer(File.summary, raiseload=True))
+    return statement if sha256 is None else statement.where(File.sha256 == sha256)
 
 
 async def file(session: AsyncSession, project_id: str, file_id: str, *, lock: bool = False) -> File | None:

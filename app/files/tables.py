@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+import app.projects.tables  # noqa: F401  # foreign keys name it
 from app.core.database import Base
 
 
