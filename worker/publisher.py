@@ -19,7 +19,7 @@ from app.jobs.leases import LeaseLost, StoredFile
 from app.recipe.model import ModelConfig
 from worker.access import Access
 from worker.protocol import CheckpointSaved, Finished
-from worker.staging import file_within, files_within, safe_name
+from worker.staging import file_within, files_of, folder_within, safe_name
 
 BINARY = "application/octet-stream"
 
@@ -33,13 +33,18 @@ class Publisher:
         self._access, self._folder = access, folder
         lease = access.lease
         self._prefix = f"projects/{lease.project_id}/jobs/{lease.job_id}/a{lease.attempt}"
-        self._saved: list[CheckpointSaved] = []
+        self._saved: dict[int, Path] = {}
         self._more = asyncio.Event()
-        self._published_step = lease.checkpoint.step if lease.checkpoint else -1
 
     def offer(self, saved: CheckpointSaved) -> None:
-        """A checkpoint lies complete on the disk."""
-        self._saved.append(saved)
+        """A checkpoint lies complete on the disk. It is moved aside, since the trainer removes its older ones."""
+        target = self._folder / "saved" / f"step-{saved.step}"
+        target.parent.mkdir(exist_ok=True)
+        try:
+            folder_within(self._folder, saved.path).rename(target)
+        except FileNotFoundError:
+            return  # removed already: newer ones have been announced
+        self._saved[saved.step] = target
         self._more.set()
 
     async def publish_checkpoints(self) -> NoReturn:
@@ -51,14 +56,13 @@ class Publisher:
 
     async def publish_checkpoint(self) -> None:
         """Publish the newest checkpoint. Older ones that wait with it have lost their use."""
-        if not self._saved or self._saved[-1].step <= self._published_step:
+        step = max(self._saved, default=-1)
+        if step < 0:
             return
-        newest = self._saved[-1]
-        paths = files_within(self._folder, newest.path)
-        files = [await self._upload(path, f"checkpoints/step-{newest.step}/{path.name}", path.name) for path in paths]
-        superseded = await self._access.write(partial(leases.publish_checkpoint, step=newest.step, files=files))
-        self._published_step = newest.step
-        await self._remove_up_to(newest.step)
+        paths = await asyncio.to_thread(files_of, self._saved[step])
+        files = [await self._upload(path, f"checkpoints/step-{step}/{path.name}", path.name) for path in paths]
+        superseded = await self._access.write(partial(leases.publish_checkpoint, step=step, files=files))
+        await self._remove_up_to(step)
         # A commit made twice, since its answer was lost, would count our own objects among the superseded.
         await self._delete(set(superseded) - {file.key for file in files})
 
@@ -89,10 +93,8 @@ class Publisher:
         return StoredFile(name, stored.key, stored.size, stored.sha256, media_type)
 
     async def _remove_up_to(self, step: int) -> None:
-        done = [saved for saved in self._saved if saved.step <= step]
-        self._saved = [saved for saved in self._saved if saved.step > step]
-        for saved in done:
-            await asyncio.to_thread(shutil.rmtree, self._folder / saved.path, ignore_errors=True)
+        for done in [saved for saved in self._saved if saved <= step]:
+            await asyncio.to_thread(shutil.rmtree, self._saved.pop(done), ignore_errors=True)
 
     async def _delete(self, keys: set[str]) -> None:
         try:

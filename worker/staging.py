@@ -120,12 +120,19 @@ def file_within(folder: Path, relative: str) -> Path:
     return path
 
 
-def files_within(folder: Path, relative: str) -> list[Path]:
-    """The files of a flat folder below `folder`, by name; raises `UnsafePath`."""
-    inner = _within(folder, relative)
-    if not inner.is_dir():
+def folder_within(folder: Path, relative: str) -> Path:
+    """A folder below `folder`, reached through no link; raises `UnsafePath`, or `FileNotFoundError`."""
+    path = _within(folder, relative)
+    if not path.exists():
+        raise FileNotFoundError(path)
+    if not path.is_dir():
         raise UnsafePath(f"{relative!r} is not a folder")
-    return [file_within(inner, safe_name(path.name)) for path in sorted(inner.iterdir())]
+    return path
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a flat folder, by name; raises `UnsafePath` for anything else in it."""
+    return [file_within(folder, safe_name(path.name)) for path in sorted(folder.iterdir())]
 
 
 def _within(folder: Path, relative: str) -> Path:

@@ -27,6 +27,7 @@ from worker.staging import Scratch
 LINE_BYTES = 1 << 20
 """Longest line that is read from a trainer."""
 TAIL_BYTES = 4096
+LOOK_SECONDS = 0.5
 PASSED = frozenset(
     {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
     | {"PYTHONPATH", "PYTHONHASHSEED"}
@@ -161,10 +162,15 @@ class TrainerProcess:
             return file.read().decode(errors="replace")
 
     async def _bury(self) -> int:
-        """What it started must not outlive it, nor keep its pipe open."""
-        status = await self._process.wait()
+        """What it started must not outlive it, nor keep its pipe open.
+
+        `wait` may last until the pipes are closed too, which such a child prevents: hence the looks in between.
+        """
+        waiting = asyncio.create_task(self._process.wait())
+        while self._process.returncode is None:
+            await asyncio.wait([waiting], timeout=LOOK_SECONDS)
         self._signal(signal.SIGKILL)
-        return status
+        return await waiting
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

@@ -1,0 +1,37 @@
+"""Databases for the tests of the worker's life with jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.core.database import Database
+from app.core.settings import Settings
+from tests.worker.stage import furnish, settings_for
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Address of an empty database; empty for SQLite in the settings' folder."""
+    if request.param == "sqlite":
+        return ""
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+async def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a service that has a project and a data file."""
+    settings = settings_for(tmp_path, database_url)
+    await furnish(settings)
+    return settings
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """A view of the database beside the worker's own."""
+    database = Database(settings.resolved_database_url)
+    yield database
+    await database.close()

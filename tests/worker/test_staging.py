@@ -1,0 +1,150 @@
+"""Scratch folders, staging and the paths that a trainer may name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from app.core.store import Damaged, Store
+from app.jobs.leases import CheckpointRef, Lease, StoredFile
+from tests.app.jobs.builders import job_spec
+from worker.protocol import Assignment
+from worker.staging import Scratch, UnsafePath, file_within, files_of, folder_within, safe_name, stage, try_lock
+
+
+def test_scratch_removes_what_a_dead_worker_left(tmp_path: Path) -> None:
+    dead = tmp_path / "worker-dead"
+    (dead / "job_1" / "a1").mkdir(parents=True)
+    (dead / "lock").touch()
+    unlocked = tmp_path / "worker-killed-early"
+    unlocked.mkdir()
+    with Scratch(tmp_path) as scratch:
+        assert [path.name for path in tmp_path.glob("worker-*")] == [scratch.path.name]
+
+
+def test_scratch_spares_the_folder_of_a_living_worker(tmp_path: Path) -> None:
+    with Scratch(tmp_path) as first, Scratch(tmp_path) as second:
+        assert first.path != second.path
+        assert first.path.exists()
+
+
+def test_scratch_is_private_and_goes_with_its_worker(tmp_path: Path) -> None:
+    with Scratch(tmp_path) as scratch:
+        scratch.folder("job_1", "a1").joinpath("weights").touch()
+        assert scratch.path.stat().st_mode & 0o077 == 0
+        assert list(scratch.folder("job_1", "a1").iterdir()) == []
+    assert not scratch.path.exists()
+
+
+def test_a_lock_is_held_until_every_copy_of_it_is_closed(tmp_path: Path) -> None:
+    lock = try_lock(tmp_path / "locks" / "gpu")
+    assert lock is not None
+    assert try_lock(tmp_path / "locks" / "gpu") is None
+    inherited = os.dup(lock.fileno())
+    lock.close()
+    assert try_lock(tmp_path / "locks" / "gpu") is None
+    os.close(inherited)
+    assert try_lock(tmp_path / "locks" / "gpu") is not None
+
+
+def test_a_file_below_the_folder_is_found(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "a.txt").touch()
+    (tmp_path / "bundle" / "b.txt").touch()
+    assert file_within(tmp_path, "bundle/a.txt") == tmp_path / "bundle" / "a.txt"
+    assert [path.name for path in files_of(folder_within(tmp_path, "bundle"))] == ["a.txt", "b.txt"]
+
+
+def test_a_folder_that_is_reached_by_a_link_itself_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").touch()
+    (tmp_path / "link").symlink_to("real")
+    assert file_within(tmp_path / "link", "file") == tmp_path / "real" / "file"
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "inner/../../outside", "link", "linked/file", ".", ""])
+def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "attempt"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "outside").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafePath):
+        file_within(folder, path)
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "pipe")
+    with pytest.raises(UnsafePath):
+        file_within(tmp_path, "folder")
+    with pytest.raises(UnsafePath):
+        files_of(tmp_path / "folder")
+    with pytest.raises(UnsafePath):
+        folder_within(tmp_path, "folder/pipe")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "x" * 200, "ä"])
+def test_a_name_that_could_be_more_than_a_file_name_is_refused(name: str) -> None:
+    with pytest.raises(UnsafePath):
+        safe_name(name)
+
+
+async def stored(store: Store, folder: Path, name: str, content: bytes) -> StoredFile:
+    path = folder / "source"
+    path.write_bytes(content)
+    await store.upload(path, f"objects/{name}")
+    return StoredFile(name, f"objects/{name}", len(content), hashlib.sha256(content).hexdigest())
+
+
+def lease(checkpoint: CheckpointRef | None = None) -> Lease:
+    return Lease("job_1", "proj_1", 1, 1, "me", job_spec(seed=1), 60.0, 600.0, checkpoint)
+
+
+async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    data = await stored(store, tmp_path, "data.npz", b"data")
+    weights = await stored(store, tmp_path, "model.safetensors", b"weights")
+    state = await stored(store, tmp_path, "state.json", b"{}")
+    folder = tmp_path / "attempt"
+    folder.mkdir()
+    inputs = {"model_1": [weights], "file_1": [data]}
+    await stage(store, lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder)
+    assignment = Assignment.model_validate(json.loads((folder / "assignment.json").read_text()))
+    assert (folder / assignment.inputs["file_1"]).read_bytes() == b"data"
+    assert (folder / assignment.inputs["model_1"] / "model.safetensors").read_bytes() == b"weights"
+    assert assignment.resume is not None
+    assert (folder / assignment.resume / "state.json").read_bytes() == b"{}"
+    assert assignment.spec == lease().spec
+
+
+async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    data = await stored(store, tmp_path, "data.npz", b"data")
+    evil = StoredFile("../../evil", data.key, data.size, data.sha256)
+    folder = tmp_path / "attempt"
+    folder.mkdir()
+    await stage(store, lease(), {"file_1": [evil]}, folder)
+    assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
+
+
+async def test_stage_refuses_a_bundle_with_a_path_for_a_name(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    data = await stored(store, tmp_path, "config.json", b"{}")
+    evil = StoredFile("../evil", data.key, data.size, data.sha256)
+    with pytest.raises(UnsafePath):
+        await stage(store, lease(), {"model_1": [evil]}, tmp_path)
+
+
+async def test_stage_refuses_an_input_that_is_not_what_its_row_says(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    data = await stored(store, tmp_path, "data.npz", b"data")
+    with pytest.raises(Damaged):
+        await stage(store, lease(), {"file_1": [StoredFile("x", data.key, data.size, "0" * 64)]}, tmp_path)
+    assert not list(tmp_path.glob("inputs/**/data"))
