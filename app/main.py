@@ -16,7 +16,7 @@ from app.catalog import endpoints as catalog
 from app.core.database import Database
 from app.core.dispatch import make_dispatcher
 from app.core.health import Health, HealthCheck
-from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors
+from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors, known_query
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import Store
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     add_error_handlers(app)
     app.include_router(_open_routes())
-    app.include_router(_resources(), responses=COMMON_ERRORS)
+    app.include_router(_resources(), responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     return app
 
 

@@ -154,8 +154,11 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     if isinstance(cause, ClientDisconnect):
         raise cause
     type, code = _ROUTER_ERRORS.get(error.status_code, ("invalid_request", "bad_request"))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # the router names the methods of one route, but others may share its address
+        headers["Allow"] = ", ".join(sorted(method.upper() for method in _operations(request)))
     body = ErrorBody(type=type, code=code, message=str(error.detail))
-    return _envelope(request.scope, error.status_code, body, error.headers)
+    return _envelope(request.scope, error.status_code, body, headers)
 
 
 async def _lost_database(request: Request, error: Exception) -> JSONResponse:
@@ -178,22 +181,37 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
 
 
 def _field_error(request: Request, detail: Mapping[str, Any]) -> FieldError:
-    document = request.app.openapi()
     place, *location = detail["loc"]
-    operation = _operation(request)
+    operation = _operations(request).get(request.method.lower(), {})
     if place == "body":
         content = operation.get("requestBody", {}).get("content", {})
         schema = content.get("application/json", {}).get("schema", {})
-        error = describe(detail, location, schema, document)
+        error = describe(detail, location, schema, request.app.openapi())
         return error if error.param else error.model_copy(update={"param": "body"})
-    named = {parameter["name"]: parameter["schema"] for parameter in operation.get("parameters", ())}
-    return describe(detail, location, {"properties": named}, document)
+    return describe(detail, location, _parameters(operation, place), request.app.openapi())
 
 
-def _operation(request: Request) -> Mapping[str, Any]:
-    """The OpenAPI operation that this request goes to."""
+def _parameters(operation: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The parameters of one place (`query`, `path`, `header`) as the schema of an object."""
+    declared = operation.get("parameters", ())
+    return {"properties": {one["name"]: one["schema"] for one in declared if one["in"] == place}}
+
+
+def _operations(request: Request) -> Mapping[str, Any]:
+    """What the OpenAPI document has for this address, by method in small letters."""
     for template, operations in request.app.openapi()["paths"].items():
-        if request.method.lower() in operations and compile_path(template)[0].match(request.url.path):
-            operation: Mapping[str, Any] = operations[request.method.lower()]
-            return operation
+        if compile_path(template)[0].match(request.url.path):
+            found: Mapping[str, Any] = operations
+            return found
     return {}
+
+
+async def known_query(request: Request) -> None:
+    """A dependency that refuses query parameters which the route does not know: a mistyped filter must not pass."""
+    if not request.query_params:
+        return
+    parameters = _parameters(_operations(request).get(request.method.lower(), {}), "query")
+    unknown = [name for name in request.query_params if name not in parameters["properties"]]
+    if unknown:
+        detail = {"type": "extra_forbidden"}
+        raise Invalid.fields([describe(detail, (name,), parameters, parameters) for name in unknown])
