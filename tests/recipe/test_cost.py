@@ -1,0 +1,91 @@
+"""The analytic costs against the real modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.recipe.cost import Cost, student_cost
+from app.recipe.model import ImageInput
+from app.recipe.students import STUDENTS, CifarResNet, Mlp, Student, Vit, WideResNet
+from worker.students import BUILDERS, build
+
+DIGITS, ODD = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=9, width=5)
+CLASSES, BATCH = 7, 3
+CASES: list[tuple[Student, ImageInput]] = [
+    (Mlp(), DIGITS),
+    (Mlp(hidden=[]), ODD),
+    (Mlp(hidden=[9, 5, 12]), ODD),
+    (CifarResNet(depth=8, width=4), DIGITS),
+    (CifarResNet(depth=20, width=3), ODD),
+    (WideResNet(depth=10), DIGITS),
+    (WideResNet(depth=16, widen=2), ODD),
+    (Vit(patch_size=2, width=16, depth=2), DIGITS),
+    (Vit(patch_size=1, width=12, depth=1, heads=3, mlp_ratio=1.5), ODD),
+]
+each = pytest.mark.parametrize(("student", "image"), CASES, ids=lambda value: str(value))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def images_of(image: ImageInput) -> Tensor:
+    return torch.randn(BATCH, image.channels, image.height, image.width)
+
+
+def kept_elements(network: nn.Module, image: ImageInput) -> float:
+    """Elements per sample that autograd really keeps for the backward pass, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage().data_ptr()
+        if tensor.is_floating_point() and storage not in weights:
+            kept[storage] = tensor
+        return tensor
+
+    unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        loss = nn.functional.cross_entropy(network(images_of(image)), torch.zeros(BATCH, dtype=torch.int64))
+    total = sum(tensor.untyped_storage().nbytes() // 4 for tensor in kept.values())
+    del loss
+    return total / BATCH
+
+
+@each
+def test_parameters_are_those_of_the_module(student: Student, image: ImageInput) -> None:
+    network = build(student, image, CLASSES)
+    assert student_cost(student, image, CLASSES).parameters == sum(p.numel() for p in network.parameters())
+
+
+@each
+def test_operations_are_those_that_torch_counts(student: Student, image: ImageInput) -> None:
+    network = build(student, image, CLASSES)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(images_of(image))
+    assert student_cost(student, image, CLASSES).flops * BATCH == counter.get_total_flops()
+
+
+@each
+def test_activations_are_near_what_autograd_keeps(student: Student, image: ImageInput) -> None:
+    kept = kept_elements(build(student, image, CLASSES), image)
+    assert student_cost(student, image, CLASSES).activations == pytest.approx(kept, rel=0.15)
+
+
+def test_every_student_of_the_contract_is_counted_and_built() -> None:
+    assert {type(student) for student, _ in CASES} == set(STUDENTS) == set(BUILDERS)
+
+
+def test_costs_grow_with_width() -> None:
+    small, large = (student_cost(WideResNet(widen=widen), DIGITS, 10) for widen in (1, 2))
+    assert isinstance(small, Cost)
+    assert small.parameters < large.parameters
+    assert small.flops < large.flops
+    assert small.peak_activation < large.peak_activation
