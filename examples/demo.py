@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digits import DataFiles, write_digits
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -59,13 +60,13 @@ def main() -> int:
         with service(options.output) as client:
             run(client, options)
     except KeyboardInterrupt:
-        console.print("Interrupted; the service was stopped.")
+        say("Interrupted; the service was stopped.")
         return 130
     except (DemoError, ClientError) as error:
-        console.print(f"The demo failed: {error}", markup=False)
-        console.print(f"The service's log: {options.output / 'service.log'}")
+        say(f"The demo failed: {error}")
+        say(f"The service's log: {options.output / 'service.log'}")
         return 1
-    console.print(f"Done in {time.monotonic() - start:.0f} s. The models and their reports lie in {options.output}")
+    say(f"Done in {time.monotonic() - start:.0f} s. The models and their reports lie in {options.output}")
     return 0
 
 
@@ -91,7 +92,7 @@ def service(output: Path) -> Iterator[Client]:
         )
         try:
             hello = read_hello(server)
-            console.print(f"Stillhouse runs at {hello['url']} (its pages: {hello['docs']})")
+            say(f"Stillhouse runs at {hello['url']} (docs: {hello['docs']})")
             with Client(hello["url"], hello["key"]) as client:
                 yield client
         finally:
@@ -124,25 +125,28 @@ def run(client: Client, options: argparse.Namespace) -> None:
     """Teacher, students, download, measurement, table."""
     paths = write_digits(options.output / "data")
     many, few, test = (client.upload(path) for path in paths)
-    console.print(
-        f"Uploaded 1,297 images for the teacher, {views.size(few.size)} with 200 for the students, 500 to test on"
-    )
+    say("Uploaded 1,297 labelled images for the teacher, 200 of them for the students, and 500 others to test on.")
 
-    console.print("\nThe teacher learns from all labels:")
+    say("\nThe teacher learns from all labels:")
     [teacher] = finish(client, [client.submit(teacher_job(many, test, options.teacher_epochs))])
     assert teacher.model_id is not None
-    console.print("\nThe students learn from 200 labels, distilled and alone:")
+    say("\nThe students learn from 200 labels, distilled and alone:")
     seeds = range(options.seeds)
     distilled = [student_job(few, test, options.epochs, seed, teacher.model_id) for seed in seeds]
     alone = [student_job(few, test, options.epochs, seed) for seed in seeds]
     students = finish(client, [client.submit(spec) for spec in distilled + alone])
 
-    console.print("\nDownloading, and measuring with ONNX Runtime in a process of its own:")
+    say("\nDownloading, and measuring with ONNX Runtime in a process of its own:")
     folder = options.output / "models"
     reference = fetch(client, teacher, folder)
     figures = [measure(client, job, fetch(client, job, folder), paths, reference) for job in (teacher, *students)]
     report(figures[:1], figures[1 : 1 + options.seeds], figures[1 + options.seeds :])
     (options.output / "figures.json").write_text(json.dumps([figure._asdict() for figure in figures], indent=2))
+
+
+def say(text: str) -> None:
+    """Print text as it is, folded only by the terminal."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def teacher_job(many: File, test: File, epochs: int) -> dict[str, Any]:
@@ -205,40 +209,43 @@ def measure(client: Client, job: Job, bundle: Path, data: DataFiles, teacher: Pa
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise DemoError(f"ONNX Runtime could not read {bundle}: {result.stderr.strip()}")
-    console.print(f"  {bundle}: sha256 verified, measured", markup=False, soft_wrap=True)
+    say(f"  {bundle}: sha256 verified, measured")
     model = client.model(str(job.model_id))
     return Figures(model.parameters, (bundle / "model.safetensors").stat().st_size, **json.loads(result.stdout))
 
 
 def report(teacher: Sequence[Figures], distilled: Sequence[Figures], alone: Sequence[Figures]) -> None:
     """Print the table of this run, and what it says."""
-    table = Table("", "parameters", "weights", "accuracy", "ECE", "agrees with teacher", "CPU latency p50")
-    for name, runs in (("teacher", teacher), ("student, distilled", distilled), ("student, alone", alone)):
+    table = Table(
+        "", "parameters", "weights", "accuracy %", "ECE %", "agreement %", "p50 ms", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for name, runs in (("teacher", teacher), ("distilled", distilled), ("alone", alone)):
         table.add_row(
             name,
             f"{runs[0].parameters:,}",
             views.size(runs[0].bytes),
-            spread([run.accuracy * 100 for run in runs], " %"),
-            spread([run.ece * 100 for run in runs], " %"),
-            spread([run.agreement * 100 for run in runs], " %"),
-            f"{statistics.median(run.latency_ms for run in runs):.3f} ms",
+            spread([run.accuracy for run in runs]),
+            spread([run.ece for run in runs]),
+            spread([run.agreement for run in runs]),
+            f"{statistics.median(run.latency_ms for run in runs):.3f}",
         )
-    console.print()
-    console.print(table, width=None if console.is_terminal else 120)
-    console.print(
-        f"Mean ± standard deviation over {len(distilled)} seeds; 500 test images that no model was trained on."
+    console.print(table)
+    say(
+        f"Mean ± standard deviation over {len(distilled)} seeds, on 500 images that no model was trained on.\n"
+        "ECE: expected calibration error. Agreement: with the teacher. p50: median time of one image on one CPU core."
     )
-    console.print(verdict([run.accuracy * 100 for run in distilled], [run.accuracy * 100 for run in alone]))
+    say(verdict([run.accuracy for run in distilled], [run.accuracy for run in alone]))
 
 
-def spread(values: Sequence[float], unit: str) -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}{unit}"
+def spread(shares: Sequence[float]) -> str:
+    """Mean and standard deviation of shares, in per cent."""
+    deviation = f" ± {statistics.stdev(shares) * 100:.1f}" if len(shares) > 1 else ""
+    return f"{statistics.mean(shares) * 100:.1f}{deviation}"
 
 
 def verdict(distilled: Sequence[float], alone: Sequence[float]) -> str:
     """What the accuracies say, and no more."""
-    gain = statistics.mean(distilled) - statistics.mean(alone)
+    gain = (statistics.mean(distilled) - statistics.mean(alone)) * 100
     if gain <= 0:
         return f"In this run distillation did not help: {-gain:.1f} points less than the same student alone."
     if min(distilled) > max(alone):

@@ -58,7 +58,7 @@ def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
                 ("job", item.id),
                 ("name", item.name),
                 ("status", status(item)),
-                ("position in queue", item.queue_position),
+                ("ahead in the queue", item.queue_position),
                 ("step", steps(item) or None),
                 ("speed", progress.samples_per_second and f"{progress.samples_per_second:,.0f} samples/s"),
                 ("time left", seconds(progress.seconds_left) or None),
