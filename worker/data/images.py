@@ -21,6 +21,8 @@ from worker.data.holdout import hold_out
 from worker.errors import UserError
 
 MAX_CLASSES = 100_000
+CHUNK = 256
+"""Images checked at a time."""
 STD_FLOOR = 1e-3
 """In scaled units; a channel that is nearly constant is centred but not blown up."""
 
@@ -100,9 +102,10 @@ def _classes(data: ImageData, teacher: ModelConfig | None, labels: list[NDArray]
 
 def _tensors(images: NDArray, labels: NDArray, data: ImageData, classes: int, param: str) -> Batch:
     _check_labels(labels, classes, data.label_key, param)
-    _check_finite(images, data.input_key, param)
-    pixels = torch.from_numpy(images if images.dtype == np.uint8 else images.astype(np.float32, copy=False))
-    return Batch(_channels_first(pixels, data).contiguous(), torch.from_numpy(labels.astype(np.int64)))
+    pixels = _pixels(images)
+    _check_finite(pixels, images, data.input_key, param)
+    images_first = _channels_first(torch.from_numpy(pixels), data).contiguous()
+    return Batch(images_first, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _check_labels(labels: NDArray, classes: int, key: str, param: str) -> None:
@@ -113,14 +116,20 @@ def _check_labels(labels: NDArray, classes: int, key: str, param: str) -> None:
         raise UserError("invalid_data", message, param)
 
 
-def _check_finite(images: NDArray, key: str, param: str) -> None:
-    if images.dtype == np.uint8:
+def _pixels(images: NDArray) -> NDArray:
+    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
+        return images if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+
+
+def _check_finite(pixels: NDArray, images: NDArray, key: str, param: str) -> None:
+    if pixels.dtype == np.uint8:
         return
-    for number, image in enumerate(images):  # one image at a time: no mask as large as the data
-        finite = np.isfinite(image.astype(np.float32, copy=False))
+    for first in range(0, len(pixels), CHUNK):  # no mask as large as the data
+        finite = np.isfinite(pixels[first : first + CHUNK])
         if not finite.all():
-            place = (number, *(int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape)))
-            message = f"array {key!r} holds {image[place[1:]]} at index {place}; accepted: finite 32-bit floats"
+            inner, *rest = (int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape))
+            place = (first + inner, *rest)
+            message = f"array {key!r} holds {images[place]} at index {place}; accepted: finite 32-bit floats"
             raise UserError("invalid_data", message, param)
 
 

@@ -1,0 +1,166 @@
+"""From archives to checked tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.recipe.data import ImageData
+from app.recipe.job import JobSpec, Recipe, Teacher
+from app.recipe.losses import CrossEntropy, Kd
+from app.recipe.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.students import Mlp, Vit
+from worker.data.images import ImageTask, fit_preprocessing, load_images
+from worker.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+IMAGES, LABELS = RANDOM.integers(0, 256, (40, 4, 6), dtype=np.uint8), np.arange(40) % 4
+
+
+def config(classes: int = 4, side: int = 4) -> ModelConfig:
+    return ModelConfig(
+        architecture=Mlp(),
+        input=ImageInput(channels=1, height=side, width=6),
+        preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
+        classes=classes,
+    )
+
+
+def load(
+    folder: Path,
+    train: dict[str, Any],
+    evaluation: dict[str, Any] | None = None,
+    teacher: ModelConfig | None = None,
+    student: Mlp | Vit | None = None,
+    **data: Any,
+) -> ImageTask:
+    np.savez(folder / "train.npz", **train)
+    if evaluation is not None:
+        np.savez(folder / "eval.npz", **evaluation)
+        data["eval"] = "eval"
+    job = JobSpec(
+        data=ImageData(train="train", **data),
+        student=student or Mlp(),
+        teacher=Teacher(model="t") if teacher else None,
+        recipe=Recipe(losses=[Kd() if teacher else CrossEntropy()]),
+    )
+    return load_images(job, {"train": folder / "train.npz", "eval": folder / "eval.npz"}, teacher, seed=7)
+
+
+def refusal(folder: Path, *args: Any, **more: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load(folder, *args, **more)
+    return caught.value
+
+
+def test_gray_images_become_one_channel_with_a_held_out_share(tmp_path: Path) -> None:
+    task = load(tmp_path, {"x": IMAGES, "y": LABELS})
+    assert task.train.images.shape == (32, 1, 4, 6)
+    assert task.eval.images.shape == (8, 1, 4, 6)
+    assert task.train.images.dtype == torch.uint8
+    assert task.eval.labels.bincount().tolist() == [2, 2, 2, 2]
+    assert task.model.input == ImageInput(channels=1, height=4, width=6)
+    assert (task.model.classes, task.notes) == (4, [])
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_layouts_end_up_the_same(tmp_path: Path, layout: str) -> None:
+    channels_first = RANDOM.random((10, 3, 4, 6))
+    images = channels_first if layout == "NCHW" else np.moveaxis(channels_first, 1, 3)
+    task = load(tmp_path, {"x": images, "y": LABELS[:10]}, {"x": images, "y": LABELS[:10]}, layout=layout)
+    torch.testing.assert_close(task.train.images, torch.from_numpy(channels_first).float())
+
+
+def test_preprocessing_is_fitted_on_the_training_samples_alone(tmp_path: Path) -> None:
+    task = load(tmp_path, {"x": IMAGES, "y": LABELS}, {"x": IMAGES[:4] // 2, "y": LABELS[:4]})
+    scaled = IMAGES / 255
+    found = task.model.preprocessing
+    assert found.scale == 1 / 255
+    assert found.mean == pytest.approx([scaled.mean()])
+    assert found.std == pytest.approx([scaled.std()])
+
+
+def test_float_images_are_not_scaled_and_constant_channels_do_not_divide_by_zero() -> None:
+    images = torch.stack([torch.randn(50, 4, 4) * 3 + 1, torch.full((50, 4, 4), 5.0)], dim=1)
+    found = fit_preprocessing(images)
+    assert found.scale == 1.0
+    assert found.mean[1] == 5.0
+    assert found.std[1] > 0
+
+
+def test_labels_outside_the_classes_are_named_with_index_and_value(tmp_path: Path) -> None:
+    labels = LABELS.copy()
+    labels[17] = 9
+    error = refusal(tmp_path, {"x": IMAGES, "y": labels}, classes=4)
+    assert "label 9 at index 17" in error.message
+    assert "0..3" in error.message
+    assert (error.code, error.param) == ("invalid_data", "data.train")
+
+
+def test_negative_labels_are_refused(tmp_path: Path) -> None:
+    labels = LABELS.copy()
+    labels[5] = -1
+    assert "label -1 at index 5" in refusal(tmp_path, {"x": IMAGES, "y": labels}).message
+
+
+def test_huge_unsigned_labels_are_refused(tmp_path: Path) -> None:
+    labels = LABELS.astype(np.uint64)
+    labels[0] = 2**64 - 1
+    assert "largest label is 18446744073709551615" in refusal(tmp_path, {"x": IMAGES, "y": labels}).message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite_in_float32_are_named_with_their_index(tmp_path: Path, value: float) -> None:
+    images = IMAGES.astype(np.float64)
+    images[3, 1, 2] = value
+    error = refusal(tmp_path, {"x": images[:8], "y": LABELS[:8]}, {"x": IMAGES.astype(np.float32), "y": LABELS})
+    assert "at index (3, 1, 2)" in error.message
+    assert str(value) in error.message
+    assert error.param == "data.train"
+
+
+def test_faults_of_the_evaluation_file_blame_it(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, {"x": IMAGES, "y": LABELS + 3}, classes=4)
+    assert error.param == "data.eval"
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"x": IMAGES[:0], "y": LABELS[:0]})
+    assert error.param == "data.train"
+    assert "empty" in error.message
+
+
+def test_one_class_is_no_classification(tmp_path: Path) -> None:
+    assert "at least two classes" in refusal(tmp_path, {"x": IMAGES, "y": LABELS * 0}).message
+
+
+def test_a_missing_array_is_named_with_what_there_is(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"pictures": IMAGES, "y": LABELS})
+    assert error.param == "data.input_key"
+    assert "pictures" in error.message
+
+
+def test_the_teacher_decides_the_classes(tmp_path: Path) -> None:
+    task = load(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(classes=6))
+    assert task.model.classes == 6
+    assert task.notes == ["only 4 of 6 classes have a training sample"]
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(classes=6), classes=4)
+    assert error.param == "data.classes"
+    assert "6" in error.message
+
+
+def test_a_teacher_of_other_images_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(side=5))
+    assert (error.code, error.param) == ("invalid_teacher", "teacher.model")
+
+
+def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, student=Vit(patch_size=4))
+    assert (error.code, error.param) == ("invalid_job", "student.patch_size")
