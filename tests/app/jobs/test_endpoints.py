@@ -1,0 +1,304 @@
+"""The jobs resource as its clients see it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.jobs import leases
+from app.jobs.leases import Lease, StoredFile
+from app.jobs.lifecycle import Status
+from tests.app.conftest import Api
+from tests.app.jobs.builders import CONFIG
+from worker.protocol import Progress
+
+
+def archive(images: int = 20) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.zeros((images, 8, 8), np.uint8), y=np.arange(images) % 10)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+async def data(api: Api) -> str:
+    """Id of an uploaded data file."""
+    answer = await api.client.post("/v1/files", params={"name": "digits.npz"}, content=archive())
+    assert answer.status_code == 201, answer.text
+    file_id: str = answer.json()["id"]
+    return file_id
+
+
+def document(data: str, **fields: Any) -> dict[str, Any]:
+    recipe = {"losses": [{"kind": "cross-entropy"}], "batch_size": 8, "epochs": 2}
+    return {"data": {"train": data}, "student": {"architecture": "mlp"}, "recipe": recipe, **fields}
+
+
+async def submit(api: Api, data: str, **fields: Any) -> dict[str, Any]:
+    answer = await api.client.post("/v1/jobs", json=document(data, **fields))
+    assert answer.status_code == 201, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+async def claim(api: Api) -> Lease:
+    async with api.services.database.write() as session:
+        lease = await leases.claim(session, owner="worker", queues=["any"], lease_seconds=60.0)
+        assert lease is not None
+        await leases.start(session, lease)
+    return lease
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
+async def test_a_job_is_answered_as_it_was_resolved(api: Api, data: str) -> None:
+    answer = await api.client.post("/v1/jobs", json=document(data, name="first", labels={"team": "vision"}))
+    job = answer.json()
+    assert (answer.status_code, answer.headers["Location"]) == (201, f"/v1/jobs/{job['id']}")
+    assert (job["object"], job["status"], job["is_final"], job["queue_position"]) == ("job", "queued", False, 0)
+    assert isinstance(job["spec"]["seed"], int)
+    assert (await api.client.get(f"/v1/jobs/{job['id']}")).json() == job
+
+
+async def test_every_wrong_field_is_named_with_what_would_be_accepted(api: Api, data: str) -> None:
+    wrong = document(data, colour="red")
+    wrong["recipe"] = {"losses": [{"kind": "kdd"}, {"kind": "nkd", "gama": 1}], "epochs": 0}
+    answer = await api.client.post("/v1/jobs", json=wrong)
+    assert answer.status_code == 422
+    found = {error["param"]: error["accepted"] for error in error_of(answer)["errors"]}
+    assert set(found) == {"colour", "recipe.losses[0].kind", "recipe.losses[1].gama", "recipe.epochs"}
+    assert "cross-entropy" in found["recipe.losses[0].kind"]
+    assert "gamma" in found["recipe.losses[1].gama"]
+    assert ">= 1" in found["recipe.epochs"]
+
+
+async def test_a_job_with_missing_inputs_is_refused_at_the_door(api: Api, data: str) -> None:
+    answer = await api.client.post("/v1/jobs", json=document("file_0", teacher={"model": "model_0"}))
+    assert answer.status_code == 422
+    assert [error["param"] for error in error_of(answer)["errors"]][:2] == ["data.train", "teacher.model"]
+
+
+async def test_the_same_request_with_one_key_is_one_job(api: Api, data: str) -> None:
+    headers = {"Idempotency-Key": "only-once"}
+    first, second = [await api.client.post("/v1/jobs", json=document(data), headers=headers) for _ in range(2)]
+    assert first.json()["id"] == second.json()["id"]
+    other = await api.client.post("/v1/jobs", json=document(data, name="other"), headers=headers)
+    assert (other.status_code, error_of(other)["code"]) == (422, "idempotency_key_reused")
+    foreigner = await api.foreigner()
+    assert (await foreigner.post("/v1/jobs", json=document(data), headers=headers)).status_code == 422
+
+
+async def test_validation_tells_steps_parameters_memory_and_time(api: Api, data: str) -> None:
+    view = (await api.client.post("/v1/jobs/validate", json=document(data))).json()
+    assert (view["valid"], view["errors"]) == (True, [])
+    assert (view["steps_per_epoch"], view["total_steps"]) == (2, 4)
+    assert view["parameters"] == 64 * 64 + 64 + 64 * 10 + 10
+    assert view["estimate"]["memory_bytes"] > 0
+    assert view["estimate"]["seconds"] > 0
+    assert view["estimate"]["basis"].startswith("assumed")
+    listed = (await api.client.get("/v1/jobs")).json()
+    assert listed["data"] == []
+
+
+async def test_validation_tells_all_errors_and_is_no_error_itself(api: Api, data: str) -> None:
+    answer = await api.client.post("/v1/jobs/validate", json={**document("file_0"), "student": {"architecture": "x"}})
+    assert answer.status_code == 200
+    assert [error["param"] for error in answer.json()["errors"]] == ["student.architecture"]
+    answer = await api.client.post("/v1/jobs/validate", json=document("file_0"))
+    assert [error["param"] for error in answer.json()["errors"]] == ["data.train"]
+
+
+async def test_lists_are_filtered_before_the_limit(api: Api, data: str) -> None:
+    wanted = await submit(api, data, name="wanted", labels={"team": "vision", "run": "1"})
+    for _ in range(3):
+        await submit(api, data, name="noise", labels={"team": "audio"})
+
+    async def found(**params: Any) -> list[str]:
+        listed = (await api.client.get("/v1/jobs", params={"limit": 1, **params})).json()
+        assert listed["has_more"] is False
+        return [job["id"] for job in listed["data"]]
+
+    assert await found(name="wanted") == [wanted["id"]]
+    assert await found(label=["team:vision", "run:1"]) == [wanted["id"]]
+    assert await found(label=["team:vision", "run:2"]) == []
+    assert await found(created_before=wanted["created_at"]) == []
+    await api.client.post(f"/v1/jobs/{wanted['id']}/cancel")
+    assert await found(status="cancelled") == [wanted["id"]]
+    assert await found(status=["failed", "cancelled"]) == [wanted["id"]]
+
+
+async def test_pages_lead_through_all_jobs_newest_first(api: Api, data: str) -> None:
+    made = [(await submit(api, data))["id"] for _ in range(5)]
+    seen: list[str] = []
+    params: dict[str, Any] = {"limit": 2}
+    while True:
+        listed = (await api.client.get("/v1/jobs", params=params)).json()
+        seen += [job["id"] for job in listed["data"]]
+        if not listed["has_more"]:
+            break
+        params["after"] = listed["last_id"]
+    assert sorted(seen, reverse=True) == seen
+    assert set(seen) == set(made)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"status": "done"}, {"limit": 0}, {"limit": 101}, {"label": "novalue"}, {"created_after": "yesterday"}, {"x": 1}],
+)
+async def test_filters_that_mean_nothing_are_refused(api: Api, params: dict[str, Any]) -> None:
+    answer = await api.client.get("/v1/jobs", params=params)
+    assert answer.status_code == 422
+    assert error_of(answer)["errors"][0]["param"].startswith(next(iter(params)))
+
+
+async def test_verbs_move_a_job_and_a_wrong_state_is_a_conflict(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    url = f"/v1/jobs/{job['id']}"
+    assert (await api.client.post(f"{url}/pause")).json()["status"] == "paused"
+    assert (await api.client.post(f"{url}/resume")).json()["status"] == "queued"
+    assert (await api.client.patch(url, json={"priority": 90})).json()["priority"] == 90
+    assert (await api.client.post(f"{url}/cancel")).json()["status"] == "cancelled"
+    for verb in ("pause", "resume"):
+        answer = await api.client.post(f"{url}/{verb}")
+        assert (answer.status_code, error_of(answer)["code"]) == (409, "wrong_state")
+    assert (await api.client.patch(url, json={"priority": 1})).status_code == 409
+
+
+async def test_a_running_job_is_asked_to_stop(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    await claim(api)
+    assert (await api.client.post(f"/v1/jobs/{job['id']}/cancel")).json()["status"] == "cancelling"
+
+
+async def test_a_clone_repeats_the_job_but_for_what_is_overridden(api: Api, data: str) -> None:
+    job = await submit(api, data, name="original", seed=7)
+    same = (await api.client.post(f"/v1/jobs/{job['id']}/clone")).json()
+    assert (same["spec"], same["cloned_from"]) == (job["spec"], job["id"])
+    other = (await api.client.post(f"/v1/jobs/{job['id']}/clone", json={"name": "other", "seed": None})).json()
+    assert other["spec"]["name"] == "other"
+    assert other["spec"]["seed"] != 7
+    assert other["spec"]["recipe"] == job["spec"]["recipe"]
+    wrong = await api.client.post(f"/v1/jobs/{job['id']}/clone", json={"data": {"train": "file_0"}})
+    assert error_of(wrong)["errors"][0]["param"] == "data.train"
+
+
+async def test_progress_is_seen_as_it_is_recorded(api: Api, data: str) -> None:
+    """A reader that remembers answers must notice every change."""
+    job = await submit(api, data)
+    url = f"/v1/jobs/{job['id']}"
+    assert (await api.client.get(url)).json()["status"] == "queued"
+    lease = await claim(api)
+    assert (await api.client.get(url)).json()["status"] == "running"
+    for step in (1, 2):
+        report = Progress(step=step, total_steps=4, epoch=0.5, samples_per_second=9.0, seconds_left=1.0)
+        async with api.services.database.write() as session:
+            await leases.record(session, lease, report, [])
+        assert (await api.client.get(url)).json()["progress"]["step"] == step
+    async with api.services.database.write() as session:
+        await leases.begin_phase(session, lease, "training")
+    assert [phase["phase"] for phase in (await api.client.get(url)).json()["phases"]] == ["training"]
+
+
+async def test_a_queue_position_follows_the_queue(api: Api, data: str) -> None:
+    first, second = await submit(api, data), await submit(api, data)
+    url = f"/v1/jobs/{second['id']}"
+    assert (await api.client.get(url)).json()["queue_position"] == 1
+    await api.client.post(f"/v1/jobs/{first['id']}/cancel")
+    assert (await api.client.get(url)).json()["queue_position"] == 0
+
+
+async def test_many_readers_at_once_all_get_their_own_job(api: Api, data: str) -> None:
+    jobs = [await submit(api, data, name=f"job-{n}") for n in range(5)]
+    asked = [job["id"] for job in jobs for _ in range(8)] + ["job_missing"]
+    answers = await asyncio.gather(*(api.client.get(f"/v1/jobs/{job_id}") for job_id in asked))
+    assert [answer.status_code for answer in answers] == [200] * 40 + [404]
+    assert [answer.json()["id"] for answer in answers[:-1]] == asked[:-1]
+
+
+async def test_events_come_as_pages(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    await api.client.post(f"/v1/jobs/{job['id']}/cancel")
+    url = f"/v1/jobs/{job['id']}/events"
+    first = (await api.client.get(url, params={"limit": 1})).json()
+    assert ([event["seq"] for event in first["data"]], first["has_more"]) == ([1], True)
+    rest = (await api.client.get(url, params={"after": 1})).json()
+    assert ([event["data"]["to"] for event in rest["data"]], rest["has_more"]) == (["cancelled"], False)
+
+
+async def test_a_stream_of_events_goes_on_where_the_client_was_and_ends_with_the_job(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    await api.client.post(f"/v1/jobs/{job['id']}/cancel")
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": "1"}
+    answer = await api.client.get(f"/v1/jobs/{job['id']}/events", headers=headers)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = answer.text.splitlines()
+    assert [line for line in lines if line.startswith(("id:", "event:"))] == ["event: status", "id: 2"]
+
+
+async def test_metrics_are_thinned_and_keep_their_extremes(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    lease = await claim(api)
+    values = [(step, 1000.0 if step == 333 else -1000.0 if step == 444 else float(step % 7)) for step in range(1000)]
+    async with api.services.database.write() as session:
+        await leases.record(session, lease, None, [("train/loss", step, value) for step, value in values])
+    url = f"/v1/jobs/{job['id']}/metrics"
+    (series,) = (await api.client.get(url, params={"points": 20})).json()["data"]
+    assert 10 <= len(series["steps"]) <= 20
+    points = list(zip(series["steps"], series["values"], strict=True))
+    assert {(333, 1000.0), (444, -1000.0)} <= set(points)
+    assert points == sorted(points)
+    (whole,) = (await api.client.get(url, params={"points": 5000, "name": "train/loss"})).json()["data"]
+    assert list(zip(whole["steps"], whole["values"], strict=True)) == values
+
+
+async def finish(api: Api, lease: Lease, content: bytes) -> None:
+    async def chunks() -> Any:
+        yield content
+
+    stored = await api.services.store.write(f"jobs/{lease.job_id}/report.json", chunks(), 1 << 20)
+    artifact = StoredFile("report.json", stored.key, stored.size, stored.sha256, "application/json")
+    async with api.services.database.write() as session:
+        await leases.succeed(session, lease, [artifact], CONFIG, 650, {"student": {"accuracy": 0.5}})
+
+
+async def test_artifacts_are_listed_and_downloaded_with_their_digest(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    await finish(api, await claim(api), b'{"accuracy": 0.5}')
+    url = f"/v1/jobs/{job['id']}/artifacts"
+    (artifact,) = (await api.client.get(url)).json()["data"]
+    whole = await api.client.get(f"{url}/report.json")
+    assert (whole.content, whole.headers["ETag"]) == (b'{"accuracy": 0.5}', f'"{artifact["sha256"]}"')
+    part = await api.client.get(f"{url}/report.json", headers={"Range": "bytes=2-9"})
+    assert (part.status_code, part.content) == (206, b"accuracy")
+    assert (await api.client.get(f"{url}/none.json")).status_code == 404
+    finished = (await api.client.get(f"/v1/jobs/{job['id']}")).json()
+    assert (finished["status"], finished["is_final"]) == (Status.SUCCEEDED, True)
+    model = (await api.client.get(f"/v1/models/{finished['model_id']}")).json()
+    assert model["job_id"] == job["id"]
+
+
+PATHS = ("", "/events", "/metrics", "/checkpoints", "/artifacts", "/artifacts/report.json")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_another_project_s_job_is_not_found(api: Api, data: str, path: str) -> None:
+    job = await submit(api, data)
+    await finish(api, await claim(api), b"{}")
+    assert (await api.client.get(f"/v1/jobs/{job['id']}{path}")).status_code == 200
+    foreigner = await api.foreigner()
+    assert (await foreigner.get(f"/v1/jobs/{job['id']}{path}")).status_code == 404
+    assert (await foreigner.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_a_file_is_not_deleted_under_a_job_that_needs_it(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    assert (await api.client.delete(f"/v1/files/{data}")).status_code == 409
+    await api.client.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (await api.client.delete(f"/v1/files/{data}")).status_code in (200, 204)
