@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
+import psutil
+
 START_SECONDS = 60.0
 STARTS = 3  # another process may take the free port before the server binds it
 
@@ -78,6 +80,13 @@ class Server(ABC):
         self.port = kept
         return False
 
+    @property
+    def process(self) -> psutil.Process:
+        """The server itself, without its guard."""
+        if self._guard is None:
+            raise RuntimeError(f"{type(self).__name__} is stopped")
+        return psutil.Process(self._guard.pid).children()[0]
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         guard = [sys.executable, "-S", str(Path(__file__).with_name("guard.py"))]
         with (self.folder / "log").open("ab") as log:
@@ -87,13 +96,13 @@ class Server(ABC):
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env=os.environ | self.environment(),
+                env=self.environment(),
                 start_new_session=True,
             )
 
     def environment(self) -> dict[str, str]:
-        """Variables to set for the server."""
-        return {}
+        """All variables that the server gets."""
+        return dict(os.environ)
 
     def _is_ready(self) -> bool:
         try:

@@ -84,7 +84,8 @@ class Rclone(S3):
         return [program, "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--auth-key", key, str(self._root)]
 
     def environment(self) -> dict[str, str]:
-        return {"RCLONE_CONFIG": str(self.folder / "rclone.conf"), "RCLONE_CACHE_DIR": str(self.folder / "cache")}
+        own = {"RCLONE_CONFIG": str(self.folder / "rclone.conf"), "RCLONE_CACHE_DIR": str(self.folder / "cache")}
+        return super().environment() | own
 
     def make_bucket(self) -> None:
         (self._root / self.bucket).mkdir(exist_ok=True)
