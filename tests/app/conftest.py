@@ -40,13 +40,19 @@ def postgres_template(postgres_server: PostgreSQL) -> str:
     return postgres_server.template("migrated", migrate.upgrade)
 
 
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """Address of a migrated SQLite database without rows."""
+    path = tmp_path / "service.db"
+    shutil.copy(sqlite_template, path)
+    return f"sqlite+aiosqlite:///{path}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Address of a migrated database without rows."""
     if request.param == "sqlite":
-        path = tmp_path / "service.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite+aiosqlite:///{path}"
+        yield request.getfixturevalue("sqlite_url")
     else:
         template = request.getfixturevalue("postgres_template")
         with request.getfixturevalue("postgres_server").database(template) as url:
