@@ -18,7 +18,9 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 class Settings(BaseSettings):
     """Validated settings; times are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="STILLHOUSE_", extra="ignore", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="STILLHOUSE_", env_ignore_empty=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     host: str = "127.0.0.1"
     """Address that the API listens on."""
