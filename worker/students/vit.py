@@ -63,7 +63,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.embed(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1)
         out = self.blocks(tokens + self.positions)
         logits: Tensor = self.head(self.norm(out[:, 0]))
         return logits
