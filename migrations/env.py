@@ -40,7 +40,9 @@ def take_turn(connection: Connection) -> None:
     """One process migrates; SQLite sees to that with its write lock."""
     connection.execute(text(f"SET LOCAL lock_timeout = '{TURN_TIMEOUT}'"))
     connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
-    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.execute(
+        text(f"SET LOCAL lock_timeout = '{context.config.attributes.get('lock_timeout', LOCK_TIMEOUT)}'")
+    )
     connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
 
 

@@ -132,7 +132,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.create_index("ix_jobs_claim", ["status", "priority", "id"], unique=False)
+        batch_op.create_index("ix_jobs_claim", ["status", sa.text("priority DESC"), "id", "queue"], unique=False)
         batch_op.create_index("ix_jobs_deadline", ["status", "deadline_at"], unique=False)
         batch_op.create_index("ix_jobs_lease", ["status", "lease_expires_at"], unique=False)
         batch_op.create_index("ix_jobs_list", ["project_id", "id"], unique=False)
