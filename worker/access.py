@@ -17,6 +17,7 @@ from app.core.errors import Unavailable
 from app.core.store import Store
 from app.jobs.leases import Lease
 from worker.context import Context, Patience
+from worker.race import unbroken
 
 DATABASE_LOST = (OperationalError, InterfaceError, PoolTimeout)
 T = TypeVar("T")
@@ -34,9 +35,11 @@ class Access:
         self._patience: Patience = context.patience
 
     async def once(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
-        """One transaction. Raises one of `DATABASE_LOST`."""
-        async with self._database.write() as session:
-            return await operation(session, self.lease)
+        """One transaction. Raises one of `DATABASE_LOST`.
+
+        A cancellation waits for its end: broken off, it could leave a connection that holds the database's lock.
+        """
+        return await unbroken(self._transaction(operation))
 
     async def write(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
         """One transaction, repeated while the database can't be reached; whoever guards the lease ends the trying.
@@ -62,3 +65,7 @@ class Access:
                 logger.warning("%s: the store can't be reached", self.lease.job_id, exc_info=True)
             await asyncio.sleep(pause)
             pause *= 2
+
+    async def _transaction(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
+        async with self._database.write() as session:
+            return await operation(session, self.lease)

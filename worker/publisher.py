@@ -63,8 +63,7 @@ class Publisher:
         files = [await self._upload(path, f"checkpoints/step-{step}/{path.name}", path.name) for path in paths]
         superseded = await self._access.write(partial(leases.publish_checkpoint, step=step, files=files))
         await self._remove_up_to(step)
-        # A commit made twice, since its answer was lost, would count our own objects among the superseded.
-        await self._delete(set(superseded) - {file.key for file in files})
+        await self._delete(superseded)
 
     async def salvage(self) -> None:
         """Publish the newest checkpoint if that is possible, at the end of an attempt that failed or was stopped."""
@@ -96,7 +95,7 @@ class Publisher:
         for done in [saved for saved in self._saved if saved <= step]:
             await asyncio.to_thread(shutil.rmtree, self._saved.pop(done), ignore_errors=True)
 
-    async def _delete(self, keys: set[str]) -> None:
+    async def _delete(self, keys: list[str]) -> None:
         try:
             await self._access.store.delete(keys)
         except Unavailable:

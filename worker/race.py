@@ -1,4 +1,4 @@
-"""Work beside its watchers, and deadlines that move."""
+"""Work beside its watchers, deadlines that move, and work that may not be broken off."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ async def wait_past(deadline: Callable[[], float]) -> None:
         if left <= 0:
             return
         await asyncio.sleep(left)
+
+
+async def unbroken(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled, who then hears of it only afterwards."""
+    working = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        if not working.cancelled():
+            working.exception()  # has been seen
+        raise

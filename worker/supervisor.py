@@ -39,7 +39,7 @@ from worker.protocol import (
     Stopped,
 )
 from worker.publisher import Publisher
-from worker.race import race, wait_past
+from worker.race import race, unbroken, wait_past
 from worker.staging import stage
 from worker.trainer_process import TrainerProcess
 from worker.watchdog import Hung, Watchdog
@@ -56,18 +56,19 @@ async def run_next(context: Context, job_id: str | None = None) -> bool:
     """Claim the given job, or the best that waits, and see it through; false if there was nothing to claim."""
     # Counted from before the question, so that it never ends later than what the database grants.
     held_until = time.monotonic() + context.settings.lease_seconds
-    async with context.database.write() as session:
-        lease = await leases.claim(
-            session,
-            owner=context.owner,
-            queues=context.queues,
-            lease_seconds=context.settings.lease_seconds,
-            job_id=job_id,
-        )
+    lease = await unbroken(_claim(context, job_id))
     if lease is None:
         return False
     await Attempt(lease, context, held_until).run()
     return True
+
+
+async def _claim(context: Context, job_id: str | None) -> Lease | None:
+    seconds = context.settings.lease_seconds
+    async with context.database.write() as session:
+        return await leases.claim(
+            session, owner=context.owner, queues=context.queues, lease_seconds=seconds, job_id=job_id
+        )
 
 
 class Attempt:
@@ -95,7 +96,7 @@ class Attempt:
         except LeaseLost:
             logger.warning("%s: lost the lease of attempt %d", self._lease.job_id, self._lease.attempt)
         finally:
-            await self._clear()
+            await unbroken(self._clear())
 
     async def _see_through(self) -> None:
         try:

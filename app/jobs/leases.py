@@ -226,7 +226,13 @@ async def log(session: AsyncSession, lease: Lease, message: str, level: str = "i
 
 
 async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, files: list[StoredFile]) -> list[str]:
-    """Register an uploaded checkpoint; returns the object keys of those that it makes superfluous, to be deleted."""
+    """Register an uploaded checkpoint; returns the object keys of those that it makes superfluous, to be deleted.
+
+    Made twice, since the answer to the first commit was lost, it does nothing.
+    """
+    same = (Checkpoint.job_id == lease.job_id, Checkpoint.attempt == lease.attempt, Checkpoint.step == step)
+    if await session.scalar(select(Checkpoint.id).where(*same)) is not None:
+        return []
     checkpoint_id = new_id("ckpt")
     await _emit(
         session, lease, "checkpoint", f"checkpoint at step {step}", data={"step": step}, checkpoint_id=checkpoint_id

@@ -1,6 +1,6 @@
-"""A trainer that does what it is told to: `scripted_trainer.py ACT…` speaks `worker.protocol` and plays the acts in order.
+"""A trainer that follows a script: `scripted_trainer.py ACT…` speaks `worker.protocol` and plays the acts in order.
 
-It knows no torch, so that faults can be staged in milliseconds. An act is a word, some with a number: see `ACTS`.
+It knows no torch, so that faults can be staged in milliseconds. An act is the name of a method, some with `=argument`.
 """
 
 from __future__ import annotations
@@ -81,6 +81,12 @@ class Trainer:
     def await_stop(self) -> None:
         command = self.hear()
         assert command["type"] == "stop", command
+
+    def await_go(self) -> None:
+        """Wait until the test puts a file named `go` into the attempt's folder; take it."""
+        while not (self.folder / "go").exists():
+            time.sleep(0.01)
+        (self.folder / "go").unlink()
 
     def stopped(self) -> None:
         self.say("stopped", step=self.step)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from worker.context import Context, Patience, open_context
 
 PROJECT = "proj_stage"
 DATA = b"pictures"
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("scripted_trainer.py")
 HASTE = Patience(flush=0.05, kill=0.2, hang=20.0, store=20.0, retry=0.02)
 
@@ -42,18 +43,18 @@ def settings_for(folder: Path, database_url: str = "", **changes: Any) -> Settin
     return Settings(_env_file=None, **values)
 
 
-async def furnish(settings: Settings) -> None:
+async def furnish(settings: Settings, data: bytes = DATA) -> None:
     """Tables, a project, and a data file whose object lies in the store."""
     database, store = Database(settings.resolved_database_url), Store.from_settings(settings)
     async with database.write() as session:
         await (await session.connection()).run_sync(Base.metadata.create_all)
     path = settings.data_dir / "data.npz"
-    path.write_bytes(DATA)
+    path.write_bytes(data)
     await store.upload(path, "files/data")
     async with database.write() as session:
         session.add(Project(id=PROJECT, name=PROJECT, created_at=now()))
         await session.flush()
-        facts = {"size": len(DATA), "sha256": hashlib.sha256(DATA).hexdigest(), "key": "files/data"}
+        facts = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "key": "files/data"}
         arrays = {"x": {"shape": [100, 8, 8], "dtype": "u1"}, "y": {"shape": [100], "dtype": "i8"}}
         file = {"id": "file_data", "project_id": PROJECT, "name": "my data.npz", "format": "npz", **facts}
         session.add(File(**file, summary={"arrays": arrays}, created_at=now(), deleted_at=None))
@@ -71,6 +72,12 @@ async def submit(database: Database, **fields: Any) -> str:
     return await service.create(database, PROJECT, JobSpec.model_validate(document))
 
 
+async def ask(database: Database, verb: Callable[..., Awaitable[Job]], job_id: str, *arguments: Any) -> None:
+    """Make a user's request, such as `service.cancel`."""
+    async with database.write() as session:
+        await verb(session, PROJECT, job_id, *arguments)
+
+
 @asynccontextmanager
 async def worker(settings: Settings, *acts: str, patience: Patience = HASTE) -> AsyncIterator[Context]:
     """A worker whose trainers play `acts`."""
@@ -81,8 +88,34 @@ async def worker(settings: Settings, *acts: str, patience: Patience = HASTE) -> 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something that only shows when one looks."""
     async with asyncio.timeout(60):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def until_status(database: Database, job_id: str, status: str) -> Job:
+    """Wait until a job has a status."""
+
+    async def reached() -> bool:
+        return (await load(database, job_id)).status == status
+
+    await eventually(reached)
+    return await load(database, job_id)
+
+
+async def until_dead(*pids: int) -> None:
+    """Wait until none of the processes lives."""
+
+    async def dead() -> bool:
+        return not any(map(alive, pids))
+
+    await eventually(dead)
+
+
+def process_environment(settings: Settings, *acts: str, **more: str) -> dict[str, str]:
+    """Environment of a worker's process with these settings, whose trainers play `acts`."""
+    names = ("data_dir", "database_url", "lease_seconds", "heartbeat_seconds", "poll_seconds", "stop_seconds")
+    given = {f"STILLHOUSE_{name.upper()}": str(getattr(settings, name)) for name in names}
+    return {**os.environ, **given, "STAGE_ACTS": "\n".join(acts), "PYTHONPATH": str(ROOT), **more}
 
 
 async def until_step(database: Database, job_id: str, step: int) -> Job:
@@ -101,6 +134,16 @@ def children(pid: int) -> list[int]:
     return [child for text in lists for child in map(int, text.split()) if alive(child)]
 
 
+def processes_in(folder: Path) -> list[int]:
+    """Children of this process that work below a folder."""
+    found = []
+    for pid in children(os.getpid()):
+        with suppress(FileNotFoundError):  # it has just died
+            if os.readlink(f"/proc/{pid}/cwd").startswith(str(folder.resolve())):
+                found.append(pid)
+    return found
+
+
 def alive(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:
@@ -108,3 +151,8 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+async def has_torch(pid: int) -> bool:
+    """Whether a process has loaded torch."""
+    return await asyncio.to_thread(lambda: "libtorch" in Path(f"/proc/{pid}/maps").read_text())

@@ -96,6 +96,10 @@ def test_a_name_that_could_be_more_than_a_file_name_is_refused(name: str) -> Non
         safe_name(name)
 
 
+def names_below(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")}
+
+
 async def stored(store: Store, folder: Path, name: str, content: bytes) -> StoredFile:
     path = folder / "source"
     path.write_bytes(content)
@@ -131,7 +135,7 @@ async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Pat
     folder = tmp_path / "attempt"
     folder.mkdir()
     await stage(store, lease(), {"file_1": [evil]}, folder)
-    assert sorted(path.name for path in tmp_path.rglob("*evil*")) == []
+    assert names_below(tmp_path) & {"evil"} == set()
 
 
 async def test_stage_refuses_a_bundle_with_a_path_for_a_name(tmp_path: Path) -> None:
@@ -147,4 +151,4 @@ async def test_stage_refuses_an_input_that_is_not_what_its_row_says(tmp_path: Pa
     data = await stored(store, tmp_path, "data.npz", b"data")
     with pytest.raises(Damaged):
         await stage(store, lease(), {"file_1": [StoredFile("x", data.key, data.size, "0" * 64)]}, tmp_path)
-    assert not list(tmp_path.glob("inputs/**/data"))
+    assert "data" not in names_below(tmp_path)

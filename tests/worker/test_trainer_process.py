@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.stage import alive, eventually, scripted
+from tests.worker.stage import alive, eventually, processes_in, scripted
 from worker.gpus import Gpu
 from worker.protocol import Finished, Log, Progress, Ready, Report, Start, Stop, Stopped
 from worker.staging import Scratch, try_lock
@@ -252,13 +252,13 @@ async def test_taking_can_be_cancelled_without_losing_the_spare(scratch: Scratch
 async def test_closing_the_pool_ends_a_spare_that_is_still_warming(scratch: Scratch) -> None:
     pool = SparePool(Launch(scripted("child", "hang")), scratch)
     pool.refill()
-    await eventually(lambda: exists(scratch.path / "trainers" / "1" / "stderr.log"))
+    await eventually(lambda: inhabited(scratch.path))
     await pool.close()
-    assert list((scratch.path / "trainers").iterdir()) == []
+    assert processes_in(scratch.path) == []
 
 
-async def exists(path: Path) -> bool:
-    return path.exists()
+async def inhabited(folder: Path) -> bool:
+    return bool(processes_in(folder))
 
 
 async def test_ready_is_a_report(scratch: Scratch) -> None:
