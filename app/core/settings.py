@@ -53,10 +53,11 @@ class Settings(BaseSettings):
     bootstrap_key: SecretStr | None = None
     """An API key with all scopes to create at the first start; none: one is generated and printed."""
 
-    lease_seconds: Positive = 60.0
+    lease_seconds: Positive = 30.0
     """Time after which a worker that does not beat loses its job."""
-    heartbeat_seconds: Positive = 10.0
-    """Time between two heartbeats; at most a quarter of the lease, so that single misses are harmless."""
+    heartbeat_seconds: Positive = 2.0
+    """Time between two heartbeats, and so until a running job hears that it is to stop; at most a quarter of the lease,
+    so that single misses are harmless."""
     poll_seconds: Positive = 0.2
     """Time between two looks for work of a worker that polls."""
     worker_tick_file: Path | None = None

@@ -167,9 +167,9 @@ def _consequences(step: Move) -> dict[str, Any]:
             .scalar_subquery()
         )
         held = {"run_seconds": Job.run_seconds + (now() - claimed_at)}
-        values |= held | {"lease_owner": None, "lease_expires_at": None, "seconds_left": None}
+        values |= held | {"lease_owner": None, "lease_expires_at": None, "seconds_left": None, "phase": None}
     if step.target in FINAL:
-        values |= {"deadline_at": None, "finished_at": now(), "phase": None}
+        values |= {"deadline_at": None, "finished_at": now()}
     return values
 
 
