@@ -19,7 +19,6 @@ TOTAL = "loss"
 class _Weighted(NamedTuple):
     weight: float
     term: Term
-    needs_teacher: bool
 
 
 class Objective:
@@ -31,11 +30,7 @@ class Objective:
 
     def __init__(self, specs: Sequence[LossTerm]) -> None:
         names = unique_names([getattr(spec, "kind") for spec in specs])  # noqa: B009  # every member of the union has it
-        self._terms = {
-            name: _Weighted(spec.weight, build_term(spec), spec.needs_teacher)
-            for name, spec in zip(names, specs, strict=True)
-        }
-        self.needs_teacher = any(term.needs_teacher for term in self._terms.values())
+        self._terms = {name: _Weighted(spec.weight, build_term(spec)) for name, spec in zip(names, specs, strict=True)}
 
     def count(self, labels: Tensor) -> Tensor:
         """Rows of a whole batch that count; at least 1, so that a batch of ignored rows gives 0 and not NaN."""
@@ -47,7 +42,7 @@ class Objective:
         rows = Rows(logits, labels if labels.ndim == 2 else labels.where(valid, 0), teacher)
         values = {}
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        for name, (weight, term, _) in self._terms.items():
+        for name, (weight, term) in self._terms.items():
             value = term(rows).where(valid, 0).sum() / count
             values[f"{TOTAL}/{name}"] = value
             total = total + weight * value

@@ -25,6 +25,7 @@ from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.evaluate import judge, predict
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
+from worker.trainer.meter import diverged
 from worker.trainer.state import TrainState, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 
@@ -93,8 +94,10 @@ class _Judges:
         return self._teacher_logits
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Metrics of the student as it is now, by their name in the job's metrics."""
+        """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
         logits = predict(state.judged, self._samples.images)
+        if not bool(logits.isfinite().all()):
+            raise diverged(f"the logits of held-out samples are not finite after step {state.step}")
         found = judge(logits, self._samples.labels, self._bins, self.teacher_logits)
         return {f"eval/{name}": value for name, value in found.items()}
 

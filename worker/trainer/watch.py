@@ -12,7 +12,7 @@ from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.protocol import CheckpointSaved, Metrics, Progress, Report
 from worker.trainer import checkpoint
-from worker.trainer.meter import Meter
+from worker.trainer.meter import Meter, refuse_spoilt
 from worker.trainer.state import TrainState
 
 SECONDS_BETWEEN_REPORTS = 0.1
@@ -67,6 +67,7 @@ class Supervision:
         if self._saved_step == state.step:
             return
         self._meter.check(state.step)
+        refuse_spoilt(state)
         path = checkpoint.save(state, self._job, self._plan.train_samples, self._folder / CHECKPOINTS)
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))

@@ -67,8 +67,3 @@ def test_a_batch_of_ignored_rows_gives_zero_and_no_gradient(spec: LossTerm) -> N
 
 def test_terms_of_the_same_kind_have_names_of_their_own() -> None:
     assert unique_names(["kd", "nkd", "kd"]) == ["kd-1", "nkd", "kd-2"]
-
-
-def test_the_objective_needs_a_teacher_when_one_term_does() -> None:
-    assert Objective(MIXED).needs_teacher
-    assert not Objective([CrossEntropy()]).needs_teacher

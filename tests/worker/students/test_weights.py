@@ -62,15 +62,6 @@ def test_raw_pixels_are_normalised_per_channel() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_teacher_says_its_logits_without_gradient(tmp_path: Path) -> None:
-    teacher = load_teacher(stored(tmp_path))
-    signal = teacher(IMAGES)
-    torch.testing.assert_close(signal.logits, model()(IMAGES).detach())
-    weight = torch.ones((), requires_grad=True)
-    (weight * signal.logits).sum().backward()  # an inference tensor would be refused here
-    assert weight.grad is not None
-
-
 def test_half_precision_weights_are_taken(tmp_path: Path) -> None:
     stored(tmp_path)
     save_file({name: t.half() for name, t in load_file(tmp_path / WEIGHTS).items()}, tmp_path / WEIGHTS)

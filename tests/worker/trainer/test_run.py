@@ -125,6 +125,37 @@ def test_an_absurd_learning_rate_fails_as_the_users_fault(tmp_path: Path) -> Non
     assert (word.fault, word.code, word.param) == ("user", "nan_loss", "recipe.optimizer.lr")
 
 
+def spoil(state: Any, value: float) -> None:
+    next(state.student.parameters()).data.fill_(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "recipe", "what"),
+    [
+        (torch.inf, EVERY_STEP, "a weight is not finite after step 2"),
+        (1e38, {}, "the logits of held-out samples are not finite after step 3"),
+    ],
+)
+def test_a_step_that_overflows_spoils_neither_checkpoint_nor_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, recipe: dict[str, Any], what: str
+) -> None:
+    real = loop.take_step
+    last = 1 if recipe else 2
+
+    def overflowing(course: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
+        found = real(course, state, batch)
+        if state.step == last:
+            spoil(state, value)
+        return found
+
+    monkeypatch.setattr(loop, "take_step", overflowing)
+    played = play(stage(tmp_path, recipe=recipe), tmp_path)
+    assert isinstance(played.word, Failed)
+    assert played.word.code == "nan_loss"
+    assert what in played.word.message
+    assert all(report.step <= last for report in played.of(CheckpointSaved))
+
+
 def test_bad_data_fails_as_the_users_fault(tmp_path: Path) -> None:
     assignment = stage(tmp_path)
     write_data(tmp_path / "data.npz", y=np.arange(50) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.trainer.builders import stage
+from tests.worker.trainer.builders import play, stage, weights
 from worker.protocol import (
     REPORTS,
     Assignment,
@@ -27,6 +28,7 @@ from worker.protocol import (
     Stop,
     Stopped,
 )
+from worker.trainer import checkpoint
 
 COMMAND = [sys.executable, "-P", "-m", "worker.trainer", "--spare"]
 LONG = {"epochs": 100_000}
@@ -102,6 +104,23 @@ def test_a_stop_is_heeded_after_a_checkpoint(tmp_path: Path) -> None:
         assert process.process.wait() == 0
 
 
+def test_a_killed_trainer_leaves_a_checkpoint_that_ends_in_the_same_bits(tmp_path: Path) -> None:
+    recipe = {"epochs": 150, "optimizer": {"kind": "adamp"}, "checkpoint": {"every_steps": 7}}
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    play(stage(straight, recipe=recipe, teacher=True), straight)
+    assignment = stage(killed, recipe=recipe, teacher=True)
+    with trainer() as process:
+        process.hear()
+        process.say(deliver(assignment, killed))
+        process.hear_until(CheckpointSaved)
+        process.process.kill()
+    newest = checkpoint.saved(killed / "checkpoints")[0]
+    checkpoint.read_record(newest)
+    resumed = assignment.model_copy(update={"resume": str(newest.relative_to(killed))})
+    assert isinstance(play(resumed, killed).word, Finished)
+    assert weights(killed) == weights(straight)
+
+
 def test_a_bad_job_is_a_last_word_and_no_crash(tmp_path: Path) -> None:
     with trainer() as process:
         process.hear()
@@ -157,8 +176,6 @@ def test_a_trainer_dies_with_its_parent() -> None:
         child = os.pidfd_open(int(parent.stdout.readline()))
         try:
             parent.kill()
-            import select
-
             assert select.select([child], [], [], 30)[0], "the child outlived its parent"
         finally:
             os.close(child)
