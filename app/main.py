@@ -32,7 +32,7 @@ from app.projects.service import ensure_first_key
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
 the verified student. Every request but `/healthz` and `/v1/version` carries an API key as a bearer token."""
-COMMON_ERRORS = errors(401, 403, 422, 503)
+COMMON_ERRORS = errors(400, 401, 403, 422, 503)
 
 
 class Version(BaseModel):

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from app.core.http import errors
 from app.projects.auth import Caller, require
 from app.recipe.base import Option
 from app.recipe.losses import LOSSES
@@ -81,7 +80,7 @@ async def get_catalog(caller: Reader) -> OptionList:
     return OptionList(data=[_view(group, option) for group, options in GROUPS.items() for option in options])
 
 
-@router.get("/{group}", responses=errors(404))
+@router.get("/{group}")
 async def get_catalog_group(group: Group, caller: Reader) -> OptionList:
     """The options of one group."""
     return OptionList(data=[_view(group, option) for option in GROUPS[group]])

@@ -161,8 +161,9 @@ def _one_of(values: Iterable[Any]) -> str:
 
 
 def _number(node: Schema, _: Schema) -> str:
-    noun = "an integer" if node["type"] == "integer" else "a number"
-    return noun + "".join(f" {sign} {node[key]}" for key, sign in _BOUNDS.items() if key in node).replace(" <", ", <")
+    noun, spell = ("an integer", int) if node["type"] == "integer" else ("a number", float)
+    bounds = [f"{sign} {spell(node[key])}" for key, sign in _BOUNDS.items() if key in node]
+    return " ".join([noun, ", ".join(bounds)]).rstrip()
 
 
 def _string(node: Schema, _: Schema) -> str:
