@@ -38,7 +38,10 @@ from app.cli.transport import BUSY, Transport, pause_seconds
 
 __all__ = ["BadRequest", "Client", "ClientError", "FieldProblem", "ServiceError", "TransferError", "Unreachable"]
 
-FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
+SILENCE_SECONDS = 45.0
+"""Longest silence on a stream of events; the service sends a comment every 15 seconds."""
+WATCH_TRIES = 8
+"""Connections in a row that may fail before watching ends: enough for a restart of the service."""
 Document = Mapping[str, Any]
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
@@ -132,30 +135,28 @@ class Client:
         `deadline` is a time of `time.monotonic()`, after which `TimeoutError` is raised.
         """
         failures = 0
-        while True:
+        while not self.job(job_id).is_final:
             try:
                 for event in self._events_as_they_come(job_id, after, deadline):
                     after, failures = event.seq, 0
                     yield event
-                    if event.type == "status" and event.data.get("to") in FINAL:
-                        return
             except (httpx.TransportError, ServiceError) as error:
                 if isinstance(error, ServiceError) and error.status not in BUSY:
                     raise
                 failures += 1
-                if failures > self._transport.retries + 3:
+                if failures > WATCH_TRIES:
                     raise Unreachable(f"{self.url} does not answer: {error}") from None
-            _check(deadline, job_id)
-            if self.job(job_id).is_final and not self.events(job_id, after=after):
-                return
-            time.sleep(pause_seconds(failures))
+                time.sleep(pause_seconds(failures))
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} is not final yet")
+        yield from self.events(job_id, after=after)
 
     def _events_as_they_come(self, job_id: str, after: int, deadline: float | None) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(after)} if after else {})
-        with self._transport.stream(_path("jobs", job_id, "events"), headers) as response:
+        silence = SILENCE_SECONDS if deadline is None else max(0.001, min(SILENCE_SECONDS, deadline - time.monotonic()))
+        with self._transport.stream(_path("jobs", job_id, "events"), headers, silence_seconds=silence) as response:
             data: list[str] = []
             for line in response.iter_lines():
-                _check(deadline, job_id)
                 if line.startswith("data:"):
                     data.append(line[5:].removeprefix(" "))
                 elif not line and data:
@@ -257,7 +258,7 @@ class Client:
         page = self._transport.json("GET", _path("catalog", *([group] if group else [])))
         return [Option.model_validate(item) for item in page["data"]]
 
-    def keys(self) -> Iterator[Key]:
+    def api_keys(self) -> Iterator[Key]:
         """Keys of the project."""
         return self._pages("/v1/keys", Key, {}, None)
 
@@ -283,11 +284,13 @@ class Client:
     def _act(self, job_id: str, verb: str) -> Job:
         return Job.model_validate(self._transport.json("POST", _path("jobs", job_id, verb)))
 
-    def _pages(self, path: str, kind: type[AnyReply], filters: dict[str, Any], limit: int | None) -> Iterator[AnyReply]:
+    def _pages(
+        self, path: str, kind: type[AnyReply], filters: dict[str, Any], limit: int | None, page_size: int = 100
+    ) -> Iterator[AnyReply]:
         """Items of all pages, at most `limit`."""
         left, after = limit, None
         while left is None or left > 0:
-            params = _given(filters | {"after": after, "limit": min(100, left or 100)})
+            params = _given(filters | {"after": after, "limit": min(page_size, left or page_size)})
             page = self._transport.json("GET", path, params=params)
             yield from (kind.model_validate(item) for item in page["data"])
             if not page["has_more"]:
@@ -303,8 +306,3 @@ def _path(*parts: str) -> str:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != []}
-
-
-def _check(deadline: float | None, job_id: str) -> None:
-    if deadline is not None and time.monotonic() > deadline:
-        raise TimeoutError(f"job {job_id} is not final yet")

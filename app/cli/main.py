@@ -254,7 +254,7 @@ def create_key(
 @command(keys, "list")
 def list_keys() -> Answer:
     """List keys."""
-    found = list(Client().keys())
+    found = list(Client().api_keys())
     return Answer(found, views.show(views.keys(found)))
 
 

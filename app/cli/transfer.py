@@ -18,7 +18,6 @@ from app.cli.transport import BUSY, Transport, pause_seconds
 
 PART_BYTES = 8 << 20
 MOST_PARTS = 9_000
-BLOCK_BYTES = 1 << 20
 Progress = Callable[[int, int], None]
 """Called with the bytes that have passed, and the size of the whole."""
 
@@ -127,7 +126,7 @@ def _fetch_rest(transport: Transport, url: str, item: Artifact, partial: Path, p
     with transport.stream(url, headers, redirects=True) as response, partial.open("ab") as file:
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             file.truncate(0)  # the server sends the whole: not every store knows ranges
-        for block in response.iter_bytes(BLOCK_BYTES):
+        for block in response.iter_bytes():
             file.write(block)
             progress(file.tell(), item.size)
         file.flush()

@@ -61,9 +61,15 @@ class Transport:
         raise AssertionError("the last attempt returns or raises")
 
     @contextmanager
-    def stream(self, path: str, headers: dict[str, str], *, redirects: bool = False) -> Iterator[httpx.Response]:
-        """GET an answer that is read piece by piece. The key is not sent along when a redirect leads elsewhere."""
-        with self._http.stream("GET", path, headers=headers, follow_redirects=redirects) as response:
+    def stream(
+        self, path: str, headers: dict[str, str], *, redirects: bool = False, silence_seconds: float | None = None
+    ) -> Iterator[httpx.Response]:
+        """GET an answer that is read piece by piece. The key is not sent along when a redirect leads elsewhere.
+
+        Reading raises `httpx.ReadTimeout` after `silence_seconds` (by default the session's time-out) of silence.
+        """
+        timeout = self._http.timeout if silence_seconds is None else httpx.Timeout(silence_seconds, connect=5.0)
+        with self._http.stream("GET", path, headers=headers, follow_redirects=redirects, timeout=timeout) as response:
             if response.is_error:
                 response.read()
             yield checked(response)

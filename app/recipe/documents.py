@@ -45,6 +45,9 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
+_INDEX = re.compile(r"\[([0-9]+)\]")
+
+
 def parse(text: str) -> dict[str, Any]:
     """Read a YAML (or JSON) document whose top level is a mapping. Raises `DocumentError`."""
     document = _load(text)
@@ -54,15 +57,16 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def override(document: dict[str, Any], assignment: str) -> dict[str, Any]:
-    """Return the document with one value replaced: `recipe.optimizer.lr=1e-3`, `recipe.losses.0.weight=2`.
+    """Return the document with one value replaced: `recipe.optimizer.lr=1e-3`, `recipe.losses[0].weight=2`.
 
-    The value is read as YAML. Missing mappings on the way are made; a list is entered by an index that it has.
+    The path is written as in error messages. The value is read as YAML. Missing mappings on the way are made; a list is entered by an index that it has.
     Raises `DocumentError`.
     """
     path, equals, text = assignment.partition("=")
-    if not equals or not all(path.split(".")):
+    keys = _INDEX.sub(r".\1", path).split(".")
+    if not equals or not all(keys):
         raise DocumentError(f"{assignment!r} is not of the form key.path=value")
-    replaced = _replace(document, path.split("."), _load(text), path)
+    replaced = _replace(document, keys, _load(text), path)
     assert isinstance(replaced, dict)
     return replaced
 

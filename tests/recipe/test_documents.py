@@ -64,7 +64,7 @@ def test_says_what_is_wrong_with_a_document(text: str, said: str) -> None:
 
 def test_overrides_one_value_and_leaves_the_rest_and_the_original_alone() -> None:
     document = {"recipe": {"losses": [{"kind": "kd"}, {"kind": "nkd", "weight": 1}], "epochs": 3}}
-    changed = override(document, "recipe.losses.1.weight=1e-3")
+    changed = override(document, "recipe.losses[1].weight=1e-3")
     assert changed == {"recipe": {"losses": [{"kind": "kd"}, {"kind": "nkd", "weight": 0.001}], "epochs": 3}}
     assert document["recipe"]["losses"][1] == {"kind": "nkd", "weight": 1}
 
@@ -83,7 +83,7 @@ def test_override_makes_missing_mappings_and_reads_whole_structures() -> None:
         ("name", "key.path=value"),
         ("=1", "key.path=value"),
         ("a..b=1", "key.path=value"),
-        ("losses.2.weight=1", "not an index of a list with 1 items"),
+        ("losses[2].weight=1", "not an index of a list with 1 items"),
         ("losses.x=1", "not an index"),
         ("epochs.x=1", "under a plain value"),
         ("epochs=[", "not YAML"),
