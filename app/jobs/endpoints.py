@@ -104,9 +104,9 @@ async def list_jobs(
     wanted = JobFilter(status or (), name, labels, _seconds(created_after), _seconds(created_before))
     async with services.database.read() as session:
         found = await page(session, repository.listing(caller.project_id, wanted), Job.id, paging)
-        phases = await repository.phases_of(session, [job.id for job in found.rows])
-        views = [JobView.of(job, phases[job.id], await repository.queue_position(session, job)) for job in found.rows]
-    return found.view(views)
+        ids = [job.id for job in found.rows]
+        phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
+    return found.map(lambda job: JobView.of(job, phases[job.id], positions.get(job.id)))
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -1,20 +1,44 @@
 """Reads single jobs for many clients at once.
 
-Clients poll. While one query runs, the ids that further requests ask for are gathered, and the next query reads them
-all: under load the cost of a round trip is shared, at rest nothing is added. Every answer is read after its request.
+Clients poll, and most polls find nothing new. While one query runs, the ids that further requests ask for are gathered,
+and the next query reads them all: under load the cost of a round trip is shared, at rest nothing is added. A job whose
+row is as it was is answered with the bytes that were made of it before. Every answer is read after its request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.errors import NotFound
 from app.jobs import repository
+from app.jobs.repository import State
 from app.jobs.schemas import JobView
+from app.jobs.tables import Job, Phase
+
+KEPT = 1024
+"""Answers that are kept, a few KB each."""
+BATCH = 128
+"""Most jobs that one query reads."""
+
+
+class Answer(NamedTuple):
+    """What was made of a job, and the state that it was made of."""
+
+    project_id: str
+    state: State
+    body: bytes
+
+
+class Asked(NamedTuple):
+    """A request that waits for a job's answer."""
+
+    job_id: str
+    answer: asyncio.Future[Answer | None]
 
 
 class JobReader:
@@ -22,51 +46,75 @@ class JobReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: dict[str, asyncio.Future[tuple[str, bytes] | None]] = {}
+        self._asked: list[Asked] = []
+        self._kept: dict[str, Answer] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def read(self, project_id: str, job_id: str) -> bytes:
         """The project's job as the JSON of its `JobView`; raises `NotFound`."""
-        if job_id not in self._waiting:
-            self._waiting[job_id] = asyncio.get_running_loop().create_future()
-        future = self._waiting[job_id]
+        asked = Asked(job_id, asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
-        found = await asyncio.shield(future)
-        if found is None or found[0] != project_id:
+        answer = await asked.answer
+        if answer is None or answer.project_id != project_id:
             raise NotFound("job", job_id)
-        return found[1]
+        return answer.body
 
     async def _drain(self) -> None:
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, {}
+            while self._asked:
+                await asyncio.sleep(0)  # requests that have arrived by now come along
+                batch, self._asked = self._asked[:BATCH], self._asked[BATCH:]
                 await self._answer(batch)
         finally:
             self._running = None
 
-    async def _answer(self, batch: dict[str, asyncio.Future[tuple[str, bytes] | None]]) -> None:
+    async def _answer(self, batch: list[Asked]) -> None:
         try:
-            found = await self._query(list(batch))
+            found = await self._find({asked.job_id for asked in batch})
         except Exception as error:
-            for future in batch.values():
-                future.set_exception(error)
+            for asked in batch:
+                if not asked.answer.done():
+                    asked.answer.set_exception(error)
             return
-        for job_id, future in batch.items():
-            future.set_result(found.get(job_id))
+        for asked in batch:
+            if not asked.answer.done():  # its client may have left
+                asked.answer.set_result(found.get(asked.job_id))
 
-    async def _query(self, ids: list[str]) -> dict[str, tuple[str, bytes]]:
+    async def _find(self, ids: set[str]) -> dict[str, Answer]:
         async with self._database.read() as session:
-            jobs = await repository.by_ids(session, ids)
-            phases = await repository.phases_of(session, list(jobs))
-            positions = {job.id: await repository.queue_position(session, job) for job in jobs.values()}
-        return {
-            job.id: (job.project_id, JobView.of(job, phases[job.id], positions[job.id]).model_dump_json().encode())
-            for job in jobs.values()
-        }
+            states = await repository.states(session, ids)
+            kept = {id: self._kept[id] for id in states.keys() & self._kept.keys()}
+            known = {id: answer for id, answer in kept.items() if answer.state == states[id]}
+            made = await _make(session, {id: states[id].queue_position for id in states.keys() - known.keys()})
+        self._keep(known | made)
+        return known | made
+
+    def _keep(self, answers: dict[str, Answer]) -> None:
+        """Put these at the end of those that are kept, and drop what has not been asked for the longest."""
+        for id in answers:
+            self._kept.pop(id, None)
+        self._kept |= answers
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
 
 
-def _job_reader(request: Request) -> JobReader:
+async def _make(session: AsyncSession, positions: dict[str, int | None]) -> dict[str, Answer]:
+    """Answers for the jobs with these places in the queue."""
+    if not positions:
+        return {}
+    jobs = await repository.by_ids(session, list(positions))
+    phases = await repository.phases_of(session, list(jobs))
+    return {id: _answer(job, phases[id], positions[id]) for id, job in jobs.items()}
+
+
+def _answer(job: Job, phases: list[Phase], position: int | None) -> Answer:
+    body = JobView.of(job, phases, position).model_dump_json().encode()
+    return Answer(job.project_id, State.of(job, position), body)
+
+
+async def _job_reader(request: Request) -> JobReader:
     reader: JobReader = request.app.state.job_reader
     return reader
 

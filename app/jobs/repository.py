@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, Job, JobInput, JobLabel, Metric, Phase
@@ -59,14 +60,46 @@ async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list
     return found
 
 
-async def queue_position(session: AsyncSession, job: Job) -> int | None:
-    """How many jobs of its queue run before this one; none when it is not queued, or too far back to count."""
-    if job.status != Status.QUEUED:
-        return None
-    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
-    ahead = select(literal(1)).where(Job.status == Status.QUEUED, Job.queue == job.queue, before)
-    count = await session.scalar(select(func.count()).select_from(ahead.limit(QUEUE_POSITION_CAP).subquery()))
-    return count if count is not None and count < QUEUE_POSITION_CAP else None
+def _queue_position() -> ColumnElement[int | None]:
+    """How many jobs of its queue run before a job; none when it is not queued, or too far back to count."""
+    other = aliased(Job)
+    queued = select(literal(1)).where(other.status == Status.QUEUED, other.queue == Job.queue).correlate(Job)
+    # Two ranges of the index by which jobs are claimed; joined by OR they would be one scan of all that is queued.
+    higher = queued.where(other.priority > Job.priority)
+    older = queued.where(other.priority == Job.priority, other.id < Job.id)
+    before = union_all(higher, older).limit(QUEUE_POSITION_CAP).subquery()
+    count = select(func.nullif(func.count(), QUEUE_POSITION_CAP)).select_from(before).scalar_subquery()
+    return case((Job.status == Status.QUEUED, count))
+
+
+_QUEUE_POSITION = _queue_position()
+
+
+async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[str, int | None]:
+    """How many jobs run before each of these, for those that are queued and not too far back to count."""
+    rows = await session.execute(select(Job.id, _QUEUE_POSITION).where(Job.id.in_(ids), Job.status == Status.QUEUED))
+    return {id: position for id, position in rows}
+
+
+class State(NamedTuple):
+    """All that can change about a job: while it is the same, so is what a client sees."""
+
+    row: tuple[Any, ...]
+    """Its columns, without those that never change or only change with others. A new phase shows in `last_seq`."""
+    queue_position: int | None
+
+    @classmethod
+    def of(cls, job: Job, queue_position: int | None) -> State:
+        return cls(tuple(getattr(job, column.key) for column in _CHANGING), queue_position)
+
+
+_CHANGING = [column for column in Job.__table__.columns if column.key not in {"spec", "error"}]
+
+
+async def states(session: AsyncSession, ids: Collection[str]) -> dict[str, State]:
+    """States of jobs by id, cheaper to read than the jobs."""
+    rows = await session.execute(select(Job.id, _QUEUE_POSITION, *_CHANGING).where(Job.id.in_(ids)))
+    return {id: State(tuple(row), position) for id, position, *row in rows}
 
 
 async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> list[str]:

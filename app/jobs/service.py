@@ -152,7 +152,8 @@ async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_
 async def view(session: AsyncSession, job: Job) -> JobView:
     """The job as its client sees it."""
     phases = await repository.phases_of(session, [job.id])
-    return JobView.of(job, phases[job.id], await repository.queue_position(session, job))
+    positions = await repository.queue_positions(session, [job.id])
+    return JobView.of(job, phases[job.id], positions.get(job.id))
 
 
 async def get(session: AsyncSession, project_id: str, job_id: str) -> Job:
