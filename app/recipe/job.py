@@ -58,11 +58,13 @@ class Recipe(Spec):
     batch_size: int = Field(128, ge=1, le=1_048_576)
     """Samples per optimizer step."""
     accumulate: int = Field(1, ge=1, le=1024)
-    """Micro-batches that one batch is split into; lowers memory, leaves the result of a step unchanged."""
+    """Micro-batches that one batch is split into; lowers memory, leaves a step unchanged (but batch norm
+    sees each part alone)."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradient; none: not clipped."""
     ema_decay: float | None = Field(None, gt=0.0, lt=1.0)
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and exported."""
+    """Decay of an exponential moving average of the weights, normalised to the steps done; it is then what is evaluated
+    and exported."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
     checkpoint: Checkpointing = Checkpointing()
