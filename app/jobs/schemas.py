@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from app.core.clock import Time
 from app.core.errors import FieldError
@@ -111,6 +111,13 @@ class CloneOverrides(Spec):
     priority: int | None = Field(None, ge=0, le=100)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     """None: a new one is drawn; left out: the original's, so that the clone repeats it."""
+
+    @field_validator("labels", "data", "student", "recipe", "evaluation", "resources", "priority", mode="before")
+    @classmethod
+    def _not_null(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("can't be null; leave it out to keep the original's")
+        return value
 
 
 class EstimateView(BaseModel):
