@@ -62,7 +62,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("Interrupted; the service was stopped.")
         return 130
-    except (DemoError, ClientError) as error:
+    except (DemoError, ClientError, OSError) as error:
         say(f"The demo failed: {error}")
         say(f"The service's log: {options.output / 'service.log'}")
         return 1

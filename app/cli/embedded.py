@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 log = logging.getLogger("stillhouse.up")
+FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
 """A worker that lived so long is restarted at once when it dies."""
@@ -86,7 +88,6 @@ def _own_key(settings: Settings) -> str | None:
 
 async def _run(settings: Settings, listener: socket.socket, announce: Callable[[Connection], None]) -> int:
     server = _Server(_config(create_app(settings)))
-    worker = _Worker()
     signals = _signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     starting = asyncio.create_task(server.ready.wait())
@@ -98,6 +99,7 @@ async def _run(settings: Settings, listener: socket.socket, announce: Callable[[
         mine = Connection(url=address(*listener.getsockname()[:2]), key=_own_key(settings) or "")
         if mine.key:
             connection.write(settings.data_dir, mine)
+        worker = _Worker(await _start_worker())
         minding = asyncio.create_task(worker.mind())
         announce(mine)
         stopping = asyncio.create_task(signals.wait())
@@ -144,39 +146,39 @@ def _config(app: FastAPI) -> uvicorn.Config:
 class _Worker:
     """The child process that runs jobs; started again when it dies."""
 
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
+    def __init__(self, process: Process) -> None:
+        self._process = process
         self._stopping = False
 
     async def mind(self) -> None:
-        pause = 1.0
+        """Return once the worker has ended and is not wanted any more."""
+        pause = FIRST_PAUSE_SECONDS
         clock = asyncio.get_running_loop().time
-        while not self._stopping:
+        while True:
             begin = clock()
-            self._process = await _start_worker()
             code = await self._process.wait()
             if self._stopping:
                 return
-            pause = 1.0 if clock() - begin > HEALTHY_SECONDS else min(pause * 2, LONGEST_PAUSE_SECONDS)
+            pause = FIRST_PAUSE_SECONDS if clock() - begin > HEALTHY_SECONDS else min(pause * 2, LONGEST_PAUSE_SECONDS)
             log.error("the worker ended with code %s; it is started again in %.0f s", code, pause)
             await asyncio.sleep(pause)
+            self._process = await _start_worker()
 
     async def stop(self, again: asyncio.Event) -> None:
         """Let the worker save its job and leave; a signal meanwhile kills it."""
         self._stopping = True
-        process = self._process
-        if process is None or process.returncode is not None:
+        if self._process.returncode is not None:
             return
-        process.terminate()
-        gone, impatient = asyncio.create_task(process.wait()), asyncio.create_task(again.wait())
+        self._process.terminate()
+        gone, impatient = asyncio.create_task(self._process.wait()), asyncio.create_task(again.wait())
         await asyncio.wait({gone, impatient}, return_when=asyncio.FIRST_COMPLETED)
         impatient.cancel()
         if not gone.done():
-            process.kill()
+            self._process.kill()
             await gone
 
 
-async def _start_worker() -> asyncio.subprocess.Process:
+async def _start_worker() -> Process:
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the worker in order.
     command = (sys.executable, "-m", "worker", "--parent", str(os.getpid()))
     return await asyncio.create_subprocess_exec(

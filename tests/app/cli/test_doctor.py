@@ -1,0 +1,65 @@
+"""The doctor tells the truth about this machine, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import app
+from app.core import migrate
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine on which nothing was set up."""
+    for name in ("URL", "API_KEY", "DATABASE_URL", "STORE_URL", "BROKER_URL"):
+        monkeypatch.delenv(f"STILLHOUSE_{name}", raising=False)
+    monkeypatch.setenv("STILLHOUSE_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def examined() -> tuple[int, dict[str, dict[str, str]]]:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    return result.exit_code, {check["name"]: check for check in json.loads(result.stdout)["data"]}
+
+
+def test_a_bare_machine_lacks_nothing_that_the_service_needs(machine: Path) -> None:
+    code, checks = examined()
+    assert code == 0
+    assert checks["torch"]["state"] == "ok"
+    assert checks["database"]["state"] == "missing"
+    assert checks["broker"]["state"] == "missing"
+    assert checks["service"]["state"] == "missing"
+    assert not (machine / "stillhouse.db").exists()
+
+
+def test_an_old_schema_is_broken_until_it_is_migrated(machine: Path) -> None:
+    url = f"sqlite+aiosqlite:///{machine / 'stillhouse.db'}"
+    migrate.upgrade(url)
+    migrate.downgrade(url, "base")
+    code, checks = examined()
+    assert code == 1
+    assert "stillhouse migrate" in checks["database"]["means"]
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+    assert examined()[1]["database"]["state"] == "ok"
+
+
+def test_what_cannot_be_reached_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_DATABASE_URL", "postgresql+psycopg://user:pass-word@127.0.0.1:1/none")
+    monkeypatch.setenv("STILLHOUSE_BROKER_URL", "redis://127.0.0.1:1/0")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "pass-word" not in result.stdout
+    _, checks = examined()
+    assert checks["database"]["state"] == "broken"
+    assert checks["broker"]["state"] == "broken"
+
+
+def test_wrong_settings_are_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_LEASE_SECONDS", "soon")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 2
+    assert "lease_seconds" in result.stderr
