@@ -17,12 +17,6 @@ from app.core.dispatch import celery_app
 from app.core.settings import Settings
 
 TICK_SECONDS = 5.0
-SPARE_SECONDS = 30.0
-"""What a stop may take beyond the trainer's own share: the upload of its checkpoint."""
-
-
-class NoBroker(Exception):
-    """The worker has nobody to get its messages from."""
 
 
 def make_app(settings: Settings) -> Celery:
@@ -42,7 +36,7 @@ def make_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_proc_alive_timeout=60.0,  # a pool process asks nvidia-smi before it is up
-        worker_soft_shutdown_timeout=settings.stop_seconds + SPARE_SECONDS,
+        worker_soft_shutdown_timeout=0.0,  # it would only sleep, and then tell the pool to save its jobs
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
     )
@@ -89,7 +83,8 @@ stop_line = StopLine()
 
 def _need_broker(**_: object) -> None:
     if Settings().embedded:
-        raise NoBroker("STILLHOUSE_BROKER_URL is not set; without a broker, `python -m worker` is the worker")
+        # Celery logs and forgets any other exception here.
+        raise SystemExit("STILLHOUSE_BROKER_URL is not set; without a broker, `python -m worker` is the worker")
 
 
 def _pass_on(**_: object) -> None:
