@@ -216,9 +216,8 @@ def measure(client: Client, job: Job, bundle: Path, data: DataFiles, teacher: Pa
 
 def report(teacher: Sequence[Figures], distilled: Sequence[Figures], alone: Sequence[Figures]) -> None:
     """Print the table of this run, and what it says."""
-    table = Table(
-        "", "parameters", "weights", "accuracy %", "ECE %", "agreement %", "p50 ms", box=SIMPLE_HEAD, pad_edge=False
-    )
+    columns = ("", "parameters", "weights", "accuracy %", "ECE %", "agreement %", "p50 ms")
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, runs in (("teacher", teacher), ("distilled", distilled), ("alone", alone)):
         table.add_row(
             name,

@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from app.cli import connection, views
+from app.cli import connection, schema, views
 from app.cli.client import Client
 from app.cli.errors import ClientError
-from app.core import migrate
 from app.core.database import Database
 from app.core.dispatch import BrokerUnavailable, make_dispatcher
 from app.core.errors import Unavailable
@@ -114,23 +111,17 @@ async def _database(settings: Settings) -> Check:
             means = "it is made by `stillhouse up` or `stillhouse migrate`"
             return Check(name="database", state="missing", found=f"{shown}: not there yet", means=means)
         await database.now()
-        current, newest = await asyncio.to_thread(_revisions, url)
+        found = await asyncio.to_thread(schema.read, url)
     except Exception as error:
         why = "the service can't start without its database"
         return Check(name="database", state="broken", found=f"{shown}: {_reason(error)}", means=why)
     finally:
         await database.close()
-    if current != newest:
+    if found.is_old:
         means = "run `stillhouse migrate`"
-        return Check(name="database", state="broken", found=f"{shown}: at {current}, not {newest}", means=means)
+        at = f"{shown}: at {found.current}, not {found.newest}"
+        return Check(name="database", state="broken", found=at, means=means)
     return Check(name="database", state="ok", found=f"{shown}: reachable, migrated")
-
-
-def _revisions(url: str) -> tuple[str | None, str | None]:
-    """The schema that the database has, and the one that this version needs."""
-    with migrate.connected(url) as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-        return current, ScriptDirectory.from_config(migrate.configuration(connection)).get_current_head()
 
 
 async def _store(settings: Settings) -> Check:

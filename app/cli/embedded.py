@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli import connection
+from app.cli import connection, schema
 from app.cli.connection import Connection
 from app.cli.errors import ClientError
 from app.core import migrate
@@ -51,12 +52,23 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
         return asyncio.run(_run(settings, listener, announce))
 
 
-def serve(settings: Settings) -> int:
-    """Run the API alone, until SIGINT or SIGTERM."""
+def serve(settings: Settings, announce: Callable[[str], None]) -> int:
+    """Run the API alone, until SIGINT or SIGTERM; `announce` is told its address."""
     config = _config(create_app(settings))
+    _require_schema(settings)
     with listen(settings) as listener:
+        announce(address(*listener.getsockname()[:2]))
         uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _require_schema(settings: Settings) -> None:
+    try:
+        found = schema.read(settings.resolved_database_url)
+    except SQLAlchemyError as error:
+        raise CannotStart(f"the database can't be reached: {str(error).splitlines()[0]}") from None
+    if found.is_old:
+        raise CannotStart(f"the database is at revision {found.current}, not {found.newest}: run `stillhouse migrate`")
 
 
 def listen(settings: Settings) -> socket.socket:

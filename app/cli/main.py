@@ -304,7 +304,10 @@ def serve(
     settings = _settings(host=host, port=port)
     from app.cli.embedded import serve as run
 
-    return Stream(lambda tell: run(settings), lambda console: run(settings))
+    def lines(tell: Callable[[Any], None]) -> int:
+        return run(settings, lambda url: tell({"object": "service", "url": url}))
+
+    return Stream(lines, lambda console: run(settings, lambda url: console.print(f"listening on {url}")))
 
 
 @command(app)

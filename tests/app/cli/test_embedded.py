@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -74,6 +75,29 @@ def test_it_will_not_listen_on_the_network_without_a_secret(tmp_path: Path) -> N
     result = refused(tmp_path, "--host", "0.0.0.0", "--port", "0")
     assert result.returncode == 2
     assert "secret must be set" in result.stderr
+
+
+def test_the_api_alone_will_not_run_on_an_old_schema(tmp_path: Path) -> None:
+    command = (*STILLHOUSE, "serve", "--port", "0")
+    env = environment(tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+    assert result.returncode == 1
+    assert "stillhouse migrate" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_api_alone_runs_without_a_worker(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    subprocess.run((*STILLHOUSE, "migrate", "--json"), check=True, env=env, capture_output=True)
+    command = (*STILLHOUSE, "serve", "--port", "0", "--json")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None
+    url = json.loads(process.stdout.readline())["url"]
+    with Client(url, "still_none") as client:
+        assert client.health()["status"] == "ok"
+    assert psutil.Process(process.pid).children() == []
+    process.terminate()
+    process.communicate(timeout=60)
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
