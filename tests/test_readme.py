@@ -1,0 +1,48 @@
+"""What the README and the docs show works: job files, commands and links."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from app.cli.main import app
+from app.recipe import documents
+from app.recipe.job import JobSpec
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "http.md"], ids=lambda page: page.name)
+def test_jobs_that_are_shown_are_valid(page: Path) -> None:
+    shown = [*blocks(page, "yaml"), *blocks(page, "json")]
+    assert shown
+    for text in shown:
+        JobSpec.model_validate_json(json.dumps(documents.parse(text)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_shown_exist(page: Path) -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # the top is a group
+    shown = set(re.findall(r"(?:bin/|`|\[)stillhouse[ ,]+([a-z]+)", page.read_text()))
+    assert shown <= known
+
+
+def test_the_readme_names_every_command() -> None:
+    named = set(re.findall(r"`([a-z]+)(?: [a-z]+)?`", (ROOT / "README.md").read_text()))
+    assert set(typer.main.get_command(app).commands) <= named  # type: ignore[attr-defined]  # the top is a group
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
