@@ -10,10 +10,12 @@ import asyncio
 import hashlib
 import io
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
@@ -33,6 +35,8 @@ LOCAL_CHUNK = 256 << 10
 PART = 8 << 20
 """Bytes per part of a multi-part upload; smaller objects go up in one conditional request."""
 CONCURRENT_PARTS = 4
+MAX_WRITERS = 64
+"""Objects that one process writes at once; more wait for their turn."""
 PROBE = "healthz"
 _CLIENT = {"connect_timeout": timedelta(seconds=5), "read_timeout": timedelta(seconds=30), "timeout": timedelta(days=1)}
 _RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
@@ -63,11 +67,16 @@ class StoredObject:
 
 
 class Store:
-    """One bucket (and prefix), or one folder. Raises `Unavailable` where the store can't be reached or is full."""
+    """One bucket (and prefix), or one folder. Raises `Unavailable` where the store can't be reached or is full.
+
+    The library is called in threads: its own asynchronous calls can abort an interpreter that ends soon after one.
+    """
 
     def __init__(self, backend: ObjectStore, signer: Signer | None = None, folder: Path | None = None) -> None:
         """`folder` is where the objects lie when the backend is local disk."""
         self._backend, self._signer, self._folder = backend, signer, folder
+        # A slow client holds a thread for as long as it sends; readers must not wait for it.
+        self._writers = ThreadPoolExecutor(MAX_WRITERS, "store-writer")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -85,83 +94,89 @@ class Store:
 
     async def upload(self, path: Path, key: str) -> StoredObject:
         """Store a local file."""
-        with path.open("rb") as file:
-            return await self._put(key, _chunks(file))
+        return await self._writing(key, _file_chunks(path))
 
-    async def write(self, key: str, chunks: AsyncIterator[bytes], limit: int) -> StoredObject:
+    async def write(self, key: str, chunks: AsyncIterator[bytes], limit: int = sys.maxsize) -> StoredObject:
         """Store a stream of at most `limit` bytes; raises `TooLarge` beyond. Nothing is kept if the stream fails."""
-        return await self._put(key, _limited(chunks, limit))
+        pulled = _Pulled(chunks)
+        try:
+            return await self._writing(key, _limited(pulled, limit))
+        finally:
+            pulled.give_up()
 
     async def concatenate(self, keys: Sequence[str], target: str) -> StoredObject:
         """Join objects into a new one. The bytes pass through this process: no store of all kinds joins by itself."""
-        return await self._put(target, self._joined(keys))
+        # Not `_chunks`: the library can't be called again by the iterator that it reads from.
+        return await self.write(target, (chunk for key in keys async for chunk in self.stream(key)))
 
-    async def _joined(self, keys: Sequence[str]) -> AsyncIterator[bytes]:
-        for key in keys:
-            async for chunk in self.stream(key):
-                yield chunk
+    async def _writing(self, key: str, chunks: Iterator[bytes]) -> StoredObject:
+        return await asyncio.get_running_loop().run_in_executor(self._writers, self._put, key, chunks)
 
-    async def _put(self, key: str, chunks: AsyncIterator[bytes]) -> StoredObject:
+    def _put(self, key: str, chunks: Iterator[bytes]) -> StoredObject:
         """Small objects are created conditionally. Larger ones go in parts, which no store creates conditionally.
 
         Nothing is visible under the key before the last byte is there.
         """
         hashed = _Hashed(chunks)
-        head = await hashed.take(PART)
+        head = hashed.take(PART)
         if len(head) < PART:
-            await self._create(key, head)
+            self._create(key, head)
         else:
-            rest = hashed.after(head)
             with _translated(key):
-                await self._backend.put_async(key, rest, chunk_size=PART, max_concurrency=CONCURRENT_PARTS)
+                self._backend.put(key, chain([head], hashed), chunk_size=PART, max_concurrency=CONCURRENT_PARTS)
         return StoredObject(key, hashed.size, hashed.digest.hexdigest())
 
-    async def _create(self, key: str, content: bytes) -> None:
+    def _create(self, key: str, content: bytes) -> None:
         """Write unless the key is taken. Finding the same content there is fine: a retry after a lost answer."""
         with _translated(key):
             try:
-                await self._backend.put_async(key, content, mode="create", use_multipart=False)
+                self._backend.put(key, content, mode="create", use_multipart=False)
             except AlreadyExistsError:
-                there = await self._backend.get_async(key)
-                if bytes(await there.bytes_async()) != content:
+                if self._backend.get(key).bytes() != content:
                     raise KeyTaken(key) from None
 
     async def download(self, key: str, path: Path, sha256: str, size: int) -> None:
         """Fetch an object into a file, which appears only when size and digest are right; else raises `Damaged`."""
+        await asyncio.to_thread(self._download, key, path, sha256, size)
+
+    def _download(self, key: str, path: Path, sha256: str, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
-        hashed = _Hashed(self.stream(key))
+        hashed = _Hashed(self._chunks(key))
         try:
             with temporary.open("wb") as file:
-                async for chunk in hashed:
-                    await asyncio.to_thread(file.write, chunk)
+                file.writelines(hashed)
             if (hashed.size, hashed.digest.hexdigest()) != (size, sha256):
-                raise Damaged(f"object {key} has {hashed.size} bytes with another digest, or not {size} bytes")
+                raise Damaged(f"object {key} is not the {size} bytes with SHA-256 {sha256} that it should be")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Bytes `start` to `end` (exclusive) in large pieces; raises `MissingObject` before the first."""
+        chunks = self._chunks(key, start, end)
+        try:
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                yield chunk
+        finally:
+            chunks.close()
+
+    def _chunks(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes]:
         if end is not None and end <= start:
             return
-        read = self._read(self._folder / key, start, end) if self._folder else self._fetch(key, start, end)
         with _translated(key):
-            async for chunk in read:
-                yield chunk
+            yield from self._read(self._folder / key, start, end) if self._folder else self._fetch(key, start, end)
 
-    async def _fetch(self, key: str, start: int, end: int | None) -> AsyncIterator[bytes]:
+    def _fetch(self, key: str, start: int, end: int | None) -> Iterator[bytes]:
         options: Any = {"range": {"offset": start} if end is None else (start, end)} if start or end else {}
-        result = await self._backend.get_async(key, options=options)
-        async for chunk in result.stream(min_chunk_size=CHUNK):
-            yield chunk
+        yield from self._backend.get(key, options=options).stream(min_chunk_size=CHUNK)
 
-    async def _read(self, path: Path, start: int, end: int | None) -> AsyncIterator[bytes]:
+    def _read(self, path: Path, start: int, end: int | None) -> Iterator[bytes]:
         """From local disk without the library, whose copies cost three times as much as all the rest."""
-        with await asyncio.to_thread(path.open, "rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             file.seek(start)
             left = end - start if end is not None else sys.maxsize
-            while left and (chunk := await asyncio.to_thread(file.read, min(LOCAL_CHUNK, left))):
+            while left and (chunk := file.read(min(LOCAL_CHUNK, left))):
                 left -= len(chunk)
                 yield chunk
 
@@ -172,24 +187,24 @@ class Store:
 
     async def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that do not exist are no error."""
+        await asyncio.to_thread(self._delete, list(keys))
+
+    def _delete(self, keys: list[str]) -> None:
         for key in keys:
-            with _translated(key):
-                try:
-                    await self._backend.delete_async(key)
-                except FileNotFoundError:
-                    continue
+            with _translated(key), suppress(FileNotFoundError):
+                self._backend.delete(key)
 
     async def presign(self, key: str, seconds: float) -> str | None:
         """A link from which anyone may fetch the object for a while; none where the store gives none."""
         if self._signer is None:
             return None
         with _translated(key):
-            return await obstore.sign_async(self._signer, "GET", key, timedelta(seconds=seconds))
+            return await asyncio.to_thread(obstore.sign, self._signer, "GET", key, timedelta(seconds=seconds))
 
     async def check(self) -> None:
-        """Write and delete a small object: a full, read-only or unreachable store raises `Unavailable`."""
+        """Write a small object: a full, read-only or unreachable store raises `Unavailable`."""
         with _translated(PROBE):
-            await self._backend.put_async(PROBE, b"ok", use_multipart=False)
+            await asyncio.to_thread(self._backend.put, PROBE, b"ok", use_multipart=False)
 
 
 def _open(settings: Settings, endpoint: str | None) -> ObjectStore:
@@ -227,35 +242,25 @@ def _translated(key: str) -> Iterator[None]:
 class _Hashed:
     """Passes chunks on while it counts and digests them."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self.size, self.digest = 0, hashlib.sha256()
 
-    def __aiter__(self) -> Self:
+    def __iter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> bytes:
-        chunk = await anext(self._chunks)
+    def __next__(self) -> bytes:
+        chunk = next(self._chunks)
         self.size += len(chunk)
-        # Large updates release the GIL, so that a thread keeps the event loop free; small ones are not worth the hop.
-        if len(chunk) > 1 << 16:
-            await asyncio.to_thread(self.digest.update, chunk)
-        else:
-            self.digest.update(chunk)
+        self.digest.update(chunk)
         return chunk
 
-    async def take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         """The first chunks, until they have at least `size` bytes."""
         head = bytearray()
-        while len(head) < size and (chunk := await anext(self, None)) is not None:
+        while len(head) < size and (chunk := next(self, None)) is not None:
             head += chunk
         return bytes(head)
-
-    async def after(self, head: bytes) -> AsyncIterator[bytes]:
-        """`head`, then the chunks that are left."""
-        yield head
-        async for chunk in self:
-            yield chunk
 
 
 class _Ranged(io.RawIOBase):
@@ -284,14 +289,45 @@ class _Ranged(io.RawIOBase):
         return len(data)
 
 
-async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    while chunk := await asyncio.to_thread(file.read, CHUNK):
-        yield chunk
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
-async def _limited(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+class _Pulled:
+    """What an event loop receives, for a thread that writes it: the thread waits for each chunk."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks, self._loop = chunks, asyncio.get_running_loop()
+        self._given_up = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = asyncio.run_coroutine_threadsafe(self._following(), self._loop).result()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    async def _following(self) -> bytes | None:
+        if self._given_up:
+            raise asyncio.CancelledError
+        self._task = asyncio.current_task()
+        return await anext(self._chunks, None)
+
+    def give_up(self) -> None:
+        """Nobody wants what comes any more: free the thread that waits for it. Called by the event loop."""
+        self._given_up = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _limited(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
     size = 0
-    async for chunk in chunks:
+    for chunk in chunks:
         size += len(chunk)
         if size > limit:
             raise TooLarge("too_large", f"has more than {limit} bytes")

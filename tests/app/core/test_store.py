@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -82,6 +83,48 @@ async def test_a_stream_that_breaks_off_leaves_nothing(store: Store) -> None:
         await store.write("files/broken", broken(), 1 << 30)
     with pytest.raises(MissingObject):
         await content_of(store, "files/broken")
+
+
+async def test_a_writer_that_is_cancelled_lets_its_thread_go(store: Store) -> None:
+    waiting = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[bytes]:
+        yield SMALL
+        waiting.set()
+        await asyncio.Event().wait()
+
+    for _ in range(2):
+        task = asyncio.create_task(store.write("files/stuck", stuck(), 1 << 30))
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        waiting.clear()
+    await asyncio.to_thread(store._writers.shutdown)  # comes back only when no thread waits any more
+    with pytest.raises(MissingObject):
+        await content_of(store, "files/stuck")
+
+
+@pytest.mark.parametrize("kind", ["write", "read"])
+def test_an_interpreter_that_ends_right_after_a_transfer_ends_well(kind: str) -> None:
+    program = f"""
+        import asyncio
+        from app.core.store import PART, Store
+
+        async def main():
+            async def chunks():
+                for _ in range(64):
+                    yield bytes(PART // 16)
+            store = Store.in_memory()
+            await store.write("files/one", chunks(), 1 << 30)
+            if {kind!r} == "read":
+                async for chunk in store.stream("files/one"):
+                    pass
+
+        asyncio.run(main())
+    """
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
 async def test_parts_are_joined_in_order(store: Store) -> None:
