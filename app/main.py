@@ -56,8 +56,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     add_error_handlers(app)
+    # The most asked first, and none within another: FastAPI looks for a route once more on every level.
+    for resource in (jobs, files, models, catalog, projects):
+        app.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     app.include_router(_open_routes())
-    app.include_router(_resources(), responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     return app
 
 
@@ -107,10 +109,3 @@ def _open_routes() -> APIRouter:
 async def _health(request: Request) -> HealthCheck:
     check: HealthCheck = request.app.state.health
     return check
-
-
-def _resources() -> APIRouter:
-    router = APIRouter()
-    for resource in (jobs, files, models, catalog, projects):
-        router.include_router(resource.router)
-    return router

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
 from pydantic import AwareDatetime, StringConstraints, ValidationError
 
@@ -43,7 +44,8 @@ from app.projects.auth import Caller, require
 from app.recipe.job import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-Reader = Annotated[Caller, Depends(require("read"))]
+_reading = require("read")
+Reader = Annotated[Caller, Depends(_reading)]
 Writer = Annotated[Caller, Depends(require("write"))]
 IdempotencyHeader = Annotated[
     str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
@@ -113,11 +115,37 @@ def _seconds(moment: datetime | None) -> float | None:
     return moment.timestamp() if moment else None
 
 
-@router.get("/{job_id}", responses=errors(404), response_model=JobView)
+class _PolledRoute(APIRoute):
+    """The route of `get_job`, which waiting clients ask again and again.
+
+    For a plain request FastAPI does not resolve the parameters that it documents: that would take longer than the rest.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        resolving = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"]:
+                return await resolving(request)
+            return await get_job(request.app.state.job_reader, await _reading(request), request.path_params["job_id"])
+
+        return handle
+
+
 async def get_job(jobs: JobReaderDep, caller: Reader, job_id: str) -> Response:
     """One job, with its progress, phases and, if it failed, the reason."""
     body = await jobs.read(caller.project_id, job_id)
     return Response(body, media_type="application/json")
+
+
+router.add_api_route(
+    "/{job_id}",
+    get_job,
+    methods=["GET"],
+    response_model=JobView,
+    responses=errors(404),
+    route_class_override=_PolledRoute,
+)
 
 
 @router.patch("/{job_id}", responses=errors(400, 404, 409, 413, 422))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+from fastapi.security.utils import get_authorization_scheme_param
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
@@ -22,7 +23,6 @@ Scope = Literal["read", "write", "admin"]
 CACHE_SECONDS = 5.0
 """For so long a key that was found is not looked up again, and so a revoked or expired one may still work."""
 CACHE_SIZE = 10_000
-_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer still_…`")
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,23 @@ async def _ring(request: Request) -> KeyRing:
 Ring = Annotated[KeyRing, Depends(_ring)]
 
 
-def require(scope: Scope) -> Callable[..., Awaitable[Caller]]:
+class require(SecurityBase):
     """A dependency that lets only keys with this scope through, and gives the caller."""
 
-    async def authenticate(
-        ring: Ring, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-    ) -> Caller:
-        caller = await ring.caller(credentials.credentials) if credentials else None
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.scheme_name = "HTTPBearer"
+        self.model = HTTPBearer(description="An API key: `Authorization: Bearer still_…`")
+
+    async def __call__(self, request: Request) -> Caller:
+        """Raises `Unauthorized` or `Forbidden`."""
+        ring: KeyRing = request.app.state.key_ring
+        scheme, key = get_authorization_scheme_param(request.headers.get("Authorization"))
+        caller = await ring.caller(key) if scheme.lower() == "bearer" else None
         if caller is None:
-            said = "the key is not valid" if credentials else "no key was given"
+            said = "the key is not valid" if key else "no key was given"
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Unauthorized("invalid_key", f"{said}: send `Authorization: Bearer still_…`", headers=challenge)
-        if scope not in caller.scopes:
-            raise Forbidden("missing_scope", f"this needs a key with the scope {scope!r}")
+        if self.scope not in caller.scopes:
+            raise Forbidden("missing_scope", f"this needs a key with the scope {self.scope!r}")
         return caller
-
-    return authenticate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 import secrets
@@ -31,7 +30,7 @@ def is_well_formed(key: str) -> bool:
 
 def digest(key: str, secret: bytes) -> str:
     """What is stored of a key: HMAC-SHA256, which needs no salt and no slowness, since keys can't be guessed."""
-    return hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret, key.encode(), "sha256").hex()
 
 
 def _checksum(body: str) -> str:
