@@ -15,7 +15,7 @@ class File(Base):
     """A complete, verified file. It never changes."""
 
     __tablename__ = "files"
-    __table_args__ = (Index("ix_files_list", "project_id", "id"),)
+    __table_args__ = (Index("ix_files_list", "project_id", "id"), Index("ix_files_sha256", "project_id", "sha256"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))

@@ -113,6 +113,11 @@ async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> 
     return list(await session.scalars(statement))
 
 
+async def is_final(session: AsyncSession, job_id: str) -> bool:
+    """Whether nothing more will happen to a job."""
+    return await session.scalar(select(Job.status.in_(FINAL)).where(Job.id == job_id)) is not False
+
+
 async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int) -> list[Event]:
     """Events with a number above `seq`, in order."""
     statement = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)

@@ -75,6 +75,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("files", schema=None) as batch_op:
         batch_op.create_index("ix_files_list", ["project_id", "id"], unique=False)
+        batch_op.create_index("ix_files_sha256", ["project_id", "sha256"], unique=False)
 
     op.create_table(
         "idempotency_keys",
@@ -337,6 +338,7 @@ def downgrade() -> None:
 
     op.drop_table("idempotency_keys")
     with op.batch_alter_table("files", schema=None) as batch_op:
+        batch_op.drop_index("ix_files_sha256")
         batch_op.drop_index("ix_files_list")
 
     op.drop_table("files")

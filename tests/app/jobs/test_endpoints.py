@@ -242,6 +242,15 @@ async def test_a_stream_of_events_goes_on_where_the_client_was_and_ends_with_the
     assert [line for line in lines if line.startswith(("id:", "event:"))] == ["event: status", "id: 2"]
 
 
+@pytest.mark.parametrize("seen", [2, 99])
+async def test_a_stream_for_a_client_that_has_seen_the_end_ends_at_once(api: Api, data: str, seen: int) -> None:
+    job = await submit(api, data)
+    await api.client.post(f"/v1/jobs/{job['id']}/cancel")
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(seen)}
+    answer = await api.client.get(f"/v1/jobs/{job['id']}/events", headers=headers)
+    assert (answer.status_code, answer.text) == (200, "")
+
+
 async def test_metrics_are_thinned_and_keep_their_extremes(api: Api, data: str) -> None:
     job = await submit(api, data)
     lease = await claim(api)
