@@ -32,9 +32,10 @@ CHUNK = 1 << 20
 """Bytes per piece of a stream: large enough to hide the hops between threads, small enough for many at once."""
 LOCAL_CHUNK = 256 << 10
 """The same for files on local disk, which are read directly: measured best, and twice a plain static server's rate."""
-PART = 8 << 20
+PART = 5 << 20
 """Bytes per part of a multi-part upload; smaller objects go up in one conditional request."""
-CONCURRENT_PARTS = 4
+CONCURRENT_PARTS = 2
+"""In flight per object: these and the one that fills up are what a writer holds in memory."""
 MAX_WRITERS = 64
 """Objects that one process writes at once; more wait for their turn."""
 PROBE = "healthz"
