@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from app.core.errors import FieldError
+from app.recipe.checks import Problem
 
 Schema = Mapping[str, Any]
 Location = Sequence[int | str]
@@ -28,6 +29,11 @@ def of_validation(error: ValidationError, model: type[BaseModel]) -> list[FieldE
     schema = _schema_of(model)
     details = error.errors(include_url=False)
     return [describe(detail, detail["loc"], schema, schema) for detail in details]
+
+
+def of_problems(problems: Iterable[Problem]) -> list[FieldError]:
+    """What is wrong across fields, for the client."""
+    return [FieldError(param=problem.param, message=problem.message, accepted=problem.accepted) for problem in problems]
 
 
 def describe(detail: Mapping[str, Any], location: Location, schema: Schema, root: Schema) -> FieldError:

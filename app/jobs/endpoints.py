@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, StringConstraints, ValidationError
 
 from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
 from app.core.errors import NotFound
-from app.core.field_errors import of_validation
+from app.core.field_errors import of_problems, of_validation
 from app.core.http import errors
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
@@ -83,7 +83,7 @@ async def validate_job(services: ServicesDep, caller: Reader, document: dict[str
     async with services.database.read() as session:
         problems, facts = await service.examine(session, caller.project_id, spec)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
-    view = ValidationView(valid=not problems, errors=service.field_errors(problems), spec=spec.model_dump(mode="json"))
+    view = ValidationView(valid=not problems, errors=of_problems(problems), spec=spec.model_dump(mode="json"))
     if known is None:
         return view
     numbers = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
 from app.core.database import Database
-from app.core.errors import FieldError, Invalid, NotFound, WrongState
+from app.core.errors import Invalid, NotFound, WrongState
+from app.core.field_errors import of_problems
 from app.core.ids import new_id
 from app.files.tables import File
 from app.jobs import idempotency, lifecycle, repository
@@ -73,11 +73,7 @@ async def create(
 async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec) -> None:
     problems, _ = await examine(session, project_id, spec)
     if problems:
-        raise Invalid.fields(field_errors(problems))
-
-
-def field_errors(problems: Sequence[Problem]) -> list[FieldError]:
-    return [FieldError(param=problem.param, message=problem.message, accepted=problem.accepted) for problem in problems]
+        raise Invalid.fields(of_problems(problems))
 
 
 async def examine(session: AsyncSession, project_id: str, spec: JobSpec) -> tuple[list[Problem], InputFacts]:
@@ -96,7 +92,7 @@ async def examine(session: AsyncSession, project_id: str, spec: JobSpec) -> tupl
 async def _archive(
     session: AsyncSession, project_id: str, param: str, reference: str, problems: list[Problem]
 ) -> Archive | None:
-    file = await session.get(File, reference)
+    file = await session.get(File, reference, with_for_update={"read": True})  # not deleted before we have committed
     if file is None or file.project_id != project_id or file.deleted_at is not None:
         problems.append(Problem(param, f"there is no file {reference!r}", "the id of an uploaded file"))
     elif file.format != "npz":
@@ -110,7 +106,7 @@ async def _archive(
 async def _teacher(
     session: AsyncSession, project_id: str, reference: str, problems: list[Problem]
 ) -> ModelConfig | None:
-    model = await session.get(Model, reference)
+    model = await session.get(Model, reference, with_for_update={"read": True})
     if model is None or model.project_id != project_id or model.deleted_at is not None:
         problems.append(Problem("teacher.model", f"there is no model {reference!r}", "the id of a model"))
         return None

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
 from app.core.errors import FieldError, Invalid, NotFound, WrongState
+from app.core.field_errors import of_problems
 from app.core.ids import new_id
 from app.core.services import Services
 from app.core.store import StoredObject
@@ -22,6 +23,7 @@ from app.jobs.repository import jobs_using
 from app.models import repository
 from app.models.schemas import ModelRequest
 from app.models.tables import Model
+from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
 from app.recipe.model import ModelConfig
 
@@ -63,6 +65,7 @@ def _problems(file: File, config: ModelConfig) -> Iterator[FieldError]:
         if (count := len(getattr(config.preprocessing, field))) != config.input.channels:
             message = f"has {count} values for {config.input.channels} channels"
             yield FieldError(param=f"config.preprocessing.{field}", message=message, accepted="one value per channel")
+    yield from of_problems(architecture_problems(config.architecture, config.input, "config.architecture"))
     if file.format != "safetensors":
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted="a safetensors file")
         return

@@ -14,7 +14,7 @@ from app.recipe.data import ImageData
 from app.recipe.job import JobSpec
 from app.recipe.model import MAX_CHANNELS, MAX_SIDE, ImageInput, ModelConfig
 from app.recipe.optimizers import MultiStep
-from app.recipe.students import Vit
+from app.recipe.students import Student, Vit
 
 
 class Problem(NamedTuple):
@@ -120,8 +120,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     if train and job.data.eval is None and train.count < 2:
         found.add("data.train", "one sample can't be split into training and evaluation", "two or more, or data.eval")
     _check_teacher(job, facts.teacher, train, found)
-    if train:
-        found.problems.extend(_student_problems(job, train.input))
+    found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
     found.problems.extend(_recipe_problems(job))
     return found.problems
 
@@ -151,17 +150,19 @@ def _check_teacher(job: JobSpec, teacher: ModelConfig | None, train: ImageFacts 
         found.add("teacher.model", f"takes images of {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
 
 
-def _student_problems(job: JobSpec, image: ImageInput) -> Iterator[Problem]:
-    student = job.student
-    if isinstance(student, Vit) and (image.height % student.patch_size or image.width % student.patch_size):
+def architecture_problems(network: Student, image: ImageInput | None, path: str) -> Iterator[Problem]:
+    """What keeps a network from being built for images of this size; `path` is where the document describes it."""
+    if not isinstance(network, Vit):
+        return
+    if image is not None and (image.height % network.patch_size or image.width % network.patch_size):
         sides = f"{image.height} x {image.width}"
-        yield Problem("student.patch_size", f"{student.patch_size} does not divide {sides}", f"a divisor of {sides}")
+        yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
+    if network.width % network.heads:
+        yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
-    student, recipe = job.student, job.recipe
-    if isinstance(student, Vit) and student.width % student.heads:
-        yield Problem("student.heads", f"{student.heads} does not divide the width {student.width}", "a divisor of it")
+    recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(
             "recipe.accumulate", f"{recipe.accumulate} is more than the batch size", f"<= {recipe.batch_size}"

@@ -59,8 +59,8 @@ def parse(text: str) -> dict[str, Any]:
 def override(document: dict[str, Any], assignment: str) -> dict[str, Any]:
     """Return the document with one value replaced: `recipe.optimizer.lr=1e-3`, `recipe.losses[0].weight=2`.
 
-    The path is written as in error messages. The value is read as YAML. Missing mappings on the way are made; a list is entered by an index that it has.
-    Raises `DocumentError`.
+    The path is written as in error messages. The value is read as YAML. Missing mappings on the way are made; a list is
+    entered by an index that it has. Raises `DocumentError`.
     """
     path, equals, text = assignment.partition("=")
     keys = _INDEX.sub(r".\1", path).split(".")

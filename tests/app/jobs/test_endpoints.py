@@ -189,6 +189,12 @@ async def test_a_clone_repeats_the_job_but_for_what_is_overridden(api: Api, data
     assert error_of(wrong)["errors"][0]["param"] == "data.train"
 
 
+async def test_a_clone_s_field_can_not_be_null(api: Api, data: str) -> None:
+    job = await submit(api, data)
+    answer = await api.client.post(f"/v1/jobs/{job['id']}/clone", json={"data": None})
+    assert (answer.status_code, error_of(answer)["param"]) == (422, "data")
+
+
 async def test_progress_is_seen_as_it_is_recorded(api: Api, data: str) -> None:
     """A reader that remembers answers must notice every change."""
     job = await submit(api, data)
