@@ -8,13 +8,16 @@ Fault = Literal["user", "system", "capacity"]
 
 
 class JobError(Exception):
-    """Ends the job; `message` is shown to its owner, `code` is stable, `param` is the path of the field to blame."""
+    """Ends the job; `message` is shown to its owner, `code` is stable, `param` is the path of the field to blame.
+
+    `step` is the optimizer step at which it showed, when it was one.
+    """
 
     fault: ClassVar[Fault]
 
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+    def __init__(self, code: str, message: str, param: str | None = None, step: int | None = None) -> None:
         super().__init__(message)
-        self.code, self.message, self.param = code, message, param
+        self.code, self.message, self.param, self.step = code, message, param, step
 
 
 class UserError(JobError):

@@ -130,6 +130,8 @@ class Failed(Message):
     message: str
     param: str | None = None
     """Path of the field of the job that is to blame, when one is."""
+    step: int | None = None
+    """Optimizer step at which it showed, when it was one."""
 
 
 Report = Annotated[

@@ -45,16 +45,16 @@ def _refuse_non_finite(table: Tensor, names: list[str], first: int) -> None:
     wrong = (~table.isfinite()).nonzero()
     if len(wrong):
         row, column = wrong[0].tolist()
-        raise diverged(f"{names[column]} became {table[row, column].item()} at step {first + row}")
+        raise diverged(f"{names[column]} became {table[row, column].item()} at step {first + row}", first + row)
 
 
 def refuse_spoilt(state: TrainState) -> None:
     """Raise UserError (`nan_loss`) when a weight is not finite: a step can overflow although its gradient did not."""
     tensors = [*state.student.state_dict().values(), *state.judged.state_dict().values()]
     if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
-        raise diverged(f"a weight is not finite after step {state.step}")
+        raise diverged(f"a weight is not finite after step {state.step}", state.step)
 
 
-def diverged(what: str) -> UserError:
+def diverged(what: str, step: int) -> UserError:
     """The end of a training whose numbers left the finite ones."""
-    return UserError("nan_loss", f"training diverged: {what}; try a lower learning rate", "recipe.optimizer.lr")
+    return UserError("nan_loss", f"training diverged: {what}; try a lower learning rate", "recipe.optimizer.lr", step)

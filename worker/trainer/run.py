@@ -44,7 +44,8 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finishe
         problem = _explain(error)
         if problem.__cause__ is not None or problem is not error:
             traceback.print_exc(file=sys.stderr)
-        return Failed(fault=problem.fault, code=problem.code, message=problem.message, param=problem.param)
+        told = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
+        return Failed(fault=problem.fault, **told)
 
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped:
@@ -97,7 +98,7 @@ class _Judges:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
         logits = predict(state.judged, self._samples.images)
         if not bool(logits.isfinite().all()):
-            raise diverged(f"the logits of held-out samples are not finite after step {state.step}")
+            raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         found = judge(logits, self._samples.labels, self._bins, self.teacher_logits)
         return {f"eval/{name}": value for name, value in found.items()}
 

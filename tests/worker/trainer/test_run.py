@@ -112,7 +112,7 @@ def test_a_loss_that_diverges_fails_naming_the_step_and_keeps_the_last_good_chec
     monkeypatch.setattr(loop, "take_step", poisoned)
     played = play(stage(tmp_path, recipe=EVERY_STEP), tmp_path)
     assert isinstance(played.word, Failed)
-    assert (played.word.fault, played.word.code) == ("user", "nan_loss")
+    assert (played.word.fault, played.word.code, played.word.step) == ("user", "nan_loss", 5)
     assert "loss became nan at step 5" in played.word.message
     assert played.of(CheckpointSaved)[-1].step == 4
     assert checkpoint.read_record(tmp_path / "checkpoints" / "step-4").step == 4
@@ -151,7 +151,7 @@ def test_a_step_that_overflows_spoils_neither_checkpoint_nor_metrics(
     monkeypatch.setattr(loop, "take_step", overflowing)
     played = play(stage(tmp_path, recipe=recipe), tmp_path)
     assert isinstance(played.word, Failed)
-    assert played.word.code == "nan_loss"
+    assert (played.word.code, played.word.step) == ("nan_loss", last + 1)
     assert what in played.word.message
     assert all(report.step <= last for report in played.of(CheckpointSaved))
 
