@@ -8,6 +8,8 @@ import logging
 import signal
 import sys
 
+from pydantic import ValidationError
+
 from app.core.settings import Settings
 from worker.gpus import NoGpu
 from worker.poller import serve
@@ -16,23 +18,27 @@ from worker.trainer.parent import die_with_parent
 
 def main() -> int:
     """Run until a signal comes; the exit code."""
-    settings = Settings()
-    arguments = _parser(settings).parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    try:
+        settings = Settings(**({"queues": arguments.queues} if arguments.queues else {}))
+    except ValidationError as error:
+        parser.error("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if arguments.parent is not None:
         # SIGTERM and not SIGKILL: a job whose service was killed is still saved and handed back.
         die_with_parent(arguments.parent, signal.SIGTERM)
     try:
-        asyncio.run(serve(settings, [queue.strip() for queue in arguments.queues.split(",")]))
+        asyncio.run(serve(settings))
     except NoGpu as error:
         print(f"python -m worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
 
-def _parser(settings: Settings) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
-    parser.add_argument("--queues", default=",".join(settings.queues), help="queues to serve, separated by commas")
+    parser.add_argument("--queues", help="queues to serve, separated by commas; default: STILLHOUSE_QUEUES")
     parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, the parent, has died")
     return parser
 

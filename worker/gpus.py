@@ -61,6 +61,8 @@ def visible_gpus() -> list[str]:
         return []
     query = [program, "--query-gpu=index,uuid", "--format=csv,noheader"]
     listing = subprocess.run(query, capture_output=True, text=True, timeout=PROBE_SECONDS)  # noqa: S603  # no input
+    if listing.returncode:  # it says why on stdout
+        return []
     rows = [[cell.strip() for cell in line.split(",")] for line in listing.stdout.splitlines()]
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = None if allowed is None else set(allowed.split(","))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
 from contextlib import suppress
 
 from app.core.settings import Settings
@@ -18,9 +17,9 @@ LONGEST_PAUSE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings, queues: Sequence[str], command: tuple[str, ...] | None = None) -> None:
+async def serve(settings: Settings) -> None:
     """Run jobs until SIGTERM or SIGINT; then save and hand back what runs. A second signal ends the process at once."""
-    async with open_context(settings, queues, command) as context:
+    async with open_context(settings, settings.queues) as context:
         stop_on_signals(context.stop)
         await poll(context)
 

@@ -87,7 +87,7 @@ class Attempt:
         self._flushed_at = 0.0
         self._ordered_end: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._pause = asyncio.Event()
-        self._told_to_leave = False
+        self._leaving: str | None = None
         self._last_word = asyncio.Event()
 
     async def run(self) -> None:
@@ -179,8 +179,10 @@ class Attempt:
         return report
 
     async def _flush(self, reports: list[Report | None]) -> None:
+        """Write them, and beat with the same commit: so orders reach a trainer that talks in no time."""
         if any(isinstance(report, Progress | Metrics | Log | PhaseBegan) for report in reports):
-            await self._access.write(partial(_record, reports=reports))
+            asked_at = time.monotonic()
+            self._renew(asked_at, await self._access.write(partial(_record, reports=reports)))
             self._flushed_at = asyncio.get_running_loop().time()
 
     def _judge(self, last: Finished | Stopped | Failed) -> Finished:
@@ -188,9 +190,10 @@ class Attempt:
             case Finished():
                 return last
             case Failed():
+                self._step = self._step if last.step is None else last.step
                 raise Failure(last.fault, last.code, last.message, last.param)
-            case Stopped() if self._told_to_leave:
-                raise HandBack("the trainer was stopped")
+            case Stopped() if self._leaving is not None:
+                raise HandBack(self._leaving)
             case Stopped():
                 raise Failure("system", "trainer_left", "the trainer left without being asked")
 
@@ -215,8 +218,7 @@ class Attempt:
                 logger.warning("%s: no heartbeat: the database can't be reached", self._lease.job_id, exc_info=True)
                 await asyncio.sleep(self._patience.retry)
                 continue
-            self._held_until = asked_at + self._lease.seconds
-            self._obey(orders)
+            self._renew(asked_at, orders)
             self._context.tick()
             await asyncio.sleep(self._context.settings.heartbeat_seconds)
 
@@ -228,7 +230,9 @@ class Attempt:
             self._trainer.kill()
         raise LeaseLost
 
-    def _obey(self, orders: Orders) -> None:
+    def _renew(self, asked_at: float, orders: Orders) -> None:
+        """The lease was extended, at some time after `asked_at`; obey the orders that came with it."""
+        self._held_until = max(self._held_until, asked_at + self._lease.seconds)
         if orders.pause:
             self._pause.set()
         if self._ordered_end.done():
@@ -246,7 +250,7 @@ class Attempt:
     async def _leave_when(self, asked: asyncio.Event, reason: str) -> NoReturn:
         """Once asked, have the trainer save itself and leave. What it then says is for the relay to hear."""
         await asked.wait()
-        self._told_to_leave = True
+        self._leaving = reason
         if self._trainer is None:
             raise HandBack(reason)
         await self._trainer.send(Stop())
@@ -300,7 +304,7 @@ async def _begin_staging(session: AsyncSession, lease: Lease) -> dict[str, list[
     return await leases.inputs(session, lease)
 
 
-async def _record(session: AsyncSession, lease: Lease, reports: list[Report | None]) -> None:
+async def _record(session: AsyncSession, lease: Lease, reports: list[Report | None]) -> Orders:
     """Write a batch in the order in which it was said. Values that are not finite can't be drawn, and are left out."""
     progress = next((report for report in reversed(reports) if isinstance(report, Progress)), None)
     metrics = [
@@ -317,6 +321,7 @@ async def _record(session: AsyncSession, lease: Lease, reports: list[Report | No
             await leases.begin_phase(session, lease, phase)
         case Log(message=message, level=level):
             await leases.log(session, lease, message, level)
+    return await leases.beat(session, lease)
 
 
 def oom_kills(counters: Path = Path("/proc/vmstat")) -> int:

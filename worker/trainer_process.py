@@ -107,7 +107,9 @@ class TrainerProcess:
 
     @property
     def alive(self) -> bool:
-        """Asked of the kernel, since the event loop may not have heard yet."""
+        """Asked of the kernel where it can be, since the event loop may not have heard yet."""
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return self._process.returncode is None
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         except ChildProcessError:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 RUN_JOB = "worker.tasks.run_job"
 """Name of the task that runs one job; its one argument is the job's id."""
 CONNECT_SECONDS = 5.0
+ONE_TRY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
+"""Celery need not try again: the relay keeps a message that was not sent."""
 
 
 class BrokerUnavailable(Exception):
@@ -51,6 +53,7 @@ class CeleryDispatcher:
 
     def __init__(self, settings: Settings) -> None:
         self._celery = celery_app(settings)
+        self._celery.conf.broker_transport_options |= {**ONE_TRY, "socket_timeout": CONNECT_SECONDS}
 
     async def dispatch(self, job_id: str, queue: str) -> None:
         await _reach_broker(self._celery.send_task, RUN_JOB, args=(job_id,), queue=queue, retry=False)
@@ -63,7 +66,7 @@ class CeleryDispatcher:
 
     def _connect(self) -> None:
         with self._celery.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=CONNECT_SECONDS, reraise_as_library_errors=True)
+            connection.ensure_connection(**ONE_TRY, timeout=CONNECT_SECONDS)
 
 
 def make_dispatcher(settings: Settings) -> Dispatcher:
@@ -91,7 +94,7 @@ def celery_app(settings: Settings) -> Celery:
 
 
 async def _reach_broker(call: Any, *args: Any, **kwargs: Any) -> None:
-    """Call in a thread, since Celery's client blocks. It need not retry: the relay keeps the message and does."""
+    """Call in a thread, since Celery's client blocks."""
     from kombu.exceptions import KombuError
 
     try:

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.recipe.base import Positive
+from app.recipe.job import Queue
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -45,7 +46,7 @@ class Settings(BaseSettings):
 
     broker_url: SecretStr = SecretStr("")
     """Redis that carries wake-ups to Celery workers; empty: workers poll the database."""
-    queues: Annotated[list[str], NoDecode] = ["any", "cpu"]
+    queues: Annotated[list[Queue], NoDecode] = Field(["any", "cpu"], min_length=1)
     """Queues that a worker of this process serves, separated by commas."""
 
     secret: SecretStr = SecretStr("")

@@ -99,12 +99,16 @@ class Trainer:
         self.save()
         self.stopped()
 
-    def steps_per_second(self, rate: str) -> None:
-        """Steps at an even rate for ten seconds."""
+    def measure(self, rates: str) -> None:
+        """`measure=10x10x30`: ten reports a second of ten metrics each, for thirty seconds."""
+        reports, values, seconds = map(int, rates.split("x"))
         begin = time.monotonic()
-        for number in range(10 * int(rate)):
-            self.steps("1")
-            time.sleep(max(0.0, begin + number / int(rate) - time.monotonic()))
+        for number in range(reports * seconds):
+            time.sleep(max(0.0, begin + number / reports - time.monotonic()))
+            self.step += 1
+            self.say("metrics", step=self.step, values={f"train/{name}": 1.0 / self.step for name in range(values)})
+            progress = {"total_steps": TOTAL, "epoch": self.step / 10, "samples_per_second": 5.0, "seconds_left": 1.0}
+            self.say("progress", step=self.step, **progress)
 
     def finish(self) -> None:
         bundle = self.folder / "bundle"

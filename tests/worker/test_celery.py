@@ -18,12 +18,13 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.core.database import Database
-from app.core.dispatch import RUN_JOB, CeleryDispatcher
+from app.core.dispatch import RUN_JOB, BrokerUnavailable, CeleryDispatcher
 from app.core.relay import relay
 from app.core.settings import Settings
 from app.jobs.reaper import Reaper
 from app.jobs.tables import Attempt, Checkpoint
 from tests.app.jobs.builders import let_backoff_pass, let_lease_run_out, load
+from tests.servers import valkey
 from tests.worker.stage import (
     ROOT,
     alive,
@@ -275,6 +276,21 @@ async def test_the_worker_consumes_the_queues_that_it_is_told_to(
     assert (await load(database, cpu)).status == "queued"
     async with consuming(settings, *TRAIN, "finish"):
         await until_status(database, cpu, "succeeded")
+
+
+async def test_the_worker_finds_a_broker_again_that_was_away(settings: Settings, database: Database) -> None:
+    with valkey() as server:
+        away = settings.model_copy(update={"broker_url": SecretStr(server.url())})
+        dispatcher = CeleryDispatcher(away)
+        async with consuming(away, *TRAIN, "finish"):
+            server.stop()
+            with pytest.raises(BrokerUnavailable):
+                await dispatcher.dispatch("job_lost", "any")
+            server.start()
+            job_id = await submit(database)
+            await dispatcher.dispatch(job_id, "any")
+            await until_status(database, job_id, "succeeded")
+        await dispatcher.close()
 
 
 async def test_the_tick_file_shows_that_messages_are_consumed(settings: Settings, tmp_path: Path) -> None:

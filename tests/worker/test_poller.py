@@ -170,6 +170,14 @@ async def test_the_worker_serves_only_its_queues(settings: Settings, database: D
     assert (await load(database, cpu)).status == "queued"
 
 
+async def test_a_queue_that_does_not_exist_is_refused(settings: Settings) -> None:
+    async with polling(settings, "start", arguments=("--queues", "any,gpus")) as process:
+        _, stderr = await process.communicate()
+    assert process.returncode == 2
+    assert b"'any', 'cpu' or 'gpu'" in stderr
+    assert b"Traceback" not in stderr
+
+
 async def test_a_worker_for_gpus_on_a_machine_without_says_so(settings: Settings, tmp_path: Path) -> None:
     async with polling(settings, "start", arguments=("--queues", "gpu"), PATH=str(tmp_path)) as process:
         _, stderr = await process.communicate()

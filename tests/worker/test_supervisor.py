@@ -300,6 +300,15 @@ async def test_cancel_ends_a_trainer_that_ignores_sigterm(settings: Settings, da
     assert (await load(database, job_id)).status == "cancelled"
 
 
+async def test_a_trainer_that_talks_hears_of_orders_before_the_next_heartbeat(
+    settings: Settings, database: Database
+) -> None:
+    slow = settings.model_copy(update={"lease_seconds": 4000.0, "heartbeat_seconds": 1000.0})
+    async with worker(slow, *TRAIN, "work_until_stop") as context, running(context, database) as job_id:
+        await ask(database, service.pause, job_id, 20.0)
+        await until_status(database, job_id, "paused")
+
+
 async def test_cancel_while_publishing_publishes_nothing(settings: Settings, database: Database) -> None:
     store = SlowStore.from_settings(settings)
     async with worker(settings, *TRAIN, "steps=1", "finish") as plain:

@@ -1,0 +1,65 @@
+"""Which GPU a worker takes. `nvidia-smi` is a script here: the choice must not depend on a machine that has one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from worker.gpus import NoGpu, hold_gpu, visible_gpus
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes `nvidia-smi` say something."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def says(listing: str, status: int = 0) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\ncat <<END\n{listing}\nEND\nexit {status}\n")
+        program.chmod(0o755)
+
+    return says
+
+
+TWO = "0, GPU-aa\n1, GPU-bb"
+
+
+def test_all_gpus_are_seen(machine: Callable[..., None]) -> None:
+    machine(TWO)
+    assert visible_gpus() == ["GPU-aa", "GPU-bb"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "seen"),
+    [("1", ["GPU-bb"]), ("GPU-aa", ["GPU-aa"]), ("1,0", ["GPU-aa", "GPU-bb"]), ("", []), ("7", [])],
+)
+def test_only_allowed_gpus_are_seen(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, allowed: str, seen: list[str]
+) -> None:
+    machine(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert visible_gpus() == seen
+
+
+def test_a_driver_that_fails_shows_no_gpu(machine: Callable[..., None]) -> None:
+    machine("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", status=9)
+    assert visible_gpus() == []
+
+
+def test_a_machine_without_driver_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == []
+
+
+async def test_each_worker_holds_another_gpu_until_none_is_left(machine: Callable[..., None], tmp_path: Path) -> None:
+    machine(TWO)
+    first, second = await hold_gpu(tmp_path / "locks"), await hold_gpu(tmp_path / "locks")
+    assert {first.uuid, second.uuid} == {"GPU-aa", "GPU-bb"}
+    with pytest.raises(NoGpu, match="all of the 2 GPUs are taken"):
+        await hold_gpu(tmp_path / "locks", patience_seconds=0.0)
+    first.lock.close()
+    assert (await hold_gpu(tmp_path / "locks")).uuid == first.uuid
