@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
@@ -58,13 +58,14 @@ class RequestFrame:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        stamp = (REQUEST_ID.lower().encode(), request_id.encode())
         started = False
 
         async def stamped(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message["headers"], stamp]
             await send(message)
 
         try:
@@ -98,11 +99,11 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        announced = Headers(scope=scope).get("content-length", "0")
         size = 0
 
         async def limited() -> Message:
             nonlocal size
+            announced = Headers(scope=scope).get("content-length", "0")
             limit = scope["state"].get(_BODY_LIMIT, self.limit)
             _require_within(int(announced) if announced.isdecimal() else 0, limit)
             message = await receive()
