@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from worker.optimizers.base import PerParameter
 from worker.optimizers.projection import project
 
 
-class AdamP(torch.optim.Optimizer):
+class AdamP(PerParameter):
     """Adam with decoupled weight decay, whose update loses its radial part on scale-invariant weights.
 
     Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw
@@ -41,19 +42,6 @@ class AdamP(torch.optim.Optimizer):
             "nesterov": nesterov,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
-        """Take one step; `closure`, when given, computes loss and gradients anew and its value is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self._state_of(weight)

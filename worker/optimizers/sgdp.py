@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from worker.optimizers.base import PerParameter
 from worker.optimizers.projection import project
 
 
-class SgdP(torch.optim.Optimizer):
+class SgdP(PerParameter):
     """SGD with momentum, whose update loses its radial part on scale-invariant weights.
 
     The decay is decoupled and divided by (1 - momentum). The authors' code (clovaai/AdamP) also takes the radial part
@@ -44,19 +45,6 @@ class SgdP(torch.optim.Optimizer):
             "project_buffer": project_buffer,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
-        """Take one step; `closure`, when given, computes loss and gradients anew and its value is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         buffer = self._buffer_of(weight)
