@@ -36,6 +36,7 @@ from tests.worker.stage import (
     worker,
 )
 from worker.poller import poll
+from worker.supervisor import run_next
 
 TRAIN = ("start", "phase=training")
 
@@ -125,6 +126,30 @@ async def test_a_killed_worker_takes_its_trainers_with_it_and_the_job_goes_on(
         assert (job.attempt, job.step) == (2, 4), "it went on from the checkpoint at step 3"
         (own,) = settings.scratch_dir.glob("worker-*")
         assert own.stat().st_mtime, "what the dead one left was swept"
+
+
+async def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_nothing(
+    settings: Settings, database: Database
+) -> None:
+    """Its trainer trained on meanwhile; none of that may reach the job, which another attempt has finished."""
+    job_id = await submit(database)
+    async with polling(settings, *TRAIN, "work_until_stop") as frozen:
+        await until_step(database, job_id, 2)
+        trainers = children(frozen.pid)
+        frozen.send_signal(signal.SIGSTOP)
+        await let_lease_run_out(database, job_id)
+        await reap(database)
+        await let_backoff_pass(database, job_id)
+        async with worker(settings, *TRAIN, "steps=1", "finish") as other:
+            await run_next(other, job_id)
+        finished = await load(database, job_id)
+        frozen.send_signal(signal.SIGCONT)
+        await until_dead(trainers[0])
+        frozen.terminate()
+        assert await frozen.wait() == 0
+    after = await load(database, job_id)
+    assert (after.status, after.step, after.last_seq) == ("succeeded", 1, finished.last_seq)
+    assert after.checkpoint_id is None
 
 
 async def has_checkpoint(database: Database, job_id: str) -> bool:
