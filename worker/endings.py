@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from app.core.errors import Unavailable
 from app.core.store import Damaged, KeyTaken, MissingObject
 from app.jobs.leases import Fault
-from worker.staging import UnsafePath
+from worker.staging import BadCheckpoint, UnsafePath
 from worker.trainer_process import NotStarted, ProtocolError
+
+BAD_CHECKPOINT = "bad_checkpoint"
+"""Code of the failure of an attempt that could not go on from its checkpoint; the trainer says it too."""
 
 
 class Ending(Exception):
@@ -45,6 +48,10 @@ def failure_from(error: Exception) -> Failure:
             return Failure("system", "trainer_not_started", "no trainer could be started")
         case ProtocolError() | UnsafePath():
             return Failure("system", "trainer_protocol", "the trainer said something that can't be understood")
+        case BadCheckpoint():
+            return Failure(
+                "system", BAD_CHECKPOINT, "the checkpoint to go on from is missing or damaged", salvage=False
+            )
         case Unavailable():
             return Failure("system", "store_unavailable", "the object store could not be reached", salvage=False)
         case MissingObject() | Damaged() | KeyTaken():

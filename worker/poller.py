@@ -8,8 +8,10 @@ import signal
 from contextlib import suppress
 
 from app.core.settings import Settings
+from app.recipe.job import Queue
 from worker.access import DATABASE_LOST
 from worker.context import Context, open_context
+from worker.gpus import visible_gpus
 from worker.supervisor import run_next
 
 LONGEST_PAUSE_SECONDS = 5.0
@@ -17,9 +19,16 @@ LONGEST_PAUSE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
+def queues_of(settings: Settings) -> list[Queue]:
+    """What the settings say; when they say nothing, what this machine can do."""
+    if "queues" in settings.model_fields_set or not visible_gpus():
+        return settings.queues
+    return [*settings.queues, "gpu"]
+
+
 async def serve(settings: Settings) -> None:
     """Run jobs until SIGTERM or SIGINT; then save and hand back what runs. A second signal ends the process at once."""
-    async with open_context(settings, settings.queues) as context:
+    async with open_context(settings, queues_of(settings)) as context:
         stop_on_signals(context.stop)
         await poll(context)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from app.core.store import Store
+from app.core.store import Damaged, MissingObject, Store
 from app.jobs.leases import Lease, StoredFile
 from worker.protocol import Assignment
 
@@ -26,6 +26,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 class UnsafePath(Exception):
     """A path that leads out of its folder, through a link, or to something that is no regular file."""
+
+
+class BadCheckpoint(Exception):
+    """The checkpoint to go on from is missing or damaged in the store."""
 
 
 class Scratch:
@@ -78,15 +82,23 @@ def _sweep(folder: Path) -> None:
 async def stage(store: Store, lease: Lease, inputs: dict[str, list[StoredFile]], folder: Path) -> None:
     """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
 
-    Raises: `Unavailable`, `MissingObject` or `Damaged` from the store; `OSError` when the disk is full.
+    Raises: `BadCheckpoint`; `Unavailable`, `MissingObject` or `Damaged` from the store; `OSError` when the disk is
+    full.
     """
     staged: dict[str, str] = {}
     for number, (reference, files) in enumerate(sorted(inputs.items())):
         staged[reference] = await _stage_input(store, reference, files, folder, f"inputs/{number}")
     if lease.checkpoint is not None:
-        await _fetch(store, lease.checkpoint.files, folder / "resume")
+        await _fetch_checkpoint(store, lease.checkpoint.files, folder / "resume")
     assignment = Assignment(spec=lease.spec, inputs=staged, resume="resume" if lease.checkpoint else None)
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
+
+
+async def _fetch_checkpoint(store: Store, files: list[StoredFile], folder: Path) -> None:
+    try:
+        await _fetch(store, files, folder)
+    except (MissingObject, Damaged) as error:
+        raise BadCheckpoint from error
 
 
 async def _stage_input(store: Store, reference: str, files: list[StoredFile], folder: Path, target: str) -> str:

@@ -24,7 +24,7 @@ from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.access import DATABASE_LOST, Access
 from worker.context import Context
-from worker.endings import Ending, Failure, HandBack, failure_from
+from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from
 from worker.protocol import (
     CheckpointSaved,
     Failed,
@@ -279,6 +279,8 @@ class Attempt:
         if failure.fault != "user":
             tail = self._trainer.tail() if self._trainer else ""
             logger.error("%s: %s; stderr of the trainer ends with:\n%s", self._lease.job_id, failure.message, tail)
+        if failure.code == BAD_CHECKPOINT:
+            await self._access.write(leases.give_up_checkpoint)
         await self._access.write(
             partial(
                 leases.fail,

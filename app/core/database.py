@@ -17,6 +17,13 @@ from app.core.clock import now
 
 LOCK_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 30
+_KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": STATEMENT_TIMEOUT_SECONDS * 1000,
+}
+"""So that a connection into a partitioned network ends; libpq's names, seconds and milliseconds."""
 
 
 class Base(DeclarativeBase):
@@ -56,7 +63,7 @@ class Database:
             max_overflow=0,
             pool_timeout=LOCK_TIMEOUT_SECONDS,
             pool_pre_ping=True,
-            connect_args={"options": options, "connect_timeout": LOCK_TIMEOUT_SECONDS},
+            connect_args={"options": options, "connect_timeout": LOCK_TIMEOUT_SECONDS, **_KEEPALIVE},
         )
 
     def _sqlite(self, begin: str, pool_size: int) -> AsyncEngine:

@@ -47,7 +47,8 @@ class Settings(BaseSettings):
     broker_url: SecretStr = SecretStr("")
     """Redis that carries wake-ups to Celery workers; empty: workers poll the database."""
     queues: Annotated[list[Queue], NoDecode] = Field(["any", "cpu"], min_length=1)
-    """Queues that a worker of this process serves, separated by commas."""
+    """Queues that a worker of this process serves, separated by commas; one that polls adds `gpu` by itself where there
+    is one, unless this is set."""
 
     secret: SecretStr = SecretStr("")
     """Key of the digests of API keys, at least 32 characters; empty: generated once and kept in `data_dir`."""

@@ -256,6 +256,17 @@ async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, fil
     return [file["key"] for row in old for file in row.files]
 
 
+async def give_up_checkpoint(session: AsyncSession, lease: Lease) -> None:
+    """The checkpoint that the attempt was to go on from can't be used: the next attempt takes the one before it."""
+    if lease.checkpoint is None:
+        return
+    await session.execute(update(Checkpoint).where(Checkpoint.id == lease.checkpoint.id).values(deleted_at=now()))
+    kept = select(Checkpoint.id).where(Checkpoint.job_id == lease.job_id, Checkpoint.deleted_at.is_(None))
+    before = await session.scalar(kept.order_by(Checkpoint.id.desc()).limit(1))
+    message = f"the checkpoint at step {lease.checkpoint.step} can't be used"
+    await _emit(session, lease, "log", message, "warning", checkpoint_id=before)
+
+
 async def succeed(
     session: AsyncSession,
     lease: Lease,

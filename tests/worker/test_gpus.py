@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from app.core.settings import Settings
 from worker.gpus import NoGpu, hold_gpu, visible_gpus
+from worker.poller import queues_of
 
 
 @pytest.fixture
@@ -53,6 +55,17 @@ def test_a_driver_that_fails_shows_no_gpu(machine: Callable[..., None]) -> None:
 def test_a_machine_without_driver_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == []
+
+
+def test_a_polling_worker_serves_the_gpu_of_its_machine_unless_told_what_to_serve(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STILLHOUSE_QUEUES", raising=False)
+    machine("", status=9)
+    assert queues_of(Settings()) == ["any", "cpu"]
+    machine(TWO)
+    assert queues_of(Settings()) == ["any", "cpu", "gpu"]
+    assert queues_of(Settings(queues=["cpu"])) == ["cpu"]
 
 
 async def test_each_worker_holds_another_gpu_until_none_is_left(machine: Callable[..., None], tmp_path: Path) -> None:

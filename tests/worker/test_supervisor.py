@@ -206,6 +206,28 @@ async def test_a_dead_trainer_is_tried_again_from_its_checkpoint(
     assert (await load(database, job_id)).step == 4
 
 
+async def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    saves = ("steps=3", "save", "await_go", "steps=2", "save", "await_go")
+    async with worker(settings, *TRAIN, *saves, "exit=3") as context:
+        attempt = asyncio.create_task(run_next(context))
+        for number in (3, 5):
+            await eventually(lambda step=number: published(database, job_id, step))
+            await say_go(context)
+        await attempt
+    older, newer = await checkpoints(database, job_id)
+    for file in newer.files:
+        (settings.data_dir / "store" / file["key"]).write_bytes(b"damaged")
+    async with worker(settings, *TRAIN, "steps=1", "finish") as context:
+        for _ in range(2):
+            await let_backoff_pass(database, job_id)
+            await run_next(context)
+    assert [attempt.start_step for attempt in await attempts(database, job_id)] == [0, newer.step, older.step]
+    job = await load(database, job_id)
+    assert (job.status, job.step) == ("succeeded", older.step + 1)
+    assert "the checkpoint at step 5 can't be used" in [event.message for event in await events(database, job_id)]
+
+
 async def test_a_trainer_that_leaves_unasked_has_failed(settings: Settings, database: Database) -> None:
     job_id = await submit(database)
     async with worker(settings, *TRAIN, "stopped") as context:
