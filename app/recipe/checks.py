@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec
+from app.recipe.losses import KdRel
 from app.recipe.model import MAX_CHANNELS, MAX_SIDE, ImageInput, ModelConfig
 from app.recipe.optimizers import MultiStep
 from app.recipe.students import Student, Vit
@@ -121,6 +122,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         found.add("data.train", "one sample can't be split into training and evaluation", "two or more, or data.eval")
     _check_teacher(job, facts.teacher, train, found)
     found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
+    found.problems.extend(_loss_problems(job, facts.teacher))
     found.problems.extend(_recipe_problems(job))
     return found.problems
 
@@ -159,6 +161,24 @@ def architecture_problems(network: Student, image: ImageInput | None, path: str)
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
     if network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
+
+
+def _loss_problems(job: JobSpec, teacher: ModelConfig | None) -> Iterator[Problem]:
+    classes = job.data.classes or (teacher.classes if teacher else None)
+    for index, term in enumerate(job.recipe.losses):
+        if isinstance(term, KdRel):
+            yield from _hierarchy_problems(job, term, classes, f"recipe.losses[{index}].parents")
+        if term.couples_rows and job.recipe.accumulate > 1:
+            found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
+            yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
+
+
+def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:
+    given = len(term.parents)
+    if classes is None and job.teacher is None:
+        yield Problem("data.classes", f"is missing, and {term.kind} needs it", f"{given}, as in {param}")
+    if classes not in (None, given):
+        yield Problem(param, f"has {given} numbers for {classes} classes", "one number per class")
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:

@@ -1,18 +1,32 @@
-"""The loss terms that a recipe may weigh together. Each has one class of the same kind in `worker/losses`."""
+"""The loss terms that a recipe may weigh together. Each has one class of the same kind in `worker/losses`.
+
+Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
+softmax(logits / T) over the classes; T is `temperature`, and 1 where a term has none. A loss is the mean over the rows.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from app.recipe.base import Option, Paper, Positive
+from app.recipe.base import NonNegative, Option, Paper, Positive, Share
+
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
+"""Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
+Skew = Annotated[float, Field(ge=0.0, lt=1.0)]
+DISTILLM = Paper("DistiLLM: Towards Streamlined Distillation for Large Language Models", "2402.03898")
+THREE_LEVELS = Paper("Understanding and Improving Knowledge Distillation", "2002.03532")
 
 
 class LossTerm(Option):
     """What every term has: its weight in the objective, and whether it needs a teacher."""
 
     needs_teacher: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = False
+    """True when the loss of a row depends on the others of its batch, so that a batch can't be split."""
+    equation: ClassVar[str] = ""
+    applies: ClassVar[str] = "Classification with a teacher of the same classes."
     weight: Positive = 1.0
     """Factor of this term in the objective."""
 
@@ -21,18 +35,32 @@ class CrossEntropy(LossTerm):
     """Cross-entropy with the labels."""
 
     needs_teacher: ClassVar[bool] = False
+    equation: ClassVar[str] = "-sum_c t_c log q_c, t = (1 - label_smoothing) onehot(y) + label_smoothing / C"
+    applies: ClassVar[str] = "Classification; labels may be probabilities."
     kind: Literal["cross-entropy"] = "cross-entropy"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the target spread evenly over all classes."""
 
 
-class Kd(LossTerm):
+class Softened(LossTerm):
+    """A term that sees nothing but the softened distributions of both sides."""
+
+    temperature: Temperature = 1.0
+    """Divides both sides' logits; the value is not multiplied by its square."""
+    standardize: bool = False
+    """Brings each side's logits to mean 0 and deviation 1 per row first, so that only their relations count
+    (Logit Standardization in Knowledge Distillation, arXiv 2403.01427: there with a temperature of 2 and a weight of 9
+    for `kd`)."""
+
+
+class Kd(Softened):
     """Forward Kullback-Leibler divergence of the softened distributions, times the squared temperature."""
 
     paper: ClassVar[Paper | None] = Paper("Distilling the Knowledge in a Neural Network", "1503.02531")
+    equation: ClassVar[str] = "T^2 KL(p || q)"
     kind: Literal["kd"] = "kd"
-    temperature: float = Field(4.0, gt=0.0, le=1000.0)
-    """Divides both sides' logits. Above 1000 the divergence is lost in rounding."""
+    temperature: Temperature = 4.0
+    """Divides both sides' logits. Above 1000 the divergence is lost in rounding: `logit-mse` is its limit."""
 
 
 class Nkd(LossTerm):
@@ -43,12 +71,248 @@ class Nkd(LossTerm):
         "Customized Soft Labels",
         "2303.13005",
     )
+    equation: ClassVar[str] = "-p_y log q_y at T = 1, - gamma T^2 sum_(c != y) p'_c log q'_c, ' = over the classes != y"
+    applies: ClassVar[str] = "Single-label classification with a teacher."
     kind: Literal["nkd"] = "nkd"
     gamma: float = Field(1.5, ge=0.0, le=1000.0)
     """Weight of the non-target part."""
-    temperature: float = Field(1.0, gt=0.0, le=1000.0)
+    temperature: Temperature = 1.0
     """Divides the non-target logits of both sides."""
 
 
-Loss = Annotated[CrossEntropy | Kd | Nkd, Field(discriminator="kind")]
-LOSSES: tuple[type[LossTerm], ...] = (CrossEntropy, Kd, Nkd)
+class LogitMse(LossTerm):
+    """Logits matching: half the mean squared difference of the logits."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Exploring the Connection between Knowledge Distillation and Logits Matching", "2109.06458"
+    )
+    equation: ClassVar[str] = "1 / (2 C) sum_c (z_c - v_c)^2, z and v the logits of student and teacher"
+    kind: Literal["logit-mse"] = "logit-mse"
+    centered: bool = False
+    """Takes each side's mean over the classes off first: exactly what `kd` becomes at an infinite temperature. Without
+    it, a difference of the means costs too."""
+
+
+class Dkd(Softened):
+    """Decoupled KD: the target class against the rest, and the rest among themselves, each with its own weight."""
+
+    paper: ClassVar[Paper | None] = Paper("Decoupled Knowledge Distillation", "2203.08679")
+    equation: ClassVar[str] = (
+        "T^2 (alpha KL([p_y, 1 - p_y] || [q_y, 1 - q_y]) + beta KL(p' || q')), ' = renormalised over the classes != y"
+    )
+    applies: ClassVar[str] = "Single-label classification with a teacher."
+    kind: Literal["dkd"] = "dkd"
+    temperature: Temperature = 4.0
+    """Divides both sides' logits; the value is multiplied by its square."""
+    alpha: NonNegative = 1.0
+    """Weight of the target class against the rest."""
+    beta: NonNegative = 8.0
+    """Weight of the other classes among themselves; 2 to 8 on CIFAR-100, 0.5 on ImageNet."""
+
+
+class Dist(LossTerm):
+    """DIST: correlation of the predictions, of each row over the classes and of each class over the rows."""
+
+    paper: ClassVar[Paper | None] = Paper("Knowledge Distillation from A Stronger Teacher", "2205.10536")
+    couples_rows: ClassVar[bool] = True
+    equation: ClassVar[str] = (
+        "T^2 (beta (1 - mean over rows of pearson(p, q)) + gamma (1 - mean over classes of pearson over the batch))"
+    )
+    applies: ClassVar[str] = "Classification with a teacher; not with `accumulate` above 1."
+    kind: Literal["dist"] = "dist"
+    beta: NonNegative = 1.0
+    """Weight of the relations between classes, within a row."""
+    gamma: NonNegative = 1.0
+    """Weight of the relations between rows, within a class."""
+    temperature: Temperature = 1.0
+    """Divides both sides' logits; the value is multiplied by its square. 1 to 4 for classification."""
+
+
+class BdKd(Softened):
+    """Balanced divergences: forward KL counts more where the student is more certain than its teacher, else reverse KL.
+
+    The teacher is frozen here. That the entropies choose the side follows the paper; the weights themselves are ours.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "BD-KD: Balancing the Divergences for Online Knowledge Distillation", "2212.12965"
+    )
+    equation: ClassVar[str] = (
+        "T^2 (delta KL(p || q) + KL(q || p)) where H(q) < H(p), else T^2 (KL(p || q) + delta KL(q || p))"
+    )
+    kind: Literal["bd-kd"] = "bd-kd"
+    temperature: Temperature = 1.0
+    """Divides both sides' logits; the value is multiplied by its square."""
+    delta: Positive = 2.0
+    """Weight of the divergence that counts more; 1 makes it symmetric."""
+
+
+class ReverseKl(Softened):
+    """Reverse Kullback-Leibler divergence: the student keeps to what the teacher finds likely."""
+
+    paper: ClassVar[Paper | None] = Paper("MiniLLM: Knowledge Distillation of Large Language Models", "2306.08543")
+    equation: ClassVar[str] = "KL(q || p)"
+    kind: Literal["reverse-kl"] = "reverse-kl"
+
+
+class Jsd(Softened):
+    """Generalised Jensen-Shannon divergence; forward KL at `beta` 0, reverse KL at 1."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", "2306.13649"
+    )
+    equation: ClassVar[str] = (
+        "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; KL(p || q) at beta 0, KL(q || p) at 1"
+    )
+    kind: Literal["jsd"] = "jsd"
+    temperature: Temperature = 0.9
+    """Divides both sides' logits; the value is not multiplied by its square."""
+    beta: Share = 0.5
+    """Share of the teacher in the mixture."""
+
+
+class SkewKl(Softened):
+    """Forward KL to a mixture that holds some of the teacher, which bounds its gradient."""
+
+    paper: ClassVar[Paper | None] = DISTILLM
+    equation: ClassVar[str] = "KL(p || skew p + (1 - skew) q)"
+    kind: Literal["skew-kl"] = "skew-kl"
+    skew: Skew = 0.1
+    """Share of the teacher in the mixture; 0 is forward KL."""
+
+
+class SkewReverseKl(Softened):
+    """Reverse KL to a mixture that holds some of the student, which bounds its gradient."""
+
+    paper: ClassVar[Paper | None] = DISTILLM
+    equation: ClassVar[str] = "KL(q || (1 - skew) p + skew q)"
+    kind: Literal["skew-reverse-kl"] = "skew-reverse-kl"
+    skew: Skew = 0.1
+    """Share of the student in the mixture; 0 is reverse KL."""
+
+
+class Tvd(Softened):
+    """Total variation distance."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "f-Divergence Minimization for Sequence-Level Knowledge Distillation", "2307.15190"
+    )
+    equation: ClassVar[str] = "1/2 sum_c |p_c - q_c|"
+    kind: Literal["tvd"] = "tvd"
+
+
+class Akl(Softened):
+    """Adaptive KL: forward and reverse, by how much of the gap lies in the head of the teacher's distribution."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models", "2404.02657"
+    )
+    equation: ClassVar[str] = (
+        "h KL(p || q) + (1 - h) KL(q || p), h = share of sum_c |p_c - q_c| in the head: the likeliest classes, up to mu"
+    )
+    kind: Literal["akl"] = "akl"
+    mu: Share = 0.5
+    """Cumulative probability of the head; the likeliest class is always in it."""
+    boundary_in_head: bool = False
+    """Counts the class that crosses `mu` into the head; the authors' code does not."""
+
+
+class KdPt(LossTerm):
+    """Only the teacher's confidence in the target (the instance's level of its knowledge); the rest evenly spread."""
+
+    paper: ClassVar[Paper | None] = THREE_LEVELS
+    equation: ClassVar[str] = "-T^2 sum_c t_c log q_c, t_y = p_y, (1 - p_y) spread evenly over the others"
+    applies: ClassVar[str] = "Single-label classification with a teacher."
+    kind: Literal["kd-pt"] = "kd-pt"
+    temperature: Temperature = 2.0
+    """Divides both sides' logits; the value is multiplied by its square."""
+
+
+class KdSim(LossTerm):
+    """Only how alike the classes are to the teacher (the domain's level of its knowledge), read off its last layer."""
+
+    paper: ClassVar[Paper | None] = THREE_LEVELS
+    equation: ClassVar[str] = (
+        "-sum_c t_c log q_c, t = softmax(cosine(w_c, w_y) / tau), w the rows of the teacher's last layer"
+    )
+    applies: ClassVar[str] = "Single-label classification with a teacher that ends in a linear layer."
+    kind: Literal["kd-sim"] = "kd-sim"
+    tau: Positive = 0.3
+    """Divides the cosines; smaller is nearer to the label alone."""
+
+
+class KdTopk(LossTerm):
+    """The teacher's likeliest classes as they are; what is left evenly spread."""
+
+    paper: ClassVar[Paper | None] = THREE_LEVELS
+    equation: ClassVar[str] = "-T^2 sum_c t_c log q_c, t_c = p_c for the k likeliest classes, the rest spread evenly"
+    kind: Literal["kd-topk"] = "kd-topk"
+    temperature: Temperature = 2.0
+    """Divides both sides' logits; the value is multiplied by its square."""
+    k: int | None = Field(None, ge=1)
+    """Classes kept; none: a twentieth of them, at least one."""
+
+
+class KdRel(LossTerm):
+    """Relations of the classes by hand: a hierarchy instead of a teacher."""
+
+    needs_teacher: ClassVar[bool] = False
+    paper: ClassVar[Paper | None] = THREE_LEVELS
+    equation: ClassVar[str] = (
+        "-sum_c t_c log q_c, t = siblings over the other classes of y's parent, others over the rest, what is left on y"
+    )
+    applies: ClassVar[str] = "Single-label classification with a hierarchy of the classes; needs no teacher."
+    kind: Literal["kd-rel"] = "kd-rel"
+    parents: list[int] = Field(min_length=2)
+    """Number of each class's parent, one per class; classes of one parent are siblings."""
+    siblings: Share = 0.2
+    """Mass shared by the siblings of the label; a class without siblings keeps it."""
+    others: Share = 0.1
+    """Mass shared by the classes that are neither."""
+
+    @model_validator(mode="after")
+    def _the_label_keeps_some(self) -> Self:
+        if self.siblings + self.others > 1.0:
+            raise ValueError("siblings and others must not exceed 1 together")
+        return self
+
+
+Loss = Annotated[
+    CrossEntropy
+    | Kd
+    | Nkd
+    | LogitMse
+    | Dkd
+    | Dist
+    | BdKd
+    | ReverseKl
+    | Jsd
+    | SkewKl
+    | SkewReverseKl
+    | Tvd
+    | Akl
+    | KdPt
+    | KdSim
+    | KdTopk
+    | KdRel,
+    Field(discriminator="kind"),
+]
+LOSSES: tuple[type[LossTerm], ...] = (
+    CrossEntropy,
+    Kd,
+    Nkd,
+    LogitMse,
+    Dkd,
+    Dist,
+    BdKd,
+    ReverseKl,
+    Jsd,
+    SkewKl,
+    SkewReverseKl,
+    Tvd,
+    Akl,
+    KdPt,
+    KdSim,
+    KdTopk,
+    KdRel,
+)

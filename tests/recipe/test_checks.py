@@ -134,3 +134,28 @@ def test_numbers_that_do_not_go_together_are_refused(fields: dict[str, Any], par
 def test_everything_wrong_is_told_at_once() -> None:
     spec = job(student={"architecture": "vit", "patch_size": 3, "width": 10}, recipe={"losses": [{"kind": "kd"}]})
     assert params(spec) == ["teacher", "student.patch_size", "student.heads"]
+
+
+def recipe(term: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"recipe": {"losses": [term], **more}}
+
+
+def test_a_loss_that_compares_samples_refuses_to_see_a_batch_in_parts() -> None:
+    distilled = {"teacher": {"model": "model_a"}}
+    assert params(job(**distilled, **recipe({"kind": "dist"}))) == []
+    assert params(job(**distilled, **recipe({"kind": "dist"}, accumulate=2))) == ["recipe.accumulate"]
+    assert params(job(**distilled, **recipe({"kind": "kd"}, accumulate=2))) == []
+
+
+@pytest.mark.parametrize(("classes", "found"), [(3, []), (4, ["recipe.losses[0].parents"]), (None, ["data.classes"])])
+def test_a_hierarchy_has_a_number_for_each_class(classes: int | None, found: list[str]) -> None:
+    spec = job(data={"train": "file_a", "classes": classes}, **recipe({"kind": "kd-rel", "parents": [0, 0, 1]}))
+    assert params(spec) == found
+
+
+def test_a_hierarchy_has_a_number_for_each_class_of_the_teacher() -> None:
+    terms = {"losses": [{"kind": "kd"}, {"kind": "kd-rel", "parents": [0, 0, 1]}]}
+    spec = job(teacher={"model": "model_a"}, recipe=terms)
+    assert params(spec) == []  # as long as the teacher is not known
+    assert params(spec, teacher=teacher()) == ["recipe.losses[1].parents"]
+    assert params(spec, teacher=teacher(classes=3)) == []

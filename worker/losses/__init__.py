@@ -5,13 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe.losses import CrossEntropy, Kd, LossTerm, Nkd
+from app.recipe import losses as spec
+from app.recipe.losses import LossTerm
 from worker.losses.base import Term
 from worker.losses.cross_entropy import CrossEntropyTerm
-from worker.losses.kd import KdTerm
+from worker.losses.dist import DistTerm
+from worker.losses.divergences import (
+    AklTerm,
+    BdKdTerm,
+    JsdTerm,
+    ReverseKlTerm,
+    SkewKlTerm,
+    SkewReverseKlTerm,
+    TvdTerm,
+)
+from worker.losses.dkd import DkdTerm
+from worker.losses.kd import KdTerm, LogitMseTerm
 from worker.losses.nkd import NkdTerm
+from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 
-TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {CrossEntropy: CrossEntropyTerm, Kd: KdTerm, Nkd: NkdTerm}
+TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
+    spec.CrossEntropy: CrossEntropyTerm,
+    spec.Kd: KdTerm,
+    spec.Nkd: NkdTerm,
+    spec.LogitMse: LogitMseTerm,
+    spec.Dkd: DkdTerm,
+    spec.Dist: DistTerm,
+    spec.BdKd: BdKdTerm,
+    spec.ReverseKl: ReverseKlTerm,
+    spec.Jsd: JsdTerm,
+    spec.SkewKl: SkewKlTerm,
+    spec.SkewReverseKl: SkewReverseKlTerm,
+    spec.Tvd: TvdTerm,
+    spec.Akl: AklTerm,
+    spec.KdPt: KdPtTerm,
+    spec.KdSim: KdSimTerm,
+    spec.KdTopk: KdTopkTerm,
+    spec.KdRel: KdRelTerm,
+}
 
 
 def build_term(spec: LossTerm) -> Term:

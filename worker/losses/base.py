@@ -24,13 +24,20 @@ class Rows(NamedTuple):
     """(B,) int64, or (B, C) probabilities."""
     teacher: Tensor | None
     """Logits (B, C) without gradient; there for terms that need a teacher."""
+    valid: Tensor | None = None
+    """(B,) bool: rows that count, for terms that couple rows; none: all of them."""
+    head: Tensor | None = None
+    """Weight (C, D) of the teacher's last layer, for terms that look at it."""
 
 
 class Term(Protocol):
     """One term of the objective."""
 
     def __call__(self, rows: Rows) -> Tensor:
-        """Loss of each row (B,); the caller masks ignored rows, sums and divides."""
+        """Loss of each row (B,); the caller masks ignored rows, sums and divides.
+
+        Whatever couples rows is shared out so that the mean over the rows that count is right.
+        """
         ...
 
 
@@ -44,3 +51,8 @@ def teacher_logits(rows: Rows) -> Tensor:
     if rows.teacher is None:
         raise ValueError("this term needs a teacher's logits")
     return at_least_float32(rows.teacher).detach()
+
+
+def target_column(labels: Tensor) -> Tensor:
+    """The target class of each row (B, 1); labels given as probabilities (B, C) count by their arg-max."""
+    return (labels.argmax(-1) if labels.ndim == 2 else labels).unsqueeze(-1)

@@ -10,12 +10,21 @@ from worker.losses.base import Rows, at_least_float32
 
 
 class CrossEntropyTerm:
-    """-sum_c y_c log p_c, where y is the label mixed with a uniform distribution by `label_smoothing`."""
+    """-sum_c y_c log p_c, where y is the label mixed with a uniform distribution by `label_smoothing`.
+
+    Masked columns (logits of -inf) take no part in the uniform distribution; a label that is masked costs infinitely.
+    """
 
     def __init__(self, spec: CrossEntropy) -> None:
         self.smoothing = spec.label_smoothing
 
     def __call__(self, rows: Rows) -> Tensor:
         logits = at_least_float32(rows.student)
-        labels = rows.labels.to(logits.dtype) if rows.labels.is_floating_point() else rows.labels
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
+        logs, masked = F.log_softmax(logits, dim=-1), logits.isneginf()
+        finite = logs.masked_fill(masked, 0.0)
+        if rows.labels.is_floating_point():
+            hard = (rows.labels.to(logits.dtype) * finite).sum(-1)
+        else:
+            hard = logs.gather(-1, rows.labels.unsqueeze(-1)).squeeze(-1)
+        even = finite.sum(-1) / (~masked).sum(-1)
+        return -(1.0 - self.smoothing) * hard - self.smoothing * even

@@ -1,21 +1,36 @@
-"""Classic distillation of softened distributions (Hinton et al., 1503.02531)."""
+"""Classic distillation of softened distributions (Hinton et al., 1503.02531), and its limit, logits matching."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import Kd
-from worker.losses.base import Rows, at_least_float32, teacher_logits
+from app.recipe.losses import LogitMse
+from worker.losses.base import Rows
+from worker.losses.softened import SoftenedTerm, kl, prepare
 
 
-class KdTerm:
+class KdTerm(SoftenedTerm):
     """T^2 KL(softmax(teacher / T) || softmax(student / T)); the factor keeps the gradient's size over T."""
 
-    def __init__(self, spec: Kd) -> None:
-        self.temperature = spec.temperature
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return kl(teacher, student) * self.spec.temperature**2
+
+
+class LogitMseTerm:
+    """1 / (2 C) |z - v|^2 of the logits, or of what is left of them without their means (2109.06458).
+
+    As T grows, `kd` tends to the centred form with an error of O(1 / T); the plain form adds half the squared
+    difference of the means. Masked columns count neither in the sum nor in C.
+    """
+
+    def __init__(self, spec: LogitMse) -> None:
+        self.centered = spec.centered
 
     def __call__(self, rows: Rows) -> Tensor:
-        student = F.log_softmax(at_least_float32(rows.student) / self.temperature, dim=-1)
-        teacher = F.log_softmax(teacher_logits(rows) / self.temperature, dim=-1)
-        return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * self.temperature**2
+        student, teacher = prepare(rows, standardized=False)
+        masked = student.isneginf() | teacher.isneginf()
+        classes = (~masked).sum(-1, keepdim=True).clamp(min=1)
+        gap = student.masked_fill(masked, 0.0) - teacher.masked_fill(masked, 0.0)
+        if self.centered:
+            gap = (gap - gap.sum(-1, keepdim=True) / classes).masked_fill(masked, 0.0)
+        return (gap.square() / (2 * classes)).sum(-1)

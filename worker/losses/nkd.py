@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import Nkd
-from worker.losses.base import Rows, at_least_float32, teacher_logits
+from worker.losses.base import Rows, target_column
+from worker.losses.softened import log_probs, prepare, without
 
 
 class NkdTerm:
@@ -26,20 +26,12 @@ class NkdTerm:
 
     def parts(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Target part and bare non-target part of each row, (B,) each."""
-        student, teacher = at_least_float32(rows.student), teacher_logits(rows)
-        index = rows.labels.argmax(-1) if rows.labels.ndim == 2 else rows.labels
-        column = index.unsqueeze(-1)
+        student, teacher = prepare(rows, standardized=False)
+        column = target_column(rows.labels)
         target = -_of(column, teacher).exp() * _of(column, student)
-        log_q = _without(column, teacher / self.temperature)
-        log_p = _without(column, student / self.temperature)
-        return target, -(log_q.exp() * log_p).sum(-1)
+        others = log_probs(*(without(column, logits / self.temperature) for logits in (student, teacher)))
+        return target, -(others.teacher.exp() * others.student).sum(-1)
 
 
 def _of(column: Tensor, logits: Tensor) -> Tensor:
     return F.log_softmax(logits, dim=-1).gather(-1, column).squeeze(-1)
-
-
-def _without(column: Tensor, logits: Tensor) -> Tensor:
-    """Log-softmax over the classes other than `column`, which is -inf in the sum and 0 in the result."""
-    others = torch.ones_like(logits, dtype=torch.bool).scatter_(-1, column, False)
-    return F.log_softmax(logits.masked_fill(~others, -torch.inf), dim=-1).masked_fill(~others, 0.0)

@@ -36,10 +36,15 @@ class Objective:
         """Rows of a whole batch that count; at least 1, so that a batch of ignored rows gives 0 and not NaN."""
         return _valid(labels).sum().clamp(min=1)
 
-    def __call__(self, logits: Tensor, labels: Tensor, teacher: Tensor | None, count: Tensor) -> dict[str, Tensor]:
-        """Share of a part (B rows) of a batch with `count` valid rows: `loss`, and `loss/<kind>` before its weight."""
+    def __call__(
+        self, logits: Tensor, labels: Tensor, teacher: Tensor | None, count: Tensor, head: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Share of a part (B rows) of a batch with `count` valid rows: `loss`, and `loss/<kind>` before its weight.
+
+        `teacher`: its logits (B, C); `head`: the weight (C, D) of its last layer, for the terms that look at it.
+        """
         valid = _valid(labels)
-        rows = Rows(logits, labels if labels.ndim == 2 else labels.where(valid, 0), teacher)
+        rows = Rows(logits, labels if labels.ndim == 2 else labels.where(valid, 0), teacher, valid, head)
         values = {}
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for name, (weight, term) in self._terms.items():

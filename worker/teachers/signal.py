@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.students.classifier import Classifier
 
 
 class TeacherSignal(NamedTuple):
-    """Dense logits (B, C), without gradient."""
+    """Without gradient."""
 
     logits: Tensor
+    """Dense (B, C)."""
+    head: Tensor | None = None
+    """Weight (C, D) of the last linear layer that gives a number per class; the same for every batch."""
 
 
 class Teacher:
@@ -21,6 +24,8 @@ class Teacher:
 
     def __init__(self, model: Classifier) -> None:
         self.model = model.eval()
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        self._head = next((layer for layer in reversed(layers) if layer.out_features == model.config.classes), None)
 
     def to(self, device: torch.device) -> Teacher:
         self.model.to(device)
@@ -30,4 +35,5 @@ class Teacher:
         """Say something about raw `images` (B, C, H, W)."""
         with torch.inference_mode():
             logits = self.model(images)
-        return TeacherSignal(logits.clone())  # an inference tensor could not be saved for the student's backward pass
+        head = None if self._head is None else self._head.weight.detach()
+        return TeacherSignal(logits.clone(), head)  # an inference tensor could not be saved for the backward pass

@@ -84,7 +84,8 @@ def _forward(course: Course, state: TrainState, part: Batch, count: Tensor) -> d
     with torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16"):
         signal = course.teacher(part.images) if course.teacher else None
         logits = state.student(part.images)
-    return course.objective(logits, part.labels, signal.logits if signal else None, count)
+    said, head = signal or (None, None)
+    return course.objective(logits, part.labels, said, count, head)
 
 
 def _clip(state: TrainState, largest: float | None) -> Tensor:

@@ -25,3 +25,16 @@ def test_a_students_backward_pass_may_use_the_signal(tmp_path: Path) -> None:
     weight = torch.ones((), requires_grad=True)
     (weight * load_teacher(tmp_path)(IMAGES).logits).sum().backward()  # an inference tensor would be refused here
     assert weight.grad is not None
+
+
+def test_a_teacher_shows_the_weight_of_its_last_layer(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    teacher = load_teacher(tmp_path)
+    head = teacher(IMAGES).head
+    assert head is not None
+    assert not head.requires_grad
+    before = teacher(IMAGES).logits
+    with torch.no_grad():
+        head.zero_()
+    assert before.std() > 0.0
+    assert torch.equal(teacher(IMAGES).logits, teacher(IMAGES.flip(0)).logits)  # all that is left is the bias

@@ -1,0 +1,21 @@
+"""The methods that this package knows, by their name in the vector files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tests.golden import Case, losses, optimizers
+from tests.golden.comparison import Comparison
+
+METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
+    "kd_hinton": losses.kd,
+    "nkd": losses.nkd,
+    "dkd": losses.dkd,
+    "dist": losses.dist,
+    "bd_kd": losses.bd_kd,
+    "kd_logits_matching": losses.logits_matching,
+    "kd_three_levels": losses.three_levels,
+    "llm_divergences": losses.divergences,
+    "adamp": optimizers.adamp,
+    "sgdp": optimizers.sgdp,
+}

@@ -1,0 +1,49 @@
+"""DIST (2205.10536): the student keeps the relations of the teacher's predictions, not their values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.recipe.losses import Dist
+from worker.losses.base import Rows
+from worker.losses.softened import log_probs, prepare
+
+EPS = 1e-8
+"""Added to the product of the norms, as in the authors' code."""
+
+
+class DistTerm:
+    """T^2 (beta (1 - correlation over a row's classes) + gamma (1 - correlation over a class's rows)).
+
+    The second part belongs to the batch: every row carries the mean over the classes, so that the mean over the rows
+    that count is that mean again, provided that the call sees the whole batch. Rows that do not count and masked
+    columns are left out of every mean. Where a row or a column is constant its correlation is 0, with no gradient.
+    """
+
+    def __init__(self, spec: Dist) -> None:
+        self.spec = spec
+
+    def __call__(self, rows: Rows) -> Tensor:
+        student, teacher = (logits / self.spec.temperature for logits in prepare(rows, standardized=False))
+        log_q, log_p, masked = log_probs(student, teacher)
+        counted = ~masked if rows.valid is None else ~masked & rows.valid.unsqueeze(-1)
+        q, p = log_q.exp(), log_p.exp()
+        within = 1.0 - correlation(q, p, counted, dim=1)
+        between = 1.0 - correlation(q, p, counted, dim=0)
+        classes = counted.any(0)
+        mean_between = between.where(classes, 0.0).sum() / classes.sum().clamp(min=1)
+        return self.spec.temperature**2 * (self.spec.beta * within + self.spec.gamma * mean_between)
+
+
+def correlation(first: Tensor, second: Tensor, counted: Tensor, dim: int) -> Tensor:
+    """Pearson's, along `dim` of two (B, C), over the entries that are counted (B, C) bool."""
+    a, b = (_center(side, counted, dim) for side in (first, second))
+    norms: Tensor = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
+    return (a * b).sum(dim) / (norms + EPS)
+
+
+def _center(values: Tensor, counted: Tensor, dim: int) -> Tensor:
+    count = counted.sum(dim, keepdim=True).clamp(min=1)
+    mean = values.where(counted, 0.0).sum(dim, keepdim=True) / count
+    return (values - mean).where(counted, 0.0)

@@ -1,0 +1,97 @@
+"""Softened distributions of both sides, and the divergences between them, all in log space.
+
+A column that either side masks (a logit of -inf: padding of a vocabulary, a class that is not offered) counts for
+nothing: it is taken out after the softmax, so that what it weighed is not shared out among the others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.losses import Softened
+from worker.losses.base import Rows, at_least_float32, teacher_logits
+
+FLOOR = -1e9
+"""Log of what counts as no probability: finite, so that differences of two such logs are 0 and products no NaN."""
+
+
+class LogProbs(NamedTuple):
+    """Log-probabilities (B, C) of both sides; FLOOR in both where either side masks the column."""
+
+    student: Tensor
+    teacher: Tensor
+    masked: Tensor
+    """(B, C) bool."""
+
+
+def log_probs(student: Tensor, teacher: Tensor) -> LogProbs:
+    """Of logits (B, C)."""
+    masked = student.isneginf() | teacher.isneginf()
+    log_q, log_p = (F.log_softmax(side, dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher))
+    return LogProbs(log_q, log_p, masked)
+
+
+def soften(rows: Rows, spec: Softened) -> LogProbs:
+    """Both sides of `rows`, standardised if asked for, at the temperature."""
+    return log_probs(*(logits / spec.temperature for logits in prepare(rows, spec.standardize)))
+
+
+def prepare(rows: Rows, standardized: bool) -> tuple[Tensor, Tensor]:
+    """Logits of student and teacher in at least float32, standardised if asked for."""
+    student, teacher = at_least_float32(rows.student), teacher_logits(rows)
+    return (standardize(student), standardize(teacher)) if standardized else (student, teacher)
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """Mean 0 and unbiased deviation 1 in every row, over its unmasked columns; a constant row becomes 0.
+
+    Source: arXiv 2403.01427. As in the authors' code the deviation is the unbiased one with 1e-7 added.
+    """
+    masked = logits.isneginf()
+    count = (~masked).sum(-1, keepdim=True)
+    mean = logits.masked_fill(masked, 0.0).sum(-1, keepdim=True) / count
+    centered = (logits - mean).masked_fill(masked, 0.0)
+    deviation: Tensor = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / (count - 1).clamp(min=1).sqrt()
+    return (centered / (deviation + 1e-7)).masked_fill(masked, -torch.inf)
+
+
+def kl(of: Tensor, against: Tensor) -> Tensor:
+    """KL(of || against) of each row (B,), from log-probabilities (B, C)."""
+    return F.kl_div(against, of, reduction="none", log_target=True).sum(-1)
+
+
+def entropy(logs: Tensor) -> Tensor:
+    """Of each row (B,), from log-probabilities (B, C)."""
+    return -(logs.exp() * logs).sum(-1)
+
+
+def mixture(share: float, first: Tensor, second: Tensor) -> Tensor:
+    """Log of `share` first + (1 - share) second, from their logs; exactly one of them where `share` is 0 or 1."""
+    if share in (0.0, 1.0):
+        return first if share else second
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+def without(column: Tensor, logits: Tensor) -> Tensor:
+    """`logits` (B, C) with `column` (B, 1) masked: their softmax is that of the other classes."""
+    return logits.scatter(-1, column, -torch.inf)
+
+
+class SoftenedTerm:
+    """Base of the terms that are a function of the two softened distributions alone."""
+
+    def __init__(self, spec: Softened) -> None:
+        self.spec = spec
+
+    def __call__(self, rows: Rows) -> Tensor:
+        student, teacher, _ = soften(rows, self.spec)
+        return self.divergence(student, teacher)
+
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Loss of each row (B,), from log-probabilities (B, C)."""
+        raise NotImplementedError

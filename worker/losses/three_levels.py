@@ -1,0 +1,95 @@
+"""Cross-entropy with parts of what a teacher knows (2002.03532): its confidence, its classes' likeness, a hierarchy.
+
+The targets are built after the literature's description of the paper, for which there is no code by its authors. They
+leave out masked columns: none of the mass that is spread falls on them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.losses import KdPt, KdRel, KdSim, KdTopk
+from worker.losses.base import Rows, at_least_float32, target_column
+from worker.losses.softened import prepare
+
+
+class KdPtTerm:
+    """T^2 H(t, q): t has the teacher's probability of the target, and the rest of it evenly on the others."""
+
+    def __init__(self, spec: KdPt) -> None:
+        self.temperature = spec.temperature
+
+    def __call__(self, rows: Rows) -> Tensor:
+        student, teacher = prepare(rows, standardized=False)
+        target = keep(target_column(rows.labels), teacher / self.temperature)
+        return self.temperature**2 * cross_entropy(target, student / self.temperature)
+
+
+class KdTopkTerm:
+    """T^2 H(t, q): t has the teacher's k largest probabilities, and the rest of it evenly on the others."""
+
+    def __init__(self, spec: KdTopk) -> None:
+        self.temperature, self.k = spec.temperature, spec.k
+
+    def __call__(self, rows: Rows) -> Tensor:
+        student, teacher = prepare(rows, standardized=False)
+        classes = teacher.shape[-1]
+        kept = teacher.topk(min(self.k or max(1, classes // 20), classes), dim=-1).indices
+        return self.temperature**2 * cross_entropy(keep(kept, teacher / self.temperature), student / self.temperature)
+
+
+class KdSimTerm:
+    """H(t, q): t is a softmax over the cosines between the label's row of the teacher's last layer and all rows."""
+
+    def __init__(self, spec: KdSim) -> None:
+        self.tau = spec.tau
+
+    def __call__(self, rows: Rows) -> Tensor:
+        if rows.head is None:
+            raise ValueError("this term needs a teacher that ends in a linear layer")
+        logits = at_least_float32(rows.student)
+        directions = F.normalize(at_least_float32(rows.head).detach(), dim=-1)
+        cosines = directions[target_column(rows.labels).squeeze(-1)] @ directions.T
+        likeness = (cosines / self.tau).masked_fill(logits.isneginf(), -torch.inf)
+        return cross_entropy(torch.softmax(likeness, dim=-1), logits)
+
+
+class KdRelTerm:
+    """H(t, q): t has given masses on the label, on its siblings in a hierarchy, and on the other classes.
+
+    Mass for siblings or others that do not exist stays on the label.
+    """
+
+    def __init__(self, spec: KdRel) -> None:
+        self.siblings, self.others = spec.siblings, spec.others
+        self.parents = torch.tensor(spec.parents)
+
+    def __call__(self, rows: Rows) -> Tensor:
+        logits, column = at_least_float32(rows.student), target_column(rows.labels)
+        self.parents = self.parents.to(logits.device)
+        others = (~logits.isneginf()).scatter(-1, column, False)
+        alike = self.parents == self.parents[column]
+        target = _evenly(self.siblings, others & alike, logits) + _evenly(self.others, others & ~alike, logits)
+        return cross_entropy(target.scatter(-1, column, 1.0 - target.sum(-1, keepdim=True)), logits)
+
+
+def keep(columns: Tensor, logits: Tensor) -> Tensor:
+    """softmax(`logits`) (B, C) in the `columns` (B, K), and what it leaves spread evenly over the other columns."""
+    p = torch.softmax(logits, dim=-1)
+    kept = p.gather(-1, columns)
+    others = (~logits.isneginf()).scatter(-1, columns, False)
+    left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True)
+    return _evenly(left, others, logits).scatter(-1, columns, kept)
+
+
+def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
+    """-sum_c target_c log softmax(logits)_c of each row (B,); masked columns count for nothing."""
+    logs = F.log_softmax(logits, dim=-1).masked_fill(logits.isneginf(), 0.0)
+    return -(target * logs).sum(-1)
+
+
+def _evenly(mass: Tensor | float, where: Tensor, like: Tensor) -> Tensor:
+    """`mass` of each row spread over the columns `where` (B, C) bool, in the dtype of `like`; 0 if there are none."""
+    return where.to(like.dtype) * mass / where.sum(-1, keepdim=True).clamp(min=1)
