@@ -316,14 +316,15 @@ async def _record(session: AsyncSession, lease: Lease, reports: list[Report | No
         for name, value in report.values.items()
         if math.isfinite(value)
     ]
+    orders = None
     for start in range(0, max(len(metrics), 1 if progress else 0), BATCH):
-        await leases.record(session, lease, progress, metrics[start : start + BATCH])
+        orders = await leases.record(session, lease, progress, metrics[start : start + BATCH])
     match reports[-1]:
         case PhaseBegan(phase=phase):
             await leases.begin_phase(session, lease, phase)
         case Log(message=message, level=level):
             await leases.log(session, lease, message, level)
-    return await leases.beat(session, lease)
+    return orders or await leases.beat(session, lease)
 
 
 def oom_kills(counters: Path = Path("/proc/vmstat")) -> int:

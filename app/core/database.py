@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -101,24 +102,27 @@ class Database:
         await self._writer.dispose()
 
 
-async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, Any]], update: list[str]) -> None:
+async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, Any]], update: Sequence[str]) -> None:
     """Insert rows; where one with the same primary key exists, set the columns `update` of that one instead.
 
     With no columns to update, an existing row is left as it is. Several rows must hold plain values: then one compiled
     statement serves batches of every size, where compiling costs ten times what the driver does.
     """
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table.__table__)
-    batch = rows if len(rows) > 1 else None
-    if batch is None:
-        statement = statement.values(rows[0])
+    statement = _upsert(session.get_bind().dialect.name, table, tuple(update))
+    if len(rows) > 1:
+        await session.execute(statement, rows)
+    else:
+        await session.execute(statement.values(rows[0]))
+
+
+@cache
+def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
+    statement = (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)
     key = [column.name for column in table.__table__.primary_key]
     changed = {column: statement.excluded[column] for column in update}
     if changed:
-        statement = statement.on_conflict_do_update(index_elements=key, set_=changed)
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=key)
-    await session.execute(statement, batch)
+        return statement.on_conflict_do_update(index_elements=key, set_=changed)
+    return statement.on_conflict_do_nothing(index_elements=key)
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:

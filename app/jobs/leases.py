@@ -159,10 +159,15 @@ def _checkpoint_ref(row: Checkpoint) -> CheckpointRef:
 
 async def beat(session: AsyncSession, lease: Lease) -> Orders:
     """Extend the lease, and hear what has been asked of the job meanwhile."""
+    return await _beat(session, lease, (), {})
+
+
+async def _beat(session: AsyncSession, lease: Lease, conditions: tuple[Any, ...], values: dict[str, Any]) -> Orders:
+    """Beat, and write `values` with the same statement; raises `LeaseLost` too when the conditions do not hold."""
     statement = (
         update(Job)
-        .where(*_mine(lease))
-        .values(lease_expires_at=now() + lease.seconds)
+        .where(*_mine(lease), *conditions)
+        .values(lease_expires_at=now() + lease.seconds, **values)
         .returning(Job.status, Job.deadline_at, now())
         .execution_options(synchronize_session=False)
     )
@@ -197,10 +202,13 @@ async def begin_phase(session: AsyncSession, lease: Lease, phase: str) -> None:
 
 async def record(
     session: AsyncSession, lease: Lease, progress: Progress | None, metrics: Sequence[tuple[str, int, float]]
-) -> None:
-    """Write down progress and measured values `(name, step, value)`; published steps of an attempt never go back."""
+) -> Orders:
+    """Write down progress and measured values `(name, step, value)`, and beat.
+
+    Published steps of an attempt never go back: one that would raises `LeaseLost`.
+    """
     values: dict[str, Any] = {}
-    conditions = _mine(lease)
+    conditions: tuple[Any, ...] = ()
     if progress is not None:
         values = {
             "step": progress.step,
@@ -210,14 +218,15 @@ async def record(
             "seconds_left": progress.seconds_left,
             "progress_at": now(),
         }
-        conditions = (*conditions, Job.step <= progress.step)
-    await _fenced_update(session, lease, conditions, values or {"lease_token": lease.token})
+        conditions = (Job.step <= progress.step,)
+    orders = await _beat(session, lease, conditions, values)
     rows = {
         (name, step): {"job_id": lease.job_id, "name": name, "attempt": lease.attempt, "step": step, "value": value}
         for name, step, value in metrics
     }
     if rows:
         await upsert(session, Metric, list(rows.values()), update=["value"])
+    return orders
 
 
 async def log(session: AsyncSession, lease: Lease, message: str, level: str = "info") -> None:
@@ -444,13 +453,4 @@ async def _emit(
     **values: Any,
 ) -> None:
     if await emit(session, lease.job_id, lease.token, type, message, level, data or {}, **values) is None:
-        raise LeaseLost(lease.job_id)
-
-
-async def _fenced_update(
-    session: AsyncSession, lease: Lease, conditions: tuple[Any, ...], values: dict[str, Any]
-) -> None:
-    statement = update(Job).where(*conditions).values(**values).returning(Job.id)
-    statement = statement.execution_options(synchronize_session=False)
-    if (await session.execute(statement)).one_or_none() is None:
         raise LeaseLost(lease.job_id)

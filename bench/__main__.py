@@ -1,0 +1,47 @@
+"""`python -m bench [PART …]` measures, prints one table, and writes it into a page if asked to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import download, footprint, read, relay, report, start
+from bench.rows import Row
+
+PARTS = {"start": start, "read": read, "relay": relay, "download": download, "footprint": footprint}
+
+
+def main() -> None:
+    """Run the parts that are asked for. A missed target is stated, and is no failure."""
+    arguments = _parser().parse_args()
+    for name in [name for name in os.environ if name.startswith("STILLHOUSE_")]:
+        del os.environ[name]  # what is measured is the service as it comes
+    progress, begin, rows = Console(stderr=True, highlight=False), time.monotonic(), list[Row]()
+    for name in arguments.parts or PARTS:
+        for row in PARTS[name].measure(PARTS[name].SHORT if arguments.short else PARTS[name].FULL):
+            progress.print(" | ".join(filter(None, row.cells())), markup=False, soft_wrap=True)
+            rows.append(row)
+    report.show(rows, Console(width=None if sys.stdout.isatty() else 160))
+    if arguments.write:
+        report.write(rows, arguments.write, "python -m bench", time.monotonic() - begin)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measures how fast and how small the service is."
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", choices=[[], *PARTS], help=f"of {', '.join(PARTS)}; default: all"
+    )
+    parser.add_argument("--short", action="store_true", help="tiny sizes: shows that it runs; the figures mean little")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose table is replaced")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The table on the screen and in the documentation."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.rows import HEADINGS, Row, markdown
+
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+PACKAGES = (
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "pydantic",
+    "sqlalchemy",
+    "aiosqlite",
+    "psycopg",
+    "obstore",
+    "torch",
+)
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Print the table."""
+    table = Table(*HEADINGS)
+    for row in rows:
+        table.add_row(*row.cells(), style="bold red" if row.reached is False else None)
+    console.print(table)
+
+
+def write(rows: Sequence[Row], page: Path, command: str, seconds: float) -> None:
+    """Put the table and how it was made between the marks in `page`. Raises `ValueError` when it has none."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for the table: {BEGIN.strip()} and {END.strip()}")
+    made = f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, in {seconds:.0f} s, on {machine()}.\n\n{markdown(rows)}"
+    page.write_text(before + begin + made + end + after)
+
+
+def machine() -> str:
+    """The machine and the versions that matter, in general words."""
+    versions = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    system = f"{platform.system()} on {os.cpu_count()} cores ({platform.machine()})"
+    python = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    return f"{system}; {python}, {', '.join(versions)}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

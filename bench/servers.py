@@ -1,0 +1,174 @@
+"""The servers that are measured and those that they are held against, each a process of its own."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import httpx
+import psutil
+
+from app.cli.client import Client
+from app.core import migrate
+from app.core.settings import Settings
+from app.projects import keys
+from tests.servers.process import Server
+
+ROOT = Path(__file__).parent.parent
+QUIET = ("--log-level", "warning", "--no-access-log")
+"""How the service runs uvicorn, and so how references are run."""
+AnyServer = TypeVar("AnyServer", bound=Server)
+Found = TypeVar("Found")
+LOOK_SECONDS = 0.01
+PATIENCE_SECONDS = 60.0
+
+
+@contextmanager
+def started(make: Callable[[Path], AnyServer]) -> Iterator[AnyServer]:
+    """A server that answers, in a temporary folder; both are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-", ignore_cleanup_errors=True) as folder:
+        server = make(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU time that the process has taken so far, without its children's."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def cpu_share(process: psutil.Process, seconds: float) -> float:
+    """Share of a core that the process takes from now on, for some seconds."""
+    begin, before = time.monotonic(), cpu_seconds(process)
+    time.sleep(seconds)
+    return (cpu_seconds(process) - before) / (time.monotonic() - begin)
+
+
+def await_rest(process: psutil.Process) -> psutil.Process:
+    """Wait until the process has loaded what it needs and is idle."""
+    return await_that(lambda: process if cpu_seconds(process) > 0.3 and cpu_share(process, 0.3) < 0.1 else None)
+
+
+def await_that(look: Callable[[], Found | None]) -> Found:
+    """What `look` finds, once it finds something. Raises `TimeoutError`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (found := look()) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError("what was waited for did not come")
+        time.sleep(LOOK_SECONDS)
+    return found
+
+
+class HttpServer(Server):
+    """A server of HTTP on the loopback interface."""
+
+    probe: ClassVar[str] = "/"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(self.url + self.probe).is_success
+        except httpx.TransportError:
+            return False
+
+    def process(self) -> psutil.Process:
+        """The server's own process."""
+        assert self._guard is not None
+        [process] = psutil.Process(self._guard.pid).children()
+        return process
+
+
+class Service(HttpServer):
+    """`stillhouse serve`: the API alone, on SQLite or on the database that `database_url` names."""
+
+    probe = "/healthz"
+    verb: ClassVar[str] = "serve"
+
+    def __init__(self, folder: Path, database_url: str = "") -> None:
+        super().__init__(folder)
+        self.key = keys.new_key()
+        self.settings = Settings(data_dir=folder / "service", database_url=database_url)
+
+    def command(self) -> list[str]:
+        return [str(Path(sys.executable).with_name("stillhouse")), self.verb, "--port", str(self.port)]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "STILLHOUSE_DATA_DIR": str(self.settings.data_dir),
+            "STILLHOUSE_DATABASE_URL": self.settings.resolved_database_url,
+            "STILLHOUSE_BOOTSTRAP_KEY": self.key,
+        }
+
+    def start(self) -> None:
+        """Bring the database to the newest schema, then start."""
+        migrate.upgrade(self.settings.resolved_database_url)
+        super().start()
+
+    def client(self) -> Client:
+        """A client with a key of all scopes."""
+        return Client(self.url, self.key)
+
+
+class Embedded(Service):
+    """`stillhouse up`: the API and one worker."""
+
+    verb = "up"
+
+    def worker(self) -> psutil.Process:
+        """The supervisor's process."""
+        [worker] = self.process().children()
+        return worker
+
+
+class Bare(HttpServer):
+    """A FastAPI application with one route that does nothing."""
+
+    def command(self) -> list[str]:
+        return _uvicorn("bare", self.port)
+
+
+class StaticFiles(HttpServer):
+    """Starlette's static files under uvicorn; `content` is what it serves."""
+
+    probe = "/probe"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.content = _content(folder)
+
+    def command(self) -> list[str]:
+        return _uvicorn("static", self.port)
+
+    def environment(self) -> dict[str, str]:
+        return {"BENCH_CONTENT": str(self.content)}
+
+
+class StandardLibrary(StaticFiles):
+    """Python's `http.server`; `content` is what it serves."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "-d", str(self.content), str(self.port)]
+
+
+def _content(folder: Path) -> Path:
+    content = folder / "content"
+    content.mkdir()
+    (content / "probe").write_text("here")
+    return content
+
+
+def _uvicorn(factory: str, port: int) -> list[str]:
+    application = ("--factory", f"bench.references:{factory}", "--app-dir", str(ROOT))
+    return [sys.executable, "-m", "uvicorn", *application, "--port", str(port), *QUIET]
