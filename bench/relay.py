@@ -85,6 +85,4 @@ async def _serve(messages: str, values: str) -> None:
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(_serve(*sys.argv[1:]))
+    asyncio.run(_serve(*sys.argv[1:]))

@@ -44,13 +44,13 @@ def measure(size: Size) -> Iterator[Row]:
     yield _row("the same with no spare trainer", cold, None)
 
 
-def tiny_job(data: str, **recipe: Any) -> dict[str, Any]:
-    """A job on the digits that takes next to no time."""
+def tiny_job(data: str) -> dict[str, Any]:
+    """A job on the digits that begins at once and lasts for minutes."""
     return {
         "data": {"train": data, "classes": 10},
         "student": {"architecture": "mlp", "hidden": [16]},
-        "recipe": {"losses": [{"kind": "cross-entropy"}], "epochs": 1, "batch_size": 32, **recipe},
-        "export": ["safetensors"],
+        "recipe": {"losses": [{"kind": "cross-entropy"}], "epochs": 10_000, "batch_size": 32},
+        "evaluation": {"every_epochs": 10_000},
         "seed": 0,
     }
 
@@ -62,7 +62,7 @@ def _row(what: str, seconds: Sequence[float], target: Target | None) -> Row:
 
 
 def _start(client: Client, spec: dict[str, Any], service: Embedded, *, spare: bool) -> float:
-    """Run one job to its end; seconds to its first step."""
+    """Run one job up to its first step; seconds to that."""
     waiting = _await_spare(service)
     if not spare:
         waiting.kill()
@@ -70,9 +70,8 @@ def _start(client: Client, spec: dict[str, Any], service: Embedded, *, spare: bo
     job_id = client.submit(spec).id
     await_step(client, job_id)
     seconds = time.monotonic() - begin
-    ended = client.wait(job_id, timeout_seconds=PATIENCE_SECONDS)
-    if ended.status != "succeeded":
-        raise RuntimeError(f"{job_id} has {ended.status}: {ended.error}")
+    client.cancel(job_id)
+    client.wait(job_id, timeout_seconds=PATIENCE_SECONDS)
     return seconds
 
 
