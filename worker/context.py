@@ -22,7 +22,9 @@ from worker.trainer_process import Launch, SparePool, trainer_command
 class Patience:
     """How long a supervisor waits for what, in seconds."""
 
-    flush: float = 0.5
+    gather: float = 0.02
+    """For what the trainer says in one breath, before it is written."""
+    flush: float = 1.0
     """Between two writes of progress and metrics."""
     kill: float = 5.0
     """From SIGTERM to SIGKILL."""

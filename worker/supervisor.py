@@ -165,8 +165,9 @@ class Attempt:
     async def _collect(self, trainer: TrainerProcess) -> list[Report | None]:
         """Progress and metrics that may be written together, up to the first report that may not wait."""
         reports = [await self._read(trainer)]
+        soonest = asyncio.get_running_loop().time() + self._patience.gather
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._flushed_at + self._patience.flush):
+            async with asyncio.timeout_at(max(soonest, self._flushed_at + self._patience.flush)):
                 while isinstance(reports[-1], Progress | Metrics) and len(reports) < BATCH:
                     reports.append(await self._read(trainer))
         return reports
@@ -183,6 +184,7 @@ class Attempt:
         if any(isinstance(report, Progress | Metrics | Log | PhaseBegan) for report in reports):
             asked_at = time.monotonic()
             self._renew(asked_at, await self._access.write(partial(_record, reports=reports)))
+        if isinstance(reports[-1], Progress | Metrics):  # not after a phase began, so that its first step shows at once
             self._flushed_at = asyncio.get_running_loop().time()
 
     def _judge(self, last: Finished | Stopped | Failed) -> Finished:
