@@ -154,23 +154,12 @@ class Store:
             temporary.unlink(missing_ok=True)
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end` (exclusive) in large pieces; raises `MissingObject` before the first.
-
-        A piece is fetched while the one before it is used.
-        """
+        """Bytes `start` to `end` (exclusive) in large pieces; raises `MissingObject` before the first."""
         chunks = self._chunks(key, start, end)
-
-        def fetch() -> asyncio.Future[bytes | None]:
-            return asyncio.get_running_loop().run_in_executor(None, next, chunks, None)
-
-        coming = fetch()
         try:
-            while (chunk := await asyncio.shield(coming)) is not None:
-                coming = fetch()
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                 yield chunk
         finally:
-            await asyncio.wait([coming])  # a generator can't be closed while a thread runs it
-            coming.exception()  # known to whom it concerns, or concerns nobody any more
             chunks.close()
 
     def _chunks(self, key: str, start: int = 0, end: int | None = None) -> Generator[bytes]:

@@ -65,20 +65,6 @@ async def test_what_is_uploaded_comes_back_with_its_digest(store: Store, tmp_pat
     assert await content_of(store, "files/one") == content
 
 
-@pytest.mark.parametrize("pieces_read", [0, 1])
-async def test_a_reader_may_leave_in_the_middle(store: Store, pieces_read: int) -> None:
-    await put(store, "key", LARGE)
-    stream = store.stream("key")
-    for _ in range(pieces_read):
-        await anext(stream)
-    waiting = asyncio.create_task(anext(stream))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert await content_of(store, "key") == LARGE
-
-
 async def test_a_stream_over_the_limit_is_refused_and_not_kept(store: Store) -> None:
     for content in (SMALL, LARGE):
         with pytest.raises(TooLarge):
