@@ -31,7 +31,7 @@ from app.core.settings import Settings
 CHUNK = 1 << 20
 """Bytes per piece of a stream: large enough to hide the hops between threads, small enough for many at once."""
 LOCAL_CHUNK = 256 << 10
-"""The same for files on local disk, which are read directly: measured best, and twice a plain static server's rate."""
+"""The same for files on local disk, which are read directly: measured best."""
 PART = 5 << 20
 """Bytes per part of a multi-part upload; smaller objects go up in one conditional request."""
 CONCURRENT_PARTS = 2
