@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from app.recipe.data import ImageFolderData
+from app.recipe.task import Task
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid, shown
 from worker.data.formats.packs import members
@@ -15,8 +16,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _IGNORED = {"Thumbs.db", "desktop.ini"}
 
 
-def read_folder(path: Path, data: ImageFolderData, param: str) -> Samples:
-    """All images, in the order of their paths, with the names of their folders as labels. Raises UserError naming the file at fault."""
+def read_folder(path: Path, data: ImageFolderData, task: Task, param: str) -> Samples:
+    """All images, in the order of their paths, labelled with the names of their folders; UserError names a file."""
     places: list[PurePosixPath] = []
 
     def images() -> Iterator[Encoded]:
