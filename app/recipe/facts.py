@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from app.recipe.augmentation import Crop, Flip, RandAugment
+from app.recipe.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data import CsvData, Data, ImageData, ImageFolderData, JsonlData, Table
 from app.recipe.model import MAX_CHANNELS, MAX_COLUMNS, MAX_SIDE, ImageInput, Input, TableInput, TextInput
 from app.recipe.task import CLASSIFICATION, Task
@@ -94,6 +94,10 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
             yield from _flip_problems(step, task, train, path)
         elif isinstance(step, Crop) and train is not None:
             yield from _crop_problems(step, train.input, path)
+        elif isinstance(step, SelfMix) and data.augment[0].mixes:
+            yield Problem(
+                f"{path}.kind", "self-mix joins two views of an image, and nothing makes them differ", "crop first"
+            )
         elif isinstance(step, RandAugment) and train is not None:
             yield from _colour_problems(train, path)
 

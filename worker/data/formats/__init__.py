@@ -8,19 +8,25 @@ from typing import Any
 
 from app.recipe.data import CsvData, Data, HfData, ImageData, ImageFolderData, JsonlData, ParquetData
 from app.recipe.task import Task
-from worker.data.formats.arrow import read_hf, read_parquet
 from worker.data.formats.columns import Samples
 from worker.data.formats.folder import read_folder
 from worker.data.formats.lines import read_csv, read_jsonl
 from worker.data.formats.npz import read_npz
 
+
+def _arrow(path: Path, data: ParquetData | HfData, task: Task, param: str) -> Samples:
+    from worker.data.formats.arrow import read_hf, read_parquet  # pyarrow takes a tenth of a second to import
+
+    return read_hf(path, data, task, param) if isinstance(data, HfData) else read_parquet(path, data, task, param)
+
+
 _READERS: dict[type[Data], Callable[[Path, Any, Task, str], Samples]] = {
     ImageData: read_npz,
-    ParquetData: read_parquet,
+    ParquetData: _arrow,
     CsvData: read_csv,
     JsonlData: read_jsonl,
     ImageFolderData: read_folder,
-    HfData: read_hf,
+    HfData: _arrow,
 }
 
 
