@@ -33,7 +33,7 @@ BATCH_ROWS = 4096
 
 def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Samples:
     """Read a Parquet file. Raises UserError (`invalid_data`) naming column, row and value."""
-    names = [*data.input_columns, *data.label_columns]
+    names = _named(data)
     with _sound(param, "a sound Parquet file"):
         file = pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT, thrift_container_size_limit=MAX_THRIFT)
         _require(names, file.schema_arrow.names, param)
@@ -42,7 +42,7 @@ def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Sampl
             taken += batch.nbytes
             _limit(taken, param)
             batches.append(batch)
-        table = pa.Table.from_batches(batches, file.schema_arrow.empty_table().select(names).schema)
+        table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
         table.validate(full=True)
     return _samples(table, data, task, param)
 
@@ -52,12 +52,16 @@ def read_hf(path: Path, data: HfData, task: Task, param: str) -> Samples:
     split = data.split if param == "data.train" else data.eval_split
     with _sound(param, "a sound data set"):
         tables = [pa.ipc.open_stream(pa.py_buffer(shard)).read_all() for shard in _shards(path, split, param)]
-        names = [*data.input_columns, *data.label_columns]
+        names = _named(data)
         for table in tables:
             _require(names, table.column_names, param)
         table = pa.concat_tables([table.select(names) for table in tables])
         table.validate(full=True)
     return _samples(table, data, task, param)
+
+
+def _named(data: ParquetData | HfData) -> list[str]:
+    return list(dict.fromkeys([*data.input_columns, *data.label_columns]))
 
 
 @contextmanager
@@ -90,9 +94,8 @@ def _shards(path: Path, split: str | None, param: str) -> list[bytes]:
     if len(chosen) != 1:
         there = ", ".join(place.parent.name or "." for place in states[:20]) or "none"
         field = "data.split" if param == "data.train" else "data.eval_split"
-        raise invalid(
-            f"{param} has no single split {split or ''}".rstrip() + f"; name one of its splits: {there}", field
-        )
+        wanted = "single split" if split is None else f"split {split!r}"
+        raise invalid(f"{param} has no {wanted}; its splits are: {there}", field)
     return [_shard(found, chosen[0].parent, name, param) for name in _file_names(found[chosen[0]])]
 
 
