@@ -44,6 +44,7 @@ class Flip(Augmentation):
 
     kind: Literal["flip"] = "flip"
     probability: Share = 0.5
+    """Share of the images that are mirrored."""
     pairs: list[Pair] | None = Field(None, max_length=32_768)
     """For keypoints, and needed there: the points that change places in a mirror, such as the two eyes, as pairs of
     their numbers from 0. Points in no pair keep their number. x becomes 1 - x."""
@@ -59,6 +60,7 @@ class Cutout(Augmentation):
     size: int = Field(16, ge=1, le=4096)
     """Side of the square, in pixels; 16 on CIFAR-10 and 8 on CIFAR-100."""
     probability: Share = 1.0
+    """Share of the images that lose a square."""
 
 
 class RandAugment(Augmentation):
@@ -86,6 +88,7 @@ class Mixup(Augmentation):
     alpha: MixParameter = 0.2
     """Both parameters of the Beta distribution that the weight is drawn from; 0.1 to 0.4 on ImageNet, 1 on CIFAR."""
     probability: Share = 1.0
+    """Share of the samples that are mixed."""
 
 
 class CutMix(Augmentation):
@@ -100,6 +103,7 @@ class CutMix(Augmentation):
     alpha: MixParameter = 1.0
     """Both parameters of the Beta distribution that the share of the image's own pixels is drawn from."""
     probability: Share = 0.5
+    """Share of the images that are mixed."""
 
 
 class SelfMix(Augmentation):
@@ -110,9 +114,11 @@ class SelfMix(Augmentation):
     mixes: ClassVar[bool] = True
     kind: Literal["self-mix"] = "self-mix"
     how: Literal["box", "mean"] = "box"
+    """A box of the second view, or the weighted mean of both."""
     alpha: MixParameter = 1.0
     """Both parameters of the Beta distribution that the share of the first view is drawn from."""
     probability: Share = 1.0
+    """Share of the images that are mixed."""
 
 
 class TextAugmentation(Augmentation):

@@ -128,6 +128,7 @@ class ParquetData(Table, Pictures):
 
     file_formats: ClassVar[tuple[str, ...]] = ("parquet",)
     format: Literal["parquet"]
+    """File format."""
 
 
 class CsvData(Table):
@@ -135,6 +136,7 @@ class CsvData(Table):
 
     file_formats: ClassVar[tuple[str, ...]] = ("text", "gzip")
     format: Literal["csv"]
+    """File format."""
     delimiter: Literal[",", ";", "\t", "|"] = ","
     """What stands between two values."""
     quoted: bool = True
@@ -146,6 +148,7 @@ class JsonlData(Table):
 
     file_formats: ClassVar[tuple[str, ...]] = ("text", "gzip")
     format: Literal["jsonl"]
+    """File format."""
 
 
 class ImageFolderData(Pictures):
@@ -156,6 +159,7 @@ class ImageFolderData(Pictures):
 
     file_formats: ClassVar[tuple[str, ...]] = ("tar", "gzip", "zip")
     format: Literal["image-folder"]
+    """File format."""
 
 
 class HfData(Table, Pictures):
@@ -163,6 +167,7 @@ class HfData(Table, Pictures):
 
     file_formats: ClassVar[tuple[str, ...]] = ("tar", "gzip", "zip")
     format: Literal["hf-dataset"]
+    """File format."""
     split: SplitName | None = None
     """Split to train on, of a file with several."""
     eval_split: SplitName | None = None

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from app.recipe.data import ImageData
-from app.recipe.job import JobSpec, Recipe, Teacher
+from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Vit
+from app.recipe.teachers import Teacher
 from worker.data.load import TaskData, load_task
 from worker.data.statistics import fit_preprocessing
 from worker.errors import UserError

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from app.recipe.task import CLASSIFICATION, Task
 
 from app.recipe.data import HfData, ParquetData
+from app.recipe.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray
 from worker.data.formats.columns import Place, Samples, Values, assemble, missing_column
 from worker.data.formats.faults import MAX_BYTES, invalid
