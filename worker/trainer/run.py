@@ -15,6 +15,7 @@ from torch import Tensor
 from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
+from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
@@ -58,7 +59,8 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, len(inputs.task.train))
     state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
-    batches = Batches(inputs.task.train, job.recipe.batch_size, seed)
+    state.student.view = inputs.task.view or state.student.view
+    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
     courses = build_courses(job, plan, batches, state, inputs.teachers, seed)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
@@ -134,6 +136,8 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     }
     task = load_task(job, paths, described, seed)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
+    for teacher in job.all_teachers:
+        models[teacher.name].view = task.view_of(teacher.model) or models[teacher.name].view
     teachers = {name: teach(model, job, name) for name, model in models.items()}
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
