@@ -1,4 +1,4 @@
-"""FerKD (2312.17473): soft labels where the teacher is sure of a crop, hard ones where it is not, none where it is lost.
+"""FerKD (2312.17473): soft labels where the teacher is sure of a crop, hard ones where not, none where it is lost.
 
 Which rows are kept belongs to the batch, so each row carries the share that makes the mean over the rows that count the
 mean over the kept ones.

@@ -71,7 +71,7 @@ class UskdTerm:
         logits = at_least_float32(rows.student)
         weak = self._weak_logits(rows, logits)
         named = named_classes(rows.labels, logits)
-        order = self._order(logits.detach(), weak.detach(), named)
+        order = self.order(logits.detach(), weak.detach(), named)
         return Parts(
             target_part(logits, named, rows.valid),
             others_part(logits, named, order),
@@ -83,8 +83,8 @@ class UskdTerm:
         weak: Tensor = self.head(vectors)
         return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
 
-    def _order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
-        """Zipf's law over all classes (B, C): 1 / rank by the sum of both heads, each by what it leaves beside the label."""
+    def order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
+        """Zipf's law over all classes (B, C): 1 / rank, by what both heads' logits (B, C) together say of them."""
         own = F.log_softmax(logits, dim=-1) if self.spec.rank_source == "log" else logits.softmax(-1)
         scores = named.beside(weak.softmax(-1)) + named.beside(own)
         ranks = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -105,12 +105,12 @@ def target_part(logits: Tensor, named: Named, valid: Tensor | None) -> Tensor:
 
 
 def others_part(logits: Tensor, named: Named, order: Tensor) -> Tensor:
-    """-sum_c r_c log q_c over the classes that are not named (B,), r the `order` (B, C), both renormalised over them."""
+    """-sum_c r_c log q_c over the classes that are not named (B,), `order` r (B, C) and q renormalised over them."""
     offered = ~logits.isneginf()
     others = offered.scatter(-1, named.columns, offered.gather(-1, named.columns) & (named.values <= 0.0))
     weights = order.where(others, 0.0)
     logs = F.log_softmax(logits.masked_fill(~others, FLOOR), dim=-1)
-    return -(weights / weights.sum(-1, keepdim=True).clamp(min=EPS) * logs).sum(-1)
+    return -(weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny) * logs).sum(-1)
 
 
 def named_classes(labels: Tensor, like: Tensor) -> Named:
