@@ -29,8 +29,8 @@ class Uskd(LossTerm):
         "2303.13005",
     )
     equation: ClassVar[str] = (
-        "-alpha (q_y^2 + 1 - mean over rows of q_y^2) log q_y - beta sum_(c != y) r'_c log q'_c - mu sum_c s_c log w_c; "
-        "w = softmax of the weak head, s = 0.9 onehot(y) + 0.1 / C, r_c = 1 / rank of w_c / (1 - w_y) + log q_c / "
+        "-alpha (q_y^2 + 1 - mean of q_y^2 over rows) log q_y - beta sum_(c != y) r'_c log q'_c - mu sum_c s_c log w_c,"
+        " w = softmax of the weak head, s = 0.9 onehot(y) + 0.1 / C, r_c = 1 / rank of w_c / (1 - w_y) + log q_c / "
         "(1 - log q_y), ' = renormalised over the classes != y"
     )
     applies: ClassVar[str] = (
@@ -40,9 +40,9 @@ class Uskd(LossTerm):
     kind: Literal["uskd"] = "uskd"
     feature: Tap
     """Where the weak head reads: in a CNN the stage before the last, in a transformer an inner block."""
-    pooling: Literal["mean", "first"] = "mean"
-    """How a feature becomes one vector for each sample: the mean over its pixels or tokens, or its first token (the
-    class token of a transformer)."""
+    reduction: Literal["mean", "first"] = "mean"
+    """What becomes one vector of tokens: their mean, or the first one (a class token). Maps are always averaged over
+    their positions."""
     alpha: NonNegative = 1.0
     """Weight of the target class; 1 on ImageNet, 0.1 on CIFAR-100."""
     beta: NonNegative = 0.1
@@ -99,3 +99,6 @@ class Ferkd(LossTerm):
         if not self.low <= self.middle <= self.high:
             raise ValueError("low, middle and high must be in this order")
         return self
+
+
+LABEL_LOSSES: tuple[type[LossTerm], ...] = (Uskd, Ferkd)

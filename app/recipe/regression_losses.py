@@ -123,6 +123,9 @@ class Assistive(LossTerm):
         return {"tolerant": self.tolerant, "tough": self.tough}
 
 
+NUMBER_LOSSES: tuple[type[LossTerm], ...] = (Mse, SmoothL1, Wing, Assistive)
+
+
 class SoftLandmarks(Option):
     """Softer targets for a tolerant teacher: the labels, seen through their main directions of variation alone.
 

@@ -60,7 +60,8 @@ class FerkdTerm:
         if self.spec.thresholds == "quantile":
             limits = confidence.where(valid, torch.nan).nanquantile(limits)
         low, middle, high = limits
-        return (confidence >= low).long() + (confidence >= middle) + (confidence > high)
+        kinds: Tensor = (confidence >= low).long() + (confidence >= middle) + (confidence > high)
+        return kinds
 
     def _true_labels(self, rows: Rows, like: Tensor) -> Tensor:
         """(B, C) probabilities."""

@@ -52,13 +52,11 @@ class UskdTerm:
     def __init__(self, spec: Uskd, workshop: Workshop) -> None:
         self.spec = spec
         shape = workshop.student(spec.feature)
-        if len(shape) not in (2, 3, 4) or (len(shape) == 4 and spec.pooling == "first"):
-            accepted = "vectors (D,), tokens (L, D), or images (D, H, W) with the mean"
-            raise workshop.refuse(
-                f"can't pool {tuple(shape[1:])} by its {spec.pooling}; accepted: {accepted}", "feature"
-            )
-        width = pool(torch.empty(shape, device="meta"), spec.pooling).shape[-1]
-        place = f"{spec.feature.path}:{spec.feature.at}:{spec.pooling}".replace(".", "/")
+        if len(shape) not in (2, 3, 4):
+            accepted = "vectors (D,), tokens (L, D) or maps (D, H, W)"
+            raise workshop.refuse(f"gives {tuple(shape[1:])} per sample; accepted: {accepted}", "feature")
+        width = shape[1] if len(shape) == 4 else shape[-1]
+        place = f"{spec.feature.path}:{spec.feature.at}:{spec.reduction}".replace(".", "/")
         self.head = workshop.part(f"uskd:{place}", lambda: nn.Linear(width, workshop.outputs))
         self._weak_loss = CrossEntropyTerm(CrossEntropy(label_smoothing=SMOOTHING))
 
@@ -79,8 +77,8 @@ class UskdTerm:
         )
 
     def _weak_logits(self, rows: Rows, logits: Tensor) -> Tensor:
-        vectors = pool(at_least_float32(rows.features.student[self.spec.feature]), self.spec.pooling)
-        weak: Tensor = self.head(vectors)
+        pooled = vectors(at_least_float32(rows.features.student[self.spec.feature]), self.spec.reduction)
+        weak: Tensor = self.head(pooled)
         return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
 
     def order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
@@ -122,8 +120,8 @@ def named_classes(labels: Tensor, like: Tensor) -> Named:
     return Named(columns, values)
 
 
-def pool(feature: Tensor, pooling: str) -> Tensor:
-    """Vectors (B, D) of a feature (B, D), of tokens (B, L, D) or of an image (B, D, H, W)."""
+def vectors(feature: Tensor, reduction: str) -> Tensor:
+    """Vectors (B, D) of a feature (B, D), of tokens (B, L, D) or of maps (B, D, H, W)."""
     if feature.ndim == 3:
-        return feature[:, 0] if pooling == "first" else feature.mean(1)
+        return feature[:, 0] if reduction == "first" else feature.mean(1)
     return feature.flatten(2).mean(-1) if feature.ndim == 4 else feature

@@ -20,7 +20,7 @@ from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.ferkd import EASY, HARD, LOST, SURE, FerkdTerm
 from worker.losses.kd import KdTerm
 from worker.losses.soft_labels import recover
-from worker.losses.uskd import UskdTerm, named_classes, others_part, pool
+from worker.losses.uskd import UskdTerm, named_classes, others_part, vectors
 from worker.losses.workshop import Workshop
 
 TAP = Tap(path="stages.1")
@@ -180,26 +180,29 @@ def test_two_terms_on_the_same_feature_share_one_weak_head() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "pooling", "expected"),
+    ("shape", "reduction", "expected"),
     [
         ((2, 3), "first", [0.0, 1.0, 2.0]),
         ((2, 2, 3), "first", [0.0, 1.0, 2.0]),
         ((2, 2, 3), "mean", [1.5, 2.5, 3.5]),
         ((2, 3, 1, 2), "mean", [0.5, 2.5, 4.5]),
+        ((2, 3, 1, 2), "first", [0.5, 2.5, 4.5]),
     ],
 )
-def test_features_become_one_vector_per_sample(shape: tuple[int, ...], pooling: str, expected: list[float]) -> None:
+def test_features_become_one_vector_per_sample(
+    shape: tuple[int, ...], reduction: Literal["first", "mean"], expected: list[float]
+) -> None:
     feature = torch.arange(float(math.prod(shape))).reshape(shape)
-    assert pool(feature, pooling)[0].tolist() == expected
-    head = uskd(Uskd(feature=TAP, pooling=pooling), shape=shape).head
+    assert vectors(feature, reduction)[0].tolist() == expected
+    head = uskd(Uskd(feature=TAP, reduction=reduction), shape=shape).head
     assert isinstance(head, nn.Linear)
     assert (head.in_features, head.out_features) == (3, CLASSES)
 
 
-@pytest.mark.parametrize(("shape", "pooling"), [((2, 3, 4, 4), "first"), ((2, 3, 4, 4, 4), "mean"), ((2,), "mean")])
-def test_a_feature_that_has_no_vector_is_refused(shape: tuple[int, ...], pooling: str) -> None:
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4, 4), (2,)])
+def test_a_feature_that_has_no_vector_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="accepted: vectors") as caught:
-        uskd(Uskd(feature=TAP, pooling=pooling), shape=shape)
+        uskd(Uskd(feature=TAP), shape=shape)
     assert caught.value.param == "recipe.losses[0].feature"
 
 
