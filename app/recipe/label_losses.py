@@ -95,9 +95,11 @@ class Ferkd(LossTerm):
     """With `top_k`: spreads what the likeliest leave evenly over the others, or brings them to a sum of 1 alone."""
 
     @model_validator(mode="after")
-    def _thresholds_are_in_order(self) -> Self:
+    def _settings_fit(self) -> Self:
         if not self.low <= self.middle <= self.high:
             raise ValueError("low, middle and high must be in this order")
+        if self.rest == "drop" and self.top_k is None:
+            raise ValueError("rest is drop, but nothing is left over without top_k")
         return self
 
 

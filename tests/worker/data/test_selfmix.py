@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.data.selfmix import DRAWS, blend, draw_boxes, mix_labels, paste, self_mix
+from worker.data.selfmix import blend, draw_boxes, mix_labels, paste, self_mix
 
 HEIGHT, WIDTH = 6, 10
 BLACK, WHITE = torch.zeros(1, 2, HEIGHT, WIDTH), torch.ones(1, 2, HEIGHT, WIDTH)
@@ -18,8 +18,10 @@ def crops(count: int = 7) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def uniform(count: int = 7) -> Tensor:
-    return torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(1))
+def draws(count: int = 7) -> tuple[Tensor, Tensor]:
+    """Shares and centres."""
+    random = torch.Generator().manual_seed(1)
+    return torch.rand(count, generator=random), torch.rand(count, 2, generator=random)
 
 
 def test_a_box_is_pasted_where_it_says() -> None:
@@ -40,7 +42,7 @@ def test_boxes_have_their_share_of_the_area_and_stay_inside() -> None:
 
 def test_the_share_of_a_pasted_crop_is_what_is_seen_of_it() -> None:
     first, second = torch.zeros(50, 1, HEIGHT, WIDTH), torch.ones(50, 1, HEIGHT, WIDTH)
-    mixed = self_mix(first, second, uniform(50), paste_share=1.0)
+    mixed = self_mix(first, second, *draws(50))
     torch.testing.assert_close(mixed.share.float(), 1.0 - mixed.images.mean((1, 2, 3)))
     assert mixed.share.unique().numel() > 10
 
@@ -57,35 +59,49 @@ def test_bytes_are_blended_to_the_nearest_byte() -> None:
     assert mixed.images.flatten().tolist() == [132, 59]  # 132.5 goes to the even one
 
 
-@pytest.mark.parametrize("paste_share", [0.0, 1.0])
-def test_a_crop_mixed_with_itself_stays_what_it_is(paste_share: float) -> None:
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_crop_mixed_with_itself_stays_what_it_is(boxed: bool) -> None:
     first, _ = crops()
-    torch.testing.assert_close(self_mix(first, first, uniform(), paste_share).images, first)
+    share, centre = draws()
+    torch.testing.assert_close(self_mix(first, first, share, centre if boxed else None).images, first)
 
 
-def test_each_sample_is_pasted_or_blended_by_its_own_draw() -> None:
-    first, second = crops(2)
-    draws = torch.tensor([[0.4, 0.5, 0.5, 0.5], [0.6, 0.5, 0.5, 0.5]])
-    mixed = self_mix(first, second, draws, paste_share=0.5)
-    from_either = (mixed.images == first) | (mixed.images == second)
-    assert from_either[0].all()
-    assert not from_either[1].any()
-    torch.testing.assert_close(mixed.images[1], (first[1] + second[1]) / 2)
-    assert mixed.share[1] == 0.5
-
-
-def test_a_sample_is_mixed_alike_in_any_batch() -> None:
+def test_a_box_takes_pixels_as_they_are_and_blending_takes_some_of_both() -> None:
     first, second = crops()
-    whole = self_mix(first, second, uniform())
-    parts = [self_mix(*pieces) for pieces in zip(*(t.split(3) for t in (first, second, uniform())), strict=True)]
+    share, centre = draws()
+    for images, whole in (
+        (self_mix(first, second, share, centre).images, True),
+        (blend(*crops(), share).images, False),
+    ):
+        from_either = (images == first) | (images == second)
+        assert bool(from_either.all()) == whole
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_sample_is_mixed_alike_in_any_batch(boxed: bool) -> None:
+    tensors = (*crops(), *draws()) if boxed else (*crops(), draws()[0])
+    whole = self_mix(*tensors)
+    parts = [self_mix(*pieces) for pieces in zip(*(tensor.split(3) for tensor in tensors), strict=True)]
     assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
     assert torch.equal(whole.share, torch.cat([part.share for part in parts]))
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_whole_share_is_one_crop_alone(share: float, boxed: bool) -> None:
+    first, second = crops()
+    centre = torch.full((7, 2), 0.5) if boxed else None
+    mixed = self_mix(first, second, torch.full((7,), share), centre)
+    assert torch.equal(mixed.images, first if share else second)
+    assert mixed.share.tolist() == [share] * 7
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
 def test_images_keep_their_dtype(dtype: torch.dtype) -> None:
     first, second = ((255 * side).to(dtype) for side in crops())
-    assert self_mix(first, second, uniform()).images.dtype == dtype
+    share, centre = draws()
+    assert self_mix(first, second, share).images.dtype == dtype
+    assert self_mix(first, second, share, centre).images.dtype == dtype
 
 
 def test_labels_mix_by_the_share() -> None:

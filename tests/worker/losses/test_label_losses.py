@@ -367,6 +367,11 @@ def test_thresholds_in_another_order_are_refused(thresholds: dict[str, float]) -
         Ferkd(**thresholds)
 
 
+def test_a_rest_of_all_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="without top_k"):
+        Ferkd(rest="drop")
+
+
 def test_ferkd_says_when_there_is_no_teacher() -> None:
     with pytest.raises(ValueError, match="teacher"):
         FerkdTerm(Ferkd())(draw()._replace(teacher=None))
