@@ -79,7 +79,8 @@ class FerkdTerm:
         if self.spec.top_k is None:
             return p
         values, columns = p.topk(min(self.spec.top_k, p.shape[-1]), dim=-1)
-        return recover(columns, values, ~masked, self.spec.rest == "spread")
+        left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True) if self.spec.rest == "spread" else None
+        return recover(columns, values, ~masked, left)
 
 
 def _valid(rows: Rows) -> Tensor:

@@ -341,9 +341,9 @@ def test_huge_logits_are_calibrated_without_overflow(spec: Ferkd, dtype: torch.d
 def test_a_store_of_the_likeliest_classes_by_hand() -> None:
     columns, kept = torch.tensor([[3, 0]]), torch.tensor([[0.5, 0.3]]).double()
     offered = torch.tensor([[True, True, True, True, False]])
-    spread = recover(columns, kept, offered)
+    spread = recover(columns, kept, offered, torch.tensor([[0.2]]).double())
     torch.testing.assert_close(spread, torch.tensor([[0.3, 0.1, 0.1, 0.5, 0.0]]).double())
-    alone = recover(columns, kept, offered, spread=False)
+    alone = recover(columns, kept, offered, None)
     torch.testing.assert_close(alone, torch.tensor([[0.375, 0.0, 0.0, 0.625, 0.0]]).double())
 
 
