@@ -1,8 +1,8 @@
 """The loss terms that look inside the networks. Each has one class of the same kind in `worker/losses/features`.
 
 Notation of the equations: s and t the features of student and teacher, r(s) the student's after its adapter, B the
-number of rows. A pair's features are vectors (B, D), tokens (B, S, D) or maps (B, C, H, W). Where the two maps of a pair
-differ in height or width, the larger one is averaged down to the smaller (adaptive average pooling).
+number of rows. A pair's features are vectors (B, D), tokens (B, S, D) or maps (B, C, H, W). Where the two maps of a
+pair differ in height or width, the larger one is averaged down to the smaller (adaptive average pooling).
 """
 
 from __future__ import annotations
@@ -64,14 +64,15 @@ class Hint(FeatureTerm):
 class Rkd(FeatureTerm):
     """Relational KD: distances between the samples of a batch, and angles between any three of them.
 
-    Of rows that are equal in the student but not in the teacher, the angles' gradient is of the order of 1e10, as in the
-    authors' code: clip it where samples may come twice in a batch.
+    Where two rows are equal in the student but not in the teacher, the angles' gradient is of the order of 1e10, as in
+    the authors' code: clip it if that can be.
     """
 
     paper: ClassVar[Paper | None] = Paper("Relational Knowledge Distillation", "1904.05068")
     couples_rows: ClassVar[bool] = True
     equation: ClassVar[str] = (
-        "distance mean_ij huber(d_ij(s) - d_ij(t)) + angle mean_ijk huber(cos_ijk(s) - cos_ijk(t)), d in units of its mean"
+        "distance mean_ij huber(d_ij(s) - d_ij(t)) + angle mean_ijk huber(cos_ijk(s) - cos_ijk(t)), "
+        "d in units of its mean"
     )
     applies: ClassVar[str] = (
         "Any task; widths may differ. Angles take time and memory with the cube of the batch; not with `accumulate` "
@@ -81,7 +82,7 @@ class Rkd(FeatureTerm):
     pair: Pair | None = None
     """Features to take as embeddings; none: the outputs of both sides."""
     reduction: Reduction = "first"
-    """Of tokens: the `first` one, or the `mean` of those that aren't padding. Maps are averaged over their positions."""
+    """Of tokens the `first` one, or the `mean` of those that aren't padding; of maps the mean over their positions."""
     distance: NonNegative = 25.0
     """Weight of the distances; 1 in metric learning."""
     angle: NonNegative = 50.0
@@ -136,7 +137,7 @@ class AttentionRelation(FeatureTerm):
     )
     couples_rows: ClassVar[bool] = True
     equation: ClassVar[str] = (
-        "sum over Q, K, V of KL(softmax(R(t)) || softmax(R(s))), R(x) = x x^T / sqrt(d) in each relation head of width d"
+        "sum over Q, K, V of KL(softmax(R(t)) || softmax(R(s))), R(x) = x x^T / sqrt(d) in every head of width d"
     )
     applies: ClassVar[str] = (
         "Transformers that see the same tokens; widths and numbers of heads may differ. Not with `accumulate` above 1."
@@ -171,15 +172,15 @@ class MarginPair(Pair):
 
 
 class Overhaul(Connected):
-    """Overhaul of feature distillation: what is negative in the teacher need not be matched, only be negative."""
+    """Overhaul of feature distillation: what is negative in the teacher need only be negative in the student."""
 
     paper: ClassVar[Paper | None] = Paper("A Comprehensive Overhaul of Feature Distillation", "1904.01866")
     equation: ClassVar[str] = (
         "sum over pairs i of 2^(i - last) |r(s) - t'|^2 over the entries with r(s) > t' or t' > 0, t' = max(t, margin)"
     )
     applies: ClassVar[str] = (
-        "Networks with batch norm before their ReLUs; any task. Not with `accumulate` above 1, as the connectors' batch "
-        "norm needs the whole batch."
+        "Networks with batch norm before their ReLUs; any task. Not with `accumulate` above 1: the connectors' batch "
+        "norm wants the whole batch."
     )
     kind: Literal["overhaul"] = "overhaul"
     weight: Weight = 1e-3
@@ -205,8 +206,7 @@ class ActivationBoundary(Connected):
         "max(0, margin + r(s))^2 elsewhere"
     )
     applies: ClassVar[str] = (
-        "Networks with ReLUs; any task. Not with `accumulate` above 1, as the connectors' batch norm needs the whole "
-        "batch."
+        "Networks with ReLUs; any task. Not with `accumulate` above 1: the connectors' batch norm wants the whole batch."
     )
     kind: Literal["activation-boundary"] = "activation-boundary"
     weight: Weight = 3e-3
@@ -234,7 +234,7 @@ class Lipschitz(Connected):
         "f_i f_(i+1)^T / positions"
     )
     applies: ClassVar[str] = (
-        "Networks of maps; any task. Not with `accumulate` above 1, as the connectors' batch norm needs the whole batch."
+        "Networks of maps; any task. Not with `accumulate` above 1: the connectors' batch norm wants the whole batch."
     )
     kind: Literal["lipschitz"] = "lipschitz"
     weight: Weight = 4e-3
@@ -259,15 +259,15 @@ class MiAlpha(FeatureTerm):
     )
     couples_rows: ClassVar[bool] = True
     equation: ClassVar[str] = (
-        "-(1 + mean_(i != j) (f_ii - I_ij) - mean_(i != j) exp(f_ij - I_ii)), f the critic's score of s_i and t_j, I_ij = "
-        "log(alpha mean_(k != j) exp f_ik + (1 - alpha) exp b(t_i)), b a trained baseline"
+        "-(1 + mean_(i != j) (f_ii - I_ij) - mean_(i != j) exp(f_ij - I_ii)), f the critic's score of s_i and t_j, "
+        "I_ij = log(alpha mean_(k != j) exp f_ik + (1 - alpha) exp b(t_i)), b a trained baseline"
     )
     applies: ClassVar[str] = "Any task; widths may differ. Wants batches of 8 and more; not with `accumulate` above 1."
     kind: Literal["mi-alpha"] = "mi-alpha"
     pair: Pair
     """Which features are compared."""
     reduction: Reduction = "first"
-    """Of tokens: the `first` one, or the `mean` of those that aren't padding. Maps are averaged over their positions."""
+    """Of tokens the `first` one, or the `mean` of those that aren't padding; of maps the mean over their positions."""
     bound: Literal["mi-alpha", "infonce"] = "mi-alpha"
     """`infonce` is -mean_i log(exp f_ii / mean_j exp f_ij), without alpha and baseline."""
     alpha: Share = 0.9
@@ -298,8 +298,7 @@ class Factors(FeatureTerm):
 
 
 class FeatureAutoencoder(Factors):
-    """Trains an autoencoder of a teacher's feature, for `inheritance-exploration`; it belongs in a stage of its own that
-    trains `terms`."""
+    """Trains an autoencoder of a teacher's feature, for `inheritance-exploration`; meant for a stage that trains `terms`."""
 
     equation: ClassVar[str] = "(mean |t - decode(encode(t))|^p)^(1/p)"
     applies: ClassVar[str] = "Teachers with a map; any task. Not with `accumulate` above 1."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from app.recipe.feature_losses import Reduction
 from torch import Tensor
 
+from app.recipe.feature_losses import Reduction
 from app.recipe.taps import Pair, Tap
 from worker.losses.base import Rows, at_least_float32
 

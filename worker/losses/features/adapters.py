@@ -7,18 +7,21 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from app.recipe.feature_losses import Reduction
+from app.recipe.taps import Pair
+from worker.errors import UserError
+from worker.losses.base import Rows
 from worker.losses.features.activations import (
     along_channels,
     both,
+    both_vectors,
     channel_axis,
     describe,
     row_shares,
     same_size,
     width_of,
 )
-
-from app.recipe.taps import Pair
-from worker.losses.base import Rows
 from worker.losses.workshop import Workshop
 
 Choice = Literal["auto", "linear", "conv1x1", "connector", "none"]

@@ -1,4 +1,4 @@
-"""Inheritance and exploration (2107.00181): codes of one half of the student become like the teacher's, the rest unlike.
+"""Inheritance and exploration (2107.00181): one half of the student becomes like the teacher, the other half unlike.
 
 The teacher's code comes from an autoencoder of its feature, which is trained before and does not change after.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import FeatureAutoencoder, Factors, InheritanceExploration
+from app.recipe.feature_losses import Factors, FeatureAutoencoder, InheritanceExploration
 from app.recipe.taps import Tap
 from worker.losses.base import Rows
 from worker.losses.features.activations import both, of_teacher, row_shares, same_size
@@ -22,7 +22,7 @@ SLOPE = 0.1
 
 
 class Coder(nn.Module):
-    """Three times convolution 3x3 and batch norm, with leaky ReLUs before, between and after; keeps height and width."""
+    """Three times convolution 3x3 and batch norm, leaky ReLUs before, between and after; keeps height and width."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def norm_gap(code: Tensor, source: Tensor, p: float, valid: Tensor | None) -> Te
 
 
 def mean_power(gaps: Tensor, p: float, valid: Tensor | None) -> Tensor:
-    """(mean |gaps|^p)^(1/p) over all entries of the rows that count: at p = 1 of each row (B,), else the same for all."""
+    """(mean |gaps|^p)^(1/p) over the entries of the rows that count: at p = 1 of each row (B,), else the same for all."""
     means = gaps.abs().flatten(1).pow(p).mean(1)
     if p == 1.0:
         return means

@@ -16,7 +16,8 @@ from worker.losses.workshop import Workshop
 CLOSEST = 1e-6
 """Distances are at least this, as in the authors' code (1e-12 of their squares), where they have no gradient."""
 AT_ONCE = 2**24
-"""Numbers of one intermediate result of the angles; beyond it they are computed in parts, twice (1904.05068 needs B^3)."""
+"""Numbers of an intermediate result of the angles, whose memory grows as B^3: beyond it they are computed in parts, and
+again for the gradient."""
 
 
 class RkdTerm:
