@@ -206,7 +206,7 @@ class ActivationBoundary(Connected):
         "max(0, margin + r(s))^2 elsewhere"
     )
     applies: ClassVar[str] = (
-        "Networks with ReLUs; any task. Not with `accumulate` above 1: the connectors' batch norm wants the whole batch."
+        "Networks with ReLUs; any task. Not with `accumulate` above 1: the connectors' batch norm wants all of a batch."
     )
     kind: Literal["activation-boundary"] = "activation-boundary"
     weight: Weight = 3e-3
@@ -298,7 +298,7 @@ class Factors(FeatureTerm):
 
 
 class FeatureAutoencoder(Factors):
-    """Trains an autoencoder of a teacher's feature, for `inheritance-exploration`; meant for a stage that trains `terms`."""
+    """An autoencoder of a teacher's feature for `inheritance-exploration`; meant for a stage that trains `terms`."""
 
     equation: ClassVar[str] = "(mean |t - decode(encode(t))|^p)^(1/p)"
     applies: ClassVar[str] = "Teachers with a map; any task. Not with `accumulate` above 1."

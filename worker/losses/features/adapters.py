@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from app.recipe.feature_losses import Reduction
-from app.recipe.taps import Pair
+from app.recipe.taps import Pair, Tap
 from worker.errors import UserError
 from worker.losses.base import Rows
 from worker.losses.features.activations import (
@@ -148,7 +149,7 @@ class Joiner(NamedTuple):
         if choice == "none":
             return None
         inputs, outputs = width_of(student), width_of(teacher)
-        key = part_key(self.name, choice, pair, self.teacher)
+        key = part_key(self.name, choice, [pair.student, pair.teacher], self.teacher)
         return self.workshop.part(key, lambda: Adapter(rank, inputs, outputs, choice == "connector"))
 
     def _resolve(self, student: torch.Size, teacher: torch.Size) -> Choice:
@@ -172,7 +173,7 @@ def require_kind(workshop: Workshop, shape: torch.Size, ranks: tuple[int, ...], 
         raise workshop.refuse(f"the feature has {describe(shape)}; needed are {accepted}", field)
 
 
-def part_key(name: str, what: str, pair: Pair, teacher: str | None) -> str:
-    """Name of a trainable part: the same for terms that share it."""
-    places = (f"{tap.path}:{tap.at}".replace(".", "|") for tap in (pair.student, pair.teacher))
+def part_key(name: str, what: str, taps: Sequence[Tap], teacher: str | None) -> str:
+    """Name of a trainable part, the same for terms that share it; without dots, which torch forbids in it."""
+    places = [f"{tap.path}:{tap.at}".replace(".", "|") for tap in taps]
     return "/".join([name, what, *places, *([teacher] if teacher else [])])

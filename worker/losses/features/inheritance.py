@@ -84,12 +84,13 @@ class InheritanceExplorationTerm:
         if width < 2:
             raise workshop.refuse("the student has one channel there; needed are two or more", "pair.student")
         factors = spec.factors or _half(taught)
-        key = _key(spec, spec.pair.teacher, factors)
+        tap = spec.pair.teacher
+        key = _key(spec, tap, factors)
         if key not in workshop.parts:
             found = f"no stage before this one has a feature-autoencoder called {spec.name!r} of {factors} factors"
-            raise workshop.refuse(f"{found} at {spec.pair.teacher.path!r} of the teacher", "name")
+            raise workshop.refuse(f"{found} at {tap.path!r} of the teacher", "name")
         self.coder = workshop.part(key, lambda: Autoencoder(taught, factors), frozen=True)
-        own = part_key(spec.name, f"encoders-{factors}", spec.pair, spec.teacher)
+        own = part_key(spec.name, f"encoders-{factors}", [spec.pair.student, tap], spec.teacher)
         self.encoders = workshop.part(own, lambda: Encoders(width, factors))
 
     def __call__(self, rows: Rows) -> Tensor:
@@ -97,18 +98,22 @@ class InheritanceExplorationTerm:
         with torch.no_grad():
             source = self.coder.encode(teacher)
         inherited, explored = self.encoders(student, rows.valid)
-        like = self.spec.inherit * self._inherit(*same_size(inherited, source), rows.valid)
-        return like + self.spec.explore * self._explore(*same_size(explored, source), rows.valid)
+        like = inherit_loss(self.spec, *same_size(inherited, source), rows.valid)
+        return like + explore_loss(self.spec, *same_size(explored, source), rows.valid)
 
-    def _inherit(self, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
-        if self.spec.distance == "cosine":
-            return 1.0 - cosines(code, source)
-        return norm_gap(code, source, self.spec.p, valid)
 
-    def _explore(self, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
-        if self.spec.distance == "cosine":
-            return cosines(code, source).abs()
-        return -norm_gap(code, source, self.spec.p, valid)
+def inherit_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+    """Weighted, of each row (B,), from the codes (B, F, H, W) of student and teacher."""
+    return spec.inherit * (
+        1.0 - cosines(code, source) if spec.distance == "cosine" else _gap(spec, code, source, valid)
+    )
+
+
+def explore_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+    """The same of the half that is to be unlike the teacher."""
+    return spec.explore * (
+        cosines(code, source).abs() if spec.distance == "cosine" else -_gap(spec, code, source, valid)
+    )
 
 
 def cosines(code: Tensor, source: Tensor) -> Tensor:
@@ -116,13 +121,13 @@ def cosines(code: Tensor, source: Tensor) -> Tensor:
     return F.cosine_similarity(code.flatten(1), source.flatten(1), dim=1)
 
 
-def norm_gap(code: Tensor, source: Tensor, p: float, valid: Tensor | None) -> Tensor:
-    """`mean_power` of the difference of both codes, each with length 1."""
-    return mean_power(F.normalize(code.flatten(1)) - F.normalize(source.flatten(1)), p, valid)
+def _gap(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+    """Between both codes, each with length 1."""
+    return mean_power(F.normalize(code.flatten(1)) - F.normalize(source.flatten(1)), spec.p, valid)
 
 
 def mean_power(gaps: Tensor, p: float, valid: Tensor | None) -> Tensor:
-    """(mean |gaps|^p)^(1/p) over the entries of the rows that count: at p = 1 of each row (B,), else the same for all."""
+    """(mean |gaps|^p)^(1/p) over the rows that count, shared out (B,): at p = 1 each row has its own."""
     means = gaps.abs().flatten(1).pow(p).mean(1)
     if p == 1.0:
         return means
@@ -141,8 +146,7 @@ def _half(width: int) -> int:
 
 def _key(spec: Factors, tap: Tap, factors: int) -> str:
     """The teacher's side alone, so that a stage before need not know the student's."""
-    place = f"{tap.path}:{tap.at}".replace(".", "|")
-    return "/".join([spec.name, f"autoencoder-{factors}", place, *([spec.teacher] if spec.teacher else [])])
+    return part_key(spec.name, f"autoencoder-{factors}", [tap], spec.teacher)
 
 
 def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:

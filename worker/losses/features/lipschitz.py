@@ -39,7 +39,11 @@ class LipschitzTerm:
 
     def _norm(self, first: Tensor, second: Tensor) -> Tensor:
         matrix = transmitting_matrix(first, second)
-        return spectral_norm(matrix, matrix.new_ones(*matrix.shape[:2], 1), self.iterations)
+        return spectral_norm(matrix, self.start(matrix), self.iterations)
+
+    def start(self, matrix: Tensor) -> Tensor:
+        """Where the power iteration for (B, C, D) begins, (B, C, 1): ones, as in the authors' code for ImageNet."""
+        return matrix.new_ones(*matrix.shape[:2], 1)
 
 
 def transmitting_matrix(first: Tensor, second: Tensor) -> Tensor:

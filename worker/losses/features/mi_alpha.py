@@ -38,11 +38,13 @@ class MiAlphaTerm:
 
     def __init__(self, spec: MiAlpha, workshop: Workshop) -> None:
         self.spec = spec
+        self.logs: tuple[Tensor | float, Tensor | float] = (_log(spec.alpha), _log(1.0 - spec.alpha))
         student, teacher = workshop.student(spec.pair.student), workshop.teacher(spec.pair.teacher, spec.teacher)
         require_kind(workshop, student, (2, 3, 4), "pair.student")
         require_kind(workshop, teacher, (2, 3, 4), "pair.teacher")
+        taps = [spec.pair.student, spec.pair.teacher]
         self.critic = workshop.part(
-            part_key(spec.name, f"critic-{spec.hidden}-{spec.embedding}", spec.pair, spec.teacher),
+            part_key(spec.name, f"critic-{spec.hidden}-{spec.embedding}", taps, spec.teacher),
             lambda: Critic(width_of(student), width_of(teacher), spec.hidden, spec.embedding),
         )
 
@@ -51,8 +53,7 @@ class MiAlphaTerm:
         valid = torch.ones(len(scores), dtype=torch.bool, device=scores.device) if rows.valid is None else rows.valid
         if self.spec.bound == "infonce":
             return infonce(scores, valid)
-        logs = _log(self.spec.alpha), _log(1.0 - self.spec.alpha)
-        return mi_alpha(scores, baseline, logs, valid)
+        return mi_alpha(scores, baseline, self.logs, valid)
 
 
 def infonce(scores: Tensor, valid: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def mi_alpha(scores: Tensor, baseline: Tensor, logs: tuple[Tensor | float, Tenso
     limit = LARGEST * math.log(torch.finfo(scores.dtype).max)
     marginal = (scores - between.diagonal().unsqueeze(1)).clamp(max=limit).exp()
     joint = scores.diagonal().unsqueeze(1) - between
-    return -((joint - marginal) * others).sum(1) / count - (valid.sum() > 1)
+    return -((joint - marginal) * others).sum(1) / count - (valid.sum() > 1).to(scores.dtype)
 
 
 def leave_one_out(scores: Tensor) -> Tensor:
