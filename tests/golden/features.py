@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -164,29 +163,34 @@ def london(case: Case) -> Comparisons:
 
 
 def ie_kd(case: Case) -> Comparisons:
-    """On given codes. The restored feature of the autoencoder's loss is the code of the half that inherits."""
+    """On given codes; the file's CKA is not of this package."""
+    for output in case.outputs:
+        if match := re.fullmatch(r"loss_(cos|norm_p([\d.]+))", output):
+            yield from _likeness(case, match[1], float(match[2] or 1.0))
+        elif match := re.fullmatch(r"rec_p([\d.]+)", output):
+            yield from _restored(case, match[1])
+
+
+def _likeness(case: Case, ending: str, p: float) -> Comparisons:
+    kind, (inherit, explore) = "inheritance-exploration", case.hyper["weights"]
+    spec = InheritanceExploration(
+        pair=pair("s", "t"), inherit=inherit, explore=explore, p=p, distance="cosine" if ending == "cos" else "norm"
+    )
+    own = {name: case.inputs[f"factor_{name}"].clone().requires_grad_() for name in LIKENESS}
     source = case.inputs["factor_source"]
-    inherit, explore = case.hyper["weights"]
-    for ending in (match[1] for name in case.outputs if (match := re.fullmatch(r"loss_(cos|norm_p[\d.]+)", name))):
-        distance: dict[str, Any] = {"distance": "cosine"} if ending == "cos" else {"p": float(ending.split("_p")[1])}
-        spec = InheritanceExploration(pair=pair("s", "t"), inherit=inherit, explore=explore, **distance)
-        own = {name: case.inputs[f"factor_{name}"].clone().requires_grad_() for name in ("inherit", "explore")}
-        parts = [loss(spec, own[name], source, None).mean() for name, loss in LIKENESS.items()]
-        yield from compare(
-            case,
-            "inheritance-exploration",
-            grade(sum(parts, torch.zeros(())), own),
-            f"loss_{ending}",
-            f"grad_{{}}_{ending}",
-        )
-        for weight, name, part in zip((inherit, explore), own, parts, strict=True):
-            yield Comparison(
-                "inheritance-exploration", f"{name}_{ending}", part.detach() / weight, case.outputs[f"{name}_{ending}"]
-            )
-    for power in (match[1] for name in case.outputs if (match := re.fullmatch(r"rec_p([\d.]+)", name))):
-        own = {"rec": case.inputs["factor_inherit"].clone().requires_grad_()}
-        loss = mean_power(source - own["rec"], float(power), None).mean()
-        yield from compare(case, "feature-autoencoder", grade(loss, own), f"rec_p{power}", f"grad_{{}}_p{power}")
+    parts = {name: loss(spec, own[name], source, None).mean() for name, loss in LIKENESS.items()}
+    result = grade(parts["inherit"] + parts["explore"], own)
+    yield from compare(case, kind, result, f"loss_{ending}", f"grad_{{}}_{ending}")
+    for name, weight in (("inherit", inherit), ("explore", explore)):
+        if weight:
+            yield Comparison(kind, f"{name}_{ending}", parts[name].detach() / weight, case.outputs[f"{name}_{ending}"])
+
+
+def _restored(case: Case, power: str) -> Comparisons:
+    """The restored feature is the code of the half that inherits."""
+    own = {"rec": case.inputs["factor_inherit"].clone().requires_grad_()}
+    loss = mean_power(case.inputs["factor_source"] - own["rec"], float(power), None).mean()
+    yield from compare(case, "feature-autoencoder", grade(loss, own), f"rec_p{power}", f"grad_{{}}_p{power}")
 
 
 def distiller(case: Case) -> Comparisons:

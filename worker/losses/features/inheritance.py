@@ -104,16 +104,14 @@ class InheritanceExplorationTerm:
 
 def inherit_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
     """Weighted, of each row (B,), from the codes (B, F, H, W) of student and teacher."""
-    return spec.inherit * (
-        1.0 - cosines(code, source) if spec.distance == "cosine" else _gap(spec, code, source, valid)
-    )
+    gap = 1.0 - cosines(code, source) if spec.distance == "cosine" else _norm_gap(spec, code, source, valid)
+    return spec.inherit * gap
 
 
 def explore_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
     """The same of the half that is to be unlike the teacher."""
-    return spec.explore * (
-        cosines(code, source).abs() if spec.distance == "cosine" else -_gap(spec, code, source, valid)
-    )
+    likeness = cosines(code, source).abs() if spec.distance == "cosine" else -_norm_gap(spec, code, source, valid)
+    return spec.explore * likeness
 
 
 def cosines(code: Tensor, source: Tensor) -> Tensor:
@@ -121,7 +119,7 @@ def cosines(code: Tensor, source: Tensor) -> Tensor:
     return F.cosine_similarity(code.flatten(1), source.flatten(1), dim=1)
 
 
-def _gap(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+def _norm_gap(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
     """Between both codes, each with length 1."""
     return mean_power(F.normalize(code.flatten(1)) - F.normalize(source.flatten(1)), spec.p, valid)
 

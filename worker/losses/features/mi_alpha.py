@@ -59,13 +59,13 @@ class MiAlphaTerm:
 def infonce(scores: Tensor, valid: Tensor) -> Tensor:
     """Of each row (B,), from scores (B, B); `valid` (B,) bool."""
     seen = scores.masked_fill(~valid, FLOOR)
-    return seen.logsumexp(-1) - seen.diagonal() - valid.sum().clamp(min=1).log()
+    return seen.logsumexp(-1) - seen.diagonal() - valid.sum().clamp(min=1).to(scores.dtype).log()
 
 
 def mi_alpha(scores: Tensor, baseline: Tensor, logs: tuple[Tensor | float, Tensor | float], valid: Tensor) -> Tensor:
     """Of each row (B,), from scores (B, B), baselines (B,) and the logs of alpha and 1 - alpha; `valid` (B,) bool."""
     others = (valid & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)).to(scores.dtype)
-    count = (valid.sum() - 1).clamp(min=1)
+    count = (valid.sum() - 1).clamp(min=1).to(scores.dtype)
     without = leave_one_out(scores.masked_fill(~valid, FLOOR)) - count.log()
     between = torch.logaddexp(logs[0] + without, (logs[1] + baseline).unsqueeze(1))
     limit = LARGEST * math.log(torch.finfo(scores.dtype).max)
