@@ -80,10 +80,16 @@ def compare(
 ) -> Comparisons:
     """`scale` times the value and the gradients of `result` against the outputs of these names."""
     loss, gradients = result
-    yield Comparison(kind, value, scale * loss, case.outputs[value])
+    yield from expect(case, kind, value, scale * loss)
     for name, found in gradients.items():
         if (output := gradient.format(name)) in case.outputs:
             yield Comparison(kind, output, scale * found, case.outputs[output], is_gradient=True)
+
+
+def expect(case: Case, kind: str, output: str, found: Tensor) -> Comparisons:
+    """`found` against the output of this name, if there is one; its shape may lack axes of length 1."""
+    if output in case.outputs:
+        yield Comparison(kind, output, found.reshape(case.outputs[output].shape), case.outputs[output])
 
 
 def rkd(case: Case) -> Comparisons:
@@ -108,8 +114,7 @@ def ab(case: Case) -> Comparisons:
 def overhaul(case: Case) -> Comparisons:
     """Margins, the distance behind given margins, or all of it with connectors."""
     if "margin" in case.outputs:
-        found = margins(case.inputs["bn_weight"], case.inputs["bn_bias"])
-        yield Comparison("overhaul", "margin", found, case.outputs["margin"])
+        yield from expect(case, "overhaul", "margin", margins(case.inputs["bn_weight"], case.inputs["bn_bias"]))
     elif "margin" in case.inputs:
         own = {"student": case.inputs["student"].clone().requires_grad_()}
         target = torch.maximum(case.inputs["teacher"], case.inputs["margin"])
@@ -133,8 +138,7 @@ def _overhaul_stages(case: Case) -> Comparisons:
     for stage, (joint, found) in zip(stages, term.stages, strict=True):
         assert isinstance(joint.adapter, Adapter)
         bench.own |= _fill(case, f"connector{stage}_", CONNECTOR, joint.adapter)
-        expected = case.outputs[f"margin{stage}"]
-        yield Comparison("overhaul", f"margin{stage}", found.view_as(expected), expected)
+        yield from expect(case, "overhaul", f"margin{stage}", found)
     yield from compare(case, "overhaul", bench.run(term), "loss", scale=weight_of(spec))
 
 
@@ -156,10 +160,7 @@ def london(case: Case) -> Comparisons:
     for name, start in starts.items():
         following = re.sub(r"\d+", lambda number: str(int(number[0]) + 1), name)
         matrix = transmitting_matrix(case.inputs[name], case.inputs[following])
-        expected = case.outputs[f"sigma_{name}"]
-        yield Comparison(
-            "lipschitz", f"sigma_{name}", spectral_norm(matrix, start, iterations).view_as(expected), expected
-        )
+        yield from expect(case, "lipschitz", f"sigma_{name}", spectral_norm(matrix, start, iterations))
 
 
 def ie_kd(case: Case) -> Comparisons:
@@ -183,7 +184,7 @@ def _likeness(case: Case, ending: str, p: float) -> Comparisons:
     yield from compare(case, kind, result, f"loss_{ending}", f"grad_{{}}_{ending}")
     for name, weight in (("inherit", inherit), ("explore", explore)):
         if weight:
-            yield Comparison(kind, f"{name}_{ending}", parts[name].detach() / weight, case.outputs[f"{name}_{ending}"])
+            yield from expect(case, kind, f"{name}_{ending}", parts[name].detach() / weight)
 
 
 def _restored(case: Case, power: str) -> Comparisons:
@@ -231,8 +232,7 @@ def autodistil(case: Case) -> Comparisons:
         )
     for side in ("student", "teacher"):
         found = relations(case.inputs[f"q_{side}"], case.hyper["relation_heads"]) + mask
-        output = f"relation_qq_{side}"
-        yield Comparison("attention-relation", output, found, case.outputs[output])
+        yield from expect(case, "attention-relation", f"relation_qq_{side}", found)
 
 
 def pair(student: str, teacher: str) -> Pair:
