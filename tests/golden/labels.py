@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from app.recipe.label_losses import Ferkd, Uskd
-from app.recipe.regression_losses import Assistive
+from app.recipe.losses.labels import Ferkd, Uskd
+from app.recipe.losses.numbers import Assistive
 from app.recipe.taps import Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison, compare

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.regression_losses import SoftLandmarks
+from app.recipe.losses.numbers import SoftLandmarks
 from worker.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.regression_losses import Assistive
+from app.recipe.losses.numbers import Assistive
 from worker.losses.base import Rows, at_least_float32
 
 

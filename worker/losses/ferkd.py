@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.label_losses import Ferkd
+from app.recipe.losses.labels import Ferkd
 from worker.losses.base import Rows
 from worker.losses.soft_labels import recover
 from worker.losses.softened import log_probs, prepare

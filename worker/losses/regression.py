@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.regression_losses import DistanceLoss, SmoothL1, Wing
+from app.recipe.losses.numbers import DistanceLoss, SmoothL1, Wing
 from worker.losses.base import Rows, at_least_float32, teacher_logits
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.label_losses import Uskd
 from app.recipe.losses import CrossEntropy
+from app.recipe.losses.labels import Uskd
 from worker.losses.base import Rows, at_least_float32
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.softened import FLOOR

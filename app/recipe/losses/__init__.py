@@ -11,6 +11,21 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossTerm, Softened, Temperature
+from app.recipe.losses.features import (
+    ActivationBoundary,
+    AttentionRelation,
+    FeatureAutoencoder,
+    Hint,
+    InheritanceExploration,
+    Lipschitz,
+    MiAlpha,
+    Overhaul,
+    Rkd,
+)
+from app.recipe.losses.labels import (
+    Ferkd,
+    Uskd,
+)
 from app.recipe.losses.logits import (
     Akl,
     BdKd,
@@ -30,30 +45,51 @@ from app.recipe.losses.logits import (
     SkewReverseKl,
     Tvd,
 )
+from app.recipe.losses.numbers import (
+    Assistive,
+    Mse,
+    SmoothL1,
+    Wing,
+)
 
 __all__ = [
     "LOSSES",
+    "ActivationBoundary",
     "Akl",
+    "Assistive",
+    "AttentionRelation",
     "BdKd",
     "CrossEntropy",
     "Dist",
     "Dkd",
+    "FeatureAutoencoder",
+    "Ferkd",
+    "Hint",
+    "InheritanceExploration",
     "Jsd",
     "Kd",
     "KdPt",
     "KdRel",
     "KdSim",
     "KdTopk",
+    "Lipschitz",
     "LogitMse",
     "Loss",
     "LossTerm",
+    "MiAlpha",
+    "Mse",
     "Nkd",
+    "Overhaul",
     "ReverseKl",
+    "Rkd",
     "SkewKl",
     "SkewReverseKl",
+    "SmoothL1",
     "Softened",
     "Temperature",
     "Tvd",
+    "Uskd",
+    "Wing",
 ]
 
 Loss = Annotated[
@@ -73,7 +109,22 @@ Loss = Annotated[
     | KdPt
     | KdSim
     | KdTopk
-    | KdRel,
+    | KdRel
+    | Uskd
+    | Ferkd
+    | Hint
+    | Rkd
+    | AttentionRelation
+    | Overhaul
+    | ActivationBoundary
+    | Lipschitz
+    | MiAlpha
+    | FeatureAutoencoder
+    | InheritanceExploration
+    | Mse
+    | SmoothL1
+    | Wing
+    | Assistive,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossTerm], ...] = get_args(get_args(Loss)[0])

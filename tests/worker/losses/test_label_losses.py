@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.label_losses import Ferkd, Uskd
 from app.recipe.losses import CrossEntropy, Kd
+from app.recipe.losses.labels import Ferkd, Uskd
 from app.recipe.taps import Tap
 from tests.worker.losses.samples import CLASSES, draw
 from worker.errors import UserError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.regression_losses import Assistive, DistanceLoss, Mse, SmoothL1, Wing
+from app.recipe.losses.numbers import Assistive, DistanceLoss, Mse, SmoothL1, Wing
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import Rows, Term
 from worker.losses.regression import DistanceTerm, MseTerm, SmoothL1Term, WingTerm

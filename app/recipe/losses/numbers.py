@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import Fraction, NonNegative, Option, Paper, Positive, Share
-from app.recipe.losses import LossTerm
+from app.recipe.losses.base import LossTerm
 from app.recipe.task import NUMBERS, Task
 from app.recipe.teachers import TeacherName
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Share
-from app.recipe.losses import LossTerm
+from app.recipe.losses.base import LossTerm
 from app.recipe.taps import Tap, Taps
 
 
