@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
-from app.recipe.data import ImageData
+from app.recipe.data import AnyData
 from app.recipe.losses import Loss
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students import Student
@@ -115,7 +115,7 @@ class JobSpec(Spec):
     name: Name | None = None
     labels: Labels = {}
     """Free key-value pairs to find the job by."""
-    data: ImageData
+    data: AnyData
     teacher: Teacher | None = None
     """The model to learn from."""
     teachers: list[Teacher] = Field(default=[], max_length=8)

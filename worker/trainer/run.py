@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
 from worker.data.batches import Batches
-from worker.data.images import TaskData, load_images
+from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
 from worker.teachers import load_teacher, read_teacher_config
@@ -131,10 +132,10 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     described = {
         teacher.model: read_teacher_config(folders[teacher.name], params[teacher.name]) for teacher in job.all_teachers
     }
-    task = load_images(job, paths, described, seed)
+    task = load_task(job, paths, described, seed)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     teachers = {name: teach(model, job, name) for name, model in models.items()}
-    return _Inputs(task._replace(train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
+    return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
 
 def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
