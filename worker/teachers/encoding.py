@@ -79,7 +79,7 @@ class TopK:
         }
 
     def decode(self, columns: Columns) -> Tensor:
-        """Logits that give every class left out an equal part of their mass, which is never more than a kept one has."""
+        """Logits that give every class left out an equal part of their mass, at most what the least kept one has."""
         each = columns["tail"] - math.log(max(self._outputs - self._k, 1))
         return each.repeat(1, self._outputs).scatter(1, columns["indices"].long(), columns["values"].float())
 

@@ -3,14 +3,14 @@
 A row is in one of three states, a byte each in `filled.bin`:
 
     EMPTY     nothing may be read.
-    WRITTEN   its bytes were handed to the system: every process reads them, and they survive the death of all processes,
-              but not that of the machine.
+    WRITTEN   its bytes were handed to the system: every process reads them, and they survive the death of all
+              processes, but not that of the machine.
     SYNCED    the disk has them.
 
-A state follows the bytes, never the other way round: WRITTEN is set after the bytes were copied, SYNCED after `fsync` of
-the columns. So when the machine dies, rows marked SYNCED are whole wherever the mark itself reached the disk; WRITTEN says
-nothing then, and whoever opens the rows first after a boot takes those marks back (`recover`). When a sync fails, the
-system may have dropped the bytes that it could not write, and the marks are taken back too.
+A state follows the bytes, never the other way round: WRITTEN is set after the bytes were copied, SYNCED after `fsync`
+of the columns. So when the machine dies, rows marked SYNCED are whole wherever the mark itself reached the disk;
+WRITTEN says nothing then, and whoever opens the rows first after a boot takes those marks back (`recover`). When a sync
+fails, the system may have dropped the bytes that it could not write, and the marks are taken back too.
 
 All bytes are reserved when the files are made, since a write through a mapping to a full disk would kill the process.
 The files must lie on a local disk. Processes share them by its cache, so nothing needs to be sent between them.
