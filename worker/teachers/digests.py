@@ -29,5 +29,5 @@ def digest_samples(inputs: Mapping[str, Tensor]) -> str:
     whole = sha256()
     for view, samples in sorted(inputs.items()):
         whole.update(f"{view}\0{samples.dtype}\0{tuple(samples.shape)}\n".encode())
-        whole.update(memoryview(samples.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        whole.update(samples.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()

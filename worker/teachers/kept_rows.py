@@ -152,7 +152,7 @@ class KeptRows:
                 return
             target = rows[fresh]
             for name, column in self._columns.items():
-                column.index_copy_(0, target, columns[name][fresh])
+                column.index_copy_(0, target, columns[name] if len(fresh) == len(rows) else columns[name][fresh])
             self._states.index_fill_(0, target, WRITTEN)
             self._dirty = True
 
