@@ -41,7 +41,7 @@ class TopKCache(Option):
     """
 
     store: Literal["top-k"] = "top-k"
-    k: int = Field(32, ge=1, le=100_000)
+    k: int = Field(ge=1, le=100_000)
     """Logits kept of each answer; at most the number of classes."""
     dtype: Dtype = "fp32"
     """How the logits are kept; see `dense`. The mass of the others is always fp32."""

@@ -73,7 +73,8 @@ class CachedTeacher:
     """The signal of `teacher`, kept in `place` (none: nowhere) and read from there; without activations.
 
     It goes on without keeping anything when there is no room for all rows, when the disk is full, or when it fails,
-    and says so once to `warn`. Raises UserError when the teacher's answers do not fit what is to be kept of them.
+    and says so once to `warn`. `numbers` (on the CPU) are those of the split's samples among the subject's; none: the
+    split is all of them. Raises UserError when the teacher's answers do not fit what is to be kept of them.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class CachedTeacher:
         place: CachePlace | None,
         warn: Warn,
         head: Tensor | None = None,
+        numbers: Tensor | None = None,
     ) -> None:
         self._teacher, self._subject, self._warn, self._head = teacher, subject, warn, head
+        self._numbers = numbers
         self._encoding = build_encoding(kept, subject.outputs)
         self.key = subject.key(kept)
         about = {"format": FORMAT, "subject": asdict(subject), "kept": kept.model_dump()}
@@ -129,7 +132,7 @@ class CachedTeacher:
         if self._held is None:
             return self._ask(batch)
         device = batch.targets.device
-        rows = batch.index.cpu() + batch.epoch % self._subject.epochs * self._subject.samples
+        rows = self._rows(batch)
         missing = (~self._held.rows.filled(rows)).nonzero().squeeze(1)
         self.hits += len(rows) - len(missing)
         if len(missing) == len(rows):
@@ -140,6 +143,12 @@ class CachedTeacher:
         fresh = self._fill(batch.take(missing), rows[missing])
         there = missing.to(device)
         return {name: column.index_copy(0, there, fresh[name]) for name, column in found.items()}
+
+    def _rows(self, batch: Batch) -> Tensor:
+        numbers = batch.index.cpu()
+        if self._numbers is not None:
+            numbers = self._numbers[numbers]
+        return numbers + batch.epoch % self._subject.epochs * self._subject.samples
 
     def _fill(self, batch: Batch, rows: Tensor) -> Columns:
         fresh = self._ask(batch)
@@ -159,7 +168,7 @@ class CachedTeacher:
         try:
             held = Shelf(Path(place.folder), place.max_bytes).open(self.key, self._layout)
         except (NoRoom, OSError) as error:
-            self._warn(f"the teacher's answers are not kept: {error}")
+            self._warn(f"the teacher's answers are not kept: {_told(error)}")
             return None
         self.found = held.rows.count()
         return held
@@ -169,7 +178,7 @@ class CachedTeacher:
         try:
             act()
         except OSError as error:
-            self._warn(f"the teacher's answers are not kept any more: {error}")
+            self._warn(f"the teacher's answers are not kept any more: {_told(error)}")
             self._let_go()
 
     def _let_go(self) -> None:
@@ -177,6 +186,11 @@ class CachedTeacher:
             with suppress(OSError):
                 self._held.close()
             self._held = None
+
+
+def _told(error: Exception) -> str:
+    """Without the path, which is none of the job's business."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _to(column: Tensor, device: torch.device) -> Tensor:

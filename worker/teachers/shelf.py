@@ -63,7 +63,7 @@ class Shelf:
                 self._make(entry, layout)
             return _hold(entry, layout)
 
-    def keys(self) -> list[str]:
+    def contents(self) -> list[str]:
         """Keys of all entries, the least recently used first."""
         return [entry.name for entry in self._entries()]
 
@@ -148,7 +148,7 @@ def _alone(path: Path) -> Iterator[None]:
     with path.open("wb") as lock:
         while not _try_lock(lock):
             if time.monotonic() > until:
-                raise TimeoutError(f"another process has held {path} for {LOCK_SECONDS:g} s")
+                raise TimeoutError(f"another process has held the lock for {LOCK_SECONDS:g} s")
             time.sleep(0.01)
         yield
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import torch
+from torch import Tensor
+
 from app.recipe.job import JobSpec
 from app.recipe.teacher_cache import Kept, NoCache
 from worker.data.batches import Batch
@@ -24,6 +27,14 @@ class Augmented(NamedTuple):
     digest: str = "none"
     epochs: int = 1
     """After that many, the first one comes again."""
+
+
+class Origin(NamedTuple):
+    """The set that a split is a part of: jobs that split it differently share what their teachers say about it."""
+
+    samples: Batch
+    numbers: Tensor
+    """Which of them the split has, in its order: (N,) int64 on the CPU."""
 
 
 class Memories:
@@ -49,16 +60,22 @@ class Memories:
         folders: Mapping[str, Path],
         samples: Batch,
         augmented: Augmented = Augmented(),
+        origin: Origin | None = None,
     ) -> dict[str, TaughtBy]:
-        """The teachers, those that can remember doing so; `samples` is the training split, before augmentation."""
+        """The teachers, those that can remember doing so; `samples` is the training split, before augmentation.
+
+        An augmentation depends on a sample's number within its split, so the `origin` counts only without one.
+        """
         kept = self._job.teacher_cache
         if isinstance(kept, NoCache) or (self._place is None and kept.exact):
             return dict(teachers)
+        if origin is None or augmented != Augmented():
+            origin = Origin(samples, torch.arange(len(samples)))
         given = dict(teachers)
         for name, taught in teachers.items():
             if not self._runs_anyway(name):
-                subject = self._subject(taught, folders[name], samples, augmented)
-                given[name] = taught._replace(source=self._remember(name, taught, kept, subject))
+                subject = self._subject(taught, folders[name], origin.samples, augmented)
+                given[name] = taught._replace(source=self._remember(name, taught, kept, subject, origin.numbers))
         return given
 
     def sync(self) -> None:
@@ -97,8 +114,8 @@ class Memories:
             epochs=augmented.epochs,
         )
 
-    def _remember(self, name: str, taught: TaughtBy, kept: Kept, subject: Subject) -> CachedTeacher:
-        cached = CachedTeacher(taught.source, kept, subject, self._place, self._warn, head_of(taught.model))
+    def _remember(self, name: str, taught: TaughtBy, kept: Kept, subject: Subject, numbers: Tensor) -> CachedTeacher:
+        cached = CachedTeacher(taught.source, kept, subject, self._place, self._warn, head_of(taught.model), numbers)
         self._cached[name] = cached
         return cached
 

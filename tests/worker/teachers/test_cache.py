@@ -57,7 +57,9 @@ def split(epoch: int = 0) -> Batch:
 class Desk:
     """One job's teacher, and what it was told."""
 
-    def __init__(self, folder: Path | None, kept: Kept = DenseCache(), subject: Subject = SUBJECT, **place: Any) -> None:
+    def __init__(
+        self, folder: Path | None, kept: Kept = DenseCache(), subject: Subject = SUBJECT, **place: Any
+    ) -> None:
         self.teacher, self.warnings = CountingTeacher(), []
         where = CachePlace(folder=str(folder), **place) if folder else None
         self.cached = CachedTeacher(self.teacher, kept, subject, where, self.warnings.append)
@@ -132,6 +134,19 @@ def test_batches_of_training_hit_in_the_second_epoch(tmp_path: Path) -> None:
         torch.testing.assert_close(desk.cached(batch).logits, desk.exact(batch.index))
     assert (desk.cached.hits, desk.cached.misses) == (SAMPLES, SAMPLES)
     desk.cached.close()
+
+
+def test_different_splits_of_one_set_share_what_is_said_about_it(tmp_path: Path) -> None:
+    place = CachePlace(folder=str(tmp_path))
+    asked = []
+    for numbers in (EVERYTHING[:30], EVERYTHING[10:].flip(0)):
+        teacher, taken = CountingTeacher(), split().take(numbers)
+        part = whole_split(taken.inputs, taken.targets)
+        cached = CachedTeacher(teacher, DenseCache(), SUBJECT, place, print, numbers=numbers)
+        torch.testing.assert_close(cached(part).logits, teacher.network(part.inputs["samples"]))
+        asked.append(teacher.rows)
+        cached.close()
+    assert asked == [30, 10]
 
 
 VARIANTS: list[tuple[Subject, Kept]] = [

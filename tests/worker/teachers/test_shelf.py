@@ -47,7 +47,7 @@ def put(shelf: Shelf, *names: str, layout: Layout = LAYOUT) -> None:
 
 def names(shelf: Shelf, *candidates: str) -> list[str]:
     known = {key(name): name for name in candidates}
-    return [known[found] for found in shelf.keys()]
+    return [known[found] for found in shelf.contents()]
 
 
 def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_entry_in_use_stays(folder: Path) -> None:
     assert set(names(shelf, "a", "b", "c")) == {"a", "c"}
     held.close()
     put(shelf, "d")
-    assert len(shelf.keys()) == 2
+    assert len(shelf.contents()) == 2
 
 
 def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
