@@ -23,6 +23,7 @@ class DenseCache(Option):
     """Every number of an answer; in fp32 nothing is lost."""
 
     store: Literal["dense"] = "dense"
+    """What is kept of an answer: all of it."""
     dtype: Dtype = "fp32"
     """How numbers are kept. fp16 has 11 significant bits and refuses what exceeds 65504; bf16 has 8 and any size."""
 
@@ -41,6 +42,7 @@ class TopKCache(Option):
     """
 
     store: Literal["top-k"] = "top-k"
+    """What is kept of an answer: its largest logits."""
     k: int = Field(ge=1, le=100_000)
     """Logits kept of each answer; at most the number of classes."""
     dtype: Dtype = "fp32"
@@ -56,6 +58,7 @@ class NoCache(Option):
     """Nothing: the teacher is asked every time."""
 
     store: Literal["off"] = "off"
+    """What is kept of an answer: nothing."""
 
 
 TeacherCache = Annotated[DenseCache | TopKCache | NoCache, Field(discriminator="store")]
