@@ -12,6 +12,7 @@ from app.recipe.losses import Loss
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students import Student
 from app.recipe.task import Task
+from app.recipe.teacher_cache import DenseCache, TeacherCache
 from app.recipe.teachers import Teacher, Weighting
 
 MAX_SEED = 2**63 - 1
@@ -123,6 +124,9 @@ class JobSpec(Spec):
     teacher_weighting: Weighting = "fixed"
     """How several teachers share a loss: by their weights alone, or also by how sure each is of a sample: the weight is
     multiplied by exp(-entropy) of its prediction. Shares add up to 1."""
+    teacher_cache: TeacherCache = DenseCache()
+    """What of the teachers' answers the worker keeps, for later epochs and for other jobs with the same teacher and
+    samples. Losses that look at a teacher's activations have it run on every batch, and nothing of it is kept."""
     student: Student
     recipe: Recipe
     evaluation: Evaluation = Evaluation()

@@ -40,6 +40,8 @@ class Trained(NamedTuple):
     """To evaluate on."""
     teacher_logits: Tensor | None
     """On these samples, (N, C) on the CPU."""
+    teacher_cache: Figures
+    """What was kept of the teachers' answers, by their names."""
 
 
 def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[Artifact]:
@@ -76,7 +78,7 @@ def _report(trained: Trained, bundle: Path, device: torch.device) -> Report:
         "student": student,
         "teacher": next(iter(teachers.values()), None),
         "teachers": teachers,
-        "train": train,
+        "train": train | {"teacher_cache": trained.teacher_cache},
         "seed": trained.job.seed,
     }
 
