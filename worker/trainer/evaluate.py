@@ -1,39 +1,83 @@
-"""How good a model is on held-out samples.
+"""How good a model is on held-out samples: what it answers, and the measures of its task.
 
-N samples, C classes. Metrics are computed in float64 on the CPU from float32 logits.
+N samples, C outputs. Metrics are computed in float64 on the CPU from float32 outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from app.recipe.job import Evaluation
 from app.recipe.plan import EVAL_BATCH
 from app.recipe.task import CLASSIFICATION, Task
-from worker.students.model import Model as StudentModel
+from worker.metrics import classification
+from worker.metrics.keypoints import keypoint_scores
+from worker.metrics.regression import regression_scores
+from worker.students.model import Model
 
-Model = Callable[[Tensor], Tensor]
+Call = Callable[[Tensor], Tensor]
+Metrics = dict[str, float]
+LISTED_CLASSES = 1000
+"""With more classes than this, the table of classes is left out."""
+
+
+class MainMetric(NamedTuple):
+    """What a student is chosen by."""
+
+    name: str
+    higher_is_better: bool
+
+    def is_better(self, metrics: Metrics, than: Metrics) -> bool:
+        """Whether one set of metrics is strictly better than another."""
+        found, other = metrics[self.name], than[self.name]
+        return found > other if self.higher_is_better else found < other
+
+
+MAIN_METRICS: dict[Task, MainMetric] = {
+    "image-classification": MainMetric("accuracy", higher_is_better=True),
+    "text-classification": MainMetric("accuracy", higher_is_better=True),
+    "regression": MainMetric("rmse", higher_is_better=False),
+    "keypoints": MainMetric("nme", higher_is_better=False),
+}
+
+
+class ClassRow(NamedTuple):
+    """One class in the table of classes."""
+
+    number: int
+    samples: int
+    accuracy: float | None
+    """Share of its samples that were recognised; none where it has no sample."""
+
+
+class Judgement(NamedTuple):
+    """What was found out about outputs."""
+
+    metrics: Metrics
+    classes: list[ClassRow] | None = None
+    """For a classifier of at most LISTED_CLASSES classes."""
 
 
 @torch.inference_mode()
-def predict(model: StudentModel, samples: Tensor) -> Tensor:
-    """Logits or numbers (N, C) on the CPU of raw `samples` (N, ...), in evaluation mode and full float32.
+def predict(model: Model, samples: Tensor) -> Tensor:
+    """Outputs (N, C) on the CPU for raw `samples` (N, …), in evaluation mode and full float32.
 
-    TensorFloat-32 is off: its logits would differ from those of the exported file in the third digit.
+    TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
     """
     was_training = model.training
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        logits = predict_with(model.eval(), samples)
+        outputs = predict_with(model.eval(), samples)
     model.train(was_training)
-    return logits
+    return outputs
 
 
-def predict_with(model: Model, samples: Tensor) -> Tensor:
-    """Logits or numbers (N, C) on the CPU by any function of raw samples, a batch at a time."""
-    return torch.cat([model(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
+def predict_with(call: Call, samples: Tensor) -> Tensor:
+    """Outputs (N, C) on the CPU by any function of raw samples, a batch at a time."""
+    return torch.cat([call(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
 
 
 def together(said: list[Tensor], weights: list[float], task: Task) -> Tensor:
@@ -48,29 +92,39 @@ def together(said: list[Tensor], weights: list[float], task: Task) -> Tensor:
     return (answers * shares.view(-1, 1, 1)).sum(0).float()
 
 
-def judge(logits: Tensor, labels: Tensor, ece_bins: int, teacher: Tensor | None = None) -> dict[str, float]:
-    """`accuracy`, `nll` (nats) and `ece`; with the teacher's logits (N, C) also `agreement` and `kl`.
+def judge(
+    task: Task, outputs: Tensor, targets: Tensor, options: Evaluation, teacher: Tensor | None = None
+) -> Judgement:
+    """Hold `outputs` (N, C) against `targets`, (N,) int64 classes or (N, C) numbers, and the teacher's outputs (N, C).
 
-    agreement: share of samples on which both sides' first choice is the same. kl: mean KL(teacher || student), in nats.
+    A classifier: `accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier`; likeness to the teacher: `agreement`, `kl`.
+    A regression: `mse`, `mae`, `rmse`, `r2`, `pearson`. Keypoints: `nme`, `failure_rate`, `auc`. Of both likeness is
+    `teacher_rmse`, in the unit of the targets.
     """
-    log_p = F.log_softmax(logits.double(), dim=-1)
-    labels = labels.cpu()
+    targets = targets.cpu()
+    if task in CLASSIFICATION:
+        return _judge_classes(outputs, targets, options, teacher)
+    scores = keypoint_scores(outputs, targets) if task == "keypoints" else regression_scores(outputs, targets)
+    likeness = {} if teacher is None else {"teacher_rmse": regression_scores(outputs, teacher).rmse}
+    return Judgement({**scores._asdict(), **likeness})
+
+
+def _judge_classes(logits: Tensor, labels: Tensor, options: Evaluation, teacher: Tensor | None) -> Judgement:
     found = {
-        "accuracy": (log_p.argmax(-1) == labels).double().mean(),
-        "nll": F.nll_loss(log_p, labels),
-        "ece": calibration_error(log_p, labels, ece_bins),
+        "accuracy": classification.accuracy(logits, labels),
+        "nll": classification.negative_log_likelihood(logits, labels),
+        "ece": classification.calibration_error(logits, labels, options.ece_bins),
+        "adaptive_ece": classification.adaptive_calibration_error(logits, labels, options.ece_bins),
+        "brier": classification.brier_score(logits, labels),
     }
     if teacher is not None:
-        log_t = F.log_softmax(teacher.double(), dim=-1)
-        found["agreement"] = (log_p.argmax(-1) == log_t.argmax(-1)).double().mean()
-        found["kl"] = F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
-    return {name: float(value) for name, value in found.items()}
+        found["agreement"] = classification.agreement(logits, teacher)
+        found["kl"] = classification.divergence(logits, teacher)
+    table = _class_table(logits, labels) if logits.shape[-1] <= LISTED_CLASSES else None
+    return Judgement({name: float(value) for name, value in found.items()}, table)
 
 
-def calibration_error(log_p: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Expected calibration error (1706.04599): confidence against accuracy over `bins` equal widths, (lower, upper]."""
-    log_confidence, choice = log_p.max(-1)
-    confidence = log_confidence.exp()
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, (choice == labels).double() - confidence)
-    return gap.abs().sum() / len(labels)
+def _class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:
+    samples, recognised = (counts.tolist() for counts in classification.class_counts(logits, labels))
+    pairs = enumerate(zip(samples, recognised, strict=True))
+    return [ClassRow(number, count, hits / count if count else None) for number, (count, hits) in pairs]

@@ -17,12 +17,13 @@ from app.recipe.plan import TrainingPlan, plan_training
 from worker.data.batches import Batches
 from worker.data.images import TaskData, load_images
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.protocol import Assignment, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
+from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
+from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
-from worker.trainer.evaluate import judge, predict, together
+from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
@@ -67,13 +68,13 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
     if not _train(courses, plan, state, watch):
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
-    send(Metrics(step=state.step, values=judges.evaluate(state)))
+    watch.evaluate(state)
     if stop():
         watch.save(state)
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
     teachers = {name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()}
-    trained = Trained(job, plan, state.judged, teachers, state.seconds, inputs.task.eval, judges.teacher_logits)
+    trained = Trained(job, plan, state, teachers, inputs.task.eval, judges.teacher_logits)
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
 
 
@@ -121,7 +122,9 @@ class _Judges:
         logits = predict(state.judged, self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
-        found = judge(logits, self._samples.targets, self._job.evaluation.ece_bins, self.teacher_logits)
+        job = self._job
+        found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
+        consider(state, MAIN_METRICS[job.task], found, keep=job.evaluation.keep == "best")
         return {f"eval/{name}": value for name, value in found.items()}
 
 
