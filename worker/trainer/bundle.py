@@ -139,7 +139,7 @@ class _Examination:
         """Metrics of a file that must answer as the live model does."""
         require_same(file, outputs, self._live)
         found, live, targets = self._judge(outputs), self._judge(self._live), self._trained.samples.targets
-        require_same_metrics(file, self._trained.job.task, found.metrics, live.metrics, self._live, targets)
+        require_same_metrics(file, self._trained.job, found.metrics, live.metrics, self._live, targets)
         return dict(found.metrics)
 
     def _inexact(self, file: str, outputs: Tensor) -> Figures:

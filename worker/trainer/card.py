@@ -22,21 +22,24 @@ Figures = Mapping[str, Any]
 
 def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
     """Markdown: where the model comes from, how it was trained, what it achieves, how to use it."""
+    threads, kept = report["train"]["threads"], report["epochs"]["kept"]
+    measured = f"{report['samples']['eval']} held-out samples"
     sections = [
         f"# {job.name or config.architecture.architecture}",
         f"A `{config.architecture.architecture}` for {job.task}, {_lineage(job)}, on `{job.data.train}`.",
         "\n".join(_recipe(job, report)),
         "## Results",
-        f"Measured on {report['samples']['eval']} held-out samples: the teachers and the epochs from their weights, the "
-        f"files of this folder as they were opened again. Exported are the weights of the {report['epochs']['kept']} epoch.",
+        f"Measured on {measured}: teachers and epochs from their weights, the files of this folder as they were opened "
+        f"again. These hold the weights of the {kept} epoch.",
         "\n".join(_table(_columns(report))),
-        "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies are "
-        f"those of one sample on the CPU with {report['train']['threads']} thread(s), on the GPU where the name says so.",
+        "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies "
+        f"are those of one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or where the name says so on "
+        "the GPU.",
         "![What was measured while the model was trained](curves.png)",
         "## Use",
         *_use(config, report),
-        "`config.json` describes the weights in `model.safetensors`; `recipe.json` is the whole job, and `report.json` has "
-        "all figures.",
+        "`config.json` describes the weights in `model.safetensors`; `recipe.json` is the whole job, and `report.json` "
+        "has all figures.",
         "## Licence",
         LICENCE,
     ]
@@ -79,7 +82,7 @@ def _columns(report: Figures) -> dict[str, Figures]:
     }
     graphs = {file: student[key] for key, file in GRAPHS.items() if key in student}
     return {
-        **teachers,
+        **{name: found for name, found in teachers.items() if found},
         "last epoch": epochs["last"],
         "best epoch": epochs["best"],
         "model.safetensors": student,
@@ -88,15 +91,18 @@ def _columns(report: Figures) -> dict[str, Figures]:
 
 
 def _table(columns: Mapping[str, Figures]) -> Iterator[str]:
-    found = [name for figures in columns.values() for name, value in figures.items() if isinstance(value, int | float)]
+    most = sorted(columns.values(), key=len, reverse=True)  # its order of rows is the one to follow
+    rows = dict.fromkeys(name for column in most for name, value in column.items() if isinstance(value, int | float))
     yield "| | " + " | ".join(columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
-    for name in dict.fromkeys(found):
+    for name in rows:
         yield f"| {name} | " + " | ".join(_cell(figures.get(name)) for figures in columns.values()) + " |"
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    if isinstance(value, float) and abs(value) < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else ""
 
 
 def _use(config: ModelConfig, report: Figures) -> Iterator[str]:

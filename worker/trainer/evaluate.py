@@ -14,9 +14,7 @@ from torch import Tensor
 from app.recipe.job import Evaluation
 from app.recipe.plan import EVAL_BATCH
 from app.recipe.task import CLASSIFICATION, Task
-from worker.metrics import classification
-from worker.metrics.keypoints import keypoint_scores
-from worker.metrics.regression import regression_scores
+from worker.metrics import classification, keypoints, regression
 from worker.students.model import Model
 
 Call = Callable[[Tensor], Tensor]
@@ -30,16 +28,23 @@ class MainMetric(NamedTuple):
 
     name: str
     higher_is_better: bool
+    tie_breaker: str | None = None
+    """Decides between equals; lower is better."""
 
     def is_better(self, metrics: Metrics, than: Metrics) -> bool:
         """Whether one set of metrics is strictly better than another."""
-        found, other = metrics[self.name], than[self.name]
-        return found > other if self.higher_is_better else found < other
+        return self._rank(metrics) > self._rank(than)
+
+    def _rank(self, metrics: Metrics) -> tuple[float, float]:
+        value = metrics[self.name]
+        second = -metrics[self.tie_breaker] if self.tie_breaker else 0.0
+        return value if self.higher_is_better else -value, second
 
 
+BY_ACCURACY = MainMetric("accuracy", higher_is_better=True, tie_breaker="nll")
 MAIN_METRICS: dict[Task, MainMetric] = {
-    "image-classification": MainMetric("accuracy", higher_is_better=True),
-    "text-classification": MainMetric("accuracy", higher_is_better=True),
+    "image-classification": BY_ACCURACY,
+    "text-classification": BY_ACCURACY,
     "regression": MainMetric("rmse", higher_is_better=False),
     "keypoints": MainMetric("nme", higher_is_better=False),
 }
@@ -98,15 +103,17 @@ def judge(
     """Hold `outputs` (N, C) against `targets`, (N,) int64 classes or (N, C) numbers, and the teacher's outputs (N, C).
 
     A classifier: `accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier`; likeness to the teacher: `agreement`, `kl`.
-    A regression: `mse`, `mae`, `rmse`, `r2`, `pearson`. Keypoints: `nme`, `failure_rate`, `auc`. Of both likeness is
-    `teacher_rmse`, in the unit of the targets.
+    A regression: `mse`, `rmse`, `mae`, `r2`, `pearson`, the last two as means over the outputs. Keypoints: `nme`,
+    `failure_rate`, `auc`. Of both, likeness is `teacher_rmse`, in the unit of the targets.
+    Raises UserError (`invalid_data`) for keypoints without a length to divide their error by.
     """
     targets = targets.cpu()
     if task in CLASSIFICATION:
         return _judge_classes(outputs, targets, options, teacher)
-    scores = keypoint_scores(outputs, targets) if task == "keypoints" else regression_scores(outputs, targets)
-    likeness = {} if teacher is None else {"teacher_rmse": regression_scores(outputs, teacher).rmse}
-    return Judgement({**scores._asdict(), **likeness})
+    found = _judge_points(outputs, targets, options) if task == "keypoints" else _judge_numbers(outputs, targets)
+    if teacher is not None:
+        found["teacher_rmse"] = regression.root_mean_squared_error(outputs, teacher)
+    return Judgement(_floats(found))
 
 
 def _judge_classes(logits: Tensor, labels: Tensor, options: Evaluation, teacher: Tensor | None) -> Judgement:
@@ -121,7 +128,38 @@ def _judge_classes(logits: Tensor, labels: Tensor, options: Evaluation, teacher:
         found["agreement"] = classification.agreement(logits, teacher)
         found["kl"] = classification.divergence(logits, teacher)
     table = _class_table(logits, labels) if logits.shape[-1] <= LISTED_CLASSES else None
-    return Judgement({name: float(value) for name, value in found.items()}, table)
+    return Judgement(_floats(found), table)
+
+
+def _judge_numbers(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {
+        "mse": regression.mean_squared_error(outputs, targets),
+        "rmse": regression.root_mean_squared_error(outputs, targets),
+        "mae": regression.mean_absolute_error(outputs, targets),
+        "r2": regression.r_squared(outputs, targets).mean(),
+        "pearson": regression.pearson_correlation(outputs, targets).mean(),
+    }
+
+
+def _judge_points(outputs: Tensor, targets: Tensor, options: Evaluation) -> dict[str, Tensor]:
+    errors = keypoints.sample_errors(outputs, targets, _lengths(targets, options))
+    return {
+        "nme": keypoints.normalised_mean_error(errors),
+        "failure_rate": keypoints.failure_rate(errors),
+        "auc": keypoints.area_under_curve(errors),
+    }
+
+
+def _lengths(targets: Tensor, options: Evaluation) -> Tensor:
+    """A single point has no size of its own: its error stays in the unit of the targets."""
+    if targets.shape[-1] == 2:
+        return torch.ones(len(targets), dtype=torch.float64)
+    first_second = options.nme_points
+    return keypoints.normalisers(targets, (first_second[0], first_second[1]) if first_second else None)
+
+
+def _floats(found: dict[str, Tensor]) -> Metrics:
+    return {name: float(value) for name, value in found.items()}
 
 
 def _class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from app.recipe.job import Evaluation
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.job import JobSpec
+from app.recipe.task import CLASSIFICATION
 from worker.errors import SystemFault
 from worker.trainer.evaluate import MAIN_METRICS, Metrics, judge
 
 TOLERANCE = 1e-4
-"""Largest difference between the outputs of an exported file and those of the live model, relative to the largest output
-or to 1. In float32 other orders of summation were seen to differ by some 1e-6."""
+"""Largest difference between the outputs of an exported file and those of the live model, relative to the largest
+output or to 1. In float32 other orders of summation were seen to differ by some 1e-6."""
 
 
 def require_same(name: str, exported: Tensor, live: Tensor) -> None:
@@ -34,7 +34,7 @@ def require_finite(name: str, exported: Tensor) -> None:
 
 
 def require_same_metrics(
-    name: str, task: Task, exported: Metrics, live: Metrics, outputs: Tensor, targets: Tensor
+    name: str, job: JobSpec, exported: Metrics, live: Metrics, outputs: Tensor, targets: Tensor
 ) -> None:
     """Raise SystemFault (`export_mismatch`) when the metrics of an exported file are not the live model's.
 
@@ -43,21 +43,21 @@ def require_same_metrics(
     calibration error jumps at the edges of its bins; numbers move the error of a regression by at most what an error of
     that size in all of them would amount to.
     """
-    for metric, slack in _slacks(task, outputs, targets.cpu()):
+    for metric, slack in _slacks(job, outputs, targets):
         if not abs(exported[metric] - live[metric]) <= slack + 1e-12:
             found = f"{metric} {exported[metric]:.6f}, the trained model {live[metric]:.6f}"
             raise SystemFault("export_mismatch", f"{name} has {found}")
 
 
-def _slacks(task: Task, outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, float]]:
+def _slacks(job: JobSpec, outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, float]]:
     allowed = _allowed(outputs)
-    if task in CLASSIFICATION:
+    if job.task in CLASSIFICATION:
         best = outputs.topk(2, dim=-1).values
         yield "accuracy", float((best[:, 0] - best[:, 1] <= 2 * allowed).double().mean())
         yield "nll", 2 * allowed
     else:
-        main = MAIN_METRICS[task].name
-        yield main, judge(task, targets.double() + allowed, targets, Evaluation()).metrics[main]
+        main = MAIN_METRICS[job.task].name
+        yield main, judge(job.task, targets + allowed, targets, job.evaluation).metrics[main]
 
 
 def _allowed(live: Tensor) -> float:
