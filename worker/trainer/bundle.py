@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.plan import TrainingPlan
+from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.data.batches import Batch
 from worker.protocol import Artifact
 from worker.students.model import Model
@@ -62,9 +63,9 @@ class _Graph(NamedTuple):
 
 
 GRAPHS: dict[ExportFormat, _Graph] = {
-    "onnx": _Graph("onnx", export.ONNX, "onnxruntime", export.export_onnx),
-    "onnx-int8": _Graph("onnx_int8", export.INT8, "onnxruntime", export.export_int8, exact=False),
-    "torch-export": _Graph("torch_export", export.PROGRAM, "torch", export.export_program),
+    "onnx": _Graph("onnx", ONNX, "onnxruntime", export.export_onnx),
+    "onnx-int8": _Graph("onnx_int8", INT8, "onnxruntime", export.export_int8, exact=False),
+    "torch-export": _Graph("torch_export", PROGRAM, "torch", export.export_program),
 }
 """In the order in which they are written: the one with 8 bits is made from the one before."""
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.model import ImageInput, ModelConfig, TableInput
 from app.recipe.optimizers import Optimizer, Schedule
+from app.recipe.report import GRAPHS, Figures, columns, rows
 from app.recipe.weights import Weight
 
-GRAPHS = {"onnx": "model.onnx", "onnx_int8": "model.int8.onnx", "torch_export": "model.pt2"}
-"""Files of the graphs, by their key in the report."""
 LICENCE = (
     "This folder grants no licence. What may be done with the weights follows from the terms of the training data, of "
     "the teachers where there are any, and of whatever these were made from: settle them before you pass the model on."
 )
-Figures = Mapping[str, Any]
 
 
 def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
@@ -31,7 +28,7 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         "## Results",
         f"Measured on {measured}: teachers and epochs from their weights, the files of this folder as they were opened "
         f"again. These hold the weights of the {kept} epoch.",
-        "\n".join(_table(_columns(report))),
+        "\n".join(_table(report)),
         "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies "
         f"are those of one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or where the name says so on "
         "the GPU.",
@@ -74,35 +71,12 @@ def _steps(optimizer: Optimizer, schedule: Schedule) -> str:
     return f"{optimizer.kind}, learning rate {optimizer.lr:g}, {schedule.kind}"
 
 
-def _columns(report: Figures) -> dict[str, Figures]:
-    """The table's columns by their titles: teachers, epochs, files."""
-    student, epochs = report["student"], report["epochs"]
-    teachers = {
-        "teacher" if len(report["teachers"]) == 1 else name: found for name, found in report["teachers"].items()
-    }
-    graphs = {file: student[key] for key, file in GRAPHS.items() if key in student}
-    return {
-        **{name: found for name, found in teachers.items() if found},
-        "last epoch": epochs["last"],
-        "best epoch": epochs["best"],
-        "model.safetensors": student,
-        **graphs,
-    }
-
-
-def _table(columns: Mapping[str, Figures]) -> Iterator[str]:
-    most = sorted(columns.values(), key=len, reverse=True)  # its order of rows is the one to follow
-    rows = dict.fromkeys(name for column in most for name, value in column.items() if isinstance(value, int | float))
-    yield "| | " + " | ".join(columns) + " |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for name in rows:
-        yield f"| {name} | " + " | ".join(_cell(figures.get(name)) for figures in columns.values()) + " |"
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float) and abs(value) < 1e4:
-        return f"{value:.4g}"
-    return f"{value:,.0f}" if isinstance(value, int | float) else ""
+def _table(report: Figures) -> Iterator[str]:
+    shown = columns(report)
+    yield "| | " + " | ".join(shown) + " |"
+    yield "|---" * (len(shown) + 1) + "|"
+    for name, cells in rows(shown):
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def _use(config: ModelConfig, report: Figures) -> Iterator[str]:

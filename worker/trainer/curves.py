@@ -25,7 +25,7 @@ def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = Non
     from matplotlib.figure import Figure
 
     panels = _panels(points)
-    rows = -(-len(panels) // COLUMNS)
+    rows = max(1, -(-len(panels) // COLUMNS))
     figure = Figure((PANEL[0] * COLUMNS, PANEL[1] * rows), DPI, layout="constrained")
     for place, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, COLUMNS, place)

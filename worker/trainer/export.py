@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from app.recipe.model import ImageInput, Input, TableInput
+from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.students.model import Model
 from worker.students.weights import load_model, save_model
 
-ONNX, INT8, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
 QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
 """Operators whose constant weights become int8: convolutions, linear layers, embeddings."""
 Call = Callable[[Tensor], Tensor]
