@@ -30,7 +30,8 @@ def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = Non
     for place, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, COLUMNS, place)
         _draw(axes, title, {name: _series(points, name) for name in names}, best_step)
-    FigureCanvasAgg(figure).print_png(path)
+    FigureCanvasAgg(figure)  # draws without a display; the figure keeps it
+    figure.savefig(path, format="png")
 
 
 def _panels(points: Sequence[Point]) -> dict[str, list[str]]:
