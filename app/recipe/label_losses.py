@@ -17,8 +17,8 @@ from app.recipe.taps import Tap, Taps
 class Uskd(LossTerm):
     """Universal self-KD: soft labels out of the student's own prediction and that of a weak head on an earlier feature.
 
-    The weak head is one linear layer that is trained along and is not exported. The cross-entropy with the labels is not
-    part of this term: give it beside it, with a weight of 1.
+    The weak head is one linear layer that is trained along and is not exported. The cross-entropy with the labels is
+    no part of this term: give it beside it, with a weight of 1.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -29,9 +29,9 @@ class Uskd(LossTerm):
         "2303.13005",
     )
     equation: ClassVar[str] = (
-        "-alpha (q_y^2 + 1 - mean over rows of q_y^2) log q_y - beta sum_(c != y) r'_c log q'_c - mu sum_c s_c log w_c; "
-        "w = softmax of the weak head, s = 0.9 onehot(y) + 0.1 / C, r_c = 1 / rank of w_c / (1 - w_y) + log q_c / (1 - log "
-        "q_y), ' = renormalised over the classes != y"
+        "-alpha (q_y^2 + 1 - mean of q_y^2 over rows) log q_y - beta sum_(c != y) r'_c log q'_c - mu sum_c s_c log w_c,"
+        " w = softmax of the weak head, s = 0.9 onehot(y) + 0.1 / C, r_c = 1 / rank of w_c / (1 - w_y) + log q_c / "
+        "(1 - log q_y), ' = renormalised over the classes != y"
     )
     applies: ClassVar[str] = (
         "Classification without a teacher; labels may be probabilities, of which the two largest count; not with "
@@ -40,9 +40,9 @@ class Uskd(LossTerm):
     kind: Literal["uskd"] = "uskd"
     feature: Tap
     """Where the weak head reads: in a CNN the stage before the last, in a transformer an inner block."""
-    pooling: Literal["mean", "first"] = "mean"
-    """How a feature becomes one vector for each sample: the mean over its pixels or tokens, or its first token (the class
-    token of a transformer)."""
+    reduction: Literal["mean", "first"] = "mean"
+    """What becomes one vector of tokens: their mean, or the first one (a class token). Maps are always averaged over
+    their positions."""
     alpha: NonNegative = 1.0
     """Weight of the target class; 1 on ImageNet, 0.1 on CIFAR-100."""
     beta: NonNegative = 0.1
@@ -58,12 +58,11 @@ class Uskd(LossTerm):
 
 
 class Ferkd(LossTerm):
-    """FerKD: how sure the teacher is of a crop decides whether the crop keeps the teacher's label, gets the true one, or
-    counts for nothing.
+    """FerKD: by how sure the teacher is of it, a crop keeps the teacher's label, gets the true one, or is dropped.
 
     The teacher sees the crop that the student sees, so its prediction is that region's soft label. Where nothing of a
-    batch would count all of it does, with the teacher's labels. The rule is the paper's; its thresholds are not published,
-    and those here are ours.
+    batch would count all of it does, with the teacher's labels. The rule is the paper's; its thresholds are not
+    published, and those here are ours.
     """
 
     couples_rows: ClassVar[bool] = True
@@ -90,13 +89,18 @@ class Ferkd(LossTerm):
     smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     """Share of a hard crop's label that is spread evenly over the other classes."""
     top_k: int | None = Field(None, ge=1)
-    """Keeps only the teacher's likeliest classes, as in a store of soft labels (FKD, arXiv 2112.01528: 5 or 10); none: all
-    of them."""
+    """Keeps only the teacher's likeliest classes, as in a store of soft labels (FKD, arXiv 2112.01528: 5 or 10); none:
+    all of them."""
     rest: Literal["spread", "drop"] = "spread"
     """With `top_k`: spreads what the likeliest leave evenly over the others, or brings them to a sum of 1 alone."""
 
     @model_validator(mode="after")
-    def _thresholds_are_in_order(self) -> Self:
+    def _settings_fit(self) -> Self:
         if not self.low <= self.middle <= self.high:
             raise ValueError("low, middle and high must be in this order")
+        if self.rest == "drop" and self.top_k is None:
+            raise ValueError("rest is drop, but nothing is left over without top_k")
         return self
+
+
+LABEL_LOSSES: tuple[type[LossTerm], ...] = (Uskd, Ferkd)

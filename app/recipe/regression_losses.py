@@ -1,7 +1,7 @@
 """The losses of tasks whose answer is a list of numbers, and the softer targets that a tolerant teacher is trained on.
 
-Notation of the equations: x the student's output, g the label, t a teacher's output, each of C numbers; |.| and sign are
-taken number by number, and a loss is the mean over the C numbers and over the rows.
+Notation of the equations: x the student's output, g the label, t a teacher's output, each of C numbers; |.| and sign
+are taken number by number, and a loss is the mean over the C numbers and over the rows.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Wing(DistanceLoss):
 
 
 class Assistive(LossTerm):
-    """KD-Loss of two teachers: the label leads, each teacher repels or draws the student from where it stands.
+    """KD-Loss of two teachers: the label leads, and each teacher draws the student in or pushes it on.
 
-    Every teacher's answer is reflected to the student's side of the label. A student that is further from the label than
-    the teacher is drawn in; one that is between the teacher and the label is pushed on to the label by a negative weight,
-    so the loss has no bound at 0; one that is all but there is left alone. The tough teacher was trained on the labels,
-    the tolerant one on `soft-landmarks`.
+    Every teacher's answer is reflected to the student's side of the label. A student that is further from the label
+    than the teacher is drawn in; one that is between the teacher and the label is pushed on to the label by a negative
+    weight, so the loss may be below 0; one that is all but there is left alone. The tough teacher was trained on the
+    labels, the tolerant one on `soft-landmarks`.
     """
 
     paper: ClassVar[Paper | None] = KD_LOSS
@@ -123,6 +123,9 @@ class Assistive(LossTerm):
         return {"tolerant": self.tolerant, "tough": self.tough}
 
 
+NUMBER_LOSSES: tuple[type[LossTerm], ...] = (Mse, SmoothL1, Wing, Assistive)
+
+
 class SoftLandmarks(Option):
     """Softer targets for a tolerant teacher: the labels, seen through their main directions of variation alone.
 
@@ -133,6 +136,6 @@ class SoftLandmarks(Option):
     paper: ClassVar[Paper | None] = KD_LOSS
     kind: Literal["soft-landmarks"] = "soft-landmarks"
     variance: Fraction = 0.9
-    """Share of the targets' variance that the directions must explain; a smaller share makes a more tolerant teacher."""
+    """Share of the targets' variance that the directions must explain; less makes a more tolerant teacher."""
     clip: Positive = 3.0
     """How far from the mean a target may be in any of the directions, in its standard deviations."""

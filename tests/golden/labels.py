@@ -64,8 +64,8 @@ def fkd_soft_labels(case: Case) -> Comparisons:
     """Labels out of a store; the loss is that of `ferkd` when it sorts nothing out."""
     logits, label_type = case.inputs["logit_s"], case.hyper["label_type"]
     columns, probabilities = _stored(case.inputs["stored_label"])
-    spread = label_type not in ("hard", "marginal_renorm")
-    labels = recover(columns, probabilities, torch.ones_like(logits, dtype=torch.bool), spread)
+    left = None if label_type in ("hard", "marginal_renorm") else 1.0 - probabilities.sum(-1, keepdim=True)
+    labels = recover(columns, probabilities, torch.ones_like(logits, dtype=torch.bool), left)
     yield Comparison("ferkd", "soft_label", labels, case.outputs["soft_label"])
     term = FerkdTerm(Ferkd(low=0.0, middle=0.0, high=1.0))
     rows = Rows(logits, torch.zeros(len(logits), dtype=torch.int64), labels.log())

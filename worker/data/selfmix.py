@@ -1,7 +1,7 @@
 """SelfMix (2312.17473): two crops of the same image become one, so that its class stays what it is.
 
-The paper's details are not published; here a crop is pasted or blended into another by a share that is uniform in 0..1.
-All is decided by numbers that the caller draws for each sample, so that a batch may be cut anywhere.
+All is decided by numbers that the caller draws for each sample, so that a sample is mixed alike in any batch. The same
+functions make CutMix and mixup out of crops of different images.
 """
 
 from __future__ import annotations
@@ -11,32 +11,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DRAWS = 4
-"""Numbers in 0..1 that `self_mix` takes for each sample."""
-
 
 class Mixed(NamedTuple):
-    """Images (B, C, H, W), and the share of the first crop in each (B,), by its area where it was pasted into."""
+    """Images (B, C, H, W), and the share of the first crop in each (B,), by its area where a box was put into it."""
 
     images: Tensor
     share: Tensor
 
 
-def self_mix(first: Tensor, second: Tensor, uniform: Tensor, paste_share: float = 0.5) -> Mixed:
-    """Mix crops (B, C, H, W) of the same images, uint8 or floating; `uniform` (B, DRAWS) in 0..1 decides how.
+def self_mix(first: Tensor, second: Tensor, share: Tensor, centre: Tensor | None = None) -> Mixed:
+    """Mix crops (B, C, H, W) of the same images, uint8 or floating, by the `share` (B,) in 0..1 of the first one.
 
-    Its columns: a box of the second crop is pasted where the first one is below `paste_share`, else both are blended;
-    the share of the first crop before the box is clipped; the box's centre, y before x.
+    With a `centre` (B, 2) in 0..1, y before x, a box around it is the second crop's; without, both are blended.
     """
-    kind, share, *centre = uniform.unbind(1)
-    boxes = draw_boxes(share, torch.stack(centre, 1), first.shape[-2:])
-    pasted, blended = paste(first, second, boxes), blend(first, second, share)
-    chosen = kind < paste_share
-    return Mixed(torch.where(_per_pixel(chosen), pasted.images, blended.images), pasted.share.where(chosen, share))
+    if centre is None:
+        return blend(first, second, share)
+    return paste(first, second, draw_boxes(share, centre, first.shape[-2:]))
 
 
 def draw_boxes(share: Tensor, centre: Tensor, size: torch.Size) -> Tensor:
-    """Boxes (B, 4) int64 of a share of the area of 1 - `share` (B,), around `centre` (B, 2) in 0..1, clipped.
+    """Boxes (B, 4) int64 with 1 - `share` (B,) of the area, around `centre` (B, 2) in 0..1, clipped.
 
     A box is y1, x1, y2, x2 in pixels, the latter two exclusive; `size` is height and width.
     """

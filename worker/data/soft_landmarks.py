@@ -25,7 +25,7 @@ class ShapeModel(NamedTuple):
     """(R,), of the targets along each direction, descending; the unbiased ones."""
 
     def soften(self, targets: Tensor, clip: float) -> Tensor:
-        """`targets` (N, C) within the directions, at most `clip` standard deviations off the mean in each; same dtype."""
+        """`targets` (N, C) within the directions, in each at most `clip` deviations off the mean; same dtype."""
         limit = clip * self.variances.sqrt()
         offsets = ((targets.double().cpu() - self.mean) @ self.directions).clamp(-limit, limit)
         return (self.mean + offsets @ self.directions.T).to(targets)

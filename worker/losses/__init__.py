@@ -20,6 +20,7 @@ from worker.losses.divergences import (
     TvdTerm,
 )
 from worker.losses.dkd import DkdTerm
+from worker.losses.features import FEATURE_TERMS
 from worker.losses.kd import KdTerm, LogitMseTerm
 from worker.losses.nkd import NkdTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
@@ -46,7 +47,7 @@ TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
 }
 
 
-BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {}
+BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {**FEATURE_TERMS}
 """Terms that tap activations or train parts of their own."""
 
 

@@ -51,7 +51,7 @@ def reflected(outputs: Tensor, label: Tensor, teacher: Tensor) -> Tensor:
 
 
 def main(outputs: Tensor, label: Tensor, tolerant: Tensor) -> Tensor:
-    """3 e within the tolerant teacher's distance d of the label, e^2 + 3 d - d^2 beyond it: both are 3 d where they meet."""
+    """3 e within the tolerant teacher's distance d of the label, e^2 + 3 d - d^2 beyond it; they meet at 3 d."""
     error, allowed = (label - outputs).abs(), (label - tolerant).abs()
     return torch.where(error <= allowed, 3.0 * error, error.square() + 3.0 * allowed - allowed.square())
 

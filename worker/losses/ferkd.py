@@ -1,4 +1,4 @@
-"""FerKD (2312.17473): soft labels where the teacher is sure of a crop, hard ones where it is not, none where it is lost.
+"""FerKD (2312.17473): soft labels where the teacher is sure of a crop, hard ones where not, none where it is lost.
 
 Which rows are kept belongs to the batch, so each row carries the share that makes the mean over the rows that count the
 mean over the kept ones.
@@ -60,7 +60,8 @@ class FerkdTerm:
         if self.spec.thresholds == "quantile":
             limits = confidence.where(valid, torch.nan).nanquantile(limits)
         low, middle, high = limits
-        return (confidence >= low).long() + (confidence >= middle) + (confidence > high)
+        kinds: Tensor = (confidence >= low).long() + (confidence >= middle) + (confidence > high)
+        return kinds
 
     def _true_labels(self, rows: Rows, like: Tensor) -> Tensor:
         """(B, C) probabilities."""
@@ -78,7 +79,8 @@ class FerkdTerm:
         if self.spec.top_k is None:
             return p
         values, columns = p.topk(min(self.spec.top_k, p.shape[-1]), dim=-1)
-        return recover(columns, values, ~masked, self.spec.rest == "spread")
+        left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True) if self.spec.rest == "spread" else None
+        return recover(columns, values, ~masked, left)
 
 
 def _valid(rows: Rows) -> Tensor:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def recover(columns: Tensor, probabilities: Tensor, offered: Tensor, spread: bool = True) -> Tensor:
+def recover(columns: Tensor, probabilities: Tensor, offered: Tensor, left: Tensor | None) -> Tensor:
     """Soft labels (B, C) from the `probabilities` (B, K) of `columns` (B, K), K different ones in each row.
 
-    What they leave of 1 is spread evenly over the other `offered` columns (B, C) bool; or, without `spread`, they are
-    divided by their sum.
+    What is `left` (B, 1) beside them is spread evenly over the other `offered` columns (B, C) bool; none: they are
+    divided by their sum, and the others have nothing.
     """
     others = offered.scatter(-1, columns, False)
-    total = probabilities.sum(-1, keepdim=True)
-    if spread:
-        return evenly(1.0 - total, others, probabilities).scatter(-1, columns, probabilities)
-    return evenly(0.0, others, probabilities).scatter(-1, columns, probabilities / total)
+    if left is None:
+        return evenly(0.0, others, probabilities).scatter(
+            -1, columns, probabilities / probabilities.sum(-1, keepdim=True)
+        )
+    return evenly(left, others, probabilities).scatter(-1, columns, probabilities)
 
 
 def evenly(mass: Tensor | float, where: Tensor, like: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ class KdRelTerm:
 def keep(columns: Tensor, logits: Tensor) -> Tensor:
     """softmax(`logits`) (B, C) in the `columns` (B, K), and what it leaves spread evenly over the other columns."""
     p = torch.softmax(logits, dim=-1)
-    return recover(columns, p.gather(-1, columns), ~logits.isneginf())
+    left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True)
+    return recover(columns, p.gather(-1, columns), ~logits.isneginf(), left)
 
 
 def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:

@@ -52,13 +52,11 @@ class UskdTerm:
     def __init__(self, spec: Uskd, workshop: Workshop) -> None:
         self.spec = spec
         shape = workshop.student(spec.feature)
-        if len(shape) not in (2, 3, 4) or (len(shape) == 4 and spec.pooling == "first"):
-            accepted = "vectors (D,), tokens (L, D), or images (D, H, W) with the mean"
-            raise workshop.refuse(
-                f"can't pool {tuple(shape[1:])} by its {spec.pooling}; accepted: {accepted}", "feature"
-            )
-        width = pool(torch.empty(shape, device="meta"), spec.pooling).shape[-1]
-        place = f"{spec.feature.path}:{spec.feature.at}:{spec.pooling}".replace(".", "/")
+        if len(shape) not in (2, 3, 4):
+            accepted = "vectors (D,), tokens (L, D) or maps (D, H, W)"
+            raise workshop.refuse(f"gives {tuple(shape[1:])} per sample; accepted: {accepted}", "feature")
+        width = shape[1] if len(shape) == 4 else shape[-1]
+        place = f"{spec.feature.path}:{spec.feature.at}:{spec.reduction}".replace(".", "/")
         self.head = workshop.part(f"uskd:{place}", lambda: nn.Linear(width, workshop.outputs))
         self._weak_loss = CrossEntropyTerm(CrossEntropy(label_smoothing=SMOOTHING))
 
@@ -71,7 +69,7 @@ class UskdTerm:
         logits = at_least_float32(rows.student)
         weak = self._weak_logits(rows, logits)
         named = named_classes(rows.labels, logits)
-        order = self._order(logits.detach(), weak.detach(), named)
+        order = self.order(logits.detach(), weak.detach(), named)
         return Parts(
             target_part(logits, named, rows.valid),
             others_part(logits, named, order),
@@ -79,12 +77,12 @@ class UskdTerm:
         )
 
     def _weak_logits(self, rows: Rows, logits: Tensor) -> Tensor:
-        vectors = pool(at_least_float32(rows.features.student[self.spec.feature]), self.spec.pooling)
-        weak: Tensor = self.head(vectors)
+        pooled = vectors(at_least_float32(rows.features.student[self.spec.feature]), self.spec.reduction)
+        weak: Tensor = self.head(pooled)
         return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
 
-    def _order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
-        """Zipf's law over all classes (B, C): 1 / rank by the sum of both heads, each by what it leaves beside the label."""
+    def order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
+        """Zipf's law over all classes (B, C): 1 / rank, by what both heads' logits (B, C) together say of them."""
         own = F.log_softmax(logits, dim=-1) if self.spec.rank_source == "log" else logits.softmax(-1)
         scores = named.beside(weak.softmax(-1)) + named.beside(own)
         ranks = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -105,12 +103,12 @@ def target_part(logits: Tensor, named: Named, valid: Tensor | None) -> Tensor:
 
 
 def others_part(logits: Tensor, named: Named, order: Tensor) -> Tensor:
-    """-sum_c r_c log q_c over the classes that are not named (B,), r the `order` (B, C), both renormalised over them."""
+    """-sum_c r_c log q_c over the classes that are not named (B,), `order` r (B, C) and q renormalised over them."""
     offered = ~logits.isneginf()
     others = offered.scatter(-1, named.columns, offered.gather(-1, named.columns) & (named.values <= 0.0))
     weights = order.where(others, 0.0)
     logs = F.log_softmax(logits.masked_fill(~others, FLOOR), dim=-1)
-    return -(weights / weights.sum(-1, keepdim=True).clamp(min=EPS) * logs).sum(-1)
+    return -(weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny) * logs).sum(-1)
 
 
 def named_classes(labels: Tensor, like: Tensor) -> Named:
@@ -122,8 +120,8 @@ def named_classes(labels: Tensor, like: Tensor) -> Named:
     return Named(columns, values)
 
 
-def pool(feature: Tensor, pooling: str) -> Tensor:
-    """Vectors (B, D) of a feature (B, D), of tokens (B, L, D) or of an image (B, D, H, W)."""
+def vectors(feature: Tensor, reduction: str) -> Tensor:
+    """Vectors (B, D) of a feature (B, D), of tokens (B, L, D) or of maps (B, D, H, W)."""
     if feature.ndim == 3:
-        return feature[:, 0] if pooling == "first" else feature.mean(1)
+        return feature[:, 0] if reduction == "first" else feature.mean(1)
     return feature.flatten(2).mean(-1) if feature.ndim == 4 else feature

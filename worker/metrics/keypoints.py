@@ -1,8 +1,8 @@
 """Measures of predicted points.
 
-N samples of K points each. Predictions and targets are (N, K, 2) or (N, 2 K), x before y, of any floating dtype and in any
-unit that both share; they are taken to float64 on the CPU. The error of a sample is the mean distance of its points,
-divided by a length of the sample itself, its normaliser.
+N samples of K points each. Predictions and targets are (N, K, 2) or (N, 2 K), x before y, of any floating dtype and in
+any unit that both share; they are taken to float64 on the CPU. The error of a sample is the mean distance of its
+points, divided by a length of the sample itself, its normaliser.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ THRESHOLD = 0.1
 def normalisers(targets: Tensor, pair: tuple[int, int] | None = None) -> Tensor:
     """Length (N,) that the errors of each sample are divided by.
 
-    With a `pair` of point numbers, from 0: the distance of these two points (of 68 facial points 36 and 45 are the outer
-    corners of the eyes). Without: the root of the area of the smallest upright box around all points.
+    With a `pair` of point numbers, from 0: the distance of these two points (of 68 facial points 36 and 45 are the
+    outer corners of the eyes). Without: the root of the area of the smallest upright box around all points.
 
     Raises UserError (`invalid_data`) for a sample of length 0, or a number that no point has.
     """
