@@ -168,6 +168,8 @@ def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: s
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
+    if job.evaluation.nme_points is not None and job.task != "keypoints":
+        yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(

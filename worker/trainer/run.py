@@ -18,12 +18,13 @@ from app.recipe.plan import TrainingPlan, plan_training
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.protocol import Assignment, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
+from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
+from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
-from worker.trainer.evaluate import judge, predict, together
+from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
@@ -75,7 +76,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     if not _train(courses, plan, state, watch):
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
-    send(Metrics(step=state.step, values=judges.evaluate(state)))
+    watch.evaluate(state)
     if stop():
         watch.save(state)
         return Stopped(step=state.step)
@@ -83,11 +84,10 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     trained = Trained(
         job=job,
         plan=plan,
-        model=state.judged,
+        state=state,
         teachers={name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()},
-        seconds=state.seconds,
         samples=inputs.task.eval,
-        teacher_logits=judges.teacher_logits,
+        teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
     )
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
@@ -137,7 +137,9 @@ class _Judges:
         logits = predict(state.judged, self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
-        found = judge(logits, self._samples.targets, self._job.evaluation.ece_bins, self.teacher_logits)
+        job = self._job
+        found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
+        consider(state, MAIN_METRICS[job.task], found, keep=job.evaluation.keep == "best")
         return {f"eval/{name}": value for name, value in found.items()}
 
 

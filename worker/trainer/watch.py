@@ -58,11 +58,15 @@ class Supervision:
         if last or now - self._reported >= SECONDS_BETWEEN_REPORTS:
             self._report(state, now)
         if not last and self._evaluation_due(state.step):
-            self._send(Metrics(step=state.step, values=self._evaluate(state)))
+            self.evaluate(state)
         stop = self._stop()
         if stop or self._checkpoint_due(state.step):
             self.save(state)
         return stop
+
+    def evaluate(self, state: TrainState) -> None:
+        """Have the student evaluated as it is now, and tell its metrics."""
+        self._tell(state, self._evaluate(state))
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint, unless this step has one; never one of weights that a bad step has spoilt."""
@@ -80,8 +84,12 @@ class Supervision:
         values["train/lr"] = state.optimizer.param_groups[0]["lr"]
         values |= self._memories.metrics()
         self._reported = now
-        self._send(Metrics(step=state.step, values=values))
+        self._tell(state, values)
         self._send(self._progress(state, max(now - self._began, 1e-9)))
+
+    def _tell(self, state: TrainState, values: dict[str, float]) -> None:
+        state.history.add(state.step, values)
+        self._send(Metrics(step=state.step, values=values))
 
     def _progress(self, state: TrainState, elapsed: float) -> Progress:
         plan, steps = self._plan, state.step - self._first
