@@ -254,7 +254,7 @@ def test_names_of_classes_are_sorted_and_texts_become_tokens(tmp_path: Path) -> 
 
 def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
     files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "e": text_file(tmp_path, "e", ["a", "z"])}
-    with pytest.raises(UserError, match=r"label .z. at index 1 of data\\.eval") as caught:
+    with pytest.raises(UserError, match=r"label .z. at index 1 of data\.eval") as caught:
         load_task(job_for("text-classification", {**CSV, "eval": "e"}), files, {}, seed=1)
     assert caught.value.param == "data.eval"
 

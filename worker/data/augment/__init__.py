@@ -80,7 +80,12 @@ class Augmenter:
 
     def cycle(self, epoch: int) -> int:
         """The augmentation epoch whose draws this epoch of training shows."""
-        return epoch % (self._data.augment_epochs or epoch + 1)
+        return epoch % (self.cycles or epoch + 1)
+
+    @property
+    def cycles(self) -> int | None:
+        """Augmentation epochs before the first one comes again; none: it never does."""
+        return self._data.augment_epochs
 
     def digest(self) -> str:
         """Of everything that decides what a sample becomes, but for the sample itself."""
