@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ class Augmenter:
     def digest(self) -> str:
         """Of everything that decides what a sample becomes, but for the sample itself."""
         specs = [spec.model_dump(mode="json") for spec in self._data.augment]
-        decides = [VERSION, specs, self._data.augment_epochs, self._seed, list(self._scene), sorted(self._special)]
+        decides = [VERSION, specs, self._data.augment_epochs, self._seed, astuple(self._scene), sorted(self._special)]
         return sha256(json.dumps(decides).encode()).hexdigest()
 
     def __call__(self, batch: Batch, epoch: int) -> Batch:
