@@ -197,7 +197,8 @@ def _targets(task: Task, shape: Sequence[int]) -> int | None:
 
 def _input_problems(data: ImageData, task: Task, inputs: ArrayFacts, param: str) -> Iterator[Problem]:
     name = f"array {data.input_key!r}"
-    axes, accepted = (3, 4), "(N, H, W) or four axes in the order of data.layout"
+    axes: tuple[int, ...] = (3, 4)
+    accepted = "(N, H, W) or four axes in the order of data.layout"
     if task == "regression":
         axes, accepted = (2, 3, 4), f"(N, D), {accepted}"
     if len(inputs.shape) not in axes:
