@@ -368,4 +368,4 @@ def test_whatever_is_changed_the_answer_is_a_summary_or_a_refusal(data: st.DataO
         found = look(cut)
     except Invalid:
         return
-    assert found.summary["arrays"]
+    assert found.summary["arrays"] or found.format == "text"
