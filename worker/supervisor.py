@@ -139,11 +139,8 @@ class Attempt:
         return trainer
 
     def _refuse_missing(self, inputs: dict[str, list[StoredFile]]) -> None:
-        spec = self._lease.spec
-        named = {"data.train": spec.data.train, "data.eval": spec.data.eval}
-        named["teacher.model"] = spec.teacher.model if spec.teacher else None
-        for param, reference in named.items():
-            if reference is not None and reference not in inputs:
+        for param, reference in self._lease.spec.references.items():
+            if reference not in inputs:
                 raise Failure("user", "missing_input", f"{reference} does not exist any more", param)
 
     async def _relay(self, trainer: TrainerProcess) -> Finished:

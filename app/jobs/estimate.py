@@ -36,17 +36,18 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     train = image_facts(spec.data, facts.train) if facts.train else None
     if not isinstance(train, ImageFacts) or facts.train is None:
         return None
-    teacher = facts.teacher
-    classes = spec.data.classes or (teacher.classes if teacher else ASSUMED_CLASSES)
+    teachers = [facts.teachers[teacher.model] for teacher in spec.all_teachers]
+    classes = spec.data.classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
     trained_on, held_out = split_counts(spec.data, train.count)
     if facts.eval is not None:
         held_out = facts.eval[spec.data.label_key].shape[0]
     plan = plan_training(spec.recipe, trained_on)
     student = student_cost(spec.student, train.input, classes)
-    teaching = student_cost(teacher.architecture, teacher.input, teacher.classes) if teacher else None
+    teaching = [student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers]
     rate, basis = await _rate(session, project_id)
-    pixel_bytes = 1 if facts.train[spec.data.input_key].dtype == "u1" else 4
-    memory = training_memory(spec, train.input, classes, trained_on + held_out, pixel_bytes, teacher)
+    pixels = train.input.channels * train.input.height * train.input.width
+    sample_bytes = pixels * (1 if facts.train[spec.data.input_key].dtype == "u1" else 4)
+    memory = training_memory(spec, train.input, classes, trained_on + held_out, sample_bytes, teachers)
     seconds = training_flops(plan, student, teaching) / rate
     return Forecast(plan, student.parameters, EstimateView(memory_bytes=memory, seconds=seconds, basis=basis))
 

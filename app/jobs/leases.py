@@ -296,7 +296,7 @@ async def succeed(
             project_id=job.project_id,
             name=job.name,
             job_id=job.id,
-            teacher_id=lease.spec.teacher.model if lease.spec.teacher else None,
+            teacher_id=lease.spec.all_teachers[0].model if lease.spec.all_teachers else None,
             config=config.model_dump(mode="json"),
             parameters=parameters,
             report=report,
@@ -424,8 +424,8 @@ async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFi
         file = await session.scalar(select(File).where(File.id == reference, File.project_id == lease.project_id))
         if file is not None:
             staged[file.id] = [StoredFile(file.name, file.key, file.size, file.sha256)]
-    if lease.spec.teacher is not None:
-        wanted = (Model.id == lease.spec.teacher.model, Model.project_id == lease.project_id)
+    for teacher in lease.spec.all_teachers:
+        wanted = (Model.id == teacher.model, Model.project_id == lease.project_id)
         model = await session.scalar(select(Model).where(*wanted))
         if model is not None:
             staged[model.id] = [StoredFile(**file) for file in model.files]

@@ -12,8 +12,9 @@ from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
 from app.recipe.base import Spec
 from app.recipe.data import ImageData
-from app.recipe.job import Evaluation, Labels, Name, Recipe, Resources, Teacher
+from app.recipe.job import Evaluation, Labels, Name, Recipe, Resources
 from app.recipe.students import Student
+from app.recipe.teachers import Teacher, Weighting
 
 
 class PhaseView(BaseModel):
@@ -104,6 +105,8 @@ class CloneOverrides(Spec):
     labels: Labels | None = None
     data: ImageData | None = None
     teacher: Teacher | None = None
+    teachers: list[Teacher] | None = Field(None, max_length=8)
+    teacher_weighting: Weighting | None = None
     student: Student | None = None
     recipe: Recipe | None = None
     evaluation: Evaluation | None = None
@@ -112,7 +115,18 @@ class CloneOverrides(Spec):
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     """None: a new one is drawn; left out: the original's, so that the clone repeats it."""
 
-    @field_validator("labels", "data", "student", "recipe", "evaluation", "resources", "priority", mode="before")
+    @field_validator(
+        "labels",
+        "data",
+        "teachers",
+        "teacher_weighting",
+        "student",
+        "recipe",
+        "evaluation",
+        "resources",
+        "priority",
+        mode="before",
+    )
     @classmethod
     def _not_null(cls, value: object) -> object:
         if value is None:

@@ -80,12 +80,15 @@ async def examine(session: AsyncSession, project_id: str, spec: JobSpec) -> tupl
     """Everything wrong with a job that can be told from the headers of its inputs, and what these say."""
     problems: list[Problem] = []
     train = await _archive(session, project_id, "data.train", spec.data.train, problems)
-    held_out, teacher = None, None
+    held_out = None
     if spec.data.eval is not None:
         held_out = await _archive(session, project_id, "data.eval", spec.data.eval, problems)
-    if spec.teacher is not None:
-        teacher = await _teacher(session, project_id, spec.teacher.model, problems)
-    facts = InputFacts(train=train, eval=held_out, teacher=teacher)
+    found = {
+        teacher.model: await _teacher(session, project_id, f"{spec.teacher_path(index)}.model", teacher.model, problems)
+        for index, teacher in enumerate(spec.all_teachers)
+    }
+    teachers = {reference: config for reference, config in found.items() if config is not None}
+    facts = InputFacts(train=train, eval=held_out, teachers=teachers)
     return problems + find_problems(spec, facts), facts
 
 
@@ -104,11 +107,11 @@ async def _archive(
 
 
 async def _teacher(
-    session: AsyncSession, project_id: str, reference: str, problems: list[Problem]
+    session: AsyncSession, project_id: str, param: str, reference: str, problems: list[Problem]
 ) -> ModelConfig | None:
     model = await session.get(Model, reference, with_for_update={"read": True})
     if model is None or model.project_id != project_id or model.deleted_at is not None:
-        problems.append(Problem("teacher.model", f"there is no model {reference!r}", "the id of a model"))
+        problems.append(Problem(param, f"there is no model {reference!r}", "the id of a model"))
         return None
     return ModelConfig.model_validate(model.config)
 
@@ -135,8 +138,7 @@ async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_
     )
     session.add(job)
     await session.flush()
-    references = {spec.data.train, spec.data.eval, spec.teacher.model if spec.teacher else None} - {None}
-    session.add_all(JobInput(job_id=job.id, reference=reference) for reference in references)
+    session.add_all(JobInput(job_id=job.id, reference=reference) for reference in set(spec.references.values()))
     session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in spec.labels.items())
     admitted = await move(session, job.id, lifecycle.ADMIT, "queued")
     if admitted is None:

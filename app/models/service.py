@@ -25,7 +25,7 @@ from app.models.schemas import ModelRequest
 from app.models.tables import Model
 from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
-from app.recipe.model import ModelConfig
+from app.recipe.model import ImageInput, Input, ModelConfig
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -60,17 +60,23 @@ async def _weights(session: AsyncSession, project_id: str, file_id: str, *, lock
     return file
 
 
+def _preprocessed(sample: Input) -> int:
+    """Channels or columns, which have a mean and a deviation each."""
+    return sample.channels if isinstance(sample, ImageInput) else getattr(sample, "columns", 0)
+
+
 def _problems(file: File, config: ModelConfig) -> Iterator[FieldError]:
-    for field in ("mean", "std"):
-        if (count := len(getattr(config.preprocessing, field))) != config.input.channels:
-            message = f"has {count} values for {config.input.channels} channels"
-            yield FieldError(param=f"config.preprocessing.{field}", message=message, accepted="one value per channel")
+    needed = _preprocessed(config.input)
+    for field in ("mean", "std") if config.preprocessing else ():
+        if (count := len(getattr(config.preprocessing, field))) != needed:
+            message = f"has {count} values for {needed} channels or columns"
+            yield FieldError(param=f"config.preprocessing.{field}", message=message, accepted="one value for each")
     yield from of_problems(architecture_problems(config.architecture, config.input, "config.architecture"))
     if file.format != "safetensors":
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted="a safetensors file")
         return
     found = _trained_weights(file.summary["arrays"])
-    expected = student_cost(config.architecture, config.input, config.classes).parameters
+    expected = student_cost(config.architecture, config.input, config.outputs).parameters
     if found != expected:
         message = f"file {file.id!r} holds {found} trained weights, the architecture of the config has {expected}"
         yield FieldError(

@@ -6,16 +6,17 @@ job against the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec
-from app.recipe.losses import KdRel
-from app.recipe.model import MAX_CHANNELS, MAX_SIDE, ImageInput, ModelConfig
+from app.recipe.losses import KdRel, Loss
+from app.recipe.model import MAX_CHANNELS, MAX_SIDE, ImageInput, Input, ModelConfig, TableInput
 from app.recipe.optimizers import MultiStep
-from app.recipe.students import Student, Vit
+from app.recipe.students import Mlp, Student, Vit
 
 
 class Problem(NamedTuple):
@@ -44,7 +45,8 @@ class InputFacts:
 
     train: Archive | None = None
     eval: Archive | None = None
-    teacher: ModelConfig | None = None
+    teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Descriptions of teachers by their reference."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,15 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     train = _images(job.data, facts.train, "data.train", found)
     evaluation = _images(job.data, facts.eval, "data.eval", found)
     if train and evaluation and train.input != evaluation.input:
-        found.add("data.eval", f"images are {_size(evaluation.input)}", f"{_size(train.input)}, as in data.train")
+        found.add("data.eval", f"samples are {_size(evaluation.input)}", f"{_size(train.input)}, as in data.train")
     if train and job.data.eval is None and train.count < 2:
         found.add("data.train", "one sample can't be split into training and evaluation", "two or more, or data.eval")
-    _check_teacher(job, facts.teacher, train, found)
+    found.problems.extend(_teaching_problems(job))
+    for index, teacher in enumerate(job.all_teachers):
+        if teacher.model in facts.teachers:
+            _check_teacher(job, facts.teachers[teacher.model], train, job.teacher_path(index), found)
     found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
-    found.problems.extend(_loss_problems(job, facts.teacher))
+    found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_recipe_problems(job))
     return found.problems
 
@@ -137,45 +142,73 @@ def _images(data: ImageData, archive: Archive | None, param: str, found: _Found)
     return None
 
 
-def _check_teacher(job: JobSpec, teacher: ModelConfig | None, train: ImageFacts | None, found: _Found) -> None:
-    learns = [index for index, term in enumerate(job.recipe.losses) if term.needs_teacher]
-    if learns and job.teacher is None:
-        kinds = ", ".join(sorted({job.recipe.losses[index].kind for index in learns}))
-        found.add("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if job.teacher is not None and not learns:
-        found.add("teacher", "is given, but no loss learns from it", "a loss such as kd or nkd, or no teacher")
-    if teacher is None:
-        return
+def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
+    """Teachers without losses that learn from them, and losses without teachers."""
+    if job.teacher is not None and job.teachers:
+        yield Problem("teachers", "is given beside teacher", "one of the two")
+    names = Counter(teacher.name for teacher in job.all_teachers)
+    for name, count in names.items():
+        if count > 1:
+            yield Problem("teachers", f"{count} teachers are called {name!r}", "a name of its own for each")
+    learning = [term for terms in job.objectives.values() for term in terms if term.needs_teacher]
+    if learning and not names:
+        kinds = ", ".join(sorted({term.kind for term in learning}))
+        yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
+    if names and not learning:
+        yield Problem(
+            "teachers" if job.teachers else "teacher",
+            "is given, but no loss learns from it",
+            "a loss such as kd or nkd, or no teacher",
+        )
+
+
+def _check_teacher(job: JobSpec, teacher: ModelConfig, train: ImageFacts | None, path: str, found: _Found) -> None:
+    if teacher.task != job.task:
+        found.add(f"{path}.model", f"was made for {teacher.task}", f"a model for {job.task}")
     if job.data.classes not in (None, teacher.classes):
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and teacher.input != train.input:
-        found.add("teacher.model", f"takes images of {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
+        found.add(f"{path}.model", f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
 
 
-def architecture_problems(network: Student, image: ImageInput | None, path: str) -> Iterator[Problem]:
-    """What keeps a network from being built for images of this size; `path` is where the document describes it."""
+def architecture_problems(network: Student, given: Input | None, path: str) -> Iterator[Problem]:
+    """What keeps a network from being built for this input; `path` is where the document describes it."""
+    if given is not None and not isinstance(given, ImageInput) and not isinstance(network, Mlp):
+        yield Problem(f"{path}.architecture", f"{network.architecture} takes images", "mlp")
     if not isinstance(network, Vit):
         return
-    if image is not None and (image.height % network.patch_size or image.width % network.patch_size):
-        sides = f"{image.height} x {image.width}"
+    if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
+        sides = f"{given.height} x {given.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
     if network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
 
 
-def _loss_problems(job: JobSpec, teacher: ModelConfig | None) -> Iterator[Problem]:
-    classes = job.data.classes or (teacher.classes if teacher else None)
-    for index, term in enumerate(job.recipe.losses):
-        if isinstance(term, KdRel):
-            yield from _hierarchy_problems(job, term, classes, f"recipe.losses[{index}].parents")
-        if term.couples_rows and job.recipe.accumulate > 1:
-            found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
-            yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
+def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    known = [teachers[teacher.model].classes for teacher in job.all_teachers if teacher.model in teachers]
+    classes = job.data.classes or next(iter(known), None)
+    for path, terms in job.objectives.items():
+        for index, term in enumerate(terms):
+            yield from _term_problems(job, term, f"{path}[{index}]")
+            if isinstance(term, KdRel):
+                yield from _hierarchy_problems(job, term, classes, f"{path}[{index}].parents")
+
+
+def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
+    if job.task not in term.tasks:
+        yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
+    names = [teacher.name for teacher in job.all_teachers]
+    for field_name, name in term.named_teachers().items():
+        if name not in names:
+            yield Problem(f"{path}.{field_name}", f"there is no teacher {name!r}", f"one of {', '.join(names)}")
+    if term.couples_rows and job.recipe.accumulate > 1:
+        found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
+        yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 
 
 def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:
     given = len(term.parents)
-    if classes is None and job.teacher is None:
+    if classes is None and not job.all_teachers:
         yield Problem("data.classes", f"is missing, and {term.kind} needs it", f"{given}, as in {param}")
     if classes not in (None, given):
         yield Problem(param, f"has {given} numbers for {classes} classes", "one number per class")
@@ -195,5 +228,7 @@ def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
         )
 
 
-def _size(image: ImageInput) -> str:
-    return f"{image.channels} x {image.height} x {image.width}"
+def _size(given: Input) -> str:
+    if isinstance(given, ImageInput):
+        return f"{given.channels} x {given.height} x {given.width}"
+    return f"{given.columns} columns" if isinstance(given, TableInput) else f"{given.length} tokens"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from app.recipe.model import ImageInput
+from app.recipe.model import ImageInput, Input, TableInput, TextInput
 from app.recipe.students import CifarResNet, Mlp, Student, Vit, WideResNet
 
 STAGES = 3
@@ -55,11 +55,19 @@ class _Tally:
         return Cost(self.parameters, self.flops, self.activations, self.peak)
 
 
-def student_cost(student: Student, image: ImageInput, classes: int) -> Cost:
-    """Count `student` on one image of the size of `image`."""
+def student_cost(student: Student, sample: Input, outputs: int) -> Cost:
+    """Count `student` on one sample; tables are for a `mlp` alone."""
+    image = as_image(sample)
     tally = _Tally(image)
-    _COUNTERS[type(student)](student, image, classes, tally)
+    _COUNTERS[type(student)](student, image, outputs, tally)
     return tally.cost()
+
+
+def as_image(sample: Input) -> ImageInput:
+    """The input as the zoo sees it: a row of numbers is an image of one line."""
+    if isinstance(sample, TextInput):
+        raise ValueError("no network of the zoo takes texts")
+    return ImageInput(channels=1, height=1, width=sample.columns) if isinstance(sample, TableInput) else sample
 
 
 def basic_blocks(student: CifarResNet | WideResNet) -> int:

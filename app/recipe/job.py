@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from app.recipe.base import Positive, Reference, Spec
+from app.recipe.base import Positive, Spec
 from app.recipe.data import ImageData
 from app.recipe.losses import Loss
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students import Student
+from app.recipe.task import Task
+from app.recipe.teachers import Teacher, Weighting
 
 MAX_SEED = 2**63 - 1
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
@@ -28,13 +30,6 @@ def _includes_safetensors(formats: list[str]) -> list[str]:
     return formats
 
 
-class Teacher(Spec):
-    """The model to learn from."""
-
-    model: Reference
-    """A model of this service (`model_…`), uploaded or made by an earlier job."""
-
-
 class Checkpointing(Spec):
     """How often the state of training is saved; whichever comes first counts."""
 
@@ -44,9 +39,26 @@ class Checkpointing(Spec):
     """Seconds between two checkpoints."""
 
 
+class Stage(Spec):
+    """A stage of training that comes before the main one, with an objective of its own."""
+
+    losses: list[Loss] = Field(min_length=1, max_length=16)
+    """Terms of this stage's objective."""
+    epochs: int = Field(ge=1, le=100_000)
+    """Passes over the training set."""
+    optimizer: Optimizer | None = None
+    """None: as in the main training. Its state begins anew with every stage."""
+    schedule: Schedule | None = None
+    """None: as in the main training, over the steps of this stage."""
+    trains: Literal["student", "terms"] = "student"
+    """`terms`: only what the losses themselves learn (adapters, autoencoders); the student is not touched."""
+
+
 class Recipe(Spec):
     """Losses, optimizer and schedule: how the student is trained."""
 
+    stages: list[Stage] = Field(default=[], max_length=8)
+    """What comes before the main training, in this order."""
     losses: list[Loss] = Field(min_length=1, max_length=16)
     """Terms of the objective; their weighted sum is minimised."""
     optimizer: Optimizer = AdamW()
@@ -67,6 +79,10 @@ class Recipe(Spec):
     and exported."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
+    channels_last: bool = False
+    """Lays images and convolutions out with the channels last, which tensor cores and many CPUs prefer."""
+    compile: bool = False
+    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network."""
     checkpoint: Checkpointing = Checkpointing()
 
 
@@ -95,12 +111,18 @@ class Resources(Spec):
 class JobSpec(Spec):
     """A distillation job, or a plain supervised one when it has no teacher."""
 
-    task: Literal["image-classification"] = "image-classification"
+    task: Task = "image-classification"
     name: Name | None = None
     labels: Labels = {}
     """Free key-value pairs to find the job by."""
     data: ImageData
     teacher: Teacher | None = None
+    """The model to learn from."""
+    teachers: list[Teacher] = Field(default=[], max_length=8)
+    """Several models to learn from, instead of `teacher`."""
+    teacher_weighting: Weighting = "fixed"
+    """How several teachers share a loss: by their weights alone, or also by how sure each is of a sample: the weight is
+    multiplied by exp(-entropy) of its prediction. Shares add up to 1."""
     student: Student
     recipe: Recipe
     evaluation: Evaluation = Evaluation()
@@ -114,3 +136,25 @@ class JobSpec(Spec):
     """Higher runs first within a queue."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of all that is drawn at random; none: one is drawn and recorded."""
+
+    @property
+    def all_teachers(self) -> list[Teacher]:
+        """The teacher, or all of several."""
+        return self.teachers or ([self.teacher] if self.teacher else [])
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Inputs by the path of the field that names them."""
+        named = {"data.train": self.data.train, "data.eval": self.data.eval}
+        named |= {self.teacher_path(index) + ".model": teacher.model for index, teacher in enumerate(self.all_teachers)}
+        return {param: reference for param, reference in named.items() if reference is not None}
+
+    def teacher_path(self, index: int) -> str:
+        """Path of the field that describes a teacher."""
+        return f"teachers[{index}]" if self.teachers else "teacher"
+
+    @property
+    def objectives(self) -> dict[str, list[Loss]]:
+        """The losses of every stage, by the path of their field; the main training's come last."""
+        stages = {f"recipe.stages[{index}].losses": stage.losses for index, stage in enumerate(self.recipe.stages)}
+        return {**stages, "recipe.losses": self.recipe.losses}

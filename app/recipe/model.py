@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.recipe.base import Positive, Spec
 from app.recipe.students import Student
+from app.recipe.task import CLASSIFICATION, Task
 
 MAX_SIDE, MAX_CHANNELS = 4096, 1024
+MAX_COLUMNS, MAX_LENGTH = 4096, 8192
+MAX_CLASSES = 100_000
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -22,24 +25,73 @@ class ImageInput(Spec):
     width: Side
 
 
+class TableInput(Spec):
+    """A row of numbers."""
+
+    columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
+
+
+class TextInput(Spec):
+    """Token ids, padded to one length; the tokenizer's files lie beside the weights."""
+
+    length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+    """Tokens of one sample, with padding."""
+    vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Number of token ids."""
+    pad: Annotated[int, Field(ge=0)] = 0
+    """Id of the padding, which the network does not attend to."""
+
+
+Input = ImageInput | TableInput | TextInput
+
+
 class Preprocessing(Spec):
-    """Maps raw pixels to what the network was trained on: (pixel * scale - mean) / std, per channel."""
+    """Maps raw numbers to what the network was trained on: (value * scale - mean) / std, per channel or column."""
 
     scale: Positive = 1.0
-    """Multiplies raw pixel values; 1/255 for uint8 images."""
+    """Multiplies raw values; 1/255 for uint8 images."""
     mean: list[FiniteFloat] = Field(min_length=1)
-    """One value per channel, in scaled units."""
+    """One value per channel or column, in scaled units."""
     std: list[Positive] = Field(min_length=1)
-    """One value per channel, in scaled units."""
+    """One value per channel or column, in scaled units."""
+
+
+class TargetScaling(Spec):
+    """Maps a network's outputs to the units of the data: output * std + mean."""
+
+    mean: list[FiniteFloat] = Field(min_length=1)
+    std: list[Positive] = Field(min_length=1)
 
 
 class ModelConfig(Spec):
     """Description of a model's weights."""
 
-    task: Literal["image-classification"] = "image-classification"
+    task: Task = "image-classification"
     architecture: Student
     """The network, as a student of the zoo."""
-    input: ImageInput
-    preprocessing: Preprocessing
-    classes: int = Field(ge=2, le=100_000)
-    """Number of logits."""
+    input: Input
+    preprocessing: Preprocessing | None = None
+    """None for texts, whose tokenizer does it."""
+    classes: int | None = Field(None, ge=2, le=MAX_CLASSES)
+    """Number of logits of a classifier."""
+    class_names: list[str] | None = Field(None, max_length=MAX_CLASSES)
+    """Names of the classes, in the order of the logits."""
+    targets: int | None = Field(None, ge=1, le=65_536)
+    """Numbers that a regression answers with; for K keypoints 2 K, x before y."""
+    target_scaling: TargetScaling | None = None
+
+    @model_validator(mode="after")
+    def _answers_its_task(self) -> Self:
+        needed, other = ("classes", "targets") if self.task in CLASSIFICATION else ("targets", "classes")
+        if getattr(self, needed) is None or getattr(self, other) is not None:
+            raise ValueError(f"a model for {self.task} has {needed} and no {other}")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError("class_names must have one name per class")
+        if self.preprocessing is None and not isinstance(self.input, TextInput):
+            raise ValueError("preprocessing is missing")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network answers with."""
+        return self.classes or self.targets or 0

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from app.recipe.cost import Cost, student_cost
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.model import ImageInput, ModelConfig
+from app.recipe.model import Input, ModelConfig
 from app.recipe.optimizers import AdamP, AdamW, Optimizer, Sgd
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Where one stage lies among the optimizer steps of a job."""
+
+    first: int
+    """Steps before it."""
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def end(self) -> int:
+        """Steps done when it is over."""
+        return self.first + self.steps
+
+    @property
+    def epochs(self) -> float:
+        """Its length in epochs."""
+        return self.steps / self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -21,7 +44,17 @@ class TrainingPlan:
     train_samples: int
     batch_size: int
     steps_per_epoch: int
-    total_steps: int
+    stages: tuple[StagePlan, ...]
+    """The recipe's stages, and the main training after them."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages together."""
+        return self.stages[-1].end
+
+    def stage_at(self, step: int) -> int:
+        """Number of the stage that takes the step after `step` steps; of the last one when all are done."""
+        return min(bisect_right([stage.end for stage in self.stages], step), len(self.stages) - 1)
 
     def epoch_at(self, step: int) -> float:
         """Epochs done after `step` optimizer steps, with fraction."""
@@ -36,8 +69,11 @@ class TrainingPlan:
 def plan_training(recipe: Recipe, train_samples: int) -> TrainingPlan:
     """Lay out `recipe` over `train_samples` samples (after the hold-out)."""
     steps_per_epoch = -(-train_samples // recipe.batch_size)
-    steps = steps_per_epoch * recipe.epochs
-    return TrainingPlan(train_samples, recipe.batch_size, steps_per_epoch, min(steps, recipe.max_steps or steps))
+    main = steps_per_epoch * recipe.epochs
+    lengths = [steps_per_epoch * stage.epochs for stage in recipe.stages] + [min(main, recipe.max_steps or main)]
+    starts = accumulate(lengths, initial=0)
+    stages = tuple(StagePlan(first, steps, steps_per_epoch) for first, steps in zip(starts, lengths, strict=False))
+    return TrainingPlan(train_samples, recipe.batch_size, steps_per_epoch, stages)
 
 
 def split_counts(data: ImageData, samples: int) -> tuple[int, int]:
@@ -48,29 +84,28 @@ def split_counts(data: ImageData, samples: int) -> tuple[int, int]:
     return samples - held_out, held_out
 
 
-def training_flops(plan: TrainingPlan, student: Cost, teacher: Cost | None) -> int:
+def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) -> int:
     """Floating-point operations of the whole training: the backward pass counts twice the forward pass."""
-    per_sample = 3 * student.flops + (teacher.flops if teacher else 0)
+    per_sample = 3 * student.flops + sum(teacher.flops for teacher in teachers)
     return per_sample * plan.samples_until(plan.total_steps)
 
 
 def training_memory(
-    job: JobSpec, image: ImageInput, classes: int, samples: int, pixel_bytes: int, teacher: ModelConfig | None = None
+    job: JobSpec, sample: Input, outputs: int, samples: int, sample_bytes: int, teachers: Sequence[ModelConfig] = ()
 ) -> int:
     """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data.
 
-    `samples` counts training and evaluation together, `pixel_bytes` is 1 for uint8 images and 4 for all others. What
+    `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
     the framework itself takes is not counted.
     """
-    student = student_cost(job.student, image, classes)
+    student = student_cost(job.student, sample, outputs)
     copies = 2 + _state_copies(job.recipe.optimizer) + (job.recipe.ema_decay is not None)
-    pixels = image.channels * image.height * image.width
     micro_batch = -(-min(job.recipe.batch_size, samples) // job.recipe.accumulate)
     total = 4 * student.parameters * copies
     total += micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
-    total += samples * (pixels * pixel_bytes + 8)
-    if teacher is not None:
-        cost = student_cost(teacher.architecture, teacher.input, teacher.classes)
+    total += samples * (sample_bytes + 8)
+    for teacher in teachers:
+        cost = student_cost(teacher.architecture, teacher.input, teacher.outputs)
         total += 4 * cost.parameters + 4 * micro_batch * cost.peak_activation
     return total
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,36 +11,68 @@ from torch import Tensor
 from worker.data.randomness import generator
 
 
-class Batch(NamedTuple):
-    """Images (B, C, H, W), raw pixels as stored, and labels (B,) int64."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples, or a whole split of them."""
 
-    images: Tensor
-    labels: Tensor
+    inputs: dict[str, Tensor]
+    """Raw samples as stored, one tensor (B, ...) per view: what different models read may differ (see `Model.view`)."""
+    targets: Tensor
+    """(B,) int64 classes, (B, C) probabilities of classes, or (B, C) numbers."""
+    index: Tensor
+    """(B,) int64: number of each sample within its split."""
+    epoch: int = 0
+    """Which of the augmentation epochs the samples were drawn in."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, chosen: Tensor) -> Batch:
+        """The samples at `chosen` (any number of int64 positions)."""
+        inputs = {view: samples[chosen] for view, samples in self.inputs.items()}
+        return Batch(inputs, self.targets[chosen], self.index[chosen], self.epoch)
 
     def split(self, parts: int) -> Iterator[Batch]:
         """At most `parts` micro-batches of nearly equal size, none of them empty."""
-        count = min(parts, len(self.labels))
-        for images, labels in zip(self.images.tensor_split(count), self.labels.tensor_split(count), strict=True):
-            yield Batch(images, labels)
+        count = min(parts, len(self))
+        views = [samples.tensor_split(count) for samples in self.inputs.values()]
+        for targets, index, *samples in zip(
+            self.targets.tensor_split(count), self.index.tensor_split(count), *views, strict=True
+        ):
+            yield Batch(dict(zip(self.inputs, samples, strict=True)), targets, index, self.epoch)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`."""
+        inputs = {view: samples.to(device) for view, samples in self.inputs.items()}
+        return Batch(inputs, self.targets.to(device), self.index.to(device), self.epoch)
+
+
+def whole_split(inputs: dict[str, Tensor], targets: Tensor) -> Batch:
+    """All samples of a split, numbered from 0."""
+    return Batch(inputs, targets, torch.arange(len(targets), device=targets.device))
+
+
+Augment = Callable[[Batch, int], Batch]
+"""Changes the samples of a batch, as drawn for this epoch; a pure function of both and of the job's seed."""
 
 
 class Batches:
     """Shuffled batches over samples that live on one device; the last batch of an epoch may be smaller."""
 
-    def __init__(self, samples: Batch, batch_size: int, seed: int) -> None:
-        self._samples, self._size, self._seed = samples, batch_size, seed
-        self.steps_per_epoch = -(-len(samples.labels) // batch_size)
+    def __init__(self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None) -> None:
+        self.samples, self._size, self._seed, self._augment = samples, batch_size, seed, augment
+        self.steps_per_epoch = -(-len(samples) // batch_size)
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        chosen = self._order_of(epoch)[index * self._size : (index + 1) * self._size]
-        return Batch(self._samples.images[chosen], self._samples.labels[chosen])
+        batch = self.samples.take(self._order_of(epoch)[index * self._size : (index + 1) * self._size])
+        return self._augment(batch, epoch) if self._augment else batch
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            order = torch.randperm(len(self._samples.labels), generator=generator(self._seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(self._samples.labels.device)
+            order = torch.randperm(len(self.samples), generator=generator(self._seed, "order", epoch))
+            self._epoch, self._order = epoch, order.to(self.samples.targets.device)
         return self._order

@@ -16,18 +16,19 @@ from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.plan import split_counts
 from worker.data.archive import NDArray, read_array, read_headers
-from worker.data.batches import Batch
+from worker.data.batches import Batch, whole_split
 from worker.data.holdout import hold_out
 from worker.errors import UserError
 
 MAX_CLASSES = 100_000
+VIEW = "images"
 CHUNK = 256
 """Images checked at a time."""
 STD_FLOOR = 1e-3
 """In scaled units; a channel that is nearly constant is centred but not blown up."""
 
 
-class ImageTask(NamedTuple):
+class TaskData(NamedTuple):
     """Samples to train and to evaluate on, and the description that a student of them will have."""
 
     train: Batch
@@ -37,25 +38,25 @@ class ImageTask(NamedTuple):
     """Oddities worth a warning."""
 
 
-def load_images(job: JobSpec, inputs: Mapping[str, Path], teacher: ModelConfig | None, seed: int) -> ImageTask:
+def load_images(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int) -> TaskData:
     """Read and check the data of `job`; `inputs` maps its references to files, `seed` decides what is held out.
 
     Raises UserError naming the field, the index and the value at fault.
     """
     data = job.data
     headers = {param: read_headers(inputs[name], param) for param, name in _references(data).items()}
-    _refuse(find_problems(job, InputFacts(headers["data.train"], headers.get("data.eval"), teacher)))
+    _refuse(find_problems(job, InputFacts(headers["data.train"], headers.get("data.eval"), teachers)))
     arrays = {param: _read(data, inputs[name], param) for param, name in _references(data).items()}
-    classes = _classes(data, teacher, [labels for _, labels in arrays.values()])
+    classes = _classes(data, next(iter(teachers.values()), None), [labels for _, labels in arrays.values()])
     samples = {param: _tensors(*pair, data, classes, param) for param, pair in arrays.items()}
     train, evaluation = _split(samples, data, seed)
     model = ModelConfig(
         architecture=job.student,
-        input=_image_input(train.images),
-        preprocessing=fit_preprocessing(train.images),
+        input=_image_input(train.inputs[VIEW]),
+        preprocessing=fit_preprocessing(train.inputs[VIEW]),
         classes=classes,
     )
-    return ImageTask(train, evaluation, model, list(_missing_classes(train.labels, classes)))
+    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)))
 
 
 def fit_preprocessing(images: Tensor) -> Preprocessing:
@@ -89,7 +90,7 @@ def _read(data: ImageData, path: Path, param: str) -> tuple[NDArray, NDArray]:
 
 def _classes(data: ImageData, teacher: ModelConfig | None, labels: list[NDArray]) -> int:
     if data.classes or teacher:
-        return data.classes or teacher.classes  # type: ignore[union-attr]  # the other one is there
+        return data.classes or teacher.outputs  # type: ignore[union-attr]  # the other one is there
     classes = max(int(array.max()) for array in labels) + 1
     if not 2 <= classes <= MAX_CLASSES:
         raise UserError(
@@ -105,7 +106,7 @@ def _tensors(images: NDArray, labels: NDArray, data: ImageData, classes: int, pa
     pixels = _pixels(images)
     _check_finite(pixels, images, data.input_key, param)
     images_first = _channels_first(torch.from_numpy(pixels), data).contiguous()
-    return Batch(images_first, torch.from_numpy(labels.astype(np.int64)))
+    return whole_split({VIEW: images_first}, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _check_labels(labels: NDArray, classes: int, key: str, param: str) -> None:
@@ -143,9 +144,9 @@ def _split(samples: dict[str, Batch], data: ImageData, seed: int) -> tuple[Batch
     train = samples["data.train"]
     if "data.eval" in samples:
         return train, samples["data.eval"]
-    _, count = split_counts(data, len(train.labels))
-    kept, held = hold_out(train.labels, count, seed)
-    return Batch(train.images[kept], train.labels[kept]), Batch(train.images[held], train.labels[held])
+    _, count = split_counts(data, len(train))
+    kept, held = (train.take(chosen) for chosen in hold_out(train.targets, count, seed))
+    return whole_split(kept.inputs, kept.targets), whole_split(held.inputs, held.targets)
 
 
 def _image_input(images: Tensor) -> ImageInput:

@@ -23,6 +23,7 @@ from worker.losses.dkd import DkdTerm
 from worker.losses.kd import KdTerm, LogitMseTerm
 from worker.losses.nkd import NkdTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
+from worker.losses.workshop import Workshop
 
 TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
     spec.CrossEntropy: CrossEntropyTerm,
@@ -45,6 +46,11 @@ TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
 }
 
 
-def build_term(spec: LossTerm) -> Term:
+BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {}
+"""Terms that tap activations or train parts of their own."""
+
+
+def build_term(spec: LossTerm, workshop: Workshop) -> Term:
     """The term that `spec` describes, without its weight."""
-    return TERMS[type(spec)](spec)
+    plain = TERMS.get(type(spec))
+    return plain(spec) if plain else BUILT[type(spec)](spec, workshop)

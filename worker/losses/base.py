@@ -1,33 +1,48 @@
 """What a loss term is.
 
-Shapes: B rows of a batch, C classes. Logits come in any floating dtype; terms compute in at least float32 and stay in
-log space, so that logits of ±1e4 do no harm.
+Shapes: B rows of a batch, C classes (or numbers of a regression). Logits come in any floating dtype; terms compute in
+at least float32 and stay in log space, so that logits of ±1e4 do no harm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from app.recipe.taps import Tap
+
 IGNORED = -100
 """Label of a row that counts for nothing."""
+
+
+class Features(NamedTuple):
+    """Activations (B, ...) of both sides, by the place that they were tapped at."""
+
+    student: Mapping[Tap, Tensor]
+    teacher: Mapping[Tap, Tensor]
+    """Without gradient."""
 
 
 class Rows(NamedTuple):
     """What a term sees of a batch."""
 
     student: Tensor
-    """Logits (B, C)."""
+    """Logits or numbers (B, C)."""
     labels: Tensor
-    """(B,) int64, or (B, C) probabilities."""
+    """(B,) int64, or (B, C) probabilities or numbers."""
     teacher: Tensor | None
-    """Logits (B, C) without gradient; there for terms that need a teacher."""
+    """The student's counterpart (B, C), without gradient; there for terms that need a teacher."""
     valid: Tensor | None = None
     """(B,) bool: rows that count, for terms that couple rows; none: all of them."""
     head: Tensor | None = None
     """Weight (C, D) of the teacher's last layer, for terms that look at it."""
+    features: Features = Features({}, {})
+    """There for terms that tap."""
+    teachers: Mapping[str, Tensor] = {}
+    """What every teacher says (B, C), by its name, for terms that need more than one."""
 
 
 class Term(Protocol):

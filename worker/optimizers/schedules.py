@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from app.recipe.optimizers import Constant, Cosine, Linear, MultiStep, Schedule
-from app.recipe.plan import TrainingPlan
+from app.recipe.plan import StagePlan
 
 
-def rate_factor(spec: Schedule, step: int, plan: TrainingPlan) -> float:
-    """Factor of the peak rate at optimizer step `step`, counted from 0.
+def rate_factor(spec: Schedule, step: int, plan: StagePlan) -> float:
+    """Factor of the peak rate at optimizer step `step` of a stage, counted from 0.
 
     During warm-up the rate rises linearly and reaches its peak at step `warmup_steps - 1`. Cosine and linear schedules
     then run from the peak towards their final ratio, which they would reach one step after the last.
@@ -22,27 +22,27 @@ def rate_factor(spec: Schedule, step: int, plan: TrainingPlan) -> float:
     return SHAPES[type(spec)](spec, step, plan)
 
 
-def _constant(spec: Constant, step: int, plan: TrainingPlan) -> float:
+def _constant(spec: Constant, step: int, plan: StagePlan) -> float:
     return 1.0
 
 
-def _cosine(spec: Cosine, step: int, plan: TrainingPlan) -> float:
+def _cosine(spec: Cosine, step: int, plan: StagePlan) -> float:
     return spec.final_ratio + (1 - spec.final_ratio) * (1 + math.cos(math.pi * _progress(spec, step, plan))) / 2
 
 
-def _linear(spec: Linear, step: int, plan: TrainingPlan) -> float:
+def _linear(spec: Linear, step: int, plan: StagePlan) -> float:
     return 1 - (1 - spec.final_ratio) * _progress(spec, step, plan)
 
 
-def _multi_step(spec: MultiStep, step: int, plan: TrainingPlan) -> float:
-    return spec.gamma ** bisect_right(spec.milestones, plan.epoch_at(step))
+def _multi_step(spec: MultiStep, step: int, plan: StagePlan) -> float:
+    return spec.gamma ** bisect_right(spec.milestones, step / plan.steps_per_epoch)
 
 
-def _progress(spec: Cosine | Linear, step: int, plan: TrainingPlan) -> float:
-    return (step - spec.warmup_steps) / (plan.total_steps - spec.warmup_steps)
+def _progress(spec: Cosine | Linear, step: int, plan: StagePlan) -> float:
+    return (step - spec.warmup_steps) / (plan.steps - spec.warmup_steps)
 
 
-SHAPES: dict[type, Callable[[Any, int, TrainingPlan], float]] = {
+SHAPES: dict[type, Callable[[Any, int, StagePlan], float]] = {
     Constant: _constant,
     Cosine: _cosine,
     Linear: _linear,

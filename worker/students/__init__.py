@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from app.recipe.model import ImageInput
+from app.recipe.cost import as_image
+from app.recipe.model import ImageInput, Input
 from app.recipe.students import CifarResNet, Mlp, Student, Vit, WideResNet
 from worker.students import cifar_resnet, mlp, vit, wide_resnet
 
@@ -20,6 +21,6 @@ BUILDERS: dict[type, Builder] = {
 }
 
 
-def build(student: Student, image: ImageInput, classes: int) -> nn.Module:
-    """A freshly initialised network from preprocessed images (N, C, H, W) to logits (N, classes)."""
-    return BUILDERS[type(student)](student, image, classes)
+def build(student: Student, sample: Input, outputs: int) -> nn.Module:
+    """A freshly initialised network from preprocessed samples (N, ...) to logits or numbers (N, outputs)."""
+    return BUILDERS[type(student)](student, as_image(sample), outputs)

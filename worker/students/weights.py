@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from app.recipe.model import ModelConfig
 from worker import students
-from worker.students.classifier import Classifier
+from worker.students.model import Model
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -23,11 +23,11 @@ class InvalidModel(Exception):
     """The files do not make a model; the text says what is wrong, in words fit for the model's owner."""
 
 
-def save_model(classifier: Classifier, folder: Path) -> None:
+def save_model(model: Model, folder: Path) -> None:
     """Write both files into `folder`; the weights are those of the bare network, without preprocessing."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(classifier.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -42,7 +42,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise InvalidModel(f"{CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def load_model(folder: Path, config: ModelConfig | None = None) -> Classifier:
+def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
     """The model in `folder`, in evaluation mode on the CPU, in float32; raises InvalidModel.
 
     The network is first built without memory and held against the header of the file, so that a description which does
@@ -50,7 +50,7 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Classifier:
     """
     config = config or read_config(folder)
     with torch.device("meta"):
-        network = students.build(config.architecture, config.input, config.classes)
+        network = students.build(config.architecture, config.input, config.outputs)
     expected = network.state_dict()
     try:
         _check_header(folder / WEIGHTS, expected)
@@ -58,7 +58,7 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Classifier:
     except (SafetensorError, OSError) as error:
         raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
     network.load_state_dict({name: _convert(name, stored[name], expected[name]) for name in expected}, assign=True)
-    return _ready(Classifier(config, network))
+    return _ready(Model(config, network))
 
 
 def _check_header(path: Path, expected: dict[str, Tensor]) -> None:
@@ -82,7 +82,7 @@ def _convert(name: str, stored: Tensor, expected: Tensor) -> Tensor:
     return stored.to(expected.dtype)
 
 
-def _ready(model: Classifier) -> Classifier:
+def _ready(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     nn.Module.eval(model)

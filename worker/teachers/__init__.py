@@ -1,4 +1,4 @@
-"""Where the teacher's signal comes from."""
+"""Where the teachers' signals come from."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from pathlib import Path
 
 from app.recipe.model import ModelConfig
 from worker.errors import UserError
+from worker.students.model import Model
 from worker.students.weights import InvalidModel, load_model, read_config
-from worker.teachers.signal import Teacher, TeacherSignal
+from worker.teachers.signal import Source, Teacher, TeacherSignal
 
-__all__ = ["Teacher", "TeacherSignal", "load_teacher", "read_teacher_config"]
-PARAM = "teacher.model"
+__all__ = ["Source", "Teacher", "TeacherSignal", "load_teacher", "read_teacher_config"]
 
 
-def read_teacher_config(folder: Path) -> ModelConfig:
-    """Description of the model in `folder`; raises UserError (`invalid_teacher`)."""
+def read_teacher_config(folder: Path, param: str) -> ModelConfig:
+    """Description of the model in `folder`; raises UserError (`invalid_teacher`, blaming `param`)."""
     try:
         return read_config(folder)
     except InvalidModel as error:
-        raise _invalid(error) from error
+        raise _invalid(error, param) from error
 
 
-def load_teacher(folder: Path) -> Teacher:
+def load_teacher(folder: Path, param: str) -> Model:
     """The teacher stored in `folder`, on the CPU; raises UserError naming the first tensor that does not fit."""
     try:
-        return Teacher(load_model(folder))
+        return load_model(folder)
     except InvalidModel as error:
-        raise _invalid(error) from error
+        raise _invalid(error, param) from error
 
 
-def _invalid(error: InvalidModel) -> UserError:
-    return UserError("invalid_teacher", f"the teacher can't be loaded: {error}", PARAM)
+def _invalid(error: InvalidModel, param: str) -> UserError:
+    return UserError("invalid_teacher", f"the teacher can't be loaded: {error}", param)

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from worker.students.classifier import Classifier
+from app.recipe.taps import Tap
+from worker.data.batches import Batch
+from worker.students.model import Model
+from worker.students.recorder import Recorder
 
 
-class TeacherSignal(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TeacherSignal:
     """Without gradient."""
 
     logits: Tensor
-    """Dense (B, C)."""
+    """Dense logits or numbers (B, C)."""
     head: Tensor | None = None
     """Weight (C, D) of the last linear layer that gives a number per class; the same for every batch."""
+    features: Mapping[Tap, Tensor] = field(default_factory=dict)
+    """Activations (B, ...)."""
+
+
+class Source(Protocol):
+    """Whatever gives the signal of one teacher."""
+
+    def __call__(self, batch: Batch) -> TeacherSignal:
+        """Say something about a batch, as the student sees it."""
+        ...
 
 
 class Teacher:
-    """A frozen model with its own preprocessing, run on the raw pixels that the student sees."""
+    """A frozen model with its own preprocessing, run on the raw samples that the student sees."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Model, recorder: Recorder | None = None) -> None:
         self.model = model.eval()
+        self._recorder = recorder or Recorder(model.network, ())
         layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-        self._head = next((layer for layer in reversed(layers) if layer.out_features == model.config.classes), None)
+        self._head = next((layer for layer in reversed(layers) if layer.out_features == model.config.outputs), None)
 
-    def to(self, device: torch.device) -> Teacher:
-        self.model.to(device)
-        return self
-
-    def __call__(self, images: Tensor) -> TeacherSignal:
-        """Say something about raw `images` (B, C, H, W)."""
+    def __call__(self, batch: Batch) -> TeacherSignal:
         with torch.inference_mode():
-            logits = self.model(images)
+            logits = self.model(batch.inputs[self.model.view])
         head = None if self._head is None else self._head.weight.detach()
-        return TeacherSignal(logits.clone(), head)  # an inference tensor could not be saved for the backward pass
+        # an inference tensor could not be saved for the backward pass
+        features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
+        return TeacherSignal(logits.clone(), head, features)

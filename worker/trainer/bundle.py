@@ -15,7 +15,7 @@ from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.data.batches import Batch
 from worker.protocol import Artifact
-from worker.students.classifier import Classifier
+from worker.students.model import Model
 from worker.students.weights import CONFIG, WEIGHTS
 from worker.trainer import export
 from worker.trainer.evaluate import judge, predict, predict_with
@@ -31,10 +31,10 @@ class Trained(NamedTuple):
 
     job: JobSpec
     plan: TrainingPlan
-    model: Classifier
+    model: Model
     """The live student."""
-    teacher: Classifier | None
-    teacher_folder: Path | None
+    teachers: dict[str, tuple[Model, Path]]
+    """Their models and files, by their names."""
     seconds: float
     samples: Batch
     """To evaluate on."""
@@ -59,21 +59,23 @@ def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[A
 
 
 def _report(trained: Trained, bundle: Path, device: torch.device) -> Report:
-    live = predict(trained.model, trained.samples.images)
+    live = predict(trained.model, _inputs(trained))
     loaded = export.export_weights(trained.model, bundle, device)
     student: Figures = {"parameters": parameter_count(loaded.config), "bytes": (bundle / WEIGHTS).stat().st_size}
-    student |= _figures(trained, WEIGHTS, predict(loaded, trained.samples.images), live)
+    student |= _figures(trained, WEIGHTS, predict(loaded, _inputs(trained)), live)
     student |= _torch_latency(trained, loaded.cpu())
     if "onnx" in trained.job.export:
         student["onnx"] = _onnx_figures(trained, export.export_onnx(loaded, bundle), bundle, live)
-    teacher = trained.teacher.config if trained.teacher else None
-    train = train_figures(trained.plan, trained.seconds, device, loaded.config, teacher)
+    configs = [model.config for model, _ in trained.teachers.values()]
+    train = train_figures(trained.plan, trained.seconds, device, loaded.config, configs)
+    teachers = {name: _teacher_figures(trained, *teacher) for name, teacher in trained.teachers.items()}
     return {
         "task": trained.job.task,
-        "samples": {"train": trained.plan.train_samples, "eval": len(trained.samples.labels)},
+        "samples": {"train": trained.plan.train_samples, "eval": len(trained.samples)},
         "classes": loaded.config.classes,
         "student": student,
-        "teacher": _teacher_figures(trained),
+        "teacher": next(iter(teachers.values()), None),
+        "teachers": teachers,
         "train": train,
         "seed": trained.job.seed,
     }
@@ -88,29 +90,34 @@ def _figures(trained: Trained, name: str, exported: Tensor, live: Tensor) -> Fig
 
 def _onnx_figures(trained: Trained, call: Callable[[Tensor], Tensor], bundle: Path, live: Tensor) -> Figures:
     figures: Figures = {"bytes": (bundle / export.ONNX).stat().st_size}
-    figures |= _figures(trained, export.ONNX, predict_with(call, trained.samples.images), live)
-    return figures | {"latency_runtime": "onnxruntime", **export.latency(call, _one_image(trained))}
+    figures |= _figures(trained, export.ONNX, predict_with(call, _inputs(trained)), live)
+    return figures | {
+        "latency_runtime": "onnxruntime",
+        **export.latency(call, _one_sample(trained.model, trained.samples)),
+    }
 
 
-def _teacher_figures(trained: Trained) -> Figures | None:
-    if trained.teacher is None or trained.teacher_folder is None or trained.teacher_logits is None:
-        return None
-    figures: Figures = {"parameters": parameter_count(trained.teacher.config)}
-    figures["bytes"] = (trained.teacher_folder / WEIGHTS).stat().st_size
-    figures |= judge(trained.teacher_logits, trained.samples.labels, trained.job.evaluation.ece_bins)
-    return figures | _torch_latency(trained, trained.teacher.cpu())
+def _teacher_figures(trained: Trained, teacher: Model, folder: Path) -> Figures:
+    figures: Figures = {"parameters": parameter_count(teacher.config), "bytes": (folder / WEIGHTS).stat().st_size}
+    said = predict(teacher, trained.samples.inputs[teacher.view])
+    figures |= judge(said, trained.samples.targets, trained.job.evaluation.ece_bins)
+    return figures | _torch_latency(trained, teacher.cpu())
 
 
 def _judge(trained: Trained, logits: Tensor) -> dict[str, float]:
-    return judge(logits, trained.samples.labels, trained.job.evaluation.ece_bins, trained.teacher_logits)
+    return judge(logits, trained.samples.targets, trained.job.evaluation.ece_bins, trained.teacher_logits)
 
 
-def _torch_latency(trained: Trained, model: Classifier) -> Figures:
-    return {"latency_runtime": "torch", **export.latency(model, _one_image(trained))}
+def _torch_latency(trained: Trained, model: Model) -> Figures:
+    return {"latency_runtime": "torch", **export.latency(model, _one_sample(model, trained.samples))}
 
 
-def _one_image(trained: Trained) -> Tensor:
-    return trained.samples.images[:1].cpu()
+def _inputs(trained: Trained) -> Tensor:
+    return trained.samples.inputs[trained.model.view]
+
+
+def _one_sample(model: Model, samples: Batch) -> Tensor:
+    return samples.inputs[model.view][:1].cpu()
 
 
 def _artifact(path: Path) -> Artifact:

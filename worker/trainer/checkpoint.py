@@ -1,8 +1,8 @@
 """Saves all that makes the next step, as safetensors and JSON, so that a resumed run takes the same steps.
 
-A checkpoint is a folder `step-N`: `state.safetensors` with every tensor (student, EMA, optimizer, random states) and
-`checkpoint.json` with the rest and the digest of the tensors. It is written under another name, synced, then renamed:
-a folder that has its name is whole.
+A checkpoint is a folder `step-N`: `state.safetensors` with every tensor (student, EMA, parts of losses, optimizer,
+random states) and `checkpoint.json` with the rest and the digest of the tensors. It is written under another name,
+synced, then renamed: a folder that has its name is whole.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.recipe.job import JobSpec
+from app.recipe.plan import TrainingPlan
 from worker.trainer.state import TrainState
 
 KEPT = 2
@@ -44,6 +45,8 @@ class Record(BaseModel):
     """Digest of what the job says about training."""
     train_samples: int
     step: Annotated[int, Field(ge=0)]
+    stage: Annotated[int, Field(ge=0)]
+    """The stage that the optimizer belongs to."""
     seconds: Annotated[float, Field(ge=0)]
     groups: list[dict[str, Any]]
     """Settings of the optimizer's parameter groups."""
@@ -58,7 +61,7 @@ def training_digest(job: JobSpec) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save(state: TrainState, job: JobSpec, train_samples: int, root: Path) -> Path:
+def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path) -> Path:
     """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one."""
     root.mkdir(parents=True, exist_ok=True)
     draft, final = root / f".step-{state.step}", root / f"step-{state.step}"
@@ -68,8 +71,9 @@ def save(state: TrainState, job: JobSpec, train_samples: int, root: Path) -> Pat
     save_file(_tensors(state, optimizer), draft / TENSORS)
     record = Record(
         job=training_digest(job),
-        train_samples=train_samples,
+        train_samples=plan.train_samples,
         step=state.step,
+        stage=plan.stage_at(state.step - 1),
         seconds=state.seconds,
         groups=optimizer["param_groups"],
         sha256=_digest(draft / TENSORS),
@@ -102,13 +106,22 @@ def read_record(folder: Path) -> Record:
     return record
 
 
-def restore(state: TrainState, job: JobSpec, train_samples: int, folder: Path) -> None:
-    """Bring `state`, fresh from the same job, to where it was when `folder` was saved; raises CheckpointError."""
+def read_for(job: JobSpec, plan: TrainingPlan, folder: Path) -> Record:
+    """The record of a checkpoint of this very training; raises CheckpointError."""
     record = read_record(folder)
-    if record.job != training_digest(job) or record.train_samples != train_samples:
+    if record.job != training_digest(job) or record.train_samples != plan.train_samples:
         raise CheckpointError(f"checkpoint {folder.name} belongs to another job or to other data")
+    return record
+
+
+def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path) -> None:
+    """Bring `state`, fresh from the same job, to where it was when `folder` was saved; raises CheckpointError.
+
+    The optimizer must be that of the stage that goes on; where the checkpoint ends a stage, it is left fresh.
+    """
+    groups = record.groups if plan.stage_at(record.step) == record.stage else None
     try:
-        _load(state, load_file(folder / TENSORS), record.groups)
+        _load(state, load_file(folder / TENSORS), groups)
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds = record.step, record.seconds
@@ -118,6 +131,7 @@ def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
     named = {f"student/{name}": tensor for name, tensor in state.student.state_dict().items()}
     if state.ema is not None:
         named |= {f"ema/{name}": tensor for name, tensor in state.ema.model.state_dict().items()}
+    named |= {f"parts/{name}": tensor for name, tensor in state.parts.state_dict().items()}
     for index, values in optimizer["state"].items():
         named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
     named["rng/cpu"] = torch.get_rng_state()
@@ -126,18 +140,33 @@ def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in named.items()}
 
 
-def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None) -> None:
     state.student.load_state_dict(_under("student/", tensors))
     if state.ema is not None:
         state.ema.model.load_state_dict(_under("ema/", tensors))
+    state.parts.load_state_dict(_under("parts/", tensors))
+    if groups is not None:
+        state.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": groups})
+        _lay_out_like_parameters(state.optimizer)
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
         moments.setdefault(int(index), {})[key] = tensor
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    return moments
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Files hold rows first; a sum over channels-last moments must run in the order it would have had."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import torch
 
-from worker.students.classifier import Classifier
+from worker.students.model import Model
 
 
 class Ema:
@@ -16,12 +16,12 @@ class Ema:
     The statistics of batch norm are averaged like the weights; integer buffers are copied.
     """
 
-    def __init__(self, student: Classifier, decay: float) -> None:
+    def __init__(self, student: Model, decay: float) -> None:
         self.decay = decay
         self.model = deepcopy(student).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def update(self, student: Classifier, step: int) -> None:
+    def update(self, student: Model, step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 1."""
         share = (1 - self.decay) / (1 - self.decay**step)
         averages, values = self.model.state_dict().values(), student.state_dict().values()

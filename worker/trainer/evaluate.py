@@ -12,27 +12,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.plan import EVAL_BATCH
-from worker.students.classifier import Classifier
+from app.recipe.task import CLASSIFICATION, Task
+from worker.students.model import Model as StudentModel
 
 Model = Callable[[Tensor], Tensor]
 
 
 @torch.inference_mode()
-def predict(model: Classifier, images: Tensor) -> Tensor:
-    """Logits (N, C) on the CPU of raw `images` (N, C, H, W), in evaluation mode and full float32.
+def predict(model: StudentModel, samples: Tensor) -> Tensor:
+    """Logits or numbers (N, C) on the CPU of raw `samples` (N, ...), in evaluation mode and full float32.
 
     TensorFloat-32 is off: its logits would differ from those of the exported file in the third digit.
     """
     was_training = model.training
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        logits = predict_with(model.eval(), images)
+        logits = predict_with(model.eval(), samples)
     model.train(was_training)
     return logits
 
 
-def predict_with(model: Model, images: Tensor) -> Tensor:
-    """Logits (N, C) on the CPU by any function of raw images, a batch at a time."""
-    return torch.cat([model(batch).float().cpu() for batch in torch.split(images, EVAL_BATCH)])
+def predict_with(model: Model, samples: Tensor) -> Tensor:
+    """Logits or numbers (N, C) on the CPU by any function of raw samples, a batch at a time."""
+    return torch.cat([model(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
+
+
+def together(said: list[Tensor], weights: list[float], task: Task) -> Tensor:
+    """What several teachers say on average (N, C), by their relative weights: log-probabilities of the mixture for
+    classes, else the mean. A single teacher's answer is left as it is."""
+    if len(said) == 1:
+        return said[0]
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    answers = torch.stack(said).double()
+    if task in CLASSIFICATION:
+        return torch.logsumexp(answers.log_softmax(-1) + shares.log().view(-1, 1, 1), dim=0).float()
+    return (answers * shares.view(-1, 1, 1)).sum(0).float()
 
 
 def judge(logits: Tensor, labels: Tensor, ece_bins: int, teacher: Tensor | None = None) -> dict[str, float]:

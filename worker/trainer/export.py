@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.recipe.model import ImageInput, Input, TableInput
 from worker.errors import SystemFault
-from worker.students.classifier import Classifier
+from worker.students.model import Model
 from worker.students.weights import load_model, save_model
 
 ONNX = "model.onnx"
@@ -29,19 +30,18 @@ LATENCY_SECONDS = 0.5
 Call = Callable[[Tensor], Tensor]
 
 
-def export_weights(model: Classifier, folder: Path, device: torch.device) -> Classifier:
+def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
     """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
     save_model(model, folder)
     return load_model(folder).to(device)
 
 
-def export_onnx(model: Classifier, folder: Path) -> Call:
+def export_onnx(model: Model, folder: Path) -> Call:
     """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime.
 
     The graph holds the preprocessing: `images` are raw pixels, float32 (N, C, H, W) with any N; `logits` (N, classes).
     """
-    image = model.config.input
-    example = torch.zeros(2, image.channels, image.height, image.width)  # of 1, torch.export would make a constant
+    example = _example(model.config.input)
     batch = torch.export.Dim("batch")
     with _quiet():
         torch.onnx.export(
@@ -56,6 +56,15 @@ def export_onnx(model: Classifier, folder: Path) -> Call:
             verbose=False,
         )
     return open_onnx(folder / ONNX)
+
+
+def _example(sample: Input) -> Tensor:
+    """Two samples: of one, torch.export would make a constant."""
+    if isinstance(sample, ImageInput):
+        return torch.zeros(2, sample.channels, sample.height, sample.width)
+    if isinstance(sample, TableInput):
+        return torch.zeros(2, sample.columns)
+    return torch.zeros(2, sample.length, dtype=torch.int64)
 
 
 def open_onnx(path: Path) -> Call:

@@ -1,35 +1,63 @@
-"""The loop: teacher, student, objective, step. It knows no loss, optimizer or schedule by name."""
+"""The loop: teachers, student, objective, step. It knows no loss, optimizer or schedule by name.
+
+A method that changes what a step is (several students, a teacher that learns, inner and outer steps) brings a function
+of its own in the place of `take_step`; data, stages, checkpoints, metrics and the end of a job stay as they are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from app.recipe.job import Recipe
-from app.recipe.plan import TrainingPlan
+from app.recipe.optimizers import Optimizer, Schedule
+from app.recipe.plan import StagePlan
 from worker.data.batches import Batch, Batches
-from worker.losses.objective import TOTAL, Objective
+from worker.losses.objective import TOTAL, Objective, Seen
 from worker.optimizers.schedules import rate_factor
-from worker.teachers import Teacher
+from worker.students.recorder import Recorder
+from worker.teachers import Source
 from worker.trainer.state import TrainState
 
 GRAD_NORM = "grad_norm"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Course:
-    """What training does not change."""
+    """What training does not change: one stage of a job."""
 
     recipe: Recipe
-    plan: TrainingPlan
+    plan: StagePlan
+    optimizer: Optimizer
+    schedule: Schedule
     batches: Batches
     objective: Objective
-    teacher: Teacher | None
+    teachers: Mapping[str, Source]
+    """Those that this stage learns from."""
+    forward: Callable[[Tensor], Tensor]
+    """The student as training runs it: itself, or compiled."""
+    recorder: Recorder
+    """Reads the student's activations."""
+    view: str
+    """Which of a batch's inputs the student reads."""
     device: torch.device
+    trains_student: bool = True
+
+    def learning(self, student: nn.Module) -> list[nn.Parameter]:
+        """The parameters that the optimizer moves."""
+        students = list(student.parameters()) if self.trains_student else []
+        return students + list(self.objective.trained.parameters())
+
+
+class Step(Protocol):
+    """Takes one optimizer step on a batch, and tells what it measured, still on the device."""
+
+    def __call__(self, course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]: ...
 
 
 class Watch(Protocol):
@@ -40,11 +68,13 @@ class Watch(Protocol):
         ...
 
 
-def train(course: Course, state: TrainState, watch: Watch) -> bool:
-    """Train `state` to the end of the plan; false when `watch` asked to leave before it."""
-    while state.step < course.plan.total_steps:
+def train(course: Course, state: TrainState, watch: Watch, step: Step | None = None) -> bool:
+    """Train `state` to the end of the stage; false when `watch` asked to leave before it."""
+    take = step or take_step
+    course.objective.prepare()
+    while state.step < course.plan.end:
         set_rate(course, state)
-        values = take_step(course, state, course.batches.at(state.step))
+        values = take(course, state, course.batches.at(state.step))
         state.step += 1
         if watch.step_done(state, values):
             return False
@@ -53,9 +83,9 @@ def train(course: Course, state: TrainState, watch: Watch) -> bool:
 
 def set_rate(course: Course, state: TrainState) -> None:
     """Give the optimizer the learning rate of the next step."""
-    factor = rate_factor(course.recipe.schedule, state.step, course.plan)
+    factor = rate_factor(course.schedule, state.step - course.plan.first, course.plan)
     for group in state.optimizer.param_groups:
-        group["lr"] = course.recipe.optimizer.lr * factor
+        group["lr"] = course.optimizer.lr * factor
 
 
 def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -64,32 +94,34 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     Every part divides by the count of the whole batch, so the number of parts does not change the step (but batch norm
     sees each part on its own). Nothing here waits for the device.
     """
-    state.student.train()
+    state.student.train(course.trains_student)
     values: dict[str, Tensor] = {}
-    count = course.objective.count(batch.labels)
+    count = course.objective.count(batch.targets)
+    epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
     for part in batch.split(course.recipe.accumulate):
-        shares = _forward(course, state, part, count)
+        shares = course.objective(_look(course, part), count, epoch, course.plan.epochs)
         shares[TOTAL].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
-    values[GRAD_NORM] = _clip(state, course.recipe.clip_norm)
+    values[GRAD_NORM] = _clip(course.learning(state.student), course.recipe.clip_norm)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    if state.ema is not None:
+    if state.ema is not None and course.trains_student:
         state.ema.update(state.student, state.step + 1)
     return values
 
 
-def _forward(course: Course, state: TrainState, part: Batch, count: Tensor) -> dict[str, Tensor]:
+def _look(course: Course, part: Batch) -> Seen:
+    """Have everybody run; a student that does not learn leaves no graph."""
     with torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16"):
-        signal = course.teacher(part.images) if course.teacher else None
-        logits = state.student(part.images)
-    said, head = signal or (None, None)
-    return course.objective(logits, part.labels, said, count, head)
+        signals = {name: teacher(part) for name, teacher in course.teachers.items()}
+        with torch.set_grad_enabled(course.trains_student):
+            outputs = course.forward(part.inputs[course.view])
+    return Seen(outputs, part.targets, signals, course.recorder.take())
 
 
-def _clip(state: TrainState, largest: float | None) -> Tensor:
-    parameters = [parameter for parameter in state.student.parameters() if parameter.grad is not None]
+def _clip(learning: list[nn.Parameter], largest: float | None) -> Tensor:
+    parameters = [parameter for parameter in learning if parameter.grad is not None]
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if largest is not None:
         clip_grads_with_norm_(parameters, largest, norm)

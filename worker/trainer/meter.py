@@ -50,7 +50,8 @@ def _refuse_non_finite(table: Tensor, names: list[str], first: int) -> None:
 
 def refuse_spoilt(state: TrainState) -> None:
     """Raise UserError (`nan_loss`) when a weight is not finite: a step can overflow although its gradient did not."""
-    tensors = [*state.student.state_dict().values(), *state.judged.state_dict().values()]
+    modules = (state.student, state.judged, state.parts)
+    tensors = [tensor for module in modules for tensor in module.state_dict().values()]
     if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
         raise diverged(f"a weight is not finite after step {state.step}", state.step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig
 from app.recipe.plan import TrainingPlan, training_flops
+from app.recipe.weights import Weight
 
 Report = dict[str, Any]
 Figures = dict[str, Any]
@@ -17,15 +19,15 @@ Figures = dict[str, Any]
 
 def parameter_count(config: ModelConfig) -> int:
     """Trainable weights of the model that `config` describes."""
-    return student_cost(config.architecture, config.input, config.classes).parameters
+    return student_cost(config.architecture, config.input, config.outputs).parameters
 
 
 def train_figures(
-    plan: TrainingPlan, seconds: float, device: torch.device, student: ModelConfig, teacher: ModelConfig | None
+    plan: TrainingPlan, seconds: float, device: torch.device, student: ModelConfig, teachers: Sequence[ModelConfig]
 ) -> Figures:
     """What the training took; seconds are over all attempts."""
-    student_flops = student_cost(student.architecture, student.input, student.classes)
-    teacher_flops = student_cost(teacher.architecture, teacher.input, teacher.classes) if teacher else None
+    student_flops = student_cost(student.architecture, student.input, student.outputs)
+    teacher_flops = [student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers]
     samples = plan.samples_until(plan.total_steps)
     return {
         "steps": plan.total_steps,
@@ -42,8 +44,9 @@ def train_figures(
 def model_card(job: JobSpec, report: Report) -> str:
     """Markdown: where the model comes from, how it was trained, what it achieves, how to use it."""
     recipe = job.recipe
-    losses = ", ".join(f"{term.kind} (weight {term.weight:g})" for term in recipe.losses)
-    lineage = f"distilled from `{job.teacher.model}`" if job.teacher else "trained on labels alone"
+    losses = ", ".join(f"{term.kind} (weight {_weight(term.weight)})" for term in recipe.losses)
+    names = ", ".join(f"`{teacher.model}`" for teacher in job.all_teachers)
+    lineage = f"distilled from {names}" if names else "trained on labels alone"
     sides = {"student": report["student"], "teacher": report["teacher"]}
     return "\n".join(
         [
@@ -65,6 +68,10 @@ def model_card(job: JobSpec, report: Report) -> str:
             "",
         ]
     )
+
+
+def _weight(weight: Weight) -> str:
+    return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.first:g} to {weight.last:g}"
 
 
 def _table(sides: dict[str, Figures]) -> list[str]:

@@ -14,26 +14,27 @@ from torch import Tensor
 from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
-from worker.data.batches import Batch, Batches
-from worker.data.images import ImageTask, load_images
+from worker.data.batches import Batches
+from worker.data.images import TaskData, load_images
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.losses.objective import Objective
 from worker.protocol import Assignment, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
-from worker.teachers import Teacher, load_teacher, read_teacher_config
+from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
 from worker.trainer.bundle import Trained, write_bundle
-from worker.trainer.evaluate import judge, predict
+from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
+from worker.trainer.evaluate import judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
-from worker.trainer.state import TrainState, initial_state
+from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 
 
 class _Inputs(NamedTuple):
-    task: ImageTask
-    teacher: Teacher | None
-    teacher_folder: Path | None
+    task: TaskData
+    teachers: dict[str, TaughtBy]
+    folders: dict[str, Path]
+    """Of the teachers' files, by their names."""
 
 
 def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped | Failed:
@@ -54,18 +55,16 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
-    train_samples = len(inputs.task.train.labels)
-    state = initial_state(job.recipe, inputs.task.model, seed, device)
-    if assignment.resume is not None:
-        _restore(state, job, train_samples, folder / assignment.resume)
-    plan = plan_training(job.recipe, train_samples)
+    plan = plan_training(job.recipe, len(inputs.task.train))
+    state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed)
-    course = Course(job.recipe, plan, batches, Objective(job.recipe.losses), inputs.teacher, device)
+    courses = build_courses(job, plan, batches, state, inputs.teachers, seed)
+    _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
     choose_threads(_micro_batch_flops(job, plan, inputs), device)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state)
-    if not train(course, state, watch):
+    if not _train(courses, plan, state, watch):
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
     send(Metrics(step=state.step, values=judges.evaluate(state)))
@@ -73,62 +72,81 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
         watch.save(state)
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
-    teacher = inputs.teacher.model if inputs.teacher else None
-    trained = Trained(
-        job, plan, state.judged, teacher, inputs.teacher_folder, state.seconds, inputs.task.eval, judges.teacher_logits
-    )
+    teachers = {name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()}
+    trained = Trained(job, plan, state.judged, teachers, state.seconds, inputs.task.eval, judges.teacher_logits)
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
 
 
+def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None) -> None:
+    """Bring `state` to its first step here: with a fresh optimizer, or as the checkpoint left it."""
+    if resume is None:
+        state.optimizer = fresh_optimizer(courses[0], state.student)
+        return
+    try:
+        record = checkpoint.read_for(job, plan, resume)
+        state.optimizer = fresh_optimizer(courses[plan.stage_at(record.step)], state.student)
+        checkpoint.restore(state, record, plan, resume)
+    except checkpoint.CheckpointError as error:
+        raise SystemFault("bad_checkpoint", str(error)) from error
+
+
+def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Supervision) -> bool:
+    """Go through the stages that are left; false when the watch asked to leave."""
+    for course in courses[plan.stage_at(state.step) :]:
+        if state.step == course.plan.first > 0:
+            state.optimizer = fresh_optimizer(course, state.student)
+        if not train(course, state, watch):
+            return False
+    return True
+
+
 class _Judges:
-    """Evaluates students on the held-out samples; the teacher is asked once."""
+    """Evaluates students on the held-out samples; the teachers are asked once."""
 
     def __init__(self, job: JobSpec, inputs: _Inputs) -> None:
-        self._bins, self._samples, self._teacher = job.evaluation.ece_bins, inputs.task.eval, inputs.teacher
+        self._job, self._samples, self._teachers = job, inputs.task.eval, inputs.teachers
         self._teacher_logits: Tensor | None = None
 
     @property
     def teacher_logits(self) -> Tensor | None:
-        """The teacher's logits (N, C) on the CPU."""
-        if self._teacher_logits is None and self._teacher is not None:
-            self._teacher_logits = predict(self._teacher.model, self._samples.images)
+        """What the teachers say together (N, C), on the CPU: several are averaged with their weights."""
+        if self._teacher_logits is None and self._teachers:
+            said = [predict(by.model, self._samples.inputs[by.model.view]) for by in self._teachers.values()]
+            weights = [teacher.weight for teacher in self._job.all_teachers]
+            self._teacher_logits = together(said, weights, self._job.task)
         return self._teacher_logits
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(state.judged, self._samples.images)
+        logits = predict(state.judged, self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
-        found = judge(logits, self._samples.labels, self._bins, self.teacher_logits)
+        found = judge(logits, self._samples.targets, self._job.evaluation.ece_bins, self.teacher_logits)
         return {f"eval/{name}": value for name, value in found.items()}
 
 
 def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device) -> _Inputs:
-    teacher_folder = paths[job.teacher.model] if job.teacher else None
-    described = read_teacher_config(teacher_folder) if teacher_folder else None
+    folders = {teacher.name: paths[teacher.model] for teacher in job.all_teachers}
+    params = {teacher.name: f"{job.teacher_path(index)}.model" for index, teacher in enumerate(job.all_teachers)}
+    described = {
+        teacher.model: read_teacher_config(folders[teacher.name], params[teacher.name]) for teacher in job.all_teachers
+    }
     task = load_images(job, paths, described, seed)
-    teacher = load_teacher(teacher_folder).to(device) if teacher_folder else None
-    train, evaluation = (Batch(*(part.to(device) for part in batch)) for batch in (task.train, task.eval))
-    return _Inputs(task._replace(train=train, eval=evaluation), teacher, teacher_folder)
+    models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
+    teachers = {name: teach(model, job, name) for name, model in models.items()}
+    return _Inputs(task._replace(train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
 
 def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
     model = inputs.task.model
     samples = -(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate)
-    return samples * student_cost(model.architecture, model.input, model.classes).flops
+    return samples * student_cost(model.architecture, model.input, model.outputs).flops
 
 
 def _seed_of(job: JobSpec) -> int:
     if job.seed is None:
         raise SystemFault("invalid_assignment", "the job has no seed")
     return job.seed
-
-
-def _restore(state: TrainState, job: JobSpec, train_samples: int, folder: Path) -> None:
-    try:
-        checkpoint.restore(state, job, train_samples, folder)
-    except checkpoint.CheckpointError as error:
-        raise SystemFault("bad_checkpoint", str(error)) from error
 
 
 def _explain(error: Exception) -> JobError:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from app.recipe.job import Recipe
 from app.recipe.model import ModelConfig
 from worker.data.randomness import derive_seed
-from worker.optimizers import build_optimizer
-from worker.students.classifier import Classifier
+from worker.students.model import Model
 from worker.trainer.ema import Ema
 
 
@@ -18,24 +18,35 @@ from worker.trainer.ema import Ema
 class TrainState:
     """The student and everything that moves with it. The data cursor is the step itself (see `Batches`)."""
 
-    student: Classifier
-    optimizer: torch.optim.Optimizer
+    student: Model
     ema: Ema | None
+    optimizer: torch.optim.Optimizer
+    """Of the stage that `step` lies in; every stage begins with a fresh one."""
+    parts: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """What the losses themselves train; never exported."""
     step: int = 0
-    """Optimizer steps done, over all attempts."""
+    """Optimizer steps done, over all stages and attempts."""
     seconds: float = 0.0
     """Seconds trained, over all attempts."""
 
     @property
-    def judged(self) -> Classifier:
+    def judged(self) -> Model:
         """The model that is evaluated and exported."""
         return self.ema.model if self.ema else self.student
 
 
-def initial_state(recipe: Recipe, config: ModelConfig, seed: int, device: torch.device) -> TrainState:
-    """A student with fresh weights, which depend on `seed` and the architecture alone."""
+def fresh_student(config: ModelConfig, seed: int) -> Model:
+    """A student whose weights depend on `seed` and the architecture alone, on the CPU."""
     torch.manual_seed(derive_seed(seed, "weights"))
-    student = Classifier(config).to(device)
+    student = Model(config)
     torch.manual_seed(derive_seed(seed, "training"))
+    return student
+
+
+def initial_state(recipe: Recipe, student: Model) -> TrainState:
+    """`student`, on its device, before its first step; it has no optimizer yet."""
+    if recipe.channels_last:
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     ema = Ema(student, recipe.ema_decay) if recipe.ema_decay is not None else None
-    return TrainState(student, build_optimizer(recipe.optimizer, student.parameters()), ema)
+    idle = torch.optim.SGD([torch.zeros(())], lr=0.0)
+    return TrainState(student, ema, idle)

@@ -8,18 +8,19 @@ from collections.abc import Callable
 
 import torch
 
-from app.recipe.job import Recipe
+from app.recipe.data import ImageData
+from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.optimizers import AdamW
 from app.recipe.plan import plan_training
 from app.recipe.students import CifarResNet
-from worker.data.batches import Batch, Batches
-from worker.losses.objective import Objective
+from worker.data.batches import Batches, whole_split
 from worker.trainer import run  # noqa: F401  # all that a job needs is imported by it
-from worker.trainer.loop import Course, set_rate, take_step
+from worker.trainer.courses import build_courses, fresh_optimizer
+from worker.trainer.loop import set_rate, take_step
 from worker.trainer.machine import make_deterministic
-from worker.trainer.state import initial_state
+from worker.trainer.state import fresh_student, initial_state
 
 EXPORT_IMPORTS = (
     "onnxruntime",
@@ -35,7 +36,6 @@ private to torch; where one is gone, the export imports its successor itself."""
 def warm_up() -> None:
     """Take one step of a tiny job on the CPU; CUDA stays untouched, for a spare must not hold a GPU's memory."""
     make_deterministic()
-    cpu = torch.device("cpu")
     recipe = Recipe(losses=[CrossEntropy()], optimizer=AdamW(), epochs=1, batch_size=2)
     model = ModelConfig(
         architecture=CifarResNet(depth=8, width=1),
@@ -43,9 +43,11 @@ def warm_up() -> None:
         preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
         classes=2,
     )
-    samples = Batch(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
-    course = Course(recipe, plan_training(recipe, 2), Batches(samples, 2, 0), Objective(recipe.losses), None, cpu)
-    state = initial_state(recipe, model, 0, cpu)
+    job = JobSpec(data=ImageData(train="x"), student=model.architecture, recipe=recipe)
+    samples = whole_split({"images": torch.zeros(2, 1, 8, 8)}, torch.tensor([0, 1]))
+    state = initial_state(recipe, fresh_student(model, 0))
+    [course] = build_courses(job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)
+    state.optimizer = fresh_optimizer(course, state.student)
     set_rate(course, state)
     take_step(course, state, course.batches.at(0))
 

@@ -68,7 +68,7 @@ class Supervision:
             return
         self._meter.check(state.step)
         refuse_spoilt(state)
-        path = checkpoint.save(state, self._job, self._plan.train_samples, self._folder / CHECKPOINTS)
+        path = checkpoint.save(state, self._job, self._plan, self._folder / CHECKPOINTS)
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))
 

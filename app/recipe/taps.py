@@ -1,0 +1,52 @@
+"""Places in a network whose activations a loss looks at, named as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+from pydantic.annotated_handlers import GetJsonSchemaHandler
+from pydantic_core.core_schema import CoreSchema
+
+from app.recipe.base import Spec
+
+PATH = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+
+
+class Tap(Spec):
+    """One side of one module. A document may give the path alone, which stands for the module's output."""
+
+    path: str = Field(max_length=512, pattern=PATH)
+    """The module within the network, as in `stages.1` or `bert.encoder.layer.3`."""
+    at: Literal["output", "input"] = "output"
+    """The input of a ReLU is what an activation is made from; of several tensors the first one counts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        whole = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [{"type": "string", "maxLength": 512, "pattern": PATH}, whole]}
+
+
+class Pair(Spec):
+    """A place in the teacher, and the place in the student that is to become like it."""
+
+    teacher: Tap
+    student: Tap
+
+
+class Taps(NamedTuple):
+    """What a loss looks at on each side."""
+
+    student: tuple[Tap, ...] = ()
+    teacher: tuple[Tap, ...] = ()
+
+
+def taps_of(pairs: Sequence[Pair]) -> Taps:
+    """Both sides of `pairs`."""
+    return Taps(tuple(pair.student for pair in pairs), tuple(pair.teacher for pair in pairs))

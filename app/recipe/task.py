@@ -1,0 +1,12 @@
+"""The tasks that a student can be trained for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Task = Literal["image-classification", "text-classification", "regression", "keypoints"]
+CLASSIFICATION: tuple[Task, ...] = ("image-classification", "text-classification")
+"""Tasks whose answer is one of several classes."""
+NUMBERS: tuple[Task, ...] = ("regression", "keypoints")
+"""Tasks whose answer is a list of numbers."""
+ALL_TASKS: tuple[Task, ...] = CLASSIFICATION + NUMBERS

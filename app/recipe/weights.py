@@ -1,0 +1,57 @@
+"""Weights of loss terms that change while training goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.recipe.base import NonNegative, Positive, Spec
+
+
+class Ramp(Spec):
+    """From one weight to another between two points of a stage; constant before and after."""
+
+    first: NonNegative
+    """Weight until `from_epoch`."""
+    last: NonNegative
+    """Weight from `to_epoch` on."""
+    from_epoch: NonNegative = 0.0
+    """Epochs of this stage before the weight begins to change."""
+    to_epoch: Positive | None = None
+    """Epochs of this stage after which it has changed; none: at the stage's end."""
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> Self:
+        if self.first == self.last == 0.0:
+            raise ValueError("first and last must not both be 0")
+        if self.to_epoch is not None and self.to_epoch <= self.from_epoch:
+            raise ValueError("to_epoch must lie after from_epoch")
+        return self
+
+
+class LinearWeight(Ramp):
+    """A straight line: a warm-up when it rises."""
+
+    kind: Literal["linear"]
+
+
+class CosineWeight(Ramp):
+    """Half a cosine."""
+
+    kind: Literal["cosine"]
+
+
+Weight = Positive | Annotated[LinearWeight | CosineWeight, Field(discriminator="kind")]
+
+
+def weight_at(weight: float | LinearWeight | CosineWeight, epoch: float, epochs: float) -> float:
+    """The weight after `epoch` of a stage's `epochs`, both with fraction."""
+    if isinstance(weight, float | int):
+        return weight
+    end = epochs if weight.to_epoch is None else weight.to_epoch
+    done = min(max((epoch - weight.from_epoch) / max(end - weight.from_epoch, 1e-9), 0.0), 1.0)
+    if isinstance(weight, CosineWeight):
+        done = (1.0 - math.cos(math.pi * done)) / 2.0
+    return weight.first + (weight.last - weight.first) * done

@@ -1,0 +1,68 @@
+"""A network together with its preprocessing: what takes raw samples and answers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
+from worker import students
+
+VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
+"""What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""
+
+
+class Normalize(nn.Module):
+    """(value * scale - mean) / std per channel or column, in float32; nothing in the state_dict."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing, trailing: int) -> None:
+        super().__init__()
+        self.scale = preprocessing.scale
+        shape = (-1, *[1] * trailing)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(shape), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values.float() * self.scale - self.mean) / self.std
+
+
+class Rescale(nn.Module):
+    """outputs * std + mean, which brings a regression's answer to the units of its data."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, scaling: TargetScaling) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(scaling.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(scaling.std), persistent=False)
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return outputs * self.std + self.mean
+
+
+class Model(nn.Module):
+    """Raw samples to logits or numbers (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype, or token
+    ids (N, S) int64."""
+
+    def __init__(self, config: ModelConfig, network: nn.Module | None = None, view: str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.view = view or VIEWS[type(config.input)]
+        """Which of a batch's inputs it reads."""
+        self.preprocess = _preprocess(config)
+        self.network = network or students.build(config.architecture, config.input, config.outputs)
+        self.rescale = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
+
+    def forward(self, samples: Tensor) -> Tensor:
+        outputs: Tensor = self.rescale(self.network(self.preprocess(samples)))
+        return outputs
+
+
+def _preprocess(config: ModelConfig) -> nn.Module:
+    if config.preprocessing is None:
+        return nn.Identity()
+    return Normalize(config.preprocessing, trailing=2 if isinstance(config.input, ImageInput) else 0)

@@ -1,0 +1,128 @@
+"""Lays out a job's training: one course per stage, with its objective, over the same student, teachers and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from app.recipe.job import JobSpec, Stage
+from app.recipe.losses import Loss
+from app.recipe.plan import TrainingPlan
+from app.recipe.taps import Tap
+from worker.data.batches import Batch, Batches
+from worker.errors import UserError
+from worker.losses.objective import Objective
+from worker.losses.workshop import Shapes, TeacherSide, Workshop
+from worker.optimizers import build_optimizer
+from worker.students.model import Model
+from worker.students.recorder import NoSuchModule, Recorder
+from worker.teachers import Source, Teacher
+from worker.trainer.loop import Course
+from worker.trainer.state import TrainState
+
+DRY_SAMPLES = 2
+
+
+class TaughtBy(NamedTuple):
+    """One teacher of a job."""
+
+    model: Model
+    recorder: Recorder
+    """Reads the activations that the job's losses look at."""
+    source: Source
+    """Its signal: from the model itself, or remembered."""
+
+
+def teach(model: Model, job: JobSpec, name: str) -> TaughtBy:
+    """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
+    recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
+    return TaughtBy(model, recorder, Teacher(model, recorder))
+
+
+def student_taps(job: JobSpec) -> list[Tap]:
+    """Every place in the student that a loss of the job looks at."""
+    return list(chain.from_iterable(term.taps().student for term in _terms(job)))
+
+
+def teacher_taps(job: JobSpec, name: str) -> list[Tap]:
+    """Every place in the teacher called `name` that a loss of the job looks at."""
+    learning = [term for term in _terms(job) if name in (term.named_teachers().values() or [name])]
+    return list(chain.from_iterable(term.taps().teacher for term in learning))
+
+
+def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> Shapes:
+    """Shapes of the activations on the first samples; raises UserError (`invalid_job`, blaming `param`)."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(samples.inputs[model.view][:DRY_SAMPLES])
+        return {tap: seen.shape for tap, seen in recorder.take().items()}
+    except NoSuchModule as error:
+        raise UserError("invalid_job", f"{param}: {error}", param) from error
+    finally:
+        model.train(was_training)
+
+
+def open_recorder(model: Model, taps: list[Tap], param: str) -> Recorder:
+    """Raises UserError (`invalid_job`, blaming `param`) when the network has no such module."""
+    try:
+        return Recorder(model.network, taps)
+    except NoSuchModule as error:
+        raise UserError("invalid_job", f"{param}: {error}", param) from error
+
+
+def build_courses(
+    job: JobSpec, plan: TrainingPlan, batches: Batches, state: TrainState, teachers: Mapping[str, TaughtBy], seed: int
+) -> list[Course]:
+    """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
+    student, samples = state.student, batches.samples
+    recorder = open_recorder(student, student_taps(job), "student")
+    sides = {
+        name: TeacherSide(by.model.network, dry_shapes(by.model, by.recorder, samples, _path(job, name)))
+        for name, by in teachers.items()
+    }
+    shapes = dry_shapes(student, recorder, samples, "student")
+    workshop = Workshop(shapes, sides, student.config.outputs, seed)
+    forward = torch.compile(student) if job.recipe.compile else student
+    courses = []
+    stages: list[Stage | None] = [*job.recipe.stages, None]
+    for stage, stage_plan, (path, losses) in zip(stages, plan.stages, job.objectives.items(), strict=True):
+        objective = Objective(losses, workshop, job.all_teachers, job.teacher_weighting, path)
+        courses.append(
+            Course(
+                recipe=job.recipe,
+                plan=stage_plan,
+                optimizer=(stage and stage.optimizer) or job.recipe.optimizer,
+                schedule=(stage and stage.schedule) or job.recipe.schedule,
+                batches=batches,
+                objective=objective,
+                teachers={name: teachers[name].source for name in sorted(objective.teachers)},
+                forward=forward,
+                recorder=recorder,
+                view=student.view,
+                device=samples.targets.device,
+                trains_student=stage is None or stage.trains == "student",
+            )
+        )
+    state.parts = workshop.parts.to(samples.targets.device)
+    return courses
+
+
+def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
+    learning = course.learning(student)
+    if not learning:
+        raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
+    return build_optimizer(course.optimizer, learning)
+
+
+def _path(job: JobSpec, name: str) -> str:
+    return next(job.teacher_path(index) for index, teacher in enumerate(job.all_teachers) if teacher.name == name)
+
+
+def _terms(job: JobSpec) -> list[Loss]:
+    return list(chain.from_iterable(job.objectives.values()))
