@@ -41,8 +41,8 @@ def _convert(folder: Path) -> None:
     conversion = Conversion.model_validate_json((folder / ORDER).read_bytes())
     expected = expected_tensors(read_config(folder))
     size = (folder / SOURCE).stat().st_size
-    keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix)})
     limit(GROWTH * size + ROOM, GROWTH * size + ROOM, SECONDS + SECONDS_PER_GIB * (size >> 30))
+    keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix)})
     convert(folder / SOURCE, conversion, expected, folder / WEIGHTS)
 
 

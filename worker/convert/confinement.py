@@ -58,7 +58,10 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
 
 
 def limit(memory: int, file_bytes: int, seconds: int) -> None:
-    """Bound what this process may still take: bytes of memory, bytes per file, seconds of computing, no process."""
+    """Bound what this process may still take: bytes of memory, bytes per file, seconds of computing, no process.
+
+    Before `keep_to`, which closes the place that tells how much it has already.
+    """
     _lower(resource.RLIMIT_AS, _address_space() + memory)
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_CPU, seconds)
