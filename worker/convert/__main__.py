@@ -15,6 +15,8 @@ ROOM = 512 << 20
 GROWTH = 4
 """Times its size that a file may take: once as read, once copied, and as much again for other types."""
 SECONDS, SECONDS_PER_GIB = 120, 60
+PROCESSOR = (Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu"))
+"""What torch asks about the machine."""
 
 
 def main() -> int:
@@ -42,7 +44,7 @@ def _convert(folder: Path) -> None:
     expected = expected_tensors(read_config(folder))
     size = (folder / SOURCE).stat().st_size
     limit(GROWTH * size + ROOM, GROWTH * size + ROOM, SECONDS + SECONDS_PER_GIB * (size >> 30))
-    keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix)})
+    keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix), *filter(Path.exists, PROCESSOR)})
     convert(folder / SOURCE, conversion, expected, folder / WEIGHTS)
 
 

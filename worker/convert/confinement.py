@@ -46,7 +46,7 @@ def keep_to(folder: Path, readable: Iterable[Path]) -> bool:
     reading = FS_EXECUTE | FS_READ | FS_LIST
     writing = reading | FS_WRITE | FS_REMOVE | FS_MAKE | FS_TRUNCATE
     for path, rights in [(folder, writing), *((path, reading) for path in readable)]:
-        _allow(libc, ruleset, path, rights & handled)
+        _allow(libc, ruleset, path, rights & handled & (-1 if path.is_dir() else ~FS_LIST))
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     return bool(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0) == 0)
 
