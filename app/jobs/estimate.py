@@ -32,11 +32,16 @@ class Forecast:
 
 
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
-    """Count a job whose inputs were found sound; none when the headers of its data are not known."""
+    """Count a job whose inputs were found sound; none when the headers of its data, or a teacher from
+    elsewhere, are not known."""
     train = image_facts(spec.data, facts.train) if facts.train else None
     if not isinstance(train, ImageFacts) or facts.train is None:
         return None
-    teachers = [facts.teachers[teacher.model] for teacher in spec.all_teachers]
+    teachers = [
+        facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
+    ]
+    if len(teachers) < len(spec.all_teachers):
+        return None
     classes = spec.data.classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
     trained_on, held_out = split_counts(spec.data, train.count)
     if facts.eval is not None:

@@ -124,8 +124,8 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         found.add("data.train", "one sample can't be split into training and evaluation", "two or more, or data.eval")
     found.problems.extend(_teaching_problems(job))
     for index, teacher in enumerate(job.all_teachers):
-        if teacher.model in facts.teachers:
-            _check_teacher(job, facts.teachers[teacher.model], train, job.teacher_path(index), found)
+        if teacher.reference in facts.teachers:
+            _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
     found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_recipe_problems(job))
@@ -162,13 +162,13 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
         )
 
 
-def _check_teacher(job: JobSpec, teacher: ModelConfig, train: ImageFacts | None, path: str, found: _Found) -> None:
+def _check_teacher(job: JobSpec, teacher: ModelConfig, train: ImageFacts | None, param: str, found: _Found) -> None:
     if teacher.task != job.task:
-        found.add(f"{path}.model", f"was made for {teacher.task}", f"a model for {job.task}")
+        found.add(param, f"was made for {teacher.task}", f"a model for {job.task}")
     if job.data.classes not in (None, teacher.classes):
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and teacher.input != train.input:
-        found.add(f"{path}.model", f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
+        found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
 
 
 def architecture_problems(network: Student, given: Input | None, path: str) -> Iterator[Problem]:
@@ -185,7 +185,7 @@ def architecture_problems(network: Student, given: Input | None, path: str) -> I
 
 
 def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    known = [teachers[teacher.model].classes for teacher in job.all_teachers if teacher.model in teachers]
+    known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.classes or next(iter(known), None)
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):

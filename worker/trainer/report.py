@@ -45,7 +45,7 @@ def model_card(job: JobSpec, report: Report) -> str:
     """Markdown: where the model comes from, how it was trained, what it achieves, how to use it."""
     recipe = job.recipe
     losses = ", ".join(f"{term.kind} (weight {_weight(term.weight)})" for term in recipe.losses)
-    names = ", ".join(f"`{teacher.model}`" for teacher in job.all_teachers)
+    names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
     lineage = f"distilled from {names}" if names else "trained on labels alone"
     sides = {"student": report["student"], "teacher": report["teacher"]}
     return "\n".join(
