@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
+from worker.fetch.shelf import Shelf
 from worker.gpus import hold_gpu
-from worker.staging import Scratch
+from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
 
 
@@ -53,6 +54,12 @@ class Context:
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
     """Names this process in leases; no later one has the same name."""
 
+    @property
+    def sources(self) -> Sources:
+        """Where the inputs of attempts come from; what is kept of them is kept for all workers of the machine."""
+        shelf = Shelf(self.settings.cache_dir / "teachers", self.settings.teacher_cache_bytes)
+        return Sources(self.store, self.settings, shelf)
+
     def tick(self) -> None:
         """Show whoever watches the tick file that the worker is alive."""
         if self.settings.worker_tick_file is not None:
@@ -72,7 +79,7 @@ async def open_context(
     `command` starts trainers. Raises: `NoGpu`.
     """
     gpu = await hold_gpu(settings.scratch_dir / "gpus") if "gpu" in queues else None
-    launch = Launch(command or trainer_command(), gpu, settings.scratch_dir.parent / "cache")
+    launch = Launch(command or trainer_command(), gpu, settings.cache_dir)
     database = Database(settings.resolved_database_url, settings.database_pool_size)
     with Scratch(settings.scratch_dir) as scratch:
         spares = SparePool(launch, scratch)

@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         """Parent of the folders in which attempts run."""
         return self.data_dir.expanduser().absolute() / "scratch"
 
+    @property
+    def cache_dir(self) -> Path:
+        """What workers keep from one job for the next."""
+        return self.data_dir.expanduser().absolute() / "cache"
+
     @cached_property
     def secret_bytes(self) -> bytes:
         """The server's secret; generated into `data_dir` at the first use when none is set."""

@@ -9,11 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from app.core.settings import Settings
 from app.core.store import Damaged, Store
 from app.jobs.leases import CheckpointRef, Lease, StoredFile
 from tests.app.jobs.builders import job_spec
+from worker.fetch.shelf import Shelf
 from worker.protocol import Assignment
-from worker.staging import Scratch, UnsafePath, file_within, files_of, folder_within, safe_name, stage, try_lock
+from worker.staging import (
+    Scratch,
+    Sources,
+    UnsafePath,
+    file_within,
+    files_of,
+    folder_within,
+    safe_name,
+    stage,
+    try_lock,
+)
 
 
 def test_scratch_removes_what_a_dead_worker_left(tmp_path: Path) -> None:
@@ -107,6 +119,11 @@ async def stored(store: Store, folder: Path, name: str, content: bytes) -> Store
     return StoredFile(name, f"objects/{name}", len(content), hashlib.sha256(content).hexdigest())
 
 
+def sources(store: Store, folder: Path) -> Sources:
+    settings = Settings(_env_file=None, data_dir=folder / "home")
+    return Sources(store, settings, Shelf(folder / "shelf", 1 << 30))
+
+
 def lease(checkpoint: CheckpointRef | None = None) -> Lease:
     return Lease("job_1", "proj_1", 1, 1, "me", job_spec(seed=1), 60.0, 600.0, checkpoint)
 
@@ -119,7 +136,7 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
     folder = tmp_path / "attempt"
     folder.mkdir()
     inputs = {"model_1": [weights], "file_1": [data]}
-    await stage(store, lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder)
+    await stage(sources(store, tmp_path), lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder)
     assignment = Assignment.model_validate(json.loads((folder / "assignment.json").read_text()))
     assert (folder / assignment.inputs["file_1"]).read_bytes() == b"data"
     assert (folder / assignment.inputs["model_1"] / "model.safetensors").read_bytes() == b"weights"
@@ -134,7 +151,7 @@ async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Pat
     evil = StoredFile("../../evil", data.key, data.size, data.sha256)
     folder = tmp_path / "attempt"
     folder.mkdir()
-    await stage(store, lease(), {"file_1": [evil]}, folder)
+    await stage(sources(store, tmp_path), lease(), {"file_1": [evil]}, folder)
     assert names_below(tmp_path) & {"evil"} == set()
 
 
@@ -143,12 +160,14 @@ async def test_stage_refuses_a_bundle_with_a_path_for_a_name(tmp_path: Path) -> 
     data = await stored(store, tmp_path, "config.json", b"{}")
     evil = StoredFile("../evil", data.key, data.size, data.sha256)
     with pytest.raises(UnsafePath):
-        await stage(store, lease(), {"model_1": [evil]}, tmp_path)
+        await stage(sources(store, tmp_path), lease(), {"model_1": [evil]}, tmp_path)
 
 
 async def test_stage_refuses_an_input_that_is_not_what_its_row_says(tmp_path: Path) -> None:
     store = Store.in_memory()
     data = await stored(store, tmp_path, "data.npz", b"data")
     with pytest.raises(Damaged):
-        await stage(store, lease(), {"file_1": [StoredFile("x", data.key, data.size, "0" * 64)]}, tmp_path)
+        await stage(
+            sources(store, tmp_path), lease(), {"file_1": [StoredFile("x", data.key, data.size, "0" * 64)]}, tmp_path
+        )
     assert "data" not in names_below(tmp_path)

@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-SOURCE, ORDER = "weights.pt", "convert.json"
-"""Files of a model that is still to be converted; the order is `app.recipe.key_map.Conversion`."""
+SOURCES, ORDER = ("weights.pt", "weights.safetensors"), "convert.json"
+"""Files of a model that is still to be converted: weights of either format; the order is
+`app.recipe.key_map.Conversion`."""
+CONVERTER = 1
+"""Raised when the same file would be converted to something else, so that no worker takes what an older one kept."""
 REFUSED = 3
 """Exit status of a process that says on stdout why the file can't be converted."""
 MAX_SECONDS = 600.0
@@ -33,7 +36,7 @@ class ConversionFailed(Exception):
 
 
 async def convert(folder: Path) -> None:
-    """Write `model.safetensors` into `folder`, from its `config.json`, `convert.json` and `weights.pt`.
+    """Write `model.safetensors` into `folder`, from its `config.json`, `convert.json` and one of `SOURCES`.
 
     Raises: `Unconvertible`, `ConversionFailed`.
     """

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from worker.convert import ORDER, REFUSED, SOURCE, Unconvertible
+from worker.convert import ORDER, REFUSED, SOURCES, Unconvertible
 from worker.convert.confinement import keep_to, leave_network, limit
 from worker.trainer.parent import die_with_parent
 
@@ -42,10 +42,11 @@ def _convert(folder: Path) -> None:
     torch.set_num_threads(1)
     conversion = Conversion.model_validate_json((folder / ORDER).read_bytes())
     expected = expected_tensors(read_config(folder))
-    size = (folder / SOURCE).stat().st_size
+    source = next(folder / name for name in SOURCES if (folder / name).exists())
+    size = source.stat().st_size
     limit(GROWTH * size + ROOM, GROWTH * size + ROOM, SECONDS + SECONDS_PER_GIB * (size >> 30))
     keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix), *filter(Path.exists, PROCESSOR)})
-    convert(folder / SOURCE, conversion, expected, folder / WEIGHTS)
+    convert(source, conversion, expected, folder / WEIGHTS)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.recipe.key_map import Conversion
@@ -45,6 +45,8 @@ def convert(source: Path, conversion: Conversion, expected: Mapping[str, Tensor]
 
 def _read(source: Path) -> object:
     try:
+        if source.suffix == ".safetensors":
+            return load_file(source)
         return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
