@@ -199,7 +199,9 @@ def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
     names = [teacher.name for teacher in job.all_teachers]
     for field_name, name in term.named_teachers().items():
-        if name not in names:
+        if not term.needs_teacher:
+            yield Problem(f"{path}.{field_name}", f"{term.kind} learns from no teacher", "no name")
+        elif name not in names:
             yield Problem(f"{path}.{field_name}", f"there is no teacher {name!r}", f"one of {', '.join(names)}")
     if term.couples_rows and job.recipe.accumulate > 1:
         found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"

@@ -57,10 +57,10 @@ class Stage(Spec):
 class Recipe(Spec):
     """Losses, optimizer and schedule: how the student is trained."""
 
-    stages: list[Stage] = Field(default=[], max_length=8)
-    """What comes before the main training, in this order."""
     losses: list[Loss] = Field(min_length=1, max_length=16)
     """Terms of the objective; their weighted sum is minimised."""
+    stages: list[Stage] = Field(default=[], max_length=8)
+    """What comes before this main training, in this order."""
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Constant()
     epochs: int = Field(10, ge=1, le=100_000)
