@@ -122,7 +122,7 @@ async def _teacher(
     if model is None or model.project_id != project_id or model.deleted_at is not None:
         problems.append(Problem(param, f"there is no model {reference!r}", "the id of a model"))
         return None
-    return ModelConfig.model_validate(model.config)
+    return ModelConfig.model_validate(model.config) if model.config else None
 
 
 async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None) -> Job:

@@ -105,10 +105,13 @@ class KeyMap(Spec):
         return found
 
 
+CheckpointKey = Annotated[Text, Field(min_length=1)]
+
+
 class Conversion(Spec):
     """How what torch.save wrote becomes a model: which of its tensors are meant, and their names in our network."""
 
-    checkpoint_key: Annotated[Text, Field(min_length=1)] | None = None
+    checkpoint_key: CheckpointKey | None = None
     """Where in the file's dictionary the weights lie (`state_dict`, `model_ema`); none: the file is that dictionary."""
     key_map: KeyMap = KeyMap()
     """From the names in the file to those of the architecture."""
