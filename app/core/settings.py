@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     store_secret_key: SecretStr | None = None
 
     hub_enabled: bool = True
-    """Whether jobs may name teachers of a Hugging Face hub, which workers then fetch."""
+    """Whether workers fetch teachers from a Hugging Face hub; without it, jobs may still name those of the mirror."""
     hub_endpoint: str = "https://huggingface.co"
     """Address of the hub; only workers ask it."""
     hub_token: SecretStr | None = None
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     @property
     def outside(self) -> Outside:
         """Where teachers may come from besides the service itself."""
-        return Outside(self.hub_enabled, tuple(self.teacher_prefixes))
+        return Outside(self.hub_enabled or self.hub_mirror is not None, tuple(self.teacher_prefixes))
 
     @property
     def embedded(self) -> bool:

@@ -25,15 +25,24 @@ FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 """How many rights a version of Landlock knows to withhold; from the fifth on, one more."""
 
 
+TCP, SCOPE = 0b11, 0b11
+"""Binding and connecting; signals and unnamed sockets of others."""
+WITHHELD = {1: 1, 2: 1, 3: 1, 4: 2, 5: 2}
+"""Of files, TCP and scope, how many a version of Landlock knows; from the sixth on, all three."""
+
+
 def leave_network() -> bool:
     """Move into a network of one's own, with nobody in it; whether the kernel allowed it. No thread may run yet."""
     if sys.platform != "linux":
         return False
-    return ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+    return bool(ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
 
 
 def keep_to(folder: Path, readable: Iterable[Path]) -> bool:
-    """From now on this thread writes below `folder` alone, and reads there and below `readable`; whether that holds."""
+    """From now on this thread writes below `folder` alone, and reads there and below `readable`; whether that holds.
+
+    Newer kernels also keep it from TCP and from others' processes.
+    """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
@@ -41,7 +50,7 @@ def keep_to(folder: Path, readable: Iterable[Path]) -> bool:
     if version < 1:
         return False
     handled = (1 << FS_RIGHTS.get(version, 16)) - 1
-    attributes = struct.pack("Q", handled)
+    attributes = struct.pack(f"{WITHHELD.get(version, 3)}Q", *(handled, TCP, SCOPE)[: WITHHELD.get(version, 3)])
     ruleset = libc.syscall(LANDLOCK_CREATE, attributes, len(attributes), 0)
     reading = FS_EXECUTE | FS_READ | FS_LIST
     writing = reading | FS_WRITE | FS_REMOVE | FS_MAKE | FS_TRUNCATE

@@ -55,6 +55,8 @@ async def fetch(name: str, revision: str, settings: Settings, target: Path) -> N
     if mirrored is not None and mirrored.is_dir():
         await asyncio.to_thread(_copy, mirrored, settings.max_teacher_bytes, target)
         return
+    if not settings.hub_enabled:
+        raise Refused(f"the mirror of the hub does not have {name} at {revision}")
     token = settings.hub_token.get_secret_value() if settings.hub_token else None
     order = Order(
         endpoint=settings.hub_endpoint,

@@ -63,7 +63,7 @@ def test_it_has_the_room_that_it_was_given_and_no_more(outcomes: dict[str, Any])
 def test_it_reaches_nobody(outcomes: dict[str, Any]) -> None:
     if not outcomes["network"]:
         pytest.skip("the kernel gives no network namespaces to ordinary processes")
-    assert outcomes["connect"] == "OSError"
+    assert outcomes["connect"] in ("OSError", "PermissionError")  # nobody there, or not allowed to ask
 
 
 def test_it_sees_no_other_files(outcomes: dict[str, Any]) -> None:

@@ -137,6 +137,14 @@ async def test_a_worker_refuses_what_its_settings_do_not_accept(tmp_path: Path) 
     assert caught.value.code == "teacher_not_accepted"
 
 
+async def test_a_mirror_alone_serves_what_it_has(tmp_path: Path) -> None:
+    write_model(tmp_path / "mirror" / NAME / COMMIT)
+    settings = settings_with(tmp_path, hub_mirror=tmp_path / "mirror", hub_enabled=False)
+    assert set(await fetched(tmp_path, TEACHER, settings)) == FETCHED
+    with pytest.raises(UserError, match="the mirror of the hub does not have"):
+        await fetched(tmp_path, Teacher(hub=NAME, revision="f" * 40), settings, 2)
+
+
 # --- over the network ---
 
 
