@@ -165,7 +165,7 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     task = load_task(job, paths, described, seed)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
-        models[teacher.name].view = task.view_of(teacher.model) or models[teacher.name].view
+        models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
     teachers = {name: teach(model, job, name) for name, model in models.items()}
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
