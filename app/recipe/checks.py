@@ -16,6 +16,8 @@ from app.recipe.losses import KdRel, Loss
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
 from app.recipe.students import Mlp, Student, Vit
+from app.recipe.task import CLASSIFICATION
+from app.recipe.teacher_cache import NoCache, TopKCache
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         if teacher.model in facts.teachers:
             _check_teacher(job, facts.teachers[teacher.model], train, job.teacher_path(index), found)
     found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
+    found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_recipe_problems(job))
     return found.problems
@@ -108,6 +111,30 @@ def architecture_problems(network: Student, given: Input | None, path: str) -> I
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
 
 
+def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    """What can't be kept of teachers' answers, or would not be although the job says so."""
+    kept = job.teacher_cache
+    if isinstance(kept, NoCache) or kept.exact:
+        return
+    if not job.all_teachers:
+        yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
+    if any(term.taps().teacher for terms in job.objectives.values() for term in terms):
+        found = "loses something, but a loss looks at the teacher's activations, so that nothing is kept"
+        yield Problem("teacher_cache", found, "dense in fp32, or off")
+    if isinstance(kept, TopKCache):
+        yield from _top_k_problems(job, kept.k, teachers)
+
+
+def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    if job.task not in CLASSIFICATION:
+        yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
+        return
+    known = [teachers[teacher.model].outputs for teacher in job.all_teachers if teacher.model in teachers]
+    classes = min([count for count in (job.data.classes, *known) if count is not None], default=k)
+    if k > classes:
+        yield Problem("teacher_cache.k", f"{k} is more than the {classes} classes", f"at most {classes}")
+
+
 def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     known = [teachers[teacher.model].classes for teacher in job.all_teachers if teacher.model in teachers]
     classes = job.data.classes or next(iter(known), None)
@@ -141,6 +168,8 @@ def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: s
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
+    if job.evaluation.nme_points is not None and job.task != "keypoints":
+        yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(

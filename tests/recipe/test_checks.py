@@ -182,3 +182,7 @@ def test_a_hierarchy_has_a_number_for_each_class_of_the_teacher() -> None:
     assert params(spec) == []  # as long as the teacher is not known
     assert params(spec, teachers=known()) == ["recipe.losses[1].parents"]
     assert params(spec, teachers=known(classes=3)) == []
+
+
+def test_the_length_of_keypoint_errors_is_for_keypoints() -> None:
+    assert params(job(evaluation={"nme_points": [0, 1]})) == ["evaluation.nme_points"]
