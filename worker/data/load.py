@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.readers import Readers, open_readers
+from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
 
@@ -73,6 +74,8 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
     words = any(isinstance(step, TextAugmentation) for step in data.augment)
     splits = {param: whole_split(_views(one, readers, words=words), targets[param]) for param, one in samples.items()}
     train, evaluation, numbers = _split(splits, job, seed)
+    if data.targets_transform is not None:
+        train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes)
     return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers)
 
