@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from worker.students.classifier import Classifier
 
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import CifarResNet, Mlp, Student
 from worker.errors import UserError
-from worker.students.classifier import Classifier
 from worker.students.weights import CONFIG, WEIGHTS, load_model, save_model
 from worker.teachers import load_teacher, read_teacher_config
 

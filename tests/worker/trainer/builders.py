@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from worker.students.classifier import Classifier
 
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Student
 from worker.protocol import Assignment, Failed, Finished, Report, Stopped
-from worker.students.classifier import Classifier
 from worker.students.weights import WEIGHTS, save_model
 from worker.trainer.run import run
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from worker.students.classifier import Classifier
 
 from app.recipe.job import Recipe
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
@@ -14,7 +15,6 @@ from app.recipe.plan import plan_training
 from app.recipe.students import Mlp, Student, Vit
 from worker.data.batches import Batch, Batches
 from worker.losses.objective import Objective
-from worker.students.classifier import Classifier
 from worker.teachers import Teacher
 from worker.trainer.loop import Course, set_rate, take_step, train
 from worker.trainer.state import TrainState, initial_state
