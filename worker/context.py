@@ -14,6 +14,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
 from worker.gpus import hold_gpu
+from worker.protocol import CachePlace
 from worker.staging import Scratch
 from worker.trainer_process import Launch, SparePool, trainer_command
 
@@ -53,6 +54,15 @@ class Context:
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
     """Names this process in leases; no later one has the same name."""
 
+    @property
+    def teacher_cache(self) -> CachePlace | None:
+        """Where trainers keep what teachers say."""
+        settings = self.settings
+        if settings.teacher_cache_bytes == 0:
+            return None
+        folder = settings.resolved_cache_dir / "teachers"
+        return CachePlace(folder=str(folder), max_bytes=settings.teacher_cache_bytes)
+
     def tick(self) -> None:
         """Show whoever watches the tick file that the worker is alive."""
         if self.settings.worker_tick_file is not None:
@@ -72,7 +82,7 @@ async def open_context(
     `command` starts trainers. Raises: `NoGpu`.
     """
     gpu = await hold_gpu(settings.scratch_dir / "gpus") if "gpu" in queues else None
-    launch = Launch(command or trainer_command(), gpu, settings.scratch_dir.parent / "cache")
+    launch = Launch(command or trainer_command(), gpu, settings.resolved_cache_dir)
     database = Database(settings.resolved_database_url, settings.database_pool_size)
     with Scratch(settings.scratch_dir) as scratch:
         spares = SparePool(launch, scratch)

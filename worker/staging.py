@@ -18,7 +18,7 @@ from typing import BinaryIO, Self
 
 from app.core.store import Damaged, MissingObject, Store
 from app.jobs.leases import Lease, StoredFile
-from worker.protocol import Assignment
+from worker.protocol import Assignment, CachePlace
 
 LOCK = "lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -79,7 +79,13 @@ def _sweep(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def stage(store: Store, lease: Lease, inputs: dict[str, list[StoredFile]], folder: Path) -> None:
+async def stage(
+    store: Store,
+    lease: Lease,
+    inputs: dict[str, list[StoredFile]],
+    folder: Path,
+    teacher_cache: CachePlace | None = None,
+) -> None:
     """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
 
     Raises: `BadCheckpoint`; `Unavailable`, `MissingObject` or `Damaged` from the store; `OSError` when the disk is
@@ -90,7 +96,8 @@ async def stage(store: Store, lease: Lease, inputs: dict[str, list[StoredFile]],
         staged[reference] = await _stage_input(store, reference, files, folder, f"inputs/{number}")
     if lease.checkpoint is not None:
         await _fetch_checkpoint(store, lease.checkpoint.files, folder / "resume")
-    assignment = Assignment(spec=lease.spec, inputs=staged, resume="resume" if lease.checkpoint else None)
+    resume = "resume" if lease.checkpoint else None
+    assignment = Assignment(spec=lease.spec, inputs=staged, resume=resume, teacher_cache=teacher_cache)
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from app.core.errors import FieldError
-from app.recipe.checks import Problem
+from app.recipe.facts import Problem
 
 Schema = Mapping[str, Any]
 Location = Sequence[int | str]
@@ -85,8 +85,8 @@ def _hint(given: str, known: Iterable[str]) -> str:
 class _Walk:
     """Follows an error's location through the schema and spells it as the client wrote it.
 
-    The location names the member of a tagged union that was taken, and marks errors of a mapping's keys: neither
-    belongs to the client's document.
+    The location names the member of a union that was taken (by its tag, or by the title of its schema), and marks
+    errors of a mapping's keys: neither belongs to the client's document.
     """
 
     def __init__(self, root: Schema, node: Schema) -> None:
@@ -98,6 +98,8 @@ class _Walk:
         mapping = self.node.get("discriminator", {}).get("mapping", {})
         if segment in mapping:
             self.node = _resolve({"$ref": mapping[segment]}, self.root)
+        elif (option := _titled(self.node, segment, self.root)) is not None:
+            self.node = option
         elif segment == "[key]":
             self.node = {"type": "string", "pattern": next(iter(self.parent.get("patternProperties", ())), ".*")}
         else:
@@ -110,6 +112,12 @@ class _Walk:
         else:
             self.path += f".{segment}" if self.path else segment
         self.node = _resolve(_child(self.node, segment), self.root)
+
+
+def _titled(node: Schema, title: int | str, root: Schema) -> Schema | None:
+    """The alternative of a union that has this title."""
+    options = [_resolve(option, root) for option in (*node.get("oneOf", ()), *node.get("anyOf", ()))]
+    return next((option for option in options if option.get("title") == title), None)
 
 
 def _child(node: Schema, segment: int | str) -> Schema:

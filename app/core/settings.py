@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.recipe.base import Positive
 from app.recipe.job import Queue
+from app.recipe.teacher_cache import DEFAULT_BYTES
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -29,6 +30,11 @@ class Settings(BaseSettings):
     """Port that the API listens on; 0 takes a free one."""
     data_dir: Path = Path.home() / ".stillhouse"
     """Where the embedded database and store, the generated secret and the scratch folders lie."""
+    cache_dir: Path | None = None
+    """Where a worker keeps what outlives its jobs: compiled kernels and the teachers' answers; on a local disk. None:
+    `cache` in `data_dir`."""
+    teacher_cache_bytes: int = Field(DEFAULT_BYTES, ge=0)
+    """Disk space for the teachers' answers that the workers of one machine keep; 0: none are kept."""
     database_url: str = ""
     """SQLAlchemy URL (`postgresql+psycopg://…`); empty: SQLite in `data_dir`."""
     database_pool_size: int = Field(10, ge=1)
@@ -116,6 +122,10 @@ class Settings(BaseSettings):
     def scratch_dir(self) -> Path:
         """Parent of the folders in which attempts run."""
         return self.data_dir.expanduser().absolute() / "scratch"
+
+    @property
+    def resolved_cache_dir(self) -> Path:
+        return (self.cache_dir or self.data_dir / "cache").expanduser().absolute()
 
     @cached_property
     def secret_bytes(self) -> bytes:

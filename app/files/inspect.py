@@ -35,6 +35,10 @@ MAX_DIMENSIONS = 64
 MAX_TENSORS = 10_000
 SAFETENSORS_HEADER_BYTES = 8 << 20
 """The format allows 100 MB, which would take gigabytes to parse; 10,000 tensors need about one."""
+FIRST_LINE_BYTES = 64 << 10
+"""A longer first line is left to the trainer to read."""
+_SAMPLE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".arrow", ".json", "/")
+"""How names of a data set's files end, and of folders; arrays of NumPy do not come in folders."""
 _NPY_KINDS = "biufcSU"
 _SAFETENSORS_DTYPES = {
     "BOOL": ("b1", 1),
@@ -76,12 +80,22 @@ _BROKEN_HEADER = (
     tokenize.TokenError,
 )
 
-Format = Literal["npz", "safetensors"]
+Format = Literal["npz", "safetensors", "parquet", "text", "gzip", "tar", "zip"]
+
+
+_NAMES = (
+    "a NumPy archive (.npz) with arrays",
+    "safetensors",
+    "Parquet",
+    "lines of text in UTF-8 (CSV, JSON lines)",
+    "an archive (tar, tar.gz, zip) of images or of a saved data set",
+)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`."""
+    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays, and
+    `{"first_line": "..."}` of text. What is packed is looked into by the trainer alone."""
 
     format: Format
     summary: dict[str, Any]
@@ -89,14 +103,49 @@ class Inspection:
 
 def inspect(file: BinaryIO, size: int) -> Inspection:
     """Recognise a seekable file of `size` bytes. Raises `Invalid` with what is wrong, in words for its owner."""
-    head = file.read(16)
+    head = file.read(512)
     if head[:4] == b"PK\x03\x04":
-        return Inspection("npz", {"arrays": _archive(file, size)})
+        return Inspection("zip", {}) if _holds_samples(head) else Inspection("npz", {"arrays": _archive(file, size)})
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise _unsafe("is a pickle, which can run code when it is loaded; send safetensors or npz")
-    if head[8:9] == b"{":
+    if head[:2] == b"\x1f\x8b":
+        return Inspection("gzip", {})
+    if head[257:262] == b"ustar":
+        return Inspection("tar", {})
+    if head[:4] == b"PAR1":
+        return Inspection("parquet", _parquet(file, size))
+    if head[8:9] == b"{" and (b"\0" in head[:8] or not head[:8].isascii()):  # JSON lines may have a brace there
         return Inspection("safetensors", {"arrays": _safetensors(file, size)})
-    raise Invalid("unknown_format", "is neither a NumPy archive (.npz) with arrays nor a safetensors file")
+    return Inspection("text", _text(file))
+
+
+def _holds_samples(head: bytes) -> bool:
+    """Whether the first member of a zip archive is a file of samples and not an array."""
+    (length,) = struct.unpack_from("<H", head.ljust(LOCAL_HEADER_BYTES), 26)
+    name = head[LOCAL_HEADER_BYTES : LOCAL_HEADER_BYTES + length]
+    return name.lower().endswith(tuple(suffix.encode() for suffix in _SAMPLE_FILES))
+
+
+def _parquet(file: BinaryIO, size: int) -> dict[str, Any]:
+    """Its description lies at its end, and is left to the trainer; only its frame is looked at."""
+    file.seek(max(size - 8, 0))
+    length, magic = struct.unpack("<I4s", file.read(8).rjust(8))
+    if size < 12 or magic != b"PAR1" or length > size - 12:
+        raise _broken("begins as a Parquet file but does not end as one")
+    return {}
+
+
+def _text(file: BinaryIO) -> dict[str, Any]:
+    """The first of several lines, unless it is too long to keep."""
+    file.seek(0)
+    content = file.read(FIRST_LINE_BYTES)
+    line, newline, rest = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
+    if not newline and len(content) == FIRST_LINE_BYTES and b"\0" not in content:
+        return {}
+    text = line.removesuffix(b"\r").decode("utf-8", errors="ignore")
+    if not rest or len(text.encode()) < len(line.removesuffix(b"\r")) or not text.replace("\t", " ").isprintable():
+        raise Invalid("unknown_format", "is none of " + ", ".join(_NAMES))
+    return {"first_line": text}
 
 
 def _unsafe(message: str) -> Invalid:

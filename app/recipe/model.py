@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.recipe.base import Positive, Spec
 from app.recipe.students import Student
@@ -42,7 +42,19 @@ class TextInput(Spec):
     """Id of the padding, which the network does not attend to."""
 
 
-Input = ImageInput | TableInput | TextInput
+def _kind_of_input(value: Any) -> str:
+    """Told by the keys, which are all different."""
+    if not isinstance(value, dict):
+        return type(value).__name__
+    return "TableInput" if "columns" in value else "TextInput" if "vocabulary" in value else "ImageInput"
+
+
+Input = Annotated[
+    Annotated[ImageInput, Tag("ImageInput")]
+    | Annotated[TableInput, Tag("TableInput")]
+    | Annotated[TextInput, Tag("TextInput")],
+    Discriminator(_kind_of_input),
+]
 
 
 class Preprocessing(Spec):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.recipe.base import NonNegative, Positive, Spec
 
@@ -43,7 +43,16 @@ class CosineWeight(Ramp):
     kind: Literal["cosine"]
 
 
-Weight = Positive | Annotated[LinearWeight | CosineWeight, Field(discriminator="kind")]
+def _is_ramp(weight: Any) -> str:
+    return "ramp" if isinstance(weight, dict | Ramp) else "number"
+
+
+Weight = Annotated[
+    Annotated[Positive, Field(title="number"), Tag("number")]
+    | Annotated[LinearWeight | CosineWeight, Field(discriminator="kind", title="ramp"), Tag("ramp")],
+    Discriminator(_is_ramp),
+]
+"""A number, or a ramp."""
 
 
 def weight_at(weight: float | LinearWeight | CosineWeight, epoch: float, epochs: float) -> float:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.recipe.losses import LossTerm
+from app.recipe.losses import Loss
+from app.recipe.teachers import Teacher
 from tests.golden import Case
 from worker.losses.base import Rows
-from worker.losses.objective import TOTAL, Objective
+from worker.losses.objective import TOTAL, Objective, Seen
+from worker.losses.workshop import Workshop
+from worker.teachers import TeacherSignal
 
 SMALL = 1e-3
 """Numbers below this are held absolutely: what should be 0 may be off by SMALL times the tolerance."""
@@ -59,11 +62,12 @@ def rows_of(case: Case) -> Rows:
     return Rows(student, labels.flatten() if not labels.is_floating_point() else labels, teacher)
 
 
-def evaluate(terms: Sequence[LossTerm], rows: Rows, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def evaluate(terms: Sequence[Loss], rows: Rows, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Value of the weighted terms over all valid rows, and its gradient at the student's logits (B, C)."""
     student = rows.student.clone().requires_grad_()
-    objective = Objective(terms)
-    loss = objective(student, rows.labels, rows.teacher, objective.count(rows.labels), head)[TOTAL]
+    objective = Objective(terms, Workshop({}, {}, student.shape[-1]), [Teacher(model="golden")])
+    signals = {} if rows.teacher is None else {"teacher": TeacherSignal(rows.teacher, head)}
+    loss = objective(Seen(student, rows.labels, signals), objective.count(rows.labels))[TOTAL]
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import (
+from app.recipe.losses import LossTerm
+from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
     AttentionRelation,
@@ -21,7 +22,6 @@ from app.recipe.feature_losses import (
     Projections,
     Rkd,
 )
-from app.recipe.losses import LossTerm
 from app.recipe.taps import Pair, Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison

@@ -31,6 +31,9 @@ from worker.losses import build_term
 from worker.losses.divergences import AklTerm
 from worker.losses.nkd import NkdTerm
 from worker.losses.softened import entropy, soften
+from worker.losses.workshop import Workshop
+
+NOTHING = Workshop({}, {}, outputs=0)
 
 Comparisons = Iterator[Comparison]
 
@@ -70,8 +73,8 @@ def bd_kd(case: Case) -> Comparisons:
     reverse = ReverseKl(temperature=temperature)
     student, teacher, _ = soften(rows, reverse)
     parts = {
-        "forward_kl": build_term(Kd(temperature=temperature))(rows) / temperature**2,
-        "reverse_kl": build_term(reverse)(rows),
+        "forward_kl": build_term(Kd(temperature=temperature), NOTHING)(rows) / temperature**2,
+        "reverse_kl": build_term(reverse, NOTHING)(rows),
         "entropy_s": entropy(student),
         "entropy_t": entropy(teacher),
     }

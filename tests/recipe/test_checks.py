@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.recipe.checks import Archive, ArrayFacts, ImageFacts, InputFacts, find_problems, image_facts
+from app.recipe.checks import InputFacts, find_problems
+from app.recipe.facts import Archive, ArrayFacts, SampleFacts, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig
 
@@ -34,6 +35,10 @@ def teacher(**fields: Any) -> ModelConfig:
     return ModelConfig.model_validate({**document, **fields})
 
 
+def known(**fields: Any) -> dict[str, ModelConfig]:
+    return {"model_a": teacher(**fields)}
+
+
 def params(spec: JobSpec, **facts: Any) -> list[str]:
     return [problem.param for problem in find_problems(spec, InputFacts(**{"train": archive(), **facts}))]
 
@@ -43,7 +48,7 @@ DISTILLED = {"teacher": {"model": "model_a"}, "recipe": {"losses": [{"kind": "kd
 
 def test_a_sound_job_has_no_problem() -> None:
     assert params(job()) == []
-    assert params(job(**DISTILLED), teacher=teacher(), eval=archive((20, 8, 8))) == []
+    assert params(job(**DISTILLED), teachers=known(), eval=archive((20, 8, 8))) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_the_layout_tells_the_axes(shape: tuple[int, ...], layout: str, expected
     spec = job(data={"train": "file_a", "layout": layout})
     channels, height, width = expected
     image = ImageInput(channels=channels, height=height, width=width)
-    assert image_facts(spec.data, archive(shape)) == ImageFacts(5, image)
+    assert sample_facts(spec.data, spec.task, archive(shape)) == SampleFacts(5, image, 72 * channels, pixels=True)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +103,30 @@ def test_a_loss_that_learns_from_a_teacher_needs_one_and_a_teacher_needs_such_a_
     assert params(job(teacher={"model": "model_a"})) == ["teacher"]
 
 
+def test_several_teachers_have_names_and_losses_name_them() -> None:
+    both = {"teachers": [{"model": "model_a", "name": "wise"}, {"model": "model_b", "name": "quick"}]}
+    terms = {"recipe": {"losses": [{"kind": "kd", "teacher": "wise"}, {"kind": "nkd"}]}}
+    assert params(job(**both, **terms)) == []
+    assert params(job(**both, **recipe({"kind": "kd", "teacher": "slow"}))) == ["recipe.losses[0].teacher"]
+    assert params(job(**both, **terms, teacher={"model": "model_c"})) == ["teachers"]
+    same = {"teachers": [{"model": "model_a"}, {"model": "model_b"}]}
+    assert params(job(**same, **terms)) == ["teachers", "recipe.losses[0].teacher"]
+
+
+def test_the_losses_of_a_stage_are_held_to_the_same_rules() -> None:
+    stages = [{"losses": [{"kind": "kd", "teacher": "slow"}], "epochs": 1}]
+    spec = job(teacher={"model": "model_a"}, recipe={"losses": [{"kind": "kd"}], "stages": stages})
+    assert params(spec) == ["recipe.stages[0].losses[0].teacher"]
+
+
+def test_a_loss_is_for_some_tasks() -> None:
+    assert params(job(task="regression")) == ["recipe.losses[0].kind"]
+
+
 def test_a_teacher_must_fit_the_data() -> None:
-    assert params(job(**DISTILLED), teacher=teacher(input={"channels": 3, "height": 8, "width": 8})) == [
-        "teacher.model"
-    ]
+    assert params(job(**DISTILLED), teachers=known(input={"channels": 3, "height": 8, "width": 8})) == ["teacher.model"]
     spec = job(**DISTILLED, data={"train": "file_a", "classes": 7})
-    assert params(spec, teacher=teacher()) == ["data.classes"]
+    assert params(spec, teachers=known()) == ["data.classes"]
 
 
 @pytest.mark.parametrize(
@@ -157,5 +180,9 @@ def test_a_hierarchy_has_a_number_for_each_class_of_the_teacher() -> None:
     terms = {"losses": [{"kind": "kd"}, {"kind": "kd-rel", "parents": [0, 0, 1]}]}
     spec = job(teacher={"model": "model_a"}, recipe=terms)
     assert params(spec) == []  # as long as the teacher is not known
-    assert params(spec, teacher=teacher()) == ["recipe.losses[1].parents"]
-    assert params(spec, teacher=teacher(classes=3)) == []
+    assert params(spec, teachers=known()) == ["recipe.losses[1].parents"]
+    assert params(spec, teachers=known(classes=3)) == []
+
+
+def test_the_length_of_keypoint_errors_is_for_keypoints() -> None:
+    assert params(job(evaluation={"nme_points": [0, 1]})) == ["evaluation.nme_points"]

@@ -31,6 +31,14 @@ def test_max_steps_ends_training_early_but_never_prolongs_it() -> None:
     assert plan_training(recipe(epochs=3, batch_size=50, max_steps=500), 100).total_steps == 6
 
 
+def test_stages_come_one_after_the_other_and_the_main_training_last() -> None:
+    stage = {"losses": [CrossEntropy()], "epochs": 2}
+    plan = plan_training(recipe(stages=[stage, stage], epochs=3, max_steps=5, batch_size=50), 100)
+    assert [(part.first, part.end) for part in plan.stages] == [(0, 4), (4, 8), (8, 13)]
+    assert plan.total_steps == 13
+    assert [plan.stage_at(step) for step in (0, 3, 4, 7, 8, 12, 13)] == [0, 0, 1, 1, 2, 2, 2]
+
+
 @given(samples=st.integers(1, 500), batch=st.integers(1, 600), step=st.integers(0, 200))
 def test_samples_seen_follow_the_batches(samples: int, batch: int, step: int) -> None:
     plan = plan_training(recipe(batch_size=batch), samples)
@@ -53,8 +61,8 @@ def test_nothing_is_held_out_beside_an_evaluation_file() -> None:
 def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None:
     plan = plan_training(recipe(epochs=2, batch_size=4), 10)
     cost = student_cost(Mlp(), IMAGE, 10)
-    assert training_flops(plan, cost, None) == 3 * cost.flops * 20
-    assert training_flops(plan, cost, cost) == 4 * cost.flops * 20
+    assert training_flops(plan, cost, []) == 3 * cost.flops * 20
+    assert training_flops(plan, cost, [cost]) == 4 * cost.flops * 20
 
 
 @pytest.mark.parametrize(
@@ -71,13 +79,13 @@ def test_memory_counts_a_copy_of_the_weights_for_each_state(settings: dict[str, 
     job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=8, **settings))
     cost = student_cost(job.student, IMAGE, 10)
     rest = 4 * 8 * cost.activations + 100 * (64 + 8)
-    assert training_memory(job, IMAGE, 10, samples=100, pixel_bytes=1) == 4 * cost.parameters * copies + rest
+    assert training_memory(job, IMAGE, 10, samples=100, sample_bytes=64) == 4 * cost.parameters * copies + rest
 
 
 def test_accumulation_and_bf16_lower_the_estimate() -> None:
     def estimate(**settings: object) -> int:
         job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=64, **settings))
-        return training_memory(job, IMAGE, 10, samples=100, pixel_bytes=1)
+        return training_memory(job, IMAGE, 10, samples=100, sample_bytes=64)
 
     assert estimate(accumulate=4) < estimate()
     assert estimate(precision="bf16") < estimate()

@@ -31,7 +31,7 @@ async def test_an_option_is_described_with_its_source_schema_and_defaults(api: A
     losses = {option["kind"]: option for option in (await api.client.get("/v1/catalog/losses")).json()["data"]}
     nkd = losses["nkd"]
     assert nkd["paper"]["url"] == "https://arxiv.org/abs/2303.13005"
-    assert nkd["defaults"] == {"kind": "nkd", "weight": 1.0, "gamma": 1.5, "temperature": 1.0}
+    assert nkd["defaults"] == {"kind": "nkd", "weight": 1.0, "teacher": None, "gamma": 1.5, "temperature": 1.0}
     assert nkd["json_schema"]["properties"]["gamma"]["description"]
     assert nkd["description"].startswith("Normalised KD")
     assert losses["cross-entropy"]["paper"] is None

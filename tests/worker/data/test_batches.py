@@ -7,42 +7,61 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.data.batches import Batch, Batches
+from worker.data.batches import Batch, Batches, whole_split
 from worker.data.randomness import derive_seed
 
 
 def samples(count: int) -> Batch:
-    return Batch(torch.arange(count).view(-1, 1, 1, 1), torch.arange(count))
+    return whole_split({"images": torch.arange(count).view(-1, 1, 1, 1)}, torch.arange(count))
 
 
 @given(count=st.integers(1, 50), size=st.integers(1, 60), seed=st.integers(0, 2**63 - 1))
 def test_an_epoch_shows_every_sample_once(count: int, size: int, seed: int) -> None:
     batches = Batches(samples(count), size, seed)
-    seen = torch.cat([batches.at(step).labels for step in range(batches.steps_per_epoch)])
+    seen = torch.cat([batches.at(step).targets for step in range(batches.steps_per_epoch)])
     assert seen.sort().values.tolist() == list(range(count))
 
 
 def test_images_go_with_their_labels() -> None:
     batch = Batches(samples(20), 7, 0).at(2)
-    assert torch.equal(batch.images.flatten(), batch.labels)
+    assert torch.equal(batch.inputs["images"].flatten(), batch.targets)
+
+
+def test_samples_keep_their_numbers() -> None:
+    batch = Batches(samples(20), 7, 0).at(1)
+    assert torch.equal(batch.index, batch.targets)
+    assert torch.equal(torch.cat([part.index for part in batch.split(3)]), batch.index)
+
+
+def test_augmentation_is_told_the_epoch_and_sees_whole_batches() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def augment(batch: Batch, epoch: int) -> Batch:
+        seen.append((len(batch), epoch))
+        return batch
+
+    batches = Batches(samples(5), 3, 0, augment)
+    for step in range(4):
+        batches.at(step)
+    assert seen == [(3, 0), (2, 0), (3, 1), (2, 1)]
 
 
 def test_any_step_can_be_asked_for_first() -> None:
     straight, jumping = Batches(samples(20), 7, 3), Batches(samples(20), 7, 3)
-    expected = [straight.at(step).labels for step in range(9)]
+    expected = [straight.at(step).targets for step in range(9)]
     for step in (8, 0, 4, 7):
-        assert torch.equal(jumping.at(step).labels, expected[step])
+        assert torch.equal(jumping.at(step).targets, expected[step])
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     one, two = Batches(samples(50), 50, 1), Batches(samples(50), 50, 2)
     orders = [one.at(0), one.at(1), two.at(0)]
-    assert len({tuple(order.labels.tolist()) for order in orders}) == 3
+    assert len({tuple(order.targets.tolist()) for order in orders}) == 3
 
 
 @pytest.mark.parametrize(("rows", "parts", "sizes"), [(10, 3, [4, 3, 3]), (2, 5, [1, 1]), (7, 1, [7])])
 def test_a_batch_splits_into_nearly_equal_parts_none_of_them_empty(rows: int, parts: int, sizes: list[int]) -> None:
-    assert [len(part.labels) for part in samples(rows).split(parts)] == sizes
+    assert [len(part) for part in samples(rows).split(parts)] == sizes
 
 
 def test_a_derived_seed_depends_on_seed_and_purpose() -> None:

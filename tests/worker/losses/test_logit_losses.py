@@ -21,8 +21,7 @@ from app.recipe.losses import (
     SkewReverseKl,
     Softened,
 )
-from tests.worker.losses.samples import draw
-from worker.losses import build_term
+from tests.worker.losses.samples import draw, term_of
 from worker.losses.base import Rows
 from worker.losses.divergences import AklTerm
 from worker.losses.dkd import DkdTerm
@@ -33,7 +32,7 @@ SOFTENED = [spec for spec in losses.LOSSES if issubclass(spec, Softened)]
 
 def both(spec: LossTerm, rows: Rows) -> tuple[Tensor, Tensor]:
     """Values of the rows, and the gradient of their sum."""
-    values = build_term(spec)(rows)
+    values = term_of(spec)(rows)
     (gradient,) = torch.autograd.grad(values.sum(), rows.student)
     return values.detach(), gradient
 
@@ -103,7 +102,7 @@ def test_decoupled_parts_add_up_to_kd() -> None:
     assert rows.teacher is not None
     target, others = DkdTerm(Dkd(temperature=2.0)).parts(rows)
     p = (rows.teacher / 2.0).softmax(-1).gather(-1, rows.labels.unsqueeze(-1)).squeeze(-1)
-    expected = build_term(Kd(temperature=2.0))(rows) / 4.0
+    expected = term_of(Kd(temperature=2.0))(rows) / 4.0
     torch.testing.assert_close(target + (1.0 - p) * others, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -150,10 +149,10 @@ def test_the_class_that_crosses_mu_is_in_the_head_of_akl_when_asked_for(
 
 @pytest.mark.parametrize("spec", SOFTENED, ids=lambda spec: spec.__name__)
 def test_standardised_logits_count_by_their_relations_only(spec: type[Softened]) -> None:
-    rows, term = draw(), build_term(spec(standardize=True))
+    rows, term = draw(), term_of(spec(standardize=True))
     moved = rows._replace(student=3.0 * rows.student + 7.0)
     torch.testing.assert_close(term(moved), term(rows), rtol=1e-5, atol=1e-7)  # 1e-7 is added to the deviation
-    assert not torch.allclose(build_term(spec())(moved), build_term(spec())(rows), rtol=1e-2)
+    assert not torch.allclose(term_of(spec())(moved), term_of(spec())(rows), rtol=1e-2)
 
 
 def test_standardised_rows_have_mean_0_and_deviation_1_over_their_unmasked_columns() -> None:

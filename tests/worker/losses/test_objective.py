@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.losses import CrossEntropy, Kd, LossTerm, Nkd
-from tests.worker.losses.samples import SPECS, draw
-from worker.losses.base import IGNORED
-from worker.losses.objective import Objective, unique_names
+from app.recipe.losses import CrossEntropy, Kd, Loss, Nkd
+from app.recipe.teachers import Teacher
+from app.recipe.weights import LinearWeight
+from tests.worker.losses.samples import CLASSES, SPECS, draw, term_of
+from worker.losses.base import IGNORED, Rows
+from worker.losses.objective import Objective, Seen, unique_names
+from worker.losses.workshop import Workshop
+from worker.teachers import TeacherSignal
 
-MIXED: list[LossTerm] = [CrossEntropy(weight=0.5), Kd(weight=2.0), Nkd()]
+MIXED: list[Loss] = [CrossEntropy(weight=0.5), Kd(weight=2.0), Nkd()]
+
+
+def objective_of(specs: Sequence[Loss], **settings: Any) -> Objective:
+    teachers = settings.pop("teachers", [Teacher(model="m")])
+    return Objective(specs, Workshop({}, {}, CLASSES), teachers, **settings)
+
+
+def seen(student: Tensor, labels: Tensor, teacher: Tensor, head: Tensor | None = None) -> Seen:
+    return Seen(student, labels, {"teacher": TeacherSignal(teacher, head)})
 
 
 def loss_and_gradient(objective: Objective, parts: int) -> tuple[Tensor, Tensor]:
@@ -20,50 +36,51 @@ def loss_and_gradient(objective: Objective, parts: int) -> tuple[Tensor, Tensor]
     rows.labels[3] = IGNORED
     count = objective.count(rows.labels)
     pieces = zip(*(side.tensor_split(parts) for side in (rows.student, rows.labels, rows.teacher)), strict=True)
-    loss = torch.stack([objective(*piece, count, rows.head)["loss"] for piece in pieces]).sum()
+    loss = torch.stack([objective(seen(*piece, rows.head), count)["loss"] for piece in pieces]).sum()
     (gradient,) = torch.autograd.grad(loss, rows.student)
     return loss.detach(), gradient
 
 
 @pytest.mark.parametrize("parts", [2, 3, 10])
 def test_splitting_a_batch_changes_neither_loss_nor_gradient(parts: int) -> None:
-    objective = Objective([spec for spec in SPECS if not spec.couples_rows])
+    objective = objective_of([spec for spec in SPECS if not spec.couples_rows])
     for split, whole in zip(loss_and_gradient(objective, parts), loss_and_gradient(objective, 1), strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-13)
 
 
 def test_a_loss_that_says_that_it_couples_rows_does_change_when_a_batch_is_split() -> None:
     for spec in SPECS:
-        split, whole = (loss_and_gradient(Objective([spec]), parts)[0] for parts in (2, 1))
+        split, whole = (loss_and_gradient(objective_of([spec]), parts)[0] for parts in (2, 1))
         assert torch.allclose(split, whole, rtol=1e-6) != spec.couples_rows
 
 
 def test_total_is_the_weighted_sum_of_the_named_terms() -> None:
-    rows, objective = draw(), Objective(MIXED)
-    values = objective(rows.student, rows.labels, rows.teacher, objective.count(rows.labels))
+    rows, objective = draw(), objective_of(MIXED)
+    assert rows.teacher is not None
+    values = objective(seen(rows.student, rows.labels, rows.teacher), objective.count(rows.labels))
     assert list(values) == ["loss", "loss/cross-entropy", "loss/kd", "loss/nkd"]
     expected = 0.5 * values["loss/cross-entropy"] + 2.0 * values["loss/kd"] + values["loss/nkd"]
     torch.testing.assert_close(values["loss"], expected)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_ignored_rows_change_nothing(spec: LossTerm) -> None:
-    student, labels, teacher, _, head = draw(10)
+def test_ignored_rows_change_nothing(spec: Loss) -> None:
+    student, labels, teacher, _, head, *_ = draw(10)
     assert teacher is not None
-    objective = Objective([spec])
-    expected = objective(student[:7], labels[:7], teacher[:7], objective.count(labels[:7]), head)["loss"]
+    objective = objective_of([spec])
+    expected = objective(seen(student[:7], labels[:7], teacher[:7], head), objective.count(labels[:7]))["loss"]
     labels[7:] = IGNORED
-    found = objective(student, labels, teacher, objective.count(labels), head)["loss"]
+    found = objective(seen(student, labels, teacher, head), objective.count(labels))["loss"]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert not torch.autograd.grad(found, student)[0][7:].any()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_a_batch_of_ignored_rows_gives_zero_and_no_gradient(spec: LossTerm) -> None:
-    student, labels, teacher, _, head = draw()
+def test_a_batch_of_ignored_rows_gives_zero_and_no_gradient(spec: Loss) -> None:
+    student, labels, teacher, _, head, *_ = draw()
     labels[:] = IGNORED
-    objective = Objective([spec])
-    loss = objective(student, labels, teacher, objective.count(labels), head)["loss"]
+    objective = objective_of([spec])
+    loss = objective(seen(student, labels, teacher, head), objective.count(labels))["loss"]
     (gradient,) = torch.autograd.grad(loss, student)
     assert float(loss.detach()) == 0.0
     assert not gradient.any()
@@ -71,3 +88,56 @@ def test_a_batch_of_ignored_rows_gives_zero_and_no_gradient(spec: LossTerm) -> N
 
 def test_terms_of_the_same_kind_have_names_of_their_own() -> None:
     assert unique_names(["kd", "nkd", "kd"]) == ["kd-1", "nkd", "kd-2"]
+
+
+def two_sides() -> tuple[Seen, Seen, Seen]:
+    """What is seen of one teacher, of another, and of both."""
+    rows = draw(dtype=torch.float32)
+    assert rows.teacher is not None
+    one, other = TeacherSignal(rows.teacher), TeacherSignal(3.0 * rows.teacher.flip(0))
+    sides = ({"one": one}, {"other": other}, {"one": one, "other": other})
+    first, second, both = (Seen(rows.student, rows.labels, signals) for signals in sides)
+    return first, second, both
+
+
+TEACHERS = [Teacher(model="a", name="one", weight=3.0), Teacher(model="b", name="other", weight=1.0)]
+
+
+def value(seen: Seen, spec: Loss, **settings: Any) -> Tensor:
+    objective = objective_of([spec], **settings)
+    return objective(seen, objective.count(seen.targets))["loss"].detach()
+
+
+def test_several_teachers_share_a_loss_by_their_weights() -> None:
+    first, second, both = two_sides()
+    alone = [value(seen, Kd(), teachers=[teacher]) for seen, teacher in zip((first, second), TEACHERS, strict=True)]
+    torch.testing.assert_close(value(both, Kd(), teachers=TEACHERS), 0.75 * alone[0] + 0.25 * alone[1])
+
+
+def test_a_loss_may_name_its_teacher() -> None:
+    _, second, both = two_sides()
+    expected = value(second, Kd(), teachers=TEACHERS[1:])
+    torch.testing.assert_close(value(both, Kd(teacher="other"), teachers=TEACHERS), expected)
+
+
+def test_a_teacher_that_is_surer_of_a_sample_may_weigh_more() -> None:
+    _, _, both = two_sides()
+    losses, logs = [], []
+    for name, signal in both.signals.items():
+        term = term_of(Kd(teacher=name))
+        losses.append(term(Rows(both.outputs, both.targets, signal.logits)).detach())
+        logs.append(signal.logits.log_softmax(-1))
+    certainty = torch.stack([(log.exp() * log).sum(-1).exp() for log in logs])
+    weights = certainty * torch.tensor([[3.0], [1.0]])
+    expected = (weights / weights.sum(0) * torch.stack(losses)).sum(0).mean()
+    torch.testing.assert_close(value(both, Kd(), teachers=TEACHERS, weighting="entropy"), expected)
+
+
+def test_a_weight_may_change_while_training_goes_on() -> None:
+    rows = draw()
+    assert rows.teacher is not None
+    ramp = LinearWeight(kind="linear", first=0.0, last=2.0, from_epoch=1.0, to_epoch=3.0)
+    objective = objective_of([Kd(weight=ramp)])
+    count = objective.count(rows.labels)
+    values = [objective(seen(rows.student, rows.labels, rows.teacher), count, epoch, 10.0) for epoch in (0.0, 2.0, 9.0)]
+    assert [(said["loss"] / said["loss/kd"]).item() for said in values] == pytest.approx([0.0, 1.0, 2.0])

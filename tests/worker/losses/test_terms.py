@@ -8,8 +8,8 @@ from torch import Tensor
 
 from app.recipe import losses
 from app.recipe.losses import LOSSES, LossTerm, Nkd
-from tests.worker.losses.samples import CLASSES, PARENTS, SPECS, draw
-from worker.losses import TERMS, build_term
+from tests.worker.losses.samples import CLASSES, PARENTS, SPECS, draw, term_of
+from worker.losses import TERMS
 from worker.losses.base import Rows
 
 DIVERGENCES = [spec for spec in SPECS if not spec.kind.startswith(("cross", "nkd", "kd-", "dist"))]
@@ -18,7 +18,7 @@ NOT_SMOOTH = [spec for spec in SPECS if isinstance(spec, losses.Akl)]
 
 
 def gradient(spec: LossTerm, rows: Rows) -> Tensor:
-    (found,) = torch.autograd.grad(build_term(spec)(rows).sum(), rows.student)
+    (found,) = torch.autograd.grad(term_of(spec)(rows).sum(), rows.student)
     return found
 
 
@@ -33,7 +33,7 @@ def test_every_loss_of_the_contract_has_a_term() -> None:
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in NOT_SMOOTH], ids=repr)
 def test_gradient_is_that_of_the_value(spec: LossTerm) -> None:
     rows = draw(3)
-    assert torch.autograd.gradcheck(lambda logits: build_term(spec)(rows._replace(student=logits)), rows.student)
+    assert torch.autograd.gradcheck(lambda logits: term_of(spec)(rows._replace(student=logits)), rows.student)
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != losses.LogitMse()], ids=repr)
@@ -47,7 +47,7 @@ def test_gradient_of_a_row_sums_to_zero(spec: LossTerm) -> None:
 def test_huge_logits_stay_finite(spec: LossTerm, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -1e4, 1.0], [-1e4, 1e4, 1e4, 0.0, -1e4]], dtype=dtype)
     rows = Rows(logits.clone().requires_grad_(), torch.tensor([1, 0]), logits.flip(0), head=torch.eye(CLASSES))
-    assert build_term(spec)(rows).isfinite().all()
+    assert term_of(spec)(rows).isfinite().all()
     assert gradient(spec, rows).isfinite().all()
 
 
@@ -57,22 +57,22 @@ def test_half_precision_logits_are_computed_in_float32(spec: LossTerm) -> None:
     assert coarse.teacher is not None
     assert coarse.head is not None
     fine = coarse._replace(student=coarse.student.float(), teacher=coarse.teacher.float(), head=coarse.head.float())
-    value = build_term(spec)(coarse)
+    value = term_of(spec)(coarse)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, build_term(spec)(fine), rtol=0, atol=0)
+    torch.testing.assert_close(value, term_of(spec)(fine), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("spec", DIVERGENCES, ids=repr)
 def test_a_divergence_of_a_student_equal_to_its_teacher_is_zero_with_zero_gradient(spec: LossTerm) -> None:
     rows = draw()
     same = rows._replace(teacher=rows.student.detach().clone())
-    torch.testing.assert_close(build_term(spec)(same).detach(), zeros(6), rtol=0, atol=1e-12)
+    torch.testing.assert_close(term_of(spec)(same).detach(), zeros(6), rtol=0, atol=1e-12)
     torch.testing.assert_close(gradient(spec, same), zeros(6, CLASSES), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("spec", DIVERGENCES, ids=repr)
 def test_a_divergence_is_positive_where_student_and_teacher_differ(spec: LossTerm) -> None:
-    assert (build_term(spec)(draw()) > 0.0).all()
+    assert (term_of(spec)(draw()) > 0.0).all()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
@@ -87,8 +87,8 @@ def test_a_column_that_both_sides_mask_is_as_if_it_were_not_there(spec: LossTerm
     padded.teacher[:, -1] = -torch.inf
     fewer = Rows(rows.student[:, :-1], rows.labels, rows.teacher[:, :-1], head=rows.head[:-1])
     short = spec.model_copy(update={"parents": PARENTS[:-1]}) if isinstance(spec, losses.KdRel) else spec
-    torch.testing.assert_close(build_term(spec)(padded), build_term(short)(fewer), rtol=1e-12, atol=1e-12)
-    (reference,) = torch.autograd.grad(build_term(short)(fewer).sum(), rows.student)
+    torch.testing.assert_close(term_of(spec)(padded), term_of(short)(fewer), rtol=1e-12, atol=1e-12)
+    (reference,) = torch.autograd.grad(term_of(short)(fewer).sum(), rows.student)
     torch.testing.assert_close(gradient(spec, padded), reference, rtol=1e-12, atol=1e-12)
 
 
@@ -100,13 +100,13 @@ def test_a_column_that_one_side_masks_leaves_values_and_gradients_finite(spec: L
     masked = getattr(rows, side).detach().clone()
     masked[:, -1] = -torch.inf
     rows = rows._replace(**{side: masked.requires_grad_(side == "student")})
-    assert build_term(spec)(rows).isfinite().all()
+    assert term_of(spec)(rows).isfinite().all()
     assert gradient(spec, rows).isfinite().all()
 
 
 def test_nkd_of_two_classes_has_no_non_target_part() -> None:
     rows = draw(classes=2)
-    torch.testing.assert_close(build_term(Nkd(gamma=0.0))(rows), build_term(Nkd(gamma=100.0))(rows), rtol=0, atol=0)
+    torch.testing.assert_close(term_of(Nkd(gamma=0.0))(rows), term_of(Nkd(gamma=100.0))(rows), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_nkd_of_two_classes_has_no_non_target_part() -> None:
 def test_one_hot_labels_count_like_indices(spec: LossTerm) -> None:
     rows = draw()
     one_hot = torch.nn.functional.one_hot(rows.labels, 5).double()
-    torch.testing.assert_close(build_term(spec)(rows._replace(labels=one_hot)), build_term(spec)(rows))
+    torch.testing.assert_close(term_of(spec)(rows._replace(labels=one_hot)), term_of(spec)(rows))
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.needs_teacher], ids=repr)
 def test_a_term_that_needs_a_teacher_says_so_when_there_is_none(spec: LossTerm) -> None:
     with pytest.raises(ValueError, match="teacher"):
-        build_term(spec)(draw()._replace(teacher=None, head=None))
+        term_of(spec)(draw()._replace(teacher=None, head=None))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -129,6 +129,6 @@ def test_a_term_that_needs_a_teacher_says_so_when_there_is_none(spec: LossTerm) 
 def test_cross_entropy_equals_the_librarys(smoothing: float, soft: bool) -> None:
     rows = draw()
     labels = rows.student.detach().flip(0).softmax(-1) if soft else rows.labels
-    found = build_term(losses.CrossEntropy(label_smoothing=smoothing))(rows._replace(labels=labels))
+    found = term_of(losses.CrossEntropy(label_smoothing=smoothing))(rows._replace(labels=labels))
     expected = torch.nn.functional.cross_entropy(rows.student, labels, reduction="none", label_smoothing=smoothing)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.recipe.optimizers import SCHEDULES, Constant, Cosine, Linear, MultiStep, Schedule
-from app.recipe.plan import TrainingPlan
+from app.recipe.plan import StagePlan
 from worker.optimizers.schedules import SHAPES, rate_factor
 
-PLAN = TrainingPlan(train_samples=80, batch_size=8, steps_per_epoch=10, total_steps=100)
+PLAN = StagePlan(first=0, steps=100, steps_per_epoch=10)
 ALL: list[Schedule] = [Constant(), Cosine(final_ratio=0.1), Linear(final_ratio=0.1), MultiStep(milestones=[3.0, 6.5])]
 
 
@@ -52,6 +52,6 @@ def test_multi_step_drops_at_its_milestones_in_epochs() -> None:
     step=st.integers(0, 199),
 )
 def test_every_factor_lies_between_zero_and_one(spec: Schedule, warmup: int, steps: int, step: int) -> None:
-    plan = TrainingPlan(train_samples=80, batch_size=8, steps_per_epoch=10, total_steps=steps)
+    plan = StagePlan(first=0, steps=steps, steps_per_epoch=10)
     factor = rate_factor(spec.model_copy(update={"warmup_steps": warmup}), min(step, steps - 1), plan)
     assert 0.0 <= factor <= 1.0

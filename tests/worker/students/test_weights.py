@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from worker.students.classifier import Classifier
 
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import CifarResNet, Mlp, Student
 from worker.errors import UserError
+from worker.students.model import Model
 from worker.students.weights import CONFIG, WEIGHTS, load_model, save_model
 from worker.teachers import load_teacher, read_teacher_config
 
 IMAGES = torch.randint(0, 256, (4, 2, 6, 6), dtype=torch.uint8)
 
 
-def model(student: Student | None = None) -> Classifier:
+def model(student: Student | None = None) -> Model:
     torch.manual_seed(0)
     config = ModelConfig(
         architecture=student or Mlp(hidden=[3]),
@@ -27,7 +27,7 @@ def model(student: Student | None = None) -> Classifier:
         preprocessing=Preprocessing(scale=1 / 255, mean=[0.4, 0.5], std=[0.2, 0.1]),
         classes=5,
     )
-    return Classifier(config)
+    return Model(config)
 
 
 def stored(folder: Path, student: Student | None = None) -> Path:
@@ -37,7 +37,7 @@ def stored(folder: Path, student: Student | None = None) -> Path:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_teacher(folder)
+        load_teacher(folder, "teacher.model")
     assert (caught.value.code, caught.value.param) == ("invalid_teacher", "teacher.model")
     return caught.value.message
 
@@ -119,7 +119,7 @@ def test_a_description_too_large_for_its_weights_costs_no_memory(tmp_path: Path)
 def test_a_bad_description_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / CONFIG).write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
-        read_teacher_config(tmp_path)
+        read_teacher_config(tmp_path, "teacher.model")
 
 
 def test_a_missing_description_is_refused(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from worker.students.classifier import Classifier
 
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Student
 from worker.protocol import Assignment, Failed, Finished, Report, Stopped
+from worker.students.model import Model
 from worker.students.weights import WEIGHTS, save_model
 from worker.trainer.run import run
 
@@ -51,7 +51,7 @@ def write_teacher(folder: Path, student: Student | None = None, classes: int = C
         preprocessing=Preprocessing(scale=1 / 255, mean=[0.5], std=[0.3]),
         classes=classes,
     )
-    save_model(Classifier(config), folder)
+    save_model(Model(config), folder)
 
 
 def document(teacher: bool = False, **changes: Any) -> dict[str, Any]:

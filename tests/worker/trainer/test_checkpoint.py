@@ -10,10 +10,12 @@ import torch
 
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.plan import TrainingPlan, plan_training
 from tests.worker.trainer.builders import document
+from worker.optimizers import build_optimizer
 from worker.trainer import checkpoint
-from worker.trainer.checkpoint import CheckpointError, read_record, restore, save, saved, training_digest
-from worker.trainer.state import TrainState, initial_state
+from worker.trainer.checkpoint import CheckpointError, read_for, read_record, restore, save, saved, training_digest
+from worker.trainer.state import TrainState, fresh_student, initial_state
 
 
 def job(**changes: Any) -> JobSpec:
@@ -27,7 +29,13 @@ def fresh(spec: JobSpec) -> TrainState:
         preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
         classes=3,
     )
-    return initial_state(spec.recipe, config, 0, torch.device("cpu"))
+    state = initial_state(spec.recipe, fresh_student(config, 0))
+    state.optimizer = build_optimizer(spec.recipe.optimizer, state.student.parameters())
+    return state
+
+
+def plan(spec: JobSpec, samples: int = 40) -> TrainingPlan:
+    return plan_training(spec.recipe, samples)
 
 
 def at(spec: JobSpec, step: int) -> TrainState:
@@ -38,49 +46,49 @@ def at(spec: JobSpec, step: int) -> TrainState:
 
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        save(at(job(), step), job(), 40, tmp_path)
+        save(at(job(), step), job(), plan(job()), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-100", "step-10"]
 
 
 def test_later_steps_of_a_run_that_was_given_up_go(tmp_path: Path) -> None:
     for step in (5, 10, 7):
-        save(at(job(), step), job(), 40, tmp_path)
+        save(at(job(), step), job(), plan(job()), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-7", "step-5"]
 
 
 def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
-    first, second = save(at(job(), 5), job(), 40, tmp_path), save(at(job(), 5), job(), 40, tmp_path)
+    first, second = save(at(job(), 5), job(), plan(job()), tmp_path), save(at(job(), 5), job(), plan(job()), tmp_path)
     assert first == second
     assert read_record(second).step == 5
 
 
 def test_one_that_was_cut_short_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(at(job(), 3), job(), 40, tmp_path)
+    save(at(job(), 3), job(), plan(job()), tmp_path)
 
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_sync", fail)
     with pytest.raises(OSError, match="No space"):
-        save(at(job(), 6), job(), 40, tmp_path)
+        save(at(job(), 6), job(), plan(job()), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-3"]
 
 
 def test_random_states_and_clock_come_back(tmp_path: Path) -> None:
     state = at(job(), 4)
     state.seconds = 12.5
-    folder = save(state, job(), 40, tmp_path)
+    folder = save(state, job(), plan(job()), tmp_path)
     expected = torch.rand(3)
     again = fresh(job())
-    restore(again, job(), 40, folder)
+    restore(again, read_for(job(), plan(job()), folder), plan(job()), folder)
     assert torch.equal(torch.rand(3), expected)
     assert (again.step, again.seconds) == (4, 12.5)
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
-    folder = save(at(job(), 4), job(), 40, tmp_path)
+    folder = save(at(job(), 4), job(), plan(job()), tmp_path)
     with pytest.raises(CheckpointError, match="other data"):
-        restore(fresh(job()), job(), 41, folder)
+        read_for(job(), plan(job(), 41), folder)
 
 
 def test_a_missing_one_is_refused(tmp_path: Path) -> None:

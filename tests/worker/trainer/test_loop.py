@@ -7,23 +7,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from worker.students.classifier import Classifier
 
-from app.recipe.job import Recipe
+from app.recipe.data import ImageData
+from app.recipe.job import JobSpec, Recipe
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.plan import plan_training
-from app.recipe.students import Mlp, Student, Vit
-from worker.data.batches import Batch, Batches
-from worker.losses.objective import Objective
+from app.recipe.students import CifarResNet, Mlp, Student, Vit
+from app.recipe.teachers import Teacher as TeacherSpec
+from worker.data.batches import Batches, whole_split
+from worker.errors import UserError
+from worker.students.model import Model
 from worker.teachers import Teacher
+from worker.trainer.courses import build_courses, fresh_optimizer, teach
 from worker.trainer.loop import Course, set_rate, take_step, train
-from worker.trainer.state import TrainState, initial_state
+from worker.trainer.state import TrainState, fresh_student, initial_state
 
-CPU = torch.device("cpu")
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
 
 
-def prepare(student: Student | None = None, teacher: bool = False, **settings: Any) -> tuple[Course, TrainState]:
+def prepare(
+    student: Student | None = None, teacher: bool = False, first: bool = False, **settings: Any
+) -> tuple[Course, TrainState]:
     losses = [{"kind": "cross-entropy"}, *([{"kind": "kd"}] if teacher else [])]
     recipe = Recipe.model_validate({"losses": losses, "optimizer": SGD, "batch_size": 10, **settings})
     config = ModelConfig(
@@ -33,16 +37,25 @@ def prepare(student: Student | None = None, teacher: bool = False, **settings: A
         classes=3,
     )
     random = torch.Generator().manual_seed(0)
-    samples = Batch(torch.randn(25, 1, 4, 4, generator=random), torch.randint(3, (25,), generator=random))
-    batches = Batches(samples, recipe.batch_size, 0)
+    images, labels = torch.randn(25, 1, 4, 4, generator=random), torch.randint(3, (25,), generator=random)
+    batches = Batches(whole_split({"images": images}, labels), recipe.batch_size, 0)
+    job = JobSpec(
+        data=ImageData(train="t"),
+        student=config.architecture,
+        recipe=recipe,
+        teacher=TeacherSpec(model="m") if teacher else None,
+    )
     torch.manual_seed(1)
-    source = Teacher(Classifier(config)) if teacher else None
-    course = Course(recipe, plan_training(recipe, 25), batches, Objective(recipe.losses), source, CPU)
-    return course, initial_state(recipe, config, 0, CPU)
+    teachers = {"teacher": teach(Model(config), job, "teacher")} if teacher else {}
+    state = initial_state(recipe, fresh_student(config, 0))
+    courses = build_courses(job, plan_training(recipe, 25), batches, state, teachers, 0)
+    course = courses[0 if first else -1]
+    state.optimizer = fresh_optimizer(course, state.student)
+    return course, state
 
 
 def weights(state: TrainState) -> Tensor:
-    return torch.nn.utils.parameters_to_vector(state.student.parameters()).detach().clone()
+    return torch.cat([parameter.detach().flatten() for parameter in state.student.parameters()])
 
 
 def after_a_step(**settings: Any) -> Tensor:
@@ -76,7 +89,7 @@ def test_a_generous_bound_changes_nothing() -> None:
 def test_the_rate_of_the_schedule_reaches_the_optimizer() -> None:
     course, state = prepare(schedule={"kind": "linear", "warmup_steps": 2}, epochs=2)
     rates = []
-    for step in range(course.plan.total_steps):
+    for step in range(course.plan.end):
         state.step = step
         set_rate(course, state)
         rates.append(state.optimizer.param_groups[0]["lr"])
@@ -90,13 +103,35 @@ def test_bf16_computes_the_logits_coarsely_but_keeps_float32_weights() -> None:
     torch.testing.assert_close(coarse, fine, rtol=0.05, atol=0.01)
 
 
+def test_channels_last_changes_the_layout_and_not_the_step() -> None:
+    student = CifarResNet(depth=8, width=4)
+    torch.testing.assert_close(
+        after_a_step(student=student, channels_last=True), after_a_step(student=student), rtol=1e-4, atol=1e-5
+    )
+    _, state = prepare(student=student, channels_last=True)
+    kernel = state.student.network.get_submodule("conv").weight
+    assert isinstance(kernel, Tensor)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_compiled_student_takes_the_same_step() -> None:
+    torch.testing.assert_close(after_a_step(teacher=True, compile=True), after_a_step(teacher=True))
+
+
+def test_a_stage_that_trains_terms_leaves_the_student_alone() -> None:
+    stage = {"losses": [{"kind": "cross-entropy"}], "epochs": 1, "trains": "terms"}
+    with pytest.raises(UserError, match="no term that learns"):
+        prepare(stages=[stage], first=True)
+
+
 def test_the_teacher_is_left_as_it_was() -> None:
     course, state = prepare(teacher=True)
-    assert course.teacher is not None
-    before = {name: tensor.clone() for name, tensor in course.teacher.model.state_dict().items()}
+    teacher = course.teachers["teacher"]
+    assert isinstance(teacher, Teacher)
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
     take_step(course, state, course.batches.at(0))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in course.teacher.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in course.teacher.model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
 def test_the_average_is_normalised_to_the_steps_there_are() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe import feature_losses as spec
 from app.recipe.losses import LossTerm
+from app.recipe.losses import features as spec
 from worker.losses.base import Term
 from worker.losses.features.activation_boundary import ActivationBoundaryTerm
 from worker.losses.features.attention_relation import AttentionRelationTerm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from app.recipe.feature_losses import ActivationBoundary
+from app.recipe.losses.features import ActivationBoundary
 from worker.losses.base import Rows
 from worker.losses.features.adapters import Joiner
 from worker.losses.features.overhaul import weigh_stages

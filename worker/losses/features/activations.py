@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.feature_losses import Reduction
+from app.recipe.losses.features import Reduction
 from app.recipe.taps import Pair, Tap
 from worker.losses.base import Rows, at_least_float32
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import Reduction
+from app.recipe.losses.features import Reduction
 from app.recipe.taps import Pair, Tap
 from worker.errors import UserError
 from worker.losses.base import Rows

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.feature_losses import AttentionRelation, Projections
+from app.recipe.losses.features import AttentionRelation, Projections
 from app.recipe.taps import Tap
 from worker.losses.base import Rows
 from worker.losses.features.activations import describe, of_student, of_teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.recipe.feature_losses import Hint
+from app.recipe.losses.features import Hint
 from worker.losses.base import Rows
 from worker.losses.features.adapters import Joiner
 from worker.losses.workshop import Workshop

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import Factors, FeatureAutoencoder, InheritanceExploration
+from app.recipe.losses.features import Factors, FeatureAutoencoder, InheritanceExploration
 from app.recipe.taps import Tap
 from worker.losses.base import Rows
 from worker.losses.features.activations import both, of_teacher, row_shares, same_size

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.feature_losses import Lipschitz
+from app.recipe.losses.features import Lipschitz
 from worker.losses.base import Rows
 from worker.losses.features.activations import same_size
 from worker.losses.features.adapters import Joiner, require_kind

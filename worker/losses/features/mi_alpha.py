@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import MiAlpha
+from app.recipe.losses.features import MiAlpha
 from worker.losses.base import Rows
 from worker.losses.features.activations import both_vectors, width_of
 from worker.losses.features.adapters import part_key, require_kind

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import MarginPair, Overhaul
+from app.recipe.losses.features import MarginPair, Overhaul
 from worker.losses.base import Rows
 from worker.losses.features.activations import along_channels, width_of
 from worker.losses.features.adapters import Joiner, Joint

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from app.recipe.feature_losses import Rkd
+from app.recipe.losses.features import Rkd
 from worker.losses.base import Rows, at_least_float32, teacher_logits
 from worker.losses.features.activations import both_vectors
 from worker.losses.features.adapters import require_kind

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import (
+from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
     AttentionRelation,

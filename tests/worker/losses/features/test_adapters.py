@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.recipe.feature_losses import (
+from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
     AttentionRelation,

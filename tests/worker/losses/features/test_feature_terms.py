@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.feature_losses import (
+from app.recipe.losses.features import (
     FEATURE_LOSSES,
     Hint,
     Lipschitz,

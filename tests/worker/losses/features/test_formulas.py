@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from app.recipe.feature_losses import (
+from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
     AttentionRelation,

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share, Spec
-from app.recipe.losses import LossTerm
+from app.recipe.losses.base import LossTerm
 from app.recipe.taps import PATH, Pair, Tap, Taps, taps_of
 from app.recipe.task import ALL_TASKS, Task
 from app.recipe.weights import Weight

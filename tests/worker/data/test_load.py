@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from app.recipe.data import ImageData
-from app.recipe.job import JobSpec, Recipe, Teacher
+from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Vit
-from worker.data.images import ImageTask, fit_preprocessing, load_images
+from app.recipe.teachers import Teacher
+from worker.data.load import TaskData, load_task
+from worker.data.statistics import fit_preprocessing
 from worker.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -37,7 +39,7 @@ def load(
     teacher: ModelConfig | None = None,
     student: Mlp | Vit | None = None,
     **data: Any,
-) -> ImageTask:
+) -> TaskData:
     np.savez(folder / "train.npz", **train)
     if evaluation is not None:
         np.savez(folder / "eval.npz", **evaluation)
@@ -48,7 +50,8 @@ def load(
         teacher=Teacher(model="t") if teacher else None,
         recipe=Recipe(losses=[Kd() if teacher else CrossEntropy()]),
     )
-    return load_images(job, {"train": folder / "train.npz", "eval": folder / "eval.npz"}, teacher, seed=7)
+    files = {"train": folder / "train.npz", "eval": folder / "eval.npz"}
+    return load_task(job, files, {"t": teacher} if teacher else {}, seed=7)
 
 
 def refusal(folder: Path, *args: Any, **more: Any) -> UserError:
@@ -59,10 +62,10 @@ def refusal(folder: Path, *args: Any, **more: Any) -> UserError:
 
 def test_gray_images_become_one_channel_with_a_held_out_share(tmp_path: Path) -> None:
     task = load(tmp_path, {"x": IMAGES, "y": LABELS})
-    assert task.train.images.shape == (32, 1, 4, 6)
-    assert task.eval.images.shape == (8, 1, 4, 6)
-    assert task.train.images.dtype == torch.uint8
-    assert task.eval.labels.bincount().tolist() == [2, 2, 2, 2]
+    assert task.train.inputs["images"].shape == (32, 1, 4, 6)
+    assert task.eval.inputs["images"].shape == (8, 1, 4, 6)
+    assert task.train.inputs["images"].dtype == torch.uint8
+    assert task.eval.targets.bincount().tolist() == [2, 2, 2, 2]
     assert task.model.input == ImageInput(channels=1, height=4, width=6)
     assert (task.model.classes, task.notes) == (4, [])
 
@@ -72,7 +75,7 @@ def test_layouts_end_up_the_same(tmp_path: Path, layout: str) -> None:
     channels_first = RANDOM.random((10, 3, 4, 6))
     images = channels_first if layout == "NCHW" else np.moveaxis(channels_first, 1, 3)
     task = load(tmp_path, {"x": images, "y": LABELS[:10]}, {"x": images, "y": LABELS[:10]}, layout=layout)
-    torch.testing.assert_close(task.train.images, torch.from_numpy(channels_first).float())
+    torch.testing.assert_close(task.train.inputs["images"], torch.from_numpy(channels_first).float())
 
 
 def test_preprocessing_is_fitted_on_the_training_samples_alone(tmp_path: Path) -> None:
