@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from app.recipe.losses import LossTerm
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -22,7 +23,6 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.losses import LossTerm
 from app.recipe.taps import Pair, Tap
 from worker.losses import build_term
 from worker.losses.base import Features, Rows, Term

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from app.recipe.losses import LossTerm
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -21,7 +22,6 @@ from app.recipe.losses.features import (
     Overhaul,
     Rkd,
 )
-from app.recipe.losses import LossTerm
 from app.recipe.taps import Pair, Tap
 from tests.worker.losses.features.samples import SEPARATE, build, fused, margin_pair, pair, workshop
 from worker.errors import UserError
@@ -141,7 +141,7 @@ REFUSED: list[tuple[LossTerm, str, str]] = [
     (
         AttentionRelation(layer=SEPARATE, relation_heads=7),
         "relation_heads",
-        "7 is more than the width of tokens of 4 x 6",
+        "7 is more than the width",
     ),
     (
         AttentionRelation(layer=AttentionPair(student=fused("qkv"), teacher=fused("map")), relation_heads=2),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from app.recipe.losses import LossTerm
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -24,7 +25,6 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.losses import LossTerm
 from app.recipe.taps import Tap
 from tests.worker.losses.features.samples import (
     FUSED,
@@ -37,6 +37,7 @@ from tests.worker.losses.features.samples import (
     pair,
     workshop,
 )
+from worker.errors import UserError
 from worker.losses import build_term
 from worker.losses.base import Rows
 from worker.losses.features import mi_alpha, rkd
@@ -134,7 +135,7 @@ def test_margins_are_means_of_what_is_negative() -> None:
 def test_only_a_batch_norm_with_weights_has_margins(norm: nn.Module) -> None:
     shop = workshop()
     shop.teacher_module("norms").add_module("map", norm)
-    with pytest.raises(Exception, match="needed is a batch norm with weight and bias"):
+    with pytest.raises(UserError, match="needed is a batch norm with weight and bias"):
         build_term(Overhaul(pairs=[margin_pair("map")]), shop)
 
 
@@ -229,6 +230,18 @@ def test_an_autoencoder_learns_and_is_then_left_alone() -> None:
     second(rows).mean().backward()
     optimizer.step()
     torch.testing.assert_close(shop.parts[name].state_dict(), kept, rtol=0, atol=0)
+
+
+def test_an_autoencoder_is_not_trained_in_the_stage_that_uses_it() -> None:
+    trains, uses = FeatureAutoencoder(tap=Tap(path="map")), InheritanceExploration(pair=pair("map"))
+    shop = workshop()
+    build_term(trains, shop)
+    with pytest.raises(UserError, match="no stage before this one"):
+        build_term(uses, shop)
+    shop.new_stage()
+    build_term(uses, shop)
+    with pytest.raises(UserError, match="is used in the same stage"):
+        build_term(trains, shop)
 
 
 def test_halves_of_the_student_are_inherited_and_explored() -> None:
