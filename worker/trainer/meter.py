@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -20,25 +22,33 @@ class Meter:
         self._rows.append(values)
 
     def read(self, step: int) -> dict[str, float]:
-        """Mean of every value since the last reading; `step` is the number of the newest step. Raises as `check`."""
-        if not self._rows:
-            return {}
-        names, means = list(self._rows[0]), self.check(step).double().mean(0).tolist()
+        """Mean of every value over the steps since the last reading that measured it; `step` is the number of the
+        newest one. Raises as `check`."""
+        sums = self.check(step).double().sum(0).tolist()
+        means = {
+            name: total / sum(name in row for row in self._rows)
+            for name, total in zip(self._names(), sums, strict=True)
+        }
         self._rows = []
-        return dict(zip(names, means, strict=True))
+        return means
 
     def check(self, step: int) -> Tensor:
-        """Table (steps, values) since the last reading, which stays unread.
+        """Table (steps, values) since the last reading, which stays unread; 0 where a step has not measured a value, as
+        stages differ in their losses.
 
         Raises UserError (`nan_loss`) naming the first step with a value that is not finite. One transfer from the
         device, however many steps there were.
         """
         if not self._rows:
             return torch.empty(0, 0)
-        names = list(self._rows[0])
-        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._rows]).cpu()
+        names = self._names()
+        none = torch.zeros_like(next(iter(self._rows[0].values())), dtype=torch.float32)
+        table = torch.stack([torch.stack([row.get(name, none).float() for name in names]) for row in self._rows]).cpu()
         _refuse_non_finite(table, names, step - len(self._rows) + 1)
         return table
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(chain.from_iterable(self._rows)))
 
 
 def _refuse_non_finite(table: Tensor, names: list[str], first: int) -> None:
