@@ -15,7 +15,7 @@ from torch import Tensor
 from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
-from worker.data.augment import Augmenter, build_augmenter
+from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
@@ -29,7 +29,7 @@ from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
-from worker.trainer.remembering import Augmented, Memories
+from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 
@@ -67,10 +67,8 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     plan = plan_training(job.recipe, len(inputs.task.train))
     state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
     state.student.view = inputs.task.view or state.student.view
-    augmenter = build_augmenter(job, inputs.task, seed)
-    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augmenter)
-    augmented = _augmented(augmenter, plan)
-    teachers = memories.give(inputs.teachers, inputs.folders, inputs.task.train, augmented)
+    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
+    teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
@@ -95,14 +93,6 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         teacher_cache=memories.figures(),
     )
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
-
-
-def _augmented(augmenter: Augmenter | None, plan: TrainingPlan) -> Augmented:
-    """How the training samples change, for those who remember what was said of them."""
-    if augmenter is None:
-        return Augmented()
-    epochs = -(-plan.total_steps // plan.steps_per_epoch)
-    return Augmented(augmenter.digest(), augmenter.cycles or epochs)
 
 
 def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None) -> None:

@@ -14,9 +14,10 @@ from datasets import Dataset, DatasetDict
 from app.recipe.data import ImageData
 from app.recipe.facts import Problem, SampleFacts, data_problems
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.losses import CrossEntropy, Kd
+from app.recipe.losses import CrossEntropy, Kd, Mse
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
 from app.recipe.students import Mlp, Vit
+from app.recipe.targets import SoftLandmarks
 from app.recipe.teachers import Teacher
 from app.recipe.tokenizers import WordPiece
 from tests.worker.data.formats.builders import packed, picture
@@ -24,6 +25,7 @@ from worker.data import load as module
 from worker.data.augment import build_augmenter
 from worker.data.formats.columns import Texts
 from worker.data.load import TaskData, load_task
+from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
 from worker.data.tokens import train_tokenizer
 from worker.errors import UserError
@@ -326,3 +328,25 @@ def test_two_splits_of_one_saved_set(tmp_path: Path) -> None:
 
 
 SPLITS = {"train": 3, "dev": 2}
+
+
+def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
+    points = RANDOM.random((40, 3, 2)).astype(np.float32)
+    np.savez(tmp_path / "train.npz", x=IMAGES, y=points)
+    np.savez(tmp_path / "eval.npz", x=IMAGES, y=points)
+    spec = SoftLandmarks(variance=0.5)
+    task = load_task(
+        JobSpec(
+            task="keypoints",
+            data=ImageData(train="train", eval="eval", targets_transform=spec),
+            student=Mlp(),
+            recipe=Recipe(losses=[Mse()]),
+        ),
+        {name: tmp_path / f"{name}.npz" for name in ("train", "eval")},
+        {},
+        seed=7,
+    )
+    labels = torch.from_numpy(points).flatten(1)
+    assert torch.equal(task.eval.targets, labels)
+    assert torch.equal(task.train.targets, soft_landmarks(labels, spec))
+    assert not torch.allclose(task.train.targets, labels, atol=0.1)
