@@ -10,19 +10,23 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from app.projects.auth import Caller, require
+from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Option
 from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students import STUDENTS
+from app.recipe.tokenizers import TOKENIZERS
 
 router = APIRouter(prefix="/v1/catalog", tags=["catalog"])
 Reader = Annotated[Caller, Depends(require("read"))]
-Group = Literal["losses", "optimizers", "schedules", "students"]
+Group = Literal["losses", "optimizers", "schedules", "students", "augmentations", "tokenizers"]
 GROUPS: dict[Group, tuple[type[Option], ...]] = {
     "losses": LOSSES,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
     "students": STUDENTS,
+    "augmentations": AUGMENTATIONS,
+    "tokenizers": TOKENIZERS,
 }
 
 

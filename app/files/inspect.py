@@ -150,12 +150,13 @@ def _parquet(file: BinaryIO, size: int) -> dict[str, Any]:
 
 
 def _text(file: BinaryIO) -> dict[str, Any]:
-    """The first of several lines, unless it is too long to keep."""
+    """The first of several lines, unless it is too long to keep or not fit to be shown."""
     if not _is_text(file):
         raise Invalid("unknown_format", "is none of " + ", ".join(_NAMES))
     file.seek(0)
     line, newline, rest = file.read(FIRST_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").partition(b"\n")
-    return {"first_line": line.removesuffix(b"\r").decode("utf-8")} if newline and rest else {}
+    shown = line.removesuffix(b"\r").decode("utf-8") if newline and rest else ""
+    return {"first_line": shown} if shown.replace("\t", " ").isprintable() and shown else {}
 
 
 def _is_text(file: BinaryIO) -> bool:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from app.recipe.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data import CsvData, Data, ImageData, ImageFolderData, JsonlData, Table
@@ -166,7 +166,7 @@ def _missing_columns(data: Table, line: FirstLine, param: str) -> Iterator[Probl
 
 def _columns(data: Table, line: str) -> Sequence[str] | None:
     if isinstance(data, CsvData):
-        quoting = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
         return next(csv.reader([line], delimiter=data.delimiter, quoting=quoting), [])
     try:
         row: Any = json.loads(line)
@@ -199,7 +199,8 @@ def _targets(task: Task, shape: Sequence[int]) -> int | None:
 
 def _input_problems(data: ImageData, task: Task, inputs: ArrayFacts, param: str) -> Iterator[Problem]:
     name = f"array {data.input_key!r}"
-    axes, accepted = (3, 4), "(N, H, W) or four axes in the order of data.layout"
+    axes: tuple[int, ...] = (3, 4)
+    accepted = "(N, H, W) or four axes in the order of data.layout"
     if task == "regression":
         axes, accepted = (2, 3, 4), f"(N, D), {accepted}"
     if len(inputs.shape) not in axes:
@@ -232,17 +233,17 @@ def _fits(task: Task, labels: ArrayFacts) -> bool:
 
 def _input(data: ImageData, inputs: ArrayFacts) -> ImageInput | TableInput | tuple[str, str]:
     """The size of one sample; or what is wrong with it, and what would be accepted."""
-    _, *rest = inputs.shape
-    if len(rest) == 1:
+    if len(inputs.shape) == 2:
+        columns = inputs.shape[1]
         return (
-            TableInput(columns=rest[0]) if rest[0] <= MAX_COLUMNS else (f"{rest[0]} columns", f"{MAX_COLUMNS} at most")
+            TableInput(columns=columns) if columns <= MAX_COLUMNS else (f"{columns} columns", f"{MAX_COLUMNS} at most")
         )
-    if len(rest) == 2:
-        channels, height, width = 1, *rest
+    if len(inputs.shape) == 3:
+        channels, height, width = 1, inputs.shape[1], inputs.shape[2]
     elif data.layout == "NHWC":
-        height, width, channels = rest
+        _, height, width, channels = inputs.shape
     else:
-        channels, height, width = rest
+        _, channels, height, width = inputs.shape
     if max(height, width) > MAX_SIDE or channels > MAX_CHANNELS:
         found = f"{channels} channels of {height} x {width} pixels, with layout {data.layout}"
         return found, f"at most {MAX_CHANNELS} channels of {MAX_SIDE} x {MAX_SIDE} pixels"

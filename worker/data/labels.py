@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from worker.data.formats.faults import invalid, shown
 Labels = NDArray | list[str]
 
 
-class Classes(NamedTuple):
+@dataclass(frozen=True)
+class Classes:
     """The classes of a job: how many, and their names where they have any."""
 
     count: int

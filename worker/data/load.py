@@ -53,6 +53,10 @@ class TaskData:
         """Which of the inputs the student reads; none: its kind's usual one."""
         return self.readers.student.view if self.readers else None
 
+    def view_of(self, teacher: str) -> str | None:
+        """Which of the inputs the teacher of this reference reads; none: its kind's usual one."""
+        return self.readers.by_teacher[teacher].view if self.readers else None
+
 
 def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int) -> TaskData:
     """Read and check the data of `job`.

@@ -72,7 +72,7 @@ def open_readers(
     Raises UserError (`invalid_teacher`, `invalid_job`).
     """
     by_teacher = {
-        teacher.model: load_tokenizer(folders[teacher.model], f"{job.teacher_path(index)}.model")
+        teacher.reference: load_tokenizer(folders[teacher.reference], job.teacher_param(index))
         for index, teacher in enumerate(job.all_teachers)
     }
     student = _students(options, list(by_teacher.values()), train)

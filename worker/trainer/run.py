@@ -29,7 +29,7 @@ from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
-from worker.trainer.remembering import Memories
+from worker.trainer.remembering import Augmented, Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 
@@ -66,6 +66,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, len(inputs.task.train))
     state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
+    state.student.view = inputs.task.view or state.student.view
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
@@ -153,6 +154,8 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     }
     task = load_task(job, paths, described, seed)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
+    for teacher in job.all_teachers:
+        models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
     teachers = {name: teach(model, job, name) for name, model in models.items()}
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from pydantic import TypeAdapter
 
 from app.catalog.endpoints import GROUPS
+from app.recipe.augmentation import Augment
 from app.recipe.losses import Loss
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students import Student
+from app.recipe.tokenizers import Tokenizer
 from tests.app.conftest import Api
 
-UNIONS = {"losses": Loss, "optimizers": Optimizer, "schedules": Schedule, "students": Student}
+UNIONS = {
+    "losses": Loss,
+    "optimizers": Optimizer,
+    "schedules": Schedule,
+    "students": Student,
+    "augmentations": Augment,
+    "tokenizers": Tokenizer,
+}
 
 
 def kinds(union: object) -> set[str]:
@@ -46,4 +55,5 @@ async def test_what_may_not_be_left_out_has_no_default(api: Api) -> None:
 async def test_an_unknown_group_is_named_with_the_known_ones(api: Api) -> None:
     answer = await api.client.get("/v1/catalog/kernels")
     assert answer.status_code == 422
-    assert answer.json()["error"]["errors"][0]["accepted"] == "one of losses, optimizers, schedules, students"
+    known = "one of losses, optimizers, schedules, students, augmentations, tokenizers"
+    assert answer.json()["error"]["errors"][0]["accepted"] == known

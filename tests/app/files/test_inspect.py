@@ -141,9 +141,10 @@ def test_what_is_no_utf8_is_no_text(content: bytes) -> None:
     assert refusal(content).code == "unknown_format"
 
 
-def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TEXT_BYTES", 10)
-    assert refusal(b"x" * 11).code == "unknown_format"
+def test_of_a_long_text_only_the_begin_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TEXT_BYTES", module.TEXT_CHUNK)
+    assert look(b"x" * module.TEXT_CHUNK + b"\0").format == "text"
+    assert refusal(b"x" * (module.TEXT_CHUNK - 1) + b"\0").code == "unknown_format"
 
 
 def test_a_bomb_is_refused_by_its_ratio() -> None:
@@ -392,10 +393,13 @@ def test_a_first_line_that_is_too_long_is_not_kept() -> None:
     assert look(b'{"text": "' + b"a" * module.FIRST_LINE_BYTES + b'"}\n') == Inspection("text", {})
 
 
-@pytest.mark.parametrize(
-    "content", [b"text,label\n", b"text\0label\na,1\n", b"text\xff\na\n", b"\x00" * (70 << 10), b"a\x1b[0m\nb\n"]
-)
-def test_what_is_no_text_of_several_lines_is_refused(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"text,label\n", b"a\x1b[0m\nb\n", b"\na\n"])
+def test_a_line_that_tells_nothing_is_not_kept(content: bytes) -> None:
+    assert look(content) == Inspection("text", {})
+
+
+@pytest.mark.parametrize("content", [b"text\0label\na,1\n", b"text\xff\na\n", b"\x00" * (70 << 10)])
+def test_what_is_no_text_is_refused(content: bytes) -> None:
     assert refusal(content).code == "unknown_format"
 
 

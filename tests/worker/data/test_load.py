@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 
 from app.recipe.data import ImageData
+from app.recipe.facts import Problem, SampleFacts, data_problems
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd, Mse
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
 from app.recipe.students import Mlp, Vit
+from app.recipe.task import CLASSIFICATION
 from app.recipe.targets import SoftLandmarks
 from app.recipe.teachers import Teacher
+from app.recipe.tokenizers import WordPiece
+from tests.worker.data.formats.builders import packed, picture
+from worker.data.augment import build_augmenter
+from worker.data.formats.columns import Texts
 from worker.data.load import TaskData, load_task
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
+from worker.data.tokens import train_tokenizer
 from worker.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -191,3 +200,140 @@ def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
     assert torch.equal(task.eval.targets, labels)
     assert torch.equal(task.train.targets, soft_landmarks(labels, spec))
     assert not torch.allclose(task.train.targets, labels, atol=0.1)
+# --- other tasks and formats ---
+
+
+def job_for(task: str, data: dict[str, Any], teacher: bool = False) -> JobSpec:
+    labels = "cross-entropy" if task in CLASSIFICATION else "mse"
+    losses = [{"kind": labels}, *([{"kind": "kd"}] if teacher else [])]
+    document = {"task": task, "data": {"train": "train", **data}, "student": {"architecture": "mlp"}}
+    more = {"teacher": {"model": "t"}} if teacher else {}
+    return JobSpec.model_validate({**document, **more, "recipe": {"losses": losses}})
+
+
+def test_a_table_with_numbers_to_answer(tmp_path: Path) -> None:
+    rows, answers = RANDOM.random((20, 3)) * 5, np.stack([np.arange(20.0), np.full(20, 3.0)], axis=1)
+    np.savez(tmp_path / "t.npz", x=rows, y=answers)
+    task = load_task(job_for("regression", {}), {"train": tmp_path / "t.npz"}, {}, seed=1)
+    assert task.train.inputs["table"].shape == (16, 3)
+    assert (task.model.targets, task.model.classes, task.model.input) == (2, None, TableInput(columns=3))
+    scaling = task.model.target_scaling
+    assert scaling is not None
+    assert scaling.mean == pytest.approx(task.train.targets.mean(0).tolist())
+    assert scaling.std == pytest.approx([float(task.train.targets[:, 0].std(correction=0)), 1.0])
+    assert task.model.preprocessing is not None
+    assert task.model.preprocessing.mean == pytest.approx(task.train.inputs["table"].mean(0).tolist())
+    again = load_task(job_for("regression", {}), {"train": tmp_path / "t.npz"}, {}, seed=1)
+    other = load_task(job_for("regression", {}), {"train": tmp_path / "t.npz"}, {}, seed=2)
+    assert torch.equal(task.eval.targets, again.eval.targets)
+    assert not torch.equal(task.eval.targets, other.eval.targets)
+
+
+def test_keypoints_are_flat_and_x_before_y(tmp_path: Path) -> None:
+    points = RANDOM.random((40, 3, 2))
+    np.savez(tmp_path / "t.npz", x=IMAGES, y=points)
+    files = {"train": tmp_path / "t.npz"}
+    task = load_task(job_for("keypoints", {"eval": "train"}), files, {}, seed=1)
+    torch.testing.assert_close(task.train.targets, torch.from_numpy(points.reshape(40, 6)).float())
+    points[7, 1, 0] = np.nan
+    np.savez(tmp_path / "t.npz", x=IMAGES, y=points)
+    with pytest.raises(UserError, match=r"'y' holds nan at index \(7, 1, 0\)"):
+        load_task(job_for("keypoints", {"eval": "train"}), files, {}, seed=1)
+
+
+def text_file(folder: Path, name: str, labels: list[str]) -> Path:
+    lines = [f"some {label} words number {index},{label}" for index, label in enumerate(labels)]
+    (folder / name).write_text("text,label\n" + "\n".join(lines))
+    return folder / name
+
+
+CSV = {"format": "csv", "input_columns": ["text"], "label_columns": ["label"], "max_length": 12}
+
+
+def test_names_of_classes_are_sorted_and_texts_become_tokens(tmp_path: Path) -> None:
+    files = {"train": text_file(tmp_path, "a", ["b", "c", "a"] * 5), "e": text_file(tmp_path, "e", ["c", "a"])}
+    wordpiece = {"tokenizer": {"kind": "wordpiece", "vocabulary": 100}}
+    task = load_task(job_for("text-classification", {**CSV, **wordpiece, "eval": "e"}), files, {}, seed=1)
+    assert task.model.class_names == ["a", "b", "c"]
+    assert task.eval.targets.tolist() == [2, 0]
+    assert task.readers is not None
+    assert task.view is not None
+    assert task.model.input == task.readers.input == TextInput(length=12, vocabulary=task.readers.student.vocabulary)
+    assert task.train.inputs[task.view].shape == (15, 8)
+    assert list(task.train.inputs) == [task.view]
+
+
+def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
+    files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "e": text_file(tmp_path, "e", ["a", "z"])}
+    with pytest.raises(UserError, match=r"label .z. at index 1 of data\.eval") as caught:
+        load_task(job_for("text-classification", {**CSV, "eval": "e"}), files, {}, seed=1)
+    assert caught.value.param == "data.eval"
+
+
+def text_teacher(folder: Path, length: int, texts: Texts, vocabulary: int = 120) -> ModelConfig:
+    folder.mkdir()
+    tokenizer = train_tokenizer(WordPiece(vocabulary=vocabulary), texts)
+    tokenizer.save(folder)
+    given = TextInput(length=length, vocabulary=tokenizer.vocabulary)
+    return ModelConfig(task="text-classification", architecture=Mlp(), input=given, classes=2, class_names=["b", "a"])
+
+
+def test_the_teachers_tokenizer_order_and_length_are_taken(tmp_path: Path) -> None:
+    config = text_teacher(tmp_path / "t", 10, Texts(["some a b words number 1 2 3"] * 3))
+    files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "t": tmp_path / "t"}
+    job = job_for("text-classification", CSV, teacher=True)
+    task = load_task(job, files, {"t": config}, seed=1)
+    assert task.model.class_names == ["b", "a"]
+    assert task.view == task.view_of("t")
+    assert isinstance(task.model.input, TextInput)
+    assert task.model.input.length == 10
+
+
+def test_with_a_tokenizer_of_its_own_there_are_two_views(tmp_path: Path) -> None:
+    config = text_teacher(tmp_path / "t", 10, Texts(["other things"] * 3))
+    files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "t": tmp_path / "t"}
+    data = {**CSV, "tokenizer": {"kind": "bpe", "vocabulary": 600}, "augment": [{"kind": "token-mask"}]}
+    task = load_task(job_for("text-classification", data, teacher=True), files, {"t": config}, seed=1)
+    views = {task.view, task.view_of("t")}
+    assert len(views) == 2
+    assert set(task.train.inputs) == views | {f"words:{view}" for view in views}
+    augmenter = build_augmenter(job_for("text-classification", data, teacher=True), task, 1)
+    assert augmenter is not None
+    assert set(augmenter(task.train, 0).inputs) == views
+
+
+def test_there_is_no_tokenizer_of_a_teacher_without_one(tmp_path: Path) -> None:
+    files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5)}
+    with pytest.raises(UserError) as caught:
+        load_task(job_for("text-classification", {**CSV, "tokenizer": {"kind": "teacher"}}), files, {}, seed=1)
+    assert caught.value.param == "data.tokenizer"
+
+
+def test_a_folder_of_images_is_held_out_by_class(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": picture(10 * i) for name in ("cat", "dog") for i in range(10)}
+    path = packed(tmp_path / "a.tar", files)
+    task = load_task(job_for("image-classification", {"format": "image-folder"}), {"train": path}, {}, seed=1)
+    assert task.model.class_names == ["cat", "dog"]
+    assert task.eval.targets.bincount().tolist() == [2, 2]
+    assert task.model.input == ImageInput(channels=3, height=6, width=5)
+
+
+def test_what_is_found_after_reading_is_held_against_the_job(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.tar", {"cat/1.png": picture(1), "dog/1.png": picture(2)})
+    data = {"format": "image-folder", "augment": [{"kind": "crop", "padding": 9}]}
+    with pytest.raises(UserError) as caught:
+        load_task(job_for("image-classification", data), {"train": path}, {}, seed=1)
+    assert caught.value.param == "data.augment[0].padding"
+
+
+def test_two_splits_of_one_saved_set(tmp_path: Path) -> None:
+    both = {name: Dataset.from_dict({"text": ["a b", "c"] * n, "label": ["x", "y"] * n}) for name, n in SPLITS.items()}
+    DatasetDict(both).save_to_disk(tmp_path / "set")
+    found = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    path = packed(tmp_path / "a.zip", {str(one.relative_to(tmp_path)): one.read_bytes() for one in found})
+    data = {**CSV, "format": "hf-dataset", "split": "train", "eval_split": "dev"}
+    task = load_task(job_for("text-classification", data), {"train": path}, {}, seed=1)
+    assert (len(task.train), len(task.eval)) == (6, 4)
+
+
+SPLITS = {"train": 3, "dev": 2}

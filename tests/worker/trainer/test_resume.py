@@ -23,6 +23,14 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulate": {"recipe": {"accumulate": 3}},
     "bf16": {"recipe": {"precision": "bf16"}},
     "schedule": {"recipe": {"schedule": {"kind": "cosine", "warmup_steps": 4}}},
+    "augmented": {
+        "data": {
+            "train": "data",
+            "augment": [{"kind": name} for name in ("crop", "flip", "rand-augment", "mixup", "cutmix")],
+            "augment_epochs": 2,
+        },
+        "teacher": True,
+    },
     "resnet": {"student": {"architecture": "cifar-resnet", "depth": 8, "width": 2}, "recipe": {"ema_decay": 0.5}},
     "wide-resnet": {"student": {"architecture": "wide-resnet", "depth": 10}, "recipe": {"precision": "bf16"}},
     "vit": {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -80,12 +80,17 @@ class Augmenter:
 
     def cycle(self, epoch: int) -> int:
         """The augmentation epoch whose draws this epoch of training shows."""
-        return epoch % (self._data.augment_epochs or epoch + 1)
+        return epoch % (self.cycles or epoch + 1)
+
+    @property
+    def cycles(self) -> int | None:
+        """Augmentation epochs before the first one comes again; none: it never does."""
+        return self._data.augment_epochs
 
     def digest(self) -> str:
         """Of everything that decides what a sample becomes, but for the sample itself."""
         specs = [spec.model_dump(mode="json") for spec in self._data.augment]
-        decides = [VERSION, specs, self._data.augment_epochs, self._seed, list(self._scene), sorted(self._special)]
+        decides = [VERSION, specs, self._data.augment_epochs, self._seed, astuple(self._scene), sorted(self._special)]
         return sha256(json.dumps(decides).encode()).hexdigest()
 
     def __call__(self, batch: Batch, epoch: int) -> Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ Random = Callable[[str], torch.Generator]
 """A generator for one purpose within an epoch and a step."""
 
 
-class Scene(NamedTuple):
+@dataclass(frozen=True)
+class Scene:
     """What a step may know of the samples before it draws."""
 
     count: int

@@ -59,8 +59,8 @@ def _contrast(images: Tensor, amount: Amount) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.split(1, dim=1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    red, green, blue = images.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
 def _sharpness(images: Tensor, amount: Amount) -> Tensor:
@@ -166,7 +166,7 @@ class RandAugmentStep:
         images = batch.inputs[IMAGES].clone()
         chosen = draws["operation"].cpu()
         for turn in range(self._operations):
-            for number in chosen[:, turn].unique().tolist():
+            for number in sorted(set(chosen[:, turn].tolist())):
                 rows = (chosen[:, turn] == number).nonzero().squeeze(1).to(images.device)
                 sign = draws["sign"][rows, turn] if OPERATIONS[number].signed else torch.ones_like(rows)
                 changed = OPERATIONS[number].apply(images[rows], sign * self._strength)

@@ -53,7 +53,8 @@ def uniform_of(key: Tensor, number: Tensor) -> Tensor:
     mixed = key + (number + 1) * _GOLDEN
     for factor in (_FIRST, _SECOND):
         mixed = (mixed ^ ((mixed >> 33) & (2**31 - 1))) * factor
-    return ((mixed >> (64 - _BITS)) & (2**_BITS - 1)).double() / 2**_BITS
+    uniform: Tensor = ((mixed >> (64 - _BITS)) & (2**_BITS - 1)).double() / 2**_BITS
+    return uniform
 
 
 def _without(ids: Tensor, words: Tensor, gone: Tensor, pad: int) -> tuple[Tensor, Tensor]:

@@ -187,7 +187,7 @@ def _numbers(column: pa.ChunkedArray, place: Place) -> NDArray:
     width = 1
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         column, width = _flattened(column, place)
-    values = column.cast(pa.float64(), safe=False).to_numpy()
+    values: NDArray = column.cast(pa.float64(), safe=False).to_numpy()
     with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
         numbers = values.astype(np.float32).reshape(-1, width)
     finite = np.isfinite(numbers).all(axis=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, cast
 
 from app.recipe.data import CsvData, JsonlData, Table
 from app.recipe.task import Task
@@ -27,7 +27,7 @@ Row = Sequence[object]
 def read_csv(path: Path, data: CsvData, task: Task, param: str) -> Samples:
     """Read `path` as CSV. Raises UserError (`invalid_data`) naming row, column and value."""
     with _opened(path, param) as lines:
-        quoting = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
         reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
         header = next(reader, [])
         places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
@@ -47,7 +47,7 @@ def _opened(path: Path, param: str) -> Iterator[Iterator[str]]:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as stream:
-            yield _lines(stream, param)
+            yield _lines(cast(IO[bytes], stream), param)
     except UnicodeDecodeError as error:
         raise invalid(f"{param} is not UTF-8 text: {error.reason}", param) from error
     except csv.Error as error:

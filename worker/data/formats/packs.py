@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
 from worker.errors import UserError
@@ -147,7 +147,7 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 def _unpacked(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
 class _Forward:
