@@ -15,6 +15,7 @@ from app.core.settings import Settings
 from app.core.store import Store
 from worker.fetch.shelf import Shelf
 from worker.gpus import hold_gpu
+from worker.protocol import CachePlace
 from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
 
@@ -57,8 +58,17 @@ class Context:
     @property
     def sources(self) -> Sources:
         """Where the inputs of attempts come from; what is kept of them is kept for all workers of the machine."""
-        shelf = Shelf(self.settings.cache_dir / "teachers", self.settings.teacher_cache_bytes)
+        shelf = Shelf(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
         return Sources(self.store, self.settings, shelf)
+
+    @property
+    def teacher_cache(self) -> CachePlace | None:
+        """Where trainers keep what teachers say."""
+        settings = self.settings
+        if settings.teacher_cache_bytes == 0:
+            return None
+        folder = settings.resolved_cache_dir / "teachers"
+        return CachePlace(folder=str(folder), max_bytes=settings.teacher_cache_bytes)
 
     def tick(self) -> None:
         """Show whoever watches the tick file that the worker is alive."""
@@ -79,7 +89,7 @@ async def open_context(
     `command` starts trainers. Raises: `NoGpu`.
     """
     gpu = await hold_gpu(settings.scratch_dir / "gpus") if "gpu" in queues else None
-    launch = Launch(command or trainer_command(), gpu, settings.cache_dir)
+    launch = Launch(command or trainer_command(), gpu, settings.resolved_cache_dir)
     database = Database(settings.resolved_database_url, settings.database_pool_size)
     with Scratch(settings.scratch_dir) as scratch:
         spares = SparePool(launch, scratch)

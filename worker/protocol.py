@@ -1,7 +1,8 @@
 """What the supervisor and its trainer say to each other: one JSON object per line, over the trainer's stdin and stdout.
 
 The supervisor stages a folder and sends `Start`. The trainer answers with the messages below, writes only inside the
-folder, and ends with exactly one `Finished`, `Stopped` or `Failed`. Every path in a message is relative to the folder.
+folder and the cache that its assignment names, and ends with exactly one `Finished`, `Stopped` or `Failed`. Every path
+in its messages is relative to the folder.
 """
 
 from __future__ import annotations
@@ -11,12 +12,22 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.recipe.job import JobSpec
+from app.recipe.teacher_cache import DEFAULT_BYTES
 
 
 class Message(BaseModel):
     """Base of all messages; unknown keys are ignored, so that an older supervisor understands a newer trainer."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class CachePlace(Message):
+    """Where on this machine the teachers' answers of all its jobs are kept."""
+
+    folder: str
+    """Absolute; made when it is missing, and not emptied after the job."""
+    max_bytes: int = DEFAULT_BYTES
+    """Of all that lies there; what was not used for longest makes room."""
 
 
 class Assignment(Message):
@@ -28,6 +39,8 @@ class Assignment(Message):
     """Staged path of every reference in the spec: a file, or the folder of a model's bundle."""
     resume: str | None = None
     """Folder of the checkpoint to continue from."""
+    teacher_cache: CachePlace | None = None
+    """None: nothing of what teachers say outlives the step."""
 
 
 class Start(Message):

@@ -26,7 +26,7 @@ from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
 from worker.errors import UserError
 from worker.fetch import fetch
 from worker.fetch.shelf import Shelf
-from worker.protocol import Assignment
+from worker.protocol import Assignment, CachePlace
 
 LOCK = "lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -97,7 +97,13 @@ class Sources:
     """What was fetched or converted for earlier jobs."""
 
 
-async def stage(sources: Sources, lease: Lease, inputs: dict[str, list[StoredFile]], folder: Path) -> None:
+async def stage(
+    sources: Sources,
+    lease: Lease,
+    inputs: dict[str, list[StoredFile]],
+    folder: Path,
+    teacher_cache: CachePlace | None = None,
+) -> None:
     """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
 
     Raises: `BadCheckpoint`; `UserError` for a teacher that can't be fetched or converted; `Unavailable`,
@@ -111,7 +117,8 @@ async def stage(sources: Sources, lease: Lease, inputs: dict[str, list[StoredFil
     staged |= await _stage_teachers_from_outside(sources, lease.spec, folder)
     if lease.checkpoint is not None:
         await _fetch_checkpoint(sources.store, lease.checkpoint.files, folder / "resume")
-    assignment = Assignment(spec=lease.spec, inputs=staged, resume="resume" if lease.checkpoint else None)
+    resume = "resume" if lease.checkpoint else None
+    assignment = Assignment(spec=lease.spec, inputs=staged, resume=resume, teacher_cache=teacher_cache)
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
 
 

@@ -38,7 +38,7 @@ try:
         facts["gpus"] = [{"name": device.name, "memory": device.total_memory} for device in devices]
 except ImportError as error:
     facts["missing"] = str(error)
-for name in ("triton", "onnx", "onnxruntime", "onnxscript"):
+for name in ("triton", "onnx", "onnxruntime", "onnxscript", "matplotlib"):
     if importlib.util.find_spec(name):
         facts[name] = __import__("importlib.metadata").metadata.version(name)
 print(json.dumps(facts))
@@ -82,6 +82,7 @@ def _training() -> Iterator[Check]:
     yield _optional("triton", facts, means)
     for name in ("onnx", "onnxscript", "onnxruntime"):
         yield _optional(name, facts, "" if name in facts else "models can't be exported to ONNX")
+    yield _optional("matplotlib", facts, "" if "matplotlib" in facts else "jobs fail at the end: curves can't be drawn")
 
 
 def _optional(name: str, facts: dict[str, Any], means: str) -> Check:

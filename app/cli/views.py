@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.objects import Artifact, Event, Job, Key, Model, Option, Validation
+from app.recipe import report
 
 COLOURS = {
     **{"succeeded": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "cancelling": "yellow"},
@@ -158,17 +159,21 @@ def model(item: Model) -> RenderableType:
         ("parameters", f"{item.parameters:,}"),
         ("made by", item.job_id or "upload"),
         ("teacher", item.teacher_id),
-        ("accuracy", accuracy(item) or None),
         ("created", moment(item.created_at)),
     ]
-    return Group(facts(about), Text(""), files(item.files))
+    parts: list[RenderableType] = [facts(about), Text(""), files(item.files)]
+    if item.report:
+        parts += [Text(""), results(item.report)]
+    return Group(*parts)
 
 
-def accuracy(item: Model) -> str:
-    """The accuracy of a model's report, where it has one."""
-    student = (item.report or {}).get("student") or {}
-    value = student.get("accuracy") if isinstance(student, dict) else None
-    return f"{value:.2%}" if isinstance(value, float) else ""
+def results(found: dict[str, Any]) -> Table:
+    """A report's figures: teachers, epochs and files side by side."""
+    shown = report.columns(found)
+    grid = table("", *shown)
+    for name, cells in report.rows(shown):
+        grid.add_row(Text(name, style="dim"), *cells)
+    return grid
 
 
 def keys(items: Sequence[Key]) -> RenderableType:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from app.core.errors import FieldError
-from app.recipe.checks import Problem
+from app.recipe.facts import Problem
 
 Schema = Mapping[str, Any]
 Location = Sequence[int | str]

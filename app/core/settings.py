@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.recipe.base import Positive
 from app.recipe.job import Queue
+from app.recipe.teacher_cache import DEFAULT_BYTES
 from app.recipe.teachers import Outside
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -30,6 +31,11 @@ class Settings(BaseSettings):
     """Port that the API listens on; 0 takes a free one."""
     data_dir: Path = Path.home() / ".stillhouse"
     """Where the embedded database and store, the generated secret and the scratch folders lie."""
+    cache_dir: Path | None = None
+    """Where a worker keeps what outlives its jobs: compiled kernels and the teachers' answers; on a local disk. None:
+    `cache` in `data_dir`."""
+    teacher_cache_bytes: int = Field(DEFAULT_BYTES, ge=0)
+    """Disk space for the teachers' answers that the workers of one machine keep; 0: none are kept."""
     database_url: str = ""
     """SQLAlchemy URL (`postgresql+psycopg://…`); empty: SQLite in `data_dir`."""
     database_pool_size: int = Field(10, ge=1)
@@ -58,7 +64,7 @@ class Settings(BaseSettings):
     credentials of the store, for every project."""
     max_teacher_bytes: int = Field(16 << 30, ge=1)
     """Largest teacher that is fetched from a hub or an object store, all its files together."""
-    teacher_cache_bytes: int = Field(64 << 30, ge=0)
+    model_cache_bytes: int = Field(64 << 30, ge=0)
     """Room on each worker for fetched and converted teachers; those not used for longest go first."""
 
     broker_url: SecretStr = SecretStr("")
@@ -140,9 +146,8 @@ class Settings(BaseSettings):
         return self.data_dir.expanduser().absolute() / "scratch"
 
     @property
-    def cache_dir(self) -> Path:
-        """What workers keep from one job for the next."""
-        return self.data_dir.expanduser().absolute() / "cache"
+    def resolved_cache_dir(self) -> Path:
+        return (self.cache_dir or self.data_dir / "cache").expanduser().absolute()
 
     @cached_property
     def secret_bytes(self) -> bytes:

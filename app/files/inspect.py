@@ -5,7 +5,6 @@ Nothing here unpickles, and nothing reads more than headers: a file may be large
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
 import math
@@ -41,6 +40,10 @@ MAX_DIMENSIONS = 64
 MAX_TENSORS = 10_000
 SAFETENSORS_HEADER_BYTES = 8 << 20
 """The format allows 100 MB, which would take gigabytes to parse; 10,000 tensors need about one."""
+FIRST_LINE_BYTES = 64 << 10
+"""A longer first line is left to the trainer to read."""
+_SAMPLE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".arrow", ".json", "/")
+"""How names of a data set's files end, and of folders; arrays of NumPy do not come in folders."""
 _NPY_KINDS = "biufcSU"
 _SAFETENSORS_DTYPES = {
     "BOOL": ("b1", 1),
@@ -84,17 +87,26 @@ _BROKEN_HEADER = (
 
 LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """What torch.save wrote first before it wrote zip archives: a number of its own, pickled."""
-TEXT_CHUNK = 1 << 20
-MAX_TEXT_BYTES = 64 << 20
-"""The tokenizers of the largest vocabularies in use have half of it."""
 
-Format = Literal["npz", "safetensors", "torch", "text"]
+Format = Literal["npz", "safetensors", "torch", "parquet", "text", "gzip", "tar", "zip"]
+
+
+_NAMES = (
+    "a NumPy archive (.npz) with arrays",
+    "safetensors",
+    "what torch.save writes",
+    "Parquet",
+    "lines of text in UTF-8 (CSV, JSON lines)",
+    "a JSON object",
+    "an archive (tar, tar.gz, zip) of images or of a saved data set",
+)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`; no arrays where reading the headers would
-    mean to unpickle, or where there are none."""
+    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays, and
+    `{"first_line": "..."}` of text. What is packed is looked into by the trainer alone, and what torch.save wrote by
+    the process that converts it."""
 
     format: Format
     summary: dict[str, Any]
@@ -102,34 +114,52 @@ class Inspection:
 
 def inspect(file: BinaryIO, size: int) -> Inspection:
     """Recognise a seekable file of `size` bytes. Raises `Invalid` with what is wrong, in words for its owner."""
-    head = file.read(16)
+    head = file.read(512)
     if head[:4] == b"PK\x03\x04":
-        return _archive(file, size)
+        return Inspection("zip", {}) if _holds_samples(head) else _archive(file, size)
     if head[: len(LEGACY_TORCH)] == LEGACY_TORCH:
-        return Inspection("torch", {"arrays": {}})
+        return Inspection("torch", {})
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise _unsafe("is a pickle, which can run code when it is loaded; send safetensors or npz")
-    if head[8:9] == b"{":
+    if head[:2] == b"\x1f\x8b":
+        return Inspection("gzip", {})
+    if head[257:262] == b"ustar":
+        return Inspection("tar", {})
+    if head[:4] == b"PAR1":
+        return Inspection("parquet", _parquet(file, size))
+    if head[8:9] == b"{" and (b"\0" in head[:8] or not head[:8].isascii()):  # JSON lines may have a brace there
         return Inspection("safetensors", {"arrays": _safetensors(file, size)})
-    if 0 < size <= MAX_TEXT_BYTES and _is_text(file):
-        return Inspection("text", {"arrays": {}})
-    raise Invalid(
-        "unknown_format", "is neither a NumPy archive (.npz) with arrays nor safetensors, nor what torch.save writes"
-    )
+    return Inspection("text", _text(file))
 
 
-def _is_text(file: BinaryIO) -> bool:
-    """Whether it is UTF-8 without the control characters that text does not have: a tokenizer's or a model's JSON."""
+def _holds_samples(head: bytes) -> bool:
+    """Whether the first member of a zip archive is a file of samples and not an array."""
+    (length,) = struct.unpack_from("<H", head.ljust(LOCAL_HEADER_BYTES), 26)
+    name = head[LOCAL_HEADER_BYTES : LOCAL_HEADER_BYTES + length]
+    return name.lower().endswith(tuple(suffix.encode() for suffix in _SAMPLE_FILES))
+
+
+def _parquet(file: BinaryIO, size: int) -> dict[str, Any]:
+    """Its description lies at its end, and is left to the trainer; only its frame is looked at."""
+    file.seek(max(size - 8, 0))
+    length, magic = struct.unpack("<I4s", file.read(8).rjust(8))
+    if size < 12 or magic != b"PAR1" or length > size - 12:
+        raise _broken("begins as a Parquet file but does not end as one")
+    return {}
+
+
+def _text(file: BinaryIO) -> dict[str, Any]:
+    """The first line of several, or of a JSON object, unless it is too long to keep."""
     file.seek(0)
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        while chunk := file.read(TEXT_CHUNK):
-            if "\0" in decoder.decode(chunk):
-                return False
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
+    content = file.read(FIRST_LINE_BYTES)
+    line, newline, rest = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
+    if not newline and len(content) == FIRST_LINE_BYTES and b"\0" not in content:
+        return {}
+    text = line.removesuffix(b"\r").decode("utf-8", errors="ignore")
+    several = rest or text.startswith("{")  # or else a JSON document, which may be all on one line
+    if not several or len(text.encode()) < len(line.removesuffix(b"\r")) or not text.replace("\t", " ").isprintable():
+        raise Invalid("unknown_format", "is none of " + ", ".join(_NAMES))
+    return {"first_line": text}
 
 
 def _unsafe(message: str) -> Invalid:
@@ -146,7 +176,7 @@ def _archive(file: BinaryIO, size: int) -> Inspection:
             members = archive.infolist()
             if any(_TORCH_INDEX.fullmatch(member.filename) for member in members):
                 _check_members(members, size, MAX_TORCH_MEMBERS, _check_torch_name)
-                return Inspection("torch", {"arrays": {}})
+                return Inspection("torch", {})
             _check_members(members, size, MAX_MEMBERS, _check_array_name)
             arrays = {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
             return Inspection("npz", {"arrays": arrays})

@@ -98,10 +98,14 @@ class FileDetailView(FileView):
     """A file with the headers of what is inside."""
 
     arrays: dict[str, ArrayView]
+    """Of a NumPy archive or a file of weights."""
+    first_line: str | None = None
+    """Of a file of text: the names of its columns, or its first object."""
 
     @classmethod
     def of(cls, row: File) -> FileDetailView:
-        return cls(**FileView.of(row).model_dump(), arrays=row.summary["arrays"])
+        told = {"arrays": row.summary.get("arrays", {}), "first_line": row.summary.get("first_line")}
+        return cls(**FileView.of(row).model_dump(), **told)
 
 
 class DeletedView(BaseModel):

@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.jobs.schemas import EstimateView
 from app.models.tables import Model
-from app.recipe.checks import ImageFacts, InputFacts, image_facts
+from app.recipe.checks import InputFacts
 from app.recipe.cost import student_cost
+from app.recipe.facts import SampleFacts, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops, training_memory
 
@@ -34,25 +35,22 @@ class Forecast:
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
     """Count a job whose inputs were found sound; none when the headers of its data, or a teacher from
     elsewhere, are not known."""
-    train = image_facts(spec.data, facts.train) if facts.train else None
-    if not isinstance(train, ImageFacts) or facts.train is None:
-        return None
+    train = sample_facts(spec.data, spec.task, facts.train)
+    held = sample_facts(spec.data, spec.task, facts.eval, "data.eval")
     teachers = [
         facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
     ]
-    if len(teachers) < len(spec.all_teachers):
+    if not isinstance(train, SampleFacts) or len(teachers) < len(spec.all_teachers):
         return None
-    classes = spec.data.classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
+    outputs = train.targets or spec.data.classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
     trained_on, held_out = split_counts(spec.data, train.count)
-    if facts.eval is not None:
-        held_out = facts.eval[spec.data.label_key].shape[0]
+    if isinstance(held, SampleFacts):
+        held_out = held.count
     plan = plan_training(spec.recipe, trained_on)
-    student = student_cost(spec.student, train.input, classes)
+    student = student_cost(spec.student, train.input, outputs)
     teaching = [student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers]
     rate, basis = await _rate(session, project_id)
-    pixels = train.input.channels * train.input.height * train.input.width
-    sample_bytes = pixels * (1 if facts.train[spec.data.input_key].dtype == "u1" else 4)
-    memory = training_memory(spec, train.input, classes, trained_on + held_out, sample_bytes, teachers)
+    memory = training_memory(spec, train.input, outputs, trained_on + held_out, train.bytes, teachers)
     seconds = training_flops(plan, student, teaching) / rate
     return Forecast(plan, student.parameters, EstimateView(memory_bytes=memory, seconds=seconds, basis=basis))
 

@@ -11,7 +11,7 @@ from app.core.errors import FieldError
 from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
 from app.recipe.base import Spec
-from app.recipe.data import ImageData
+from app.recipe.data import AnyData
 from app.recipe.job import Evaluation, Labels, Name, Recipe, Resources
 from app.recipe.students import Student
 from app.recipe.teachers import Teacher, Weighting
@@ -103,7 +103,7 @@ class CloneOverrides(Spec):
 
     name: Name | None = None
     labels: Labels | None = None
-    data: ImageData | None = None
+    data: AnyData | None = None
     teacher: Teacher | None = None
     teachers: list[Teacher] | None = Field(None, max_length=8)
     teacher_weighting: Weighting | None = None

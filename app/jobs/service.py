@@ -21,7 +21,8 @@ from app.jobs.lifecycle import Move, Status, move
 from app.jobs.schemas import CloneOverrides, JobView
 from app.jobs.tables import Job, JobInput, JobLabel
 from app.models.tables import Model
-from app.recipe.checks import Archive, ArrayFacts, InputFacts, Problem, find_problems
+from app.recipe.checks import InputFacts, find_problems
+from app.recipe.facts import ArrayFacts, FirstLine, Known, Problem
 from app.recipe.job import MAX_SEED, JobSpec
 from app.recipe.model import ModelConfig
 from app.recipe.teachers import Outside
@@ -84,10 +85,10 @@ async def examine(
 ) -> tuple[list[Problem], InputFacts]:
     """Everything wrong with a job that can be told from the headers of its inputs, and what these say."""
     problems: list[Problem] = []
-    train = await _archive(session, project_id, "data.train", spec.data.train, problems)
+    train = await _data_file(session, project_id, "data.train", spec, problems)
     held_out = None
     if spec.data.eval is not None:
-        held_out = await _archive(session, project_id, "data.eval", spec.data.eval, problems)
+        held_out = await _data_file(session, project_id, "data.eval", spec, problems)
     for index, teacher in enumerate(spec.all_teachers):
         path = spec.teacher_path(index)
         problems += [Problem(f"{path}.{field}", *wrong) for field, *wrong in outside.wrong(teacher)]
@@ -101,18 +102,27 @@ async def examine(
     return problems + find_problems(spec, facts), facts
 
 
-async def _archive(
-    session: AsyncSession, project_id: str, param: str, reference: str, problems: list[Problem]
-) -> Archive | None:
+async def _data_file(
+    session: AsyncSession, project_id: str, param: str, spec: JobSpec, problems: list[Problem]
+) -> Known | None:
+    reference = spec.references[param]
     file = await session.get(File, reference, with_for_update={"read": True})  # not deleted before we have committed
     if file is None or file.project_id != project_id or file.deleted_at is not None:
         problems.append(Problem(param, f"there is no file {reference!r}", "the id of an uploaded file"))
-    elif file.format != "npz":
-        problems.append(Problem(param, f"file {reference!r} is {file.format}", "a NumPy archive (.npz)"))
+    elif file.format not in spec.data.file_formats:
+        accepted = " or ".join(spec.data.file_formats)
+        problems.append(Problem(param, f"file {reference!r} is {file.format}", f"{accepted}, for {spec.data.format}"))
     else:
-        arrays = file.summary["arrays"].items()
-        return {name: ArrayFacts(tuple(array["shape"]), array["dtype"]) for name, array in arrays}
+        return _known(file)
     return None
+
+
+def _known(file: File) -> Known | None:
+    """What was found in the headers of a file of samples."""
+    if "first_line" in file.summary:
+        return FirstLine(file.summary["first_line"])
+    arrays = file.summary.get("arrays", {})
+    return {name: ArrayFacts(tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()} or None
 
 
 async def _teacher(

@@ -22,7 +22,7 @@ class Spec(BaseModel):
 
 def _require_tag(schema: dict[str, Any]) -> None:
     """The tag has a default for use in Python; a document must name it."""
-    tags = [tag for tag in ("kind", "architecture") if tag in schema["properties"]]
+    tags = [tag for tag in ("kind", "architecture", "store") if tag in schema["properties"]]
     schema["required"] = [*tags, *schema.get("required", ())]
 
 

@@ -9,52 +9,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from app.recipe.data import ImageData
+from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdRel, Loss
-from app.recipe.model import MAX_CHANNELS, MAX_SIDE, ImageInput, Input, ModelConfig, TableInput
+from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
 from app.recipe.students import Mlp, Student, Vit
-
-
-class Problem(NamedTuple):
-    """One thing wrong with a job: the path of the field, what is wrong, and what would be accepted."""
-
-    param: str
-    message: str
-    accepted: str | None = None
-
-
-@dataclass(frozen=True)
-class ArrayFacts:
-    """Header of one array of a NumPy archive; `dtype` in NumPy's notation without byte order ("u1", "f4", "i8")."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-Archive = dict[str, ArrayFacts]
-"""Arrays of one NumPy archive by name."""
+from app.recipe.task import CLASSIFICATION
+from app.recipe.teacher_cache import NoCache, TopKCache
 
 
 @dataclass(frozen=True)
 class InputFacts:
     """What is known of a job's inputs; none means: not known yet, so not checked."""
 
-    train: Archive | None = None
-    eval: Archive | None = None
+    train: Known | None = None
+    eval: Known | None = None
     teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
     """Descriptions of teachers by their reference."""
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What the two arrays of an archive amount to."""
-
-    count: int
-    input: ImageInput
 
 
 @dataclass
@@ -65,78 +38,30 @@ class _Found:
         self.problems.append(Problem(param, message, accepted))
 
 
-def image_facts(data: ImageData, archive: Archive, param: str = "data.train") -> ImageFacts | list[Problem]:
-    """Read shape and count of the samples from an archive's headers, or say what is wrong with them."""
-    keys = (("data.input_key", data.input_key), ("data.label_key", data.label_key))
-    there = "one of " + ", ".join(sorted(archive))
-    missing = [Problem(field, f"{param} has no array {key!r}", there) for field, key in keys if key not in archive]
-    if missing:
-        return missing
-    images, labels = archive[data.input_key], archive[data.label_key]
-    wrong = [*_image_problems(data, images, param), *_label_problems(data, images, labels, param)]
-    if wrong:
-        return wrong
-    image = _image_input(data, images)
-    return ImageFacts(images.shape[0], image) if isinstance(image, ImageInput) else [Problem(param, *image)]
-
-
-def _image_problems(data: ImageData, images: ArrayFacts, param: str) -> Iterator[Problem]:
-    name = f"array {data.input_key!r}"
-    if len(images.shape) not in (3, 4):
-        yield Problem(param, f"{name} has shape {images.shape}", "(N, H, W) or four axes in the order of data.layout")
-    if images.dtype not in ("u1", "f2", "f4", "f8"):
-        yield Problem(param, f"{name} has dtype {images.dtype}", "uint8 or floating point")
-    if 0 in images.shape:
-        yield Problem(param, f"{name} is empty: shape {images.shape}", "at least one image")
-
-
-def _label_problems(data: ImageData, images: ArrayFacts, labels: ArrayFacts, param: str) -> Iterator[Problem]:
-    if len(labels.shape) != 1 or labels.dtype[0] not in "iu":
-        found = f"shape {labels.shape} and dtype {labels.dtype}"
-        yield Problem(param, f"array {data.label_key!r} has {found}", "(N,) integers")
-    elif images.shape and labels.shape[0] != images.shape[0]:
-        yield Problem(param, f"{images.shape[0]} images but {labels.shape[0]} labels", "one label per image")
-
-
-def _image_input(data: ImageData, images: ArrayFacts) -> ImageInput | tuple[str, str]:
-    """The size of one image; or what is wrong with it, and what would be accepted."""
-    _, *rest = images.shape
-    if len(rest) == 2:
-        channels, height, width = 1, *rest
-    elif data.layout == "NHWC":
-        height, width, channels = rest
-    else:
-        channels, height, width = rest
-    if max(height, width) > MAX_SIDE or channels > MAX_CHANNELS:
-        found = f"{channels} channels of {height} x {width} pixels, with layout {data.layout}"
-        return found, f"at most {MAX_CHANNELS} channels of {MAX_SIDE} x {MAX_SIDE} pixels"
-    return ImageInput(channels=channels, height=height, width=width)
-
-
 def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Problem]:
     """Everything wrong with `job` that its single fields could not show, in the order of the document."""
     found = _Found()
-    train = _images(job.data, facts.train, "data.train", found)
-    evaluation = _images(job.data, facts.eval, "data.eval", found)
+    train = _samples(job, facts.train, "data.train", found)
+    evaluation = _samples(job, facts.eval, "data.eval", found)
     if train and evaluation and train.input != evaluation.input:
         found.add("data.eval", f"samples are {_size(evaluation.input)}", f"{_size(train.input)}, as in data.train")
-    if train and job.data.eval is None and train.count < 2:
+    if train and job.data.holds_out and train.count < 2:
         found.add("data.train", "one sample can't be split into training and evaluation", "two or more, or data.eval")
+    found.problems.extend(data_problems(job.data, job.task, train))
     found.problems.extend(_teaching_problems(job))
     for index, teacher in enumerate(job.all_teachers):
         if teacher.reference in facts.teachers:
             _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
     found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
+    found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_recipe_problems(job))
     return found.problems
 
 
-def _images(data: ImageData, archive: Archive | None, param: str, found: _Found) -> ImageFacts | None:
-    if archive is None:
-        return None
-    result = image_facts(data, archive, param)
-    if isinstance(result, ImageFacts):
+def _samples(job: JobSpec, known: Known | None, param: str, found: _Found) -> SampleFacts | None:
+    result = sample_facts(job.data, job.task, known, param)
+    if isinstance(result, SampleFacts):
         return result
     found.problems.extend(result)
     return None
@@ -162,12 +87,14 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
         )
 
 
-def _check_teacher(job: JobSpec, teacher: ModelConfig, train: ImageFacts | None, param: str, found: _Found) -> None:
+def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, param: str, found: _Found) -> None:
     if teacher.task != job.task:
         found.add(param, f"was made for {teacher.task}", f"a model for {job.task}")
     if job.data.classes not in (None, teacher.classes):
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
-    if train and teacher.input != train.input:
+    if train and train.targets not in (None, teacher.targets):
+        found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
+    if train and not _reads(teacher.input, train.input):
         found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
 
 
@@ -182,6 +109,30 @@ def architecture_problems(network: Student, given: Input | None, path: str) -> I
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
     if network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
+
+
+def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    """What can't be kept of teachers' answers, or would not be although the job says so."""
+    kept = job.teacher_cache
+    if isinstance(kept, NoCache) or kept.exact:
+        return
+    if not job.all_teachers:
+        yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
+    if any(term.taps().teacher for terms in job.objectives.values() for term in terms):
+        found = "loses something, but a loss looks at the teacher's activations, so that nothing is kept"
+        yield Problem("teacher_cache", found, "dense in fp32, or off")
+    if isinstance(kept, TopKCache):
+        yield from _top_k_problems(job, kept.k, teachers)
+
+
+def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    if job.task not in CLASSIFICATION:
+        yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
+        return
+    known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
+    classes = min([count for count in (job.data.classes, *known) if count is not None], default=k)
+    if k > classes:
+        yield Problem("teacher_cache.k", f"{k} is more than the {classes} classes", f"at most {classes}")
 
 
 def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
@@ -217,6 +168,8 @@ def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: s
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
+    if job.evaluation.nme_points is not None and job.task != "keypoints":
+        yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(
@@ -228,6 +181,11 @@ def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
             f"{recipe.schedule.milestones[-1]} is not reached",
             f"epochs < {recipe.epochs}",
         )
+
+
+def _reads(taken: Input, given: Input) -> bool:
+    """Whether a model may read these samples; texts are cut into the tokens of each model's own tokenizer."""
+    return taken == given or (isinstance(taken, TextInput) and isinstance(given, TextInput))
 
 
 def _size(given: Input) -> str:

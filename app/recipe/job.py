@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
-from app.recipe.data import ImageData
+from app.recipe.data import AnyData
 from app.recipe.losses import Loss
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students import Student
 from app.recipe.task import Task
+from app.recipe.teacher_cache import DenseCache, TeacherCache
 from app.recipe.teachers import Teacher, Weighting
 
 MAX_SEED = 2**63 - 1
@@ -20,14 +21,24 @@ LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=16)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Queue = Literal["any", "cpu", "gpu"]
+PointNumber = Annotated[int, Field(ge=0, le=32_767)]
+ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export"]
 
 
-def _includes_safetensors(formats: list[str]) -> list[str]:
+def _go_together(formats: list[str]) -> list[str]:
     if "safetensors" not in formats:
         raise ValueError("must include safetensors: it is what the service keeps as the job's model")
+    if "onnx-int8" in formats and "onnx" not in formats:
+        raise ValueError("must include onnx where it includes onnx-int8, which is made from it")
     if len(set(formats)) != len(formats):
         raise ValueError("names a format twice")
     return formats
+
+
+def _differ(numbers: list[int] | None) -> list[int] | None:
+    if numbers is not None and (len(numbers) != 2 or numbers[0] == numbers[1]):
+        raise ValueError("must be two different numbers")
+    return numbers
 
 
 class Checkpointing(Spec):
@@ -92,7 +103,13 @@ class Evaluation(Spec):
     every_epochs: int = Field(1, ge=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
     ece_bins: int = Field(15, ge=1, le=1000)
-    """Equal-width confidence bins of the expected calibration error."""
+    """Confidence bins of the calibration errors: equally wide ones, and ones with equally many samples."""
+    nme_points: Annotated[list[PointNumber] | None, AfterValidator(_differ)] = None
+    """Numbers, from 0, of the two points whose distance the errors of keypoints are divided by; of 68 facial points 36
+    and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
+    task's main metric (accuracy and then nll, rmse, or nme). The report has both."""
 
 
 class Resources(Spec):
@@ -115,7 +132,7 @@ class JobSpec(Spec):
     name: Name | None = None
     labels: Labels = {}
     """Free key-value pairs to find the job by."""
-    data: ImageData
+    data: AnyData
     teacher: Teacher | None = None
     """The model to learn from."""
     teachers: list[Teacher] = Field(default=[], max_length=8)
@@ -123,14 +140,15 @@ class JobSpec(Spec):
     teacher_weighting: Weighting = "fixed"
     """How several teachers share a loss: by their weights alone, or also by how sure each is of a sample: the weight is
     multiplied by exp(-entropy) of its prediction. Shares add up to 1."""
+    teacher_cache: TeacherCache = DenseCache()
+    """What of the teachers' answers the worker keeps, for later epochs and for other jobs with the same teacher and
+    samples. Losses that look at a teacher's activations have it run on every batch, and nothing of it is kept."""
     student: Student
     recipe: Recipe
     evaluation: Evaluation = Evaluation()
-    export: Annotated[list[Literal["safetensors", "onnx"]], AfterValidator(_includes_safetensors)] = [
-        "safetensors",
-        "onnx",
-    ]
-    """Formats of the exported student."""
+    export: Annotated[list[ExportFormat], AfterValidator(_go_together)] = ["safetensors", "onnx"]
+    """Formats of the exported student: `torch-export` for `torch.export.load`; `onnx-int8` is the ONNX graph with
+    weights of 8 bits, whose answers differ a little (the report says by how much)."""
     resources: Resources = Resources()
     priority: int = Field(50, ge=0, le=100)
     """Higher runs first within a queue."""

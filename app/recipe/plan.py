@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from app.recipe.cost import Cost, student_cost
-from app.recipe.data import ImageData
+from app.recipe.data import Data
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.model import Input, ModelConfig
 from app.recipe.optimizers import AdamP, AdamW, Optimizer, Sgd
@@ -76,9 +76,9 @@ def plan_training(recipe: Recipe, train_samples: int) -> TrainingPlan:
     return TrainingPlan(train_samples, recipe.batch_size, steps_per_epoch, stages)
 
 
-def split_counts(data: ImageData, samples: int) -> tuple[int, int]:
+def split_counts(data: Data, samples: int) -> tuple[int, int]:
     """Samples of `data.train` that are (trained on, held out); nothing is held out when `data.eval` is given."""
-    if data.eval is not None:
+    if not data.holds_out:
         return samples, 0
     held_out = min(max(round(samples * data.eval_fraction), 1), samples - 1)
     return samples - held_out, held_out

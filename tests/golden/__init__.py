@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,25 +40,32 @@ def read_cases(path: Path) -> list[Case]:
     """All cases of a file; raises UnknownLayout."""
     with np.load(path, allow_pickle=False) as archive:
         meta = _meta(archive)
-        return [
-            Case(
-                _method(meta, path),
-                case["case"],
-                case["hyper"],
-                {name: _at_least_float64(tensor) for name, tensor in _tensors(archive, case["inputs"]).items()},
-                _tensors(archive, case["outputs"]),
-            )
-            for case in meta["cases"]
-        ]
+        read = _of_maps if isinstance(meta["cases"], list) else _of_prefixes
+        return list(read(archive, meta["cases"], _method(meta, path)))
 
 
 def _meta(archive: Any) -> dict[str, Any]:
-    if "meta" not in archive.files:
-        raise UnknownLayout("has no array `meta`")
-    meta = json.loads(str(archive["meta"]))
-    if not isinstance(meta, dict) or not isinstance(meta.get("cases"), list):
-        raise UnknownLayout("has no list of cases in its `meta`")
+    named = next((name for name in ("meta", "meta_json") if name in archive.files), None)
+    if named is None:
+        raise UnknownLayout("has neither an array `meta` nor `meta_json`")
+    meta = json.loads(str(archive[named]))
+    if not isinstance(meta, dict) or not isinstance(meta.get("cases"), list | dict):
+        raise UnknownLayout(f"has no cases in its `{named}`")
     return meta
+
+
+def _of_maps(archive: Any, cases: list[dict[str, Any]], method: str) -> Iterator[Case]:
+    """Cases that map the names of their inputs and outputs to arrays, which several cases may share."""
+    for case in cases:
+        inputs, outputs = _tensors(archive, case["inputs"]), _tensors(archive, case["outputs"])
+        yield Case(method, case["case"], case["hyper"], _wide(inputs), outputs)
+
+
+def _of_prefixes(archive: Any, cases: dict[str, dict[str, Any]], method: str) -> Iterator[Case]:
+    """Cases whose arrays are called `<case>.<array>`; nothing tells inputs from outputs, so both are all of them."""
+    for name, case in cases.items():
+        arrays = _tensors(archive, {array: {"key": f"{name}.{array}"} for array in case["arrays"]})
+        yield Case(method, name, case["hp"], _wide(arrays), arrays)
 
 
 def _method(meta: dict[str, Any], path: Path) -> str:
@@ -68,5 +76,5 @@ def _tensors(archive: Any, entries: dict[str, dict[str, Any]]) -> dict[str, Tens
     return {name: torch.from_numpy(archive[entry["key"]]) for name, entry in entries.items()}
 
 
-def _at_least_float64(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _wide(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

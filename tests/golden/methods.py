@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, losses, optimizers
+from tests.golden import Case, features, labels, losses, optimizers
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -16,6 +16,17 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "kd_logits_matching": losses.logits_matching,
     "kd_three_levels": losses.three_levels,
     "llm_divergences": losses.divergences,
+    "uskd": labels.uskd,
+    "ferkd": labels.ferkd,
+    "fkd_soft_labels": labels.fkd_soft_labels,
+    "facial_kd_loss": labels.facial_kd_loss,
+    "rkd": features.rkd,
+    "ab": features.ab,
+    "overhaul_ofd": features.overhaul,
+    "london": features.london,
+    "ie_kd": features.ie_kd,
+    "mi_alpha": features.distiller,
+    "autodistil_relation": features.autodistil,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,
 }

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.recipe.checks import Archive, ArrayFacts, ImageFacts, InputFacts, find_problems, image_facts
+from app.recipe.checks import InputFacts, find_problems
+from app.recipe.facts import Archive, ArrayFacts, SampleFacts, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig
 
@@ -62,7 +63,7 @@ def test_the_layout_tells_the_axes(shape: tuple[int, ...], layout: str, expected
     spec = job(data={"train": "file_a", "layout": layout})
     channels, height, width = expected
     image = ImageInput(channels=channels, height=height, width=width)
-    assert image_facts(spec.data, archive(shape)) == ImageFacts(5, image)
+    assert sample_facts(spec.data, spec.task, archive(shape)) == SampleFacts(5, image, 72 * channels, pixels=True)
 
 
 @pytest.mark.parametrize(
@@ -181,3 +182,7 @@ def test_a_hierarchy_has_a_number_for_each_class_of_the_teacher() -> None:
     assert params(spec) == []  # as long as the teacher is not known
     assert params(spec, teachers=known()) == ["recipe.losses[1].parents"]
     assert params(spec, teachers=known(classes=3)) == []
+
+
+def test_the_length_of_keypoint_errors_is_for_keypoints() -> None:
+    assert params(job(evaluation={"nme_points": [0, 1]})) == ["evaluation.nme_points"]

@@ -20,7 +20,7 @@ from tests.app.jobs.builders import job_spec
 from worker.endings import failure_from
 from worker.errors import UserError
 from worker.fetch.shelf import Shelf
-from worker.protocol import Assignment
+from worker.protocol import Assignment, CachePlace
 from worker.staging import (
     Scratch,
     Sources,
@@ -149,6 +149,18 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
     assert assignment.resume is not None
     assert (folder / assignment.resume / "state.json").read_bytes() == b"{}"
     assert assignment.spec == lease().spec
+
+
+async def test_stage_names_the_cache_that_outlives_the_job(tmp_path: Path) -> None:
+    await stage(
+        sources(Store.in_memory(), tmp_path),
+        lease(),
+        {},
+        tmp_path,
+        CachePlace(folder="/var/cache/teachers", max_bytes=7),
+    )
+    assignment = Assignment.model_validate_json((tmp_path / "assignment.json").read_bytes())
+    assert assignment.teacher_cache == CachePlace(folder="/var/cache/teachers", max_bytes=7)
 
 
 async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sets samples aside for evaluation, each class by its share."""
+"""Sets samples aside for evaluation: each class by its share, or any."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def _shares(sizes: Tensor, count: int) -> Tensor:
     missing = count - int(whole.sum())
     whole[(exact % sizes.sum()).argsort(descending=True, stable=True)[:missing]] += 1
     return whole
+
+
+def hold_out_any(samples: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the indices of so many samples into (kept, held out), both ascending; `count` are held out."""
+    order = torch.randperm(samples, generator=generator(seed, "hold-out"))
+    return order[count:].sort().values, order[:count].sort().values

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.recipe import losses as spec
 from app.recipe.losses import LossTerm
+from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import Term
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
@@ -20,9 +21,13 @@ from worker.losses.divergences import (
     TvdTerm,
 )
 from worker.losses.dkd import DkdTerm
+from worker.losses.features import FEATURE_TERMS
+from worker.losses.ferkd import FerkdTerm
 from worker.losses.kd import KdTerm, LogitMseTerm
 from worker.losses.nkd import NkdTerm
+from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
+from worker.losses.uskd import UskdTerm
 from worker.losses.workshop import Workshop
 
 TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
@@ -43,10 +48,19 @@ TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
     spec.KdSim: KdSimTerm,
     spec.KdTopk: KdTopkTerm,
     spec.KdRel: KdRelTerm,
+    spec.Ferkd: FerkdTerm,
+    spec.Mse: MseTerm,
+    spec.SmoothL1: SmoothL1Term,
+    spec.Wing: WingTerm,
+    spec.Assistive: AssistiveTerm,
 }
+"""Terms that look at outputs alone."""
 
 
-BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {}
+BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
+    spec.Uskd: UskdTerm,
+    **FEATURE_TERMS,
+}
 """Terms that tap activations or train parts of their own."""
 
 

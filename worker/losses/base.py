@@ -24,6 +24,10 @@ class Features(NamedTuple):
     student: Mapping[Tap, Tensor]
     teacher: Mapping[Tap, Tensor]
     """Without gradient."""
+    student_tokens: Tensor | None = None
+    """(B, S) bool: which of the student's tokens aren't padding; none: all of them."""
+    teacher_tokens: Tensor | None = None
+    """The same of the teacher, whose tokenizer may be another."""
 
 
 class Rows(NamedTuple):

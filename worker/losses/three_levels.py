@@ -12,6 +12,7 @@ from torch import Tensor
 
 from app.recipe.losses import KdPt, KdRel, KdSim, KdTopk
 from worker.losses.base import Rows, at_least_float32, target_column
+from worker.losses.soft_labels import evenly, recover
 from worker.losses.softened import prepare
 
 
@@ -71,25 +72,18 @@ class KdRelTerm:
         self.parents = self.parents.to(logits.device)
         others = (~logits.isneginf()).scatter(-1, column, False)
         alike = self.parents == self.parents[column]
-        target = _evenly(self.siblings, others & alike, logits) + _evenly(self.others, others & ~alike, logits)
+        target = evenly(self.siblings, others & alike, logits) + evenly(self.others, others & ~alike, logits)
         return cross_entropy(target.scatter(-1, column, 1.0 - target.sum(-1, keepdim=True)), logits)
 
 
 def keep(columns: Tensor, logits: Tensor) -> Tensor:
     """softmax(`logits`) (B, C) in the `columns` (B, K), and what it leaves spread evenly over the other columns."""
     p = torch.softmax(logits, dim=-1)
-    kept = p.gather(-1, columns)
-    others = (~logits.isneginf()).scatter(-1, columns, False)
     left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True)
-    return _evenly(left, others, logits).scatter(-1, columns, kept)
+    return recover(columns, p.gather(-1, columns), ~logits.isneginf(), left)
 
 
 def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
     """-sum_c target_c log softmax(logits)_c of each row (B,); masked columns count for nothing."""
     logs = F.log_softmax(logits, dim=-1).masked_fill(logits.isneginf(), 0.0)
     return -(target * logs).sum(-1)
-
-
-def _evenly(mass: Tensor | float, where: Tensor, like: Tensor) -> Tensor:
-    """`mass` of each row spread over the columns `where` (B, C) bool, in the dtype of `like`; 0 if there are none."""
-    return where.to(like.dtype) * mass / where.sum(-1, keepdim=True).clamp(min=1)

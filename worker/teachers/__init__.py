@@ -8,9 +8,9 @@ from app.recipe.model import ModelConfig
 from worker.errors import UserError
 from worker.students.model import Model
 from worker.students.weights import InvalidModel, load_model, read_config
-from worker.teachers.signal import Source, Teacher, TeacherSignal
+from worker.teachers.signal import Source, Teacher, TeacherSignal, head_of
 
-__all__ = ["Source", "Teacher", "TeacherSignal", "load_teacher", "read_teacher_config"]
+__all__ = ["Source", "Teacher", "TeacherSignal", "head_of", "load_teacher", "read_teacher_config"]
 
 
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:

@@ -41,8 +41,7 @@ class Teacher:
     def __init__(self, model: Model, recorder: Recorder | None = None) -> None:
         self.model = model.eval()
         self._recorder = recorder or Recorder(model.network, ())
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-        self._head = next((layer for layer in reversed(layers) if layer.out_features == model.config.outputs), None)
+        self._head = _last_layer(model)
 
     def __call__(self, batch: Batch) -> TeacherSignal:
         with torch.inference_mode():
@@ -51,3 +50,14 @@ class Teacher:
         # an inference tensor could not be saved for the backward pass
         features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
         return TeacherSignal(logits.clone(), head, features)
+
+
+def head_of(model: Model) -> Tensor | None:
+    """Weight (C, D) of the last linear layer that gives a number per class, where there is one; without gradient."""
+    layer = _last_layer(model)
+    return None if layer is None else layer.weight.detach()
+
+
+def _last_layer(model: Model) -> nn.Linear | None:
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return next((layer for layer in reversed(layers) if layer.out_features == model.config.outputs), None)

@@ -18,7 +18,7 @@ def main() -> int:
         _parser().error("a job file and --out are needed")
     from worker.trainer.standalone import train_file  # torch takes seconds: not for --help
 
-    return train_file(arguments.job, arguments.out)
+    return train_file(arguments.job, arguments.out, arguments.cache)
 
 
 def _serve(parent: int | None) -> NoReturn:
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.trainer", description=__doc__)
     parser.add_argument("job", nargs="?", type=Path, help="job file, YAML or JSON; its references are relative paths")
     parser.add_argument("--out", type=Path, help="folder for checkpoints and bundle; used again, training resumes")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps what teachers say, for other runs too")
     parser.add_argument("--spare", action="store_true", help="speak the supervisor's protocol on stdin and stdout")
     parser.add_argument("--parent", type=int, metavar="PID", help="leave at once unless this is the parent process")
     return parser

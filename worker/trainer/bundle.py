@@ -11,19 +11,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.job import JobSpec
+from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.plan import TrainingPlan
+from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.data.batches import Batch
 from worker.protocol import Artifact
 from worker.students.model import Model
 from worker.students.weights import CONFIG, WEIGHTS
 from worker.trainer import export
-from worker.trainer.evaluate import judge, predict, predict_with
-from worker.trainer.report import Figures, Report, model_card, parameter_count, train_figures
+from worker.trainer.best import chosen
+from worker.trainer.card import model_card
+from worker.trainer.curves import draw_curves
+from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, judge, predict, predict_with
+from worker.trainer.history import Point
+from worker.trainer.measure import BATCH, flops, speed
+from worker.trainer.report import Figures, Report, class_figures, epochs_figures, train_figures
+from worker.trainer.state import TrainState
+from worker.trainer.verify import require_finite, require_same, require_same_metrics
 
 BUNDLE = "bundle"
-REPORT, RECIPE, CARD = "report.json", "recipe.json", "README.md"
-MEDIA_TYPES = {".safetensors": "application/octet-stream", ".json": "application/json", ".md": "text/markdown"}
+REPORT, RECIPE, CARD, CURVES = "report.json", "recipe.json", "README.md", "curves.png"
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
+"""By the ending of a file's name; all others are plain bytes."""
 
 
 class Trained(NamedTuple):
@@ -31,15 +40,36 @@ class Trained(NamedTuple):
 
     job: JobSpec
     plan: TrainingPlan
-    model: Model
-    """The live student."""
+    state: TrainState
+    """After its last step and its last evaluation."""
     teachers: dict[str, tuple[Model, Path]]
     """Their models and files, by their names."""
-    seconds: float
     samples: Batch
     """To evaluate on."""
-    teacher_logits: Tensor | None
-    """On these samples, (N, C) on the CPU."""
+    teacher_outputs: Tensor | None
+    """Of all teachers together on these samples, (N, C) on the CPU."""
+    teacher_cache: Figures
+    """What was kept of the teachers' answers, by their names."""
+
+
+class _Graph(NamedTuple):
+    """How one format is written and opened."""
+
+    key: str
+    """In the report."""
+    file: str
+    runtime: str
+    write: Callable[[Model, Path], Call]
+    exact: bool = True
+    """Whether the file must answer as the live model does."""
+
+
+GRAPHS: dict[ExportFormat, _Graph] = {
+    "onnx": _Graph("onnx", ONNX, "onnxruntime", export.export_onnx),
+    "onnx-int8": _Graph("onnx_int8", INT8, "onnxruntime", export.export_int8, exact=False),
+    "torch-export": _Graph("torch_export", PROGRAM, "torch", export.export_program),
+}
+"""In the order in which they are written: the one with 8 bits is made from the one before."""
 
 
 def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[Artifact]:
@@ -50,74 +80,116 @@ def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[A
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
-    report = _report(trained, bundle, device)
+    examination = _Examination(trained, bundle, device)
+    report = examination.report()
+    best = trained.state.best
+    draw_curves(trained.state.history.points, bundle / CURVES, best.found.step if best else None)
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (bundle / CARD).write_text(model_card(trained.job, report), encoding="utf-8")
-    names = (WEIGHTS, CONFIG, export.ONNX, REPORT, RECIPE, CARD)
+    (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
+    names = (WEIGHTS, CONFIG, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
     return [_artifact(bundle / name) for name in names if (bundle / name).exists()]
 
 
-def _report(trained: Trained, bundle: Path, device: torch.device) -> Report:
-    live = predict(trained.model, _inputs(trained))
-    loaded = export.export_weights(trained.model, bundle, device)
-    student: Figures = {"parameters": parameter_count(loaded.config), "bytes": (bundle / WEIGHTS).stat().st_size}
-    student |= _figures(trained, WEIGHTS, predict(loaded, _inputs(trained)), live)
-    student |= _torch_latency(trained, loaded.cpu())
-    if "onnx" in trained.job.export:
-        student["onnx"] = _onnx_figures(trained, export.export_onnx(loaded, bundle), bundle, live)
-    configs = [model.config for model, _ in trained.teachers.values()]
-    train = train_figures(trained.plan, trained.seconds, device, loaded.config, configs)
-    teachers = {name: _teacher_figures(trained, *teacher) for name, teacher in trained.teachers.items()}
-    return {
-        "task": trained.job.task,
-        "samples": {"train": trained.plan.train_samples, "eval": len(trained.samples)},
-        "classes": loaded.config.classes,
-        "student": student,
-        "teacher": next(iter(teachers.values()), None),
-        "teachers": teachers,
-        "train": train,
-        "seed": trained.job.seed,
-    }
+class _Examination:
+    """Writes the student's files into `bundle`, and finds out about each of them what the report tells."""
 
+    def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
+        self._trained, self._bundle, self._device = trained, bundle, device
+        self._model = chosen(trained.state)
+        self._inputs = trained.samples.inputs[self._model.view]
+        self._live = predict(self._model, self._inputs)
+        self._loaded = export.export_weights(self._model, bundle, device)
+        self.config = self._loaded.config
 
-def _figures(trained: Trained, name: str, exported: Tensor, live: Tensor) -> Figures:
-    export.require_same(name, exported, live)
-    figures = _judge(trained, exported)
-    export.require_same_metrics(name, figures, _judge(trained, live), live)
-    return dict(figures)
+    def report(self) -> Report:
+        """The whole of it."""
+        trained, config = self._trained, self.config
+        student = self._student()
+        teachers = {name: self._teacher(*files) for name, files in trained.teachers.items()}
+        costs = [figures["flops"] for figures in teachers.values()]
+        return {
+            "task": trained.job.task,
+            "samples": {"train": trained.plan.train_samples, "eval": len(trained.samples)},
+            "classes": config.classes,
+            "targets": config.targets,
+            "student": student,
+            "teacher": next(iter(teachers.values()), None),
+            "teachers": teachers,
+            "epochs": self._epochs(),
+            "per_class": self._classes(),
+            "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
+            | {"teacher_cache": trained.teacher_cache},
+            "seed": trained.job.seed,
+        }
 
+    def _student(self) -> Figures:
+        figures = self._torch_figures(self._loaded, self._bundle / WEIGHTS)
+        figures |= self._exact(WEIGHTS, predict(self._loaded, self._inputs))
+        figures |= self._torch_speed(self._loaded)
+        for name, graph in GRAPHS.items():
+            if name in self._trained.job.export:
+                figures[graph.key] = self._graph(graph)
+        return figures
 
-def _onnx_figures(trained: Trained, call: Callable[[Tensor], Tensor], bundle: Path, live: Tensor) -> Figures:
-    figures: Figures = {"bytes": (bundle / export.ONNX).stat().st_size}
-    figures |= _figures(trained, export.ONNX, predict_with(call, _inputs(trained)), live)
-    return figures | {
-        "latency_runtime": "onnxruntime",
-        **export.latency(call, _one_sample(trained.model, trained.samples)),
-    }
+    def _graph(self, graph: _Graph) -> Figures:
+        call = graph.write(self._loaded.cpu(), self._bundle)
+        outputs = predict_with(call, self._inputs)
+        figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
+        figures |= self._exact(graph.file, outputs) if graph.exact else self._inexact(graph.file, outputs)
+        return figures | {"latency_runtime": graph.runtime, **speed(call, self._inputs[:BATCH].cpu())}
 
+    def _exact(self, file: str, outputs: Tensor) -> Figures:
+        """Metrics of a file that must answer as the live model does."""
+        require_same(file, outputs, self._live)
+        found, live, targets = self._judge(outputs), self._judge(self._live), self._trained.samples.targets
+        require_same_metrics(file, self._trained.job, found.metrics, live.metrics, self._live, targets)
+        return dict(found.metrics)
 
-def _teacher_figures(trained: Trained, teacher: Model, folder: Path) -> Figures:
-    figures: Figures = {"parameters": parameter_count(teacher.config), "bytes": (folder / WEIGHTS).stat().st_size}
-    said = predict(teacher, trained.samples.inputs[teacher.view])
-    figures |= judge(said, trained.samples.targets, trained.job.evaluation.ece_bins)
-    return figures | _torch_latency(trained, teacher.cpu())
+    def _inexact(self, file: str, outputs: Tensor) -> Figures:
+        """Metrics of a file that may answer otherwise, and by how much it does."""
+        require_finite(file, outputs)
+        figures: Figures = {**self._judge(outputs).metrics}
+        figures["max_difference"] = float((outputs - self._live).abs().max())
+        if self.config.classes:
+            figures["same_choice"] = float((outputs.argmax(-1) == self._live.argmax(-1)).double().mean())
+        return figures
 
+    def _teacher(self, teacher: Model, folder: Path) -> Figures:
+        figures = self._torch_figures(teacher, folder / WEIGHTS)
+        said = predict(teacher, self._trained.samples.inputs[teacher.view])
+        job = self._trained.job
+        figures |= judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
+        return figures | self._torch_speed(teacher)
 
-def _judge(trained: Trained, logits: Tensor) -> dict[str, float]:
-    return judge(logits, trained.samples.targets, trained.job.evaluation.ece_bins, trained.teacher_logits)
+    def _torch_figures(self, model: Model, weights: Path) -> Figures:
+        sample = self._trained.samples.inputs[model.view][:1]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return {"parameters": parameters, "flops": flops(model, sample), "bytes": weights.stat().st_size}
 
+    def _torch_speed(self, model: Model) -> Figures:
+        """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
+        samples = self._trained.samples.inputs[model.view][:BATCH]
+        on_gpu = speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
+        return {"latency_runtime": "torch", **speed(model.cpu(), samples.cpu()), **on_gpu}
 
-def _torch_latency(trained: Trained, model: Model) -> Figures:
-    return {"latency_runtime": "torch", **export.latency(model, _one_sample(model, trained.samples))}
+    def _epochs(self) -> Figures:
+        trained, state = self._trained, self._trained.state
+        last = self._live if self._model is state.judged else predict(state.judged, self._inputs)
+        row = Point(step=state.step, values=self._judge(last).metrics)
+        kept, main = trained.job.evaluation.keep, MAIN_METRICS[trained.job.task]
+        return epochs_figures(trained.plan, main, kept, row, state.best.found if state.best else row)
 
+    def _classes(self) -> list[Figures] | None:
+        outputs = self._trained.teacher_outputs
+        teacher = self._judge(outputs).classes if outputs is not None else None
+        return class_figures(self._judge(self._live).classes, teacher, self.config.class_names)
 
-def _inputs(trained: Trained) -> Tensor:
-    return trained.samples.inputs[trained.model.view]
-
-
-def _one_sample(model: Model, samples: Batch) -> Tensor:
-    return samples.inputs[model.view][:1].cpu()
+    def _judge(self, outputs: Tensor) -> Judgement:
+        trained = self._trained
+        return judge(
+            trained.job.task, outputs, trained.samples.targets, trained.job.evaluation, trained.teacher_outputs
+        )
 
 
 def _artifact(path: Path) -> Artifact:

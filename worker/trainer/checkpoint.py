@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.recipe.job import JobSpec
+from app.recipe.job import Evaluation, JobSpec
 from app.recipe.plan import TrainingPlan
-from worker.trainer.state import TrainState
+from worker.trainer.history import History, Point
+from worker.trainer.state import Best, TrainState
 
 KEPT = 2
 """Checkpoints left on disk: the newest may be cut short by the death of the machine."""
@@ -52,12 +53,17 @@ class Record(BaseModel):
     """Settings of the optimizer's parameter groups."""
     sha256: str
     """Of the file of tensors."""
+    best: Point | None = None
+    """Metrics of the best evaluated epoch; its weights are among the tensors where they are to be exported."""
+    history: list[Point] = []
+    """What was measured on the way, thinned out."""
 
 
 def training_digest(job: JobSpec) -> str:
     """Digest of the parts of a job that decide the weights; its name or its resources may change between attempts."""
-    free = {"name": True, "labels": True, "resources": True, "priority": True, "export": True, "evaluation": True}
-    content = job.model_dump(mode="json", exclude={**free, "recipe": {"checkpoint"}})
+    free = {"name": True, "labels": True, "resources": True, "priority": True, "export": True}
+    judged = set(Evaluation.model_fields) - {"keep"}  # the weights of the best epoch are only there where kept
+    content = job.model_dump(mode="json", exclude={**free, "evaluation": judged, "recipe": {"checkpoint"}})
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -77,6 +83,8 @@ def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path) -> Pat
         seconds=state.seconds,
         groups=optimizer["param_groups"],
         sha256=_digest(draft / TENSORS),
+        best=state.best.found if state.best else None,
+        history=state.history.points,
     )
     (draft / RECORD).write_text(record.model_dump_json(indent=2), encoding="utf-8")
     for path in (draft / TENSORS, draft / RECORD, draft):
@@ -121,10 +129,13 @@ def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path)
     """
     groups = record.groups if plan.stage_at(record.step) == record.stage else None
     try:
-        _load(state, load_file(folder / TENSORS), groups)
+        tensors = load_file(folder / TENSORS)
+        _load(state, tensors, groups)
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds = record.step, record.seconds
+    state.best = Best(record.best, _under("best/", tensors) or None) if record.best else None
+    state.history = History(record.history)
 
 
 def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
@@ -134,6 +145,8 @@ def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
     named |= {f"parts/{name}": tensor for name, tensor in state.parts.state_dict().items()}
     for index, values in optimizer["state"].items():
         named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    if state.best is not None and state.best.weights is not None:
+        named |= {f"best/{name}": tensor for name, tensor in state.best.weights.items()}
     named["rng/cpu"] = torch.get_rng_state()
     if next(state.student.parameters()).is_cuda:
         named["rng/cuda"] = torch.cuda.get_rng_state()

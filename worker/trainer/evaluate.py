@@ -1,39 +1,88 @@
-"""How good a model is on held-out samples.
+"""How good a model is on held-out samples: what it answers, and the measures of its task.
 
-N samples, C classes. Metrics are computed in float64 on the CPU from float32 logits.
+N samples, C outputs. Metrics are computed in float64 on the CPU from float32 outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from app.recipe.job import Evaluation
 from app.recipe.plan import EVAL_BATCH
 from app.recipe.task import CLASSIFICATION, Task
-from worker.students.model import Model as StudentModel
+from worker.metrics import classification, keypoints, regression
+from worker.students.model import Model
 
-Model = Callable[[Tensor], Tensor]
+Call = Callable[[Tensor], Tensor]
+Metrics = dict[str, float]
+LISTED_CLASSES = 1000
+"""With more classes than this, the table of classes is left out."""
+
+
+class MainMetric(NamedTuple):
+    """What a student is chosen by."""
+
+    name: str
+    higher_is_better: bool
+    tie_breaker: str | None = None
+    """Decides between equals; lower is better."""
+
+    def is_better(self, metrics: Metrics, than: Metrics) -> bool:
+        """Whether one set of metrics is strictly better than another."""
+        return self._rank(metrics) > self._rank(than)
+
+    def _rank(self, metrics: Metrics) -> tuple[float, float]:
+        value = metrics[self.name]
+        second = -metrics[self.tie_breaker] if self.tie_breaker else 0.0
+        return value if self.higher_is_better else -value, second
+
+
+BY_ACCURACY = MainMetric("accuracy", higher_is_better=True, tie_breaker="nll")
+MAIN_METRICS: dict[Task, MainMetric] = {
+    "image-classification": BY_ACCURACY,
+    "text-classification": BY_ACCURACY,
+    "regression": MainMetric("rmse", higher_is_better=False),
+    "keypoints": MainMetric("nme", higher_is_better=False),
+}
+
+
+class ClassRow(NamedTuple):
+    """One class in the table of classes."""
+
+    number: int
+    samples: int
+    accuracy: float | None
+    """Share of its samples that were recognised; none where it has no sample."""
+
+
+class Judgement(NamedTuple):
+    """What was found out about outputs."""
+
+    metrics: Metrics
+    classes: list[ClassRow] | None = None
+    """For a classifier of at most LISTED_CLASSES classes."""
 
 
 @torch.inference_mode()
-def predict(model: StudentModel, samples: Tensor) -> Tensor:
-    """Logits or numbers (N, C) on the CPU of raw `samples` (N, ...), in evaluation mode and full float32.
+def predict(model: Model, samples: Tensor) -> Tensor:
+    """Outputs (N, C) on the CPU for raw `samples` (N, …), in evaluation mode and full float32.
 
-    TensorFloat-32 is off: its logits would differ from those of the exported file in the third digit.
+    TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
     """
     was_training = model.training
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        logits = predict_with(model.eval(), samples)
+        outputs = predict_with(model.eval(), samples)
     model.train(was_training)
-    return logits
+    return outputs
 
 
-def predict_with(model: Model, samples: Tensor) -> Tensor:
-    """Logits or numbers (N, C) on the CPU by any function of raw samples, a batch at a time."""
-    return torch.cat([model(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
+def predict_with(call: Call, samples: Tensor) -> Tensor:
+    """Outputs (N, C) on the CPU by any function of raw samples, a batch at a time."""
+    return torch.cat([call(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
 
 
 def together(said: list[Tensor], weights: list[float], task: Task) -> Tensor:
@@ -48,29 +97,72 @@ def together(said: list[Tensor], weights: list[float], task: Task) -> Tensor:
     return (answers * shares.view(-1, 1, 1)).sum(0).float()
 
 
-def judge(logits: Tensor, labels: Tensor, ece_bins: int, teacher: Tensor | None = None) -> dict[str, float]:
-    """`accuracy`, `nll` (nats) and `ece`; with the teacher's logits (N, C) also `agreement` and `kl`.
+def judge(
+    task: Task, outputs: Tensor, targets: Tensor, options: Evaluation, teacher: Tensor | None = None
+) -> Judgement:
+    """Hold `outputs` (N, C) against `targets`, (N,) int64 classes or (N, C) numbers, and the teacher's outputs (N, C).
 
-    agreement: share of samples on which both sides' first choice is the same. kl: mean KL(teacher || student), in nats.
+    A classifier: `accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier`; likeness to the teacher: `agreement`, `kl`.
+    A regression: `mse`, `rmse`, `mae`, `r2`, `pearson`, the last two as means over the outputs. Keypoints: `nme`,
+    `failure_rate`, `auc`. Of both, likeness is `teacher_rmse`, in the unit of the targets.
+    Raises UserError (`invalid_data`) for keypoints without a length to divide their error by.
     """
-    log_p = F.log_softmax(logits.double(), dim=-1)
-    labels = labels.cpu()
+    targets = targets.cpu()
+    if task in CLASSIFICATION:
+        return _judge_classes(outputs, targets, options, teacher)
+    found = _judge_points(outputs, targets, options) if task == "keypoints" else _judge_numbers(outputs, targets)
+    if teacher is not None:
+        found["teacher_rmse"] = regression.root_mean_squared_error(outputs, teacher)
+    return Judgement(_floats(found))
+
+
+def _judge_classes(logits: Tensor, labels: Tensor, options: Evaluation, teacher: Tensor | None) -> Judgement:
     found = {
-        "accuracy": (log_p.argmax(-1) == labels).double().mean(),
-        "nll": F.nll_loss(log_p, labels),
-        "ece": calibration_error(log_p, labels, ece_bins),
+        "accuracy": classification.accuracy(logits, labels),
+        "nll": classification.negative_log_likelihood(logits, labels),
+        "ece": classification.calibration_error(logits, labels, options.ece_bins),
+        "adaptive_ece": classification.adaptive_calibration_error(logits, labels, options.ece_bins),
+        "brier": classification.brier_score(logits, labels),
     }
     if teacher is not None:
-        log_t = F.log_softmax(teacher.double(), dim=-1)
-        found["agreement"] = (log_p.argmax(-1) == log_t.argmax(-1)).double().mean()
-        found["kl"] = F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
+        found["agreement"] = classification.agreement(logits, teacher)
+        found["kl"] = classification.divergence(logits, teacher)
+    table = _class_table(logits, labels) if logits.shape[-1] <= LISTED_CLASSES else None
+    return Judgement(_floats(found), table)
+
+
+def _judge_numbers(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {
+        "mse": regression.mean_squared_error(outputs, targets),
+        "rmse": regression.root_mean_squared_error(outputs, targets),
+        "mae": regression.mean_absolute_error(outputs, targets),
+        "r2": regression.r_squared(outputs, targets).mean(),
+        "pearson": regression.pearson_correlation(outputs, targets).mean(),
+    }
+
+
+def _judge_points(outputs: Tensor, targets: Tensor, options: Evaluation) -> dict[str, Tensor]:
+    errors = keypoints.sample_errors(outputs, targets, _lengths(targets, options))
+    return {
+        "nme": keypoints.normalised_mean_error(errors),
+        "failure_rate": keypoints.failure_rate(errors),
+        "auc": keypoints.area_under_curve(errors),
+    }
+
+
+def _lengths(targets: Tensor, options: Evaluation) -> Tensor:
+    """A single point has no size of its own: its error stays in the unit of the targets."""
+    if targets.shape[-1] == 2:
+        return torch.ones(len(targets), dtype=torch.float64)
+    first_second = options.nme_points
+    return keypoints.normalisers(targets, (first_second[0], first_second[1]) if first_second else None)
+
+
+def _floats(found: dict[str, Tensor]) -> Metrics:
     return {name: float(value) for name, value in found.items()}
 
 
-def calibration_error(log_p: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Expected calibration error (1706.04599): confidence against accuracy over `bins` equal widths, (lower, upper]."""
-    log_confidence, choice = log_p.max(-1)
-    confidence = log_confidence.exp()
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, (choice == labels).double() - confidence)
-    return gap.abs().sum() / len(labels)
+def _class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:
+    samples, recognised = (counts.tolist() for counts in classification.class_counts(logits, labels))
+    pairs = enumerate(zip(samples, recognised, strict=True))
+    return [ClassRow(number, count, hits / count if count else None) for number, (count, hits) in pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,17 +16,19 @@ from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
 from worker.data.batches import Batches
-from worker.data.images import TaskData, load_images
+from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.protocol import Assignment, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
+from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
+from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
-from worker.trainer.evaluate import judge, predict, together
+from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
+from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 
@@ -50,6 +53,11 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finishe
 
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped:
+    with Memories(assignment.spec, assignment.teacher_cache, send) as memories:
+        return _work(assignment, folder, send, stop, memories)
+
+
+def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories: Memories) -> Finished | Stopped:
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
@@ -58,22 +66,30 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finish
     plan = plan_training(job.recipe, len(inputs.task.train))
     state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed)
-    courses = build_courses(job, plan, batches, state, inputs.teachers, seed)
+    teachers = memories.give(inputs.teachers, inputs.folders, inputs.task.train)
+    courses = build_courses(job, plan, batches, state, teachers, seed)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
     choose_threads(_micro_batch_flops(job, plan, inputs), device)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state)
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories)
     if not _train(courses, plan, state, watch):
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
-    send(Metrics(step=state.step, values=judges.evaluate(state)))
+    watch.evaluate(state)
     if stop():
         watch.save(state)
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
-    teachers = {name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()}
-    trained = Trained(job, plan, state.judged, teachers, state.seconds, inputs.task.eval, judges.teacher_logits)
+    trained = Trained(
+        job=job,
+        plan=plan,
+        state=state,
+        teachers={name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()},
+        samples=inputs.task.eval,
+        teacher_outputs=judges.teacher_logits,
+        teacher_cache=memories.figures(),
+    )
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
 
 
@@ -121,7 +137,9 @@ class _Judges:
         logits = predict(state.judged, self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
-        found = judge(logits, self._samples.targets, self._job.evaluation.ece_bins, self.teacher_logits)
+        job = self._job
+        found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
+        consider(state, MAIN_METRICS[job.task], found, keep=job.evaluation.keep == "best")
         return {f"eval/{name}": value for name, value in found.items()}
 
 
@@ -132,10 +150,10 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
         teacher.reference: read_teacher_config(folders[teacher.name], params[teacher.name])
         for teacher in job.all_teachers
     }
-    task = load_images(job, paths, described, seed)
+    task = load_task(job, paths, described, seed)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     teachers = {name: teach(model, job, name) for name, model in models.items()}
-    return _Inputs(task._replace(train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
+    return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
 
 def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:

@@ -15,7 +15,18 @@ from pydantic import ValidationError
 
 from app.recipe.documents import DocumentError, parse
 from app.recipe.job import MAX_SEED, JobSpec
-from worker.protocol import Assignment, CheckpointSaved, Failed, Log, Message, Metrics, PhaseBegan, Progress, Stopped
+from worker.protocol import (
+    Assignment,
+    CachePlace,
+    CheckpointSaved,
+    Failed,
+    Log,
+    Message,
+    Metrics,
+    PhaseBegan,
+    Progress,
+    Stopped,
+)
 from worker.trainer import checkpoint
 from worker.trainer.machine import make_deterministic
 from worker.trainer.run import run
@@ -30,10 +41,13 @@ class InvalidJob(Exception):
     """The job file can't be run; the text says why."""
 
 
-def train_file(job_file: Path, out: Path) -> int:
-    """Run the job of `job_file` into `out`, from the newest sound checkpoint there; the exit code."""
+def train_file(job_file: Path, out: Path, cache: Path | None = None) -> int:
+    """Run the job of `job_file` into `out`, from the newest sound checkpoint there; the exit code.
+
+    What the teachers say is kept in `cache`, for other runs too.
+    """
     try:
-        assignment = prepare(job_file, out)
+        assignment = prepare(job_file, out, cache)
     except InvalidJob as error:
         _say(f"{job_file}: {error}")
         return EXIT_INVALID
@@ -49,7 +63,7 @@ def train_file(job_file: Path, out: Path) -> int:
     return 0
 
 
-def prepare(job_file: Path, out: Path) -> Assignment:
+def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     """Write `out/assignment.json` for a job file whose references are paths relative to it; raises InvalidJob.
 
     A seed that had to be drawn is kept when the same folder is used again.
@@ -66,7 +80,8 @@ def prepare(job_file: Path, out: Path) -> Assignment:
         raise InvalidJob(f"there is no {missing[0]} beside the job file")
     newest = _newest_sound(out / CHECKPOINTS)
     resume = str(newest.relative_to(out)) if newest else None
-    assignment = Assignment(spec=job, inputs=inputs, resume=resume)
+    place = CachePlace(folder=str(cache.resolve())) if cache else None
+    assignment = Assignment(spec=job, inputs=inputs, resume=resume, teacher_cache=place)
     (out / ASSIGNMENT).write_text(assignment.model_dump_json(indent=2), encoding="utf-8")
     return assignment
 

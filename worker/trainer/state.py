@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.recipe.job import Recipe
 from app.recipe.model import ModelConfig
 from worker.data.randomness import derive_seed
 from worker.students.model import Model
 from worker.trainer.ema import Ema
+from worker.trainer.history import History, Point
+
+
+class Best(NamedTuple):
+    """The best evaluated epoch so far."""
+
+    found: Point
+    """Its metrics."""
+    weights: dict[str, Tensor] | None
+    """State of the judged model, on the CPU; none where the last weights are exported anyway."""
 
 
 @dataclass
@@ -28,6 +39,9 @@ class TrainState:
     """Optimizer steps done, over all stages and attempts."""
     seconds: float = 0.0
     """Seconds trained, over all attempts."""
+    best: Best | None = None
+    history: History = field(default_factory=History)
+    """What was measured on the way, over all attempts."""
 
     @property
     def judged(self) -> Model:

@@ -13,6 +13,7 @@ from app.recipe.plan import TrainingPlan
 from worker.protocol import CheckpointSaved, Metrics, Progress, Report
 from worker.trainer import checkpoint
 from worker.trainer.meter import Meter, refuse_spoilt
+from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState
 
 SECONDS_BETWEEN_REPORTS = 0.1
@@ -27,7 +28,7 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 class Supervision:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
-    `evaluate` gives the student's metrics by name; `folder` is where the job was staged.
+    `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the teachers'.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Supervision:
         stop: Stop,
         evaluate: Evaluate,
         state: TrainState,
+        memories: Memories,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
-        self._send, self._stop, self._evaluate = send, stop, evaluate
+        self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
         self._meter = Meter()
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
@@ -56,11 +58,15 @@ class Supervision:
         if last or now - self._reported >= SECONDS_BETWEEN_REPORTS:
             self._report(state, now)
         if not last and self._evaluation_due(state.step):
-            self._send(Metrics(step=state.step, values=self._evaluate(state)))
+            self.evaluate(state)
         stop = self._stop()
         if stop or self._checkpoint_due(state.step):
             self.save(state)
         return stop
+
+    def evaluate(self, state: TrainState) -> None:
+        """Have the student evaluated as it is now, and tell its metrics."""
+        self._tell(state, self._evaluate(state))
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint, unless this step has one; never one of weights that a bad step has spoilt."""
@@ -68,6 +74,7 @@ class Supervision:
             return
         self._meter.check(state.step)
         refuse_spoilt(state)
+        self._memories.sync()  # what a resumed job needs to take the same steps
         path = checkpoint.save(state, self._job, self._plan, self._folder / CHECKPOINTS)
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))
@@ -75,9 +82,14 @@ class Supervision:
     def _report(self, state: TrainState, now: float) -> None:
         values = {f"train/{name}": value for name, value in self._meter.read(state.step).items()}
         values["train/lr"] = state.optimizer.param_groups[0]["lr"]
+        values |= self._memories.metrics()
         self._reported = now
-        self._send(Metrics(step=state.step, values=values))
+        self._tell(state, values)
         self._send(self._progress(state, max(now - self._began, 1e-9)))
+
+    def _tell(self, state: TrainState, values: dict[str, float]) -> None:
+        state.history.add(state.step, values)
+        self._send(Metrics(step=state.step, values=values))
 
     def _progress(self, state: TrainState, elapsed: float) -> Progress:
         plan, steps = self._plan, state.step - self._first

@@ -55,7 +55,7 @@ async def fetched(tmp_path: Path, teacher: Teacher, settings: Settings, number: 
     """What a worker ends up with, by file name."""
     target = tmp_path / "attempt" / str(number)
     target.mkdir(parents=True)
-    await fetch(teacher, "teacher.hub", settings, Shelf(tmp_path / "shelf", settings.teacher_cache_bytes), target)
+    await fetch(teacher, "teacher.hub", settings, Shelf(tmp_path / "shelf", settings.model_cache_bytes), target)
     return {path.name: path.read_bytes() for path in target.iterdir()}
 
 

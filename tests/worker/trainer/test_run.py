@@ -45,14 +45,15 @@ def test_a_distillation_measures_the_student_against_its_teacher(tmp_path: Path)
     assert isinstance(played.word, Finished)
     first = played.of(Metrics)[0].values
     assert {"train/loss", "train/loss/cross-entropy", "train/loss/nkd", "train/lr", "train/grad_norm"} == set(first)
-    assert {"eval/accuracy", "eval/nll", "eval/ece", "eval/agreement", "eval/kl"} == set(played.of(Metrics)[-1].values)
+    metrics = {"accuracy", "nll", "ece", "adaptive_ece", "brier", "agreement", "kl"}
+    assert {f"eval/{name}" for name in metrics} == set(played.of(Metrics)[-1].values)
 
 
 def test_every_artifact_is_there_and_its_description_can_be_read(tmp_path: Path) -> None:
     word = play(stage(tmp_path, teacher=True, name="small one"), tmp_path).word
     assert isinstance(word, Finished)
     names = [artifact.name for artifact in word.artifacts]
-    assert names == ["model.safetensors", "config.json", "report.json", "recipe.json", "README.md"]
+    assert names == ["model.safetensors", "config.json", "report.json", "curves.png", "recipe.json", "README.md"]
     assert all((tmp_path / artifact.path).stat().st_size > 0 for artifact in word.artifacts)
     folder = tmp_path / "bundle"
     assert ModelConfig.model_validate_json((folder / "config.json").read_text()).classes == CLASSES

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.worker.trainer.builders import document, weights, write_data
+from tests.worker.trainer.builders import document, weights, write_data, write_teacher
 from worker.trainer.standalone import EXIT_FAILED, EXIT_INVALID, EXIT_STOPPED, prepare, train_file
 
 
@@ -39,6 +39,19 @@ def test_a_rate_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
         recipe: {losses: [{kind: cross-entropy}], optimizer: {kind: adamp, lr: 1e-3}}
     """
     assert prepare(write_job(tmp_path, text), tmp_path / "out").spec.recipe.optimizer.lr == 0.001
+
+
+def test_what_teachers_say_is_kept_in_the_folder_that_is_named(tmp_path: Path) -> None:
+    write_teacher(tmp_path / "teacher")
+    job = write_job(tmp_path, teacher={"model": "teacher"}, recipe={"losses": [{"kind": "kd"}]})
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "worker.trainer", str(job), "--cache", str(cache), "--out"]
+    for name in ("one", "two"):
+        subprocess.run([*command, str(tmp_path / name)], capture_output=True, check=True)
+    report = json.loads((tmp_path / "two" / "bundle" / "report.json").read_text())
+    (figures,) = report["train"]["teacher_cache"].values()
+    assert (figures["misses"], figures["shared"]) == (0, True)
+    assert (cache / figures["key"]).is_dir()
 
 
 def test_json_is_read_too(tmp_path: Path) -> None:

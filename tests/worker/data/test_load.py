@@ -15,7 +15,8 @@ from app.recipe.losses import CrossEntropy, Kd
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Vit
 from app.recipe.teachers import Teacher
-from worker.data.images import TaskData, fit_preprocessing, load_images
+from worker.data.load import TaskData, load_task
+from worker.data.statistics import fit_preprocessing
 from worker.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -49,8 +50,8 @@ def load(
         teacher=Teacher(model="t") if teacher else None,
         recipe=Recipe(losses=[Kd() if teacher else CrossEntropy()]),
     )
-    teachers = {"t": teacher} if teacher else {}
-    return load_images(job, {"train": folder / "train.npz", "eval": folder / "eval.npz"}, teachers, seed=7)
+    files = {"train": folder / "train.npz", "eval": folder / "eval.npz"}
+    return load_task(job, files, {"t": teacher} if teacher else {}, seed=7)
 
 
 def refusal(folder: Path, *args: Any, **more: Any) -> UserError:

@@ -1,8 +1,4 @@
-"""The loss terms that a recipe may weigh together. Each has one class of the same kind in `worker/losses`.
-
-Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
-softmax(logits / T) over the classes; T is `temperature`, and 1 where a term has none. A loss is the mean over the rows.
-"""
+"""Terms that look at the logits of both sides, or of the student alone."""
 
 from __future__ import annotations
 
@@ -10,42 +6,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import NonNegative, Option, Paper, Positive, Share
-from app.recipe.taps import Taps
-from app.recipe.task import CLASSIFICATION, Task
-from app.recipe.teachers import TeacherName
-from app.recipe.weights import Weight
+from app.recipe.base import NonNegative, Paper, Positive, Share
+from app.recipe.losses.base import LossTerm, Softened, Temperature
 
-Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
-"""Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
 Skew = Annotated[float, Field(ge=0.0, lt=1.0)]
 DISTILLM = Paper("DistiLLM: Towards Streamlined Distillation for Large Language Models", "2402.03898")
 THREE_LEVELS = Paper("Understanding and Improving Knowledge Distillation", "2002.03532")
-
-
-class LossTerm(Option):
-    """What every term has: its weight in the objective, what it learns from, and the tasks that it is for."""
-
-    needs_teacher: ClassVar[bool] = True
-    couples_rows: ClassVar[bool] = False
-    """True when the loss of a row depends on the others of its batch, so that a batch can't be split."""
-    joint: ClassVar[bool] = False
-    """True when the term looks at several teachers at once, instead of being computed for each."""
-    tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
-    equation: ClassVar[str] = ""
-    applies: ClassVar[str] = "Classification with a teacher of the same classes."
-    weight: Weight = 1.0
-    """Factor of this term in the objective: a number, or a ramp over a stage."""
-    teacher: TeacherName | None = None
-    """Name of the teacher to learn from; none: all of them, each with its weight."""
-
-    def taps(self) -> Taps:
-        """The activations that the term looks at."""
-        return Taps()
-
-    def named_teachers(self) -> dict[str, str]:
-        """Teachers that the term names, by the field that does."""
-        return {"teacher": self.teacher} if self.teacher is not None else {}
 
 
 class CrossEntropy(LossTerm):
@@ -57,17 +23,6 @@ class CrossEntropy(LossTerm):
     kind: Literal["cross-entropy"] = "cross-entropy"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the target spread evenly over all classes."""
-
-
-class Softened(LossTerm):
-    """A term that sees nothing but the softened distributions of both sides."""
-
-    temperature: Temperature = 1.0
-    """Divides both sides' logits; the value is not multiplied by its square."""
-    standardize: bool = False
-    """Brings each side's logits to mean 0 and deviation 1 per row first, so that only their relations count
-    (Logit Standardization in Knowledge Distillation, arXiv 2403.01427: there with a temperature of 2 and a weight of 9
-    for `kd`)."""
 
 
 class Kd(Softened):
@@ -292,44 +247,3 @@ class KdRel(LossTerm):
         if self.siblings + self.others > 1.0:
             raise ValueError("siblings and others must not exceed 1 together")
         return self
-
-
-Loss = Annotated[
-    CrossEntropy
-    | Kd
-    | Nkd
-    | LogitMse
-    | Dkd
-    | Dist
-    | BdKd
-    | ReverseKl
-    | Jsd
-    | SkewKl
-    | SkewReverseKl
-    | Tvd
-    | Akl
-    | KdPt
-    | KdSim
-    | KdTopk
-    | KdRel,
-    Field(discriminator="kind"),
-]
-LOSSES: tuple[type[LossTerm], ...] = (
-    CrossEntropy,
-    Kd,
-    Nkd,
-    LogitMse,
-    Dkd,
-    Dist,
-    BdKd,
-    ReverseKl,
-    Jsd,
-    SkewKl,
-    SkewReverseKl,
-    Tvd,
-    Akl,
-    KdPt,
-    KdSim,
-    KdTopk,
-    KdRel,
-)

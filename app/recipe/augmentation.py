@@ -1,0 +1,167 @@
+"""How training samples are changed as they are seen. Evaluation never is.
+
+Every draw is fixed by the job's seed, the augmentation epoch and the number of the sample: what a sample looks like
+does not depend on the batch that it is in.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from app.recipe.base import Fraction, Option, Paper, Share
+
+View = Literal["images", "table", "texts"]
+CLASSIFICATION_OF_IMAGES = ("image-classification",)
+IMAGE_TASKS = ("image-classification", "regression", "keypoints")
+
+Pair = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+MixParameter = Annotated[float, Field(gt=0.0, le=100.0)]
+
+
+class Augmentation(Option):
+    """What every augmentation has: the samples and the tasks that it makes sense for."""
+
+    views: ClassVar[tuple[View, ...]] = ("images",)
+    """Kinds of input that it changes."""
+    tasks: ClassVar[tuple[str, ...]] = IMAGE_TASKS
+    mixes: ClassVar[bool] = False
+    """True when it joins two samples (or two views of one), so that a label becomes a distribution."""
+
+
+class Crop(Augmentation):
+    """Pads an image on all sides and cuts its size out of it at a random place; keypoints move along."""
+
+    paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
+    kind: Literal["crop"] = "crop"
+    padding: int = Field(4, ge=1, le=512)
+    """Pixels added on each side, of value 0; at most the image's own height and width."""
+
+
+class Flip(Augmentation):
+    """Mirrors an image left to right."""
+
+    kind: Literal["flip"] = "flip"
+    probability: Share = 0.5
+    """Share of the images that are mirrored."""
+    pairs: list[Pair] | None = Field(None, max_length=32_768)
+    """For keypoints, and needed there: the points that change places in a mirror, such as the two eyes, as pairs of
+    their numbers from 0. Points in no pair keep their number. x becomes 1 - x."""
+
+
+class Cutout(Augmentation):
+    """Sets a square to 0; its centre is uniform over the image, so that parts of it may fall outside."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Improved Regularization of Convolutional Neural Networks with Cutout", "1708.04552"
+    )
+    kind: Literal["cutout"] = "cutout"
+    size: int = Field(16, ge=1, le=4096)
+    """Side of the square, in pixels; 16 on CIFAR-10 and 8 on CIFAR-100."""
+    probability: Share = 1.0
+    """Share of the images that lose a square."""
+
+
+class RandAugment(Augmentation):
+    """Applies some of 14 operations on colour and position, drawn for each image, all of one strength."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", "1909.13719"
+    )
+    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION_OF_IMAGES
+    kind: Literal["rand-augment"] = "rand-augment"
+    operations: int = Field(2, ge=1, le=14)
+    """Operations per image, drawn with replacement."""
+    magnitude: float = Field(9.0, ge=0.0, le=30.0)
+    """Strength on a scale to 30; 9 for ImageNet, 4 or 5 for CIFAR-10 with three operations."""
+
+
+class Mixup(Augmentation):
+    """Weighted mean of two samples and of their labels."""
+
+    paper: ClassVar[Paper | None] = Paper("mixup: Beyond Empirical Risk Minimization", "1710.09412")
+    views: ClassVar[tuple[View, ...]] = ("images", "table")
+    tasks: ClassVar[tuple[str, ...]] = ("image-classification", "regression")
+    mixes: ClassVar[bool] = True
+    kind: Literal["mixup"] = "mixup"
+    alpha: MixParameter = 0.2
+    """Both parameters of the Beta distribution that the weight is drawn from; 0.1 to 0.4 on ImageNet, 1 on CIFAR."""
+    probability: Share = 1.0
+    """Share of the samples that are mixed."""
+
+
+class CutMix(Augmentation):
+    """A box of another image in place of the image's own; labels are weighted by what is seen of each."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", "1905.04899"
+    )
+    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION_OF_IMAGES
+    mixes: ClassVar[bool] = True
+    kind: Literal["cutmix"] = "cutmix"
+    alpha: MixParameter = 1.0
+    """Both parameters of the Beta distribution that the share of the image's own pixels is drawn from."""
+    probability: Share = 0.5
+    """Share of the images that are mixed."""
+
+
+class SelfMix(Augmentation):
+    """A box of another view of the same image in place of its own, or the weighted mean of both; the label stays."""
+
+    paper: ClassVar[Paper | None] = Paper("FerKD: Surgical Label Adaptation for Efficient Distillation", "2312.17473")
+    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION_OF_IMAGES
+    mixes: ClassVar[bool] = True
+    kind: Literal["self-mix"] = "self-mix"
+    how: Literal["box", "mean"] = "box"
+    """A box of the second view, or the weighted mean of both."""
+    alpha: MixParameter = 1.0
+    """Both parameters of the Beta distribution that the share of the first view is drawn from."""
+    probability: Share = 1.0
+    """Share of the images that are mixed."""
+
+
+class TextAugmentation(Augmentation):
+    """Changes words: the text between two white spaces. All tokens of a word share its fate, in every tokenisation."""
+
+    views: ClassVar[tuple[View, ...]] = ("texts",)
+    tasks: ClassVar[tuple[str, ...]] = ("text-classification", "regression")
+
+
+class TokenMask(TextAugmentation):
+    """Puts the mask token in place of the tokens of some words."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", "1903.12136"
+    )
+    kind: Literal["token-mask"] = "token-mask"
+    share: Fraction = 0.1
+    """Probability that a word is masked."""
+
+
+class TokenDelete(TextAugmentation):
+    """Takes some words out, at most all but one."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text Classification Tasks", "1901.11196"
+    )
+    kind: Literal["token-delete"] = "token-delete"
+    share: Fraction = 0.1
+    """Probability that a word is taken out."""
+
+
+Augment = Annotated[
+    Crop | Flip | Cutout | RandAugment | Mixup | CutMix | SelfMix | TokenMask | TokenDelete,
+    Field(discriminator="kind"),
+]
+AUGMENTATIONS: tuple[type[Augmentation], ...] = (
+    Crop,
+    Flip,
+    Cutout,
+    RandAugment,
+    Mixup,
+    CutMix,
+    SelfMix,
+    TokenMask,
+    TokenDelete,
+)

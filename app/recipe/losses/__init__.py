@@ -1,0 +1,131 @@
+"""The loss terms that a recipe may weigh together. Each has one class of the same kind in `worker/losses`.
+
+Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
+softmax(logits / T) over the classes; T is `temperature`, and 1 where a term has none. A loss is the mean over the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from app.recipe.losses.base import LossTerm, Softened, Temperature
+from app.recipe.losses.features import (
+    ActivationBoundary,
+    AttentionRelation,
+    FeatureAutoencoder,
+    Hint,
+    InheritanceExploration,
+    Lipschitz,
+    MiAlpha,
+    Overhaul,
+    Rkd,
+)
+from app.recipe.losses.labels import (
+    Ferkd,
+    Uskd,
+)
+from app.recipe.losses.logits import (
+    Akl,
+    BdKd,
+    CrossEntropy,
+    Dist,
+    Dkd,
+    Jsd,
+    Kd,
+    KdPt,
+    KdRel,
+    KdSim,
+    KdTopk,
+    LogitMse,
+    Nkd,
+    ReverseKl,
+    SkewKl,
+    SkewReverseKl,
+    Tvd,
+)
+from app.recipe.losses.numbers import (
+    Assistive,
+    Mse,
+    SmoothL1,
+    Wing,
+)
+
+__all__ = [
+    "LOSSES",
+    "ActivationBoundary",
+    "Akl",
+    "Assistive",
+    "AttentionRelation",
+    "BdKd",
+    "CrossEntropy",
+    "Dist",
+    "Dkd",
+    "FeatureAutoencoder",
+    "Ferkd",
+    "Hint",
+    "InheritanceExploration",
+    "Jsd",
+    "Kd",
+    "KdPt",
+    "KdRel",
+    "KdSim",
+    "KdTopk",
+    "Lipschitz",
+    "LogitMse",
+    "Loss",
+    "LossTerm",
+    "MiAlpha",
+    "Mse",
+    "Nkd",
+    "Overhaul",
+    "ReverseKl",
+    "Rkd",
+    "SkewKl",
+    "SkewReverseKl",
+    "SmoothL1",
+    "Softened",
+    "Temperature",
+    "Tvd",
+    "Uskd",
+    "Wing",
+]
+
+Loss = Annotated[
+    CrossEntropy
+    | Kd
+    | Nkd
+    | LogitMse
+    | Dkd
+    | Dist
+    | BdKd
+    | ReverseKl
+    | Jsd
+    | SkewKl
+    | SkewReverseKl
+    | Tvd
+    | Akl
+    | KdPt
+    | KdSim
+    | KdTopk
+    | KdRel
+    | Uskd
+    | Ferkd
+    | Hint
+    | Rkd
+    | AttentionRelation
+    | Overhaul
+    | ActivationBoundary
+    | Lipschitz
+    | MiAlpha
+    | FeatureAutoencoder
+    | InheritanceExploration
+    | Mse
+    | SmoothL1
+    | Wing
+    | Assistive,
+    Field(discriminator="kind"),
+]
+LOSSES: tuple[type[LossTerm], ...] = get_args(get_args(Loss)[0])
+"""All kinds."""

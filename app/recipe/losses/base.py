@@ -1,0 +1,52 @@
+"""What every loss term has, whatever it looks at."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from app.recipe.base import Option
+from app.recipe.taps import Taps
+from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.teachers import TeacherName
+from app.recipe.weights import Weight
+
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
+"""Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
+
+
+class LossTerm(Option):
+    """What every term has: its weight in the objective, what it learns from, and the tasks that it is for."""
+
+    needs_teacher: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = False
+    """True when the loss of a row depends on the others of its batch, so that a batch can't be split."""
+    joint: ClassVar[bool] = False
+    """True when the term looks at several teachers at once, instead of being computed for each."""
+    tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
+    equation: ClassVar[str] = ""
+    applies: ClassVar[str] = "Classification with a teacher of the same classes."
+    weight: Weight = 1.0
+    """Factor of this term in the objective: a number, or a ramp over a stage."""
+    teacher: TeacherName | None = None
+    """Name of the teacher to learn from; none: all of them, each with its weight."""
+
+    def taps(self) -> Taps:
+        """The activations that the term looks at."""
+        return Taps()
+
+    def named_teachers(self) -> dict[str, str]:
+        """Teachers that the term names, by the field that does."""
+        return {"teacher": self.teacher} if self.teacher is not None else {}
+
+
+class Softened(LossTerm):
+    """A term that sees nothing but the softened distributions of both sides."""
+
+    temperature: Temperature = 1.0
+    """Divides both sides' logits; the value is not multiplied by its square."""
+    standardize: bool = False
+    """Brings each side's logits to mean 0 and deviation 1 per row first, so that only their relations count
+    (Logit Standardization in Knowledge Distillation, arXiv 2403.01427: there with a temperature of 2 and a weight of 9
+    for `kd`)."""

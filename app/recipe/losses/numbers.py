@@ -1,0 +1,141 @@
+"""The losses of tasks whose answer is a list of numbers, and the softer targets that a tolerant teacher is trained on.
+
+Notation of the equations: x the student's output, g the label, t a teacher's output, each of C numbers; |.| and sign
+are taken number by number, and a loss is the mean over the C numbers and over the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.recipe.base import Fraction, NonNegative, Option, Paper, Positive, Share
+from app.recipe.losses.base import LossTerm
+from app.recipe.task import NUMBERS, Task
+from app.recipe.teachers import TeacherName
+
+KD_LOSS = Paper("Facial Landmark Points Detection Using Knowledge Distillation-Based Neural Networks", "2111.07047")
+Factor = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class DistanceLoss(LossTerm):
+    """A term that sees nothing but the difference between the student's numbers and their target."""
+
+    tasks: ClassVar[tuple[Task, ...]] = NUMBERS
+    applies: ClassVar[str] = "Regression and keypoints, with the labels or with a teacher's answers as the target."
+    target: Literal["labels", "teacher"] = "labels"
+    """What the student is to say: the label, or what the teacher says of the same sample."""
+
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]  # here it depends on a setting
+        return self.target == "teacher"
+
+    @model_validator(mode="after")
+    def _names_a_teacher_only_to_learn_from_it(self) -> Self:
+        if self.teacher is not None and not self.needs_teacher:
+            raise ValueError("teacher is named, but target is labels; set target to teacher, or name no teacher")
+        return self
+
+
+class Mse(DistanceLoss):
+    """Mean squared difference."""
+
+    equation: ClassVar[str] = "(x - g)^2, or (x - t)^2"
+    kind: Literal["mse"] = "mse"
+
+
+class SmoothL1(DistanceLoss):
+    """Squared where the difference is small, absolute where it is large, so that outliers don't lead."""
+
+    paper: ClassVar[Paper | None] = Paper("Fast R-CNN", "1504.08083")
+    equation: ClassVar[str] = "d^2 / (2 beta) where d = |x - g| < beta, else d - beta / 2"
+    kind: Literal["smooth-l1"] = "smooth-l1"
+    beta: Positive = 1.0
+    """Where squared turns into absolute, in units of the targets; coordinates that are fractions of a side want less
+    than 1, such as 0.01."""
+
+
+class Wing(DistanceLoss):
+    """Wing loss: logarithmic where the difference is small, so that the last pixels still count; absolute elsewhere."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Wing Loss for Robust Facial Landmark Localisation with Convolutional Neural Networks", "1711.06753"
+    )
+    equation: ClassVar[str] = "w log(1 + d / epsilon) where d = |x - g| < w, else d - w + w log(1 + w / epsilon)"
+    kind: Literal["wing"] = "wing"
+    w: Positive = 10 / 256
+    """Where the logarithm ends, in units of the targets; the paper's 10 pixels of a side of 256."""
+    epsilon: Positive = 2 / 256
+    """Bends the logarithm, in units of the targets; smaller gives small differences more weight. The paper's 2 pixels
+    of a side of 256."""
+
+
+class Assistive(LossTerm):
+    """KD-Loss of two teachers: the label leads, and each teacher draws the student in or pushes it on.
+
+    Every teacher's answer is reflected to the student's side of the label. A student that is further from the label
+    than the teacher is drawn in; one that is between the teacher and the label is pushed on to the label by a negative
+    weight, so the loss may be below 0; one that is all but there is left alone. The tough teacher was trained on the
+    labels, the tolerant one on `soft-landmarks`.
+    """
+
+    paper: ClassVar[Paper | None] = KD_LOSS
+    joint: ClassVar[bool] = True
+    tasks: ClassVar[tuple[Task, ...]] = NUMBERS
+    equation: ClassVar[str] = (
+        "label_weight M + tough_weight A(tough) + tolerant_weight A(tolerant); s = sign(x - g), t' = g + s |t - g|, "
+        "b = g + near s |t' - g|, A(t) = |t' - x| (outer where x is beyond t', inner where it is between b and t', "
+        "else 0); e = |x - g|, d = |g - t'_tolerant|, M = 3 e where e <= d, else e^2 + 3 d - d^2"
+    )
+    applies: ClassVar[str] = "Keypoints and regression with two teachers, one tough, one tolerant."
+    kind: Literal["assistive"] = "assistive"
+    tolerant: TeacherName
+    """Name of the teacher that was trained on softened targets."""
+    tough: TeacherName
+    """Name of the teacher that was trained on the labels."""
+    label_weight: NonNegative = 2.0
+    """Weight of the part that compares with the label."""
+    tolerant_weight: NonNegative = 1.0
+    """Weight of the tolerant teacher's part."""
+    tough_weight: NonNegative = 1.0
+    """Weight of the tough teacher's part."""
+    tolerant_outer: Factor = 1.8
+    """Factor where the student is further from the label than the tolerant teacher."""
+    tolerant_inner: Factor = -0.4
+    """Factor where it is nearer; negative pushes it away from the teacher, to the label."""
+    tough_outer: Factor = 1.9
+    """Factor where the student is further from the label than the tough teacher."""
+    tough_inner: Factor = -0.45
+    """Factor where it is nearer."""
+    near: Share = 0.15
+    """Share of a teacher's distance from the label within which that teacher leaves the student alone."""
+
+    @model_validator(mode="after")
+    def _names_two_teachers(self) -> Self:
+        if self.tolerant == self.tough:
+            raise ValueError("tolerant and tough must name two different teachers")
+        if self.teacher is not None:
+            raise ValueError("teacher must not be given; tolerant and tough name the teachers of this loss")
+        return self
+
+    def named_teachers(self) -> dict[str, str]:
+        return {"tolerant": self.tolerant, "tough": self.tough}
+
+
+NUMBER_LOSSES: tuple[type[LossTerm], ...] = (Mse, SmoothL1, Wing, Assistive)
+
+
+class SoftLandmarks(Option):
+    """Softer targets for a tolerant teacher: the labels, seen through their main directions of variation alone.
+
+    The directions are those of a principal component analysis of the training targets; what a target is off the mean
+    along each is clipped, and what it is off in all other directions is lost.
+    """
+
+    paper: ClassVar[Paper | None] = KD_LOSS
+    kind: Literal["soft-landmarks"] = "soft-landmarks"
+    variance: Fraction = 0.9
+    """Share of the targets' variance that the directions must explain; less makes a more tolerant teacher."""
+    clip: Positive = 3.0
+    """How far from the mean a target may be in any of the directions, in its standard deviations."""

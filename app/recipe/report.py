@@ -1,0 +1,41 @@
+"""How a model's report (`report.json`) is laid out as a table, for its card and for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ONNX, INT8, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
+GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM}
+"""Files of the graphs, by their key in the report's figures of the student."""
+Figures = Mapping[str, Any]
+
+
+def columns(report: Figures) -> dict[str, Figures]:
+    """Figures by the titles of the table's columns: teachers, epochs, files. What a report lacks is left out."""
+    student, epochs = report.get("student") or {}, report.get("epochs") or {}
+    teachers = report.get("teachers") or {}
+    found = {
+        **(teachers if len(teachers) > 1 else {"teacher": report.get("teacher")}),
+        "last epoch": epochs.get("last"),
+        "best epoch": epochs.get("best"),
+        "model.safetensors": student,
+        **{file: student.get(key) for key, file in GRAPHS.items()},
+    }
+    return {title: figures for title, figures in found.items() if figures}
+
+
+def rows(columns: Mapping[str, Figures]) -> Iterator[tuple[str, list[str]]]:
+    """Every number that a column has: its name, and its cell in each column."""
+    richest = sorted(columns.values(), key=len, reverse=True)  # its order is the one to follow
+    names = dict.fromkeys(
+        name for column in richest for name, value in column.items() if isinstance(value, int | float)
+    )
+    for name in names:
+        yield name, [_cell(figures.get(name)) for figures in columns.values()]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and abs(value) < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else ""

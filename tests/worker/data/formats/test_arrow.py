@@ -1,0 +1,201 @@
+"""Parquet files and saved data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from app.recipe.data import Data
+from app.recipe.task import Task
+from tests.worker.data.formats.builders import PARAM, array, options, packed, picture, refusal
+from worker.data.formats import arrow, read_samples
+from worker.data.formats.columns import Samples, Texts
+
+
+def parquet(inputs: list[str], labels: list[str], **more: Any) -> Data:
+    return options("parquet", input_columns=inputs, label_columns=labels, **more)
+
+
+def write(folder: Path, columns: dict[str, Any]) -> Path:
+    pq.write_table(pa.table(columns), folder / "a.parquet", row_group_size=3)
+    return folder / "a.parquet"
+
+
+def read(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> Samples:
+    return read_samples(write(folder, columns), data, task, PARAM)
+
+
+def said(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> str:
+    return refusal(write(folder, columns), data, task).message
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"] * 4, pa.array(["no", "yes"] * 4).dictionary_encode()])
+def test_texts_with_names_of_classes(tmp_path: Path, labels: Any) -> None:
+    texts = [f"text {i}" for i in range(8)]
+    found = read(tmp_path, {"t": texts, "y": labels, "z": [1] * 8}, parquet(["t"], ["y"]), "text-classification")
+    assert found == Samples(Texts(texts), ["no", "yes"] * 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [([0, 1, 2], pa.uint8()), ([0, 1, 2], pa.int64()), ([False, True, True], pa.bool_())]
+)
+def test_numbers_of_classes(tmp_path: Path, labels: list[Any], kind: pa.DataType) -> None:
+    columns = {"t": ["a", "b", "c"], "y": pa.array(labels, kind)}
+    found = read(tmp_path, columns, parquet(["t"], ["y"]), "text-classification")
+    assert np.asarray(found.labels).tolist() == [int(label) for label in labels]
+
+
+def test_columns_and_lists_of_numbers_are_a_table(tmp_path: Path) -> None:
+    columns = {
+        "a": pa.array([1, 2, 3, 4], pa.int8()),
+        "b": pa.array([0.5, 1, 2, 3], pa.float64()),
+        "v": pa.array([[1.0, 2.0]] * 4, pa.list_(pa.float32())),
+        "f": pa.array([[7, 8]] * 4, pa.list_(pa.int32(), 2)),
+        "y": pa.array([1.5, 2.5, 3.5, 4.5], pa.float16()),
+    }
+    found = read(tmp_path, columns, parquet(["a", "b", "v", "f"], ["y", "v"]), "regression")
+    assert array(found)[1].tolist() == [2, 1, 1, 2, 7, 8]
+    assert array(found).dtype == np.float32
+    assert np.asarray(found.labels)[3].tolist() == [4.5, 1, 2]
+
+
+@pytest.mark.parametrize("shape", ["bytes", "struct"])
+def test_images_as_bytes_or_as_structs(tmp_path: Path, shape: str) -> None:
+    images: list[Any] = [picture(shade) for shade in (1, 2, 3, 4)]
+    if shape == "struct":
+        images = [{"bytes": image, "path": "/etc/passwd"} for image in images]
+    found = read(tmp_path, {"i": images, "y": [0, 1, 0, 1]}, parquet(["i"], ["y"]), "image-classification")
+    assert array(found).shape == (4, 3, 6, 5)
+    assert array(found)[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_keypoints_of_images(tmp_path: Path) -> None:
+    columns = {"i": [picture(1), picture(2)], "p": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]}
+    found = read(tmp_path, columns, parquet(["i"], ["p"]), "keypoints")
+    np.testing.assert_allclose(np.asarray(found.labels), columns["p"], rtol=1e-6)
+
+
+ONE_PATH = pa.array([{"bytes": None, "path": "/etc/passwd"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+
+
+@pytest.mark.parametrize(
+    ("columns", "data", "task", "message"),
+    [
+        ({"x": [1.0, None], "y": [1, 2]}, parquet(["x"], ["y"]), "regression", "'x' of data.train has None in row 1"),
+        ({"x": [1.0, np.nan], "y": [1, 2]}, parquet(["x"], ["y"]), "regression", "has [nan] in row 1"),
+        ({"x": [1.0, 1e60], "y": [1, 2]}, parquet(["x"], ["y"]), "regression", "has [1e+60] in row 1"),
+        ({"x": [[1], [1, 2]], "y": [1, 2]}, parquet(["x"], ["y"]), "regression", "has [1, 2] in row 1"),
+        (
+            {"x": pa.array([[], []], pa.list_(pa.int8())), "y": [1, 2]},
+            parquet(["x"], ["y"]),
+            "regression",
+            "has [] in row 0",
+        ),
+        ({"x": [[1], [None]], "y": [1, 2]}, parquet(["x"], ["y"]), "regression", "has [None] in row 1"),
+        ({"x": ["a", "b"], "y": [1.5, 2]}, parquet(["x"], ["y"]), "text-classification", "values of type double"),
+        ({"x": ["a", "b"], "y": ["c", ""]}, parquet(["x"], ["y"]), "text-classification", "has '' in row 1"),
+        ({"x": ["a", "b"], "y": [1, None]}, parquet(["x"], ["y"]), "text-classification", "has None in row 1"),
+        ({"x": ["a"], "y": [1]}, parquet(["z"], ["y"]), "text-classification", "no column 'z'; it has 'x', 'y'"),
+        ({"x": pa.array([], pa.string()), "y": []}, parquet(["x"], ["y"]), "text-classification", "has no rows"),
+        ({"x": ["a"], "n": [1], "y": [1]}, parquet(["x", "n"], ["y"]), "regression", "do not go together"),
+        ({"x": [b"?"], "n": [1], "y": [1]}, parquet(["x"], ["y"]), "image-classification", "'row 0' in data.train"),
+        ({"x": ONE_PATH, "y": [1]}, parquet(["x"], ["y"]), "image-classification", "has None in row 0"),
+        ({"x": [{"a": 1}], "y": [1]}, parquet(["x"], ["y"]), "regression", "values of type struct"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, columns: dict[str, Any], data: Data, task: Task, message: str) -> None:
+    assert message in said(tmp_path, columns, data, task)
+
+
+@pytest.mark.parametrize("damage", ["cut", "scramble", "other"])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
+    path = write(tmp_path, {"x": [1.0] * 500, "y": [2.0] * 500})
+    content = path.read_bytes()
+    middle = bytes(byte ^ 0x5A for byte in content[4:-8])
+    path.write_bytes({"cut": content[:-30], "scramble": content[:4] + middle + content[-8:], "other": b"hello"}[damage])
+    assert "not a sound Parquet file" in refusal(path, parquet(["x"], ["y"]), "regression").message
+
+
+def test_columns_above_the_cap_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "MAX_BYTES", 100)
+    assert "more than 100 bytes" in said(
+        tmp_path, {"x": [1.0] * 50, "y": [1.0] * 50}, parquet(["x"], ["y"]), "regression"
+    )
+
+
+# --- data sets of `datasets` ---
+
+
+def saved(folder: Path, made: Any, kind: str = "a.tar") -> Path:
+    made.save_to_disk(folder / "saved", **({} if isinstance(made, datasets.DatasetDict) else {"num_shards": 2}))
+    files = sorted(path for path in (folder / "saved").rglob("*") if path.is_file())
+    return packed(folder / kind, {str(path.relative_to(folder)): path.read_bytes() for path in files})
+
+
+def hf(inputs: list[str], labels: list[str], **more: Any) -> Data:
+    return options("hf-dataset", input_columns=inputs, label_columns=labels, **more)
+
+
+def a_set(count: int = 7) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["zebra", "ant"]),
+            "score": datasets.Value("float32"),
+        }
+    )
+    images = [Image.new("RGB", (5, 6), (i, i, i)) for i in range(count)]
+    rows = {"image": images, "text": [f"t{i}" for i in range(count)]}
+    return datasets.Dataset.from_dict(
+        {**rows, "label": [i % 2 for i in range(count)], "score": [i / 2 for i in range(count)]}, features
+    )
+
+
+@pytest.mark.parametrize("kind", ["a.tar", "a.tar.gz", "a.zip"])
+def test_a_saved_set_has_images_and_named_classes(tmp_path: Path, kind: str) -> None:
+    data = hf(["image"], ["label"])
+    found = read_samples(saved(tmp_path, a_set(), kind), data, "image-classification", PARAM)
+    assert array(found)[:, 0, 0, 0].tolist() == list(range(7))
+    assert np.asarray(found.labels).tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert found.class_names == ["zebra", "ant"]
+
+
+def test_texts_with_a_score(tmp_path: Path) -> None:
+    found = read_samples(saved(tmp_path, a_set(3).select([2, 0])), hf(["text"], ["score"]), "regression", PARAM)
+    assert found.inputs == Texts(["t2", "t0"])
+    assert np.asarray(found.labels).tolist() == [[1.0], [0.0]]
+
+
+def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
+    path = saved(tmp_path, datasets.DatasetDict({"train": a_set(4), "test": a_set(3)}))
+    data = hf(["text"], ["label"], split="train", eval_split="test")
+    assert len(read_samples(path, data, "text-classification", "data.train").labels) == 4
+    assert len(read_samples(path, data, "text-classification", "data.eval").labels) == 3
+    error = refusal(path, hf(["text"], ["label"]), "text-classification")
+    assert error.param == "data.split"
+    assert "its splits are: test, train" in error.message
+    missing = hf(["text"], ["label"], split="train", eval_split="dev")
+    assert refusal(path, missing, "text-classification", "data.eval").param == "data.eval_split"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"x/state.json": b"{}", "x/data.arrow": b""}, "not a sound data set"),
+        ({"x/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}'}, "does not hold it"),
+        ({"x/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}', "x/a.arrow": b"nonsense"}, "not a sound"),
+        ({"x/state.json": b'{"_data_files": []}'}, "not a sound data set"),
+        ({"x/a.arrow": b""}, "no single split"),
+    ],
+)
+def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    path = packed(tmp_path / "a.zip", files)
+    assert message in refusal(path, hf(["text"], ["label"]), "text-classification").message

@@ -1,0 +1,191 @@
+"""Changes training samples as they are seen, on the device that they live on.
+
+What happens to a sample is drawn from the job's seed for an augmentation epoch and for the number of the sample, before
+any batch is made: so it looks the same in whatever batch it comes, a resumed run sees what an uninterrupted one would
+have seen, and a teacher's answers may be kept by sample and epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.augmentation import (
+    Augment,
+    Crop,
+    CutMix,
+    Cutout,
+    Flip,
+    Mixup,
+    RandAugment,
+    SelfMix,
+    TokenDelete,
+    TokenMask,
+)
+from app.recipe.data import Data
+from app.recipe.job import JobSpec
+from worker.data.augment.base import Draws, Random, Scene, Step
+from worker.data.augment.geometry import IMAGES, CropStep, CutoutStep, FlipStep
+from worker.data.augment.mixing import MixStep
+from worker.data.augment.words import WordStep
+from worker.data.batches import Batch
+from worker.data.load import TaskData
+from worker.data.randomness import generator
+from worker.data.readers import WORDS, Special
+from worker.errors import UserError
+
+VERSION = 1
+"""Changes whenever the same draws come to mean other pixels."""
+
+
+class _Epoch(NamedTuple):
+    """All that was drawn for one epoch, on the samples' device."""
+
+    steps: list[Draws]
+    again: list[Draws]
+    """The same steps for the second view of each sample."""
+    mixes: list[Draws]
+    partner: Tensor
+    """(N,) int64: a permutation of the samples."""
+
+
+class Augmenter:
+    """Augments batches of `samples`; a pure function of the batch, the epoch, and what it was made of."""
+
+    def __init__(
+        self,
+        data: Data,
+        samples: Batch,
+        classes: int | None,
+        seed: int,
+        special: Mapping[str, Special] | None = None,
+        *,
+        points: bool = False,
+    ) -> None:
+        """`samples` is the whole training split; `classes` is none for numbers, which are x and y of `points` or not;
+        `special` describes views of texts."""
+        self._samples, self._classes, self._seed = samples, classes, seed
+        self._data, self._special = data, special or {}
+        self._steps = [_step(spec, self._special, points=points) for spec in data.augment if not spec.mixes]
+        self._mixes = [MixStep(spec) for spec in data.augment if isinstance(spec, Mixup | CutMix | SelfMix)]
+        self._scene = _scene(samples)
+        self._drawn: tuple[int, _Epoch] | None = None
+
+    def cycle(self, epoch: int) -> int:
+        """The augmentation epoch whose draws this epoch of training shows."""
+        return epoch % (self._data.augment_epochs or epoch + 1)
+
+    def digest(self) -> str:
+        """Of everything that decides what a sample becomes, but for the sample itself."""
+        specs = [spec.model_dump(mode="json") for spec in self._data.augment]
+        decides = [VERSION, specs, self._data.augment_epochs, self._seed, list(self._scene), sorted(self._special)]
+        return sha256(json.dumps(decides).encode()).hexdigest()
+
+    def __call__(self, batch: Batch, epoch: int) -> Batch:
+        """The batch as it looks in `epoch` of training, its `epoch` the augmentation epoch.
+
+        Images become float32, of the range that they are stored in; where anything mixes samples, classes become
+        probabilities (B, C) float32.
+        """
+        drawn = self._draw(self.cycle(epoch))
+        own = self._apart(batch, drawn.steps)
+        others = {within: self._other(batch, drawn, within=within) for within in {mix.within for mix in self._mixes}}
+        for mix, draws in zip(self._mixes, drawn.mixes, strict=True):
+            own = mix.join(own, others[mix.within], _rows(draws, batch.index))
+        inputs = {view: samples for view, samples in own.inputs.items() if not view.startswith(WORDS)}
+        return replace(own, inputs=inputs, epoch=self.cycle(epoch))
+
+    def _other(self, batch: Batch, drawn: _Epoch, *, within: bool) -> Batch:
+        if within:
+            return self._apart(batch, drawn.again)
+        return self._apart(self._samples.take(drawn.partner[batch.index]), drawn.steps)
+
+    def _apart(self, batch: Batch, drawn: list[Draws]) -> Batch:
+        """Each sample changed on its own."""
+        raw = {view: samples.float() if view == IMAGES else samples for view, samples in batch.inputs.items()}
+        changed = replace(batch, inputs=raw, targets=self._targets(batch.targets))
+        for step, draws in zip(self._steps, drawn, strict=True):
+            changed = step.apply(changed, _rows(draws, batch.index))
+        return changed
+
+    def _targets(self, targets: Tensor) -> Tensor:
+        if not self._mixes or self._classes is None:
+            return targets
+        return F.one_hot(targets, self._classes).float()
+
+    def _draw(self, epoch: int) -> _Epoch:
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, self._drawn_anew(epoch))
+        return self._drawn[1]
+
+    def _drawn_anew(self, epoch: int) -> _Epoch:
+        steps, again = (
+            [self._of(step, (view, place), epoch) for place, step in enumerate(self._steps)] for view in "ab"
+        )
+        mixes = [self._of(mix, ("mix", place), epoch) for place, mix in enumerate(self._mixes)]
+        if len(mixes) > 1:
+            self._leave_one(mixes, self._random(("which",), epoch)(""))
+        order = torch.randperm(self._scene.count, generator=self._random(("partner",), epoch)(""))
+        return _Epoch(steps, again, mixes, order.to(self._samples.index.device))
+
+    def _of(self, step: Step | MixStep, purpose: tuple[str | int, ...], epoch: int) -> Draws:
+        drawn = step.draw(self._scene, self._random(purpose, epoch))
+        return {name: values.to(self._samples.index.device) for name, values in drawn.items()}
+
+    def _random(self, purpose: tuple[str | int, ...], epoch: int) -> Random:
+        return lambda name: generator(self._seed, "augment", epoch, *purpose, name)
+
+    def _leave_one(self, mixes: list[Draws], random: torch.Generator) -> None:
+        """Each sample is mixed in one way at most, and each way has the same chance."""
+        which = torch.randint(len(mixes), (self._scene.count,), generator=random).to(self._samples.index.device)
+        for place, draws in enumerate(mixes):
+            draws["mixed"] &= which == place
+
+
+def _rows(draws: Draws, index: Tensor) -> Draws:
+    return {name: values[index] for name, values in draws.items()}
+
+
+def _scene(samples: Batch) -> Scene:
+    images = samples.inputs.get(IMAGES)
+    return Scene(len(samples), *(images.shape[2:] if images is not None else (0, 0)))
+
+
+def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Step:
+    match spec:
+        case Crop():
+            return CropStep(spec, points=points)
+        case Flip():
+            return FlipStep(spec)
+        case Cutout():
+            return CutoutStep(spec)
+        case RandAugment():
+            from worker.data.augment.rand_augment import RandAugmentStep  # which takes a third of a second
+
+            return RandAugmentStep(spec)
+        case TokenMask() | TokenDelete():
+            return WordStep(spec, special)
+        case _:
+            raise TypeError(f"{spec.kind} mixes samples")
+
+
+def build_augmenter(job: JobSpec, task: TaskData, seed: int) -> Augmenter | None:
+    """What changes the training samples of a job, which lie where they will be trained on; none: nothing does.
+
+    Raises UserError (`invalid_job`) when a tokenizer has no token that hides a word.
+    """
+    if not job.data.augment:
+        return None
+    special = task.readers.special if task.readers else {}
+    for index, spec in enumerate(job.data.augment):
+        if isinstance(spec, TokenMask) and any(view.mask is None for view in special.values()):
+            message = "a tokenizer has no mask token (accepted: token-delete, or tokenizers with one such as [MASK])"
+            raise UserError("invalid_job", f"data.augment[{index}]: {message}", f"data.augment[{index}].kind")
+    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=job.task == "keypoints")

@@ -1,0 +1,63 @@
+"""Hides words of texts, or takes them out, alike in every view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from app.recipe.augmentation import TokenDelete, TokenMask
+from worker.data.augment.base import Draws, Random, Scene
+from worker.data.batches import Batch
+from worker.data.readers import WORDS, Special
+from worker.data.tokens import NO_WORD
+
+_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -49064778989728563, -4265267296055464877
+"""Odd constants of well-known mixing functions of 64 bits, as signed numbers."""
+_BITS = 53
+
+
+class WordStep:
+    """`token-mask` or `token-delete`."""
+
+    def __init__(self, spec: TokenMask | TokenDelete, special: Mapping[str, Special]) -> None:
+        self._share, self._deletes, self._special = spec.share, isinstance(spec, TokenDelete), special
+
+    def draw(self, scene: Scene, random: Random) -> Draws:
+        """A key for each text: what happens to a word is a function of it and of the word's number."""
+        key = torch.randint(-(2**63), 2**63 - 1, (scene.count,), generator=random("key"))
+        return {"key": key}
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        inputs = dict(batch.inputs)
+        for view, special in self._special.items():
+            ids, words = inputs[view], inputs[WORDS + view]
+            chosen = self._chosen(words, draws["key"])
+            if self._deletes:
+                ids, words = _without(ids, words, chosen, special.pad)
+            elif special.mask is not None:
+                ids = ids.masked_fill(chosen, special.mask)
+            inputs |= {view: ids, WORDS + view: words}
+        return replace(batch, inputs=inputs)
+
+    def _chosen(self, words: Tensor, key: Tensor) -> Tensor:
+        """Tokens (B, S) to change; the word with the largest number of a text is never among them."""
+        uniform = uniform_of(key[:, None], words.long()).masked_fill(words == NO_WORD, -1.0)
+        return (words != NO_WORD) & (uniform < self._share) & (uniform < uniform.amax(1, keepdim=True))
+
+
+def uniform_of(key: Tensor, number: Tensor) -> Tensor:
+    """A number in [0, 1), float64, that looks random, for each pair of int64."""
+    mixed = key + (number + 1) * _GOLDEN
+    for factor in (_FIRST, _SECOND):
+        mixed = (mixed ^ ((mixed >> 33) & (2**31 - 1))) * factor
+    return ((mixed >> (64 - _BITS)) & (2**_BITS - 1)).double() / 2**_BITS
+
+
+def _without(ids: Tensor, words: Tensor, gone: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """The other tokens, moved together; padding takes the room at the end."""
+    order = gone.to(torch.uint8).argsort(dim=1, stable=True)
+    empty = gone.gather(1, order)
+    return ids.gather(1, order).masked_fill(empty, pad), words.gather(1, order).masked_fill(empty, NO_WORD)

@@ -1,0 +1,220 @@
+"""Reads columns that Apache Arrow holds: Parquet files, and data sets of Hugging Face `datasets` saved to disk.
+
+Of such a data set only the tables and the plain description in them are read: nothing that it says is ever run, and no
+path that it names is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from app.recipe.data import HfData, ParquetData
+from app.recipe.task import CLASSIFICATION, Task
+from worker.data.archive import NDArray
+from worker.data.formats.columns import Place, Samples, Values, assemble, missing_column
+from worker.data.formats.faults import MAX_BYTES, invalid
+from worker.data.formats.packs import members
+from worker.data.formats.pictures import LARGEST, Encoded, decode
+from worker.errors import UserError
+
+MAX_THRIFT = 256 * 2**20
+"""Bytes that a Parquet file's own description may claim."""
+BATCH_ROWS = 4096
+
+
+def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Samples:
+    """Read a Parquet file. Raises UserError (`invalid_data`) naming column, row and value."""
+    names = _named(data)
+    with _sound(param, "a sound Parquet file"):
+        file = pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT, thrift_container_size_limit=MAX_THRIFT)
+        _require(names, file.schema_arrow.names, param)
+        batches, taken = [], 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=names):
+            taken += batch.nbytes
+            _limit(taken, param)
+            batches.append(batch)
+        table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
+        table.validate(full=True)
+    return _samples(table, data, task, param)
+
+
+def read_hf(path: Path, data: HfData, task: Task, param: str) -> Samples:
+    """Read a packed data set; `param` tells which of the two splits is meant."""
+    split = data.split if param == "data.train" else data.eval_split
+    with _sound(param, "a sound data set"):
+        tables = [pa.ipc.open_stream(pa.py_buffer(shard)).read_all() for shard in _shards(path, split, param)]
+        names = _named(data)
+        for table in tables:
+            _require(names, table.column_names, param)
+        table = pa.concat_tables([table.select(names) for table in tables])
+        table.validate(full=True)
+    return _samples(table, data, task, param)
+
+
+def _named(data: ParquetData | HfData) -> list[str]:
+    return list(dict.fromkeys([*data.input_columns, *data.label_columns]))
+
+
+@contextmanager
+def _sound(param: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
+        first = str(error).partition("\n")[0][:200]
+        raise invalid(f"{param} is not {what}: {first}", param) from error
+
+
+def _limit(taken: int, param: str) -> None:
+    if taken > MAX_BYTES:
+        raise invalid(f"the columns of {param} take more than {MAX_BYTES} bytes", param)
+
+
+def _require(names: Sequence[str], there: Sequence[str], param: str) -> None:
+    for name in names:
+        if there.count(name) != 1:
+            raise missing_column(name, there, param, param)
+
+
+def _shards(path: Path, split: str | None, param: str) -> list[bytes]:
+    """The Arrow files of one split, in the order that the data set's state names them in."""
+    found = {member.path: member.content for member in members(path, MAX_BYTES, param) if _belongs(member.path)}
+    states = sorted(place for place in found if place.name == "state.json")
+    chosen = [place for place in states if split is None or place.parent.name == split]
+    if len(chosen) != 1:
+        there = ", ".join(place.parent.name or "." for place in states[:20]) or "none"
+        field = "data.split" if param == "data.train" else "data.eval_split"
+        wanted = "single split" if split is None else f"split {split!r}"
+        raise invalid(f"{param} has no {wanted}; its splits are: {there}", field)
+    return [_shard(found, chosen[0].parent, name, param) for name in _file_names(found[chosen[0]])]
+
+
+def _belongs(path: PurePosixPath) -> bool:
+    return path.name == "state.json" or path.suffix == ".arrow"
+
+
+def _file_names(state: bytes) -> list[str]:
+    files = json.loads(state)["_data_files"]
+    return [str(PurePosixPath(file["filename"]).name) for file in files]
+
+
+def _shard(found: dict[PurePosixPath, bytes], folder: PurePosixPath, name: str, param: str) -> bytes:
+    if folder / name not in found:
+        raise invalid(f"{param} names a file {name!r} and does not hold it", param)
+    return found[folder / name]
+
+
+def _samples(table: pa.Table, data: ParquetData | HfData, task: Task, param: str) -> Samples:
+    if not table.num_rows:
+        raise invalid(f"{param} has no rows", param)
+    inputs = {name: _values(table[name], data, Place(param, name), labels=False) for name in data.input_columns}
+    classes = task in CLASSIFICATION
+    labels = {name: _values(table[name], data, Place(param, name), labels=classes) for name in data.label_columns}
+    return assemble(inputs, labels, task, param, _class_names(table.schema, data.label_columns[0]) if classes else None)
+
+
+def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place, *, labels: bool) -> Values:
+    """One column of any type that we read; `labels`: whole numbers are classes."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    _refuse_nulls(column, place)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _words(column.to_pylist(), place, empty=not labels)
+    if _holds_bytes(kind):
+        return decode(_encoded(column, place), data, place.param)
+    if labels and (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        return np.asarray(column.cast(pa.int64()).to_numpy())
+    if not labels and _is_numeric(kind):
+        return _numbers(column, place)
+    raise _unreadable(kind, place, labels=labels)
+
+
+def _unreadable(kind: pa.DataType, place: Place, *, labels: bool) -> UserError:
+    accepted = "whole numbers or text" if labels else "text, numbers, lists of numbers, or bytes of images"
+    return invalid(
+        f"column {place.column!r} of {place.param} has values of type {kind}; accepted: {accepted}", place.param
+    )
+
+
+def _refuse_nulls(column: pa.ChunkedArray, place: Place) -> None:
+    if column.null_count:
+        row = pc.index(column.is_null(), pa.scalar(True)).as_py()
+        raise place.wrong(row, None, "a value in every row")
+
+
+def _words(values: list[str], place: Place, *, empty: bool) -> list[str]:
+    if not empty and "" in values:
+        raise place.wrong(values.index(""), "", "text that is not empty")
+    return values
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _encoded(column: pa.ChunkedArray, place: Place) -> Iterator[Encoded]:
+    for row, value in enumerate(value for chunk in column.chunks for value in chunk):
+        content = value["bytes"] if isinstance(value, pa.StructScalar) else value
+        if not content.is_valid:
+            raise place.wrong(row, None, "the bytes of an image")
+        buffer = content.as_buffer()
+        if buffer.size > LARGEST:
+            raise place.wrong(row, f"{buffer.size} bytes", f"at most {LARGEST} bytes")
+        yield Encoded(f"row {row}", buffer)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    number = kind.value_type if lists else kind
+    return bool(pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number))
+
+
+def _numbers(column: pa.ChunkedArray, place: Place) -> NDArray:
+    """Numbers (N, 1), or lists of one length (N, T), as float32."""
+    width = 1
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        column, width = _flattened(column, place)
+    values = column.cast(pa.float64(), safe=False).to_numpy()
+    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
+        numbers = values.astype(np.float32).reshape(-1, width)
+    finite = np.isfinite(numbers).all(axis=1)
+    if not finite.all():
+        row = int(finite.argmin())
+        raise place.wrong(row, values.reshape(-1, width)[row].tolist(), "finite 32-bit numbers")
+    return numbers
+
+
+def _flattened(column: pa.ChunkedArray, place: Place) -> tuple[pa.ChunkedArray, int]:
+    lengths = pc.list_value_length(column).to_numpy()
+    wrong = lengths != lengths[0]
+    if wrong.any() or not lengths[0]:
+        row = int(wrong.argmax())
+        raise place.wrong(row, column[row].as_py(), f"{lengths[0] or 'some'} numbers, as in row 0")
+    flat = pc.list_flatten(column)
+    if flat.null_count:
+        row = pc.index(flat.is_null(), pa.scalar(True)).as_py() // int(lengths[0])
+        raise place.wrong(row, column[row].as_py(), "a number in every place")
+    return flat, int(lengths[0])
+
+
+def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Names of a `ClassLabel`, from the description that `datasets` writes into its tables; none: it says nothing."""
+    try:
+        features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else None

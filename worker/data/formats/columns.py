@@ -1,0 +1,212 @@
+"""Columns of a table as they grow row by row, and what they amount to once they are read."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from app.recipe.task import CLASSIFICATION, Task
+from worker.data.archive import NDArray
+from worker.data.formats.faults import invalid, shown
+from worker.errors import UserError
+
+Values = NDArray | list[str]
+"""One column: texts or names, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W) uint8."""
+
+
+class Texts(NamedTuple):
+    """N texts, or N pairs of them."""
+
+    first: list[str]
+    second: list[str] | None = None
+
+
+class Samples(NamedTuple):
+    """A file's samples as they were stored."""
+
+    inputs: NDArray | Texts
+    """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
+    labels: NDArray | list[str]
+    """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
+    class_names: list[str] | None = None
+    """Names of the classes 0, 1, ..., where the file tells them."""
+
+
+class Place(NamedTuple):
+    """Where a value stands, for the one who has to find it; rows count from 0, a header line not counted."""
+
+    param: str
+    column: str
+
+    def wrong(self, row: int, value: object, accepted: str) -> UserError:
+        """The value can't be used."""
+        message = f"column {self.column!r} of {self.param} has {shown(value)} in row {row}; accepted: {accepted}"
+        return invalid(message, self.param)
+
+
+class Column(Protocol):
+    """Takes the values of one column, one after the other."""
+
+    def add(self, value: object) -> None:
+        """Keep a value. Raises UserError naming row, column and value."""
+
+    def whole(self) -> Values:
+        """All that was kept."""
+        ...
+
+
+class Numbers:
+    """Finite numbers; or lists of them, all of one length."""
+
+    def __init__(self, place: Place, *, typed: bool) -> None:
+        self._place, self._typed = place, typed
+        self._values, self._width, self._rows = array("d"), 0, 0
+
+    def add(self, value: object) -> None:
+        row = value if isinstance(value, list) else [value]
+        self._width = self._width or len(row)
+        if len(row) != self._width or not row:
+            raise self._place.wrong(self._rows, value, f"{self._width or 'some'} numbers, as in row 0")
+        self._values.extend(self._number(item) for item in row)
+        self._rows += 1
+
+    def _number(self, value: object) -> float:
+        number = as_number(value, typed=self._typed)
+        if number is None or not abs(number) <= FLOAT_MAX:
+            raise self._place.wrong(self._rows, value, "a finite 32-bit number")
+        return number
+
+    def whole(self) -> NDArray:
+        """(N, width) float32."""
+        return np.frombuffer(self._values, np.float64).astype(np.float32).reshape(self._rows, -1)
+
+
+class Words:
+    """Texts, or names of classes."""
+
+    def __init__(self, place: Place, *, empty: bool) -> None:
+        self._place, self._empty = place, empty
+        self._values: list[str] = []
+
+    def add(self, value: object) -> None:
+        if not isinstance(value, str) or not (value or self._empty):
+            raise self._place.wrong(len(self._values), value, "text" if self._empty else "text that is not empty")
+        self._values.append(value)
+
+    def whole(self) -> list[str]:
+        """N texts."""
+        return self._values
+
+
+class Classes:
+    """Numbers of classes."""
+
+    def __init__(self, place: Place, *, typed: bool) -> None:
+        self._place, self._typed = place, typed
+        self._values = array("q")
+
+    def add(self, value: object) -> None:
+        number = as_class(value, typed=self._typed)
+        if number is None:
+            raise self._place.wrong(len(self._values), value, "a whole number, as in row 0")
+        self._values.append(number)
+
+    def whole(self) -> NDArray:
+        """(N,) int64."""
+        return np.frombuffer(self._values, np.int64).copy()
+
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+def as_number(value: object, *, typed: bool) -> float | None:
+    """The value as a number; text is read as one unless the format has types of its own."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if abs(value) <= FLOAT_MAX else math.inf
+    if typed or not isinstance(value, str) or "_" in value:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def as_class(value: object, *, typed: bool) -> int | None:
+    """The value as the number of a class, if it is one."""
+    if typed:
+        number = int(value) if isinstance(value, int) else None  # true and false are classes too
+    else:
+        number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else None
+    return number if number is not None and -(2**63) <= number < 2**63 else None
+
+
+def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
+    """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
+    numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
+    if task == "text-classification" or not numeric:
+        return Words(place, empty=True)
+    return Numbers(place, typed=typed)
+
+
+def label_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
+    """A column of labels whose first value is `first`."""
+    if task not in CLASSIFICATION:
+        return Numbers(place, typed=typed)
+    return Words(place, empty=False) if as_class(first, typed=typed) is None else Classes(place, typed=typed)
+
+
+def missing_column(name: str, there: Iterable[str], where: str, param: str) -> UserError:
+    """`where` has no such column, or two of them."""
+    columns = sorted(there)
+    found = "more than one column" if name in columns else "no column"
+    listed = ", ".join(shown(column) for column in columns[:20]) or "none"
+    return invalid(f"{where} has {found} {name!r}; it has {listed}", param)
+
+
+def assemble(
+    inputs: Mapping[str, Values],
+    labels: Mapping[str, Values],
+    task: Task,
+    param: str,
+    class_names: list[str] | None = None,
+) -> Samples:
+    """A file's columns as samples. Raises UserError when they do not fit together, or not the task."""
+    found = _inputs(inputs, param)
+    if task in CLASSIFICATION:
+        if len(labels) > 1:
+            raise invalid(f"{task} has one column of labels, not {len(labels)}", "data.label_columns")
+        return Samples(found, next(iter(labels.values())), class_names)
+    return Samples(found, np.concatenate([_numeric(*item) for item in labels.items()], axis=1))
+
+
+def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | Texts:
+    texts = [values for values in columns.values() if isinstance(values, list)]
+    if texts and (len(texts) < len(columns) or len(texts) > 2):
+        kinds = ", ".join(f"{name!r}: {_kind(values)}" for name, values in list(columns.items())[:20])
+        accepted = "one or two columns of texts, one of images, or columns of numbers"
+        raise invalid(f"the columns of {param} do not go together: {kinds}; accepted: {accepted}", "data.input_columns")
+    if texts:
+        return Texts(*texts)
+    if any(_kind(values) == "images" for values in columns.values()):
+        if len(columns) > 1:
+            raise invalid(
+                f"one of {len(columns)} columns of {param} has images; accepted: that one alone", "data.input_columns"
+            )
+        return np.asarray(next(iter(columns.values())))
+    return np.concatenate([_numeric(*item) for item in columns.items()], axis=1)
+
+
+def _kind(values: Values) -> str:
+    if isinstance(values, list):
+        return "texts"
+    return "images" if values.ndim == 4 else "numbers"
+
+
+def _numeric(name: str, values: Values) -> NDArray:
+    if isinstance(values, list) or values.ndim != 2:
+        raise invalid(f"column {name!r} holds {_kind(values)}; accepted: numbers", "data.label_columns")
+    return values

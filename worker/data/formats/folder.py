@@ -1,0 +1,55 @@
+"""Reads an archive with one folder of images for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from app.recipe.data import ImageFolderData
+from app.recipe.task import Task
+from worker.data.formats.columns import Samples
+from worker.data.formats.faults import invalid, shown
+from worker.data.formats.packs import members
+from worker.data.formats.pictures import LARGEST, Encoded, decode
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_IGNORED = {"Thumbs.db", "desktop.ini"}
+
+
+def read_folder(path: Path, data: ImageFolderData, task: Task, param: str) -> Samples:
+    """All images, in the order of their paths, labelled with the names of their folders; UserError names a file."""
+    places: list[PurePosixPath] = []
+
+    def images() -> Iterator[Encoded]:
+        for place, content in members(path, LARGEST, param):
+            if _is_image(place, param):
+                places.append(place)
+                yield Encoded(str(place), content)
+
+    pixels = decode(images(), data, param)
+    folders = _classes(places, param)
+    order = sorted(range(len(places)), key=places.__getitem__)  # two archives of the same files give the same set
+    return Samples(pixels[order], [folders[index] for index in order])
+
+
+def _is_image(place: PurePosixPath, param: str) -> bool:
+    """Whether to read a file; what systems leave behind in folders is passed over."""
+    if any(part.startswith((".", "__MACOSX")) for part in place.parts) or place.name in _IGNORED:
+        return False
+    if place.suffix.lower() not in SUFFIXES:
+        accepted = ", ".join(sorted(SUFFIXES))
+        raise invalid(f"{shown(str(place))} in {param} is no image; accepted: files ending in {accepted}", param)
+    return True
+
+
+def _classes(places: list[PurePosixPath], param: str) -> list[str]:
+    """The folder that each image's class is named after."""
+    parts = [place.parts for place in places]
+    depth = 0
+    while len({part[depth] for part in parts}) == 1 and all(len(part) > depth + 2 for part in parts):
+        depth += 1
+    for place, part in zip(places, parts, strict=True):
+        if len(part) != depth + 2:
+            found = f"{shown(str(place))} in {param} lies in no folder of a class, or below one"
+            raise invalid(f"{found}; accepted: class/image", param)
+    return [part[depth] for part in parts]

@@ -1,0 +1,116 @@
+"""Reads rows of text: CSV and JSON lines, plain or packed by gzip."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from app.recipe.data import CsvData, JsonlData, Table
+from app.recipe.task import Task
+from worker.data.formats.columns import Place, Samples, assemble, input_column, label_column, missing_column
+from worker.data.formats.faults import MAX_BYTES, invalid, shown
+
+MAX_LINE = 16 * 2**20
+"""Characters of one line."""
+
+Row = Sequence[object]
+
+
+def read_csv(path: Path, data: CsvData, task: Task, param: str) -> Samples:
+    """Read `path` as CSV. Raises UserError (`invalid_data`) naming row, column and value."""
+    with _opened(path, param) as lines:
+        quoting = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
+        reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
+        header = next(reader, [])
+        places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
+        return _collect(_csv_rows(reader, len(header), places, param), data, task, param, typed=False)
+
+
+def read_jsonl(path: Path, data: JsonlData, task: Task, param: str) -> Samples:
+    """Read `path` as JSON lines. Raises UserError (`invalid_data`) naming row, column and value."""
+    with _opened(path, param) as lines:
+        names = (*data.input_columns, *data.label_columns)
+        return _collect(_json_rows(lines, names, param), data, task, param, typed=True)
+
+
+@contextmanager
+def _opened(path: Path, param: str) -> Iterator[Iterator[str]]:
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            yield _lines(stream, param)
+    except UnicodeDecodeError as error:
+        raise invalid(f"{param} is not UTF-8 text: {error.reason}", param) from error
+    except csv.Error as error:
+        raise invalid(f"{param} is not sound CSV: {error}", param) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise invalid(f"{param} is not soundly packed by gzip", param) from error
+
+
+def _lines(stream: IO[bytes], param: str) -> Iterator[str]:
+    taken = 0
+    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    while line := text.readline(MAX_LINE + 1):
+        taken += len(line)
+        if len(line) > MAX_LINE:
+            raise invalid(f"{param} has a line of more than {MAX_LINE} characters", param)
+        if taken > MAX_BYTES:
+            raise invalid(f"{param} unpacks to more than {MAX_BYTES} characters", param)
+        yield line
+
+
+def _position(name: str, header: list[str], param: str) -> int:
+    if header.count(name) != 1:
+        raise missing_column(name, header, param, param)
+    return header.index(name)
+
+
+def _csv_rows(rows: Iterable[list[str]], width: int, places: list[int], param: str) -> Iterator[Row]:
+    for index, row in enumerate(row for row in rows if row):  # an empty line is no row
+        if len(row) != width:
+            raise invalid(f"row {index} of {param} has {len(row)} values; accepted: {width}, as in its header", param)
+        yield [row[place] for place in places]
+
+
+def _json_rows(lines: Iterable[str], names: Sequence[str], param: str) -> Iterator[Row]:
+    for index, line in enumerate(line for line in lines if not line.isspace()):
+        try:
+            found = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise invalid(f"row {index} of {param} is not JSON: {str(error)[:100]}", param) from error
+        if not isinstance(found, dict):
+            raise invalid(f"row {index} of {param} is {shown(found)}; accepted: an object", param)
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise missing_column(absent[0], found, f"row {index} of {param}", param)
+        yield [found[name] for name in names]
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed: bool) -> Samples:
+    first = next(rows, None)
+    if first is None:
+        raise invalid(f"{param} has no rows", param)
+    made = [input_column] * len(data.input_columns) + [label_column] * len(data.label_columns)
+    names = [*data.input_columns, *data.label_columns]
+    columns = [
+        make(value, task, Place(param, name), typed=typed) for make, name, value in zip(made, names, first, strict=True)
+    ]
+    for row in chain([first], rows):
+        for column, value in zip(columns, row, strict=True):
+            column.add(value)
+    wholes = [(name, column.whole()) for name, column in zip(names, columns, strict=True)]
+    split = len(data.input_columns)
+    return assemble(dict(wholes[:split]), dict(wholes[split:]), task, param)

@@ -1,0 +1,48 @@
+"""Reads images and tables of NumPy archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from app.recipe.data import ImageData
+from app.recipe.task import CLASSIFICATION, Task
+from worker.data.archive import NDArray, read_array
+from worker.data.formats.columns import Samples
+from worker.data.formats.faults import invalid
+
+CHUNK = 256
+"""Samples checked at a time."""
+
+
+def read_npz(path: Path, data: ImageData, task: Task, param: str) -> Samples:
+    """Read an archive whose headers were found sound; raises UserError naming the index of what is not finite."""
+    inputs = read_array(path, data.input_key, param)
+    labels = read_array(path, data.label_key, param)
+    numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
+    if task in CLASSIFICATION:
+        return Samples(_channels_first(numbers, data), labels)
+    return Samples(_channels_first(numbers, data), _numbers(labels, data.label_key, param).reshape(len(labels), -1))
+
+
+def _numbers(array: NDArray, key: str, param: str) -> NDArray:
+    """The array as float32, which must hold its values."""
+    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
+        numbers = array.astype(np.float32, copy=False)
+    for first in range(0, len(numbers), CHUNK):  # no mask as large as the data
+        finite = np.isfinite(numbers[first : first + CHUNK])
+        if not finite.all():
+            inner, *rest = (int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape))
+            place = (first + inner, *rest)
+            message = f"array {key!r} holds {array[place]} at index {place}; accepted: finite 32-bit floats"
+            raise invalid(message, param)
+    return numbers
+
+
+def _channels_first(samples: NDArray, data: ImageData) -> NDArray:
+    if samples.ndim == 3:
+        return samples[:, None]
+    if samples.ndim == 4 and data.layout == "NHWC":
+        return np.ascontiguousarray(np.moveaxis(samples, 3, 1))
+    return samples

@@ -1,0 +1,176 @@
+"""The samples of a job: read, checked, split, and measured for the model that will learn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.recipe.augmentation import TextAugmentation
+from app.recipe.checks import InputFacts, find_problems
+from app.recipe.data import Data, HfData, ImageData
+from app.recipe.data import Texts as TextOptions
+from app.recipe.facts import Known, Problem, SampleFacts
+from app.recipe.job import JobSpec
+from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, TableInput
+from app.recipe.plan import split_counts
+from app.recipe.task import CLASSIFICATION
+from worker.data.archive import read_headers
+from worker.data.batches import Batch, whole_split
+from worker.data.formats import read_samples
+from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.faults import invalid
+from worker.data.holdout import hold_out, hold_out_any
+from worker.data.labels import Classes, class_targets, find_classes
+from worker.data.readers import Readers, open_readers
+from worker.data.statistics import fit_preprocessing, fit_targets
+from worker.errors import UserError
+
+IMAGES, TABLE = "images", "table"
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Samples to train and to evaluate on, and the description that a student of them will have."""
+
+    train: Batch
+    eval: Batch
+    model: ModelConfig
+    notes: list[str]
+    """Oddities worth a warning."""
+    readers: Readers | None = None
+    """How texts become tokens for the student and its teachers; none: there are none."""
+
+    @property
+    def view(self) -> str | None:
+        """Which of the inputs the student reads; none: its kind's usual one."""
+        return self.readers.student.view if self.readers else None
+
+
+def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int) -> TaskData:
+    """Read and check the data of `job`.
+
+    `inputs` maps its references to files, and those of teachers to folders; `teachers` holds their descriptions by
+    reference; `seed` decides what is held out. Raises UserError naming the field, the row or index, and the value.
+    """
+    data, files = job.data, {param: inputs[name] for param, name in _references(job.data).items()}
+    if isinstance(data, ImageData):
+        known: dict[str, Known] = {param: read_headers(path, param) for param, path in files.items()}
+        _refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
+    else:
+        _refuse(find_problems(job, InputFacts(teachers=teachers)))
+    samples = {param: read_samples(path, data, job.task, param) for param, path in files.items()}
+    targets, classes = _targets(job, next(iter(teachers.values()), None), samples)
+    readers = _readers(job, inputs, teachers, samples["data.train"])
+    facts = {param: _facts(one, readers, targets[param]) for param, one in samples.items()}
+    _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
+    words = any(isinstance(step, TextAugmentation) for step in data.augment)
+    splits = {param: whole_split(_views(one, readers, words=words), targets[param]) for param, one in samples.items()}
+    train, evaluation = _split(splits, job, seed)
+    model = _describe(job, facts["data.train"].input, train, classes)
+    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers)
+
+
+def _references(data: Data) -> dict[str, str]:
+    """The files to read, by the field that names them."""
+    named = {"data.train": data.train}
+    if data.eval is not None:
+        named["data.eval"] = data.eval
+    elif isinstance(data, HfData) and data.eval_split is not None:
+        named["data.eval"] = data.train
+    return named
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        lines = [f"{p.param}: {p.message}" + (f" (accepted: {p.accepted})" if p.accepted else "") for p in problems]
+        room = problems[0].param.split(".")[0]
+        code = {"data": "invalid_data", "teacher": "invalid_teacher"}.get(room, "invalid_job")
+        raise UserError(code, "; ".join(lines), problems[0].param)
+
+
+def _targets(
+    job: JobSpec, teacher: ModelConfig | None, samples: Mapping[str, Samples]
+) -> tuple[dict[str, Tensor], Classes | None]:
+    """What to answer, by file; and the classes, where there are any."""
+    if job.task in CLASSIFICATION:
+        classes = find_classes(job.data, teacher, samples)
+        found = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
+        return found, classes
+    found = {param: torch.from_numpy(np.asarray(one.labels, np.float32)) for param, one in samples.items()}
+    width = found["data.train"].shape[1]
+    for param, targets in found.items():
+        if targets.shape[1] != width:
+            raise invalid(f"{param} has {targets.shape[1]} numbers to answer with, data.train has {width}", param)
+    if job.task == "keypoints" and width % 2:
+        raise invalid(f"{width} numbers are no points; accepted: x and y of each", "data.label_columns")
+    return found, None
+
+
+def _readers(
+    job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples
+) -> Readers | None:
+    if not isinstance(train.inputs, Texts) or not isinstance(job.data, TextOptions):
+        return None
+    return open_readers(job, job.data, inputs, teachers, train.inputs)
+
+
+def _facts(samples: Samples, readers: Readers | None, targets: Tensor) -> SampleFacts:
+    """What the samples amount to, now that they are read."""
+    numbers = targets.shape[1] if targets.ndim == 2 else None
+    stored = samples.inputs
+    if isinstance(stored, Texts):
+        if readers is None:
+            raise invalid("data.eval has texts, data.train has none", "data.eval")
+        return SampleFacts(len(targets), readers.input, 8 * readers.input.length, targets=numbers)
+    pixels = stored.ndim == 4 and stored.dtype == np.uint8
+    return SampleFacts(len(targets), _input(stored.shape[1:]), stored[0].nbytes, pixels, numbers)
+
+
+def _input(shape: tuple[int, ...]) -> Input:
+    if len(shape) == 3:
+        return ImageInput(channels=shape[0], height=shape[1], width=shape[2])
+    if shape[0] > MAX_COLUMNS:
+        raise invalid(f"a row has {shape[0]} numbers; accepted: {MAX_COLUMNS} at most", "data.input_columns")
+    return TableInput(columns=shape[0])
+
+
+def _views(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
+    if isinstance(samples.inputs, Texts):
+        return readers.read(samples.inputs, words=words) if readers else {}
+    return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
+
+
+def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch, Batch]:
+    train = splits["data.train"]
+    if "data.eval" in splits:
+        return train, splits["data.eval"]
+    _, count = split_counts(job.data, len(train))
+    classes = job.task in CLASSIFICATION
+    halves = hold_out(train.targets, count, seed) if classes else hold_out_any(len(train), count, seed)
+    kept, held = (train.take(chosen) for chosen in halves)
+    return whole_split(kept.inputs, kept.targets), whole_split(held.inputs, held.targets)
+
+
+def _describe(job: JobSpec, given: Input, train: Batch, classes: Classes | None) -> ModelConfig:
+    raw = next((samples for view, samples in train.inputs.items() if view in (IMAGES, TABLE)), None)
+    return ModelConfig(
+        task=job.task,
+        architecture=job.student,
+        input=given,
+        preprocessing=None if raw is None else fit_preprocessing(raw),
+        classes=classes.count if classes else None,
+        class_names=classes.names if classes else None,
+        targets=None if classes else train.targets.shape[1],
+        target_scaling=None if classes else fit_targets(train.targets),
+    )
+
+
+def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:
+    present = len(torch.unique(targets)) if classes else 0
+    if classes and present < classes.count:
+        yield f"only {present} of {classes.count} classes have a training sample"

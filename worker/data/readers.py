@@ -1,0 +1,94 @@
+"""Which tokenizer reads the texts of a job for the student, and which for each of its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from app.recipe.data import Texts as TextOptions
+from app.recipe.job import JobSpec
+from app.recipe.model import ModelConfig, TextInput
+from app.recipe.tokenizers import TeacherTokenizer, WordPiece
+from worker.data.formats.columns import Texts
+from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer
+from worker.errors import UserError
+
+WORDS = "words:"
+"""Begins the name of the input that tells the words of a view's tokens."""
+
+
+class Special(NamedTuple):
+    """Token ids of a view that mean no text."""
+
+    pad: int
+    mask: int | None
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The tokenizers of a job."""
+
+    student: TextTokenizer
+    by_teacher: Mapping[str, TextTokenizer]
+    """By the teacher's reference."""
+    lengths: Mapping[str, int]
+    """Most tokens of a text, by view: what all that read it can take."""
+
+    @property
+    def input(self) -> TextInput:
+        """What the student takes."""
+        own = self.student
+        return TextInput(length=self.lengths[own.view], vocabulary=own.vocabulary, pad=own.pad)
+
+    @property
+    def special(self) -> dict[str, Special]:
+        """By view."""
+        return {reader.view: Special(reader.pad, reader.mask) for reader in self._all}
+
+    @property
+    def _all(self) -> list[TextTokenizer]:
+        return [self.student, *self.by_teacher.values()]
+
+    def read(self, texts: Texts, *, words: bool) -> dict[str, Tensor]:
+        """Token ids (N, S) by view; with `words`, the words of the tokens too, under the view's name after `WORDS`."""
+        found: dict[str, Tensor] = {}
+        for reader in self._all:
+            if reader.view not in found:
+                encoded = reader.encode(texts, self.lengths[reader.view])
+                found[reader.view] = encoded.ids
+                found |= {WORDS + reader.view: encoded.words} if words else {}
+        return found
+
+
+def open_readers(
+    job: JobSpec, options: TextOptions, folders: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Texts
+) -> Readers:
+    """Load the teachers' tokenizers from their `folders`, and make the student's as the job asks.
+
+    Raises UserError (`invalid_teacher`, `invalid_job`).
+    """
+    by_teacher = {
+        teacher.reference: load_tokenizer(folders[teacher.reference], job.teacher_param(index))
+        for index, teacher in enumerate(job.all_teachers)
+    }
+    student = _students(options, list(by_teacher.values()), train)
+    lengths = {student.view: options.max_length}
+    for reference, reader in by_teacher.items():
+        taken = teachers[reference].input
+        most = taken.length if isinstance(taken, TextInput) else options.max_length
+        lengths[reader.view] = min(lengths.get(reader.view, options.max_length), most)
+    return Readers(student, by_teacher, lengths)
+
+
+def _students(options: TextOptions, teachers: list[TextTokenizer], train: Texts) -> TextTokenizer:
+    wanted = options.tokenizer or (TeacherTokenizer() if teachers else WordPiece())
+    if not isinstance(wanted, TeacherTokenizer):
+        return train_tokenizer(wanted, train)
+    if not teachers:
+        message = "data.tokenizer: there is no teacher to take it from (accepted: wordpiece or bpe)"
+        raise UserError("invalid_job", message, "data.tokenizer")
+    return teachers[0]

@@ -1,0 +1,274 @@
+"""From texts to token ids: a stored tokenizer, or one trained on the texts at hand. Nothing is fetched.
+
+Two models read the same tokens when their tokenizers' digests are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+import torch
+from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from app.recipe.tokenizers import BytePairs, Trained
+from worker.data.archive import NDArray
+from worker.data.formats.columns import Texts
+from worker.errors import UserError
+
+FILE, VOCABULARY, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
+MAX_FILE_BYTES = 64 * 2**20
+TOGETHER = 1024
+"""Texts encoded at a time."""
+ROUND = 8
+"""Lengths are rounded up to a multiple of this, as devices like them."""
+PADS, MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
+NO_WORD = -1
+UNKNOWN = "[UNK]"
+WORD_CHARACTERS = 100
+"""A longer word is unknown to a WordPiece tokenizer."""
+
+
+class Encoded(NamedTuple):
+    """Token ids (N, S) int64, padded; and the number of the word that each token is part of (N, S) int32.
+
+    Words are what stands between white spaces, counted from 0 over a text or a pair; -1: special tokens and padding.
+    """
+
+    ids: Tensor
+    words: Tensor
+
+
+class TextTokenizer:
+    """Turns texts to ids the same way for ever."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, pad: str | None = None, mask: str | None = None) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self._pad, self._mask = self._known(pad, PADS), self._known(mask, MASKS)
+        told = json.dumps([tokenizer.to_str(), self._pad, self._mask])
+        self.digest = sha256(told.encode()).hexdigest()[:16]
+
+    def _known(self, name: str | None, usual: tuple[str, ...]) -> str | None:
+        names = usual if name is None else (name, *usual)
+        return next((known for known in names if self._tokenizer.token_to_id(known) is not None), None)
+
+    @property
+    def view(self) -> str:
+        """Name of its ids in `Batch.inputs`."""
+        return f"tokens:{self.digest}"
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def pad(self) -> int:
+        """Id of the padding; 0 where the tokenizer knows none."""
+        return self._id(self._pad) or 0
+
+    @property
+    def mask(self) -> int | None:
+        """Id of the token that stands for a hidden one."""
+        return self._id(self._mask)
+
+    def _id(self, name: str | None) -> int | None:
+        return None if name is None else self._tokenizer.token_to_id(name)
+
+    def encode(self, texts: Texts, length: int) -> Encoded:
+        """Ids of all texts, cut after `length` tokens (of a pair the longer text first) and padded to the longest."""
+        self._tokenizer.enable_truncation(length)
+        try:
+            rows = [(row.ids, _words(row, *both)) for row, both in self._encodings(texts)]
+        finally:
+            self._tokenizer.no_truncation()
+        longest = max(len(ids) for ids, _ in rows)
+        width = min(length, -(-longest // ROUND) * ROUND)
+        ids = np.full((len(rows), width), self.pad, np.int64)
+        words = np.full((len(rows), width), NO_WORD, np.int32)
+        for index, (own, numbers) in enumerate(rows):
+            ids[index, : len(own)], words[index, : len(own)] = own, numbers
+        return Encoded(torch.from_numpy(ids), torch.from_numpy(words))
+
+    def _encodings(self, texts: Texts) -> Iterator[tuple[Encoding, tuple[str, str]]]:
+        second = texts.second or [""] * len(texts.first)
+        for start in range(0, len(texts.first), TOGETHER):
+            pairs = list(zip(texts.first[start : start + TOGETHER], second[start : start + TOGETHER], strict=True))
+            given: list[Any] = [first for first, _ in pairs] if texts.second is None else list(pairs)
+            yield from zip(self._tokenizer.encode_batch(given), pairs, strict=True)
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads."""
+        self._tokenizer.save(str(folder / FILE))
+        named = {"pad_token": self._pad, "mask_token": self._mask}
+        told = {name: token for name, token in named.items() if token is not None}
+        (folder / SETTINGS).write_text(json.dumps(told, indent=2), encoding="utf-8")
+
+
+def _words(encoding: Encoding, first: str, second: str) -> NDArray:
+    """The word of each token, told by its last character: some tokenizers count the space before it in."""
+    starts = (_starts(first), _starts(second))
+    before = (0, len(starts[0]))
+    found = np.full(len(encoding.ids), NO_WORD, np.int32)
+    for place, (text, (begin, end)) in enumerate(zip(encoding.sequence_ids, encoding.offsets, strict=True)):
+        if text is not None and end > begin:
+            found[place] = before[text] + max(bisect_right(starts[text], end - 1) - 1, 0)
+    return found
+
+
+def _starts(text: str) -> list[int]:
+    """Where the words of a text begin."""
+    spaces = [True, *map(str.isspace, text)]
+    return [index for index, character in enumerate(text) if spaces[index] and not character.isspace()]
+
+
+def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
+    """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher`, blaming `param`)."""
+    settings = _settings(folder, param)
+    pad, mask = (_token(settings.get(name)) for name in ("pad_token", "mask_token"))
+    try:
+        if (folder / FILE).is_file():
+            return TextTokenizer(tokenizers.Tokenizer.from_str(_text(folder / FILE, param)), pad, mask)
+        if (folder / VOCABULARY).is_file():
+            return TextTokenizer(_bert(_text(folder / VOCABULARY, param), settings), pad, mask)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare exceptions for whatever is wrong in a file
+        raise _unusable(f"has a tokenizer that can't be read: {str(error)[:200]}", param) from error
+    raise _unusable(f"has no tokenizer; accepted: {FILE} or {VOCABULARY} beside the weights", param)
+
+
+def _unusable(message: str, param: str) -> UserError:
+    return UserError("invalid_teacher", f"{param} {message}", param)
+
+
+def _text(path: Path, param: str) -> str:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise _unusable(f"has a {path.name} of more than {MAX_FILE_BYTES} bytes", param)
+    return path.read_text(encoding="utf-8")
+
+
+def _settings(folder: Path, param: str) -> dict[str, Any]:
+    path = folder / SETTINGS
+    try:
+        found = json.loads(_text(path, param)) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise _unusable(f"has a {SETTINGS} that is not JSON", param) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _token(told: object) -> str | None:
+    """A special token, which some files write as text and some as an object."""
+    content = told.get("content") if isinstance(told, dict) else told
+    return content if isinstance(content, str) else None
+
+
+def _bert(vocabulary: str, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from its list of pieces, one a line."""
+    pieces = {piece: index for index, piece in enumerate(vocabulary.splitlines())}
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece(pieces, unk_token=UNKNOWN, max_input_chars_per_word=WORD_CHARACTERS)
+    )
+    lowercase = bool(settings.get("do_lower_case", True))
+    return _like_bert(tokenizer, lowercase)
+
+
+def _like_bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([token for token in _BERT_SPECIAL if tokenizer.token_to_id(token) is not None])
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer
+
+
+_PRIVATE = 0xF0000
+"""First of the 65,534 characters of a plane that no text uses."""
+_BERT_SPECIAL = ["[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]
+_BYTE_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def train_tokenizer(spec: Trained, texts: Texts) -> TextTokenizer:
+    """A tokenizer made of these texts: the same one from the same texts."""
+    made = _train_bytes(spec, texts) if isinstance(spec, BytePairs) else _train_pieces(spec, texts)
+    return TextTokenizer(made)
+
+
+def _all(texts: Texts) -> Iterator[str]:
+    yield from texts.first
+    yield from texts.second or ()
+
+
+def _train_pieces(spec: Trained, texts: Texts) -> tokenizers.Tokenizer:
+    """WordPiece by way of byte pair merging, as the library does it, but with the same result in every process.
+
+    The library numbers pieces that continue a word in the order of a hash table with random keys. Here the characters
+    that continue a word are other characters while merging, so that all of the alphabet is known, and sorted, before.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=spec.lowercase), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word for text in _all(texts) for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    alphabet = _alphabet(counts, min(spec.vocabulary // 8, 60_000))
+    inner = {character: chr(_PRIVATE + index) for index, character in enumerate(alphabet)}
+    merged = tokenizers.Tokenizer(models.BPE())
+    merged.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.vocabulary - len(_BERT_SPECIAL),
+        initial_alphabet=[*alphabet, *inner.values()],
+        show_progress=False,
+    )
+    known = ((word, count) for word, count in sorted(counts.items()) if inner.keys() >= set(word))
+    merged.train_from_iterator(
+        (" ".join([word[0] + "".join(inner[character] for character in word[1:])] * count) for word, count in known),
+        trainer,
+    )
+    outer = {ord(private): character for character, private in inner.items()}
+    learned = sorted(merged.get_vocab().items(), key=lambda item: item[1])
+    pieces = [("##" if ord(piece[0]) in outer else "") + piece.translate(outer) for piece, _ in learned]
+    vocabulary = {piece: index for index, piece in enumerate([*_BERT_SPECIAL, *pieces])}
+    model = models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=WORD_CHARACTERS)
+    return _like_bert(tokenizers.Tokenizer(model), spec.lowercase)
+
+
+def _alphabet(counts: Counter[str], most: int) -> list[str]:
+    """The most frequent characters, sorted."""
+    characters: Counter[str] = Counter()
+    for word, count in counts.items():
+        for character in word:
+            characters[character] += count
+    chosen = sorted(characters, key=lambda character: (-characters[character], character))
+    return sorted(character for character in chosen[:most] if ord(character) < _PRIVATE)
+
+
+def _train_bytes(spec: Trained, texts: Texts) -> tokenizers.Tokenizer:
+    raw = tokenizers.Tokenizer(models.BPE())
+    if spec.lowercase:
+        raw.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.vocabulary,
+        special_tokens=_BYTE_SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(_all(texts), trainer)
+    ends = [(name, raw.token_to_id(name)) for name in ("<s>", "</s>")]
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
+    )
+    return raw

@@ -1,0 +1,72 @@
+"""KD-Loss with a tolerant and a tough teacher (2111.07047), for landmarks and other lists of numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.recipe.losses.numbers import Assistive
+from worker.losses.base import Rows, at_least_float32
+
+
+class Parts(NamedTuple):
+    """What the loss of a row is made of, each (B,) and without its weight."""
+
+    label: Tensor
+    tolerant: Tensor
+    tough: Tensor
+
+
+class AssistiveTerm:
+    """A main part with the labels, and one assistive part for each teacher; outputs and labels (B, C).
+
+    Every choice by a sign has no gradient, and neither has a teacher's reflected answer, though it depends on the
+    student's side of the label. At the label itself the gradient is 0.
+    """
+
+    def __init__(self, spec: Assistive) -> None:
+        self.spec = spec
+
+    def __call__(self, rows: Rows) -> Tensor:
+        parts, spec = self.parts(rows), self.spec
+        return spec.label_weight * parts.label + spec.tolerant_weight * parts.tolerant + spec.tough_weight * parts.tough
+
+    def parts(self, rows: Rows) -> Parts:
+        """Raises ValueError when a teacher's outputs are missing."""
+        outputs, spec = at_least_float32(rows.student), self.spec
+        label = rows.labels.to(outputs.dtype)
+        tolerant, tough = (reflected(outputs, label, _answers(rows, name)) for name in (spec.tolerant, spec.tough))
+        return Parts(
+            main(outputs, label, tolerant).mean(-1),
+            assist(outputs, label, tolerant, spec.tolerant_outer, spec.tolerant_inner, spec.near).mean(-1),
+            assist(outputs, label, tough, spec.tough_outer, spec.tough_inner, spec.near).mean(-1),
+        )
+
+
+def reflected(outputs: Tensor, label: Tensor, teacher: Tensor) -> Tensor:
+    """The teacher's numbers at their distance from the label, on the student's side of it; without gradient."""
+    return label + (outputs.detach() - label).sign() * (teacher - label).abs()
+
+
+def main(outputs: Tensor, label: Tensor, tolerant: Tensor) -> Tensor:
+    """3 e within the tolerant teacher's distance d of the label, e^2 + 3 d - d^2 beyond it; they meet at 3 d."""
+    error, allowed = (label - outputs).abs(), (label - tolerant).abs()
+    return torch.where(error <= allowed, 3.0 * error, error.square() + 3.0 * allowed - allowed.square())
+
+
+def assist(outputs: Tensor, label: Tensor, teacher: Tensor, outer: float, inner: float, near: float) -> Tensor:
+    """Distance from the reflected `teacher`, times `outer` beyond it, `inner` between it and `near`, and 0 within."""
+    place = outputs.detach()
+    boundary = label + near * (place - label).sign() * (teacher - label).abs()
+    beyond = (place - teacher).sign() * (teacher - label).sign() > 0
+    between = (teacher - place).sign() * (place - boundary).sign() >= 0
+    factor = outer * beyond.to(outputs.dtype) + inner * between.to(outputs.dtype)
+    return factor * (teacher - outputs).abs()
+
+
+def _answers(rows: Rows, name: str) -> Tensor:
+    if name not in rows.teachers:
+        raise ValueError(f"this term needs the outputs of the teacher {name!r}")
+    return at_least_float32(rows.teachers[name]).detach()

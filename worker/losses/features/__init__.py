@@ -1,0 +1,35 @@
+"""Loss terms on activations: one module per method, above `activations` (what is read) and `adapters` (what learns).
+
+A row of vectors (B, D), tokens (B, S, D) or maps (B, C, H, W) is one sample; D and C are called its width. Features are
+brought to at least float32, the teacher's are detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from app.recipe.losses import LossTerm
+from app.recipe.losses import features as spec
+from worker.losses.base import Term
+from worker.losses.features.activation_boundary import ActivationBoundaryTerm
+from worker.losses.features.attention_relation import AttentionRelationTerm
+from worker.losses.features.hint import HintTerm
+from worker.losses.features.inheritance import FeatureAutoencoderTerm, InheritanceExplorationTerm
+from worker.losses.features.lipschitz import LipschitzTerm
+from worker.losses.features.mi_alpha import MiAlphaTerm
+from worker.losses.features.overhaul import OverhaulTerm
+from worker.losses.features.rkd import RkdTerm
+from worker.losses.workshop import Workshop
+
+FEATURE_TERMS: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
+    spec.Hint: HintTerm,
+    spec.Rkd: RkdTerm,
+    spec.AttentionRelation: AttentionRelationTerm,
+    spec.Overhaul: OverhaulTerm,
+    spec.ActivationBoundary: ActivationBoundaryTerm,
+    spec.Lipschitz: LipschitzTerm,
+    spec.MiAlpha: MiAlphaTerm,
+    spec.FeatureAutoencoder: FeatureAutoencoderTerm,
+    spec.InheritanceExploration: InheritanceExplorationTerm,
+}

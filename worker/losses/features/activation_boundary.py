@@ -1,0 +1,33 @@
+"""Activation boundaries (1811.03233): neurons of the student fire where the teacher's do, and with a margin."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from app.recipe.losses.features import ActivationBoundary
+from worker.losses.base import Rows
+from worker.losses.features.adapters import Joiner
+from worker.losses.features.overhaul import weigh_stages
+from worker.losses.workshop import Workshop
+
+
+class ActivationBoundaryTerm:
+    """Squared hinge of the student's features before activation, summed over entries and stages.
+
+    A feature of the teacher that is exactly 0 counts as not active.
+    """
+
+    def __init__(self, spec: ActivationBoundary, workshop: Workshop) -> None:
+        self.margin = spec.margin
+        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter)
+        self.joints = [joiner.join(pair, f"pairs[{index}]") for index, pair in enumerate(spec.pairs)]
+
+    def __call__(self, rows: Rows) -> Tensor:
+        sides = [joint(rows) for joint in self.joints]
+        return weigh_stages([hinge_squares(student, teacher, self.margin) for student, teacher in sides])
+
+
+def hinge_squares(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
+    """Of each row (B,), from features (B, ...) of one shape."""
+    towards_firing = student.where(teacher > 0.0, -student)
+    return (margin - towards_firing).clamp(min=0.0).square().flatten(1).sum(1)

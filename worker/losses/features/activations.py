@@ -1,0 +1,96 @@
+"""Reads features out of `Rows`, and brings those of two networks to a common form."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.losses.features import Reduction
+from app.recipe.taps import Pair, Tap
+from worker.losses.base import Rows, at_least_float32
+
+
+def of_student(rows: Rows, tap: Tap) -> Tensor:
+    """The student's feature at `tap`."""
+    return at_least_float32(rows.features.student[tap])
+
+
+def of_teacher(rows: Rows, tap: Tap) -> Tensor:
+    """The teacher's feature at `tap`; raises ValueError when the caller brought none."""
+    if tap not in rows.features.teacher:
+        raise ValueError("this term needs a teacher's features")
+    return at_least_float32(rows.features.teacher[tap]).detach()
+
+
+def both(rows: Rows, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's feature of `pair`."""
+    return of_student(rows, pair.student), of_teacher(rows, pair.teacher)
+
+
+def both_vectors(rows: Rows, pair: Pair, reduction: Reduction) -> tuple[Tensor, Tensor]:
+    """The same as vectors (B, D)."""
+    student, teacher = both(rows, pair)
+    return (
+        vectors(student, reduction, rows.features.student_tokens),
+        vectors(teacher, reduction, rows.features.teacher_tokens),
+    )
+
+
+def vectors(feature: Tensor, reduction: Reduction, tokens: Tensor | None) -> Tensor:
+    """One vector (B, D) of each row: maps are averaged, tokens give their first or their mean.
+
+    `tokens` (B, S) bool: those that aren't padding; padding is left out of the mean.
+    """
+    if feature.ndim == 2:
+        return feature
+    if feature.ndim == 4:
+        return feature.mean((2, 3))
+    if reduction == "first":
+        return feature[:, 0]
+    if tokens is None or tokens.shape != feature.shape[:2]:  # patches of an image, or what lies behind a pooling
+        return feature.mean(1)
+    counted = tokens.unsqueeze(-1)
+    return feature.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two maps, each averaged down to the smaller height and the smaller width; anything else as it is."""
+    if student.ndim != 4 or teacher.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    height, width = (min(sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return shrink(student, height, width), shrink(teacher, height, width)
+
+
+def shrink(feature: Tensor, height: int, width: int) -> Tensor:
+    """A map averaged down to a size that is not larger."""
+    return feature if feature.shape[2:] == (height, width) else F.adaptive_avg_pool2d(feature, (height, width))
+
+
+def channel_axis(rank: int) -> int:
+    """Where the width lies: behind tokens, before the positions of a map."""
+    return 2 if rank == 3 else 1
+
+
+def width_of(shape: torch.Size) -> int:
+    """Of a feature's shape with its batch axis."""
+    return shape[channel_axis(len(shape))]
+
+
+def along_channels(values: Tensor, rank: int) -> Tensor:
+    """`values` (C,) shaped so that they go with a feature of `rank` axes."""
+    shape = [1] * rank
+    shape[channel_axis(rank)] = -1
+    return values.view(shape)
+
+
+def row_shares(rows: int, valid: Tensor | None, like: Tensor) -> Tensor:
+    """(B,) weights of a mean over the rows that count; all 0 when none does."""
+    counted = like.new_ones(rows) if valid is None else valid.to(like.dtype)
+    return counted / counted.sum().clamp(min=1)
+
+
+def describe(shape: torch.Size) -> str:
+    """A feature's shape without its batch axis, in words."""
+    sides = " x ".join(str(side) for side in shape[1:])
+    return {2: f"vectors of {sides}", 3: f"tokens of {sides}", 4: f"maps of {sides}"}.get(len(shape), f"shape {sides}")

@@ -1,0 +1,179 @@
+"""What brings a student's feature to its teacher's width: layers that learn with the student and are dropped after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from app.recipe.losses.features import Reduction
+from app.recipe.taps import Pair, Tap
+from worker.errors import UserError
+from worker.losses.base import Rows
+from worker.losses.features.activations import (
+    along_channels,
+    both,
+    both_vectors,
+    channel_axis,
+    describe,
+    row_shares,
+    same_size,
+    width_of,
+)
+from worker.losses.workshop import Workshop
+
+Choice = Literal["auto", "linear", "conv1x1", "connector", "none"]
+KINDS = {2: "vectors (B, D)", 3: "tokens (B, S, D)", 4: "maps (B, C, H, W)"}
+"""Features by their number of axes."""
+
+
+class RowNorm(nn.Module):
+    """Batch normalisation over the rows that count alone; in float64, equal to torch's where all of them do.
+
+    A batch with one value per channel has no variance: it becomes the bias.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`feature` (B, D), (B, S, D) or (B, C, H, W); `valid` (B,) bool: rows that count."""
+        mean, var = self._measure(feature, valid) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight * (var + self.eps).rsqrt()
+        rank = feature.ndim
+        return (feature - along_channels(mean, rank)) * along_channels(scale, rank) + along_channels(self.bias, rank)
+
+    def _measure(self, feature: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,) of each channel."""
+        shares = row_shares(len(feature), valid, feature)
+        positions = [axis for axis in range(1, feature.ndim) if axis != channel_axis(feature.ndim)]
+        mean = shares @ (feature.mean(positions) if positions else feature)
+        squares = (feature - along_channels(mean, feature.ndim)).square()
+        var = shares @ (squares.mean(positions) if positions else squares)
+        self._remember(mean, var, feature, valid)
+        return mean, var
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor, feature: Tensor, valid: Tensor | None) -> None:
+        """Move the running statistics; a batch without a row that counts leaves them as they are."""
+        rows = feature.new_tensor(len(feature)) if valid is None else valid.sum().to(feature.dtype)
+        count = rows * (feature[0].numel() // len(mean))
+        momentum = self.momentum * (rows > 0)
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum.to(self.running_mean))
+        unbiased = var * count / (count - 1).clamp(min=1)
+        self.running_var.lerp_(unbiased.to(self.running_var), momentum.to(self.running_var))
+
+
+class Adapter(nn.Module):
+    """One linear map at every position: with a bias, or as a connector with batch norm behind it.
+
+    Connectors begin as the authors' (1904.01866): weights N(0, 2 / outputs), batch norm as identity.
+    """
+
+    def __init__(self, rank: int, inputs: int, outputs: int, connector: bool) -> None:
+        super().__init__()
+        bias = not connector
+        self.map = nn.Conv2d(inputs, outputs, 1, bias=bias) if rank == 4 else nn.Linear(inputs, outputs, bias=bias)
+        self.norm = RowNorm(outputs) if connector else None
+        if connector:
+            nn.init.normal_(self.map.weight, std=math.sqrt(2.0 / outputs))
+
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Of the width `outputs`; `valid` (B,) bool: rows that count in the batch norm."""
+        mapped: Tensor = self.map(feature)
+        return mapped if self.norm is None else self.norm(mapped, valid)
+
+
+class Joint(NamedTuple):
+    """One pair of features, ready to be compared."""
+
+    pair: Pair
+    adapter: nn.Module | None
+    reduction: Literal["none"] | Reduction = "none"
+
+    def __call__(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The student's feature behind its adapter, and the teacher's; maps are of one size."""
+        student, teacher = self._read(rows)
+        return (student if self.adapter is None else self.adapter(student, rows.valid)), teacher
+
+    def _read(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        if self.reduction == "none":
+            return same_size(*both(rows, self.pair))
+        return both_vectors(rows, self.pair, self.reduction)
+
+
+class Joiner(NamedTuple):
+    """Makes the joints of one term; refuses what does not fit together, naming the field."""
+
+    workshop: Workshop
+    name: str
+    teacher: str | None
+    choice: Choice
+    reduction: Literal["none"] | Reduction = "none"
+
+    def join(self, pair: Pair, field: str, widths_differ: bool = False) -> Joint:
+        """Raises UserError unless both features are of one kind and, with neither an adapter nor `widths_differ`, of
+        one width."""
+        student, teacher = self._shapes(pair, field)
+        if len(student) != len(teacher):
+            raise self._refuse(student, teacher, "features of one kind, or a reduction to vectors", field)
+        if len(student) == 3 and student[1] != teacher[1]:
+            raise self._refuse(student, teacher, "as many tokens on both sides", field)
+        adapter = self._adapter(pair, student, teacher)
+        if adapter is None and not widths_differ and width_of(student) != width_of(teacher):
+            raise self._refuse(student, teacher, "equal widths, or an adapter", field)
+        return Joint(pair, adapter, self.reduction)
+
+    def _shapes(self, pair: Pair, field: str) -> tuple[torch.Size, torch.Size]:
+        """Of what the pair gives after its reduction."""
+        shapes = self.workshop.student(pair.student), self.workshop.teacher(pair.teacher, self.teacher)
+        for shape in shapes:
+            require_kind(self.workshop, shape, (2, 3, 4), field)
+        if self.reduction == "none":
+            return shapes
+        student, teacher = (torch.Size((shape[0], width_of(shape))) for shape in shapes)
+        return student, teacher
+
+    def _adapter(self, pair: Pair, student: torch.Size, teacher: torch.Size) -> nn.Module | None:
+        choice, rank = self._resolve(student, teacher), len(student)
+        if choice == "none":
+            return None
+        inputs, outputs = width_of(student), width_of(teacher)
+        key = part_key(self.name, choice, [pair.student, pair.teacher], self.teacher)
+        return self.workshop.part(key, lambda: Adapter(rank, inputs, outputs, choice == "connector"))
+
+    def _resolve(self, student: torch.Size, teacher: torch.Size) -> Choice:
+        """What `auto` means here; raises UserError for an adapter of another kind of feature."""
+        fitting: Choice = "conv1x1" if len(student) == 4 else "linear"
+        if self.choice == "auto":
+            return "none" if width_of(student) == width_of(teacher) else fitting
+        if self.choice in ("linear", "conv1x1") and self.choice != fitting:
+            raise self.workshop.refuse(f"{self.choice} does not fit {describe(student)}; {fitting} does", "adapter")
+        return self.choice
+
+    def _refuse(self, student: torch.Size, teacher: torch.Size, accepted: str, field: str) -> UserError:
+        found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
+        return self.workshop.refuse(f"{found}; needed are {accepted}", field)
+
+
+def require_kind(workshop: Workshop, shape: torch.Size, ranks: tuple[int, ...], field: str) -> None:
+    """Raises UserError unless a feature has one of these numbers of axes, its batch axis with it."""
+    if len(shape) not in ranks:
+        accepted = " or ".join(KINDS[rank] for rank in ranks)
+        raise workshop.refuse(f"the feature has {describe(shape)}; needed are {accepted}", field)
+
+
+def part_key(name: str, what: str, taps: Sequence[Tap], teacher: str | None) -> str:
+    """Name of a trainable part, the same for terms that share it; without dots, which torch forbids in it."""
+    places = [f"{tap.path}:{tap.at}".replace(".", "|") for tap in taps]
+    return "/".join([name, what, *places, *([teacher] if teacher else [])])

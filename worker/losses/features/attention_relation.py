@@ -1,0 +1,95 @@
+"""AutoDistil (2201.12507): relations between tokens within queries, keys and values become as in the teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.losses.features import AttentionRelation, Projections
+from app.recipe.taps import Tap
+from worker.losses.base import Rows
+from worker.losses.features.activations import describe, of_student, of_teacher
+from worker.losses.features.adapters import require_kind
+from worker.losses.softened import FLOOR
+from worker.losses.workshop import Workshop
+
+
+class AttentionRelationTerm:
+    """Sum over queries, keys and values of what sets both sides' relations apart.
+
+    `kl` is a mean over relation heads and over all tokens of the rows that count that aren't padding, so a row counts
+    with its number of tokens; `mse` is a mean over all entries of a row.
+    """
+
+    def __init__(self, spec: AttentionRelation, workshop: Workshop) -> None:
+        self.spec = spec
+        shapes = {
+            "student": _shapes(spec.layer.student, {tap: workshop.student(tap) for tap in spec.taps().student}),
+            "teacher": _shapes(
+                spec.layer.teacher, {tap: workshop.teacher(tap, spec.teacher) for tap in spec.taps().teacher}
+            ),
+        }
+        for side, several in shapes.items():
+            for shape in several:
+                self._check(workshop, shape, f"layer.{side}")
+        student, teacher = shapes["student"][0], shapes["teacher"][0]
+        if student[1] != teacher[1]:
+            found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
+            raise workshop.refuse(f"{found}; needed are as many tokens on both sides", "layer")
+
+    def _check(self, workshop: Workshop, shape: torch.Size, field: str) -> None:
+        require_kind(workshop, shape, (3,), field)
+        if shape[2] < self.spec.relation_heads:
+            found = f"{self.spec.relation_heads} is more than the width of {describe(shape)}"
+            raise workshop.refuse(f"{found}; at most {shape[2]}", "relation_heads")
+
+    def __call__(self, rows: Rows) -> Tensor:
+        layer, heads = self.spec.layer, self.spec.relation_heads
+        students = _split(layer.student, {tap: of_student(rows, tap) for tap in layer.student.taps()})
+        teachers = _split(layer.teacher, {tap: of_teacher(rows, tap) for tap in layer.teacher.taps()})
+        pairs = [(relations(s, heads), relations(t, heads)) for s, t in zip(students, teachers, strict=True)]
+        if self.spec.relation == "mse":
+            return torch.stack([(s - t).square().mean((1, 2, 3)) for s, t in pairs]).sum(0)
+        tokens = rows.features.student_tokens
+        if tokens is None:
+            tokens = torch.ones(students[0].shape[:2], dtype=torch.bool, device=students[0].device)
+        return torch.stack([relation_kl(s, t, tokens, rows.valid) for s, t in pairs]).sum(0)
+
+
+def relations(states: Tensor, heads: int) -> Tensor:
+    """(B, R, S, S) scaled products of the tokens (B, S, D) with each other, in R heads of width D // R."""
+    width = states.shape[-1] // heads
+    split = states[..., : heads * width].unflatten(-1, (heads, width)).transpose(1, 2)
+    return split @ split.mT / math.sqrt(width)
+
+
+def relation_kl(student: Tensor, teacher: Tensor, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """KL of the teacher's distributions from the student's, of each row (B,); relations (B, R, S, S).
+
+    `tokens` (B, S) bool: those that aren't padding; `valid` (B,) bool: rows that count.
+    """
+    hidden = ~tokens[:, None, None, :]
+    log_q, log_p = (F.log_softmax(side.masked_fill(hidden, FLOOR), dim=-1) for side in (student, teacher))
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean(1)
+    counted = tokens if valid is None else tokens & valid.unsqueeze(-1)
+    rows = len(tokens) if valid is None else valid.sum()
+    return kl.where(tokens, 0.0).sum(-1) * rows / counted.sum().clamp(min=1)
+
+
+def _split(projections: Projections, seen: Mapping[Tap, Tensor]) -> list[Tensor]:
+    """Queries, keys and values (B, S, D) each."""
+    if projections.qkv:
+        return list(seen[projections.qkv].chunk(3, dim=-1))
+    return [seen[tap] for tap in projections.taps()]
+
+
+def _shapes(projections: Projections, seen: Mapping[Tap, torch.Size]) -> list[torch.Size]:
+    """The same of shapes; one that gives all three at once stands for each of them."""
+    if projections.qkv:
+        *front, width = seen[projections.qkv]
+        return [torch.Size((*front, width // 3))] * 3
+    return [seen[tap] for tap in projections.taps()]

@@ -1,0 +1,26 @@
+"""FitNets (1412.6550): the student's features become the teacher's, through adapters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.recipe.losses.features import Hint
+from worker.losses.base import Rows
+from worker.losses.features.adapters import Joiner
+from worker.losses.workshop import Workshop
+
+
+class HintTerm:
+    """Mean squared difference over the entries of each row, summed over the pairs.
+
+    Of tokens, padding counts like the others unless `reduction` is `mean`.
+    """
+
+    def __init__(self, spec: Hint, workshop: Workshop) -> None:
+        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter, spec.reduction)
+        self.joints = [joiner.join(pair, f"pairs[{index}]") for index, pair in enumerate(spec.pairs)]
+
+    def __call__(self, rows: Rows) -> Tensor:
+        sides = [joint(rows) for joint in self.joints]
+        return torch.stack([(student - teacher).square().flatten(1).mean(1) for student, teacher in sides]).sum(0)

@@ -1,0 +1,153 @@
+"""Inheritance and exploration (2107.00181): one half of the student becomes like the teacher, the other half unlike.
+
+The teacher's code comes from an autoencoder of its feature, which is trained before and does not change after.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.recipe.losses.features import Factors, FeatureAutoencoder, InheritanceExploration
+from app.recipe.taps import Tap
+from worker.losses.base import Rows
+from worker.losses.features.activations import both, of_teacher, row_shares, same_size
+from worker.losses.features.adapters import RowNorm, part_key, require_kind
+from worker.losses.workshop import Workshop
+
+SLOPE = 0.1
+
+
+class Coder(nn.Module):
+    """Three times convolution 3x3 and batch norm, leaky ReLUs before, between and after; keeps height and width."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        widths = [(inputs, inputs), (inputs, outputs), (outputs, outputs)]
+        self.convolutions = nn.ModuleList(_conv3x3(*width) for width in widths)
+        self.norms = nn.ModuleList(RowNorm(width) for _, width in widths)
+
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Maps (B, outputs, H, W); `valid` (B,) bool: rows that count in the batch norms."""
+        feature = F.leaky_relu(feature, SLOPE)
+        for convolve, norm in zip(self.convolutions, self.norms, strict=True):
+            feature = F.leaky_relu(norm(convolve(feature), valid), SLOPE)
+        return feature
+
+
+class Autoencoder(nn.Module):
+    """Of maps with `width` channels, through `factors` channels."""
+
+    def __init__(self, width: int, factors: int) -> None:
+        super().__init__()
+        self.encode, self.decode = Coder(width, factors), Coder(factors, width)
+
+
+class Encoders(nn.Module):
+    """Of both halves of the student's channels; of an odd number, the second half has one more."""
+
+    def __init__(self, width: int, factors: int) -> None:
+        super().__init__()
+        self.half = width // 2
+        self.inherit, self.explore = Coder(self.half, factors), Coder(width - self.half, factors)
+
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of the half that inherits and of the half that explores."""
+        return self.inherit(feature[:, : self.half], valid), self.explore(feature[:, self.half :], valid)
+
+
+class FeatureAutoencoderTerm:
+    """What the autoencoder loses of the teacher's feature."""
+
+    def __init__(self, spec: FeatureAutoencoder, workshop: Workshop) -> None:
+        self.tap, self.p = spec.tap, spec.p
+        width = _channels(workshop.teacher(spec.tap, spec.teacher), workshop, "tap")
+        factors = spec.factors or _half(width)
+        self.coder = workshop.part(_key(spec, spec.tap, factors), lambda: Autoencoder(width, factors))
+
+    def __call__(self, rows: Rows) -> Tensor:
+        feature = of_teacher(rows, self.tap)
+        restored = self.coder.decode(self.coder.encode(feature, rows.valid), rows.valid)
+        return mean_power(feature - restored, self.p, rows.valid)
+
+
+class InheritanceExplorationTerm:
+    """How far the code of the half that inherits is from the teacher's, less how far that of the other half is."""
+
+    def __init__(self, spec: InheritanceExploration, workshop: Workshop) -> None:
+        self.spec = spec
+        taught = _channels(workshop.teacher(spec.pair.teacher, spec.teacher), workshop, "pair.teacher")
+        width = _channels(workshop.student(spec.pair.student), workshop, "pair.student")
+        if width < 2:
+            raise workshop.refuse("the student has one channel there; needed are two or more", "pair.student")
+        factors = spec.factors or _half(taught)
+        tap = spec.pair.teacher
+        key = _key(spec, tap, factors)
+        if key not in workshop.parts:
+            found = f"no stage before this one has a feature-autoencoder called {spec.name!r} of {factors} factors"
+            raise workshop.refuse(f"{found} at {tap.path!r} of the teacher", "name")
+        self.coder = workshop.part(key, lambda: Autoencoder(taught, factors), frozen=True)
+        own = part_key(spec.name, f"encoders-{factors}", [spec.pair.student, tap], spec.teacher)
+        self.encoders = workshop.part(own, lambda: Encoders(width, factors))
+
+    def __call__(self, rows: Rows) -> Tensor:
+        student, teacher = both(rows, self.spec.pair)
+        with torch.no_grad():
+            source = self.coder.encode(teacher)
+        inherited, explored = self.encoders(student, rows.valid)
+        like = inherit_loss(self.spec, *same_size(inherited, source), rows.valid)
+        return like + explore_loss(self.spec, *same_size(explored, source), rows.valid)
+
+
+def inherit_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+    """Weighted, of each row (B,), from the codes (B, F, H, W) of student and teacher."""
+    gap = 1.0 - cosines(code, source) if spec.distance == "cosine" else _norm_gap(spec, code, source, valid)
+    return spec.inherit * gap
+
+
+def explore_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+    """The same of the half that is to be unlike the teacher."""
+    likeness = cosines(code, source).abs() if spec.distance == "cosine" else -_norm_gap(spec, code, source, valid)
+    return spec.explore * likeness
+
+
+def cosines(code: Tensor, source: Tensor) -> Tensor:
+    """Of each row (B,) of two codes (B, ...)."""
+    return F.cosine_similarity(code.flatten(1), source.flatten(1), dim=1)
+
+
+def _norm_gap(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
+    """Between both codes, each with length 1."""
+    return mean_power(F.normalize(code.flatten(1)) - F.normalize(source.flatten(1)), spec.p, valid)
+
+
+def mean_power(gaps: Tensor, p: float, valid: Tensor | None) -> Tensor:
+    """(mean |gaps|^p)^(1/p) over the rows that count, shared out (B,): at p = 1 each row has its own."""
+    means = gaps.abs().flatten(1).pow(p).mean(1)
+    if p == 1.0:
+        return means
+    mean = row_shares(len(means), valid, means) @ means
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny).pow(1.0 / p).expand(len(means))  # a root of 0 has no gradient
+
+
+def _channels(shape: torch.Size, workshop: Workshop, field: str) -> int:
+    require_kind(workshop, shape, (4,), field)
+    return shape[1]
+
+
+def _half(width: int) -> int:
+    return max(1, width // 2)
+
+
+def _key(spec: Factors, tap: Tap, factors: int) -> str:
+    """The teacher's side alone, so that a stage before need not know the student's."""
+    return part_key(spec.name, f"autoencoder-{factors}", [tap], spec.teacher)
+
+
+def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.normal_(layer.weight, std=math.sqrt(2.0 / (9 * outputs)))
+    return layer

@@ -1,0 +1,98 @@
+"""Distiller (2109.11105): mutual information between both sides' features, by a trained critic."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from app.recipe.losses.features import MiAlpha
+from worker.losses.base import Rows
+from worker.losses.features.activations import both_vectors, width_of
+from worker.losses.features.adapters import part_key, require_kind
+from worker.losses.softened import FLOOR
+from worker.losses.workshop import Workshop
+
+LARGEST = 0.7
+"""Share of the dtype's range of exponents that scores may take up: 62 in float32. Beyond it they have no gradient."""
+
+
+class Critic(nn.Module):
+    """Scores every student's feature against every teacher's, and the baseline of every teacher's."""
+
+    def __init__(self, student: int, teacher: int, hidden: int, embedding: int) -> None:
+        super().__init__()
+        self.student = _perceptron(student, hidden, embedding)
+        self.teacher = _perceptron(teacher, hidden, embedding)
+        self.baseline = _perceptron(teacher, hidden, 1)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, B), rows the student's, and baselines (B,), from vectors (B, D) each."""
+        baseline: Tensor = self.baseline(teacher)
+        return self.student(student) @ self.teacher(teacher).mT, baseline.squeeze(-1)
+
+
+class MiAlphaTerm:
+    """Negative lower bound; a row's share of it is what its own scores contribute. 0 where a row is alone."""
+
+    def __init__(self, spec: MiAlpha, workshop: Workshop) -> None:
+        self.spec = spec
+        self.logs: tuple[Tensor | float, Tensor | float] = (_log(spec.alpha), _log(1.0 - spec.alpha))
+        student, teacher = workshop.student(spec.pair.student), workshop.teacher(spec.pair.teacher, spec.teacher)
+        require_kind(workshop, student, (2, 3, 4), "pair.student")
+        require_kind(workshop, teacher, (2, 3, 4), "pair.teacher")
+        taps = [spec.pair.student, spec.pair.teacher]
+        self.critic = workshop.part(
+            part_key(spec.name, f"critic-{spec.hidden}-{spec.embedding}", taps, spec.teacher),
+            lambda: Critic(width_of(student), width_of(teacher), spec.hidden, spec.embedding),
+        )
+
+    def __call__(self, rows: Rows) -> Tensor:
+        scores, baseline = self.critic(*both_vectors(rows, self.spec.pair, self.spec.reduction))
+        valid = torch.ones(len(scores), dtype=torch.bool, device=scores.device) if rows.valid is None else rows.valid
+        if self.spec.bound == "infonce":
+            return infonce(scores, valid)
+        return mi_alpha(scores, baseline, self.logs, valid)
+
+
+def infonce(scores: Tensor, valid: Tensor) -> Tensor:
+    """Of each row (B,), from scores (B, B); `valid` (B,) bool."""
+    seen = scores.masked_fill(~valid, FLOOR)
+    return seen.logsumexp(-1) - seen.diagonal() - valid.sum().clamp(min=1).to(scores.dtype).log()
+
+
+def mi_alpha(scores: Tensor, baseline: Tensor, logs: tuple[Tensor | float, Tensor | float], valid: Tensor) -> Tensor:
+    """Of each row (B,), from scores (B, B), baselines (B,) and the logs of alpha and 1 - alpha; `valid` (B,) bool."""
+    others = (valid & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)).to(scores.dtype)
+    count = (valid.sum() - 1).clamp(min=1).to(scores.dtype)
+    without = leave_one_out(scores.masked_fill(~valid, FLOOR)) - count.log()
+    between = torch.logaddexp(logs[0] + without, (logs[1] + baseline).unsqueeze(1))
+    limit = LARGEST * math.log(torch.finfo(scores.dtype).max)
+    marginal = (scores - between.diagonal().unsqueeze(1)).clamp(max=limit).exp()
+    joint = scores.diagonal().unsqueeze(1) - between
+    return -((joint - marginal) * others).sum(1) / count - (valid.sum() > 1).to(scores.dtype)
+
+
+def leave_one_out(scores: Tensor) -> Tensor:
+    """(B, B): entry (i, j) is the log of the sum over k != j of exp(scores_ik).
+
+    Taken off the whole sum, but for the largest entry of a row, which the rest may be lost beside.
+    """
+    largest = scores.max(-1, keepdim=True)
+    top = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, largest.indices, True)
+    shift = largest.values.detach()
+    weights = (scores - shift).exp()
+    rest = (weights.sum(-1, keepdim=True) - weights).masked_fill(top, 1.0).log() + shift
+    without_top = scores.masked_fill(top, FLOOR).logsumexp(-1, keepdim=True)
+    return without_top.where(top, rest)
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share else -math.inf

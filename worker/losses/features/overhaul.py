@@ -1,0 +1,73 @@
+"""Overhaul of feature distillation (1904.01866): margins for what a teacher's ReLU will cut off anyway."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from app.recipe.losses.features import MarginPair, Overhaul
+from worker.losses.base import Rows
+from worker.losses.features.activations import along_channels, width_of
+from worker.losses.features.adapters import Joiner, Joint
+from worker.losses.workshop import Workshop
+
+RARE = 1e-3
+"""Channels that are negative less often than this get a margin of three deviations."""
+
+
+class OverhaulTerm:
+    """Partial squared distance to the teacher's features behind their margin ReLU, summed over entries and stages."""
+
+    def __init__(self, spec: Overhaul, workshop: Workshop) -> None:
+        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter)
+        self.stages = [
+            (joiner.join(pair, f"pairs[{index}]"), _margins_of(pair, f"pairs[{index}]", spec.teacher, workshop))
+            for index, pair in enumerate(spec.pairs)
+        ]
+
+    def __call__(self, rows: Rows) -> Tensor:
+        return weigh_stages([self._stage(joint, margins, rows) for joint, margins in self.stages])
+
+    def _stage(self, joint: Joint, margins: Tensor, rows: Rows) -> Tensor:
+        student, teacher = joint(rows)
+        limits = along_channels(margins.to(teacher), teacher.ndim)
+        return partial_squares(student, torch.maximum(teacher, limits))
+
+
+def partial_squares(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of squares of each row (B,), without entries where the teacher is not positive and the student below it."""
+    squares = (student - teacher).square()
+    return squares.where((student > teacher) | (teacher > 0.0), 0.0).flatten(1).sum(1)
+
+
+def weigh_stages(losses: list[Tensor]) -> Tensor:
+    """Sum of the stages' losses (B,), each with half the weight of the next; the last one counts once."""
+    return torch.stack([loss * 0.5**behind for behind, loss in enumerate(reversed(losses))]).sum(0)
+
+
+def margins(weight: Tensor, bias: Tensor) -> Tensor:
+    """Mean of the negative part of N(bias, weight^2) for each channel (C,), in float64."""
+    deviation, mean = weight.double().abs().clamp(min=1e-12), bias.double()
+    share = torch.special.ndtr(-mean / deviation)
+    density = torch.exp(-((mean / deviation) ** 2) / 2) / math.sqrt(2.0 * math.pi)
+    return torch.where(share > RARE, mean - deviation * density / share, -3.0 * deviation)
+
+
+def _margins_of(pair: MarginPair, field: str, teacher: str | None, workshop: Workshop) -> Tensor:
+    path = pair.batch_norm or pair.teacher.path
+    module = workshop.teacher_module(path, teacher)
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not _is_batch_norm(module) or weight is None or bias is None:
+        found = f"{path!r} of the teacher is a {type(module).__name__}"
+        raise workshop.refuse(f"{found}; needed is a batch norm with weight and bias", f"{field}.batch_norm")
+    if len(weight) != (width := width_of(workshop.teacher(pair.teacher, teacher))):
+        found = f"{path!r} of the teacher has {len(weight)} channels"
+        raise workshop.refuse(f"{found}; needed are {width}, as at the tap", f"{field}.batch_norm")
+    return margins(weight.detach(), bias.detach())
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Also of frozen ones, which keep their weight and bias as buffers and are classes of their own."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in type(module).__name__

@@ -1,0 +1,88 @@
+"""FerKD (2312.17473): soft labels where the teacher is sure of a crop, hard ones where not, none where it is lost.
+
+Which rows are kept belongs to the batch, so each row carries the share that makes the mean over the rows that count the
+mean over the kept ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.recipe.losses.labels import Ferkd
+from worker.losses.base import Rows
+from worker.losses.soft_labels import recover
+from worker.losses.softened import log_probs, prepare
+
+LOST, HARD, SURE, EASY = range(4)
+"""What a crop is to the teacher, in the order of its confidence."""
+
+
+class Calibrated(NamedTuple):
+    """What the rows of a batch are to learn."""
+
+    labels: Tensor
+    """(B, C) probabilities; those of rows that are not kept are the teacher's."""
+    kinds: Tensor
+    """(B,) int64: LOST, HARD, SURE or EASY."""
+    kept: Tensor
+    """(B,) bool."""
+
+
+class FerkdTerm:
+    """Cross-entropy with calibrated labels over the kept rows; columns that either side masks count for nothing."""
+
+    def __init__(self, spec: Ferkd) -> None:
+        self.spec = spec
+
+    def __call__(self, rows: Rows) -> Tensor:
+        student, teacher = prepare(rows, standardized=False)
+        log_q, log_p, masked = log_probs(student, teacher)
+        calibrated = self.calibrate(log_p, masked, rows)
+        losses = -(calibrated.labels * log_q.masked_fill(masked, 0.0)).sum(-1)
+        counted = len(losses) if rows.valid is None else rows.valid.sum()
+        return losses.where(calibrated.kept, 0.0) * counted / calibrated.kept.sum().clamp(min=1)
+
+    def calibrate(self, log_p: Tensor, masked: Tensor, rows: Rows) -> Calibrated:
+        """Labels out of the teacher's log-probabilities (B, C), of which the `masked` ones (B, C) bool don't count."""
+        p, true, valid = log_p.exp(), self._true_labels(rows, log_p), _valid(rows)
+        confidence = p.amax(-1) if self.spec.confidence == "top1" else (p * true).sum(-1)
+        kinds = self._kinds(confidence, valid)
+        hard = kinds == HARD
+        kept = valid & (hard | (kinds == SURE))
+        labels = torch.where(hard.unsqueeze(-1), self._smoothed(true, masked), self._soft(p, masked))
+        return Calibrated(labels, kinds, torch.where(kept.any(), kept, valid))
+
+    def _kinds(self, confidence: Tensor, valid: Tensor) -> Tensor:
+        limits = confidence.new_tensor([self.spec.low, self.spec.middle, self.spec.high])
+        if self.spec.thresholds == "quantile":
+            limits = confidence.where(valid, torch.nan).nanquantile(limits)
+        low, middle, high = limits
+        kinds: Tensor = (confidence >= low).long() + (confidence >= middle) + (confidence > high)
+        return kinds
+
+    def _true_labels(self, rows: Rows, like: Tensor) -> Tensor:
+        """(B, C) probabilities."""
+        if rows.labels.is_floating_point():
+            return rows.labels.to(like.dtype)
+        return torch.zeros_like(like).scatter(-1, rows.labels.unsqueeze(-1), 1.0)
+
+    def _smoothed(self, true: Tensor, masked: Tensor) -> Tensor:
+        """`smoothing` of every class's share of the label, spread evenly over the classes that it is not."""
+        others = ((~masked).sum(-1, keepdim=True) - 1).clamp(min=1)
+        smoothing = self.spec.smoothing
+        return (1.0 - smoothing) * true + ((1.0 - true) * smoothing / others).masked_fill(masked, 0.0)
+
+    def _soft(self, p: Tensor, masked: Tensor) -> Tensor:
+        if self.spec.top_k is None:
+            return p
+        values, columns = p.topk(min(self.spec.top_k, p.shape[-1]), dim=-1)
+        left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True) if self.spec.rest == "spread" else None
+        return recover(columns, values, ~masked, left)
+
+
+def _valid(rows: Rows) -> Tensor:
+    every = torch.ones(len(rows.student), dtype=torch.bool, device=rows.student.device)
+    return every if rows.valid is None else rows.valid

@@ -1,0 +1,55 @@
+"""Distances between the student's numbers and the labels, or a teacher's numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.losses.numbers import DistanceLoss, SmoothL1, Wing
+from worker.losses.base import Rows, at_least_float32, teacher_logits
+
+
+class DistanceTerm:
+    """Mean over a row's numbers of a cost of the difference; outputs (B, C), labels (B, C) of any floating dtype."""
+
+    def __init__(self, spec: DistanceLoss) -> None:
+        self.spec = spec
+
+    def __call__(self, rows: Rows) -> Tensor:
+        outputs = at_least_float32(rows.student)
+        target = teacher_logits(rows) if self.spec.needs_teacher else rows.labels
+        return self.cost(outputs - target.to(outputs.dtype)).mean(-1)
+
+    def cost(self, gap: Tensor) -> Tensor:
+        """Of every number (B, C)."""
+        raise NotImplementedError
+
+
+class MseTerm(DistanceTerm):
+    """d^2."""
+
+    def cost(self, gap: Tensor) -> Tensor:
+        return gap.square()
+
+
+class SmoothL1Term(DistanceTerm):
+    """d^2 / (2 beta) below beta, d - beta / 2 above (1504.08083)."""
+
+    spec: SmoothL1
+
+    def cost(self, gap: Tensor) -> Tensor:
+        return F.smooth_l1_loss(gap, torch.zeros_like(gap), reduction="none", beta=self.spec.beta)
+
+
+class WingTerm(DistanceTerm):
+    """w log(1 + d / epsilon) below w, and above it d with what makes both meet at w (1711.06753)."""
+
+    spec: Wing
+
+    def cost(self, gap: Tensor) -> Tensor:
+        width, distance = self.spec.w, gap.abs()
+        meeting = width * (1.0 - math.log1p(width / self.spec.epsilon))
+        return torch.where(distance < width, width * (distance / self.spec.epsilon).log1p(), distance - meeting)

@@ -1,0 +1,127 @@
+"""Universal self-KD (2303.13005): a student's own predictions, and those of a weak head within it, as soft labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.recipe.losses import CrossEntropy
+from app.recipe.losses.labels import Uskd
+from worker.losses.base import Rows, at_least_float32
+from worker.losses.cross_entropy import CrossEntropyTerm
+from worker.losses.softened import FLOOR
+from worker.losses.workshop import Workshop
+
+EPS = 1e-6
+"""Added to what is left beside the label, as in the authors' code."""
+SMOOTHING = 0.1
+"""Of the weak head's labels; fixed in the authors' code."""
+
+
+class Named(NamedTuple):
+    """The classes that a label names: one, or the two largest of a label of probabilities."""
+
+    columns: Tensor
+    """(B, K) int64."""
+    values: Tensor
+    """(B, K), their shares in the label; 0 for a class that is there only to fill the row."""
+
+    def beside(self, scores: Tensor) -> Tensor:
+        """`scores` (B, C), in units of what the named classes' scores leave of 1."""
+        named = scores.gather(-1, self.columns).where(self.values > 0.0, 0.0)
+        return scores / (1.0 - named.sum(-1, keepdim=True) + EPS)
+
+
+class Parts(NamedTuple):
+    """What the loss of a row is made of, each (B,) and without its weight."""
+
+    target: Tensor
+    others: Tensor
+    weak: Tensor
+
+
+class UskdTerm:
+    """alpha target + beta others + mu weak; the feature and the weak head learn from the last alone.
+
+    The mean over the rows couples them, but has no gradient. Masked columns (logits of -inf) take no part.
+    """
+
+    def __init__(self, spec: Uskd, workshop: Workshop) -> None:
+        self.spec = spec
+        shape = workshop.student(spec.feature)
+        if len(shape) not in (2, 3, 4):
+            accepted = "vectors (D,), tokens (L, D) or maps (D, H, W)"
+            raise workshop.refuse(f"gives {tuple(shape[1:])} per sample; accepted: {accepted}", "feature")
+        width = shape[1] if len(shape) == 4 else shape[-1]
+        place = f"{spec.feature.path}:{spec.feature.at}:{spec.reduction}".replace(".", "/")
+        self.head = workshop.part(f"uskd:{place}", lambda: nn.Linear(width, workshop.outputs))
+        self._weak_loss = CrossEntropyTerm(CrossEntropy(label_smoothing=SMOOTHING))
+
+    def __call__(self, rows: Rows) -> Tensor:
+        parts, spec = self.parts(rows), self.spec
+        return spec.alpha * parts.target + spec.beta * parts.others + spec.mu * parts.weak
+
+    def parts(self, rows: Rows) -> Parts:
+        """Each with the gradient that it has."""
+        logits = at_least_float32(rows.student)
+        weak = self._weak_logits(rows, logits)
+        named = named_classes(rows.labels, logits)
+        order = self.order(logits.detach(), weak.detach(), named)
+        return Parts(
+            target_part(logits, named, rows.valid),
+            others_part(logits, named, order),
+            self._weak_loss(Rows(weak, rows.labels, None)),
+        )
+
+    def _weak_logits(self, rows: Rows, logits: Tensor) -> Tensor:
+        pooled = vectors(at_least_float32(rows.features.student[self.spec.feature]), self.spec.reduction)
+        weak: Tensor = self.head(pooled)
+        return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
+
+    def order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
+        """Zipf's law over all classes (B, C): 1 / rank, by what both heads' logits (B, C) together say of them."""
+        own = F.log_softmax(logits, dim=-1) if self.spec.rank_source == "log" else logits.softmax(-1)
+        scores = named.beside(weak.softmax(-1)) + named.beside(own)
+        ranks = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        return 1.0 / (ranks + 1).to(logits.dtype)
+
+
+def target_part(logits: Tensor, named: Named, valid: Tensor | None) -> Tensor:
+    """-sum_k t_k log q_k of the named classes (B,), where t_k = q_k^2 + value_k - mean over rows of q_k^2, a constant.
+
+    The mean is that of the rows that count and name a k-th class.
+    """
+    logs = F.log_softmax(logits, dim=-1).gather(-1, named.columns)
+    there = named.values > 0.0
+    counted = there if valid is None else there & valid.unsqueeze(-1)
+    squared = logs.detach().exp().square()
+    mean = squared.where(counted, 0.0).sum(0) / counted.sum(0).clamp(min=1)
+    return -((squared + named.values - mean) * logs).where(there, 0.0).sum(-1)
+
+
+def others_part(logits: Tensor, named: Named, order: Tensor) -> Tensor:
+    """-sum_c r_c log q_c over the classes that are not named (B,), `order` r (B, C) and q renormalised over them."""
+    offered = ~logits.isneginf()
+    others = offered.scatter(-1, named.columns, offered.gather(-1, named.columns) & (named.values <= 0.0))
+    weights = order.where(others, 0.0)
+    logs = F.log_softmax(logits.masked_fill(~others, FLOOR), dim=-1)
+    return -(weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny) * logs).sum(-1)
+
+
+def named_classes(labels: Tensor, like: Tensor) -> Named:
+    """Of labels (B,) int64 or (B, C) probabilities, in the dtype of `like`."""
+    if not labels.is_floating_point():
+        columns = labels.unsqueeze(-1)
+        return Named(columns, torch.ones_like(columns, dtype=like.dtype))
+    values, columns = labels.to(like.dtype).topk(2, dim=-1)
+    return Named(columns, values)
+
+
+def vectors(feature: Tensor, reduction: str) -> Tensor:
+    """Vectors (B, D) of a feature (B, D), of tokens (B, L, D) or of maps (B, D, H, W)."""
+    if feature.ndim == 3:
+        return feature[:, 0] if reduction == "first" else feature.mean(1)
+    return feature.flatten(2).mean(-1) if feature.ndim == 4 else feature

@@ -1,0 +1,95 @@
+"""Measures of a classifier's answers: choices, probabilities, calibration, likeness to a teacher.
+
+N samples, C classes. Logits (N, C) of any floating dtype are taken to float64; labels are (N,) int64. Confidence is the
+probability of the class that is chosen, and a tie goes to the class with the lowest number.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of samples whose chosen class is the label."""
+    return _mean(logits.argmax(-1) == labels)
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log p(label), in nats."""
+    return F.cross_entropy(logits.double(), labels)
+
+
+def brier_score(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over samples of the squared distance between probabilities and label, summed over classes: 0 to 2.
+
+    Brier, "Verification of forecasts expressed in terms of probability", 1950, in its form for several classes.
+    """
+    distance = _probabilities(logits) - F.one_hot(labels, logits.shape[-1])
+    return distance.square().sum(-1).mean()
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Expected calibration error (1706.04599): |accuracy - confidence| per bin, weighted with the bin's samples.
+
+    `bins` are equally wide, each without its lower and with its upper edge.
+    """
+    confidence, correct = _choices(logits, labels)
+    return _binned_gap(confidence, correct, bins)
+
+
+def adaptive_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Calibration error over bins that hold equally many samples (AdaECE, 2002.09437, of the chosen class alone).
+
+    Samples are sorted by confidence and split into `bins` parts, of which the first ones are longer by one where N is
+    no multiple. The plain mean over the parts is taken, as in 1904.01685; fewer samples than bins: one part each.
+    """
+    confidence, correct = _choices(logits, labels)
+    order = confidence.argsort(stable=True)
+    gaps = (correct - confidence)[order].tensor_split(min(bins, len(order)))
+    return torch.stack([gap.mean().abs() for gap in gaps]).mean()
+
+
+def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Calibration error of each class's probability (C,), chosen or not (1910.12656): its mean is the usual figure."""
+    probabilities, hits = _probabilities(logits), F.one_hot(labels, logits.shape[-1]).double()
+    return torch.stack([_binned_gap(p, hit, bins) for p, hit in zip(probabilities.T.contiguous(), hits.T, strict=True)])
+
+
+def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples of each class, and how many of them were recognised: both (C,) int64."""
+    classes = logits.shape[-1]
+    recognised = labels[logits.argmax(-1) == labels]
+    return torch.bincount(labels, minlength=classes), torch.bincount(recognised, minlength=classes)
+
+
+def agreement(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Share of samples on which both sides choose the same class."""
+    return _mean(logits.argmax(-1) == teacher.argmax(-1))
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Mean KL(teacher || student) over samples, in nats, at temperature 1."""
+    log_p, log_t = F.log_softmax(logits.double(), dim=-1), F.log_softmax(teacher.double(), dim=-1)
+    return F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
+
+
+def _choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence (N,) and whether the choice is right (N,), both float64."""
+    return _probabilities(logits).amax(-1), (logits.argmax(-1) == labels).double()
+
+
+def _binned_gap(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
+    edges = torch.arange(1, bins, dtype=torch.float64) / bins
+    index = torch.bucketize(confidence, edges)  # a value on an edge belongs to the bin below it
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence)
+    return gap.abs().sum() / len(confidence)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.double().softmax(-1)
+
+
+def _mean(hits: Tensor) -> Tensor:
+    return hits.double().mean()

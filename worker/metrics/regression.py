@@ -1,0 +1,58 @@
+"""Measures of a regression's answers.
+
+N samples, C outputs. Predictions and targets are (N, C) or (N,), of any floating dtype, and are taken to float64 on the
+CPU. Errors are in the units of the targets; each output counts alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all numbers, in squared units."""
+    return _gaps(predictions, targets).square().mean()
+
+
+def root_mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Root of the mean over all numbers."""
+    return mean_squared_error(predictions, targets).sqrt()
+
+
+def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all numbers."""
+    return _gaps(predictions, targets).abs().mean()
+
+
+def r_squared(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Coefficient of determination, mean over the outputs: 1 is perfect, 0 is as good as the targets' mean.
+
+    An output whose targets are all the same has 1 where they are met exactly, else 0.
+    """
+    wanted = _columns(targets)
+    residual = _gaps(predictions, targets).square().sum(0)
+    total = _centered(wanted).square().sum(0)
+    return torch.where(total > 0.0, 1.0 - residual / total, (residual == 0.0).double()).mean()
+
+
+def pearson_correlation(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the outputs; an output that is constant on either side has 0."""
+    found, wanted = _centered(_columns(predictions)), _centered(_columns(targets))
+    norms = torch.linalg.vector_norm(found, dim=0) * torch.linalg.vector_norm(wanted, dim=0)
+    return torch.where(norms > 0.0, (found * wanted).sum(0) / norms, 0.0).mean()
+
+
+def _gaps(predictions: Tensor, targets: Tensor) -> Tensor:
+    return _columns(predictions) - _columns(targets)
+
+
+def _centered(columns: Tensor) -> Tensor:
+    """Without each column's mean; exactly 0 where a column is constant, whatever its mean is rounded to."""
+    constant = (columns == columns[0]).all(0)
+    return (columns - columns.mean(0)).masked_fill(constant, 0.0)
+
+
+def _columns(values: Tensor) -> Tensor:
+    """(N, C) in float64 on the CPU."""
+    return values.detach().double().cpu().reshape(len(values), -1)

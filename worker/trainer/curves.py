@@ -1,0 +1,60 @@
+"""Draws how training went, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worker.trainer.history import Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LOSS = "train/loss"
+COLUMNS = 3
+PANEL = (4.0, 2.6)
+"""Width and height of a panel, in inches."""
+DPI = 100
+Series = tuple[list[int], list[float]]
+
+
+def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = None) -> None:
+    """Write a PNG: the loss with its terms in one panel, every other value in one of its own; `best_step` is marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second that training need not wait for
+    from matplotlib.figure import Figure
+
+    panels = _panels(points)
+    rows = max(1, -(-len(panels) // COLUMNS))
+    figure = Figure((PANEL[0] * COLUMNS, PANEL[1] * rows), DPI, layout="constrained")
+    for place, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, COLUMNS, place)
+        _draw(axes, title, {name: _series(points, name) for name in names}, best_step)
+    FigureCanvasAgg(figure)  # draws without a display; the figure keeps it
+    figure.savefig(path, format="png")
+
+
+def _panels(points: Sequence[Point]) -> dict[str, list[str]]:
+    """Names of the values in each panel, by its title."""
+    names = list(dict.fromkeys(name for point in points for name in point.values))
+    losses = [name for name in names if name == LOSS or name.startswith(f"{LOSS}/")]
+    others = {name: [name] for name in names if name not in losses}
+    return {LOSS: losses, **others} if losses else others
+
+
+def _series(points: Sequence[Point], name: str) -> Series:
+    chosen = [point for point in points if name in point.values]
+    return [point.step for point in chosen], [point.values[name] for point in chosen]
+
+
+def _draw(axes: Axes, title: str, lines: dict[str, Series], best_step: int | None) -> None:
+    for name, (steps, values) in lines.items():
+        axes.plot(steps, values, label=name.removeprefix(f"{LOSS}/"), marker="." if len(steps) < 30 else None)
+    if best_step is not None and title.startswith("eval/"):
+        axes.axvline(best_step, color="0.6", linestyle=":", linewidth=1)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend(fontsize=8)
