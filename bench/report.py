@@ -15,7 +15,6 @@ from rich.table import Table
 
 from bench.rows import HEADINGS, Row, markdown
 
-BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 PACKAGES = (
     "fastapi",
     "starlette",
@@ -39,13 +38,19 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def write(rows: Sequence[Row], page: Path, command: str, seconds: float) -> None:
-    """Put the table and how it was made between the marks in `page`. Raises `ValueError` when it has none."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no place for the table: {BEGIN.strip()} and {END.strip()}")
+    """Put the table and how it was made into `page`. Raises `ValueError` when it has no place for it."""
     made = f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, in {seconds:.0f} s, on {machine()}.\n\n{markdown(rows)}"
-    page.write_text(before + begin + made + end + after)
+    replace_part(page, "measured", made)
+
+
+def replace_part(page: Path, part: str, text: str) -> None:
+    """Put `text` between the marks of a part of `page`. Raises `ValueError` when it has none."""
+    begin, end = f"<!-- {part}: begin -->\n", f"<!-- {part}: end -->\n"
+    before, begun, rest = page.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"{page} has no place for {part}: {begin.strip()} and {end.strip()}")
+    page.write_text(before + begin + text.rstrip() + "\n" + end + after)
 
 
 def machine() -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +24,8 @@ from tests.app.cli.process import STILLHOUSE, environment, running
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
 FEW_STEPS = ("--set", "recipe.max_steps=2")
+MADE_FIRST = {"teacher": "teacher.yaml", "tough": "faces-tough.yaml", "tolerant": "faces-tolerant.yaml"}
+"""Examples whose models others learn from, by what those call them."""
 
 
 class Service(NamedTuple):
@@ -45,33 +48,31 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("examples")
     folder = root / "examples"
     shutil.copytree(EXAMPLES, folder)
-    write_digits(folder)
+    write_data(folder)
     env = environment(root / "data")
     with running(env) as (_, hello), Client(hello["url"], hello["key"]) as client:
         yield Service(client, env, folder)
 
 
-def write_digits(folder: Path) -> None:
-    """What `python examples/digits.py` writes."""
-    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
+def write_data(folder: Path) -> None:
+    """What `python examples/digits.py` and `python examples/faces.py` write."""
+    for name in ("digits", "faces"):
+        getattr(load_script(name), f"write_{name}")(folder)
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.write_digits(folder)
+    return module
 
 
 @pytest.fixture(scope="module")
-def teacher_job(service: Service) -> Job:
-    """The example of a teacher, run."""
-    return finished(service, "teacher.yaml")
-
-
-@pytest.fixture(scope="module")
-def teacher(teacher_job: Job) -> str:
-    """The model that it made."""
-    assert teacher_job.model_id is not None
-    return teacher_job.model_id
+def made(service: Service) -> dict[str, Job]:
+    """The examples of teachers, run, by the name of the teacher."""
+    return {teacher: finished(service, name) for teacher, name in MADE_FIRST.items()}
 
 
 def finished(service: Service, name: str, *words: str) -> Job:
@@ -81,22 +82,25 @@ def finished(service: Service, name: str, *words: str) -> Job:
     return ended
 
 
-def with_teacher(service: Service, name: str, teacher: str) -> tuple[str, ...]:
-    needs = documents.parse((service.folder / name).read_text()).get("teacher")
-    return ("--set", f"teacher.model={teacher}") if needs else ()
+def with_teachers(service: Service, name: str, made: dict[str, Job]) -> tuple[str, ...]:
+    document = documents.parse((service.folder / name).read_text())
+    paths = {f"teachers[{index}].model": one["name"] for index, one in enumerate(document.get("teachers", ()))}
+    if "teacher" in document:
+        paths["teacher.model"] = "teacher"
+    return tuple(word for path, teacher in paths.items() for word in ("--set", f"{path}={made[teacher].model_id}"))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_is_valid_as_it_stands(service: Service, teacher: str, name: str) -> None:
-    answer = service.run("validate", str(service.folder / name), *with_teacher(service, name, teacher))
+def test_it_is_valid_as_it_stands(service: Service, made: dict[str, Job], name: str) -> None:
+    answer = service.run("validate", str(service.folder / name), *with_teachers(service, name, made))
     assert answer["valid"]
     assert answer["total_steps"] > 100
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_runs_to_its_end(service: Service, teacher_job: Job, teacher: str, name: str) -> None:
-    is_run = name == "teacher.yaml"
-    ended = teacher_job if is_run else finished(service, name, *with_teacher(service, name, teacher))
+def test_it_runs_to_its_end(service: Service, made: dict[str, Job], name: str) -> None:
+    done = {MADE_FIRST[teacher]: job for teacher, job in made.items()}
+    ended = done.get(name) or finished(service, name, *with_teachers(service, name, made))
     names = {artifact.name for artifact in service.client.artifacts(ended.id)}
     assert {"model.safetensors", "config.json", "report.json"} <= names
     assert ("model.onnx" in names) == ("onnx" in ended.spec["export"])

@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path.home() / ".stillhouse"
     """Where the embedded database and store, the generated secret and the scratch folders lie."""
     cache_dir: Path | None = None
-    """Where a worker keeps what outlives its jobs: compiled kernels and the teachers' answers; on a local disk. None:
-    `cache` in `data_dir`."""
+    """Where a worker keeps what outlives its jobs: compiled kernels, fetched teachers and their answers; on a local
+    disk. None: `cache` in `data_dir`."""
     teacher_cache_bytes: int = Field(DEFAULT_BYTES, ge=0)
     """Disk space for the teachers' answers that the workers of one machine keep; 0: none are kept."""
     database_url: str = ""

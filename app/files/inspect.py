@@ -5,6 +5,7 @@ Nothing here unpickles, and nothing reads more than headers: a file may be large
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
@@ -87,26 +88,26 @@ _BROKEN_HEADER = (
 
 LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """What torch.save wrote first before it wrote zip archives: a number of its own, pickled."""
+TEXT_CHUNK = 1 << 20
+MAX_TEXT_BYTES = 64 << 20
+"""How much of a text is looked at; the tokenizers of the largest vocabularies in use have half of it."""
 
 Format = Literal["npz", "safetensors", "torch", "parquet", "text", "gzip", "tar", "zip"]
-
-
 _NAMES = (
     "a NumPy archive (.npz) with arrays",
     "safetensors",
     "what torch.save writes",
     "Parquet",
-    "lines of text in UTF-8 (CSV, JSON lines)",
-    "a JSON object",
+    "text in UTF-8 (CSV, JSON lines, JSON)",
     "an archive (tar, tar.gz, zip) of images or of a saved data set",
 )
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays, and
-    `{"first_line": "..."}` of text. What is packed is looked into by the trainer alone, and what torch.save wrote by
-    the process that converts it."""
+    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays (none
+    where reading them would mean to unpickle), and `{"first_line": "..."}` of lines of text. What is packed is looked
+    into by the trainer alone."""
 
     format: Format
     summary: dict[str, Any]
@@ -118,7 +119,7 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
     if head[:4] == b"PK\x03\x04":
         return Inspection("zip", {}) if _holds_samples(head) else _archive(file, size)
     if head[: len(LEGACY_TORCH)] == LEGACY_TORCH:
-        return Inspection("torch", {})
+        return Inspection("torch", {"arrays": {}})
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise _unsafe("is a pickle, which can run code when it is loaded; send safetensors or npz")
     if head[:2] == b"\x1f\x8b":
@@ -149,17 +150,28 @@ def _parquet(file: BinaryIO, size: int) -> dict[str, Any]:
 
 
 def _text(file: BinaryIO) -> dict[str, Any]:
-    """The first line of several, or of a JSON object, unless it is too long to keep."""
-    file.seek(0)
-    content = file.read(FIRST_LINE_BYTES)
-    line, newline, rest = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
-    if not newline and len(content) == FIRST_LINE_BYTES and b"\0" not in content:
-        return {}
-    text = line.removesuffix(b"\r").decode("utf-8", errors="ignore")
-    several = rest or text.startswith("{")  # or else a JSON document, which may be all on one line
-    if not several or len(text.encode()) < len(line.removesuffix(b"\r")) or not text.replace("\t", " ").isprintable():
+    """The first of several lines, unless it is too long to keep."""
+    if not _is_text(file):
         raise Invalid("unknown_format", "is none of " + ", ".join(_NAMES))
-    return {"first_line": text}
+    file.seek(0)
+    line, newline, rest = file.read(FIRST_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").partition(b"\n")
+    return {"first_line": line.removesuffix(b"\r").decode("utf-8")} if newline and rest else {}
+
+
+def _is_text(file: BinaryIO) -> bool:
+    """Whether it begins as UTF-8 without the control characters that text does not have, and is not empty."""
+    file.seek(0)
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        while read < MAX_TEXT_BYTES and (chunk := file.read(TEXT_CHUNK)):
+            read += len(chunk)
+            if "\0" in decoder.decode(chunk):
+                return False
+        if read < MAX_TEXT_BYTES:
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return read > 0
 
 
 def _unsafe(message: str) -> Invalid:
@@ -176,7 +188,7 @@ def _archive(file: BinaryIO, size: int) -> Inspection:
             members = archive.infolist()
             if any(_TORCH_INDEX.fullmatch(member.filename) for member in members):
                 _check_members(members, size, MAX_TORCH_MEMBERS, _check_torch_name)
-                return Inspection("torch", {})
+                return Inspection("torch", {"arrays": {}})
             _check_members(members, size, MAX_MEMBERS, _check_array_name)
             arrays = {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
             return Inspection("npz", {"arrays": arrays})

@@ -33,8 +33,8 @@ class Forecast:
 
 
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
-    """Count a job whose inputs were found sound; none when the headers of its data, or a teacher from
-    elsewhere, are not known."""
+    """Count a job whose inputs were found sound; none when the headers of its data, or a teacher from elsewhere, are
+    not known."""
     train = sample_facts(spec.data, spec.task, facts.train)
     held = sample_facts(spec.data, spec.task, facts.eval, "data.eval")
     teachers = [

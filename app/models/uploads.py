@@ -25,6 +25,8 @@ DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
 """Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
 UNCONVERTED = {"torch": "weights.pt", "safetensors": "weights.safetensors"}
 """Names of weights that a worker has still to convert, by the format of their file."""
+ARRAYS = ("npz", "safetensors", "torch", "parquet")
+"""Formats of files that are no text."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Tensors of a normalisation layer that are measured, not trained."""
 
@@ -151,7 +153,7 @@ def _folder_problems(files: Mapping[str, File], max_bytes: int) -> Iterator[Fiel
 
 def _format_problems(files: Mapping[str, File]) -> Iterator[FieldError]:
     for name, file in files.items():
-        if file.format != ("safetensors" if is_weights(name) else "text"):
+        if is_weights(name) != (file.format == "safetensors") or (not is_weights(name) and file.format in ARRAYS):
             accepted = "a safetensors file" if is_weights(name) else "a text file"
             yield FieldError(param=f"files.{name}", message=f"file {file.id!r} is {file.format}", accepted=accepted)
         elif file.size > (most := DOCUMENTS.get(name, file.size)):

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from app.recipe.augmentation import Augment
 from app.recipe.base import Fraction, Reference, Spec
+from app.recipe.targets import SoftLandmarks
 from app.recipe.tokenizers import Tokenizer
 
 Key = Annotated[str, Field(min_length=1, max_length=128)]
@@ -52,6 +53,9 @@ class Data(Spec):
     augment: Annotated[list[Augment], Field(max_length=16), AfterValidator(_mixes_last)] = []
     """How training samples are changed as they are seen, one after the other. Of several that mix samples, each sample
     draws one."""
+
+    targets_transform: SoftLandmarks | None = None
+    """Changes the targets to train on, for keypoints and regression; those to evaluate on stay as they are."""
 
     augment_epochs: int | None = Field(None, ge=1, le=100_000)
     """Epochs after which the same draws come again, so that a teacher's answers can be kept; none: every epoch draws

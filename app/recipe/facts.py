@@ -84,6 +84,8 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
     yield from _format_problems(data, task)
     if data.classes is not None and task not in CLASSIFICATION:
         yield Problem("data.classes", f"is given, but {task} answers with numbers", "no classes")
+    if data.targets_transform is not None and task in CLASSIFICATION:
+        yield Problem("data.targets_transform", f"is given, but {task} answers with classes", "none")
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if task not in step.tasks:

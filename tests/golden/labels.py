@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from app.recipe.augmentation import SelfMix
 from app.recipe.losses.labels import Ferkd, Uskd
 from app.recipe.losses.numbers import Assistive
 from app.recipe.taps import Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison, compare
-from worker.data.selfmix import blend, mix_labels, paste
+from worker.data.augment.mixing import MixStep
+from worker.data.batches import Batch
 from worker.data.soft_landmarks import fit_shapes
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import Features, Rows, Term
@@ -119,13 +121,26 @@ def _soft_landmarks(case: Case) -> Comparisons:
 
 
 def _self_mix(case: Case) -> Comparisons:
-    first, second, labels = case.inputs["crop_a"], case.inputs["crop_b"], ("label_a", "label_b")
-    pasted = paste(first, second, torch.tensor([case.hyper["box_y1x1y2x2"]]).expand(len(first), 4))
-    blended = blend(first, second, torch.full((len(first),), case.hyper["mixup_lambda"], dtype=torch.float64))
-    for name, mixed in {"cut": pasted, "mix": blended}.items():
-        yield Comparison("self-mix", f"{name}_image", mixed.images, case.outputs[f"{name}_image"])
-        label = mix_labels(*(case.inputs[side] for side in labels), mixed.share)
-        yield Comparison("self-mix", f"{name}_label", label, case.outputs[f"{name}_label"])
+    """Two crops of one image, by a given box and by a given share."""
+    top, left, bottom, right = case.hyper["box_y1x1y2x2"]
+    first, second = (_crops(case, side) for side in "ab")
+    height, width = first.inputs["images"].shape[-2:]
+    seen = 1.0 - (bottom - top) * (right - left) / (height * width)
+    for name, how, share in (("cut", "box", seen), ("mix", "mean", case.hyper["mixup_lambda"])):
+        count = len(first.targets)
+        draws = {
+            "mixed": torch.ones(count, dtype=torch.bool),
+            "share": torch.full((count,), share, dtype=torch.float64),
+            "box": torch.tensor([[top, left, bottom, right]]).expand(count, 4),
+        }
+        mixed = MixStep(SelfMix(how=how)).join(first, second, draws)
+        yield Comparison("self-mix", f"{name}_image", mixed.inputs["images"], case.outputs[f"{name}_image"])
+        yield Comparison("self-mix", f"{name}_label", mixed.targets, case.outputs[f"{name}_label"])
+
+
+def _crops(case: Case, side: str) -> Batch:
+    labels = case.inputs[f"label_{side}"]
+    return Batch({"images": case.inputs[f"crop_{side}"]}, labels, torch.arange(len(labels)))
 
 
 def _loss(term: Term, rows: Rows) -> tuple[Tensor, Tensor]:

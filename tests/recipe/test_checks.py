@@ -186,3 +186,11 @@ def test_a_hierarchy_has_a_number_for_each_class_of_the_teacher() -> None:
 
 def test_the_length_of_keypoint_errors_is_for_keypoints() -> None:
     assert params(job(evaluation={"nme_points": [0, 1]})) == ["evaluation.nme_points"]
+
+
+def test_targets_are_softened_where_they_are_numbers() -> None:
+    softened = {"data": {"train": "file_a", "targets_transform": {"kind": "soft-landmarks"}}}
+    assert params(job(**softened)) == ["data.targets_transform"]
+    points = archive(shape=(100, 9, 2), dtype="f4")
+    numbers = {"task": "keypoints", "recipe": {"losses": [{"kind": "mse"}]}}
+    assert params(job(**softened, **numbers), train=archive() | {"y": points["x"]}) == []

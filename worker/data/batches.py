@@ -60,7 +60,7 @@ class Batches:
     """Shuffled batches over samples that live on one device; the last batch of an epoch may be smaller."""
 
     def __init__(self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None) -> None:
-        self.samples, self._size, self._seed, self._augment = samples, batch_size, seed, augment
+        self.samples, self.augment, self._size, self._seed = samples, augment, batch_size, seed
         self.steps_per_epoch = -(-len(samples) // batch_size)
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
@@ -69,7 +69,7 @@ class Batches:
         """The batch of optimizer step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         batch = self.samples.take(self._order_of(epoch)[index * self._size : (index + 1) * self._size])
-        return self._augment(batch, epoch) if self._augment else batch
+        return self.augment(batch, epoch) if self.augment else batch
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.readers import Readers, open_readers
+from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
 
@@ -44,6 +45,8 @@ class TaskData:
     """Oddities worth a warning."""
     readers: Readers | None = None
     """How texts become tokens for the student and its teachers; none: there are none."""
+    numbers: tuple[Tensor, Tensor] | None = None
+    """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
 
     @property
     def view(self) -> str | None:
@@ -70,9 +73,11 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     words = any(isinstance(step, TextAugmentation) for step in data.augment)
     splits = {param: whole_split(_views(one, readers, words=words), targets[param]) for param, one in samples.items()}
-    train, evaluation = _split(splits, job, seed)
+    train, evaluation, numbers = _split(splits, job, seed)
+    if data.targets_transform is not None:
+        train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes)
-    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers)
+    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers)
 
 
 def _references(data: Data) -> dict[str, str]:
@@ -145,15 +150,16 @@ def _views(samples: Samples, readers: Readers | None, *, words: bool) -> dict[st
     return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
 
 
-def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch, Batch]:
+def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch, Batch, tuple[Tensor, Tensor] | None]:
     train = splits["data.train"]
     if "data.eval" in splits:
-        return train, splits["data.eval"]
+        return train, splits["data.eval"], None
     _, count = split_counts(job.data, len(train))
     classes = job.task in CLASSIFICATION
     halves = hold_out(train.targets, count, seed) if classes else hold_out_any(len(train), count, seed)
     kept, held = (train.take(chosen) for chosen in halves)
-    return whole_split(kept.inputs, kept.targets), whole_split(held.inputs, held.targets)
+    numbers = kept.index, held.index
+    return whole_split(kept.inputs, kept.targets), whole_split(held.inputs, held.targets), numbers
 
 
 def _describe(job: JobSpec, given: Input, train: Batch, classes: Classes | None) -> ModelConfig:

@@ -35,6 +35,8 @@ class Seen:
     """What the teachers say, by their names."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
     """The student's activations."""
+    tokens: Tensor | None = None
+    """(B, S) bool: which of the student's tokens aren't padding; none where it reads no text."""
 
 
 class _Weighted(NamedTuple):
@@ -132,7 +134,9 @@ def unique_names(kinds: Sequence[str]) -> list[str]:
 
 def _rows(seen: Seen, targets: Tensor, valid: Tensor, name: str | None) -> Rows:
     said = seen.signals[name] if name is not None else None
-    features = Features(seen.features, said.features if said else NO_FEATURES)
+    features = Features(
+        seen.features, said.features if said else NO_FEATURES, seen.tokens, said.tokens if said else None
+    )
     everyone = {other: signal.logits for other, signal in seen.signals.items()}
     logits, head = (said.logits, said.head) if said else (None, None)
     return Rows(seen.outputs, targets, logits, valid, head, features, everyone)

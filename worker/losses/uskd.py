@@ -12,6 +12,7 @@ from app.recipe.losses import CrossEntropy
 from app.recipe.losses.labels import Uskd
 from worker.losses.base import Rows, at_least_float32
 from worker.losses.cross_entropy import CrossEntropyTerm
+from worker.losses.features.activations import describe, of_student, vectors, width_of
 from worker.losses.softened import FLOOR
 from worker.losses.workshop import Workshop
 
@@ -53,11 +54,9 @@ class UskdTerm:
         self.spec = spec
         shape = workshop.student(spec.feature)
         if len(shape) not in (2, 3, 4):
-            accepted = "vectors (D,), tokens (L, D) or maps (D, H, W)"
-            raise workshop.refuse(f"gives {tuple(shape[1:])} per sample; accepted: {accepted}", "feature")
-        width = shape[1] if len(shape) == 4 else shape[-1]
+            raise workshop.refuse(f"gives {describe(shape)}; accepted: vectors, tokens or maps", "feature")
         place = f"{spec.feature.path}:{spec.feature.at}:{spec.reduction}".replace(".", "/")
-        self.head = workshop.part(f"uskd:{place}", lambda: nn.Linear(width, workshop.outputs))
+        self.head = workshop.part(f"uskd:{place}", lambda: nn.Linear(width_of(shape), workshop.outputs))
         self._weak_loss = CrossEntropyTerm(CrossEntropy(label_smoothing=SMOOTHING))
 
     def __call__(self, rows: Rows) -> Tensor:
@@ -77,7 +76,8 @@ class UskdTerm:
         )
 
     def _weak_logits(self, rows: Rows, logits: Tensor) -> Tensor:
-        pooled = vectors(at_least_float32(rows.features.student[self.spec.feature]), self.spec.reduction)
+        feature = of_student(rows, self.spec.feature)
+        pooled = vectors(feature, self.spec.reduction, rows.features.student_tokens)
         weak: Tensor = self.head(pooled)
         return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
 
@@ -118,10 +118,3 @@ def named_classes(labels: Tensor, like: Tensor) -> Named:
         return Named(columns, torch.ones_like(columns, dtype=like.dtype))
     values, columns = labels.to(like.dtype).topk(2, dim=-1)
     return Named(columns, values)
-
-
-def vectors(feature: Tensor, reduction: str) -> Tensor:
-    """Vectors (B, D) of a feature (B, D), of tokens (B, L, D) or of maps (B, D, H, W)."""
-    if feature.ndim == 3:
-        return feature[:, 0] if reduction == "first" else feature.mean(1)
-    return feature.flatten(2).mean(-1) if feature.ndim == 4 else feature

@@ -61,6 +61,10 @@ class Model(nn.Module):
         outputs: Tensor = self.rescale(self.network(self.preprocess(samples)))
         return outputs
 
+    def tokens(self, samples: Tensor) -> Tensor | None:
+        """(N, S) bool: which token ids of `samples` aren't padding; none where samples are no text."""
+        return samples != self.config.input.pad if isinstance(self.config.input, TextInput) else None
+
 
 def _preprocess(config: ModelConfig) -> nn.Module:
     if config.preprocessing is None:

@@ -25,6 +25,8 @@ class TeacherSignal:
     """Weight (C, D) of the last linear layer that gives a number per class; the same for every batch."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
     """Activations (B, ...)."""
+    tokens: Tensor | None = None
+    """(B, S) bool: which of the teacher's tokens aren't padding; none where it reads no text."""
 
 
 class Source(Protocol):
@@ -44,12 +46,13 @@ class Teacher:
         self._head = _last_layer(model)
 
     def __call__(self, batch: Batch) -> TeacherSignal:
+        samples = batch.inputs[self.model.view]
         with torch.inference_mode():
-            logits = self.model(batch.inputs[self.model.view])
+            logits = self.model(samples)
         head = None if self._head is None else self._head.weight.detach()
         # an inference tensor could not be saved for the backward pass
         features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
-        return TeacherSignal(logits.clone(), head, features)
+        return TeacherSignal(logits.clone(), head, features, self.model.tokens(samples))
 
 
 def head_of(model: Model) -> Tensor | None:

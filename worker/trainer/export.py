@@ -47,17 +47,18 @@ def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
 def export_onnx(model: Model, folder: Path) -> Call:
     """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime."""
     with _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             (_example(model.config.input),),
-            folder / ONNX,
             input_names=[input_name(model)],
             output_names=[output_name(model)],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        for node in program.model.graph.all_nodes():  # type: ignore[union-attr]  # with dynamo it is a program
+            node.metadata_props.clear()  # lines of our sources, with the paths of this machine
+        program.save(folder / ONNX, external_data=False)  # type: ignore[union-attr]
     return open_onnx(folder / ONNX)
 
 
@@ -82,15 +83,25 @@ def export_int8(model: Model, folder: Path) -> Call:
 def export_program(model: Model, folder: Path) -> Call:
     """Write `model.pt2` from `model` (on the CPU) and open it with `torch.export.load`."""
     with _quiet():
-        example, shapes = (_example(model.config.input),), ({0: torch.export.Dim("batch")},)
-        torch.export.save(torch.export.export(model, example, dynamic_shapes=shapes), folder / PROGRAM)
-        program = torch.export.load(folder / PROGRAM).module()
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(model, (_example(model.config.input),), dynamic_shapes=shapes)
+        _forget_sources(program.graph_module)
+        torch.export.save(program, folder / PROGRAM)
+        opened = torch.export.load(folder / PROGRAM).module()
 
     def call(samples: Tensor) -> Tensor:
-        outputs: Tensor = program(_as_input(samples).cpu())
+        outputs: Tensor = opened(_as_input(samples).cpu())
         return outputs
 
     return call
+
+
+def _forget_sources(graph: torch.fx.GraphModule) -> None:
+    """Every node remembers the lines of our sources that it came from, with the paths of this machine."""
+    for module in graph.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def open_onnx(path: Path) -> Call:

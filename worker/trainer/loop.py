@@ -20,6 +20,7 @@ from app.recipe.plan import StagePlan
 from worker.data.batches import Batch, Batches
 from worker.losses.objective import TOTAL, Objective, Seen
 from worker.optimizers.schedules import rate_factor
+from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import Source
 from worker.trainer.state import TrainState
@@ -99,7 +100,7 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     count = course.objective.count(batch.targets)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
     for part in batch.split(course.recipe.accumulate):
-        shares = course.objective(_look(course, part), count, epoch, course.plan.epochs)
+        shares = course.objective(_look(course, state.student, part), count, epoch, course.plan.epochs)
         shares[TOTAL].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
@@ -111,13 +112,13 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     return values
 
 
-def _look(course: Course, part: Batch) -> Seen:
+def _look(course: Course, student: Model, part: Batch) -> Seen:
     """Have everybody run; a student that does not learn leaves no graph."""
     with torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16"):
         signals = {name: teacher(part) for name, teacher in course.teachers.items()}
         with torch.set_grad_enabled(course.trains_student):
-            outputs = course.forward(part.inputs[course.view])
-    return Seen(outputs, part.targets, signals, course.recorder.take())
+            outputs = course.forward(samples := part.inputs[course.view])
+    return Seen(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
 
 
 def _clip(learning: list[nn.Parameter], largest: float | None) -> Tensor:

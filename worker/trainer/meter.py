@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -20,25 +22,34 @@ class Meter:
         self._rows.append(values)
 
     def read(self, step: int) -> dict[str, float]:
-        """Mean of every value since the last reading; `step` is the number of the newest step. Raises as `check`."""
+        """Mean of every value since the last reading, over the steps that had it; `step` is the number of the newest.
+
+        Raises as `check`.
+        """
         if not self._rows:
             return {}
-        names, means = list(self._rows[0]), self.check(step).double().mean(0).tolist()
-        self._rows = []
+        table, counts = self.check(step), [sum(name in row for row in self._rows) for name in self._names()]
+        means = (table.double().sum(0) / torch.tensor(counts)).tolist()
+        names, self._rows = self._names(), []
         return dict(zip(names, means, strict=True))
 
     def check(self, step: int) -> Tensor:
-        """Table (steps, values) since the last reading, which stays unread.
+        """Table (steps, values) since the last reading, which stays unread; 0 where a step has no such value.
 
         Raises UserError (`nan_loss`) naming the first step with a value that is not finite. One transfer from the
         device, however many steps there were.
         """
         if not self._rows:
             return torch.empty(0, 0)
-        names = list(self._rows[0])
-        table = torch.stack([torch.stack([row[name].float() for name in names]) for row in self._rows]).cpu()
+        names, nothing = self._names(), next(iter(self._rows[0].values())).new_zeros(())
+        rows = [torch.stack([row.get(name, nothing).float() for name in names]) for row in self._rows]
+        table = torch.stack(rows).cpu()
         _refuse_non_finite(table, names, step - len(self._rows) + 1)
         return table
+
+    def _names(self) -> list[str]:
+        """Stages have terms of their own."""
+        return list(dict.fromkeys(name for row in self._rows for name in row))
 
 
 def _refuse_non_finite(table: Tensor, names: list[str], first: int) -> None:

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.teacher_cache import Kept, NoCache
-from worker.data.batches import Batch
+from app.recipe.teacher_cache import NoCache
+from worker.data.augment import Augmenter
+from worker.data.batches import Augment
+from worker.data.load import TaskData
 from worker.protocol import CachePlace, Log, Report
+from worker.students.model import Model
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, Subject
 from worker.teachers.digests import digest_folder, digest_samples
 from worker.trainer.courses import TaughtBy, teacher_taps
 
 Send = Callable[[Report], None]
-
-
-class Augmented(NamedTuple):
-    """How the samples of a split are changed; the same digest and epoch give the same samples."""
-
-    digest: str = "none"
-    epochs: int = 1
-    """After that many, the first one comes again."""
-
-
-class Origin(NamedTuple):
-    """The set that a split is a part of: jobs that split it differently share what their teachers say about it."""
-
-    samples: Batch
-    numbers: Tensor
-    """Which of them the split has, in its order: (N,) int64 on the CPU."""
 
 
 class Memories:
@@ -55,27 +42,21 @@ class Memories:
             cached.close()
 
     def give(
-        self,
-        teachers: Mapping[str, TaughtBy],
-        folders: Mapping[str, Path],
-        samples: Batch,
-        augmented: Augmented = Augmented(),
-        origin: Origin | None = None,
+        self, teachers: Mapping[str, TaughtBy], folders: Mapping[str, Path], task: TaskData, augment: Augment | None
     ) -> dict[str, TaughtBy]:
-        """The teachers, those that can remember doing so; `samples` is the training split, before augmentation.
-
-        An augmentation depends on a sample's number within its split, so the `origin` counts only without one.
-        """
+        """The teachers, those that can remember doing so; `augment` is what changes the training samples of `task`."""
         kept = self._job.teacher_cache
-        if isinstance(kept, NoCache) or (self._place is None and kept.exact):
+        place = self._place_for(augment)
+        if isinstance(kept, NoCache) or (place is None and kept.exact):
             return dict(teachers)
-        if origin is None or augmented != Augmented():
-            origin = Origin(samples, torch.arange(len(samples)))
         given = dict(teachers)
         for name, taught in teachers.items():
             if not self._runs_anyway(name):
-                subject = self._subject(taught, folders[name], origin.samples, augmented)
-                given[name] = taught._replace(source=self._remember(name, taught, kept, subject, origin.numbers))
+                subject, numbers = self._subject(taught.model, folders[name], task, augment)
+                self._cached[name] = cached = CachedTeacher(
+                    taught.source, kept, subject, place, self._warn, head_of(taught.model), numbers
+                )
+                given[name] = taught._replace(source=cached)
         return given
 
     def sync(self) -> None:
@@ -102,22 +83,48 @@ class Memories:
         self._send(Log(message=message))
         return True
 
-    def _subject(self, taught: TaughtBy, folder: Path, samples: Batch, augmented: Augmented) -> Subject:
-        model = taught.model
-        return Subject(
-            teacher=digest_folder(folder),
-            data=digest_samples({model.view: samples.inputs[model.view]}),
-            samples=len(samples),
-            outputs=model.config.outputs,
-            arithmetic=f"{self._job.recipe.precision} on {samples.targets.device.type}",
-            augmentation=augmented.digest,
-            epochs=augmented.epochs,
-        )
+    def _place_for(self, augment: Augment | None) -> CachePlace | None:
+        """Where answers may be kept: nowhere when no sample ever looks the same again."""
+        if self._place is None or augment is None:
+            return self._place
+        if isinstance(augment, Augmenter) and self._job.data.augment_epochs is not None:
+            return self._place
+        message = "the teachers' answers are not kept: without data.augment_epochs no sample looks the same twice"
+        self._send(Log(message=message))
+        return None
 
-    def _remember(self, name: str, taught: TaughtBy, kept: Kept, subject: Subject, numbers: Tensor) -> CachedTeacher:
-        cached = CachedTeacher(taught.source, kept, subject, self._place, self._warn, head_of(taught.model), numbers)
-        self._cached[name] = cached
-        return cached
+    def _subject(
+        self, model: Model, folder: Path, task: TaskData, augment: Augment | None
+    ) -> tuple[Subject, Tensor | None]:
+        """What the rows are about, and which of them are those of the training samples."""
+        arithmetic = f"{self._job.recipe.precision} on {task.train.targets.device.type}"
+        inputs, numbers = _origin(task, model.view) if augment is None else (task.train.inputs, None)
+        subject = Subject(
+            teacher=digest_folder(folder),
+            data=digest_samples(inputs),
+            samples=len(next(iter(inputs.values()))),
+            outputs=model.config.outputs,
+            arithmetic=arithmetic,
+        )
+        if isinstance(augment, Augmenter):
+            epochs = self._job.data.augment_epochs or 1
+            subject = replace(subject, augmentation=augment.digest(), epochs=epochs)
+        return subject, numbers
 
     def _warn(self, message: str) -> None:
         self._send(Log(level="warning", message=message))
+
+
+def _origin(task: TaskData, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
+    """All samples of the file that the training samples were taken from, and their numbers in it, so that jobs which
+    hold out different samples share what is said about the rest.
+
+    Not for augmented samples, whose changes depend on their number within the split and on the other samples in it.
+    """
+    train, held = task.train.inputs[view], task.eval.inputs[view]
+    if task.numbers is None:
+        return {view: train}, None
+    whole = train.new_empty(len(train) + len(held), *train.shape[1:], device="cpu")
+    for numbers, samples in zip(task.numbers, (train, held), strict=True):
+        whole[numbers] = samples.cpu()
+    return {view: whole}, task.numbers[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
+from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
@@ -65,8 +66,8 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, len(inputs.task.train))
     state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
-    batches = Batches(inputs.task.train, job.recipe.batch_size, seed)
-    teachers = memories.give(inputs.teachers, inputs.folders, inputs.task.train)
+    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
+    teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)

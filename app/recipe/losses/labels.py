@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Share
 from app.recipe.losses.base import LossTerm
+from app.recipe.losses.features import Reduction
 from app.recipe.taps import Tap, Taps
 
 
@@ -40,9 +41,9 @@ class Uskd(LossTerm):
     kind: Literal["uskd"] = "uskd"
     feature: Tap
     """Where the weak head reads: in a CNN the stage before the last, in a transformer an inner block."""
-    reduction: Literal["mean", "first"] = "mean"
-    """What becomes one vector of tokens: their mean, or the first one (a class token). Maps are always averaged over
-    their positions."""
+    reduction: Reduction = "mean"
+    """What becomes one vector of tokens: the `first` one (a class token), or the `mean` of those that aren't padding.
+    Maps are always averaged over their positions."""
     alpha: NonNegative = 1.0
     """Weight of the target class; 1 on ImageNet, 0.1 on CIFAR-100."""
     beta: NonNegative = 0.1

@@ -1,4 +1,4 @@
-"""The losses of tasks whose answer is a list of numbers, and the softer targets that a tolerant teacher is trained on.
+"""The losses of tasks whose answer is a list of numbers.
 
 Notation of the equations: x the student's output, g the label, t a teacher's output, each of C numbers; |.| and sign
 are taken number by number, and a loss is the mean over the C numbers and over the rows.
@@ -10,12 +10,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import Fraction, NonNegative, Option, Paper, Positive, Share
+from app.recipe.base import NonNegative, Paper, Positive, Share
 from app.recipe.losses.base import LossTerm
+from app.recipe.targets import KD_LOSS
 from app.recipe.task import NUMBERS, Task
 from app.recipe.teachers import TeacherName
 
-KD_LOSS = Paper("Facial Landmark Points Detection Using Knowledge Distillation-Based Neural Networks", "2111.07047")
 Factor = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -124,18 +124,3 @@ class Assistive(LossTerm):
 
 
 NUMBER_LOSSES: tuple[type[LossTerm], ...] = (Mse, SmoothL1, Wing, Assistive)
-
-
-class SoftLandmarks(Option):
-    """Softer targets for a tolerant teacher: the labels, seen through their main directions of variation alone.
-
-    The directions are those of a principal component analysis of the training targets; what a target is off the mean
-    along each is clipped, and what it is off in all other directions is lost.
-    """
-
-    paper: ClassVar[Paper | None] = KD_LOSS
-    kind: Literal["soft-landmarks"] = "soft-landmarks"
-    variance: Fraction = 0.9
-    """Share of the targets' variance that the directions must explain; less makes a more tolerant teacher."""
-    clip: Positive = 3.0
-    """How far from the mean a target may be in any of the directions, in its standard deviations."""

@@ -121,7 +121,7 @@ def test_a_pickle_in_an_archive_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("content", [archive(TORCH), module.LEGACY_TORCH + pickle.dumps(Trap())])
 def test_what_torch_saved_is_recognised_and_not_loaded(content: bytes) -> None:
-    assert look(content) == module.Inspection("torch", {})
+    assert look(content) == module.Inspection("torch", {"arrays": {}})
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,11 @@ def test_text_is_recognised_whatever_its_alphabet() -> None:
 @pytest.mark.parametrize("content", ["é".encode()[:1], b"a\0b", b"caf\xe9"])
 def test_what_is_no_utf8_is_no_text(content: bytes) -> None:
     assert refusal(content).code == "unknown_format"
+
+
+def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TEXT_BYTES", 10)
+    assert refusal(b"x" * 11).code == "unknown_format"
 
 
 def test_a_bomb_is_refused_by_its_ratio() -> None:

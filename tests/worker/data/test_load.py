@@ -11,11 +11,13 @@ import torch
 
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.losses import CrossEntropy, Kd
+from app.recipe.losses import CrossEntropy, Kd, Mse
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Vit
+from app.recipe.targets import SoftLandmarks
 from app.recipe.teachers import Teacher
 from worker.data.load import TaskData, load_task
+from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
 from worker.errors import UserError
 
@@ -167,3 +169,25 @@ def test_a_teacher_of_other_images_is_refused(tmp_path: Path) -> None:
 def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, student=Vit(patch_size=4))
     assert (error.code, error.param) == ("invalid_job", "student.patch_size")
+
+
+def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
+    points = RANDOM.random((40, 3, 2)).astype(np.float32)
+    np.savez(tmp_path / "train.npz", x=IMAGES, y=points)
+    np.savez(tmp_path / "eval.npz", x=IMAGES, y=points)
+    spec = SoftLandmarks(variance=0.5)
+    task = load_task(
+        JobSpec(
+            task="keypoints",
+            data=ImageData(train="train", eval="eval", targets_transform=spec),
+            student=Mlp(),
+            recipe=Recipe(losses=[Mse()]),
+        ),
+        {name: tmp_path / f"{name}.npz" for name in ("train", "eval")},
+        {},
+        seed=7,
+    )
+    labels = torch.from_numpy(points).flatten(1)
+    assert torch.equal(task.eval.targets, labels)
+    assert torch.equal(task.train.targets, soft_landmarks(labels, spec))
+    assert not torch.allclose(task.train.targets, labels, atol=0.1)

@@ -20,7 +20,7 @@ from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.ferkd import EASY, HARD, LOST, SURE, FerkdTerm
 from worker.losses.kd import KdTerm
 from worker.losses.soft_labels import recover
-from worker.losses.uskd import UskdTerm, named_classes, others_part, vectors
+from worker.losses.uskd import UskdTerm, named_classes, others_part
 from worker.losses.workshop import Workshop
 
 TAP = Tap(path="stages.1")
@@ -179,24 +179,22 @@ def test_two_terms_on_the_same_feature_share_one_weak_head() -> None:
     assert len(workshop.parts) == len(workshop.trained) == 1
 
 
-@pytest.mark.parametrize(
-    ("shape", "reduction", "expected"),
-    [
-        ((2, 3), "first", [0.0, 1.0, 2.0]),
-        ((2, 2, 3), "first", [0.0, 1.0, 2.0]),
-        ((2, 2, 3), "mean", [1.5, 2.5, 3.5]),
-        ((2, 3, 1, 2), "mean", [0.5, 2.5, 4.5]),
-        ((2, 3, 1, 2), "first", [0.5, 2.5, 4.5]),
-    ],
-)
-def test_features_become_one_vector_per_sample(
-    shape: tuple[int, ...], reduction: Literal["first", "mean"], expected: list[float]
-) -> None:
-    feature = torch.arange(float(math.prod(shape))).reshape(shape)
-    assert vectors(feature, reduction)[0].tolist() == expected
-    head = uskd(Uskd(feature=TAP, reduction=reduction), shape=shape).head
-    assert isinstance(head, nn.Linear)
-    assert (head.in_features, head.out_features) == (3, CLASSES)
+@pytest.mark.parametrize("shape", [(2, 3), (2, 7, 3), (2, 3, 4, 4)])
+def test_the_weak_head_fits_its_feature_whatever_the_kind(shape: tuple[int, ...]) -> None:
+    term, rows = uskd(Uskd(feature=TAP), shape=shape), draw(2)
+    assert isinstance(term.head, nn.Linear)
+    assert (term.head.in_features, term.head.out_features) == (3, CLASSES)
+    feature = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert term(rows._replace(features=Features({TAP: feature}, {}))).shape == (2,)
+
+
+def test_padding_does_not_reach_the_weak_head() -> None:
+    term, rows = uskd(Uskd(feature=TAP), shape=(2, 4, 3)), draw(2)
+    feature = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    padded = term.parts(rows._replace(features=Features({TAP: feature}, {}, tokens))).weak
+    short = term.parts(rows._replace(features=Features({TAP: feature[:, :2]}, {}))).weak
+    torch.testing.assert_close(padded[0], short[0])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4, 4), (2,)])

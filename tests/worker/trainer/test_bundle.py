@@ -51,7 +51,8 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     found = judge(task, predict(student, samples.inputs[student.view]), samples.targets, job.evaluation, said)
     consider(state, MAIN_METRICS[task], found.metrics, keep=False)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
-    return Trained(job, plan_training(job.recipe, 40), state, {"teacher": (teacher, folder)}, samples, said)
+    teachers = {"teacher": (teacher, folder)}
+    return Trained(job, plan_training(job.recipe, 40), state, teachers, samples, said, teacher_cache={})
 
 
 def report_in(folder: Path) -> dict[str, Any]:

@@ -113,6 +113,17 @@ def test_the_graph_of_8_bits_is_smaller_where_weights_are_what_fills_it(tmp_path
     assert (tmp_path / "model.int8.onnx").stat().st_size < 0.5 * (tmp_path / "model.onnx").stat().st_size
 
 
+@pytest.mark.parametrize("build", [text_model, table_model], ids=["text", "table"])
+def test_no_file_tells_where_it_was_made(tmp_path: Path, build: Any) -> None:
+    model, _ = build()
+    for write in (export_onnx, export_int8, export_program):
+        write(model.eval().requires_grad_(False), tmp_path)
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert b".py" not in content
+        assert str(Path(__file__).parents[3]).encode() not in content
+
+
 def test_exporting_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     play(stage(tmp_path, export=ALL_FORMATS), tmp_path)
     assert capfd.readouterr() == ("", "")

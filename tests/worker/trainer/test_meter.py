@@ -22,6 +22,12 @@ def test_a_reading_is_the_mean_since_the_last_one() -> None:
     assert meter.read(3) == {}
 
 
+def test_a_value_that_only_some_steps_measure_is_a_mean_over_them() -> None:
+    meter = filled(1.0, 2.0)
+    meter.add({"loss": torch.tensor(6.0), "loss/late": torch.tensor(5.0)})
+    assert meter.read(3) == {"loss": 3.0, "grad_norm": 1.0, "loss/late": 5.0}
+
+
 def test_a_check_leaves_the_values_unread() -> None:
     meter = filled(1.0, 3.0)
     meter.check(2)

@@ -10,7 +10,7 @@ import pytest
 
 from app.recipe.losses import Kd
 from app.recipe.taps import Tap, Taps
-from tests.worker.trainer.builders import CLASSES, Played, play, stage, weights
+from tests.worker.trainer.builders import CLASSES, SAMPLES, Played, play, stage, weights
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 from worker.teachers import Teacher
 
@@ -60,7 +60,7 @@ def test_the_second_job_never_runs_the_teacher_in_training(tmp_path: Path, asked
     assert (found["hits"], found["misses"], found["shared"]) == (2 * TRAINED, 0, True)
     (made,) = figures(first).values()
     assert (made["hits"], made["misses"], made["shared"]) == (2 * TRAINED, TRAINED, False)
-    assert made["bytes"] == TRAINED * (4 * CLASSES + 1)
+    assert made["bytes"] == SAMPLES * (4 * CLASSES + 1)
 
 
 def test_a_job_ends_with_the_same_weights_whether_its_teacher_remembers_or_not(tmp_path: Path) -> None:
@@ -89,6 +89,36 @@ def test_a_lossy_choice_means_the_same_without_a_place_to_keep_it(tmp_path: Path
     done(staged(folders["kept"], tmp_path / "cache", **lossy), folders["kept"])
     done(staged(folders["exact"], tmp_path / "cache"), folders["exact"])
     assert weights(folders["homeless"]) == weights(folders["kept"]) != weights(folders["exact"])
+
+
+def test_jobs_that_hold_out_other_samples_share_the_rest(tmp_path: Path, asked: list[int]) -> None:
+    for seed in (3, 4, 5, 3):
+        asked.clear()
+        done(staged(tmp_path / "job", tmp_path / "cache", seed=seed), tmp_path / "job")
+    assert asked == []
+    (found,) = figures(tmp_path / "job").values()
+    assert TRAINED < found["rows_found"] <= SAMPLES
+    assert len(list((tmp_path / "cache").glob("?" * 64))) == 1
+
+
+def test_augmented_samples_are_asked_about_once_in_every_epoch_of_the_cycle(tmp_path: Path, asked: list[int]) -> None:
+    flips = {"data": {"train": "data", "augment": [{"kind": "flip"}], "augment_epochs": 2}, "recipe": {"epochs": 5}}
+    folders = [tmp_path / name for name in ("first", "second", "other", "bare")]
+    done(staged(folders[0], tmp_path / "cache", **flips), folders[0])
+    assert sum(asked) == 2 * TRAINED
+    done(staged(folders[1], tmp_path / "cache", **flips), folders[1])
+    assert sum(asked) == 2 * TRAINED, "the second job asked"
+    done(staged(folders[2], tmp_path / "cache", seed=4, **flips), folders[2])
+    assert sum(asked) == 4 * TRAINED, "another seed draws other flips"
+    done(staged(folders[3], None, **flips), folders[3])
+    assert weights(folders[0]) == weights(folders[1]) == weights(folders[3])
+
+
+def test_nothing_is_kept_of_samples_that_never_look_the_same_again(tmp_path: Path, asked: list[int]) -> None:
+    played = done(staged(tmp_path, tmp_path / "cache", data={"train": "data", "augment": [{"kind": "flip"}]}), tmp_path)
+    assert sum(asked) == 3 * TRAINED
+    assert any("data.augment_epochs" in log.message for log in played.of(Log))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_metrics_tell_hits_and_misses(tmp_path: Path) -> None:

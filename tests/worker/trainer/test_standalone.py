@@ -59,6 +59,14 @@ def test_json_is_read_too(tmp_path: Path) -> None:
     assert prepare(path, tmp_path / "out").inputs == {"data.npz": str(tmp_path / "data.npz")}
 
 
+def test_every_teacher_is_looked_for_beside_the_job_file(tmp_path: Path) -> None:
+    named = [{"name": name, "model": name} for name in ("first", "second")]
+    for teacher in named:
+        write_teacher(tmp_path / teacher["model"])
+    path = write_job(tmp_path, teachers=named, recipe={"losses": [{"kind": "kd"}]})
+    assert set(prepare(path, tmp_path / "out").inputs) == {"data.npz", "first", "second"}
+
+
 def test_a_drawn_seed_is_kept_for_the_next_run_in_the_same_folder(tmp_path: Path) -> None:
     path = write_job(tmp_path, seed=None)
     first, second = prepare(path, tmp_path / "out").spec.seed, prepare(path, tmp_path / "out").spec.seed

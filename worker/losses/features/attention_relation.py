@@ -63,7 +63,8 @@ class AttentionRelationTerm:
 def relations(states: Tensor, heads: int) -> Tensor:
     """(B, R, S, S) scaled products of the tokens (B, S, D) with each other, in R heads of width D // R."""
     width = states.shape[-1] // heads
-    split = states[..., : heads * width].unflatten(-1, (heads, width)).transpose(1, 2)
+    rows, tokens, _ = states.shape
+    split = states[..., : heads * width].reshape(rows, tokens, heads, width).transpose(1, 2)
     return split @ split.mT / math.sqrt(width)
 
 

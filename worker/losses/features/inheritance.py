@@ -45,18 +45,23 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encode, self.decode = Coder(width, factors), Coder(factors, width)
 
+    def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The feature as far as its code restores it; `valid` (B,) bool: rows that count in the batch norms."""
+        restored: Tensor = self.decode(self.encode(feature, valid), valid)
+        return restored
+
 
 class Encoders(nn.Module):
     """Of both halves of the student's channels; of an odd number, the second half has one more."""
 
     def __init__(self, width: int, factors: int) -> None:
         super().__init__()
-        self.half = width // 2
-        self.inherit, self.explore = Coder(self.half, factors), Coder(width - self.half, factors)
+        self.split_at = width // 2
+        self.inherit, self.explore = Coder(self.split_at, factors), Coder(width - self.split_at, factors)
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Codes of the half that inherits and of the half that explores."""
-        return self.inherit(feature[:, : self.half], valid), self.explore(feature[:, self.half :], valid)
+        return self.inherit(feature[:, : self.split_at], valid), self.explore(feature[:, self.split_at :], valid)
 
 
 class FeatureAutoencoderTerm:
@@ -66,12 +71,14 @@ class FeatureAutoencoderTerm:
         self.tap, self.p = spec.tap, spec.p
         width = _channels(workshop.teacher(spec.tap, spec.teacher), workshop, "tap")
         factors = spec.factors or _half(width)
-        self.coder = workshop.part(_key(spec, spec.tap, factors), lambda: Autoencoder(width, factors))
+        key = _key(spec, spec.tap, factors)
+        if key in workshop.frozen:
+            raise workshop.refuse(f"{spec.name!r} is used in the same stage, where it does not change", "name")
+        self.coder = workshop.part(key, lambda: Autoencoder(width, factors))
 
     def __call__(self, rows: Rows) -> Tensor:
         feature = of_teacher(rows, self.tap)
-        restored = self.coder.decode(self.coder.encode(feature, rows.valid), rows.valid)
-        return mean_power(feature - restored, self.p, rows.valid)
+        return mean_power(feature - self.coder(feature, rows.valid), self.p, rows.valid)
 
 
 class InheritanceExplorationTerm:
@@ -86,17 +93,17 @@ class InheritanceExplorationTerm:
         factors = spec.factors or _half(taught)
         tap = spec.pair.teacher
         key = _key(spec, tap, factors)
-        if key not in workshop.parts:
+        if key not in workshop.parts or key in workshop.trained:
             found = f"no stage before this one has a feature-autoencoder called {spec.name!r} of {factors} factors"
             raise workshop.refuse(f"{found} at {tap.path!r} of the teacher", "name")
-        self.coder = workshop.part(key, lambda: Autoencoder(taught, factors), frozen=True)
+        self.encode = workshop.part(key, lambda: Autoencoder(taught, factors), frozen=True).get_submodule("encode")
         own = part_key(spec.name, f"encoders-{factors}", [spec.pair.student, tap], spec.teacher)
         self.encoders = workshop.part(own, lambda: Encoders(width, factors))
 
     def __call__(self, rows: Rows) -> Tensor:
         student, teacher = both(rows, self.spec.pair)
         with torch.no_grad():
-            source = self.coder.encode(teacher)
+            source = self.encode(teacher)
         inherited, explored = self.encoders(student, rows.valid)
         like = inherit_loss(self.spec, *same_size(inherited, source), rows.valid)
         return like + explore_loss(self.spec, *same_size(explored, source), rows.valid)

@@ -80,9 +80,9 @@ def angle_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float) ->
 
 def _angle_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float, first: int, count: int) -> Tensor:
     """Of the `count` vertices from `first` on."""
-    cosines = (_cosines(side, slice(first, first + count)) for side in (student, teacher))
+    own, taught = (_cosines(side, slice(first, first + count)) for side in (student, teacher))
     pairs = valid.unsqueeze(0) & valid.unsqueeze(1)
-    gaps = F.huber_loss(*cosines, reduction="none", delta=delta).where(pairs, 0.0)
+    gaps = F.huber_loss(own, taught, reduction="none", delta=delta).where(pairs, 0.0)
     return gaps.sum((1, 2)) / valid.sum().clamp(min=1).square()
 
 

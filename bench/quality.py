@@ -1,0 +1,235 @@
+"""How good a student each method makes: all methods on equal terms, over several seeds, as a page of tables.
+
+python -m bench.quality [--set digits] [--set FILE.npz] [--write docs/quality.md]
+
+A set is `digits`, or a NumPy archive with `x_train`, `y_train`, `x_test` and `y_test` of ten classes. One teacher is trained for each;
+then every method of `examples/methods.yaml` trains the same student from the same first weights of its seed on the same
+batches. Nothing but the losses differs, and none of the settings was tuned to the sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from app.recipe.job import JobSpec
+from bench.report import replace_part
+from worker.protocol import Assignment, CachePlace, Failed
+from worker.trainer.machine import make_deterministic
+from worker.trainer.run import run
+
+METHODS = Path(__file__).parents[1] / "examples" / "methods.yaml"
+ALONE = "alone"
+TEACHER = {"architecture": "wide-resnet", "depth": 16, "widen": 2}
+STUDENT = {"architecture": "wide-resnet", "depth": 10, "widen": 1}
+DIGITS = "digits"
+CLASSES = 10
+PARALLEL = 2
+"""Jobs at a time, each on one thread."""
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained."""
+
+    train: int
+    """Images that students learn from; the teacher has all."""
+    teacher_epochs: int
+    epochs: int
+    seeds: int
+
+
+class Result(NamedTuple):
+    """What one student came to on the test images."""
+
+    accuracy: float
+    ece: float
+    agreement: float
+    step_ms: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, print, and write the page if asked to."""
+    options = _parser().parse_args(arguments)
+    size = Size(options.train, options.teacher_epochs, options.epochs, options.seeds)
+    wanted = options.methods.split(",") if options.methods else None
+    command = "python -m bench.quality " + " ".join(arguments if arguments is not None else sys.argv[1:])
+    for name in options.set or [DIGITS]:
+        begun = time.monotonic()
+        table = compare(name, size, wanted)
+        text = _section(name, size, table, time.monotonic() - begun, command)
+        print(text)
+        if options.write:
+            replace_part(options.write, Path(name).stem, text)
+
+
+def compare(name: str, size: Size, wanted: Iterable[str] | None = None) -> dict[str, list[Result]]:
+    """Results of every method by seed; `teacher` is there too, once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _write_set(name, folder, size.train)
+        with ProcessPoolExecutor(PARALLEL, initializer=_prepare_process) as pool:
+            teacher = pool.submit(_train, folder, "teacher", _job({"losses": [{"kind": "cross-entropy"}]}, size, None))
+            table = {"teacher": [teacher.result()]}
+            methods = read_methods()
+            names = list(wanted or methods)
+            jobs = [(name, seed) for seed in range(size.seeds) for name in names]
+            waiting = [
+                pool.submit(_train, folder, f"{name}-{seed}", _job(methods[name], size, seed)) for name, seed in jobs
+            ]
+            for (name, _), result in zip(jobs, waiting, strict=True):
+                table.setdefault(name, []).append(result.result())
+    return table
+
+
+def read_methods() -> dict[str, Document]:
+    """Recipes by the names of their methods."""
+    return dict(yaml.safe_load(METHODS.read_text(encoding="utf-8")))
+
+
+def _prepare_process() -> None:
+    make_deterministic()
+    torch.set_num_threads(1)
+
+
+def _write_set(name: str, folder: Path, train: int) -> None:
+    """Archives `all`, `train` and `test` with `x` and `y`; the images to learn from are the first of all."""
+    arrays = _digits() if name == DIGITS else dict(np.load(name, allow_pickle=False))
+    x, y = arrays["x_train"], arrays["y_train"].astype(np.int64)
+    np.savez(folder / "all", x=x, y=y)
+    np.savez(folder / "train", x=x[:train], y=y[:train])
+    np.savez(folder / "test", x=arrays["x_test"], y=arrays["y_test"].astype(np.int64))
+
+
+def _digits() -> dict[str, np.ndarray[Any, Any]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(1).permutation(len(digits.target))
+    images, labels = np.round(digits.images[order] * (255 / 16)).astype(np.uint8), digits.target[order]
+    return {"x_train": images[500:], "y_train": labels[500:], "x_test": images[:500], "y_test": labels[:500]}
+
+
+def _job(method: Document, size: Size, seed: int | None) -> Document:
+    """A student's job, or the teacher's where `seed` is none."""
+    recipe = {
+        **method,
+        "epochs": size.teacher_epochs if seed is None else size.epochs,
+        "batch_size": 64,
+        "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        "schedule": {"kind": "cosine"},
+        "clip_norm": 5.0,
+    }
+    document: Document = {
+        "data": {"train": "all" if seed is None else "train", "eval": "test", "classes": CLASSES},
+        "student": TEACHER if seed is None else STUDENT,
+        "recipe": recipe,
+        "evaluation": {"every_epochs": 10_000},
+        "export": ["safetensors"],
+        "seed": 0 if seed is None else seed + 1,
+    }
+    if _learns_from_a_teacher(document):
+        document["teacher"] = {"model": "teacher"}
+    return document
+
+
+def _learns_from_a_teacher(document: Document) -> bool:
+    job = JobSpec.model_validate_json(json.dumps(document))
+    return any(term.needs_teacher for terms in job.objectives.values() for term in terms)
+
+
+def _train(folder: Path, name: str, document: Document) -> Result:
+    out = folder / name
+    out.mkdir()
+    inputs = {part: str(folder / f"{part}.npz") for part in ("all", "train", "test")}
+    inputs["teacher"] = str(folder / "teacher" / "bundle")
+    spec = JobSpec.model_validate_json(json.dumps(document))
+    cache = CachePlace(folder=str(folder / "answers"))
+    word = run(Assignment(spec=spec, inputs=inputs, teacher_cache=cache), out, _ignore, lambda: False)
+    if isinstance(word, Failed):
+        raise RuntimeError(f"{name}: {word.message}")
+    report = json.loads((out / "bundle" / "report.json").read_bytes())
+    student, train = report["student"], report["train"]
+    agreement = student.get("agreement", float("nan"))
+    return Result(student["accuracy"], student["ece"], agreement, 1e3 * train["seconds"] / train["steps"])
+
+
+def _ignore(message: object) -> None:
+    """Nobody looks on."""
+
+
+def _section(name: str, size: Size, table: dict[str, list[Result]], seconds: float, command: str) -> str:
+    what = "scikit-learn's digits (8 x 8)" if name == DIGITS else f"`{Path(name).name}`"
+    shown = {method: results for method, results in table.items() if method != "teacher"}
+    teacher = table["teacher"][0]
+    alone = _mean(table[ALONE], lambda result: result.accuracy) if ALONE in table else float("nan")
+    lines = [
+        f"On {what}: the teacher, a `wide-resnet` 16-2, saw all images for {size.teacher_epochs} epochs and is right in "
+        f"{teacher.accuracy:.1%} of the test images (ECE {teacher.ece:.3f}). Students are `wide-resnet` 10-1 on the "
+        f"first {size.train} images, {size.epochs} epochs; mean and standard deviation over {size.seeds} seeds. "
+        f"All of it took {seconds / 60:.0f} minutes on 2 cores, two jobs at a time on a thread each; milliseconds per "
+        f"step are those of such a job, stages and the teacher's first epoch included.",
+        "",
+        f"`{command}`",
+        "",
+        "| method | accuracy, % | over alone | ECE | agreement, % | ms per step |",
+        "|---|---|---|---|---|---|",
+        *(_line(method, results, alone) for method, results in shown.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _line(method: str, results: list[Result], alone: float) -> str:
+    accuracy = _mean(results, lambda result: result.accuracy)
+    spread = statistics.stdev(100 * result.accuracy for result in results) if len(results) > 1 else float("nan")
+    ece, agreement, step = (_mean(results, pick) for pick in (_ece, _agreement, _step))
+    told = f"{100 * agreement:.1f}" if agreement == agreement else ""
+    gain = 100 * (accuracy - alone)
+    return f"| {method} | {100 * accuracy:.1f} ± {spread:.1f} | {gain:+.1f} | {ece:.3f} | {told} | {step:.1f} |"
+
+
+def _ece(result: Result) -> float:
+    return result.ece
+
+
+def _agreement(result: Result) -> float:
+    return result.agreement
+
+
+def _step(result: Result) -> float:
+    return result.step_ms
+
+
+def _mean(results: list[Result], pick: Callable[[Result], float]) -> float:
+    return statistics.fmean(map(pick, results))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description="Compares the methods on equal terms.")
+    parser.add_argument("--set", action="append", metavar="SET", help="digits, or a .npz file; may be given again")
+    parser.add_argument("--train", type=int, default=300, help="images that students learn from")
+    parser.add_argument("--teacher-epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", help="names separated by commas; default: all")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose part is replaced")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
