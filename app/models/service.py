@@ -27,7 +27,7 @@ from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
 from app.recipe.model import ImageInput, Input, ModelConfig
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Tensors of a normalisation layer that are measured, not trained."""
 
@@ -46,7 +46,9 @@ async def register(services: Services, project_id: str, wanted: ModelRequest) ->
     if problems := list(_problems(file, wanted.config)):
         raise Invalid.fields(problems)
     document = wanted.config.model_dump_json(indent=2).encode()
-    config = await services.store.write(f"models/{secrets.token_hex(16)}/{CONFIG}", _once(document), len(document))
+    config = await services.store.write(
+        f"models/{secrets.token_hex(16)}/{wanted.config.file_name}", _once(document), len(document)
+    )
     async with services.database.write() as session:
         file = await _weights(session, project_id, wanted.file, lock=True)
         return await _insert(session, wanted, file, config)
@@ -76,9 +78,11 @@ def _problems(file: File, config: ModelConfig) -> Iterator[FieldError]:
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted="a safetensors file")
         return
     found = _trained_weights(file.summary["arrays"])
-    expected = student_cost(config.architecture, config.input, config.outputs).parameters
-    if found != expected:
-        message = f"file {file.id!r} holds {found} trained weights, the architecture of the config has {expected}"
+    cost = student_cost(config.architecture, config.input, config.outputs)
+    if cost is not None and found != cost.parameters:
+        message = (
+            f"file {file.id!r} holds {found} trained weights, the architecture of the config has {cost.parameters}"
+        )
         yield FieldError(
             param="config.architecture", message=message, accepted="the network that the file was saved from"
         )
@@ -102,7 +106,7 @@ async def _insert(session: AsyncSession, wanted: ModelRequest, file: File, confi
         config=wanted.config.model_dump(mode="json"),
         parameters=_trained_weights(file.summary["arrays"]),
         files=[
-            {"name": CONFIG, "media_type": "application/json", **asdict(config)},
+            {"name": wanted.config.file_name, "media_type": "application/json", **asdict(config)},
             {
                 "name": WEIGHTS,
                 "media_type": "application/octet-stream",

@@ -13,9 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from app.recipe.task import Task
-
 from app.recipe.data import CsvData, JsonlData, Table
+from app.recipe.task import Task
 from worker.data.formats.columns import Place, Samples, assemble, input_column, label_column, missing_column
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
 

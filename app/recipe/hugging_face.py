@@ -1,0 +1,129 @@
+"""What a model in the Hugging Face layout may say: the model types we build, and no word that names code.
+
+Transformers can fetch and run code that a configuration names. So we read configurations as plain data and hold them
+against these rules before any library sees them: at the HTTP door, while staging, and once more in the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+IMAGE_MODEL_TYPES = (
+    *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers"),
+    *("efficientnet", "focalnet", "hiera", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer"),
+    *("pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin", "swinv2", "vit", "vit_msn"),
+)
+"""Values of `model_type` that classify images; each is built from its configuration alone."""
+TEXT_MODEL_TYPES = (
+    *("albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
+    *("mobilebert", "modernbert", "mpnet", "nystromformer", "rembert", "roberta", "roberta-prelayernorm"),
+    *("squeezebert", "xlm-roberta"),
+)
+"""Values of `model_type` that classify or score texts."""
+MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES)
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_DEPTH = 16
+"""Levels of lists and objects within each other."""
+MAX_LAYERS = 1000
+"""Of any kind, in one number: a network is built layer by layer even where it takes no memory."""
+MAX_NUMBER = 2**40
+"""Sizes multiply; these still fit the arithmetic of whoever multiplies them."""
+
+_CODE = frozenset(
+    {"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels", "kernel_config"}
+    | {"quantization_config", "compression_config", "transformers_weights", "adapter_config"}
+    | {"backbone", "use_timm_backbone", "use_pretrained_backbone"}
+)
+"""Keys that name code, or further files to load."""
+_IMPLEMENTATION = re.compile(r".*_implementation(_internal|_autoset)?")
+_IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
+"""Any other name of an implementation may be that of a repository with kernels."""
+_DTYPES = (None, "auto", "float16", "float32", "float64", "bfloat16")
+_LAYERS = re.compile(r".*(layers?|blocks?|depths?|repeats|depth_coefficient|inner_group_num|hidden_groups)")
+
+
+def parse_object(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Read one JSON object with unique keys. Raises `ValueError` with what is wrong, for the file's owner."""
+    if len(raw) > max_bytes:
+        raise ValueError(f"has {len(raw)} bytes; at most {max_bytes} are accepted")
+    try:
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError(f"nests deeper than {MAX_DEPTH} levels") from None
+    if not isinstance(found, dict):
+        raise ValueError("is not a JSON object")
+    return found
+
+
+def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON document of a model unchanged, unless it names code, a model type we don't build, or absurd sizes.
+
+    Raises `ValueError` naming the key. It holds for every such file (`config.json`, `preprocessor_config.json`,
+    `tokenizer_config.json`); see `require_model_type` for what only the first must have.
+    """
+    for path, key, value in _entries(document, ""):
+        if key in _CODE and value not in (None, False):
+            raise ValueError(f"{path} names code or files that would be loaded; only plain settings are accepted")
+        if _IMPLEMENTATION.fullmatch(key) and value not in _IMPLEMENTATIONS:
+            raise ValueError(f"{path} is {value!r}; accepted is eager or sdpa")
+        if key in ("dtype", "torch_dtype") and value not in _DTYPES:
+            raise ValueError(f"{path} is {value!r}; accepted is one of float16, float32, float64, bfloat16")
+        if key == "model_type" and value not in MODEL_TYPES:
+            raise ValueError(f"{path} is {value!r}; accepted is one of {', '.join(MODEL_TYPES)}")
+        _require_bounds(path, key, value)
+    return document
+
+
+def require_model_type(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` unchanged. Raises `ValueError` unless `refuse_code` accepts it and it has a model type."""
+    if "model_type" not in config:
+        raise ValueError(f"model_type is missing; accepted is one of {', '.join(MODEL_TYPES)}")
+    return refuse_code(config)
+
+
+def _entries(node: object, path: str, depth: int = 0) -> Iterator[tuple[str, str, object]]:
+    """Path, key and value of everything in `node`; items of a list have the key of their list."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{path or 'the document'} nests deeper than {MAX_DEPTH} levels")
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            inner = f"{path}.{key}" if path else key
+            yield inner, key, value
+            yield from _entries(value, inner, depth + 1)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _entries(value, f"{path}[{number}]", depth + 1)
+
+
+def _require_bounds(path: str, key: str, value: object) -> None:
+    if key == "model_max_length":  # the library writes 1e30 for a tokenizer that sets no bound
+        return
+    numbers = list(_numbers(value))
+    if any(not -MAX_NUMBER <= n <= MAX_NUMBER for n in numbers):
+        raise ValueError(f"{path} is larger than {MAX_NUMBER}")
+    if _LAYERS.fullmatch(key) and sum(abs(n) for n in numbers) > MAX_LAYERS:
+        raise ValueError(f"{path} asks for more than {MAX_LAYERS} layers")
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    """The number itself, or those of a list, however deep."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("has a key that comes twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"holds {name}, which is not JSON")
