@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
+from worker.fetch.shelf import Shelf
 from worker.gpus import hold_gpu
 from worker.protocol import CachePlace
-from worker.staging import Scratch
+from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
 
 
@@ -53,6 +54,12 @@ class Context:
     patience: Patience = Patience()
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
     """Names this process in leases; no later one has the same name."""
+
+    @property
+    def sources(self) -> Sources:
+        """Where the inputs of attempts come from; what is kept of them is kept for all workers of the machine."""
+        shelf = Shelf(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
+        return Sources(self.store, self.settings, shelf)
 
     @property
     def teacher_cache(self) -> CachePlace | None:

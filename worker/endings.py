@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from app.core.errors import Unavailable
 from app.core.store import Damaged, KeyTaken, MissingObject
 from app.jobs.leases import Fault
+from worker.convert import ConversionFailed
+from worker.errors import UserError
+from worker.fetch.hub import HubUnavailable
 from worker.staging import BadCheckpoint, UnsafePath
 from worker.trainer_process import NotStarted, ProtocolError
 
@@ -48,10 +51,16 @@ def failure_from(error: Exception) -> Failure:
             return Failure("system", "trainer_not_started", "no trainer could be started")
         case ProtocolError() | UnsafePath():
             return Failure("system", "trainer_protocol", "the trainer said something that can't be understood")
+        case UserError(code=code, message=message, param=param):
+            return Failure("user", code, message, param)
+        case ConversionFailed():
+            return Failure("system", "conversion_failed", "the process that converts the teacher could not be run")
         case BadCheckpoint():
             return Failure(
                 "system", BAD_CHECKPOINT, "the checkpoint to go on from is missing or damaged", salvage=False
             )
+        case HubUnavailable():
+            return Failure("system", "hub_unavailable", "the model hub could not be reached", salvage=False)
         case Unavailable():
             return Failure("system", "store_unavailable", "the object store could not be reached", salvage=False)
         case MissingObject() | Damaged() | KeyTaken():

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from app.core.settings import Settings
 from app.core.store import Damaged, MissingObject, Store
 from app.jobs.leases import Lease, StoredFile
+from app.recipe.job import JobSpec
+from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
+from worker.errors import UserError
+from worker.fetch import fetch
+from worker.fetch.shelf import Shelf
 from worker.protocol import Assignment, CachePlace
 
 LOCK = "lock"
@@ -79,8 +87,18 @@ def _sweep(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where inputs come from."""
+
+    store: Store
+    settings: Settings
+    shelf: Shelf
+    """What was fetched or converted for earlier jobs."""
+
+
 async def stage(
-    store: Store,
+    sources: Sources,
     lease: Lease,
     inputs: dict[str, list[StoredFile]],
     folder: Path,
@@ -88,14 +106,17 @@ async def stage(
 ) -> None:
     """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
 
-    Raises: `BadCheckpoint`; `Unavailable`, `MissingObject` or `Damaged` from the store; `OSError` when the disk is
-    full.
+    Raises: `BadCheckpoint`; `UserError` for a teacher that can't be fetched or converted; `Unavailable`,
+    `MissingObject` or `Damaged` from the store; `ConversionFailed`; `OSError` when the disk is full.
     """
     staged: dict[str, str] = {}
+    params = {reference: param for param, reference in lease.spec.references.items()}
     for number, (reference, files) in enumerate(sorted(inputs.items())):
-        staged[reference] = await _stage_input(store, reference, files, folder, f"inputs/{number}")
+        target = f"inputs/{number}"
+        staged[reference] = await _stage_input(sources, reference, files, folder, target, params.get(reference))
+    staged |= await _stage_teachers_from_outside(sources, lease.spec, folder)
     if lease.checkpoint is not None:
-        await _fetch_checkpoint(store, lease.checkpoint.files, folder / "resume")
+        await _fetch_checkpoint(sources.store, lease.checkpoint.files, folder / "resume")
     resume = "resume" if lease.checkpoint else None
     assignment = Assignment(spec=lease.spec, inputs=staged, resume=resume, teacher_cache=teacher_cache)
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
@@ -108,15 +129,49 @@ async def _fetch_checkpoint(store: Store, files: list[StoredFile], folder: Path)
         raise BadCheckpoint from error
 
 
-async def _stage_input(store: Store, reference: str, files: list[StoredFile], folder: Path, target: str) -> str:
+async def _stage_input(
+    sources: Sources, reference: str, files: list[StoredFile], folder: Path, target: str, param: str | None
+) -> str:
     """A model becomes a folder. A data file loses the name that its user gave it."""
     if reference.startswith("model_"):
-        await _fetch(store, files, folder / target)
+        if any(file.name == ORDER for file in files):
+            await _stage_converted(sources, files, folder / target, param)
+        else:
+            await _fetch(sources.store, files, folder / target)
         return target
     path = f"{target}/data"
     (file,) = files
-    await store.download(file.key, folder / path, sha256=file.sha256, size=file.size)
+    await sources.store.download(file.key, folder / path, sha256=file.sha256, size=file.size)
     return path
+
+
+async def _stage_teachers_from_outside(sources: Sources, spec: JobSpec, folder: Path) -> dict[str, str]:
+    """The staged folder of each; two teachers of the same place share one."""
+    staged: dict[str, str] = {}
+    for index, teacher in enumerate(spec.all_teachers):
+        if teacher.model is None and teacher.reference not in staged:
+            staged[teacher.reference] = f"inputs/outside{index}"
+            target = folder / staged[teacher.reference]
+            shutil.rmtree(target, ignore_errors=True)  # of a try before this one
+            target.mkdir(parents=True)
+            await fetch(teacher, spec.teacher_param(index), sources.settings, sources.shelf, target)
+    return staged
+
+
+async def _stage_converted(sources: Sources, files: list[StoredFile], target: Path, param: str | None) -> None:
+    """A model whose weights are still as another program saved them."""
+
+    async def make(target: Path) -> None:
+        await _fetch(sources.store, files, target)
+        try:
+            await convert(target)
+        except Unconvertible as error:
+            raise UserError("invalid_teacher", f"the teacher can't be converted: {error}", param) from error
+        for name in (ORDER, *SOURCES):
+            (target / name).unlink(missing_ok=True)
+
+    content = sorted((file.name, file.sha256) for file in files)
+    await sources.shelf.place(hashlib.sha256(repr((CONVERTER, content)).encode()).hexdigest(), target, make)
 
 
 async def _fetch(store: Store, files: list[StoredFile], folder: Path) -> None:

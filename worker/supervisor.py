@@ -132,7 +132,7 @@ class Attempt:
         inputs = await self._access.write(_begin_staging)
         self._refuse_missing(inputs)
         cache = self._context.teacher_cache
-        await self._access.patiently(partial(stage, self._context.store, self._lease, inputs, self._folder, cache))
+        await self._access.patiently(partial(stage, self._context.sources, self._lease, inputs, self._folder, cache))
         self._trainer = trainer = await self._context.spares.take()
         self._watchdog.heard(None)
         await trainer.send(Start(folder=str(self._folder)))

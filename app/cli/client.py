@@ -234,9 +234,24 @@ class Client:
         """A model, with its configuration, report and files."""
         return Model.model_validate(self._transport.json("GET", _path("models", model_id)))
 
-    def register_model(self, file_id: str, config: Document, name: str | None = None) -> Model:
-        """Make a model of uploaded weights (safetensors) and a description of their architecture."""
-        body = _given({"file": file_id, "config": config, "name": name})
+    def register_model(
+        self,
+        file_id: str,
+        config: Document,
+        name: str | None = None,
+        *,
+        checkpoint_key: str | None = None,
+        key_map: Document | None = None,
+    ) -> Model:
+        """Make a model of uploaded weights (safetensors, or what torch.save wrote) and a description of them."""
+        body = {"file": file_id, "config": config, "name": name, "checkpoint_key": checkpoint_key, "key_map": key_map}
+        return Model.model_validate(self._transport.json("POST", "/v1/models", json=_given(body)))
+
+    def register_folder(
+        self, files: Mapping[str, str], config: Document | None = None, name: str | None = None
+    ) -> Model:
+        """Make a model of a folder in the Hugging Face layout: ids of uploaded files by their name in it."""
+        body = _given({"files": dict(files), "config": config, "name": name})
         return Model.model_validate(self._transport.json("POST", "/v1/models", json=body))
 
     def delete_model(self, model_id: str) -> None:

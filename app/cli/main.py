@@ -18,6 +18,7 @@ from app.cli.connection import Connection
 from app.cli.errors import BadRequest
 from app.cli.objects import Artifact, Job
 from app.cli.output import Answer, Stream, command, err
+from app.recipe.hugging_face import is_model_file
 
 if TYPE_CHECKING:
     from app.core.settings import Settings
@@ -189,7 +190,9 @@ def _bar(bars: Progress, name: str, size: int) -> transfer.Progress:
 
 @command(app)
 def upload(
-    files: Annotated[list[Path], typer.Argument(help="Data (.npz) or weights (.safetensors).", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(help="Data (.npz) or weights (.safetensors, .pt).", show_default=False)
+    ],
     resume: Annotated[str | None, typer.Option(help="Go on with a broken upload, upload_…")] = None,
 ) -> Answer:
     """Send files; one that the service has already, with this name and content, is not sent again."""
@@ -221,14 +224,35 @@ def models(
 
 @command(app)
 def register(
-    weights: Annotated[Path, typer.Argument(help="Weights in safetensors.", exists=True, dir_okay=False)],
-    config: Annotated[Path, typer.Argument(help="Their config.json: architecture, input, classes.", dir_okay=False)],
+    weights: Annotated[
+        Path, typer.Argument(help="Weights (safetensors, .pt), or a folder in the Hugging Face layout.", exists=True)
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Their config.json: architecture, input, classes. A folder has its own.", dir_okay=False),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    checkpoint_key: Annotated[
+        str | None, typer.Option(help="Where in a .pt file the weights lie, such as state_dict.")
+    ] = None,
+    key_map: Annotated[
+        Path | None, typer.Option(help="Renames of the weights, in YAML or JSON: strip, drop, rename.", dir_okay=False)
+    ] = None,
 ) -> Answer:
     """Make a model of your own weights, to be a teacher."""
-    description = documents.read(config)
     client = Client()
-    model = client.register_model(client.upload(weights).id, description, name)
+    description = documents.read(config) if config else None
+    if weights.is_dir():
+        if checkpoint_key or key_map:
+            raise BadRequest("--checkpoint-key and --key-map go with a file of weights, not with a folder")
+        paths = sorted(path for path in weights.iterdir() if is_model_file(path.name))
+        model = client.register_folder({path.name: client.upload(path).id for path in paths}, description, name)
+    elif description is None:
+        raise BadRequest("a file of weights needs a config.json that says what they are")
+    else:
+        renames = documents.read(key_map) if key_map else None
+        file = client.upload(weights).id
+        model = client.register_model(file, description, name, checkpoint_key=checkpoint_key, key_map=renames)
     return Answer(model, lambda console: console.print(model.id))
 
 

@@ -164,7 +164,7 @@ class Model(Reply):
     job_id: str | None = None
     teacher_id: str | None = None
     parameters: int
-    config: dict[str, Any]
+    config: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
     files: list[Artifact] = []
     created_at: datetime

@@ -143,7 +143,7 @@ def models(items: Sequence[Model]) -> RenderableType:
         rows.add_row(
             item.id,
             Text(item.name or ""),
-            str(item.config.get("architecture", {}).get("architecture", "")),
+            str((item.config or {}).get("architecture", {}).get("architecture", "")),
             f"{item.parameters:,}",
             item.job_id or "upload",
             age(item.created_at),

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.recipe.base import Positive
 from app.recipe.job import Queue
 from app.recipe.teacher_cache import DEFAULT_BYTES
+from app.recipe.teachers import Outside
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -31,8 +32,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path.home() / ".stillhouse"
     """Where the embedded database and store, the generated secret and the scratch folders lie."""
     cache_dir: Path | None = None
-    """Where a worker keeps what outlives its jobs: compiled kernels and the teachers' answers; on a local disk. None:
-    `cache` in `data_dir`."""
+    """Where a worker keeps what outlives its jobs: compiled kernels, fetched teachers and their answers; on a local
+    disk. None: `cache` in `data_dir`."""
     teacher_cache_bytes: int = Field(DEFAULT_BYTES, ge=0)
     """Disk space for the teachers' answers that the workers of one machine keep; 0: none are kept."""
     database_url: str = ""
@@ -49,6 +50,22 @@ class Settings(BaseSettings):
     store_region: str = "us-east-1"
     store_access_key: SecretStr | None = None
     store_secret_key: SecretStr | None = None
+
+    hub_enabled: bool = True
+    """Whether workers fetch teachers from a Hugging Face hub; without it, jobs may still name those of the mirror."""
+    hub_endpoint: str = "https://huggingface.co"
+    """Address of the hub; only workers ask it."""
+    hub_token: SecretStr | None = None
+    """Token that workers show the hub; every project may then use what it gives access to."""
+    hub_mirror: Path | None = None
+    """Folder with models of the hub as `owner/name/revision/`; what is there is not fetched."""
+    teacher_prefixes: Annotated[list[str], NoDecode] = []
+    """Where in object stores teachers may lie (`s3://bucket/teachers`), separated by commas; workers read them with the
+    credentials of the store, for every project."""
+    max_teacher_bytes: int = Field(16 << 30, ge=1)
+    """Largest teacher that is fetched from a hub or an object store, all its files together."""
+    model_cache_bytes: int = Field(64 << 30, ge=0)
+    """Room on each worker for fetched and converted teachers; those not used for longest go first."""
 
     broker_url: SecretStr = SecretStr("")
     """Redis that carries wake-ups to Celery workers; empty: workers poll the database."""
@@ -88,9 +105,9 @@ class Settings(BaseSettings):
     idempotency_seconds: Positive = 86_400.0
     """Time for which an idempotency key is remembered."""
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", "teacher_prefixes", mode="before")
     @classmethod
-    def _split_queues(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -103,6 +120,11 @@ class Settings(BaseSettings):
         if self.host not in LOOPBACK and not secret:
             raise ValueError("secret must be set to listen on an address other than loopback")
         return self
+
+    @property
+    def outside(self) -> Outside:
+        """Where teachers may come from besides the service itself."""
+        return Outside(self.hub_enabled or self.hub_mirror is not None, tuple(self.teacher_prefixes))
 
     @property
     def embedded(self) -> bool:

@@ -140,18 +140,34 @@ class Store:
         """Fetch an object into a file, which appears only when size and digest are right; else raises `Damaged`."""
         await asyncio.to_thread(self._download, key, path, sha256, size)
 
-    def _download(self, key: str, path: Path, sha256: str, size: int) -> None:
+    def _download(self, key: str, path: Path, sha256: str | None, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
-        hashed = _Hashed(self._chunks(key))
+        hashed = _Hashed(_limited(self._chunks(key), size))
         try:
             with temporary.open("wb") as file:
                 file.writelines(hashed)
-            if (hashed.size, hashed.digest.hexdigest()) != (size, sha256):
+            if hashed.size != size or sha256 not in (None, hashed.digest.hexdigest()):
                 raise Damaged(f"object {key} is not the {size} bytes with SHA-256 {sha256} that it should be")
             temporary.replace(path)
+        except TooLarge as error:
+            raise Damaged(f"object {key} has more than the {size} bytes that it should have") from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    async def sizes(self) -> dict[str, int]:
+        """Bytes of each object that lies directly in this place, by its name."""
+        return await asyncio.to_thread(self._sizes)
+
+    def _sizes(self) -> dict[str, int]:
+        with _translated("the list"), suppress(MissingObject):
+            found = obstore.list_with_delimiter(self._backend)["objects"]
+            return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found}
+        return {}
+
+    async def fetch(self, key: str, path: Path, size: int) -> None:
+        """Fetch a foreign object, whose digest nobody knows, into a file; raises `Damaged` unless it has the size."""
+        await asyncio.to_thread(self._download, key, path, None, size)
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Bytes `start` to `end` (exclusive) in large pieces; raises `MissingObject` before the first."""

@@ -5,15 +5,17 @@ Nothing here unpickles, and nothing reads more than headers: a file may be large
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
+import re
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -24,6 +26,10 @@ from app.core.errors import Invalid
 MAX_MEMBERS = 1000
 MAX_DIRECTORY_BYTES = 4 << 20
 """Of a zip archive: a thousand members need a tenth of it."""
+MAX_TORCH_MEMBERS = 40_000
+"""One for each tensor, of which an optimizer's state has two or three more."""
+_TORCH_INDEX = re.compile(r"[^/]+/data\.pkl")
+_TORCH_MEMBER = re.compile(r"[^/]+/(data\.pkl|data/[0-9]+|version|byteorder|\.?[a-z_]+|\.data/serialization_id)")
 MAX_UNPACKED_BYTES = 64 << 30
 BOMB_BYTES = 64 << 20
 BOMB_RATIO = 50
@@ -80,22 +86,28 @@ _BROKEN_HEADER = (
     tokenize.TokenError,
 )
 
-Format = Literal["npz", "safetensors", "parquet", "text", "gzip", "tar", "zip"]
+LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""What torch.save wrote first before it wrote zip archives: a number of its own, pickled."""
+TEXT_CHUNK = 1 << 20
+MAX_TEXT_BYTES = 64 << 20
+"""How much of a text is looked at; the tokenizers of the largest vocabularies in use have half of it."""
 
-
+Format = Literal["npz", "safetensors", "torch", "parquet", "text", "gzip", "tar", "zip"]
 _NAMES = (
     "a NumPy archive (.npz) with arrays",
     "safetensors",
+    "what torch.save writes",
     "Parquet",
-    "lines of text in UTF-8 (CSV, JSON lines)",
+    "text in UTF-8 (CSV, JSON lines, JSON)",
     "an archive (tar, tar.gz, zip) of images or of a saved data set",
 )
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays, and
-    `{"first_line": "..."}` of text. What is packed is looked into by the trainer alone."""
+    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays (none
+    where reading them would mean to unpickle), and `{"first_line": "..."}` of lines of text. What is packed is looked
+    into by the trainer alone."""
 
     format: Format
     summary: dict[str, Any]
@@ -105,7 +117,9 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
     """Recognise a seekable file of `size` bytes. Raises `Invalid` with what is wrong, in words for its owner."""
     head = file.read(512)
     if head[:4] == b"PK\x03\x04":
-        return Inspection("zip", {}) if _holds_samples(head) else Inspection("npz", {"arrays": _archive(file, size)})
+        return Inspection("zip", {}) if _holds_samples(head) else _archive(file, size)
+    if head[: len(LEGACY_TORCH)] == LEGACY_TORCH:
+        return Inspection("torch", {"arrays": {}})
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise _unsafe("is a pickle, which can run code when it is loaded; send safetensors or npz")
     if head[:2] == b"\x1f\x8b":
@@ -137,15 +151,27 @@ def _parquet(file: BinaryIO, size: int) -> dict[str, Any]:
 
 def _text(file: BinaryIO) -> dict[str, Any]:
     """The first of several lines, unless it is too long to keep."""
-    file.seek(0)
-    content = file.read(FIRST_LINE_BYTES)
-    line, newline, rest = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
-    if not newline and len(content) == FIRST_LINE_BYTES and b"\0" not in content:
-        return {}
-    text = line.removesuffix(b"\r").decode("utf-8", errors="ignore")
-    if not rest or len(text.encode()) < len(line.removesuffix(b"\r")) or not text.replace("\t", " ").isprintable():
+    if not _is_text(file):
         raise Invalid("unknown_format", "is none of " + ", ".join(_NAMES))
-    return {"first_line": text}
+    file.seek(0)
+    line, newline, rest = file.read(FIRST_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").partition(b"\n")
+    return {"first_line": line.removesuffix(b"\r").decode("utf-8")} if newline and rest else {}
+
+
+def _is_text(file: BinaryIO) -> bool:
+    """Whether it begins as UTF-8 without the control characters that text does not have, and is not empty."""
+    file.seek(0)
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        while read < MAX_TEXT_BYTES and (chunk := file.read(TEXT_CHUNK)):
+            read += len(chunk)
+            if "\0" in decoder.decode(chunk):
+                return False
+        if read < MAX_TEXT_BYTES:
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return read > 0
 
 
 def _unsafe(message: str) -> Invalid:
@@ -156,12 +182,16 @@ def _broken(message: str) -> Invalid:
     return Invalid("malformed_file", message)
 
 
-def _archive(file: BinaryIO, size: int) -> dict[str, Any]:
+def _archive(file: BinaryIO, size: int) -> Inspection:
     try:
         with zipfile.ZipFile(_ShortReads(file)) as archive:
             members = archive.infolist()
-            _check_members(members, size)
-            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+            if any(_TORCH_INDEX.fullmatch(member.filename) for member in members):
+                _check_members(members, size, MAX_TORCH_MEMBERS, _check_torch_name)
+                return Inspection("torch", {"arrays": {}})
+            _check_members(members, size, MAX_MEMBERS, _check_array_name)
+            arrays = {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+            return Inspection("npz", {"arrays": arrays})
     except _BROKEN_ZIP as error:
         raise _broken(f"is not a sound zip archive: {error}") from error
 
@@ -179,14 +209,16 @@ class _ShortReads:
         return self._file.read(size)
 
 
-def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
+def _check_members(members: list[zipfile.ZipInfo], size: int, most: int, check_name: Callable[[str], None]) -> None:
     if not members:
         raise _broken("holds no arrays")
-    if len(members) > MAX_MEMBERS:
-        raise _unsafe(f"has {len(members)} members; at most {MAX_MEMBERS} are allowed")
+    if len(members) > most:
+        raise _unsafe(f"has {len(members)} members; at most {most} are allowed")
     names = Counter(member.filename for member in members)
     for member in members:
-        _check_name(member.filename, names)
+        check_name(member.filename)
+        if names[member.filename] > 1:
+            raise _broken(f"has two members named {member.filename!r}")
         _check_packing(member)
     _check_overlap(sorted(members, key=lambda member: member.header_offset), size)
     if (unpacked := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
@@ -201,15 +233,24 @@ def _check_overlap(members: list[zipfile.ZipInfo], size: int) -> None:
         raise _unsafe("has members that overlap")
 
 
-def _check_name(name: str, names: Counter[str]) -> None:
+def _check_array_name(name: str) -> None:
     if name.endswith(".pkl"):
         raise _unsafe(f"holds a pickle ({name!r}), which can run code when it is loaded; send safetensors or npz")
-    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/") or not name.isprintable():
-        raise _unsafe(f"has a member with the unsafe name {name!r}")
+    _check_path(name)
     if not name.endswith(".npy") or name == ".npy":
         raise _broken(f"has a member {name!r} that is not an array (.npy)")
-    if names[name] > 1:
-        raise _broken(f"has two members named {name!r}")
+
+
+def _check_torch_name(name: str) -> None:
+    """Its pickle is only ever read by a reader that makes nothing but tensors of it."""
+    _check_path(name)
+    if not _TORCH_MEMBER.fullmatch(name):
+        raise _unsafe(f"holds {name!r}, which is no part of saved weights; save a state_dict, not a whole program")
+
+
+def _check_path(name: str) -> None:
+    if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/") or not name.isprintable():
+        raise _unsafe(f"has a member with the unsafe name {name!r}")
 
 
 def _check_packing(member: zipfile.ZipInfo) -> None:

@@ -275,7 +275,7 @@ async def get_file(session: AsyncSession, project_id: str, file_id: str, *, lock
 async def delete_file(session: AsyncSession, project_id: str, file_id: str) -> None:
     """Delete a file, unless a job that is not final or a model needs it."""
     file = await get_file(session, project_id, file_id, lock=True)
-    users = await jobs_using(session, project_id, file_id) + await models_using(session, file_id)
+    users = await jobs_using(session, project_id, file_id) + await models_using(session, project_id, file.key)
     if users:
         raise WrongState("file_in_use", f"the file is used by {', '.join(users)}")
     await repository.mark_deleted(session, file_id)

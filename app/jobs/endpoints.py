@@ -59,7 +59,8 @@ async def create_job(
 ) -> JobView:
     """Submit a job. With an `Idempotency-Key`, sending the same request again answers with the same job."""
     idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json())
-    job_id = await service.create(services.database, caller.project_id, spec, idempotent)
+    outside = services.settings.outside
+    job_id = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
     return await _created(services, caller, job_id, response)
 
 
@@ -81,7 +82,7 @@ async def validate_job(services: ServicesDep, caller: Reader, document: dict[str
     except ValidationError as error:
         return ValidationView(valid=False, errors=of_validation(error, JobSpec))
     async with services.database.read() as session:
-        problems, facts = await service.examine(session, caller.project_id, spec)
+        problems, facts = await service.examine(session, caller.project_id, spec, services.settings.outside)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
     view = ValidationView(valid=not problems, errors=of_problems(problems), spec=spec.model_dump(mode="json"))
     if known is None:
@@ -195,7 +196,9 @@ async def clone_job(
     async with services.database.read() as session:
         original = await service.get(session, caller.project_id, job_id)
     spec = service.cloned(JobSpec.model_validate(original.spec), overrides)
-    clone_id = await service.create(services.database, caller.project_id, spec, idempotent, cloned_from=job_id)
+    clone_id = await service.create(
+        services.database, caller.project_id, spec, idempotent, job_id, services.settings.outside
+    )
     return await _created(services, caller, clone_id, response)
 
 

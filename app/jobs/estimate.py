@@ -35,12 +35,15 @@ class Forecast:
 
 
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
-    """Count a job whose inputs were found sound; none when the headers of its data are not known."""
+    """Count a job whose inputs were found sound; none when the headers of its data, or a teacher from elsewhere, are
+    not known."""
     train = sample_facts(spec.data, spec.task, facts.train)
     held = sample_facts(spec.data, spec.task, facts.eval, "data.eval")
-    if not isinstance(train, SampleFacts):
+    teachers = [
+        facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
+    ]
+    if not isinstance(train, SampleFacts) or len(teachers) < len(spec.all_teachers):
         return None
-    teachers = [facts.teachers[teacher.model] for teacher in spec.all_teachers]
     outputs = train.targets or spec.data.classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
     trained_on, held_out = split_counts(spec.data, train.count)
     if isinstance(held, SampleFacts):

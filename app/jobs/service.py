@@ -25,6 +25,7 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.facts import ArrayFacts, FirstLine, Known, Problem
 from app.recipe.job import MAX_SEED, JobSpec
 from app.recipe.model import ModelConfig
+from app.recipe.teachers import Outside
 
 CANCEL_SECONDS = 60.0
 """Time in which a worker must stop a cancelled job; after that the reaper takes it away."""
@@ -45,9 +46,11 @@ async def create(
     spec: JobSpec,
     idempotent: Idempotency | None = None,
     cloned_from: str | None = None,
+    outside: Outside = Outside(),
 ) -> str:
     """Check a job against its inputs, store it and queue it; returns its id.
 
+    `outside` is where its teachers may come from besides the service's own models.
     Raises `Invalid` with every field that is wrong. Nothing is stored then.
     """
     if idempotent is not None:
@@ -59,7 +62,7 @@ async def create(
             return made
     try:
         async with database.write() as session:
-            await _require_sound(session, project_id, spec)
+            await _require_sound(session, project_id, spec, outside)
             job = await _insert(session, project_id, spec, cloned_from)
             if idempotent is not None:
                 await idempotency.settle(session, project_id, idempotent.key, job.id)
@@ -71,22 +74,28 @@ async def create(
         raise
 
 
-async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec) -> None:
-    problems, _ = await examine(session, project_id, spec)
+async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside) -> None:
+    problems, _ = await examine(session, project_id, spec, outside)
     if problems:
         raise Invalid.fields(of_problems(problems))
 
 
-async def examine(session: AsyncSession, project_id: str, spec: JobSpec) -> tuple[list[Problem], InputFacts]:
+async def examine(
+    session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside = Outside()
+) -> tuple[list[Problem], InputFacts]:
     """Everything wrong with a job that can be told from the headers of its inputs, and what these say."""
     problems: list[Problem] = []
     train = await _data_file(session, project_id, "data.train", spec, problems)
     held_out = None
     if spec.data.eval is not None:
         held_out = await _data_file(session, project_id, "data.eval", spec, problems)
+    for index, teacher in enumerate(spec.all_teachers):
+        path = spec.teacher_path(index)
+        problems += [Problem(f"{path}.{field}", *wrong) for field, *wrong in outside.wrong(teacher)]
     found = {
-        teacher.model: await _teacher(session, project_id, f"{spec.teacher_path(index)}.model", teacher.model, problems)
+        teacher.model: await _teacher(session, project_id, spec.teacher_param(index), teacher.model, problems)
         for index, teacher in enumerate(spec.all_teachers)
+        if teacher.model is not None
     }
     teachers = {reference: config for reference, config in found.items() if config is not None}
     facts = InputFacts(train=train, eval=held_out, teachers=teachers)
@@ -123,7 +132,7 @@ async def _teacher(
     if model is None or model.project_id != project_id or model.deleted_at is not None:
         problems.append(Problem(param, f"there is no model {reference!r}", "the id of a model"))
         return None
-    return ModelConfig.model_validate(model.config)
+    return ModelConfig.model_validate(model.config) if model.config else None
 
 
 async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, String, cast, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
@@ -31,9 +31,10 @@ async def children(session: AsyncSession, project_id: str, model_id: str) -> lis
     return list(await session.scalars(statement))
 
 
-async def models_using(session: AsyncSession, file_id: str) -> list[str]:
-    """Ids of the models whose weights are this file."""
-    using = (Model.file_id == file_id, Model.deleted_at.is_(None))
+async def models_using(session: AsyncSession, project_id: str, key: str) -> list[str]:
+    """Ids of the models that have the object `key` among their files. Keys are random, so no other text has it."""
+    mine = (Model.project_id == project_id, Model.deleted_at.is_(None))
+    using = (*mine, cast(Model.files, String).contains(key))
     return list(await session.scalars(select(Model.id).where(*using).limit(10)))
 
 

@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from app.core.clock import Time
 from app.models.tables import Model
 from app.recipe.base import Reference, Spec
+from app.recipe.hugging_face import is_model_file
 from app.recipe.job import Name
+from app.recipe.key_map import CheckpointKey, Conversion, KeyMap
 from app.recipe.model import ModelConfig
+
+MAX_FILES = 1000
+
+
+def _of_a_model(name: str) -> str:
+    if not is_model_file(name):
+        raise ValueError("is no file of a model in the Hugging Face layout")
+    return name
+
+
+ModelFileName = Annotated[str, Field(max_length=64), AfterValidator(_of_a_model)]
 
 
 class ModelRequest(Spec):
-    """A model of one's own, to be used as a teacher."""
+    """A model of one's own, to be used as a teacher: a file of weights, or a folder in the Hugging Face layout."""
 
-    file: Reference
-    """Id of the uploaded safetensors file with the weights."""
-    config: ModelConfig
+    file: Reference | None = None
+    """Id of the uploaded file with the weights: safetensors, or what torch.save wrote (`.pt`, `.pth`, `.bin`), which a
+    worker converts, confined, when a job first needs it."""
+    files: Annotated[dict[ModelFileName, Reference], Field(min_length=1, max_length=MAX_FILES)] | None = None
+    """Ids of uploaded files by their name in the folder: `config.json`, `model.safetensors` or its shards and their
+    index, and the files of preprocessor and tokenizer."""
+    config: ModelConfig | None = None
+    """What the weights are; a folder in the Hugging Face layout may go without."""
+    checkpoint_key: CheckpointKey | None = None
+    """Where in what torch.save wrote the weights lie, such as `state_dict`; none: it is them."""
+    key_map: KeyMap | None = None
+    """How the names of the file's tensors become those of the architecture; none: they are those already."""
     name: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.file is None) == (self.files is None):
+            raise ValueError("must have either file or files")
+        if self.file is not None and self.config is None:
+            raise ValueError("must have a config, which says what the weights in file are")
+        if self.files is not None and (self.key_map or self.checkpoint_key):
+            raise ValueError("must have no key_map and no checkpoint_key beside files, whose names are as they must be")
+        return self
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Uploaded files by the field that names each."""
+        return {f"files.{name}": file for name, file in (self.files or {}).items()} | (
+            {"file": self.file} if self.file else {}
+        )
+
+    @property
+    def conversion(self) -> Conversion:
+        """How a worker is to convert the file."""
+        return Conversion(checkpoint_key=self.checkpoint_key, key_map=self.key_map or KeyMap())
 
 
 class ModelFileView(BaseModel):
@@ -43,7 +87,10 @@ class ModelView(BaseModel):
     """The file that its weights were uploaded as; none for a job's."""
     teacher_id: str | None
     """The model that it learned from."""
-    config: ModelConfig
+    format: Literal["safetensors", "torch"]
+    """How its weights are stored; what torch.save wrote is converted by the worker that needs it."""
+    config: ModelConfig | None
+    """None for a folder in the Hugging Face layout that came without one: workers read the folder's own."""
     parameters: int
     files: list[ModelFileView]
     created_at: Time
@@ -68,4 +115,6 @@ class ModelDetailView(ModelView):
 
 def _columns(view: type[ModelView], row: Model) -> dict[str, Any]:
     values = {name: getattr(row, name) for name in view.model_fields if name in row.__table__.columns}
-    return {**values, "config": ModelConfig.model_validate(row.config)}
+    torch = any(file["name"] == "weights.pt" for file in row.files)
+    config = ModelConfig.model_validate(row.config) if row.config else None
+    return {**values, "format": "torch" if torch else "safetensors", "config": config}

@@ -26,8 +26,8 @@ class Model(Base):
     """The file that its weights were uploaded as; none for a job's."""
     teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     """The model it learned from."""
-    config: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """`app.recipe.model.ModelConfig`."""
+    config: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
+    """`app.recipe.model.ModelConfig`; JSON's null for a folder that only describes itself in the Hugging Face way."""
     parameters: Mapped[int] = mapped_column(BigInteger)
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """The job's evaluation of the exported files; none for an uploaded model."""

@@ -53,8 +53,8 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(data_problems(job.data, job.task, train))
     found.problems.extend(_teaching_problems(job))
     for index, teacher in enumerate(job.all_teachers):
-        if teacher.model in facts.teachers:
-            _check_teacher(job, facts.teachers[teacher.model], train, job.teacher_path(index), found)
+        if teacher.reference in facts.teachers:
+            _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
     found.problems.extend(_student_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
@@ -90,15 +90,15 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
         )
 
 
-def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, path: str, found: _Found) -> None:
+def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, param: str, found: _Found) -> None:
     if teacher.task != job.task:
-        found.add(f"{path}.model", f"was made for {teacher.task}", f"a model for {job.task}")
+        found.add(param, f"was made for {teacher.task}", f"a model for {job.task}")
     if job.data.classes not in (None, teacher.classes):
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and train.targets not in (None, teacher.targets):
-        found.add(f"{path}.model", f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
+        found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
     if train and not _reads(teacher.input, train.input):
-        found.add(f"{path}.model", f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
+        found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
 
 
 def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
@@ -164,14 +164,14 @@ def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -
     if job.task not in CLASSIFICATION:
         yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
         return
-    known = [teachers[teacher.model].outputs for teacher in job.all_teachers if teacher.model in teachers]
+    known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
     classes = min([count for count in (job.data.classes, *known) if count is not None], default=k)
     if k > classes:
         yield Problem("teacher_cache.k", f"{k} is more than the {classes} classes", f"at most {classes}")
 
 
 def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    known = [teachers[teacher.model].classes for teacher in job.all_teachers if teacher.model in teachers]
+    known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.classes or next(iter(known), None)
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 IMAGE_MODEL_TYPES = (
@@ -26,6 +26,7 @@ TEXT_MODEL_TYPES = (
 MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES)
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_INDEX_BYTES = 1 << 26
 MAX_DEPTH = 16
 """Levels of lists and objects within each other."""
 MAX_LAYERS = 1000
@@ -127,3 +128,58 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"holds {name}, which is not JSON")
+
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+CONFIG = "config.json"
+DOCUMENTS = {
+    CONFIG: MAX_CONFIG_BYTES,
+    "stillhouse.json": MAX_CONFIG_BYTES,
+    "preprocessor_config.json": MAX_CONFIG_BYTES,
+    "tokenizer_config.json": MAX_CONFIG_BYTES,
+    "special_tokens_map.json": MAX_CONFIG_BYTES,
+    "added_tokens.json": MAX_CONFIG_BYTES,
+}
+"""JSON files of a model that are held against the rules above, and the bytes that each may have."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, all of them or a shard."""
+    return name == WEIGHTS or _SHARD.fullmatch(name) is not None
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of this name belongs to a model: no other is stored or fetched."""
+    return is_weights(name) or name == INDEX or name in DOCUMENTS or name in VOCABULARIES
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """The files of a folder that make a model; raises `ValueError` where some are missing."""
+    found = {name for name in names if is_model_file(name)}
+    if CONFIG not in found:
+        raise ValueError(f"there is no {CONFIG}")
+    if WEIGHTS in found:
+        found = {name for name in found if name == WEIGHTS or not (is_weights(name) or name == INDEX)}
+    elif INDEX not in found:
+        raise ValueError(f"there are no weights as safetensors: {WEIGHTS}, or {INDEX} and its shards")
+    return sorted(found)
+
+
+def read_index(raw: bytes) -> dict[str, str]:
+    """The shard of each tensor, by an index. Raises `ValueError`."""
+    placed = parse_object(raw, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError("has no weight_map")
+    if wrong := [shard for shard in placed.values() if not isinstance(shard, str) or not _SHARD.fullmatch(shard)]:
+        raise ValueError(f"names {wrong[0]!r}, which is no shard such as model-00001-of-00002.safetensors")
+    return placed
+
+
+def check_document(name: str, raw: bytes) -> dict[str, Any]:
+    """Read one of `DOCUMENTS`; raises `ValueError` unless it is plain settings of a model that we build."""
+    document = parse_object(raw, DOCUMENTS[name])
+    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own
+        return require_model_type(document)
+    return refuse_code(document)

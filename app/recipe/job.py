@@ -162,14 +162,18 @@ class JobSpec(Spec):
 
     @property
     def references(self) -> dict[str, str]:
-        """Inputs by the path of the field that names them."""
+        """Inputs that the service keeps, by the path of the field that names them."""
         named = {"data.train": self.data.train, "data.eval": self.data.eval}
-        named |= {self.teacher_path(index) + ".model": teacher.model for index, teacher in enumerate(self.all_teachers)}
+        named |= {self.teacher_param(index): teacher.model for index, teacher in enumerate(self.all_teachers)}
         return {param: reference for param, reference in named.items() if reference is not None}
 
     def teacher_path(self, index: int) -> str:
         """Path of the field that describes a teacher."""
         return f"teachers[{index}]" if self.teachers else "teacher"
+
+    def teacher_param(self, index: int) -> str:
+        """Path of the field that says where a teacher comes from."""
+        return f"{self.teacher_path(index)}.{self.all_teachers[index].source}"
 
     @property
     def objectives(self) -> dict[str, list[Loss]]:

@@ -103,3 +103,15 @@ class KeyMap(Spec):
                 raise ValueError(f"{found[new]!r} and {old!r} both become {new!r}")
             found[new] = old
         return found
+
+
+CheckpointKey = Annotated[Text, Field(min_length=1)]
+
+
+class Conversion(Spec):
+    """How what torch.save wrote becomes a model: which of its tensors are meant, and their names in our network."""
+
+    checkpoint_key: CheckpointKey | None = None
+    """Where in the file's dictionary the weights lie (`state_dict`, `model_ema`); none: the file is that dictionary."""
+    key_map: KeyMap = KeyMap()
+    """From the names in the file to those of the architecture."""

@@ -76,7 +76,7 @@ def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig |
 
 def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
     name = shrunk_teacher(job)
-    return teachers.get(next(teacher.model for teacher in job.all_teachers if teacher.name == name))
+    return teachers.get(next(teacher.reference for teacher in job.all_teachers if teacher.name == name))
 
 
 def shrunk(student: Shrink, teacher: Network) -> Network:

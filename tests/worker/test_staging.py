@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from app.core.settings import Settings
 from app.core.store import Damaged, Store
 from app.jobs.leases import CheckpointRef, Lease, StoredFile
 from tests.app.jobs.builders import job_spec
+from worker.endings import failure_from
+from worker.errors import UserError
+from worker.fetch.shelf import Shelf
 from worker.protocol import Assignment, CachePlace
-from worker.staging import Scratch, UnsafePath, file_within, files_of, folder_within, safe_name, stage, try_lock
+from worker.staging import (
+    Scratch,
+    Sources,
+    UnsafePath,
+    file_within,
+    files_of,
+    folder_within,
+    safe_name,
+    stage,
+    try_lock,
+)
 
 
 def test_scratch_removes_what_a_dead_worker_left(tmp_path: Path) -> None:
@@ -107,6 +125,11 @@ async def stored(store: Store, folder: Path, name: str, content: bytes) -> Store
     return StoredFile(name, f"objects/{name}", len(content), hashlib.sha256(content).hexdigest())
 
 
+def sources(store: Store, folder: Path) -> Sources:
+    settings = Settings(_env_file=None, data_dir=folder / "home")
+    return Sources(store, settings, Shelf(folder / "shelf", 1 << 30))
+
+
 def lease(checkpoint: CheckpointRef | None = None) -> Lease:
     return Lease("job_1", "proj_1", 1, 1, "me", job_spec(seed=1), 60.0, 600.0, checkpoint)
 
@@ -119,7 +142,7 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
     folder = tmp_path / "attempt"
     folder.mkdir()
     inputs = {"model_1": [weights], "file_1": [data]}
-    await stage(store, lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder)
+    await stage(sources(store, tmp_path), lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder)
     assignment = Assignment.model_validate(json.loads((folder / "assignment.json").read_text()))
     assert (folder / assignment.inputs["file_1"]).read_bytes() == b"data"
     assert (folder / assignment.inputs["model_1"] / "model.safetensors").read_bytes() == b"weights"
@@ -140,7 +163,7 @@ async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Pat
     evil = StoredFile("../../evil", data.key, data.size, data.sha256)
     folder = tmp_path / "attempt"
     folder.mkdir()
-    await stage(store, lease(), {"file_1": [evil]}, folder)
+    await stage(sources(store, tmp_path), lease(), {"file_1": [evil]}, folder)
     assert names_below(tmp_path) & {"evil"} == set()
 
 
@@ -149,12 +172,80 @@ async def test_stage_refuses_a_bundle_with_a_path_for_a_name(tmp_path: Path) -> 
     data = await stored(store, tmp_path, "config.json", b"{}")
     evil = StoredFile("../evil", data.key, data.size, data.sha256)
     with pytest.raises(UnsafePath):
-        await stage(store, lease(), {"model_1": [evil]}, tmp_path)
+        await stage(sources(store, tmp_path), lease(), {"model_1": [evil]}, tmp_path)
 
 
 async def test_stage_refuses_an_input_that_is_not_what_its_row_says(tmp_path: Path) -> None:
     store = Store.in_memory()
     data = await stored(store, tmp_path, "data.npz", b"data")
     with pytest.raises(Damaged):
-        await stage(store, lease(), {"file_1": [StoredFile("x", data.key, data.size, "0" * 64)]}, tmp_path)
+        await stage(
+            sources(store, tmp_path), lease(), {"file_1": [StoredFile("x", data.key, data.size, "0" * 64)]}, tmp_path
+        )
     assert "data" not in names_below(tmp_path)
+
+
+MLP = {
+    "architecture": {"architecture": "mlp", "hidden": []},
+    "input": {"channels": 1, "height": 2, "width": 2},
+    "preprocessing": {"mean": [0.5], "std": [0.25]},
+    "classes": 2,
+}
+
+
+async def torch_model(store: Store, folder: Path, key: str) -> list[StoredFile]:
+    """A model whose weights are still as torch.save wrote them, under `key`."""
+    buffer = io.BytesIO()
+    torch.save({key: {"module.1.weight": torch.ones(2, 4), "module.1.bias": torch.ones(2)}}, buffer)
+    order = {"checkpoint_key": "state_dict", "key_map": {"strip": ["module."]}}
+    content = {
+        "config.json": json.dumps(MLP).encode(),
+        "convert.json": json.dumps(order).encode(),
+        "weights.pt": buffer.getvalue(),
+    }
+    return [await stored(store, folder, name, raw) for name, raw in content.items()]
+
+
+def taught(**teacher: str) -> Lease:
+    spec = job_spec(seed=1, teacher=teacher, recipe={"losses": [{"kind": "kd"}]})
+    return Lease("job_1", "proj_1", 1, 1, "me", spec, 60.0, 600.0, None)
+
+
+async def test_a_teacher_that_torch_saved_is_staged_as_safetensors(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    files = await torch_model(store, tmp_path, "state_dict")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        await stage(sources(store, tmp_path), taught(model="model_1"), {"model_1": files}, tmp_path / name)
+        staged = tmp_path / name / "inputs" / "0"
+        assert {path.name for path in staged.iterdir()} == {"config.json", "model.safetensors"}
+        assert set(load_file(staged / "model.safetensors")) == {"1.weight", "1.bias"}
+        await store.delete(file.key for file in files)  # the second time, nothing is fetched or converted
+
+
+async def test_a_teacher_that_can_not_be_converted_is_its_owners_fault(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    files = await torch_model(store, tmp_path, "model")
+    with pytest.raises(UserError) as caught:
+        await stage(sources(store, tmp_path), taught(model="model_1"), {"model_1": files}, tmp_path)
+    assert (caught.value.code, caught.value.param) == ("invalid_teacher", "teacher.model")
+    assert "the file has no 'state_dict'; it has 'model'" in caught.value.message
+    ending = failure_from(caught.value)
+    assert (ending.fault, ending.code, ending.param) == ("user", "invalid_teacher", "teacher.model")
+
+
+async def test_a_teacher_from_outside_is_staged_under_its_reference(tmp_path: Path) -> None:
+    source = tmp_path / "models" / "mine"
+    source.mkdir(parents=True)
+    (source / "config.json").write_text(json.dumps(MLP))
+    (source / "model.safetensors").write_bytes(b"weights")
+    from_outside = sources(Store.in_memory(), tmp_path)
+    accepted = from_outside.settings.model_copy(update={"teacher_prefixes": [f"file://{tmp_path}/models"]})
+    folder = tmp_path / "attempt"
+    folder.mkdir()
+    lease = taught(uri=f"file://{source}")
+    for _ in range(2):  # staging is tried again when the store could not be reached
+        await stage(replace(from_outside, settings=accepted), lease, {}, folder)
+    assignment = Assignment.model_validate(json.loads((folder / "assignment.json").read_text()))
+    staged = folder / assignment.inputs[lease.spec.all_teachers[0].reference]
+    assert (staged / "model.safetensors").read_bytes() == b"weights"

@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.recipe.hugging_face import parse_object
-from app.recipe.key_map import KeyMap
+from app.recipe.hugging_face import INDEX, MAX_INDEX_BYTES, WEIGHTS, parse_object, read_index
 from app.recipe.model import DESCRIPTIONS, ModelConfig
 from app.recipe.students import Transformers
 from worker import students
@@ -26,14 +25,9 @@ from worker.students.model import Model
 
 __all__ = ["CONFIG", "WEIGHTS", "InvalidModel", "load_model", "read_config", "save_model", "weight_files"]
 CONFIG = DESCRIPTIONS[-1]
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-NAMED = 5
-"""Tensors without a place that a message names."""
 COUNTER = "num_batches_tracked"
 """Of a batch norm; nothing reads it here, and weights from before 2018 lack it."""
 MAX_CONFIG_BYTES = 2**20
-MAX_INDEX_BYTES = 2**26
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -69,31 +63,28 @@ def read_config(folder: Path) -> ModelConfig:
         raise InvalidModel(error.message) from error
 
 
-def load_model(folder: Path, config: ModelConfig | None = None, key_map: KeyMap | None = None) -> Model:
+def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
     """The model in `folder`, in evaluation mode on the CPU, in float32; raises InvalidModel.
 
-    `key_map` turns the names of the stored weights into the network's. A network of the zoo is first built without
-    memory and held against the header of the file, so that a description which does not fit its weights costs nothing.
+    A network of the zoo is first built without memory and held against the header of the file, so that a description
+    which does not fit its weights costs nothing.
     """
     config = config or read_config(folder)
     files = weight_files(folder)
     try:
-        names = _names(_shapes(files), key_map)
-        if isinstance(config.architecture, Transformers):
-            network = _of_the_library(config, _tensors(files, names))
-        else:
-            network = _of_the_zoo(config, files, names)
+        library = isinstance(config.architecture, Transformers)
+        network = _of_the_library(config, _tensors(files)) if library else _of_the_zoo(config, files)
     except (SafetensorError, OSError) as error:
         raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
     return _ready(Model(config, network))
 
 
-def _of_the_zoo(config: ModelConfig, files: list[Path], names: Mapping[str, str]) -> nn.Module:
+def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
     with torch.device("meta"):
         network = students.build(config.architecture, config.input, config.outputs)
     expected = network.state_dict()
-    _check_shapes(_shapes(files), names, expected)
-    stored = _tensors(files, names)
+    _check_shapes(_shapes(files), expected)
+    stored = _tensors(files)
     network.load_state_dict({name: _stored(name, stored, wanted) for name, wanted in expected.items()}, assign=True)
     return network
 
@@ -119,11 +110,11 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file() or not path.is_file():
         return [folder / WEIGHTS]
     try:
-        shards = sorted(set(parse_object(path.read_bytes(), MAX_INDEX_BYTES)["weight_map"].values()))
-        if not all(shards) or any(Path(name).name != name for name in shards):
-            raise ValueError("names no files, or files elsewhere")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InvalidModel(f"{INDEX} does not map tensors to files") from error
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"has more than {MAX_INDEX_BYTES} bytes")
+        shards = sorted(set(read_index(path.read_bytes()).values()))
+    except ValueError as error:
+        raise InvalidModel(f"{INDEX} {error}") from error
     return [folder / name for name in shards]
 
 
@@ -135,39 +126,22 @@ def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _names(stored: Mapping[str, object], key_map: KeyMap | None) -> dict[str, str]:
-    """The stored name of each tensor of the network; raises InvalidModel."""
-    try:
-        return {name: name for name in stored} if key_map is None else key_map.apply(stored)
-    except ValueError as error:
-        raise InvalidModel(f"the key map does not fit {WEIGHTS}: {error}") from error
-
-
-def _tensors(files: list[Path], names: Mapping[str, str]) -> dict[str, Tensor]:
+def _tensors(files: list[Path]) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for path in files:
         stored |= load_file(path)
-    return {name: stored[old] for name, old in names.items()}
+    return stored
 
 
-def _check_shapes(
-    stored: Mapping[str, tuple[int, ...]], names: Mapping[str, str], expected: Mapping[str, Tensor]
-) -> None:
-    spare = [_called(name, old) for name, old in names.items() if name not in expected]
+def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]) -> None:
     for name, tensor in expected.items():
-        if name in names:
-            if (shape := stored[names[name]]) != tuple(tensor.shape):
-                raise InvalidModel(f"{WEIGHTS}: tensor {names[name]!r} has shape {shape}, not {tuple(tensor.shape)}")
-        elif not name.endswith(COUNTER):
-            has = f"; it has {', '.join(spare[:NAMED])} instead" if spare else ""
-            raise InvalidModel(f"{WEIGHTS} lacks the tensor {name!r} of shape {tuple(tensor.shape)}{has}")
-    if spare:
-        found = ", ".join(spare[:NAMED])
-        raise InvalidModel(f"{WEIGHTS} has a tensor {found} that the architecture has no place for")
-
-
-def _called(name: str, old: str) -> str:
-    return repr(old) if name == old else f"{old!r} (mapped to {name!r})"
+        if name not in stored and not name.endswith(COUNTER):
+            raise InvalidModel(f"{WEIGHTS} lacks the tensor {name!r} of shape {tuple(tensor.shape)}")
+        if (shape := stored.get(name, ())) != tuple(tensor.shape):
+            raise InvalidModel(f"{WEIGHTS}: tensor {name!r} has shape {shape}, not {tuple(tensor.shape)}")
+    for name in stored:
+        if name not in expected:
+            raise InvalidModel(f"{WEIGHTS} has a tensor {name!r} that the architecture has no place for")
 
 
 def _convert(name: str, stored: Tensor, expected: Tensor) -> Tensor:

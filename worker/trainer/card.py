@@ -44,7 +44,7 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
 
 
 def _lineage(job: JobSpec) -> str:
-    names = ", ".join(f"`{teacher.model}`" for teacher in job.all_teachers)
+    names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
     return f"distilled from {names}" if names else "trained on labels alone"
 
 

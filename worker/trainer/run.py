@@ -147,10 +147,11 @@ class _Judges:
 
 
 def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device) -> _Inputs:
-    folders = {teacher.name: paths[teacher.model] for teacher in job.all_teachers}
-    params = {teacher.name: f"{job.teacher_path(index)}.model" for index, teacher in enumerate(job.all_teachers)}
+    folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
+    params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
     described = {
-        teacher.model: read_teacher_config(folders[teacher.name], params[teacher.name]) for teacher in job.all_teachers
+        teacher.reference: read_teacher_config(folders[teacher.name], params[teacher.name])
+        for teacher in job.all_teachers
     }
     task = load_task(job, paths, described, seed)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,28 @@ def test_files_and_weights_are_sent(
     missing = run("upload", tmp_path / "nothing.npz")
     assert missing.exit_code == 2
     assert "nothing.npz" in missing.stderr
+
+
+def test_a_torch_file_and_a_folder_become_models(
+    run: Run, weights: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    saved, config, renames = tmp_path / "teacher.pt", tmp_path / "config.json", tmp_path / "renames.yaml"
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("archive/data.pkl", b"read by nobody here")
+    config.write_text(json.dumps(weights[1]))
+    renames.write_text("strip: [module.]\nrename: [{from: 'fc{i}.', to: '{i}.'}]\n")
+    order = ("--checkpoint-key", "state_dict", "--key-map", renames)
+    assert json.loads(run("register", saved, config, *order, "--json").stdout)["format"] == "torch"
+    assert run("register", saved).exit_code == 2
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "model.safetensors").write_bytes(weights[0].read_bytes())
+    (folder / "modeling.py").write_text("is left out")
+    made = json.loads(run("register", folder, "--json").stdout)
+    assert [file["name"] for file in made["files"]] == ["config.json", "model.safetensors"]
+    assert made["id"] in run("models").stdout
+    assert run("register", folder, *order).exit_code == 2
 
 
 def test_the_catalogue_and_keys(run: Run) -> None:

@@ -105,7 +105,7 @@ async def test_the_list_shows_files_newest_first_without_their_arrays(api: Api) 
     ("content", "code"),
     [
         (b"", "empty_body"),
-        (b"just text, no arrays", "unknown_format"),
+        (bytes(20), "unknown_format"),
         (pickle.dumps([1, 2, 3]), "unsafe_file"),
         (DATA[:-40], "malformed_file"),
     ],

@@ -110,10 +110,40 @@ def test_a_pickle_is_refused_and_not_loaded(protocol: int) -> None:
     assert "is a pickle" in error.message
 
 
-@pytest.mark.parametrize("name", ["data.pkl", "archive/data.pkl", "model/other.pkl"])
-def test_a_checkpoint_of_torch_is_refused(name: str) -> None:
+TORCH = {"archive/data.pkl": pickle.dumps(Trap()), "archive/data/0": b"1234", "archive/version": b"3\n"}
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "model/other.pkl"])
+def test_a_pickle_in_an_archive_is_refused(name: str) -> None:
     error = refusal(archive({name: pickle.dumps(Trap()), "archive/data/0": b"1234"}))
     assert "holds a pickle" in error.message
+
+
+@pytest.mark.parametrize("content", [archive(TORCH), module.LEGACY_TORCH + pickle.dumps(Trap())])
+def test_what_torch_saved_is_recognised_and_not_loaded(content: bytes) -> None:
+    assert look(content) == module.Inspection("torch", {"arrays": {}})
+
+
+@pytest.mark.parametrize(
+    "name", ["archive/code/__torch__.py", "archive/constants.pkl", "other.npy", "../archive/data/1"]
+)
+def test_an_archive_of_torch_that_holds_more_than_weights_is_refused(name: str) -> None:
+    assert refusal(archive({**TORCH, name: b"x"})).code == "unsafe_file"
+
+
+def test_text_is_recognised_whatever_its_alphabet() -> None:
+    assert look("[PAD]\n[UNK]\nété\n語\n".encode()).format == "text"
+    assert look(b'{"model_type": "bert"}').format == "text"
+
+
+@pytest.mark.parametrize("content", ["é".encode()[:1], b"a\0b", b"caf\xe9"])
+def test_what_is_no_utf8_is_no_text(content: bytes) -> None:
+    assert refusal(content).code == "unknown_format"
+
+
+def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TEXT_BYTES", 10)
+    assert refusal(b"x" * 11).code == "unknown_format"
 
 
 def test_a_bomb_is_refused_by_its_ratio() -> None:
@@ -372,7 +402,7 @@ def test_what_is_no_text_of_several_lines_is_refused(content: bytes) -> None:
 # --- anything else ---
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"hello world, this is text", b"PK\x05\x06" + bytes(18), bytes(100)])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"PK\x05\x06" + bytes(18), bytes(100)])
 def test_anything_else_is_refused(content: bytes) -> None:
     assert refusal(content).code == "unknown_format"
 

@@ -317,3 +317,31 @@ async def test_a_file_is_not_deleted_under_a_job_that_needs_it(api: Api, data: s
     assert (await api.client.delete(f"/v1/files/{data}")).status_code == 409
     await api.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert (await api.client.delete(f"/v1/files/{data}")).status_code in (200, 204)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "param"),
+    [
+        ({"hub": "owner/name", "revision": "main"}, "teacher.revision"),
+        ({"hub": "owner/name"}, "teacher"),
+        ({"uri": "s3://bucket/elsewhere"}, "teacher.uri"),
+        ({"uri": "http://127.0.0.1/teacher"}, "teacher.uri"),
+    ],
+)
+async def test_a_teacher_from_outside_is_refused_by_the_field_that_names_it(
+    api: Api, data: str, teacher: dict[str, str], param: str
+) -> None:
+    spec = document(data, teacher=teacher, recipe={"losses": [{"kind": "kd"}]})
+    answer = await api.client.post("/v1/jobs", json=spec)
+    assert answer.status_code == 422
+    assert [error["param"] for error in error_of(answer)["errors"]] == [param]
+
+
+async def test_a_teacher_from_a_hub_is_accepted_unseen(api: Api, data: str) -> None:
+    teacher = {"hub": "owner/name", "revision": "0123456789abcdef0123456789abcdef01234567"}
+    spec = document(data, teacher=teacher, recipe={"losses": [{"kind": "kd"}]})
+    seen = (await api.client.post("/v1/jobs/validate", json=spec)).json()
+    assert (seen["valid"], seen["estimate"]) == (True, None)
+    job = (await api.client.post("/v1/jobs", json=spec)).json()
+    assert job["spec"]["teacher"]["hub"] == "owner/name"
+    assert (await claim(api)).spec.all_teachers[0].reference == f"owner/name@{teacher['revision']}"

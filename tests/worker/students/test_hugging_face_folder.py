@@ -154,7 +154,10 @@ def test_a_cut_comes_after_the_resizing(tmp_path: Path) -> None:
 def test_weights_in_shards_are_read_together(tmp_path: Path) -> None:
     model = uploaded(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    halves = {"a.safetensors": list(tensors)[::2], "b.safetensors": list(tensors)[1::2]}
+    halves = {
+        "model-00001-of-00002.safetensors": list(tensors)[::2],
+        "model-00002-of-00002.safetensors": list(tensors)[1::2],
+    }
     for name, members in halves.items():
         save_file({member: tensors[member] for member in members}, tmp_path / name, metadata={"format": "pt"})
     places = {member: name for name, members in halves.items() for member in members}

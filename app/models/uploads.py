@@ -1,0 +1,212 @@
+"""What an uploaded model is made of: held against what its files' headers and its documents say, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.core.errors import FieldError, Invalid
+from app.core.field_errors import of_problems, of_validation
+from app.core.settings import Settings
+from app.core.store import Store
+from app.files.tables import File
+from app.models.schemas import ModelRequest
+from app.recipe.checks import architecture_problems
+from app.recipe.cost import student_cost
+from app.recipe.hugging_face import CONFIG, DOCUMENTS, INDEX, WEIGHTS, check_document, chosen, is_weights, read_index
+from app.recipe.key_map import Conversion
+from app.recipe.model import ImageInput, Input, ModelConfig
+from app.recipe.students import Transformers
+
+DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
+"""Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
+UNCONVERTED = {"torch": "weights.pt", "safetensors": "weights.safetensors"}
+"""Names of weights that a worker has still to convert, by the format of their file."""
+ARRAYS = ("npz", "safetensors", "torch", "parquet")
+"""Formats of files that are no text."""
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Tensors of a normalisation layer that are measured, not trained."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a model will consist of."""
+
+    files: dict[str, File]
+    """Uploaded files by their name in the model."""
+    documents: dict[str, bytes]
+    """Files that the service writes, by name."""
+    config: ModelConfig | None
+    """None for a folder that only describes itself in the Hugging Face way: a worker reads that."""
+    parameters: int
+
+
+async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Store, settings: Settings) -> Bundle:
+    """Put a model together of files by the field that names them. Raises `Invalid` with everything that is wrong."""
+    if wanted.file is None:
+        return await _of_folder(
+            wanted, {field.removeprefix("files."): file for field, file in files.items()}, store, settings
+        )
+    assert wanted.config is not None
+    return _of_file(files["file"], wanted, wanted.config)
+
+
+# ---- one file, and a description of its architecture
+
+
+def _of_file(file: File, wanted: ModelRequest, config: ModelConfig) -> Bundle:
+    if problems := [*_config_problems(config), *_file_problems(file, wanted, config)]:
+        raise Invalid.fields(problems)
+    documents = {config.file_name: _document(config)}
+    cost = student_cost(config.architecture, config.input, config.outputs)
+    parameters = cost.parameters if cost else trained_weights(file.summary["arrays"])
+    if file.format == "safetensors" and wanted.key_map is None:
+        return Bundle({WEIGHTS: file}, documents, config, parameters)
+    documents[ORDER] = _document(wanted.conversion)
+    return Bundle({UNCONVERTED[file.format]: file}, documents, config, parameters)
+
+
+def _document(content: ModelConfig | Conversion) -> bytes:
+    return content.model_dump_json(indent=2).encode()
+
+
+def _config_problems(config: ModelConfig) -> Iterator[FieldError]:
+    for field in ("mean", "std") if config.preprocessing else ():
+        count, needed = len(getattr(config.preprocessing, field)), _preprocessed(config.input)
+        if count != needed:
+            message = f"has {count} values for {needed} channels or columns"
+            yield FieldError(param=f"config.preprocessing.{field}", message=message, accepted="one value for each")
+    yield from of_problems(architecture_problems(config.architecture, config.input, "config.architecture"))
+
+
+def _preprocessed(sample: Input) -> int:
+    """Channels or columns, which have a mean and a deviation each."""
+    return sample.channels if isinstance(sample, ImageInput) else getattr(sample, "columns", 0)
+
+
+def _file_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
+    if file.format not in UNCONVERTED:
+        accepted = "a file in safetensors, or one that torch.save wrote"
+        yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted=accepted)
+    elif file.format == "safetensors":
+        yield from _weight_problems(file, wanted, config)
+    elif isinstance(config.architecture, Transformers):
+        message = f"file {file.id!r} is {file.format}, and only headers tell how many weights such a network has"
+        yield FieldError(param="file", message=message, accepted="a file in safetensors")
+
+
+def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
+    if wanted.checkpoint_key is not None:
+        message = "is given, but a safetensors file holds nothing but weights"
+        yield FieldError(param="checkpoint_key", message=message, accepted="null")
+    arrays = file.summary["arrays"]
+    try:
+        names = wanted.conversion.key_map.apply(arrays)
+    except ValueError as error:
+        yield FieldError(param="key_map", message=f"does not fit the names in file {file.id!r}: {error}")
+        return
+    found = trained_weights({name: arrays[old] for name, old in names.items()})
+    expected = student_cost(config.architecture, config.input, config.outputs)
+    if expected is not None and found != expected.parameters:
+        needed = f"the architecture of the config has {expected.parameters}"
+        message = f"file {file.id!r} holds {found} trained weights, {needed}"
+        accepted = "the network that the file was saved from"
+        yield FieldError(param="config.architecture", message=message, accepted=accepted)
+
+
+def trained_weights(arrays: Mapping[str, Any]) -> int:
+    """How many numbers in the headers of a file were trained."""
+    trained = [array for name, array in arrays.items() if name.rpartition(".")[2] not in _STATISTICS]
+    return sum(math.prod(array["shape"]) for array in trained)
+
+
+# ---- a folder in the Hugging Face layout
+
+
+async def _of_folder(wanted: ModelRequest, files: dict[str, File], store: Store, settings: Settings) -> Bundle:
+    problems = [*_folder_problems(files, settings.max_teacher_bytes), *_format_problems(files)]
+    if problems:
+        raise Invalid.fields(problems)
+    texts = {name: await _text(store, file) for name, file in files.items() if name in DOCUMENTS or name == INDEX}
+    if problems := [*_document_problems(texts), *_shard_problems(files, texts)]:
+        raise Invalid.fields(problems)
+    own = _own_description(texts)
+    if own is not None and wanted.config is not None:
+        message = "is given, but the folder has a description of this service already"
+        raise Invalid.fields([FieldError(param="config", message=message, accepted="null")])
+    if problems := list(_config_problems(wanted.config) if wanted.config else ()):
+        raise Invalid.fields(problems)
+    parameters = sum(trained_weights(file.summary["arrays"]) for name, file in files.items() if is_weights(name))
+    documents = {DESCRIPTION: _document(wanted.config)} if wanted.config else {}
+    return Bundle(files, documents, wanted.config or own, parameters)
+
+
+def _folder_problems(files: Mapping[str, File], max_bytes: int) -> Iterator[FieldError]:
+    try:
+        used = chosen(files)
+    except ValueError as error:
+        yield FieldError(param="files", message=str(error), accepted=f"{CONFIG} and weights in safetensors")
+        return
+    for name in sorted(files.keys() - set(used)):
+        yield FieldError(param=f"files.{name}", message=f"is given beside {WEIGHTS}", accepted=f"{WEIGHTS} or shards")
+    if (size := sum(file.size for file in files.values())) > max_bytes:
+        yield FieldError(param="files", message=f"have {size} bytes together", accepted=f"at most {max_bytes} bytes")
+
+
+def _format_problems(files: Mapping[str, File]) -> Iterator[FieldError]:
+    for name, file in files.items():
+        if is_weights(name) != (file.format == "safetensors") or (not is_weights(name) and file.format in ARRAYS):
+            accepted = "a safetensors file" if is_weights(name) else "a text file"
+            yield FieldError(param=f"files.{name}", message=f"file {file.id!r} is {file.format}", accepted=accepted)
+        elif file.size > (most := DOCUMENTS.get(name, file.size)):
+            message = f"file {file.id!r} has {file.size} bytes"
+            yield FieldError(param=f"files.{name}", message=message, accepted=f"at most {most} bytes")
+
+
+async def _text(store: Store, file: File) -> bytes:
+    return b"".join([chunk async for chunk in store.stream(file.key)])
+
+
+def _document_problems(texts: Mapping[str, bytes]) -> Iterator[FieldError]:
+    for name, raw in texts.items():
+        try:
+            read_index(raw) if name == INDEX else check_document(name, raw)
+        except ValueError as error:
+            yield FieldError(param=f"files.{name}", message=str(error))
+
+
+def _shard_problems(files: Mapping[str, File], texts: Mapping[str, bytes]) -> Iterator[FieldError]:
+    """An index must tell of tensors that its shards have."""
+    if INDEX not in texts:
+        return
+    placed = read_index(texts[INDEX])
+    for shard in sorted(set(placed.values())):
+        held = files[shard].summary["arrays"] if shard in files else None
+        missing = [name for name, place in placed.items() if place == shard and held is not None and name not in held]
+        if held is None:
+            yield FieldError(param=f"files.{shard}", message="is missing, and the index names it", accepted="its file")
+        elif missing:
+            yield FieldError(
+                param=f"files.{shard}", message=f"lacks tensor {missing[0]!r}, which the index places there"
+            )
+
+
+def _own_description(texts: Mapping[str, bytes]) -> ModelConfig | None:
+    """This service's description of the model, for a folder that it has written itself. Raises `Invalid`."""
+    for name in (DESCRIPTION, CONFIG):
+        if name in texts and b'"architecture"' in texts[name]:
+            try:
+                return ModelConfig.model_validate_json(texts[name])
+            except ValidationError as error:
+                first = of_validation(error, ModelConfig)[0]
+                raise Invalid.fields([first.model_copy(update={"param": f"files.{name}"})]) from error
+    return None
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """A stream of one piece."""
+    yield content

@@ -1,0 +1,80 @@
+"""Turns what torch.save wrote into safetensors, in a confined process of its own.
+
+Such a file is a program for a reader of pickles. It is read nowhere but here: by torch's restricted reader, in a
+process that has no network, no credentials and no files but its own folder (`worker.convert.confinement`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+SOURCES, ORDER = ("weights.pt", "weights.safetensors"), "convert.json"
+"""Files of a model that is still to be converted: weights of either format; the order is
+`app.recipe.key_map.Conversion`."""
+CONVERTER = 1
+"""Raised when the same file would be converted to something else, so that no worker takes what an older one kept."""
+REFUSED = 3
+"""Exit status of a process that says on stdout why the file can't be converted."""
+MAX_SECONDS = 600.0
+MAX_MESSAGE_BYTES = 8192
+PASSED = ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
+
+
+class Unconvertible(Exception):
+    """The file is not the weights of the architecture; the text says why, in words fit for the model's owner."""
+
+
+class ConversionFailed(Exception):
+    """The process could not be run, or died of something that says nothing about the file."""
+
+
+async def convert(folder: Path) -> None:
+    """Write `model.safetensors` into `folder`, from its `config.json`, `convert.json` and one of `SOURCES`.
+
+    Raises: `Unconvertible`, `ConversionFailed`.
+    """
+    status, said = await _run(folder)
+    if status == REFUSED:
+        raise Unconvertible(said)
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise Unconvertible("reading the file takes more time or memory than weights of its size need")
+    if status:
+        raise ConversionFailed(f"the process ended with status {status}")
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Nothing of the worker's but where its modules lie; and one thread, so that the process needs no others."""
+    passed = {name: environ[name] for name in PASSED if name in environ}
+    return passed | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+async def _run(folder: Path) -> tuple[int, str]:
+    command = (sys.executable, "-P", "-s", "-m", "worker.convert", str(folder), "--parent", str(os.getpid()))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=PIPE, cwd=folder, env=_environment(os.environ), start_new_session=True
+        )
+    except OSError as error:
+        raise ConversionFailed(str(error)) from error
+    try:
+        async with asyncio.timeout(MAX_SECONDS):
+            said = await _words(process)
+            return await process.wait(), said
+    except TimeoutError:
+        return -signal.SIGKILL, ""
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _words(process: Process) -> str:
+    assert process.stdout is not None
+    return (await process.stdout.read(MAX_MESSAGE_BYTES)).decode(errors="replace").strip()

@@ -1,0 +1,69 @@
+"""Brings teachers from outside into a worker: from a hub, a mirror of it, or an object store.
+
+Only files that make a model are fetched, never one that could hold code, and all of them are checked before a trainer
+sees them. What never changes (a commit of a hub, a converted upload) is kept for the next job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+from app.core.settings import Settings
+from app.recipe.hugging_face import DOCUMENTS, INDEX, check_document, chosen, read_index
+from app.recipe.teachers import Teacher
+from worker.errors import UserError
+from worker.fetch import hub, objects
+from worker.fetch.refusal import Refused
+from worker.fetch.shelf import Shelf
+
+
+async def fetch(teacher: Teacher, param: str, settings: Settings, shelf: Shelf, target: Path) -> None:
+    """Put the files of a teacher from outside into the folder `target`.
+
+    Raises: `UserError` blaming `param`, the field that names it; `Unavailable`; `OSError` when the disk is full.
+    """
+    if wrong := list(settings.outside.wrong(teacher)):
+        raise UserError("teacher_not_accepted", wrong[0][1], param)
+    try:
+        if teacher.uri is not None:
+            await objects.fetch(teacher.uri, settings, target)
+            await asyncio.to_thread(check, target)
+        else:
+            await shelf.place(_digest(teacher.reference), target, lambda folder: _from_hub(teacher, settings, folder))
+    except Refused as error:
+        raise UserError("invalid_teacher", f"the teacher can't be fetched: {error}", param) from error
+
+
+async def _from_hub(teacher: Teacher, settings: Settings, folder: Path) -> None:
+    assert teacher.hub is not None
+    assert teacher.revision is not None
+    await hub.fetch(teacher.hub, teacher.revision, settings, folder)
+    await asyncio.to_thread(check, folder)
+
+
+def check(folder: Path) -> None:
+    """Hold a fetched folder against the rules for models; raises `Refused`, naming the file."""
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        try:
+            if name in DOCUMENTS:
+                check_document(name, _read(folder / name, DOCUMENTS[name]))
+            if name == INDEX and (missing := set(read_index((folder / name).read_bytes()).values()) - names):
+                raise ValueError(f"names {min(missing)}, which is not there")
+        except ValueError as error:
+            raise Refused(f"{name} {error}") from error
+    try:
+        chosen(names)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
+def _digest(reference: str) -> str:
+    return hashlib.sha256(reference.encode()).hexdigest()

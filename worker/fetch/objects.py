@@ -1,0 +1,27 @@
+"""Models in an object store that is not the service's own place in it, read with the store's credentials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.core.settings import Settings
+from app.core.store import Damaged, MissingObject, Store
+from worker.fetch.refusal import Refused, choose
+
+
+async def fetch(uri: str, settings: Settings, target: Path) -> None:
+    """Put the files that lie at `uri` into the folder `target`. Raises: `Refused`, `Unavailable`, `OSError`."""
+    _require_folder(uri)
+    store = Store.from_settings(settings.model_copy(update={"store_url": uri}))
+    sizes = await store.sizes()
+    try:
+        for name in choose(sizes, settings.max_teacher_bytes):
+            await store.fetch(name, target / name, sizes[name])
+    except (MissingObject, Damaged) as error:
+        raise Refused("it changed while it was fetched") from error
+
+
+def _require_folder(uri: str) -> None:
+    """On local disk, opening a store would make its folder."""
+    if uri.startswith("file:") and not Path(uri.removeprefix("file://")).is_dir():
+        raise Refused(f"there is nothing at {uri}")

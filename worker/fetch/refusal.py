@@ -1,0 +1,22 @@
+"""Why something from outside is no teacher, and which of it is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from app.recipe.hugging_face import chosen
+
+
+class Refused(Exception):
+    """What lies there can't be a teacher, or nothing lies there; the text says why, for the job's owner."""
+
+
+def choose(sizes: Mapping[str, int], max_bytes: int) -> list[str]:
+    """The files to fetch, of a folder with files of these sizes; raises `Refused`."""
+    try:
+        names = chosen(sizes)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if (total := sum(sizes[name] for name in names)) > max_bytes:
+        raise Refused(f"it has {total} bytes; at most {max_bytes} are accepted")
+    return names

@@ -1,0 +1,105 @@
+"""Folders that outlive the attempt that made them, by digest; those not used for longest go when room runs short.
+
+Several workers of a machine share a shelf without a lock: a folder appears and goes by renaming, and what is taken is
+a link to its files, which lasts whatever becomes of the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+LEAVING = ".leaving-"
+SECONDS_TO_LEAVE = 3600.0
+
+
+class Shelf:
+    """Holds up to `max_bytes` in flat folders under `root`."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self._root, self._max_bytes = root, max_bytes
+
+    async def place(self, digest: str, target: Path, make: Callable[[Path], Awaitable[None]]) -> None:
+        """Fill the folder `target` with what is kept as `digest`; `make` fills an empty folder where nothing is."""
+        if await asyncio.to_thread(self._take, digest, target):
+            return
+        await make(target)
+        await asyncio.to_thread(self._keep, target, digest)
+
+    def _take(self, digest: str, target: Path) -> bool:
+        kept = self._root / digest
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            os.utime(kept)
+            for path in kept.iterdir():
+                _link(path, target / path.name)
+        except FileNotFoundError:  # never there, or taken away in between
+            _empty(target)
+            return False
+        return True
+
+    def _keep(self, folder: Path, digest: str) -> None:
+        """Copy by links into a folder beside, then rename it. Not keeping is no error: it costs the next job time."""
+        with suppress(OSError):
+            self._root.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=LEAVING, dir=self._root))
+            try:
+                for path in folder.iterdir():
+                    path.chmod(0o444)
+                    _link(path, fresh / path.name)
+                fresh.rename(self._root / digest)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+            self._make_room(digest)
+
+    def _make_room(self, newest: str) -> None:
+        """Remove what is too much, and what a worker that was killed left half done."""
+        by_use = sorted(self._root.iterdir(), key=lambda path: (path.name == newest, _last_used(path)), reverse=True)
+        room = self._max_bytes
+        for path in by_use:
+            if path.name.startswith(LEAVING):
+                if _last_used(path) < time.time() - SECONDS_TO_LEAVE:
+                    shutil.rmtree(path, ignore_errors=True)
+            elif (room := room - _size(path)) < 0:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        leaving = self._root / f"{LEAVING}{secrets.token_hex(8)}"
+        with suppress(FileNotFoundError):  # another worker was faster
+            path.rename(leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Share the file where one disk holds both; files here are never written again."""
+    target.unlink(missing_ok=True)  # never written through: it may be a link to what is kept
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _size(folder: Path) -> int:
+    with suppress(FileNotFoundError):
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
+
+
+def _last_used(folder: Path) -> float:
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
