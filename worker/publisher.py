@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from app.core.errors import Unavailable
 from app.jobs import leases
 from app.jobs.leases import LeaseLost, StoredFile
-from app.recipe.model import ModelConfig
+from app.recipe.model import DESCRIPTIONS, ModelConfig
 from worker.access import Access
 from worker.protocol import CheckpointSaved, Finished
 from worker.staging import file_within, files_of, folder_within, safe_name
@@ -103,7 +103,8 @@ class Publisher:
 
 
 def _describe(artifacts: dict[str, Path]) -> tuple[ModelConfig, dict[str, Any]]:
-    """What the bundle says of itself: its `config.json` and its `report.json`."""
-    config = ModelConfig.model_validate_json(artifacts["config.json"].read_bytes())
+    """What the bundle says of itself: its description and its `report.json`."""
+    name = next(name for name in DESCRIPTIONS if name in artifacts)
+    config = ModelConfig.model_validate_json(artifacts[name].read_bytes())
     report: dict[str, Any] = json.loads(artifacts["report.json"].read_bytes())
     return config, report

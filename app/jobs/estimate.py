@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.jobs.schemas import EstimateView
 from app.models.tables import Model
 from app.recipe.checks import InputFacts
-from app.recipe.cost import student_cost
+from app.recipe.cost import known_costs, student_cost
 from app.recipe.facts import SampleFacts, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops, training_memory
+from app.recipe.shrink import network_of
 
 ASSUMED_FLOPS_PER_SECOND = 5e9
 """Rate taken while the project has finished no job: two cores on small layers reach about this."""
@@ -28,8 +29,9 @@ class Forecast:
     """What is known of a job before it runs."""
 
     plan: TrainingPlan
-    parameters: int
-    estimate: EstimateView
+    parameters: int | None
+    """Of the student; none when only building it can tell, as then the estimate."""
+    estimate: EstimateView | None
 
 
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
@@ -47,10 +49,13 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     if isinstance(held, SampleFacts):
         held_out = held.count
     plan = plan_training(spec.recipe, trained_on)
-    student = student_cost(spec.student, train.input, outputs)
-    teaching = [student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers]
+    network = network_of(spec, facts.teachers)
+    student = student_cost(network, train.input, outputs) if network else None
+    teaching = known_costs([student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers])
+    if student is None or teaching is None:
+        return Forecast(plan, student.parameters if student else None, None)
     rate, basis = await _rate(session, project_id)
-    memory = training_memory(spec, train.input, outputs, trained_on + held_out, train.bytes, teachers)
+    memory = training_memory(spec, student, trained_on + held_out, train.bytes, teaching)
     seconds = training_flops(plan, student, teaching) / rate
     return Forecast(plan, student.parameters, EstimateView(memory_bytes=memory, seconds=seconds, basis=basis))
 

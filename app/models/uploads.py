@@ -20,6 +20,7 @@ from app.recipe.cost import student_cost
 from app.recipe.hugging_face import CONFIG, DOCUMENTS, INDEX, WEIGHTS, check_document, chosen, is_weights, read_index
 from app.recipe.key_map import Conversion
 from app.recipe.model import ImageInput, Input, ModelConfig
+from app.recipe.students import Transformers
 
 DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
 """Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
@@ -60,8 +61,9 @@ async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Stor
 def _of_file(file: File, wanted: ModelRequest, config: ModelConfig) -> Bundle:
     if problems := [*_config_problems(config), *_file_problems(file, wanted, config)]:
         raise Invalid.fields(problems)
-    documents = {CONFIG: _document(config)}
-    parameters = student_cost(config.architecture, config.input, config.outputs).parameters
+    documents = {config.file_name: _document(config)}
+    cost = student_cost(config.architecture, config.input, config.outputs)
+    parameters = cost.parameters if cost else trained_weights(file.summary["arrays"])
     if file.format == "safetensors" and wanted.key_map is None:
         return Bundle({WEIGHTS: file}, documents, config, parameters)
     documents[ORDER] = _document(wanted.conversion)
@@ -92,6 +94,9 @@ def _file_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Ite
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted=accepted)
     elif file.format == "safetensors":
         yield from _weight_problems(file, wanted, config)
+    elif isinstance(config.architecture, Transformers):
+        message = f"file {file.id!r} is {file.format}, and only headers tell how many weights such a network has"
+        yield FieldError(param="file", message=message, accepted="a file in safetensors")
 
 
 def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
@@ -105,9 +110,10 @@ def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> I
         yield FieldError(param="key_map", message=f"does not fit the names in file {file.id!r}: {error}")
         return
     found = trained_weights({name: arrays[old] for name, old in names.items()})
-    expected = student_cost(config.architecture, config.input, config.outputs).parameters
-    if found != expected:
-        message = f"file {file.id!r} holds {found} trained weights, the architecture of the config has {expected}"
+    expected = student_cost(config.architecture, config.input, config.outputs)
+    if expected is not None and found != expected.parameters:
+        needed = f"the architecture of the config has {expected.parameters}"
+        message = f"file {file.id!r} holds {found} trained weights, {needed}"
         accepted = "the network that the file was saved from"
         yield FieldError(param="config.architecture", message=message, accepted=accepted)
 

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pydantic import JsonValue
+
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdRel, Loss
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
-from app.recipe.students import Mlp, Student, Vit
+from app.recipe.shrink import Unshrinkable, network_of
+from app.recipe.students import Mlp, Network, Transformers, Vit
 from app.recipe.task import CLASSIFICATION
 from app.recipe.teacher_cache import NoCache, TopKCache
 
@@ -52,7 +55,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     for index, teacher in enumerate(job.all_teachers):
         if teacher.reference in facts.teachers:
             _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
-    found.problems.extend(architecture_problems(job.student, train.input if train else None, "student"))
+    found.problems.extend(_student_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_recipe_problems(job))
@@ -98,12 +101,44 @@ def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None
         found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
 
 
-def architecture_problems(network: Student, given: Input | None, path: str) -> Iterator[Problem]:
+def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
+    try:
+        network = network_of(job, teachers)
+    except Unshrinkable as error:
+        yield Problem(f"student.{error.field}", error.message, error.accepted)
+    else:
+        if network is not None:
+            yield from architecture_problems(network, given, "student")
+
+
+def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
     """What keeps a network from being built for this input; `path` is where the document describes it."""
-    if given is not None and not isinstance(given, ImageInput) and not isinstance(network, Mlp):
+    if isinstance(network, Transformers):
+        yield from _transformers_problems(network, given, path)
+    elif given is not None and not isinstance(given, ImageInput) and not isinstance(network, Mlp):
         yield Problem(f"{path}.architecture", f"{network.architecture} takes images", "mlp")
-    if not isinstance(network, Vit):
-        return
+    if isinstance(network, Vit):
+        yield from _vit_problems(network, given, path)
+
+
+def _transformers_problems(network: Transformers, given: Input | None, path: str) -> Iterator[Problem]:
+    kind, reads = {ImageInput: "images", TextInput: "texts"}, network.reads
+    if given is not None and kind.get(type(given)) != reads:
+        found = f"{network.model_type} reads {reads}, the data holds {kind.get(type(given), 'tables')}"
+        yield Problem(f"{path}.config.model_type", found, "a network for the data")
+    elif isinstance(given, ImageInput):
+        yield from _image_keys_problems(network, given, path)
+
+
+def _image_keys_problems(network: Transformers, image: ImageInput, path: str) -> Iterator[Problem]:
+    sides: JsonValue = [image.height, image.width]
+    sizes: list[JsonValue] = [sides, image.height] if image.height == image.width else [sides]
+    for key, accepted in (("num_channels", [image.channels]), ("image_size", sizes)):
+        if (value := network.config.get(key)) is not None and value not in accepted:
+            yield Problem(f"{path}.config.{key}", f"is {value}, the images have {accepted[-1]}", str(accepted[-1]))
+
+
+def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
     if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
         sides = f"{given.height} x {given.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")

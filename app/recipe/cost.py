@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from app.recipe.model import ImageInput, Input, TableInput, TextInput
-from app.recipe.students import CifarResNet, Mlp, Student, Vit, WideResNet
-
-STAGES = 3
-"""Of both residual architectures."""
-WRN_BASE = 16
-"""Channels of a wide residual network before it is widened."""
+from app.recipe.shapes import (
+    SHUFFLENET_BLOCKS,
+    SHUFFLENET_STEM,
+    STAGES,
+    VGG_HALVINGS,
+    WRN_BASE,
+    basic_blocks,
+    feed_forward_width,
+    mobilenet_shape,
+    shufflenet_widths,
+    vgg_stages,
+)
+from app.recipe.students import (
+    CifarResNet,
+    CifarVgg,
+    Mlp,
+    MobileNetV2,
+    Network,
+    ShuffleNetV2,
+    Transformers,
+    Vit,
+    WideResNet,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,12 @@ class _Tally:
         self.flops += 2 * fan_in * outputs * positions
         self.keep(outputs * positions)
 
+    def conv_norm(self, fan_in: int, outputs: int, positions: int) -> None:
+        """A convolution without bias and its batch norm, whose output is kept by what comes next, ReLU or not."""
+        self.layer(fan_in, outputs, positions, bias=False)
+        self.norm(outputs)
+        self.keep(outputs * positions)
+
     def norm(self, channels: int) -> None:
         self.parameters += 2 * channels
 
@@ -55,12 +78,20 @@ class _Tally:
         return Cost(self.parameters, self.flops, self.activations, self.peak)
 
 
-def student_cost(student: Student, sample: Input, outputs: int) -> Cost:
-    """Count `student` on one sample; tables are for a `mlp` alone."""
+def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
+    """Count `student` on one sample; tables are for a `mlp` alone. None: only building it can tell (`transformers`)."""
+    if isinstance(student, Transformers):
+        return None
     image = as_image(sample)
     tally = _Tally(image)
     _COUNTERS[type(student)](student, image, outputs, tally)
     return tally.cost()
+
+
+def known_costs(costs: Sequence[Cost | None]) -> list[Cost] | None:
+    """All of them, or none when one is not known."""
+    known = [cost for cost in costs if cost is not None]
+    return known if len(known) == len(costs) else None
 
 
 def as_image(sample: Input) -> ImageInput:
@@ -68,16 +99,6 @@ def as_image(sample: Input) -> ImageInput:
     if isinstance(sample, TextInput):
         raise ValueError("no network of the zoo takes texts")
     return ImageInput(channels=1, height=1, width=sample.columns) if isinstance(sample, TableInput) else sample
-
-
-def basic_blocks(student: CifarResNet | WideResNet) -> int:
-    """Residual blocks in each of the three stages: depth is 6n + 2, or 6n + 4 with its 1x1 shortcuts."""
-    return (student.depth - (2 if isinstance(student, CifarResNet) else 4)) // 6
-
-
-def feed_forward_width(student: Vit) -> int:
-    """Units of the hidden layer of a transformer block's feed-forward part."""
-    return max(1, round(student.width * student.mlp_ratio))
 
 
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -89,15 +110,11 @@ def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
 def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
     positions = image.height * image.width
     channels = student.width
-    tally.layer(9 * image.channels, channels, positions, bias=False)
-    tally.norm(channels)
-    tally.keep(channels * positions)
+    tally.conv_norm(9 * image.channels, channels, positions)
     for stage in range(STAGES):
         width, positions = student.width * 2**stage, _positions(image, stage)
         for fan_in in [channels] + [width] * (2 * basic_blocks(student) - 1):
-            tally.layer(9 * fan_in, width, positions, bias=False)
-            tally.norm(width)
-            tally.keep(width * positions)
+            tally.conv_norm(9 * fan_in, width, positions)
         channels = width
     tally.keep(channels)
     tally.layer(channels, classes, bias=True)
@@ -128,6 +145,58 @@ def _pre_activation_block(channels: int, width: int, before: int, after: int, ta
     if channels != width:
         tally.parameters += channels * width
         tally.flops += 2 * channels * width * after
+
+
+def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> None:
+    channels = image.channels
+    for stage, widths in enumerate(vgg_stages(student)):
+        positions = _positions(image, min(stage, VGG_HALVINGS))
+        for width in widths:
+            tally.conv_norm(9 * channels, width, positions)
+            tally.parameters += width  # the convolution's bias
+            channels = width
+        if stage < VGG_HALVINGS:
+            tally.keep(channels * _positions(image, stage + 1))
+    tally.keep(channels)
+    tally.layer(channels, classes, bias=True)
+
+
+def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
+    shape, halvings = mobilenet_shape(student), 1
+    tally.conv_norm(9 * image.channels, shape.stages[0][0].inputs, _positions(image, halvings))
+    for block in (block for stage in shape.stages for block in stage):
+        tally.conv_norm(block.inputs, block.hidden, _positions(image, halvings))
+        halvings += block.stride - 1
+        tally.conv_norm(9, block.hidden, _positions(image, halvings))
+        tally.conv_norm(block.hidden, block.outputs, _positions(image, halvings))
+    tally.conv_norm(shape.stages[-1][-1].outputs, shape.last, _positions(image, halvings))
+    tally.keep(shape.last)
+    tally.layer(shape.last, classes, bias=True)
+
+
+def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
+    *widths, last = shufflenet_widths(student)
+    channels = SHUFFLENET_STEM
+    tally.conv_norm(image.channels, channels, _positions(image, 0))
+    for stage, (width, units) in enumerate(zip(widths, SHUFFLENET_BLOCKS, strict=True)):
+        before, after = _positions(image, stage), _positions(image, stage + 1)
+        tally.conv_norm(9, channels, after)
+        tally.conv_norm(channels, width // 2, after)
+        _shuffle_branch(channels, width // 2, before, after, tally)
+        for _ in range(units):
+            tally.keep(width * after)  # both halves, interleaved
+            _shuffle_branch(width // 2, width // 2, after, after, tally)
+        channels = width
+    tally.keep(channels * _positions(image, len(widths)))
+    tally.conv_norm(channels, last, _positions(image, len(widths)))
+    tally.keep(last)
+    tally.layer(last, classes, bias=True)
+
+
+def _shuffle_branch(channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
+    tally.conv_norm(channels, width, before)
+    tally.conv_norm(9, width, after)
+    tally.conv_norm(width, width, after)
 
 
 def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -163,4 +232,12 @@ def _positions(image: ImageInput, stage: int) -> int:
 
 
 _Counter = Callable[[Any, ImageInput, int, _Tally], None]
-_COUNTERS: dict[type, _Counter] = {Mlp: _mlp, CifarResNet: _resnet, WideResNet: _wide_resnet, Vit: _vit}
+_COUNTERS: dict[type, _Counter] = {
+    Mlp: _mlp,
+    CifarResNet: _resnet,
+    WideResNet: _wide_resnet,
+    CifarVgg: _vgg,
+    MobileNetV2: _mobilenet_v2,
+    ShuffleNetV2: _shufflenet_v2,
+    Vit: _vit,
+}

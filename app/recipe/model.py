@@ -1,4 +1,8 @@
-"""What a stored model says of itself (`config.json` of its bundle): enough to build it, feed it and read its answer."""
+"""What a stored model says of itself: enough to build it, feed it and read its answer.
+
+It lies beside the weights as `config.json`. A model of the Transformers library has that library's own `config.json`
+there, so that the library can open it; ours is `stillhouse.json` then. Whoever reads takes `stillhouse.json` first.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.recipe.base import Positive, Spec
-from app.recipe.students import Student
+from app.recipe.students import Network, Transformers
 from app.recipe.task import CLASSIFICATION, Task
 
 MAX_SIDE, MAX_CHANNELS = 4096, 1024
@@ -15,6 +19,10 @@ MAX_COLUMNS, MAX_LENGTH = 4096, 8192
 MAX_CLASSES = 100_000
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+DESCRIPTIONS = ("stillhouse.json", "config.json")
+"""Names that a description may have, in the order in which to look for them."""
 
 
 class ImageInput(Spec):
@@ -40,6 +48,9 @@ class TextInput(Spec):
     """Number of token ids."""
     pad: Annotated[int, Field(ge=0)] = 0
     """Id of the padding, which the network does not attend to."""
+    separator: Annotated[int, Field(ge=0)] | None = None
+    """Id of the token that ends each part of a text, where the tokenizer has one: what lies after the first is the
+    second part."""
 
 
 def _kind_of_input(value: Any) -> str:
@@ -79,8 +90,7 @@ class ModelConfig(Spec):
     """Description of a model's weights."""
 
     task: Task = "image-classification"
-    architecture: Student
-    """The network, as a student of the zoo."""
+    architecture: Network
     input: Input
     preprocessing: Preprocessing | None = None
     """None for texts, whose tokenizer does it."""
@@ -107,3 +117,8 @@ class ModelConfig(Spec):
     def outputs(self) -> int:
         """Numbers that the network answers with."""
         return self.classes or self.targets or 0
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that holds this description."""
+        return DESCRIPTIONS[0] if isinstance(self.architecture, Transformers) else DESCRIPTIONS[1]

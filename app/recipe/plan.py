@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from app.recipe.cost import Cost, student_cost
+from app.recipe.cost import Cost
 from app.recipe.data import Data
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.model import Input, ModelConfig
 from app.recipe.optimizers import AdamP, AdamW, Optimizer, Sgd
 
 EVAL_BATCH = 256
@@ -90,23 +89,19 @@ def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) 
     return per_sample * plan.samples_until(plan.total_steps)
 
 
-def training_memory(
-    job: JobSpec, sample: Input, outputs: int, samples: int, sample_bytes: int, teachers: Sequence[ModelConfig] = ()
-) -> int:
+def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int, teachers: Sequence[Cost] = ()) -> int:
     """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data.
 
     `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
     the framework itself takes is not counted.
     """
-    student = student_cost(job.student, sample, outputs)
     copies = 2 + _state_copies(job.recipe.optimizer) + (job.recipe.ema_decay is not None)
     micro_batch = -(-min(job.recipe.batch_size, samples) // job.recipe.accumulate)
     total = 4 * student.parameters * copies
     total += micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
     total += samples * (sample_bytes + 8)
     for teacher in teachers:
-        cost = student_cost(teacher.architecture, teacher.input, teacher.outputs)
-        total += 4 * cost.parameters + 4 * micro_batch * cost.peak_activation
+        total += 4 * teacher.parameters + 4 * micro_batch * teacher.peak_activation
     return total
 
 

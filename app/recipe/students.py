@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from app.recipe.base import Option, Paper
+from app.recipe.hugging_face import IMAGE_MODEL_TYPES, require_model_type
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+LayerNumber = Annotated[int, Field(ge=0, lt=1000)]
 
 
 class Mlp(Option):
@@ -28,6 +32,9 @@ class CifarResNet(Option):
     """Number of weighted layers: 6n + 2."""
     width: Width = 16
     """Channels of the first stage; each later stage doubles them."""
+    padding: Literal["end", "both"] = "end"
+    """Where a shortcut to a wider stage puts its zeros: behind the channels that there are, or half of them before; the
+    paper leaves it open, and weights fit only the one that they were trained with."""
 
 
 class WideResNet(Option):
@@ -58,5 +65,116 @@ class Vit(Option):
     """Width of a block's feed-forward layer as a multiple of `width`."""
 
 
-Student = Annotated[Mlp | CifarResNet | WideResNet | Vit, Field(discriminator="architecture")]
-STUDENTS: tuple[type[Option], ...] = (Mlp, CifarResNet, WideResNet, Vit)
+class CifarVgg(Option):
+    """VGG with batch norm for small images: five stages of 3x3 convolutions, halved after the first three stages."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Very Deep Convolutional Networks for Large-Scale Image Recognition", "1409.1556"
+    )
+    architecture: Literal["cifar-vgg"] = "cifar-vgg"
+    depth: Literal[8, 11, 13, 16, 19] = 8
+    """Weighted layers, with the two fully connected ones of the paper that small images do without counted in."""
+    width: Width = 64
+    """Channels of the first stage; the next ones have 2, 4, 8 and 8 times as many."""
+
+
+class MobileNetV2(Option):
+    """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
+
+    paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
+    architecture: Literal["mobilenet-v2"] = "mobilenet-v2"
+    multiplier: float = Field(0.5, ge=0.1, le=4.0)
+    """Multiple of the paper's widths, rounded down."""
+    expansion: int = Field(6, ge=1, le=16)
+    """Channels inside a block as a multiple of those that enter it."""
+
+
+class ShuffleNetV2(Option):
+    """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", "1807.11164"
+    )
+    architecture: Literal["shufflenet-v2"] = "shufflenet-v2"
+    size: Literal["0.5x", "1x", "1.5x", "2x"] = "1x"
+    """Row of the paper's table of widths."""
+
+
+MAX_CONFIG_CHARACTERS = 65_536
+SET_FROM_THE_JOB = frozenset(
+    {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
+    | {"transformers_version"}
+)
+"""Keys of a Hugging Face configuration that describe a stored model or its answer, not its network."""
+
+
+def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
+    if told := sorted(SET_FROM_THE_JOB & config.keys()):
+        raise ValueError(f"{told[0]} is set from the job and its data; leave it out")
+    if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
+        raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
+    return require_model_type(config)
+
+
+class Transformers(Option):
+    """A network of the Transformers library, built from its configuration; its weights open in that library."""
+
+    architecture: Literal["transformers"] = "transformers"
+    config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
+    """A `config.json` in the Hugging Face layout, as an object: `model_type` and whatever differs from its defaults.
+    What follows from the data (classes and their names, channels, vocabulary) is left out. `image_size`, where it is
+    given, is the size that images are brought to."""
+
+    @property
+    def model_type(self) -> str:
+        """Which network it is."""
+        return str(self.config["model_type"])
+
+    @property
+    def reads(self) -> Literal["images", "texts"]:
+        """What its samples are."""
+        return "images" if self.model_type in IMAGE_MODEL_TYPES else "texts"
+
+
+class Shrink(Option):
+    """The teacher's own architecture with fewer layers, or narrower ones, that starts from the teacher's weights."""
+
+    paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
+    architecture: Literal["shrink"] = "shrink"
+    teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Name of the teacher to shrink; none: the first one."""
+    layers: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = (
+        None
+    )
+    """How many layers are kept, evenly chosen from the first to the last; or the numbers of those kept, from 0. Of a
+    residual network: blocks of each stage, whose first one always stays. None: all."""
+    width: Width | None = None
+    """Size of a token's embedding, or channels of the first stage; what is kept of a weight is its leading part.
+    None: the teacher's."""
+    hidden: Width | None = None
+    """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
+    init: Literal["teacher", "fresh"] = "teacher"
+    """Where the weights come from."""
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        if self.layers is None and self.width is None and self.hidden is None:
+            raise ValueError("must give at least one of layers, width and hidden")
+        if isinstance(self.layers, list) and sorted(set(self.layers)) != self.layers:
+            raise ValueError("layers must rise")
+        return self
+
+
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+"""Networks whose cost is counted from their description."""
+Network = Annotated[
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers,
+    Field(discriminator="architecture"),
+]
+"""What can be built as it stands."""
+Student = Annotated[
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Shrink,
+    Field(discriminator="architecture"),
+]
+"""What a job can ask for."""
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Shrink)

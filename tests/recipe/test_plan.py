@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.recipe.cost import student_cost
+from app.recipe.cost import Cost, student_cost
 from app.recipe.data import ImageData
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy
@@ -58,9 +58,15 @@ def test_nothing_is_held_out_beside_an_evaluation_file() -> None:
     assert split_counts(ImageData(train="t", eval="e"), 10) == (10, 0)
 
 
+def cost_of(student: Mlp) -> Cost:
+    cost = student_cost(student, IMAGE, 10)
+    assert cost is not None
+    return cost
+
+
 def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None:
     plan = plan_training(recipe(epochs=2, batch_size=4), 10)
-    cost = student_cost(Mlp(), IMAGE, 10)
+    cost = cost_of(Mlp())
     assert training_flops(plan, cost, []) == 3 * cost.flops * 20
     assert training_flops(plan, cost, [cost]) == 4 * cost.flops * 20
 
@@ -77,15 +83,15 @@ def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None
 )
 def test_memory_counts_a_copy_of_the_weights_for_each_state(settings: dict[str, object], copies: int) -> None:
     job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=8, **settings))
-    cost = student_cost(job.student, IMAGE, 10)
+    cost = cost_of(Mlp())
     rest = 4 * 8 * cost.activations + 100 * (64 + 8)
-    assert training_memory(job, IMAGE, 10, samples=100, sample_bytes=64) == 4 * cost.parameters * copies + rest
+    assert training_memory(job, cost, samples=100, sample_bytes=64) == 4 * cost.parameters * copies + rest
 
 
 def test_accumulation_and_bf16_lower_the_estimate() -> None:
     def estimate(**settings: object) -> int:
         job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=64, **settings))
-        return training_memory(job, IMAGE, 10, samples=100, sample_bytes=64)
+        return training_memory(job, cost_of(Mlp()), samples=100, sample_bytes=64)
 
     assert estimate(accumulate=4) < estimate()
     assert estimate(precision="bf16") < estimate()

@@ -16,8 +16,9 @@ from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
-from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, TableInput
+from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
 from app.recipe.plan import split_counts
+from app.recipe.shrink import network_of, start_of
 from app.recipe.task import CLASSIFICATION
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
@@ -80,7 +81,7 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
     train, evaluation, numbers = _split(splits, job, seed)
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
-    model = _describe(job, facts["data.train"].input, train, classes)
+    model = _describe(job, facts["data.train"].input, train, classes, teachers)
     return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers)
 
 
@@ -166,18 +167,30 @@ def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch,
     return whole_split(kept.inputs, kept.targets), whole_split(held.inputs, held.targets), numbers
 
 
-def _describe(job: JobSpec, given: Input, train: Batch, classes: Classes | None) -> ModelConfig:
+def _describe(
+    job: JobSpec, given: Input, train: Batch, classes: Classes | None, teachers: Mapping[str, ModelConfig]
+) -> ModelConfig:
     raw = next((samples for view, samples in train.inputs.items() if view in (IMAGES, TABLE)), None)
+    network, inherited = network_of(job, teachers), start_of(job, teachers)
+    assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
+    fitted = None if classes else fit_targets(train.targets)
     return ModelConfig(
         task=job.task,
-        architecture=job.student,
+        architecture=network,
         input=given,
-        preprocessing=None if raw is None else fit_preprocessing(raw),
+        preprocessing=_preprocessing(raw, inherited),
         classes=classes.count if classes else None,
         class_names=classes.names if classes else None,
         targets=None if classes else train.targets.shape[1],
-        target_scaling=None if classes else fit_targets(train.targets),
+        target_scaling=inherited.target_scaling if inherited else fitted,
     )
+
+
+def _preprocessing(raw: Tensor | None, inherited: ModelConfig | None) -> Preprocessing | None:
+    """The teacher's where the student starts from its weights, else fitted to the samples; none for texts."""
+    if inherited is not None:
+        return inherited.preprocessing
+    return None if raw is None else fit_preprocessing(raw)
 
 
 def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:

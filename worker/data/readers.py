@@ -42,7 +42,7 @@ class Readers:
     def input(self) -> TextInput:
         """What the student takes."""
         own = self.student
-        return TextInput(length=self.lengths[own.view], vocabulary=own.vocabulary, pad=own.pad)
+        return TextInput(length=self.lengths[own.view], vocabulary=own.vocabulary, pad=own.pad, separator=own.separator)
 
     @property
     def special(self) -> dict[str, Special]:

@@ -25,12 +25,15 @@ from worker.data.formats.columns import Texts
 from worker.errors import UserError
 
 FILE, VOCABULARY, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
+BYTE_PAIRS = ("vocab.json", "merges.txt")
 MAX_FILE_BYTES = 64 * 2**20
 TOGETHER = 1024
 """Texts encoded at a time."""
 ROUND = 8
 """Lengths are rounded up to a multiple of this, as devices like them."""
 PADS, MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
+ROLES = {"cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"), "unk_token": ("[UNK]", "<unk>")}
+"""Names that other special tokens go by, for each of their roles."""
 NO_WORD = -1
 UNKNOWN = "[UNK]"
 WORD_CHARACTERS = 100
@@ -82,6 +85,11 @@ class TextTokenizer:
         """Id of the token that stands for a hidden one."""
         return self._id(self._mask)
 
+    @property
+    def separator(self) -> int | None:
+        """Id of the token that ends each part of a text."""
+        return self._id(self._known(None, ROLES["sep_token"]))
+
     def _id(self, name: str | None) -> int | None:
         return None if name is None else self._tokenizer.token_to_id(name)
 
@@ -108,9 +116,10 @@ class TextTokenizer:
             yield from zip(self._tokenizer.encode_batch(given), pairs, strict=True)
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads."""
+        """Write what `load` reads, and what the Transformers library reads."""
         self._tokenizer.save(str(folder / FILE))
-        named = {"pad_token": self._pad, "mask_token": self._mask}
+        named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": self._pad, "mask_token": self._mask}
+        named |= {role: self._known(None, names) for role, names in ROLES.items()}
         told = {name: token for name, token in named.items() if token is not None}
         (folder / SETTINGS).write_text(json.dumps(told, indent=2), encoding="utf-8")
 
@@ -141,11 +150,15 @@ def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
             return TextTokenizer(tokenizers.Tokenizer.from_str(_text(folder / FILE, param)), pad, mask)
         if (folder / VOCABULARY).is_file():
             return TextTokenizer(_bert(_text(folder / VOCABULARY, param), settings), pad, mask)
+        if all((folder / name).is_file() for name in BYTE_PAIRS):
+            return TextTokenizer(_roberta(folder, settings, param), pad, mask)
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions for whatever is wrong in a file
         raise _unusable(f"has a tokenizer that can't be read: {str(error)[:200]}", param) from error
-    raise _unusable(f"has no tokenizer; accepted: {FILE} or {VOCABULARY} beside the weights", param)
+    raise _unusable(
+        f"has no tokenizer; accepted: {FILE}, {VOCABULARY}, or {' and '.join(BYTE_PAIRS)} beside the weights", param
+    )
 
 
 def _unusable(message: str, param: str) -> UserError:
@@ -179,8 +192,32 @@ def _bert(vocabulary: str, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(
         models.WordPiece(pieces, unk_token=UNKNOWN, max_input_chars_per_word=WORD_CHARACTERS)
     )
-    lowercase = bool(settings.get("do_lower_case", True))
-    return _like_bert(tokenizer, lowercase)
+    tokenizer = _like_bert(tokenizer, lowercase=bool(settings.get("do_lower_case", True)))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    return tokenizer
+
+
+def _roberta(folder: Path, settings: dict[str, Any], param: str) -> tokenizers.Tokenizer:
+    """RoBERTa's tokenizer from its pieces and the pairs that they were joined of."""
+    pieces, pairs = (_text(folder / name, param) for name in BYTE_PAIRS)
+    merges = [tuple(line.split(" ")) for line in pairs.splitlines() if line and not line.startswith("#version")]
+    tokenizer = tokenizers.Tokenizer(models.BPE(json.loads(pieces), merges))  # type: ignore[arg-type]  # of pairs
+    space = bool(settings.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=space), decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token in _BYTE_SPECIAL if tokenizer.token_to_id(token) is not None])
+    return _between_ends(tokenizer)
+
+
+def _between_ends(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
+    )
+    return tokenizer
 
 
 def _like_bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
@@ -267,8 +304,4 @@ def _train_bytes(spec: Trained, texts: Texts) -> tokenizers.Tokenizer:
         show_progress=False,
     )
     raw.train_from_iterator(_all(texts), trainer)
-    ends = [(name, raw.token_to_id(name)) for name in ("<s>", "</s>")]
-    raw.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
-    )
-    return raw
+    return _between_ends(raw)

@@ -9,18 +9,33 @@ from torch import nn
 
 from app.recipe.cost import as_image
 from app.recipe.model import ImageInput, Input
-from app.recipe.students import CifarResNet, Mlp, Student, Vit, WideResNet
-from worker.students import cifar_resnet, mlp, vit, wide_resnet
+from app.recipe.students import (
+    CifarResNet,
+    CifarVgg,
+    Mlp,
+    MobileNetV2,
+    Network,
+    ShuffleNetV2,
+    Transformers,
+    Vit,
+    WideResNet,
+)
+from worker.students import cifar_resnet, cifar_vgg, hugging_face, mlp, mobilenet_v2, shufflenet_v2, vit, wide_resnet
 
 Builder = Callable[[Any, ImageInput, int], nn.Module]
 BUILDERS: dict[type, Builder] = {
     Mlp: mlp.build,
     CifarResNet: cifar_resnet.build,
     WideResNet: wide_resnet.build,
+    CifarVgg: cifar_vgg.build,
+    MobileNetV2: mobilenet_v2.build,
+    ShuffleNetV2: shufflenet_v2.build,
     Vit: vit.build,
 }
 
 
-def build(student: Student, sample: Input, outputs: int) -> nn.Module:
+def build(network: Network, sample: Input, outputs: int) -> nn.Module:
     """A freshly initialised network from preprocessed samples (N, ...) to logits or numbers (N, outputs)."""
-    return BUILDERS[type(student)](student, as_image(sample), outputs)
+    if isinstance(network, Transformers):
+        return hugging_face.build(network, sample, outputs)
+    return BUILDERS[type(network)](network, as_image(sample), outputs)

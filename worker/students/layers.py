@@ -26,6 +26,12 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
+def conv_norm(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Convolution without bias, padded to keep the size, and its batch norm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return [conv, BatchNorm2d(outputs)]
+
+
 def init_residual(network: nn.Module) -> None:
     """He initialisation of all convolutions (1502.01852, fan-out as in the authors' networks), in place."""
     for module in network.modules():

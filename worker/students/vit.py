@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.cost import feed_forward_width
 from app.recipe.model import ImageInput
+from app.recipe.shapes import feed_forward_width
 from app.recipe.students import Vit
 
 INIT_STD = 0.02

@@ -1,7 +1,11 @@
-"""Reads and writes the two files that make a model: `config.json` and `model.safetensors`."""
+"""Reads and writes the files that make a model: its description and `model.safetensors`, or the shards of that.
+
+A folder without a description of ours, as the Transformers library and its hub keep models, is read as it stands.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,66 +14,132 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.recipe.model import ModelConfig
+from app.recipe.hugging_face import INDEX, MAX_INDEX_BYTES, WEIGHTS, parse_object, read_index
+from app.recipe.model import DESCRIPTIONS, ModelConfig
+from app.recipe.students import Transformers
 from worker import students
+from worker.errors import UserError
+from worker.students import hugging_face, hugging_face_folder
+from worker.students.faults import InvalidModel
 from worker.students.model import Model
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+__all__ = ["CONFIG", "WEIGHTS", "InvalidModel", "load_model", "read_config", "save_model", "weight_files"]
+CONFIG = DESCRIPTIONS[-1]
+COUNTER = "num_batches_tracked"
+"""Of a batch norm; nothing reads it here, and weights from before 2018 lack it."""
 MAX_CONFIG_BYTES = 2**20
 
 
-class InvalidModel(Exception):
-    """The files do not make a model; the text says what is wrong, in words fit for the model's owner."""
-
-
 def save_model(model: Model, folder: Path) -> None:
-    """Write both files into `folder`; the weights are those of the bare network, without preprocessing."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write weights and description into `folder`; the weights are those of the bare network, without preprocessing.
+
+    A network of the Transformers library is written so that the library opens the folder, too.
+    """
+    if isinstance(model.config.architecture, Transformers):
+        hugging_face.save(model.network, model.config, folder)
+        hugging_face_folder.write_preprocessing(model.config, folder)
+    else:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    document = model.config.model_dump_json(indent=2) + "\n"
+    (folder / model.config.file_name).write_text(document, encoding="utf-8")
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The description in `config.json`; raises InvalidModel."""
-    path = folder / CONFIG
+    """The description in `folder`, or one made of what the Transformers library keeps; raises InvalidModel."""
+    path = next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), folder / CONFIG)
     if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-        raise InvalidModel(f"{CONFIG} is missing or larger than {MAX_CONFIG_BYTES} bytes")
+        raise InvalidModel(f"{path.name} is missing or larger than {MAX_CONFIG_BYTES} bytes")
     try:
+        if "model_type" in (document := parse_object(path.read_bytes(), MAX_CONFIG_BYTES)):
+            return hugging_face_folder.describe(document, folder)
         return ModelConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InvalidModel(f"{CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise InvalidModel(f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise InvalidModel(f"{path.name}: {error}") from error
+    except UserError as error:
+        raise InvalidModel(error.message) from error
 
 
 def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
     """The model in `folder`, in evaluation mode on the CPU, in float32; raises InvalidModel.
 
-    The network is first built without memory and held against the header of the file, so that a description which does
-    not fit its weights costs nothing.
+    A network of the zoo is first built without memory and held against the header of the file, so that a description
+    which does not fit its weights costs nothing.
     """
     config = config or read_config(folder)
-    with torch.device("meta"):
-        network = students.build(config.architecture, config.input, config.outputs)
-    expected = network.state_dict()
+    files = weight_files(folder)
     try:
-        _check_header(folder / WEIGHTS, expected)
-        stored = load_file(folder / WEIGHTS)
+        library = isinstance(config.architecture, Transformers)
+        network = _of_the_library(config, _tensors(files)) if library else _of_the_zoo(config, files)
     except (SafetensorError, OSError) as error:
         raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
-    network.load_state_dict({name: _convert(name, stored[name], expected[name]) for name in expected}, assign=True)
     return _ready(Model(config, network))
 
 
-def _check_header(path: Path, expected: dict[str, Tensor]) -> None:
-    with safe_open(path, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
+    with torch.device("meta"):
+        network = students.build(config.architecture, config.input, config.outputs)
+    expected = network.state_dict()
+    _check_shapes(_shapes(files), expected)
+    stored = _tensors(files)
+    network.load_state_dict({name: _stored(name, stored, wanted) for name, wanted in expected.items()}, assign=True)
+    return network
+
+
+def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor:
+    return _convert(name, stored[name], expected) if name in stored else torch.zeros((), dtype=expected.dtype)
+
+
+def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
+    for name, tensor in state.items():
+        _require_finite(name, tensor)
+    try:
+        return hugging_face.from_state(config, state)
+    except hugging_face.Misfit as error:
+        raise InvalidModel(f"{WEIGHTS} {error}") from error
+    except UserError as error:
+        raise InvalidModel(error.message) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """One file, or the shards that an index names; raises InvalidModel."""
+    path = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not path.is_file():
+        return [folder / WEIGHTS]
+    try:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"has more than {MAX_INDEX_BYTES} bytes")
+        shards = sorted(set(read_index(path.read_bytes()).values()))
+    except ValueError as error:
+        raise InvalidModel(f"{INDEX} {error}") from error
+    return [folder / name for name in shards]
+
+
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def _tensors(files: list[Path]) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for path in files:
+        stored |= load_file(path)
+    return stored
+
+
+def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]) -> None:
     for name, tensor in expected.items():
-        if name not in shapes:
+        if name not in stored and not name.endswith(COUNTER):
             raise InvalidModel(f"{WEIGHTS} lacks the tensor {name!r} of shape {tuple(tensor.shape)}")
-        if shapes[name] != tuple(tensor.shape):
-            raise InvalidModel(f"{WEIGHTS}: tensor {name!r} has shape {shapes[name]}, not {tuple(tensor.shape)}")
-    for name in shapes:
+        if (shape := stored.get(name, ())) != tuple(tensor.shape):
+            raise InvalidModel(f"{WEIGHTS}: tensor {name!r} has shape {shape}, not {tuple(tensor.shape)}")
+    for name in stored:
         if name not in expected:
             raise InvalidModel(f"{WEIGHTS} has a tensor {name!r} that the architecture has no place for")
 
@@ -77,9 +147,13 @@ def _check_header(path: Path, expected: dict[str, Tensor]) -> None:
 def _convert(name: str, stored: Tensor, expected: Tensor) -> Tensor:
     if stored.is_floating_point() != expected.is_floating_point():
         raise InvalidModel(f"{WEIGHTS}: tensor {name!r} has dtype {stored.dtype}, not {expected.dtype}")
+    _require_finite(name, stored)
+    return stored.to(expected.dtype)
+
+
+def _require_finite(name: str, stored: Tensor) -> None:
     if stored.is_floating_point() and not bool(stored.isfinite().all()):
         raise InvalidModel(f"{WEIGHTS}: tensor {name!r} holds NaN or infinite values")
-    return stored.to(expected.dtype)
 
 
 def _ready(model: Model) -> Model:

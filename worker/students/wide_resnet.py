@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.cost import STAGES, WRN_BASE, basic_blocks
 from app.recipe.model import ImageInput
+from app.recipe.shapes import STAGES, WRN_BASE, basic_blocks
 from app.recipe.students import WideResNet
 from worker.students.layers import BatchNorm2d, conv3x3, init_residual
 
@@ -18,12 +17,13 @@ class PreActivationBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = BatchNorm2d(inputs), conv3x3(inputs, outputs, stride)
         self.norm2, self.conv2 = BatchNorm2d(outputs), conv3x3(outputs, outputs)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.norm1(x))
+        active = self.relu1(self.norm1(x))
         identity = x if self.shortcut is None else self.shortcut(active)
-        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        out: Tensor = self.conv2(self.relu2(self.norm2(self.conv1(active))))
         return out + identity
 
 
@@ -36,12 +36,12 @@ class Network(nn.Module):
         before = [WRN_BASE, *widths]
         self.conv = conv3x3(channels, WRN_BASE)
         self.stages = nn.Sequential(*(_stage(before[i], widths[i], blocks, i > 0) for i in range(STAGES)))
-        self.norm = BatchNorm2d(widths[-1])
+        self.norm, self.relu = BatchNorm2d(widths[-1]), nn.ReLU()
         self.head = nn.Linear(widths[-1], classes)
         init_residual(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.norm(self.stages(self.conv(x))))
+        out = self.relu(self.norm(self.stages(self.conv(x))))
         logits: Tensor = self.head(out.mean((2, 3)))
         return logits
 

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import ExportFormat, JobSpec
+from app.recipe.model import DESCRIPTIONS
 from app.recipe.plan import TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.data.batches import Batch
+from worker.data.tokens import FILE, SETTINGS
 from worker.protocol import Artifact
+from worker.students.hugging_face_folder import PREPROCESSOR
 from worker.students.model import Model
-from worker.students.weights import CONFIG, WEIGHTS
+from worker.students.weights import WEIGHTS, weight_files
 from worker.trainer import export
 from worker.trainer.best import chosen
 from worker.trainer.card import model_card
@@ -87,7 +90,8 @@ def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[A
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
-    names = (WEIGHTS, CONFIG, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
+    reading = (PREPROCESSOR, FILE, SETTINGS)
+    names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
     return [_artifact(bundle / name) for name in names if (bundle / name).exists()]
 
 
@@ -156,16 +160,17 @@ class _Examination:
         return figures
 
     def _teacher(self, teacher: Model, folder: Path) -> Figures:
-        figures = self._torch_figures(teacher, folder / WEIGHTS)
+        figures = self._torch_figures(teacher, *weight_files(folder))
         said = predict(teacher, self._trained.samples.inputs[teacher.view])
         job = self._trained.job
         figures |= judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
         return figures | self._torch_speed(teacher)
 
-    def _torch_figures(self, model: Model, weights: Path) -> Figures:
+    def _torch_figures(self, model: Model, *weights: Path) -> Figures:
         sample = self._trained.samples.inputs[model.view][:1]
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return {"parameters": parameters, "flops": flops(model, sample), "bytes": weights.stat().st_size}
+        size = sum(path.stat().st_size for path in weights)
+        return {"parameters": parameters, "flops": flops(model, sample), "bytes": size}
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
 from worker.data.augment import build_augmenter
@@ -20,6 +19,9 @@ from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
+from worker.students.measure import network_cost
+from worker.students.model import Model
+from worker.students.shrink import inherit
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
 from worker.trainer.best import consider
@@ -65,8 +67,9 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, len(inputs.task.train))
-    state = initial_state(job.recipe, fresh_student(inputs.task.model, seed).to(device))
-    state.student.view = inputs.task.view or state.student.view
+    student = inherit(fresh_student(inputs.task.model, seed), job, _models(inputs)).to(device)
+    student.view = inputs.task.view or student.view
+    state = initial_state(job.recipe, student)
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
@@ -160,10 +163,14 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
 
+def _models(inputs: _Inputs) -> dict[str, Model]:
+    return {name: by.model for name, by in inputs.teachers.items()}
+
+
 def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
     model = inputs.task.model
     samples = -(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate)
-    return samples * student_cost(model.architecture, model.input, model.outputs).flops
+    return samples * network_cost(model).flops
 
 
 def _seed_of(job: JobSpec) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from app.recipe.data import ImageData
-from app.recipe.facts import Problem, SampleFacts, data_problems
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd, Mse
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
 from app.recipe.students import Mlp, Vit
 from app.recipe.targets import SoftLandmarks
+from app.recipe.task import CLASSIFICATION
 from app.recipe.teachers import Teacher
 from app.recipe.tokenizers import WordPiece
 from tests.worker.data.formats.builders import packed, picture
-from worker.data import load as module
 from worker.data.augment import build_augmenter
 from worker.data.formats.columns import Texts
 from worker.data.load import TaskData, load_task
@@ -180,28 +178,40 @@ def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> No
     assert (error.code, error.param) == ("invalid_job", "student.patch_size")
 
 
+def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
+    points = RANDOM.random((40, 3, 2)).astype(np.float32)
+    np.savez(tmp_path / "train.npz", x=IMAGES, y=points)
+    np.savez(tmp_path / "eval.npz", x=IMAGES, y=points)
+    spec = SoftLandmarks(variance=0.5)
+    task = load_task(
+        JobSpec(
+            task="keypoints",
+            data=ImageData(train="train", eval="eval", targets_transform=spec),
+            student=Mlp(),
+            recipe=Recipe(losses=[Mse()]),
+        ),
+        {name: tmp_path / f"{name}.npz" for name in ("train", "eval")},
+        {},
+        seed=7,
+    )
+    labels = torch.from_numpy(points).flatten(1)
+    assert torch.equal(task.eval.targets, labels)
+    assert torch.equal(task.train.targets, soft_landmarks(labels, spec))
+    assert not torch.allclose(task.train.targets, labels, atol=0.1)
+
+
 # --- other tasks and formats ---
 
 
 def job_for(task: str, data: dict[str, Any], teacher: bool = False) -> JobSpec:
-    losses = [{"kind": "cross-entropy"}, *([{"kind": "kd"}] if teacher else [])]
+    labels = "cross-entropy" if task in CLASSIFICATION else "mse"
+    losses = [{"kind": labels}, *([{"kind": "kd"}] if teacher else [])]
     document = {"task": task, "data": {"train": "train", **data}, "student": {"architecture": "mlp"}}
     more = {"teacher": {"model": "t"}} if teacher else {}
     return JobSpec.model_validate({**document, **more, "recipe": {"losses": losses}})
 
 
-def problems_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of numbers are none of this module's business."""
-    monkeypatch.setattr(module, "find_problems", lambda job, facts: list(data_problems_of(job, facts)))
-
-
-def data_problems_of(job: JobSpec, facts: Any) -> Iterator[Problem]:
-    train = facts.train if isinstance(facts.train, SampleFacts) else None
-    yield from data_problems(job.data, job.task, train)
-
-
-def test_a_table_with_numbers_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problems_aside(monkeypatch)
+def test_a_table_with_numbers_to_answer(tmp_path: Path) -> None:
     rows, answers = RANDOM.random((20, 3)) * 5, np.stack([np.arange(20.0), np.full(20, 3.0)], axis=1)
     np.savez(tmp_path / "t.npz", x=rows, y=answers)
     task = load_task(job_for("regression", {}), {"train": tmp_path / "t.npz"}, {}, seed=1)
@@ -219,8 +229,7 @@ def test_a_table_with_numbers_to_answer(tmp_path: Path, monkeypatch: pytest.Monk
     assert not torch.equal(task.eval.targets, other.eval.targets)
 
 
-def test_keypoints_are_flat_and_x_before_y(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problems_aside(monkeypatch)
+def test_keypoints_are_flat_and_x_before_y(tmp_path: Path) -> None:
     points = RANDOM.random((40, 3, 2))
     np.savez(tmp_path / "t.npz", x=IMAGES, y=points)
     files = {"train": tmp_path / "t.npz"}
@@ -328,25 +337,3 @@ def test_two_splits_of_one_saved_set(tmp_path: Path) -> None:
 
 
 SPLITS = {"train": 3, "dev": 2}
-
-
-def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
-    points = RANDOM.random((40, 3, 2)).astype(np.float32)
-    np.savez(tmp_path / "train.npz", x=IMAGES, y=points)
-    np.savez(tmp_path / "eval.npz", x=IMAGES, y=points)
-    spec = SoftLandmarks(variance=0.5)
-    task = load_task(
-        JobSpec(
-            task="keypoints",
-            data=ImageData(train="train", eval="eval", targets_transform=spec),
-            student=Mlp(),
-            recipe=Recipe(losses=[Mse()]),
-        ),
-        {name: tmp_path / f"{name}.npz" for name in ("train", "eval")},
-        {},
-        seed=7,
-    )
-    labels = torch.from_numpy(points).flatten(1)
-    assert torch.equal(task.eval.targets, labels)
-    assert torch.equal(task.train.targets, soft_landmarks(labels, spec))
-    assert not torch.allclose(task.train.targets, labels, atol=0.1)

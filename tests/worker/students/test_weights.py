@@ -124,3 +124,11 @@ def test_a_bad_description_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_missing_description_is_refused(tmp_path: Path) -> None:
     assert "config.json is missing" in refusal(tmp_path)
+
+
+def test_counters_of_a_batch_norm_may_be_missing(tmp_path: Path) -> None:
+    stored(tmp_path, CifarResNet(depth=8, width=2))
+    kept = {name: tensor for name, tensor in load_file(tmp_path / WEIGHTS).items() if "num_batches" not in name}
+    save_file(kept, tmp_path / WEIGHTS)
+    expected = model(CifarResNet(depth=8, width=2)).eval()
+    torch.testing.assert_close(load_model(tmp_path)(IMAGES), expected(IMAGES))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.recipe.model import ImageInput
-from app.recipe.students import CifarResNet, Mlp, Student, Vit, WideResNet
+from app.recipe.students import CifarResNet, CifarVgg, Mlp, MobileNetV2, ShuffleNetV2, Student, Vit, WideResNet
 from worker.students import build
 from worker.students.cifar_resnet import BasicBlock
 from worker.students.layers import BatchNorm2d
@@ -15,6 +15,9 @@ STUDENTS: list[Student] = [
     Mlp(hidden=[8]),
     CifarResNet(depth=8, width=4),
     WideResNet(depth=10),
+    CifarVgg(depth=11, width=3),
+    MobileNetV2(multiplier=0.2),
+    ShuffleNetV2(size="0.5x"),
     Vit(patch_size=1, width=8, depth=2, heads=2),
 ]
 IMAGES = [
@@ -76,6 +79,16 @@ def test_an_option_a_shortcut_is_strided_and_padded_with_zero_channels() -> None
     assert not out[:, 2:].any()
 
 
+def test_a_shortcut_can_be_padded_on_both_sides() -> None:
+    block = BasicBlock(2, 5, stride=2, padding="both")
+    for norm in (block.norm1, block.norm2):
+        torch.nn.init.zeros_(norm.weight)
+    images = torch.rand(1, 2, 5, 4)
+    out = block(images)
+    assert torch.equal(out[:, 1:3], images[:, :, ::2, ::2])
+    assert not out[:, [0, 3, 4]].any()
+
+
 def test_batch_norm_of_one_value_uses_and_keeps_the_running_statistics() -> None:
     norm = BatchNorm2d(2).train()
     assert norm.running_mean is not None
@@ -92,3 +105,46 @@ def test_batch_norm_is_torchs_own_otherwise() -> None:
     images = torch.randn(4, 3, 2, 2)
     assert torch.equal(ours(images), theirs(images))
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("student", "path"),
+    [
+        (CifarResNet(depth=8, width=2), "stages.1.0.relu2"),
+        (WideResNet(depth=10), "stages.2.0.relu1"),
+        (CifarVgg(width=2), "stages.1.2"),
+        (MobileNetV2(multiplier=0.2), "last.2"),
+        (ShuffleNetV2(size="0.5x"), "stages.0.0.branch.7"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.architecture,
+)
+def test_what_enters_a_relu_can_be_read_by_its_path(student: Student, path: str) -> None:
+    network = build(student, IMAGES[0], 5)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    relu = network.get_submodule(path)
+    relu.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    network(torch.randn(2, 1, 8, 8))
+    ((before, after),) = seen
+    assert bool((before < 0).any())
+    assert torch.equal(after, before.clamp(min=0))
+
+
+def test_names_of_stored_weights_are_kept() -> None:
+    names = set(build(CifarResNet(depth=8, width=2), IMAGES[0], 5).state_dict())
+    assert {"conv.weight", "norm.running_mean", "stages.2.0.conv1.weight", "stages.2.0.norm2.bias", "head.bias"} < names
+    assert {"stages.0.0.shortcut.weight", "norm.weight"} < set(build(WideResNet(widen=2), IMAGES[0], 5).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("student", "published", "ours"),
+    [
+        (MobileNetV2(multiplier=1.0), 3_504_872, 32 * 32 + 2 * 32),  # the first block's 1x1 that widens by 1
+        (ShuffleNetV2(size="1x"), 2_278_604, 24 * 3 * (1 - 9)),  # a stem of 1x1
+    ],
+    ids=lambda value: getattr(value, "architecture", None),
+)
+def test_weights_with_a_thousand_classes_are_the_published_ones_and_the_stem_s(
+    student: Student, published: int, ours: int
+) -> None:
+    network = build(student, ImageInput(channels=3, height=32, width=32), 1000)
+    assert sum(parameter.numel() for parameter in network.parameters()) == published + ours

@@ -23,6 +23,9 @@ STUDENTS: list[dict[str, Any]] = [
     {"architecture": "mlp", "hidden": [8]},
     {"architecture": "cifar-resnet", "depth": 8, "width": 2},
     {"architecture": "wide-resnet", "depth": 10},
+    {"architecture": "cifar-vgg", "width": 4},
+    {"architecture": "mobilenet-v2", "multiplier": 0.2},
+    {"architecture": "shufflenet-v2", "size": "0.5x"},
     {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2},
 ]
 

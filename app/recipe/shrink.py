@@ -1,0 +1,177 @@
+"""Which network is left of a teacher that is made smaller: pure arithmetic on descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+from app.recipe.job import JobSpec
+from app.recipe.model import ModelConfig
+from app.recipe.shapes import WRN_BASE, basic_blocks, feed_forward_width
+from app.recipe.students import CifarResNet, Network, Shrink, Transformers, Vit, WideResNet
+
+
+class Unshrinkable(ValueError):
+    """Why a teacher can't be made smaller so; `field` is the field of `Shrink` to blame."""
+
+    def __init__(self, field: str, message: str, accepted: str) -> None:
+        super().__init__(message)
+        self.field, self.message, self.accepted = field, message, accepted
+
+
+class Encoder(NamedTuple):
+    """What a model type calls its sizes in its configuration, and what they are where it says nothing."""
+
+    layers: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    hidden: str = "intermediate_size"
+    defaults: tuple[int, int, int, int] = (12, 768, 12, 3072)
+
+    def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
+        """Layers, width, heads and feed-forward width."""
+        found = (config.get(name, default) for name, default in zip(self[:4], self.defaults, strict=True))
+        depth, width, heads, hidden = (int(size) for size in found)
+        return depth, width, heads, hidden
+
+
+_BERT = Encoder()
+ENCODERS: dict[str, Encoder] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "vit", "deit"), _BERT),
+    "electra": Encoder(defaults=(12, 256, 4, 1024)),
+    "distilbert": Encoder("n_layers", "dim", "n_heads", "hidden_dim", (6, 768, 12, 3072)),
+}
+"""Encoders of the Transformers library that can be shrunk."""
+
+
+def shrunk_teacher(job: JobSpec) -> str | None:
+    """Name of the teacher that the student is made of; none when it is not. Raises `Unshrinkable`."""
+    if not isinstance(job.student, Shrink):
+        return None
+    names = [teacher.name for teacher in job.all_teachers]
+    if not names:
+        raise Unshrinkable("architecture", "is shrink, and there is no teacher to shrink", "a teacher")
+    wanted = job.student.teacher or names[0]
+    if wanted not in names:
+        raise Unshrinkable("teacher", f"there is no teacher {wanted!r}", f"one of {', '.join(names)}")
+    return wanted
+
+
+def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | None:
+    """The network that the job asks for; none while the teacher to shrink is not known. Raises `Unshrinkable`.
+
+    `teachers` are descriptions by the reference that the job names them with.
+    """
+    if not isinstance(job.student, Shrink):
+        return job.student
+    teacher = _described(job, teachers)
+    return None if teacher is None else shrunk(job.student, teacher.architecture)
+
+
+def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
+    """The teacher whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
+    return _described(job, teachers) if starts else None
+
+
+def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
+    name = shrunk_teacher(job)
+    return teachers.get(next(teacher.reference for teacher in job.all_teachers if teacher.name == name))
+
+
+def shrunk(student: Shrink, teacher: Network) -> Network:
+    """The architecture that `student` asks for. Raises `Unshrinkable`."""
+    if isinstance(teacher, CifarResNet):
+        return _cifar_resnet(student, teacher)
+    if isinstance(teacher, WideResNet):
+        return _wide_resnet(student, teacher)
+    if isinstance(teacher, Vit):
+        return _vit(student, teacher)
+    if isinstance(teacher, Transformers) and teacher.model_type in ENCODERS:
+        return _encoder(student, teacher)
+    name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
+    known = ", ".join(["cifar-resnet", "wide-resnet", "vit", *(name for name in ENCODERS if name != "vit")])
+    raise Unshrinkable("architecture", f"a teacher of type {name} can't be shrunk", f"a teacher of type {known}")
+
+
+def kept_layers(student: Shrink, depth: int) -> list[int]:
+    """Numbers of the teacher's `depth` layers that stay, from the first to the last. Raises `Unshrinkable`."""
+    layers = depth if student.layers is None else student.layers
+    if isinstance(layers, list):
+        if layers[-1] >= depth:
+            raise Unshrinkable("layers", f"names layer {layers[-1]}; the teacher has {depth}", f"0 to {depth - 1}")
+        return layers
+    if layers > depth:
+        raise Unshrinkable("layers", f"is {layers}; the teacher has {depth}", f"1 to {depth}")
+    return [round(i * (depth - 1) / max(layers - 1, 1)) for i in range(layers)]
+
+
+def teacher_depth(teacher: Network) -> int:
+    """Layers of a teacher that can be shrunk; of a residual network, blocks of each stage."""
+    if isinstance(teacher, Transformers):
+        return ENCODERS[teacher.model_type].sizes(teacher.config)[0]
+    if isinstance(teacher, CifarResNet | WideResNet):
+        return basic_blocks(teacher)
+    return teacher.depth if isinstance(teacher, Vit) else 0
+
+
+def _blocks(student: Shrink, teacher: CifarResNet | WideResNet) -> int:
+    if student.hidden is not None:
+        raise Unshrinkable("hidden", f"is not for {teacher.architecture}", "layers and width")
+    kept = kept_layers(student, basic_blocks(teacher))
+    if kept[0] != 0:
+        raise Unshrinkable("layers", "leaves out the first block of a stage, which changes the width", "0, ...")
+    return len(kept)
+
+
+def _depth(layers: int, allowed: tuple[int, ...]) -> Any:
+    if layers not in allowed:
+        raise Unshrinkable("layers", f"leaves {layers} weighted layers", f"one of {', '.join(map(str, allowed))}")
+    return layers
+
+
+def _cifar_resnet(student: Shrink, teacher: CifarResNet) -> CifarResNet:
+    allowed = get_args(CifarResNet.model_fields["depth"].annotation)
+    depth = _depth(6 * _blocks(student, teacher) + 2, allowed)
+    width = _narrower(student, teacher.width)
+    if width < teacher.width and teacher.padding == "both":
+        raise Unshrinkable("width", "moves what the teacher's shortcuts pad on both sides", str(teacher.width))
+    return CifarResNet(depth=depth, width=width, padding=teacher.padding)
+
+
+def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
+    allowed = get_args(WideResNet.model_fields["depth"].annotation)
+    depth = _depth(6 * _blocks(student, teacher) + 4, allowed)
+    width = _narrower(student, WRN_BASE * teacher.widen)
+    if width % WRN_BASE:
+        raise Unshrinkable("width", f"is {width}", f"a multiple of {WRN_BASE}")
+    return WideResNet(depth=depth, widen=width // WRN_BASE)
+
+
+def _vit(student: Shrink, teacher: Vit) -> Vit:
+    sizes = _sizes(student, teacher.depth, teacher.width, teacher.heads, feed_forward_width(teacher))
+    depth, width, heads, hidden = sizes
+    return Vit(patch_size=teacher.patch_size, width=width, depth=depth, heads=heads, mlp_ratio=hidden / width)
+
+
+def _encoder(student: Shrink, teacher: Transformers) -> Transformers:
+    encoder = ENCODERS[teacher.model_type]
+    sizes = _sizes(student, *encoder.sizes(teacher.config))
+    return Transformers(config={**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))})
+
+
+def _sizes(student: Shrink, depth: int, width: int, heads: int, hidden: int) -> tuple[int, int, int, int]:
+    """Layers, width, heads and feed-forward width; a head keeps its size, so that whole heads are kept or left."""
+    narrow, head = _narrower(student, width), width // heads
+    if narrow % head:
+        raise Unshrinkable("width", f"is {narrow}, and a head of the teacher has {head}", f"a multiple of {head}")
+    inner = student.hidden or max(1, hidden * narrow // width)
+    if inner > hidden:
+        raise Unshrinkable("hidden", f"is {inner}, wider than the teacher's {hidden}", f"1 to {hidden}")
+    return len(kept_layers(student, depth)), narrow, narrow // head, inner
+
+
+def _narrower(student: Shrink, width: int) -> int:
+    if student.width is not None and student.width > width:
+        raise Unshrinkable("width", f"is {student.width}, wider than the teacher's {width}", f"1 to {width}")
+    return student.width or width

@@ -1,0 +1,43 @@
+"""VGG with batch norm (1409.1556) for small images: one linear classifier instead of three fully connected layers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from app.recipe.model import ImageInput
+from app.recipe.shapes import VGG_HALVINGS, vgg_stages
+from app.recipe.students import CifarVgg
+from worker.students.layers import BatchNorm2d, init_residual
+
+
+class Network(nn.Module):
+    """Stages of convolutions, global average pooling, a linear classifier; every stage ends in its ReLU."""
+
+    def __init__(self, channels: int, stages: list[list[int]], classes: int) -> None:
+        super().__init__()
+        before = [channels, *(widths[-1] for widths in stages)]
+        self.stages = nn.ModuleList(_stage([first, *widths]) for first, widths in zip(before, stages, strict=False))
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)  # one pixel stays one pixel
+        self.head = nn.Linear(before[-1], classes)
+        init_residual(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            x = self.pool(x) if number < VGG_HALVINGS else x
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def _stage(widths: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def build(student: CifarVgg, image: ImageInput, classes: int) -> nn.Module:
+    """Any image size: the sides are halved three times, rounding up."""
+    return Network(image.channels, vgg_stages(student), classes)

@@ -1,0 +1,212 @@
+"""Networks of the Transformers library, built from plain configurations and called with one tensor.
+
+The network is the library's own module, with its names of modules and weights; only its call is ours. Nothing is
+fetched: the library is told to stay offline before it is loaded, which happens when the first such network is needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
+from app.recipe.students import Transformers
+from worker.errors import UserError
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+ONE_FILE = "1000GB"
+SLACK = 1_000_000
+"""Weights that a file may lack before its network is built at all, so that each one can be named."""
+
+
+class Misfit(Exception):
+    """Weights don't fit the network; the text names the first of them."""
+
+
+@cache
+def library() -> ModuleType:
+    """The library, silenced; it takes a second or two to load."""
+    import transformers
+
+    said: Any = transformers.utils.logging  # untyped
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    return transformers
+
+
+def build(student: Transformers, sample: Input, outputs: int) -> nn.Module:
+    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs).
+
+    Tokens that are `pad` are not attended to; a network that tells parts of a text apart is told them by `separator`.
+    Raises UserError (`invalid_architecture`) when the library can't build it.
+    """
+    with blaming_the_config(student):
+        config = _library_config(student, sample, outputs)
+        network: nn.Module = _network_class(config, student, sample)._from_config(config, **_options(config, student))
+    return network
+
+
+def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of `config` with stored weights, under the library's present or former names, in float32.
+
+    Raises Misfit, or UserError as `build` does.
+    """
+    student = config.architecture
+    assert isinstance(student, Transformers)
+    _require_enough(config, state)
+    with blaming_the_config(student):
+        described = _library_config(student, config.input, config.outputs)
+        kind = _network_class(described, student, config.input)
+        options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
+        network, found = kind.from_pretrained(None, config=described, state_dict=dict(state), **options)
+    _require_all(found)
+    loaded: nn.Module = network
+    return loaded
+
+
+def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`."""
+    described: Any = network.config
+    names = config.class_names or [f"LABEL_{number}" for number in range(config.outputs)]
+    described.id2label = dict(enumerate(names))
+    described.label2id = {name: number for number, name in enumerate(names)}
+    described.problem_type = "single_label_classification" if config.classes else "regression"
+    library()
+    network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel
+
+
+@contextmanager
+def blaming_the_config(student: Transformers) -> Iterator[None]:
+    """Make whatever the library raises a UserError (`invalid_architecture`)."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:  # of whatever kind the library's hundreds of files raise
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        message = f"a {student.model_type} can't be built from this configuration: {reason[0]}"
+        raise UserError("invalid_architecture", message, "student.config") from error
+
+
+def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
+    given = {"architectures": [], **student.config}
+    model_type = given.pop("model_type")
+    known = library().AutoConfig.for_model(model_type)
+    given |= _from_input(sample, known)
+    _require_room(student, given, known, sample)
+    return library().AutoConfig.for_model(model_type, **given, num_labels=outputs)
+
+
+def _from_input(sample: Input, known: Any) -> dict[str, Any]:
+    """What of the input the network's configuration has a word for; `known` holds that configuration's defaults."""
+    if isinstance(sample, TextInput):
+        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad}
+    elif isinstance(sample, ImageInput):
+        sides = [sample.height, sample.width]
+        square = sides[0] == sides[1] and isinstance(getattr(known, "image_size", None), int)
+        found = {"num_channels": sample.channels, "image_size": sides[0] if square else sides}
+    else:
+        raise ValueError("it takes no tables")
+    return {name: value for name, value in found.items() if hasattr(known, name)}
+
+
+def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, sample: Input) -> None:
+    """Positions that a text may have; RoBERTa and its kin number them from the padding's id on."""
+    positions = given.get("max_position_embeddings", getattr(known, "max_position_embeddings", None))
+    if not isinstance(sample, TextInput) or not isinstance(positions, int) or positions < 1:
+        return
+    needed = sample.length + first_position(student.model_type, sample.pad)
+    if positions < needed:
+        raise UserError(
+            "invalid_architecture",
+            f"it has {positions} positions, and texts of {sample.length} tokens need {needed}",
+            "student.config.max_position_embeddings",
+        )
+
+
+def first_position(model_type: str, pad: int) -> int:
+    """Positions that come before the first token's."""
+    return pad + 1 if model_type in ("camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta") else 0
+
+
+def _base_class(config: Any, student: Transformers) -> Any:
+    table = library().models.auto.modeling_auto
+    images = student.reads == "images"
+    classes = (
+        table.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if images else table.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    )
+    found = classes[type(config)]
+    several = found if isinstance(found, tuple) else (found,)
+    return next((kind for kind in several if kind.__name__ in config.architectures), several[0])
+
+
+def _network_class(config: Any, student: Transformers, sample: Input) -> Any:
+    """The library's class, called with one tensor and answering with one; it has the same name, which is stored."""
+    base = _base_class(config, student)
+    kinds = _kinds_of_parts(base, config)
+
+    def forward(self: Any, samples: Tensor) -> Tensor:
+        if not isinstance(sample, TextInput):
+            answer: Tensor = base.forward(self, pixel_values=samples).logits
+            return answer
+        scores: Tensor = base.forward(self, **_text_arguments(samples, sample, kinds)).logits
+        return scores
+
+    return type(base.__name__, (base,), {"forward": forward})
+
+
+def tells_parts_apart(student: Transformers) -> bool:
+    """Whether a network of texts reads of each token which part of the text it belongs to."""
+    config = library().AutoConfig.for_model(**{"architectures": [], **student.config})
+    return _kinds_of_parts(_base_class(config, student), config) > 1
+
+
+def _kinds_of_parts(base: Any, config: Any) -> int:
+    takes_them = "token_type_ids" in inspect.signature(base.forward).parameters
+    return int(getattr(config, "type_vocab_size", 0)) if takes_them else 0
+
+
+def _text_arguments(tokens: Tensor, sample: TextInput, kinds: int) -> dict[str, Tensor]:
+    if tokens.is_meta:  # the library looks for padding in the mask's values, which a dry run does not have
+        return {"input_ids": tokens}
+    seen = tokens != sample.pad
+    arguments = {"input_ids": tokens, "attention_mask": seen.long()}
+    if kinds > 1 and sample.separator is not None:
+        ends = (tokens == sample.separator).long()
+        arguments["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=kinds - 1) * seen
+    return arguments
+
+
+def _options(config: Any, student: Transformers) -> dict[str, Any]:
+    fused = _base_class(config, student)._supports_sdpa
+    return {"dtype": torch.float32, "attn_implementation": "sdpa" if fused else "eager"}
+
+
+def _require_enough(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """A description of far more weights than there are costs no memory: the network is built without any first."""
+    with torch.device("meta"):
+        network = build(config.architecture, config.input, config.outputs)  # type: ignore[arg-type]
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    stored = sum(tensor.numel() for tensor in state.values())
+    if needed > 2 * stored + SLACK:
+        raise Misfit(f"holds {stored} weights, the configuration describes {needed}")
+
+
+def _require_all(found: Mapping[str, Any]) -> None:
+    for name in sorted(found["missing_keys"]):
+        raise Misfit(f"lacks the tensor {name!r}")
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise Misfit(f"tensor {name!r} has shape {tuple(stored)}, not {tuple(expected)}")
+    for name in sorted(found["unexpected_keys"]):
+        raise Misfit(f"has a tensor {name!r} that the architecture has no place for")
+    for message in found["error_msgs"]:
+        raise Misfit(message)

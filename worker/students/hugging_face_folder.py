@@ -1,0 +1,151 @@
+"""The files of a model as the Transformers library and its hub keep them, besides the weights.
+
+`config.json` holds the network and the names of the classes, `preprocessor_config.json` what is done to images,
+`tokenizer.json` (or a plain vocabulary) and `tokenizer_config.json` how texts become numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.recipe.hugging_face import parse_object, refuse_code
+from app.recipe.model import ImageInput, Input, ModelConfig, Preprocessing, TextInput
+from app.recipe.students import SET_FROM_THE_JOB, Transformers
+from app.recipe.task import Task
+from worker.data.tokens import SETTINGS, TextTokenizer, load_tokenizer
+from worker.students.faults import InvalidModel
+from worker.students.hugging_face import first_position, library, tells_parts_apart
+
+PREPROCESSOR = "preprocessor_config.json"
+LONGEST = 512
+"""Tokens of a text where the model itself would take more, or sets no bound."""
+BILINEAR = 2
+"""Number of the resampling in the Pillow library."""
+
+
+def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
+    """Our description of the model in `folder`, of its `config.json` and the files beside it.
+
+    Raises InvalidModel, or ValueError for what the configuration may not say.
+    """
+    network = Transformers(config={key: value for key, value in config.items() if key not in SET_FROM_THE_JOB})
+    defaults = library().AutoConfig.for_model(network.model_type).to_dict()
+    settings = {**defaults, **config}
+    classes, names = _classes(config)
+    regression = config.get("problem_type") == "regression" or classes == 1
+    if config.get("problem_type") == "multi_label_classification":
+        raise InvalidModel("config.json: problem_type is multi_label_classification; one class per sample is accepted")
+    answer: dict[str, Any] = {"targets": classes} if regression else {"classes": classes, "class_names": names}
+    sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)
+    task: Task = "regression" if regression else f"{network.reads[:-1]}-classification"  # type: ignore[assignment]
+    return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **answer)
+
+
+def write_preprocessing(config: ModelConfig, folder: Path) -> None:
+    """Write `preprocessor_config.json` for a model of images; what is done to texts is in the tokenizer's files."""
+    if not isinstance(config.input, ImageInput) or config.preprocessing is None:
+        return
+    document = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": config.input.height, "width": config.input.width},
+        "resample": BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": config.preprocessing.scale,
+        "do_normalize": True,
+        "image_mean": config.preprocessing.mean,
+        "image_std": config.preprocessing.std,
+    }
+    (folder / PREPROCESSOR).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _classes(config: dict[str, Any]) -> tuple[int, list[str] | None]:
+    """Number and names of the classes; the library has two where nothing is said, and invents names of its own."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict):
+        return int(config.get("num_labels") or 2), None
+    try:
+        names = [str(labels[str(number)]) for number in range(len(labels))]
+    except KeyError as error:
+        raise InvalidModel(f"config.json: id2label has no entry {error}") from error
+    return len(names), None if names == [f"LABEL_{number}" for number in range(len(names))] else names
+
+
+def _read(folder: Path, name: str) -> dict[str, Any] | None:
+    """A JSON object beside the weights that names no code; none where there is no such file."""
+    if not (folder / name).is_file():
+        return None
+    try:
+        return refuse_code(parse_object((folder / name).read_bytes()))
+    except ValueError as error:
+        raise InvalidModel(f"{name}: {error}") from error
+
+
+def _images(settings: dict[str, Any], folder: Path) -> tuple[Input, Preprocessing]:
+    says = _read(folder, PREPROCESSOR)
+    if says is None:
+        raise InvalidModel(f"{PREPROCESSOR} is missing, so that the scale of its pixels is not known")
+    channels = int(settings.get("num_channels") or 3)
+    scale = float(says.get("rescale_factor", 1 / 255)) if says.get("do_rescale", True) else 1.0
+    mean, std = [0.0] * channels, [1.0] * channels
+    if says.get("do_normalize", True):
+        mean, std = _numbers(says, "image_mean", channels), _numbers(says, "image_std", channels)
+    height, width = _sides(settings.get("image_size") or _processed_size(says))
+    try:
+        image = ImageInput(channels=channels, height=height, width=width)
+        return image, Preprocessing(scale=scale, mean=mean, std=std)
+    except ValidationError as error:
+        raise InvalidModel(f"{PREPROCESSOR}: {error.errors()[0]['msg']}") from error
+
+
+def _numbers(says: dict[str, Any], key: str, channels: int) -> list[float]:
+    values = says.get(key)
+    if not isinstance(values, list) or len(values) != channels:
+        raise InvalidModel(f"{PREPROCESSOR}: {key} must have {channels} values, one per channel")
+    return [float(value) for value in values]
+
+
+def _processed_size(says: dict[str, Any]) -> Any:
+    """What images are cut to, or else brought to."""
+    size = says.get("crop_size") if says.get("do_center_crop") else says.get("size")
+    return size or says.get("size")
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width of one number, of a pair, or of an object with `height` and `width` or `shortest_edge`."""
+    if isinstance(size, dict):
+        size = [size["height"], size["width"]] if "height" in size else size.get("shortest_edge")
+    pair = size if isinstance(size, list | tuple) and len(size) == 2 else [size, size]
+    if not all(isinstance(side, int) for side in pair):
+        raise InvalidModel("the size of its images is neither in config.json nor in preprocessor_config.json")
+    return pair[0], pair[1]
+
+
+def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
+    tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
+    pad = int(settings.get("pad_token_id") or 0)
+    bounds = [LONGEST, says.get("model_max_length")]
+    if (positions := settings.get("max_position_embeddings")) and positions > 0:
+        bounds.append(positions - first_position(settings["model_type"], pad))
+    length = min(int(bound) for bound in bounds if bound)
+    vocabulary = int(settings["vocab_size"])
+    if tokenizer.vocabulary > vocabulary:
+        found = f"the tokenizer knows {tokenizer.vocabulary} tokens, the network {vocabulary}"
+        raise InvalidModel(f"config.json: {found}")
+    return TextInput(length=length, vocabulary=vocabulary, pad=pad, separator=tokenizer.separator)
+
+
+def write_tokenizer(tokenizer: TextTokenizer, config: ModelConfig, folder: Path) -> None:
+    """Write the tokenizer of a model of texts so that the Transformers library opens it, too, and fits the model."""
+    sample, network = config.input, config.architecture
+    assert isinstance(sample, TextInput)
+    tokenizer.save(folder)
+    parts = isinstance(network, Transformers) and tells_parts_apart(network)
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if parts else [])]
+    document = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    document |= {"model_max_length": sample.length, "model_input_names": inputs}
+    (folder / SETTINGS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
