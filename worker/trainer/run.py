@@ -31,7 +31,7 @@ from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
-from worker.trainer.remembering import Augmented, Memories
+from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
 

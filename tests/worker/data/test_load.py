@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from app.recipe.data import ImageData
-from app.recipe.facts import Problem, SampleFacts, data_problems
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd, Mse
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
 from app.recipe.students import Mlp, Vit
-from app.recipe.task import CLASSIFICATION
 from app.recipe.targets import SoftLandmarks
+from app.recipe.task import CLASSIFICATION
 from app.recipe.teachers import Teacher
 from app.recipe.tokenizers import WordPiece
 from tests.worker.data.formats.builders import packed, picture
@@ -200,6 +198,8 @@ def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
     assert torch.equal(task.eval.targets, labels)
     assert torch.equal(task.train.targets, soft_landmarks(labels, spec))
     assert not torch.allclose(task.train.targets, labels, atol=0.1)
+
+
 # --- other tasks and formats ---
 
 
