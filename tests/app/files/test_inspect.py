@@ -426,3 +426,8 @@ def test_whatever_is_changed_the_answer_is_a_summary_or_a_refusal(data: st.DataO
     except Invalid:
         return
     assert found.summary.get("arrays") or found.format not in ("npz", "safetensors")
+
+
+@pytest.mark.parametrize("content", [b"text,label\n", b'{"model_type": "bert"}'])
+def test_text_of_one_line_has_no_first(content: bytes) -> None:
+    assert look(content) == Inspection("text", {})

@@ -258,8 +258,8 @@ def test_names_of_classes_are_sorted_and_texts_become_tokens(tmp_path: Path) -> 
     assert task.eval.targets.tolist() == [2, 0]
     assert task.readers is not None
     assert task.view is not None
-    own = task.readers.student
-    assert task.model.input == TextInput(length=12, vocabulary=own.vocabulary, pad=0, separator=3)
+    expected = TextInput(length=12, vocabulary=task.readers.student.vocabulary, pad=0, separator=3)
+    assert task.model.input == task.readers.input == expected
     assert task.train.inputs[task.view].shape == (15, 8)
     assert list(task.train.inputs) == [task.view]
 
