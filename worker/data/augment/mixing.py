@@ -39,7 +39,7 @@ class MixStep:
         view = IMAGES if IMAGES in batch.inputs else TABLE
         own, theirs, chosen = batch.inputs[view], other.inputs[view], draws["mixed"]
         both = paste(own, theirs, draws["box"]) if self._boxed else _blend(own, theirs, draws["share"])
-        labels = _blend(batch.targets, other.targets, both.share.float()).images
+        labels = _blend(batch.targets, other.targets, both.share).images
         mixed = torch.where(per_row(chosen, own), both.images, own)
         targets = torch.where(per_row(chosen, labels), labels, batch.targets)
         return replace(batch, inputs={**batch.inputs, view: mixed}, targets=targets)
@@ -47,7 +47,7 @@ class MixStep:
 
 def _blend(first: Tensor, second: Tensor, share: Tensor) -> Mixed:
     """Rows of any shape, each with its share."""
-    part = per_row(share, first)
+    part = per_row(share, first).to(first.dtype)
     return Mixed(part * first + (1 - part) * second, share)
 
 
