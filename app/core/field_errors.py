@@ -114,10 +114,15 @@ class _Walk:
         self.node = _resolve(_child(self.node, segment), self.root)
 
 
+_PLAIN = {"float": "number", "int": "integer", "list": "array", "str": "string"}
+"""What JSON Schema calls a type that pydantic names in an error's location."""
+
+
 def _titled(node: Schema, title: int | str, root: Schema) -> Schema | None:
-    """The alternative of a union that has this title."""
+    """The alternative of a union that has this title, or that is of the plain type which pydantic calls so."""
     options = [_resolve(option, root) for option in (*node.get("oneOf", ()), *node.get("anyOf", ()))]
-    return next((option for option in options if option.get("title") == title), None)
+    plain = _PLAIN.get(str(title).removeprefix("constrained-").partition("[")[0])
+    return next((option for option in options if title == option.get("title") or plain == option.get("type", "")), None)
 
 
 def _child(node: Schema, segment: int | str) -> Schema:
