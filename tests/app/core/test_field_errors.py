@@ -52,7 +52,12 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
         "did you mean 'nkd'",
         "logit-mse, mi-alpha, mse, nkd",
     ),
-    "no kind": (losses({"gamma": 1.0}), "recipe.losses[0].kind", "is required", "one of activation-boundary, akl, assistive"),
+    "no kind": (
+        losses({"gamma": 1.0}),
+        "recipe.losses[0].kind",
+        "is required",
+        "one of activation-boundary, akl, assistive",
+    ),
     "kind of a wrong type": (losses({"kind": 3}), "recipe.losses[0].kind", "'3' is not known", "kd"),
     "not an object": (losses(4), "recipe.losses[0]", "should be an object", "an object with kind one of"),
     "not a list": (recipe(losses="kd"), "recipe.losses", "valid list", "a list of 1 to 16 items, each an object"),
