@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,17 +18,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from worker.kernels.rows import RowLosses, row_losses_
+from worker.kernels.rows import RowLosses, row_loss_
 from worker.kernels.spec import RowSpec
 
-EAGER_COPIES = 8
+EAGER_COPIES = 6
 """Copies of one side's logits that the plain form of a divergence with cross-entropy holds at its peak."""
 SHARE = 8
 """The budget is this part of what the plain form needs, ..."""
 BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
-CACHE = 1 << 20
-"""Bytes of one side's logits that a processor works on at a time, so that they stay near it from pass to pass."""
 
 Picked = slice | Tensor
 """Rows of a batch: a range, or their numbers (n,) int64."""
@@ -45,10 +42,12 @@ class Teacher(Protocol):
         """Memory that a row of a chunk takes on the teacher's side."""
         ...
 
-    def losses(self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor) -> Tensor:
-        """The parts of `RowLosses` (3, n) of some rows, by their logits (n, V) and labels (n,).
+    def losses(
+        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+    ) -> Tensor:
+        """The parts of `RowLosses` (3, n) of some rows, by their logits (n, V) and labels (n,), weighted by `scale`.
 
-        `student` becomes the gradient of `scale` times the total. A row that is ignored costs 0 and has no gradient.
+        With `gradient`, `student` becomes that of the total's sum. An ignored row costs 0 and has a gradient of 0.
         """
         ...
 
@@ -62,14 +61,12 @@ class DenseTeacher:
         """Logits (n, V_t) of some rows, which are only read; None: there is no teacher."""
         raise NotImplementedError
 
-    def losses(self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor) -> Tensor:
+    def losses(
+        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+    ) -> Tensor:
         """See `Teacher`."""
-        teacher = self.logits(rows)
-        parts = [
-            torch.stack(row_losses_(student[block], part(teacher, block), part(labels, block), spec, scale))
-            for block in blocks(student)
-        ]
-        return torch.cat(parts, dim=1)
+        weights = scale.expand(student.shape[0])
+        return torch.stack(row_loss_(student, self.logits(rows), labels, spec, row_weights=weights, gradient=gradient))
 
 
 class NoTeacher(DenseTeacher):
@@ -163,14 +160,15 @@ class _Work:
     """Of the gradients of hidden states, weight and bias, which to compute."""
 
     def done(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Gradients]:
-        """Sums (3,) of the parts of `RowLosses`, and the gradients of `scale` times the total."""
-        sums = self.scale.new_zeros(3)
+        """Sums (3,) of the parts of `RowLosses`, the total's times `scale`, and the gradients of that."""
+        sums, gradient = self.scale.new_zeros(3), any(self.wanted)
         project, gradients = Projection(weight, bias), GradientSums(hidden, weight, bias, self.wanted)
         for rows in self.chunks:
             given = pick(hidden, rows)
-            logits = project(given)
-            sums += self.teacher.losses(logits, rows, part(self.labels, rows), self.spec, scale).sum(1)
-            gradients.add(rows, given, logits)
+            logits, labels = project(given), part(self.labels, rows)
+            sums += self.teacher.losses(logits, rows, labels, self.spec, scale, gradient).sum(1)
+            if gradient:
+                gradients.add(rows, given, logits)
         return sums, gradients.finished()
 
 
@@ -180,11 +178,11 @@ class _LinearDistillation(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work
     ) -> tuple[Tensor, Tensor, Tensor]:
         # in float16 a gradient that is divided before the caller's scale is known may vanish
-        early = hidden.dtype != torch.float16
-        scale = work.scale if early else torch.ones_like(work.scale)
+        ctx.late = work.scale if hidden.dtype == torch.float16 else None
+        scale = work.scale if ctx.late is None else torch.ones_like(work.scale)
         sums, ctx.gradients = work.done(hidden, weight, bias, scale)
-        ctx.late = None if early else work.scale
-        total, divergence, cross_entropy = sums * work.scale
+        divergence, cross_entropy = sums[1:] * work.scale
+        total = sums[0] if ctx.late is None else sums[0] * work.scale
         ctx.mark_non_differentiable(divergence, cross_entropy)
         return total, divergence, cross_entropy
 
@@ -271,13 +269,6 @@ def pick(of: Tensor, rows: Picked) -> Tensor:
 def part(of: Tensor | None, rows: Picked) -> Tensor | None:
     """The same of what may be missing."""
     return None if of is None else pick(of, rows)
-
-
-def blocks(logits: Tensor) -> Iterator[slice]:
-    """Ranges of the rows of logits (n, V) to work on in turn: all at once, but on a processor what its cache holds."""
-    count, bytes_per_row = logits.shape[0], logits.shape[1] * logits.element_size()
-    size = max(1, CACHE // bytes_per_row) if logits.device.type == "cpu" else count
-    return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
 def _put(values: Tensor, rows: Picked, into: Tensor) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from app.recipe import losses as recipe
+from worker.kernels import processor_rows
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import Rows, Term, at_least_float32
 from worker.losses.cross_entropy import CrossEntropyTerm
@@ -183,9 +184,11 @@ def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
 
 
 def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy of each row by the terms themselves, `CHUNK` logits at a time."""
-    size = max(1, CHUNK // max(1, inputs.student.shape[-1]))
-    parts = [_plain_part(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
+    """Divergence and cross-entropy of each row, a block of rows at a time: written out where it can be, or by the terms."""
+    written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and processor_rows.covers(spec)
+    logits, compute = (processor_rows.BLOCK, _quick_part) if written_out else (CHUNK, _plain_part)
+    size = max(1, logits // max(1, inputs.student.shape[-1]))
+    parts = [compute(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
     divergences, cross_entropies = zip(*parts, strict=True)
     return torch.cat(divergences), torch.cat(cross_entropies)
 
@@ -193,6 +196,19 @@ def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor
 def _part(inputs: Inputs, start: int, stop: int) -> Inputs:
     by_row = (None if side is None else side[start:stop] for side in inputs._replace(class_weights=None))
     return Inputs(*by_row)._replace(class_weights=inputs.class_weights)
+
+
+def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+    valid = _valid(inputs, spec)
+    counted = valid.to(torch.promote_types(torch.float32, inputs.student.dtype))
+    labels = torch.zeros_like(valid, dtype=torch.int64) if inputs.labels is None else inputs.labels.where(valid, 0)
+    weights = counted if inputs.row_weights is None else counted * inputs.row_weights
+    assert inputs.teacher is not None
+    block = processor_rows.Block(inputs.student.detach(), inputs.teacher.detach(), labels, weights)
+    losses = processor_rows.forward_kl_(block, spec, gradient)
+    if losses is None:
+        return _plain_part(inputs, spec, gradient)
+    return losses[0] * counted, losses[1] * counted
 
 
 def _plain_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -286,7 +302,9 @@ class _RowLoss(torch.autograd.Function):
         if gradient is None:
             raise RuntimeError("the gradient of row_loss was handed out already: backward runs once")
         if gradient._version != ctx.version:
-            raise RuntimeError("the logits given to row_loss were changed before backward, and with them their gradient")
+            raise RuntimeError(
+                "the logits given to row_loss were changed before backward, and with them their gradient"
+            )
         scale_rows_(gradient, upstream)
         return None, None, gradient
 
