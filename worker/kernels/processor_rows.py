@@ -1,8 +1,8 @@
 """The row loss that is asked for most, forward KL with cross-entropy, written out for a processor.
 
-The plain path lets autograd differentiate the terms, at some thirty passes over the logits. Here the derivative is known,
-the passes are ten, and a block of rows small enough for the cache goes through all of them before the next one. What it
-does not cover is left to the plain path: other divergences, soft caps, smoothed labels, masked columns.
+The plain path lets autograd differentiate the terms, at some thirty passes over the logits. Here the derivative is
+known, the passes are ten, and a block of rows small enough for the cache goes through all of them before the next one.
+What it does not cover is left to the plain path: other divergences, soft caps, smoothed labels, masked columns.
 
 Letters: R rows, C columns of the student, D of the teacher, S = min(C, D). p is the teacher's softmax, q the student's.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from worker.kernels.spec import RowSpec
 from worker.losses.base import at_least_float32
 
-BLOCK = 1 << 18
-"""Logits of a block: a megabyte in float32, held four times over."""
+BLOCK = 1 << 20
+"""Logits of a block: four megabytes in float32, held four times over. Smaller ones wait for more threads to meet."""
 
 
 class Block(NamedTuple):
@@ -52,7 +52,7 @@ def covers(spec: RowSpec) -> bool:
 
 
 def forward_kl_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor] | None:
-    """Divergence and cross-entropy of each row (R,) without its weight; None, and nothing done, where a column is masked.
+    """Divergence and cross-entropy of each row (R,) without its weight; None, and nothing done, at a masked column.
 
     With `gradient`, the student's logits become the gradient of the weighted sum of the rows.
     """
@@ -81,7 +81,7 @@ def forward_kl_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Te
 
 
 def _combine(q: Masses, once: Masses, p: Masses, known: Tensor, soft: Tensor, hard: Tensor) -> None:
-    """Make the student's softmax `soft` (known q - p) + `hard` times the one at temperature 1; all factors are (R, 1)."""
+    """Make of q: `soft` (known q - p) + `hard` times the softmax at temperature 1; factors are (R, 1)."""
     if once is q:
         q.values.mul_((soft * known + hard) / q.total)
     else:

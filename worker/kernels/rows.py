@@ -184,9 +184,9 @@ def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
 
 
 def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy of each row, a block of rows at a time: written out where it can be, or by the terms."""
+    """Divergence and cross-entropy of each row, some rows at a time: written out where it can be, or by the terms."""
     written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and processor_rows.covers(spec)
-    logits, compute = (processor_rows.BLOCK, _quick_part) if written_out else (CHUNK, _plain_part)
+    logits, compute = (processor_rows.BLOCK, _quick_part) if written_out else (CHUNK, plain_by_terms)
     size = max(1, logits // max(1, inputs.student.shape[-1]))
     parts = [compute(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
     divergences, cross_entropies = zip(*parts, strict=True)
@@ -207,11 +207,11 @@ def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, 
     block = processor_rows.Block(inputs.student.detach(), inputs.teacher.detach(), labels, weights)
     losses = processor_rows.forward_kl_(block, spec, gradient)
     if losses is None:
-        return _plain_part(inputs, spec, gradient)
+        return plain_by_terms(inputs, spec, gradient)
     return losses[0] * counted, losses[1] * counted
 
 
-def _plain_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+def plain_by_terms(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     valid = _valid(inputs, spec)
     raw = at_least_float32(inputs.student.detach()).requires_grad_(gradient)
     with torch.set_grad_enabled(gradient):
