@@ -72,9 +72,9 @@ def job_of(kind: str) -> Document:
 def small_job(recipe: Document, student: Document = CNN, task: Task = "image-classification", **more: Any) -> Document:
     """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses want."""
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
-    data: Document = {"train": DATA[task]}
+    data: Document = more.pop("data", None) or {"train": DATA[task]}
     if task == "image-classification":
-        data["classes"] = CLASSES
+        data = {"classes": CLASSES, **data}
     base = {"task": task, "data": data, "student": student, "export": ["safetensors"], "seed": 3}
     taught = {} if {"teacher", "teachers"} & more.keys() else _teachers(recipe, student, task)
     return base | {"recipe": recipe} | taught | more

@@ -39,9 +39,14 @@ def output_name(model: Model) -> str:
 
 
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
-    """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
+    """Write weights and description into `folder`, and load them again, in a fresh module on `device`.
+
+    Both read the same of a batch: which of its tokens a model of texts reads is no part of a description.
+    """
     save_model(model, folder)
-    return load_model(folder).to(device)
+    loaded = load_model(folder).to(device)
+    loaded.view = model.view
+    return loaded
 
 
 def export_onnx(model: Model, folder: Path) -> Call:

@@ -23,7 +23,7 @@ CROSS_ENTROPY: Document = {"kind": "cross-entropy"}
 RAMPED: Document = {"kind": "kd", "weight": {"kind": "cosine", "first": 0.0, "last": 1.0, "to_epoch": 1.5}}
 HALF_PRECISION: Document = {"precision": "bf16"}
 AUGMENT = [{"kind": "crop", "padding": 1}, {"kind": "flip"}, {"kind": "mixup"}]
-AUGMENTED = {"train": "classes", "classes": kinds.CLASSES, "augment": AUGMENT, "augment_epochs": 2}
+AUGMENTED = {"train": "classes", "augment": AUGMENT, "augment_epochs": 2}
 COMMITTEE: Document = {
     "teachers": [{"model": "cnn", "name": "cnn", "weight": 2.0}, {"model": "other", "name": "other"}],
     "teacher_weighting": "entropy",
