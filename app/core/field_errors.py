@@ -170,6 +170,8 @@ def _plain(node: Schema, root: Schema) -> str | None:
         return _one_of(node.get("enum", [node.get("const")]))
     if "discriminator" in node:
         return f"an object with {node['discriminator']['propertyName']} " + _one_of(node["discriminator"]["mapping"])
+    if options := [*node.get("anyOf", ()), *node.get("oneOf", ())]:
+        return " or ".join(text for option in options if (text := _accepted(option, root))) or None
     words = _WORDS.get(node.get("type", ""))
     return words(node, root) if words else None
 

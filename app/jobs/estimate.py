@@ -15,7 +15,7 @@ from app.recipe.cost import known_costs, student_cost
 from app.recipe.facts import SampleFacts, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops, training_memory
-from app.recipe.shrink import network_of
+from app.recipe.shrink import network_of, student_input
 
 ASSUMED_FLOPS_PER_SECOND = 5e9
 """Rate taken while the project has finished no job: two cores on small layers reach about this."""
@@ -50,7 +50,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
         held_out = held.count
     plan = plan_training(spec.recipe, trained_on)
     network = network_of(spec, facts.teachers)
-    student = student_cost(network, train.input, outputs) if network else None
+    student = student_cost(network, student_input(spec, facts.teachers, train.input), outputs) if network else None
     teaching = known_costs([student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers])
     if student is None or teaching is None:
         return Forecast(plan, student.parameters if student else None, None)

@@ -17,9 +17,9 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import KdRel, Loss
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
-from app.recipe.shrink import Unshrinkable, network_of
+from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
-from app.recipe.task import CLASSIFICATION
+from app.recipe.task import CLASSIFICATION, NUMBERS
 from app.recipe.teacher_cache import NoCache, TopKCache
 
 
@@ -78,6 +78,8 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
     for name, count in names.items():
         if count > 1:
             yield Problem("teachers", f"{count} teachers are called {name!r}", "a name of its own for each")
+    if job.teacher_weighting == "entropy" and job.task in NUMBERS:
+        yield Problem("teacher_weighting", f"is entropy, and answers of {job.task} are no distributions", "fixed")
     learning = [term for terms in job.objectives.values() for term in terms if term.needs_teacher]
     if learning and not names:
         kinds = ", ".join(sorted({term.kind for term in learning}))
@@ -98,7 +100,7 @@ def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None
     if train and train.targets not in (None, teacher.targets):
         found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
     if train and not _reads(teacher.input, train.input):
-        found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train")
+        found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train; of images any size")
 
 
 def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
@@ -108,7 +110,10 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
         yield Problem(f"student.{error.field}", error.message, error.accepted)
     else:
         if network is not None:
-            yield from architecture_problems(network, given, "student")
+            taken = student_input(job, teachers, given) if given else None
+            yield from architecture_problems(network, taken, "student")
+    if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
+        yield Problem("student_image_size", "is given, but the samples are no images", "null")
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
@@ -219,7 +224,10 @@ def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _reads(taken: Input, given: Input) -> bool:
-    """Whether a model may read these samples; texts are cut into the tokens of each model's own tokenizer."""
+    """Whether a model may read these samples: texts are cut into the tokens of each model's own tokenizer, and images
+    are resized."""
+    if isinstance(taken, ImageInput) and isinstance(given, ImageInput):
+        return taken.channels == given.channels
     return taken == given or (isinstance(taken, TextInput) and isinstance(given, TextInput))
 
 

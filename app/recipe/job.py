@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from app.recipe.base import Positive, Spec
 from app.recipe.data import AnyData
 from app.recipe.losses import Loss
+from app.recipe.model import Side
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students import Student
 from app.recipe.task import Task
@@ -144,6 +145,9 @@ class JobSpec(Spec):
     """What of the teachers' answers the worker keeps, for later epochs and for other jobs with the same teacher and
     samples. Losses that look at a teacher's activations have it run on every batch, and nothing of it is kept."""
     student: Student
+    student_image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    """Height and width of the images that the student sees, in pixels, which they are resized to; none: those of the
+    data, or of the teacher that a student starts from. Teachers see the size that they were trained on."""
     recipe: Recipe
     evaluation: Evaluation = Evaluation()
     export: Annotated[list[ExportFormat], AfterValidator(_go_together)] = ["safetensors", "onnx"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig
+from app.recipe.model import ImageInput, Input, ModelConfig
 from app.recipe.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students import CifarResNet, Network, Shrink, Transformers, Vit, WideResNet
 
@@ -72,6 +72,17 @@ def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig |
     """The teacher whose weights the student starts from, so that both scale samples and answers alike; or none."""
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
     return _described(job, teachers) if starts else None
+
+
+def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
+    """What the student takes of samples as they are `given`: images of its own size. Raises `Unshrinkable`."""
+    if not isinstance(given, ImageInput):
+        return given
+    start = start_of(job, teachers)
+    if job.student_image_size is not None:
+        height, width = job.student_image_size
+        return ImageInput(channels=given.channels, height=height, width=width)
+    return start.input if start else given
 
 
 def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:

@@ -65,7 +65,7 @@ def test_what_is_not_known_is_listed_and_does_not_fail(tmp_path: Path, capsys: p
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "alchemy" in printed
-    assert "b                    of another layout: has no array `meta`" in printed
+    assert "b                    of another layout: has neither an array `meta` nor `meta_json`" in printed
     assert "0 checks, 0 failed; 2 files not known" in printed
 
 

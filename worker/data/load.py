@@ -18,7 +18,7 @@ from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
 from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
 from app.recipe.plan import split_counts
-from app.recipe.shrink import network_of, start_of
+from app.recipe.shrink import network_of, start_of, student_input
 from app.recipe.task import CLASSIFICATION
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
@@ -177,7 +177,7 @@ def _describe(
     return ModelConfig(
         task=job.task,
         architecture=network,
-        input=given,
+        input=student_input(job, teachers, given),
         preprocessing=_preprocessing(raw, inherited),
         classes=classes.count if classes else None,
         class_names=classes.names if classes else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
@@ -10,6 +11,19 @@ from worker import students
 
 VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
 """What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""
+
+
+class Resize(nn.Module):
+    """Images of another size are resampled (bilinear, antialiased) in float32; those of the network's own size pass."""
+
+    def __init__(self, image: ImageInput) -> None:
+        super().__init__()
+        self.size = (image.height, image.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] == self.size:
+            return images
+        return F.interpolate(images.float(), self.size, mode="bilinear", antialias=True, align_corners=False)
 
 
 class Normalize(nn.Module):
@@ -53,12 +67,14 @@ class Model(nn.Module):
         self.config = config
         self.view = view or VIEWS[type(config.input)]
         """Which of a batch's inputs it reads."""
+        self.fit = Resize(config.input) if isinstance(config.input, ImageInput) else nn.Identity()
+        """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)
         self.network = network or students.build(config.architecture, config.input, config.outputs)
         self.rescale = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:
-        outputs: Tensor = self.rescale(self.network(self.preprocess(samples)))
+        outputs: Tensor = self.rescale(self.network(self.preprocess(self.fit(samples))))
         return outputs
 
     def tokens(self, samples: Tensor) -> Tensor | None:

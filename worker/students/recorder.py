@@ -23,6 +23,8 @@ class Recorder:
     def __init__(self, network: nn.Module, taps: Iterable[Tap]) -> None:
         self._seen: dict[Tap, Tensor] = {}
         self._taps = tuple(dict.fromkeys(taps))
+        if self._taps:
+            _keep_what_enters(network)
         for tap in self._taps:
             self._hook(_find(network, tap.path), tap)
 
@@ -45,6 +47,13 @@ class Recorder:
             module.register_forward_hook(keep, with_kwargs=True)
         else:
             module.register_forward_pre_hook(keep, with_kwargs=True)
+
+
+def _keep_what_enters(network: nn.Module) -> None:
+    """An activation that works in place would overwrite what was seen before it."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # an attribute of activations and dropout
 
 
 def _find(network: nn.Module, path: str) -> nn.Module:

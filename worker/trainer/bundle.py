@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.model import DESCRIPTIONS
-from app.recipe.plan import TrainingPlan
+from app.recipe.plan import EVAL_BATCH, TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.data.batches import Batch
 from worker.data.tokens import FILE, SETTINGS
@@ -101,7 +101,8 @@ class _Examination:
     def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
         self._trained, self._bundle, self._device = trained, bundle, device
         self._model = chosen(trained.state)
-        self._inputs = trained.samples.inputs[self._model.view]
+        self._inputs = _fitted(self._model, trained.samples)
+        """The graphs take samples of the student's own size."""
         self._live = predict(self._model, self._inputs)
         self._loaded = export.export_weights(self._model, bundle, device)
         self.config = self._loaded.config
@@ -195,6 +196,13 @@ class _Examination:
         return judge(
             trained.job.task, outputs, trained.samples.targets, trained.job.evaluation, trained.teacher_outputs
         )
+
+
+def _fitted(model: Model, samples: Batch) -> Tensor:
+    raw = samples.inputs[model.view]
+    if model.fit(raw[:1]).shape == raw[:1].shape:
+        return raw
+    return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])
 
 
 def _artifact(path: Path) -> Artifact:

@@ -51,7 +51,7 @@ class Hint(FeatureTerm):
     adapter: Literal["auto", "linear", "conv1x1", "none"] = "auto"
     """Brings the student's width to the teacher's: `linear` for vectors and tokens, `conv1x1` for maps, `auto` the one
     of them that fits, or none where the widths are equal."""
-    reduction: Literal["none"] | Reduction = "none"
+    reduction: Literal["none", "first", "mean"] = "none"
     """Makes one vector of each side first, so that features of different kinds can be compared: of tokens the `first`
     one, or the `mean` of those that aren't padding; of maps the mean over their positions."""
     name: PartName = "hint"
@@ -104,8 +104,11 @@ class Projections(Spec):
     """Where a self-attention layer's queries, keys and values come out, (B, S, D) each."""
 
     queries: Tap | None = None
+    """Where the queries come out."""
     keys: Tap | None = None
+    """Where the keys come out."""
     values: Tap | None = None
+    """Where the values come out."""
     qkv: Tap | None = None
     """One projection (B, S, 3 D) that gives all three side by side, in this order, instead of three."""
 
@@ -339,16 +342,3 @@ class InheritanceExploration(Factors):
         if self.inherit == self.explore == 0.0:
             raise ValueError("inherit and explore must not both be 0")
         return self
-
-
-FEATURE_LOSSES: tuple[type[LossTerm], ...] = (
-    Hint,
-    Rkd,
-    AttentionRelation,
-    Overhaul,
-    ActivationBoundary,
-    Lipschitz,
-    MiAlpha,
-    FeatureAutoencoder,
-    InheritanceExploration,
-)

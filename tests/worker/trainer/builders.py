@@ -41,13 +41,13 @@ def write_data(path: Path, **changes: Any) -> None:
     np.savez(path, **{"x": images, "y": labels, **changes})
 
 
-def write_teacher(folder: Path, student: Student | None = None, classes: int = CLASSES) -> None:
+def write_teacher(folder: Path, student: Student | None = None, classes: int = CLASSES, side: int = SIDE) -> None:
     """A model with random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(5)
     config = ModelConfig(
         architecture=student or Mlp(hidden=[12]),
-        input=ImageInput(channels=1, height=SIDE, width=SIDE),
+        input=ImageInput(channels=1, height=side, width=side),
         preprocessing=Preprocessing(scale=1 / 255, mean=[0.5], std=[0.3]),
         classes=classes,
     )

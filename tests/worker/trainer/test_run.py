@@ -165,6 +165,17 @@ def test_bad_data_fails_as_the_users_fault(tmp_path: Path) -> None:
     assert "label -1 at index 0" in word.message
 
 
+def test_teacher_and_student_see_images_of_sizes_of_their_own(tmp_path: Path) -> None:
+    assignment = stage(tmp_path, teacher=True, student_image_size=[4, 4], export=["safetensors", "onnx"])
+    write_teacher(tmp_path / "teacher", side=9)
+    played = play(assignment, tmp_path)
+    assert isinstance(played.word, Finished), played.word
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert (config["input"]["height"], config["input"]["width"]) == (4, 4)
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert report["student"]["onnx"]["accuracy"] == report["student"]["accuracy"]
+
+
 def test_a_bad_teacher_fails_as_the_users_fault(tmp_path: Path) -> None:
     assignment = stage(tmp_path, teacher=True)
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"no weights")
