@@ -39,14 +39,11 @@ def output_name(model: Model) -> str:
 
 
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
-    """Write weights and description into `folder`, and load them again, in a fresh module on `device`.
-
-    Both read the same of a batch: which of its tokens a model of texts reads is no part of a description.
-    """
+    """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
     save_model(model, folder)
-    loaded = load_model(folder).to(device)
+    loaded = load_model(folder)
     loaded.view = model.view
-    return loaded
+    return loaded.to(device)
 
 
 def export_onnx(model: Model, folder: Path) -> Call:

@@ -13,7 +13,7 @@ from app.recipe.losses import LOSSES
 from tests import kinds
 from tests.kinds import KINDS, VIT, job_of, methods, small_job, term
 from tests.worker.trainer.builders import Played, play, weights
-from worker.protocol import Assignment, CachePlace, CheckpointSaved, Finished, Metrics, Stopped
+from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Metrics, Stopped
 from worker.trainer import bundle, measure
 
 Document = dict[str, Any]
@@ -134,3 +134,15 @@ VARIANTS: dict[str, Document] = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_jobs_combine_resumes_bit_equal(name: str, inputs: dict[str, str], tmp_path: Path) -> None:
     require_bit_equal(name, VARIANTS[name], inputs, tmp_path)
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_a_place_that_a_network_does_not_have_is_blamed_on_the_loss(
+    side: str, inputs: dict[str, str], tmp_path: Path
+) -> None:
+    pair = {"teacher": "stages.1", "student": "stages.1", side: "layers.7"}
+    job = small_job({"losses": [CROSS_ENTROPY, {"kind": "hint", "pairs": [pair]}]})
+    word = play(assigned(job, inputs, tmp_path), tmp_path).word
+    assert isinstance(word, Failed)
+    assert (word.code, word.param) == ("invalid_job", "recipe.losses[1]")
+    assert f"{side}: there is no module 'layers.7'" in word.message
