@@ -3,8 +3,8 @@
 python examples/sst2.py --train train.tsv.gz --eval dev.tsv.gz [--teacher FOLDER]
 
 The files have a header line and two columns, `sentence` and `label`, set apart by tabs (plain, or packed by gzip), as
-in the SST-2 of GLUE. The teacher is a folder in the Hugging Face layout with a BERT that tells two classes apart and its
-tokenizer; without one, a small BERT learns from scratch first. Nothing is downloaded.
+in the SST-2 of GLUE. The teacher is a folder in the Hugging Face layout with a BERT that tells two classes apart and
+its tokenizer; without one, a small BERT learns from scratch first. Nothing is downloaded.
 """
 
 from __future__ import annotations
