@@ -80,10 +80,7 @@ def build_courses(
     """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
     student, samples = state.student, batches.samples
     recorder = open_recorder(student, student_taps(job), "student")
-    sides = {
-        name: TeacherSide(by.model.network, dry_shapes(by.model, by.recorder, samples, _path(job, name)))
-        for name, by in teachers.items()
-    }
+    sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
     workshop = Workshop(shapes, sides, student.config.outputs, seed)
     forward = torch.compile(student) if job.recipe.compile else student
@@ -109,6 +106,11 @@ def build_courses(
         )
     state.parts = workshop.parts.to(samples.targets.device)
     return courses
+
+
+def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:
+    shapes = dry_shapes(by.model, by.recorder, samples, param)
+    return TeacherSide(by.model.network, shapes, same_tokens=by.model.view == student.view)
 
 
 def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer:
