@@ -1,4 +1,4 @@
-"""Each engine takes the ground and trains; it tells its losses step by step, its last weights, and how long a step took.
+"""Each engine trains on the ground, and tells its losses step by step, its last weights, and how long a step took.
 
 The engines keep to their own ways: each uses its own loader, logging and optimizer, with settings that say the same.
 Clocks start after the first steps and see training alone, not loading or saving.
@@ -7,7 +7,6 @@ Clocks start after the first steps and see training alone, not loading or saving
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -32,12 +31,20 @@ UNTIMED = 3
 Weights = dict[str, NDArray[np.float32]]
 
 
+class Taken(NamedTuple):
+    """Seconds of a step, a mean over the timed ones."""
+
+    wall: float
+    processor: float
+    """Of all threads of the process, which other programs on the machine hardly change."""
+
+
 class Outcome(NamedTuple):
     """What one training came to."""
 
     losses: list[float]
     """Of every step; empty where they were not asked for."""
-    step_seconds: float
+    step: Taken
     weights: Weights
 
 
@@ -45,17 +52,18 @@ class Clock:
     """Looks at the time after every step."""
 
     def __init__(self) -> None:
-        self._ticks: list[float] = []
+        self._ticks: list[Taken] = []
 
     def tick(self) -> int:
         """A step is done; how many are."""
-        self._ticks.append(time.perf_counter())
+        self._ticks.append(Taken(time.perf_counter(), time.process_time()))
         return len(self._ticks)
 
-    def step_seconds(self) -> float:
-        """Mean over the timed steps."""
-        timed = self._ticks[UNTIMED - 1 :]
-        return (timed[-1] - timed[0]) / (len(timed) - 1)
+    def step(self) -> Taken:
+        """What a step took, without the first ones."""
+        first, *_, last = self._ticks[UNTIMED - 1 :]
+        steps = len(self._ticks) - UNTIMED
+        return Taken(*((end - begin) / steps for begin, end in zip(first, last, strict=True)))
 
 
 Engine = Callable[[Ground, bool], Outcome]
@@ -82,7 +90,7 @@ def stillhouse(ground: Ground, curve: bool) -> Outcome:
     tensors = load_file(checkpoint.saved(out / watch.CHECKPOINTS)[0] / checkpoint.TENSORS)
     begin = "student/network."
     own = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
-    return Outcome(losses if curve else [], clock.step_seconds(), _as_arrays(own))
+    return Outcome(losses if curve else [], clock.step(), _as_arrays(own))
 
 
 @contextlib.contextmanager
@@ -117,7 +125,7 @@ def plain(ground: Ground, curve: bool) -> Outcome:
         optimizer.zero_grad()
         losses.append(loss.detach())
         clock.tick()
-    return Outcome(_numbers(losses, curve), clock.step_seconds(), _as_arrays(student.state_dict()))
+    return Outcome(_numbers(losses, curve), clock.step(), _as_arrays(student.state_dict()))
 
 
 def transformers_trainer(ground: Ground, curve: bool) -> Outcome:
@@ -147,7 +155,7 @@ def transformers_trainer(ground: Ground, curve: bool) -> Outcome:
         callbacks=[_ticking(clock)],
     )
     trainer.train()
-    return Outcome(_numbers(losses, curve), clock.step_seconds(), _as_arrays(trainer.model.state_dict()))
+    return Outcome(_numbers(losses, curve), clock.step(), _as_arrays(trainer.model.state_dict()))
 
 
 def sentence_transformers(ground: Ground, curve: bool) -> Outcome:
@@ -177,7 +185,7 @@ def sentence_transformers(ground: Ground, curve: bool) -> Outcome:
         callbacks=[_ticking(clock)],
     )
     trainer.train()
-    return Outcome(_numbers(losses, curve), clock.step_seconds(), _as_arrays(_under_model(model.state_dict())))
+    return Outcome(_numbers(losses, curve), clock.step(), _as_arrays(_under_model(model.state_dict())))
 
 
 ENGINES: dict[str, Engine] = {
@@ -260,9 +268,3 @@ def _as_arrays(state: dict[str, Tensor]) -> Weights:
 def _under_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what a wrapper put before the names."""
     return {name[name.index("model.") + len("model.") :]: t for name, t in state.items() if "model." in name}
-
-
-def prepare_process(threads: int) -> None:
-    """Pin the threads of an engine's process."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
