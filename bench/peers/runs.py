@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ import torch
 from bench.peers.absence import why
 from bench.peers.engines import ENGINES, Outcome, Taken
 from bench.peers.ground import SMALL, TINY, Ground, Objective, Size, lay
+from worker.students.hugging_face import library
 
 OURS = "stillhouse"
 RIVALS: dict[Objective, tuple[str, ...]] = {
@@ -81,8 +84,10 @@ def _race(ground: Ground, names: Sequence[str], rounds: int, threads: int) -> di
 
 def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
+    library()  # silenced
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    sys.stdout = io.StringIO()  # the libraries print
 
 
 def _train(name: str, ground: Ground, curve: bool) -> Outcome:
