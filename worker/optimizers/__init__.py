@@ -17,8 +17,8 @@ from worker.optimizers.sgdp import SgdP
 Parameters = Iterable[nn.Parameter]
 
 
-# Fused kernels touch each weight once. On the CPU `foreach` runs operation by operation over all of them: a step of AdamW
-# over 3.4 million weights took five times as long (17.9 ms to 3.6 ms, one thread).
+# Fused kernels touch each weight once. On the CPU `foreach` runs operation by operation over all of them: a step of
+# AdamW over 3.4 million weights took five times as long (17.9 ms to 3.6 ms, one thread).
 
 
 def _sgd(spec: Sgd, parameters: Parameters) -> torch.optim.Optimizer:

@@ -34,7 +34,8 @@ def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = Non
     for place, (title, names) in enumerate(panels.items()):
         axes = figure.add_axes(_within(rows, *divmod(place, COLUMNS)))
         _draw(axes, title, {name: _series(points, name) for name in names}, best_step)
-    FigureCanvasAgg(figure).print_png(path)  # without a display; `savefig` would go through all of it twice
+    canvas = FigureCanvasAgg(figure)  # needs no display; `savefig` would go through all of it twice
+    canvas.print_png(path)  # type: ignore[no-untyped-call]
 
 
 def _within(rows: int, row: int, column: int) -> tuple[float, float, float, float]:
