@@ -321,7 +321,7 @@ def _weights(weights, columns, width, raw, WEIGHTED: tl.constexpr):
 def _starting_sums(first, second, third, masked, delta, KIND: tl.constexpr, CENTERED: tl.constexpr):
     """What the last pass begins with (R, 1): sum of the slopes, share of q that is shared, `ahead`, `behind`.
 
-    For `logit-mse`: the mean gap and the count of columns. Where nothing is masked, sums of probabilities are exactly 1.
+    For `logit-mse`: the mean gap and the count of columns. Where nothing is masked, probabilities add up to 1 exactly.
     """
     ahead = tl.zeros_like(first) + 1.0
     behind = ahead
@@ -356,98 +356,55 @@ def _soft_column(
 
 
 @triton.jit
-def row_kernel(
-    student_pointer, teacher_pointer, labels, class_weights, row_weights, divergences, cross_entropies,
-    rows, student_width, teacher_width, student_stride, teacher_stride, ignore_index, temperature, scale, cap,
-    share, delta, factor, target_factor, divergence_weight, ce_weight, smoothing,
-    KIND: tl.constexpr, CENTERED: tl.constexpr, CAPPED: tl.constexpr, CE: tl.constexpr, SMOOTHED: tl.constexpr,
-    ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr, CLASS_WEIGHTED: tl.constexpr, ROW_WEIGHTED: tl.constexpr,
-    GRADIENT: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+def _log_sums(
+    student, teacher, student_end, teacher_end, live, skipped, temperature, scale, cap, mismatch,
+    KIND: tl.constexpr, CAPPED: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """See the module. KIND "" leaves the divergence out, CE the cross-entropy.
-
-    ONE_SOFTMAX: the divergence's softmax of the student is also that of the label.
-    """
-    BY_TARGET: tl.constexpr = KIND == "nkd" or KIND == "dkd"
-    HARD: tl.constexpr = CE or KIND == "nkd"
-    KNOWN: tl.constexpr = KIND == "forward-kl" or BY_TARGET
-    row = tl.program_id(0) * R + tl.arange(0, R)[:, None]
-    inside = row < rows
-    live = inside
+    """Pass 1 of a divergence: log-sums of both sides, the student's masked columns, and those of both (R, 1)."""
     nothing = tl.zeros([R, 1], tl.float32)
-    label = tl.zeros([R, 1], tl.int64) - 1
-    if LABELLED:
-        label = tl.load(labels + row, mask=inside, other=0).to(tl.int64)
-        live = inside & (label != ignore_index)
-    skipped = label if BY_TARGET else tl.zeros([R, 1], tl.int64) - 1
-    student = student_pointer + row.to(tl.int64) * student_stride
-    teacher = teacher_pointer + row.to(tl.int64) * teacher_stride
-    any_live = tl.max(live.to(tl.int32))
-    end = student_width * any_live
-    x_target = _at(student, label, student_width, live, scale, cap, CAPPED)
-    y_target = _at(teacher, label, teacher_width, live, scale, cap, CAPPED)
-
-    high_q, low_q, high_p, low_p, masked_q, masked = nothing, nothing, nothing, nothing, nothing, nothing
-    first, second, ahead, behind = nothing, nothing, nothing, nothing
-    at_target, per_rest, per_shared, divergence = nothing, nothing, nothing, nothing
-    if KIND != "":
-        if KIND != "logit-mse":
-            high_q, low_q, masked_q = _log_sum(
-                student, end, live, skipped, temperature, scale, cap, CAPPED, THREE_PASSES, R, B
-            )
-            high_p, low_p, masked_p = _log_sum(
-                teacher, teacher_width * any_live, live, skipped, temperature, scale, cap, CAPPED, THREE_PASSES, R, B
-            )
-            masked = masked_q + masked_p + tl.where(student_width == teacher_width, 0.0, 1.0)
-        summed = end
-        if KNOWN:
-            summed = end * (tl.max(masked) > 0.0).to(tl.int32)
-        first, second, third = _sums(
-            student, teacher, student_width, teacher_width, summed, live, skipped, temperature, scale, cap, share,
-            high_q, low_q, high_p, low_p, KIND, CAPPED, R, B,
-        )  # fmt: skip
-        first, second, ahead, behind = _starting_sums(first, second, third, masked, delta, KIND, CENTERED)
-    if KIND == "dkd":
-        divergence, at_target, per_rest, per_shared = _binary(
-            x_target / temperature, y_target / temperature, high_q, low_q, high_p, low_p, second, -first
+    high_q, low_q, high_p, low_p, masked_q, masked_p = nothing, nothing, nothing, nothing, nothing, nothing
+    if KIND != "logit-mse":
+        high_q, low_q, masked_q = _log_sum(
+            student, student_end, live, skipped, temperature, scale, cap, CAPPED, THREE_PASSES, R, B
         )
-        divergence = target_factor * divergence
-
-    hard_high, hard_low, hard, log_target = high_q, low_q, nothing, nothing
-    if HARD:
-        if not ONE_SOFTMAX:
-            hard_high, hard_low, masked_q = _log_sum(
-                student, end, live, skipped * 0 - 1, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
-            )
-        log_target = (x_target - hard_high) - hard_low
-    if KIND == "nkd":
-        high, low, _ = _log_sum(
-            teacher, teacher_width * any_live, live, skipped * 0 - 1, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
+        high_p, low_p, masked_p = _log_sum(
+            teacher, teacher_end, live, skipped, temperature, scale, cap, CAPPED, THREE_PASSES, R, B
         )
-        p_target = tl.exp((y_target - high) - low)
-        divergence = -p_target * log_target
-        hard += divergence_weight * p_target
-    cross_entropy, count, weight_sum = nothing, nothing, nothing
-    if CE:
-        known = live & (label >= 0) & (label < student_width)
-        weight = known.to(tl.float32)
-        if CLASS_WEIGHTED:
-            weight = tl.load(class_weights + label, mask=known, other=0.0).to(tl.float32)
-        cross_entropy = -(1.0 - smoothing) * tl.where(known, weight * log_target, NONE)
-        hard += ce_weight * (1.0 - smoothing) * weight
-        count = tl.maximum(student_width - masked_q, 1.0)
-    if SMOOTHED:
-        weight_sum = count
-        if CLASS_WEIGHTED:
-            weight_sum = _weight_sum(class_weights, student, end, live, CLASS_WEIGHTED, R, B)
+    return high_q, low_q, high_p, low_p, masked_q, masked_q + masked_p + mismatch
 
-    row_weight = nothing + 1.0
-    if ROW_WEIGHTED:
-        row_weight = tl.load(row_weights + row, mask=inside, other=0.0).to(tl.float32)
+
+@triton.jit
+def _label_weight(weights, label, width, live, WEIGHTED: tl.constexpr):
+    """Weight (R, 1) of the label's class, and whether it is a class of the student's."""
+    known = live & (label >= 0) & (label < width)
+    weight = known.to(tl.float32)
+    if WEIGHTED:
+        weight = tl.load(weights + label, mask=known, other=0.0).to(tl.float32)
+    return weight, known
+
+
+@triton.jit
+def _smoothed_column(weights, columns, width, raw, log_q, weight_sum, WEIGHTED: tl.constexpr):
+    """What each column (R, B) adds to the evenly spread part, and its gradient, before smoothing / count."""
+    weight = _weights(weights, columns, width, raw, WEIGHTED)
+    return tl.where(raw > NONE, weight * log_q, 0.0), weight_sum * tl.exp(log_q) - weight
+
+
+@triton.jit
+def _last_pass(
+    student, teacher, class_weights, student_width, teacher_width, end, inside, live, label, skipped, row_weight,
+    temperature, scale, cap, share, factor, target_factor, divergence_weight, high_q, low_q, high_p, low_p,
+    first, second, ahead, behind, at_target, per_rest, per_shared, hard_high, hard_low, hard, even, weight_sum,
+    KIND: tl.constexpr, CAPPED: tl.constexpr, HARD: tl.constexpr, SMOOTHED: tl.constexpr,
+    CLASS_WEIGHTED: tl.constexpr, GRADIENT: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Sums (R, 1) of the divergence's values and of the evenly spread logs; writes the gradient.
+
+    `hard` weighs the softmax at temperature 1 against the label, `even` against the evenly spread target.
+    """
     values = tl.zeros([R, B], tl.float32)
     evens = tl.zeros([R, B], tl.float32)
-    tl.debug_barrier()  # every warp has read its labels' logits before any of them is overwritten
-    for start in range(0, student_width if GRADIENT else end, B):
+    for start in range(0, end, B):
         columns = start + tl.arange(0, B)[None, :]
         raw = _load(student, columns, student_width, live)
         logits, head_slope = _headed(raw, scale, cap, CAPPED)
@@ -468,18 +425,136 @@ def row_kernel(
             log_q = (logits - hard_high) - hard_low
             gradient += hard * (tl.exp(log_q) - (columns == label).to(tl.float32))
             if SMOOTHED:
-                weights = _weights(class_weights, columns, student_width, raw, CLASS_WEIGHTED)
-                evens += tl.where(raw > NONE, weights * log_q, 0.0)
-                gradient += ce_weight * smoothing / count * (weight_sum * tl.exp(log_q) - weights)
+                spread, slope = _smoothed_column(
+                    class_weights, columns, student_width, raw, log_q, weight_sum, CLASS_WEIGHTED
+                )
+                evens += spread
+                gradient += even * slope
         if GRADIENT:
             gradient = tl.where(live, gradient * head_slope * row_weight, 0.0)
             tl.store(student + columns, gradient, mask=inside & (columns < student_width))
+    return tl.sum(values, axis=1, keep_dims=True), tl.sum(evens, axis=1, keep_dims=True)
+
+
+@triton.jit
+def _divergence_sums(
+    student, teacher, student_width, teacher_width, end, live, skipped, temperature, scale, cap, share, delta,
+    high_q, low_q, high_p, low_p, masked, KIND: tl.constexpr, CENTERED: tl.constexpr, CAPPED: tl.constexpr,
+    R: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Pass 2: what `_starting_sums` makes of the sums, which aren't looked for where they are known."""
+    if KIND == "forward-kl" or KIND == "nkd" or KIND == "dkd":
+        end = end * (tl.max(masked) > 0.0).to(tl.int32)
+    first, second, third = _sums(
+        student, teacher, student_width, teacher_width, end, live, skipped, temperature, scale, cap, share,
+        high_q, low_q, high_p, low_p, KIND, CAPPED, R, B,
+    )  # fmt: skip
+    return _starting_sums(first, second, third, masked, delta, KIND, CENTERED)
+
+
+@triton.jit
+def _live_rows(labels, rows, ignore_index, LABELLED: tl.constexpr, R: tl.constexpr):
+    """Numbers of this program's rows (R, 1), whether they exist, whether they count, and their labels or -1."""
+    row = tl.program_id(0) * R + tl.arange(0, R)[:, None]
+    inside = row < rows
+    live = inside
+    label = tl.zeros([R, 1], tl.int64) - 1
+    if LABELLED:
+        label = tl.load(labels + row, mask=inside, other=0).to(tl.int64)
+        live = inside & (label != ignore_index)
+    return row, inside, live, label
+
+
+@triton.jit
+def _row_weight(weights, row, inside, WEIGHTED: tl.constexpr, R: tl.constexpr):
+    """What each row's gradient is multiplied by (R, 1)."""
+    weight = tl.zeros([R, 1], tl.float32) + 1.0
+    if WEIGHTED:
+        weight = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32)
+    return weight
+
+
+@triton.jit
+def row_kernel(
+    student_pointer, teacher_pointer, labels, class_weights, row_weights, divergences, cross_entropies,
+    rows, student_width, teacher_width, student_stride, teacher_stride, ignore_index, temperature, scale, cap,
+    share, delta, factor, target_factor, divergence_weight, ce_weight, smoothing,
+    KIND: tl.constexpr, CENTERED: tl.constexpr, CAPPED: tl.constexpr, CE: tl.constexpr, SMOOTHED: tl.constexpr,
+    ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr, CLASS_WEIGHTED: tl.constexpr, ROW_WEIGHTED: tl.constexpr,
+    GRADIENT: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """See the module. KIND "" leaves the divergence out, CE the cross-entropy.
+
+    ONE_SOFTMAX: the divergence's softmax of the student is also that of the label.
+    """
+    HARD: tl.constexpr = CE or KIND == "nkd"
+    row, inside, live, label = _live_rows(labels, rows, ignore_index, LABELLED, R)
+    student = student_pointer + row.to(tl.int64) * student_stride
+    teacher = teacher_pointer + row.to(tl.int64) * teacher_stride
+    any_live = tl.max(live.to(tl.int32))
+    end = student_width * any_live
+    teacher_end = teacher_width * any_live
+    nowhere = tl.zeros([R, 1], tl.int64) - 1
+    skipped = label if KIND == "nkd" or KIND == "dkd" else nowhere
+    x_target = _at(student, label, student_width, live, scale, cap, CAPPED)
+
+    nothing = tl.zeros([R, 1], tl.float32)
+    high_q, low_q, high_p, low_p, masked_q = nothing, nothing, nothing, nothing, nothing
+    first, second, ahead, behind, y_target = nothing, nothing, nothing, nothing, nothing
     if KIND != "":
-        divergence += factor * tl.sum(values, axis=1, keep_dims=True)
-        tl.store(divergences + row, tl.where(live, divergence, 0.0), mask=inside)
+        mismatch = tl.where(student_width == teacher_width, 0.0, 1.0)
+        y_target = _at(teacher, label, teacher_width, live, scale, cap, CAPPED)
+        high_q, low_q, high_p, low_p, masked_q, masked = _log_sums(
+            student, teacher, end, teacher_end, live, skipped, temperature, scale, cap, mismatch,
+            KIND, CAPPED, THREE_PASSES, R, B,
+        )  # fmt: skip
+        first, second, ahead, behind = _divergence_sums(
+            student, teacher, student_width, teacher_width, end, live, skipped, temperature, scale, cap, share, delta,
+            high_q, low_q, high_p, low_p, masked, KIND, CENTERED, CAPPED, R, B,
+        )  # fmt: skip
+    at_target, per_rest, per_shared, divergence = nothing, nothing, nothing, nothing
+    if KIND == "dkd":
+        divergence, at_target, per_rest, per_shared = _binary(
+            x_target / temperature, y_target / temperature, high_q, low_q, high_p, low_p, second, -first
+        )
+        divergence = target_factor * divergence
+
+    hard_high, hard_low, hard, log_target = high_q, low_q, nothing, nothing
+    cross_entropy, even, weight_sum = nothing, nothing, nothing
+    if HARD:
+        if not ONE_SOFTMAX:
+            hard_high, hard_low, masked_q = _log_sum(
+                student, end, live, nowhere, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
+            )
+        log_target = (x_target - hard_high) - hard_low
+    if KIND == "nkd":
+        high, low, _ = _log_sum(
+            teacher, teacher_end, live, nowhere, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
+        )  # fmt: skip
+        p_target = tl.exp((y_target - high) - low)
+        divergence = -p_target * log_target
+        hard += divergence_weight * p_target
     if CE:
-        cross_entropy -= smoothing / count * tl.sum(evens, axis=1, keep_dims=True)
-        tl.store(cross_entropies + row, tl.where(live, cross_entropy, 0.0), mask=inside)
+        weight, known = _label_weight(class_weights, label, student_width, live, CLASS_WEIGHTED)
+        cross_entropy = (smoothing - 1.0) * tl.where(known, weight * log_target, NONE)
+        hard += ce_weight * (1.0 - smoothing) * weight
+    if SMOOTHED:
+        weight_sum = _weight_sum(class_weights, student, end, live, CLASS_WEIGHTED, R, B)
+        even = smoothing / tl.maximum(student_width - masked_q, 1.0)
+
+    row_weight = _row_weight(row_weights, row, inside, ROW_WEIGHTED, R)
+    tl.debug_barrier()  # every warp has read its labels' logits before any of them is overwritten
+    value, spread = _last_pass(
+        student, teacher, class_weights, student_width, teacher_width, student_width if GRADIENT else end,
+        inside, live, label, skipped, row_weight, temperature, scale, cap, share, factor, target_factor,
+        divergence_weight, high_q, low_q, high_p, low_p, first, second, ahead, behind, at_target, per_rest, per_shared,
+        hard_high, hard_low, hard, ce_weight * even, weight_sum,
+        KIND, CAPPED, HARD, SMOOTHED, CLASS_WEIGHTED, GRADIENT, R, B,
+    )  # fmt: skip
+    if KIND != "":
+        tl.store(divergences + row, tl.where(live, divergence + factor * value, 0.0), mask=inside)
+    if CE:
+        tl.store(cross_entropies + row, tl.where(live, cross_entropy - even * spread, 0.0), mask=inside)
 
 
 @triton.jit

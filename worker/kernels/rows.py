@@ -35,7 +35,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 class RowLosses(NamedTuple):
-    """Of each row (R,), float32; 0 where the row is ignored or the part weighs nothing."""
+    """Of each row (R,), float32 (float64 for such logits); 0 where the row is ignored or the part weighs nothing."""
 
     total: Tensor
     """Both parts with their weights, times the row's weight."""
@@ -85,7 +85,7 @@ def row_loss(
 ) -> RowLosses:
     """`row_loss_` for autograd: `total` has a gradient, which stands where the student's logits stood.
 
-    The logits are overwritten when they need a gradient; whoever saved them for its own backward is told so by autograd.
+    The logits are overwritten when they need a gradient; what saved them for its own backward fails there and says so.
     Let `row_weights` hold the division by the count of the batch (and a gradient scaler's factor, without which small
     gradients vanish in float16): a gradient of `total` that is 1 costs nothing more, any other one more pass. Backward
     runs once.
@@ -185,7 +185,9 @@ def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
 def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy of each row by the terms themselves, `CHUNK` logits at a time."""
     size = max(1, CHUNK // max(1, inputs.student.shape[-1]))
-    parts = [_plain_part(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
+    parts = [
+        _plain_part(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)
+    ]
     divergences, cross_entropies = zip(*parts, strict=True)
     return torch.cat(divergences), torch.cat(cross_entropies)
 
@@ -286,7 +288,9 @@ class _RowLoss(torch.autograd.Function):
         if gradient is None:
             raise RuntimeError("the gradient of row_loss was handed out already: backward runs once")
         if gradient._version != ctx.version:
-            raise RuntimeError("the logits given to row_loss were changed before backward, and with them their gradient")
+            raise RuntimeError(
+                "the logits given to row_loss were changed before backward, and with them their gradient"
+            )
         scale_rows_(gradient, upstream)
         return None, None, gradient
 
