@@ -46,6 +46,8 @@ NONE = tl.constexpr(-float("inf"))
 MOST_COLUMNS = 2048
 """Of a block: a wider one spills registers, because every lane holds a sum of its own."""
 MOST_ROWS = 16
+LOGITS_OF_A_WARP = 256
+"""Eight for each lane: twice as many take all 255 registers."""
 
 
 @triton.jit
@@ -651,7 +653,7 @@ def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = F
             THREE_PASSES=three_passes,
             R=together,
             B=block,
-            num_warps=8 if block == MOST_COLUMNS else 4,
+            num_warps=max(1, together * block // LOGITS_OF_A_WARP),
         )
     return losses[0], losses[1]
 
