@@ -187,7 +187,7 @@ class _LinearDistillation(torch.autograd.Function):
         return total, divergence, cross_entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Scale in place what the forward pass made, which may be as large as the weight, and hand it over.
 
@@ -249,7 +249,7 @@ def linear_distillation(
         _chunks(_rows(counted, hidden, count), hidden.shape[0], max(1, budget // bytes_per_row)),
         tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias)),
     )
-    return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))
+    return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
 
 
 def as_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
