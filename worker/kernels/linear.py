@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from worker.kernels.processor_rows import block_size
 from worker.kernels.rows import RowLosses, row_loss_
 from worker.kernels.spec import RowSpec
 
 EAGER_COPIES = 6
 """Copies of one side's logits that the plain form of a divergence with cross-entropy holds at its peak."""
 SHARE = 8
-"""The budget is this part of what the plain form needs, ..."""
+"""The budget is this part of what the plain form needs, with what the row losses work in, ..."""
 BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
 
@@ -110,6 +111,9 @@ class Projection:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (n, V) of hidden states (n, H); the next call overwrites them."""
+        if _has_onednn(hidden):
+            made: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._weight, self._bias, "none", [], "")
+            return made
         shape = (hidden.shape[0], self._weight.shape[0])
         if self._memory.numel() < math.prod(shape):
             self._memory = self._weight.new_empty(math.prod(shape))
@@ -117,6 +121,11 @@ class Projection:
         if self._bias is None:
             return torch.mm(hidden, self._weight.t(), out=logits)
         return torch.addmm(self._bias, hidden, self._weight.t(), out=logits)
+
+
+def _has_onednn(hidden: Tensor) -> bool:
+    """Whether its product can be had: for fewer than a few hundred rows it takes up to a third less time than MKL's."""
+    return hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class GradientSums:
@@ -240,7 +249,7 @@ def linear_distillation(
     counted = None if labels is None else labels != spec.ignore_index
     bytes_per_row = weight.shape[0] * weight.element_size() + teacher.bytes_per_row
     if budget is None:
-        budget = min(BUDGET, EAGER_COPIES * hidden.shape[0] * weight.shape[0] * weight.element_size() // SHARE)
+        budget = _budget(hidden, weight)
     work = _Work(
         teacher,
         labels,
@@ -250,6 +259,11 @@ def linear_distillation(
         tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias)),
     )
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
+
+
+def _budget(hidden: Tensor, weight: Tensor) -> int:
+    spent = 2 * 4 * block_size() if hidden.device.type == "cpu" else 0
+    return min(BUDGET, EAGER_COPIES * hidden.shape[0] * weight.shape[0] * weight.element_size() // SHARE - spent)
 
 
 def as_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

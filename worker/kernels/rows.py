@@ -186,7 +186,7 @@ def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
 def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy of each row, some rows at a time: written out where it can be, or by the terms."""
     written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and processor_rows.covers(spec)
-    logits, compute = (processor_rows.BLOCK, _quick_part) if written_out else (CHUNK, plain_by_terms)
+    logits, compute = (processor_rows.block_size(), _quick_part) if written_out else (CHUNK, plain_by_terms)
     size = max(1, logits // max(1, inputs.student.shape[-1]))
     parts = [compute(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
     divergences, cross_entropies = zip(*parts, strict=True)
