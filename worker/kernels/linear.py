@@ -28,6 +28,10 @@ SHARE = 8
 """The budget is this part of what the plain form needs, with what the row losses work in, ..."""
 BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
+LEAST_BUDGET = 1 << 22
+"""Fewer bytes are not worth another turn."""
+WORKING_COPIES = 2
+"""Of a block, which the row losses of a processor make."""
 
 Picked = slice | Tensor
 """Rows of a batch: a range, or their numbers (n,) int64."""
@@ -237,7 +241,7 @@ def linear_distillation(
         divisor: None: the number of rows that count. With gradient accumulation: their number in all parts together.
         count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
             and so works on ignored rows like on the others, to no effect, unless it is told.
-        budget: Bytes for a chunk's logits of both sides. None: an eighth of what the plain form needs, at most 1 GiB.
+        budget: Bytes for a chunk's logits of both sides. None: an eighth of what the plain form needs, from 4 MiB to 1 GiB.
 
     Returns:
         Three scalars in at least float32, of which only the total has a gradient, for `hidden`, `weight` and `bias`.
@@ -262,8 +266,10 @@ def linear_distillation(
 
 
 def _budget(hidden: Tensor, weight: Tensor) -> int:
-    spent = 2 * 4 * block_size() if hidden.device.type == "cpu" else 0
-    return min(BUDGET, EAGER_COPIES * hidden.shape[0] * weight.shape[0] * weight.element_size() // SHARE - spent)
+    share = EAGER_COPIES * hidden.shape[0] * weight.shape[0] * weight.element_size() // SHARE
+    if hidden.device.type == "cpu":
+        share -= min(share // 2, WORKING_COPIES * block_size() * max(4, hidden.element_size()))
+    return min(max(share, LEAST_BUDGET), BUDGET)
 
 
 def as_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -315,4 +321,7 @@ def _scale(divisor: Tensor | float | None, counted: Tensor | None, hidden: Tenso
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if divisor is None:
         divisor = max(1, hidden.shape[0]) if counted is None else counted.sum().clamp(min=1)
-    return 1.0 / torch.as_tensor(divisor, dtype=wide, device=hidden.device)
+    if isinstance(divisor, Tensor):
+        return 1.0 / divisor.to(hidden.device, wide)
+    # made on the device: a copy from the host would wait for it, and spoil the capture of a CUDA graph
+    return torch.full((), 1.0 / divisor, dtype=wide, device=hidden.device)
