@@ -81,6 +81,14 @@ class Outcome(NamedTuple):
 
 def hold(contest: Contest, seconds: float) -> Outcome:
     """Rounds until `seconds` are over, after one turn each that does not count."""
+    gc.freeze()  # or every turn's collection walks through all modules
+    try:
+        return _held(contest, seconds)
+    finally:
+        gc.unfreeze()
+
+
+def _held(contest: Contest, seconds: float) -> Outcome:
     found, missing = _loaded(contest)
     first = {name: losses for name, contender in found.items() if (losses := _tried(contender, contest, missing, name))}
     wrong = dict(_disagreeing(first, found, contest))
