@@ -94,6 +94,27 @@ def test_logits_of_ten_thousand_stay_finite_and_right(kind: DivergenceKind) -> N
     assert_same(inputs, RowSpec(Divergence(kind), 1.0, 0.5), rtol=1e-4, atol=2e-3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_rows_and_rows_of_two_columns_are_right(kind: DivergenceKind) -> None:
+    inputs = batch_of(4, 12, 12, seed=13, masked=False)
+    assert inputs.teacher is not None
+    assert inputs.labels is not None
+    inputs.student[0], inputs.teacher[0] = 7.0, -3.0
+    inputs.student[2], inputs.teacher[3] = 0.0, 1e4
+    inputs.labels[2:] = 3
+    inputs.student[3, :] = inputs.teacher[2, :] = -torch.inf
+    inputs.student[3, 3:5], inputs.teacher[2, 3:5] = 2.0, torch.tensor([-5.0, 4.0])
+    assert_same(inputs, RowSpec(Divergence(kind, temperature=2.0), 1.0, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "dkd"])
+def test_a_large_vocabulary_goes_through_in_full_blocks(kind: DivergenceKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_kernels, "MOST_COLUMNS", 1 << 16)
+    monkeypatch.setattr(row_kernels, "LOGITS_OF_A_WARP", 1 << 12)
+    inputs = batch_of(2, 262_144, 262_100, seed=14)._replace(class_weights=None)
+    assert_same(inputs, RowSpec(Divergence(kind), 1.0, 0.5))
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nkd"])
 def test_a_student_that_equals_its_teacher_costs_nothing_and_learns_nothing(kind: DivergenceKind) -> None:
     inputs = batch_of(3, 12, 12, seed=6, masked=False)
