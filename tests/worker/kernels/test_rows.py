@@ -19,8 +19,6 @@ from worker.kernels.rows import Inputs, RowLosses, row_loss, row_loss_
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED
 
-FLAGS = ("CENTERED", "CAPPED", "CE", "SMOOTHED", "ONE_SOFTMAX", "LABELLED", "CLASS_WEIGHTED", "ROW_WEIGHTED")
-FLAGS += ("GRADIENT", "THREE_PASSES")
 ROOT = Path(__file__).parents[3]
 MIXED = RowSpec(Divergence("jsd", temperature=2.0, softcap=5.0), 0.7, 0.5, 0.1)
 
@@ -47,34 +45,51 @@ def test_the_kernel_agrees_under_the_interpreter() -> None:
     assert " passed" in found.stdout
 
 
+ROW_TYPES = {
+    **dict.fromkeys(("student_pointer", "teacher_pointer"), "*bf16"),
+    **dict.fromkeys(("class_weights", "row_weights", "divergences", "cross_entropies"), "*fp32"),
+    **dict.fromkeys(("rows", "student_width", "teacher_width", "student_stride", "teacher_stride"), "i32"),
+    **{"labels": "*i64", "ignore_index": "i32"},
+}
+SPARSE_TYPES = {
+    **dict.fromkeys(("labels", "kept_columns"), "*i64"),
+    **dict.fromkeys(("scale", "kept_logs", "other_logs", "divergences", "cross_entropies"), "*fp32"),
+    **dict.fromkeys(("rows", "width", "shared", "stride", "kept", "ignore_index"), "i32"),
+    "pointer": "*bf16",
+}
+
+
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_kernel_compiles_for_cuda_without_a_gpu_and_keeps_to_registers(
-    kind: DivergenceKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [*KINDS, "sparse"])
+def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
+    from worker.kernels import row_kernels, sparse_kernels
+
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert stack_bytes(kind, tmp_path / "kernel.cubin") <= 16, "a few numbers may be parked, no block of logits"
+    used = {name: True for name in ("CE", "LABELLED", "ROW_WEIGHTED", "GRADIENT", "HARD", "OTHERS")}
+    fixed = {**used, "KIND": kind, "R": 1, "K": 64, "B": row_kernels.MOST_COLUMNS}
+    kernel, types = (
+        (sparse_kernels.sparse_kernel, SPARSE_TYPES) if kind == "sparse" else (row_kernels.row_kernel, ROW_TYPES)
+    )
+    stack = stack_bytes(kernel, types, fixed, tmp_path / "kernel.cubin")
+    assert stack <= 16, "a few numbers may be parked, no block of logits"
 
 
-def stack_bytes(kind: str, cubin: Path) -> int:
-    """What each thread of the row kernel keeps outside of its registers, for rows in blocks of full width."""
+def stack_bytes(kernel: Any, types: dict[str, str], fixed: dict[str, Any], cubin: Path) -> int:
+    """What each thread of a kernel keeps outside of its registers, for rows in blocks of full width."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worker.kernels.row_kernels import LOGITS_OF_A_WARP, MOST_COLUMNS, row_kernel
+    from worker.kernels.row_kernels import LOGITS_OF_A_WARP
 
-    flags = {name: name in {"CE", "LABELLED", "ROW_WEIGHTED", "GRADIENT"} for name in FLAGS}
-    fixed = {**flags, "KIND": kind, "R": 1, "B": MOST_COLUMNS}
-    pointers = {"student_pointer": "*bf16", "teacher_pointer": "*bf16", "labels": "*i64"}
-    numbers = ("class_weights", "row_weights", "divergences", "cross_entropies")
-    whole = ("rows", "student_width", "teacher_width", "student_stride", "teacher_stride", "ignore_index")
-    types = {**pointers, **dict.fromkeys(numbers, "*fp32"), **dict.fromkeys(whole, "i32")}
-    names = row_kernel.arg_names
-    signature = {name: "constexpr" if name in fixed else types.get(name, "fp32") for name in names}
-    source = ASTSource(row_kernel, signature, {(names.index(name),): value for name, value in fixed.items()})
-    warps = {"num_warps": MOST_COLUMNS // LOGITS_OF_A_WARP}
+    names = kernel.arg_names
+    constants = {name: fixed.get(name, False) for name in names if name.isupper()}
+    signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    warps = {"num_warps": fixed["B"] // LOGITS_OF_A_WARP}
     cubin.write_bytes(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps).asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     said = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
