@@ -2,48 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from app.recipe.optimizers import AdamP as AdamPSpec
-from app.recipe.optimizers import AdamW, Optimizer, Sgd
+from app.recipe.optimizers import AdamW, NormalizeAndProject, Optimizer, Sgd
 from app.recipe.optimizers import SgdP as SgdPSpec
+from app.recipe.optimizers import SinkGd as SinkGdSpec
+from app.recipe.optimizers import Swan as SwanSpec
+from worker.errors import UserError
 from worker.optimizers.adamp import AdamP
+from worker.optimizers.nap import Projection
+from worker.optimizers.normalized import Normalized
+from worker.optimizers.roles import hidden_matrices, normalisations, scales_and_offsets
 from worker.optimizers.sgdp import SgdP
+from worker.optimizers.sinkgd import SinkGd
+from worker.optimizers.swan import Swan
 
-Parameters = Iterable[nn.Parameter]
+Parameters = Sequence[nn.Parameter]
+Modules = Sequence[nn.Module]
 
 
-def _sgd(spec: Sgd, parameters: Parameters) -> torch.optim.Optimizer:
+def _sgd(spec: Sgd, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, **_arguments(spec), foreach=True)
 
 
-def _adamw(spec: AdamW, parameters: Parameters) -> torch.optim.Optimizer:
+def _adamw(spec: AdamW, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, **_arguments(spec), foreach=True)
 
 
-def _adamp(spec: AdamPSpec, parameters: Parameters) -> torch.optim.Optimizer:
+def _adamp(spec: AdamPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return AdamP(parameters, **_arguments(spec))
 
 
-def _sgdp(spec: SgdPSpec, parameters: Parameters) -> torch.optim.Optimizer:
+def _sgdp(spec: SgdPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return SgdP(parameters, **_arguments(spec))
 
 
-OPTIMIZERS: dict[type, Callable[[Any, Parameters], torch.optim.Optimizer]] = {
+def _normalized(kind: type[Normalized]) -> Callable[[Any, Parameters, Modules], torch.optim.Optimizer]:
+    def build(spec: SinkGdSpec | SwanSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
+        matrices = hidden_matrices(parameters, modules)
+        hidden = set(matrices)
+        return kind(matrices, [one for one in parameters if one not in hidden], **_arguments(spec))
+
+    return build
+
+
+def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
+    if not any(True for module in modules for _ in normalisations(module)):
+        raise UserError(
+            "invalid_job",
+            "nap is for networks with normalisation layers and the student has none; accepted: any optimizer but nap, "
+            "or a student such as cifar-resnet, wide-resnet or vit",
+            "recipe.optimizer.kind",
+        )
+    optimizer = build_optimizer(spec.inner, parameters, modules)
+    weights = hidden_matrices(parameters, modules)
+    Projection(optimizer, weights, scales_and_offsets(parameters, modules), spec.every_steps)
+    return optimizer
+
+
+OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimizer]] = {
     Sgd: _sgd,
     AdamW: _adamw,
     AdamPSpec: _adamp,
     SgdPSpec: _sgdp,
+    SinkGdSpec: _normalized(SinkGd),
+    SwanSpec: _normalized(Swan),
+    NormalizeAndProject: _nap,
 }
 
 
-def build_optimizer(spec: Optimizer, parameters: Parameters) -> torch.optim.Optimizer:
-    """The optimizer that `spec` describes, over `parameters` in one group."""
-    return OPTIMIZERS[type(spec)](spec, parameters)
+def build_optimizer(
+    spec: Optimizer, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that `spec` describes, over `parameters`.
+
+    `modules` are the networks that the parameters are from: they tell embeddings, output layers and normalisation layers
+    from the rest, which `sinkgd`, `swan` and `nap` treat differently. Raises UserError (`invalid_job`) when `nap` finds
+    no normalisation layer in them.
+    """
+    return OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
 
 
 def _arguments(spec: Optimizer) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def move_moments(
     torch._foreach_mul_(squares, second)
     torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
     correction = math.sqrt(1 - second**step)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_add_(denominators, correction * eps)
-    momenta = torch._foreach_lerp(averages, gradients, 1 - first) if nesterov else averages
-    return list(torch._foreach_div(momenta, denominators)), correction / (1 - first**step)
+    moved = torch._foreach_sqrt(squares)
+    torch._foreach_add_(moved, correction * eps)
+    torch._foreach_reciprocal_(moved)  # and a product: a quotient would need memory of its own
+    torch._foreach_mul_(moved, torch._foreach_lerp(averages, gradients, 1 - first) if nesterov else averages)
+    return list(moved), correction / (1 - first**step)

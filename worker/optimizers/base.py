@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CACHED = 1 << 20
+CACHED = 1 << 18
 """Elements that a CPU is given at a time: weights, gradients and moments of so many stay in its caches."""
 MASTER = "master"
 """Key of the exact weights of a parameter in 16 bits."""

@@ -12,6 +12,10 @@ from torch.linalg import vector_norm
 from worker.optimizers.base import by_shape, stacked
 
 
+BLOCK = 1 << 16
+"""Elements that a CPU multiplies at a time: memory for so many is at hand, more has to be asked of the system."""
+
+
 class _View(NamedTuple):
     """Weights, gradients and updates of k tensors, each cut into the same number of rows; all (k, rows)."""
 
@@ -25,8 +29,8 @@ class _View(NamedTuple):
         """One row for each output channel; the tensors are (k, rows, …)."""
         inside = tuple(range(2, weight.ndim))
         return cls(
-            (gradient * weight).sum(inside),
-            (update * weight).sum(inside),
+            _dot(gradient, weight, inside),
+            _dot(update, weight, inside),
             vector_norm(weight, dim=inside),
             vector_norm(gradient, dim=inside),
         )
@@ -78,3 +82,10 @@ def _radial(weight: Tensor, channels: _View, delta: float, eps: float) -> tuple[
     by_layer = whole.fires(delta / math.sqrt(weight[0].numel()), eps)
     radial = torch.where(by_channel, channels.radial(eps), torch.where(by_layer, whole.radial(eps), 0.0))
     return radial, (by_channel | by_layer).flatten().to(weight.dtype)
+
+
+def _dot(left: Tensor, right: Tensor, inside: tuple[int, ...]) -> Tensor:
+    """Products of the rows (k, rows, …), summed over what is inside; (k, rows)."""
+    rows = max(1, BLOCK * left.shape[1] // left.numel()) if left.device.type == "cpu" else left.shape[1]
+    parts = zip(left.split(rows, 1), right.split(rows, 1), strict=True)
+    return torch.cat([(one * other).sum(inside) for one, other in parts], 1)
