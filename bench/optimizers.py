@@ -73,11 +73,15 @@ def parameters(shapes: Shapes, orthogonal: bool) -> list[nn.Parameter]:
     return made
 
 
-def seconds(contestants: Mapping[str, Optimizer], shapes: Shapes, orthogonal: bool, rounds: int) -> dict[str, list[float]]:
+def seconds(
+    contestants: Mapping[str, Optimizer], shapes: Shapes, orthogonal: bool, rounds: int
+) -> dict[str, list[float]]:
     """Time of each step, by contestant; the first round, which makes the state, is left out."""
     torch.manual_seed(0)
     shared = parameters(shapes, orthogonal)
-    optimizers = {name: build_optimizer(spec.model_copy(update={"lr": 1e-9}), shared) for name, spec in contestants.items()}
+    optimizers = {
+        name: build_optimizer(spec.model_copy(update={"lr": 1e-9}), shared) for name, spec in contestants.items()
+    }
     taken: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(rounds + 1):
         for name, optimizer in optimizers.items():
@@ -96,7 +100,14 @@ def rows(contestants: Mapping[str, Optimizer], rounds: int) -> Iterator[tuple[st
             for name, times in taken.items():
                 ratios = [one / other for one, other in zip(times, base, strict=True)]
                 spread = f"{min(times) * 1e3:.0f} to {max(times) * 1e3:.0f}"
-                yield network, gradients, name, f"{statistics.median(times) * 1e3:.0f}", spread, f"{statistics.median(ratios):.2f}"
+                yield (
+                    network,
+                    gradients,
+                    name,
+                    f"{statistics.median(times) * 1e3:.0f}",
+                    spread,
+                    f"{statistics.median(ratios):.2f}",
+                )
 
 
 def main() -> None:

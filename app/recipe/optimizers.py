@@ -147,7 +147,9 @@ class NormalizeAndProject(Option):
     vectors go free. Weight decay has no effect on what is scaled, so the rate falls by the schedule alone.
     """
 
-    paper: ClassVar[Paper | None] = Paper("Normalization and effective learning rates in reinforcement learning", "2407.01800")
+    paper: ClassVar[Paper | None] = Paper(
+        "Normalization and effective learning rates in reinforcement learning", "2407.01800"
+    )
     kind: Literal["nap"] = "nap"
     inner: Inner
     """The optimizer that takes the steps, with the learning rate."""
@@ -160,10 +162,28 @@ class NormalizeAndProject(Option):
         return self.inner.lr
 
 
+class NormalizedGd(Option):
+    """Gradient descent divided by how wrong the outputs are: steps do not shrink as the loss falls.
+
+    The divisor is the mean over the batch of the probability that the student puts on wrong classes (of its distance from
+    the teacher's probabilities, half the sum of absolute differences, where it learns from those). For classification,
+    with losses of the kind of cross-entropy. What is proven holds for linear students (`mlp` without hidden layers), two
+    separable classes and batches of all samples: any rate separates them, a large one in fewer steps. A batch without a
+    mistake that float32 can tell makes no step.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Gradient Descent Converges Arbitrarily Fast for Logistic Regression via Large and Adaptive Stepsizes", "2412.08424"
+    )
+    kind: Literal["normalized-gd"] = "normalized-gd"
+    lr: Positive = 1.0
+    """Peak learning rate; 1 for good margins, 100 to separate soon."""
+
+
 Optimizer = Annotated[
-    Sgd | AdamW | AdamP | SgdP | SinkGd | Swan | NormalizeAndProject, Field(discriminator="kind")
+    Sgd | AdamW | AdamP | SgdP | SinkGd | Swan | NormalizeAndProject | NormalizedGd, Field(discriminator="kind")
 ]
-OPTIMIZERS: tuple[type[Option], ...] = (Sgd, AdamW, AdamP, SgdP, SinkGd, Swan, NormalizeAndProject)
+OPTIMIZERS: tuple[type[Option], ...] = (Sgd, AdamW, AdamP, SgdP, SinkGd, Swan, NormalizeAndProject, NormalizedGd)
 
 
 class ScheduleOption(Option):

@@ -10,7 +10,7 @@ from itertools import accumulate
 from app.recipe.cost import Cost
 from app.recipe.data import Data
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.optimizers import AdamP, AdamW, NormalizeAndProject, Optimizer, Sgd, SinkGd, Swan
+from app.recipe.optimizers import AdamP, AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd, SinkGd, Swan
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
@@ -113,4 +113,5 @@ def _state(optimizer: Optimizer, student: Cost) -> int:
         return 2 * student.parameters
     if isinstance(optimizer, SinkGd | Swan):
         return 2 * (student.parameters - student.hidden_weights)
-    return student.parameters if not isinstance(optimizer, Sgd) or optimizer.momentum > 0 else 0
+    stateless = isinstance(optimizer, NormalizedGd) or (isinstance(optimizer, Sgd) and optimizer.momentum == 0)
+    return 0 if stateless else student.parameters

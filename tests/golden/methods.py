@@ -33,4 +33,5 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "sinkgd": optimizers.sinkgd,
     "swan": optimizers.swan,
     "nap": optimizers.nap,
+    "normalized_lr_gd": optimizers.normalized_gd,
 }

@@ -57,6 +57,25 @@ def nap(case: Case) -> Iterator[Comparison]:
     yield from _against(case, "nap", "param.", _trajectory(case, parameters, optimizer))
 
 
+def normalized_gd(case: Case) -> Iterator[Comparison]:
+    """Until every sample is right, where the method ends: no gradient tells later mistakes of e^-1000 apart."""
+    features, labels = case.inputs["features"], case.inputs["labels"]
+    for rate in (1, 100, 10_000):
+        model = nn.Linear(features.shape[1], 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        optimizer = build_optimizer(contract.NormalizedGd(lr=rate), model.parameters(), [model])
+        output = f"theta_nlrgd_g{rate}"
+        for step, expected in enumerate(case.outputs[output]):
+            found = model.weight.detach()[0].clone()
+            yield Comparison("normalized-gd", f"{output}, step {step}", found, expected)
+            margins = labels * model(features)[:, 0]
+            if (margins > 0).all():
+                break
+            nn.functional.softplus(-margins).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def _one_matrix(case: Case, spec: contract.Optimizer) -> Iterator[Comparison]:
     weight = nn.Parameter(case.inputs["weight"].clone())
     optimizer = build_optimizer(spec, [weight])
@@ -77,9 +96,7 @@ def _parameters(case: Case) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(case.inputs[f"param.{name}"].clone()) for name in names}
 
 
-def _trajectory(
-    case: Case, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def _trajectory(case: Case, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Parameters by "<name>.step<t>"."""
     found = {}
     for step in range(len(case.inputs[f"grads.{next(iter(parameters))}"])):

@@ -10,6 +10,7 @@ from torch import nn
 
 from app.recipe.optimizers import AdamP as AdamPSpec
 from app.recipe.optimizers import AdamW, NormalizeAndProject, Optimizer, Sgd
+from app.recipe.optimizers import NormalizedGd as NormalizedGdSpec
 from app.recipe.optimizers import SgdP as SgdPSpec
 from app.recipe.optimizers import SinkGd as SinkGdSpec
 from app.recipe.optimizers import Swan as SwanSpec
@@ -17,6 +18,7 @@ from worker.errors import UserError
 from worker.optimizers.adamp import AdamP
 from worker.optimizers.nap import Projection
 from worker.optimizers.normalized import Normalized
+from worker.optimizers.normalized_gd import NormalizedGd
 from worker.optimizers.roles import hidden_matrices, normalisations, scales_and_offsets
 from worker.optimizers.sgdp import SgdP
 from worker.optimizers.sinkgd import SinkGd
@@ -65,6 +67,10 @@ def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) ->
     return optimizer
 
 
+def _normalized_gd(spec: NormalizedGdSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
+    return NormalizedGd(parameters, modules[0] if modules else None, **_arguments(spec))
+
+
 OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimizer]] = {
     Sgd: _sgd,
     AdamW: _adamw,
@@ -73,6 +79,7 @@ OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimize
     SinkGdSpec: _normalized(SinkGd),
     SwanSpec: _normalized(Swan),
     NormalizeAndProject: _nap,
+    NormalizedGdSpec: _normalized_gd,
 }
 
 
@@ -81,9 +88,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that `spec` describes, over `parameters`.
 
-    `modules` are the networks that the parameters are from: they tell embeddings, output layers and normalisation layers
-    from the rest, which `sinkgd`, `swan` and `nap` treat differently. Raises UserError (`invalid_job`) when `nap` finds
-    no normalisation layer in them.
+    `modules` are the networks that the parameters are from, the student first: they tell embeddings, output layers and
+    normalisation layers from the rest, which `sinkgd`, `swan` and `nap` treat differently, and it is the student's
+    outputs that `normalized-gd` listens to. Raises UserError (`invalid_job`) when `nap` finds no normalisation layer.
     """
     return OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
 

@@ -46,7 +46,9 @@ class AdamP(Foreach):
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
         return fresh_moments(weight)
 
-    def _update(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
         updates, scale = move_moments(gradients, states, group["betas"], group["eps"], group["nesterov"])
         ratios = project(weights, gradients, updates, group["delta"], group["wd_ratio"], group["eps"])
         decay(weights, ratios, group["lr"] * group["weight_decay"])

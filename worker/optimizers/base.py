@@ -51,7 +51,9 @@ class Foreach(torch.optim.Optimizer, ABC):
         """State of a parameter before its first step."""
 
     @abstractmethod
-    def _update(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
         """Change `weights` and `states` in place; the parameters have taken the same number of steps."""
 
     def _bunches(self, parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

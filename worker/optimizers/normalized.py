@@ -31,7 +31,9 @@ class Normalized(Foreach):
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
         return fresh_moments(weight) if group["rule"] == "adam" else {}
 
-    def _update(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
         if group["rule"] == "adam":
             rate = group["lr"]
             updates, scale = move_moments(gradients, states, group["betas"], group["eps"])

@@ -1,4 +1,4 @@
-"""What a parameter is for: optimizers treat matrices of hidden layers, normalisation layers and the rest differently."""
+"""What a parameter is for: matrices of hidden layers and normalisation layers are trained in ways of their own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 
 def hidden_matrices(parameters: Iterable[nn.Parameter], modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Those of `parameters` that are weights of hidden layers: more than one row and column, no embedding, not the last.
+    """Those of `parameters` that are weights of hidden layers: matrices, but no embedding and not the last.
 
-    Rows are output channels; kernels of convolutions are seen as (channels, rest). The last matrix of each of `modules`,
-    in the order in which they register them, is its output layer.
+    A matrix has more than one row and column. Rows are output channels; kernels of convolutions are seen as (channels,
+    rest). The last matrix of each of `modules`, in the order in which they register them, is its output layer.
     """
     apart = {weight for module in modules for weight in _apart(module)}
     return [parameter for parameter in parameters if _is_matrix(parameter) and parameter not in apart]
@@ -25,10 +25,14 @@ def scales_and_offsets(parameters: Iterable[nn.Parameter], modules: Sequence[nn.
 
 
 def normalisations(module: nn.Module) -> Iterator[nn.Module]:
-    """Normalisation layers of any library: they say so in their name, and learn vectors or nothing."""
+    """Normalisation layers of any library: they say so in their name, and learn vectors or nothing.
+
+    What is called `Normalize` there prepares samples.
+    """
     for layer in module.modules():
+        name = type(layer).__name__.lower()
         vectors = all(parameter.ndim == 1 for parameter in layer.parameters())
-        if "norm" in type(layer).__name__.lower() and vectors and not list(layer.children()):
+        if "norm" in name and "normali" not in name and vectors and not list(layer.children()):
             yield layer
 
 

@@ -50,7 +50,9 @@ class SgdP(Foreach):
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
         return {"momentum": torch.zeros_like(weight)}
 
-    def _update(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]) -> None:
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
         buffers = [state["momentum"] for state in states]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients, alpha=1 - group["dampening"])

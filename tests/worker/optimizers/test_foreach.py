@@ -38,7 +38,9 @@ def gradient_of(weight: Tensor, index: int, step: int) -> Tensor | None:
     """Random; of every third tensor orthogonal to each row, of every other third to the whole; some are missing."""
     if (index + step) % 4 == 3:
         return None
-    gradient = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(100 * step + index))
+    gradient = torch.randn(
+        weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(100 * step + index)
+    )
     if weight.ndim > 1 and weight.numel() > 0 and index % 3 < 2:
         rows, weights = (tensor.reshape(len(weight) if index % 3 == 0 else 1, -1) for tensor in (gradient, weight))
         along = (rows * weights).sum(1, keepdim=True) / weights.square().sum(1, keepdim=True)
