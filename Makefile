@@ -8,17 +8,19 @@ ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS_BIN := .venv-peers/bin
+PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench pins clean
+.PHONY: help setup demo up test lint bench bench-peers pins clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with pinned dependencies (the other targets do so themselves)
 
 $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh
-	@TORCH="$(TORCH)" TORCH_CPU_INDEX="$(TORCH_CPU_INDEX)" PYTHON="$(PYTHON)" sh scripts/setup.sh
+	@VENV=.venv TORCH="$(TORCH)" TORCH_CPU_INDEX="$(TORCH_CPU_INDEX)" PYTHON="$(PYTHON)" sh scripts/setup.sh
 
 demo: $(READY) ## Distil a model over HTTP, from upload to downloaded weights, in about three minutes
 	@$(BIN)/python examples/demo.py $(ARGS)
@@ -38,10 +40,16 @@ lint: $(READY) ## Check style, types and the direction of imports
 bench: $(READY) ## Measure speed and size, and print the table
 	@$(BIN)/python -m bench $(ARGS)
 
+bench-peers: $(PEERS) ## Compare losses and whole trainings with established engines, in an environment of their own
+	@$(PEERS_BIN)/python -m bench.peers $(ARGS)
+
+$(PEERS): pyproject.toml requirements/constraints.txt scripts/setup.sh bench/peers/setup.sh bench/peers/requirements.txt
+	@TORCH="$(TORCH)" TORCH_CPU_INDEX="$(TORCH_CPU_INDEX)" PYTHON="$(PYTHON)" sh bench/peers/setup.sh
+
 pins: $(READY) ## Write the versions that are installed now to requirements/constraints.txt
 	@sh scripts/pins.sh
 
 clean: ## Remove .venv, caches and what the demo wrote; never data of a service
-	rm -rf .venv build dist *.egg-info demo-output
+	rm -rf .venv .venv-peers build dist *.egg-info demo-output
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -55,10 +55,18 @@ def replace_part(page: Path, part: str, text: str) -> None:
 
 def machine() -> str:
     """The machine and the versions that matter, in general words."""
-    versions = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
-    system = f"{platform.system()} on {os.cpu_count()} cores ({platform.machine()})"
     python = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    return f"{system}; {python}, {', '.join(versions)}"
+    return f"{system()}; {python}, {', '.join(versions(PACKAGES))}"
+
+
+def system() -> str:
+    """The kind of machine, in general words."""
+    return f"{platform.system()} on {os.cpu_count()} cores ({platform.machine()})"
+
+
+def versions(packages: Sequence[str]) -> list[str]:
+    """Name and version of those that are installed."""
+    return [f"{name} {found}" for name in packages if (found := _version(name))]
 
 
 def _version(package: str) -> str | None:

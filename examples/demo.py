@@ -8,37 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from digits import DataFiles, write_digits
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+from session import ExampleError, console, fetch, finish, options_of, play, say
 
 from app.cli import views
-from app.cli.board import follow
-from app.cli.client import Client, ClientError
+from app.cli.client import Client
 from app.cli.objects import File, Job
 
 READER = Path(__file__).with_name("onnx_reader.py")
-START_SECONDS = 60
-STOP_SECONDS = 30
 STUDENT = {"architecture": "mlp", "hidden": [16]}
 TEACHER = {"architecture": "mlp", "hidden": [512, 256]}
-console = Console(highlight=False)
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
 
 
 class Figures(NamedTuple):
@@ -53,72 +41,11 @@ class Figures(NamedTuple):
 
 
 def main() -> int:
-    options = parse_options()
-    start = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with service(options.output) as client:
-            run(client, options)
-    except KeyboardInterrupt:
-        say("Interrupted; the service was stopped.")
-        return 130
-    except (DemoError, ClientError, OSError) as error:
-        say(f"The demo failed: {error}")
-        say(f"The service's log: {options.output / 'service.log'}")
-        return 1
-    say(f"Done in {time.monotonic() - start:.0f} s. The models and their reports lie in {options.output}")
-    return 0
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Distils a model over HTTP and measures the result.")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for all that is made")
+    parser = options_of("Distils a model over HTTP and measures the result.", "demo-output")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each student")
     parser.add_argument("--epochs", type=int, default=100, help="epochs of each student")
     parser.add_argument("--teacher-epochs", type=int, default=30)
-    return parser.parse_args()
-
-
-@contextmanager
-def service(output: Path) -> Iterator[Client]:
-    """Run `stillhouse up` on a free port, with its data under `output`; stopped whatever happens."""
-    output.mkdir(parents=True, exist_ok=True)
-    command = [Path(sys.executable).with_name("stillhouse"), "up", "--port", "0", "--json"]
-    mine = {"STILLHOUSE_DATA_DIR": str((output / "service").resolve())}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("STILLHOUSE_")}
-    with (output / "service.log").open("w") as log:
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, env=clean | mine, text=True, start_new_session=True
-        )
-        try:
-            hello = read_hello(server)
-            say(f"Stillhouse runs at {hello['url']} (docs: {hello['docs']})")
-            with Client(hello["url"], hello["key"]) as client:
-                yield client
-        finally:
-            stop(server)
-
-
-def read_hello(server: subprocess.Popen[str]) -> dict[str, str]:
-    """The line of JSON that the service prints once it answers."""
-    assert server.stdout is not None
-    timer = signal.signal(signal.SIGALRM, lambda *_: server.kill())
-    signal.alarm(START_SECONDS)
-    line = server.stdout.readline()
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, timer)
-    if not line:
-        raise DemoError(f"the service did not start (exit code {server.wait()})")
-    return json.loads(line)
-
-
-def stop(server: subprocess.Popen[str]) -> None:
-    server.terminate()
-    try:
-        server.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    return play(parser.parse_args(), run)
 
 
 def run(client: Client, options: argparse.Namespace) -> None:
@@ -142,11 +69,6 @@ def run(client: Client, options: argparse.Namespace) -> None:
     figures = [measure(client, job, fetch(client, job, folder), paths, reference) for job in (teacher, *students)]
     report(figures[:1], figures[1 : 1 + options.seeds], figures[1 + options.seeds :])
     (options.output / "figures.json").write_text(json.dumps([figure._asdict() for figure in figures], indent=2))
-
-
-def say(text: str) -> None:
-    """Print text as it is, folded only by the terminal."""
-    console.print(text, markup=False, soft_wrap=True)
 
 
 def teacher_job(many: File, test: File, epochs: int) -> dict[str, Any]:
@@ -186,29 +108,12 @@ def student_job(few: File, test: File, epochs: int, seed: int, teacher: str | No
     }
 
 
-def finish(client: Client, jobs: Sequence[Job]) -> list[Job]:
-    """Show the jobs to their end; all must succeed."""
-    ended = follow(client, jobs, console, events=False)
-    for job in ended:
-        if job.status != "succeeded":
-            raise DemoError(f"{job.name}: {views.failure(job)}")
-    return ended
-
-
-def fetch(client: Client, job: Job, folder: Path) -> Path:
-    """Download a job's bundle; the client verifies each file's sha256."""
-    bundle = folder / str(job.name)
-    for artifact in client.artifacts(job.id):
-        client.download(job.id, artifact.name, bundle)
-    return bundle
-
-
 def measure(client: Client, job: Job, bundle: Path, data: DataFiles, teacher: Path) -> Figures:
     """Figures of a bundle from a fresh, isolated interpreter."""
     command = [sys.executable, "-I", READER, bundle, data.test, teacher]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise DemoError(f"ONNX Runtime could not read {bundle}: {result.stderr.strip()}")
+        raise ExampleError(f"ONNX Runtime could not read {bundle}: {result.stderr.strip()}")
     say(f"  {bundle}: sha256 verified, measured")
     model = client.model(str(job.model_id))
     return Figures(model.parameters, (bundle / "model.safetensors").stat().st_size, **json.loads(result.stdout))

@@ -1,15 +1,17 @@
-"""Draws small faces of a few strokes, with their landmarks, as data files for the examples.
+"""Data files for the examples of landmarks: small faces drawn of a few strokes, or photographs that you have.
 
 python examples/faces.py FOLDER
+python examples/faces.py FOLDER --photographs landmarks.npz
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from archives import DataFiles, write_parts
 
 SIDE = 24
 """Pixels."""
@@ -42,15 +44,11 @@ STROKES = [(0, 1), (2, 3), (4, 5), (6, 7), (7, 8)]
 NDArray = np.ndarray[Any, np.dtype[Any]]
 
 
-class DataFiles(NamedTuple):
-    """Two archives, each with `x` (N, 24, 24) uint8 and `y` (N, 9, 2) float32, x before y, in fractions of the side."""
-
-    train: Path
-    test: Path
-
-
 def write_faces(folder: Path) -> DataFiles:
-    """Draw the faces, always the same ones, and write them to `folder`."""
+    """Draw the faces, always the same ones, and write them to `folder`.
+
+    Their archives have `x` (N, 24, 24) uint8 and `y` (N, 9, 2) float32: x before y, in fractions of the side.
+    """
     points = draw_points(TRAIN + TEST, np.random.default_rng(0))
     images = draw_images(points)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,5 +88,12 @@ def distances(pixels: NDArray, first: NDArray, last: NDArray) -> NDArray:
 
 
 if __name__ == "__main__":
-    for path in write_faces(Path(sys.argv[1] if len(sys.argv) > 1 else ".")):
+    parser = argparse.ArgumentParser(description="Writes faces.npz and faces-test.npz.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path())
+    parser.add_argument(
+        "--photographs", type=Path, help="archive with x_train, y_train, x_test and y_test, as drawn ones"
+    )
+    options = parser.parse_args()
+    photographs = options.photographs
+    for path in write_parts(photographs, options.folder, "faces") if photographs else write_faces(options.folder):
         print(path)

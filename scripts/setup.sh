@@ -1,8 +1,12 @@
 #!/bin/sh
-# Makes .venv: Python, torch (its CPU build where there is no GPU), then Stillhouse with pinned dependencies.
-# `.venv/.installing` marks a set-up in progress, so that one that was interrupted is made anew, not built upon;
-# `.venv/.ready` marks a complete one, and make runs this script only when it is missing or out of date.
+# Makes .venv, or what VENV names: Python, torch (its CPU build where there is no GPU), then Stillhouse with pinned
+# dependencies.
+# `.installing` marks a set-up in progress, so that one that was interrupted is made anew, not built upon;
+# `.ready` marks a complete one, and make runs this script only when it is missing or out of date.
 set -eu
+
+VENV=${VENV:-.venv}
+EXTRAS=${EXTRAS:-worker,demo,test}
 
 find_python() {
     for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3}; do
@@ -18,21 +22,21 @@ find_python() {
 }
 
 make_venv() {
-    if [ -e .venv/.installing ] || ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
+    if [ -e $VENV/.installing ] || ! $VENV/bin/python -c 'import pip' >/dev/null 2>&1; then
         python=$(find_python)
-        echo "Making .venv with $("$python" --version)"
+        echo "Making $VENV with $("$python" --version)"
         # --clear also replaces what an interrupted set-up left behind.
-        "$python" -m venv --clear .venv || {
+        "$python" -m venv --clear $VENV || {
             echo "$python can not make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
             return 1
         }
     fi
-    touch .venv/.installing
-    rm -f .venv/.ready
+    touch $VENV/.installing
+    rm -f $VENV/.ready
 }
 
 install() {
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+    $VENV/bin/python -m pip install -qq --disable-pip-version-check --no-input \
         -c requirements/constraints.txt "$@"
 }
 
@@ -47,7 +51,7 @@ install_torch() {
         return
     fi
     echo "Installing torch $TORCH, CPU build (200 MB)"
-    attempt=.venv/torch.log
+    attempt=$VENV/torch.log
     if install "torch==$TORCH+cpu" >"$attempt" 2>&1; then
         return
     fi
@@ -62,7 +66,7 @@ install_torch() {
 make_venv
 install_torch
 echo "Installing Stillhouse and its dependencies"
-install -e '.[worker,demo,test]'
-rm -f .venv/.installing .venv/torch.log
-touch .venv/.ready
-echo "Ready: .venv"
+install -e ".[$EXTRAS]"
+rm -f $VENV/.installing $VENV/torch.log
+touch $VENV/.ready
+echo "Ready: $VENV"

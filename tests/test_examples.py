@@ -1,117 +1,265 @@
-"""Every job file in `examples/` is accepted by the service and runs to its end, on a few steps of real data."""
+"""Every job file in `examples/` is accepted by the service and runs to its end, and every program does what it says."""
 
 from __future__ import annotations
 
-import importlib.util
+import csv
+import gzip
+import importlib
 import json
-import shutil
+import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from app.cli import documents
 from app.cli.client import Client
 from app.cli.objects import Job
-from app.recipe import documents
 from app.recipe.losses import LOSSES
+from app.recipe.model import ModelConfig
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students import STUDENTS
-from tests.app.cli.process import STILLHOUSE, environment, running
+from tests.app.cli.process import environment, running
+from worker.students.model import Model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
-FEW_STEPS = ("--set", "recipe.max_steps=2")
-MADE_FIRST = {"teacher": "teacher.yaml", "tough": "faces-tough.yaml", "tolerant": "faces-tolerant.yaml"}
-"""Examples whose models others learn from, by what those call them."""
+METHODS = EXAMPLES / "methods.yaml"
+FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path != METHODS)
+BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epochs=1000")
+PLAYED = ("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml")
+"""Examples that the programs send."""
+MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml")
+"""Other examples whose models others learn from."""
+TAUGHT_BY = {
+    "sst2.yaml": ["sst2-teacher.yaml"],
+    "sst2-shrink.yaml": ["sst2-teacher.yaml"],
+    "cifar10.yaml": ["cifar10"],
+} | {"faces.yaml": ["faces-tough.yaml", "faces-tolerant.yaml"]}
+"""The teachers of an example; of all others it is `teacher.yaml`."""
+GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"
 
 
 class Service(NamedTuple):
-    """A running service, the command line's environment, and a copy of the examples with their data."""
+    """A running service, the environment of its clients, and a folder with the data of the examples."""
 
     client: Client
     env: dict[str, str]
     folder: Path
 
-    def run(self, *words: str) -> dict[str, Any]:
-        """Run a command that must succeed; its JSON."""
-        result = subprocess.run((*STILLHOUSE, *words, "--json"), capture_output=True, text=True, env=self.env)
+    def read(self, name: str, *assignments: str) -> dict[str, Any]:
+        """A job file as the command line sends it."""
+        return documents.send_data(self.client, documents.read(EXAMPLES / name, assignments), self.folder)
+
+    def finished(self, name: str, *assignments: str) -> Job:
+        """A job of two steps, when it is done."""
+        job = self.client.submit(self.read(name, *assignments, *BRIEFLY))
+        ended = self.client.wait(job.id, timeout_seconds=200)
+        assert ended.status == "succeeded", ended.error
+        return ended
+
+    def program(self, name: str, *words: str | Path) -> str:
+        """Run one of the programs with this service; what it printed."""
+        command = [sys.executable, EXAMPLES / name, "--running", "--output", self.folder / name, *words]
+        result = subprocess.run(command, capture_output=True, text=True, env=self.env, timeout=200)
         assert result.returncode == 0, result.stdout + result.stderr
-        answer: dict[str, Any] = json.loads(result.stdout)
-        return answer
+        return result.stdout
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("examples")
-    folder = root / "examples"
-    shutil.copytree(EXAMPLES, folder)
-    write_data(folder)
+    write_data(root)
     env = environment(root / "data")
     with running(env) as (_, hello), Client(hello["url"], hello["key"]) as client:
-        yield Service(client, env, folder)
+        yield Service(client, env, root)
 
 
 def write_data(folder: Path) -> None:
-    """What `python examples/digits.py` and `python examples/faces.py` write."""
+    """Data files by the names that the examples use."""
     for name in ("digits", "faces"):
-        getattr(load_script(name), f"write_{name}")(folder)
+        getattr(example(name), f"write_{name}")(folder)
+    write_images(folder / "images.npz", write_checkpoint(folder / "resnet8.th"))
+    example("archives").write_parts(folder / "images.npz", folder, "cifar10")
+    for name, rows in (("sst2.tsv.gz", 200), ("sst2-dev.tsv.gz", 40)):
+        write_sentences(folder / name, rows)
 
 
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(name: str) -> ModuleType:
+    """One of the programs, as a module."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+def write_checkpoint(path: Path) -> Model:
+    """Save a ResNet-8 with random weights as akamaster/pytorch_resnet_cifar10 does; the model that it is."""
+    words = documents.read(EXAMPLES / "teachers" / "cifar-resnet56.yaml", ["config.architecture.depth=8"])
+    torch.manual_seed(0)
+    model = Model(ModelConfig.model_validate(words["config"])).eval()
+    with torch.no_grad():
+        for name, values in model.network.state_dict().items():
+            if "norm" in name and values.is_floating_point():
+                values.copy_(torch.rand_like(values) + 0.5)
+    state = {theirs(name): values for name, values in model.network.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 93.4}, path)
+    return model
+
+
+def theirs(name: str) -> str:
+    """What that repository calls one of our weights."""
+    part, _, rest = name.partition(".")
+    if part == "stages":
+        stage, rest = rest.split(".", 1)
+        return f"module.layer{int(stage) + 1}.{rest.replace('norm', 'bn')}"
+    return f"module.{ {'conv': 'conv1', 'norm': 'bn1', 'head': 'linear'}[part] }.{rest}"
+
+
+def write_images(path: Path, teacher: Model) -> None:
+    """Images of which the teacher knows all classes: they are what it says."""
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(0, 256, (168, 4, 4, 3), np.uint8)
+    images = np.kron(blocks, np.ones((1, 8, 8, 1), np.uint8))
+    with torch.no_grad():
+        labels = teacher(torch.from_numpy(images).permute(0, 3, 1, 2)).argmax(-1).numpy()
+    assert len(np.unique(labels[128:])) > 1
+    np.savez(path, x_train=images[:128], y_train=labels[:128], x_test=images[128:], y_test=labels[128:])
+
+
+def write_sentences(path: Path, rows: int) -> None:
+    """Rows of a sentence and its label, of which two words tell."""
+    draw = random.Random(rows)
+    with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(("sentence", "label"))
+        for row in range(rows):
+            telling = draw.choices((GOOD if row % 2 else BAD).split(), k=2)
+            words = [*telling, *draw.choices(OTHER.split(), k=draw.randint(1, 9))]
+            table.writerow((" ".join(draw.sample(words, len(words))), row % 2))
 
 
 @pytest.fixture(scope="module")
 def made(service: Service) -> dict[str, Job]:
-    """The examples of teachers, run, by the name of the teacher."""
-    return {teacher: finished(service, name) for teacher, name in MADE_FIRST.items()}
+    """The examples of teachers, run, by their file."""
+    return {name: service.finished(name) for name in MADE_FIRST}
 
 
-def finished(service: Service, name: str, *words: str) -> Job:
-    job = service.run("submit", str(service.folder / name), *words, *FEW_STEPS)
-    ended = service.client.wait(job["id"], timeout_seconds=200)
-    assert ended.status == "succeeded", ended.error
-    return ended
+@pytest.fixture(scope="module")
+def sst2(service: Service) -> str:
+    """What the program for texts printed."""
+    train, test = service.folder / "sst2.tsv.gz", service.folder / "sst2-dev.tsv.gz"
+    return service.program("sst2.py", "--train", train, "--eval", test, "--rows", "64", "--epochs", "1")
 
 
-def with_teachers(service: Service, name: str, made: dict[str, Job]) -> tuple[str, ...]:
-    document = documents.parse((service.folder / name).read_text())
-    paths = {f"teachers[{index}].model": one["name"] for index, one in enumerate(document.get("teachers", ()))}
-    if "teacher" in document:
-        paths["teacher.model"] = "teacher"
-    return tuple(word for path, teacher in paths.items() for word in ("--set", f"{path}={made[teacher].model_id}"))
+@pytest.fixture(scope="module")
+def teachers(service: Service, made: dict[str, Job], sst2: str) -> dict[str, str]:
+    """Ids of the models to learn from, by what made them."""
+    assert sst2
+    [reader] = service.client.jobs(name="sst2 teacher")
+    bought = example("cifar10").register(service.client, service.folder / "resnet8.th", 8)
+    jobs = {**made, "sst2-teacher.yaml": reader}
+    return {"cifar10": bought.id} | {name: str(job.model_id) for name, job in jobs.items()}
+
+
+def assignments(name: str, teachers: dict[str, str]) -> list[str]:
+    """What a job file leaves open: its teachers."""
+    job = documents.read(EXAMPLES / name)
+    places = (
+        ["teacher"] if "teacher" in job else [f"teachers[{index}]" for index in range(len(job.get("teachers", ())))]
+    )
+    known = TAUGHT_BY.get(name, ["teacher.yaml"])
+    return [f"{place}.model={teachers[teacher]}" for place, teacher in zip(places, known, strict=False)]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_is_valid_as_it_stands(service: Service, made: dict[str, Job], name: str) -> None:
-    answer = service.run("validate", str(service.folder / name), *with_teachers(service, name, made))
-    assert answer["valid"]
-    assert answer["total_steps"] > 100
+def test_it_is_valid_as_it_stands(service: Service, teachers: dict[str, str], name: str) -> None:
+    answer = service.client.validate(service.read(name, *assignments(name, teachers)))
+    assert answer.valid, answer.errors
+    if answer.total_steps is not None:  # known at once of archives, whose header tells how many samples there are
+        assert answer.total_steps > 100
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_it_runs_to_its_end(service: Service, made: dict[str, Job], name: str) -> None:
-    done = {MADE_FIRST[teacher]: job for teacher, job in made.items()}
-    ended = done.get(name) or finished(service, name, *with_teachers(service, name, made))
+@pytest.mark.parametrize("name", [name for name in FILES if name not in PLAYED])
+def test_it_runs_to_its_end(service: Service, made: dict[str, Job], teachers: dict[str, str], name: str) -> None:
+    ended = made.get(name) or service.finished(name, *assignments(name, teachers))
     names = {artifact.name for artifact in service.client.artifacts(ended.id)}
     assert {"model.safetensors", "config.json", "report.json"} <= names
-    assert ("model.onnx" in names) == ("onnx" in ended.spec["export"])
+    assert "tokenizer.json" not in names
+
+
+def test_a_network_that_was_trained_elsewhere_teaches(service: Service) -> None:
+    folder = service.folder
+    short = ("--teacher-depth", "8", "--depth", "8", "--epochs", "1", "--images", "64")
+    said = service.program("cifar10.py", "--data", folder / "images.npz", "--checkpoint", folder / "resnet8.th", *short)
+    assert "64 images to learn from, 40 to be measured on" in said
+    report = json.loads((folder / "cifar10.py" / "models" / "cifar10" / "report.json").read_text())
+    assert report["teacher"]["accuracy"] == 1.0
+    assert row(said, "teacher")[2:] == [f"{report['teacher'][name] * 100:.2f}" for name in ("accuracy", "ece")]
+    shares = [f"{report['student'][name] * 100:.2f}" for name in ("accuracy", "ece", "agreement")]
+    assert row(said, "distilled")[2:] == shares
+    assert len(row(said, "alone")) == 4
+
+
+def row(printed: str, name: str) -> list[str]:
+    """Parameters, weights and shares of one line of the table; not the time that it took."""
+    line = next(line for line in printed.splitlines() if line.split()[:1] == [name] and "%" not in line)
+    cells = [cell for cell in line.removeprefix(f" {name}").split("  ") if cell.strip()]
+    return [cell.strip() for cell in cells][:-1]
+
+
+def test_students_of_texts_learn_from_a_teacher_that_is_made_first(service: Service, sst2: str) -> None:
+    assert "64 sentences to learn from, 40 to be measured on" in sst2
+    folder = service.folder / "sst2.py" / "models"
+    for name in ("sst2", "sst2, alone", "sst2 shrink"):
+        read, network = (
+            kind.from_pretrained(folder / name) for kind in (AutoTokenizer, AutoModelForSequenceClassification)
+        )
+        assert network(**read("a lovely film", return_tensors="pt")).logits.shape == (1, 2)
+    depths = [
+        json.loads((folder / name / "config.json").read_text())["num_hidden_layers"] for name in ("sst2", "sst2 shrink")
+    ]
+    assert depths == [1, 2]
+
+
+def test_a_teacher_of_texts_may_come_as_a_folder(service: Service, teachers: dict[str, str]) -> None:
+    folder, program = service.folder / "my-bert", example("sst2")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        service.client.download_model(teachers["sst2-teacher.yaml"], name, folder)
+    assert program.depth_of(folder) == program.MADE_HERE
+    teacher = program.register(service.client, folder)
+    assignments = [f"teacher.model={teacher}", *program.places_in(program.MADE_HERE)]
+    assert service.finished("sst2.yaml", *assignments).status == "succeeded"
+
+
+def test_photographs_take_the_place_of_drawn_faces(tmp_path: Path) -> None:
+    arrays = {
+        f"{key}_{part}": np.zeros((3, *shape))
+        for part in ("train", "test")
+        for key, shape in (("x", (8, 8)), ("y", (5, 2)))
+    }
+    np.savez(tmp_path / "mine.npz", **arrays)
+    command = [sys.executable, EXAMPLES / "faces.py", tmp_path, "--photographs", tmp_path / "mine.npz"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert np.load(tmp_path / "faces.npz")["y"].shape == (3, 5, 2)
 
 
 def test_together_they_show_everything_that_a_job_can_choose() -> None:
-    jobs = [documents.parse((EXAMPLES / name).read_text()) for name in FILES]
+    jobs = [documents.read(EXAMPLES / name) for name in FILES]
     recipes = [job["recipe"] for job in jobs]
+    methods = yaml.safe_load(METHODS.read_text()).values()
+    stages = [stage for method in methods for stage in method.get("stages", ())]
     shown = {
-        *(loss["kind"] for recipe in recipes for loss in recipe["losses"]),
-        *(recipe[part]["kind"] for recipe in recipes for part in ("optimizer", "schedule")),
+        *(loss["kind"] for recipe in (*recipes, *methods, *stages) for loss in recipe["losses"]),
+        *(recipe[part]["kind"] for recipe in recipes for part in ("optimizer", "schedule") if part in recipe),
         *(job["student"]["architecture"] for job in jobs),
     }
     kinds = {option.model_fields["kind"].default for option in (*LOSSES, *OPTIMIZERS, *SCHEDULES)}

@@ -10,8 +10,11 @@ import pytest
 import typer
 
 from app.cli.main import app
+from app.models.schemas import ModelRequest
 from app.recipe import documents
+from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
+from app.recipe.teachers import Teacher
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,12 +25,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "http.md"], ids=lambda page: page.name)
-def test_jobs_that_are_shown_are_valid(page: Path) -> None:
-    shown = [*blocks(page, "yaml"), *blocks(page, "json")]
+@pytest.mark.parametrize("page", ["README.md", "docs/http.md", "docs/jobs.md"])
+def test_documents_that_are_shown_are_valid(page: str) -> None:
+    shown = [*blocks(ROOT / page, "yaml"), *blocks(ROOT / page, "json")]
     assert shown
     for text in shown:
-        JobSpec.model_validate_json(json.dumps(documents.parse(text)))
+        document = documents.parse(text)
+        if "recipe" in document:
+            assert not find_problems(JobSpec.model_validate_json(json.dumps(document)))
+        elif set(document) == {"teacher"}:
+            Teacher.model_validate(document["teacher"])
+        else:
+            ModelRequest.model_validate_json(json.dumps(document))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -61,14 +61,13 @@ class Context:
         shelf = Shelf(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
         return Sources(self.store, self.settings, shelf)
 
-    @property
-    def teacher_cache(self) -> CachePlace | None:
-        """Where trainers keep what teachers say."""
+    def teacher_cache(self, project_id: str) -> CachePlace | None:
+        """Where trainers of a project's jobs keep what teachers say."""
         settings = self.settings
         if settings.teacher_cache_bytes == 0:
             return None
         folder = settings.resolved_cache_dir / "teachers"
-        return CachePlace(folder=str(folder), max_bytes=settings.teacher_cache_bytes)
+        return CachePlace(folder=str(folder), max_bytes=settings.teacher_cache_bytes, owner=project_id)
 
     def tick(self) -> None:
         """Show whoever watches the tick file that the worker is alive."""

@@ -28,6 +28,8 @@ class CachePlace(Message):
     """Absolute; made when it is missing, and not emptied after the job."""
     max_bytes: int = DEFAULT_BYTES
     """Of all that lies there; what was not used for longest makes room."""
+    owner: str = ""
+    """Only jobs of the same owner share answers: that one was kept tells that somebody has this teacher and data."""
 
 
 class Assignment(Message):

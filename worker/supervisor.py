@@ -131,7 +131,7 @@ class Attempt:
         self._context.spares.refill()
         inputs = await self._access.write(_begin_staging)
         self._refuse_missing(inputs)
-        cache = self._context.teacher_cache
+        cache = self._context.teacher_cache(self._lease.project_id)
         await self._access.patiently(partial(stage, self._context.sources, self._lease, inputs, self._folder, cache))
         self._trainer = trainer = await self._context.spares.take()
         self._watchdog.heard(None)

@@ -11,22 +11,30 @@ from pydantic import BaseModel
 
 from app.projects.auth import Caller, require
 from app.recipe.augmentation import AUGMENTATIONS
-from app.recipe.base import Option
+from app.recipe.base import Spec
+from app.recipe.data import FORMATS
 from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students import STUDENTS
+from app.recipe.teacher_cache import TEACHER_CACHES
 from app.recipe.tokenizers import TOKENIZERS
 
 router = APIRouter(prefix="/v1/catalog", tags=["catalog"])
 Reader = Annotated[Caller, Depends(require("read"))]
-Group = Literal["losses", "optimizers", "schedules", "students", "augmentations", "tokenizers"]
-GROUPS: dict[Group, tuple[type[Option], ...]] = {
+Group = Literal[
+    "losses", "optimizers", "schedules", "students", "formats", "augmentations", "tokenizers", "teacher-caches"
+]
+TAGS = ("architecture", "format", "store", "kind")
+"""Fields that tell the options of a group apart."""
+GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "losses": LOSSES,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
     "students": STUDENTS,
+    "formats": FORMATS,
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,
+    "teacher-caches": TEACHER_CACHES,
 }
 
 
@@ -44,8 +52,14 @@ class OptionView(BaseModel):
     object: Literal["catalog.option"] = "catalog.option"
     group: Group
     kind: str
-    """Its name in a job, as `kind` (of a student: `architecture`)."""
+    """Its name in a job, as `kind` (of students `architecture`, of data `format`, of teacher caches `store`)."""
     description: str
+    equation: str | None
+    """Of losses."""
+    applies: str | None
+    """What a loss is for, in words."""
+    tasks: list[str] | None
+    """Tasks that a loss or an augmentation is for; none: it does not depend on the task."""
     paper: PaperView | None
     defaults: dict[str, Any]
     """Values of the fields that a job may leave out."""
@@ -60,27 +74,26 @@ class OptionList(BaseModel):
 
 
 @cache
-def _view(group: Group, option: type[Option]) -> OptionView:
-    tag = "architecture" if "architecture" in option.model_fields else "kind"
-    paper = option.paper
+def _view(group: Group, option: type[Spec]) -> OptionView:
+    schema = option.model_json_schema()
+    tag = next(tag for tag in TAGS if tag in schema["properties"])
+    paper, tasks = getattr(option, "paper", None), getattr(option, "tasks", None)
     return OptionView(
         group=group,
-        kind=option.model_fields[tag].default,
+        kind=schema["properties"][tag]["const"],
         description=inspect.getdoc(option) or "",
+        equation=getattr(option, "equation", None) or None,
+        applies=getattr(option, "applies", None),
+        tasks=None if tasks is None else list(tasks),
         paper=paper and PaperView(**paper._asdict(), url=f"https://arxiv.org/abs/{paper.arxiv}"),
-        defaults=_defaults(option),
-        json_schema=option.model_json_schema(),
+        defaults={name: field["default"] for name, field in schema["properties"].items() if "default" in field},
+        json_schema=schema,
     )
-
-
-def _defaults(option: type[Option]) -> dict[str, Any]:
-    schema = option.model_json_schema()["properties"]
-    return {name: field["default"] for name, field in schema.items() if "default" in field}
 
 
 @router.get("")
 async def get_catalog(caller: Reader) -> OptionList:
-    """All losses, optimizers, schedules and students."""
+    """Every option of every group."""
     return OptionList(data=[_view(group, option) for group, options in GROUPS.items() for option in options])
 
 

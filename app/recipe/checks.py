@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.job import JobSpec
-from app.recipe.losses import KdRel, Loss
+from app.recipe.losses import Ferkd, KdRel, KdTopk, Loss
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
 from app.recipe.shrink import Unshrinkable, network_of, student_input
@@ -95,7 +95,7 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
 def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, param: str, found: _Found) -> None:
     if teacher.task != job.task:
         found.add(param, f"was made for {teacher.task}", f"a model for {job.task}")
-    if job.data.classes not in (None, teacher.classes):
+    elif job.data.classes not in (None, teacher.classes):
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and train.targets not in (None, teacher.targets):
         found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
@@ -120,7 +120,9 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
     """What keeps a network from being built for this input; `path` is where the document describes it."""
     if isinstance(network, Transformers):
         yield from _transformers_problems(network, given, path)
-    elif given is not None and not isinstance(given, ImageInput) and not isinstance(network, Mlp):
+    elif isinstance(given, TextInput):
+        yield Problem(f"{path}.architecture", f"{network.architecture} reads no texts", "transformers")
+    elif isinstance(given, TableInput) and not isinstance(network, Mlp):
         yield Problem(f"{path}.architecture", f"{network.architecture} takes images", "mlp")
     if isinstance(network, Vit):
         yield from _vit_problems(network, given, path)
@@ -183,6 +185,7 @@ def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterato
             yield from _term_problems(job, term, f"{path}[{index}]")
             if isinstance(term, KdRel):
                 yield from _hierarchy_problems(job, term, classes, f"{path}[{index}].parents")
+            yield from _kept_classes_problems(term, classes, f"{path}[{index}]")
 
 
 def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
@@ -205,6 +208,14 @@ def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: s
         yield Problem("data.classes", f"is missing, and {term.kind} needs it", f"{given}, as in {param}")
     if classes not in (None, given):
         yield Problem(param, f"has {given} numbers for {classes} classes", "one number per class")
+
+
+def _kept_classes_problems(term: Loss, classes: int | None, path: str) -> Iterator[Problem]:
+    field, kept = ("top_k", term.top_k) if isinstance(term, Ferkd) else ("k", None)
+    if isinstance(term, KdTopk):
+        kept = term.k
+    if kept is not None and classes is not None and kept > classes:
+        yield Problem(f"{path}.{field}", f"{kept} is more than the {classes} classes", f"at most {classes}")
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:

@@ -54,10 +54,11 @@ class TextInput(Spec):
 
 
 def _kind_of_input(value: Any) -> str:
-    """Told by the keys, which are all different."""
-    if not isinstance(value, dict):
+    """Told by the keys, which are all different; what is no object is refused as an image would be."""
+    if isinstance(value, Spec):
         return type(value).__name__
-    return "TableInput" if "columns" in value else "TextInput" if "vocabulary" in value else "ImageInput"
+    keys = value if isinstance(value, dict) else ()
+    return "TableInput" if "columns" in keys else "TextInput" if "vocabulary" in keys else "ImageInput"
 
 
 Input = Annotated[

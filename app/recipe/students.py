@@ -122,8 +122,8 @@ class Transformers(Option):
     architecture: Literal["transformers"] = "transformers"
     config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and whatever differs from its defaults.
-    What follows from the data (classes and their names, channels, vocabulary) is left out. `image_size`, where it is
-    given, is the size that images are brought to."""
+    What follows from the data (classes and their names, channels, vocabulary, size of the images) is left out;
+    `student_image_size` says what images are brought to."""
 
     @property
     def model_type(self) -> str:

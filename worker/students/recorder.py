@@ -13,6 +13,10 @@ from app.recipe.taps import Tap
 class NoSuchModule(Exception):
     """A tap names a module that the network does not have, or one that gives no tensor; the text says which."""
 
+    def __init__(self, tap: Tap, message: str) -> None:
+        super().__init__(message)
+        self.tap = tap
+
 
 class Recorder:
     """Keeps what flows through a network at some taps, from one run to the next `take`.
@@ -26,7 +30,7 @@ class Recorder:
         if self._taps:
             _keep_what_enters(network)
         for tap in self._taps:
-            self._hook(_find(network, tap.path), tap)
+            self._hook(_find(network, tap), tap)
 
     def take(self) -> dict[Tap, Tensor]:
         """The activations of the last run; raises NoSuchModule when a module was not run or gave no tensor."""
@@ -34,7 +38,7 @@ class Recorder:
         self._seen.clear()
         for tap in self._taps:
             if tap not in seen:
-                raise NoSuchModule(f"the {tap.at} of {tap.path!r} is no tensor, or the module does not run")
+                raise NoSuchModule(tap, f"the {tap.at} of {tap.path!r} is no tensor, or the module does not run")
         return seen
 
     def _hook(self, module: nn.Module, tap: Tap) -> None:
@@ -56,12 +60,13 @@ def _keep_what_enters(network: nn.Module) -> None:
             module.inplace = False  # type: ignore[assignment]  # an attribute of activations and dropout
 
 
-def _find(network: nn.Module, path: str) -> nn.Module:
+def _find(network: nn.Module, tap: Tap) -> nn.Module:
     try:
-        return network.get_submodule(path)
+        return network.get_submodule(tap.path)
     except AttributeError as error:
         near = [name for name, _ in network.named_modules() if name.count(".") < 2 and name]
-        raise NoSuchModule(f"there is no module {path!r}; among others there are {', '.join(near[:20])}") from error
+        known = ", ".join(near[:20])
+        raise NoSuchModule(tap, f"there is no module {tap.path!r}; among others there are {known}") from error
 
 
 def _first_tensor(value: Any) -> Tensor | None:

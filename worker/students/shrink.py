@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.model import TextInput
+from app.recipe.model import Input, TextInput
 from app.recipe.shrink import kept_layers, shrunk_teacher, teacher_depth
 from app.recipe.students import Shrink, Vit
 from worker.errors import UserError
@@ -71,11 +71,18 @@ def _last_layers(student: Model) -> set[str]:
 
 
 def _require_same_reading(student: Model, teacher: Model) -> None:
-    ours, theirs = student.config.input, teacher.config.input
-    if student.view != teacher.view or (isinstance(ours, TextInput) and ours != theirs):
+    if student.view != teacher.view or not _reads_as(student.config.input, teacher.config.input):
         raise UserError(
             "invalid_job",
             "the student can't take over the teacher's weights, for it reads other tokens; accepted: the teacher's "
-            "tokenizer and length, or init: fresh",
+            "tokenizer, or init: fresh",
             "student.init",
         )
+
+
+def _reads_as(ours: Input, theirs: Input) -> bool:
+    """Texts may be shorter than the teacher's, whose network may know more tokens than the tokenizer of both."""
+    if not isinstance(ours, TextInput) or not isinstance(theirs, TextInput):
+        return True
+    fits = ours.length <= theirs.length and ours.vocabulary <= theirs.vocabulary
+    return fits and (ours.pad, ours.separator) == (theirs.pad, theirs.separator)

@@ -63,9 +63,9 @@ class Subject:
     epochs: int = 1
     """Augmentation epochs before the first one comes again."""
 
-    def key(self, kept: Kept) -> str:
-        """Names the rows of this subject that keep as much."""
-        content = {"format": FORMAT, **asdict(self), **kept.model_dump()}
+    def key(self, kept: Kept, owner: str = "") -> str:
+        """Names the rows of this subject that keep as much for this owner."""
+        content = {"format": FORMAT, "owner": owner, **asdict(self), **kept.model_dump()}
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,7 +90,7 @@ class CachedTeacher:
         self._teacher, self._subject, self._warn, self._head = teacher, subject, warn, head
         self._numbers = numbers
         self._encoding = build_encoding(kept, subject.outputs)
-        self.key = subject.key(kept)
+        self.key = subject.key(kept, place.owner if place else "")
         about = {"format": FORMAT, "subject": asdict(subject), "kept": kept.model_dump()}
         self._layout = Layout(subject.epochs * subject.samples, self._encoding.columns, about)
         self.hits = self.misses = self.found = 0

@@ -16,9 +16,9 @@ from app.recipe.model import DESCRIPTIONS
 from app.recipe.plan import EVAL_BATCH, TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.data.batches import Batch
-from worker.data.tokens import FILE, SETTINGS
+from worker.data.tokens import FILE, SETTINGS, TextTokenizer
 from worker.protocol import Artifact
-from worker.students.hugging_face_folder import PREPROCESSOR
+from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
 from worker.trainer import export
@@ -53,6 +53,8 @@ class Trained(NamedTuple):
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
+    tokenizer: TextTokenizer | None = None
+    """What the student reads texts with; none: it reads none."""
 
 
 class _Graph(NamedTuple):
@@ -106,6 +108,8 @@ class _Examination:
         self._live = predict(self._model, self._inputs)
         self._loaded = export.export_weights(self._model, bundle, device)
         self.config = self._loaded.config
+        if trained.tokenizer is not None:
+            write_tokenizer(trained.tokenizer, self.config, bundle)
 
     def report(self) -> Report:
         """The whole of it."""

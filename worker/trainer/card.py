@@ -35,8 +35,8 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         "![What was measured while the model was trained](curves.png)",
         "## Use",
         *_use(config, report),
-        "`config.json` describes the weights in `model.safetensors`; `recipe.json` is the whole job, and `report.json` "
-        "has all figures.",
+        f"`{config.file_name}` describes the weights in `model.safetensors`; `recipe.json` is the whole job, and "
+        "`report.json` has all figures.",
         "## Licence",
         LICENCE,
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -43,15 +42,15 @@ def teach(model: Model, job: JobSpec, name: str) -> TaughtBy:
     return TaughtBy(model, recorder, Teacher(model, recorder))
 
 
-def student_taps(job: JobSpec) -> list[Tap]:
-    """Every place in the student that a loss of the job looks at."""
-    return list(chain.from_iterable(term.taps().student for term in _terms(job)))
+def student_taps(job: JobSpec) -> dict[Tap, str]:
+    """Every place in the student that a loss of the job looks at, and the path of the first that does."""
+    return _by_place((path, term.taps().student) for path, term in _terms(job))
 
 
-def teacher_taps(job: JobSpec, name: str) -> list[Tap]:
-    """Every place in the teacher called `name` that a loss of the job looks at."""
-    learning = [term for term in _terms(job) if name in (term.named_teachers().values() or [name])]
-    return list(chain.from_iterable(term.taps().teacher for term in learning))
+def teacher_taps(job: JobSpec, name: str) -> dict[Tap, str]:
+    """Every place in the teacher called `name` that a loss of the job looks at, and the path of the first that does."""
+    terms = ((path, term) for path, term in _terms(job) if name in (term.named_teachers().values() or [name]))
+    return _by_place((path, term.taps().teacher) for path, term in terms)
 
 
 def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> Shapes:
@@ -67,12 +66,12 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
         model.train(was_training)
 
 
-def open_recorder(model: Model, taps: list[Tap], param: str) -> Recorder:
-    """Raises UserError (`invalid_job`, blaming `param`) when the network has no such module."""
+def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
+    """Raises UserError (`invalid_job`, blaming the loss) when the network on this side has no such module."""
     try:
         return Recorder(model.network, taps)
     except NoSuchModule as error:
-        raise UserError("invalid_job", f"{param}: {error}", param) from error
+        raise UserError("invalid_job", f"{side}: {error}", taps[error.tap]) from error
 
 
 def build_courses(
@@ -81,10 +80,7 @@ def build_courses(
     """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
     student, samples = state.student, batches.samples
     recorder = open_recorder(student, student_taps(job), "student")
-    sides = {
-        name: TeacherSide(by.model.network, dry_shapes(by.model, by.recorder, samples, _path(job, name)))
-        for name, by in teachers.items()
-    }
+    sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
     workshop = Workshop(shapes, sides, student.config.outputs, seed)
     forward = torch.compile(student) if job.recipe.compile else student
@@ -112,6 +108,11 @@ def build_courses(
     return courses
 
 
+def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:
+    shapes = dry_shapes(by.model, by.recorder, samples, param)
+    return TeacherSide(by.model.network, shapes, same_tokens=by.model.view == student.view)
+
+
 def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
     learning = course.learning(student)
@@ -124,5 +125,15 @@ def _path(job: JobSpec, name: str) -> str:
     return next(job.teacher_path(index) for index, teacher in enumerate(job.all_teachers) if teacher.name == name)
 
 
-def _terms(job: JobSpec) -> list[Loss]:
-    return list(chain.from_iterable(job.objectives.values()))
+def _terms(job: JobSpec) -> Iterator[tuple[str, Loss]]:
+    """Every loss, with its path."""
+    for path, losses in job.objectives.items():
+        yield from ((f"{path}[{index}]", term) for index, term in enumerate(losses))
+
+
+def _by_place(places: Iterable[tuple[str, tuple[Tap, ...]]]) -> dict[Tap, str]:
+    found: dict[Tap, str] = {}
+    for path, taps in places:
+        for tap in taps:
+            found.setdefault(tap, path)
+    return found

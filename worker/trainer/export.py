@@ -1,7 +1,8 @@
 """Writes a model in every format asked for and opens each file with the reader that a user would use.
 
 The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
-`table` float32 (N, D) or `tokens` int64 (N, S), and give `logits` (N, classes) or `outputs` (N, targets).
+`table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes) or
+`outputs` (N, targets).
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.model import ImageInput, Input, TableInput
+from app.recipe.model import ImageInput, Input, TableInput, TextInput
 from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.students.model import Model
 from worker.students.weights import load_model, save_model
 
 QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
 """Operators whose constant weights become int8: convolutions, linear layers, embeddings."""
+SHORTEST = 3
+"""Tokens of a text that is not empty, with its ends; networks with convolutions over tokens have no graph for fewer."""
 Call = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +44,9 @@ def output_name(model: Model) -> str:
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
     """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
     save_model(model, folder)
-    return load_model(folder).to(device)
+    loaded = load_model(folder)
+    loaded.view = model.view
+    return loaded.to(device)
 
 
 def export_onnx(model: Model, folder: Path) -> Call:
@@ -52,7 +57,7 @@ def export_onnx(model: Model, folder: Path) -> Call:
             (_example(model.config.input),),
             input_names=[input_name(model)],
             output_names=[output_name(model)],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(_free(model.config.input),),
             dynamo=True,
             verbose=False,
         )
@@ -83,8 +88,8 @@ def export_int8(model: Model, folder: Path) -> Call:
 def export_program(model: Model, folder: Path) -> Call:
     """Write `model.pt2` from `model` (on the CPU) and open it with `torch.export.load`."""
     with _quiet():
-        shapes = ({0: torch.export.Dim("batch")},)
-        program = torch.export.export(model, (_example(model.config.input),), dynamic_shapes=shapes)
+        sample = model.config.input
+        program = torch.export.export(model, (_example(sample),), dynamic_shapes=(_free(sample),))
         _forget_sources(program.graph_module)
         torch.export.save(program, folder / PROGRAM)
         opened = torch.export.load(folder / PROGRAM).module()
@@ -133,6 +138,14 @@ def _example(sample: Input) -> Tensor:
     if isinstance(sample, TableInput):
         return torch.zeros(2, sample.columns)
     return torch.zeros(2, sample.length, dtype=torch.int64)
+
+
+def _free(sample: Input) -> dict[int, torch.export.Dim]:
+    """The axes that may have any length: the samples, and the tokens of a text as far as the model takes them."""
+    free = {0: torch.export.Dim("batch")}
+    if isinstance(sample, TextInput) and sample.length > SHORTEST:
+        free[1] = torch.export.Dim("tokens", min=SHORTEST, max=sample.length)
+    return free
 
 
 @contextlib.contextmanager

@@ -67,8 +67,9 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, len(inputs.task.train))
-    student = inherit(fresh_student(inputs.task.model, seed), job, _models(inputs)).to(device)
+    student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
+    student = inherit(student, job, _models(inputs)).to(device)
     state = initial_state(job.recipe, student)
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
@@ -94,6 +95,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
+        tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
 

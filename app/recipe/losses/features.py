@@ -342,16 +342,3 @@ class InheritanceExploration(Factors):
         if self.inherit == self.explore == 0.0:
             raise ValueError("inherit and explore must not both be 0")
         return self
-
-
-FEATURE_LOSSES: tuple[type[LossTerm], ...] = (
-    Hint,
-    Rkd,
-    AttentionRelation,
-    Overhaul,
-    ActivationBoundary,
-    Lipschitz,
-    MiAlpha,
-    FeatureAutoencoder,
-    InheritanceExploration,
-)

@@ -102,6 +102,3 @@ class Ferkd(LossTerm):
         if self.rest == "drop" and self.top_k is None:
             raise ValueError("rest is drop, but nothing is left over without top_k")
         return self
-
-
-LABEL_LOSSES: tuple[type[LossTerm], ...] = (Uskd, Ferkd)

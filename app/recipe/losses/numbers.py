@@ -121,6 +121,3 @@ class Assistive(LossTerm):
 
     def named_teachers(self) -> dict[str, str]:
         return {"tolerant": self.tolerant, "tough": self.tough}
-
-
-NUMBER_LOSSES: tuple[type[LossTerm], ...] = (Mse, SmoothL1, Wing, Assistive)

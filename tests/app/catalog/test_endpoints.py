@@ -6,9 +6,11 @@ from pydantic import TypeAdapter
 
 from app.catalog.endpoints import GROUPS
 from app.recipe.augmentation import Augment
+from app.recipe.data import AnyData
 from app.recipe.losses import Loss
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students import Student
+from app.recipe.teacher_cache import TeacherCache
 from app.recipe.tokenizers import Tokenizer
 from tests.app.conftest import Api
 
@@ -19,6 +21,8 @@ UNIONS = {
     "students": Student,
     "augmentations": Augment,
     "tokenizers": Tokenizer,
+    "formats": AnyData,
+    "teacher-caches": TeacherCache,
 }
 
 
@@ -43,6 +47,9 @@ async def test_an_option_is_described_with_its_source_schema_and_defaults(api: A
     assert nkd["defaults"] == {"kind": "nkd", "weight": 1.0, "teacher": None, "gamma": 1.5, "temperature": 1.0}
     assert nkd["json_schema"]["properties"]["gamma"]["description"]
     assert nkd["description"].startswith("Normalised KD")
+    assert nkd["equation"].startswith("-p_y log q_y")
+    assert nkd["applies"].startswith("Single-label classification")
+    assert nkd["tasks"] == ["image-classification", "text-classification"]
     assert losses["cross-entropy"]["paper"] is None
 
 
@@ -55,5 +62,5 @@ async def test_what_may_not_be_left_out_has_no_default(api: Api) -> None:
 async def test_an_unknown_group_is_named_with_the_known_ones(api: Api) -> None:
     answer = await api.client.get("/v1/catalog/kernels")
     assert answer.status_code == 422
-    known = "one of losses, optimizers, schedules, students, augmentations, tokenizers"
+    known = "one of losses, optimizers, schedules, students, formats, augmentations, tokenizers, teacher-caches"
     assert answer.json()["error"]["errors"][0]["accepted"] == known

@@ -11,6 +11,7 @@ from app.core.errors import FieldError
 from app.core.field_errors import of_validation
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
+from app.recipe.model import ModelConfig
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students import STUDENTS
 
@@ -39,7 +40,7 @@ CE, SGD = {"kind": "cross-entropy"}, {"kind": "sgd", "lr": 0.1}
 CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     # what is wrong: the fields, the path, part of the message, part of what is accepted
     "unknown key": ({"datta": 1}, "datta", "not a known key; did you mean 'data'?", "one of data, evaluation"),
-    "unknown key, nothing near": ({"zzz": 1}, "zzz", "is not a known key", "student, task, teacher"),
+    "unknown key, nothing near": ({"zzz": 1}, "zzz", "is not a known key", "student, student_image_size, task"),
     "unknown key of a loss": (
         losses(CE, {"kind": "nkd", "gama": 1.0}),
         "recipe.losses[1].gama",
@@ -156,3 +157,11 @@ def test_every_field_of_every_option_says_what_it_accepts(option: Any) -> None:
     found = {error.param: error.accepted for error in of_validation(caught.value, option)}
     assert set(fields) <= set(found)
     assert all(found[name] for name in fields)
+
+
+@pytest.mark.parametrize("given", [-3, "image", [1], None])
+def test_an_input_that_is_no_object_is_told_so(given: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelConfig.model_validate({"input": given, "architecture": {"architecture": "mlp"}, "classes": 3})
+    [error] = [error for error in of_validation(caught.value, ModelConfig) if error.param == "input"]
+    assert error.message == "input should be an object"

@@ -164,6 +164,17 @@ def test_a_student_that_reads_other_tokens_is_refused() -> None:
         shrunk(job(layers=1), teacher, input=other)
 
 
+def test_a_student_may_read_shorter_texts_and_know_fewer_tokens_than_the_network_of_its_teacher() -> None:
+    teacher = teacher_of(builders.network("bert"))
+    known = builders.VOCABULARY - 2
+    shorter = TextInput(length=5, vocabulary=known, pad=builders.PAD, separator=builders.SEPARATOR)
+    student = shrunk(job(layers=1), teacher, input=shorter)
+    ours, theirs = (
+        model.network.get_parameter("bert.embeddings.word_embeddings.weight") for model in (student, teacher)
+    )
+    assert torch.equal(ours, theirs[:known])
+
+
 @pytest.mark.parametrize(
     ("network", "student", "param", "word"),
     [

@@ -170,6 +170,10 @@ def test_keys_differ_when_anything_that_matters_differs() -> None:
     assert len({subject.key(kept) for subject, kept in VARIANTS}) == len(VARIANTS)
 
 
+def test_owners_do_not_share() -> None:
+    assert SUBJECT.key(DenseCache(), "one") != SUBJECT.key(DenseCache(), "other")
+
+
 def test_keys_differ_between_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     before = SUBJECT.key(DenseCache())
     monkeypatch.setattr("worker.teachers.cache.FORMAT", 2)

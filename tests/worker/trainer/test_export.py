@@ -99,11 +99,11 @@ def test_graphs_take_texts_and_tables_too(tmp_path: Path, build: Any, name: str,
     model, samples = build()
     model.eval().requires_grad_(False)
     opened = {write: write(model, tmp_path) for write in (export_onnx, export_int8, export_program)}
-    for count in (1, 3):
-        expected = model(samples[:count])
+    for several in (samples[:1], samples, samples[:2, :6] if name == "tokens" else samples[:2]):
+        expected = model(several)
         for write, call in opened.items():
             tolerance = 0.05 if write is export_int8 else 1e-5
-            torch.testing.assert_close(call(samples[:count]), expected, rtol=0.0, atol=tolerance)
+            torch.testing.assert_close(call(several), expected, rtol=0.0, atol=tolerance)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [node.name for node in session.get_inputs()] == [name]
     assert [node.name for node in session.get_outputs()] == [answer]

@@ -127,8 +127,8 @@ class Joiner(NamedTuple):
         student, teacher = self._shapes(pair, field)
         if len(student) != len(teacher):
             raise self._refuse(student, teacher, "features of one kind, or a reduction to vectors", field)
-        if len(student) == 3 and student[1] != teacher[1]:
-            raise self._refuse(student, teacher, "as many tokens on both sides", field)
+        if len(student) == 3:
+            require_same_tokens(self.workshop, student, teacher, self.teacher, field)
         adapter = self._adapter(pair, student, teacher)
         if adapter is None and not widths_differ and width_of(student) != width_of(teacher):
             raise self._refuse(student, teacher, "equal widths, or an adapter", field)
@@ -171,6 +171,17 @@ def require_kind(workshop: Workshop, shape: torch.Size, ranks: tuple[int, ...], 
     if len(shape) not in ranks:
         accepted = " or ".join(KINDS[rank] for rank in ranks)
         raise workshop.refuse(f"the feature has {describe(shape)}; needed are {accepted}", field)
+
+
+def require_same_tokens(
+    workshop: Workshop, student: torch.Size, teacher: torch.Size, name: str | None, field: str
+) -> None:
+    """Raises UserError unless tokens (B, S, D) of the student and of the teacher called `name` are the same ones."""
+    if not workshop.same_tokens(name):
+        raise workshop.refuse("student and teacher have different tokenizers; needed is data.tokenizer teacher", field)
+    if student[1] != teacher[1]:
+        found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
+        raise workshop.refuse(f"{found}; needed are as many tokens on both sides", field)
 
 
 def part_key(name: str, what: str, taps: Sequence[Tap], teacher: str | None) -> str:

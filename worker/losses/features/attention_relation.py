@@ -13,7 +13,7 @@ from app.recipe.losses.features import AttentionRelation, Projections
 from app.recipe.taps import Tap
 from worker.losses.base import Rows
 from worker.losses.features.activations import describe, of_student, of_teacher
-from worker.losses.features.adapters import require_kind
+from worker.losses.features.adapters import require_kind, require_same_tokens
 from worker.losses.softened import FLOOR
 from worker.losses.workshop import Workshop
 
@@ -36,10 +36,7 @@ class AttentionRelationTerm:
         for side, several in shapes.items():
             for shape in several:
                 self._check(workshop, shape, f"layer.{side}")
-        student, teacher = shapes["student"][0], shapes["teacher"][0]
-        if student[1] != teacher[1]:
-            found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
-            raise workshop.refuse(f"{found}; needed are as many tokens on both sides", "layer")
+        require_same_tokens(workshop, shapes["student"][0], shapes["teacher"][0], spec.teacher, "layer")
 
     def _check(self, workshop: Workshop, shape: torch.Size, field: str) -> None:
         require_kind(workshop, shape, (3,), field)

@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.losses import LossTerm
-from app.recipe.losses.features import (
-    FEATURE_LOSSES,
-    Hint,
-    Lipschitz,
-    Overhaul,
-    Rkd,
-)
+from app.recipe.losses import LOSSES, Hint, Lipschitz, LossTerm, Overhaul, Rkd, features
 from tests.worker.losses.features.samples import (
     ROWS,
     SPECS,
@@ -28,6 +21,7 @@ from tests.worker.losses.features.samples import (
 from worker.losses.base import Rows
 from worker.losses.features import FEATURE_TERMS
 
+FEATURE_LOSSES = [kind for kind in LOSSES if kind.__module__ == features.__name__]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{SPECS.index(spec)}")
 
 

@@ -1,0 +1,197 @@
+"""A job of every kind that the contract knows, through a running service: all queued at once, each to its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from app.cli.client import Client
+from app.cli.objects import Job
+from app.recipe.augmentation import AUGMENTATIONS
+from app.recipe.base import Option
+from app.recipe.students import STUDENTS
+from app.recipe.task import ALL_TASKS
+from tests import kinds
+from tests.app.cli.process import environment, running
+from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
+
+Document = dict[str, Any]
+WEIGHTS = "model.safetensors"
+SECONDS = 600
+"""Longest time that all jobs together may take; two idle cores take two minutes."""
+LABELS: Document = {"losses": [{"kind": "cross-entropy"}], "epochs": 1}
+NUMBERS: Document = {"losses": [{"kind": "mse"}], "epochs": 1}
+MLP: Document = {"architecture": "mlp", "hidden": [8]}
+BERT: Document = {
+    "architecture": "transformers",
+    "config": {
+        **{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"intermediate_size": 16, "max_position_embeddings": 16},
+    },
+}
+TEXTS: Document = {
+    **{"train": "texts.csv", "format": "csv", "input_columns": ["text"], "label_columns": ["label"]},
+    "max_length": 8,
+}
+TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a", "b"], "label_columns": ["sum"]}
+METRICS = {
+    "image-classification": {"accuracy", "nll", "ece", "brier"},
+    "text-classification": {"accuracy", "nll", "ece", "brier"},
+    "regression": {"rmse", "mae", "r2"},
+    "keypoints": {"nme", "failure_rate", "auc"},
+}
+"""What a report must tell of the student, by task."""
+AUGMENTED: dict[str, Document] = {
+    "crop": {"padding": 2},
+    "cutout": {"size": 2},
+}
+"""What kinds of augmentation are told; all others do with their defaults."""
+STUDENT: dict[str, Document] = {
+    "mlp": {"hidden": [8]},
+    "cifar-resnet": {"depth": 8, "width": 2},
+    "wide-resnet": {"depth": 10},
+    "cifar-vgg": {"width": 2},
+    "mobilenet-v2": {"multiplier": 0.1},
+    "shufflenet-v2": {"size": "0.5x"},
+    "vit": {"width": 8, "depth": 1, "heads": 2},
+    "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
+    "shrink": {"layers": 1},
+}
+"""Settings by the architecture of the student."""
+
+
+def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
+    return [option.model_fields[field].default for option in options]
+
+
+OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.views)
+OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.views)
+ARCHITECTURES = names(STUDENTS, "architecture")
+ANYWHERE = [kind for kind in KINDS if kind not in kinds.SETTINGS and kind != "cross-entropy"]
+"""Kinds that look at logits alone: their jobs show the students and augmentations, too."""
+
+
+def jobs_of_losses() -> Iterator[tuple[str, Document]]:
+    """A job for each kind of loss; among them are all students and all augmentations of images."""
+    students = dict(zip(ANYWHERE, ARCHITECTURES, strict=False))
+    changes = dict(zip(reversed(ANYWHERE), OF_IMAGES, strict=False))
+    for kind in KINDS:
+        job = job_of(kind)
+        if kind in students:
+            job |= {"student": {"architecture": students[kind], **STUDENT[students[kind]]}}
+        if students.get(kind) == "shrink":
+            job |= {"teacher": {"model": "vit"}}
+        if kind in changes:
+            crop: list[Document] = [{"kind": "crop", "padding": 1}] if changes[kind] == "self-mix" else []
+            job["data"] |= {"augment": [*crop, {"kind": changes[kind], **AUGMENTED.get(changes[kind], {})}]}
+        yield kind, job
+
+
+def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
+    """Jobs on texts, changed in every way, and on numbers."""
+    for kind in OF_TEXTS:
+        data = {**TEXTS, "augment": [{"kind": kind, **AUGMENTED.get(kind, {})}]}
+        yield kind, small_job(LABELS, BERT, "text-classification", data=data)
+    yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
+    yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
+    mirror = {"kind": "flip", "pairs": [[0, 1]]}
+    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
+    data = {"train": "points", "augment": [mirror]}
+    yield "every format", small_job(NUMBERS, kinds.CNN, "keypoints", data=data, export=formats)
+
+
+JOBS: dict[str, Document] = dict([*jobs_of_losses(), *jobs_of_other_data()])
+
+
+class Service(NamedTuple):
+    """A running service, and the ids of what was uploaded and registered, by the names that the jobs have for it."""
+
+    client: Client
+    ids: dict[str, str]
+
+    def addressed(self, job: Document) -> Document:
+        """The job with ids in the place of names."""
+        named = {**job, "data": {**job["data"], "train": self.ids[job["data"]["train"]]}}
+        if "teacher" in job:
+            named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
+        if "teachers" in job:
+            named["teachers"] = [{**one, "model": self.ids[one["model"]]} for one in job["teachers"]]
+        return named
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp("kinds")
+    inputs = root / "inputs"
+    inputs.mkdir()
+    kinds.write_data(inputs)
+    write_tables(inputs)
+    kinds.write_teachers(inputs)
+    with running(environment(root / "data")) as (_, hello), Client(hello["url"], hello["key"]) as client:
+        files = {path: client.upload(path).id for path in inputs.iterdir() if path.is_file()}
+        ids = {(path.stem if path.suffix == ".npz" else path.name): file for path, file in files.items()}
+        for folder in inputs.iterdir():
+            if folder.is_dir():
+                config = json.loads((folder / "config.json").read_text())
+                weights = client.upload(folder / WEIGHTS, reuse=False).id
+                ids[folder.name] = client.register_model(weights, config, folder.name).id
+        yield Service(client, ids)
+
+
+def write_tables(folder: Path) -> None:
+    """Texts of two classes, a table whose last column is the sum of the others, and images with two numbers each."""
+    random = np.random.default_rng(0)
+    words = [("a good day", "pleased"), ("a bad night", "cross")]
+    write_csv(folder / "texts.csv", ("text", "label"), [words[index % 2] for index in range(SAMPLES)])
+    rows = random.random((SAMPLES, 2))
+    write_csv(folder / "table.csv", ("a", "b", "sum"), [(a, b, a + b) for a, b in rows.tolist()])
+    images = random.integers(0, 256, (SAMPLES, SIDE, SIDE), dtype=np.uint8)
+    np.savez(folder / "numbers.npz", x=images, y=random.random((SAMPLES, 2)))
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+@pytest.fixture(scope="module")
+def ended(service: Service) -> dict[str, Job]:
+    """Every job at its end, by its name; none was waited for before the last was queued."""
+    queued = {name: service.client.submit(service.addressed(job)).id for name, job in JOBS.items()}
+    return {name: service.client.wait(job, timeout_seconds=SECONDS) for name, job in queued.items()}
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("name", JOBS)
+def test_it_succeeds_and_what_it_made_can_be_fetched(
+    service: Service, ended: dict[str, Job], name: str, tmp_path: Path
+) -> None:
+    job = ended[name]
+    assert job.status == "succeeded", job.error
+    weights = load_file(service.client.download(job.id, WEIGHTS, tmp_path))
+    report = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())
+    assert sum(values.size for values in weights.values()) >= report["student"]["parameters"] > 0
+    assert METRICS[report["task"]] <= report["student"].keys()
+    assert report["task"] == job.spec["task"]
+    taught = [one["name"] for one in job.spec["teachers"] or [job.spec["teacher"]] if one]
+    assert list(report["teachers"]) == taught
+
+
+def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:
+    jobs = JOBS.values()
+    assert {job["task"] for job in jobs} == set(ALL_TASKS)
+    assert {job["student"]["architecture"] for job in jobs} == set(ARCHITECTURES)
+    assert {step["kind"] for job in jobs for step in job["data"].get("augment", ())} == {*OF_IMAGES, *OF_TEXTS}
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_of_the_examples_is_valid(service: Service, method: str) -> None:
+    answer = service.client.validate(service.addressed(small_job(methods()[method])))
+    assert answer.valid, answer
