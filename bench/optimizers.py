@@ -1,9 +1,11 @@
-"""`python -m bench.optimizers`: what a step of AdamP and SGDP takes beside torch's AdamW, on the CPU.
+"""`python -m bench.optimizers`: what a step of each optimizer takes beside torch's AdamW, as one table.
 
-The parameters are those of a ResNet-50 and of a language model with 100 million parameters, as lists of shapes. All
-contestants step in turn, round after round, so that whatever else the machine does meets each of them alike. With
-batch norm before every non-linearity, gradients are orthogonal to the weights and every update is projected; with
-random gradients hardly any is. Both are measured, though the work is the same.
+python -m bench.optimizers [NAME …] [--rounds 9] [--threads 1] [--device cpu] [--write docs/performance.md]
+
+The parameters are those of a ResNet-50 and of a language model with 98 million parameters, as lists of shapes. All
+contestants step in turn, round after round, so that whatever else the machine does meets each of them alike. Where
+batch norm follows, gradients are orthogonal to the weights and every update is projected; of random ones hardly any is.
+Both are measured, though the work is the same.
 """
 
 from __future__ import annotations
@@ -11,28 +13,37 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from app.recipe.optimizers import AdamP, AdamW, Optimizer, Sgd, SgdP, SinkGd, Swan
+from bench.report import replace_part, show, system, versions
+from bench.rows import Row, Target, markdown
 from worker.optimizers import build_optimizer
 
 Shapes = list[tuple[int, ...]]
-CONTESTANTS: dict[str, Optimizer] = {
-    "AdamW (torch, foreach)": AdamW(),
-    "AdamP": AdamP(weight_decay=0.01),
-    "SGD (torch, foreach)": Sgd(lr=1e-3),
-    "SGDP": SgdP(lr=1e-3, momentum=0.9),
-    "SinkGD": SinkGd(),
-    "SWAN": Swan(),
+REFERENCE = "AdamW, foreach"
+OURS: dict[str, Optimizer] = {
+    "adamw": AdamW(),
+    "adamp": AdamP(weight_decay=0.01),
+    "sgd": Sgd(lr=1.0),
+    "sgdp": SgdP(lr=1.0, momentum=0.9, weight_decay=1e-4),
+    "sinkgd": SinkGd(),
+    "swan": Swan(),
 }
-HEAVY = {"SWAN"}
+"""What jobs use under this name."""
+HEAVY = {"swan"}
 """Products of matrices in every step: only where asked for by name."""
+TARGETS = dict.fromkeys(("adamp", "sgdp"), Target("ratio", "under", 1.5))
+UNMOVED = 1e-9
+"""Learning rate: the weights stay what they are, so that gradients stay orthogonal to them."""
 
 
 def resnet50() -> Shapes:
@@ -61,8 +72,9 @@ def transformer() -> Shapes:
 NETWORKS: dict[str, Callable[[], Shapes]] = {"ResNet-50": resnet50, "transformer, 98 M": transformer}
 
 
-def parameters(shapes: Shapes, orthogonal: bool) -> list[nn.Parameter]:
+def parameters(shapes: Shapes, orthogonal: bool, device: str = "cpu") -> list[nn.Parameter]:
     """Weights with gradients: random, or orthogonal to each channel's weights."""
+    torch.manual_seed(0)
     made = [nn.Parameter(torch.randn(shape) / math.sqrt(max(1, math.prod(shape[1:])))) for shape in shapes]
     for weight in made:
         weight.grad = torch.randn_like(weight)
@@ -70,60 +82,72 @@ def parameters(shapes: Shapes, orthogonal: bool) -> list[nn.Parameter]:
             rows, gradient = weight.detach().flatten(1), weight.grad.flatten(1)
             along = (rows * gradient).sum(1, keepdim=True) / rows.square().sum(1, keepdim=True)
             weight.grad = (gradient - along * rows).view_as(weight)
-    return made
+    moved = [nn.Parameter(weight.detach().to(device)) for weight in made]
+    for weight, source in zip(moved, made, strict=True):
+        weight.grad = source.grad.to(device) if source.grad is not None else None
+    return moved
 
 
-def seconds(
-    contestants: Mapping[str, Optimizer], shapes: Shapes, orthogonal: bool, rounds: int
-) -> dict[str, list[float]]:
+def milliseconds(names: Sequence[str], shared: Sequence[nn.Parameter], rounds: int) -> dict[str, list[float]]:
     """Time of each step, by contestant; the first round, which makes the state, is left out."""
-    torch.manual_seed(0)
-    shared = parameters(shapes, orthogonal)
-    optimizers = {
-        name: build_optimizer(spec.model_copy(update={"lr": 1e-9}), shared) for name, spec in contestants.items()
-    }
-    taken: dict[str, list[float]] = {name: [] for name in optimizers}
+    contestants = {REFERENCE: torch.optim.AdamW(shared, lr=UNMOVED, foreach=True)}
+    contestants |= {name: build_optimizer(OURS[name].model_copy(update={"lr": UNMOVED}), shared) for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds + 1):
-        for name, optimizer in optimizers.items():
-            begin = time.perf_counter()
+        for name, optimizer in contestants.items():
+            begin = _now(shared)
             optimizer.step()
-            taken[name].append(time.perf_counter() - begin)
+            taken[name].append(1e3 * (_now(shared) - begin))
     return {name: times[1:] for name, times in taken.items()}
 
 
-def rows(contestants: Mapping[str, Optimizer], rounds: int) -> Iterator[tuple[str, ...]]:
-    """One row of the table for each network, kind of gradients and contestant."""
+def _now(shared: Sequence[nn.Parameter]) -> float:
+    if shared[0].is_cuda:
+        torch.cuda.synchronize(shared[0].device)
+    return time.perf_counter()
+
+
+def measure(names: Sequence[str], rounds: int, device: str) -> Iterator[Row]:
+    """One row for each network, kind of gradients and contestant; figures are medians."""
     for network, shapes in NETWORKS.items():
         for gradients in ("random", "orthogonal"):
-            taken = seconds(contestants, shapes(), gradients == "orthogonal", rounds)
-            base = next(iter(taken.values()))
-            for name, times in taken.items():
-                ratios = [one / other for one, other in zip(times, base, strict=True)]
-                spread = f"{min(times) * 1e3:.0f} to {max(times) * 1e3:.0f}"
-                yield (
-                    network,
-                    gradients,
-                    name,
-                    f"{statistics.median(times) * 1e3:.0f}",
-                    spread,
-                    f"{statistics.median(ratios):.2f}",
+            taken = milliseconds(names, parameters(shapes(), gradients == "orthogonal", device), rounds)
+            for name in names:
+                yield Row(
+                    what=f"{network}, {gradients} gradients: {name}",
+                    figure=statistics.median(taken[name]),
+                    unit="ms",
+                    reference=statistics.median(taken[REFERENCE]),
+                    reference_name=REFERENCE,
+                    note=f"{min(taken[name]):.0f} to {max(taken[name]):.0f}",
+                    target=TARGETS.get(name),
                 )
 
 
-def main() -> None:
-    """Measure and print one table."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print one table, and write it into a page if asked to."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    begun = time.monotonic()
+    found = list(measure(options.names or [name for name in OURS if name not in HEAVY], options.rounds, options.device))
+    show(found, Console(width=None if sys.stdout.isatty() else 160))
+    if options.write:
+        made = (
+            f"`python -m bench.optimizers`, {datetime.now(UTC):%Y-%m-%d}, in {time.monotonic() - begun:.0f} s, on "
+            f"{system()}, {options.device}, threads {options.threads}, rounds {options.rounds}; "
+            f"{', '.join(versions(('torch',)))}."
+        )
+        replace_part(options.write, "optimizers", f"{made}\n\n{markdown(found)}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.optimizers", description="Times steps of optimizers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CONTESTANTS)}")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *OURS], help=f"of {', '.join(OURS)}")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of everything, all in turn")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    first, *others = CONTESTANTS
-    names = [first, *(name for name in others if name in (arguments.names or set(others) - HEAVY))]
-    table = Table("network", "gradients", "optimizer", "ms a step", "from … to", f"of {first}")
-    for row in rows({name: CONTESTANTS[name] for name in names}, arguments.rounds):
-        table.add_row(*row)
-    Console(width=120).print(table)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose table is replaced")
+    return parser
 
 
 if __name__ == "__main__":

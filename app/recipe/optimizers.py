@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Option, Paper, Positive, Share
+from app.recipe.task import CLASSIFICATION, Task
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -84,6 +85,7 @@ class SgdP(Option):
 class Normalized(Option):
     """What optimizers of normalised gradients share: Adam for all but the weight matrices of hidden layers."""
 
+    applies: ClassVar[str] = "Networks with hidden layers; whatever is no weight matrix of one is trained by Adam."
     lr: Positive
     """Peak learning rate of what Adam trains."""
     matrix_ratio: Positive
@@ -150,6 +152,7 @@ class NormalizeAndProject(Option):
     paper: ClassVar[Paper | None] = Paper(
         "Normalization and effective learning rates in reinforcement learning", "2407.01800"
     )
+    applies: ClassVar[str] = "Networks with normalisation layers: every student but mlp."
     kind: Literal["nap"] = "nap"
     inner: Inner
     """The optimizer that takes the steps, with the learning rate."""
@@ -165,16 +168,18 @@ class NormalizeAndProject(Option):
 class NormalizedGd(Option):
     """Gradient descent divided by how wrong the outputs are: steps do not shrink as the loss falls.
 
-    The divisor is the mean over the batch of the probability that the student puts on wrong classes (of its distance from
-    the teacher's probabilities, half the sum of absolute differences, where it learns from those). For classification,
-    with losses of the kind of cross-entropy. What is proven holds for linear students (`mlp` without hidden layers), two
-    separable classes and batches of all samples: any rate separates them, a large one in fewer steps. A batch without a
-    mistake that float32 can tell makes no step.
+    The divisor is the mean over the batch of the probability that the student puts on wrong classes (of its distance
+    from the teacher's probabilities, half the sum of absolute differences, where it learns from those). What is proven
+    holds for linear students (`mlp` without hidden layers), two separable classes and batches of all samples: any rate
+    separates them, a large one in fewer steps. A batch without a mistake that float32 can tell makes no step.
     """
 
     paper: ClassVar[Paper | None] = Paper(
-        "Gradient Descent Converges Arbitrarily Fast for Logistic Regression via Large and Adaptive Stepsizes", "2412.08424"
+        "Gradient Descent Converges Arbitrarily Fast for Logistic Regression via Large and Adaptive Stepsizes",
+        "2412.08424",
     )
+    tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
+    applies: ClassVar[str] = "Classification, with losses of the kind of cross-entropy on the student's outputs."
     kind: Literal["normalized-gd"] = "normalized-gd"
     lr: Positive = 1.0
     """Peak learning rate; 1 for good margins, 100 to separate soon."""

@@ -14,6 +14,7 @@ from tests.golden import Case
 from tests.golden.comparison import Comparison
 from worker.optimizers import AdamP, SgdP, build_optimizer
 from worker.optimizers.nap import Projection
+from worker.optimizers.normalized_gd import NormalizedGd
 from worker.optimizers.sinkgd import equal_norms
 from worker.optimizers.swan import newton_schulz, polar_factor, standardized_rows
 
@@ -63,14 +64,17 @@ def normalized_gd(case: Case) -> Iterator[Comparison]:
     for rate in (1, 100, 10_000):
         model = nn.Linear(features.shape[1], 1, bias=False).double()
         nn.init.zeros_(model.weight)
-        optimizer = build_optimizer(contract.NormalizedGd(lr=rate), model.parameters(), [model])
+        optimizer = build_optimizer(contract.NormalizedGd(lr=rate), model.parameters())
+        assert isinstance(optimizer, NormalizedGd)
         output = f"theta_nlrgd_g{rate}"
         for step, expected in enumerate(case.outputs[output]):
             found = model.weight.detach()[0].clone()
             yield Comparison("normalized-gd", f"{output}, step {step}", found, expected)
-            margins = labels * model(features)[:, 0]
+            outputs = model(features)
+            margins = labels * outputs[:, 0]
             if (margins > 0).all():
                 break
+            optimizer.listen(outputs)
             nn.functional.softplus(-margins).mean().backward()
             optimizer.step()
             optimizer.zero_grad()

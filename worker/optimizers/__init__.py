@@ -58,21 +58,24 @@ def _normalized(kind: type[Normalized]) -> Callable[[Any, Parameters, Modules], 
 
 
 def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    if not any(True for module in modules for _ in normalisations(module)):
+    normalised = [module for module in modules if any(True for _ in normalisations(module))]
+    theirs = {parameter for module in normalised for parameter in module.parameters()}
+    kept = [parameter for parameter in parameters if parameter in theirs]
+    if not kept:
         raise UserError(
             "invalid_job",
-            "nap is for networks with normalisation layers and the student has none; accepted: any optimizer but nap, "
-            "or a student such as cifar-resnet, wide-resnet or vit",
+            "nap is for networks with normalisation layers and what is trained has none; accepted: any optimizer but "
+            "nap, or a student such as cifar-resnet, wide-resnet or vit",
             "recipe.optimizer.kind",
         )
     optimizer = build_optimizer(spec.inner, parameters, modules)
-    weights = hidden_matrices(parameters, modules)
-    Projection(optimizer, weights, scales_and_offsets(parameters, modules), spec.every_steps)
+    weights = hidden_matrices(kept, normalised)
+    Projection(optimizer, weights, scales_and_offsets(kept, normalised), spec.every_steps)
     return optimizer
 
 
 def _normalized_gd(spec: NormalizedGdSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return NormalizedGd(parameters, modules[0] if modules else None, **_arguments(spec))
+    return NormalizedGd(parameters, **_arguments(spec))
 
 
 OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimizer]] = {
@@ -92,9 +95,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that `spec` describes, over `parameters`.
 
-    `modules` are the networks that the parameters are from, the student first: they tell embeddings, output layers and
-    normalisation layers from the rest, which `sinkgd`, `swan` and `nap` treat differently, and it is the student's
-    outputs that `normalized-gd` listens to. Raises UserError (`invalid_job`) when `nap` finds no normalisation layer.
+    `modules` are the networks that the parameters are from: they tell embeddings, output layers and normalisation
+    layers from the rest, which `sinkgd`, `swan` and `nap` treat differently. An optimizer that is a `Listener` must be
+    told of the student's outputs. Raises UserError (`invalid_job`) when `nap` finds no normalisation layer.
     """
     return OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
 

@@ -1,43 +1,52 @@
-"""Adam's moments (1412.6980) over lists of tensors."""
+"""Adam's steps (1412.6980) over lists of tensors, by torch's own fused kernel."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from worker.optimizers.base import State
 
 
 def fresh_moments(weight: Tensor) -> State:
-    """`step` (float32 scalar on the CPU), `exp_avg` and `exp_avg_sq` (as `weight`)."""
+    """`step` (float32 scalar beside the weight), `exp_avg` and `exp_avg_sq` (as `weight`)."""
     return {
-        "step": torch.zeros((), dtype=torch.float32),
+        "step": torch.zeros((), dtype=torch.float32, device=weight.device),
         "exp_avg": torch.zeros_like(weight),
         "exp_avg_sq": torch.zeros_like(weight),
     }
 
 
-def move_moments(
-    gradients: list[Tensor], states: Sequence[State], betas: Sequence[float], eps: float, nesterov: bool = False
-) -> tuple[list[Tensor], float]:
-    """Take the gradients into the moments: fresh tensors, and the factor that makes Adam's updates of them.
+def adam_steps(gradients: list[Tensor], states: Sequence[State], group: dict[str, Any]) -> list[Tensor]:
+    """Take the gradients into the moments: what Adam adds to weights, as fresh tensors.
 
-    Both bias corrections are in that factor, which spares a pass over the memory:
-    m / (sqrt(v) / c + eps) = c * m / (sqrt(v) + c * eps). All states have the same age.
+    The kernel moves weights of 0. It touches memory once where one operation after the other did seven times (20 ms to
+    70 ms for 25 million elements, one thread).
     """
-    first, second = betas
-    averages, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-    torch._foreach_add_([state["step"] for state in states], 1.0)
-    step = float(states[0]["step"].item())
-    torch._foreach_lerp_(averages, gradients, 1 - first)
-    torch._foreach_mul_(squares, second)
-    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
-    correction = math.sqrt(1 - second**step)
-    moved = torch._foreach_sqrt(squares)
-    torch._foreach_add_(moved, correction * eps)
-    torch._foreach_reciprocal_(moved)  # and a product: a quotient would need memory of its own
-    torch._foreach_mul_(moved, torch._foreach_lerp(averages, gradients, 1 - first) if nesterov else averages)
-    return list(moved), correction / (1 - first**step)
+    averages, squares, ages = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    first, second = group["betas"]
+    if group.get("nesterov"):  # the gradient once more, on top of the average that is kept
+        torch._foreach_lerp_(averages, gradients, 1 - first)
+        averages = [average.clone() for average in averages]
+    steps = [torch.zeros_like(gradient) for gradient in gradients]
+    adam(
+        steps,
+        gradients,
+        averages,
+        squares,
+        [],
+        ages,
+        fused=True,
+        amsgrad=False,
+        beta1=first,
+        beta2=second,
+        lr=group["lr"],
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )
+    return steps

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.optimizers.adam import fresh_moments, move_moments
+from worker.optimizers.adam import adam_steps, fresh_moments
 from worker.optimizers.base import Foreach, State
 from worker.optimizers.projection import project
 
@@ -18,7 +18,7 @@ class AdamP(Foreach):
 
     Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw
     gradient and the undecayed weights; the decay comes next, the step last. State per parameter: `step` (float32
-    scalar on the CPU), `exp_avg`, `exp_avg_sq`.
+    scalar), `exp_avg`, `exp_avg_sq`.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class AdamP(Foreach):
     def _update(
         self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
     ) -> None:
-        updates, scale = move_moments(gradients, states, group["betas"], group["eps"], group["nesterov"])
-        ratios = project(weights, gradients, updates, group["delta"], group["wd_ratio"], group["eps"])
+        steps = adam_steps(gradients, states, group)
+        ratios = project(weights, gradients, steps, group["delta"], group["wd_ratio"], group["eps"])
         decay(weights, ratios, group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
+        torch._foreach_add_(weights, steps)
 
 
 def decay(weights: list[Tensor], ratios: list[Tensor], rate: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ CACHED = 1 << 18
 MASTER = "master"
 """Key of the exact weights of a parameter in 16 bits."""
 State = dict[str, Tensor]
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """An optimizer whose steps depend on the gradient at the student's outputs."""
+
+    def listen(self, outputs: Tensor) -> None:
+        """Called with the outputs of every part of a batch, before the backward pass."""
+        ...
 
 
 class Foreach(torch.optim.Optimizer, ABC):
@@ -43,8 +52,7 @@ class Foreach(torch.optim.Optimizer, ABC):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
             for key, value in state_dict["state"].get(index, {}).items():
-                if key != "step":
-                    self.state[parameter][key] = value.detach().clone().to(parameter.device)
+                self.state[parameter][key] = _laid_out(value.detach().clone().to(parameter.device), parameter)
 
     @abstractmethod
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
@@ -54,30 +62,26 @@ class Foreach(torch.optim.Optimizer, ABC):
     def _update(
         self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
     ) -> None:
-        """Change `weights` and `states` in place; the parameters have taken the same number of steps."""
+        """Change `weights` and `states` in place."""
 
     def _bunches(self, parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-        """Parameters with a gradient, by device, dtype and age; on a CPU no more of them than its caches hold."""
+        """Parameters with a gradient, by device and dtype; on a CPU no more of them than its caches hold."""
         alike: defaultdict[Hashable, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
-                alike[parameter.device, parameter.dtype, self._age(parameter)].append(parameter)
+                alike[parameter.device, parameter.dtype].append(parameter)
         for members in alike.values():
             yield from _cut(members) if members[0].device.type == "cpu" else [members]
-
-    def _age(self, parameter: nn.Parameter) -> float:
-        step = self.state[parameter].get("step") if parameter in self.state else None
-        return 0.0 if step is None else float(step.item())
 
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         exact = torch.promote_types(parameters[0].dtype, torch.float32)
         rounded = parameters[0].dtype != exact
         states = [self._state_of(parameter, exact, group) for parameter in parameters]
         weights = [state[MASTER] for state in states] if rounded else list[Tensor](parameters)
-        gradients = [parameter.grad.to(exact) for parameter in parameters if parameter.grad is not None]
+        gradients = [_laid_out(one.grad.to(exact), one) for one in parameters if one.grad is not None]
         self._update(weights, gradients, states, group)
         if rounded:
-            torch._foreach_copy_(parameters, weights)
+            torch._foreach_copy_(list[Tensor](parameters), weights)
 
     def _state_of(self, parameter: nn.Parameter, exact: torch.dtype, group: dict[str, Any]) -> State:
         if parameter not in self.state:
@@ -105,6 +109,13 @@ def stacked(tensors: Sequence[Tensor], members: Sequence[int]) -> Tensor:
     if len(members) == 1:
         return tensors[members[0]].unsqueeze(0)
     return torch.stack([tensors[index] for index in members])
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` with the strides of its parameter: fused kernels on a CPU walk through memory blindly."""
+    if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def _cut(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.optimizers.adam import fresh_moments, move_moments
+from worker.optimizers.adam import adam_steps, fresh_moments
 from worker.optimizers.base import Foreach, State, by_shape, stacked
 
 
@@ -35,14 +35,14 @@ class Normalized(Foreach):
         self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
     ) -> None:
         if group["rule"] == "adam":
-            rate = group["lr"]
-            updates, scale = move_moments(gradients, states, group["betas"], group["eps"])
+            rate, steps = group["lr"], adam_steps(gradients, states, group)
         else:
-            rate, scale = group["lr"] * group["matrix_ratio"], 1.0
-            updates = self._directions(gradients, group)
+            rate = group["lr"] * group["matrix_ratio"]
+            steps = self._directions(gradients, group)
+            torch._foreach_mul_(steps, -rate)
         if group["weight_decay"] > 0:
             torch._foreach_mul_(weights, 1.0 - rate * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-rate * scale)
+        torch._foreach_add_(weights, steps)
 
     def _directions(self, gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         found = list(gradients)

@@ -11,7 +11,6 @@ from torch.linalg import vector_norm
 
 from worker.optimizers.base import by_shape, stacked
 
-
 BLOCK = 1 << 16
 """Elements that a CPU multiplies at a time: memory for so many is at hand, more has to be asked of the system."""
 
@@ -87,5 +86,5 @@ def _radial(weight: Tensor, channels: _View, delta: float, eps: float) -> tuple[
 def _dot(left: Tensor, right: Tensor, inside: tuple[int, ...]) -> Tensor:
     """Products of the rows (k, rows, …), summed over what is inside; (k, rows)."""
     rows = max(1, BLOCK * left.shape[1] // left.numel()) if left.device.type == "cpu" else left.shape[1]
-    parts = zip(left.split(rows, 1), right.split(rows, 1), strict=True)
+    parts = zip(torch.split(left, rows, 1), torch.split(right, rows, 1), strict=True)
     return torch.cat([(one * other).sum(inside) for one, other in parts], 1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from worker.optimizers.normalized import Normalized
 
-SMALLEST = 1e-8
-"""Norms are taken to be at least this, so that a row or column of zeros stays one."""
+SMALLEST = 1e-30
+"""Largest entry and squared norms are taken to be at least this, so that a row or column of zeros stays one."""
 
 
 class SinkGd(Normalized):
@@ -22,9 +20,16 @@ class SinkGd(Normalized):
 
 
 def equal_norms(matrices: Tensor, iterations: int) -> Tensor:
-    """Scale the rows of (k, m, n) to norm sqrt(n), then the columns to norm sqrt(m), `iterations` times."""
-    rows, columns = matrices.shape[1:]
+    """Scale the rows of (k, m, n) to norm sqrt(n), then the columns to norm sqrt(m), `iterations` times.
+
+    The factors alone are iterated, squared: new ones of rows depend on those of columns and not on their own last ones,
+    so that a round is two products of the squared entries with a vector.
+    """
+    largest = matrices.abs().amax((1, 2), keepdim=True).clamp(min=SMALLEST)
+    squares = (matrices / largest).square_()
+    rows, columns = squares.shape[1:]
+    by_row, by_column = squares.new_ones(len(squares), rows, 1), squares.new_ones(len(squares), columns, 1)
     for _ in range(iterations):
-        matrices = matrices * (math.sqrt(columns) / vector_norm(matrices, dim=2, keepdim=True).clamp(min=SMALLEST))
-        matrices = matrices * (math.sqrt(rows) / vector_norm(matrices, dim=1, keepdim=True).clamp(min=SMALLEST))
-    return matrices
+        by_row = columns / (squares @ by_column).clamp(min=SMALLEST)
+        by_column = rows / (squares.mT @ by_row).clamp(min=SMALLEST)
+    return matrices * (by_row.sqrt() / largest) * by_column.sqrt().mT

@@ -37,7 +37,7 @@ def polar_factor(matrices: Tensor) -> Tensor:
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     rounding = max(matrices.shape[1:]) * torch.finfo(matrices.dtype).eps
     kept = values > max(NULL, rounding) * values[:, :1]
-    return (left * kept.unsqueeze(1)) @ right
+    return torch.matmul(left * kept.unsqueeze(1), right)
 
 
 def newton_schulz(matrices: Tensor, iterations: int) -> Tensor:
@@ -58,4 +58,5 @@ def newton_schulz(matrices: Tensor, iterations: int) -> Tensor:
 
 
 def _norm(matrices: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
+    norm: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    return norm.clamp(min=SMALLEST)

@@ -81,6 +81,23 @@ def test_how_many_tensors_go_together_changes_nothing(
     torch.testing.assert_close(trained(kind, settings), together, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(("kind", "settings"), [(AdamP, ADAMP), (SgdP, SGDP)])
+def test_state_takes_the_layout_of_its_parameter(
+    kind: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]
+) -> None:
+    weight = nn.Parameter(torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last))
+    optimizer = kind([weight], **settings)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    moments = {name: value.contiguous() for name, value in saved["state"][0].items()}
+    restored = kind([weight], **settings)
+    restored.load_state_dict({**saved, "state": {0: moments}})
+    for name, value in optimizer.state[weight].items():
+        assert torch.equal(restored.state[weight][name], value)
+        assert restored.state[weight][name].stride() == value.stride()
+
+
 def steps_of_16_bits(dtype: torch.dtype, steps: int, kind: Callable[..., torch.optim.Optimizer]) -> nn.Parameter:
     weight = nn.Parameter(torch.ones(2, 4, dtype=dtype))
     optimizer = kind([weight], lr=1e-4)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -24,12 +24,14 @@ def matrices(size: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None)
 @given(size=sizes, seed=st.integers(0, 99), factor=st.floats(1e-3, 1e3))
 def test_the_size_of_a_gradient_does_not_count(size: tuple[int, int, int], seed: int, factor: float) -> None:
     found = matrices(size, seed)
     torch.testing.assert_close(equal_norms(factor * found, 5), equal_norms(found, 5))
 
 
+@settings(deadline=None)
 @given(size=sizes, seed=st.integers(0, 99))
 def test_columns_have_equal_norms_exactly_and_rows_in_the_limit(size: tuple[int, int, int], seed: int) -> None:
     found = equal_norms(matrices(size, seed), 5)
