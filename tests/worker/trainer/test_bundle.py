@@ -52,7 +52,7 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     consider(state, MAIN_METRICS[task], found.metrics, keep=False)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
-    return Trained(job, plan_training(job.recipe, 40), state, teachers, samples, said, teacher_cache={})
+    return Trained(job, plan_training(job.recipe, 40), state, teachers, samples, said, teacher_cache={}, arithmetic={})
 
 
 def report_in(folder: Path) -> dict[str, Any]:
