@@ -21,10 +21,10 @@ DATA_SHEETS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-"""Operations a second in bf16 with sums in float32, of matrices that aren't sparse, by NVIDIA's data sheets (where these
-state rates of sparse matrices: half of them)."""
+"""Operations a second in bf16 with sums in float32, of matrices that aren't sparse, by NVIDIA's data sheets (half of
+the rate where these state that of sparse ones)."""
 SIDE = {"cpu": 384, "cuda": 4096}
-"""Rows and columns of the matrices that are multiplied: enough for the full rate, and no more than a millisecond or two."""
+"""Rows and columns of the matrices that are multiplied: enough for the full rate, in a millisecond or two."""
 RUNS = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
