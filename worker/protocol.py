@@ -88,7 +88,8 @@ class Progress(Message):
 
 
 class Metrics(Message):
-    """Values measured at one optimizer step, by name: `train/loss`, `train/loss/nkd`, `train/lr`, `eval/accuracy`, …"""
+    """Values measured at one optimizer step, by name: `train/loss`, `train/loss/nkd`, `train/lr`,
+    `train/mfu/teacher`, `eval/accuracy`, …"""
 
     type: Literal["metrics"] = "metrics"
     step: int

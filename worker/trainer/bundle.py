@@ -53,6 +53,8 @@ class Trained(NamedTuple):
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
+    arithmetic: Figures
+    """What student and teachers computed in training."""
     tokenizer: TextTokenizer | None = None
     """What the student reads texts with; none: it reads none."""
 
@@ -128,6 +130,7 @@ class _Examination:
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
+            | trained.arithmetic
             | {"teacher_cache": trained.teacher_cache},
             "seed": trained.job.seed,
         }

@@ -56,7 +56,13 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     yield f"- losses: {_losses(recipe.losses)}"
     yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
-    yield f"- {train['seconds']:.0f} s on {train['device']}"
+    yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
+
+
+def _arithmetic(train: Figures) -> str:
+    teachers = f", {train['teacher_flops']:.3g} of the teachers" if "teacher_flops" in train else ""
+    rate = f"{train['peak_flops_per_second']:.3g} a second ({train['peak']})"
+    return f"{train['student_flops']:.3g} floating-point operations of the student{teachers}, on a machine for {rate}"
 
 
 def _losses(terms: list[Loss]) -> str:
