@@ -119,7 +119,7 @@ class _Examination:
         costs = [figures["flops"] for figures in teachers.values()]
         return {
             "task": trained.job.task,
-            "samples": {"train": trained.plan.train_samples, "eval": len(trained.samples)},
+            "samples": {"train": trained.plan.train_samples, "eval": trained.samples.samples},
             "classes": config.classes,
             "targets": config.targets,
             "student": student,

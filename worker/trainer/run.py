@@ -66,7 +66,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
-    plan = plan_training(job.recipe, len(inputs.task.train))
+    plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = inherit(student, job, _models(inputs)).to(device)
@@ -172,7 +172,7 @@ def _models(inputs: _Inputs) -> dict[str, Model]:
 def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
     model = inputs.task.model
     samples = -(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate)
-    return samples * network_cost(model).flops
+    return samples * inputs.task.train.together * network_cost(model).flops
 
 
 def _seed_of(job: JobSpec) -> int:
