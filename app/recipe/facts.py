@@ -136,21 +136,27 @@ def _columns_problems(data: Table, task: Task) -> Iterator[Problem]:
 
 
 def _encoder_problems(data: Table) -> Iterator[Problem]:
-    """Sentences or pairs to learn from, pairs to evaluate on, and scores of pairs alone."""
+    """Texts or pairs to learn from, pairs to evaluate on, and scores of pairs alone."""
     own = data.eval_input_columns is not None or data.eval_label_columns is not None
     if own and data.holds_out:
         yield Problem("data.eval", "is missing, and columns of it are named", "a file, or no columns of its own")
+        return
+    yield from _texts_problems(data, "data.train")
+    if own:
+        yield from _texts_problems(data, "data.eval")
     elif len(data.input_columns) == 1 and data.holds_out:
         yield Problem("data.eval", "is missing, and single texts can't be evaluated", "a file with pairs of texts")
-    for param in ("data.train", "data.eval"):
-        texts, scores = data.at(param).input_columns, data.at(param).label_columns
-        if len(texts) > 2:
-            yield Problem(data.field("input_columns", param), f"names {len(texts)} columns", "one, or two of a pair")
-        elif len(texts) == 1 and param == "data.eval" and not data.holds_out:
-            yield Problem("data.eval_input_columns", "is missing: evaluation compares two texts", "two columns")
-        if len(scores) > (1 if len(texts) == 2 else 0) and (param == "data.train" or own):
-            found = f"names {len(scores)} columns of scores for {len(texts)} of texts"
-            yield Problem(data.field("label_columns", param), found, "one column, of pairs of texts, or none")
+    if not data.holds_out and len(data.at("data.eval").input_columns) == 1:
+        yield Problem("data.eval_input_columns", "must name two columns: evaluation compares texts", "two columns")
+
+
+def _texts_problems(data: Table, param: str) -> Iterator[Problem]:
+    texts, scores = data.at(param).input_columns, data.at(param).label_columns
+    if len(texts) > 2:
+        yield Problem(data.field("input_columns", param), f"names {len(texts)} columns", "one, or two of a pair")
+    if len(scores) > (len(texts) > 1):
+        found = f"names {len(scores)} columns of scores for {len(texts)} of texts"
+        yield Problem(data.field("label_columns", param), found, "one column, of pairs of texts, or none")
 
 
 def _flip_problems(step: Flip, task: Task, train: SampleFacts | None, path: str) -> Iterator[Problem]:

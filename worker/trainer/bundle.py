@@ -18,6 +18,7 @@ from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.data.batches import Batch
 from worker.data.tokens import FILE, SETTINGS, TextTokenizer
 from worker.protocol import Artifact
+from worker.students import sentence_folder
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
@@ -92,9 +93,9 @@ def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[A
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
-    reading = (PREPROCESSOR, FILE, SETTINGS)
+    reading = (PREPROCESSOR, FILE, SETTINGS, *sentence_folder.FILES)
     names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
-    return [_artifact(bundle / name) for name in names if (bundle / name).exists()]
+    return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
 class _Examination:
@@ -110,6 +111,8 @@ class _Examination:
         self.config = self._loaded.config
         if trained.tokenizer is not None:
             write_tokenizer(trained.tokenizer, self.config, bundle)
+        if self.config.embedding is not None:
+            sentence_folder.write(self.config, self.config.embedding, bundle)
 
     def report(self) -> Report:
         """The whole of it."""
@@ -209,6 +212,6 @@ def _fitted(model: Model, samples: Batch) -> Tensor:
     return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])
 
 
-def _artifact(path: Path) -> Artifact:
-    media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
-    return Artifact(name=path.name, path=f"{BUNDLE}/{path.name}", media_type=media_type)
+def _artifact(bundle: Path, name: str) -> Artifact:
+    media_type = MEDIA_TYPES.get((bundle / name).suffix, "application/octet-stream")
+    return Artifact(name=name, path=f"{BUNDLE}/{name}", media_type=media_type)

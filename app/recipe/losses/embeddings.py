@@ -1,7 +1,7 @@
 """The losses of sentence encoders, whose answer is a vector of a text.
 
 Notation of the equations: s and t the vectors of student and teacher, r(s) the student's after its projection, cos the
-cosine of two vectors; S_i and T_i the cosines of text i with the others, of student and teacher; a and b a pair's texts.
+cosine of two vectors; S_i and T_i the cosines of text i with the others, of both sides; a and b the texts of a pair.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def pairs(count: int) -> Batch:
 
 def write(path: Path, form: str, rows: list[tuple[Any, ...]] = ROWS) -> None:
     if form == "parquet":
-        pq.write_table(pa.table({name: list(column) for name, column in zip(NAMES, zip(*rows), strict=True)}), path)
+        pq.write_table(
+            pa.table({name: list(column) for name, column in zip(NAMES, zip(*rows, strict=True), strict=True)}), path
+        )
     elif form == "jsonl":
         path.write_text("".join(json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in rows))
     else:
