@@ -6,9 +6,6 @@ from typing import Literal
 
 from app.recipe.base import Spec
 
-MODULES, POOLING = "modules.json", "1_Pooling/config.json"
-"""Files of the library sentence-transformers: what a text goes through, and the settings of the pooling."""
-
 
 class Embedding(Spec):
     """What follows the encoder's last layer, in the exported model as well."""

@@ -15,6 +15,7 @@ from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.model import DESCRIPTIONS
 from app.recipe.plan import EVAL_BATCH, TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.sentence_folder import FILES as FOLDER
 from worker.data.batches import Batch
 from worker.data.tokens import FILE, SETTINGS, TextTokenizer
 from worker.protocol import Artifact
@@ -93,7 +94,7 @@ def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[A
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
-    reading = (PREPROCESSOR, FILE, SETTINGS, *sentence_folder.FILES)
+    reading = (PREPROCESSOR, FILE, SETTINGS, *FOLDER)
     names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
