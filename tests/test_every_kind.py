@@ -46,6 +46,7 @@ METRICS = {
     "text-classification": {"accuracy", "nll", "ece", "brier"},
     "regression": {"rmse", "mae", "r2"},
     "keypoints": {"nme", "failure_rate", "auc"},
+    "embedding": {"pearson", "spearman"},
 }
 """What a report must tell of the student, by task."""
 AUGMENTED: dict[str, Document] = {
@@ -138,7 +139,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         files = {path: client.upload(path).id for path in inputs.iterdir() if path.is_file()}
         ids = {(path.stem if path.suffix == ".npz" else path.name): file for path, file in files.items()}
         for folder in inputs.iterdir():
-            if folder.is_dir():
+            if (folder / "tokenizer.json").is_file():
+                whole = {path.name: client.upload(path, reuse=False).id for path in folder.iterdir()}
+                ids[folder.name] = client.register_folder(whole, name=folder.name).id
+            elif folder.is_dir():
                 config = json.loads((folder / "config.json").read_text())
                 weights = client.upload(folder / WEIGHTS, reuse=False).id
                 ids[folder.name] = client.register_model(weights, config, folder.name).id
