@@ -16,6 +16,7 @@ from app.cli.client import Client
 from app.cli.objects import Job
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Option
+from app.recipe.losses import LOSSES
 from app.recipe.students import STUDENTS
 from app.recipe.task import ALL_TASKS
 from tests import kinds
@@ -75,7 +76,11 @@ def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
 OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.views)
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.views)
 ARCHITECTURES = names(STUDENTS, "architecture")
-ANYWHERE = [kind for kind in KINDS if kind not in kinds.SETTINGS and kind != "cross-entropy"]
+ANYWHERE = [
+    kind
+    for kind, loss in zip(KINDS, LOSSES, strict=True)
+    if kind not in kinds.SETTINGS and kind != "cross-entropy" and kinds.task_of(loss) == "image-classification"
+]
 """Kinds that look at logits alone: their jobs show the students and augmentations, too."""
 
 

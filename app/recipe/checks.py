@@ -16,7 +16,7 @@ from app.recipe.data import Table
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.hugging_face import TEXT_MODEL_TYPES
 from app.recipe.job import JobSpec
-from app.recipe.losses import Ferkd, KdRel, KdTopk, Loss, PairTerm
+from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
@@ -210,7 +210,7 @@ def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterato
 def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
     if job.task not in term.tasks:
         yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
-    if isinstance(term, PairTerm):
+    if isinstance(term, Contrastive | PairScore):
         yield from _pair_problems(job, term, path)
     names = [teacher.name for teacher in job.all_teachers]
     for field_name, name in term.named_teachers().items():
@@ -223,7 +223,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 
 
-def _pair_problems(job: JobSpec, term: PairTerm, path: str) -> Iterator[Problem]:
+def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or job.task not in term.tasks:
         return
     if len(job.data.input_columns) < 2:

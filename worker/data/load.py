@@ -175,8 +175,8 @@ def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch,
     classes = job.task in CLASSIFICATION
     halves = hold_out(train.targets, count, seed) if classes else hold_out_any(train.samples, count, seed)
     kept, held = (train.take_samples(chosen) for chosen in halves)
-    renumbered = (whole_split(half.inputs, half.targets, half.together) for half in (kept, held))
-    return *renumbered, (kept.index, held.index)
+    own, others = (whole_split(half.inputs, half.targets, half.together) for half in (kept, held))
+    return own, others, (kept.index, held.index)
 
 
 def _describe(

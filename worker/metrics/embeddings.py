@@ -33,7 +33,7 @@ def spearman_correlation(values: Tensor, others: Tensor) -> Tensor:
 
 def ranks(values: Tensor) -> Tensor:
     """From 1, float64 (N,): equal values share the mean of their ranks."""
-    _, place, counts = values.detach().double().cpu().unique(return_inverse=True, return_counts=True)
+    place, counts = _told_apart(values.detach().double().cpu())
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[place]
 
@@ -46,12 +46,18 @@ def retrieval_ranks(vectors: Tensor, texts: Tensor) -> Tensor:
     """
     rows, numbers = _directions(vectors), texts.cpu()
     queries, asked = rows[0::2], numbers[0::2]
-    _, document = numbers[1::2].unique(return_inverse=True)
-    documents = rows.new_empty(int(document.max()) + 1, rows.shape[1])
+    document, counts = _told_apart(numbers[1::2])
+    documents = rows.new_empty(len(counts), rows.shape[1])
     documents[document] = rows[1::2]
     step = max(1, AT_ONCE // max(len(documents), len(queries)))
     parts = range(0, len(queries), step)
     return torch.cat([_places(queries, documents, asked, document, slice(part, part + step)) for part in parts])
+
+
+def _told_apart(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each value (N,) among those that differ, which rise, and how often each of these is there."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.unique(values, return_inverse=True, return_counts=True)
+    return found[1:]
 
 
 def _places(queries: Tensor, documents: Tensor, asked: Tensor, document: Tensor, part: slice) -> Tensor:

@@ -26,7 +26,7 @@ from worker.students.faults import InvalidModel
 def write(config: ModelConfig, embedding: Embedding, folder: Path) -> None:
     """Write `FILES` into `folder`, which has the network and its tokenizer in the Hugging Face layout."""
     assert isinstance(config.input, TextInput)
-    general = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
+    general: dict[str, Any] = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
     limits = {"max_seq_length": config.input.length, "do_lower_case": False}
     (folder / POOLING).parent.mkdir(exist_ok=True)
     documents = (modules_of(embedding), pooling_of(embedding, config.outputs), limits, general)

@@ -16,7 +16,6 @@ from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
     PairScore,
-    PairTerm,
     SimilarityMatrix,
 )
 from app.recipe.losses.features import (
@@ -91,7 +90,6 @@ __all__ = [
     "Nkd",
     "Overhaul",
     "PairScore",
-    "PairTerm",
     "ReverseKl",
     "Rkd",
     "SimilarityMatrix",
