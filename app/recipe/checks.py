@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from app.recipe.data import Texts
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
+from app.recipe.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.job import JobSpec
 from app.recipe.losses import Ferkd, KdRel, KdTopk, Loss
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
-from app.recipe.task import CLASSIFICATION, NUMBERS
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, Task
 from app.recipe.teacher_cache import NoCache, TopKCache
+from app.recipe.tokenizers import Trained
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
     for name, count in names.items():
         if count > 1:
             yield Problem("teachers", f"{count} teachers are called {name!r}", "a name of its own for each")
-    if job.teacher_weighting == "entropy" and job.task in NUMBERS:
-        yield Problem("teacher_weighting", f"is entropy, and answers of {job.task} are no distributions", "fixed")
+    if job.teacher_weighting == "entropy" and job.task not in CLASSIFICATION:
+        yield Problem("teacher_weighting", f"is entropy, and {job.task} has no classes", "fixed")
     learning = [term for terms in job.objectives.values() for term in terms if term.needs_teacher]
     if learning and not names:
         kinds = ", ".join(sorted({term.kind for term in learning}))
@@ -99,8 +102,20 @@ def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and train.targets not in (None, teacher.targets):
         found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
-    if train and not _reads(teacher.input, train.input):
+    if job.task == CAUSAL_LM:
+        found.problems.extend(_length_problems(job, teacher, param))
+    elif train and not _reads(teacher.input, train.input):
         found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train; of images any size")
+
+
+def _length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[Problem]:
+    """Sequences longer than a teacher can read: nothing of a packed one can be cut off."""
+    if not isinstance(teacher.input, TextInput) or not isinstance(job.data, Texts):
+        return
+    if job.data.max_length > (most := teacher.input.length):
+        yield Problem(
+            "data.max_length", f"is {job.data.max_length}, and {param} reads {most} tokens", f"at most {most}"
+        )
 
 
 def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
@@ -112,8 +127,21 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
             yield from architecture_problems(network, taken, "student")
+            yield from _decoder_problems(job.task, network)
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
+
+
+def _decoder_problems(task: Task, network: Network) -> Iterator[Problem]:
+    """Networks that continue texts are for that, and no others are."""
+    if not isinstance(network, Transformers):
+        if task == CAUSAL_LM:
+            yield Problem("student.architecture", f"{network.architecture} continues no texts", "transformers, shrink")
+    elif task == CAUSAL_LM and not network.decodes:
+        accepted = f"one of {', '.join(DECODER_MODEL_TYPES)}"
+        yield Problem("student.config.model_type", f"{network.model_type} continues no texts", accepted)
+    elif task != CAUSAL_LM and network.decodes:
+        yield Problem("student.config.model_type", f"a decoder is not for {task}", "a network for the task")
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
@@ -157,6 +185,10 @@ def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterat
     """What can't be kept of teachers' answers, or would not be although the job says so."""
     kept = job.teacher_cache
     if isinstance(kept, NoCache) or kept.exact:
+        return
+    if job.task == CAUSAL_LM:
+        found = "keeps answers, and those of a language model are logits of a whole vocabulary for every token"
+        yield Problem("teacher_cache", found, "off, or dense in fp32, which keeps nothing of a language model")
         return
     if not job.all_teachers:
         yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
@@ -221,6 +253,8 @@ def _kept_classes_problems(term: Loss, classes: int | None, path: str) -> Iterat
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
     if job.evaluation.nme_points is not None and job.task != "keypoints":
         yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
+    if job.task == CAUSAL_LM:
+        yield from _tokenizer_problems(job)
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(
@@ -232,6 +266,12 @@ def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
             f"{recipe.schedule.milestones[-1]} is not reached",
             f"epochs < {recipe.epochs}",
         )
+
+
+def _tokenizer_problems(job: JobSpec) -> Iterator[Problem]:
+    if job.all_teachers and isinstance(job.data, Texts) and isinstance(job.data.tokenizer, Trained):
+        found = f"is {job.data.tokenizer.kind}, and what a teacher says is about the tokens of its own"
+        yield Problem("data.tokenizer.kind", found, "teacher, or no teacher")
 
 
 def _reads(taken: Input, given: Input) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from app.recipe.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data import CsvData, Data, ImageData, ImageFolderData, JsonlData, Table
 from app.recipe.model import MAX_CHANNELS, MAX_COLUMNS, MAX_SIDE, ImageInput, Input, TableInput, TextInput
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, NUMBERS, Task
+from app.recipe.tokenizers import WordPiece
 
 
 class Problem(NamedTuple):
@@ -53,7 +54,7 @@ class SampleFacts:
     pixels: bool = False
     """True for images of 8 bits a channel."""
     targets: int | None = None
-    """Numbers to answer with; none: classes."""
+    """Numbers to answer with; none: classes, or tokens."""
 
 
 Known = Archive | FirstLine | SampleFacts
@@ -64,6 +65,7 @@ _ACCEPTED: dict[Task, str] = {
     "text-classification": "csv, jsonl, parquet or hf-dataset",
     "regression": "npz, csv, jsonl, parquet or hf-dataset",
     "keypoints": "npz, parquet or hf-dataset",
+    "causal-lm": "csv, jsonl, parquet or hf-dataset",
 }
 _VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "texts"}
 
@@ -83,9 +85,9 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
     """What in `data` does not go together with the task, or with its samples as far as they are known."""
     yield from _format_problems(data, task)
     if data.classes is not None and task not in CLASSIFICATION:
-        yield Problem("data.classes", f"is given, but {task} answers with numbers", "no classes")
-    if data.targets_transform is not None and task in CLASSIFICATION:
-        yield Problem("data.targets_transform", f"is given, but {task} answers with classes", "none")
+        yield Problem("data.classes", f"is given, but {task} answers with no classes", "no classes")
+    if data.targets_transform is not None and task not in NUMBERS:
+        yield Problem("data.targets_transform", f"is given, but {task} does not answer with numbers", "none")
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if task not in step.tasks:
@@ -107,7 +109,7 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
 def _format_problems(data: Data, task: Task) -> Iterator[Problem]:
     images = task in ("image-classification", "keypoints")
     unfit = {
-        ImageData: task == "text-classification",
+        ImageData: task in ("text-classification", CAUSAL_LM),
         CsvData: images,
         JsonlData: images,
         ImageFolderData: task != "image-classification",
@@ -115,10 +117,30 @@ def _format_problems(data: Data, task: Task) -> Iterator[Problem]:
     if unfit.get(type(data), False):
         name = getattr(data, "format", "")
         yield Problem("data.format", f"{name} holds nothing for {task}", _ACCEPTED[task])
-    if isinstance(data, Table) and task in CLASSIFICATION and len(data.label_columns) > 1:
+    elif isinstance(data, Table):
+        yield from _columns_problems(data, task)
+
+
+def _columns_problems(data: Table, task: Task) -> Iterator[Problem]:
+    if task == CAUSAL_LM:
+        yield from _running_text_problems(data)
+        return
+    if not data.label_columns:
+        yield Problem("data.label_columns", f"is missing, and {task} needs it", "the columns to answer with")
+    if task in CLASSIFICATION and len(data.label_columns) > 1:
         yield Problem("data.label_columns", f"names {len(data.label_columns)} columns for one class", "one column")
-    if isinstance(data, Table) and task == "text-classification" and len(data.input_columns) > 2:
+    if task == "text-classification" and len(data.input_columns) > 2:
         yield Problem("data.input_columns", f"names {len(data.input_columns)} columns of texts", "one or two columns")
+
+
+def _running_text_problems(data: Table) -> Iterator[Problem]:
+    if len(data.input_columns) > 1:
+        yield Problem("data.input_columns", f"names {len(data.input_columns)} columns", "one, of texts or of chats")
+    if data.label_columns:
+        yield Problem("data.label_columns", "is given, and a text is its own answer", "no columns")
+    if isinstance(data.tokenizer, WordPiece):
+        found = "is wordpiece, which loses the spaces and lines of a text, so that none could be written"
+        yield Problem("data.tokenizer.kind", found, "bpe, or teacher")
 
 
 def _flip_problems(step: Flip, task: Task, train: SampleFacts | None, path: str) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.recipe.base import Positive, Spec
 from app.recipe.students import Network, Transformers
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, NUMBERS, Task
 
 MAX_SIDE, MAX_CHANNELS = 4096, 1024
 MAX_COLUMNS, MAX_LENGTH = 4096, 8192
@@ -47,7 +47,7 @@ class TextInput(Spec):
     vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
     """Number of token ids."""
     pad: Annotated[int, Field(ge=0)] = 0
-    """Id of the padding, which the network does not attend to."""
+    """Id of the padding, which the network does not attend to; of a decoder, of the token that ends a text."""
     separator: Annotated[int, Field(ge=0)] | None = None
     """Id of the token that ends each part of a text, where the tokenizer has one: what lies after the first is the
     second part."""
@@ -105,6 +105,8 @@ class ModelConfig(Spec):
 
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
+        if self.task == CAUSAL_LM:
+            return self._require_decoder()
         needed, other = ("classes", "targets") if self.task in CLASSIFICATION else ("targets", "classes")
         if getattr(self, needed) is None or getattr(self, other) is not None:
             raise ValueError(f"a model for {self.task} has {needed} and no {other}")
@@ -114,10 +116,27 @@ class ModelConfig(Spec):
             raise ValueError("preprocessing is missing")
         return self
 
+    def _require_decoder(self) -> Self:
+        decoder = isinstance(self.architecture, Transformers) and self.architecture.decodes
+        if not (decoder and isinstance(self.input, TextInput)):
+            raise ValueError("a model for causal-lm is a decoder of the Transformers library, and reads texts")
+        if not self.classes is self.class_names is self.targets is self.target_scaling is self.preprocessing is None:
+            raise ValueError("a model for causal-lm has neither classes nor targets, and no preprocessing")
+        return self
+
     @property
     def outputs(self) -> int:
-        """Numbers that the network answers with."""
-        return self.classes or self.targets or 0
+        """Numbers that the network answers with: once for a sample, or a decoder at every token."""
+        return (
+            self.input.vocabulary
+            if isinstance(self.input, TextInput) and self.task == CAUSAL_LM
+            else (self.classes or self.targets or 0)
+        )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its numbers are logits, of classes or of tokens."""
+        return self.task not in NUMBERS
 
     @property
     def file_name(self) -> str:

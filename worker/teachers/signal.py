@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from app.recipe.taps import Tap
 from worker.data.batches import Batch
+from worker.students.last_states import LastStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 
@@ -19,14 +20,21 @@ from worker.students.recorder import Recorder
 class TeacherSignal:
     """Without gradient."""
 
-    logits: Tensor
-    """Dense logits or numbers (B, C)."""
+    answer: Tensor | LastStates
+    """Dense logits or numbers (B, C), or what the last layer of a language model would make logits of."""
     head: Tensor | None = None
     """Weight (C, D) of the last linear layer that gives a number per class; the same for every batch."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
     """Activations (B, ...)."""
     tokens: Tensor | None = None
     """(B, S) bool: which of the teacher's tokens aren't padding; none where it reads no text."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The answer for whole samples. Raises TypeError for a language model's."""
+        if not isinstance(self.answer, Tensor):
+            raise TypeError("the logits of a language model are made where they are used, some rows at a time")
+        return self.answer
 
 
 class Source(Protocol):
@@ -48,11 +56,12 @@ class Teacher:
     def __call__(self, batch: Batch) -> TeacherSignal:
         samples = batch.inputs[self.model.view]
         with torch.inference_mode():
-            logits = self.model(samples)
+            answer = self.model.look(samples)
         head = None if self._head is None else self._head.weight.detach()
         # an inference tensor could not be saved for the backward pass
+        told = answer.clone() if isinstance(answer, Tensor) else answer._replace(hidden=answer.hidden.clone())
         features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
-        return TeacherSignal(logits.clone(), head, features, self.model.tokens(samples))
+        return TeacherSignal(told, head, features, self.model.tokens(samples))
 
 
 def head_of(model: Model) -> Tensor | None:

@@ -47,6 +47,7 @@ MAIN_METRICS: dict[Task, MainMetric] = {
     "text-classification": BY_ACCURACY,
     "regression": MainMetric("rmse", higher_is_better=False),
     "keypoints": MainMetric("nme", higher_is_better=False),
+    "causal-lm": MainMetric("perplexity", higher_is_better=False),
 }
 
 

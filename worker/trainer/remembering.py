@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from app.recipe.job import JobSpec
+from app.recipe.task import CAUSAL_LM
 from app.recipe.teacher_cache import NoCache
 from worker.data.augment import Augmenter
 from worker.data.batches import Augment
@@ -47,7 +48,7 @@ class Memories:
         """The teachers, those that can remember doing so; `augment` is what changes the training samples of `task`."""
         kept = self._job.teacher_cache
         place = self._place_for(augment)
-        if isinstance(kept, NoCache) or (place is None and kept.exact):
+        if isinstance(kept, NoCache) or (place is None and kept.exact) or self._job.task == CAUSAL_LM:
             return dict(teachers)
         given = dict(teachers)
         for name, taught in teachers.items():

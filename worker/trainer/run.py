@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
+from app.recipe.task import CAUSAL_LM
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
@@ -28,6 +29,7 @@ from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
+from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
@@ -75,7 +77,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
-    judges = _Judges(job, inputs)
+    judges = _judges(job, inputs)
     choose_threads(_micro_batch_flops(job, plan, inputs), device)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories)
@@ -97,7 +99,16 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         teacher_cache=memories.figures(),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
-    return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
+    kind = LanguageExamination if job.task == CAUSAL_LM else None
+    return Finished(artifacts=write_bundle(trained, folder, device, kind), step=state.step)
+
+
+def _judges(job: JobSpec, inputs: _Inputs) -> _Judges | LanguageJudges:
+    """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
+    if job.task != CAUSAL_LM:
+        return _Judges(job, inputs)
+    require_exportable(job, network_cost(inputs.task.model).parameters)
+    return LanguageJudges(job, inputs.task.eval, list(_models(inputs).values()))
 
 
 def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None) -> None:
