@@ -177,7 +177,7 @@ def _network_class(config: Any, student: Transformers, sample: Input) -> Any:
 
     def forward(self: Any, samples: Tensor) -> Tensor:
         if student.decodes:
-            following: Tensor = base.forward(self, input_ids=samples, use_cache=False).logits
+            following: Tensor = base.forward(self, **_decoder_arguments(samples)).logits
             return following
         if not isinstance(sample, TextInput):
             answer: Tensor = base.forward(self, pixel_values=samples).logits
@@ -193,9 +193,16 @@ def last_states(network: Any, tokens: Tensor) -> LastStates:
 
     There is no mask: a token sees all that come before it.
     """
-    hidden = network.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    hidden = network.base_model(**_decoder_arguments(tokens)).last_hidden_state
     layer = network.get_output_embeddings()
     return LastStates(*as_autocast(hidden, layer.weight, layer.bias))
+
+
+def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:
+    """Without a mask, the library looks at the positions' values, which a dry run does not have."""
+    rows, length = tokens.shape
+    mask = {"attention_mask": torch.zeros(rows, 1, length, length, device="meta")} if tokens.is_meta else {}
+    return {"input_ids": tokens, "use_cache": False, **mask}
 
 
 def tells_parts_apart(student: Transformers) -> bool:

@@ -88,16 +88,21 @@ def states_of(model: Model, tokens: Tensor) -> LastStates:
 @torch.inference_mode()
 def examine(says: Callable[[Tensor], Said], samples: Batch, view: str, taught: Taught, at_once: int) -> Answers:
     """Measures over all tokens of `samples` that count, `at_once` sequences at a time, and the first rows of logits."""
-    tally, first = TokenTally(), None
+    tally, first = TokenTally(), torch.empty(0)
     for tokens, targets in zip(samples.inputs[view].split(at_once), samples.targets.split(at_once), strict=True):
         said, known = says(tokens), taught.says(tokens)
         labels = targets.flatten()
         for rows in (labels != IGNORED).nonzero().squeeze(1).split(_rows_at_a_time(said)):
             logits = said.logits(rows)
-            first = logits[:COMPARED].float().cpu() if first is None else first
+            first = _more(first, logits)
             tally.add(logits, labels[rows], taught.log_probabilities(known, rows))
-    assert first is not None  # a split without a token that counts is refused when it is read
     return Answers(first, Judgement(tally.metrics()))
+
+
+def _more(first: Tensor, logits: Tensor) -> Tensor:
+    """With as many rows of `logits` behind as are compared."""
+    fresh = logits[: COMPARED - len(first)].float().cpu()
+    return torch.cat((first, fresh)) if len(first) else fresh
 
 
 def _rows_at_a_time(said: Said) -> int:
