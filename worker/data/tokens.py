@@ -305,8 +305,8 @@ def train_tokenizer(spec: Trained, texts: Texts) -> TextTokenizer:
 
 
 def train_writer(spec: Trained, texts: Texts) -> TextTokenizer:
-    """The same for a language model: nothing is put behind a text, where the model is to go on."""
-    made = _train_bytes(spec, texts)
+    """The same for a language model: texts come back as they were, and nothing is put behind them, where it goes on."""
+    made = _train_bytes(spec, texts, space=False)
     begin = ("<s>", made.token_to_id("<s>"))
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
     return TextTokenizer(made)
@@ -359,11 +359,12 @@ def _alphabet(counts: Counter[str], most: int) -> list[str]:
     return sorted(character for character in chosen[:most] if ord(character) < _PRIVATE)
 
 
-def _train_bytes(spec: Trained, texts: Texts) -> tokenizers.Tokenizer:
+def _train_bytes(spec: Trained, texts: Texts, *, space: bool = True) -> tokenizers.Tokenizer:
+    """With `space`, what stands first is read like any other word."""
     raw = tokenizers.Tokenizer(models.BPE())
     if spec.lowercase:
         raw.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocabulary,

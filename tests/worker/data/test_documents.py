@@ -23,7 +23,9 @@ FORGETFUL = "{% for message in messages[-1:] %}<s>{{ message.content }}</s>{% en
 
 @pytest.fixture(scope="module")
 def plain() -> TextTokenizer:
-    return train_writer(BytePairs(vocabulary=600, lowercase=False), Texts(["the cat sat on the mat", "Été: a dog, no?\n"] * 9))
+    return train_writer(
+        BytePairs(vocabulary=600, lowercase=False), Texts(["the cat sat on the mat", "Été: a dog, no?\n"] * 9)
+    )
 
 
 def talking(plain: TextTokenizer, template: str | None = TEMPLATE) -> TextTokenizer:
@@ -45,11 +47,17 @@ def test_a_text_comes_back_and_its_end_is_learned(plain: TextTokenizer) -> None:
     assert document.ids[-1] == plain.end
     assert not document.counted[0]
     assert document.counted[1:].all()
-    assert learned(document, plain) == f" {text}</s>"
+    assert learned(document, plain) == f"{text}</s>"
 
 
 def test_of_a_chat_what_the_assistant_says_is_learned_with_its_end(plain: TextTokenizer) -> None:
-    chat = talk(("system", "Be short."), ("user", "the cat?"), ("assistant", "sat on the mat"), ("user", "a dog?"), ("assistant", "Été no"))
+    chat = talk(
+        ("system", "Be short."),
+        ("user", "the cat?"),
+        ("assistant", "sat on the mat"),
+        ("user", "a dog?"),
+        ("assistant", "Été no"),
+    )
     reader = talking(plain)
     [document] = read_documents(Chats([chat]), reader, "data.train")
     assert learned(document, reader) == "sat on the mat</s>\nÉté no</s>\n"

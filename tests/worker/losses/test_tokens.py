@@ -43,7 +43,9 @@ IDS = [f"{term.kind}{'-outside' * (not in_kernels(term))}" for term in KINDS]
 def states(seed: int, vocabulary: int = V, width: int = H, dtype: torch.dtype = torch.float64) -> LastStates:
     draw = torch.Generator().manual_seed(seed)
     make: Callable[..., Tensor] = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)  # noqa: E731
-    return LastStates(*(part.requires_grad_() for part in (make(B, S, width), make(vocabulary, width), make(vocabulary))))
+    return LastStates(
+        *(part.requires_grad_() for part in (make(B, S, width), make(vocabulary, width), make(vocabulary)))
+    )
 
 
 def targets() -> Tensor:
@@ -67,7 +69,9 @@ def plain(term: Loss, student: LastStates, teacher: LastStates, labels: Tensor) 
     rows = (labels.flatten() != IGNORED).nonzero().squeeze(1)
     ours, theirs = student.logits(rows), teacher.logits(rows).detach()
     width = max(ours.shape[1], theirs.shape[1])
-    ours, theirs = (torch.nn.functional.pad(side, (0, width - side.shape[1]), value=-torch.inf) for side in (ours, theirs))
+    ours, theirs = (
+        torch.nn.functional.pad(side, (0, width - side.shape[1]), value=-torch.inf) for side in (ours, theirs)
+    )
     made: Any = build_term(term, Workshop({}, {}, V))
     return made(Rows(ours, labels.flatten()[rows], theirs)).mean()
 
@@ -98,7 +102,9 @@ def test_several_divergences_and_teachers_share_by_their_weights() -> None:
     found = whole(seen(student, labels, one=one, other=other), whole.count(labels))
     expected = plain(terms[0], student, one, labels) + plain(terms[2], student, other, labels)
     for term, weight in ((terms[1], 2.0), (terms[3], 1.0)):
-        expected = expected + weight * (0.25 * plain(term, student, one, labels) + 0.75 * plain(term, student, other, labels))
+        expected = expected + weight * (
+            0.25 * plain(term, student, one, labels) + 0.75 * plain(term, student, other, labels)
+        )
     torch.testing.assert_close(found[TOTAL], expected, check_dtype=False)
     for ours, theirs in zip(gradients(found[TOTAL], student), gradients(expected, student), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
@@ -112,7 +118,11 @@ def test_parts_add_up_to_the_whole() -> None:
     complete = whole(seen(student, labels, teacher=teacher), count)
     parts = [
         whole(
-            seen(student._replace(hidden=student.hidden[i : i + 1]), labels[i : i + 1], teacher=teacher._replace(hidden=teacher.hidden[i : i + 1])),
+            seen(
+                student._replace(hidden=student.hidden[i : i + 1]),
+                labels[i : i + 1],
+                teacher=teacher._replace(hidden=teacher.hidden[i : i + 1]),
+            ),
             count,
         )
         for i in range(B)

@@ -27,9 +27,7 @@ RELATION: Document = {
     "relation_heads": 2,
     "layer": {
         "teacher": {"qkv": "transformer.h.1.attn.c_attn"},
-        "student": {
-            name: f"model.layers.0.self_attn.{name[0]}_proj" for name in ("queries", "keys", "values")
-        },
+        "student": {name: f"model.layers.0.self_attn.{name[0]}_proj" for name in ("queries", "keys", "values")},
     },
 }
 OUTSIDE: Document = {"kind": "akl"}
@@ -44,12 +42,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("losses", [DISTILLED, [*DISTILLED, HINT, RELATION, OUTSIDE]], ids=["fused", "all"])
-def test_the_library_opens_a_student_and_writes_with_it(
-    tmp_path: Path, teacher: Path, losses: list[Document]
-) -> None:
+def test_the_library_opens_a_student_and_writes_with_it(tmp_path: Path, teacher: Path, losses: list[Document]) -> None:
     folder = tmp_path / "student"
     bundle = finished(folder, stage(folder, LLAMA, teacher, losses))
-    reader, theirs, ours = AutoTokenizer.from_pretrained(bundle), AutoModelForCausalLM.from_pretrained(bundle), load_model(bundle)
+    reader, theirs, ours = (
+        AutoTokenizer.from_pretrained(bundle),
+        AutoModelForCausalLM.from_pretrained(bundle),
+        load_model(bundle),
+    )
     encoded = reader("the cat", return_tensors="pt")
     torch.testing.assert_close(theirs(**encoded).logits, ours(encoded["input_ids"]))
     written = theirs.generate(**encoded, max_new_tokens=5, do_sample=False)
@@ -196,11 +196,16 @@ def test_teachers_of_other_tokens_are_refused(tmp_path: Path, teacher: Path) -> 
     spec = assignment.spec.model_copy(
         update={
             "teacher": None,
-            "teachers": [assignment.spec.teacher.model_copy(update={"name": name, "model": name}) for name in ("teacher", "other")],  # type: ignore[union-attr]
+            "teachers": [
+                assignment.spec.teacher.model_copy(update={"name": name, "model": name})
+                for name in ("teacher", "other")
+            ],  # type: ignore[union-attr]
         }
     )
     (folder / "other").symlink_to(other / "bundle")
-    word = play(assignment.model_copy(update={"spec": spec, "inputs": {**assignment.inputs, "other": "other"}}), folder).word
+    word = play(
+        assignment.model_copy(update={"spec": spec, "inputs": {**assignment.inputs, "other": "other"}}), folder
+    ).word
     assert isinstance(word, Failed)
     assert (word.code, word.param) == ("invalid_teacher", "teachers[1].model")
 
