@@ -19,6 +19,7 @@ from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.plan import StagePlan
 from worker.data.batches import Batch, Batches
 from worker.losses.objective import TOTAL, Objective, Seen
+from worker.optimizers.base import Listener
 from worker.optimizers.schedules import rate_factor
 from worker.students.last_states import LastStates
 from worker.students.model import Model
@@ -101,7 +102,10 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     count = course.objective.count(batch.targets)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
     for part in batch.split(course.recipe.accumulate):
-        shares = course.objective(_look(course, state.student, part), count, epoch, course.plan.epochs)
+        seen = _look(course, state.student, part)
+        if isinstance(state.optimizer, Listener):
+            state.optimizer.listen(seen.outputs)
+        shares = course.objective(seen, count, epoch, course.plan.epochs)
         shares[TOTAL].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
