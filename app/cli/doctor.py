@@ -78,7 +78,7 @@ def _training() -> Iterator[Check]:
     gpus = ", ".join(f"{gpu['name']} ({views.size(gpu['memory'])})" for gpu in facts.get("gpus", []))
     means = "" if gpus else "training runs on the CPU; jobs for the queue `gpu` wait for another machine"
     yield Check(name="gpu", state="ok" if gpus else "missing", found=gpus or "none", means=means)
-    means = "" if "triton" in facts else "the plain PyTorch versions of the kernels are used"
+    means = "" if gpus and "triton" in facts else "worker.kernels computes in plain PyTorch: Triton needs a CUDA GPU"
     yield _optional("triton", facts, means)
     for name in ("onnx", "onnxscript", "onnxruntime"):
         yield _optional(name, facts, "" if name in facts else "models can't be exported to ONNX")

@@ -1,1 +1,1 @@
-"""Losses of rows of logits, and their gradients, computed where memory decides: Triton on CUDA, plain PyTorch elsewhere."""
+"""Losses of rows of logits, with their gradients, where memory decides: Triton on CUDA, plain PyTorch elsewhere."""

@@ -36,7 +36,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 class RowLosses(NamedTuple):
-    """Of each row (R,), float32; 0 where the row is ignored or the part weighs nothing."""
+    """Of each row (R,), float32 (float64 for such logits); 0 where the row is ignored or the part weighs nothing."""
 
     total: Tensor
     """Both parts with their weights, times the row's weight."""
@@ -86,7 +86,7 @@ def row_loss(
 ) -> RowLosses:
     """`row_loss_` for autograd: `total` has a gradient, which stands where the student's logits stood.
 
-    The logits are overwritten when they need a gradient; whoever saved them for its own backward is told so by autograd.
+    The logits are overwritten when they need a gradient; what saved them for its own backward fails there and says so.
     Let `row_weights` hold the division by the count of the batch (and a gradient scaler's factor, without which small
     gradients vanish in float16): a gradient of `total` that is 1 costs nothing more, any other one more pass. Backward
     runs once.
@@ -186,7 +186,7 @@ def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
 def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy of each row, some rows at a time: written out where it can be, or by the terms."""
     written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and processor_rows.covers(spec)
-    logits, compute = (processor_rows.BLOCK, _quick_part) if written_out else (CHUNK, plain_by_terms)
+    logits, compute = (processor_rows.block_size(), _quick_part) if written_out else (CHUNK, plain_by_terms)
     size = max(1, logits // max(1, inputs.student.shape[-1]))
     parts = [compute(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
     divergences, cross_entropies = zip(*parts, strict=True)
@@ -194,8 +194,10 @@ def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor
 
 
 def _part(inputs: Inputs, start: int, stop: int) -> Inputs:
-    by_row = (None if side is None else side[start:stop] for side in inputs._replace(class_weights=None))
-    return Inputs(*by_row)._replace(class_weights=inputs.class_weights)
+    teacher, labels, weights = (
+        None if side is None else side[start:stop] for side in (inputs.teacher, inputs.labels, inputs.row_weights)
+    )
+    return Inputs(inputs.student[start:stop], teacher, labels, inputs.class_weights, weights)
 
 
 def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -295,7 +297,7 @@ class _RowLoss(torch.autograd.Function):
         return tuple(losses)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[None, None, Tensor]:
         """The gradient, times what comes from above."""
         gradient, ctx.gradient = ctx.gradient, None
