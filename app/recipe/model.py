@@ -120,7 +120,8 @@ class ModelConfig(Spec):
         decoder = isinstance(self.architecture, Transformers) and self.architecture.decodes
         if not (decoder and isinstance(self.input, TextInput)):
             raise ValueError("a model for causal-lm is a decoder of the Transformers library, and reads texts")
-        if not self.classes is self.class_names is self.targets is self.target_scaling is self.preprocessing is None:
+        others = (self.classes, self.class_names, self.targets, self.target_scaling, self.preprocessing)
+        if any(given is not None for given in others):
             raise ValueError("a model for causal-lm has neither classes nor targets, and no preprocessing")
         return self
 

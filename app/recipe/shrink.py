@@ -181,7 +181,7 @@ def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
     encoder = ENCODERS[teacher.model_type]
     depth, _, heads, _ = theirs = encoder.sizes(teacher.config)
     sizes = _sizes(student, *theirs)
-    told = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
+    told: dict[str, Any] = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
     if teacher.decodes and teacher.model_type != "gpt2":
         told[SHARED_HEADS] = _shared_heads(int(told.get(SHARED_HEADS) or encoder.shared or heads), heads, sizes[2])
     lists = {key: told[key] for key in PER_LAYER if isinstance(told.get(key), list)}
@@ -192,7 +192,7 @@ def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
 
 def _shared_heads(theirs: int, heads: int, left: int) -> int:
     """Heads of keys and values for the `left` leading ones of the queries' heads; each goes on with the one it had."""
-    sharing = heads // theirs
+    sharing = max(1, heads // theirs)
     if left > sharing and left % sharing:
         found = f"leaves {left} heads, {sharing} of which share their keys"
         raise Unshrinkable("width", found, f"a width of a multiple of {sharing} heads")

@@ -1,7 +1,7 @@
 """Chats as one text each, by the template of a tokenizer, and where in it the answers stand.
 
-A template is a stranger's program in Jinja: it runs in the library's sandbox, which reaches nothing but what it is given,
-in a process that holds no credentials.
+A template is a stranger's program in Jinja: it runs in that library's sandbox, which reaches nothing but what it is
+given, in a process that holds no credentials.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ Span = tuple[int, int]
 
 
 class ChatWriter:
-    """Writes the chats of the file that the field `param` names. Raises UserError (`invalid_job`) without a template."""
+    """Writes the chats of the file that `param` names. Raises UserError (`invalid_job`) without a template."""
 
     def __init__(self, reader: TextTokenizer, param: str) -> None:
         if reader.template is None:
             found = f"{param} holds chats, and the tokenizer has no chat template; accepted: texts, or one that has"
             raise UserError("invalid_job", found, "data.tokenizer")
         self._param, self._template = param, _compiled(reader.template)
-        self._names = {"bos_token": reader.text(reader.begin), "eos_token": reader.text([reader.end or 0])}
+        ends = reader.text([] if reader.end is None else [reader.end])
+        self._names = {"bos_token": reader.text(reader.begin), "eos_token": ends}
 
     def write(self, talk: Talk, row: int) -> tuple[str, list[Span]]:
         """The chat's text, and the spans of what the assistant says, each with the marks that end it.
 
-        Raises UserError (`invalid_data`) naming the row where the template refuses the chat, or writes a turn in another
-        way once others follow, so that nobody can tell what an answer is.
+        Raises UserError (`invalid_data`) naming the row where the template refuses the chat, or writes a turn in
+        another way once others follow, so that nobody can tell what an answer is.
         """
         whole = self._text(talk, row)
         turns = [index for index, message in enumerate(talk) if message.role == LEARNER]

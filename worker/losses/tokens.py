@@ -92,7 +92,7 @@ class TokenObjective(Objective):
         """Sum of a term's losses over all rows that count."""
         rows = (seen.targets.flatten() != IGNORED).nonzero().squeeze(1)
         total = torch.zeros((), device=rows.device)
-        for part in rows.split(max(1, CHUNK // len(seen.states.weight))):
+        for part in torch.split(rows, max(1, CHUNK // len(seen.states.weight))):
             loss: Tensor = checkpoint(
                 self._of_rows, name, term, seen, part, use_reentrant=False, preserve_rng_state=False
             )

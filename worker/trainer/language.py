@@ -89,10 +89,11 @@ def states_of(model: Model, tokens: Tensor) -> LastStates:
 def examine(says: Callable[[Tensor], Said], samples: Batch, view: str, taught: Taught, at_once: int) -> Answers:
     """Measures over all tokens of `samples` that count, `at_once` sequences at a time, and the first rows of logits."""
     tally, first = TokenTally(), torch.empty(0)
-    for tokens, targets in zip(samples.inputs[view].split(at_once), samples.targets.split(at_once), strict=True):
+    parts = (torch.split(side, at_once) for side in (samples.inputs[view], samples.targets))
+    for tokens, targets in zip(*parts, strict=True):
         said, known = says(tokens), taught.says(tokens)
         labels = targets.flatten()
-        for rows in (labels != IGNORED).nonzero().squeeze(1).split(_rows_at_a_time(said)):
+        for rows in torch.split((labels != IGNORED).nonzero().squeeze(1), _rows_at_a_time(said)):
             logits = said.logits(rows)
             first = _more(first, logits)
             tally.add(logits, labels[rows], taught.log_probabilities(known, rows))

@@ -72,7 +72,7 @@ def test_a_chat_without_answers_teaches_nothing(plain: TextTokenizer) -> None:
 
 def test_a_template_whose_turns_change_is_refused_by_row(plain: TextTokenizer) -> None:
     once = talk(("user", "a"), ("assistant", "b"))
-    with pytest.raises(UserError, match="row 1 of data.train") as caught:
+    with pytest.raises(UserError, match=r"row 1 of data\.train") as caught:
         read_documents(Chats([once[1:], [*once, *once]]), talking(plain, FORGETFUL), "data.train")
     assert caught.value.code == "invalid_data"
 

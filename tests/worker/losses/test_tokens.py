@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,12 +39,13 @@ KINDS: list[Loss] = [
 IDS = [f"{term.kind}{'-outside' * (not in_kernels(term))}" for term in KINDS]
 
 
-def states(seed: int, vocabulary: int = V, width: int = H, dtype: torch.dtype = torch.float64) -> LastStates:
+def states(seed: int, vocabulary: int = V, width: int = H) -> LastStates:
     draw = torch.Generator().manual_seed(seed)
-    make: Callable[..., Tensor] = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)  # noqa: E731
-    return LastStates(
-        *(part.requires_grad_() for part in (make(B, S, width), make(vocabulary, width), make(vocabulary)))
-    )
+
+    def make(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
+
+    return LastStates(make(B, S, width), make(vocabulary, width), make(vocabulary))
 
 
 def targets() -> Tensor:
@@ -154,6 +154,7 @@ def test_a_weight_may_change_over_the_stage() -> None:
 def test_it_never_holds_all_logits(term: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither path makes a tensor of as many numbers as all logits have."""
     monkeypatch.setattr("worker.losses.tokens.CHUNK", 4 * V)
+    monkeypatch.setattr("worker.kernels.linear.LEAST_BUDGET", 1)
     largest = 0
     full = B * S * V
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.recipe.teachers import Teacher
 from tests.worker.trainer.builders import Played, play, weights
 from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, finished, sentences, stage
 from worker.data.tokens import load_tokenizer
@@ -193,19 +194,11 @@ def test_teachers_of_other_tokens_are_refused(tmp_path: Path, teacher: Path) -> 
     finished(other, stage(other, GPT2, data={"tokenizer": {"kind": "bpe", "vocabulary": 600, "lowercase": True}}))
     folder = tmp_path / "student"
     assignment = stage(folder, LLAMA, teacher, DISTILLED)
-    spec = assignment.spec.model_copy(
-        update={
-            "teacher": None,
-            "teachers": [
-                assignment.spec.teacher.model_copy(update={"name": name, "model": name})
-                for name in ("teacher", "other")
-            ],  # type: ignore[union-attr]
-        }
-    )
     (folder / "other").symlink_to(other / "bundle")
-    word = play(
-        assignment.model_copy(update={"spec": spec, "inputs": {**assignment.inputs, "other": "other"}}), folder
-    ).word
+    named = [Teacher(model=name, name=name) for name in ("teacher", "other")]
+    spec = assignment.spec.model_copy(update={"teacher": None, "teachers": named})
+    inputs = {**assignment.inputs, "other": "other"}
+    word = play(assignment.model_copy(update={"spec": spec, "inputs": inputs}), folder).word
     assert isinstance(word, Failed)
     assert (word.code, word.param) == ("invalid_teacher", "teachers[1].model")
 

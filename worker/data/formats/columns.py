@@ -126,14 +126,19 @@ class Talks:
 
     def add(self, value: object) -> None:
         rows = value if isinstance(value, list) else []
-        talk = [Message(row.get("role"), row.get("content")) for row in rows if isinstance(row, dict)]
-        if not talk or len(talk) < len(rows) or not all(isinstance(text, str) for said in talk for text in said):
+        talk = [message for message in map(_message, rows) if message is not None]
+        if not talk or len(talk) < len(rows):
             raise self._place.wrong(len(self._values), value, "a list of messages, each with a role and a content")
         self._values.append(talk)
 
     def whole(self) -> list[Talk]:
         """N chats."""
         return self._values
+
+
+def _message(told: object) -> Message | None:
+    role, content = (told.get("role"), told.get("content")) if isinstance(told, dict) else (None, None)
+    return Message(role, content) if isinstance(role, str) and isinstance(content, str) else None
 
 
 class Classes:
@@ -217,7 +222,7 @@ def assemble(
     if task in CLASSIFICATION:
         if len(labels) > 1:
             raise invalid(f"{task} has one column of labels, not {len(labels)}", "data.label_columns")
-        return Samples(found, next(iter(labels.values())), class_names)
+        return Samples(found, cast(NDArray | list[str], next(iter(labels.values()))), class_names)
     return Samples(found, np.concatenate([_numeric(*item) for item in labels.items()], axis=1))
 
 
