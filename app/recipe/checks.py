@@ -188,9 +188,9 @@ def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterat
     kept = job.teacher_cache
     if isinstance(kept, NoCache) or kept.exact:
         return
-    if job.task == CAUSAL_LM:
-        found = "keeps answers, and those of a language model are logits of a whole vocabulary for every token"
-        yield Problem("teacher_cache", found, "off, or dense in fp32, which keeps nothing of a language model")
+    if job.task == CAUSAL_LM and not isinstance(kept, TopKCache):
+        found = f"is {kept.dtype}, and nothing is kept of a language model's whole logits at every token"
+        yield Problem("teacher_cache.dtype", found, "fp32, or store: top-k, or off")
         return
     if not job.all_teachers:
         yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
@@ -202,7 +202,7 @@ def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterat
 
 
 def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    if job.task not in CLASSIFICATION:
+    if job.task not in (*CLASSIFICATION, CAUSAL_LM):
         yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
         return
     known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]

@@ -22,10 +22,11 @@ from app.recipe.taps import Taps
 from app.recipe.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
+from worker.kernels.sparse import Kept, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED, Features, Rows, Term
 from worker.losses.objective import TOTAL, Objective, Seen
-from worker.students.last_states import LastStates
+from worker.students.last_states import LastStates, LikeliestTokens
 from worker.teachers.signal import TeacherSignal
 
 CHUNK = 1 << 24
@@ -144,11 +145,15 @@ def in_kernels(spec: Loss) -> bool:
 
 def kernel_teacher(signal: TeacherSignal) -> Teacher:
     """What a teacher says, as the kernels take it."""
-    assert isinstance(signal.answer, LastStates)
-    return HiddenTeacher(signal.answer.rows, signal.answer.weight, signal.answer.bias)
+    said = signal.answer
+    if isinstance(said, LikeliestTokens):
+        kept = Kept(said.indices.flatten(0, 1), said.values.flatten(0, 1), said.rest.flatten().unsqueeze(1))
+        return TopKTeacher(kept, said.vocabulary)
+    assert isinstance(said, LastStates)  # of a language model
+    return HiddenTeacher(said.rows, said.weight, said.bias)
 
 
 def plain_logits(signal: TeacherSignal, rows: Tensor) -> Tensor:
     """Its logits (n, V) of some rows."""
-    assert isinstance(signal.answer, LastStates)
+    assert not isinstance(signal.answer, Tensor)  # of a language model
     return signal.answer.logits(rows)

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class LikeliestTokens(NamedTuple):
+    """What is kept of logits at every token: the K largest; N sequences of S tokens."""
+
+    indices: Tensor
+    """(N, S, K) integers."""
+    values: Tensor
+    """(N, S, K)."""
+    rest: Tensor
+    """Logarithm of the mass of all others (N, S) float32; -inf: there are none."""
+    vocabulary: int
+    """Number of all of them."""
+
+    def logits(self, rows: Tensor | slice) -> Tensor:
+        """Logits (n, V) of the tokens at `rows`, counted over all sequences: what isn't kept gets equal parts of the
+        rest."""
+        values, rest = self.values.flatten(0, 1)[rows].float(), self.rest.flatten()[rows].unsqueeze(1)
+        each = rest - math.log(max(self.vocabulary - values.shape[1], 1))
+        return each.repeat(1, self.vocabulary).scatter_(1, self.indices.flatten(0, 1)[rows].long(), values)
 
 
 class LastStates(NamedTuple):

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 
 from app.recipe.taps import Tap
 from worker.data.batches import Batch
-from worker.students.last_states import LastStates
+from worker.students.last_states import LastStates, LikeliestTokens
 from worker.students.model import Model
 from worker.students.recorder import Recorder
+
+Answer = Tensor | LastStates | LikeliestTokens
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherSignal:
     """Without gradient."""
 
-    answer: Tensor | LastStates
-    """Dense logits or numbers (B, C), or what the last layer of a language model would make logits of."""
+    answer: Answer
+    """Dense logits or numbers (B, C); of a language model what its last layer would make logits of, or the largest of
+    them."""
     head: Tensor | None = None
     """Weight (C, D) of the last linear layer that gives a number per class; the same for every batch."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class Teacher:
 
     def __call__(self, batch: Batch) -> TeacherSignal:
         samples = batch.inputs[self.model.view]
+        if next(self.model.parameters()).device != samples.device:  # it may have left to make room
+            self.model.to(samples.device)
         with torch.inference_mode():
             answer = self.model.look(samples)
         head = None if self._head is None else self._head.weight.detach()

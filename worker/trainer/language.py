@@ -5,7 +5,8 @@ Logits are made some rows at a time, so that memory does not grow with the numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -135,11 +136,23 @@ class LanguageJudges:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
+        with _brought_to(self._samples.targets.device, self._taught.models):
+            found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
         if found["nll"] != found["nll"]:
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
         consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")
         return {f"eval/{name}": value for name, value in found.items()}
+
+
+@contextmanager
+def _brought_to(device: torch.device, models: Sequence[Model]) -> Iterator[None]:
+    """Models that may lie elsewhere, for a while."""
+    homes = [next(model.parameters()).device for model in models]
+    for model in models:
+        model.to(device)
+    yield
+    for model, home in zip(models, homes, strict=True):
+        model.to(home)
 
 
 def require_exportable(job: JobSpec, parameters: int) -> None:

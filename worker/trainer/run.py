@@ -76,6 +76,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
+    memories.label(batches, teachers, stop)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _judges(job, inputs)
     choose_threads(_micro_batch_flops(job, plan, inputs), device)
