@@ -241,7 +241,7 @@ def linear_distillation(
         divisor: None: the number of rows that count. With gradient accumulation: their number in all parts together.
         count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
             and so works on ignored rows like on the others, to no effect, unless it is told.
-        budget: Bytes for a chunk's logits of both sides. None: an eighth of what the plain form needs, from 4 MiB to 1 GiB.
+        budget: Bytes for a chunk's logits of both sides. None: an eighth of what the plain form needs, within bounds.
 
     Returns:
         Three scalars in at least float32, of which only the total has a gradient, for `hidden`, `weight` and `bias`.
