@@ -146,7 +146,6 @@ DOCUMENTS = {
     "tokenizer_config.json": MAX_CONFIG_BYTES,
     "special_tokens_map.json": MAX_CONFIG_BYTES,
     "added_tokens.json": MAX_CONFIG_BYTES,
-    "generation_config.json": MAX_CONFIG_BYTES,
 }
 """JSON files of a model that are held against the rules above, and the bytes that each may have."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja")

@@ -38,8 +38,11 @@ class Encoding(Protocol):
     """Both ways between answers and columns; either stays on the device of what it is given."""
 
     columns: dict[str, Column]
-    tokens: int | None
-    """Answers in a row, one at every token; none: there is one, about the whole sample."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Answers in a row, one at every token; none: there is one, about the whole sample."""
+        ...
 
     def encode(self, answer: Answer) -> Columns:
         """The columns of answers (B, C), or of a language model's."""
@@ -53,9 +56,10 @@ class Encoding(Protocol):
 class Dense:
     """All C numbers."""
 
+    tokens = None
+
     def __init__(self, outputs: int, dtype: torch.dtype) -> None:
         self.columns = {"logits": Column(dtype, outputs)}
-        self.tokens = None
 
     def encode(self, answer: Answer) -> Columns:
         """The numbers in the kept type; raises UserError when one is too large for it."""
@@ -70,11 +74,12 @@ class Dense:
 class TopK:
     """The k largest logits, the classes they belong to, and the logarithm of the mass of all others."""
 
+    tokens = None
+
     def __init__(self, outputs: int, k: int, dtype: torch.dtype) -> None:
         self._outputs, self._k = outputs, k
         index_type = torch.int16 if outputs <= torch.iinfo(torch.int16).max else torch.int32
         self.columns = {"values": Column(dtype, k), "indices": Column(index_type, k), "tail": Column(torch.float32, 1)}
-        self.tokens = None
 
     def encode(self, answer: Answer) -> Columns:
         """The columns of answers; `tail` is log sum exp over the classes left out, -inf when there are none."""

@@ -5,6 +5,7 @@ Logits are made some rows at a time, so that memory does not grow with the numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -138,7 +139,7 @@ class LanguageJudges:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
         with _brought_to(self._samples.targets.device, self._taught.models):
             found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
-        if found["nll"] != found["nll"]:
+        if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
         consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")
         return {f"eval/{name}": value for name, value in found.items()}
@@ -207,7 +208,7 @@ class LanguageExamination(Examination):
 
     def _flops(self, model: Model, sample: Tensor) -> int:
         """Of a sequence; the last layer is applied to every token."""
-        states = states_of(model, sample)
+        states = states_of(model.to(sample.device), sample)
         return flops(model.look, sample) + 2 * sample.numel() * states.weight.numel()
 
     def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
