@@ -116,7 +116,7 @@ class Artifact(Message):
     """One file of the exported bundle."""
 
     name: str
-    """File name within the bundle, as the client will see it."""
+    """File name within the bundle, or in a folder of it, as the client will see it."""
     path: str
     media_type: str
 

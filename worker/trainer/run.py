@@ -69,7 +69,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
-    plan = plan_training(job.recipe, len(inputs.task.train))
+    plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = inherit(student, job, _models(inputs)).to(device)
@@ -178,7 +178,7 @@ def _open_account(
     device: torch.device,
 ) -> Account:
     """Chooses the threads too, which the rate depends on."""
-    flops = network_cost(inputs.task.model).flops
+    flops = network_cost(inputs.task.model).flops * inputs.task.train.together
     choose_threads(-(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate) * flops, device)
     asked = {name: Asked(by.source, network_cost(by.model.config).flops) for name, by in teachers.items()}
     return Account(job, plan, flops, asked, peak_of(device, job.recipe.precision), state)
