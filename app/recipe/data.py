@@ -67,6 +67,10 @@ class Data(Spec):
         """True when the samples to evaluate on are taken from `train`."""
         return self.eval is None
 
+    def at(self, param: str) -> Self:
+        """The same as it holds for the file that the field `param` names."""
+        return self
+
     @model_validator(mode="after")
     def _cycles_something(self) -> Self:
         if self.augment_epochs is not None and not self.augment:
@@ -107,8 +111,25 @@ class Table(Texts):
 
     label_columns: MaybeColumns = []
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
-    keypoints in the order x, y of each point, as fractions of the image's width and height. For causal-lm none: a text
-    is its own answer; all other tasks need it."""
+    keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
+    a pair, where it has one. For causal-lm none: a text is its own answer. All other tasks need it."""
+
+    eval_input_columns: Columns | None = None
+    """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""
+
+    eval_label_columns: MaybeColumns | None = None
+    """For embeddings: the column of scores in `eval`, where `train` has another; none: as in `train`."""
+
+    def at(self, param: str) -> Self:
+        if param != "data.eval":
+            return self
+        own = {"input_columns": self.eval_input_columns, "label_columns": self.eval_label_columns}
+        return self.model_copy(update={field: names for field, names in own.items() if names is not None})
+
+    def field(self, name: Literal["input_columns", "label_columns"], param: str) -> str:
+        """Path of the field that names these columns of the file that the field `param` names."""
+        own = self.eval_input_columns if name == "input_columns" else self.eval_label_columns
+        return f"data.{'eval_' if param == 'data.eval' and own is not None else ''}{name}"
 
 
 class ImageData(Data):

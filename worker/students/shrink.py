@@ -45,7 +45,8 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
 def take_over(student: Model, teacher: Model, kept: Sequence[int]) -> None:
     """Layer i of `student` becomes layer `kept[i]` of `teacher`; of each weight, its leading part along every axis."""
     theirs = teacher.network.state_dict()
-    fresh = student.config.task != CAUSAL_LM and student.config.outputs != teacher.config.outputs
+    classifies = student.config.embedding is None and student.config.task != CAUSAL_LM
+    fresh = classifies and student.config.outputs != teacher.config.outputs
     last, fused = _last_layers(student) if fresh else set(), _fused(student.config.architecture)
     for name, tensor in student.network.state_dict().items():
         if name in last:

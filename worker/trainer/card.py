@@ -58,7 +58,13 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     yield f"- losses: {_losses(recipe.losses)}"
     yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
-    yield f"- {train['seconds']:.0f} s on {train['device']}"
+    yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
+
+
+def _arithmetic(train: Figures) -> str:
+    teachers = f", {train['teacher_flops']:.3g} of the teachers" if "teacher_flops" in train else ""
+    rate = f"{train['peak_flops_per_second']:.3g} a second ({train['peak']})"
+    return f"{train['student_flops']:.3g} floating-point operations of the student{teachers}, on a machine for {rate}"
 
 
 def _losses(terms: list[Loss]) -> str:
@@ -82,6 +88,8 @@ def _table(report: Figures) -> Iterator[str]:
 
 
 def _use(config: ModelConfig, report: Figures) -> Iterator[str]:
+    if config.embedding is not None:
+        yield SENTENCES
     name, shape, dtype = _input(config)
     output = _output(config)
     graphs = [f"`{file}`" for key, file in GRAPHS.items() if key in report["student"]]
@@ -94,8 +102,11 @@ def _use(config: ModelConfig, report: Figures) -> Iterator[str]:
 
 
 def _output(config: ModelConfig) -> str:
+    """Name and shape of a graph's output."""
     if config.task == CAUSAL_LM:
         return f"`logits` (N, S, {config.outputs}) of the token behind each one"
+    if config.embedding is not None:
+        return f"`embeddings` (N, {config.targets})"
     return f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
 
 
@@ -116,6 +127,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 reader, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
 print(reader.decode(model.generate(**reader("Once", return_tensors="pt"), max_new_tokens=50)[0]))
+```"""
+SENTENCES = """The library sentence-transformers opens this folder:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer(".").encode(["a text", "another one"])
 ```"""
 ONNX = """```python
 import onnxruntime
