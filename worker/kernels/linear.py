@@ -9,7 +9,6 @@ Letters: N rows, n of them in a chunk, H hidden numbers of the student, V its vo
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,6 +29,8 @@ BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
 LEAST_BUDGET = 1 << 22
 """Fewer bytes are not worth another turn."""
+TILE = {"cuda": 128}
+"""Rows that a product takes at a time, by kind of device: a part of a tile costs as much as a whole one."""
 WORKING_COPIES = 2
 """Of a block, which the row losses of a processor make."""
 
@@ -262,7 +263,12 @@ def linear_distillation(
         labels,
         spec,
         _scale(divisor, counted, hidden),
-        _chunks(_rows(counted, hidden, count), hidden.shape[0], max(1, budget // bytes_per_row)),
+        _chunks(
+            _rows(counted, hidden, count),
+            hidden.shape[0],
+            max(1, budget // bytes_per_row),
+            TILE.get(hidden.device.type, 1),
+        ),
         tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias)),
     )
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
@@ -310,12 +316,12 @@ def _rows(counted: Tensor | None, hidden: Tensor, count: int | None) -> Tensor |
     return None if count is None else counted.logical_not().argsort(stable=True)[:count]
 
 
-def _chunks(rows: Tensor | None, all_rows: int, size: int) -> list[Picked]:
-    """Parts of about equal length, of at most `size`, of the rows or of `all_rows`."""
+def _chunks(rows: Tensor | None, all_rows: int, size: int, multiple: int) -> list[Picked]:
+    """Parts of about equal length, of at most `size`, of the rows or of `all_rows`; if it can be, of a `multiple`."""
     count = all_rows if rows is None else rows.shape[0]
-    number = math.ceil(count / size)
-    ends = [count * index // max(1, number) for index in range(number + 1)]
-    ranges = [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+    equal = math.ceil(count / max(1, math.ceil(count / size)))
+    each = max(1, min(size, math.ceil(equal / multiple) * multiple))
+    ranges = [slice(begin, min(count, begin + each)) for begin in range(0, count, each)]
     return list(ranges) if rows is None else [rows[each] for each in ranges]
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worker.kernels.linear import HiddenTeacher, LogitsTeacher, NoTeacher, Teacher, linear_distillation
+from worker.kernels.linear import HiddenTeacher, LogitsTeacher, NoTeacher, Teacher, _chunks, linear_distillation, pick
 from worker.kernels.rows import TERMS, RowLosses, headed, widened
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
@@ -279,6 +279,27 @@ def test_both_parts_are_told_apart() -> None:
     losses = fused(make())
     torch.testing.assert_close(losses.total, 0.7 * losses.divergence + 0.3 * losses.cross_entropy)
     assert not losses.divergence.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "multiple", "lengths"),
+    [
+        (1024, 384, 128, [384, 384, 256]),
+        (1024, 384, 1, [342, 342, 340]),
+        (8192, 2093, 128, [2048] * 4),
+        (10, 4, 128, [4, 4, 2]),
+        (3, 100, 128, [3]),
+        (0, 100, 128, []),
+    ],
+)
+def test_chunks_are_even_and_whole_tiles_where_they_fit(
+    rows: int, size: int, multiple: int, lengths: list[int]
+) -> None:
+    numbers = torch.arange(rows)
+    for picked in (_chunks(None, rows, size, multiple), _chunks(numbers, rows, size, multiple)):
+        parts = [pick(numbers, each) for each in picked]
+        assert [len(part) for part in parts] == lengths
+        assert torch.equal(torch.cat([numbers[:0], *parts]), numbers)
 
 
 class Sizes(TorchDispatchMode):
