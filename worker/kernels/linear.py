@@ -49,7 +49,14 @@ class Teacher(Protocol):
         ...
 
     def losses(
-        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        student: Tensor,
+        rows: Picked,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """The parts of `RowLosses` (3, n) of some rows, by their logits (n, V) and labels (n,), weighted by `scale`.
 
@@ -68,11 +75,27 @@ class DenseTeacher:
         raise NotImplementedError
 
     def losses(
-        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        student: Tensor,
+        rows: Picked,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """See `Teacher`."""
         weights = scale.expand(student.shape[0])
-        return torch.stack(row_loss_(student, self.logits(rows), labels, spec, row_weights=weights, gradient=gradient))
+        given = row_loss_(
+            student,
+            self.logits(rows),
+            labels,
+            spec,
+            class_weights=class_weights,
+            row_weights=weights,
+            gradient=gradient,
+        )
+        return torch.stack(given)
 
 
 class NoTeacher(DenseTeacher):
@@ -175,6 +198,7 @@ class _Work:
     chunks: list[Picked]
     wanted: tuple[bool, ...]
     """Of the gradients of hidden states, weight and bias, which to compute."""
+    class_weights: Tensor | None
 
     def done(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Gradients]:
         """Sums (3,) of the parts of `RowLosses`, the total's times `scale`, and the gradients of that."""
@@ -183,7 +207,8 @@ class _Work:
         for rows in self.chunks:
             given = pick(hidden, rows)
             logits, labels = project(given), part(self.labels, rows)
-            sums += self.teacher.losses(logits, rows, labels, self.spec, scale, gradient).sum(1)
+            losses = self.teacher.losses(logits, rows, labels, self.spec, scale, gradient, self.class_weights)
+            sums += losses.sum(1)
             if gradient:
                 gradients.add(rows, given, logits)
         return sums, gradients.finished()
@@ -229,6 +254,7 @@ def linear_distillation(
     spec: RowSpec,
     *,
     bias: Tensor | None = None,
+    class_weights: Tensor | None = None,
     divisor: Tensor | float | None = None,
     count: int | None = None,
     budget: int | None = None,
@@ -242,6 +268,7 @@ def linear_distillation(
         labels: (N,) int64; rows of `spec.ignore_index` count for nothing. None: all rows count.
         spec: What a row costs.
         bias: That layer's bias (V,).
+        class_weights: (V,), of each class in the cross-entropy; the divisor does not look at them.
         divisor: None: the number of rows that count. With gradient accumulation: their number in all parts together.
         count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
             and so works on ignored rows like on the others, to no effect, unless it is told.
@@ -270,6 +297,7 @@ def linear_distillation(
             TILE.get(hidden.device.type, 1),
         ),
         tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias)),
+        class_weights,
     )
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
 

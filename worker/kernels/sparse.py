@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,8 +62,8 @@ class TopKTeacher:
     `tail` says what the classes that aren't kept get:
 
     * `even`: equal parts of their mass, which makes p of the kept ones exact at temperature 1;
-    * `zero`: nothing, while p of the kept ones stays what it is with `even`: for forward KL without softcap, scale and
-      smoothing alone, since p isn't a distribution then;
+    * `zero`: nothing, while p of the kept ones stays what it is with `even`: for forward KL without softcap, scale,
+      smoothing and class weights alone, since p isn't a distribution then;
     * `renormalise`: nothing, and p of the kept ones is brought to a sum of 1.
 
     Forward KL costs no memory of the teacher's vocabulary, as what the other columns say is a sum over the student's;
@@ -77,14 +78,21 @@ class TopKTeacher:
         self._kept, self._vocabulary, self._tail = Kept(*kept), vocabulary, tail
 
     def losses(
-        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        student: Tensor,
+        rows: Picked,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """See `Teacher`."""
-        if self._tail == "zero" and not covers(spec):
-            raise ValueError("tail zero is for forward-kl without softcap, logit_scale and label_smoothing")
-        compute = self._by_sums if covers(spec) else self._filled_in
-        kept = self._kept.rows(rows)
-        if covers(spec) and runs_on_triton(student):
+        covered, kept = covers(spec) and class_weights is None, self._kept.rows(rows)
+        if self._tail == "zero" and not covered:
+            raise ValueError("tail zero is for forward-kl without softcap, logit_scale, smoothing and class weights")
+        compute = self._by_sums if covered else partial(self._filled_in, class_weights)
+        if covered and runs_on_triton(student):
             return self._by_kernel(student, kept, labels, spec, scale, gradient)
         return torch.cat(
             [
@@ -95,7 +103,14 @@ class TopKTeacher:
         )
 
     def _filled_in(
-        self, student: Tensor, kept: Kept, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        class_weights: Tensor | None,
+        student: Tensor,
+        kept: Kept,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
     ) -> Tensor:
         """By logits of the whole vocabulary."""
         logits = (
@@ -104,7 +119,10 @@ class TopKTeacher:
             .scatter_(1, kept.indices.long(), at_least_float32(kept.values))
         )
         weights = scale.expand(student.shape[0])
-        return torch.stack(row_loss_(student, logits, labels, spec, row_weights=weights, gradient=gradient))
+        given = row_loss_(
+            student, logits, labels, spec, class_weights=class_weights, row_weights=weights, gradient=gradient
+        )
+        return torch.stack(given)
 
     def _by_kernel(
         self, student: Tensor, kept: Kept, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
