@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
+from worker.trainer.account import Account, Asked
 from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
@@ -31,6 +33,7 @@ from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
+from worker.trainer.peak import peak_of
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import Send, Stop, Supervision
@@ -66,7 +69,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
-    plan = plan_training(job.recipe, len(inputs.task.train))
+    plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = inherit(student, job, _models(inputs)).to(device)
@@ -76,9 +79,9 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     courses = build_courses(job, plan, batches, state, teachers, seed)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
-    choose_threads(_micro_batch_flops(job, plan, inputs), device)
+    account = _open_account(job, plan, inputs, teachers, state, device)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories)
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, account)
     if not _train(courses, plan, state, watch):
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
@@ -95,6 +98,7 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
+        arithmetic=account.figures(state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
@@ -165,14 +169,23 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
 
+def _open_account(
+    job: JobSpec,
+    plan: TrainingPlan,
+    inputs: _Inputs,
+    teachers: Mapping[str, TaughtBy],
+    state: TrainState,
+    device: torch.device,
+) -> Account:
+    """Chooses the threads too, which the rate depends on."""
+    flops = network_cost(inputs.task.model).flops * inputs.task.train.together
+    choose_threads(-(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate) * flops, device)
+    asked = {name: Asked(by.source, network_cost(by.model.config).flops) for name, by in teachers.items()}
+    return Account(job, plan, flops, asked, peak_of(device, job.recipe.precision), state)
+
+
 def _models(inputs: _Inputs) -> dict[str, Model]:
     return {name: by.model for name, by in inputs.teachers.items()}
-
-
-def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
-    model = inputs.task.model
-    samples = -(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate)
-    return samples * network_cost(model).flops
 
 
 def _seed_of(job: JobSpec) -> int:
