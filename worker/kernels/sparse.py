@@ -176,7 +176,7 @@ class TopKTeacher:
 
 
 class Against:
-    """What is known of the teacher against the student's logits (n, V) with their log-sums at the temperature (n, 1)."""
+    """What is known of the teacher against the student's logits (n, V), with their log-sums (n, 1)."""
 
     def __init__(self, known: Known, raw: Tensor, log_sum: Tensor, temperature: float, vocabulary: int) -> None:
         self._shared = min(vocabulary, raw.shape[1])
