@@ -41,6 +41,11 @@ TEXTS: Document = {
     **{"train": "texts.csv", "format": "csv", "input_columns": ["text"], "label_columns": ["label"]},
     "max_length": 8,
 }
+GPT2: Document = {
+    "architecture": "transformers",
+    "config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16},
+}
+RUNNING: Document = {"train": "texts.csv", "format": "csv", "input_columns": ["text"], "max_length": 8}
 TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a", "b"], "label_columns": ["sum"]}
 METRICS = {
     "image-classification": {"accuracy", "nll", "ece", "brier"},
@@ -48,6 +53,7 @@ METRICS = {
     "regression": {"rmse", "mae", "r2"},
     "keypoints": {"nme", "failure_rate", "auc"},
     "embedding": {"pearson", "spearman"},
+    "causal-lm": {"perplexity", "nll", "accuracy"},
 }
 """What a report must tell of the student, by task."""
 AUGMENTED: dict[str, Document] = {
@@ -107,6 +113,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
+    yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     data = {"train": "points", "augment": [mirror]}

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from app.cli import documents
 from app.cli.client import Client
@@ -39,6 +39,7 @@ BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epoch
 PLAYED = (
     *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
     *("embedding-teacher.yaml", "embedding.yaml"),
+    *("shakespeare-teacher.yaml", "shakespeare.yaml"),
 )
 """Examples that the programs send."""
 MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml")
@@ -48,6 +49,7 @@ TAUGHT_BY = {
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
+    "shakespeare.yaml": ["shakespeare-teacher.yaml"],
 } | {"faces.yaml": ["faces-tough.yaml", "faces-tolerant.yaml"]}
 """The teachers of an example; of all others it is `teacher.yaml`."""
 GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"
@@ -98,6 +100,9 @@ def write_data(folder: Path) -> None:
         write_sentences(folder / name, rows)
     for name, rows in (("sts.tsv.gz", 120), ("sts-dev.tsv.gz", 30)):
         write_pairs(folder / name, rows)
+    words = random.Random(0).choices(f"{GOOD} {BAD} {OTHER}".split(), k=600)
+    (folder / "book.txt").write_text(". ".join(" ".join(words[start : start + 6]) for start in range(0, 600, 6)))
+    example("shakespeare").write_text(folder / "book.txt", folder)
 
 
 def example(name: str) -> ModuleType:
@@ -188,14 +193,22 @@ def sts(service: Service) -> str:
 
 
 @pytest.fixture(scope="module")
-def teachers(service: Service, made: dict[str, Job], sst2: str, sts: str) -> dict[str, str]:
+def shakespeare(service: Service) -> str:
+    """What the program for language models printed."""
+    return service.program("shakespeare.py", "--text", service.folder / "book.txt", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def teachers(service: Service, made: dict[str, Job], sst2: str, sts: str, shakespeare: str) -> dict[str, str]:
     """Ids of the models to learn from, by what made them."""
     assert sst2
     assert sts
-    [reader] = service.client.jobs(name="sst2 teacher")
-    [encoder] = service.client.jobs(name="embedding teacher")
+    assert shakespeare
+    programs = ("sst2", "embedding", "shakespeare")
+    [reader], [encoder], [writer] = (service.client.jobs(name=f"{name} teacher") for name in programs)
     bought = example("cifar10").register(service.client, service.folder / "resnet8.th", 8)
-    jobs = {**made, "sst2-teacher.yaml": reader, "embedding-teacher.yaml": encoder}
+    own = {"sst2-teacher.yaml": reader, "embedding-teacher.yaml": encoder, "shakespeare-teacher.yaml": writer}
+    jobs = {**made, **own}
     return {"cifar10": bought.id} | {name: str(job.model_id) for name, job in jobs.items()}
 
 
@@ -257,6 +270,18 @@ def test_students_of_texts_learn_from_a_teacher_that_is_made_first(service: Serv
         json.loads((folder / name / "config.json").read_text())["num_hidden_layers"] for name in ("sst2", "sst2 shrink")
     ]
     assert depths == [1, 2]
+
+
+def test_a_language_model_learns_from_one_that_is_made_first(service: Service, shakespeare: str) -> None:
+    folder = service.folder / "shakespeare.py" / "models"
+    report = json.loads((folder / "shakespeare" / "report.json").read_text())
+    assert row(shakespeare, "distilled")[2] == f"{report['student']['perplexity']:.2f}"
+    assert row(shakespeare, "teacher")[2] == f"{report['teacher']['perplexity']:.2f}"
+    assert "continuations" in report
+    for name in ("shakespeare", "shakespeare, alone"):
+        read, network = (kind.from_pretrained(folder / name) for kind in (AutoTokenizer, AutoModelForCausalLM))
+        tokens = read("a lovely", return_tensors="pt")
+        assert network.generate(**tokens, max_new_tokens=3).shape[1] > tokens["input_ids"].shape[1]
 
 
 def test_a_teacher_of_texts_may_come_as_a_folder(service: Service, teachers: dict[str, str]) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from app.recipe.data import Table
+from app.recipe.data import Table, Texts
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
-from app.recipe.hugging_face import TEXT_MODEL_TYPES
+from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
@@ -22,8 +22,17 @@ from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInp
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
-from app.recipe.task import CLASSIFICATION, EMBEDDING
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
 from app.recipe.teacher_cache import NoCache, TopKCache
+from app.recipe.tokenizers import Trained
+
+MODEL_TYPES_OF: dict[Task, tuple[str, ...]] = {
+    "image-classification": IMAGE_MODEL_TYPES,
+    "keypoints": IMAGE_MODEL_TYPES,
+    **dict.fromkeys(TEXT_TASKS, TEXT_MODEL_TYPES),
+    CAUSAL_LM: DECODER_MODEL_TYPES,
+}
+"""Networks of the Transformers library by task; a regression takes both that answer once."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,20 @@ def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None
         found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and train.targets not in (None, teacher.targets):
         found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
-    if train and not _reads(teacher.input, train.input):
+    if job.task == CAUSAL_LM:
+        found.problems.extend(_length_problems(job, teacher, param))
+    elif train and not _reads(teacher.input, train.input):
         found.add(param, f"takes {_size(teacher.input)}", f"{_size(train.input)}, as in data.train; of images any size")
+
+
+def _length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[Problem]:
+    """Sequences longer than a teacher can read: nothing of a packed one can be cut off."""
+    if not isinstance(teacher.input, TextInput) or not isinstance(job.data, Texts):
+        return
+    if job.data.max_length > (most := teacher.input.length):
+        yield Problem(
+            "data.max_length", f"is {job.data.max_length}, and {param} reads {most} tokens", f"at most {most}"
+        )
 
 
 def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
@@ -117,22 +138,24 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
     else:
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
-            yield from architecture_problems(network, taken, "student")
-        if network is not None and job.task == EMBEDDING:
-            yield from _encoder_problems(network)
+            unfit = list(_unfit_problems(job.task, network))
+            yield from unfit or architecture_problems(network, taken, "student")
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     if job.embedding is not None and job.task != EMBEDDING:
         yield Problem("embedding", f"is given, the task is {job.task}", "none, or task: embedding")
 
 
-def _encoder_problems(network: Network) -> Iterator[Problem]:
-    if not isinstance(network, Transformers):
-        found = f"{network.architecture} is no encoder of texts"
+def _unfit_problems(task: Task, network: Network) -> Iterator[Problem]:
+    """Networks that answer something else than the task asks for."""
+    fitting = MODEL_TYPES_OF.get(task, (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES))
+    if isinstance(network, Transformers):
+        if network.model_type not in fitting:
+            found = f"{network.model_type} is not for {task}"
+            yield Problem("student.config.model_type", found, f"one of {', '.join(fitting)}")
+    elif task in TEXT_TASKS:
+        found = f"{network.architecture} reads no texts"
         yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
-    elif network.reads != "texts":
-        found = f"{network.model_type} reads {network.reads}"
-        yield Problem("student.config.model_type", found, f"one of {', '.join(TEXT_MODEL_TYPES)}")
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
@@ -177,6 +200,10 @@ def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterat
     kept = job.teacher_cache
     if isinstance(kept, NoCache) or kept.exact:
         return
+    if job.task == CAUSAL_LM and not isinstance(kept, TopKCache):
+        found = f"is {kept.dtype}, and nothing is kept of a language model's whole logits at every token"
+        yield Problem("teacher_cache.dtype", found, "fp32, or store: top-k, or off")
+        return
     if not job.all_teachers:
         yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
     if any(term.taps().teacher for terms in job.objectives.values() for term in terms):
@@ -187,7 +214,7 @@ def _cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterat
 
 
 def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    if job.task not in CLASSIFICATION:
+    if job.task not in (*CLASSIFICATION, CAUSAL_LM):
         yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
         return
     known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
@@ -275,6 +302,8 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
     if job.evaluation.nme_points is not None and job.task != "keypoints":
         yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
+    if job.task == CAUSAL_LM:
+        yield from _tokenizer_problems(job)
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(
@@ -286,6 +315,12 @@ def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
             f"{recipe.schedule.milestones[-1]} is not reached",
             f"epochs < {recipe.epochs}",
         )
+
+
+def _tokenizer_problems(job: JobSpec) -> Iterator[Problem]:
+    if job.all_teachers and isinstance(job.data, Texts) and isinstance(job.data.tokenizer, Trained):
+        found = f"is {job.data.tokenizer.kind}, and what a teacher says is about the tokens of its own"
+        yield Problem("data.tokenizer.kind", found, "teacher, or no teacher")
 
 
 def _reads(taken: Input, given: Input) -> bool:

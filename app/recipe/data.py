@@ -94,10 +94,11 @@ class Texts(Data):
 
     tokenizer: Tokenizer | None = None
     """Where the student's tokens come from; none: the teacher's tokenizer, or without one a WordPiece of the training
-    texts."""
+    texts, and for causal-lm byte pairs of them with their capitals."""
 
     max_length: int = Field(128, ge=4, le=8192)
-    """Tokens of a text (or of a pair of them), special ones included; what is longer loses its end."""
+    """Tokens of a text (or of a pair of them), special ones included; what is longer loses its end. For causal-lm: of
+    a sequence, which texts are packed into one after the other; nothing is lost."""
 
 
 class Table(Texts):
@@ -105,12 +106,13 @@ class Table(Texts):
 
     input_columns: Columns
     """What the model reads: one column of texts, two for pairs of texts, one of images, or any number of columns of
-    numbers."""
+    numbers. For causal-lm one column of texts, or of chats: lists of messages with `role` and `content`, of which what
+    the role `assistant` says is learned."""
 
     label_columns: MaybeColumns = []
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
     keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
-    a pair, where it has one; all other tasks need it."""
+    a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
 
     eval_input_columns: Columns | None = None
     """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from app.recipe.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data import CsvData, Data, ImageData, ImageFolderData, JsonlData, Table
 from app.recipe.model import MAX_CHANNELS, MAX_COLUMNS, MAX_SIDE, ImageInput, Input, TableInput, TextInput
-from app.recipe.task import CLASSIFICATION, EMBEDDING, NUMBERS, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, NUMBERS, TEXT_TASKS, Task
+from app.recipe.tokenizers import WordPiece
 
 
 class Problem(NamedTuple):
@@ -53,7 +54,7 @@ class SampleFacts:
     pixels: bool = False
     """True for images of 8 bits a channel."""
     targets: int | None = None
-    """Numbers to answer with; none: classes."""
+    """Numbers to answer with; none: classes, or tokens."""
 
 
 Known = Archive | FirstLine | SampleFacts
@@ -65,6 +66,7 @@ _ACCEPTED: dict[Task, str] = {
     "regression": "npz, csv, jsonl, parquet or hf-dataset",
     "keypoints": "npz, parquet or hf-dataset",
     "embedding": "csv, jsonl, parquet or hf-dataset",
+    "causal-lm": "csv, jsonl, parquet or hf-dataset",
 }
 _VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "texts"}
 
@@ -84,7 +86,7 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
     """What in `data` does not go together with the task, or with its samples as far as they are known."""
     yield from _format_problems(data, task)
     if data.classes is not None and task not in CLASSIFICATION:
-        yield Problem("data.classes", f"is given, but {task} answers with numbers", "no classes")
+        yield Problem("data.classes", f"is given, but {task} answers with no classes", "no classes")
     if data.targets_transform is not None and task not in NUMBERS:
         yield Problem("data.targets_transform", f"is given, but {task} does not answer with numbers to learn", "none")
     for index, step in enumerate(data.augment):
@@ -108,7 +110,7 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
 def _format_problems(data: Data, task: Task) -> Iterator[Problem]:
     images = task in ("image-classification", "keypoints")
     unfit = {
-        ImageData: task in ("text-classification", EMBEDDING),
+        ImageData: task in TEXT_TASKS,
         CsvData: images,
         JsonlData: images,
         ImageFolderData: task != "image-classification",
@@ -124,11 +126,14 @@ def _columns_problems(data: Table, task: Task) -> Iterator[Problem]:
     if task == EMBEDDING:
         yield from _encoder_problems(data)
         return
-    if not data.label_columns:
-        yield Problem("data.label_columns", f"is missing, and {task} needs it", "the columns to answer with")
     for field in ("eval_input_columns", "eval_label_columns"):
         if getattr(data, field) is not None:
             yield Problem(f"data.{field}", f"is for embedding, the task is {task}", "none: as in data.train")
+    if task == CAUSAL_LM:
+        yield from _running_text_problems(data)
+        return
+    if not data.label_columns:
+        yield Problem("data.label_columns", f"is missing, and {task} needs it", "the columns to answer with")
     if task in CLASSIFICATION and len(data.label_columns) > 1:
         yield Problem("data.label_columns", f"names {len(data.label_columns)} columns for one class", "one column")
     if task == "text-classification" and len(data.input_columns) > 2:
@@ -157,6 +162,16 @@ def _texts_problems(data: Table, param: str) -> Iterator[Problem]:
     if len(scores) > (len(texts) > 1):
         found = f"names {len(scores)} columns of scores for {len(texts)} of texts"
         yield Problem(data.field("label_columns", param), found, "one column, of pairs of texts, or none")
+
+
+def _running_text_problems(data: Table) -> Iterator[Problem]:
+    if len(data.input_columns) > 1:
+        yield Problem("data.input_columns", f"names {len(data.input_columns)} columns", "one, of texts or of chats")
+    if data.label_columns:
+        yield Problem("data.label_columns", "is given, and a text is its own answer", "no columns")
+    if isinstance(data.tokenizer, WordPiece):
+        found = "is wordpiece, which loses the spaces and lines of a text, so that none could be written"
+        yield Problem("data.tokenizer.kind", found, "bpe, or teacher")
 
 
 def _flip_problems(step: Flip, task: Task, train: SampleFacts | None, path: str) -> Iterator[Problem]:

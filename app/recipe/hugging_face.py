@@ -25,7 +25,13 @@ TEXT_MODEL_TYPES = (
     *("squeezebert", "xlm-roberta"),
 )
 """Values of `model_type` that classify or score texts."""
-MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES)
+DECODER_MODEL_TYPES = (
+    *("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"),
+    "starcoder2",
+)
+"""Values of `model_type` that continue texts; the logits of each are one linear layer of its last hidden states, which
+is neither scaled nor capped."""
+MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES, *DECODER_MODEL_TYPES)
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 1 << 26
@@ -157,7 +163,7 @@ DOCUMENTS = {
     **dict.fromkeys((MODULES, POOLING, ENCODER, GENERAL), MAX_CONFIG_BYTES),
 }
 """JSON files of a model that are held against the rules above, and the bytes that each may have."""
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja")
 
 
 def is_weights(name: str) -> bool:

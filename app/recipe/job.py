@@ -106,13 +106,20 @@ class Evaluation(Spec):
     """Epochs between two evaluations; the last epoch is always evaluated."""
     ece_bins: int = Field(15, ge=1, le=1000)
     """Confidence bins of the calibration errors: equally wide ones, and ones with equally many samples."""
+    prompts: int = Field(3, ge=0, le=64)
+    """For causal-lm: beginnings of held-out texts that student and teacher continue, each time with the likeliest
+    token, side by side in the report."""
+    prompt_tokens: int = Field(16, ge=1, le=4096)
+    """Tokens of such a beginning."""
+    new_tokens: int = Field(48, ge=1, le=4096)
+    """Tokens that are written behind it; fewer where the model takes no more."""
     nme_points: Annotated[list[PointNumber] | None, AfterValidator(_differ)] = None
     """Numbers, from 0, of the two points whose distance the errors of keypoints are divided by; of 68 facial points 36
     and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
-    task's main metric (accuracy and then nll, rmse, nme, or of embeddings spearman, without scores mrr). The report has
-    both."""
+    task's main metric (accuracy and then nll, rmse, nme, perplexity, or of embeddings spearman, without scores mrr).
+    The report has both."""
 
 
 class Resources(Spec):

@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from app.recipe.base import Positive, Spec
 from app.recipe.embedding import Embedding
 from app.recipe.students import Network, Transformers
-from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 
 MAX_SIDE, MAX_CHANNELS = 4096, 1024
 MAX_COLUMNS, MAX_LENGTH = 4096, 8192
@@ -48,7 +48,7 @@ class TextInput(Spec):
     vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
     """Number of token ids."""
     pad: Annotated[int, Field(ge=0)] = 0
-    """Id of the padding, which the network does not attend to."""
+    """Id of the padding, which the network does not attend to; of a decoder, of the token that ends a text."""
     separator: Annotated[int, Field(ge=0)] | None = None
     """Id of the token that ends each part of a text, where the tokenizer has one: what lies after the first is the
     second part."""
@@ -108,6 +108,9 @@ class ModelConfig(Spec):
 
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
+        if self.task == CAUSAL_LM:
+            self._require_decoder()
+            return self
         needed, other = ("classes", "targets") if self.task in CLASSIFICATION else ("targets", "classes")
         if getattr(self, needed) is None or getattr(self, other) is not None:
             raise ValueError(f"a model for {self.task} has {needed} and no {other}")
@@ -121,15 +124,31 @@ class ModelConfig(Spec):
 
     @model_validator(mode="after")
     def _encodes_texts(self) -> Self:
-        encoder = isinstance(self.architecture, Transformers) and self.architecture.reads == "texts"
+        network = self.architecture
+        encoder = isinstance(network, Transformers) and network.reads == "texts" and not network.decodes
         if self.embedding is not None and not (encoder and isinstance(self.input, TextInput)):
-            raise ValueError("an encoder is a network of the Transformers library that reads texts")
+            raise ValueError("an encoder is a network of the Transformers library that reads texts, and no decoder")
         return self
+
+    def _require_decoder(self) -> None:
+        decoder = isinstance(self.architecture, Transformers) and self.architecture.decodes
+        if not (decoder and isinstance(self.input, TextInput)):
+            raise ValueError("a model for causal-lm is a decoder of the Transformers library, and reads texts")
+        answers = (self.classes, self.class_names, self.targets, self.target_scaling, self.embedding)
+        if any(given is not None for given in (*answers, self.preprocessing)):
+            raise ValueError("a model for causal-lm has neither classes nor targets, and no preprocessing")
 
     @property
     def outputs(self) -> int:
-        """Numbers that the network answers with."""
+        """Numbers that the network answers with: once for a sample, or a decoder at every token."""
+        if self.task == CAUSAL_LM and isinstance(self.input, TextInput):
+            return self.input.vocabulary
         return self.classes or self.targets or 0
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its numbers are logits, of classes or of tokens."""
+        return self.task in (*CLASSIFICATION, CAUSAL_LM)
 
     @property
     def file_name(self) -> str:

@@ -29,21 +29,33 @@ class Encoder(NamedTuple):
     heads: str = "num_attention_heads"
     hidden: str = "intermediate_size"
     defaults: tuple[int, int, int, int] = (12, 768, 12, 3072)
+    """A feed-forward width of 0 is four times the width."""
+    shared: int | None = None
+    """Heads of the keys and values, each of which several heads of queries may share; none: as many as of queries."""
 
     def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
         """Layers, width, heads and feed-forward width."""
-        found = (config.get(name, default) for name, default in zip(self[:4], self.defaults, strict=True))
+        found = (config.get(name) or default for name, default in zip(self[:4], self.defaults, strict=True))
         depth, width, heads, hidden = (int(size) for size in found)
-        return depth, width, heads, hidden
+        return depth, width, heads, hidden or 4 * width
 
 
 _BERT = Encoder()
+SHARED_HEADS = "num_key_value_heads"
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Keys of a configuration that list something for each layer."""
 ENCODERS: dict[str, Encoder] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "vit", "deit"), _BERT),
     "electra": Encoder(defaults=(12, 256, 4, 1024)),
     "distilbert": Encoder("n_layers", "dim", "n_heads", "hidden_dim", (6, 768, 12, 3072)),
+    "gpt2": Encoder("n_layer", "n_embd", "n_head", "n_inner", (12, 768, 12, 0)),
+    "gemma": Encoder(defaults=(28, 3072, 16, 24576), shared=16),
+    **dict.fromkeys(("llama", "olmo2"), Encoder(defaults=(32, 4096, 32, 11008))),
+    "mistral": Encoder(defaults=(32, 4096, 32, 14336), shared=8),
+    **dict.fromkeys(("qwen2", "qwen3"), Encoder(defaults=(32, 4096, 32, 22016), shared=32)),
+    "smollm3": Encoder(defaults=(36, 2048, 16, 11008), shared=4),
 }
-"""Encoders of the Transformers library that can be shrunk."""
+"""Encoders and decoders of the Transformers library that can be shrunk."""
 
 
 def shrunk_teacher(job: JobSpec) -> str | None:
@@ -109,7 +121,7 @@ def shrunk(student: Shrink, teacher: Network) -> Network:
     if isinstance(teacher, Vit):
         return _vit(student, teacher)
     if isinstance(teacher, Transformers) and teacher.model_type in ENCODERS:
-        return _encoder(student, teacher)
+        return _of_the_library(student, teacher)
     name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
     known = ", ".join(["cifar-resnet", "wide-resnet", "vit", *(name for name in ENCODERS if name != "vit")])
     raise Unshrinkable("architecture", f"a teacher of type {name} can't be shrunk", f"a teacher of type {known}")
@@ -175,10 +187,26 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
     return Vit(patch_size=teacher.patch_size, width=width, depth=depth, heads=heads, mlp_ratio=hidden / width)
 
 
-def _encoder(student: Shrink, teacher: Transformers) -> Transformers:
+def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
     encoder = ENCODERS[teacher.model_type]
-    sizes = _sizes(student, *encoder.sizes(teacher.config))
-    return Transformers(config={**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))})
+    depth, _, heads, _ = theirs = encoder.sizes(teacher.config)
+    sizes = _sizes(student, *theirs)
+    told: dict[str, Any] = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
+    if teacher.decodes and teacher.model_type != "gpt2":
+        told[SHARED_HEADS] = _shared_heads(int(told.get(SHARED_HEADS) or encoder.shared or heads), heads, sizes[2])
+    lists = {key: told[key] for key in PER_LAYER if isinstance(told.get(key), list)}
+    kept = kept_layers(student, depth)
+    told |= {key: [each[layer] for layer in kept] for key, each in lists.items() if len(each) == depth}
+    return Transformers(config=told)
+
+
+def _shared_heads(theirs: int, heads: int, left: int) -> int:
+    """Heads of keys and values for the `left` leading ones of the queries' heads; each goes on with the one it had."""
+    sharing = max(1, heads // theirs)
+    if left > sharing and left % sharing:
+        found = f"leaves {left} heads, {sharing} of which share their keys"
+        raise Unshrinkable("width", found, f"a width of a multiple of {sharing} heads")
+    return max(1, left // sharing)
 
 
 def _sizes(student: Shrink, depth: int, width: int, heads: int, hidden: int) -> tuple[int, int, int, int]:

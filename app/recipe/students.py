@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from app.recipe.base import Option, Paper
-from app.recipe.hugging_face import IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
@@ -134,6 +134,11 @@ class Transformers(Option):
     def reads(self) -> Literal["images", "texts"]:
         """What its samples are."""
         return "images" if self.model_type in IMAGE_MODEL_TYPES else "texts"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it says at every token of a text which one comes next; else it answers once for a whole sample."""
+        return self.model_type in DECODER_MODEL_TYPES
 
 
 class Shrink(Option):

@@ -38,7 +38,7 @@ def test_a_minimal_job_is_filled_with_defaults_and_survives_a_round_trip() -> No
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("task", "causal-lm"),
+        ("task", "speech"),
         ("unknown", 1),
         ("recipe.epochs", 0),
         ("recipe.epochs", True),

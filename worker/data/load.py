@@ -16,23 +16,26 @@ from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
-from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
+from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput, TextInput
 from app.recipe.plan import split_counts
 from app.recipe.shrink import embedding_of, network_of, start_of, student_input
 from app.recipe.students import Transformers
-from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
+from worker.data.documents import Document, end_of, read_documents
 from worker.data.formats import read_samples
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Chats, Samples, Texts
 from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
+from worker.data.packing import pack
 from worker.data.pairs import as_rows
-from worker.data.readers import Readers, open_readers
+from worker.data.readers import Readers, open_reader, open_readers
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
+from worker.losses.base import IGNORED
 from worker.students.hugging_face import width_of
 
 IMAGES, TABLE = "images", "table"
@@ -75,6 +78,8 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
     else:
         _refuse(find_problems(job, InputFacts(teachers=teachers)))
     samples = {param: _read(path, job, param) for param, path in files.items()}
+    if job.task == CAUSAL_LM:
+        return _running_text(job, inputs, teachers, samples, seed)
     targets, classes = _targets(job, next(iter(teachers.values()), None), samples)
     readers = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
@@ -89,6 +94,53 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
     return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers)
+
+
+def _running_text(
+    job: JobSpec,
+    inputs: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    samples: Mapping[str, Samples],
+    seed: int,
+) -> TaskData:
+    """The same for a language model: whole texts are held out, and each split is packed into sequences."""
+    assert isinstance(job.data, TextOptions)  # the contract refuses other formats
+    length, stored = job.data.max_length, {param: _texts_of(one, param) for param, one in samples.items()}
+    train = stored["data.train"]
+    readers = open_reader(job, job.data, inputs, teachers, train if isinstance(train, Texts) else Texts([]))
+    end = end_of(readers.student)
+    taken = TextInput(length=length, vocabulary=readers.student.vocabulary, pad=end)
+    facts = {param: SampleFacts(len(texts[0]), taken, 16 * length) for param, texts in stored.items()}
+    _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
+    documents = {param: read_documents(texts, readers.student, param) for param, texts in stored.items()}
+    halves = _halves(documents, job, seed)
+    splits = [_packed(half, length, end, readers.student.view, param) for half, param in halves]
+    network = network_of(job, teachers)
+    assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
+    model = ModelConfig(task=job.task, architecture=network, input=taken)
+    return TaskData(splits[0], splits[1], model, [], readers)
+
+
+def _texts_of(samples: Samples, param: str) -> Texts | Chats:
+    if isinstance(samples.inputs, Texts | Chats):
+        return samples.inputs
+    raise invalid(f"{param} holds no texts", param)
+
+
+def _halves(documents: Mapping[str, list[Document]], job: JobSpec, seed: int) -> list[tuple[list[Document], str]]:
+    """Documents to train and to evaluate on, each with the field that they come from."""
+    train = documents["data.train"]
+    if "data.eval" in documents:
+        return [(train, "data.train"), (documents["data.eval"], "data.eval")]
+    _, count = split_counts(job.data, len(train))
+    return [([train[i] for i in half.tolist()], "data.train") for half in hold_out_any(len(train), count, seed)]
+
+
+def _packed(documents: list[Document], length: int, end: int, view: str, param: str) -> Batch:
+    tokens, targets = pack(documents, length, end)
+    if not bool((targets != IGNORED).any()):
+        raise invalid(f"{param} holds no token to learn: of chats these are what the role assistant says", param)
+    return whole_split({view: tokens}, targets)
 
 
 def _references(data: Data) -> dict[str, str]:
@@ -144,6 +196,7 @@ def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Tas
     """What the samples amount to, now that they are read."""
     numbers = targets.shape[1] if targets.ndim == 2 and task != EMBEDDING else None
     stored = samples.inputs
+    assert not isinstance(stored, Chats)  # of another task
     if isinstance(stored, Texts):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
@@ -164,6 +217,7 @@ def _input(shape: tuple[int, ...]) -> Input:
 def _views(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
     if isinstance(samples.inputs, Texts):
         return readers.read(samples.inputs, words=words) if readers else {}
+    assert not isinstance(samples.inputs, Chats)  # of another task
     return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from app.recipe.data import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig, TextInput
-from app.recipe.tokenizers import TeacherTokenizer, WordPiece
+from app.recipe.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from worker.data.formats.columns import Texts
-from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer
+from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer
 from worker.errors import UserError
 
 WORDS = "words:"
@@ -82,6 +82,28 @@ def open_readers(
         most = taken.length if isinstance(taken, TextInput) else options.max_length
         lengths[reader.view] = min(lengths.get(reader.view, options.max_length), most)
     return Readers(student, by_teacher, lengths)
+
+
+def open_reader(
+    job: JobSpec, options: TextOptions, folders: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Texts
+) -> Readers:
+    """The one tokenizer of a language model and of all its teachers, whose answers are about the same tokens.
+
+    Teachers may know more tokens. Raises UserError (`invalid_teacher`, `invalid_job`).
+    """
+    readers = [
+        load_tokenizer(folders[teacher.reference], job.teacher_param(index))
+        for index, teacher in enumerate(job.all_teachers)
+    ]
+    wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
+    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, train)
+    for index, reader in enumerate(readers):
+        if not student.reads_like(reader):
+            param = job.teacher_param(index)
+            message = f"{param} reads other tokens than the student; accepted: teachers with the tokenizer of the first"
+            raise UserError("invalid_teacher", message, param)
+    by_teacher = {teacher.reference: student for teacher in job.all_teachers}
+    return Readers(student, by_teacher, {student.view: options.max_length})
 
 
 def _students(options: TextOptions, teachers: list[TextTokenizer], train: Texts) -> TextTokenizer:

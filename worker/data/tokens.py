@@ -31,6 +31,9 @@ TOGETHER = 1024
 """Texts encoded at a time."""
 ROUND = 8
 """Lengths are rounded up to a multiple of this, as devices like them."""
+TEMPLATE = "chat_template.jinja"
+ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+"""Names that the token which ends a text goes by."""
 PADS, MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
 ROLES = {"cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"), "unk_token": ("[UNK]", "<unk>")}
 """Names that other special tokens go by, for each of their roles."""
@@ -53,10 +56,19 @@ class Encoded(NamedTuple):
 class TextTokenizer:
     """Turns texts to ids the same way for ever."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, pad: str | None = None, mask: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        pad: str | None = None,
+        mask: str | None = None,
+        end: str | None = None,
+        template: str | None = None,
+    ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._end = tokenizer, end
+        self.template = template
+        """How a chat becomes one text, in Jinja; none: it knows no chats."""
         self._pad, self._mask = self._known(pad, PADS), self._known(mask, MASKS)
         told = json.dumps([tokenizer.to_str(), self._pad, self._mask])
         self.digest = sha256(told.encode()).hexdigest()[:16]
@@ -84,6 +96,38 @@ class TextTokenizer:
     def mask(self) -> int | None:
         """Id of the token that stands for a hidden one."""
         return self._id(self._mask)
+
+    @property
+    def end(self) -> int | None:
+        """Id of the token that ends a text, where there is one."""
+        return self._id(self._known(self._end, ENDS))
+
+    @property
+    def begin(self) -> list[int]:
+        """Ids that the tokenizer itself puts before a text: one or none."""
+        encoded = self._tokenizer.encode("a")
+        return encoded.ids[:1] if encoded.special_tokens_mask[:1] == [1] else []
+
+    def encode_whole(self, texts: list[str]) -> Iterator[Encoding]:
+        """Each text as it is: nothing cut off, and nothing put around it."""
+        for start in range(0, len(texts), TOGETHER):
+            yield from self._tokenizer.encode_batch(texts[start : start + TOGETHER], add_special_tokens=False)
+
+    def text(self, ids: list[int]) -> str:
+        """What token ids say."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def reads_like(self, other: TextTokenizer) -> bool:
+        """Whether this and a larger one give the same ids for every text without tokens that only that one was given.
+
+        They share rules and pieces, and all that this one was given besides is known there by the same id.
+        """
+        ours, theirs = (json.loads(each._tokenizer.to_str()) for each in (self, other))
+        rules = ("model", "normalizer", "pre_tokenizer")
+        same = self.digest == other.digest or all(ours[rule] == theirs[rule] for rule in rules)
+        return same and all(
+            other._tokenizer.token_to_id(token) == i for token, i in self._tokenizer.get_vocab().items()
+        )
 
     @property
     def separator(self) -> int | None:
@@ -120,6 +164,7 @@ class TextTokenizer:
         self._tokenizer.save(str(folder / FILE))
         named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": self._pad, "mask_token": self._mask}
         named |= {role: self._known(None, names) for role, names in ROLES.items()}
+        named |= {"eos_token": self._known(self._end, ENDS), "chat_template": self.template}
         told = {name: token for name, token in named.items() if token is not None}
         (folder / SETTINGS).write_text(json.dumps(told, indent=2), encoding="utf-8")
 
@@ -144,14 +189,15 @@ def _starts(text: str) -> list[int]:
 def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
     """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher`, blaming `param`)."""
     settings = _settings(folder, param)
-    pad, mask = (_token(settings.get(name)) for name in ("pad_token", "mask_token"))
+    pad, mask, end = (_token(settings.get(name)) for name in ("pad_token", "mask_token", "eos_token"))
+    told = pad, mask, end, _template(folder, settings, param)
     try:
         if (folder / FILE).is_file():
-            return TextTokenizer(tokenizers.Tokenizer.from_str(_text(folder / FILE, param)), pad, mask)
+            return TextTokenizer(tokenizers.Tokenizer.from_str(_text(folder / FILE, param)), *told)
         if (folder / VOCABULARY).is_file():
-            return TextTokenizer(_bert(_text(folder / VOCABULARY, param), settings), pad, mask)
+            return TextTokenizer(_bert(_text(folder / VOCABULARY, param), settings), *told)
         if all((folder / name).is_file() for name in BYTE_PAIRS):
-            return TextTokenizer(_roberta(folder, settings, param), pad, mask)
+            return TextTokenizer(_byte_pairs(folder, settings, param), *told)
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions for whatever is wrong in a file
@@ -180,6 +226,17 @@ def _settings(folder: Path, param: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _template(folder: Path, settings: dict[str, Any], param: str) -> str | None:
+    """The chat template, in a file of its own or among the settings; of several, the one called default."""
+    if (folder / TEMPLATE).is_file():
+        return _text(folder / TEMPLATE, param)
+    told = settings.get("chat_template")
+    if isinstance(told, list):
+        named = [each for each in told if isinstance(each, dict) and each.get("name") == "default"]
+        told = named[0].get("template") if named else None
+    return told if isinstance(told, str) else None
+
+
 def _token(told: object) -> str | None:
     """A special token, which some files write as text and some as an object."""
     content = told.get("content") if isinstance(told, dict) else told
@@ -201,15 +258,16 @@ def _bert(vocabulary: str, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _roberta(folder: Path, settings: dict[str, Any], param: str) -> tokenizers.Tokenizer:
-    """RoBERTa's tokenizer from its pieces and the pairs that they were joined of."""
+def _byte_pairs(folder: Path, settings: dict[str, Any], param: str) -> tokenizers.Tokenizer:
+    """RoBERTa's or GPT-2's tokenizer from its pieces and the pairs that they were joined of."""
     pieces, pairs = (_text(folder / name, param) for name in BYTE_PAIRS)
     merges = [tuple(line.split(" ")) for line in pairs.splitlines() if line and not line.startswith("#version")]
     tokenizer = tokenizers.Tokenizer(models.BPE(json.loads(pieces), merges))  # type: ignore[arg-type]  # of pairs
     space = bool(settings.get("add_prefix_space", False))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=space), decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token in _BYTE_SPECIAL if tokenizer.token_to_id(token) is not None])
-    return _between_ends(tokenizer)
+    special = [*_BYTE_SPECIAL, _GPT2_END]
+    tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
+    return tokenizer if tokenizer.token_to_id("<s>") is None else _between_ends(tokenizer)
 
 
 def _between_ends(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -235,12 +293,22 @@ def _like_bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.T
 _PRIVATE = 0xF0000
 """First of the 65,534 characters of a plane that no text uses."""
 _BERT_SPECIAL = ["[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]
+_GPT2_END = "<|endoftext|>"
+"""All that GPT-2 knows of special tokens; it puts none around a text."""
 _BYTE_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def train_tokenizer(spec: Trained, texts: Texts) -> TextTokenizer:
     """A tokenizer made of these texts: the same one from the same texts."""
     made = _train_bytes(spec, texts) if isinstance(spec, BytePairs) else _train_pieces(spec, texts)
+    return TextTokenizer(made)
+
+
+def train_writer(spec: Trained, texts: Texts) -> TextTokenizer:
+    """The same for a language model: texts come back as they were, and nothing is put behind them, where it goes on."""
+    made = _train_bytes(spec, texts, space=False)
+    begin = ("<s>", made.token_to_id("<s>"))
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
     return TextTokenizer(made)
 
 
@@ -291,11 +359,12 @@ def _alphabet(counts: Counter[str], most: int) -> list[str]:
     return sorted(character for character in chosen[:most] if ord(character) < _PRIVATE)
 
 
-def _train_bytes(spec: Trained, texts: Texts) -> tokenizers.Tokenizer:
+def _train_bytes(spec: Trained, texts: Texts, *, space: bool = True) -> tokenizers.Tokenizer:
+    """With `space`, what stands first is read like any other word."""
     raw = tokenizers.Tokenizer(models.BPE())
     if spec.lowercase:
         raw.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocabulary,

@@ -17,6 +17,7 @@ from app.recipe.weights import weight_at
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Features, Rows, Term
 from worker.losses.workshop import Workshop
+from worker.students.last_states import LastStates
 from worker.teachers.signal import TeacherSignal
 
 TOTAL = "loss"
@@ -27,16 +28,30 @@ NO_FEATURES: Mapping[Tap, Tensor] = {}
 class Seen:
     """What both sides say of a part (B rows) of a batch."""
 
-    outputs: Tensor
-    """The student's logits or numbers (B, C)."""
+    answer: Tensor | LastStates
+    """The student's logits or numbers (B, C), or what the last layer of a language model would make logits of."""
     targets: Tensor
-    """(B,) int64, or (B, C) probabilities or numbers."""
+    """(B,) int64, or (B, C) probabilities or numbers; of a language model (B, S) int64."""
     signals: Mapping[str, TeacherSignal]
     """What the teachers say, by their names."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
     """The student's activations."""
     tokens: Tensor | None = None
     """(B, S) bool: which of the student's tokens aren't padding; none where it reads no text."""
+
+    @property
+    def outputs(self) -> Tensor:
+        """The answer for whole samples. Raises TypeError for a language model's."""
+        if not isinstance(self.answer, Tensor):
+            raise TypeError("the logits of a language model are made where they are used, some rows at a time")
+        return self.answer
+
+    @property
+    def states(self) -> LastStates:
+        """The answer of a language model. Raises TypeError for any other."""
+        if isinstance(self.answer, Tensor):
+            raise TypeError("the answers for whole samples have no last states")
+        return self.answer
 
 
 class _Weighted(NamedTuple):
@@ -143,6 +158,6 @@ def _rows(seen: Seen, targets: Tensor, valid: Tensor, name: str | None) -> Rows:
 
 
 def _valid(targets: Tensor) -> Tensor:
-    if targets.ndim == 1:
+    if targets.dtype == torch.int64:
         return targets != IGNORED
     return torch.ones(len(targets), dtype=torch.bool, device=targets.device)

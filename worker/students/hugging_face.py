@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from app.recipe.embedding import Embedding
 from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students import Transformers
+from app.recipe.task import CAUSAL_LM
 from worker.errors import UserError
+from worker.kernels.linear import as_autocast
+from worker.students.last_states import LastStates
 from worker.students.pooling import pool
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 ONE_FILE = "1000GB"
+GENERATION = "generation_config.json"
+"""What the library writes beside a decoder, for its `generate`."""
 SLACK = 1_000_000
 """Weights that a file may lack before its network is built at all, so that each one can be named."""
 UNUSED = "pooler."
@@ -48,8 +53,9 @@ def library() -> ModuleType:
 
 
 def build(student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
-    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), or to
-    vectors of this width as `embedding` describes.
+    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), to
+    vectors of this width as `embedding` describes, or of a decoder to (N, S, outputs): at every token the logits of the
+    next one.
 
     Tokens that are `pad` are not attended to; a network that tells parts of a text apart is told them by `separator`.
     Raises UserError (`invalid_architecture`) when the library can't build it.
@@ -92,7 +98,7 @@ def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`."""
     described: Any = network.config
-    if config.embedding is None:
+    if config.embedding is None and config.task != CAUSAL_LM:
         _name_answers(described, config)
     library()
     network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel
@@ -124,7 +130,16 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     known = library().AutoConfig.for_model(model_type)
     given |= _from_input(sample, known)
     _require_room(student, given, known, sample)
+    if student.decodes:
+        return library().AutoConfig.for_model(model_type, **{**given, **_ends(given, sample)})
     return library().AutoConfig.for_model(model_type, **given, num_labels=outputs)
+
+
+def _ends(given: Mapping[str, Any], sample: Input) -> dict[str, Any]:
+    """Ids that `generate` looks at. None is padding: its embedding would not learn, and what fills up a sequence is the
+    token that ends texts."""
+    ends = {"bos_token_id": None, "eos_token_id": sample.pad if isinstance(sample, TextInput) else None}
+    return {"pad_token_id": None} | {name: value for name, value in ends.items() if given.get(name) is None}
 
 
 def _from_input(sample: Input, known: Any) -> dict[str, Any]:
@@ -142,7 +157,8 @@ def _from_input(sample: Input, known: Any) -> dict[str, Any]:
 
 def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, sample: Input) -> None:
     """Positions that a text may have; RoBERTa and its kin number them from the padding's id on."""
-    positions = given.get("max_position_embeddings", getattr(known, "max_position_embeddings", None))
+    told = given.get("n_positions", getattr(known, "max_position_embeddings", None))  # as GPT-2 calls them
+    positions = given.get("max_position_embeddings", told)
     if not isinstance(sample, TextInput) or not isinstance(positions, int) or positions < 1:
         return
     needed = sample.length + first_position(student.model_type, sample.pad)
@@ -161,10 +177,12 @@ def first_position(model_type: str, pad: int) -> int:
 
 def _base_class(config: Any, student: Transformers) -> Any:
     table = library().models.auto.modeling_auto
-    images = student.reads == "images"
-    classes = (
-        table.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if images else table.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    )
+    if student.decodes:
+        classes = table.MODEL_FOR_CAUSAL_LM_MAPPING
+    elif student.reads == "images":
+        classes = table.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    else:
+        classes = table.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     found = classes[type(config)]
     several = found if isinstance(found, tuple) else (found,)
     return next((kind for kind in several if kind.__name__ in config.architectures), several[0])
@@ -203,6 +221,9 @@ def _network_class(config: Any, student: Transformers, sample: Input, embedding:
     kinds = _kinds_of_parts(base, config)
 
     def forward(self: Any, samples: Tensor) -> Tensor:
+        if student.decodes:
+            following: Tensor = base.forward(self, **_decoder_arguments(samples)).logits
+            return following
         if not isinstance(sample, TextInput):
             answer: Tensor = base.forward(self, pixel_values=samples).logits
             return answer
@@ -210,6 +231,23 @@ def _network_class(config: Any, student: Transformers, sample: Input, embedding:
         return scores
 
     return type(base.__name__, (base,), {"forward": forward})
+
+
+def last_states(network: Any, tokens: Tensor) -> LastStates:
+    """What a decoder's last layer is given for token ids (N, S); all of it in the dtype of an autocast around the call.
+
+    There is no mask: a token sees all that come before it.
+    """
+    hidden = network.base_model(**_decoder_arguments(tokens)).last_hidden_state
+    layer = network.get_output_embeddings()
+    return LastStates(*as_autocast(hidden, layer.weight, layer.bias))
+
+
+def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:
+    """Without a mask, the library looks at the positions' values, which a dry run does not have."""
+    rows, length = tokens.shape
+    mask = {"attention_mask": torch.zeros(rows, 1, length, length, device="meta")} if tokens.is_meta else {}
+    return {"input_ids": tokens, "use_cache": False, **mask}
 
 
 def tells_parts_apart(student: Transformers) -> bool:

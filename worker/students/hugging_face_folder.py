@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.recipe.hugging_face import parse_object, refuse_code
-from app.recipe.model import ImageInput, Input, ModelConfig, Preprocessing, TextInput
+from app.recipe.model import MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
 from app.recipe.students import SET_FROM_THE_JOB, Transformers
-from app.recipe.task import Task
+from app.recipe.task import CAUSAL_LM, Task
 from worker.data.tokens import SETTINGS, TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
 from worker.students.hugging_face import first_position, library, tells_parts_apart, width_of
@@ -38,6 +38,8 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     settings = {**defaults, **config}
     if is_encoder(folder):
         return _encoder(network, settings, folder)
+    if network.decodes:
+        return ModelConfig(task=CAUSAL_LM, architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
     regression = config.get("problem_type") == "regression" or classes == 1
     if config.get("problem_type") == "multi_label_classification":
@@ -142,6 +144,16 @@ def _sides(size: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
+def _running_text(settings: dict[str, Any], folder: Path) -> TextInput:
+    """What a decoder takes: as many tokens as it has positions."""
+    tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
+    positions = settings.get("max_position_embeddings") or settings.get("n_positions")  # as GPT-2 calls them
+    length = min(int(bound) for bound in (MAX_LENGTH, says.get("model_max_length"), positions) if bound)
+    if tokenizer.end is None:
+        raise InvalidModel(f"{SETTINGS}: the tokenizer has no token that ends a text")
+    return TextInput(length=length, vocabulary=_vocabulary(settings, tokenizer), pad=tokenizer.end)
+
+
 def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
     tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
     pad = int(settings.get("pad_token_id") or 0)
@@ -149,11 +161,17 @@ def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
     if (positions := settings.get("max_position_embeddings")) and positions > 0:
         bounds.append(positions - first_position(settings["model_type"], pad))
     length = min(int(bound) for bound in bounds if bound)
+    vocabulary = _vocabulary(settings, tokenizer)
+    return TextInput(length=length, vocabulary=vocabulary, pad=pad, separator=tokenizer.separator)
+
+
+def _vocabulary(settings: dict[str, Any], tokenizer: TextTokenizer) -> int:
+    """Tokens that the network knows, which may be more than the tokenizer's."""
     vocabulary = int(settings["vocab_size"])
     if tokenizer.vocabulary > vocabulary:
         found = f"the tokenizer knows {tokenizer.vocabulary} tokens, the network {vocabulary}"
         raise InvalidModel(f"config.json: {found}")
-    return TextInput(length=length, vocabulary=vocabulary, pad=pad, separator=tokenizer.separator)
+    return vocabulary
 
 
 def write_tokenizer(tokenizer: TextTokenizer, config: ModelConfig, folder: Path) -> None:

@@ -32,13 +32,17 @@ def example(sample: Input, batch: int = 1) -> Tensor:
 
 
 def _dry_run(config: ModelConfig) -> Cost:
-    """Without memory where the network can do without values, as all but a few can. Raises UserError."""
-    try:
-        with torch.device("meta"):
-            return _run_once(config)
-    except (RuntimeError, NotImplementedError):
-        with hugging_face.blaming_the_config(config.architecture):  # type: ignore[arg-type]  # the zoo needs no dry run
-            return _run_once(config)
+    """Without memory where the network can do without values, as all but a few can. Raises UserError.
+
+    Weights drawn for it are none of the job's draws.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _run_once(config)
+        except (RuntimeError, NotImplementedError):
+            with hugging_face.blaming_the_config(config.architecture):  # type: ignore[arg-type]  # the zoo needs none
+                return _run_once(config)
 
 
 def _run_once(config: ModelConfig) -> Cost:

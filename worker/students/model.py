@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
+from app.recipe.task import CAUSAL_LM
 from worker import students
+from worker.students import hugging_face
+from worker.students.last_states import LastStates
 
 VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
 """What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""
@@ -60,7 +63,7 @@ class Rescale(nn.Module):
 
 class Model(nn.Module):
     """Raw samples to logits, numbers or vectors (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype,
-    or token ids (N, S) int64."""
+    or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one."""
 
     def __init__(self, config: ModelConfig, network: nn.Module | None = None, view: str | None = None) -> None:
         super().__init__()
@@ -77,8 +80,15 @@ class Model(nn.Module):
         outputs: Tensor = self.rescale(self.network(self.preprocess(self.fit(samples))))
         return outputs
 
+    def look(self, samples: Tensor) -> Tensor | LastStates:
+        """What training looks at: the outputs, or of a language model what its last layer would make them of."""
+        return hugging_face.last_states(self.network, samples) if self.config.task == CAUSAL_LM else self(samples)
+
     def tokens(self, samples: Tensor) -> Tensor | None:
-        """(N, S) bool: which token ids of `samples` aren't padding; none where samples are no text."""
+        """(N, S) bool: which token ids of `samples` aren't padding; none where all are that count, or where samples are
+        no text."""
+        if self.config.task == CAUSAL_LM:
+            return None
         return samples != self.config.input.pad if isinstance(self.config.input, TextInput) else None
 
 

@@ -11,13 +11,18 @@ from torch import Tensor
 from app.recipe.job import JobSpec
 from app.recipe.model import Input, TextInput
 from app.recipe.shrink import kept_layers, shrunk_teacher, teacher_depth
-from app.recipe.students import Shrink, Vit
+from app.recipe.students import Network, Shrink, Transformers, Vit
+from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.students.model import Model
 
-_LAYER = re.compile(r"^(blocks\.|stages\.\d+\.|(?:.+\.)?layers?\.)(\d+)(\..+)$")
+_LAYER = re.compile(r"^(blocks\.|stages\.\d+\.|(?:.+\.)?(?:layers?|h)\.)(\d+)(\..+)$")
 """What comes before a layer's number, the number, and the rest, in the zoo's names and the library's."""
-_FUSED = re.compile(r".*\.attention\.qkv\.(weight|bias)$")
+_FUSED = {
+    "vit": re.compile(r".*\.attention\.qkv\.(weight|bias)$"),
+    "gpt2": re.compile(r".*\.attn\.c_attn\.(weight|bias)$"),
+}
+"""Projections that give queries, keys and values side by side: along the first axis in the zoo, the last in GPT-2."""
 
 
 def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Model:
@@ -40,14 +45,22 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
 def take_over(student: Model, teacher: Model, kept: Sequence[int]) -> None:
     """Layer i of `student` becomes layer `kept[i]` of `teacher`; of each weight, its leading part along every axis."""
     theirs = teacher.network.state_dict()
-    answers = student.config.embedding is None and student.config.outputs != teacher.config.outputs
-    last = _last_layers(student) if answers else set()
+    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and student.config.outputs != teacher.config.outputs
+    last, fused = _last_layers(student) if fresh else set(), _fused(student.config.architecture)
     for name, tensor in student.network.state_dict().items():
         if name in last:
             continue
         source = theirs[_renumbered(name, kept)]
-        fused = isinstance(student.config.architecture, Vit) and _FUSED.match(name)
-        tensor.copy_(_leading_of_three(source, tensor) if fused else _leading(source, tensor))
+        three = fused is not None and fused[0].match(name)
+        tensor.copy_(_leading_of_three(source, tensor, fused[1]) if three and fused else _leading(source, tensor))
+
+
+def _fused(network: Network) -> tuple[re.Pattern[str], int] | None:
+    """Names of such projections, and the axis; none: the network has none."""
+    if isinstance(network, Vit):
+        return _FUSED["vit"], 0
+    gpt2 = isinstance(network, Transformers) and network.model_type == "gpt2"
+    return (_FUSED["gpt2"], -1) if gpt2 else None
 
 
 def _renumbered(name: str, kept: Sequence[int]) -> str:
@@ -59,10 +72,10 @@ def _leading(source: Tensor, like: Tensor) -> Tensor:
     return source[tuple(slice(0, size) for size in like.shape)]
 
 
-def _leading_of_three(source: Tensor, like: Tensor) -> Tensor:
+def _leading_of_three(source: Tensor, like: Tensor, axis: int) -> Tensor:
     """Queries, keys and values lie one after the other; of each the leading heads stay."""
-    parts = zip(source.chunk(3), like.chunk(3), strict=True)
-    return torch.cat([_leading(part, wanted) for part, wanted in parts])
+    parts = zip(source.chunk(3, axis), like.chunk(3, axis), strict=True)
+    return torch.cat([_leading(part, wanted) for part, wanted in parts], axis)
 
 
 def _last_layers(student: Model) -> set[str]:

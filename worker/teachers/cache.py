@@ -74,7 +74,8 @@ class CachedTeacher:
 
     It goes on without keeping anything when there is no room for all rows, when the disk is full, or when it fails,
     and says so once to `warn`. `numbers` (on the CPU) are those of the split's samples among the subject's; none: the
-    split is all of them. Raises UserError when the teacher's answers do not fit what is to be kept of them.
+    split is all of them; `tokens` is the length of a language model's sequences. Raises UserError when the teacher's
+    answers do not fit what is to be kept of them.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class CachedTeacher:
         warn: Warn,
         head: Tensor | None = None,
         numbers: Tensor | None = None,
+        tokens: int | None = None,
     ) -> None:
         self._teacher, self._subject, self._warn, self._head = teacher, subject, warn, head
         self._numbers = numbers
-        self._encoding = build_encoding(kept, subject.outputs)
+        self._encoding = build_encoding(kept, subject.outputs, tokens)
         self.key = subject.key(kept, place.owner if place else "")
         about = {"format": FORMAT, "subject": asdict(subject), "kept": kept.model_dump()}
         self._layout = Layout(subject.epochs * subject.samples, self._encoding.columns, about)
@@ -123,7 +125,9 @@ class CachedTeacher:
     def figures(self) -> dict[str, Any]:
         """For the report: what was read and asked since the cache was opened, in this attempt."""
         keeps = self._held is not None
-        return {
+        row, tokens = sum(column.row_bytes for column in self._encoding.columns.values()), self._encoding.tokens
+        by_token = {} if tokens is None else {"bytes_per_token": row / tokens}
+        return by_token | {
             "key": self.key,
             "hits": self.hits,
             "misses": self.misses,
@@ -167,7 +171,7 @@ class CachedTeacher:
 
     def _ask(self, batch: Batch) -> Columns:
         self.misses += len(batch)
-        return self._encoding.encode(self._teacher(batch).logits)
+        return self._encoding.encode(self._teacher(batch).answer)
 
     def _open(self, place: CachePlace) -> Held | None:
         try:

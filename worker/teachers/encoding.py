@@ -13,8 +13,12 @@ from torch import Tensor
 
 from app.recipe.teacher_cache import Kept, TopKCache
 from worker.errors import UserError
+from worker.students.last_states import LastStates, LikeliestTokens
+from worker.teachers.signal import Answer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CHUNK = 1 << 24
+"""Logits of a language model that are made at a time."""
 Columns = dict[str, Tensor]
 """By name, each (B, width)."""
 
@@ -35,24 +39,32 @@ class Encoding(Protocol):
 
     columns: dict[str, Column]
 
-    def encode(self, logits: Tensor) -> Columns:
-        """The columns of answers (B, C)."""
+    @property
+    def tokens(self) -> int | None:
+        """Answers in a row, one at every token; none: there is one, about the whole sample."""
         ...
 
-    def decode(self, columns: Columns) -> Tensor:
-        """Answers (B, C) in float32."""
+    def encode(self, answer: Answer) -> Columns:
+        """The columns of answers (B, C), or of a language model's."""
+        ...
+
+    def decode(self, columns: Columns) -> Answer:
+        """Answers (B, C) in float32, or a language model's largest logits."""
         ...
 
 
 class Dense:
     """All C numbers."""
 
+    tokens = None
+
     def __init__(self, outputs: int, dtype: torch.dtype) -> None:
         self.columns = {"logits": Column(dtype, outputs)}
 
-    def encode(self, logits: Tensor) -> Columns:
+    def encode(self, answer: Answer) -> Columns:
         """The numbers in the kept type; raises UserError when one is too large for it."""
-        return {"logits": _narrow(logits, self.columns["logits"].dtype)}
+        assert isinstance(answer, Tensor)  # about whole samples
+        return {"logits": _narrow(answer, self.columns["logits"].dtype)}
 
     def decode(self, columns: Columns) -> Tensor:
         """The numbers as they were kept."""
@@ -62,15 +74,18 @@ class Dense:
 class TopK:
     """The k largest logits, the classes they belong to, and the logarithm of the mass of all others."""
 
+    tokens = None
+
     def __init__(self, outputs: int, k: int, dtype: torch.dtype) -> None:
         self._outputs, self._k = outputs, k
         index_type = torch.int16 if outputs <= torch.iinfo(torch.int16).max else torch.int32
         self.columns = {"values": Column(dtype, k), "indices": Column(index_type, k), "tail": Column(torch.float32, 1)}
 
-    def encode(self, logits: Tensor) -> Columns:
-        """The columns of `logits`; `tail` is log sum exp over the classes left out, -inf when there are none."""
-        values, indices = logits.float().topk(self._k, dim=1)
-        rest = logits.float().scatter(1, indices, -torch.inf)
+    def encode(self, answer: Answer) -> Columns:
+        """The columns of answers; `tail` is log sum exp over the classes left out, -inf when there are none."""
+        assert isinstance(answer, Tensor)  # about whole samples
+        values, indices = answer.float().topk(self._k, dim=1)
+        rest = answer.float().scatter(1, indices, -torch.inf)
         values = _narrow(values, self.columns["values"].dtype)
         return {
             "values": values,
@@ -84,14 +99,40 @@ class TopK:
         return each.repeat(1, self._outputs).scatter(1, columns["indices"].long(), columns["values"].float())
 
 
-def build_encoding(kept: Kept, outputs: int) -> Encoding:
-    """The encoding that a job chose, for answers of `outputs` numbers; raises UserError when it does not fit them."""
+class TopKTokens:
+    """The same of a language model, at every token of a sequence; a row is a sequence."""
+
+    def __init__(self, outputs: int, k: int, dtype: torch.dtype, tokens: int) -> None:
+        self._outputs, self._k, self.tokens = outputs, k, tokens
+        self._each = TopK(outputs, k, dtype)
+        once = self._each.columns
+        self.columns = {name: column._replace(width=tokens * column.width) for name, column in once.items()}
+
+    def encode(self, answer: Answer) -> Columns:
+        """The columns, made of the logits of some tokens at a time."""
+        assert isinstance(answer, LastStates)  # of a language model
+        count = len(answer.rows)
+        size = max(1, CHUNK // self._outputs)
+        parts = [self._each.encode(answer.logits(slice(begin, begin + size))) for begin in range(0, count, size)]
+        rows = count // self.tokens
+        return {name: torch.cat([part[name] for part in parts]).view(rows, -1) for name in self.columns}
+
+    def decode(self, columns: Columns) -> LikeliestTokens:
+        """The largest logits as they were kept."""
+        apart = {name: column.view(len(column), self.tokens, -1) for name, column in columns.items()}
+        return LikeliestTokens(apart["indices"], apart["values"], apart["tail"].squeeze(2), self._outputs)
+
+
+def build_encoding(kept: Kept, outputs: int, tokens: int | None = None) -> Encoding:
+    """The encoding that a job chose, for answers of `outputs` numbers, one for a sample or at each of so many `tokens`;
+    raises UserError when it does not fit them."""
     if not isinstance(kept, TopKCache):
         return Dense(outputs, DTYPES[kept.dtype])
     if kept.k > outputs:
         message = f"k is {kept.k}, but the teacher gives {outputs} numbers; accepted: at most {outputs}"
         raise UserError("invalid_job", message, "teacher_cache.k")
-    return TopK(outputs, kept.k, DTYPES[kept.dtype])
+    chosen = outputs, kept.k, DTYPES[kept.dtype]
+    return TopK(*chosen) if tokens is None else TopKTokens(*chosen, tokens)
 
 
 def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:

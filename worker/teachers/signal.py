@@ -11,22 +11,33 @@ from torch import Tensor, nn
 
 from app.recipe.taps import Tap
 from worker.data.batches import Batch
+from worker.students.last_states import LastStates, LikeliestTokens
 from worker.students.model import Model
 from worker.students.recorder import Recorder
+
+Answer = Tensor | LastStates | LikeliestTokens
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherSignal:
     """Without gradient."""
 
-    logits: Tensor
-    """Dense logits or numbers (B, C)."""
+    answer: Answer
+    """Dense logits or numbers (B, C); of a language model what its last layer would make logits of, or the largest of
+    them."""
     head: Tensor | None = None
     """Weight (C, D) of the last linear layer that gives a number per class; the same for every batch."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
     """Activations (B, ...)."""
     tokens: Tensor | None = None
     """(B, S) bool: which of the teacher's tokens aren't padding; none where it reads no text."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The answer for whole samples. Raises TypeError for a language model's."""
+        if not isinstance(self.answer, Tensor):
+            raise TypeError("the logits of a language model are made where they are used, some rows at a time")
+        return self.answer
 
 
 class Source(Protocol):
@@ -54,12 +65,15 @@ class Teacher:
     def __call__(self, batch: Batch) -> TeacherSignal:
         self.answered += len(batch)
         samples = batch.inputs[self.model.view]
+        if next(self.model.parameters()).device != samples.device:  # it may have left to make room
+            self.model.to(samples.device)
         with torch.inference_mode():
-            logits = self.model(samples)
+            answer = self.model.look(samples)
         head = None if self._head is None else self._head.weight.detach()
         # an inference tensor could not be saved for the backward pass
+        told = answer.clone() if isinstance(answer, Tensor) else answer._replace(hidden=answer.hidden.clone())
         features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
-        return TeacherSignal(logits.clone(), head, features, self.model.tokens(samples))
+        return TeacherSignal(told, head, features, self.model.tokens(samples))
 
 
 def head_of(model: Model) -> Tensor | None:

@@ -20,6 +20,7 @@ from worker.data.batches import Batch
 from worker.data.tokens import FILE, SETTINGS, TextTokenizer
 from worker.protocol import Artifact
 from worker.students import sentence_folder
+from worker.students.hugging_face import GENERATION
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
@@ -27,7 +28,7 @@ from worker.trainer import export
 from worker.trainer.best import chosen
 from worker.trainer.card import model_card
 from worker.trainer.curves import draw_curves
-from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, judge, predict, predict_with
+from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, Metrics, judge, predict, predict_with
 from worker.trainer.history import Point
 from worker.trainer.measure import BATCH, flops, speed
 from worker.trainer.report import Figures, Report, class_figures, epochs_figures, train_figures
@@ -61,6 +62,15 @@ class Trained(NamedTuple):
     """What the student reads texts with; none: it reads none."""
 
 
+class Answers(NamedTuple):
+    """What a model says of the samples."""
+
+    outputs: Tensor
+    """(n, C) on the CPU, to hold an exported file against the live model: of all samples, or of the first rows."""
+    judgement: Judgement
+    """Over all samples."""
+
+
 class _Graph(NamedTuple):
     """How one format is written and opened."""
 
@@ -81,27 +91,30 @@ GRAPHS: dict[ExportFormat, _Graph] = {
 """In the order in which they are written: the one with 8 bits is made from the one before."""
 
 
-def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[Artifact]:
-    """Write `folder/bundle`; every figure of its report is measured on the files just written.
+def write_bundle(
+    trained: Trained, folder: Path, device: torch.device, kind: type[Examination] | None = None
+) -> list[Artifact]:
+    """Write `folder/bundle`; every figure of its report is measured on the files just written, by an examination of the
+    `kind` that the task has.
 
     Raises SystemFault (`export_mismatch`) when a file does not give what the live model gives.
     """
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
-    examination = _Examination(trained, bundle, device)
+    examination = (kind or Examination)(trained, bundle, device)
     report = examination.report()
     best = trained.state.best
     draw_curves(trained.state.history.points, bundle / CURVES, best.found.step if best else None)
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
-    reading = (PREPROCESSOR, FILE, SETTINGS, *FOLDER)
+    reading = (GENERATION, PREPROCESSOR, FILE, SETTINGS, *FOLDER)
     names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
-class _Examination:
+class Examination:
     """Writes the student's files into `bundle`, and finds out about each of them what the report tells."""
 
     def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
@@ -109,7 +122,7 @@ class _Examination:
         self._model = chosen(trained.state)
         self._inputs = _fitted(self._model, trained.samples)
         """The graphs take samples of the student's own size."""
-        self._live = predict(self._model, self._inputs)
+        self._live = self._ask(self._model)
         self._loaded = export.export_weights(self._model, bundle, device)
         self.config = self._loaded.config
         if trained.tokenizer is not None:
@@ -141,7 +154,7 @@ class _Examination:
 
     def _student(self) -> Figures:
         figures = self._torch_figures(self._loaded, self._bundle / WEIGHTS)
-        figures |= self._exact(WEIGHTS, predict(self._loaded, self._inputs))
+        figures |= self._exact(WEIGHTS, self._ask(self._loaded))
         figures |= self._torch_speed(self._loaded)
         for name, graph in GRAPHS.items():
             if name in self._trained.job.export:
@@ -150,57 +163,82 @@ class _Examination:
 
     def _graph(self, graph: _Graph) -> Figures:
         call = graph.write(self._loaded.cpu(), self._bundle)
-        outputs = predict_with(call, self._inputs)
+        said = self._ask_graph(call)
         figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
-        figures |= self._exact(graph.file, outputs) if graph.exact else self._inexact(graph.file, outputs)
-        return figures | {"latency_runtime": graph.runtime, **speed(call, self._inputs[:BATCH].cpu())}
+        figures |= self._exact(graph.file, said) if graph.exact else self._inexact(graph.file, said)
+        return figures | {"latency_runtime": graph.runtime, **speed(call, self._timed.cpu())}
 
-    def _exact(self, file: str, outputs: Tensor) -> Figures:
+    @property
+    def _timed(self) -> Tensor:
+        """What a graph is timed with."""
+        return self._inputs[:BATCH]
+
+    def _ask(self, model: Model) -> Answers:
+        return self._judged(predict(model, self._inputs))
+
+    def _ask_graph(self, call: Call) -> Answers:
+        return self._judged(predict_with(call, self._inputs))
+
+    def _ask_teacher(self, teacher: Model) -> Metrics:
+        """What it is measured by on its own."""
+        said, job = predict(teacher, self._trained.samples.inputs[teacher.view]), self._trained.job
+        return judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
+
+    def _judged(self, outputs: Tensor) -> Answers:
+        return Answers(outputs, self._judge(outputs))
+
+    def _exact(self, file: str, said: Answers) -> Figures:
         """Metrics of a file that must answer as the live model does."""
-        require_same(file, outputs, self._live)
-        found, live, targets = self._judge(outputs), self._judge(self._live), self._trained.samples.targets
-        require_same_metrics(file, self._trained.job, found.metrics, live.metrics, self._live, targets)
-        return dict(found.metrics)
+        live, found = self._live, said.judgement.metrics
+        require_same(file, said.outputs, live.outputs)
+        targets = self._trained.samples.targets
+        require_same_metrics(file, self._trained.job, found, live.judgement.metrics, live.outputs, targets)
+        return dict(found)
 
-    def _inexact(self, file: str, outputs: Tensor) -> Figures:
+    def _inexact(self, file: str, said: Answers) -> Figures:
         """Metrics of a file that may answer otherwise, and by how much it does."""
-        require_finite(file, outputs)
-        figures: Figures = {**self._judge(outputs).metrics}
-        figures["max_difference"] = float((outputs - self._live).abs().max())
-        if self.config.classes:
-            figures["same_choice"] = float((outputs.argmax(-1) == self._live.argmax(-1)).double().mean())
+        require_finite(file, said.outputs)
+        outputs, live = said.outputs, self._live.outputs
+        figures: Figures = {**said.judgement.metrics}
+        figures["max_difference"] = float((outputs - live).abs().max())
+        if self.config.chooses:
+            figures["same_choice"] = float((outputs.argmax(-1) == live.argmax(-1)).double().mean())
         return figures
 
     def _teacher(self, teacher: Model, folder: Path) -> Figures:
         figures = self._torch_figures(teacher, *weight_files(folder))
-        said = predict(teacher, self._trained.samples.inputs[teacher.view])
-        job = self._trained.job
-        figures |= judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
+        figures |= self._ask_teacher(teacher)
         return figures | self._torch_speed(teacher)
 
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
         sample = self._trained.samples.inputs[model.view][:1]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = sum(path.stat().st_size for path in weights)
-        return {"parameters": parameters, "flops": flops(model, sample), "bytes": size}
+        return {"parameters": parameters, "flops": self._flops(model, sample), "bytes": size}
+
+    def _flops(self, model: Model, sample: Tensor) -> int:
+        return flops(model, sample)
+
+    def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
+        return speed(model, samples, prefix)
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
         samples = self._trained.samples.inputs[model.view][:BATCH]
-        on_gpu = speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
-        return {"latency_runtime": "torch", **speed(model.cpu(), samples.cpu()), **on_gpu}
+        on_gpu = self._speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
+        return {"latency_runtime": "torch", **self._speed(model.cpu(), samples.cpu()), **on_gpu}
 
     def _epochs(self) -> Figures:
         trained, state = self._trained, self._trained.state
-        last = self._live if self._model is state.judged else predict(state.judged, self._inputs)
-        row = Point(step=state.step, values=self._judge(last).metrics)
+        last = self._live if self._model is state.judged else self._ask(state.judged)
+        row = Point(step=state.step, values=last.judgement.metrics)
         kept, main = trained.job.evaluation.keep, MAIN_METRICS[trained.job.task]
         return epochs_figures(trained.plan, main, kept, row, state.best.found if state.best else row)
 
     def _classes(self) -> list[Figures] | None:
         outputs = self._trained.teacher_outputs
         teacher = self._judge(outputs).classes if outputs is not None else None
-        return class_figures(self._judge(self._live).classes, teacher, self.config.class_names)
+        return class_figures(self._live.judgement.classes, teacher, self.config.class_names)
 
     def _judge(self, outputs: Tensor) -> Judgement:
         trained = self._trained

@@ -9,6 +9,7 @@ from app.recipe.losses import Loss
 from app.recipe.model import ImageInput, ModelConfig, TableInput
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, rows
+from app.recipe.task import CAUSAL_LM
 from app.recipe.weights import Weight
 
 LICENCE = (
@@ -35,6 +36,7 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         "![What was measured while the model was trained](curves.png)",
         "## Use",
         *_use(config, report),
+        *([GENERATE] if config.task == CAUSAL_LM else []),
         f"`{config.file_name}` describes the weights in `model.safetensors`; `recipe.json` is the whole job, and "
         "`report.json` has all figures.",
         "## Licence",
@@ -103,6 +105,8 @@ def _output(config: ModelConfig) -> str:
     """Name and shape of a graph's output."""
     if config.embedding is not None:
         return f"`embeddings` (N, {config.targets})"
+    if config.task == CAUSAL_LM:
+        return f"`logits` (N, S, {config.outputs}) of the token behind each one"
     return f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
 
 
@@ -113,6 +117,8 @@ def _input(config: ModelConfig) -> tuple[str, str, str]:
         return "images", f"(N, {sample.channels}, {sample.height}, {sample.width})", "raw pixels as float32"
     if isinstance(sample, TableInput):
         return "table", f"(N, {sample.columns})", "raw numbers as float32"
+    if config.task == CAUSAL_LM:
+        return "tokens", f"(N, S), S up to {sample.length},", "token ids as int64"
     return "tokens", f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"
 
 
@@ -122,6 +128,12 @@ SENTENCES = """The library sentence-transformers opens this folder:
 from sentence_transformers import SentenceTransformer
 
 vectors = SentenceTransformer(".").encode(["a text", "another one"])
+```"""
+GENERATE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+reader, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+print(reader.decode(model.generate(**reader("Once", return_tensors="pt"), max_new_tokens=50)[0]))
 ```"""
 ONNX = """```python
 import onnxruntime

@@ -152,7 +152,18 @@ def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
     named["rng/cpu"] = torch.get_rng_state()
     if next(state.student.parameters()).is_cuda:
         named["rng/cuda"] = torch.cuda.get_rng_state()
-    return {name: tensor.detach().contiguous() for name, tensor in named.items()}
+    return _apart({name: tensor.detach().contiguous() for name, tensor in named.items()})
+
+
+def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that share their memory, as the first and the last layer of a language model may, are written twice: the
+    file format has no word for it."""
+    seen: set[int] = set()
+    for name, tensor in named.items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            named[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return named
 
 
 def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None) -> None:

@@ -12,9 +12,11 @@ from app.recipe.job import JobSpec, Stage
 from app.recipe.losses import Loss
 from app.recipe.plan import TrainingPlan
 from app.recipe.taps import Tap
+from app.recipe.task import CAUSAL_LM
 from worker.data.batches import Batch, Batches
 from worker.errors import UserError
 from worker.losses.objective import Objective
+from worker.losses.tokens import TokenObjective
 from worker.losses.workshop import Shapes, TeacherSide, Workshop
 from worker.optimizers import build_optimizer
 from worker.students.model import Model
@@ -58,7 +60,7 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(samples.inputs[model.view][:DRY_SAMPLES])
+            model.eval().look(samples.inputs[model.view][:DRY_SAMPLES])
         return {tap: seen.shape for tap, seen in recorder.take().items()}
     except NoSuchModule as error:
         raise UserError("invalid_job", f"{param}: {error}", param) from error
@@ -83,11 +85,13 @@ def build_courses(
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
     workshop = Workshop(shapes, sides, student.config.outputs, seed)
-    forward = torch.compile(student) if job.recipe.compile else student
+    look = student.look if job.task == CAUSAL_LM else student
+    forward = torch.compile(look) if job.recipe.compile else look
+    kind = TokenObjective if job.task == CAUSAL_LM else Objective
     courses = []
     stages: list[Stage | None] = [*job.recipe.stages, None]
     for stage, stage_plan, (path, losses) in zip(stages, plan.stages, job.objectives.items(), strict=True):
-        objective = Objective(losses, workshop, job.all_teachers, job.teacher_weighting, path)
+        objective = kind(losses, workshop, job.all_teachers, job.teacher_weighting, path)
         courses.append(
             Course(
                 recipe=job.recipe,

@@ -25,7 +25,8 @@ class Ema:
         """Take in the weights after optimizer step `step`, counted from 1."""
         share = (1 - self.decay) / (1 - self.decay**step)
         averages, values = self.model.state_dict().values(), student.state_dict().values()
-        pairs = list(zip(averages, values, strict=True))
+        apart = {average.data_ptr(): (average, value) for average, value in zip(averages, values, strict=True)}
+        pairs = list(apart.values())  # weights that two layers share are averaged once
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], share)
         for average, value in pairs:

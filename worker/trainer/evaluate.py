@@ -55,6 +55,7 @@ MAIN_METRICS: dict[Task, MainMetric] = {
     "regression": MainMetric("rmse", higher_is_better=False),
     "keypoints": MainMetric("nme", higher_is_better=False),
     EMBEDDING: MainMetric("spearman", higher_is_better=True, stand_in="mrr"),
+    "causal-lm": MainMetric("perplexity", higher_is_better=False),
 }
 RECALL_AT = (1, 5, 10)
 """How many of the nearest texts are looked through."""

@@ -2,7 +2,7 @@
 
 The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
 `table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes),
-`outputs` (N, targets) or `embeddings` (N, width).
+of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def output_name(model: Model) -> str:
     """Name of the graph's output."""
     if model.config.embedding is not None:
         return "embeddings"
-    return "logits" if model.config.classes else "outputs"
+    return "logits" if model.config.chooses else "outputs"
 
 
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:

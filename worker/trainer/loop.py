@@ -21,6 +21,7 @@ from worker.data.batches import Batch, Batches
 from worker.losses.objective import TOTAL, Objective, Seen
 from worker.optimizers.base import Listener
 from worker.optimizers.schedules import rate_factor
+from worker.students.last_states import LastStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import Source
@@ -41,7 +42,7 @@ class Course:
     objective: Objective
     teachers: Mapping[str, Source]
     """Those that this stage learns from."""
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor | LastStates]
     """The student as training runs it: itself, or compiled."""
     recorder: Recorder
     """Reads the student's activations."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,10 +16,10 @@ RUNS = 100
 SECONDS = 0.5
 """Longest time for measuring the latency, and again for the throughput; one run is always measured."""
 BATCH = 64
-Call = Callable[[Tensor], Tensor]
+Call = Callable[[Tensor], object]
 
 
-def flops(model: nn.Module, sample: Tensor) -> int:
+def flops(model: Call, sample: Tensor) -> int:
     """Floating-point operations of a forward pass on one sample (1, …); a multiplication with its addition are two.
 
     What runs is counted, but only its matrix products, convolutions and attention: elementwise work (activations,

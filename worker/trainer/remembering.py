@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.teacher_cache import NoCache
+from app.recipe.task import CAUSAL_LM
+from app.recipe.teacher_cache import Kept, NoCache, TopKCache
 from worker.data.augment import Augmenter
-from worker.data.batches import Augment
+from worker.data.batches import Augment, Batches
 from worker.data.load import TaskData
 from worker.protocol import CachePlace, Log, Report
 from worker.students.model import Model
@@ -47,14 +49,21 @@ class Memories:
         """The teachers, those that can remember doing so; `augment` is what changes the training samples of `task`."""
         kept = self._job.teacher_cache
         place = self._place_for(augment)
-        if isinstance(kept, NoCache) or (place is None and kept.exact):
+        if isinstance(kept, NoCache) or (place is None and kept.exact) or (self._writes and not _sparse(kept)):
             return dict(teachers)
         given = dict(teachers)
         for name, taught in teachers.items():
             if not self._runs_anyway(name):
                 subject, numbers = self._subject(taught.model, folders[name], task, augment)
                 self._cached[name] = cached = CachedTeacher(
-                    taught.source, kept, subject, place, self._warn, head_of(taught.model), numbers
+                    taught.source,
+                    kept,
+                    subject,
+                    place,
+                    self._warn,
+                    None if self._writes else head_of(taught.model),
+                    numbers,
+                    self._length(task, taught),
                 )
                 given[name] = taught._replace(source=cached)
         return given
@@ -111,8 +120,38 @@ class Memories:
             subject = replace(subject, augmentation=augment.digest(), epochs=epochs)
         return subject, numbers
 
+    @property
+    def _writes(self) -> bool:
+        return self._job.task == CAUSAL_LM
+
+    def _length(self, task: TaskData, taught: TaughtBy) -> int | None:
+        """Tokens of a sequence; none: answers are about whole samples."""
+        return task.train.inputs[taught.model.view].shape[1] if self._writes else None
+
+    def label(self, batches: Batches, teachers: Mapping[str, TaughtBy], stop: Callable[[], bool]) -> None:
+        """Have language models of which the largest logits are kept say all that training will ask them, and leave the
+        device; `stop` asks to leave it at that. Without a place to keep it in, nothing is said before it is asked."""
+        samples, size = batches.samples, self._job.recipe.batch_size // self._job.recipe.accumulate
+        for cached in self._cached.values() if self._writes else ():
+            if not cached.figures()["keeps"]:
+                return
+            for begin in range(0, len(samples), size):
+                if stop():
+                    return
+                rows = torch.arange(begin, min(begin + size, len(samples)), device=samples.targets.device)
+                with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._job.recipe.precision == "bf16"):
+                    cached(samples.take(rows))
+            cached.sync()
+        for name in self._cached if self._writes else ():
+            teachers[name].model.cpu()
+
     def _warn(self, message: str) -> None:
         self._send(Log(level="warning", message=message))
+
+
+def _sparse(kept: Kept | NoCache) -> bool:
+    """Whole logits of every token would fill any disk."""
+    return isinstance(kept, TopKCache)
 
 
 def _origin(task: TaskData, view: str) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
+from app.recipe.task import CAUSAL_LM
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
@@ -30,6 +31,7 @@ from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
+from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
 from worker.trainer.loop import Course, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
@@ -77,8 +79,9 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed)
+    memories.label(batches, teachers, stop)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
-    judges = _Judges(job, inputs)
+    judges = _judges(job, inputs)
     account = _open_account(job, plan, inputs, teachers, state, device)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, account)
@@ -101,7 +104,16 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
         arithmetic=account.figures(state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
-    return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
+    kind = LanguageExamination if job.task == CAUSAL_LM else None
+    return Finished(artifacts=write_bundle(trained, folder, device, kind), step=state.step)
+
+
+def _judges(job: JobSpec, inputs: _Inputs) -> _Judges | LanguageJudges:
+    """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
+    if job.task != CAUSAL_LM:
+        return _Judges(job, inputs)
+    require_exportable(job, network_cost(inputs.task.model).parameters)
+    return LanguageJudges(job, inputs.task.eval, list(_models(inputs).values()))
 
 
 def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None) -> None:

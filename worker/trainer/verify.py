@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.task import CLASSIFICATION, EMBEDDING
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from worker.errors import SystemFault
 from worker.trainer.evaluate import MAIN_METRICS, Metrics, judge
 
@@ -51,7 +51,9 @@ def require_same_metrics(
 
 def _slacks(job: JobSpec, outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, float]]:
     allowed = _allowed(outputs)
-    if job.task in CLASSIFICATION:
+    if job.task == CAUSAL_LM:
+        yield "nll", 2 * allowed
+    elif job.task in CLASSIFICATION:
         best = outputs.topk(2, dim=-1).values
         yield "accuracy", float((best[:, 0] - best[:, 1] <= 2 * allowed).double().mean())
         yield "nll", 2 * allowed

@@ -8,12 +8,16 @@ from pydantic import Field
 
 from app.recipe.base import Option
 from app.recipe.taps import Taps
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, Task
 from app.recipe.teachers import TeacherName
 from app.recipe.weights import Weight
 
 Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 """Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
+
+
+BY_ROW: tuple[Task, ...] = (*CLASSIFICATION, CAUSAL_LM)
+"""Tasks of a term that looks at one row of logits at a time: the answer for a sample, or for the next token."""
 
 
 class LossTerm(Option):

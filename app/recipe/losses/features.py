@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 from app.recipe.base import NonNegative, Paper, Positive, Share, Spec
 from app.recipe.losses.base import LossTerm
 from app.recipe.taps import PATH, Pair, Tap, Taps, taps_of
-from app.recipe.task import ALL_TASKS, Task
+from app.recipe.task import ALL_TASKS, CAUSAL_LM, Task
 from app.recipe.weights import Weight
 
 PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -30,9 +30,10 @@ IE_KD = Paper(
 
 
 class FeatureTerm(LossTerm):
-    """A term that compares features; what it does not need of a task's answer makes it fit for every task."""
+    """A term that compares features; what it does not need of a task's answer makes it fit for every task, but for
+    causal-lm, whose rows are tokens, only where it says so."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ALL_TASKS
+    tasks: ClassVar[tuple[Task, ...]] = tuple(task for task in ALL_TASKS if task != CAUSAL_LM)
 
 
 class Hint(FeatureTerm):
@@ -45,6 +46,7 @@ class Hint(FeatureTerm):
     paper: ClassVar[Paper | None] = Paper("FitNets: Hints for Thin Deep Nets", "1412.6550")
     equation: ClassVar[str] = "sum over pairs of the mean over a row's entries of (r(s) - t)^2"
     applies: ClassVar[str] = "Any task and any pair of features of the same kind: vectors, tokens or maps."
+    tasks: ClassVar[tuple[Task, ...]] = ALL_TASKS
     kind: Literal["hint"] = "hint"
     pairs: list[Pair] = Field(min_length=1, max_length=32)
     """Which features are compared."""
@@ -145,6 +147,7 @@ class AttentionRelation(FeatureTerm):
     applies: ClassVar[str] = (
         "Transformers that see the same tokens; widths and numbers of heads may differ. Not with `accumulate` above 1."
     )
+    tasks: ClassVar[tuple[Task, ...]] = ALL_TASKS
     kind: Literal["attention-relation"] = "attention-relation"
     layer: AttentionPair
     """Which layers are compared."""

@@ -82,3 +82,30 @@ def samples(config: ModelConfig, count: int = 2) -> Tensor:
     tokens[::2, LENGTH // 2 :] = PAD
     tokens[:, 3] = SEPARATOR
     return tokens
+
+
+_DECODER = _ENCODER | {"max_position_embeddings": 20}
+_SHARED = {"num_key_value_heads": 1}
+DECODERS: dict[str, dict[str, Any]] = {
+    "gemma": _DECODER | _SHARED | {"head_dim": 8},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20},
+    "gpt_neox": _DECODER,
+    "llama": _DECODER | _SHARED,
+    "mistral": _DECODER | _SHARED,
+    "olmo2": _DECODER | _SHARED,
+    "phi": _DECODER | _SHARED,
+    "phi3": _DECODER | _SHARED,
+    "qwen2": _DECODER | _SHARED,
+    "qwen3": _DECODER | _SHARED | {"head_dim": 8},
+    "smollm3": _DECODER | _SHARED,
+    "stablelm": _DECODER | _SHARED,
+    "starcoder2": _DECODER | _SHARED,
+}
+
+
+def decoder(model_type: str, **changes: Any) -> Model:
+    """A language model with random weights, for evaluation."""
+    torch.manual_seed(0)
+    student = Transformers(config={"model_type": model_type, **DECODERS[model_type], **changes})
+    sample = TextInput(length=LENGTH, vocabulary=VOCABULARY, pad=2)
+    return Model(ModelConfig(task="causal-lm", architecture=student, input=sample)).eval()

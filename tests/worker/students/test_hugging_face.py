@@ -104,7 +104,7 @@ def test_the_library_is_told_to_stay_offline() -> None:
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"model_type": "llama"}, "model_type"),
+        ({"model_type": "mystery"}, "model_type"),
         ({"hidden_size": 8}, "model_type"),
         ({"model_type": "bert", "auto_map": {"AutoModel": "evil--m.M"}}, "auto_map"),
         ({"model_type": "bert", "inner": {"trust_remote_code": True}}, "trust_remote_code"),

@@ -216,7 +216,7 @@ def test_a_configuration_of_far_more_weights_costs_no_memory(tmp_path: Path) -> 
     ("name", "values", "word"),
     [
         ("config.json", {"auto_map": {"AutoModel": "x--m.M"}}, "auto_map"),
-        ("config.json", {"model_type": "llama"}, "model_type"),
+        ("config.json", {"model_type": "mystery"}, "model_type"),
         ("config.json", {"problem_type": "multi_label_classification"}, "multi_label"),
         ("config.json", {"id2label": {"0": "a", "2": "b"}}, "id2label"),
         ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "x--m.M"}}, "auto_map"),

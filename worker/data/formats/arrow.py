@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from app.recipe.data import HfData, ParquetData
 from app.recipe.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray
-from worker.data.formats.columns import Place, Samples, Values, assemble, missing_column
+from worker.data.formats.columns import Place, Samples, Talks, Values, assemble, missing_column
 from worker.data.formats.faults import MAX_BYTES, invalid
 from worker.data.formats.packs import members
 from worker.data.formats.pictures import LARGEST, Encoded, decode
@@ -131,6 +131,11 @@ def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place, *
     _refuse_nulls(column, place)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _words(column.to_pylist(), place, empty=not labels)
+    if pa.types.is_nested(kind) and not labels and _holds_messages(kind):
+        talks = Talks(place)
+        for value in column.to_pylist():
+            talks.add(value)
+        return talks.whole()
     if _holds_bytes(kind):
         return decode(_encoded(column, place), data, place.param)
     if labels and (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
@@ -157,6 +162,11 @@ def _words(values: list[str], place: Place, *, empty: bool) -> list[str]:
     if not empty and "" in values:
         raise place.wrong(values.index(""), "", "text that is not empty")
     return values
+
+
+def _holds_messages(kind: pa.DataType) -> bool:
+    said = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    return said is not None and pa.types.is_struct(said) and said.get_field_index("content") >= 0
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
-from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray
 from worker.data.formats.faults import invalid, shown
 from worker.errors import UserError
 
-Values = NDArray | list[str]
-"""One column: texts or names, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W) uint8."""
+
+class Message(NamedTuple):
+    """What somebody says in a chat."""
+
+    role: str
+    content: str
+
+
+Talk = list[Message]
+Values = NDArray | list[str] | list[Talk]
+"""One column: texts or names, chats, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W) uint8."""
 
 
 class Texts(NamedTuple):
@@ -25,13 +34,19 @@ class Texts(NamedTuple):
     second: list[str] | None = None
 
 
+class Chats(NamedTuple):
+    """N conversations."""
+
+    talks: list[Talk]
+
+
 class Samples(NamedTuple):
     """A file's samples as they were stored."""
 
-    inputs: NDArray | Texts
-    """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
+    inputs: NDArray | Texts | Chats
+    """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, texts, or chats."""
     labels: NDArray | list[str]
-    """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
+    """Classes (N,) int64 or names of classes; numbers (N, T) float32; empty where a text is its own answer."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., where the file tells them."""
     together: int = 1
@@ -104,6 +119,30 @@ class Words:
         return self._values
 
 
+class Talks:
+    """Chats: lists of objects with a `role` and a `content`."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._values: list[Talk] = []
+
+    def add(self, value: object) -> None:
+        rows = value if isinstance(value, list) else []
+        talk = [message for message in map(_message, rows) if message is not None]
+        if not talk or len(talk) < len(rows):
+            raise self._place.wrong(len(self._values), value, "a list of messages, each with a role and a content")
+        self._values.append(talk)
+
+    def whole(self) -> list[Talk]:
+        """N chats."""
+        return self._values
+
+
+def _message(told: object) -> Message | None:
+    role, content = (told.get("role"), told.get("content")) if isinstance(told, dict) else (None, None)
+    return Message(role, content) if isinstance(role, str) and isinstance(content, str) else None
+
+
 class Classes:
     """Numbers of classes."""
 
@@ -148,6 +187,8 @@ def as_class(value: object, *, typed: bool) -> int | None:
 
 def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
     """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
+    if task == CAUSAL_LM:
+        return Talks(place) if isinstance(first, list) else Words(place, empty=True)
     numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
     if task in ("text-classification", EMBEDDING) or not numeric:
         return Words(place, empty=True)
@@ -177,18 +218,28 @@ def assemble(
     class_names: list[str] | None = None,
 ) -> Samples:
     """A file's columns as samples. Raises UserError when they do not fit together, or not the task."""
+    if task == CAUSAL_LM:
+        return Samples(_running_text(next(iter(inputs.values())), param), [])
     found = _inputs(inputs, param)
     if task in CLASSIFICATION:
         if len(labels) > 1:
             raise invalid(f"{task} has one column of labels, not {len(labels)}", "data.label_columns")
-        return Samples(found, next(iter(labels.values())), class_names)
+        return Samples(found, cast(NDArray | list[str], next(iter(labels.values()))), class_names)
     rows = len(found.first) if isinstance(found, Texts) else len(found)
     nothing = np.empty((rows, 0), np.float32)  # pairs of texts may do without scores
     return Samples(found, np.concatenate([nothing, *(_numeric(*item) for item in labels.items())], axis=1))
 
 
+def _running_text(values: Values, param: str) -> Texts | Chats:
+    if not isinstance(values, list):
+        found = f"the column of {param} holds {_kind(values)}; accepted: texts, or lists of messages"
+        raise invalid(found, "data.input_columns")
+    talks = [value for value in values if not isinstance(value, str)]
+    return Chats(talks) if talks else Texts([value for value in values if isinstance(value, str)])
+
+
 def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | Texts:
-    texts = [values for values in columns.values() if isinstance(values, list)]
+    texts = [cast(list[str], values) for values in columns.values() if isinstance(values, list)]
     if texts and (len(texts) < len(columns) or len(texts) > 2):
         kinds = ", ".join(f"{name!r}: {_kind(values)}" for name, values in list(columns.items())[:20])
         accepted = "one or two columns of texts, one of images, or columns of numbers"

@@ -1,0 +1,105 @@
+"""What a job for a language model may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.recipe.checks import InputFacts, find_problems
+from app.recipe.job import JobSpec
+from app.recipe.losses import LOSSES
+from app.recipe.model import ModelConfig, TextInput
+from app.recipe.students import Transformers
+from app.recipe.task import CAUSAL_LM
+
+GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2}
+TABLE: dict[str, Any] = {"train": "t", "format": "jsonl", "input_columns": ["text"]}
+
+
+def job(**changes: Any) -> JobSpec:
+    recipe = {"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}], **changes.pop("recipe", {})}
+    data = {**TABLE, **changes.pop("data", {})}
+    base = {
+        "task": "causal-lm",
+        "teacher": {"model": "teacher"},
+        "student": {"architecture": "transformers", "config": GPT2},
+    }
+    return JobSpec.model_validate({**base, "data": data, "recipe": recipe, **changes})
+
+
+def teacher(length: int = 256) -> ModelConfig:
+    sample = TextInput(length=length, vocabulary=50, pad=2)
+    return ModelConfig(task="causal-lm", architecture=Transformers(config=GPT2), input=sample)
+
+
+def fields(spec: JobSpec, **teachers: ModelConfig) -> list[str]:
+    return [problem.param for problem in find_problems(spec, InputFacts(teachers=teachers or {"teacher": teacher()}))]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "hf-dataset"])
+def test_a_plain_one_is_accepted(form: str) -> None:
+    assert fields(job(data={"format": form})) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"data": {"label_columns": ["label"]}}, "data.label_columns"),
+        ({"data": {"input_columns": ["a", "b"]}}, "data.input_columns"),
+        (
+            {
+                "data": {"tokenizer": {"kind": "wordpiece"}},
+                "teacher": None,
+                "recipe": {"losses": [{"kind": "cross-entropy"}]},
+            },
+            "data.tokenizer.kind",
+        ),
+        ({"data": {"tokenizer": {"kind": "bpe"}}}, "data.tokenizer.kind"),
+        ({"data": {"classes": 3}}, "data.classes"),
+        ({"data": {"max_length": 512}}, "data.max_length"),
+        ({"data": {"augment": [{"kind": "token-mask"}]}}, "data.augment[0].kind"),
+        ({"student": {"architecture": "mlp"}}, "student.architecture"),
+        ({"student": {"architecture": "transformers", "config": {"model_type": "bert"}}}, "student.config.model_type"),
+        ({"teacher_weighting": "entropy"}, "teacher_weighting"),
+        ({"teacher_cache": {"store": "dense", "dtype": "fp16"}}, "teacher_cache.dtype"),
+        ({"teacher_cache": {"store": "top-k", "k": 51}}, "teacher_cache.k"),
+        ({"evaluation": {"nme_points": [0, 1]}}, "evaluation.nme_points"),
+    ],
+    ids=str,
+)
+def test_what_it_can_t_do_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
+    assert field in fields(job(**changes))
+
+
+def test_a_decoder_is_for_no_other_task() -> None:
+    other = job(
+        task="text-classification",
+        data={"label_columns": ["label"]},
+        teacher=None,
+        recipe={"losses": [{"kind": "cross-entropy"}]},
+    )
+    assert fields(other) == ["student.config.model_type"]
+
+
+def test_all_other_tasks_need_labels() -> None:
+    bert = {"architecture": "transformers", "config": {"model_type": "bert"}}
+    other = job(task="text-classification", student=bert, teacher=None, recipe={"losses": [{"kind": "cross-entropy"}]})
+    assert fields(other) == ["data.label_columns"]
+
+
+def test_losses_whose_rows_are_samples_are_refused() -> None:
+    for term in LOSSES:
+        kind = term.model_fields["kind"].default
+        if CAUSAL_LM in term.tasks or any(field.is_required() for field in term.model_fields.values()):
+            continue
+        found = find_problems(job(recipe={"losses": [{"kind": kind}]}), InputFacts())
+        assert "recipe.losses[0].kind" in [problem.param for problem in found], kind
+
+
+@pytest.mark.parametrize("more", [{"classes": 3}, {"targets": 2}, {"architecture": {"architecture": "mlp"}}], ids=str)
+def test_a_model_that_continues_texts_is_described_as_one(more: dict[str, Any]) -> None:
+    described = teacher().model_dump()
+    assert ModelConfig.model_validate(described).outputs == 50
+    with pytest.raises(ValueError, match="causal-lm"):
+        ModelConfig.model_validate(described | more)

@@ -1,0 +1,64 @@
+"""Texts and chats as token ids to learn from: which tokens they are, and which of them are to be predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Encoding
+
+from worker.data.archive import NDArray
+from worker.data.chats import ChatWriter, Span
+from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.tokens import TextTokenizer
+from worker.errors import UserError
+
+
+class Document(NamedTuple):
+    """One text, with the token that ends it."""
+
+    ids: NDArray
+    """(T,) int64."""
+    counted: NDArray
+    """(T,) bool: tokens to be predicted."""
+
+
+def read_documents(samples: Texts | Chats, reader: TextTokenizer, param: str) -> list[Document]:
+    """All samples of the file that the field `param` names, in their order. Raises UserError (`invalid_data`,
+    `invalid_job`)."""
+    read = _of_chats(samples.talks, reader, param) if isinstance(samples, Chats) else _of_texts(samples.first, reader)
+    return list(read)
+
+
+def end_of(reader: TextTokenizer) -> int:
+    """Id of the token that ends a text. Raises UserError (`invalid_job`) when the tokenizer has none."""
+    if reader.end is None:
+        raise UserError("invalid_job", "data.tokenizer: it has no token that ends a text", "data.tokenizer")
+    return reader.end
+
+
+def _of_texts(texts: list[str], reader: TextTokenizer) -> Iterator[Document]:
+    """That a text ends is predicted; what the tokenizer begins it with says nothing, and is not."""
+    end, begin = end_of(reader), reader.begin
+    for encoding in reader.encode_whole(texts):
+        ids = np.array([*begin, *encoding.ids, end], np.int64)
+        yield Document(ids, np.arange(len(ids)) >= len(begin))
+
+
+def _of_chats(talks: list[Talk], reader: TextTokenizer, param: str) -> Iterator[Document]:
+    """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted."""
+    end, writer = end_of(reader), ChatWriter(reader, param)
+    written = [writer.write(talk, row) for row, talk in enumerate(talks)]
+    encodings = reader.encode_whole([text for text, _ in written])
+    for encoding, (text, spans) in zip(encodings, written, strict=True):
+        ids = np.array([*encoding.ids, end], np.int64)
+        yield Document(ids, np.append(_within(encoding, spans, len(text)), False))
+
+
+def _within(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
+    """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters."""
+    marks = np.zeros(length + 1, bool)
+    for start, end in spans:
+        marks[start:end] = True
+    return marks[[start for start, _ in encoding.offsets]] if encoding.offsets else np.zeros(0, bool)

@@ -1,0 +1,159 @@
+"""The objective of a language model: its rows are tokens, and the logits of all of them exist on neither side.
+
+What the kernels know, cross-entropy and most divergences, is computed at the last layer, chunk by chunk, with the
+gradients made on the way: one pass for cross-entropy with the first divergence, another for each further divergence or
+teacher. Any other term that looks at logits gets those of some rows at a time, and they are made again in the backward
+pass, for the price of one more product of the last layer. Terms that look at features see whole sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import zip_longest
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from app.recipe.losses import CrossEntropy, Loss, Softened
+from app.recipe.taps import Taps
+from app.recipe.weights import weight_at
+from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
+from worker.kernels.rows import RowLosses, widened
+from worker.kernels.sparse import Kept, TopKTeacher
+from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
+from worker.losses.base import IGNORED, Features, Rows, Term
+from worker.losses.objective import TOTAL, Objective, Seen
+from worker.students.last_states import LastStates, LikeliestTokens
+from worker.teachers.signal import TeacherSignal
+
+CHUNK = 1 << 24
+"""Logits of one side that a term outside the kernels is given at a time."""
+
+
+class _Pass(NamedTuple):
+    """Terms that one pass over the last layer computes, by their names in the objective."""
+
+    cross_entropy: str | None
+    divergence: str | None
+    teacher: str | None
+
+
+class TokenObjective(Objective):
+    """Named terms and their weighted sum, as `Objective`, with one row for each token that counts.
+
+    `seen.states` is the student's answer, `seen.targets` (B, S) the next tokens. What a term says of the features of a
+    whole sequence counts as often as the sequence has tokens that count.
+    """
+
+    def __call__(self, seen: Seen, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
+        """See `Objective`."""
+        weights = {name: weight_at(spec.weight, epoch, epochs) for name, (spec, _) in self._terms.items()}
+        total = torch.zeros((), device=seen.targets.device)
+        values = dict.fromkeys(self._terms, total)
+        for each in self._passes():
+            losses = self._at_last_layer(each, weights, seen, count)
+            total = total + losses.total
+            if each.cross_entropy is not None:
+                values[each.cross_entropy] = losses.cross_entropy
+            if each.divergence is not None:
+                share = self._share(each.teacher, each.divergence)
+                values[each.divergence] = values[each.divergence] + share * losses.divergence
+        for name, (spec, term) in self._terms.items():
+            if not in_kernels(spec):
+                several = self._some_rows_at_a_time if spec.taps() == Taps() else self._by_sequence
+                values[name] = several(name, term, seen) / count
+                total = total + weights[name] * values[name]
+        return {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in values.items()}}
+
+    def _passes(self) -> list[_Pass]:
+        kinds = {name: spec for name, (spec, _) in self._terms.items()}
+        plain = [name for name, spec in kinds.items() if isinstance(spec, CrossEntropy)]
+        taught = [(name, by) for name, spec in kinds.items() if divergence_of(spec) for by in self._names(spec)]
+        return [_Pass(one, *(pair or (None, None))) for one, pair in zip_longest(plain, taught)]
+
+    def _at_last_layer(self, each: _Pass, weights: Mapping[str, float], seen: Seen, count: Tensor) -> RowLosses:
+        divergence, taught, hard, smoothing = None, 0.0, 0.0, 0.0
+        if each.divergence is not None:
+            divergence = divergence_of(self._terms[each.divergence].spec)
+            taught = weights[each.divergence] * self._share(each.teacher, each.divergence)
+        if each.cross_entropy is not None:
+            spec = self._terms[each.cross_entropy].spec
+            assert isinstance(spec, CrossEntropy)
+            hard, smoothing = weights[each.cross_entropy], spec.label_smoothing
+        teacher = NoTeacher() if each.teacher is None else kernel_teacher(seen.signals[each.teacher])
+        row = RowSpec(divergence, divergence_weight=taught, ce_weight=hard, label_smoothing=smoothing)
+        states = seen.states
+        labels = seen.targets.flatten()
+        return linear_distillation(states.rows, states.weight, teacher, labels, row, bias=states.bias, divisor=count)
+
+    def _some_rows_at_a_time(self, name: str, term: Term, seen: Seen) -> Tensor:
+        """Sum of a term's losses over all rows that count."""
+        rows = (seen.targets.flatten() != IGNORED).nonzero().squeeze(1)
+        total = torch.zeros((), device=rows.device)
+        for part in torch.split(rows, max(1, CHUNK // len(seen.states.weight))):
+            loss: Tensor = checkpoint(
+                self._of_rows, name, term, seen, part, use_reentrant=False, preserve_rng_state=False
+            )
+            total = total + loss
+        return total
+
+    def _of_rows(self, name: str, term: Term, seen: Seen, rows: Tensor) -> Tensor:
+        labels, own = seen.targets.flatten()[rows], seen.states.logits(rows)
+        losses = own.new_zeros((), dtype=torch.float32)
+        for by in self._names(self._terms[name].spec):
+            theirs = plain_logits(seen.signals[by], rows)
+            width = max(own.shape[1], theirs.shape[1])
+            given = Rows(widened(own, width), labels, widened(theirs, width))
+            losses = losses + self._share(by, name) * term(given).sum()
+        return losses
+
+    def _by_sequence(self, name: str, term: Term, seen: Seen) -> Tensor:
+        """Sum of a term's losses over all sequences, each as often as it has tokens that count."""
+        tokens, states = (seen.targets != IGNORED).sum(1), seen.states.hidden[:, 0]
+        losses = torch.zeros((), device=tokens.device)
+        for by in self._names(self._terms[name].spec):
+            features = Features(seen.features, seen.signals[by].features)
+            given = Rows(states, seen.targets[:, 0], None, tokens > 0, None, features)
+            losses = losses + self._share(by, name) * (term(given) * tokens).sum()
+        return losses
+
+    def _share(self, teacher: str | None, name: str) -> float:
+        """Of a teacher in a term that learns from several; they add up to 1."""
+        names = self._names(self._terms[name].spec)
+        return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
+
+
+_KINDS: Sequence[str] = get_args(DivergenceKind)
+
+
+def divergence_of(spec: Loss) -> Divergence | None:
+    """What the kernels compute for a term; none: they don't know it, or it is no divergence."""
+    kind = "forward-kl" if spec.kind == "kd" else spec.kind
+    if kind not in _KINDS or (isinstance(spec, Softened) and spec.standardize):
+        return None
+    told = {each.name: getattr(spec, each.name) for each in fields(Divergence) if hasattr(spec, each.name)}
+    return Divergence(**{**told, "kind": kind})
+
+
+def in_kernels(spec: Loss) -> bool:
+    """Whether a pass over the last layer computes a term."""
+    return isinstance(spec, CrossEntropy) or divergence_of(spec) is not None
+
+
+def kernel_teacher(signal: TeacherSignal) -> Teacher:
+    """What a teacher says, as the kernels take it."""
+    said = signal.answer
+    if isinstance(said, LikeliestTokens):
+        kept = Kept(said.indices.flatten(0, 1), said.values.flatten(0, 1), said.rest.flatten().unsqueeze(1))
+        return TopKTeacher(kept, said.vocabulary)
+    assert isinstance(said, LastStates)  # of a language model
+    return HiddenTeacher(said.rows, said.weight, said.bias)
+
+
+def plain_logits(signal: TeacherSignal, rows: Tensor) -> Tensor:
+    """Its logits (n, V) of some rows."""
+    assert not isinstance(signal.answer, Tensor)  # of a language model
+    return signal.answer.logits(rows)

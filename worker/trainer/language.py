@@ -1,0 +1,248 @@
+"""A language model on held-out texts: what it is measured by, and what it writes.
+
+Logits are made some rows at a time, so that memory does not grow with the number of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.job import Evaluation, JobSpec
+from app.recipe.model import TextInput
+from worker.data.batches import Batch
+from worker.data.tokens import TextTokenizer
+from worker.errors import UserError
+from worker.losses.base import IGNORED
+from worker.losses.tokens import CHUNK
+from worker.metrics.language import TokenTally
+from worker.students.last_states import LastStates
+from worker.students.model import Model
+from worker.trainer.best import consider
+from worker.trainer.bundle import Answers, Examination
+from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, Metrics
+from worker.trainer.measure import flops, speed
+from worker.trainer.meter import diverged
+from worker.trainer.report import Figures, Report
+from worker.trainer.state import TrainState
+
+TOGETHER = 8192
+"""Tokens that a model reads at a time."""
+COMPARED = 128
+"""Rows of logits that an exported file is held against the live model by; its NLL is, over all rows."""
+LARGEST_GRAPH = 2**31 - 2**26
+"""Bytes of weights that one ONNX file can hold."""
+
+
+class Said(Protocol):
+    """An answer that gives logits of some rows."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits (n, V) of the tokens at `rows`, counted over all sequences."""
+        ...
+
+
+class Whole(NamedTuple):
+    """The answer of a graph, which knows no other way than to give all logits at once."""
+
+    values: Tensor
+    """(B, S, V)."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """See `Said`."""
+        return self.values.flatten(0, 1)[rows]
+
+
+class Taught(NamedTuple):
+    """The teachers of a job, and their shares."""
+
+    models: Sequence[Model]
+    weights: Sequence[float]
+
+    def says(self, tokens: Tensor) -> list[LastStates]:
+        """Of each teacher."""
+        return [states_of(model, tokens) for model in self.models]
+
+    def log_probabilities(self, said: Sequence[LastStates], rows: Tensor) -> Tensor | None:
+        """Of their mixture (n, V), where a vocabulary that is shorter ends with nothing; none: there is no teacher."""
+        logs = [F.log_softmax(each.logits(rows).float(), dim=-1) for each in said]
+        if len(logs) < 2:
+            return logs[0] if logs else None
+        width, total = max(each.shape[1] for each in logs), sum(self.weights)
+        shares = [torch.tensor(weight / total, device=rows.device).log() for weight in self.weights]
+        wide = [F.pad(each, (0, width - each.shape[1]), value=-torch.inf) for each in logs]
+        return torch.stack([each + share for each, share in zip(wide, shares, strict=True)]).logsumexp(0)
+
+
+def states_of(model: Model, tokens: Tensor) -> LastStates:
+    """What a language model says of token ids (B, S)."""
+    said = model.look(tokens)
+    assert isinstance(said, LastStates)
+    return said
+
+
+@torch.inference_mode()
+def examine(says: Callable[[Tensor], Said], samples: Batch, view: str, taught: Taught, at_once: int) -> Answers:
+    """Measures over all tokens of `samples` that count, `at_once` sequences at a time, and the first rows of logits."""
+    tally, first = TokenTally(), torch.empty(0)
+    parts = (torch.split(side, at_once) for side in (samples.inputs[view], samples.targets))
+    for tokens, targets in zip(*parts, strict=True):
+        said, known = says(tokens), taught.says(tokens)
+        labels = targets.flatten()
+        for rows in torch.split((labels != IGNORED).nonzero().squeeze(1), _rows_at_a_time(said)):
+            logits = said.logits(rows)
+            first = _more(first, logits)
+            tally.add(logits, labels[rows], taught.log_probabilities(known, rows))
+    return Answers(first, Judgement(tally.metrics()))
+
+
+def _more(first: Tensor, logits: Tensor) -> Tensor:
+    """With as many rows of `logits` behind as are compared."""
+    fresh = logits[: COMPARED - len(first)].float().cpu()
+    return torch.cat((first, fresh)) if len(first) else fresh
+
+
+def _rows_at_a_time(said: Said) -> int:
+    return max(1, CHUNK // said.logits(torch.zeros(1, dtype=torch.int64)).shape[1])
+
+
+def examine_model(model: Model, samples: Batch, taught: Taught) -> Answers:
+    """The same of a model, in evaluation mode and full float32 (see `predict`)."""
+    was_training = model.training
+    model.eval()
+    length = samples.inputs[model.view].shape[1]
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        found = examine(
+            lambda tokens: states_of(model, tokens), samples, model.view, taught, max(1, TOGETHER // length)
+        )
+    model.train(was_training)
+    return found
+
+
+class LanguageJudges:
+    """Evaluates students on the held-out texts, beside their teachers."""
+
+    teacher_logits = None
+    """There are too many to keep."""
+
+    def __init__(self, job: JobSpec, samples: Batch, teachers: Sequence[Model]) -> None:
+        self._job, self._samples = job, samples
+        self._taught = Taught(teachers, [teacher.weight for teacher in job.all_teachers])
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
+        with _brought_to(self._samples.targets.device, self._taught.models):
+            found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
+        if not math.isfinite(found["nll"]):
+            raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
+        consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")
+        return {f"eval/{name}": value for name, value in found.items()}
+
+
+@contextmanager
+def _brought_to(device: torch.device, models: Sequence[Model]) -> Iterator[None]:
+    """Models that may lie elsewhere, for a while."""
+    homes = [next(model.parameters()).device for model in models]
+    for model in models:
+        model.to(device)
+    yield
+    for model, home in zip(models, homes, strict=True):
+        model.to(home)
+
+
+def require_exportable(job: JobSpec, parameters: int) -> None:
+    """Raise UserError (`invalid_job`) for a graph that no single file can hold."""
+    if "onnx" in job.export and 4 * parameters > LARGEST_GRAPH:
+        message = f"export: {parameters:,} weights are more than one ONNX file can hold; accepted: safetensors"
+        raise UserError("invalid_job", message, "export")
+
+
+@torch.inference_mode()
+def write_on(model: Model, tokens: Tensor, count: int) -> Tensor:
+    """Token ids (N, S + count) that begin with `tokens` (N, S), each time with the likeliest token behind."""
+    for _ in range(count):
+        tokens = torch.cat((tokens, next_logits(model, tokens).argmax(-1, keepdim=True)), dim=1)
+    return tokens
+
+
+def next_logits(model: Model, tokens: Tensor) -> Tensor:
+    """Logits (N, V) of what comes behind token ids (N, S)."""
+    states = states_of(model, tokens)
+    return F.linear(states.hidden[:, -1], states.weight, states.bias)
+
+
+class LanguageExamination(Examination):
+    """Of a language model: measured token by token, and asked to write."""
+
+    def report(self) -> Report:
+        """The whole of it, with the vocabulary and the continuations."""
+        told = super().report()
+        sample = self.config.input
+        assert isinstance(sample, TextInput)
+        return told | {"vocabulary": sample.vocabulary, "continuations": self._continuations()}
+
+    @property
+    def _taught(self) -> Taught:
+        models = [model.to(self._device) for model, _ in self._trained.teachers.values()]
+        return Taught(models, [teacher.weight for teacher in self._trained.job.all_teachers])
+
+    def _ask(self, model: Model) -> Answers:
+        return examine_model(model.to(self._device), self._trained.samples, self._taught)
+
+    def _ask_teacher(self, teacher: Model) -> Metrics:
+        return examine_model(teacher.to(self._device), self._trained.samples, Taught((), ())).judgement.metrics
+
+    def _ask_graph(self, call: Call) -> Answers:
+        """One sequence at a time, on the CPU."""
+        taught = self._taught
+        for model in taught.models:
+            model.cpu()
+        samples = self._trained.samples.to(torch.device("cpu"))
+        return examine(lambda tokens: Whole(call(tokens)), samples, self._model.view, taught, at_once=1)
+
+    def _flops(self, model: Model, sample: Tensor) -> int:
+        """Of a sequence; the last layer is applied to every token."""
+        states = states_of(model.to(sample.device), sample)
+        return flops(model.look, sample) + 2 * sample.numel() * states.weight.numel()
+
+    def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
+        """Of reading a sequence, and saying what comes next."""
+        return speed(lambda tokens: next_logits(model, tokens), samples, prefix)
+
+    @property
+    def _timed(self) -> Tensor:
+        return self._inputs[:1]
+
+    def _continuations(self) -> list[Figures]:
+        """What held-out texts begin with, how they go on, and how student and teachers go on."""
+        trained = self._trained
+        assert trained.tokenizer is not None
+        options, reader = trained.job.evaluation, trained.tokenizer
+        texts = self._inputs[: options.prompts].cpu()
+        begin, count = _lengths(options, texts.shape[1])
+        models = {"student": self._loaded} | {name: model for name, (model, _) in trained.teachers.items()}
+        written = {"held_out": texts[:, : begin + count]}
+        written |= {name: write_on(model.cpu(), texts[:, :begin], count) for name, model in models.items()}
+        told = {name: [_until_end(reader, row[begin:].tolist()) for row in rows] for name, rows in written.items()}
+        prompts = [reader.text(row[:begin].tolist()) for row in texts]
+        return [
+            {"prompt": prompt, **{name: rows[number] for name, rows in told.items()}}
+            for number, prompt in enumerate(prompts)
+        ]
+
+
+def _lengths(options: Evaluation, length: int) -> tuple[int, int]:
+    """Tokens to begin with, and to write behind them, in sequences of `length`."""
+    begin = min(options.prompt_tokens, max(1, length // 2))
+    return begin, min(options.new_tokens, length - begin)
+
+
+def _until_end(reader: TextTokenizer, ids: list[int]) -> str:
+    end: Any = reader.end
+    return reader.text(ids[: ids.index(end)] if end in ids else ids)
