@@ -211,6 +211,7 @@ class _Work:
             sums += losses.sum(1)
             if gradient:
                 gradients.add(rows, given, logits)
+            del logits  # or the next chunk's would be made beside them
         return sums, gradients.finished()
 
 

@@ -1,4 +1,4 @@
-"""The row loss that is asked for most, forward KL with cross-entropy, written out for a processor.
+"""The row losses that are asked for most, cross-entropy with forward KL or alone, written out for a processor.
 
 The plain path lets autograd differentiate the terms, at some thirty passes over the logits. Here the derivative is
 known, the passes are seven, and a block of rows small enough for the cache goes through all of them before the next
@@ -26,8 +26,8 @@ class Block(NamedTuple):
 
     student: Tensor
     """Logits (R, C)."""
-    teacher: Tensor
-    """Logits (R, D)."""
+    teacher: Tensor | None
+    """Logits (R, D); only there for a divergence."""
     labels: Tensor
     """(R,) int64; any class where the row does not count or the cross-entropy weighs nothing."""
     weights: Tensor
@@ -51,6 +51,25 @@ def covers(spec: RowSpec) -> bool:
     return kl.softcap is None and kl.logit_scale == 1.0
 
 
+def covers_alone(spec: RowSpec) -> bool:
+    """Whether `cross_entropy_` computes what `spec` asks for."""
+    kl = spec.divergence
+    if spec.ce_weight == 0.0 or spec.label_smoothing != 0.0:
+        return False
+    return kl is None or (spec.divergence_weight == 0.0 and kl.softcap is None and kl.logit_scale == 1.0)
+
+
+def cross_entropy_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+    """No divergence, and the cross-entropy of each row (R,); else as `forward_kl_`."""
+    student = at_least_float32(block.student)
+    target = student.gather(1, block.labels.unsqueeze(1))
+    q = softmax(student, 1.0, student if gradient else None)
+    if gradient:
+        hard = block.weights.unsqueeze(1) * spec.ce_weight
+        block.student.copy_(q.values.mul_(hard).scatter_add_(1, block.labels.unsqueeze(1), -hard))
+    return torch.zeros_like(block.weights), (q.log_sum - target).squeeze(1)
+
+
 def block_size() -> int:
     """Logits to work on at a time."""
     return BLOCK_OF_A_THREAD * torch.get_num_threads()
@@ -62,6 +81,7 @@ def forward_kl_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Te
     With `gradient`, the student's logits become the gradient of the weighted sum of the rows.
     """
     assert spec.divergence is not None
+    assert block.teacher is not None
     temperature = spec.divergence.temperature
     student, teacher = at_least_float32(block.student), at_least_float32(block.teacher)
     p, shared = softmax(teacher, temperature), slice(min(student.shape[1], teacher.shape[1]))

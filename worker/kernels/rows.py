@@ -185,7 +185,8 @@ def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
 
 def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy of each row, some rows at a time: written out where it can be, or by the terms."""
-    written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and processor_rows.covers(spec)
+    covered = processor_rows.covers(spec) or processor_rows.covers_alone(spec)
+    written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and covered
     logits, compute = (processor_rows.block_size(), _quick_part) if written_out else (CHUNK, plain_by_terms)
     size = max(1, logits // max(1, inputs.student.shape[-1]))
     parts = [compute(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
@@ -205,15 +206,19 @@ def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, 
     counted = valid.to(torch.promote_types(torch.float32, inputs.student.dtype))
     labels = torch.zeros_like(valid, dtype=torch.int64) if inputs.labels is None else inputs.labels.where(valid, 0)
     weights = counted if inputs.row_weights is None else counted * inputs.row_weights
-    assert inputs.teacher is not None
-    block = processor_rows.Block(inputs.student.detach(), inputs.teacher.detach(), labels, weights)
-    losses = processor_rows.forward_kl_(block, spec, gradient)
+    teacher = None if inputs.teacher is None else inputs.teacher.detach()
+    block = processor_rows.Block(inputs.student.detach(), teacher, labels, weights)
+    alone = processor_rows.covers_alone(spec)
+    losses = (processor_rows.cross_entropy_ if alone else processor_rows.forward_kl_)(block, spec, gradient)
     if losses is None:
         return plain_by_terms(inputs, spec, gradient)
-    return losses[0] * counted, losses[1] * counted
+    if gradient and not bool(valid.all()):
+        block.student.masked_fill_(~valid.unsqueeze(1), 0.0)  # they may hold anything, also what times 0 is not 0
+    return losses[0].where(valid, 0.0), losses[1].where(valid, 0.0)
 
 
 def plain_by_terms(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Divergence and cross-entropy of each row as the terms define them, differentiated by autograd."""
     valid = _valid(inputs, spec)
     raw = at_least_float32(inputs.student.detach()).requires_grad_(gradient)
     with torch.set_grad_enabled(gradient):

@@ -47,6 +47,18 @@ def test_bfloat16_logits_are_rounded_once() -> None:
     assert ours[2].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("spec", [RowSpec(None, ce_weight=0.4), RowSpec(Divergence("jsd"), 0.0, 0.4)])
+def test_cross_entropy_alone_equals_the_term(spec: RowSpec, dtype: torch.dtype) -> None:
+    given = inputs(dtype=dtype)
+    given.student[1, CLASSES - 1] = -torch.inf
+    assert given.labels is not None
+    given.labels[1] = 0
+    ours, by_terms = both(given._replace(teacher=None), spec)
+    exact = dtype == torch.float64
+    torch.testing.assert_close(ours, by_terms, rtol=1e-9 if exact else 1e-2, atol=1e-12 if exact else 1e-3)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_masked_columns_are_left_to_the_terms(side: int) -> None:
     given, spec = inputs(), RowSpec(Divergence("forward-kl"), 0.7)

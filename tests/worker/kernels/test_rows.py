@@ -133,10 +133,11 @@ def test_class_weights_are_those_of_torch() -> None:
     torch.testing.assert_close(computed(inputs, RowSpec(None, 1.0, 1.0, 0.2))[0].cross_entropy, theirs)
 
 
-def test_rows_that_are_ignored_leave_no_trace() -> None:
-    inputs = batch_of(4, 9, 9, seed=5)
+@pytest.mark.parametrize("spec", [MIXED, RowSpec(Divergence("forward-kl"), 0.7, 0.5), RowSpec(None, ce_weight=0.5)])
+def test_rows_that_are_ignored_leave_no_trace(spec: RowSpec) -> None:
+    inputs = batch_of(4, 9, 9, seed=5, masked=False)._replace(class_weights=None)
     inputs.student[1] = torch.nan
-    losses, gradient = computed(inputs, MIXED)
+    losses, gradient = computed(inputs, spec)
     assert all(part[1] == 0.0 for part in losses)
     assert gradient[1].eq(0.0).all()
     assert gradient.isfinite().all()
