@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none; nothing was measured"
         )
     held = measure(plans.cuda(options.short), options.out, options.seconds, device_facts())
-    if wrong := [each.outcome.wrong[OURS] for each in held if OURS in each.outcome.wrong]:
+    if wrong := [each.fault for each in held if each.fault]:
         raise SystemExit(f"{OURS} {wrong[0]}")
 
 
@@ -54,7 +54,7 @@ def measure(plan: Plan, out: Path, seconds: float, device: dict[str, Any]) -> li
 
 def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[Held]) -> None:
     """Both files."""
-    results = [page.data(each.outcome) for each in held]
+    results = [each.data for each in held]
     document = {**facts, "machine": machine._asdict(), "contests": results}
     (out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n")
     made = ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -38,8 +38,8 @@ FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path != METHODS)
 BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epochs=1000")
 PLAYED = (
     *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
-    *("shakespeare-teacher.yaml", "shakespeare.yaml"),
     *("embedding-teacher.yaml", "embedding.yaml"),
+    *("shakespeare-teacher.yaml", "shakespeare.yaml"),
 )
 """Examples that the programs send."""
 MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml")
@@ -98,11 +98,11 @@ def write_data(folder: Path) -> None:
     example("archives").write_parts(folder / "images.npz", folder, "cifar10")
     for name, rows in (("sst2.tsv.gz", 200), ("sst2-dev.tsv.gz", 40)):
         write_sentences(folder / name, rows)
+    for name, rows in (("sts.tsv.gz", 120), ("sts-dev.tsv.gz", 30)):
+        write_pairs(folder / name, rows)
     words = random.Random(0).choices(f"{GOOD} {BAD} {OTHER}".split(), k=600)
     (folder / "book.txt").write_text(". ".join(" ".join(words[start : start + 6]) for start in range(0, 600, 6)))
     example("shakespeare").write_text(folder / "book.txt", folder)
-    for name, rows in (("sts.tsv.gz", 120), ("sts-dev.tsv.gz", 30)):
-        write_pairs(folder / name, rows)
 
 
 def example(name: str) -> ModuleType:
@@ -186,7 +186,6 @@ def sst2(service: Service) -> str:
 
 
 @pytest.fixture(scope="module")
-@pytest.fixture(scope="module")
 def sts(service: Service) -> str:
     """What the program for sentence encoders printed."""
     train, test = service.folder / "sts.tsv.gz", service.folder / "sts-dev.tsv.gz"
@@ -202,12 +201,14 @@ def shakespeare(service: Service) -> str:
 @pytest.fixture(scope="module")
 def teachers(service: Service, made: dict[str, Job], sst2: str, sts: str, shakespeare: str) -> dict[str, str]:
     """Ids of the models to learn from, by what made them."""
-    assert all((sst2, sts, shakespeare))
-    learned = {}
-    for name in ("sst2", "embedding", "shakespeare"):
-        [learned[f"{name}-teacher.yaml"]] = service.client.jobs(name=f"{name} teacher")
+    assert sst2
+    assert sts
+    assert shakespeare
+    programs = ("sst2", "embedding", "shakespeare")
+    [reader], [encoder], [writer] = (service.client.jobs(name=f"{name} teacher") for name in programs)
     bought = example("cifar10").register(service.client, service.folder / "resnet8.th", 8)
-    jobs = {**made, **learned}
+    own = {"sst2-teacher.yaml": reader, "embedding-teacher.yaml": encoder, "shakespeare-teacher.yaml": writer}
+    jobs = {**made, **own}
     return {"cifar10": bought.id} | {name: str(job.model_id) for name, job in jobs.items()}
 
 

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from app.recipe.data import Table, Texts
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
-from app.recipe.hugging_face import DECODER_MODEL_TYPES, TEXT_MODEL_TYPES
+from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
@@ -22,9 +22,17 @@ from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInp
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
-from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
 from app.recipe.teacher_cache import NoCache, TopKCache
 from app.recipe.tokenizers import Trained
+
+MODEL_TYPES_OF: dict[Task, tuple[str, ...]] = {
+    "image-classification": IMAGE_MODEL_TYPES,
+    "keypoints": IMAGE_MODEL_TYPES,
+    **dict.fromkeys(TEXT_TASKS, TEXT_MODEL_TYPES),
+    CAUSAL_LM: DECODER_MODEL_TYPES,
+}
+"""Networks of the Transformers library by task; a regression takes both that answer once."""
 
 
 @dataclass(frozen=True)
@@ -130,35 +138,24 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
     else:
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
-            yield from architecture_problems(network, taken, "student")
-            yield from _decoder_problems(job.task, network)
-        if network is not None and job.task == EMBEDDING:
-            yield from _encoder_problems(network)
+            unfit = list(_unfit_problems(job.task, network))
+            yield from unfit or architecture_problems(network, taken, "student")
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     if job.embedding is not None and job.task != EMBEDDING:
         yield Problem("embedding", f"is given, the task is {job.task}", "none, or task: embedding")
 
 
-def _encoder_problems(network: Network) -> Iterator[Problem]:
-    if not isinstance(network, Transformers):
-        found = f"{network.architecture} is no encoder of texts"
+def _unfit_problems(task: Task, network: Network) -> Iterator[Problem]:
+    """Networks that answer something else than the task asks for."""
+    fitting = MODEL_TYPES_OF.get(task, (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES))
+    if isinstance(network, Transformers):
+        if network.model_type not in fitting:
+            found = f"{network.model_type} is not for {task}"
+            yield Problem("student.config.model_type", found, f"one of {', '.join(fitting)}")
+    elif task in TEXT_TASKS:
+        found = f"{network.architecture} reads no texts"
         yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
-    elif network.reads != "texts":
-        found = f"{network.model_type} reads {network.reads}"
-        yield Problem("student.config.model_type", found, f"one of {', '.join(TEXT_MODEL_TYPES)}")
-
-
-def _decoder_problems(task: Task, network: Network) -> Iterator[Problem]:
-    """Networks that continue texts are for that, and no others are."""
-    if not isinstance(network, Transformers):
-        if task == CAUSAL_LM:
-            yield Problem("student.architecture", f"{network.architecture} continues no texts", "transformers, shrink")
-    elif task == CAUSAL_LM and not network.decodes:
-        accepted = f"one of {', '.join(DECODER_MODEL_TYPES)}"
-        yield Problem("student.config.model_type", f"{network.model_type} continues no texts", accepted)
-    elif task != CAUSAL_LM and network.decodes:
-        yield Problem("student.config.model_type", f"a decoder is not for {task}", "a network for the task")
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:

@@ -112,7 +112,7 @@ class Table(Texts):
     label_columns: MaybeColumns = []
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
     keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
-    a pair, where it has one. For causal-lm none: a text is its own answer. All other tasks need it."""
+    a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
 
     eval_input_columns: Columns | None = None
     """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from app.recipe.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data import CsvData, Data, ImageData, ImageFolderData, JsonlData, Table
 from app.recipe.model import MAX_CHANNELS, MAX_COLUMNS, MAX_SIDE, ImageInput, Input, TableInput, TextInput
-from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, NUMBERS, Task
+from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, NUMBERS, TEXT_TASKS, Task
 from app.recipe.tokenizers import WordPiece
 
 
@@ -110,7 +110,7 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
 def _format_problems(data: Data, task: Task) -> Iterator[Problem]:
     images = task in ("image-classification", "keypoints")
     unfit = {
-        ImageData: task in ("text-classification", EMBEDDING, CAUSAL_LM),
+        ImageData: task in TEXT_TASKS,
         CsvData: images,
         JsonlData: images,
         ImageFolderData: task != "image-classification",
@@ -140,16 +140,6 @@ def _columns_problems(data: Table, task: Task) -> Iterator[Problem]:
         yield Problem("data.input_columns", f"names {len(data.input_columns)} columns of texts", "one or two columns")
 
 
-def _running_text_problems(data: Table) -> Iterator[Problem]:
-    if len(data.input_columns) > 1:
-        yield Problem("data.input_columns", f"names {len(data.input_columns)} columns", "one, of texts or of chats")
-    if data.label_columns:
-        yield Problem("data.label_columns", "is given, and a text is its own answer", "no columns")
-    if isinstance(data.tokenizer, WordPiece):
-        found = "is wordpiece, which loses the spaces and lines of a text, so that none could be written"
-        yield Problem("data.tokenizer.kind", found, "bpe, or teacher")
-
-
 def _encoder_problems(data: Table) -> Iterator[Problem]:
     """Texts or pairs to learn from, pairs to evaluate on, and scores of pairs alone."""
     own = data.eval_input_columns is not None or data.eval_label_columns is not None
@@ -172,6 +162,16 @@ def _texts_problems(data: Table, param: str) -> Iterator[Problem]:
     if len(scores) > (len(texts) > 1):
         found = f"names {len(scores)} columns of scores for {len(texts)} of texts"
         yield Problem(data.field("label_columns", param), found, "one column, of pairs of texts, or none")
+
+
+def _running_text_problems(data: Table) -> Iterator[Problem]:
+    if len(data.input_columns) > 1:
+        yield Problem("data.input_columns", f"names {len(data.input_columns)} columns", "one, of texts or of chats")
+    if data.label_columns:
+        yield Problem("data.label_columns", "is given, and a text is its own answer", "no columns")
+    if isinstance(data.tokenizer, WordPiece):
+        found = "is wordpiece, which loses the spaces and lines of a text, so that none could be written"
+        yield Problem("data.tokenizer.kind", found, "bpe, or teacher")
 
 
 def _flip_problems(step: Flip, task: Task, train: SampleFacts | None, path: str) -> Iterator[Problem]:

@@ -109,7 +109,8 @@ class ModelConfig(Spec):
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
         if self.task == CAUSAL_LM:
-            return self._require_decoder()
+            self._require_decoder()
+            return self
         needed, other = ("classes", "targets") if self.task in CLASSIFICATION else ("targets", "classes")
         if getattr(self, needed) is None or getattr(self, other) is not None:
             raise ValueError(f"a model for {self.task} has {needed} and no {other}")
@@ -123,28 +124,26 @@ class ModelConfig(Spec):
 
     @model_validator(mode="after")
     def _encodes_texts(self) -> Self:
-        encoder = isinstance(self.architecture, Transformers) and self.architecture.reads == "texts"
+        network = self.architecture
+        encoder = isinstance(network, Transformers) and network.reads == "texts" and not network.decodes
         if self.embedding is not None and not (encoder and isinstance(self.input, TextInput)):
-            raise ValueError("an encoder is a network of the Transformers library that reads texts")
+            raise ValueError("an encoder is a network of the Transformers library that reads texts, and no decoder")
         return self
 
-    def _require_decoder(self) -> Self:
+    def _require_decoder(self) -> None:
         decoder = isinstance(self.architecture, Transformers) and self.architecture.decodes
         if not (decoder and isinstance(self.input, TextInput)):
             raise ValueError("a model for causal-lm is a decoder of the Transformers library, and reads texts")
-        answers = (self.classes, self.class_names, self.targets, self.embedding)
-        if any(given is not None for given in (*answers, self.target_scaling, self.preprocessing)):
+        answers = (self.classes, self.class_names, self.targets, self.target_scaling, self.embedding)
+        if any(given is not None for given in (*answers, self.preprocessing)):
             raise ValueError("a model for causal-lm has neither classes nor targets, and no preprocessing")
-        return self
 
     @property
     def outputs(self) -> int:
         """Numbers that the network answers with: once for a sample, or a decoder at every token."""
-        return (
-            self.input.vocabulary
-            if isinstance(self.input, TextInput) and self.task == CAUSAL_LM
-            else (self.classes or self.targets or 0)
-        )
+        if self.task == CAUSAL_LM and isinstance(self.input, TextInput):
+            return self.input.vocabulary
+        return self.classes or self.targets or 0
 
     @property
     def chooses(self) -> bool:

@@ -13,4 +13,6 @@ EMBEDDING: Task = "embedding"
 """The task whose answer is a vector of a text, good for nothing but to be compared with others."""
 CAUSAL_LM: Task = "causal-lm"
 """The task whose answer is, at every token of a text, which one comes next."""
+TEXT_TASKS: tuple[Task, ...] = ("text-classification", EMBEDDING, CAUSAL_LM)
+"""Tasks whose samples are texts."""
 ALL_TASKS: tuple[Task, ...] = (*CLASSIFICATION, *NUMBERS, EMBEDDING, CAUSAL_LM)

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if options.write:
         replace_part(options.write, "kernels", text)
-    if wrong := [each.outcome.wrong[OURS] for each in held if OURS in each.outcome.wrong]:
+    if wrong := [each.fault for each in held if each.fault]:
         raise SystemExit(f"{OURS} {wrong[0]}")
 
 

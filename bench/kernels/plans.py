@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -66,17 +66,22 @@ def plan(
 
 
 class Held(NamedTuple):
-    """A contest that is over."""
+    """A contest that is over, without its inputs: those of the next one need the memory."""
 
-    outcome: Outcome
+    data: dict[str, Any]
     section: str
+    fault: str | None
+    """Of our own loss, where it is another one than the plain one's."""
 
 
 def held(plan: Plan, machine: Machine, seconds: float) -> Iterator[Held]:
     """One after the other, each roughly so long."""
     for entry in plan.entries:
-        outcome = hold(entry.make(), seconds)
+        result = _over(hold(entry.make(), seconds), machine, entry.verdicts)
         torch._dynamo.reset()  # or what was compiled for the last shapes keeps them alive
-        text = page.section(outcome, machine, entry.verdicts)
-        print(text, end="\n\n", file=sys.stderr, flush=True)
-        yield Held(outcome, text)
+        print(result.section, end="\n\n", file=sys.stderr, flush=True)
+        yield result
+
+
+def _over(outcome: Outcome, machine: Machine, verdicts: Sequence[Verdict]) -> Held:
+    return Held(page.data(outcome), page.section(outcome, machine, verdicts), outcome.wrong.get(heads.OURS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,28 @@ def tiny() -> plans.Plan:
     return plans.plan("cpu", torch.float32, [SHAPE], [Shape(6, 4, 128)], [SIZE], (16, 1))
 
 
+def test_the_inputs_of_a_contest_that_is_over_are_let_go() -> None:
+    def makes_weak(make: Callable[[], Contest]) -> Callable[[], Contest]:
+        def made() -> Contest:
+            contest = make()
+            alive.append(weakref.ref(contest))
+            return contest
+
+        return made
+
+    alive: list[weakref.ref[Contest]] = []
+    plan = tiny()
+    entries = [plans.Entry(makes_weak(entry.make), entry.verdicts) for entry in plan.entries]
+    for _ in plans.held(plan._replace(entries=entries), MACHINE, 0.0):
+        assert alive[-1]() is None
+    assert len(alive) == 3
+
+
 def test_the_gpus_command_leaves_numbers_and_tables(tmp_path: Path) -> None:
     held = gpu.measure(tiny(), tmp_path / "out", 0.0, {"device": "none at all"})
     assert len(held) == 3
     document = json.loads((tmp_path / "out" / "gpu.json").read_text())
-    assert [each["contest"] for each in document["contests"]] == [each.outcome.contest.title for each in held]
+    assert [each["contest"] for each in document["contests"]] == [each.data["contest"] for each in held]
     assert set(document) >= {"commit", "versions", "device", "machine", "system", "date"}
     first = document["contests"][0]["turns"][OURS]
     assert len(first) == 2

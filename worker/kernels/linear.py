@@ -9,7 +9,6 @@ Letters: N rows, n of them in a chunk, H hidden numbers of the student, V its vo
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,6 +29,8 @@ BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
 LEAST_BUDGET = 1 << 22
 """Fewer bytes are not worth another turn."""
+TILE = {"cuda": 128}
+"""Rows that a product takes at a time, by kind of device: a part of a tile costs as much as a whole one."""
 WORKING_COPIES = 2
 """Of a block, which the row losses of a processor make."""
 
@@ -48,7 +49,14 @@ class Teacher(Protocol):
         ...
 
     def losses(
-        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        student: Tensor,
+        rows: Picked,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """The parts of `RowLosses` (3, n) of some rows, by their logits (n, V) and labels (n,), weighted by `scale`.
 
@@ -67,11 +75,27 @@ class DenseTeacher:
         raise NotImplementedError
 
     def losses(
-        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        student: Tensor,
+        rows: Picked,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """See `Teacher`."""
         weights = scale.expand(student.shape[0])
-        return torch.stack(row_loss_(student, self.logits(rows), labels, spec, row_weights=weights, gradient=gradient))
+        given = row_loss_(
+            student,
+            self.logits(rows),
+            labels,
+            spec,
+            class_weights=class_weights,
+            row_weights=weights,
+            gradient=gradient,
+        )
+        return torch.stack(given)
 
 
 class NoTeacher(DenseTeacher):
@@ -174,6 +198,7 @@ class _Work:
     chunks: list[Picked]
     wanted: tuple[bool, ...]
     """Of the gradients of hidden states, weight and bias, which to compute."""
+    class_weights: Tensor | None
 
     def done(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Gradients]:
         """Sums (3,) of the parts of `RowLosses`, the total's times `scale`, and the gradients of that."""
@@ -182,7 +207,8 @@ class _Work:
         for rows in self.chunks:
             given = pick(hidden, rows)
             logits, labels = project(given), part(self.labels, rows)
-            sums += self.teacher.losses(logits, rows, labels, self.spec, scale, gradient).sum(1)
+            losses = self.teacher.losses(logits, rows, labels, self.spec, scale, gradient, self.class_weights)
+            sums += losses.sum(1)
             if gradient:
                 gradients.add(rows, given, logits)
         return sums, gradients.finished()
@@ -228,6 +254,7 @@ def linear_distillation(
     spec: RowSpec,
     *,
     bias: Tensor | None = None,
+    class_weights: Tensor | None = None,
     divisor: Tensor | float | None = None,
     count: int | None = None,
     budget: int | None = None,
@@ -241,6 +268,7 @@ def linear_distillation(
         labels: (N,) int64; rows of `spec.ignore_index` count for nothing. None: all rows count.
         spec: What a row costs.
         bias: That layer's bias (V,).
+        class_weights: (V,), of each class in the cross-entropy; the divisor does not look at them.
         divisor: None: the number of rows that count. With gradient accumulation: their number in all parts together.
         count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
             and so works on ignored rows like on the others, to no effect, unless it is told.
@@ -262,8 +290,14 @@ def linear_distillation(
         labels,
         spec,
         _scale(divisor, counted, hidden),
-        _chunks(_rows(counted, hidden, count), hidden.shape[0], max(1, budget // bytes_per_row)),
+        _chunks(
+            _rows(counted, hidden, count),
+            hidden.shape[0],
+            max(1, budget // bytes_per_row),
+            TILE.get(hidden.device.type, 1),
+        ),
         tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias)),
+        class_weights,
     )
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
 
@@ -310,12 +344,12 @@ def _rows(counted: Tensor | None, hidden: Tensor, count: int | None) -> Tensor |
     return None if count is None else counted.logical_not().argsort(stable=True)[:count]
 
 
-def _chunks(rows: Tensor | None, all_rows: int, size: int) -> list[Picked]:
-    """Parts of about equal length, of at most `size`, of the rows or of `all_rows`."""
+def _chunks(rows: Tensor | None, all_rows: int, size: int, multiple: int) -> list[Picked]:
+    """Parts of about equal length, of at most `size`, of the rows or of `all_rows`; if it can be, of a `multiple`."""
     count = all_rows if rows is None else rows.shape[0]
-    number = math.ceil(count / size)
-    ends = [count * index // max(1, number) for index in range(number + 1)]
-    ranges = [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+    equal = math.ceil(count / max(1, math.ceil(count / size)))
+    each = max(1, min(size, math.ceil(equal / multiple) * multiple))
+    ranges = [slice(begin, min(count, begin + each)) for begin in range(0, count, each)]
     return list(ranges) if rows is None else [rows[each] for each in ranges]
 
 

@@ -64,7 +64,7 @@ def forward_kl_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Te
     assert spec.divergence is not None
     temperature = spec.divergence.temperature
     student, teacher = at_least_float32(block.student), at_least_float32(block.teacher)
-    p, shared = _softmax(teacher, temperature), slice(min(student.shape[1], teacher.shape[1]))
+    p, shared = softmax(teacher, temperature), slice(min(student.shape[1], teacher.shape[1]))
     gap = teacher[:, shared] - student[:, shared]
     apart = gap.mul_(p.values[:, shared]).sum(1, keepdim=True).div_(temperature)
     del gap  # its memory does for what comes next
@@ -89,9 +89,9 @@ def _of_student(student: Tensor, temperature: float, hard: bool, overwrite: bool
     """The student's softmax at the temperature, and with `hard` that at 1; else the second is the first again."""
     into = student if overwrite else None
     if temperature == 1.0 or not hard:
-        q = _softmax(student, temperature, into)
+        q = softmax(student, temperature, into)
         return q, q
-    return _softmax(student, temperature), _softmax(student, 1.0, into)
+    return softmax(student, temperature), softmax(student, 1.0, into)
 
 
 def _combine(q: Softmax, once: Softmax, p: Softmax, known: Tensor, soft: Tensor, hard: Tensor) -> None:
@@ -103,7 +103,7 @@ def _combine(q: Softmax, once: Softmax, p: Softmax, known: Tensor, soft: Tensor,
     q.values[:, : p.values.shape[1]].sub_(p.values[:, : q.values.shape[1]].mul_(soft))
 
 
-def _softmax(logits: Tensor, temperature: float, into: Tensor | None = None) -> Softmax:
+def softmax(logits: Tensor, temperature: float, into: Tensor | None = None) -> Softmax:
     """At a temperature; the log-sum is read off the largest value, whose exponential was 1."""
     scaled = logits if temperature == 1.0 else torch.div(logits, temperature, out=into)
     top = scaled.amax(1, keepdim=True)

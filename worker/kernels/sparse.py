@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from worker.kernels.linear import Picked, part, pick
-from worker.kernels.processor_rows import covers
+from worker.kernels.processor_rows import covers, softmax
 from worker.kernels.rows import row_loss_, runs_on_triton, weighted
 from worker.kernels.spec import RowSpec
 from worker.losses.base import at_least_float32
@@ -61,8 +61,8 @@ class TopKTeacher:
     `tail` says what the classes that aren't kept get:
 
     * `even`: equal parts of their mass, which makes p of the kept ones exact at temperature 1;
-    * `zero`: nothing, while p of the kept ones stays what it is with `even`: for forward KL without softcap, scale and
-      smoothing alone, since p isn't a distribution then;
+    * `zero`: nothing, while p of the kept ones stays what it is with `even`: for forward KL without softcap, scale,
+      smoothing and class weights alone, since p isn't a distribution then;
     * `renormalise`: nothing, and p of the kept ones is brought to a sum of 1.
 
     Forward KL costs no memory of the teacher's vocabulary, as what the other columns say is a sum over the student's;
@@ -77,14 +77,21 @@ class TopKTeacher:
         self._kept, self._vocabulary, self._tail = Kept(*kept), vocabulary, tail
 
     def losses(
-        self, student: Tensor, rows: Picked, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        student: Tensor,
+        rows: Picked,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
+        class_weights: Tensor | None = None,
     ) -> Tensor:
         """See `Teacher`."""
-        if self._tail == "zero" and not covers(spec):
-            raise ValueError("tail zero is for forward-kl without softcap, logit_scale and label_smoothing")
-        compute = self._by_sums if covers(spec) else self._filled_in
-        kept = self._kept.rows(rows)
-        if covers(spec) and runs_on_triton(student):
+        covered, kept = covers(spec) and class_weights is None, self._kept.rows(rows)
+        if self._tail == "zero" and not covered:
+            raise ValueError("tail zero is for forward-kl without softcap, logit_scale, smoothing and class weights")
+        compute = self._by_sums if covered else partial(self._filled_in, class_weights)
+        if covered and runs_on_triton(student):
             return self._by_kernel(student, kept, labels, spec, scale, gradient)
         return torch.cat(
             [
@@ -95,7 +102,14 @@ class TopKTeacher:
         )
 
     def _filled_in(
-        self, student: Tensor, kept: Kept, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+        self,
+        class_weights: Tensor | None,
+        student: Tensor,
+        kept: Kept,
+        labels: Tensor | None,
+        spec: RowSpec,
+        scale: Tensor,
+        gradient: bool,
     ) -> Tensor:
         """By logits of the whole vocabulary."""
         logits = (
@@ -104,7 +118,10 @@ class TopKTeacher:
             .scatter_(1, kept.indices.long(), at_least_float32(kept.values))
         )
         weights = scale.expand(student.shape[0])
-        return torch.stack(row_loss_(student, logits, labels, spec, row_weights=weights, gradient=gradient))
+        given = row_loss_(
+            student, logits, labels, spec, class_weights=class_weights, row_weights=weights, gradient=gradient
+        )
+        return torch.stack(given)
 
     def _by_kernel(
         self, student: Tensor, kept: Kept, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
@@ -128,15 +145,19 @@ class TopKTeacher:
         )
         target = torch.zeros_like(valid, dtype=torch.int64) if labels is None else labels.unsqueeze(1).where(valid, 0)
         raw = at_least_float32(student)
-        raw = raw - raw.amax(1, keepdim=True)
-        once, soft = F.log_softmax(raw, dim=-1), F.log_softmax(raw / temperature, dim=-1)
-        against = Against(self._known(kept, temperature), soft, min(self._vocabulary, raw.shape[1]))
-        cross_entropy = -once.gather(1, target) if spec.ce_weight else torch.zeros_like(weights)
+        soft = softmax(raw, temperature)
+        once = soft if temperature == 1.0 or not spec.ce_weight else softmax(raw, 1.0)
+        against = Against(self._known(kept, temperature), raw, soft.log_sum, temperature, self._vocabulary)
+        cross_entropy = once.log_sum - raw.gather(1, target) if spec.ce_weight else torch.zeros_like(weights)
         divergence = temperature**2 * against.divergence()
         total = weights * (spec.divergence_weight * divergence + spec.ce_weight * cross_entropy)
         if gradient:
-            slope = against.slope_().mul_(spec.divergence_weight * temperature * weights)
-            slope.add_(once.exp_().scatter_add_(1, target, -torch.ones_like(weights)).mul_(spec.ce_weight * weights))
+            given, hard = weights * (spec.divergence_weight * temperature), weights * spec.ce_weight
+            slope = soft.values.mul_(given * against.mass + (hard if once is soft else 0.0))
+            if once is not soft:
+                slope.add_(once.values.mul_(hard))
+            against.take_from_(slope, given)
+            slope.scatter_add_(1, target, -hard)
             student.copy_(slope.masked_fill_(~valid, 0.0))
         return torch.cat((total, divergence, cross_entropy), dim=1).where(valid, 0.0).t()
 
@@ -155,32 +176,66 @@ class TopKTeacher:
 
 
 class Against:
-    """What is known of the teacher against log q (n, V), of which the first `shared` columns are the teacher's too."""
+    """What is known of the teacher against the student's logits (n, V), with their log-sums (n, 1)."""
 
-    def __init__(self, known: Known, logs: Tensor, shared: int) -> None:
-        self._logs, self._shared = logs, shared
-        self._masked = logs[:, :shared].isneginf()
-        self._columns = known.columns.clamp(max=shared - 1)
-        inside = (known.columns < shared) & ~self._masked.gather(1, self._columns)
-        self._p, self._other = known.logs.exp().where(inside, 0.0), known.other.exp()
-        self._log_p, self._log_q = known.logs.where(inside, 0.0), logs.gather(1, self._columns).where(inside, 0.0)
-        self._log_other = known.other.where(self._other > 0.0, 0.0)
-        self._others = shared - self._masked.sum(1, keepdim=True) - inside.sum(1, keepdim=True)
-        self._inside = inside
+    def __init__(self, known: Known, raw: Tensor, log_sum: Tensor, temperature: float, vocabulary: int) -> None:
+        self._shared = min(vocabulary, raw.shape[1])
+        self._columns = known.columns.clamp(max=self._shared - 1)
+        log_q = raw.gather(1, self._columns) / temperature - log_sum
+        self._inside = (known.columns < self._shared) & ~log_q.isneginf()
+        self._p, self._log_p = known.logs.exp().where(self._inside, 0.0), known.logs
+        self._log_q = log_q.where(self._inside, 0.0)
+        self._others = Others(known, raw[:, : self._shared], log_sum, temperature) if known.others else None
+        self.mass = self._p.sum(1, keepdim=True)
+        """What the student's share of the teacher's probabilities adds up to (n, 1)."""
+        if self._others is not None:
+            self._others.leave_out(self._inside, self._log_q)
+            self.mass = self.mass + self._others.mass
 
     def divergence(self) -> Tensor:
         """Sum of p (log p - log q) (n, 1) over the columns that both have."""
-        of_others = self._logs[:, : self._shared].masked_fill(self._masked, 0.0).sum(1, keepdim=True)
-        of_others = of_others - self._log_q.sum(1, keepdim=True)
         at_kept = (self._p * (self._log_p.where(self._p > 0.0, 0.0) - self._log_q)).sum(1, keepdim=True)
-        return at_kept + self._other * (self._others * self._log_other - of_others)
+        return at_kept if self._others is None else at_kept + self._others.divergence()
 
-    def slope_(self) -> Tensor:
-        """Its gradient (n, V) by the student's logits at the temperature, where log q was."""
-        mass = self._p.sum(1, keepdim=True) + self._other * self._others
-        slope = self._logs.exp_().mul_(mass)
-        slope[:, : self._shared] -= self._other.where(~self._masked, 0.0)
-        return slope.scatter_add_(1, self._columns, (self._other - self._p).where(self._inside, 0.0))
+    def take_from_(self, slope: Tensor, factor: Tensor) -> None:
+        """Subtract p times a factor (n, 1) from (n, V)."""
+        each = torch.zeros_like(factor)
+        if self._others is not None:
+            each = factor * self._others.p
+            self._others.take_from_(slope[:, : self._shared], each)
+        slope.scatter_add_(1, self._columns, (each - factor * self._p).where(self._inside, 0.0))
+
+
+class Others:
+    """The columns that aren't kept, among those that both sides have (n, S)."""
+
+    def __init__(self, known: Known, raw: Tensor, log_sum: Tensor, temperature: float) -> None:
+        self._masked = raw.isneginf() if bool(raw.amin() == -torch.inf) else None
+        self.p = known.other.exp()
+        self._log_p = known.other.where(self.p > 0.0, 0.0)
+        there, summed = torch.full_like(log_sum, raw.shape[1]), raw
+        if self._masked is not None:
+            there, summed = there - self._masked.sum(1, keepdim=True), raw.masked_fill(self._masked, 0.0)
+        self._count = there
+        self._sum = summed.sum(1, keepdim=True) / temperature - there * log_sum
+
+    def leave_out(self, kept: Tensor, log_q: Tensor) -> None:
+        """Those columns (n, K), with their log q."""
+        self._count = self._count - kept.sum(1, keepdim=True)
+        self._sum = self._sum - log_q.sum(1, keepdim=True)
+
+    @property
+    def mass(self) -> Tensor:
+        """What they add up to (n, 1)."""
+        return self.p * self._count
+
+    def divergence(self) -> Tensor:
+        """Their part of it (n, 1)."""
+        return self.p * (self._count * self._log_p - self._sum)
+
+    def take_from_(self, slope: Tensor, each: Tensor) -> None:
+        """Subtract (n, 1) from every column (n, S) that isn't masked."""
+        slope.sub_(each if self._masked is None else each.where(~self._masked, 0.0))
 
 
 def blocks(logits: Tensor) -> Iterator[slice]:

@@ -51,11 +51,13 @@ class AdamP(Foreach):
     ) -> None:
         steps = adam_steps(gradients, states, group)
         ratios = project(weights, gradients, steps, group["delta"], group["wd_ratio"], group["eps"])
-        decay(weights, ratios, group["lr"] * group["weight_decay"])
+        _move(weights, steps, ratios, group["lr"] * group["weight_decay"])
+
+
+def _move(weights: list[Tensor], steps: list[Tensor], ratios: list[Tensor], rate: float) -> None:
+    """Shrink each weight in place by `rate` times its ratio (a scalar), and add its step in the same pass."""
+    if rate <= 0:
         torch._foreach_add_(weights, steps)
-
-
-def decay(weights: list[Tensor], ratios: list[Tensor], rate: float) -> None:
-    """Shrink each weight in place by `rate` times its ratio (a scalar)."""
-    if rate > 0:
-        torch._foreach_mul_(weights, [1.0 - rate * ratio for ratio in ratios])
+        return
+    for weight, step, ratio in zip(weights, steps, ratios, strict=True):
+        torch.addcmul(step, weight, 1.0 - rate * ratio, out=weight)

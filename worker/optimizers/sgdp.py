@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.optimizers.adamp import decay
 from worker.optimizers.base import Foreach, State
 from worker.optimizers.projection import project
 
@@ -60,7 +59,9 @@ class SgdP(Foreach):
         ratios = project(weights, gradients, updates, group["delta"], group["wd_ratio"], group["eps"])
         if group["project_buffer"] and not group["nesterov"]:
             torch._foreach_copy_(buffers, updates)
-        decay(weights, ratios, group["lr"] * group["weight_decay"] / (1 - group["momentum"]))
+        rate = group["lr"] * group["weight_decay"] / (1 - group["momentum"])
+        if rate > 0:
+            torch._foreach_mul_(weights, [1.0 - rate * ratio for ratio in ratios])
         torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
 

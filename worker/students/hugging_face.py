@@ -53,8 +53,9 @@ def library() -> ModuleType:
 
 
 def build(student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
-    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), or to
-    vectors of this width as `embedding` describes; of a decoder (N, S, outputs): at every token the logits of the next.
+    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), to
+    vectors of this width as `embedding` describes, or of a decoder to (N, S, outputs): at every token the logits of the
+    next one.
 
     Tokens that are `pad` are not attended to; a network that tells parts of a text apart is told them by `separator`.
     Raises UserError (`invalid_architecture`) when the library can't build it.

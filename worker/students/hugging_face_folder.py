@@ -36,10 +36,10 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     network = Transformers(config={key: value for key, value in config.items() if key not in SET_FROM_THE_JOB})
     defaults = library().AutoConfig.for_model(network.model_type).to_dict()
     settings = {**defaults, **config}
-    if network.decodes:
-        return ModelConfig(task=CAUSAL_LM, architecture=network, input=_running_text(settings, folder))
     if is_encoder(folder):
         return _encoder(network, settings, folder)
+    if network.decodes:
+        return ModelConfig(task=CAUSAL_LM, architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
     regression = config.get("problem_type") == "regression" or classes == 1
     if config.get("problem_type") == "multi_label_classification":

@@ -12,7 +12,7 @@ from app.recipe.job import JobSpec
 from app.recipe.model import Input, TextInput
 from app.recipe.shrink import kept_layers, shrunk_teacher, teacher_depth
 from app.recipe.students import Network, Shrink, Transformers, Vit
-from app.recipe.task import CAUSAL_LM
+from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.students.model import Model
 
@@ -45,8 +45,7 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
 def take_over(student: Model, teacher: Model, kept: Sequence[int]) -> None:
     """Layer i of `student` becomes layer `kept[i]` of `teacher`; of each weight, its leading part along every axis."""
     theirs = teacher.network.state_dict()
-    classifies = student.config.embedding is None and student.config.task != CAUSAL_LM
-    fresh = classifies and student.config.outputs != teacher.config.outputs
+    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and student.config.outputs != teacher.config.outputs
     last, fused = _last_layers(student) if fresh else set(), _fused(student.config.architecture)
     for name, tensor in student.network.state_dict().items():
         if name in last:

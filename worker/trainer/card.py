@@ -103,10 +103,10 @@ def _use(config: ModelConfig, report: Figures) -> Iterator[str]:
 
 def _output(config: ModelConfig) -> str:
     """Name and shape of a graph's output."""
-    if config.task == CAUSAL_LM:
-        return f"`logits` (N, S, {config.outputs}) of the token behind each one"
     if config.embedding is not None:
         return f"`embeddings` (N, {config.targets})"
+    if config.task == CAUSAL_LM:
+        return f"`logits` (N, S, {config.outputs}) of the token behind each one"
     return f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
 
 
@@ -122,18 +122,18 @@ def _input(config: ModelConfig) -> tuple[str, str, str]:
     return "tokens", f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"
 
 
-GENERATE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-reader, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
-print(reader.decode(model.generate(**reader("Once", return_tensors="pt"), max_new_tokens=50)[0]))
-```"""
 SENTENCES = """The library sentence-transformers opens this folder:
 
 ```python
 from sentence_transformers import SentenceTransformer
 
 vectors = SentenceTransformer(".").encode(["a text", "another one"])
+```"""
+GENERATE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+reader, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+print(reader.decode(model.generate(**reader("Once", return_tensors="pt"), max_new_tokens=50)[0]))
 ```"""
 ONNX = """```python
 import onnxruntime

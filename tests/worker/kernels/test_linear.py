@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worker.kernels.linear import HiddenTeacher, LogitsTeacher, NoTeacher, Teacher, linear_distillation
+from worker.kernels.linear import HiddenTeacher, LogitsTeacher, NoTeacher, Teacher, _chunks, linear_distillation, pick
 from worker.kernels.rows import TERMS, RowLosses, headed, widened
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
@@ -70,7 +70,9 @@ def fused(sides: Sides, spec: RowSpec = KD, teacher: Teacher | None = None, **op
     return linear_distillation(sides.hidden, sides.weight, against, sides.labels, spec, bias=sides.bias, **options)
 
 
-def plain(sides: Sides, spec: RowSpec = KD, teacher_logits: Tensor | None = None) -> Tensor:
+def plain(
+    sides: Sides, spec: RowSpec = KD, teacher_logits: Tensor | None = None, class_weights: Tensor | None = None
+) -> Tensor:
     """The same by the terms of the losses, over all logits."""
     assert spec.divergence is not None
     given = sides.teacher_logits if teacher_logits is None else teacher_logits
@@ -80,8 +82,11 @@ def plain(sides: Sides, spec: RowSpec = KD, teacher_logits: Tensor | None = None
         widened(student, width), sides.labels.where(valid, 0), widened(headed(given, spec.divergence), width), valid
     )
     divergence = TERMS[spec.divergence.kind](spec.divergence)(rows)[valid].mean()
-    hard = F.cross_entropy(student, sides.labels, label_smoothing=spec.label_smoothing, ignore_index=IGNORED)
-    return spec.divergence_weight * divergence + spec.ce_weight * hard
+    smoothing = spec.label_smoothing
+    hard = F.cross_entropy(
+        student, sides.labels, class_weights, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
+    return spec.divergence_weight * divergence + spec.ce_weight * hard / valid.sum()
 
 
 def gradients(loss: Tensor, sides: Sides) -> dict[str, Tensor]:
@@ -109,6 +114,16 @@ def test_loss_and_gradients_are_those_of_the_plain_form(
 def test_columns_that_one_side_lacks_count_as_masked(kind: DivergenceKind, student: int, teacher: int) -> None:
     sides, spec = make(student=student, teacher=teacher), RowSpec(Divergence(kind), 0.7, 0.3)
     assert_alike(fused(sides, spec).total, plain(sides, spec), sides)
+
+
+@pytest.mark.parametrize("k", [None, 4])
+@pytest.mark.parametrize("kind", ["forward-kl", "jsd"])
+def test_class_weights_are_those_of_torch(kind: DivergenceKind, k: int | None) -> None:
+    sides, spec, weights = make(), RowSpec(Divergence(kind), 0.7, 0.3, 0.1), torch.rand(11, dtype=torch.float64)
+    some = kept(sides.teacher_logits, k or 11)
+    teacher, logits = (TopKTeacher(some, 11), filled_in(some, 11, "even")) if k else (None, None)
+    ours = fused(sides, spec, teacher, class_weights=weights, budget=500).total
+    assert_alike(ours, plain(sides, spec, logits, weights), sides)
 
 
 @pytest.mark.parametrize("budget", [1, 400, 1000, 1 << 30])
@@ -279,6 +294,27 @@ def test_both_parts_are_told_apart() -> None:
     losses = fused(make())
     torch.testing.assert_close(losses.total, 0.7 * losses.divergence + 0.3 * losses.cross_entropy)
     assert not losses.divergence.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "multiple", "lengths"),
+    [
+        (1024, 384, 128, [384, 384, 256]),
+        (1024, 384, 1, [342, 342, 340]),
+        (8192, 2093, 128, [2048] * 4),
+        (10, 4, 128, [4, 4, 2]),
+        (3, 100, 128, [3]),
+        (0, 100, 128, []),
+    ],
+)
+def test_chunks_are_even_and_whole_tiles_where_they_fit(
+    rows: int, size: int, multiple: int, lengths: list[int]
+) -> None:
+    numbers = torch.arange(rows)
+    for picked in (_chunks(None, rows, size, multiple), _chunks(numbers, rows, size, multiple)):
+        parts = [pick(numbers, each) for each in picked]
+        assert [len(part) for part in parts] == lengths
+        assert torch.equal(torch.cat([numbers[:0], *parts]), numbers)
 
 
 class Sizes(TorchDispatchMode):
