@@ -28,8 +28,9 @@ demo: $(READY) ## Distil a model over HTTP, from upload to downloaded weights, i
 up: $(READY) ## Run the service in the foreground: API, one worker, docs at /docs
 	@$(BIN)/stillhouse up $(ARGS)
 
+# One process for each core, up to four; tests of one file share what they start, and so stay in one process.
 test: $(READY) ## Run every test, on servers that it starts itself
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(READY) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
