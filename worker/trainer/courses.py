@@ -20,7 +20,8 @@ from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.teachers import Source, Teacher
-from worker.trainer.loop import Course
+from worker.trainer.loop import Course, Whole
+from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
 
 DRY_SAMPLES = 2
@@ -75,7 +76,13 @@ def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
 
 
 def build_courses(
-    job: JobSpec, plan: TrainingPlan, batches: Batches, state: TrainState, teachers: Mapping[str, TaughtBy], seed: int
+    job: JobSpec,
+    plan: TrainingPlan,
+    batches: Batches,
+    state: TrainState,
+    teachers: Mapping[str, TaughtBy],
+    seed: int,
+    ranks: Alone = ALONE,
 ) -> list[Course]:
     """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
     student, samples = state.student, batches.samples
@@ -84,10 +91,15 @@ def build_courses(
     shapes = dry_shapes(student, recorder, samples, "student")
     workshop = Workshop(shapes, sides, student.config.outputs, seed)
     forward = torch.compile(student) if job.recipe.compile else student
+    objectives = [
+        Objective(losses, workshop, job.all_teachers, job.teacher_weighting, path)
+        for path, losses in job.objectives.items()
+    ]
+    state.parts = workshop.parts.to(samples.targets.device)
+    whole = ranks.wrap(Whole(student, state.parts))
     courses = []
     stages: list[Stage | None] = [*job.recipe.stages, None]
-    for stage, stage_plan, (path, losses) in zip(stages, plan.stages, job.objectives.items(), strict=True):
-        objective = Objective(losses, workshop, job.all_teachers, job.teacher_weighting, path)
+    for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
         courses.append(
             Course(
                 recipe=job.recipe,
@@ -101,10 +113,12 @@ def build_courses(
                 recorder=recorder,
                 view=student.view,
                 device=samples.targets.device,
+                whole=whole,
+                seed=seed,
                 trains_student=stage is None or stage.trains == "student",
+                ranks=ranks,
             )
         )
-    state.parts = workshop.parts.to(samples.targets.device)
     return courses
 
 

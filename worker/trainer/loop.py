@@ -23,6 +23,7 @@ from worker.optimizers.schedules import rate_factor
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import Source
+from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
 
 GRAD_NORM = "grad_norm"
@@ -47,12 +48,29 @@ class Course:
     view: str
     """Which of a batch's inputs the student reads."""
     device: torch.device
+    whole: nn.Module
+    """The job's `Whole`, as its ranks have wrapped it."""
+    seed: int
     trains_student: bool = True
+    ranks: Alone = ALONE
+    """The processes that take every step together."""
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
         """The parameters that the optimizer moves."""
         students = list(student.parameters()) if self.trains_student else []
         return students + list(self.objective.trained.parameters())
+
+
+class Whole(nn.Module):
+    """The student and all that the losses of a job train, as the one module that several processes keep alike."""
+
+    def __init__(self, student: Model, parts: nn.Module) -> None:
+        super().__init__()
+        self.student, self.parts = student, parts
+
+    def forward(self, course: Course, part: Batch, count: Tensor, epoch: float) -> dict[str, Tensor]:
+        """Share of `part` in the loss of a batch of `count` rows that count, over all ranks."""
+        return course.objective(_look(course, self.student, part), count, epoch, course.plan.epochs)
 
 
 class Step(Protocol):
@@ -77,7 +95,7 @@ def train(course: Course, state: TrainState, watch: Watch, step: Step | None = N
         set_rate(course, state)
         values = take(course, state, course.batches.at(state.step))
         state.step += 1
-        if watch.step_done(state, values):
+        if course.ranks.agree(watch.step_done(state, values)):
             return False
     return True
 
@@ -92,18 +110,21 @@ def set_rate(course: Course, state: TrainState) -> None:
 def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """One optimizer step on `batch`; what it measured: the loss, its terms, the gradient's norm before clipping.
 
-    Every part divides by the count of the whole batch, so the number of parts does not change the step (but batch norm
-    sees each part on its own). Nothing here waits for the device.
+    Every part divides by the count of the whole batch, so the number of parts and of processes does not change the step
+    (but batch norm sees each part on its own). Nothing here waits for the device.
     """
     state.student.train(course.trains_student)
+    course.ranks.begin(course.seed, state.step)
     values: dict[str, Tensor] = {}
-    count = course.objective.count(batch.targets)
+    count = course.objective.count(batch.targets, course.ranks.sum)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
-    for part in batch.split(course.recipe.accumulate):
-        shares = course.objective(_look(course, state.student, part), count, epoch, course.plan.epochs)
-        shares[TOTAL].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    for part in (parts := list(batch.split(course.recipe.accumulate))):
+        with course.ranks.part(course.whole, last=part is parts[-1]):
+            shares = course.whole(course, part, count, epoch)
+            shares[TOTAL].backward()
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
+    values = course.ranks.sum_all(values)
     values[GRAD_NORM] = _clip(course.learning(state.student), course.recipe.clip_norm)
     state.optimizer.step()
     state.optimizer.zero_grad()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
@@ -71,6 +72,11 @@ class Memories:
         hits = sum(cached.hits for cached in self._cached.values())
         misses = sum(cached.misses for cached in self._cached.values())
         return {"train/cache_hits": float(hits), "train/cache_misses": float(misses)}
+
+    def add_up(self, everywhere: Callable[[Tensor], Tensor]) -> None:
+        """Count what other processes of the job have read and asked too; `everywhere` sums over them."""
+        for cached in self._cached.values():
+            cached.hits, cached.misses = everywhere(torch.tensor([cached.hits, cached.misses])).tolist()
 
     def figures(self) -> dict[str, Any]:
         """For the report, by teacher."""

@@ -28,12 +28,13 @@ from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
-from worker.trainer.loop import Course, train
+from worker.trainer.loop import Course, Watch, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
+from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
-from worker.trainer.watch import Send, Stop, Supervision
+from worker.trainer.watch import Onlooker, Send, Stop, Supervision
 
 
 class _Inputs(NamedTuple):
@@ -43,10 +44,19 @@ class _Inputs(NamedTuple):
     """Of the teachers' files, by their names."""
 
 
-def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped | Failed:
-    """Do the work staged in `folder`: never raises; the last word is returned, all before it goes to `send`."""
+Word = Finished | Stopped | Failed
+RANK_LOST = "rank_lost"
+"""Code of the failure of a process that misses another one, which knows better what happened."""
+
+
+def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone = ALONE) -> Word:
+    """Do the work staged in `folder`: never raises; the last word is returned, all before it goes to `send`.
+
+    One of several `ranks` does its share of it: the first one speaks, saves and exports, the others leave with
+    `Stopped` once training is over.
+    """
     try:
-        return _run(assignment, folder, send, stop)
+        return _run(assignment, folder, send, stop, ranks)
     except Exception as error:
         problem = _explain(error)
         if problem.__cause__ is not None or problem is not error:
@@ -55,12 +65,14 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finishe
         return Failed(fault=problem.fault, **told)
 
 
-def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped:
+def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone) -> Finished | Stopped:
     with Memories(assignment.spec, assignment.teacher_cache, send) as memories:
-        return _work(assignment, folder, send, stop, memories)
+        return _work(assignment, folder, send, stop, ranks, memories)
 
 
-def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories: Memories) -> Finished | Stopped:
+def _work(
+    assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories
+) -> Finished | Stopped:
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
@@ -71,15 +83,18 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     student.view = inputs.task.view or student.view
     student = inherit(student, job, _models(inputs)).to(device)
     state = initial_state(job.recipe, student)
-    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
+    augment = build_augmenter(job, inputs.task, seed)
+    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
-    courses = build_courses(job, plan, batches, state, teachers, seed)
+    courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
     choose_threads(_micro_batch_flops(job, plan, inputs), device)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories)
-    if not _train(courses, plan, state, watch):
+    done = _train(courses, plan, state, watch if ranks.first else Onlooker())
+    memories.add_up(ranks.sum)
+    if not (done and ranks.first):
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
     watch.evaluate(state)
@@ -113,7 +128,7 @@ def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Co
         raise SystemFault("bad_checkpoint", str(error)) from error
 
 
-def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Supervision) -> bool:
+def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch) -> bool:
     """Go through the stages that are left; false when the watch asked to leave."""
     for course in courses[plan.stage_at(state.step) :]:
         if state.step == course.plan.first > 0:
@@ -189,6 +204,8 @@ def _explain(error: Exception) -> JobError:
         return CapacityError("out_of_memory", "memory ran out; a smaller batch_size or a larger accumulate needs less")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CapacityError("disk_full", "the worker's disk is full")
+    if is_lost(error):
+        return SystemFault(RANK_LOST, "another process of the job went away")
     return SystemFault("internal_error", "the trainer met an error of its own; its log has the details")
 
 

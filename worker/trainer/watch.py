@@ -25,6 +25,14 @@ Stop = Callable[[], bool]
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
+class Onlooker:
+    """The watch of a rank that isn't the first: it has nothing to tell, and leaves when the first one does."""
+
+    def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
+        """Never asks to leave."""
+        return False
+
+
 class Supervision:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
