@@ -17,6 +17,7 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import Ferkd, KdRel, KdTopk, Loss
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep
+from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
 from app.recipe.task import CLASSIFICATION, NUMBERS
@@ -59,6 +60,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_recipe_problems(job))
+    found.problems.extend(processes_problems(job))
     return found.problems
 
 

@@ -90,19 +90,20 @@ def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) 
 
 
 def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int, teachers: Sequence[Cost] = ()) -> int:
-    """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data.
+    """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data; together,
+    where there are several processes.
 
     `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
     the framework itself takes is not counted.
     """
     copies = 2 + _state_copies(job.recipe.optimizer) + (job.recipe.ema_decay is not None)
-    micro_batch = -(-min(job.recipe.batch_size, samples) // job.recipe.accumulate)
+    micro_batch = -(-min(job.recipe.batch_size, samples) // (job.recipe.accumulate * job.resources.processes))
     total = 4 * student.parameters * copies
     total += micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
     total += samples * (sample_bytes + 8)
     for teacher in teachers:
         total += 4 * teacher.parameters + 4 * micro_batch * teacher.peak_activation
-    return total
+    return total * job.resources.processes
 
 
 def _state_copies(optimizer: Optimizer) -> int:

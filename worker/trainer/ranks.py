@@ -7,6 +7,7 @@ the one that a single process would have taken. Batch norm sees the share of its
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -97,9 +98,11 @@ class Replicas(Alone):
 
         Buffers stay each rank's own: the statistics of batch norm that are evaluated and exported are the first's.
         """
-        wrapped = DistributedDataParallel(
-            whole, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():  # torch 2.13 has a new name for it, which 2.11 does not know
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(
+                whole, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
         wrapped.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket))  # type: ignore[no-untyped-call]
         return wrapped
 

@@ -89,7 +89,7 @@ def _work(
     courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
     judges = _Judges(job, inputs)
-    choose_threads(_micro_batch_flops(job, plan, inputs), device)
+    choose_threads(_micro_batch_flops(job, plan, inputs) // ranks.size, device)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories)
     done = _train(courses, plan, state, watch if ranks.first else Onlooker())

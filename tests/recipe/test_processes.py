@@ -1,0 +1,50 @@
+"""What one job on several processes refuses, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.recipe.checks import find_problems
+from app.recipe.job import JobSpec
+from app.recipe.losses import LOSSES
+from tests.kinds import KINDS, job_of
+
+TOGETHER = {"processes": 2, "queue": "cpu"}
+COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows}
+
+
+def refused(document: dict[str, Any]) -> dict[str, str]:
+    return {problem.param: problem.message for problem in find_problems(JobSpec.model_validate(document))}
+
+
+def job(recipe: dict[str, Any] | None = None, **resources: Any) -> dict[str, Any]:
+    return {
+        "data": {"train": "file_a"},
+        "student": {"architecture": "mlp"},
+        "recipe": {"losses": [{"kind": "cross-entropy"}], **(recipe or {})},
+        "resources": {**TOGETHER, **resources},
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_that_compare_samples_are_refused_and_all_others_are_not(kind: str) -> None:
+    found = refused(job_of(kind) | {"resources": TOGETHER})
+    assert set(found) == ({"resources.processes"} if kind in COUPLING else set())
+    assert all(kind in message for message in found.values())
+
+
+@pytest.mark.parametrize("queue", ["any", "gpu"])
+def test_the_queue_says_where_they_run(queue: str) -> None:
+    assert set(refused(job(queue=queue))) == {"resources.queue"}
+
+
+def test_there_are_no_more_processes_than_samples_in_a_batch() -> None:
+    assert "<= " not in refused(job({"batch_size": 2}))
+    assert set(refused(job({"batch_size": 1}))) == {"resources.processes"}
+
+
+def test_a_compiled_step_is_for_a_single_process() -> None:
+    assert set(refused(job({"compile": True}))) == {"recipe.compile"}
+    assert refused(job({"compile": True}, processes=1)) == {}

@@ -1,0 +1,55 @@
+"""Two processes that play jobs together: started once, because torch takes seconds to import."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.multiprocessing import spawn
+
+from tests.worker.trainer.builders import NEVER, Played, play
+from worker.protocol import Assignment
+from worker.trainer import watch
+from worker.trainer.machine import make_deterministic
+from worker.trainer.ranks import join
+
+SIZE = 2
+
+
+class Act(NamedTuple):
+    """A job to play to the end, or for so many steps."""
+
+    assignment: Assignment
+    folder: Path
+    steps: int = NEVER
+
+
+def play_together(acts: dict[str, Act]) -> dict[str, Played]:
+    """What the first rank says in each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    folder = next(iter(acts.values())).folder
+    spawn(_play_all, (acts, port, folder / "played"), nprocs=SIZE)
+    played: dict[str, Played] = pickle.loads((folder / "played").read_bytes())
+    return played
+
+
+def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
+    where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(SIZE)}
+    torch.set_num_threads(1)
+    make_deterministic()
+    tell_every_step()
+    ranks = join(torch.device("cpu"))
+    played = {name: play(*act, ranks) for name, act in acts.items()}
+    if ranks.first:
+        out.write_bytes(pickle.dumps(played))
+
+
+def tell_every_step() -> None:
+    """Have metrics told after each step, in this process."""
+    watch.SECONDS_BETWEEN_REPORTS = float("-inf")
