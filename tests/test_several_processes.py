@@ -16,7 +16,7 @@ from app.cli.objects import Job
 from tests import kinds
 from tests.app.cli.process import environment, running
 
-LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 400, "batch_size": 4, "checkpoint": {"every_steps": 200}}
+LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 300, "batch_size": 4, "checkpoint": {"every_steps": 100}}
 QUICKLY = {"STILLHOUSE_RETRY_BACKOFF_SECONDS": "0.1"}
 SECONDS = 240
 
@@ -61,7 +61,7 @@ def test_a_killed_process_ends_the_attempt_and_the_next_goes_on_from_the_checkpo
     assert job.status == "succeeded", job.error
     assert job.attempt == 2
     assert not first.is_running()
-    said = json.dumps([event.model_dump() for event in client.events(job_id)])
+    said = " ".join(event.model_dump_json() for event in client.events(job_id))
     assert "process 1 of the job was killed by SIGKILL" in said
     report = json.loads(client.download(job_id, "report.json", tmp_path).read_text())
     assert report["student"]["accuracy"] > 0.5

@@ -119,8 +119,8 @@ class Resources(Spec):
     queue: Queue = "any"
     """Kind of machine."""
     processes: int = Field(1, ge=1, le=64)
-    """Processes of one machine that train together. Each takes its share of every batch, so the batches, their order and
-    the step are those of a single process (but batch norm sees each share alone); each holds all samples."""
+    """Processes of one machine that train together. Each takes its share of every batch, so that batches, their order
+    and the step are those of a single process (but batch norm sees each share alone). Each holds all samples."""
     max_seconds: Positive = 86_400.0
     """Longest time of training over all attempts, in seconds; after that the job fails with its deadline."""
     max_queue_seconds: Positive = 604_800.0

@@ -1,8 +1,8 @@
 """One job on several processes of this machine, by torch's elastic launcher; this process trains nothing itself.
 
-Every rank has a pipe to here: the first one's carries what it reports, the others' a failure at most. Another pipe leads
-to the first one and carries the wish to stop. When a process fails or dies, the launcher ends the rest at once, and the
-job's last word is what the first to fail has said: whoever only misses another one keeps quiet.
+Every rank has a pipe to here: the first one's carries what it reports, the others' a failure at most. Another pipe
+leads to the first one and carries the wish to stop. When a process fails or dies, the launcher ends the rest at once,
+and the job's last word is what the first to fail has said: whoever only misses another one keeps quiet.
 """
 
 from __future__ import annotations
