@@ -64,10 +64,15 @@ async def run_next(context: Context, job_id: str | None = None) -> bool:
 
 
 async def _claim(context: Context, job_id: str | None) -> Lease | None:
-    seconds = context.settings.lease_seconds
+    settings = context.settings
     async with context.database.write() as session:
         return await leases.claim(
-            session, owner=context.owner, queues=context.queues, lease_seconds=seconds, job_id=job_id
+            session,
+            owner=context.owner,
+            queues=context.queues,
+            lease_seconds=settings.lease_seconds,
+            job_id=job_id,
+            gpus=settings.worker_gpus,
         )
 
 

@@ -15,9 +15,9 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
     size = job.resources.processes
     if size == 1:
         return
-    if job.resources.queue != "cpu":
-        found = f"is {job.resources.queue}, and {size} processes share the cores of one machine"
-        yield Problem("resources.queue", found, "cpu, or one process")
+    if job.resources.queue == "any":
+        found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
+        yield Problem("resources.queue", found, "cpu or gpu, or one process")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
     coupled = {term.kind for terms in job.objectives.values() for term in terms if term.couples_rows}

@@ -35,13 +35,13 @@ def test_losses_that_compare_samples_are_refused_and_all_others_are_not(kind: st
     assert all(kind in message for message in found.values())
 
 
-@pytest.mark.parametrize("queue", ["any", "gpu"])
-def test_the_queue_says_where_they_run(queue: str) -> None:
-    assert set(refused(job(queue=queue))) == {"resources.queue"}
+def test_the_queue_says_where_they_run() -> None:
+    assert set(refused(job(queue="any"))) == {"resources.queue"}
+    assert refused(job(queue="gpu")) == refused(job(queue="cpu")) == {}
 
 
 def test_there_are_no_more_processes_than_samples_in_a_batch() -> None:
-    assert "<= " not in refused(job({"batch_size": 2}))
+    assert refused(job({"batch_size": 2})) == {}
     assert set(refused(job({"batch_size": 1}))) == {"resources.processes"}
 
 

@@ -69,15 +69,17 @@ def launch(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word
     ends = _Ends(assignment.model_dump_json(), str(folder), os.getpid(), [out for _, out in pipes], wish)
     relay = _Relay([end for end, _ in pipes], send)
     with closing(wisher), relay.running(), _minding(stop, wisher):
-        died = _start(size, ends)
+        died = _start(size, ends, gpus=assignment.spec.resources.queue == "gpu")
         for end in (*ends.reports, wish):
             end.close()
     return relay.word or _explain(died, killed_for_memory=oom_kills() > kills)
 
 
-def _start(size: int, ends: _Ends) -> ChildFailedError | None:
+def _start(size: int, ends: _Ends, *, gpus: bool) -> ChildFailedError | None:
     """See all ranks to their end; which of them died first, if one did."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(sys.platform, "lo"))
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -103,7 +103,7 @@ class Replicas(Alone):
             wrapped = DistributedDataParallel(
                 whole, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
-        wrapped.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket))  # type: ignore[no-untyped-call]
+        wrapped.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket.buffer()))
         return wrapped
 
     def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -126,7 +126,11 @@ def is_lost(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
-def _sum_bucket(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_bucket(gradients: Tensor) -> torch.futures.Future[Tensor]:
     """DDP's own average would be the gradient divided by the ranks; each has divided by the whole count already."""
-    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])
+    summed: torch.futures.Future[Tensor] = dist.all_reduce(gradients, async_op=True).get_future().then(_first)
+    return summed
+
+
+def _first(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+    return done.value()[0]
