@@ -57,9 +57,9 @@ class OptionView(BaseModel):
     equation: str | None
     """Of losses."""
     applies: str | None
-    """What a loss is for, in words."""
+    """What a loss or an optimizer is for, in words."""
     tasks: list[str] | None
-    """Tasks that a loss or an augmentation is for; none: it does not depend on the task."""
+    """Tasks that a loss, an optimizer or an augmentation is for; none: it does not depend on the task."""
     paper: PaperView | None
     defaults: dict[str, Any]
     """Values of the fields that a job may leave out."""

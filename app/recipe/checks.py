@@ -15,8 +15,9 @@ from pydantic import JsonValue
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.job import JobSpec
 from app.recipe.losses import Ferkd, KdRel, KdTopk, Loss
+from app.recipe.losses.features import FeatureTerm
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
-from app.recipe.optimizers import MultiStep
+from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
@@ -59,6 +60,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(_student_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
+    found.problems.extend(_optimizer_problems(job))
     found.problems.extend(_recipe_problems(job))
     found.problems.extend(processes_problems(job))
     return found.problems
@@ -218,6 +220,30 @@ def _kept_classes_problems(term: Loss, classes: int | None, path: str) -> Iterat
         kept = term.k
     if kept is not None and classes is not None and kept > classes:
         yield Problem(f"{path}.{field}", f"{kept} is more than the {classes} classes", f"at most {classes}")
+
+
+def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
+    """Optimizers that can't do anything for what they are given to train."""
+    for index, stage in enumerate(job.recipe.stages):
+        inherited = "recipe.optimizer" if stage.optimizer is None else f"recipe.stages[{index}].optimizer"
+        learns = stage.losses if stage.trains == "student" else []
+        yield from _fit_problems(job, stage.optimizer or job.recipe.optimizer, learns, inherited)
+    yield from _fit_problems(job, job.recipe.optimizer, job.recipe.losses, "recipe.optimizer")
+
+
+def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: str) -> Iterator[Problem]:
+    """`losses` are those that the student is trained with, none where only terms are."""
+    if isinstance(optimizer, NormalizeAndProject) and losses and isinstance(job.student, Mlp):
+        yield Problem(f"{path}.kind", "nap needs normalisation layers, and mlp has none", "any other optimizer")
+    if not isinstance(optimizer, NormalizedGd):
+        return
+    if job.task not in optimizer.tasks:
+        yield Problem(f"{path}.kind", f"{optimizer.kind} is not for {job.task}", "an optimizer for this task")
+    elif all(isinstance(term, FeatureTerm) for term in losses):
+        found = f"{optimizer.kind} divides by the gradient at the student's outputs, and no loss gives them one"
+        yield Problem(
+            f"{path}.kind", found, "any other optimizer, or a loss on the outputs, where the student is trained"
+        )
 
 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:

@@ -46,20 +46,29 @@ class Cost:
     """Elements kept for the backward pass per sample, roughly."""
     peak_activation: int
     """Elements of the largest layer's output per sample: what a forward pass alone needs, twice."""
+    hidden_weights: int
+    """Weights in the matrices of hidden layers, which some optimizers keep no state of."""
 
 
 class _Tally:
     """Adds up layers as they come."""
 
     def __init__(self, image: ImageInput) -> None:
-        self.parameters = self.flops = 0
+        self.parameters = self.flops = self.matrices = self.last_matrix = 0
         self.activations = self.peak = image.channels * image.height * image.width
 
     def layer(self, fan_in: int, outputs: int, positions: int = 1, *, bias: bool) -> None:
         """A linear map from `fan_in` inputs to `outputs` channels at each of `positions`; its output is kept."""
-        self.parameters += fan_in * outputs + (outputs if bias else 0)
-        self.flops += 2 * fan_in * outputs * positions
+        self.parameters += outputs if bias else 0
+        self.weights(fan_in, outputs, positions)
         self.keep(outputs * positions)
+
+    def weights(self, fan_in: int, outputs: int, positions: int) -> None:
+        """As `layer`, without a bias and of an output that is not kept."""
+        self.parameters += fan_in * outputs
+        self.flops += 2 * fan_in * outputs * positions
+        self.last_matrix = fan_in * outputs if min(fan_in, outputs) > 1 else self.last_matrix
+        self.matrices += fan_in * outputs if min(fan_in, outputs) > 1 else 0
 
     def conv_norm(self, fan_in: int, outputs: int, positions: int) -> None:
         """A convolution without bias and its batch norm, whose output is kept by what comes next, ReLU or not."""
@@ -75,7 +84,7 @@ class _Tally:
         self.peak = max(self.peak, elements)
 
     def cost(self) -> Cost:
-        return Cost(self.parameters, self.flops, self.activations, self.peak)
+        return Cost(self.parameters, self.flops, self.activations, self.peak, self.matrices - self.last_matrix)
 
 
 def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
@@ -143,8 +152,7 @@ def _pre_activation_block(channels: int, width: int, before: int, after: int, ta
     tally.keep(width * after)
     tally.layer(9 * width, width, after, bias=False)  # what is kept of it is the sum with the shortcut
     if channels != width:
-        tally.parameters += channels * width
-        tally.flops += 2 * channels * width * after
+        tally.weights(channels, width, after)
 
 
 def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Option, Paper, Positive, Share
+from app.recipe.task import CLASSIFICATION, Task
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -81,8 +82,113 @@ class SgdP(Option):
     """True: the stored momentum is projected too, as in the authors' code; false: only the step, as in the paper."""
 
 
-Optimizer = Annotated[Sgd | AdamW | AdamP | SgdP, Field(discriminator="kind")]
-OPTIMIZERS: tuple[type[Option], ...] = (Sgd, AdamW, AdamP, SgdP)
+class Normalized(Option):
+    """What optimizers of normalised gradients share: Adam for all but the weight matrices of hidden layers."""
+
+    applies: ClassVar[str] = "Networks with hidden layers; whatever is no weight matrix of one is trained by Adam."
+    lr: Positive
+    """Peak learning rate of what Adam trains."""
+    matrix_ratio: Positive
+    """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    """Decoupled from the gradient, of all parameters; the papers have none."""
+
+
+class SinkGd(Normalized):
+    """Gradients whose rows and columns are scaled in turn to equal norms, without any state.
+
+    That is for the weight matrices of hidden layers; vectors, embeddings and the output layer are trained by Adam, with
+    its two moments. Everything with only one row or column counts as a vector.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Gradient Multi-Normalization for Stateless and Scalable LLM Training", "2502.06742"
+    )
+    kind: Literal["sinkgd"] = "sinkgd"
+    lr: Positive = 0.02
+    """Peak learning rate of what Adam trains: vectors, embeddings, output layer."""
+    matrix_ratio: Positive = 0.05
+    """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
+    iterations: int = Field(5, ge=1, le=100)
+    """How often rows, then columns, are scaled; the columns come out exact, the rows nearly."""
+
+
+class Swan(Normalized):
+    """Gradients whose rows are standardised and then made orthogonal to each other, without any state.
+
+    That is for the weight matrices of hidden layers; vectors, embeddings and the output layer are trained by Adam, with
+    its two moments. Everything with only one row or column counts as a vector. The rates are of our own choice.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "SWAN: SGD with Normalization and Whitening Enables Stateless LLM Training", "2412.13148"
+    )
+    kind: Literal["swan"] = "swan"
+    lr: Positive = 1e-3
+    """Peak learning rate of what Adam trains: vectors, embeddings, output layer."""
+    matrix_ratio: Positive = 1.0
+    """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
+    whitening: Literal["newton-schulz", "exact"] = "newton-schulz"
+    """By products of matrices, or by singular values, which is slow on a GPU."""
+    iterations: int = Field(10, ge=1, le=100)
+    """Steps of Newton and Schulz; directions that are still short after them stay short."""
+    rescale: bool = True
+    """Give the whitened gradient the norm that it had before."""
+
+
+Inner = Annotated[Sgd | AdamW | AdamP | SgdP | SinkGd | Swan, Field(discriminator="kind")]
+
+
+class NormalizeAndProject(Option):
+    """After the steps of another optimizer, hidden weights are scaled back to the norm that they began with.
+
+    For networks with normalisation layers; others are refused. The weights of hidden layers keep their norms, scale and
+    offset of a normalisation layer keep together the norm of a scale of ones. The output layer, embeddings and other
+    vectors go free. Weight decay has no effect on what is scaled, so the rate falls by the schedule alone.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Normalization and effective learning rates in reinforcement learning", "2407.01800"
+    )
+    applies: ClassVar[str] = "Networks with normalisation layers: every student but mlp."
+    kind: Literal["nap"] = "nap"
+    inner: Inner
+    """The optimizer that takes the steps, with the learning rate."""
+    every_steps: int = Field(1, ge=1, le=10_000)
+    """Optimizer steps between two projections."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.inner.lr
+
+
+class NormalizedGd(Option):
+    """Gradient descent divided by how wrong the outputs are: steps do not shrink as the loss falls.
+
+    The divisor is the mean over the batch of the probability that the student puts on wrong classes (of its distance
+    from the teacher's probabilities, half the sum of absolute differences, where it learns from those). What is proven
+    holds for linear students (`mlp` without hidden layers), two separable classes and batches of all samples: any rate
+    separates them, a large one in fewer steps. A batch without a mistake that float32 can tell makes no step.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Gradient Descent Converges Arbitrarily Fast for Logistic Regression via Large and Adaptive Stepsizes",
+        "2412.08424",
+    )
+    tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
+    applies: ClassVar[str] = "Classification, with losses of the kind of cross-entropy on the student's outputs."
+    kind: Literal["normalized-gd"] = "normalized-gd"
+    lr: Positive = 1.0
+    """Peak learning rate; 1 for good margins, 100 to separate soon."""
+
+
+Optimizer = Annotated[
+    Sgd | AdamW | AdamP | SgdP | SinkGd | Swan | NormalizeAndProject | NormalizedGd, Field(discriminator="kind")
+]
+OPTIMIZERS: tuple[type[Option], ...] = (Sgd, AdamW, AdamP, SgdP, SinkGd, Swan, NormalizeAndProject, NormalizedGd)
 
 
 class ScheduleOption(Option):

@@ -10,7 +10,7 @@ from itertools import accumulate
 from app.recipe.cost import Cost
 from app.recipe.data import Data
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.optimizers import AdamP, AdamW, Optimizer, Sgd
+from app.recipe.optimizers import AdamP, AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd, SinkGd, Swan
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
@@ -96,9 +96,9 @@ def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int
     `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
     the framework itself takes is not counted.
     """
-    copies = 2 + _state_copies(job.recipe.optimizer) + (job.recipe.ema_decay is not None)
+    copies = 2 + (job.recipe.ema_decay is not None)
     micro_batch = -(-min(job.recipe.batch_size, samples) // (job.recipe.accumulate * job.resources.processes))
-    total = 4 * student.parameters * copies
+    total = 4 * (student.parameters * copies + _state(job.recipe.optimizer, student))
     total += micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
     total += samples * (sample_bytes + 8)
     for teacher in teachers:
@@ -106,7 +106,13 @@ def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int
     return total * job.resources.processes
 
 
-def _state_copies(optimizer: Optimizer) -> int:
+def _state(optimizer: Optimizer, student: Cost) -> int:
+    """Elements that the optimizer keeps of the student's weights."""
+    if isinstance(optimizer, NormalizeAndProject):
+        return _state(optimizer.inner, student)
     if isinstance(optimizer, AdamW | AdamP):
-        return 2
-    return int(optimizer.momentum > 0) if isinstance(optimizer, Sgd) else 1
+        return 2 * student.parameters
+    if isinstance(optimizer, SinkGd | Swan):
+        return 2 * (student.parameters - student.hidden_weights)
+    stateless = isinstance(optimizer, NormalizedGd) or (isinstance(optimizer, Sgd) and optimizer.momentum == 0)
+    return 0 if stateless else student.parameters

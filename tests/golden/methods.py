@@ -30,4 +30,8 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,
+    "sinkgd": optimizers.sinkgd,
+    "swan": optimizers.swan,
+    "nap": optimizers.nap,
+    "normalized_lr_gd": optimizers.normalized_gd,
 }

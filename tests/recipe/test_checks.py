@@ -212,3 +212,42 @@ def test_targets_are_softened_where_they_are_numbers() -> None:
     points = archive(shape=(100, 9, 2), dtype="f4")
     numbers = {"task": "keypoints", "recipe": {"losses": [{"kind": "mse"}]}}
     assert params(job(**softened, **numbers), train=archive() | {"y": points["x"]}) == []
+
+
+NORMALIZED, PROJECTED = {"kind": "normalized-gd"}, {"kind": "nap", "inner": {"kind": "adamw"}}
+HINT = {"kind": "hint", "pairs": [{"teacher": "layers.0", "student": "layers.0"}]}
+ENTROPY = {"kind": "cross-entropy"}
+
+
+def test_steps_normalised_by_the_outputs_are_for_classification() -> None:
+    numbers = {"task": "keypoints", "recipe": {"losses": [{"kind": "mse"}], "optimizer": NORMALIZED}}
+    assert params(job(**numbers), train=archive() | {"y": ArrayFacts((100, 9, 2), "f4")}) == ["recipe.optimizer.kind"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "found"),
+    [
+        ({"losses": [HINT, ENTROPY], "optimizer": NORMALIZED}, []),
+        ({"losses": [HINT], "optimizer": NORMALIZED}, ["recipe.optimizer.kind"]),
+        (
+            {"losses": [ENTROPY], "stages": [{"losses": [HINT], "epochs": 1, "optimizer": NORMALIZED}]},
+            ["recipe.stages[0].optimizer.kind"],
+        ),
+        (
+            {
+                "losses": [ENTROPY],
+                "optimizer": NORMALIZED,
+                "stages": [{"losses": [HINT], "epochs": 1, "trains": "terms"}],
+            },
+            ["recipe.optimizer.kind"],
+        ),
+        ({"losses": [HINT, ENTROPY], "optimizer": PROJECTED}, ["recipe.optimizer.kind"]),
+    ],
+)
+def test_an_optimizer_has_something_to_go_by(recipe: dict[str, Any], found: list[str]) -> None:
+    assert params(job(teacher={"model": "model_a"}, recipe=recipe), teachers=known()) == found
+
+
+def test_networks_with_normalisation_may_be_projected() -> None:
+    student = {"architecture": "cifar-resnet", "depth": 8}
+    assert params(job(student=student, recipe={"losses": [ENTROPY], "optimizer": PROJECTED})) == []

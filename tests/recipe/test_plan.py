@@ -79,6 +79,9 @@ def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None
         ({"optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}}, 2),
         ({"optimizer": {"kind": "sgdp", "lr": 0.1}}, 3),
         ({"optimizer": {"kind": "adamp"}, "ema_decay": 0.9}, 5),
+        ({"optimizer": {"kind": "nap", "inner": {"kind": "adamw"}}}, 4),
+        ({"optimizer": {"kind": "normalized-gd"}}, 2),
+        ({"optimizer": {"kind": "nap", "inner": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}}}, 2),
     ],
 )
 def test_memory_counts_a_copy_of_the_weights_for_each_state(settings: dict[str, object], copies: int) -> None:
@@ -86,6 +89,16 @@ def test_memory_counts_a_copy_of_the_weights_for_each_state(settings: dict[str, 
     cost = cost_of(Mlp())
     rest = 4 * 8 * cost.activations + 100 * (64 + 8)
     assert training_memory(job, cost, samples=100, sample_bytes=64) == 4 * cost.parameters * copies + rest
+
+
+@pytest.mark.parametrize("kind", ["sinkgd", "swan"])
+def test_stateless_optimizers_keep_moments_of_all_but_hidden_matrices(kind: str) -> None:
+    def estimate(optimizer: dict[str, object]) -> int:
+        student = Mlp(hidden=[20, 30])
+        job = JobSpec(data=ImageData(train="t"), student=student, recipe=recipe(optimizer=optimizer))
+        return training_memory(job, cost_of(student), samples=100, sample_bytes=64)
+
+    assert estimate({"kind": "adamw"}) - estimate({"kind": kind}) == 8 * (64 * 20 + 20 * 30)
 
 
 def test_accumulation_and_bf16_lower_the_estimate() -> None:

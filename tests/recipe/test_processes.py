@@ -48,3 +48,11 @@ def test_there_are_no_more_processes_than_samples_in_a_batch() -> None:
 def test_a_compiled_step_is_for_a_single_process() -> None:
     assert set(refused(job({"compile": True}))) == {"recipe.compile"}
     assert refused(job({"compile": True}, processes=1)) == {}
+
+
+def test_an_optimizer_that_looks_at_outputs_is_for_a_single_process() -> None:
+    optimizer = {"optimizer": {"kind": "normalized-gd", "lr": 0.1}}
+    assert set(refused(job(optimizer))) == {"recipe.optimizer.kind"}
+    staged = {"stages": [{"losses": [{"kind": "cross-entropy"}], "epochs": 1, **optimizer}]}
+    assert set(refused(job(staged))) == {"recipe.stages[0].optimizer.kind"}
+    assert refused(job(optimizer, processes=1)) == {}

@@ -2,52 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from app.recipe.optimizers import AdamP as AdamPSpec
-from app.recipe.optimizers import AdamW, Optimizer, Sgd
+from app.recipe.optimizers import AdamW, NormalizeAndProject, Optimizer, Sgd
+from app.recipe.optimizers import NormalizedGd as NormalizedGdSpec
 from app.recipe.optimizers import SgdP as SgdPSpec
+from app.recipe.optimizers import SinkGd as SinkGdSpec
+from app.recipe.optimizers import Swan as SwanSpec
+from worker.errors import UserError
 from worker.optimizers.adamp import AdamP
+from worker.optimizers.nap import Projection
+from worker.optimizers.normalized import Normalized
+from worker.optimizers.normalized_gd import NormalizedGd
+from worker.optimizers.roles import hidden_matrices, normalisations, scales_and_offsets
 from worker.optimizers.sgdp import SgdP
+from worker.optimizers.sinkgd import SinkGd
+from worker.optimizers.swan import Swan
 
-Parameters = Iterable[nn.Parameter]
+Parameters = Sequence[nn.Parameter]
+Modules = Sequence[nn.Module]
 
 
 # Fused kernels touch each weight once. On the CPU `foreach` runs operation by operation over all of them: a step of
 # AdamW over 3.4 million weights took five times as long (17.9 ms to 3.6 ms, one thread).
 
 
-def _sgd(spec: Sgd, parameters: Parameters) -> torch.optim.Optimizer:
+def _sgd(spec: Sgd, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, **_arguments(spec), fused=True)
 
 
-def _adamw(spec: AdamW, parameters: Parameters) -> torch.optim.Optimizer:
+def _adamw(spec: AdamW, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, **_arguments(spec), fused=True)
 
 
-def _adamp(spec: AdamPSpec, parameters: Parameters) -> torch.optim.Optimizer:
+def _adamp(spec: AdamPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return AdamP(parameters, **_arguments(spec))
 
 
-def _sgdp(spec: SgdPSpec, parameters: Parameters) -> torch.optim.Optimizer:
+def _sgdp(spec: SgdPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     return SgdP(parameters, **_arguments(spec))
 
 
-OPTIMIZERS: dict[type, Callable[[Any, Parameters], torch.optim.Optimizer]] = {
+def _normalized(kind: type[Normalized]) -> Callable[[Any, Parameters, Modules], torch.optim.Optimizer]:
+    def build(spec: SinkGdSpec | SwanSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
+        matrices = hidden_matrices(parameters, modules)
+        hidden = set(matrices)
+        return kind(matrices, [one for one in parameters if one not in hidden], **_arguments(spec))
+
+    return build
+
+
+def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
+    normalised = [module for module in modules if any(True for _ in normalisations(module))]
+    theirs = {parameter for module in normalised for parameter in module.parameters()}
+    kept = [parameter for parameter in parameters if parameter in theirs]
+    if not kept:
+        raise UserError(
+            "invalid_job",
+            "nap is for networks with normalisation layers and what is trained has none; accepted: any optimizer but "
+            "nap, or a student such as cifar-resnet, wide-resnet or vit",
+            "recipe.optimizer.kind",
+        )
+    optimizer = build_optimizer(spec.inner, parameters, modules)
+    weights = hidden_matrices(kept, normalised)
+    Projection(optimizer, weights, scales_and_offsets(kept, normalised), spec.every_steps)
+    return optimizer
+
+
+def _normalized_gd(spec: NormalizedGdSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
+    return NormalizedGd(parameters, **_arguments(spec))
+
+
+OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimizer]] = {
     Sgd: _sgd,
     AdamW: _adamw,
     AdamPSpec: _adamp,
     SgdPSpec: _sgdp,
+    SinkGdSpec: _normalized(SinkGd),
+    SwanSpec: _normalized(Swan),
+    NormalizeAndProject: _nap,
+    NormalizedGdSpec: _normalized_gd,
 }
 
 
-def build_optimizer(spec: Optimizer, parameters: Parameters) -> torch.optim.Optimizer:
-    """The optimizer that `spec` describes, over `parameters` in one group."""
-    return OPTIMIZERS[type(spec)](spec, parameters)
+def build_optimizer(
+    spec: Optimizer, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that `spec` describes, over `parameters`.
+
+    `modules` are the networks that the parameters are from: they tell embeddings, output layers and normalisation
+    layers from the rest, which `sinkgd`, `swan` and `nap` treat differently. An optimizer that is a `Listener` must be
+    told of the student's outputs. Raises UserError (`invalid_job`) when `nap` finds no normalisation layer.
+    """
+    return OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
 
 
 def _arguments(spec: Optimizer) -> dict[str, Any]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worker.optimizers.base import PerParameter
+from worker.optimizers.adam import adam_steps, fresh_moments
+from worker.optimizers.base import Foreach, State
 from worker.optimizers.projection import project
 
 
-class AdamP(PerParameter):
+class AdamP(Foreach):
     """Adam with decoupled weight decay, whose update loses its radial part on scale-invariant weights.
 
     Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw
     gradient and the undecayed weights; the decay comes next, the step last. State per parameter: `step` (float32
-    scalar on the CPU), `exp_avg`, `exp_avg_sq`.
+    scalar), `exp_avg`, `exp_avg_sq`.
     """
 
     def __init__(
@@ -43,26 +43,19 @@ class AdamP(PerParameter):
         }
         super().__init__(params, defaults)
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self._state_of(weight)
-        state["step"] += 1
-        step = cast(float, state["step"].item())
-        beta1, beta2 = group["betas"]
-        average = state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = (square.sqrt() / math.sqrt(1 - beta2**step)).add_(group["eps"])
-        momentum = beta1 * average + (1 - beta1) * gradient if group["nesterov"] else average
-        update, ratio = project(
-            weight, gradient, momentum / denominator, group["delta"], group["wd_ratio"], group["eps"]
-        )
-        if group["weight_decay"] > 0:
-            weight.mul_(1 - group["lr"] * group["weight_decay"] * ratio)
-        weight.add_(update, alpha=-group["lr"] / (1 - beta1**step))
+    def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
+        return fresh_moments(weight)
 
-    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[weight]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(weight)
-        return state
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
+        steps = adam_steps(gradients, states, group)
+        ratios = project(weights, gradients, steps, group["delta"], group["wd_ratio"], group["eps"])
+        decay(weights, ratios, group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, steps)
+
+
+def decay(weights: list[Tensor], ratios: list[Tensor], rate: float) -> None:
+    """Shrink each weight in place by `rate` times its ratio (a scalar)."""
+    if rate > 0:
+        torch._foreach_mul_(weights, [1.0 - rate * ratio for ratio in ratios])

@@ -1,17 +1,38 @@
-"""What our own optimizers share: one step is one update of every parameter that has a gradient."""
+"""What our own optimizers share: many tensors in one call, and arithmetic that is never less exact than float32."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+CACHED = 1 << 18
+"""Elements that a CPU is given at a time: weights, gradients and moments of so many stay in its caches."""
+MASTER = "master"
+"""Key of the exact weights of a parameter in 16 bits."""
+State = dict[str, Tensor]
 
 
-class PerParameter(torch.optim.Optimizer, ABC):
-    """An optimizer that updates each parameter by itself; those without a gradient are left alone and keep no state."""
+@runtime_checkable
+class Listener(Protocol):
+    """An optimizer whose steps depend on the gradient at the student's outputs."""
+
+    def listen(self, outputs: Tensor) -> None:
+        """Called with the outputs of every part of a batch, before the backward pass."""
+        ...
+
+
+class Foreach(torch.optim.Optimizer, ABC):
+    """An optimizer that updates lists of tensors.
+
+    Parameters without a gradient are left alone and keep no state. State and arithmetic are float32, or float64 for
+    parameters in float64. A parameter in 16 bits is the rounded image of exact weights in its state (`master`), because
+    most steps are smaller than its last bit. The state holds tensors alone.
+    """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
@@ -21,11 +42,88 @@ class PerParameter(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            for parameters in self._bunches(group["params"]):
+                self._step(parameters, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would round the state of parameters in 16 bits."""
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(parameters):
+            for key, value in state_dict["state"].get(index, {}).items():
+                self.state[parameter][key] = _laid_out(value.detach().clone().to(parameter.device), parameter)
+
     @abstractmethod
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Change `weight` in place."""
+    def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
+        """State of a parameter before its first step."""
+
+    @abstractmethod
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
+        """Change `weights` and `states` in place."""
+
+    def _bunches(self, parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+        """Parameters with a gradient, by device and dtype; on a CPU no more of them than its caches hold."""
+        alike: defaultdict[Hashable, list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                alike[parameter.device, parameter.dtype].append(parameter)
+        for members in alike.values():
+            yield from _cut(members) if members[0].device.type == "cpu" else [members]
+
+    def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        exact = torch.promote_types(parameters[0].dtype, torch.float32)
+        rounded = parameters[0].dtype != exact
+        states = [self._state_of(parameter, exact, group) for parameter in parameters]
+        weights = [state[MASTER] for state in states] if rounded else list[Tensor](parameters)
+        gradients = [_laid_out(one.grad.to(exact), one) for one in parameters if one.grad is not None]
+        self._update(weights, gradients, states, group)
+        if rounded:
+            torch._foreach_copy_(list[Tensor](parameters), weights)
+
+    def _state_of(self, parameter: nn.Parameter, exact: torch.dtype, group: dict[str, Any]) -> State:
+        if parameter not in self.state:
+            weight = parameter.detach().to(exact)
+            state = self._fresh_state(weight, group)
+            if parameter.dtype != exact:
+                state[MASTER] = weight
+            if state:
+                self.state[parameter] = state
+            return state
+        found: State = self.state[parameter]
+        return found
+
+
+def by_shape(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Positions of the tensors of each shape."""
+    alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        alike[tensor.shape].append(index)
+    yield from alike.values()
+
+
+def stacked(tensors: Sequence[Tensor], members: Sequence[int]) -> Tensor:
+    """Those tensors of equal shape as one, (members, …); a single one is not copied."""
+    if len(members) == 1:
+        return tensors[members[0]].unsqueeze(0)
+    return torch.stack([tensors[index] for index in members])
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` with the strides of its parameter: fused kernels on a CPU walk through memory blindly."""
+    if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+
+
+def _cut(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bunch, size = list[nn.Parameter](), 0
+    for parameter in parameters:
+        if bunch and size + parameter.numel() > CACHED:
+            yield bunch
+            bunch, size = [], 0
+        bunch.append(parameter)
+        size += parameter.numel()
+    yield bunch

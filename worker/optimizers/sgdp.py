@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.optimizers.base import PerParameter
+from worker.optimizers.adamp import decay
+from worker.optimizers.base import Foreach, State
 from worker.optimizers.projection import project
 
 
-class SgdP(PerParameter):
+class SgdP(Foreach):
     """SGD with momentum, whose update loses its radial part on scale-invariant weights.
 
     The decay is decoupled and divided by (1 - momentum). The authors' code (clovaai/AdamP) also takes the radial part
@@ -46,19 +47,25 @@ class SgdP(PerParameter):
         }
         super().__init__(params, defaults)
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        buffer = self._buffer_of(weight)
-        buffer.mul_(group["momentum"]).add_(gradient, alpha=1 - group["dampening"])
-        raw = gradient + group["momentum"] * buffer if group["nesterov"] else buffer
-        update, ratio = project(weight, gradient, raw, group["delta"], group["wd_ratio"], group["eps"])
-        if group["project_buffer"] and not group["nesterov"]:
-            buffer.copy_(update)
-        if group["weight_decay"] > 0:
-            weight.mul_(1 - group["lr"] * group["weight_decay"] * ratio / (1 - group["momentum"]))
-        weight.add_(update, alpha=-group["lr"])
+    def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
+        return {"momentum": torch.zeros_like(weight)}
 
-    def _buffer_of(self, weight: Tensor) -> Tensor:
-        state: dict[str, Tensor] = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        return state["momentum"]
+    def _update(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
+    ) -> None:
+        buffers = [state["momentum"] for state in states]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients, alpha=1 - group["dampening"])
+        updates = _steps(buffers, gradients, group)
+        ratios = project(weights, gradients, updates, group["delta"], group["wd_ratio"], group["eps"])
+        if group["project_buffer"] and not group["nesterov"]:
+            torch._foreach_copy_(buffers, updates)
+        decay(weights, ratios, group["lr"] * group["weight_decay"] / (1 - group["momentum"]))
+        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+
+def _steps(buffers: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Tensors of their own, because the projection changes them."""
+    if group["nesterov"]:
+        return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+    return [buffer.clone() for buffer in buffers]

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.recipe.cost import Cost, student_cost
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput
 from worker import students
+from worker.optimizers.roles import hidden_matrices
 from worker.students import hugging_face
 
 
@@ -50,7 +51,8 @@ def _run_once(config: ModelConfig) -> Cost:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(samples)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Cost(parameters, counter.get_total_flops(), sum(kept), max(kept))
+    hidden = sum(weight.numel() for weight in hidden_matrices(network.parameters(), [network]))
+    return Cost(parameters, counter.get_total_flops(), sum(kept), max(kept), hidden)
 
 
 def _keeper(kept: list[int]) -> Any:

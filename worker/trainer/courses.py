@@ -132,7 +132,7 @@ def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer
     learning = course.learning(student)
     if not learning:
         raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
-    return build_optimizer(course.optimizer, learning)
+    return build_optimizer(course.optimizer, learning, [student, *course.objective.trained.children()])
 
 
 def _path(job: JobSpec, name: str) -> str:

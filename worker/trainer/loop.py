@@ -19,6 +19,7 @@ from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.plan import StagePlan
 from worker.data.batches import Batch, Batches
 from worker.losses.objective import TOTAL, Objective, Seen
+from worker.optimizers.base import Listener
 from worker.optimizers.schedules import rate_factor
 from worker.students.model import Model
 from worker.students.recorder import Recorder
@@ -68,9 +69,14 @@ class Whole(nn.Module):
         super().__init__()
         self.student, self.parts = student, parts
 
-    def forward(self, course: Course, part: Batch, count: Tensor, epoch: float) -> dict[str, Tensor]:
+    def forward(
+        self, course: Course, optimizer: torch.optim.Optimizer, part: Batch, count: Tensor, epoch: float
+    ) -> dict[str, Tensor]:
         """Share of `part` in the loss of a batch of `count` rows that count, over all ranks."""
-        return course.objective(_look(course, self.student, part), count, epoch, course.plan.epochs)
+        seen = _look(course, self.student, part)
+        if isinstance(optimizer, Listener):
+            optimizer.listen(seen.outputs)
+        return course.objective(seen, count, epoch, course.plan.epochs)
 
 
 class Step(Protocol):
@@ -120,7 +126,7 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
     for part in (parts := list(batch.split(course.recipe.accumulate))):
         with course.ranks.part(course.whole, last=part is parts[-1]):
-            shares = course.whole(course, part, count, epoch)
+            shares = course.whole(course, state.optimizer, part, count, epoch)
             shares[TOTAL].backward()
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()

@@ -32,11 +32,11 @@ RANDOM = np.random.default_rng(0)
 IMAGES, LABELS = RANDOM.integers(0, 256, (40, 4, 6), dtype=np.uint8), np.arange(40) % 4
 
 
-def config(classes: int = 4, side: int = 4) -> ModelConfig:
+def config(classes: int = 4, channels: int = 1, side: int = 4) -> ModelConfig:
     return ModelConfig(
         architecture=Mlp(),
-        input=ImageInput(channels=1, height=side, width=6),
-        preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
+        input=ImageInput(channels=channels, height=side, width=6),
+        preprocessing=Preprocessing(mean=[0.0] * channels, std=[1.0] * channels),
         classes=classes,
     )
 
@@ -168,9 +168,14 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     assert "6" in error.message
 
 
-def test_a_teacher_of_other_images_is_refused(tmp_path: Path) -> None:
-    error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(side=5))
+def test_a_teacher_of_images_of_other_channels_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(channels=3))
     assert (error.code, error.param) == ("invalid_teacher", "teacher.model")
+
+
+def test_a_teacher_of_images_of_another_size_is_taken(tmp_path: Path) -> None:
+    task = load(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(side=5))
+    assert task.model.input == ImageInput(channels=1, height=4, width=6)
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> None:
@@ -203,10 +208,17 @@ def test_only_the_targets_to_train_on_are_softened(tmp_path: Path) -> None:
 # --- other tasks and formats ---
 
 
+BERT = {
+    "architecture": "transformers",
+    "config": {"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1},
+}
+
+
 def job_for(task: str, data: dict[str, Any], teacher: bool = False) -> JobSpec:
     labels = "cross-entropy" if task in CLASSIFICATION else "mse"
     losses = [{"kind": labels}, *([{"kind": "kd"}] if teacher else [])]
-    document = {"task": task, "data": {"train": "train", **data}, "student": {"architecture": "mlp"}}
+    student = BERT if task == "text-classification" else {"architecture": "mlp"}
+    document = {"task": task, "data": {"train": "train", **data}, "student": student}
     more = {"teacher": {"model": "t"}} if teacher else {}
     return JobSpec.model_validate({**document, **more, "recipe": {"losses": losses}})
 

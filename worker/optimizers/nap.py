@@ -1,0 +1,77 @@
+"""Normalize-and-Project (2407.01800): weights return to their first norms after the steps of any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from worker.optimizers.base import MASTER
+
+NORM = "nap_norm"
+"""Key in the state of a weight: its norm before the first step (scalar)."""
+STEPS = "nap_steps"
+"""Key in the optimizer's groups: steps that were taken."""
+
+
+class Projection:
+    """Looks after an optimizer: what it keeps lies in the optimizer's own state and groups, and is saved with them.
+
+    `weights` keep the Frobenius norm that they have before their first step. The vectors of each of `pairs`, scale and
+    offset of one normalisation layer of width d, keep together the norm sqrt(d). Tensors of norm 0, and those without a
+    gradient, are left as they are. The moments of the optimizer are not touched.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[nn.Parameter],
+        pairs: Sequence[Sequence[nn.Parameter]],
+        every_steps: int = 1,
+    ) -> None:
+        self.weights, self.pairs, self.every_steps = weights, pairs, every_steps
+        self._first: dict[nn.Parameter, Tensor] = {}
+        for group in optimizer.param_groups:
+            group[STEPS] = 0
+        optimizer.register_step_pre_hook(self._remember)
+        optimizer.register_step_post_hook(self._project)
+
+    @torch.no_grad()
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Optimizers make their state in their first step, and only where there is none: ours is added after it."""
+        for weight in self.weights:
+            if weight.grad is not None and NORM not in optimizer.state.get(weight, {}):
+                self._first[weight] = vector_norm(weight.detach().to(_exact(weight)))
+
+    @torch.no_grad()
+    def _project(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        while self._first:
+            weight, norm = self._first.popitem()
+            optimizer.state[weight][NORM] = norm
+        for group in optimizer.param_groups:
+            group[STEPS] += 1
+        if optimizer.param_groups[0][STEPS] % self.every_steps == 0:
+            for weight in self.weights:
+                if weight.grad is not None:
+                    _rescale(optimizer, [weight], optimizer.state[weight][NORM])
+            for pair in self.pairs:
+                if any(vector.grad is not None for vector in pair):
+                    _rescale(optimizer, pair, torch.tensor(pair[0].numel(), dtype=torch.float64).sqrt())
+
+
+def _rescale(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
+    """Give the parameters together the norm, in place; where they have exact weights, through those."""
+    exact = [optimizer.state.get(parameter, {}).get(MASTER, parameter.detach()) for parameter in parameters]
+    found = vector_norm(torch.stack([vector_norm(tensor.to(_exact(tensor))) for tensor in exact]))
+    factor = torch.where(found > 0, norm.to(found) / found, 1.0)
+    for parameter, tensor in zip(parameters, exact, strict=True):
+        tensor.mul_(factor)
+        if tensor.dtype != parameter.dtype:
+            parameter.copy_(tensor)
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

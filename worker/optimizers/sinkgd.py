@@ -1,0 +1,35 @@
+"""SinkGD (2502.06742): gradients whose rows and columns have equal norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from worker.optimizers.normalized import Normalized
+
+SMALLEST = 1e-30
+"""Largest entry and squared norms are taken to be at least this, so that a row or column of zeros stays one."""
+
+
+class SinkGd(Normalized):
+    """Settings: `lr`, `matrix_ratio`, `iterations`, `betas`, `eps`, `weight_decay`, as the contract describes them."""
+
+    def _normalize(self, gradients: Tensor, group: dict[str, Any]) -> Tensor:
+        return equal_norms(gradients, group["iterations"])
+
+
+def equal_norms(matrices: Tensor, iterations: int) -> Tensor:
+    """Scale the rows of (k, m, n) to norm sqrt(n), then the columns to norm sqrt(m), `iterations` times.
+
+    The factors alone are iterated, squared: new ones of rows depend on those of columns and not on their own last ones,
+    so that a round is two products of the squared entries with a vector.
+    """
+    largest = matrices.abs().amax((1, 2), keepdim=True).clamp(min=SMALLEST)
+    squares = (matrices / largest).square_()
+    rows, columns = squares.shape[1:]
+    by_row, by_column = squares.new_ones(len(squares), rows, 1), squares.new_ones(len(squares), columns, 1)
+    for _ in range(iterations):
+        by_row = columns / (squares @ by_column).clamp(min=SMALLEST)
+        by_column = rows / (squares.mT @ by_row).clamp(min=SMALLEST)
+    return matrices * (by_row.sqrt() / largest) * by_column.sqrt().mT
