@@ -152,7 +152,7 @@ async def claim(
 
 
 def _claimable(queues: Sequence[str], job_id: str | None, gpus: int) -> Select[str]:
-    # Looked for in the document, and in that of jobs for GPUs alone: jobs from before there were several have no number.
+    # Read from the document, of jobs for GPUs alone; jobs from before there could be several have no number.
     processes = func.coalesce(Job.spec["resources"]["processes"].as_integer(), 1)
     statement = (
         select(Job.id)

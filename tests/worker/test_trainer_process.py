@@ -85,9 +85,7 @@ async def test_the_environment_holds_no_credentials(scratch: Scratch, monkeypatc
     await trainer.close()
 
 
-async def test_a_trainer_sees_its_gpus_and_holds_them_for_as_long_as_it_lives(
-    scratch: Scratch, tmp_path: Path
-) -> None:
+async def test_a_trainer_sees_its_gpus_and_holds_them_for_as_long_as_it_lives(scratch: Scratch, tmp_path: Path) -> None:
     names = ("GPU-1", "GPU-2")
     locks = [lock for name in names if (lock := try_lock(tmp_path / name)) is not None]
     gpus = tuple(Gpu(name, lock) for name, lock in zip(names, locks, strict=True))
