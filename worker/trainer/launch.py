@@ -108,13 +108,13 @@ def _be_a_rank(ends: _Ends) -> None:
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     make_deterministic()
     _divide_the_machine(number, size)
-    ranks, out = join(choose_device()), ends.reports[number]
+    assignment, out = Assignment.model_validate_json(ends.assignment), ends.reports[number]
+    ranks = join(choose_device(), assignment.spec.resources.sharding)
 
     def send(report: BaseModel) -> None:
         if ranks.first:
             out.send_bytes(report.model_dump_json().encode())
 
-    assignment = Assignment.model_validate_json(ends.assignment)
     word = run(assignment, Path(ends.folder), send, ends.wish.poll, ranks)
     if isinstance(word, Failed) and word.code == RANK_LOST:
         time.sleep(QUIET_SECONDS)

@@ -124,14 +124,15 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     values: dict[str, Tensor] = {}
     count = course.objective.count(batch.targets, course.ranks.sum)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
-    for part in (parts := list(batch.split(course.recipe.accumulate))):
+    split = course.ranks.least(min(course.recipe.accumulate, len(batch)))
+    for part in (parts := list(batch.split(split))):
         with course.ranks.part(course.whole, last=part is parts[-1]):
             shares = course.whole(course, state.optimizer, part, count, epoch)
             shares[TOTAL].backward()
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
     values = course.ranks.sum_all(values)
-    values[GRAD_NORM] = _clip(course.learning(state.student), course.recipe.clip_norm)
+    values[GRAD_NORM] = _clip(course, course.learning(state.student))
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None and course.trains_student:
@@ -148,9 +149,10 @@ def _look(course: Course, student: Model, part: Batch) -> Seen:
     return Seen(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
 
 
-def _clip(learning: list[nn.Parameter], largest: float | None) -> Tensor:
+def _clip(course: Course, learning: list[nn.Parameter]) -> Tensor:
     parameters = [parameter for parameter in learning if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if largest is not None:
-        clip_grads_with_norm_(parameters, largest, norm)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = course.ranks.whole(get_total_norm(gradients))
+    if course.recipe.clip_norm is not None:
+        clip_grads_with_norm_(parameters, course.recipe.clip_norm, norm)
     return norm

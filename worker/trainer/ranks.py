@@ -8,6 +8,7 @@ the one that a single process would have taken. Batch norm sees the share of its
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -16,8 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from app.recipe.job import Sharding
 from worker.data.randomness import derive_seed
+from worker.students.model import Model
 
+Tensors = dict[str, Tensor]
 PATIENCE = timedelta(days=7)
 """Longest wait of a rank for another, which may be evaluating. Whoever dies is noticed by the launcher at once."""
 
@@ -53,13 +57,42 @@ class Alone:
     def begin(self, seed: int, step: int) -> None:
         """Called before every step of a job with this seed."""
 
+    def least(self, count: int) -> int:
+        """In how many micro-batches a step is taken, of those that everybody could make of its share."""
+        return count
+
     def wrap(self, whole: nn.Module) -> nn.Module:
         """The module whose call gives a share of the loss, so that gradients become the same everywhere."""
         return whole
 
+    def split(self, model: nn.Module) -> None:
+        """Divide a model that learns nothing between the ranks, where they hold parts of models."""
+
     def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Around one of the micro-batches of a step; gradients are exchanged with the `last` one."""
         return nullcontext()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor that ranks may hold parts of; called by all of them."""
+        return tensor
+
+    def place(self, tensor: Tensor, own: Tensor) -> Tensor:
+        """A whole tensor as this rank holds `own`, which it is to replace."""
+        return tensor
+
+    def offer(self, get: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        """`get` for the first rank, giving whole tensors. All ranks offer the same, in the same order."""
+        return get
+
+    def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
+        """`get` for the first rank, giving a model that it can run without the others."""
+        return get
+
+    def serve(self) -> None:
+        """Help the first rank until it has no more use for the others."""
+
+    def dismiss(self) -> None:
+        """Called by the first rank when it has no more use for the others."""
 
 
 class Replicas(Alone):
@@ -114,11 +147,15 @@ class Replicas(Alone):
 ALONE = Alone()
 
 
-def join(device: torch.device) -> Replicas:
+def join(device: torch.device, sharding: Sharding = "none") -> Replicas:
     """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
-    return Replicas()
+    if sharding == "none":
+        return Replicas()
+    from worker.trainer.shards import Shards  # which takes a while to import
+
+    return Shards(device)
 
 
 def is_lost(error: Exception) -> bool:

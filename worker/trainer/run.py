@@ -6,6 +6,7 @@ import errno
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,35 +88,44 @@ def _work(
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
-    _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
-    judges = _Judges(job, inputs)
+    for model in _models(inputs).values():
+        ranks.split(model)
+    _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
+    judges = _Judges(job, inputs, state, ranks)
+    gather = ranks.offer(lambda: checkpoint.tensors(state))
     choose_threads(_micro_batch_flops(job, plan, inputs) // ranks.size, device)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories)
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather)
     done = _train(courses, plan, state, watch if ranks.first else Onlooker())
     memories.add_up(ranks.sum)
     if not (done and ranks.first):
+        if done:
+            ranks.serve()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
     watch.evaluate(state)
     if stop():
         watch.save(state)
+        ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
     trained = Trained(
         job=job,
         plan=plan,
-        state=state,
-        teachers={name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()},
+        state=replace(state, student=judges.student()),
+        teachers={name: (judges.teachers[name](), folder) for name, folder in inputs.folders.items()},
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
+    ranks.dismiss()
     return Finished(artifacts=write_bundle(trained, folder, device), step=state.step)
 
 
-def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None) -> None:
+def _enter(
+    state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None, ranks: Alone
+) -> None:
     """Bring `state` to its first step here: with a fresh optimizer, or as the checkpoint left it."""
     if resume is None:
         state.optimizer = fresh_optimizer(courses[0], state.student)
@@ -123,7 +133,7 @@ def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Co
     try:
         record = checkpoint.read_for(job, plan, resume)
         state.optimizer = fresh_optimizer(courses[plan.stage_at(record.step)], state.student)
-        checkpoint.restore(state, record, plan, resume)
+        checkpoint.restore(state, record, plan, resume, ranks)
     except checkpoint.CheckpointError as error:
         raise SystemFault("bad_checkpoint", str(error)) from error
 
@@ -141,22 +151,26 @@ def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: 
 class _Judges:
     """Evaluates students on the held-out samples; the teachers are asked once."""
 
-    def __init__(self, job: JobSpec, inputs: _Inputs) -> None:
-        self._job, self._samples, self._teachers = job, inputs.task.eval, inputs.teachers
+    def __init__(self, job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> None:
+        self._job, self._samples = job, inputs.task.eval
+        self.student, self._judged = ranks.offer_model(lambda: state.student), ranks.offer_model(lambda: state.judged)
+        self.teachers = {name: ranks.offer_model(partial(_same, model)) for name, model in _models(inputs).items()}
+        """Of each a model that can be run by this process alone."""
         self._teacher_logits: Tensor | None = None
 
     @property
     def teacher_logits(self) -> Tensor | None:
         """What the teachers say together (N, C), on the CPU: several are averaged with their weights."""
-        if self._teacher_logits is None and self._teachers:
-            said = [predict(by.model, self._samples.inputs[by.model.view]) for by in self._teachers.values()]
+        if self._teacher_logits is None and self.teachers:
+            models = (teacher() for teacher in self.teachers.values())
+            said = [predict(model, self._samples.inputs[model.view]) for model in models]
             weights = [teacher.weight for teacher in self._job.all_teachers]
             self._teacher_logits = together(said, weights, self._job.task)
         return self._teacher_logits
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(state.judged, self._samples.inputs[state.student.view])
+        logits = predict(self._judged(), self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         job = self._job
@@ -178,6 +192,10 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
         models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
     teachers = {name: teach(model, job, name) for name, model in models.items()}
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
+
+
+def _same(model: Model) -> Model:
+    return model
 
 
 def _models(inputs: _Inputs) -> dict[str, Model]:

@@ -36,7 +36,8 @@ class Onlooker:
 class Supervision:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
-    `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the teachers'.
+    `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the teachers';
+    `tensors` gives those of the state, whole.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Supervision:
         evaluate: Evaluate,
         state: TrainState,
         memories: Memories,
+        tensors: Callable[[], dict[str, Tensor]],
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
         self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
+        self._tensors = tensors
         self._meter = Meter()
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
@@ -81,9 +84,10 @@ class Supervision:
         if self._saved_step == state.step:
             return
         self._meter.check(state.step)
-        refuse_spoilt(state)
+        whole = self._tensors()
+        refuse_spoilt(whole, state.step)
         self._memories.sync()  # what a resumed job needs to take the same steps
-        path = checkpoint.save(state, self._job, self._plan, self._folder / CHECKPOINTS)
+        path = checkpoint.save(state, whole, self._job, self._plan, self._folder / CHECKPOINTS)
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))
 

@@ -15,7 +15,8 @@ from tests.worker.trainer.builders import NEVER, Played, play
 from worker.protocol import Assignment
 from worker.trainer import watch
 from worker.trainer.machine import make_deterministic
-from worker.trainer.ranks import join
+from worker.trainer.ranks import Replicas, join
+from worker.trainer.shards import Shards
 
 SIZE = 2
 
@@ -44,9 +45,12 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
     torch.set_num_threads(1)
     make_deterministic()
     tell_every_step()
-    ranks = join(torch.device("cpu"))
-    played = {name: play(*act, ranks) for name, act in acts.items()}
-    if ranks.first:
+    join(cpu := torch.device("cpu"))
+    played = {}
+    for name, act in acts.items():
+        sharded = act.assignment.spec.resources.sharding == "fsdp"
+        played[name] = play(*act, Shards(cpu) if sharded else Replicas())
+    if number == 0:
         out.write_bytes(pickle.dumps(played))
 
 

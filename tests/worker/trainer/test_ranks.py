@@ -48,6 +48,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """Stages that train a loss's own parts alone, and a student whose last layer has no gradient, are among them."""
+SHARDED = {"resources": {"processes": 2, "queue": "cpu", "sharding": "fsdp"}}
+CASES |= {
+    "sharded": {
+        **{"student": {**VIT, "depth": 2}, "teacher": True, "teacher_cache": {"store": "off"}, **SHARDED},
+        "recipe": {**SPLIT, "accumulate": 3, "clip_norm": 0.5},
+    },
+    "sharded-sgd": {
+        **{"student": {"architecture": "cifar-vgg", "width": 2}, **SHARDED},
+        "recipe": {"batch_size": 16, "epochs": 4, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
+}
 
 
 class Scene:
@@ -64,7 +75,13 @@ class Scene:
         begun = self.act("one-two")
         acts["one-two"] = begun._replace(assignment=resumed(begun, "step-4"))
         acts["two-one"] = self.act("two-one", 4)
+        acts["sharded-half"] = self.act("sharded-half", 4, **CASES["sharded"])
+        half = self.act("sharded-half", **CASES["sharded"])
+        acts["sharded-again"] = half._replace(assignment=resumed(half, "step-4"))
+        acts["sharded-one"] = self.act("sharded-one", 4, **CASES["sharded"])
         self.together = play_together(acts)
+        ended = self.act("sharded-one", **{**CASES["sharded"], "resources": {}})
+        self.unsharded = play(resumed(ended, "step-4"), ended.folder)
         self.straight = self.play("one")
         ended = self.act("two-one")
         self.ended = play(resumed(ended, "step-4"), ended.folder)
@@ -118,3 +135,11 @@ def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scen
     assert isinstance(scene.together["one-two"].word, Finished)
     assert_close(scene.weights("two-one"), scene.weights("one"), rtol=1e-4, atol=1e-6)
     assert_close(scene.weights("one-two"), scene.weights("one"), rtol=1e-4, atol=1e-6)
+
+
+def test_divided_weights_are_saved_whole_and_resumed_by_any_number_of_processes(scene: Scene) -> None:
+    assert scene.together["sharded-half"].word == Stopped(step=4)
+    assert isinstance(scene.together["sharded-again"].word, Finished)
+    assert weights(scene.root / "sharded-half") == weights(scene.root / "sharded")
+    assert isinstance(scene.unsharded.word, Finished)
+    assert_close(scene.weights("sharded-one"), scene.weights("sharded"), rtol=1e-4, atol=1e-5)
