@@ -56,3 +56,39 @@ def test_an_optimizer_that_looks_at_outputs_is_for_a_single_process() -> None:
     staged = {"stages": [{"losses": [{"kind": "cross-entropy"}], "epochs": 1, **optimizer}]}
     assert set(refused(job(staged))) == {"recipe.stages[0].optimizer.kind"}
     assert refused(job(optimizer, processes=1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("recipe.optimizer.kind", {"optimizer": {"kind": "adamp"}}),
+        ("recipe.ema_decay", {"ema_decay": 0.9}),
+        ("recipe.channels_last", {"channels_last": True}),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_where_they_are_divided(field: str, changes: dict[str, Any]) -> None:
+    assert refused(job(sharding="fsdp")) == {}
+    assert set(refused(job(changes, sharding="fsdp"))) == {field}
+    assert refused(job(changes)) == {}
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING))
+def test_losses_that_look_inside_a_model_are_refused_where_weights_are_divided(kind: str) -> None:
+    document = job_of(kind) | {"teacher_cache": {"store": "off"}, "resources": {**TOGETHER, "sharding": "fsdp"}}
+    spec = JobSpec.model_validate(document)
+    inside = [
+        f"{path}[{index}].kind"
+        for path, terms in spec.objectives.items()
+        for index, term in enumerate(terms)
+        if term.taps().student or term.taps().teacher or term.kind == "kd-sim"
+    ]
+    assert set(refused(document)) == set(inside)
+
+
+def test_divided_teachers_keep_no_answers_and_the_best_epoch_no_weights() -> None:
+    document = job_of("kd") | {"resources": {**TOGETHER, "sharding": "fsdp"}, "evaluation": {"keep": "best"}}
+    assert set(refused(document)) == {"teacher_cache.store", "evaluation.keep"}
+
+
+def test_a_single_process_divides_nothing() -> None:
+    assert set(refused(job(processes=1, sharding="fsdp"))) == {"resources.sharding"}

@@ -26,7 +26,7 @@ def nothing_is_left() -> Iterator[None]:
 def perform_here(folder: Path, asks: Callable[[list[Report]], bool] = lambda said: False, **changes: object) -> Played:
     """Play a job on two processes; `asks` it to stop, once it has said so much."""
     said: list[Report] = []
-    assignment = stage(folder, resources=TOGETHER, **changes)
+    assignment = stage(folder, **{"resources": TOGETHER, **changes})
     return Played(said, perform(assignment, folder, said.append, lambda: asks(said)))
 
 
@@ -34,7 +34,7 @@ def test_they_stop_together_after_one_checkpoint(tmp_path: Path) -> None:
     def begun(said: list[Report]) -> bool:
         return any(isinstance(report, Progress) for report in said)
 
-    played = perform_here(tmp_path, begun, recipe=LONG)
+    played = perform_here(tmp_path, begun, recipe=LONG, resources={**TOGETHER, "sharding": "fsdp"})
     [saved] = played.of(CheckpointSaved)
     assert played.word == Stopped(step=saved.step)
     assert (tmp_path / saved.path).is_dir()

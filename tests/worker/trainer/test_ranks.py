@@ -55,8 +55,8 @@ CASES |= {
         "recipe": {**SPLIT, "accumulate": 3, "clip_norm": 0.5},
     },
     "sharded-sgd": {
-        **{"student": {"architecture": "cifar-vgg", "width": 2}, **SHARDED},
-        "recipe": {"batch_size": 16, "epochs": 4, "optimizer": {"kind": "sgd", "lr": 0.05}},
+        **{"student": VIT, **SHARDED},
+        "recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05, "nesterov": True}},
     },
 }
 
