@@ -127,13 +127,19 @@ def validation(item: Validation) -> RenderableType:
         Text("valid", style="green"),
         facts(
             [
-                ("steps", f"{item.total_steps} ({item.steps_per_epoch} per epoch)"),
+                ("steps", _steps(item)),
                 ("student's parameters", item.parameters and f"{item.parameters:,}"),
                 ("memory", estimate and size(estimate.memory_bytes)),
                 ("time", estimate and f"{seconds(estimate.seconds)} ({estimate.basis})"),
             ]
         ),
     )
+
+
+def _steps(item: Validation) -> str:
+    if item.total_steps is None:
+        return "known when a worker has read the data"
+    return f"{item.total_steps} ({item.steps_per_epoch} per epoch)"
 
 
 def models(items: Sequence[Model]) -> RenderableType:

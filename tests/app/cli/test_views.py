@@ -1,4 +1,4 @@
-"""What people see of a model."""
+"""What people see of a model, and of a job before it runs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from app.cli import views
-from app.cli.objects import Model
+from app.cli.objects import Model, Validation
+
+
+def printed(view: RenderableType) -> str:
+    output = StringIO()
+    Console(file=output, width=100).print(view)
+    return output.getvalue()
 
 
 def shown(report: dict[str, Any] | None) -> str:
-    model = Model(id="model_1", parameters=10, config={}, report=report, created_at=datetime.now(UTC))
-    output = StringIO()
-    Console(file=output, width=100).print(views.model(model))
-    return output.getvalue()
+    return printed(
+        views.model(Model(id="model_1", parameters=10, config={}, report=report, created_at=datetime.now(UTC)))
+    )
 
 
 def test_a_models_figures_are_shown_beside_its_teachers() -> None:
@@ -30,3 +35,8 @@ def test_a_models_figures_are_shown_beside_its_teachers() -> None:
 
 def test_an_uploaded_model_has_no_figures() -> None:
     assert "model.safetensors" not in shown(None)
+
+
+def test_steps_that_only_a_worker_can_count_are_not_made_up() -> None:
+    assert "when a worker has read the data" in printed(views.validation(Validation(valid=True)))
+    assert "6 (3 per epoch)" in printed(views.validation(Validation(valid=True, total_steps=6, steps_per_epoch=3)))
