@@ -122,6 +122,8 @@ class Resources(Spec):
     processes: int = Field(1, ge=1, le=64)
     """Processes of one machine that train together. Each takes its share of every batch, so that batches, their order
     and the step are those of a single process (but batch norm sees each share alone). Each holds all samples."""
+    nodes: int = Field(1, ge=1, le=1024)
+    """Machines that they run on: one so far."""
     sharding: Sharding = "none"
     """What each of several processes holds of a model: the whole of it, or with `fsdp` a part of every weight, of its
     gradient and optimizer state, and of the teachers' weights."""

@@ -16,6 +16,9 @@ FIELD = "resources.processes"
 def processes_problems(job: JobSpec) -> Iterator[Problem]:
     """What keeps the processes from taking the steps of a single one."""
     size = job.resources.processes
+    if job.resources.nodes > 1:
+        found = f"is {job.resources.nodes}, but a job is one worker's, and nothing brings several of them together"
+        yield Problem("resources.nodes", found, "1, and as many processes as one machine has GPUs or cores")
     if size == 1:
         if job.resources.sharding != "none":
             yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")

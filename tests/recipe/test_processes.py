@@ -40,6 +40,11 @@ def test_the_queue_says_where_they_run() -> None:
     assert refused(job(queue="gpu")) == refused(job(queue="cpu")) == {}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_they_share_one_machine(processes: int) -> None:
+    assert set(refused(job(processes=processes, nodes=2))) == {"resources.nodes"}
+
+
 def test_there_are_no_more_processes_than_samples_in_a_batch() -> None:
     assert refused(job({"batch_size": 2})) == {}
     assert set(refused(job({"batch_size": 1}))) == {"resources.processes"}

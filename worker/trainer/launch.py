@@ -42,7 +42,7 @@ END_SECONDS = 5
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
-class _Ends(NamedTuple):
+class Ends(NamedTuple):
     """What all ranks are started with."""
 
     assignment: str
@@ -62,20 +62,23 @@ def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Wor
 
 def launch(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
     """As `run`, on as many processes as the job says; must be called in the main thread."""
-    size = assignment.spec.resources.processes
+    size, gpus = assignment.spec.resources.processes, assignment.spec.resources.queue == "gpu"
+    if gpus and 0 < torch.cuda.device_count() < size:
+        message = f"{size} processes need a GPU each, and this worker has {torch.cuda.device_count()}"
+        return Failed(fault="capacity", code="too_few_gpus", message=message, param="resources.processes")
     context, kills = get_context("spawn"), oom_kills()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     wish, wisher = context.Pipe(duplex=False)
-    ends = _Ends(assignment.model_dump_json(), str(folder), os.getpid(), [out for _, out in pipes], wish)
+    ends = Ends(assignment.model_dump_json(), str(folder), os.getpid(), [out for _, out in pipes], wish)
     relay = _Relay([end for end, _ in pipes], send)
     with closing(wisher), relay.running(), _minding(stop, wisher):
-        died = _start(size, ends, gpus=assignment.spec.resources.queue == "gpu")
+        died = _start(size, ends, gpus=gpus)
         for end in (*ends.reports, wish):
             end.close()
     return relay.word or _explain(died, killed_for_memory=oom_kills() > kills)
 
 
-def _start(size: int, ends: _Ends, *, gpus: bool) -> ChildFailedError | None:
+def _start(size: int, ends: Ends, *, gpus: bool) -> ChildFailedError | None:
     """See all ranks to their end; which of them died first, if one did."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(sys.platform, "lo"))
     if not gpus:
@@ -101,7 +104,7 @@ def _start(size: int, ends: _Ends, *, gpus: bool) -> ChildFailedError | None:
     return None
 
 
-def _be_a_rank(ends: _Ends) -> None:
+def _be_a_rank(ends: Ends) -> None:
     """What each process does; it leaves with status 1 unless its share of the job is done."""
     die_with_parent(ends.launcher)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ import torch
 from torch.multiprocessing import spawn
 
 from tests.worker.trainer.builders import NEVER, Played, play
-from worker.protocol import Assignment
+from worker.protocol import Assignment, Failed
 from worker.trainer import watch
+from worker.trainer.launch import Ends
 from worker.trainer.machine import make_deterministic
 from worker.trainer.ranks import Replicas, join
 from worker.trainer.shards import Shards
@@ -52,6 +54,16 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
         played[name] = play(*act, Shards(cpu) if sharded else Replicas())
     if number == 0:
         out.write_bytes(pickle.dumps(played))
+
+
+def fail_in_the_second(ends: Ends) -> None:
+    """What a rank does of which the second alone meets an error; the first says so, too late."""
+    number = int(os.environ["RANK"])
+    if number == 0:
+        time.sleep(30)
+    word = Failed(fault="capacity", code=f"full_{number}", message="no room")
+    ends.reports[number].send_bytes(word.model_dump_json().encode())
+    os._exit(1)
 
 
 def tell_every_step() -> None:

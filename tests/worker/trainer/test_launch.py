@@ -9,7 +9,9 @@ import psutil
 import pytest
 
 from tests.worker.trainer.builders import Played, stage
+from tests.worker.trainer.ranks_stage import fail_in_the_second
 from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Progress, Report, Stopped
+from worker.trainer import launch
 from worker.trainer.launch import perform
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
@@ -49,3 +51,9 @@ def test_an_error_of_all_is_told_once_as_the_job_s(tmp_path: Path) -> None:
     assert isinstance(word, Failed)
     assert (word.fault, word.code, word.param) == ("user", "invalid_teacher", "teacher.model")
     assert said == []
+
+
+def test_an_error_of_one_is_the_job_s_and_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_be_a_rank", fail_in_the_second)
+    word = perform_here(tmp_path).word
+    assert word == Failed(fault="capacity", code="full_1", message="no room")
