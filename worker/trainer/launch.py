@@ -54,12 +54,6 @@ class Ends(NamedTuple):
     """Of the first rank, to read from: something comes when the job shall stop."""
 
 
-def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
-    """`run` in this process or, where the job asks for several, in processes of their own."""
-    several = assignment.spec.resources.processes > 1
-    return (launch if several else run)(assignment, folder, send, stop)
-
-
 def launch(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
     """As `run`, on as many processes as the job says; must be called in the main thread."""
     size, gpus = assignment.spec.resources.processes, assignment.spec.resources.queue == "gpu"
@@ -158,7 +152,7 @@ class _Relay:
                 assert isinstance(end, Connection)
                 try:
                     self._hear(REPORTS.validate_json(end.recv_bytes()))
-                except EOFError:
+                except (EOFError, OSError):  # the latter where one was killed in the middle of a word
                     left.remove(end)
                     end.close()
 

@@ -50,6 +50,15 @@ RANK_LOST = "rank_lost"
 """Code of the failure of a process that misses another one, which knows better what happened."""
 
 
+def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
+    """`run` in this process or, where the job asks for several, in processes of their own."""
+    if assignment.spec.resources.processes == 1:
+        return run(assignment, folder, send, stop)
+    from worker.trainer.launch import launch  # torch's launcher takes a while to import
+
+    return launch(assignment, folder, send, stop)
+
+
 def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone = ALONE) -> Word:
     """Do the work staged in `folder`: never raises; the last word is returned, all before it goes to `send`.
 

@@ -28,8 +28,8 @@ from worker.protocol import (
     Stopped,
 )
 from worker.trainer import checkpoint
-from worker.trainer.launch import perform
 from worker.trainer.machine import make_deterministic
+from worker.trainer.run import perform
 from worker.trainer.service import ASSIGNMENT
 from worker.trainer.watch import CHECKPOINTS
 

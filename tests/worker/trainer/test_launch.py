@@ -12,7 +12,7 @@ from tests.worker.trainer.builders import Played, stage
 from tests.worker.trainer.ranks_stage import fail_in_the_second
 from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Progress, Report, Stopped
 from worker.trainer import launch
-from worker.trainer.launch import perform
+from worker.trainer.run import perform
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
 LONG = {"epochs": 100_000, "checkpoint": {"every_seconds": None}}
