@@ -12,10 +12,10 @@ PEERS_BIN := .venv-peers/bin
 PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench bench-peers pins clean
+.PHONY: help setup demo up test lint bench bench-peers bench-kernels bench-gpu pins clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with pinned dependencies (the other targets do so themselves)
 
@@ -43,6 +43,12 @@ bench: $(READY) ## Measure speed and size, and print the table
 bench-peers: $(PEERS) ## Compare losses and whole trainings with established engines, in an environment of their own
 	@$(PEERS_BIN)/python -m bench.peers $(ARGS)
 
+bench-kernels: $(PEERS) ## Measure the kernels on this processor beside what others offer
+	@$(PEERS_BIN)/python -m bench.kernels $(ARGS)
+
+bench-gpu: $(PEERS) ## The same on a CUDA device; writes bench-output/gpu.json and gpu.md
+	@$(PEERS_BIN)/python -m bench.gpu $(ARGS)
+
 $(PEERS): pyproject.toml requirements/constraints.txt scripts/setup.sh bench/peers/setup.sh bench/peers/requirements.txt
 	@TORCH="$(TORCH)" TORCH_CPU_INDEX="$(TORCH_CPU_INDEX)" PYTHON="$(PYTHON)" sh bench/peers/setup.sh
 
@@ -50,6 +56,6 @@ pins: $(READY) ## Write the versions that are installed now to requirements/cons
 	@sh scripts/pins.sh
 
 clean: ## Remove .venv, caches and what the demo wrote; never data of a service
-	rm -rf .venv .venv-peers build dist *.egg-info demo-output
+	rm -rf .venv .venv-peers build dist *.egg-info demo-output bench-output
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

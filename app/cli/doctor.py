@@ -78,11 +78,18 @@ def _training() -> Iterator[Check]:
     gpus = ", ".join(f"{gpu['name']} ({views.size(gpu['memory'])})" for gpu in facts.get("gpus", []))
     means = "" if gpus else "training runs on the CPU; jobs for the queue `gpu` wait for another machine"
     yield Check(name="gpu", state="ok" if gpus else "missing", found=gpus or "none", means=means)
-    means = "" if "triton" in facts else "the plain PyTorch versions of the kernels are used"
-    yield _optional("triton", facts, means)
+    yield _optional("triton", facts, _kernels(bool(gpus), "triton" in facts))
     for name in ("onnx", "onnxscript", "onnxruntime"):
         yield _optional(name, facts, "" if name in facts else "models can't be exported to ONNX")
     yield _optional("matplotlib", facts, "" if "matplotlib" in facts else "jobs fail at the end: curves can't be drawn")
+
+
+def _kernels(gpu: bool, triton: bool) -> str:
+    """Which form of the kernels runs here."""
+    if gpu and triton:
+        return "losses over logits run in Triton"
+    why = "it is not installed: pip install 'stillhouse[gpu]'" if gpu else "Triton needs a CUDA GPU"
+    return f"losses over logits run in plain PyTorch: {why}"
 
 
 def _optional(name: str, facts: dict[str, Any], means: str) -> Check:

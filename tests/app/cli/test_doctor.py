@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from app.cli import doctor
 from app.cli.main import app
 from app.core import migrate
 
@@ -63,3 +64,20 @@ def test_wrong_settings_are_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 2
     assert "lease_seconds" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "triton", "says"),
+    [
+        (True, True, "run in Triton"),
+        (True, False, "run in plain PyTorch: it is not installed"),
+        (False, True, "run in plain PyTorch: Triton needs a CUDA GPU"),
+        (False, False, "run in plain PyTorch: Triton needs a CUDA GPU"),
+    ],
+)
+def test_which_kernels_run_is_told(gpu: bool, triton: bool, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"torch": "2", "threads": 1, "gpus": [{"name": "one", "memory": 1}] if gpu else []}
+    monkeypatch.setattr(doctor, "_probe", lambda: {**facts, **({"triton": "3"} if triton else {})})
+    [check] = [check for check in doctor._training() if check.name == "triton"]
+    assert says in check.means
+    assert check.state == ("ok" if triton else "missing")

@@ -1,0 +1,113 @@
+"""`python -m bench.gpu [--out FOLDER]` measures the kernels on this machine's CUDA device, by one command.
+
+It writes `gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables), and after each contest
+what there is so far: a rented machine may go. Without CUDA it refuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.kernels import page, plans
+from bench.kernels.contest import Machine
+from bench.kernels.heads import OURS
+from bench.kernels.plans import Held, Plan
+from bench.report import system, versions
+
+PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers")
+ROOT = Path(__file__).parent.parent
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write. Raises SystemExit with a reason where there is no CUDA device, or our loss is wrong."""
+    options = _parser().parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none; nothing was measured"
+        )
+    held = measure(plans.cuda(options.short), options.out, options.seconds, device_facts())
+    if wrong := [each.outcome.wrong[OURS] for each in held if OURS in each.outcome.wrong]:
+        raise SystemExit(f"{OURS} {wrong[0]}")
+
+
+def measure(plan: Plan, out: Path, seconds: float, device: dict[str, Any]) -> list[Held]:
+    """Hold every contest of `plan`, and leave the results in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    begun, machine, held = time.monotonic(), plan.rates(), list[Held]()
+    for each in plans.held(plan, machine, seconds):
+        held.append(each)
+        facts = {**machine_facts(), **device, "seconds": round(time.monotonic() - begun, 1)}
+        write(out, facts, machine, held)
+    return held
+
+
+def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[Held]) -> None:
+    """Both files."""
+    results = [page.data(each.outcome) for each in held]
+    document = {**facts, "machine": machine._asdict(), "contests": results}
+    (out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n")
+    made = ", ".join(f"{name} {value}" for name, value in facts.items())
+    sections = (each.section for each in held)
+    (out / "gpu.md").write_text("\n\n".join((f"`make bench-gpu`: {made}. {page.rates(machine)}", *sections)) + "\n")
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a figure is worth nothing without."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit(),
+        "system": system(),
+        "python": platform.python_version(),
+        "versions": ", ".join(versions(PACKAGES)),
+    }
+
+
+def device_facts() -> dict[str, Any]:
+    """The CUDA device in use."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory": f"{properties.total_memory / 1e9:.0f} GB",
+        "cuda": torch.version.cuda,
+        "driver": _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) or "unknown",
+    }
+
+
+def commit() -> str:
+    """Of the code that runs; `changed` after it where files differ, `unknown` outside a repository."""
+    found = _said(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
+    changed = _said(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    return f"{found} changed" if found and changed else found or "unknown"
+
+
+def _said(command: Sequence[str]) -> str:
+    """The first line that a program prints; nothing where it fails or isn't there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return ""
+    return (done.stdout.strip().splitlines() or [""])[0] if done.returncode == 0 else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Measures the kernels on a CUDA device.")
+    parser.add_argument("--short", action="store_true", help="tiny sizes: shows that it runs; the figures mean little")
+    parser.add_argument("--seconds", type=float, default=15.0, help="roughly, for each contest")
+    parser.add_argument("--out", type=Path, default=Path("bench-output"), help="folder for gpu.json and gpu.md")
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,240 @@
+"""Contenders over the same inputs take turns, on a processor or a CUDA device: time, memory, and the same loss."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.peers.absence import why
+
+LEAST_ROUNDS, MOST_ROUNDS = 3, 9
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Of a loss, relative, by dtype of the inputs: some contenders take logarithms in it."""
+MB = 1_000_000
+
+
+class Contender(NamedTuple):
+    """Whoever computes the loss."""
+
+    loss: Callable[[], Tensor]
+    """Without a graph behind it when it left the gradients where they belong."""
+    alone: bool = False
+    """Whether it has the divergence alone, without cross-entropy."""
+    early: bool = False
+    """Whether the gradients of the inputs are there after the forward pass."""
+    tolerance: float | None = None
+    """Instead of `TOLERANCE`, for one that rounds by choice."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One set of inputs, and what is known of any solution."""
+
+    title: str
+    device: torch.device
+    dtype: torch.dtype
+    load: dict[str, Callable[[], Contender]]
+    """By name; raises whatever keeps a contender from being here. The second one is what losses are held against."""
+    reset: Callable[[], None]
+    """What makes the inputs as they were, outside of the time."""
+    divergence: Callable[[], Tensor]
+    """The divergence alone, for contenders that have no more."""
+    gradient_bytes: int
+    least_bytes: int
+    """That must move: inputs read and gradients written once."""
+    flops: int = 0
+    """Of the products that nobody can spare; 0: there are none."""
+
+
+class Turn(NamedTuple):
+    """What one forward pass without gradients, and one with the backward pass, took."""
+
+    forward: float
+    """Seconds."""
+    both: float
+    """Seconds."""
+    memory: int
+    """Bytes at the highest, beyond inputs and gradients."""
+    loss: float
+
+
+class Outcome(NamedTuple):
+    """All turns of a contest."""
+
+    contest: Contest
+    turns: dict[str, list[Turn]]
+    missing: dict[str, str]
+    """Who could not take part, and why."""
+    wrong: dict[str, str]
+    """Whose loss is another one."""
+
+
+def hold(contest: Contest, seconds: float) -> Outcome:
+    """Rounds until `seconds` are over, after one turn each that does not count."""
+    gc.freeze()  # or every turn's collection walks through all modules
+    try:
+        return _held(contest, seconds)
+    finally:
+        gc.unfreeze()
+
+
+def _held(contest: Contest, seconds: float) -> Outcome:
+    found, missing = _loaded(contest)
+    first = {name: losses for name, contender in found.items() if (losses := _tried(contender, contest, missing, name))}
+    wrong = dict(_disagreeing(first, found, contest))
+    there = [name for name in first if name not in wrong]
+    turns: dict[str, list[Turn]] = {name: [] for name in there}
+    end, count = time.monotonic() + seconds, 0
+    while there and (count < LEAST_ROUNDS or (count < MOST_ROUNDS and time.monotonic() < end)):
+        for name in there:
+            turns[name].append(turn(found[name], contest))
+        count += 1
+    return Outcome(contest, turns, missing, wrong)
+
+
+def _loaded(contest: Contest) -> tuple[dict[str, Contender], dict[str, str]]:
+    found: dict[str, Contender] = {}
+    missing: dict[str, str] = {}
+    for name, load in contest.load.items():
+        try:
+            found[name] = load()
+        except Exception as error:  # whatever a library raises where it can't run
+            missing[name] = why(error)
+    return found, missing
+
+
+def _tried(contender: Contender, contest: Contest, missing: dict[str, str], name: str) -> Turn | None:
+    try:
+        return turn(contender, contest)
+    except Exception as error:  # as above; a compiler that is not there, memory that does not suffice
+        missing[name] = why(error)
+        return None
+
+
+def _disagreeing(turns: dict[str, Turn], found: dict[str, Contender], contest: Contest) -> Iterator[tuple[str, str]]:
+    """Those whose loss differs from that of the contender that is written down plainly."""
+    contest.reset()
+    with torch.no_grad():
+        alone = float(contest.divergence())
+    whole = turns[list(contest.load)[1]].loss if list(contest.load)[1] in turns else math.nan
+    for name, (*_, loss) in turns.items():
+        expected = alone if found[name].alone else whole
+        allowed = found[name].tolerance or TOLERANCE[contest.dtype]
+        if not abs(loss - expected) <= allowed * abs(expected) and not math.isnan(expected):
+            yield name, f"gives {loss:.6g}, not {expected:.6g}"
+
+
+def turn(contender: Contender, contest: Contest) -> Turn:
+    """Each pass from clean gradients."""
+    meter = CUDA if contest.device.type == "cuda" else PROCESSOR
+    contest.reset()
+    with torch.no_grad():
+        forward, _, loss = _timed(contender.loss, meter)
+    contest.reset()
+    before = meter.settled()
+    first, highest, found = _timed(contender.loss, meter)
+    memory, second = highest - contender.early * contest.gradient_bytes, 0.0
+    if found.requires_grad:
+        second, highest, _ = _timed(found.backward, meter)
+        memory = max(memory, highest - contest.gradient_bytes)
+    return Turn(forward, first + second, max(0, memory - before), float(loss))
+
+
+class Timed(NamedTuple):
+    """A call's seconds, the highest memory at that, and what it returned."""
+
+    seconds: float
+    highest: int
+    result: Tensor
+
+
+def _timed(call: Callable[[], Tensor], meter: Meter) -> Timed:
+    meter.wait()
+    begin = time.perf_counter()
+    result = call()
+    meter.wait()
+    return Timed(time.perf_counter() - begin, meter.highest(), result)
+
+
+class Meter(NamedTuple):
+    """How a device is measured."""
+
+    wait: Callable[[], None]
+    """Until all that was asked of it is done."""
+    settled: Callable[[], int]
+    """Bytes in use once what is free was given back; from here on the highest counts."""
+    highest: Callable[[], int]
+    """The most bytes in use since the last call."""
+
+
+def _settled_processor() -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    _highest_resident()
+    return _status("VmRSS")
+
+
+def _highest_resident() -> int:
+    highest = _status("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")
+    return highest
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def _settled_cuda() -> int:
+    gc.collect()
+    torch.cuda.empty_cache()
+    _highest_allocated()
+    return torch.cuda.memory_allocated()
+
+
+def _highest_allocated() -> int:
+    highest = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return highest
+
+
+PROCESSOR = Meter(lambda: None, _settled_processor, _highest_resident)
+"""By the process's resident set, of Linux."""
+CUDA = Meter(torch.cuda.synchronize, _settled_cuda, _highest_allocated)
+"""By torch's allocator."""
+
+
+class Machine(NamedTuple):
+    """What the device does at best, as measured."""
+
+    copied: float
+    """Bytes a second, each read and written once: both count."""
+    multiplied: float
+    """Floating-point operations a second, of a product in the dtype of the contest."""
+
+
+def machine_rates(device: torch.device, dtype: torch.dtype, side: int, megabytes: int) -> Machine:
+    """Of a copy of so many megabytes and a product of square matrices (side, side): the best of several."""
+    meter = CUDA if device.type == "cuda" else PROCESSOR
+    source = torch.ones(megabytes * MB, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    square = torch.randn(side, side, device=device).to(dtype)
+    product = torch.empty_like(square)
+    copied = min(_timed(lambda: target.copy_(source), meter).seconds for _ in range(7))
+    multiplied = min(_timed(lambda: torch.mm(square, square, out=product), meter).seconds for _ in range(7))
+    return Machine(2 * megabytes * MB / copied, 2 * side**3 / multiplied)
+
+
+def median(turns: Sequence[Turn], part: str = "both") -> float:
+    """Of seconds or bytes."""
+    return statistics.median(getattr(turn, part) for turn in turns)

@@ -1,0 +1,82 @@
+"""Which contests there are, for a processor and for CUDA."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from bench.kernels import heads, logit_rows, page
+from bench.kernels.contest import Contest, Machine, Outcome, hold, machine_rates
+from bench.kernels.heads import Shape
+from bench.kernels.logit_rows import Size
+from bench.kernels.page import Verdict
+
+SIZES = tuple(Size(rows, classes) for rows in (256, 4096) for classes in (10, 100, 1000))
+
+
+class Entry(NamedTuple):
+    """One contest, which is only laid out in its turn, and its targets."""
+
+    make: Callable[[], Contest]
+    verdicts: Sequence[Verdict]
+
+
+class Plan(NamedTuple):
+    """What is measured on a device."""
+
+    device: torch.device
+    dtype: torch.dtype
+    entries: Sequence[Entry]
+    rates: Callable[[], Machine]
+
+
+def processor(short: bool) -> Plan:
+    """In float32 on all cores."""
+    shapes = (Shape(64, 64, 4096),) if short else (Shape(1024, 512, 32_768), Shape(256, 1024, 128_256))
+    sizes = SIZES[:1] if short else SIZES
+    return plan("cpu", torch.float32, shapes, shapes[:1], sizes, (256, 8) if short else (4096, 400))
+
+
+def cuda(short: bool) -> Plan:
+    """In bfloat16."""
+    full = (*(Shape(rows, 4096, 128_256) for rows in (1024, 2048, 4096, 8192)), Shape(4096, 2048, 151_936))
+    shapes = (Shape(256, 256, 8192),) if short else full
+    sizes = SIZES[:1] if short else (*SIZES, Size(1024, 128_256))
+    return plan("cuda", torch.bfloat16, shapes, shapes[2:3] or shapes, sizes, (512, 8) if short else (8192, 2000))
+
+
+def plan(
+    name: str,
+    dtype: torch.dtype,
+    shapes: Sequence[Shape],
+    sparse: Sequence[Shape],
+    sizes: Sequence[Size],
+    rates: tuple[int, int],
+) -> Plan:
+    """Any such plan; `rates` are a side and megabytes for `machine_rates`."""
+    device = torch.device(name)
+    of_heads, of_rows = (page.HEADS_CUDA, page.ROWS_CUDA) if name == "cuda" else (page.HEADS, ())
+    entries = [Entry(lambda shape=shape: heads.contest(shape, device, dtype), of_heads) for shape in shapes]
+    entries += [Entry(lambda shape=shape: heads.sparse_contest(shape, device, dtype), page.SPARSES) for shape in sparse]
+    entries += [Entry(lambda size=size: logit_rows.contest(size, device, dtype), of_rows) for size in sizes]
+    return Plan(device, dtype, entries, lambda: machine_rates(device, dtype, *rates))
+
+
+class Held(NamedTuple):
+    """A contest that is over."""
+
+    outcome: Outcome
+    section: str
+
+
+def held(plan: Plan, machine: Machine, seconds: float) -> Iterator[Held]:
+    """One after the other, each roughly so long."""
+    for entry in plan.entries:
+        outcome = hold(entry.make(), seconds)
+        torch._dynamo.reset()  # or what was compiled for the last shapes keeps them alive
+        text = page.section(outcome, machine, entry.verdicts)
+        print(text, end="\n\n", file=sys.stderr, flush=True)
+        yield Held(outcome, text)

@@ -1,0 +1,185 @@
+"""The row kernel under Triton's interpreter, held against the terms in float64.
+
+Triton has to be told before it is imported, so `test_rows.py` runs this file in a process of its own. A launch takes
+half a second here: few rows, one or two blocks of columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.worker.kernels.samples import KINDS, batch_of, objective_of
+from worker.kernels import row_kernels, rows
+from worker.kernels.rows import Inputs, plain, row_loss
+from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
+from worker.losses.base import IGNORED
+
+GOLDEN = Path(__file__).parent / "two_pass_softmax.npz"
+GOLDEN_CASES = ("basic", "overflow_in_naive", "underflow_in_naive", "huge_range", "short", "equal", "long")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Most rows of these tests take two blocks of columns, the second with a tail."""
+    monkeypatch.setattr(row_kernels, "MOST_COLUMNS", 16)
+    monkeypatch.setattr(row_kernels, "LOGITS_OF_A_WARP", 16)
+    with np.errstate(all="ignore"):
+        yield
+
+
+def launched(inputs: Inputs, spec: RowSpec, three_passes: bool = False) -> list[Tensor]:
+    """Divergence, cross-entropy and gradient by the kernel."""
+    ours = inputs._replace(student=inputs.student.clone())
+    return [*row_kernels.launch(ours, spec, True, three_passes), ours.student]
+
+
+def expected(inputs: Inputs, spec: RowSpec) -> list[Tensor]:
+    """The same by the terms in float64, in float32."""
+    teacher = None if inputs.teacher is None else inputs.teacher.double()
+    theirs = inputs._replace(student=inputs.student.double(), teacher=teacher)
+    return [part.float() for part in (*plain(theirs, spec, True), theirs.student)]
+
+
+def assert_same(inputs: Inputs, spec: RowSpec, rtol: float = 1e-5, atol: float = 1e-5, **settings: Any) -> None:
+    for ours, theirs in zip(launched(inputs, spec, **settings), expected(inputs, spec), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=rtol, atol=atol)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Inputs, dict[str, Any], dict[str, Any]]:
+    """Inputs, settings of the divergence, settings of the rest."""
+    seed, rows = draw(st.integers(0, 1 << 16)), draw(st.integers(1, 5))
+    student, teacher = draw(st.integers(3, 20)), draw(st.integers(3, 20))
+    inputs = batch_of(rows, student, teacher, seed, masked=draw(st.booleans()))
+    inputs = inputs._replace(class_weights=inputs.class_weights if draw(st.booleans()) else None)
+    divergence = {
+        "temperature": draw(st.sampled_from([1.0, 0.7, 3.0])),
+        "softcap": draw(st.sampled_from([None, 4.0])),
+        "logit_scale": draw(st.sampled_from([1.0, 0.5])),
+        "beta": draw(st.sampled_from([0.0, 0.3, 1.0])),
+        "skew": draw(st.sampled_from([0.0, 0.1])),
+        "centered": draw(st.booleans()),
+    }
+    return inputs, divergence, {"ce_weight": draw(st.sampled_from([0.0, 0.5])), "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems())
+def test_every_divergence_equals_its_term(
+    kind: DivergenceKind, problem: tuple[Inputs, dict[str, Any], dict[str, Any]]
+) -> None:
+    inputs, divergence, rest = problem
+    assert_same(inputs, RowSpec(Divergence(kind, **divergence), 0.7, **rest))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_ten_thousand_stay_finite_and_right(kind: DivergenceKind) -> None:
+    inputs = batch_of(3, 12, 12, seed=5, masked=False)
+    signs = torch.randint(-1, 2, (2, 3, 12), generator=torch.Generator().manual_seed(1)) * 1e4
+    inputs = inputs._replace(student=signs[0] + inputs.student, teacher=signs[1] + inputs.teacher)
+    assert all(part.isfinite().all() for part in launched(inputs, RowSpec(Divergence(kind), 1.0, 0.5)))
+    assert_same(inputs, RowSpec(Divergence(kind), 1.0, 0.5), rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nkd"])
+def test_a_student_that_equals_its_teacher_costs_nothing_and_learns_nothing(kind: DivergenceKind) -> None:
+    inputs = batch_of(3, 12, 12, seed=6, masked=False)
+    inputs = inputs._replace(teacher=inputs.student.clone(), row_weights=None)
+    divergence, _, gradient = launched(inputs, RowSpec(Divergence(kind, temperature=2.0)))
+    assert divergence.abs().max() < 1e-6
+    assert gradient.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("kind", ["forward-kl", "dkd"])
+def test_rows_that_are_ignored_are_not_read(kind: DivergenceKind) -> None:
+    inputs = batch_of(4, 12, 9, seed=7)
+    assert inputs.labels is not None
+    inputs.labels[1] = IGNORED
+    inputs.student[1] = torch.nan
+    *losses, gradient = launched(inputs, RowSpec(Divergence(kind), 1.0, 1.0))
+    assert all(part[1].eq(0.0).all() for part in (*losses, gradient))
+    assert all(part.isfinite().all() for part in (*losses, gradient))
+
+
+def test_a_batch_of_ignored_rows_gives_zeros() -> None:
+    inputs = batch_of(2, 9, 9, seed=8)._replace(labels=torch.full((2,), IGNORED))
+    assert all(part.eq(0.0).all() for part in launched(inputs, RowSpec(Divergence("jsd"), 1.0, 1.0, 0.1)))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_half_precision_is_rounded_only_when_the_gradient_is_written(dtype: torch.dtype, rtol: float) -> None:
+    inputs = batch_of(3, 18, 18, seed=9)
+    assert inputs.teacher is not None
+    inputs = inputs._replace(student=inputs.student.to(dtype), teacher=inputs.teacher.to(dtype))
+    spec = RowSpec(Divergence("reverse-kl", temperature=2.0), 1.0, 0.5)
+    ours, theirs = launched(inputs, spec), expected(inputs, spec)
+    torch.testing.assert_close(ours[:2], theirs[:2], rtol=1e-5, atol=1e-5)
+    assert ours[2].dtype == dtype
+    torch.testing.assert_close(ours[2].float(), theirs[2], rtol=rtol, atol=1e-6)
+
+
+def test_cross_entropy_alone_needs_no_teacher_and_equals_torch() -> None:
+    inputs = batch_of(4, 12, 12, seed=10, masked=False)._replace(teacher=None, row_weights=None)
+    assert inputs.labels is not None
+    theirs = torch.nn.functional.cross_entropy(
+        inputs.student, inputs.labels, inputs.class_weights, reduction="none", label_smoothing=0.2
+    )
+    _, ours, _ = launched(inputs, RowSpec(None, 1.0, 1.0, 0.2))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_looking_for_the_maximum_first_changes_nothing() -> None:
+    assert_same(batch_of(3, 20, 17, seed=11), RowSpec(Divergence("jsd", temperature=2.0), 1.0, 0.5), three_passes=True)
+
+
+@pytest.mark.parametrize("kind", ["forward-kl", "nkd"])
+def test_autograd_gets_the_objectives_gradient(kind: DivergenceKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "runs_on_triton", lambda logits: True)
+    inputs = batch_of(4, 12, 12, seed=12, masked=False)
+    spec = RowSpec(Divergence(kind, temperature=2.0), 0.7, 0.5, 0.1)
+    loss, gradient = objective_of(inputs, spec)
+    leaf = inputs.student.clone().requires_grad_()
+    assert inputs.labels is not None
+    count = inputs.labels.ne(IGNORED).sum()
+    total = row_loss(leaf * 1.0, inputs.teacher, inputs.labels, spec).total.sum() / count
+    total.backward()  # the gradient from above is not 1, so that it is multiplied in
+    assert leaf.grad is not None
+    torch.testing.assert_close(total.detach(), loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(leaf.grad, gradient, rtol=1e-5, atol=1e-6)
+
+
+@triton.jit
+def log_sum_kernel(logits, high, low, width, THREE_PASSES: tl.constexpr, B: tl.constexpr):  # type: ignore[no-untyped-def]
+    one = tl.zeros([1, 1], tl.int64)
+    above, below, _ = row_kernels._log_sum(
+        logits + one, width, one == 0, one - 1, 1.0, 1.0, 1.0, False, THREE_PASSES, 1, B
+    )
+    tl.store(high + one, above)
+    tl.store(low + one, below)
+
+
+@pytest.mark.parametrize("three_passes", [False, True])
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_the_log_sum_gives_the_exact_softmax(name: str, three_passes: bool) -> None:
+    with np.load(GOLDEN, allow_pickle=False) as archive:
+        assert set(json.loads(str(archive["meta_json"]))["cases"]) == set(GOLDEN_CASES)
+        x, exact, log_sum = (
+            torch.from_numpy(archive[f"{name}.{key}"]) for key in ("x", "y_exact_f64", "log_sum_exp_f64")
+        )
+    high, low = torch.zeros(1, 1), torch.zeros(1, 1)
+    log_sum_kernel[(1,)](x, high, low, len(x), three_passes, 4096)
+    torch.testing.assert_close(((x - high) - low).exp().squeeze(0).double(), exact, rtol=0.0, atol=2e-7)
+    torch.testing.assert_close((high.double() + low.double()).squeeze(), log_sum, rtol=1e-7, atol=1e-6)

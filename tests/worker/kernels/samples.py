@@ -1,0 +1,73 @@
+"""Batches of rows for the tests of the kernels, and what the objective says of them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from app.recipe import losses as recipe
+from app.recipe.losses import Loss
+from app.recipe.teachers import Teacher
+from worker.kernels.rows import Inputs
+from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
+from worker.losses.base import IGNORED
+from worker.losses.objective import Objective, Seen
+from worker.losses.workshop import Workshop
+from worker.teachers import TeacherSignal
+
+LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
+KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
+
+
+def batch_of(rows: int, student: int, teacher: int, seed: int, masked: bool = True) -> Inputs:
+    """Float32 inputs of so many rows and columns; from the second row on one is ignored, and with `masked` some columns
+    of either side are masked, never a label's."""
+    generator = torch.Generator().manual_seed(seed)
+    own, other = (torch.randn(rows, width, generator=generator) * 2.0 for width in (student, teacher))
+    labels = torch.randint(min(student, teacher) - 2, (rows,), generator=generator)
+    if masked:
+        own[0, student - 1] = other[-1, teacher - 1] = other[0, teacher - 2] = -torch.inf
+    if rows > 1:
+        labels[1] = IGNORED
+    weights = (torch.rand(count, generator=generator) + 0.5 for count in (student, rows))
+    return Inputs(own, other, labels, *weights)
+
+
+def objective_of(inputs: Inputs, spec: RowSpec) -> tuple[Tensor, Tensor]:
+    """The objective's loss of a batch with one teacher, and its gradient to the student's logits."""
+    assert inputs.labels is not None
+    assert inputs.teacher is not None
+    divergence = spec.divergence
+    assert divergence is not None
+    losses = [
+        weighted_loss(divergence, spec.divergence_weight),
+        recipe.CrossEntropy(weight=spec.ce_weight, label_smoothing=spec.label_smoothing),
+    ]
+    objective = Objective(losses, Workshop({}, {}, inputs.student.shape[1]), [Teacher(model="m")])
+    student = inputs.student.clone().requires_grad_()
+    seen = Seen(student, inputs.labels, {"teacher": TeacherSignal(inputs.teacher, None)})
+    loss = objective(seen, objective.count(inputs.labels))["loss"]
+    return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+
+OWN_FIELDS: dict[DivergenceKind, tuple[str, ...]] = {
+    "jsd": ("temperature", "beta"),
+    "skew-kl": ("temperature", "skew"),
+    "skew-reverse-kl": ("temperature", "skew"),
+    "nkd": ("temperature", "gamma"),
+    "dkd": ("temperature", "alpha", "beta"),
+    "bd-kd": ("temperature", "delta"),
+    "logit-mse": ("centered",),
+}
+"""What the contract's loss of the same name has; the others have a temperature."""
+
+
+def weighted_loss(divergence: Divergence, weight: float) -> Loss:
+    """The contract's loss of the same name, validated as a job's is."""
+    fields = OWN_FIELDS.get(divergence.kind, ("temperature",))
+    kind = "kd" if divergence.kind == "forward-kl" else divergence.kind
+    loss = {"kind": kind, "weight": weight, **{field: getattr(divergence, field) for field in fields}}
+    return LOSS.validate_python(loss)

@@ -1,0 +1,206 @@
+"""Row losses: the plain path and its gradient in place; the Triton kernel in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worker.kernels.samples import KINDS, batch_of, objective_of
+from worker.kernels import rows
+from worker.kernels.rows import Inputs, RowLosses, row_loss, row_loss_
+from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
+from worker.losses.base import IGNORED
+
+ROOT = Path(__file__).parents[3]
+MIXED = RowSpec(Divergence("jsd", temperature=2.0, softcap=5.0), 0.7, 0.5, 0.1)
+
+
+def computed(inputs: Inputs, spec: RowSpec, **settings: Any) -> tuple[RowLosses, Tensor]:
+    """The losses, and the gradient that took the place of a copy of the student's logits."""
+    student = inputs.student.clone()
+    _, teacher, labels, class_weights, row_weights = inputs
+    losses = row_loss_(student, teacher, labels, spec, class_weights=class_weights, row_weights=row_weights, **settings)
+    return losses, student
+
+
+def in_float64(inputs: Inputs) -> Inputs:
+    assert inputs.teacher is not None
+    return inputs._replace(student=inputs.student.double(), teacher=inputs.teacher.double())
+
+
+def test_the_kernel_agrees_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/worker/kernels/interpreted.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert found.returncode == 0, found.stdout
+    assert " passed" in found.stdout
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_the_kernel_compiles_for_cuda_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from worker.kernels.row_kernels import row_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    flags = ["CENTERED", "CAPPED", "CE", "SMOOTHED", "LABELLED", "CLASS_WEIGHTED", "ROW_WEIGHTED", "GRADIENT"]
+    fixed = {**dict.fromkeys(flags, True), "KIND": "dkd", "ONE_SOFTMAX": False, "THREE_PASSES": False, "R": 2, "B": 64}
+    pointers = {"student_pointer": "*bf16", "teacher_pointer": "*bf16", "labels": "*i64"}
+    numbers = ("class_weights", "row_weights", "divergences", "cross_entropies")
+    whole = ("rows", "student_width", "teacher_width", "student_stride", "teacher_stride", "ignore_index")
+    types = {**pointers, **dict.fromkeys(numbers, "*fp32"), **dict.fromkeys(whole, "i32")}
+    names = row_kernel.arg_names
+    signature = {name: "constexpr" if name in fixed else types.get(name, "fp32") for name in names}
+    source = ASTSource(row_kernel, signature, {(names.index(name),): value for name, value in fixed.items()})
+    built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1})
+    assert "row_kernel" in built.asm["ptx"]
+    assert built.asm["cubin"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_gradient_are_the_objectives(kind: DivergenceKind) -> None:
+    inputs = batch_of(5, 11, 11, seed=1)
+    assert inputs.labels is not None
+    inputs = inputs._replace(class_weights=None, row_weights=inputs.labels.ne(IGNORED) / 4.0)
+    spec = RowSpec(Divergence(kind, temperature=2.0, beta=0.3), 0.7, 0.5, 0.1)
+    loss, gradient = objective_of(inputs, spec)
+    losses, ours = computed(inputs, spec)
+    torch.testing.assert_close(losses.total.sum(), loss)
+    torch.testing.assert_close(ours, gradient)
+
+
+def test_how_many_rows_are_worked_on_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = in_float64(batch_of(7, 11, 8, seed=2))
+    whole = computed(inputs, MIXED)
+    monkeypatch.setattr(rows, "CHUNK", 22)
+    torch.testing.assert_close(computed(inputs, MIXED), whole, rtol=1e-13, atol=1e-14)
+
+
+def test_columns_that_one_side_lacks_are_masked_not_zero() -> None:
+    inputs = batch_of(3, 9, 6, seed=3, masked=False)
+    assert inputs.teacher is not None
+    masked = torch.cat([inputs.teacher, torch.full((3, 3), -torch.inf)], dim=1)
+    torch.testing.assert_close(computed(inputs, MIXED), computed(inputs._replace(teacher=masked), MIXED))
+
+
+def test_class_weights_are_those_of_torch() -> None:
+    inputs = batch_of(4, 9, 9, seed=4, masked=False)
+    assert inputs.labels is not None
+    theirs = torch.nn.functional.cross_entropy(
+        inputs.student, inputs.labels, inputs.class_weights, reduction="none", label_smoothing=0.2
+    )
+    torch.testing.assert_close(computed(inputs, RowSpec(None, 1.0, 1.0, 0.2))[0].cross_entropy, theirs)
+
+
+def test_rows_that_are_ignored_leave_no_trace() -> None:
+    inputs = batch_of(4, 9, 9, seed=5)
+    inputs.student[1] = torch.nan
+    losses, gradient = computed(inputs, MIXED)
+    assert all(part[1] == 0.0 for part in losses)
+    assert gradient[1].eq(0.0).all()
+    assert gradient.isfinite().all()
+
+
+def test_a_batch_of_ignored_rows_and_one_of_none_are_finite() -> None:
+    inputs = batch_of(2, 9, 9, seed=6)._replace(labels=torch.full((2,), IGNORED))
+    losses, gradient = computed(inputs, MIXED)
+    assert losses.total.eq(0.0).all()
+    assert gradient.eq(0.0).all()
+    nothing = Inputs(*(side[:0] for side in inputs if side is not None))._replace(class_weights=None)
+    assert computed(nothing, MIXED)[0].total.shape == (0,)
+
+
+def test_without_gradient_the_logits_stay() -> None:
+    inputs = batch_of(3, 9, 9, seed=7)
+    losses, student = computed(inputs, MIXED, gradient=False)
+    torch.testing.assert_close(student, inputs.student, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(losses, computed(inputs, MIXED)[0])
+
+
+def test_the_gradient_stands_in_the_logits_own_memory() -> None:
+    inputs = batch_of(3, 9, 9, seed=8)
+    wide = torch.cat([inputs.student, inputs.student], dim=1)
+    row_loss_(wide[:, :9], inputs.teacher, inputs.labels, MIXED)
+    expected = computed(inputs._replace(class_weights=None, row_weights=None), MIXED)[1]
+    torch.testing.assert_close(wide[:, :9], expected)
+    torch.testing.assert_close(wide[:, 9:], inputs.student, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_autograd_multiplies_by_what_comes_from_above(factor: float) -> None:
+    inputs = batch_of(3, 9, 9, seed=9)._replace(class_weights=None, row_weights=None)
+    leaf = inputs.student.clone().requires_grad_()
+    (factor * row_loss(leaf * 1.0, inputs.teacher, inputs.labels, MIXED).total.sum()).backward()
+    torch.testing.assert_close(leaf.grad, factor * computed(inputs, MIXED)[1])
+
+
+def test_autograd_leaves_logits_that_need_no_gradient() -> None:
+    inputs = batch_of(3, 9, 9, seed=10)
+    kept = inputs.student.clone()
+    assert not row_loss(inputs.student, inputs.teacher, inputs.labels, MIXED).total.requires_grad
+    torch.testing.assert_close(inputs.student, kept, rtol=0.0, atol=0.0)
+
+
+def test_backward_runs_once() -> None:
+    inputs = batch_of(3, 9, 9, seed=11)
+    leaf = inputs.student.clone().requires_grad_()
+    total = row_loss(leaf * 1.0, inputs.teacher, inputs.labels, MIXED).total.sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward runs once"):
+        total.backward()
+
+
+def test_what_saved_the_logits_for_its_own_backward_is_told() -> None:
+    inputs = batch_of(3, 9, 9, seed=12)
+    logits = inputs.student.clone().requires_grad_().tanh()
+    total = row_loss(logits, inputs.teacher, inputs.labels, MIXED).total.sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_logits_that_are_changed_before_backward_are_noticed() -> None:
+    inputs = batch_of(3, 9, 9, seed=13)
+    logits = inputs.student.clone().requires_grad_() * 1.0
+    total = row_loss(logits, inputs.teacher, inputs.labels, MIXED).total.sum()
+    logits.detach().zero_()
+    with pytest.raises(RuntimeError, match="changed before backward"):
+        total.backward()
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec", "message"),
+    [
+        ({"student": torch.zeros(3, 9, dtype=torch.int64)}, MIXED, "student: takes floating"),
+        ({"student": torch.zeros(9, 3).T}, MIXED, "student: takes rows without gaps"),
+        ({"teacher": None}, MIXED, "teacher: the divergence needs"),
+        ({"teacher": torch.zeros(2, 9)}, MIXED, "teacher: takes logits"),
+        ({"labels": None}, MIXED, "labels: the cross-entropy"),
+        ({"labels": None}, RowSpec(Divergence("dkd")), "labels: the cross-entropy"),
+        ({"labels": torch.zeros(3, 9)}, MIXED, "labels: takes integers"),
+        ({"class_weights": torch.ones(8)}, MIXED, "class_weights: takes"),
+        ({"row_weights": torch.ones(2)}, MIXED, "row_weights: takes"),
+        ({}, RowSpec(Divergence("jsd", temperature=0.0)), "temperature"),
+        ({}, RowSpec(Divergence("jsd", softcap=0.0)), "softcap: takes"),
+        ({}, RowSpec(Divergence("jsd", logit_scale=-1.0)), "logit_scale: takes"),
+        ({}, RowSpec(None, 0.0, 1.0, 1.0), "label_smoothing"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], spec: RowSpec, message: str) -> None:
+    inputs = batch_of(3, 9, 9, seed=14)._replace(**changes)
+    with pytest.raises(ValueError, match=message):
+        row_loss_(*inputs[:3], spec, class_weights=inputs.class_weights, row_weights=inputs.row_weights)  # type: ignore[arg-type]
+
+
+def test_a_divergence_alone_needs_no_labels() -> None:
+    inputs = batch_of(3, 9, 9, seed=15)._replace(labels=None)
+    assert computed(inputs, RowSpec(Divergence("tvd")))[0].total.gt(0.0).all()

@@ -1,0 +1,111 @@
+"""The row loss that is asked for most, forward KL with cross-entropy, written out for a processor.
+
+The plain path lets autograd differentiate the terms, at some thirty passes over the logits. Here the derivative is
+known, the passes are seven, and a block of rows small enough for the cache goes through all of them before the next
+one. What it does not cover is left to the plain path: other divergences, soft caps, smoothed labels, masked columns.
+
+Letters: R rows, C columns of the student, D of the teacher, S = min(C, D). p is the teacher's softmax, q the student's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worker.kernels.spec import RowSpec
+from worker.losses.base import at_least_float32
+
+BLOCK_OF_A_THREAD = 1 << 18
+"""Logits of a block for each thread: a megabyte in float32, of which two copies are made."""
+
+
+class Block(NamedTuple):
+    """Some rows."""
+
+    student: Tensor
+    """Logits (R, C)."""
+    teacher: Tensor
+    """Logits (R, D)."""
+    labels: Tensor
+    """(R,) int64; any class where the row does not count or the cross-entropy weighs nothing."""
+    weights: Tensor
+    """(R,) in the dtype of the losses; 0 where the row does not count."""
+
+
+class Softmax(NamedTuple):
+    """Of a block's rows."""
+
+    values: Tensor
+    """(R, C)."""
+    log_sum: Tensor
+    """log sum exp of the logits (R, 1)."""
+
+
+def covers(spec: RowSpec) -> bool:
+    """Whether `forward_kl_` computes what `spec` asks for."""
+    kl = spec.divergence
+    if kl is None or kl.kind != "forward-kl" or spec.divergence_weight == 0.0 or spec.label_smoothing != 0.0:
+        return False
+    return kl.softcap is None and kl.logit_scale == 1.0
+
+
+def block_size() -> int:
+    """Logits to work on at a time."""
+    return BLOCK_OF_A_THREAD * torch.get_num_threads()
+
+
+def forward_kl_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor] | None:
+    """Divergence and cross-entropy of each row (R,) without its weight; None, and nothing done, at a masked column.
+
+    With `gradient`, the student's logits become the gradient of the weighted sum of the rows.
+    """
+    assert spec.divergence is not None
+    temperature = spec.divergence.temperature
+    student, teacher = at_least_float32(block.student), at_least_float32(block.teacher)
+    p, shared = _softmax(teacher, temperature), slice(min(student.shape[1], teacher.shape[1]))
+    gap = teacher[:, shared] - student[:, shared]
+    apart = gap.mul_(p.values[:, shared]).sum(1, keepdim=True).div_(temperature)
+    del gap  # its memory does for what comes next
+    if not bool(apart.isfinite().all()):
+        return None
+    target = student.gather(1, block.labels.unsqueeze(1))
+    q, once = _of_student(student, temperature, spec.ce_weight != 0.0, gradient)
+    # what the teacher gives to columns that the student lacks is taken out after its softmax
+    known = p.values[:, shared].sum(1, keepdim=True) if teacher.shape[1] > student.shape[1] else torch.ones_like(apart)
+    divergence = temperature**2 * (apart + known * (q.log_sum - p.log_sum))
+    if gradient:
+        weight = block.weights.unsqueeze(1)
+        hard = weight * spec.ce_weight
+        _combine(q, once, p, known, weight * (spec.divergence_weight * temperature), hard)
+        q.values.scatter_add_(1, block.labels.unsqueeze(1), -hard)
+        block.student.copy_(q.values)  # costs nothing where they are the same
+    cross_entropy = once.log_sum - target if spec.ce_weight else torch.zeros_like(target)
+    return divergence.squeeze(1), cross_entropy.squeeze(1)
+
+
+def _of_student(student: Tensor, temperature: float, hard: bool, overwrite: bool) -> tuple[Softmax, Softmax]:
+    """The student's softmax at the temperature, and with `hard` that at 1; else the second is the first again."""
+    into = student if overwrite else None
+    if temperature == 1.0 or not hard:
+        q = _softmax(student, temperature, into)
+        return q, q
+    return _softmax(student, temperature), _softmax(student, 1.0, into)
+
+
+def _combine(q: Softmax, once: Softmax, p: Softmax, known: Tensor, soft: Tensor, hard: Tensor) -> None:
+    """Make of q: `soft` (known q - p) + `hard` times the softmax at temperature 1; factors are (R, 1)."""
+    if once is q:
+        q.values.mul_(soft * known + hard)
+    else:
+        q.values.mul_(soft * known).add_(once.values.mul_(hard))
+    q.values[:, : p.values.shape[1]].sub_(p.values[:, : q.values.shape[1]].mul_(soft))
+
+
+def _softmax(logits: Tensor, temperature: float, into: Tensor | None = None) -> Softmax:
+    """At a temperature; the log-sum is read off the largest value, whose exponential was 1."""
+    scaled = logits if temperature == 1.0 else torch.div(logits, temperature, out=into)
+    top = scaled.amax(1, keepdim=True)
+    values = torch.softmax(scaled, -1, out=scaled if scaled is not logits else into)
+    return Softmax(values, top - values.amax(1, keepdim=True).log())
