@@ -12,7 +12,7 @@ PEERS_BIN := .venv-peers/bin
 PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench bench-peers bench-kernels bench-gpu pins clean
+.PHONY: help setup demo up test lint bench bench-steps bench-peers bench-kernels bench-gpu pins clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ lint: $(READY) ## Check style, types and the direction of imports
 
 bench: $(READY) ## Measure speed and size, and print the table
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-steps: $(READY) ## Measure steps of training: of optimizers, and of methods beside the plain student's
+	@$(BIN)/python -m bench.optimizers $(ARGS)
+	@$(BIN)/python -m bench.step $(ARGS)
 
 bench-peers: $(PEERS) ## Compare losses and whole trainings with established engines, in an environment of their own
 	@$(PEERS_BIN)/python -m bench.peers $(ARGS)

@@ -128,12 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print one table, and write it into a page if asked to."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
+    command = " ".join(["python -m bench.optimizers", *(sys.argv[1:] if arguments is None else arguments)])
     begun = time.monotonic()
     found = list(measure(options.names or [name for name in OURS if name not in HEAVY], options.rounds, options.device))
     show(found, Console(width=None if sys.stdout.isatty() else 160))
     if options.write:
         made = (
-            f"`python -m bench.optimizers`, {datetime.now(UTC):%Y-%m-%d}, in {time.monotonic() - begun:.0f} s, on "
+            f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, in {time.monotonic() - begun:.0f} s, on "
             f"{system()}, {options.device}, threads {options.threads}, rounds {options.rounds}; "
             f"{', '.join(versions(('torch',)))}."
         )

@@ -1,7 +1,7 @@
 """A small job for every kind of loss: what the tests that walk the contract run, in a process or over HTTP.
 
 Images are 8 x 8 and grey; classes are told apart, or three points found. All teachers and students of images are a
-`wide-resnet` or a `vit` of the smallest size.
+`wide-resnet` or a `vit` of the smallest size; those of pairs of texts are a `bert` with half the teacher's width.
 """
 
 from __future__ import annotations
@@ -13,21 +13,36 @@ import numpy as np
 import torch
 import yaml
 
+from app.recipe.embedding import Embedding
 from app.recipe.losses import LOSSES, LossTerm
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TargetScaling
-from app.recipe.students import Vit, WideResNet
-from app.recipe.task import NUMBERS, Task
+from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
+from app.recipe.students import Transformers, Vit, WideResNet
+from app.recipe.task import EMBEDDING, NUMBERS, Task
+from app.recipe.tokenizers import WordPiece
+from worker.data.formats.columns import Texts
+from worker.data.tokens import train_tokenizer
+from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import save_model
 
 SIDE, CLASSES, POINTS, SAMPLES = 8, 10, 3, 30
-DATA = {"image-classification": "classes", "keypoints": "points"}
+WORDS = ["red", "blue", "old", "new", "big", "cat", "dog", "tree", "house", "runs", "sleeps"]
+DATA = {"image-classification": "classes", "keypoints": "points", "embedding": "pairs"}
 """Name of each task's file."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 Document = dict[str, Any]
 CNN: Document = {"architecture": "wide-resnet", "depth": 10}
 VIT: Document = {"architecture": "vit", "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+BERT: Document = {
+    **{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"intermediate_size": 8, "max_position_embeddings": 16},
+}
+ENCODER: Document = {"architecture": "transformers", "config": BERT}
+PAIRS: Document = {
+    **{"train": DATA["embedding"], "format": "csv", "input_columns": ["one", "other"], "label_columns": ["score"]},
+    "max_length": 8,
+}
 LAST: Document = {"teacher": "stages.2", "student": "stages.2"}
 NORMS: list[Document] = [{"teacher": path, "student": path} for path in ("stages.1.0.norm1", "stages.2.0.norm1")]
 ATTENTION: Document = {"qkv": "blocks.0.attention.qkv"}
@@ -47,6 +62,7 @@ SETTINGS: dict[str, Document] = {
     "smooth-l1": {"target": "teacher", "beta": 0.1},
     "wing": {"target": "teacher"},
     "assistive": {"tolerant": "tolerant", "tough": "tough"},
+    "pair-score": {"highest": 4.0},
 }
 """What a kind must or should be told; all others do with their defaults."""
 KINDS: list[str] = [term.model_fields["kind"].default for term in LOSSES]
@@ -60,19 +76,27 @@ def term(kind: str) -> Document:
 def job_of(kind: str) -> Document:
     """A job that learns by a loss of this kind, in a stage before the main training and beside the labels in it."""
     found: type[LossTerm] = next(one for one in LOSSES if one.model_fields["kind"].default == kind)
-    task: Task = "keypoints" if all(task in NUMBERS for task in found.tasks) else "image-classification"
-    labels = {"kind": "mse" if task == "keypoints" else "cross-entropy"}
+    task = task_of(found)
+    labels = {"keypoints": {"kind": "mse"}, EMBEDDING: term("pair-score")}.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
     if kind in ("feature-autoencoder", "inheritance-exploration"):
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
-    return small_job(recipe, VIT if kind == "attention-relation" else CNN, task)
+    usual = ENCODER if task == EMBEDDING else CNN
+    return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
+
+
+def task_of(kind: type[LossTerm]) -> Task:
+    """The task that a kind of loss is shown with."""
+    if kind.tasks == (EMBEDDING,):
+        return EMBEDDING
+    return "keypoints" if all(task in NUMBERS for task in kind.tasks) else "image-classification"
 
 
 def small_job(recipe: Document, student: Document = CNN, task: Task = "image-classification", **more: Any) -> Document:
     """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses want."""
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
-    data: Document = more.pop("data", None) or {"train": DATA[task]}
+    data: Document = more.pop("data", None) or (PAIRS if task == EMBEDDING else {"train": DATA[task]})
     if task == "image-classification":
         data = {"classes": CLASSES, **data}
     base = {"task": task, "data": data, "student": student, "export": ["safetensors"], "seed": 3}
@@ -93,21 +117,35 @@ def _teachers(recipe: Document, student: Document, task: Task) -> Document:
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
     if not any(one.needs_teacher for one in terms):
         return {}
-    return {"teacher": {"model": "vit" if student == VIT else "cnn" if task != "keypoints" else "tough"}}
+    named = {"keypoints": "tough", EMBEDDING: "encoder"}
+    return {"teacher": {"model": "vit" if student == VIT else named.get(task, "cnn")}}
 
 
 def write_data(folder: Path) -> None:
-    """The files of both tasks: patterns in noise, and points somewhere on black."""
+    """The files of all tasks: patterns in noise, points in it, and pairs of texts that share some of their words."""
     random = np.random.default_rng(0)
     labels = np.arange(SAMPLES) % CLASSES
     images = random.integers(60, 196, (CLASSES, SIDE, SIDE))[labels] + random.integers(-40, 40, (SAMPLES, SIDE, SIDE))
     np.savez(folder / f"{DATA['image-classification']}.npz", x=images.astype(np.uint8), y=labels)
     points = random.random((SAMPLES, POINTS, 2), dtype=np.float32)
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
+    lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
+    (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def pairs() -> list[tuple[str, str, int]]:
+    """Two texts of four words, and how many of them they share in the same places."""
+    random, made = np.random.default_rng(0), []
+    for index in range(SAMPLES):
+        one, other = ([str(word) for word in random.choice(WORDS, 4, replace=False)] for _ in range(2))
+        shared = one[: index % 5] + other[index % 5 :]
+        made.append((" ".join(one), " ".join(shared), sum(a == b for a, b in zip(one, shared, strict=True))))
+    return made
 
 
 def write_teachers(folder: Path) -> None:
-    """Models with random weights: of classes `cnn`, `other` and `vit`, of points `tough` and `tolerant`."""
+    """Models with random weights: of classes `cnn`, `other` and `vit`, of points `tough` and `tolerant`, of vectors
+    `encoder`."""
     classes: Document = {"classes": CLASSES}
     points: Document = {
         "task": "keypoints",
@@ -125,6 +163,23 @@ def write_teachers(folder: Path) -> None:
         torch.manual_seed(seed)
         (folder / name).mkdir()
         save_model(Model(config), folder / name)
+    write_encoder(folder / "encoder")
+
+
+def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True)) -> None:
+    """A sentence encoder with random weights and its tokenizer."""
+    tokenizer = train_tokenizer(WordPiece(vocabulary=100), Texts(WORDS))
+    config = ModelConfig(
+        task=EMBEDDING,
+        architecture=Transformers(config={**BERT, "hidden_size": 16, "num_hidden_layers": 2}),
+        input=TextInput(length=16, vocabulary=tokenizer.vocabulary, pad=tokenizer.pad, separator=tokenizer.separator),
+        targets=16,
+        embedding=embedding,
+    )
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_model(Model(config), folder)
+    write_tokenizer(tokenizer, config, folder)
 
 
 def _described(student: Any, **answer: Any) -> ModelConfig:

@@ -16,6 +16,7 @@ from app.cli.client import Client
 from app.cli.objects import Job
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Option
+from app.recipe.losses import LOSSES
 from app.recipe.students import STUDENTS
 from app.recipe.task import ALL_TASKS
 from tests import kinds
@@ -46,6 +47,7 @@ METRICS = {
     "text-classification": {"accuracy", "nll", "ece", "brier"},
     "regression": {"rmse", "mae", "r2"},
     "keypoints": {"nme", "failure_rate", "auc"},
+    "embedding": {"pearson", "spearman"},
 }
 """What a report must tell of the student, by task."""
 AUGMENTED: dict[str, Document] = {
@@ -74,7 +76,11 @@ def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
 OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.views)
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.views)
 ARCHITECTURES = names(STUDENTS, "architecture")
-ANYWHERE = [kind for kind in KINDS if kind not in kinds.SETTINGS and kind != "cross-entropy"]
+ANYWHERE = [
+    kind
+    for kind, loss in zip(KINDS, LOSSES, strict=True)
+    if kind not in kinds.SETTINGS and kind != "cross-entropy" and kinds.task_of(loss) == "image-classification"
+]
 """Kinds that look at logits alone: their jobs show the students and augmentations, too."""
 
 
@@ -138,7 +144,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         files = {path: client.upload(path).id for path in inputs.iterdir() if path.is_file()}
         ids = {(path.stem if path.suffix == ".npz" else path.name): file for path, file in files.items()}
         for folder in inputs.iterdir():
-            if folder.is_dir():
+            if (folder / "tokenizer.json").is_file():
+                whole = {path.name: client.upload(path, reuse=False).id for path in folder.iterdir()}
+                ids[folder.name] = client.register_folder(whole, name=folder.name).id
+            elif folder.is_dir():
                 config = json.loads((folder / "config.json").read_text())
                 weights = client.upload(folder / WEIGHTS, reuse=False).id
                 ids[folder.name] = client.register_model(weights, config, folder.name).id

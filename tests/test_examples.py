@@ -7,6 +7,7 @@ import gzip
 import importlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from app.cli import documents
@@ -34,13 +36,17 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 METHODS = EXAMPLES / "methods.yaml"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path != METHODS)
 BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epochs=1000")
-PLAYED = ("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml")
+PLAYED = (
+    *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
+    *("embedding-teacher.yaml", "embedding.yaml"),
+)
 """Examples that the programs send."""
 MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml")
 """Other examples whose models others learn from."""
 TAUGHT_BY = {
     "sst2.yaml": ["sst2-teacher.yaml"],
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
+    "embedding.yaml": ["embedding-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
 } | {"faces.yaml": ["faces-tough.yaml", "faces-tolerant.yaml"]}
 """The teachers of an example; of all others it is `teacher.yaml`."""
@@ -90,6 +96,8 @@ def write_data(folder: Path) -> None:
     example("archives").write_parts(folder / "images.npz", folder, "cifar10")
     for name, rows in (("sst2.tsv.gz", 200), ("sst2-dev.tsv.gz", 40)):
         write_sentences(folder / name, rows)
+    for name, rows in (("sts.tsv.gz", 120), ("sts-dev.tsv.gz", 30)):
+        write_pairs(folder / name, rows)
 
 
 def example(name: str) -> ModuleType:
@@ -147,6 +155,18 @@ def write_sentences(path: Path, rows: int) -> None:
             table.writerow((" ".join(draw.sample(words, len(words))), row % 2))
 
 
+def write_pairs(path: Path, rows: int) -> None:
+    """Rows of two sentences and the share of words that they have in common, from 0 to 5."""
+    draw, words = random.Random(rows), [*GOOD.split(), *BAD.split(), *OTHER.split()]
+    with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(("genre", "score", "sentence1", "sentence2"))
+        for row in range(rows):
+            one, other = draw.sample(words, 5), draw.sample(words, 5)
+            shared = [*one[: row % 6], *other[row % 6 :]]
+            table.writerow(("main", f"{row % 6}.000", " ".join(one), " ".join(shared)))
+
+
 @pytest.fixture(scope="module")
 def made(service: Service) -> dict[str, Job]:
     """The examples of teachers, run, by their file."""
@@ -161,12 +181,21 @@ def sst2(service: Service) -> str:
 
 
 @pytest.fixture(scope="module")
-def teachers(service: Service, made: dict[str, Job], sst2: str) -> dict[str, str]:
+def sts(service: Service) -> str:
+    """What the program for sentence encoders printed."""
+    train, test = service.folder / "sts.tsv.gz", service.folder / "sts-dev.tsv.gz"
+    return service.program("embedding.py", "--train", train, "--eval", test, "--rows", "64", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def teachers(service: Service, made: dict[str, Job], sst2: str, sts: str) -> dict[str, str]:
     """Ids of the models to learn from, by what made them."""
     assert sst2
+    assert sts
     [reader] = service.client.jobs(name="sst2 teacher")
+    [encoder] = service.client.jobs(name="embedding teacher")
     bought = example("cifar10").register(service.client, service.folder / "resnet8.th", 8)
-    jobs = {**made, "sst2-teacher.yaml": reader}
+    jobs = {**made, "sst2-teacher.yaml": reader, "embedding-teacher.yaml": encoder}
     return {"cifar10": bought.id} | {name: str(job.model_id) for name, job in jobs.items()}
 
 
@@ -238,6 +267,28 @@ def test_a_teacher_of_texts_may_come_as_a_folder(service: Service, teachers: dic
     teacher = program.register(service.client, folder)
     assignments = [f"teacher.model={teacher}", *program.places_in(program.MADE_HERE)]
     assert service.finished("sst2.yaml", *assignments).status == "succeeded"
+
+
+def test_an_encoder_learns_from_one_that_is_made_first(service: Service, sts: str) -> None:
+    assert "64 pairs to learn from, 30 to be measured on" in sts
+    models = service.folder / "embedding.py" / "models"
+    reports = [json.loads((models / name / "report.json").read_text()) for name in ("embedding", "embedding, alone")]
+    assert f"{reports[0]['teacher']['spearman']:.3f}" in sts
+    assert all(f"{report['student']['spearman']:.3f}" in sts for report in reports)
+    assert [report["teacher"] is None for report in reports] == [False, True]
+    encoder = SentenceTransformer(str(models / "embedding"), device="cpu")
+    assert encoder.encode(["a lovely film"]).shape == (1, 64)
+
+
+def test_an_encoder_that_sentence_transformers_reads_teaches(service: Service, sts: str) -> None:
+    """Its folder, without what this service says of it."""
+    assert sts
+    folder = service.folder / "embedding.py" / "models" / "embedding"
+    mine = service.folder / "my-encoder"
+    shutil.copytree(folder, mine, ignore=shutil.ignore_patterns("stillhouse.json", "*.onnx"))
+    teacher = example("embedding").register(service.client, mine)
+    assert service.client.model(teacher).config is None
+    assert service.finished("embedding.yaml", f"teacher.model={teacher}").status == "succeeded"
 
 
 def test_photographs_take_the_place_of_drawn_faces(tmp_path: Path) -> None:

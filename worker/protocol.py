@@ -88,7 +88,8 @@ class Progress(Message):
 
 
 class Metrics(Message):
-    """Values measured at one optimizer step, by name: `train/loss`, `train/loss/nkd`, `train/lr`, `eval/accuracy`, …"""
+    """Values measured at one optimizer step, by name: `train/loss`, `train/loss/nkd`, `train/lr`,
+    `train/mfu/teacher`, `eval/accuracy`, …"""
 
     type: Literal["metrics"] = "metrics"
     step: int
@@ -115,7 +116,7 @@ class Artifact(Message):
     """One file of the exported bundle."""
 
     name: str
-    """File name within the bundle, as the client will see it."""
+    """File name within the bundle, or in a folder of it, as the client will see it."""
     path: str
     media_type: str
 

@@ -19,7 +19,7 @@ from app.jobs.leases import LeaseLost, StoredFile
 from app.recipe.model import DESCRIPTIONS, ModelConfig
 from worker.access import Access
 from worker.protocol import CheckpointSaved, Finished
-from worker.staging import file_within, files_of, folder_within, safe_name
+from worker.staging import file_within, files_of, folder_within, safe_place
 
 BINARY = "application/octet-stream"
 
@@ -77,7 +77,7 @@ class Publisher:
     async def publish_bundle(self, finished: Finished) -> None:
         """Upload all artifacts, then publish them and the model and end the job, in one transaction."""
         await self._access.write(partial(leases.begin_phase, phase="publishing"))
-        paths = {safe_name(item.name): file_within(self._folder, item.path) for item in finished.artifacts}
+        paths = {safe_place(item.name): file_within(self._folder, item.path) for item in finished.artifacts}
         config, report = await asyncio.to_thread(_describe, paths)
         artifacts = [
             await self._upload(paths[item.name], f"artifacts/{item.name}", item.name, item.media_type)

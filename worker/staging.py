@@ -176,13 +176,20 @@ async def _stage_converted(sources: Sources, files: list[StoredFile], target: Pa
 
 async def _fetch(store: Store, files: list[StoredFile], folder: Path) -> None:
     for file in files:
-        await store.download(file.key, folder / safe_name(file.name), sha256=file.sha256, size=file.size)
+        await store.download(file.key, folder / safe_place(file.name), sha256=file.sha256, size=file.size)
 
 
 def safe_name(name: str) -> str:
     """The name, if it can be nothing but one component of a path; raises `UnsafePath`."""
     if not _NAME.fullmatch(name):
         raise UnsafePath(f"{name!r} is not a plain file name")
+    return name
+
+
+def safe_place(name: str) -> str:
+    """The name, if it can be nothing but a file in a folder, or in a folder right within it; raises `UnsafePath`."""
+    for step in name.split("/", maxsplit=1):
+        safe_name(step)
     return name
 
 

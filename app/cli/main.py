@@ -245,8 +245,9 @@ def register(
     if weights.is_dir():
         if checkpoint_key or key_map:
             raise BadRequest("--checkpoint-key and --key-map go with a file of weights, not with a folder")
-        paths = sorted(path for path in weights.iterdir() if is_model_file(path.name))
-        model = client.register_folder({path.name: client.upload(path).id for path in paths}, description, name)
+        paths = {path.relative_to(weights).as_posix(): path for path in sorted(weights.rglob("*"))}
+        files = {name: client.upload(path).id for name, path in paths.items() if is_model_file(name)}
+        model = client.register_folder(files, description, name)
     elif description is None:
         raise BadRequest("a file of weights needs a config.json that says what they are")
     else:

@@ -78,15 +78,17 @@ def _parts(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def download(transport: Transport, url: str, item: Artifact, folder: Path, *, progress: Progress = no_progress) -> Path:
-    """Fetch a file into `folder`, going on where an earlier try ended; it gets its name once its digest is right.
+    """Fetch a file into `folder`, or the folder in it that its name begins with, going on where an earlier try ended.
+
+    It gets its name once its digest is right.
 
     Raises `BadRequest` for a name that would leave the folder, `TransferError` for a wrong digest.
     """
-    target = folder / safe_name(item.name)
+    target = folder.joinpath(*map(safe_name, item.name.split("/", maxsplit=1)))
     if target.is_file() and target.stat().st_size == item.size and sha256_of(target) == item.sha256:
         progress(item.size, item.size)
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     # The digest in the name ties a leftover to its content: another version of the file starts afresh.
     partial = folder / f".{item.sha256[:16]}.part"
     _fetch(transport, url, item, partial, progress)

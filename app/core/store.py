@@ -155,13 +155,13 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
 
-    async def sizes(self) -> dict[str, int]:
-        """Bytes of each object that lies directly in this place, by its name."""
-        return await asyncio.to_thread(self._sizes)
+    async def sizes(self, folder: str | None = None) -> dict[str, int]:
+        """Bytes of each object that lies directly in this place, or in a `folder` of it, by its name."""
+        return await asyncio.to_thread(self._sizes, folder)
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self, folder: str | None) -> dict[str, int]:
         with _translated("the list"), suppress(MissingObject):
-            found = obstore.list_with_delimiter(self._backend)["objects"]
+            found = obstore.list_with_delimiter(self._backend, folder)["objects"]
             return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found}
         return {}
 

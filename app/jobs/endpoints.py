@@ -267,7 +267,7 @@ async def list_artifacts(services: ServicesDep, caller: Reader, job_id: str) -> 
         return ArtifactList(data=[ArtifactView.of(row) for row in await repository.artifacts_of(session, job_id)])
 
 
-@router.get("/{job_id}/artifacts/{name}", responses=DOWNLOAD_RESPONSES, response_class=Response)
+@router.get("/{job_id}/artifacts/{name:path}", responses=DOWNLOAD_RESPONSES, response_class=Response)
 async def download_artifact(
     services: ServicesDep, caller: Reader, request: Request, job_id: str, name: str
 ) -> Response:

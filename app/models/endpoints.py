@@ -45,7 +45,7 @@ async def get_model(model_id: str, caller: Reader, services: ServicesDep) -> Mod
     return ModelDetailView.with_children(row, children)
 
 
-@router.get("/{model_id}/files/{name}", responses=DOWNLOAD_RESPONSES, response_class=Response)
+@router.get("/{model_id}/files/{name:path}", responses=DOWNLOAD_RESPONSES, response_class=Response)
 async def get_model_file(model_id: str, name: str, request: Request, caller: Reader, services: ServicesDep) -> Response:
     """A file of the model's bundle, or one range of it."""
     async with services.database.read() as session:

@@ -34,7 +34,7 @@ class ModelRequest(Spec):
     worker converts, confined, when a job first needs it."""
     files: Annotated[dict[ModelFileName, Reference], Field(min_length=1, max_length=MAX_FILES)] | None = None
     """Ids of uploaded files by their name in the folder: `config.json`, `model.safetensors` or its shards and their
-    index, and the files of preprocessor and tokenizer."""
+    index, and the files of preprocessor and tokenizer; of sentence-transformers `modules.json` and what it names."""
     config: ModelConfig | None = None
     """What the weights are; a folder in the Hugging Face layout may go without."""
     checkpoint_key: CheckpointKey | None = None

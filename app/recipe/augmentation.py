@@ -125,7 +125,7 @@ class TextAugmentation(Augmentation):
     """Changes words: the text between two white spaces. All tokens of a word share its fate, in every tokenisation."""
 
     views: ClassVar[tuple[View, ...]] = ("texts",)
-    tasks: ClassVar[tuple[str, ...]] = ("text-classification", "regression")
+    tasks: ClassVar[tuple[str, ...]] = ("text-classification", "regression", "embedding")
 
 
 class TokenMask(TextAugmentation):

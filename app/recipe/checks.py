@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from app.recipe.data import Table
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
+from app.recipe.hugging_face import TEXT_MODEL_TYPES
 from app.recipe.job import JobSpec
-from app.recipe.losses import Ferkd, KdRel, KdTopk, Loss
+from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
-from app.recipe.task import CLASSIFICATION, NUMBERS
+from app.recipe.task import CLASSIFICATION, EMBEDDING
 from app.recipe.teacher_cache import NoCache, TopKCache
 
 
@@ -82,8 +84,10 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
     for name, count in names.items():
         if count > 1:
             yield Problem("teachers", f"{count} teachers are called {name!r}", "a name of its own for each")
-    if job.teacher_weighting == "entropy" and job.task in NUMBERS:
+    if job.teacher_weighting == "entropy" and job.task not in CLASSIFICATION:
         yield Problem("teacher_weighting", f"is entropy, and answers of {job.task} are no distributions", "fixed")
+    if job.task == EMBEDDING and len(names) > 1:
+        yield Problem("teachers", "are several, whose vectors have no mean", "one teacher")
     learning = [term for terms in job.objectives.values() for term in terms if term.needs_teacher]
     if learning and not names:
         kinds = ", ".join(sorted({term.kind for term in learning}))
@@ -116,8 +120,21 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
             yield from architecture_problems(network, taken, "student")
+        if network is not None and job.task == EMBEDDING:
+            yield from _encoder_problems(network)
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
+    if job.embedding is not None and job.task != EMBEDDING:
+        yield Problem("embedding", f"is given, the task is {job.task}", "none, or task: embedding")
+
+
+def _encoder_problems(network: Network) -> Iterator[Problem]:
+    if not isinstance(network, Transformers):
+        found = f"{network.architecture} is no encoder of texts"
+        yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
+    elif network.reads != "texts":
+        found = f"{network.model_type} reads {network.reads}"
+        yield Problem("student.config.model_type", found, f"one of {', '.join(TEXT_MODEL_TYPES)}")
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
@@ -195,6 +212,8 @@ def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterato
 def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
     if job.task not in term.tasks:
         yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
+    if isinstance(term, Contrastive | PairScore):
+        yield from _pair_problems(job, term, path)
     names = [teacher.name for teacher in job.all_teachers]
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
@@ -204,6 +223,15 @@ def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
     if term.couples_rows and job.recipe.accumulate > 1:
         found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
+
+
+def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> Iterator[Problem]:
+    if not isinstance(job.data, Table) or job.task not in term.tasks:
+        return
+    if len(job.data.input_columns) < 2:
+        yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
+    elif term.needs_scores and not job.data.label_columns:
+        yield Problem("data.label_columns", f"is missing, and {term.kind} learns from scores", "the column of scores")
 
 
 def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ def _mixes_last(steps: list[Augment]) -> list[Augment]:
 
 
 Columns = Annotated[list[Key], Field(min_length=1, max_length=4096), AfterValidator(_each_once)]
+MaybeColumns = Annotated[list[Key], Field(max_length=4096), AfterValidator(_each_once)]
 
 
 class Data(Spec):
@@ -65,6 +66,10 @@ class Data(Spec):
     def holds_out(self) -> bool:
         """True when the samples to evaluate on are taken from `train`."""
         return self.eval is None
+
+    def at(self, param: str) -> Self:
+        """The same as it holds for the file that the field `param` names."""
+        return self
 
     @model_validator(mode="after")
     def _cycles_something(self) -> Self:
@@ -102,9 +107,27 @@ class Table(Texts):
     """What the model reads: one column of texts, two for pairs of texts, one of images, or any number of columns of
     numbers."""
 
-    label_columns: Columns
+    label_columns: MaybeColumns = []
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
-    keypoints in the order x, y of each point, as fractions of the image's width and height."""
+    keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
+    a pair, where it has one; all other tasks need it."""
+
+    eval_input_columns: Columns | None = None
+    """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""
+
+    eval_label_columns: MaybeColumns | None = None
+    """For embeddings: the column of scores in `eval`, where `train` has another; none: as in `train`."""
+
+    def at(self, param: str) -> Self:
+        if param != "data.eval":
+            return self
+        own = {"input_columns": self.eval_input_columns, "label_columns": self.eval_label_columns}
+        return self.model_copy(update={field: names for field, names in own.items() if names is not None})
+
+    def field(self, name: Literal["input_columns", "label_columns"], param: str) -> str:
+        """Path of the field that names these columns of the file that the field `param` names."""
+        own = self.eval_input_columns if name == "input_columns" else self.eval_label_columns
+        return f"data.{'eval_' if param == 'data.eval' and own is not None else ''}{name}"
 
 
 class ImageData(Data):

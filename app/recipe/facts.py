@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from app.recipe.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data import CsvData, Data, ImageData, ImageFolderData, JsonlData, Table
 from app.recipe.model import MAX_CHANNELS, MAX_COLUMNS, MAX_SIDE, ImageInput, Input, TableInput, TextInput
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.task import CLASSIFICATION, EMBEDDING, NUMBERS, Task
 
 
 class Problem(NamedTuple):
@@ -64,6 +64,7 @@ _ACCEPTED: dict[Task, str] = {
     "text-classification": "csv, jsonl, parquet or hf-dataset",
     "regression": "npz, csv, jsonl, parquet or hf-dataset",
     "keypoints": "npz, parquet or hf-dataset",
+    "embedding": "csv, jsonl, parquet or hf-dataset",
 }
 _VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "texts"}
 
@@ -73,7 +74,7 @@ def sample_facts(data: Data, task: Task, known: Known | None, param: str = "data
     if isinstance(known, SampleFacts):
         return known
     if isinstance(known, FirstLine) and isinstance(data, Table):
-        return list(_missing_columns(data, known, param))
+        return list(_missing_columns(data.at(param), known, param))
     if isinstance(known, dict) and isinstance(data, ImageData):
         return _of_archive(data, task, known, param)
     return []
@@ -84,8 +85,8 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
     yield from _format_problems(data, task)
     if data.classes is not None and task not in CLASSIFICATION:
         yield Problem("data.classes", f"is given, but {task} answers with numbers", "no classes")
-    if data.targets_transform is not None and task in CLASSIFICATION:
-        yield Problem("data.targets_transform", f"is given, but {task} answers with classes", "none")
+    if data.targets_transform is not None and task not in NUMBERS:
+        yield Problem("data.targets_transform", f"is given, but {task} does not answer with numbers to learn", "none")
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if task not in step.tasks:
@@ -107,7 +108,7 @@ def data_problems(data: Data, task: Task, train: SampleFacts | None) -> Iterator
 def _format_problems(data: Data, task: Task) -> Iterator[Problem]:
     images = task in ("image-classification", "keypoints")
     unfit = {
-        ImageData: task == "text-classification",
+        ImageData: task in ("text-classification", EMBEDDING),
         CsvData: images,
         JsonlData: images,
         ImageFolderData: task != "image-classification",
@@ -115,10 +116,47 @@ def _format_problems(data: Data, task: Task) -> Iterator[Problem]:
     if unfit.get(type(data), False):
         name = getattr(data, "format", "")
         yield Problem("data.format", f"{name} holds nothing for {task}", _ACCEPTED[task])
-    if isinstance(data, Table) and task in CLASSIFICATION and len(data.label_columns) > 1:
+    elif isinstance(data, Table):
+        yield from _columns_problems(data, task)
+
+
+def _columns_problems(data: Table, task: Task) -> Iterator[Problem]:
+    if task == EMBEDDING:
+        yield from _encoder_problems(data)
+        return
+    if not data.label_columns:
+        yield Problem("data.label_columns", f"is missing, and {task} needs it", "the columns to answer with")
+    for field in ("eval_input_columns", "eval_label_columns"):
+        if getattr(data, field) is not None:
+            yield Problem(f"data.{field}", f"is for embedding, the task is {task}", "none: as in data.train")
+    if task in CLASSIFICATION and len(data.label_columns) > 1:
         yield Problem("data.label_columns", f"names {len(data.label_columns)} columns for one class", "one column")
-    if isinstance(data, Table) and task == "text-classification" and len(data.input_columns) > 2:
+    if task == "text-classification" and len(data.input_columns) > 2:
         yield Problem("data.input_columns", f"names {len(data.input_columns)} columns of texts", "one or two columns")
+
+
+def _encoder_problems(data: Table) -> Iterator[Problem]:
+    """Texts or pairs to learn from, pairs to evaluate on, and scores of pairs alone."""
+    own = data.eval_input_columns is not None or data.eval_label_columns is not None
+    if own and data.holds_out:
+        yield Problem("data.eval", "is missing, and columns of it are named", "a file, or no columns of its own")
+        return
+    yield from _texts_problems(data, "data.train")
+    if own:
+        yield from _texts_problems(data, "data.eval")
+    elif len(data.input_columns) == 1 and data.holds_out:
+        yield Problem("data.eval", "is missing, and single texts can't be evaluated", "a file with pairs of texts")
+    if not data.holds_out and len(data.at("data.eval").input_columns) == 1:
+        yield Problem("data.eval_input_columns", "must name two columns: evaluation compares texts", "two columns")
+
+
+def _texts_problems(data: Table, param: str) -> Iterator[Problem]:
+    texts, scores = data.at(param).input_columns, data.at(param).label_columns
+    if len(texts) > 2:
+        yield Problem(data.field("input_columns", param), f"names {len(texts)} columns", "one, or two of a pair")
+    if len(scores) > (len(texts) > 1):
+        found = f"names {len(scores)} columns of scores for {len(texts)} of texts"
+        yield Problem(data.field("label_columns", param), found, "one column, of pairs of texts, or none")
 
 
 def _flip_problems(step: Flip, task: Task, train: SampleFacts | None, path: str) -> Iterator[Problem]:
@@ -157,8 +195,8 @@ def _missing_columns(data: Table, line: FirstLine, param: str) -> Iterator[Probl
     if there is None:
         yield Problem(param, "its first line is not a JSON object", "one JSON object a line")
         return
-    named = [("data.input_columns", name) for name in data.input_columns]
-    for field, name in named + [("data.label_columns", name) for name in data.label_columns]:
+    named = [(data.field("input_columns", param), name) for name in data.input_columns]
+    for field, name in named + [(data.field("label_columns", param), name) for name in data.label_columns]:
         if there.count(name) != 1:
             found = "two columns" if name in there else "no column"
             yield Problem(field, f"{param} has {found} {name!r}", "one of " + ", ".join(sorted(set(there))[:20]))

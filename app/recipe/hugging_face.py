@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from app.recipe.sentence_folder import ENCODER, GENERAL, MODULES, POOLING, require_modules
+
 IMAGE_MODEL_TYPES = (
     *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers"),
     *("efficientnet", "focalnet", "hiera", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer"),
@@ -49,15 +51,27 @@ _LAYERS = re.compile(r".*(layers?|blocks?|depths?|repeats|depth_coefficient|inne
 
 def parse_object(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read one JSON object with unique keys. Raises `ValueError` with what is wrong, for the file's owner."""
-    if len(raw) > max_bytes:
-        raise ValueError(f"has {len(raw)} bytes; at most {max_bytes} are accepted")
-    try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError(f"nests deeper than {MAX_DEPTH} levels") from None
+    found = _parse(raw, max_bytes)
     if not isinstance(found, dict):
         raise ValueError("is not a JSON object")
     return found
+
+
+def parse_list(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> list[Any]:
+    """Read one JSON list as `parse_object` reads an object."""
+    found = _parse(raw, max_bytes)
+    if not isinstance(found, list):
+        raise ValueError("is not a JSON list")
+    return found
+
+
+def _parse(raw: bytes, max_bytes: int) -> Any:
+    if len(raw) > max_bytes:
+        raise ValueError(f"has {len(raw)} bytes; at most {max_bytes} are accepted")
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError(f"nests deeper than {MAX_DEPTH} levels") from None
 
 
 def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +154,7 @@ DOCUMENTS = {
     "tokenizer_config.json": MAX_CONFIG_BYTES,
     "special_tokens_map.json": MAX_CONFIG_BYTES,
     "added_tokens.json": MAX_CONFIG_BYTES,
+    **dict.fromkeys((MODULES, POOLING, ENCODER, GENERAL), MAX_CONFIG_BYTES),
 }
 """JSON files of a model that are held against the rules above, and the bytes that each may have."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
@@ -179,7 +194,11 @@ def read_index(raw: bytes) -> dict[str, str]:
 
 def check_document(name: str, raw: bytes) -> dict[str, Any]:
     """Read one of `DOCUMENTS`; raises `ValueError` unless it is plain settings of a model that we build."""
+    if name == MODULES:
+        return {"modules": require_modules(parse_list(raw))}
     document = parse_object(raw, DOCUMENTS[name])
     if name == CONFIG and "architecture" not in document:  # else it is one of this service's own
         return require_model_type(document)
+    if name == GENERAL:
+        document.pop("model_type", None)  # there it is the kind of encoder, and nothing is chosen by it
     return refuse_code(document)

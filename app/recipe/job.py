@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
 from app.recipe.data import AnyData
+from app.recipe.embedding import Embedding
 from app.recipe.losses import Loss
 from app.recipe.model import Side
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
@@ -111,7 +112,8 @@ class Evaluation(Spec):
     and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
-    task's main metric (accuracy and then nll, rmse, or nme). The report has both."""
+    task's main metric (accuracy and then nll, rmse, nme, or of embeddings spearman, without scores mrr). The report has
+    both."""
 
 
 class Resources(Spec):
@@ -157,6 +159,9 @@ class JobSpec(Spec):
     student_image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     """Height and width of the images that the student sees, in pixels, which they are resized to; none: those of the
     data, or of the teacher that a student starts from. Teachers see the size that they were trained on."""
+    embedding: Embedding | None = None
+    """For the task `embedding`: how the student makes one vector of a text; none: as the teacher that it is a smaller
+    copy of, else the mean of its tokens."""
     recipe: Recipe
     evaluation: Evaluation = Evaluation()
     export: Annotated[list[ExportFormat], AfterValidator(_go_together)] = ["safetensors", "onnx"]

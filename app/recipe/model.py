@@ -11,8 +11,9 @@ from typing import Annotated, Any, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.recipe.base import Positive, Spec
+from app.recipe.embedding import Embedding
 from app.recipe.students import Network, Transformers
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
 
 MAX_SIDE, MAX_CHANNELS = 4096, 1024
 MAX_COLUMNS, MAX_LENGTH = 4096, 8192
@@ -100,8 +101,10 @@ class ModelConfig(Spec):
     class_names: list[str] | None = Field(None, max_length=MAX_CLASSES)
     """Names of the classes, in the order of the logits."""
     targets: int | None = Field(None, ge=1, le=65_536)
-    """Numbers that a regression answers with; for K keypoints 2 K, x before y."""
+    """Numbers that a regression answers with; for K keypoints 2 K, x before y. Width of an encoder's vectors."""
     target_scaling: TargetScaling | None = None
+    embedding: Embedding | None = None
+    """How an encoder makes one vector of a text; there for the task `embedding`, and for no other."""
 
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
@@ -112,6 +115,15 @@ class ModelConfig(Spec):
             raise ValueError("class_names must have one name per class")
         if self.preprocessing is None and not isinstance(self.input, TextInput):
             raise ValueError("preprocessing is missing")
+        if (self.embedding is not None) != (self.task == EMBEDDING):
+            raise ValueError("embedding must be there for the task embedding, and for no other")
+        return self
+
+    @model_validator(mode="after")
+    def _encodes_texts(self) -> Self:
+        encoder = isinstance(self.architecture, Transformers) and self.architecture.reads == "texts"
+        if self.embedding is not None and not (encoder and isinstance(self.input, TextInput)):
+            raise ValueError("an encoder is a network of the Transformers library that reads texts")
         return self
 
     @property

@@ -51,6 +51,9 @@ def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
     recipe = job.recipe
+    if job.task == "embedding":
+        found = "is fsdp, but what losses on vectors train (projections) is not divided"
+        yield Problem("resources.sharding", found, "none")
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
             if term.taps().student or term.taps().teacher or isinstance(term, KdSim):

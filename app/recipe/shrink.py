@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
+from app.recipe.embedding import Embedding
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, Input, ModelConfig
 from app.recipe.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students import CifarResNet, Network, Shrink, Transformers, Vit, WideResNet
+from app.recipe.task import EMBEDDING
 
 
 class Unshrinkable(ValueError):
@@ -83,6 +85,14 @@ def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Inpu
         height, width = job.student_image_size
         return ImageInput(channels=given.channels, height=height, width=width)
     return start.input if start else given
+
+
+def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding | None:
+    """How the student makes one vector of a text; none for other tasks. Raises `Unshrinkable`."""
+    if job.task != EMBEDDING:
+        return None
+    teacher = _described(job, teachers) if isinstance(job.student, Shrink) else None
+    return job.embedding or (teacher.embedding if teacher else None) or Embedding()
 
 
 def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-Task = Literal["image-classification", "text-classification", "regression", "keypoints"]
+Task = Literal["image-classification", "text-classification", "regression", "keypoints", "embedding"]
 CLASSIFICATION: tuple[Task, ...] = ("image-classification", "text-classification")
 """Tasks whose answer is one of several classes."""
 NUMBERS: tuple[Task, ...] = ("regression", "keypoints")
 """Tasks whose answer is a list of numbers."""
-ALL_TASKS: tuple[Task, ...] = CLASSIFICATION + NUMBERS
+EMBEDDING: Task = "embedding"
+"""The task whose answer is a vector of a text, good for nothing but to be compared with others."""
+ALL_TASKS: tuple[Task, ...] = (*CLASSIFICATION, *NUMBERS, EMBEDDING)

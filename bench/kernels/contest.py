@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,10 @@ class Contest:
     """That must move: inputs read and gradients written once."""
     flops: int = 0
     """Of the products that nobody can spare; 0: there are none."""
+    leaves: Sequence[Tensor] = ()
+    """What gradients are taken of where passes are repeated."""
+    repeats: int = 1
+    """Passes in a row that are timed as one; more than one where a pass is too short to be seen."""
 
 
 class Turn(NamedTuple):
@@ -147,7 +152,54 @@ def turn(contender: Contender, contest: Contest) -> Turn:
     if found.requires_grad:
         second, highest, _ = _timed(found.backward, meter)
         memory = max(memory, highest - contest.gradient_bytes)
+    if contest.repeats > 1:
+        forward, first, second = *_steady(contender, contest, meter), 0.0
     return Turn(forward, first + second, max(0, memory - before), float(loss))
+
+
+def _steady(contender: Contender, contest: Contest, meter: Meter) -> tuple[float, float]:
+    """Seconds of a forward pass, and of one with the backward pass, where one follows the other."""
+
+    def both() -> None:
+        found = contender.loss()
+        if found.requires_grad:
+            torch.autograd.grad(found, contest.leaves)
+
+    with torch.no_grad():
+        forward = _each(contender.loss, contest, meter)
+    return forward, _each(both, contest, meter)
+
+
+def _each(call: Callable[[], object], contest: Contest, meter: Meter) -> float:
+    contest.reset()
+    run = _graph(call, contest.repeats) if contest.device.type == "cuda" else partial(_loop, call, contest.repeats)
+    meter.wait()
+    begin = time.perf_counter()
+    run()
+    meter.wait()
+    return (time.perf_counter() - begin) / contest.repeats
+
+
+def _loop(call: Callable[[], object], repeats: int) -> None:
+    for _ in range(repeats):
+        call()
+
+
+def _graph(call: Callable[[], object], repeats: int) -> Callable[[], None]:
+    """Without what Python takes to launch: a CUDA graph, or the bare loop for what can't be captured in one."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        _loop(call, 2)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            _loop(call, repeats)
+    except Exception:  # whatever a library raises that waits for the device
+        torch.cuda.synchronize()
+        return partial(_loop, call, repeats)
+    return graph.replay
 
 
 class Timed(NamedTuple):

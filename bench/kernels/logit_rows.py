@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from worker.kernels.rows import Inputs, row_loss_, runs_on_triton
 from worker.kernels.spec import Divergence, RowSpec
 
 TEMPERATURE = 2.0
+MOST_REPEATS, LOGITS_OF_A_TURN = 50, 1 << 24
 SPEC = RowSpec(Divergence("forward-kl", temperature=TEMPERATURE), divergence_weight=0.5, ce_weight=0.5)
 THREE_PASSES = "Stillhouse, maximum looked for first"
 
@@ -79,5 +81,14 @@ def contest(size: Size, device: torch.device, dtype: torch.dtype) -> Contest:
         load[THREE_PASSES] = lambda: Contender(case.three_passes)
     logits = case.buffer.numel() * case.buffer.element_size()
     return Contest(
-        str(size), device, dtype, load, case.reset, partial(case.plain, alone=True), logits, least_bytes=3 * logits
+        str(size),
+        device,
+        dtype,
+        load,
+        case.reset,
+        partial(case.plain, alone=True),
+        logits,
+        least_bytes=3 * logits,
+        leaves=[case.leaf],
+        repeats=max(2, min(MOST_REPEATS, LOGITS_OF_A_TURN // math.prod(size))),
     )

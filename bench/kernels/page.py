@@ -36,6 +36,8 @@ class Verdict(NamedTuple):
             found = self.figure(outcome, machine)
         except KeyError as missing:
             return f"* {target}: not measured ({missing.args[0]} is missing)"
+        except ZeroDivisionError:
+            return f"* {target}: not measured (too little to be seen)"
         reached = found >= self.bound if self.least else found <= self.bound
         return f"* {target}: {'yes' if reached else 'NO'} ({found:.3g})"
 

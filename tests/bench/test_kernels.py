@@ -112,6 +112,8 @@ def test_targets_are_reached_missed_or_not_measured() -> None:
     quick = outcome_of({OURS: 1.0, PLAIN: 10.0, LIGER: 0.5})
     lines = [verdict.line(quick, MACHINE) for verdict in page.HEADS]
     assert [line.rpartition(": ")[2] for line in lines] == ["yes (0.1)", "yes (0.1)", "NO (2)"]
+    nothing = outcome_of({OURS: 1.0, PLAIN: 0.0})
+    assert page.HEADS[0].line(nothing, MACHINE).endswith("not measured (too little to be seen)")
     alone = outcome_of({OURS: 1.0, PLAIN: 10.0}, {LIGER: "no module"})
     assert page.HEADS[2].line(alone, MACHINE).endswith(f"not measured ({LIGER} is missing)")
     assert page.ROWS_CUDA[0].line(quick, Machine(2e6, 1.0)).endswith("yes (1)")

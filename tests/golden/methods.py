@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, features, labels, losses, metrics, optimizers
+from tests.golden import Case, embeddings, features, labels, losses, metrics, optimizers
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -27,6 +27,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ie_kd": features.ie_kd,
     "mi_alpha": features.distiller,
     "autodistil_relation": features.autodistil,
+    "ntxent": embeddings.ntxent,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,

@@ -29,6 +29,7 @@ from worker.staging import (
     files_of,
     folder_within,
     safe_name,
+    safe_place,
     stage,
     try_lock,
 )
@@ -112,6 +113,16 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_could_be_more_than_a_file_name_is_refused(name: str) -> None:
     with pytest.raises(UnsafePath):
         safe_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../a", "a/..", "a/.b", "a/b/c", "/a", "a/", "a//b"])
+def test_a_name_that_leads_out_of_its_folder_or_deep_into_it_is_refused(name: str) -> None:
+    with pytest.raises(UnsafePath):
+        safe_place(name)
+
+
+def test_a_file_may_lie_in_a_folder() -> None:
+    assert [safe_place(name) for name in ("a.json", "1_b/a.json")] == ["a.json", "1_b/a.json"]
 
 
 def names_below(folder: Path) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,33 +23,44 @@ class Batch:
     """(B,) int64: number of each sample within its split."""
     epoch: int = 0
     """Which of the augmentation epochs the samples were drawn in."""
+    together: int = 1
+    """Rows that make one sample and lie one after the other: 2 for pairs of texts that are read one by one. All other
+    shapes here count rows."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def samples(self) -> int:
+        """Rows, or pairs of them."""
+        return len(self) // self.together
+
     def take(self, chosen: Tensor) -> Batch:
-        """The samples at `chosen` (any number of int64 positions)."""
+        """The rows at `chosen` (any number of int64 positions)."""
         inputs = {view: samples[chosen] for view, samples in self.inputs.items()}
-        return Batch(inputs, self.targets[chosen], self.index[chosen], self.epoch)
+        return replace(self, inputs=inputs, targets=self.targets[chosen], index=self.index[chosen])
+
+    def take_samples(self, chosen: Tensor) -> Batch:
+        """All rows of the samples at `chosen` (any number of int64 positions)."""
+        within = torch.arange(self.together, device=chosen.device)
+        return self.take((chosen.unsqueeze(1) * self.together + within).flatten())
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """At most `parts` micro-batches of nearly equal size, none of them empty."""
-        count = min(parts, len(self))
-        views = [samples.tensor_split(count) for samples in self.inputs.values()]
-        for targets, index, *samples in zip(
-            self.targets.tensor_split(count), self.index.tensor_split(count), *views, strict=True
-        ):
-            yield Batch(dict(zip(self.inputs, samples, strict=True)), targets, index, self.epoch)
+        """At most `parts` micro-batches of nearly equal size, none of them empty; no sample is torn apart."""
+        for part in torch.arange(self.samples).tensor_split(min(parts, self.samples)):
+            rows = slice(int(part[0]) * self.together, (int(part[-1]) + 1) * self.together)
+            inputs = {view: samples[rows] for view, samples in self.inputs.items()}
+            yield replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
         inputs = {view: samples.to(device) for view, samples in self.inputs.items()}
-        return Batch(inputs, self.targets.to(device), self.index.to(device), self.epoch)
+        return replace(self, inputs=inputs, targets=self.targets.to(device), index=self.index.to(device))
 
 
-def whole_split(inputs: dict[str, Tensor], targets: Tensor) -> Batch:
+def whole_split(inputs: dict[str, Tensor], targets: Tensor, together: int = 1) -> Batch:
     """All samples of a split, numbered from 0."""
-    return Batch(inputs, targets, torch.arange(len(targets), device=targets.device))
+    return Batch(inputs, targets, torch.arange(len(targets), device=targets.device), together=together)
 
 
 Augment = Callable[[Batch, int], Batch]
@@ -68,18 +79,19 @@ class Batches:
     ) -> None:
         self.samples, self.augment, self._size, self._seed = samples, augment, batch_size, seed
         self._share = share or (lambda chosen: chosen)
-        self.steps_per_epoch = -(-len(samples) // batch_size)
+        self.steps_per_epoch = -(-samples.samples // batch_size)
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Batch:
         """The share in the batch of optimizer step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        batch = self.samples.take(self._share(self._order_of(epoch)[index * self._size : (index + 1) * self._size]))
+        chosen = self._order_of(epoch)[index * self._size : (index + 1) * self._size]
+        batch = self.samples.take_samples(self._share(chosen))
         return self.augment(batch, epoch) if self.augment else batch
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            order = torch.randperm(len(self.samples), generator=generator(self._seed, "order", epoch))
+            order = torch.randperm(self.samples.samples, generator=generator(self._seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.samples.targets.device)
         return self._order

@@ -18,8 +18,9 @@ from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
 from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
 from app.recipe.plan import split_counts
-from app.recipe.shrink import network_of, start_of, student_input
-from app.recipe.task import CLASSIFICATION
+from app.recipe.shrink import embedding_of, network_of, start_of, student_input
+from app.recipe.students import Transformers
+from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples
@@ -27,10 +28,12 @@ from worker.data.formats.columns import Samples, Texts
 from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
+from worker.data.pairs import as_rows
 from worker.data.readers import Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
+from worker.students.hugging_face import width_of
 
 IMAGES, TABLE = "images", "table"
 
@@ -71,13 +74,16 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
         _refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
     else:
         _refuse(find_problems(job, InputFacts(teachers=teachers)))
-    samples = {param: read_samples(path, data, job.task, param) for param, path in files.items()}
+    samples = {param: _read(path, job, param) for param, path in files.items()}
     targets, classes = _targets(job, next(iter(teachers.values()), None), samples)
     readers = _readers(job, inputs, teachers, samples["data.train"])
-    facts = {param: _facts(one, readers, targets[param]) for param, one in samples.items()}
+    facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     words = any(isinstance(step, TextAugmentation) for step in data.augment)
-    splits = {param: whole_split(_views(one, readers, words=words), targets[param]) for param, one in samples.items()}
+    splits = {
+        param: whole_split(_views(one, readers, words=words), targets[param], one.together)
+        for param, one in samples.items()
+    }
     train, evaluation, numbers = _split(splits, job, seed)
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
@@ -93,6 +99,11 @@ def _references(data: Data) -> dict[str, str]:
     elif isinstance(data, HfData) and data.eval_split is not None:
         named["data.eval"] = data.train
     return named
+
+
+def _read(path: Path, job: JobSpec, param: str) -> Samples:
+    samples = read_samples(path, job.data, job.task, param)
+    return as_rows(samples, param) if job.task == EMBEDDING else samples
 
 
 def _refuse(problems: list[Problem]) -> None:
@@ -129,14 +140,15 @@ def _readers(
     return open_readers(job, job.data, inputs, teachers, train.inputs)
 
 
-def _facts(samples: Samples, readers: Readers | None, targets: Tensor) -> SampleFacts:
+def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Task) -> SampleFacts:
     """What the samples amount to, now that they are read."""
-    numbers = targets.shape[1] if targets.ndim == 2 else None
+    numbers = targets.shape[1] if targets.ndim == 2 and task != EMBEDDING else None
     stored = samples.inputs
     if isinstance(stored, Texts):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
-        return SampleFacts(len(targets), readers.input, 8 * readers.input.length, targets=numbers)
+        count, size = len(targets) // samples.together, 8 * readers.input.length * samples.together
+        return SampleFacts(count, readers.input, size, targets=numbers)
     pixels = stored.ndim == 4 and stored.dtype == np.uint8
     return SampleFacts(len(targets), _input(stored.shape[1:]), stored[0].nbytes, pixels, numbers)
 
@@ -159,12 +171,12 @@ def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch,
     train = splits["data.train"]
     if "data.eval" in splits:
         return train, splits["data.eval"], None
-    _, count = split_counts(job.data, len(train))
+    _, count = split_counts(job.data, train.samples)
     classes = job.task in CLASSIFICATION
-    halves = hold_out(train.targets, count, seed) if classes else hold_out_any(len(train), count, seed)
-    kept, held = (train.take(chosen) for chosen in halves)
-    numbers = kept.index, held.index
-    return whole_split(kept.inputs, kept.targets), whole_split(held.inputs, held.targets), numbers
+    halves = hold_out(train.targets, count, seed) if classes else hold_out_any(train.samples, count, seed)
+    kept, held = (train.take_samples(chosen) for chosen in halves)
+    own, others = (whole_split(half.inputs, half.targets, half.together) for half in (kept, held))
+    return own, others, (kept.index, held.index)
 
 
 def _describe(
@@ -173,6 +185,10 @@ def _describe(
     raw = next((samples for view, samples in train.inputs.items() if view in (IMAGES, TABLE)), None)
     network, inherited = network_of(job, teachers), start_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
+    embedding = embedding_of(job, teachers)
+    if embedding is not None and isinstance(network, Transformers):
+        width = width_of(network)
+        return ModelConfig(task=job.task, architecture=network, input=given, targets=width, embedding=embedding)
     fitted = None if classes else fit_targets(train.targets)
     return ModelConfig(
         task=job.task,

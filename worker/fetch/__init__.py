@@ -16,7 +16,7 @@ from app.recipe.teachers import Teacher
 from worker.errors import UserError
 from worker.fetch import hub, objects
 from worker.fetch.refusal import Refused
-from worker.fetch.shelf import Shelf
+from worker.fetch.shelf import Shelf, files_in
 
 
 async def fetch(teacher: Teacher, param: str, settings: Settings, shelf: Shelf, target: Path) -> None:
@@ -45,7 +45,7 @@ async def _from_hub(teacher: Teacher, settings: Settings, folder: Path) -> None:
 
 def check(folder: Path) -> None:
     """Hold a fetched folder against the rules for models; raises `Refused`, naming the file."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.relative_to(folder).as_posix() for path in files_in(folder)}
     for name in sorted(names):
         try:
             if name in DOCUMENTS:

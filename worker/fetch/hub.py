@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from app.core.errors import Unavailable
 from app.core.settings import Settings
 from worker.fetch.refusal import Refused, choose
+from worker.fetch.shelf import files_in
 
 REFUSED, UNREACHED = 3, 4
 """Exit statuses of a process that says on stdout why there is nothing to fetch, or that the hub does not answer."""
@@ -74,8 +75,9 @@ async def fetch(name: str, revision: str, settings: Settings, target: Path) -> N
 
 
 def _copy(source: Path, max_bytes: int, target: Path) -> None:
-    sizes = {path.name: path.stat().st_size for path in source.iterdir() if path.is_file()}
+    sizes = {path.relative_to(source).as_posix(): path.stat().st_size for path in files_in(source)}
     for name in choose(sizes, max_bytes):
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from app.core.settings import Settings
 from app.core.store import Damaged, MissingObject, Store
+from app.recipe.sentence_folder import POOLING
 from worker.fetch.refusal import Refused, choose
 
 
@@ -13,7 +14,8 @@ async def fetch(uri: str, settings: Settings, target: Path) -> None:
     """Put the files that lie at `uri` into the folder `target`. Raises: `Refused`, `Unavailable`, `OSError`."""
     _require_folder(uri)
     store = Store.from_settings(settings.model_copy(update={"store_url": uri}))
-    sizes = await store.sizes()
+    below = str(PurePosixPath(POOLING).parent)
+    sizes = await store.sizes() | {f"{below}/{name}": size for name, size in (await store.sizes(below)).items()}
     try:
         for name in choose(sizes, settings.max_teacher_bytes):
             await store.fetch(name, target / name, sizes[name])

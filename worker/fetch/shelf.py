@@ -21,7 +21,7 @@ SECONDS_TO_LEAVE = 3600.0
 
 
 class Shelf:
-    """Holds up to `max_bytes` in flat folders under `root`."""
+    """Holds up to `max_bytes` in folders under `root`."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         self._root, self._max_bytes = root, max_bytes
@@ -38,8 +38,8 @@ class Shelf:
         target.mkdir(parents=True, exist_ok=True)
         try:
             os.utime(kept)
-            for path in kept.iterdir():
-                _link(path, target / path.name)
+            for path in files_in(kept):
+                _link(path, target / path.relative_to(kept))
         except FileNotFoundError:  # never there, or taken away in between
             _empty(target)
             return False
@@ -51,9 +51,9 @@ class Shelf:
             self._root.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=LEAVING, dir=self._root))
             try:
-                for path in folder.iterdir():
+                for path in files_in(folder):
                     path.chmod(0o444)
-                    _link(path, fresh / path.name)
+                    _link(path, fresh / path.relative_to(folder))
                 fresh.rename(self._root / digest)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
@@ -77,8 +77,14 @@ class Shelf:
             shutil.rmtree(leaving, ignore_errors=True)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files of a folder and of those within it, by name."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def _link(source: Path, target: Path) -> None:
     """Share the file where one disk holds both; files here are never written again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # never written through: it may be a link to what is kept
     try:
         os.link(source, target)
@@ -89,13 +95,13 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in files_in(folder):
         path.unlink()
 
 
 def _size(folder: Path) -> int:
     with suppress(FileNotFoundError):
-        return sum(path.stat().st_size for path in folder.iterdir())
+        return sum(path.stat().st_size for path in files_in(folder))
     return 0
 
 

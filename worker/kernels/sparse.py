@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worker.kernels.linear import Picked, part, pick
 from worker.kernels.processor_rows import covers
-from worker.kernels.rows import row_loss_
+from worker.kernels.rows import row_loss_, runs_on_triton, weighted
 from worker.kernels.spec import RowSpec
 from worker.losses.base import at_least_float32
 
@@ -51,6 +51,8 @@ class Known(NamedTuple):
     """log p of the kept columns (n, K)."""
     other: Tensor
     """log p of any other column (n, 1)."""
+    others: bool
+    """Whether the other columns have a share in any row."""
 
 
 class TopKTeacher:
@@ -82,6 +84,8 @@ class TopKTeacher:
             raise ValueError("tail zero is for forward-kl without softcap, logit_scale and label_smoothing")
         compute = self._by_sums if covers(spec) else self._filled_in
         kept = self._kept.rows(rows)
+        if covers(spec) and runs_on_triton(student):
+            return self._by_kernel(student, kept, labels, spec, scale, gradient)
         return torch.cat(
             [
                 compute(student[block], kept.rows(block), part(labels, block), spec, scale, gradient)
@@ -101,6 +105,17 @@ class TopKTeacher:
         )
         weights = scale.expand(student.shape[0])
         return torch.stack(row_loss_(student, logits, labels, spec, row_weights=weights, gradient=gradient))
+
+    def _by_kernel(
+        self, student: Tensor, kept: Kept, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+    ) -> Tensor:
+        """As `_by_sums`, in one launch."""
+        from worker.kernels import sparse_kernels  # Triton is there on Linux alone
+
+        assert spec.divergence is not None
+        known, shared = self._known(kept, spec.divergence.temperature), min(self._vocabulary, student.shape[1])
+        losses = sparse_kernels.launch(student, known, shared, labels, spec, scale, gradient)
+        return torch.stack((weighted(*losses, spec, scale.expand(student.shape[0])), *losses))
 
     def _by_sums(
         self, student: Tensor, kept: Kept, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
@@ -129,9 +144,8 @@ class TopKTeacher:
         values, other = at_least_float32(kept.values) / temperature, self._other(kept) / temperature
         number = max(1, self._vocabulary - kept.indices.shape[1])
         total = torch.cat((values, other + math.log(number)), dim=1).logsumexp(1, keepdim=True)
-        return Known(
-            kept.indices.long(), values - total, other.fill_(-torch.inf) if self._tail == "zero" else other - total
-        )
+        left = other.fill_(-torch.inf) if self._tail == "zero" else other - total
+        return Known(kept.indices.long(), values - total, left, self._tail == "even")
 
     def _other(self, kept: Kept) -> Tensor:
         """Logit (n, 1) of each class that isn't kept."""

@@ -21,6 +21,7 @@ from worker.losses.divergences import (
     TvdTerm,
 )
 from worker.losses.dkd import DkdTerm
+from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.kd import KdTerm, LogitMseTerm
@@ -53,12 +54,16 @@ TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
     spec.SmoothL1: SmoothL1Term,
     spec.Wing: WingTerm,
     spec.Assistive: AssistiveTerm,
+    spec.SimilarityMatrix: SimilarityMatrixTerm,
+    spec.Contrastive: ContrastiveTerm,
+    spec.PairScore: PairScoreTerm,
 }
 """Terms that look at outputs alone."""
 
 
 BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
     spec.Uskd: UskdTerm,
+    spec.EmbeddingDistance: EmbeddingDistanceTerm,
     **FEATURE_TERMS,
 }
 """Terms that tap activations or train parts of their own."""

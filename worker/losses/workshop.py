@@ -24,6 +24,8 @@ class TeacherSide:
     """Of its activations, each with a batch axis."""
     same_tokens: bool = True
     """Whether it reads texts with the student's tokenizer; true where there are no texts."""
+    outputs: int = 0
+    """Classes, or numbers per sample."""
 
 
 class Workshop:
@@ -59,6 +61,10 @@ class Workshop:
     def teacher(self, tap: Tap, name: str | None = None) -> torch.Size:
         """Shape of a teacher's activation, with a batch axis; `name` may be left out when there is one teacher."""
         return self._side(name).shapes[tap]
+
+    def teacher_outputs(self, name: str | None = None) -> int:
+        """Numbers that a teacher answers with."""
+        return self._side(name).outputs
 
     def same_tokens(self, name: str | None = None) -> bool:
         """Whether the student's tokens are this teacher's, one for one."""

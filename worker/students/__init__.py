@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from app.recipe.cost import as_image
+from app.recipe.embedding import Embedding
 from app.recipe.model import ImageInput, Input
 from app.recipe.students import (
     CifarResNet,
@@ -34,8 +35,9 @@ BUILDERS: dict[type, Builder] = {
 }
 
 
-def build(network: Network, sample: Input, outputs: int) -> nn.Module:
-    """A freshly initialised network from preprocessed samples (N, ...) to logits or numbers (N, outputs)."""
+def build(network: Network, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
+    """A freshly initialised network from preprocessed samples (N, ...) to logits, numbers, or vectors of texts as
+    `embedding` describes (N, outputs)."""
     if isinstance(network, Transformers):
-        return hugging_face.build(network, sample, outputs)
+        return hugging_face.build(network, sample, outputs, embedding)
     return BUILDERS[type(network)](network, as_image(sample), outputs)

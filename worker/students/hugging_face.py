@@ -18,14 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from app.recipe.embedding import Embedding
 from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students import Transformers
 from worker.errors import UserError
+from worker.students.pooling import pool
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 ONE_FILE = "1000GB"
 SLACK = 1_000_000
 """Weights that a file may lack before its network is built at all, so that each one can be named."""
+UNUSED = "pooler."
+"""Begins the names of a layer that an encoder of vectors does not have, although its file may."""
 
 
 class Misfit(Exception):
@@ -43,16 +47,26 @@ def library() -> ModuleType:
     return transformers
 
 
-def build(student: Transformers, sample: Input, outputs: int) -> nn.Module:
-    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs).
+def build(student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
+    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), or to
+    vectors of this width as `embedding` describes.
 
     Tokens that are `pad` are not attended to; a network that tells parts of a text apart is told them by `separator`.
     Raises UserError (`invalid_architecture`) when the library can't build it.
     """
     with blaming_the_config(student):
         config = _library_config(student, sample, outputs)
-        network: nn.Module = _network_class(config, student, sample)._from_config(config, **_options(config, student))
+        kind = _network_class(config, student, sample, embedding)
+        if embedding is not None and config.hidden_size != outputs:
+            raise ValueError(f"its vectors have {config.hidden_size} numbers, not {outputs}")
+        network: nn.Module = kind._from_config(config, **_options(config, student))
     return network
+
+
+def width_of(student: Transformers) -> int:
+    """Numbers in a vector of a text; raises UserError as `build` does."""
+    with blaming_the_config(student):
+        return int(library().AutoConfig.for_model(**{"architectures": [], **student.config}).hidden_size)
 
 
 def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
@@ -65,7 +79,9 @@ def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
     _require_enough(config, state)
     with blaming_the_config(student):
         described = _library_config(student, config.input, config.outputs)
-        kind = _network_class(described, student, config.input)
+        if config.embedding is not None and _without_pooler(_bare_class(described)):
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
+        kind = _network_class(described, student, config.input, config.embedding)
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
         network, found = kind.from_pretrained(None, config=described, state_dict=dict(state), **options)
     _require_all(found)
@@ -76,12 +92,17 @@ def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`."""
     described: Any = network.config
+    if config.embedding is None:
+        _name_answers(described, config)
+    library()
+    network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel
+
+
+def _name_answers(described: Any, config: ModelConfig) -> None:
     names = config.class_names or [f"LABEL_{number}" for number in range(config.outputs)]
     described.id2label = dict(enumerate(names))
     described.label2id = {name: number for number, name in enumerate(names)}
     described.problem_type = "single_label_classification" if config.classes else "regression"
-    library()
-    network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel
 
 
 @contextmanager
@@ -149,8 +170,35 @@ def _base_class(config: Any, student: Transformers) -> Any:
     return next((kind for kind in several if kind.__name__ in config.architectures), several[0])
 
 
-def _network_class(config: Any, student: Transformers, sample: Input) -> Any:
+def _encoder_class(config: Any, sample: Input, embedding: Embedding) -> Any:
+    """The library's bare encoder, from token ids to vectors of texts."""
+    base = _bare_class(config)
+    kinds, options = _kinds_of_parts(base, config), _without_pooler(base)
+    assert isinstance(sample, TextInput)
+
+    def init(self: Any, config: Any) -> None:
+        base.__init__(self, config, **options)
+
+    def forward(self: Any, samples: Tensor) -> Tensor:
+        states = base.forward(self, **_text_arguments(samples, sample, kinds)).last_hidden_state
+        return pool(states, samples != sample.pad, embedding)
+
+    return type(base.__name__, (base,), {"__init__": init, "forward": forward})
+
+
+def _bare_class(config: Any) -> Any:
+    return library().models.auto.modeling_auto.MODEL_MAPPING[type(config)]
+
+
+def _without_pooler(base: Any) -> dict[str, Any]:
+    """What leaves the layer behind the first token out; empty where a network has none, or can't do without."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(base.__init__).parameters else {}
+
+
+def _network_class(config: Any, student: Transformers, sample: Input, embedding: Embedding | None) -> Any:
     """The library's class, called with one tensor and answering with one; it has the same name, which is stored."""
+    if embedding is not None:
+        return _encoder_class(config, sample, embedding)
     base = _base_class(config, student)
     kinds = _kinds_of_parts(base, config)
 
@@ -194,7 +242,7 @@ def _options(config: Any, student: Transformers) -> dict[str, Any]:
 def _require_enough(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """A description of far more weights than there are costs no memory: the network is built without any first."""
     with torch.device("meta"):
-        network = build(config.architecture, config.input, config.outputs)  # type: ignore[arg-type]
+        network = build(config.architecture, config.input, config.outputs, config.embedding)  # type: ignore[arg-type]
     needed = sum(parameter.numel() for parameter in network.parameters())
     stored = sum(tensor.numel() for tensor in state.values())
     if needed > 2 * stored + SLACK:

@@ -18,7 +18,8 @@ from app.recipe.students import SET_FROM_THE_JOB, Transformers
 from app.recipe.task import Task
 from worker.data.tokens import SETTINGS, TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
-from worker.students.hugging_face import first_position, library, tells_parts_apart
+from worker.students.hugging_face import first_position, library, tells_parts_apart, width_of
+from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
 
 PREPROCESSOR = "preprocessor_config.json"
 LONGEST = 512
@@ -35,6 +36,8 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     network = Transformers(config={key: value for key, value in config.items() if key not in SET_FROM_THE_JOB})
     defaults = library().AutoConfig.for_model(network.model_type).to_dict()
     settings = {**defaults, **config}
+    if is_encoder(folder):
+        return _encoder(network, settings, folder)
     classes, names = _classes(config)
     regression = config.get("problem_type") == "regression" or classes == 1
     if config.get("problem_type") == "multi_label_classification":
@@ -43,6 +46,20 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)
     task: Task = "regression" if regression else f"{network.reads[:-1]}-classification"  # type: ignore[assignment]
     return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **answer)
+
+
+def _encoder(network: Transformers, settings: dict[str, Any], folder: Path) -> ModelConfig:
+    """A folder of the library sentence-transformers."""
+    if network.reads != "texts":
+        raise InvalidModel(f"config.json: {network.model_type} reads {network.reads}; accepted is an encoder of texts")
+    texts, longest = _texts(settings, folder), longest_text(folder)
+    return ModelConfig(
+        task="embedding",
+        architecture=network,
+        input=texts if longest is None else texts.model_copy(update={"length": min(longest, texts.length)}),
+        targets=width_of(network),
+        embedding=read_embedding(folder),
+    )
 
 
 def write_preprocessing(config: ModelConfig, folder: Path) -> None:

@@ -42,7 +42,7 @@ def _dry_run(config: ModelConfig) -> Cost:
 
 
 def _run_once(config: ModelConfig) -> Cost:
-    network = students.build(config.architecture, config.input, config.outputs).eval()
+    network = students.build(config.architecture, config.input, config.outputs, config.embedding).eval()
     samples = example(config.input)
     kept = [samples.numel()]
     for leaf in network.modules():

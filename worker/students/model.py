@@ -59,8 +59,8 @@ class Rescale(nn.Module):
 
 
 class Model(nn.Module):
-    """Raw samples to logits or numbers (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype, or token
-    ids (N, S) int64."""
+    """Raw samples to logits, numbers or vectors (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype,
+    or token ids (N, S) int64."""
 
     def __init__(self, config: ModelConfig, network: nn.Module | None = None, view: str | None = None) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Model(nn.Module):
         self.fit = Resize(config.input) if isinstance(config.input, ImageInput) else nn.Identity()
         """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)
-        self.network = network or students.build(config.architecture, config.input, config.outputs)
+        self.network = network or students.build(config.architecture, config.input, config.outputs, config.embedding)
         self.rescale = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:

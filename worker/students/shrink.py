@@ -40,7 +40,8 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
 def take_over(student: Model, teacher: Model, kept: Sequence[int]) -> None:
     """Layer i of `student` becomes layer `kept[i]` of `teacher`; of each weight, its leading part along every axis."""
     theirs = teacher.network.state_dict()
-    last = _last_layers(student) if student.config.outputs != teacher.config.outputs else set()
+    answers = student.config.embedding is None and student.config.outputs != teacher.config.outputs
+    last = _last_layers(student) if answers else set()
     for name, tensor in student.network.state_dict().items():
         if name in last:
             continue

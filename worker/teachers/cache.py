@@ -104,6 +104,11 @@ class CachedTeacher:
         """
         return TeacherSignal(self._encoding.decode(self._look_up(batch)), self._head)
 
+    @property
+    def answered(self) -> int:
+        """Samples that the teacher itself was run on so far."""
+        return self.misses
+
     def sync(self) -> None:
         """Bring all that is new to the disk, so that it outlives the machine's death as a checkpoint does."""
         if self._held is not None:

@@ -32,6 +32,11 @@ class TeacherSignal:
 class Source(Protocol):
     """Whatever gives the signal of one teacher."""
 
+    @property
+    def answered(self) -> int:
+        """Samples that the teacher itself was run on so far."""
+        ...
+
     def __call__(self, batch: Batch) -> TeacherSignal:
         """Say something about a batch, as the student sees it."""
         ...
@@ -44,8 +49,10 @@ class Teacher:
         self.model = model.eval()
         self._recorder = recorder or Recorder(model.network, ())
         self._head = _last_layer(model)
+        self.answered = 0
 
     def __call__(self, batch: Batch) -> TeacherSignal:
+        self.answered += len(batch)
         samples = batch.inputs[self.model.view]
         with torch.inference_mode():
             logits = self.model(samples)

@@ -15,9 +15,11 @@ from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.model import DESCRIPTIONS
 from app.recipe.plan import EVAL_BATCH, TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.sentence_folder import FILES as FOLDER
 from worker.data.batches import Batch
 from worker.data.tokens import FILE, SETTINGS, TextTokenizer
 from worker.protocol import Artifact
+from worker.students import sentence_folder
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
@@ -53,6 +55,8 @@ class Trained(NamedTuple):
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
+    arithmetic: Figures
+    """What student and teachers computed in training."""
     tokenizer: TextTokenizer | None = None
     """What the student reads texts with; none: it reads none."""
 
@@ -92,9 +96,9 @@ def write_bundle(trained: Trained, folder: Path, device: torch.device) -> list[A
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
-    reading = (PREPROCESSOR, FILE, SETTINGS)
+    reading = (PREPROCESSOR, FILE, SETTINGS, *FOLDER)
     names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
-    return [_artifact(bundle / name) for name in names if (bundle / name).exists()]
+    return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
 class _Examination:
@@ -110,6 +114,8 @@ class _Examination:
         self.config = self._loaded.config
         if trained.tokenizer is not None:
             write_tokenizer(trained.tokenizer, self.config, bundle)
+        if self.config.embedding is not None:
+            sentence_folder.write(self.config, self.config.embedding, bundle)
 
     def report(self) -> Report:
         """The whole of it."""
@@ -119,7 +125,7 @@ class _Examination:
         costs = [figures["flops"] for figures in teachers.values()]
         return {
             "task": trained.job.task,
-            "samples": {"train": trained.plan.train_samples, "eval": len(trained.samples)},
+            "samples": {"train": trained.plan.train_samples, "eval": trained.samples.samples},
             "classes": config.classes,
             "targets": config.targets,
             "student": student,
@@ -128,6 +134,7 @@ class _Examination:
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
+            | trained.arithmetic
             | {"teacher_cache": trained.teacher_cache},
             "seed": trained.job.seed,
         }
@@ -209,6 +216,6 @@ def _fitted(model: Model, samples: Batch) -> Tensor:
     return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])
 
 
-def _artifact(path: Path) -> Artifact:
-    media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
-    return Artifact(name=path.name, path=f"{BUNDLE}/{path.name}", media_type=media_type)
+def _artifact(bundle: Path, name: str) -> Artifact:
+    media_type = MEDIA_TYPES.get((bundle / name).suffix, "application/octet-stream")
+    return Artifact(name=name, path=f"{BUNDLE}/{name}", media_type=media_type)

@@ -56,7 +56,13 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     yield f"- losses: {_losses(recipe.losses)}"
     yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
-    yield f"- {train['seconds']:.0f} s on {train['device']}"
+    yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
+
+
+def _arithmetic(train: Figures) -> str:
+    teachers = f", {train['teacher_flops']:.3g} of the teachers" if "teacher_flops" in train else ""
+    rate = f"{train['peak_flops_per_second']:.3g} a second ({train['peak']})"
+    return f"{train['student_flops']:.3g} floating-point operations of the student{teachers}, on a machine for {rate}"
 
 
 def _losses(terms: list[Loss]) -> str:
@@ -80,8 +86,10 @@ def _table(report: Figures) -> Iterator[str]:
 
 
 def _use(config: ModelConfig, report: Figures) -> Iterator[str]:
+    if config.embedding is not None:
+        yield SENTENCES
     name, shape, dtype = _input(config)
-    output = f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
+    output = _output(config)
     graphs = [f"`{file}`" for key, file in GRAPHS.items() if key in report["student"]]
     if graphs:
         yield f"{', '.join(graphs)}: `{name}` {shape} of {dtype} in, for any N, {output} out; preprocessing is inside."
@@ -89,6 +97,13 @@ def _use(config: ModelConfig, report: Figures) -> Iterator[str]:
         if key in report["student"]:
             code = TORCH if key == "torch_export" else ONNX
             yield code.format(file=file, name=name)
+
+
+def _output(config: ModelConfig) -> str:
+    """Name and shape of a graph's output."""
+    if config.embedding is not None:
+        return f"`embeddings` (N, {config.targets})"
+    return f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
 
 
 def _input(config: ModelConfig) -> tuple[str, str, str]:
@@ -101,6 +116,13 @@ def _input(config: ModelConfig) -> tuple[str, str, str]:
     return "tokens", f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"
 
 
+SENTENCES = """The library sentence-transformers opens this folder:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer(".").encode(["a text", "another one"])
+```"""
 ONNX = """```python
 import onnxruntime
 

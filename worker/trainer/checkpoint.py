@@ -50,6 +50,7 @@ class Record(BaseModel):
     stage: Annotated[int, Field(ge=0)]
     """The stage that the optimizer belongs to."""
     seconds: Annotated[float, Field(ge=0)]
+    teacher_flops: Annotated[int, Field(ge=0)] = 0
     groups: list[dict[str, Any]]
     """Settings of the optimizer's parameter groups."""
     sha256: str
@@ -84,6 +85,7 @@ def save(state: TrainState, whole: dict[str, Tensor], job: JobSpec, plan: Traini
         step=state.step,
         stage=plan.stage_at(state.step - 1),
         seconds=state.seconds,
+        teacher_flops=state.teacher_flops,
         groups=state.optimizer.state_dict()["param_groups"],
         sha256=_digest(draft / TENSORS),
         best=state.best.found if state.best else None,
@@ -137,7 +139,7 @@ def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path,
         _load(state, tensors, groups, ranks)
     except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
-    state.step, state.seconds = record.step, record.seconds
+    state.step, state.seconds, state.teacher_flops = record.step, record.seconds, record.teacher_flops
     state.best = Best(record.best, _under("best/", tensors) or None) if record.best else None
     state.history = History(record.history)
 

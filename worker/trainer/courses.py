@@ -124,7 +124,8 @@ def build_courses(
 
 def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:
     shapes = dry_shapes(by.model, by.recorder, samples, param)
-    return TeacherSide(by.model.network, shapes, same_tokens=by.model.view == student.view)
+    same = by.model.view == student.view
+    return TeacherSide(by.model.network, shapes, same_tokens=same, outputs=by.model.config.outputs)
 
 
 def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ Series = tuple[list[int], list[float]]
 
 
 def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = None) -> None:
-    """Write a PNG: the loss with its terms in one panel, every other value in one of its own; `best_step` is marked."""
+    """Write a PNG: values that share the first two parts of their names share a panel; `best_step` is marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second that training need not wait for
     from matplotlib.figure import Figure
 
@@ -47,10 +47,10 @@ def _within(rows: int, row: int, column: int) -> tuple[float, float, float, floa
 
 def _panels(points: Sequence[Point]) -> dict[str, list[str]]:
     """Names of the values in each panel, by its title."""
-    names = list(dict.fromkeys(name for point in points for name in point.values))
-    losses = [name for name in names if name == LOSS or name.startswith(f"{LOSS}/")]
-    others = {name: [name] for name in names if name not in losses}
-    return {LOSS: losses, **others} if losses else others
+    panels: dict[str, list[str]] = {LOSS: []}
+    for name in dict.fromkeys(name for point in points for name in point.values):
+        panels.setdefault("/".join(name.split("/")[:2]), []).append(name)
+    return {title: names for title, names in panels.items() if names}
 
 
 def _series(points: Sequence[Point], name: str) -> Series:
@@ -60,7 +60,7 @@ def _series(points: Sequence[Point], name: str) -> Series:
 
 def _draw(axes: Axes, title: str, lines: dict[str, Series], best_step: int | None) -> None:
     for name, (steps, values) in lines.items():
-        axes.plot(steps, values, label=name.removeprefix(f"{LOSS}/"), marker="." if len(steps) < 30 else None)
+        axes.plot(steps, values, label=name.removeprefix(f"{title}/"), marker="." if len(steps) < 30 else None)
     if best_step is not None and title.startswith("eval/"):
         axes.axvline(best_step, color="0.6", linestyle=":", linewidth=1)
     axes.set_title(title, fontsize=10, y=1.0)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from app.recipe.job import Evaluation
 from app.recipe.plan import EVAL_BATCH
-from app.recipe.task import CLASSIFICATION, Task
-from worker.metrics import classification, keypoints, regression
+from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
+from worker.data.pairs import SCORE, TEXT
+from worker.metrics import classification, embeddings, keypoints, regression
 from worker.students.model import Model
 
 Call = Callable[[Tensor], Tensor]
@@ -30,13 +31,19 @@ class MainMetric(NamedTuple):
     higher_is_better: bool
     tie_breaker: str | None = None
     """Decides between equals; lower is better."""
+    stand_in: str | None = None
+    """Takes its place where the samples to evaluate on do not give it."""
+
+    def of(self, metrics: Metrics) -> str:
+        """Its name, or that of what stands in for it."""
+        return self.name if self.name in metrics or self.stand_in is None else self.stand_in
 
     def is_better(self, metrics: Metrics, than: Metrics) -> bool:
         """Whether one set of metrics is strictly better than another."""
         return self._rank(metrics) > self._rank(than)
 
     def _rank(self, metrics: Metrics) -> tuple[float, float]:
-        value = metrics[self.name]
+        value = metrics[self.of(metrics)]
         second = -metrics[self.tie_breaker] if self.tie_breaker else 0.0
         return value if self.higher_is_better else -value, second
 
@@ -47,7 +54,10 @@ MAIN_METRICS: dict[Task, MainMetric] = {
     "text-classification": BY_ACCURACY,
     "regression": MainMetric("rmse", higher_is_better=False),
     "keypoints": MainMetric("nme", higher_is_better=False),
+    EMBEDDING: MainMetric("spearman", higher_is_better=True, stand_in="mrr"),
 }
+RECALL_AT = (1, 5, 10)
+"""How many of the nearest texts are looked through."""
 
 
 class ClassRow(NamedTuple):
@@ -101,15 +111,20 @@ def judge(
     task: Task, outputs: Tensor, targets: Tensor, options: Evaluation, teacher: Tensor | None = None
 ) -> Judgement:
     """Hold `outputs` (N, C) against `targets`, (N,) int64 classes or (N, C) numbers, and the teacher's outputs (N, C).
+    For pairs of texts, two rows each, the targets are those of `worker.data.pairs`, and the teacher may be wider.
 
     A classifier: `accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier`; likeness to the teacher: `agreement`, `kl`.
     A regression: `mse`, `rmse`, `mae`, `r2`, `pearson`, the last two as means over the outputs. Keypoints: `nme`,
-    `failure_rate`, `auc`. Of both, likeness is `teacher_rmse`, in the unit of the targets.
+    `failure_rate`, `auc`. Of both, likeness is `teacher_rmse`, in the unit of the targets. Vectors of pairs: `spearman`
+    and `pearson` of cosines with scores; without scores `mrr` and `recall_at_<k>` of the second text, looked for among
+    all second ones by the first; likeness: `teacher_correlation` of cosines, `teacher_cosine` where widths are equal.
     Raises UserError (`invalid_data`) for keypoints without a length to divide their error by.
     """
     targets = targets.cpu()
     if task in CLASSIFICATION:
         return _judge_classes(outputs, targets, options, teacher)
+    if task == EMBEDDING:
+        return Judgement(_floats(_judge_vectors(outputs, targets) | _likeness(outputs, teacher)))
     found = _judge_points(outputs, targets, options) if task == "keypoints" else _judge_numbers(outputs, targets)
     if teacher is not None:
         found["teacher_rmse"] = regression.root_mean_squared_error(outputs, teacher)
@@ -148,6 +163,27 @@ def _judge_points(outputs: Tensor, targets: Tensor, options: Evaluation) -> dict
         "failure_rate": keypoints.failure_rate(errors),
         "auc": keypoints.area_under_curve(errors),
     }
+
+
+def _judge_vectors(vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    scores = targets[0::2, SCORE]
+    if not bool(scores.isnan().any()):
+        found = embeddings.pair_cosines(vectors)
+        return {
+            "spearman": embeddings.spearman_correlation(found, scores),
+            "pearson": regression.pearson_correlation(found, scores),
+        }
+    places = embeddings.retrieval_ranks(vectors, targets[:, TEXT])
+    recalls = {f"recall_at_{k}": embeddings.recall_at(places, k) for k in RECALL_AT}
+    return {"mrr": embeddings.mean_reciprocal_rank(places), **recalls}
+
+
+def _likeness(vectors: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+    if teacher is None:
+        return {}
+    found = {"teacher_correlation": embeddings.teacher_correlation(vectors, teacher)}
+    same = vectors.shape == teacher.shape
+    return found | ({"teacher_cosine": embeddings.teacher_cosine(vectors, teacher)} if same else {})
 
 
 def _lengths(targets: Tensor, options: Evaluation) -> Tensor:

@@ -1,8 +1,8 @@
 """Writes a model in every format asked for and opens each file with the reader that a user would use.
 
 The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
-`table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes) or
-`outputs` (N, targets).
+`table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes),
+`outputs` (N, targets) or `embeddings` (N, width).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def input_name(model: Model) -> str:
 
 def output_name(model: Model) -> str:
     """Name of the graph's output."""
+    if model.config.embedding is not None:
+        return "embeddings"
     return "logits" if model.config.classes else "outputs"
 
 

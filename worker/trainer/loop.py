@@ -124,7 +124,7 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     values: dict[str, Tensor] = {}
     count = course.objective.count(batch.targets, course.ranks.sum)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
-    split = course.ranks.least(min(course.recipe.accumulate, len(batch)))
+    split = course.ranks.least(min(course.recipe.accumulate, batch.samples))
     for part in (parts := list(batch.split(split))):
         with course.ranks.part(course.whole, last=part is parts[-1]):
             shares = course.whole(course, state.optimizer, part, count, epoch)

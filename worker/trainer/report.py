@@ -19,7 +19,7 @@ def epochs_figures(plan: TrainingPlan, main: MainMetric, kept: str, last: Point,
     """The last and the best evaluated epoch, which metric decides, and which of both was exported."""
     rows = {"last": last, "best": best}
     told = {name: {"step": row.step, "epoch": plan.epoch_at(row.step), **row.values} for name, row in rows.items()}
-    return {"kept": kept, "by": main.name, **told}
+    return {"kept": kept, "by": main.of(last.values), **told}
 
 
 def class_figures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
+from worker.trainer.account import Account, Asked
 from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
@@ -32,6 +34,7 @@ from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.loop import Course, Watch, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
+from worker.trainer.peak import peak_of
 from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
@@ -88,7 +91,7 @@ def _work(
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
-    plan = plan_training(job.recipe, len(inputs.task.train))
+    plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = inherit(student, job, _models(inputs)).to(device)
@@ -102,9 +105,9 @@ def _work(
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
     judges = _Judges(job, inputs, state, ranks)
     gather = ranks.offer(lambda: checkpoint.tensors(state))
-    choose_threads(_micro_batch_flops(job, plan, inputs) // ranks.size, device)
+    account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather)
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather, account)
     done = _train(courses, plan, state, watch if ranks.first else Onlooker())
     memories.add_up(ranks.sum)
     if not (done and ranks.first):
@@ -126,6 +129,7 @@ def _work(
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
+        arithmetic=account.figures(state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
     ranks.dismiss()
@@ -207,14 +211,28 @@ def _same(model: Model) -> Model:
     return model
 
 
+def _open_account(
+    job: JobSpec,
+    plan: TrainingPlan,
+    inputs: _Inputs,
+    teachers: Mapping[str, TaughtBy],
+    state: TrainState,
+    device: torch.device,
+    processes: int,
+) -> Account:
+    """Chooses the threads too, which the rate depends on. Of several processes each has a share of the samples, asks
+    teachers about as many as the others, and has a rate of its own."""
+    flops = network_cost(inputs.task.model).flops * inputs.task.train.together
+    samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
+    choose_threads(samples * flops, device)
+    asked = {name: Asked(by.source, processes * network_cost(by.model.config).flops) for name, by in teachers.items()}
+    peak = peak_of(device, job.recipe.precision)
+    peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
+    return Account(job, plan, flops, asked, peak, state)
+
+
 def _models(inputs: _Inputs) -> dict[str, Model]:
     return {name: by.model for name, by in inputs.teachers.items()}
-
-
-def _micro_batch_flops(job: JobSpec, plan: TrainingPlan, inputs: _Inputs) -> int:
-    model = inputs.task.model
-    samples = -(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate)
-    return samples * network_cost(model).flops
 
 
 def _seed_of(job: JobSpec) -> int:

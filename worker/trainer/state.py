@@ -39,6 +39,8 @@ class TrainState:
     """Optimizer steps done, over all stages and attempts."""
     seconds: float = 0.0
     """Seconds trained, over all attempts."""
+    teacher_flops: int = 0
+    """Operations of teachers, over all attempts (see `Account`)."""
     best: Best | None = None
     history: History = field(default_factory=History)
     """What was measured on the way, over all attempts."""

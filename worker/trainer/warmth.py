@@ -20,6 +20,7 @@ from worker.trainer import run  # noqa: F401  # all that a job needs is imported
 from worker.trainer.courses import build_courses, fresh_optimizer
 from worker.trainer.loop import set_rate, take_step
 from worker.trainer.machine import make_deterministic
+from worker.trainer.peak import peak_of
 from worker.trainer.state import fresh_student, initial_state
 
 EXPORT_IMPORTS = (
@@ -36,7 +37,10 @@ private to torch; where one is gone, the export imports its successor itself."""
 
 
 def warm_up() -> None:
-    """Take one step of a tiny job on the CPU; CUDA stays untouched, for a spare must not hold a GPU's memory."""
+    """Take one step of a tiny job on the CPU, and measure the CPU's rate.
+
+    CUDA stays untouched, for a spare must not hold a GPU's memory.
+    """
     make_deterministic()
     recipe = Recipe(losses=[CrossEntropy()], optimizer=AdamW(), epochs=1, batch_size=2)
     model = ModelConfig(
@@ -52,6 +56,9 @@ def warm_up() -> None:
     state.optimizer = fresh_optimizer(course, state.student)
     set_rate(course, state)
     take_step(course, state, course.batches.at(0))
+    for threads in sorted({1, torch.get_num_threads()}):  # what `choose_threads` chooses from
+        torch.set_num_threads(threads)
+        peak_of(torch.device("cpu"), recipe.precision)
 
 
 def get_warmer(idle: Callable[[], bool]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.protocol import CheckpointSaved, Metrics, Progress, Report
 from worker.trainer import checkpoint
+from worker.trainer.account import Account
 from worker.trainer.meter import Meter, refuse_spoilt
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState
@@ -36,8 +38,8 @@ class Onlooker:
 class Supervision:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
-    `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the teachers';
-    `tensors` gives those of the state, whole.
+    `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the
+    teachers', `account` counts what they and the student compute; `tensors` gives those of the state, whole.
     """
 
     def __init__(
@@ -51,11 +53,11 @@ class Supervision:
         state: TrainState,
         memories: Memories,
         tensors: Callable[[], dict[str, Tensor]],
+        account: Account,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
         self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
-        self._tensors = tensors
-        self._meter = Meter()
+        self._tensors, self._account, self._meter, self._apart = tensors, account, Meter(), 0.0
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
         self._seconds_before, self._first = state.seconds, state.step
@@ -77,15 +79,20 @@ class Supervision:
 
     def evaluate(self, state: TrainState) -> None:
         """Have the student evaluated as it is now, and tell its metrics."""
-        self._tell(state, self._evaluate(state))
+        with self._between_steps():
+            self._tell(state, self._evaluate(state))
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint, unless this step has one; never one of weights that a bad step has spoilt."""
-        if self._saved_step == state.step:
-            return
+        if self._saved_step != state.step:
+            with self._between_steps():
+                self._save(state)
+
+    def _save(self, state: TrainState) -> None:
         self._meter.check(state.step)
         whole = self._tensors()
         refuse_spoilt(whole, state.step)
+        self._account.settle(state)
         self._memories.sync()  # what a resumed job needs to take the same steps
         path = checkpoint.save(state, whole, self._job, self._plan, self._folder / CHECKPOINTS)
         self._saved_at, self._saved_step = time.monotonic(), state.step
@@ -95,6 +102,7 @@ class Supervision:
         values = {f"train/{name}": value for name, value in self._meter.read(state.step).items()}
         values["train/lr"] = state.optimizer.param_groups[0]["lr"]
         values |= self._memories.metrics()
+        values |= self._account.read(state, now - self._began - self._apart)
         self._reported = now
         self._tell(state, values)
         self._send(self._progress(state, max(now - self._began, 1e-9)))
@@ -102,6 +110,13 @@ class Supervision:
     def _tell(self, state: TrainState, values: dict[str, float]) -> None:
         state.history.add(state.step, values)
         self._send(Metrics(step=state.step, values=values))
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Time spent within is no time of the steps."""
+        begun = time.monotonic()
+        yield
+        self._apart += time.monotonic() - begun
 
     def _progress(self, state: TrainState, elapsed: float) -> Progress:
         plan, steps = self._plan, state.step - self._first

@@ -2,6 +2,7 @@
 
 Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
 softmax(logits / T) over the classes; T is `temperature`, and 1 where a term has none. A loss is the mean over the rows.
+Of the task `embedding` every text is a row, and a pair is two.
 """
 
 from __future__ import annotations
@@ -11,6 +12,12 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossTerm, Softened, Temperature
+from app.recipe.losses.embeddings import (
+    Contrastive,
+    EmbeddingDistance,
+    PairScore,
+    SimilarityMatrix,
+)
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionRelation,
@@ -59,9 +66,11 @@ __all__ = [
     "Assistive",
     "AttentionRelation",
     "BdKd",
+    "Contrastive",
     "CrossEntropy",
     "Dist",
     "Dkd",
+    "EmbeddingDistance",
     "FeatureAutoencoder",
     "Ferkd",
     "Hint",
@@ -80,8 +89,10 @@ __all__ = [
     "Mse",
     "Nkd",
     "Overhaul",
+    "PairScore",
     "ReverseKl",
     "Rkd",
+    "SimilarityMatrix",
     "SkewKl",
     "SkewReverseKl",
     "SmoothL1",
@@ -124,7 +135,11 @@ Loss = Annotated[
     | Mse
     | SmoothL1
     | Wing
-    | Assistive,
+    | Assistive
+    | EmbeddingDistance
+    | SimilarityMatrix
+    | Contrastive
+    | PairScore,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossTerm], ...] = get_args(get_args(Loss)[0])

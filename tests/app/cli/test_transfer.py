@@ -152,7 +152,8 @@ def test_an_unknown_artifact_is_named(client: Client, finished: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../up", "a/b", "/etc/passwd", "a\\b", "c:x", ".hidden", "a\0b", "a\nb"]
+    "name",
+    ["", ".", "..", "../up", "a/..", "a/", "a//b", "a/b/c", "/etc/passwd", "a\\b", "c:x", ".hidden", "a\0b", "a\nb"],
 )
 def test_names_that_leave_the_folder_are_refused(name: str, tmp_path: Path, client: Client) -> None:
     with pytest.raises(BadRequest):

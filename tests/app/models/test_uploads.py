@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from app.recipe.embedding import Embedding
 from app.recipe.hugging_face import DOCUMENTS
 from app.recipe.key_map import Conversion
+from app.recipe.sentence_folder import POOLING, modules_of, pooling_of
 from tests.app.conftest import Api
 from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle
 from tests.app.models.test_endpoints import CONFIG, weights
@@ -129,6 +131,25 @@ async def test_a_folder_becomes_a_model_that_is_as_it_was_sent(api: Api) -> None
     assert [file["name"] for file in model["files"]] == sorted(files)
     assert json.loads(await content_of(api, model, "config.json")) == BERT
     assert (await api.client.get(f"/v1/models/{model['id']}")).json()["config"] is None
+
+
+async def encoder(api: Api, modules: bytes) -> dict[str, str]:
+    """Ids of the files of a sentence encoder, one of them in a folder of its own."""
+    pooling = await send(api, json.dumps(pooling_of(Embedding(), 2)).encode(), "config.json")
+    return {**await folder(api, **{"modules.json": modules}), POOLING: pooling["id"]}
+
+
+async def test_a_sentence_encoder_keeps_the_folder_within(api: Api) -> None:
+    files = await encoder(api, json.dumps(modules_of(Embedding())).encode())
+    model = (await register(api, files=files)).json()
+    assert POOLING in [file["name"] for file in model["files"]]
+    for place in (POOLING, POOLING.replace("/", "%2F")):
+        assert json.loads(await content_of(api, model, place))["word_embedding_dimension"] == 2
+
+
+async def test_a_sentence_encoder_of_other_modules_is_refused_by_its_file(api: Api) -> None:
+    modules = json.dumps([*modules_of(Embedding()), {"type": "mine.Dense", "path": "2_Dense"}]).encode()
+    assert params(await register(api, files=await encoder(api, modules))) == ["files.modules.json"]
 
 
 async def test_shards_are_held_against_their_index(api: Api) -> None:

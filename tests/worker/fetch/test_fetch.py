@@ -13,6 +13,8 @@ from safetensors.numpy import save
 
 from app.core.settings import Settings
 from app.core.store import Store
+from app.recipe.embedding import Embedding
+from app.recipe.sentence_folder import modules_of, pooling_of
 from app.recipe.teachers import Teacher
 from tests.servers.s3 import S3
 from tests.worker.fetch.hub_server import Hub, serving
@@ -40,11 +42,18 @@ def write_model(folder: Path, **files: bytes) -> Path:
         "README.md": b"# card",
     }
     for name, raw in {**content, **files}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(raw)
     return folder
 
 
 FETCHED = {"config.json", "model.safetensors", "vocab.txt"}
+ENCODER = {
+    "modules.json": json.dumps(modules_of(Embedding())).encode(),
+    "1_Pooling/config.json": json.dumps(pooling_of(Embedding(), 4)).encode(),
+    "2_Dense/model.safetensors": WEIGHTS,
+}
+"""Further files of an encoder, and one that is none of it."""
 
 
 def settings_with(tmp_path: Path, **fields: Any) -> Settings:
@@ -56,7 +65,7 @@ async def fetched(tmp_path: Path, teacher: Teacher, settings: Settings, number: 
     target = tmp_path / "attempt" / str(number)
     target.mkdir(parents=True)
     await fetch(teacher, "teacher.hub", settings, Shelf(tmp_path / "shelf", settings.model_cache_bytes), target)
-    return {path.name: path.read_bytes() for path in target.iterdir()}
+    return {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
 
 
 async def refusal(tmp_path: Path, teacher: Teacher, settings: Settings) -> str:
@@ -79,6 +88,17 @@ async def test_what_was_fetched_once_is_kept(tmp_path: Path) -> None:
     first = await fetched(tmp_path, TEACHER, settings, 1)
     shutil.rmtree(tmp_path / "mirror")
     assert await fetched(tmp_path, TEACHER, settings, 2) == first
+
+
+async def test_the_settings_of_an_encoder_come_from_the_folder_within(tmp_path: Path) -> None:
+    """From a mirror, from what was kept of it, and from a store."""
+    mirrored = write_model(tmp_path / "mirror" / NAME / COMMIT, **ENCODER)
+    settings = settings_with(tmp_path, hub_mirror=tmp_path / "mirror", teacher_prefixes=[f"file://{tmp_path}/models"])
+    first = await fetched(tmp_path, TEACHER, settings, 1)
+    assert set(first) == {*FETCHED, "modules.json", "1_Pooling/config.json"}
+    shutil.move(mirrored, tmp_path / "models")
+    assert await fetched(tmp_path, TEACHER, settings, 2) == first
+    assert await fetched(tmp_path, Teacher(uri=f"file://{tmp_path}/models"), settings, 3) == first
 
 
 async def test_a_refused_model_is_not_kept(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.worker.kernels.samples import KINDS, batch_of, objective_of
-from worker.kernels import row_kernels, rows
+from worker.kernels import row_kernels, rows, sparse_kernels
+from worker.kernels import sparse as sparse_module
 from worker.kernels.rows import Inputs, plain, row_loss
+from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED
 
@@ -33,8 +35,9 @@ GOLDEN_CASES = ("basic", "overflow_in_naive", "underflow_in_naive", "huge_range"
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Most rows of these tests take two blocks of columns, the second with a tail."""
-    monkeypatch.setattr(row_kernels, "MOST_COLUMNS", 16)
-    monkeypatch.setattr(row_kernels, "LOGITS_OF_A_WARP", 16)
+    for module in (row_kernels, sparse_kernels):
+        monkeypatch.setattr(module, "MOST_COLUMNS", 16)
+        monkeypatch.setattr(module, "LOGITS_OF_A_WARP", 16)
     with np.errstate(all="ignore"):
         yield
 
@@ -92,6 +95,27 @@ def test_logits_of_ten_thousand_stay_finite_and_right(kind: DivergenceKind) -> N
     inputs = inputs._replace(student=signs[0] + inputs.student, teacher=signs[1] + inputs.teacher)
     assert all(part.isfinite().all() for part in launched(inputs, RowSpec(Divergence(kind), 1.0, 0.5)))
     assert_same(inputs, RowSpec(Divergence(kind), 1.0, 0.5), rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_rows_and_rows_of_two_columns_are_right(kind: DivergenceKind) -> None:
+    inputs = batch_of(4, 12, 12, seed=13, masked=False)
+    assert inputs.teacher is not None
+    assert inputs.labels is not None
+    inputs.student[0], inputs.teacher[0] = 7.0, -3.0
+    inputs.student[2], inputs.teacher[3] = 0.0, 1e4
+    inputs.labels[2:] = 3
+    inputs.student[3, :] = inputs.teacher[2, :] = -torch.inf
+    inputs.student[3, 3:5], inputs.teacher[2, 3:5] = 2.0, torch.tensor([-5.0, 4.0])
+    assert_same(inputs, RowSpec(Divergence(kind, temperature=2.0), 1.0, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "dkd"])
+def test_a_large_vocabulary_goes_through_in_full_blocks(kind: DivergenceKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_kernels, "MOST_COLUMNS", 1 << 16)
+    monkeypatch.setattr(row_kernels, "LOGITS_OF_A_WARP", 1 << 12)
+    inputs = batch_of(2, 262_144, 262_100, seed=14)._replace(class_weights=None)
+    assert_same(inputs, RowSpec(Divergence(kind), 1.0, 0.5))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "nkd"])
@@ -183,3 +207,31 @@ def test_the_log_sum_gives_the_exact_softmax(name: str, three_passes: bool) -> N
     log_sum_kernel[(1,)](x, high, low, len(x), three_passes, 4096)
     torch.testing.assert_close(((x - high) - low).exp().squeeze(0).double(), exact, rtol=0.0, atol=2e-7)
     torch.testing.assert_close((high.double() + low.double()).squeeze(), log_sum, rtol=1e-7, atol=1e-6)
+
+
+def sparse(inputs: Inputs, kept: int, tail: Tail, classes: int) -> TopKTeacher:
+    assert inputs.teacher is not None
+    values, indices = inputs.teacher.topk(kept, dim=1)
+    rest = inputs.teacher.scatter(1, indices, -torch.inf).logsumexp(1, keepdim=True)
+    return TopKTeacher(Kept(indices, values, rest), classes, tail)
+
+
+@pytest.mark.parametrize("tail", ["even", "zero", "renormalise"])
+@pytest.mark.parametrize(
+    ("student", "teacher", "temperature", "ce_weight"), [(20, 20, 2.0, 0.5), (20, 14, 1.0, 0.5), (14, 20, 3.0, 0.0)]
+)
+def test_a_sparse_teacher_s_kernel_equals_the_sums(
+    tail: Tail, student: int, teacher: int, temperature: float, ce_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch_of(4, student, teacher, seed=15, masked=False)
+    inputs.student[2, 5] = -torch.inf
+    assert inputs.teacher is not None
+    spec = RowSpec(Divergence("forward-kl", temperature=temperature), 0.7, ce_weight)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        monkeypatch.setattr(sparse_module, "runs_on_triton", lambda logits: logits.dtype == torch.float32)
+        logits, scale = inputs.student.to(dtype, copy=True), torch.tensor(0.25, dtype=dtype)
+        source = sparse(inputs._replace(teacher=inputs.teacher.to(dtype)), 5, tail, teacher)
+        losses = source.losses(logits, slice(0, 4), inputs.labels, spec, scale, True)
+        found.append((losses.float(), logits.float()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,33 +39,63 @@ def in_float64(inputs: Inputs) -> Inputs:
 def test_the_kernel_agrees_under_the_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/worker/kernels/interpreted.py"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stdout
     assert " passed" in found.stdout
 
 
+ROW_TYPES = {
+    **dict.fromkeys(("student_pointer", "teacher_pointer"), "*bf16"),
+    **dict.fromkeys(("class_weights", "row_weights", "divergences", "cross_entropies"), "*fp32"),
+    **dict.fromkeys(("rows", "student_width", "teacher_width", "student_stride", "teacher_stride"), "i32"),
+    **{"labels": "*i64", "ignore_index": "i32"},
+}
+SPARSE_TYPES = {
+    **dict.fromkeys(("labels", "kept_columns"), "*i64"),
+    **dict.fromkeys(("scale", "kept_logs", "other_logs", "divergences", "cross_entropies"), "*fp32"),
+    **dict.fromkeys(("rows", "width", "shared", "stride", "kept", "ignore_index"), "i32"),
+    "pointer": "*bf16",
+}
+
+
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_the_kernel_compiles_for_cuda_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = pytest.importorskip("triton")
+@pytest.mark.parametrize("kind", [*KINDS, "sparse"])
+def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from worker.kernels import row_kernels, sparse_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    used = {name: True for name in ("CE", "LABELLED", "ROW_WEIGHTED", "GRADIENT", "HARD", "OTHERS")}
+    fixed = {**used, "KIND": kind, "R": 1, "K": 64, "B": row_kernels.MOST_COLUMNS}
+    kernel, types = (
+        (sparse_kernels.sparse_kernel, SPARSE_TYPES) if kind == "sparse" else (row_kernels.row_kernel, ROW_TYPES)
+    )
+    stack = stack_bytes(kernel, types, fixed, tmp_path / "kernel.cubin")
+    assert stack <= 16, "a few numbers may be parked, no block of logits"
+
+
+def stack_bytes(kernel: Any, types: dict[str, str], fixed: dict[str, Any], cubin: Path) -> int:
+    """What each thread of a kernel keeps outside of its registers, for rows in blocks of full width."""
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worker.kernels.row_kernels import row_kernel
+    from worker.kernels.row_kernels import LOGITS_OF_A_WARP
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    flags = ["CENTERED", "CAPPED", "CE", "SMOOTHED", "LABELLED", "CLASS_WEIGHTED", "ROW_WEIGHTED", "GRADIENT"]
-    fixed = {**dict.fromkeys(flags, True), "KIND": "dkd", "ONE_SOFTMAX": False, "THREE_PASSES": False, "R": 2, "B": 64}
-    pointers = {"student_pointer": "*bf16", "teacher_pointer": "*bf16", "labels": "*i64"}
-    numbers = ("class_weights", "row_weights", "divergences", "cross_entropies")
-    whole = ("rows", "student_width", "teacher_width", "student_stride", "teacher_stride", "ignore_index")
-    types = {**pointers, **dict.fromkeys(numbers, "*fp32"), **dict.fromkeys(whole, "i32")}
-    names = row_kernel.arg_names
-    signature = {name: "constexpr" if name in fixed else types.get(name, "fp32") for name in names}
-    source = ASTSource(row_kernel, signature, {(names.index(name),): value for name, value in fixed.items()})
-    built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1})
-    assert "row_kernel" in built.asm["ptx"]
-    assert built.asm["cubin"]
+    names = kernel.arg_names
+    constants = {name: fixed.get(name, False) for name in names if name.isupper()}
+    signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    warps = {"num_warps": fixed["B"] // LOGITS_OF_A_WARP}
+    cubin.write_bytes(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps).asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    said = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"STACK:(\d+)", said)
+    assert found is not None
+    return int(found.group(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,6 +27,7 @@ from worker.trainer.evaluate import MAIN_METRICS, judge, predict
 from worker.trainer.state import initial_state
 
 CPU = torch.device("cpu")
+ARITHMETIC = {"student_flops": 3e6, "teacher_flops": 1e6, "peak_flops_per_second": 1e11, "peak": "measured"}
 ALL_FORMATS = ["safetensors", "onnx", "onnx-int8", "torch-export"]
 
 
@@ -52,7 +53,9 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     consider(state, MAIN_METRICS[task], found.metrics, keep=False)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
-    return Trained(job, plan_training(job.recipe, 40), state, teachers, samples, said, teacher_cache={})
+    return Trained(
+        job, plan_training(job.recipe, 40), state, teachers, samples, said, teacher_cache={}, arithmetic=ARITHMETIC
+    )
 
 
 def report_in(folder: Path) -> dict[str, Any]:
@@ -185,6 +188,7 @@ def test_the_card_tells_lineage_results_use_and_rights(tmp_path: Path) -> None:
     card = card_in(tmp_path)
     assert card.startswith("# small one\n\nA `mlp` for image-classification, distilled from `teacher`, on `data`.\n")
     assert "- losses: cross-entropy (weight 1), nkd (weight 1)" in card
+    assert "floating-point operations of the student, " in card
     columns = "| | teacher | last epoch | best epoch | model.safetensors | model.onnx | model.int8.onnx | model.pt2 |"
     assert columns in card
     rows = [line for line in card.splitlines() if line.startswith("| ")]

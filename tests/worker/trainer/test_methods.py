@@ -11,7 +11,7 @@ import pytest
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
 from tests import kinds
-from tests.kinds import KINDS, VIT, job_of, methods, small_job, term
+from tests.kinds import ENCODER, KINDS, PAIRS, VIT, job_of, methods, small_job, term
 from tests.worker.trainer.builders import Played, play, weights
 from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Metrics, Stopped
 from worker.trainer import bundle, measure
@@ -124,6 +124,26 @@ VARIANTS: dict[str, Document] = {
     "ramps in stages": small_job({"stages": [{"epochs": 2, "losses": [RAMPED]}], "losses": [CROSS_ENTROPY, RAMPED]}),
     "answers kept in part": small_job(
         {"losses": [CROSS_ENTROPY, term("kd")]}, teacher_cache={"store": "top-k", "k": 3, "dtype": "bf16"}
+    ),
+    "vectors of texts that are changed, kept of their teacher": small_job(
+        {"losses": [{"kind": "embedding-distance"}, {"kind": "contrastive", "target": "teacher"}], **HALF_PRECISION},
+        ENCODER,
+        "embedding",
+        data={**PAIRS, "augment": [{"kind": "token-mask"}], "augment_epochs": 2},
+    ),
+    "vectors of single texts": small_job(
+        {"losses": [{"kind": "similarity-matrix", "compare": "mse"}, {"kind": "rkd"}]},
+        ENCODER,
+        "embedding",
+        data={**PAIRS, "eval": "pairs", "eval_input_columns": ["one", "other"], "eval_label_columns": ["score"]}
+        | {"input_columns": ["one"], "label_columns": []},
+        embedding={"pooling": "cls", "normalise": True},
+    ),
+    "a smaller encoder": small_job(
+        {"losses": [{"kind": "embedding-distance", "distance": "cosine"}, {"kind": "contrastive"}]},
+        {"architecture": "shrink", "layers": 1, "width": 8},
+        "embedding",
+        data={**PAIRS, "label_columns": []},
     ),
     "a smaller teacher": small_job(
         {"losses": [CROSS_ENTROPY, term("kd")]}, {"architecture": "shrink", "width": 8}, teacher={"model": "vit"}

@@ -44,7 +44,9 @@ def test_a_distillation_measures_the_student_against_its_teacher(tmp_path: Path)
     played = play(stage(tmp_path, teacher=True, recipe={"clip_norm": 1.0}), tmp_path)
     assert isinstance(played.word, Finished)
     first = played.of(Metrics)[0].values
-    assert {"train/loss", "train/loss/cross-entropy", "train/loss/nkd", "train/lr", "train/grad_norm"} == set(first)
+    terms = {"train/loss", "train/loss/cross-entropy", "train/loss/nkd", "train/lr", "train/grad_norm"}
+    work = {f"train/{what}/{side}" for what in ("flops", "mfu") for side in ("student", "teacher")}
+    assert terms | work == set(first)
     metrics = {"accuracy", "nll", "ece", "adaptive_ece", "brier", "agreement", "kl"}
     assert {f"eval/{name}" for name in metrics} == set(played.of(Metrics)[-1].values)
 

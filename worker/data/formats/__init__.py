@@ -35,4 +35,4 @@ def read_samples(path: Path, data: Data, task: Task, param: str) -> Samples:
 
     Raises UserError (`invalid_data`) naming the field, the row or index and the value at fault.
     """
-    return _READERS[type(data)](path, data, task, param)
+    return _READERS[type(data)](path, data.at(param), task, param)

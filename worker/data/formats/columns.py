@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray
 from worker.data.formats.faults import invalid, shown
 from worker.errors import UserError
@@ -34,6 +34,8 @@ class Samples(NamedTuple):
     """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., where the file tells them."""
+    together: int = 1
+    """Rows that make one sample: 2 for pairs of texts that are read one by one."""
 
 
 class Place(NamedTuple):
@@ -147,7 +149,7 @@ def as_class(value: object, *, typed: bool) -> int | None:
 def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
     """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
     numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
-    if task == "text-classification" or not numeric:
+    if task in ("text-classification", EMBEDDING) or not numeric:
         return Words(place, empty=True)
     return Numbers(place, typed=typed)
 
@@ -180,7 +182,9 @@ def assemble(
         if len(labels) > 1:
             raise invalid(f"{task} has one column of labels, not {len(labels)}", "data.label_columns")
         return Samples(found, next(iter(labels.values())), class_names)
-    return Samples(found, np.concatenate([_numeric(*item) for item in labels.items()], axis=1))
+    rows = len(found.first) if isinstance(found, Texts) else len(found)
+    nothing = np.empty((rows, 0), np.float32)  # pairs of texts may do without scores
+    return Samples(found, np.concatenate([nothing, *(_numeric(*item) for item in labels.items())], axis=1))
 
 
 def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | Texts:

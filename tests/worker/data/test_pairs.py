@@ -1,0 +1,139 @@
+"""Texts to make vectors of: read from tables, both texts of a pair as rows that stay together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from app.recipe.job import JobSpec
+from worker.data.batches import Batch, Batches, whole_split
+from worker.data.formats.columns import Samples, Texts
+from worker.data.load import TaskData, load_task
+from worker.data.pairs import as_rows
+from worker.errors import UserError
+
+ROWS = [("one two", "two one", 5.0), ("one two", "three", 0.5), ("four", "three", 2.0), ("five six", "seven", 1.0)]
+NAMES = ("a", "b", "score")
+BERT = {"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2, "max_position_embeddings": 16}
+
+
+def pairs(count: int) -> Batch:
+    """Rows 0 to 2 count - 1, whose only target is their number."""
+    rows = torch.arange(2 * count)
+    return whole_split({"tokens": rows.unsqueeze(1)}, rows.unsqueeze(1).float(), together=2)
+
+
+def write(path: Path, form: str, rows: list[tuple[Any, ...]] = ROWS) -> None:
+    if form == "parquet":
+        pq.write_table(
+            pa.table({name: list(column) for name, column in zip(NAMES, zip(*rows, strict=True), strict=True)}), path
+        )
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([NAMES, *rows])
+
+
+def load(folder: Path, form: str = "csv", rows: list[tuple[Any, ...]] = ROWS, **data: Any) -> TaskData:
+    write(folder / "file", form, rows)
+    table = {"train": "file", "format": form, "input_columns": ["a", "b"], "max_length": 8, **data}
+    job = JobSpec.model_validate(
+        {
+            "task": "embedding",
+            "data": table,
+            "student": {"architecture": "transformers", "config": BERT},
+            "recipe": {"losses": [{"kind": "contrastive"}]},
+        }
+    )
+    return load_task(job, {"file": folder / "file"}, {}, seed=0)
+
+
+def test_texts_of_a_pair_become_rows_that_share_their_score() -> None:
+    found = as_rows(Samples(Texts(["x", "y"], ["y", "z"]), np.float32([[0.5], [2.0]])), "data.train")
+    assert found.inputs == Texts(["x", "y", "y", "z"])
+    assert found.together == 2
+    np.testing.assert_array_equal(found.labels, [[0.5, 0], [0.5, 1], [2.0, 1], [2.0, 2]])
+
+
+def test_single_texts_have_no_score() -> None:
+    found = as_rows(Samples(Texts(["x", "y", "x"]), np.empty((3, 0), np.float32)), "data.train")
+    assert (found.inputs, found.together) == (Texts(["x", "y", "x"]), 1)
+    np.testing.assert_array_equal(found.labels, [[np.nan, 0], [np.nan, 1], [np.nan, 0]])
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        Samples(np.zeros((2, 3), np.float32), np.empty((2, 0), np.float32)),
+        Samples(Texts(["x"], ["y"]), np.zeros((1, 2), np.float32)),
+    ],
+)
+def test_numbers_for_texts_and_lists_for_scores_are_refused(samples: Samples) -> None:
+    with pytest.raises(UserError) as caught:
+        as_rows(samples, "data.eval")
+    assert (caught.value.code, caught.value.param) == ("invalid_data", "data.eval")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("scores", [[], ["score"]])
+def test_every_format_gives_pairs(tmp_path: Path, form: str, scores: list[str]) -> None:
+    found = load(tmp_path, form, label_columns=scores, eval="file")
+    assert (found.train.samples, len(found.train), found.train.together) == (4, 8, 2)
+    expected = [score for *_, score in ROWS for _ in range(2)] if scores else [np.nan] * 8
+    np.testing.assert_allclose(found.train.targets[:, 0], expected)
+    assert found.train.targets[:, 1].tolist() == [0, 1, 0, 2, 3, 2, 4, 5]
+    (tokens,) = found.train.inputs.values()
+    assert tokens.shape == (8, 8)
+    assert torch.equal(tokens[0], tokens[2])
+    assert not torch.equal(tokens[0], tokens[1])
+
+
+def test_a_pair_is_held_out_as_a_whole(tmp_path: Path) -> None:
+    rows = [(f"a{index}", f"b{index}", float(index)) for index in range(20)]
+    found = load(tmp_path, rows=rows, label_columns=["score"])
+    assert (found.train.samples, found.eval.samples) == (16, 4)
+    assert torch.equal(found.train.targets[0::2, 0], found.train.targets[1::2, 0])
+    assert torch.equal(found.train.targets[0::2, 1] + 1, found.train.targets[1::2, 1])
+    assert found.numbers is not None
+    kept, held = found.numbers
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(40))
+    assert torch.equal(found.train.index, torch.arange(32))
+
+
+def test_the_width_of_the_vectors_and_their_making_are_settled_with_the_data(tmp_path: Path) -> None:
+    model = load(tmp_path).model
+    assert (model.outputs, model.classes, model.target_scaling) == (8, None, None)
+    assert model.embedding is not None
+    assert (model.embedding.pooling, model.embedding.normalise) == ("mean", False)
+
+
+def test_batches_keep_pairs_together_and_count_them() -> None:
+    batches = Batches(pairs(5), 2, seed=3)
+    assert batches.steps_per_epoch == 3
+    seen = []
+    for step in range(3):
+        batch = batches.at(step)
+        assert batch.samples == (2 if step < 2 else 1)
+        assert torch.equal(batch.index[0::2] + 1, batch.index[1::2])
+        assert not (batch.index[0::2] % 2).any()
+        assert torch.equal(batch.inputs["tokens"].flatten(), batch.index)
+        seen += batch.index.tolist()
+    assert sorted(seen) == list(range(10))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_parts_of_a_batch_tear_no_pair_apart(parts: int) -> None:
+    found = list(pairs(5).split(parts))
+    assert len(found) == min(parts, 5)
+    assert all(len(part) == 2 * part.samples and part.together == 2 for part in found)
+    assert torch.equal(torch.cat([part.index for part in found]), torch.arange(10))
+    assert max(part.samples for part in found) - min(part.samples for part in found) <= 1

@@ -1,0 +1,40 @@
+"""Texts to make vectors of: of pairs both texts become rows of their own, one after the other.
+
+So all that looks at rows (a model, a teacher, what is kept of its answers, most losses) need not know of pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from worker.data.archive import NDArray
+from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.faults import invalid
+
+SCORE, TEXT = 0, 1
+"""Columns of the targets of a row: the score of its pair (NaN where there is none), and a number of its text that equal
+texts of a file share; float32 tells 16,777,216 texts apart."""
+
+
+def as_rows(samples: Samples, param: str) -> Samples:
+    """Each text as a row, with targets (rows, 2) float32; `together` says how many rows make a sample.
+
+    Raises UserError (`invalid_data`) where the columns hold no texts.
+    """
+    texts = samples.inputs
+    if not isinstance(texts, Texts):
+        raise invalid(f"the columns of {param} hold no texts; accepted: one or two columns of texts", param)
+    sides = [texts.first] if texts.second is None else [texts.first, texts.second]
+    rows = [text for sample in zip(*sides, strict=True) for text in sample]
+    numbers: dict[str, int] = {}
+    targets = np.array([(np.nan, numbers.setdefault(text, len(numbers))) for text in rows], np.float32)
+    scores = np.asarray(samples.labels)
+    if scores.shape[1]:
+        targets[:, SCORE] = np.repeat(_single(scores, param), len(sides))
+    return Samples(Texts(rows), targets, together=len(sides))
+
+
+def _single(scores: NDArray, param: str) -> NDArray:
+    if scores.shape[1] != 1:
+        raise invalid(f"a score of {param} is {scores.shape[1]} numbers; accepted: one", param)
+    return scores[:, 0]

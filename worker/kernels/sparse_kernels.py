@@ -1,0 +1,149 @@
+"""Forward KL against a sparse teacher, with cross-entropy, in Triton: one launch, a program for each row.
+
+A program goes over the student's logits in blocks, as `worker.kernels.row_kernels` does: once for what each softmax
+divides by, once for the sum of log q where the teacher's other columns have a share, once to write the gradient as if
+no column were kept; then it writes the few that are. The teacher is K numbers of a row, and nothing of its size is
+read or made. Names as there.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from worker.kernels.row_kernels import LOGITS_OF_A_WARP, MOST_COLUMNS, NONE, _device, _live_rows, _load, _log_sum
+
+if TYPE_CHECKING:
+    from worker.kernels.sparse import Known
+    from worker.kernels.spec import RowSpec
+
+
+@triton.jit
+def _sum_of_logs(student, width, live, high, low, temperature, B: tl.constexpr):
+    """Sum of log q over the unmasked columns up to `width`, and their number (1, 1)."""
+    logs = tl.zeros([1, B], tl.float32)
+    count = tl.zeros([1, B], tl.float32)
+    for start in range(0, width, B):
+        x = _load(student, start + tl.arange(0, B)[None, :], width, live)
+        logs += tl.where(x > NONE, (x / temperature - high) - low, 0.0)
+        count += (x > NONE).to(tl.float32)
+    return tl.sum(logs, axis=1, keep_dims=True), tl.sum(count, axis=1, keep_dims=True)
+
+
+@triton.jit
+def _gradient(x, high, low, hard_high, hard_low, mass, share, soft, hard, temperature, at_label, HARD: tl.constexpr):
+    """Of logits whose share of the teacher's mass is `share`."""
+    gradient = soft * (mass * tl.exp((x / temperature - high) - low) - share)
+    if HARD:
+        gradient += hard * (tl.exp((x - hard_high) - hard_low) - at_label.to(tl.float32))
+    return gradient
+
+
+@triton.jit
+def sparse_kernel(
+    pointer, labels, scale, kept_columns, kept_logs, other_logs, divergences, cross_entropies,
+    rows, width, shared, stride, kept, ignore_index, temperature, soft_weight, hard_weight,
+    OTHERS: tl.constexpr, HARD: tl.constexpr, ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr,
+    GRADIENT: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """See the module. `shared` columns are the teacher's too; OTHERS: its other columns have a share."""
+    row, inside, live, label = _live_rows(labels, rows, ignore_index, LABELLED, 1)
+    student = pointer + row.to(tl.int64) * stride
+    end = width * tl.max(live.to(tl.int32))
+    nowhere = tl.zeros([1, 1], tl.int64) - 1
+    high, low, _ = _log_sum(student, end, live, nowhere, temperature, 1.0, 1.0, False, False, 1, B)
+    hard_high, hard_low = high, low
+    if HARD and not ONE_SOFTMAX:
+        hard_high, hard_low, _ = _log_sum(student, end, live, nowhere, 1.0, 1.0, 1.0, False, False, 1, B)
+
+    numbers = tl.arange(0, K)[None, :]
+    columns = tl.load(kept_columns + row.to(tl.int64) * kept + numbers, mask=inside & (numbers < kept), other=-1)
+    logs = tl.load(kept_logs + row.to(tl.int64) * kept + numbers, mask=inside & (numbers < kept), other=NONE)
+    known = live & (columns >= 0) & (columns < shared)
+    x_kept = tl.load(student + columns, mask=known, other=NONE).to(tl.float32)
+    known = known & (x_kept > NONE)
+    log_q = tl.where(known, (x_kept / temperature - high) - low, 0.0)
+    p = tl.where(known, tl.exp(logs), 0.0)
+    gaps = tl.where(p > 0.0, p * (logs - log_q), 0.0)
+    divergence = tl.sum(gaps, axis=1, keep_dims=True)
+    mass = tl.sum(p, axis=1, keep_dims=True)
+    share = tl.zeros([1, 1], tl.float32)
+    if OTHERS:
+        log_other = tl.load(other_logs + row, mask=inside, other=NONE)
+        share = tl.exp(log_other)
+        sum_of_logs, count = _sum_of_logs(student, shared * (end > 0).to(tl.int32), live, high, low, temperature, B)
+        count -= tl.sum(known.to(tl.float32), axis=1, keep_dims=True)
+        sum_of_logs -= tl.sum(log_q, axis=1, keep_dims=True)
+        divergence += tl.where(share > 0.0, share * (count * log_other - sum_of_logs), 0.0)
+        mass += share * count
+    if HARD:
+        is_class = live & (label >= 0) & (label < width)
+        x_target = tl.load(student + label, mask=is_class, other=NONE).to(tl.float32)
+        tl.store(cross_entropies + row, tl.where(live, hard_low - (x_target - hard_high), 0.0), mask=inside)
+    tl.store(divergences + row, tl.where(live, temperature * temperature * divergence, 0.0), mask=inside)
+
+    if GRADIENT:
+        weight = tl.load(scale)
+        soft = weight * soft_weight
+        hard = weight * hard_weight
+        tl.debug_barrier()  # every warp has read the logits of the kept columns and of the label
+        for start in range(0, width, B):
+            every = start + tl.arange(0, B)[None, :]
+            x = _load(student, every, width, live)
+            even = tl.where((every < shared) & (x > NONE), share, 0.0)
+            gradient = _gradient(
+                x, high, low, hard_high, hard_low, mass, even, soft, hard, temperature, every == label, HARD
+            )
+            tl.store(student + every, tl.where(live, gradient, 0.0), mask=inside & (every < width))
+        tl.debug_barrier()  # before what was written for the kept columns is replaced
+        gradient = _gradient(
+            x_kept, high, low, hard_high, hard_low, mass, p, soft, hard, temperature, columns == label, HARD
+        )
+        tl.store(student + columns, gradient, mask=known)
+
+
+def launch(
+    student: Tensor, known: Known, shared: int, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Divergence and cross-entropy (R,) of logits (R, C), of which `shared` columns are the teacher's too.
+
+    With `gradient`, the logits become that of the weighted sum times `scale`, a number on the device. `spec` is one
+    that `worker.kernels.processor_rows.covers`.
+    """
+    assert spec.divergence is not None
+    temperature, (rows, width) = spec.divergence.temperature, student.shape
+    block = min(triton.next_power_of_2(width), MOST_COLUMNS)
+    losses = torch.zeros(2, rows, dtype=torch.float32, device=student.device)
+    with _device(student):
+        sparse_kernel[(rows,)](
+            student,
+            student if labels is None else labels.contiguous(),
+            scale,
+            known.columns.contiguous(),
+            known.logs.contiguous(),
+            known.other.contiguous(),
+            *losses,
+            rows,
+            width,
+            shared,
+            student.stride(0),
+            known.columns.shape[1],
+            spec.ignore_index,
+            temperature,
+            spec.divergence_weight * temperature,
+            spec.ce_weight,
+            OTHERS=known.others,
+            HARD=spec.ce_weight != 0.0,
+            ONE_SOFTMAX=temperature == 1.0,
+            LABELLED=labels is not None,
+            GRADIENT=gradient,
+            K=triton.next_power_of_2(known.columns.shape[1]),
+            B=block,
+            num_warps=max(1, block // LOGITS_OF_A_WARP),
+        )
+    return losses[0], losses[1]

@@ -1,0 +1,71 @@
+"""What the machine could do: the rate that the arithmetic of a training is held against."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+A100 = 312e12
+DATA_SHEETS = {
+    "NVIDIA A10": 125e12,
+    "NVIDIA A100-PCIE-40GB": A100,
+    "NVIDIA A100-SXM4-40GB": A100,
+    "NVIDIA A100-SXM4-80GB": A100,
+    "NVIDIA A100 80GB PCIe": A100,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+}
+"""Operations a second in bf16 with sums in float32, of matrices that aren't sparse, by NVIDIA's data sheets (half of
+the rate where these state that of sparse ones)."""
+SIDE = {"cpu": 384, "cuda": 4096}
+"""Rows and columns of the matrices that are multiplied: enough for the full rate, in a millisecond or two."""
+RUNS = 5
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Peak(NamedTuple):
+    """The highest rate of matrix products."""
+
+    flops_per_second: float
+    source: str
+    """`data sheet`, or `measured`."""
+
+
+def peak_of(device: torch.device, precision: str) -> Peak:
+    """The rate of `device` in the arithmetic of a job (`Recipe.precision`), with as many threads as are set.
+
+    Known GPUs have that of their data sheet in bf16. Everything else is measured once in a process by products of
+    matrices, the fastest of a few, which takes a few milliseconds.
+    """
+    if device.type == "cuda" and precision == "bf16":
+        known = DATA_SHEETS.get(torch.cuda.get_device_name(device))
+        if known is not None:
+            return Peak(known, "data sheet")
+    return Peak(_measured(str(device), DTYPES[precision], torch.get_num_threads()), "measured")
+
+
+@cache
+def _measured(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Operations a second; `threads` only tells measurements apart."""
+    side = SIDE[torch.device(device).type]
+    drawn = torch.Generator(device).manual_seed(0)  # leaves training's own draws alone
+    left, right = (torch.randn(side, side, generator=drawn, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(_seconds(left, right) for _ in range(1 + RUNS))
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    begin = _now(left.device)
+    torch.mm(left, right)
+    return _now(left.device) - begin
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
