@@ -54,11 +54,7 @@ def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     if job.task == "embedding":
         found = "is fsdp, but what losses on vectors train (projections) is not divided"
         yield Problem("resources.sharding", found, "none")
-    for path, terms in job.objectives.items():
-        for index, term in enumerate(terms):
-            if term.taps().student or term.taps().teacher or isinstance(term, KdSim):
-                found = f"{term.kind} looks inside a model, and with resources.sharding: fsdp no process has all of it"
-                yield Problem(f"{path}[{index}].kind", found, "a loss on outputs, or resources.sharding: none")
+    yield from _looking_inside(job)
     for path, optimizer in _optimizers(job).items():
         if not isinstance(optimizer, AdamW | Sgd):
             found = f"{optimizer.kind} looks at whole weights, and with resources.sharding: fsdp no process has them"
@@ -75,6 +71,14 @@ def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
         yield Problem("recipe.channels_last", found, "false")
     if job.evaluation.keep == "best":
         yield Problem("evaluation.keep", found, "last")
+
+
+def _looking_inside(job: JobSpec) -> Iterator[Problem]:
+    for path, terms in job.objectives.items():
+        for index, term in enumerate(terms):
+            if term.taps().student or term.taps().teacher or isinstance(term, KdSim):
+                found = f"{term.kind} looks inside a model, and with resources.sharding: fsdp no process has all of it"
+                yield Problem(f"{path}[{index}].kind", found, "a loss on outputs, or resources.sharding: none")
 
 
 def _optimizers(job: JobSpec) -> dict[str, Optimizer]:
