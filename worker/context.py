@@ -14,7 +14,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
 from worker.fetch.shelf import Shelf
-from worker.gpus import hold_gpu
+from worker.gpus import hold_gpus
 from worker.protocol import CachePlace
 from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
@@ -84,11 +84,11 @@ async def open_context(
 ) -> AsyncIterator[Context]:
     """Open all that a worker needs, and begin to warm its first trainer up.
 
-    A worker that serves the queue `gpu` takes a GPU of its own for as long as it lives; any other hides all of them.
+    A worker that serves the queue `gpu` takes GPUs of its own for as long as it lives; any other hides all of them.
     `command` starts trainers. Raises: `NoGpu`.
     """
-    gpu = await hold_gpu(settings.scratch_dir / "gpus") if "gpu" in queues else None
-    launch = Launch(command or trainer_command(), gpu, settings.resolved_cache_dir)
+    gpus = await hold_gpus(settings.scratch_dir / "gpus", settings.worker_gpus) if "gpu" in queues else ()
+    launch = Launch(command or trainer_command(), gpus, settings.resolved_cache_dir)
     database = Database(settings.resolved_database_url, settings.database_pool_size)
     with Scratch(settings.scratch_dir) as scratch:
         spares = SparePool(launch, scratch)
@@ -99,5 +99,5 @@ async def open_context(
         finally:
             await spares.close()
             await database.close()
-            if gpu is not None:
+            for gpu in gpus:
                 gpu.lock.close()

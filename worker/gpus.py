@@ -1,6 +1,7 @@
-"""Which GPUs there are, and which is ours: one worker process, one GPU, held by a lock on a file.
+"""Which GPUs there are, and which are ours: a worker process has as many as its settings say, each held by a lock on a
+file.
 
-Trainers inherit the lock. So a GPU whose supervisor was killed stays taken until the last trainer on it has gone too.
+Trainers inherit the locks. So a GPU whose supervisor was killed stays taken until the last trainer on it has gone too.
 """
 
 from __future__ import annotations
@@ -31,27 +32,40 @@ class Gpu:
     lock: BinaryIO
 
 
-async def hold_gpu(locks: Path, patience_seconds: float = 10.0) -> Gpu:
-    """Take the first GPU that is free; `locks` is the folder of the lock files.
+async def hold_gpus(locks: Path, count: int = 1, patience_seconds: float = 10.0) -> tuple[Gpu, ...]:
+    """Take the first `count` GPUs that are free, or none of them; `locks` is the folder of the lock files.
 
     Waits a little, since the trainer of a worker that was killed takes a moment to go. Raises `NoGpu`.
     """
     found = await asyncio.to_thread(visible_gpus)
     if not found:
         raise NoGpu("the worker serves the queue gpu, but nvidia-smi finds no GPU that CUDA_VISIBLE_DEVICES allows")
+    if count > len(found):
+        raise NoGpu(f"the worker shall have {count} GPUs (STILLHOUSE_WORKER_GPUS), and there are {len(found)}")
     until = time.monotonic() + patience_seconds
-    while (gpu := _free_gpu(found, locks)) is None:
+    while not (gpus := _free_gpus(found, count, locks)):
         if time.monotonic() > until:
-            raise NoGpu(f"all of the {len(found)} GPUs are taken by other workers")
+            raise NoGpu(_taken(len(found), count))
         await asyncio.sleep(0.2)
-    return gpu
+    return gpus
 
 
-def _free_gpu(uuids: list[str], locks: Path) -> Gpu | None:
+def _free_gpus(uuids: list[str], count: int, locks: Path) -> tuple[Gpu, ...]:
+    held: list[Gpu] = []
     for uuid in uuids:
-        if (lock := try_lock(locks / uuid)) is not None:
-            return Gpu(uuid, lock)
-    return None
+        if len(held) < count and (lock := try_lock(locks / uuid)) is not None:
+            held.append(Gpu(uuid, lock))
+    if len(held) == count:
+        return tuple(held)
+    for gpu in held:  # somebody else may need fewer
+        gpu.lock.close()
+    return ()
+
+
+def _taken(found: int, count: int) -> str:
+    if count == 1:
+        return f"all of the {found} GPUs are taken by other workers"
+    return f"fewer than {count} of the {found} GPUs are free of other workers"
 
 
 def visible_gpus() -> list[str]:

@@ -15,7 +15,6 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +24,7 @@ from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.access import DATABASE_LOST, Access
 from worker.context import Context
 from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from
+from worker.memory import oom_kills
 from worker.protocol import (
     CheckpointSaved,
     Failed,
@@ -64,10 +64,15 @@ async def run_next(context: Context, job_id: str | None = None) -> bool:
 
 
 async def _claim(context: Context, job_id: str | None) -> Lease | None:
-    seconds = context.settings.lease_seconds
+    settings = context.settings
     async with context.database.write() as session:
         return await leases.claim(
-            session, owner=context.owner, queues=context.queues, lease_seconds=seconds, job_id=job_id
+            session,
+            owner=context.owner,
+            queues=context.queues,
+            lease_seconds=settings.lease_seconds,
+            job_id=job_id,
+            gpus=settings.worker_gpus,
         )
 
 
@@ -325,13 +330,3 @@ async def _record(session: AsyncSession, lease: Lease, reports: list[Report | No
         case Log(message=message, level=level):
             await leases.log(session, lease, message, level)
     return orders or await leases.beat(session, lease)
-
-
-def oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """Processes that the kernel has killed so far for want of memory; 0 where it does not count them."""
-    with suppress(OSError):
-        for line in counters.read_text().splitlines():
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
-    return 0

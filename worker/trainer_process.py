@@ -52,10 +52,10 @@ def trainer_command() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Launch:
-    """How trainers are started; `gpu` is the one that they see, none hides all."""
+    """How trainers are started; `gpus` are those that they see, none hides all."""
 
     command: tuple[str, ...] = field(default_factory=trainer_command)
-    gpu: Gpu | None = None
+    gpus: tuple[Gpu, ...] = ()
     caches: Path | None = None
     """Where compiled kernels outlive the trainer that compiled them; none: they go with its folder."""
     ready_seconds: float = 120.0
@@ -67,7 +67,7 @@ class Launch:
         compiled = {"TRITON_CACHE_DIR": str(caches / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor")}
         passed = {name: value for name, value in environ.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
         own = {"HOME": str(home), "TMPDIR": str(home), "HF_HUB_OFFLINE": "1"}
-        return compiled | passed | own | {"CUDA_VISIBLE_DEVICES": self.gpu.uuid if self.gpu else ""}
+        return compiled | passed | own | {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in self.gpus)}
 
 
 class TrainerProcess:
@@ -90,7 +90,7 @@ class TrainerProcess:
                 cwd=folder,
                 env=launch.environment(os.environ, folder),
                 start_new_session=True,  # a signal to the worker's group is the supervisor's to handle
-                pass_fds=(launch.gpu.lock.fileno(),) if launch.gpu else (),
+                pass_fds=[gpu.lock.fileno() for gpu in launch.gpus],
                 limit=LINE_BYTES,
             )
         return cls(process, folder)

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     """Queues that a worker of this process serves, separated by commas; one that polls adds `gpu` by itself where there
     is one, unless this is set."""
 
+    worker_gpus: int = Field(1, ge=1, le=64)
+    """GPUs that a worker of the queue `gpu` takes for itself; it does not claim jobs that ask for more."""
+
     secret: SecretStr = SecretStr("")
     """Key of the digests of API keys, at least 32 characters; empty: generated once and kept in `data_dir`."""
     bootstrap_key: SecretStr | None = None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
@@ -95,10 +95,19 @@ class Progress(Protocol):
 
 
 async def claim(
-    session: AsyncSession, *, owner: str, queues: Sequence[str], lease_seconds: float, job_id: str | None = None
+    session: AsyncSession,
+    *,
+    owner: str,
+    queues: Sequence[str],
+    lease_seconds: float,
+    job_id: str | None = None,
+    gpus: int = 1,
 ) -> Lease | None:
-    """Take the given job, or the best of the queues (highest priority, then oldest); none if there is nothing to do."""
-    candidate = await session.scalar(_claimable(queues, job_id))
+    """Take the given job, or the best of the queues (highest priority, then oldest); none if there is nothing to do.
+
+    Of the queue `gpu` it is one that needs no more than `gpus`.
+    """
+    candidate = await session.scalar(_claimable(queues, job_id, gpus))
     if candidate is None:
         return None
     job = await move(
@@ -142,10 +151,13 @@ async def claim(
     )
 
 
-def _claimable(queues: Sequence[str], job_id: str | None) -> Select[str]:
+def _claimable(queues: Sequence[str], job_id: str | None, gpus: int) -> Select[str]:
+    # Read from the document, of jobs for GPUs alone; jobs from before there could be several have no number.
+    processes = func.coalesce(Job.spec["resources"]["processes"].as_integer(), 1)
     statement = (
         select(Job.id)
         .where(Job.status == Status.QUEUED, Job.queue.in_(queues), Job.next_run_at <= now())
+        .where(or_(Job.queue != "gpu", processes <= gpus))
         .order_by(Job.priority.desc(), Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)  # SQLite leaves this out: its writers come one after the other

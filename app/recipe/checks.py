@@ -20,6 +20,7 @@ from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
+from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Transformers, Vit
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
@@ -72,6 +73,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_optimizer_problems(job))
     found.problems.extend(_recipe_problems(job))
+    found.problems.extend(processes_problems(job))
     return found.problems
 
 

@@ -23,6 +23,7 @@ LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=16)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Queue = Literal["any", "cpu", "gpu"]
+Sharding = Literal["none", "fsdp"]
 PointNumber = Annotated[int, Field(ge=0, le=32_767)]
 ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export"]
 
@@ -127,6 +128,14 @@ class Resources(Spec):
 
     queue: Queue = "any"
     """Kind of machine."""
+    processes: int = Field(1, ge=1, le=64)
+    """Processes of one machine that train together. Each takes its share of every batch, so that batches, their order
+    and the step are those of a single process (but batch norm sees each share alone). Each holds all samples."""
+    nodes: int = Field(1, ge=1, le=1024)
+    """Machines that they run on: one so far."""
+    sharding: Sharding = "none"
+    """What each of several processes holds of a model: the whole of it, or with `fsdp` a part of every weight, of its
+    gradient and optimizer state, and of the teachers' weights."""
     max_seconds: Positive = 86_400.0
     """Longest time of training over all attempts, in seconds; after that the job fails with its deadline."""
     max_queue_seconds: Positive = 604_800.0

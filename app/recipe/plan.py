@@ -90,19 +90,21 @@ def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) 
 
 
 def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int, teachers: Sequence[Cost] = ()) -> int:
-    """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data.
+    """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data; together,
+    where there are several processes.
 
     `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
     the framework itself takes is not counted.
     """
     copies = 2 + (job.recipe.ema_decay is not None)
-    micro_batch = -(-min(job.recipe.batch_size, samples) // job.recipe.accumulate)
-    total = 4 * (student.parameters * copies + _state(job.recipe.optimizer, student))
-    total += micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
-    total += samples * (sample_bytes + 8)
+    resources, weights = job.resources, student.parameters * copies + _state(job.recipe.optimizer, student)
+    micro_batch = -(-min(job.recipe.batch_size, samples) // (job.recipe.accumulate * resources.processes))
+    activations = micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
     for teacher in teachers:
-        total += 4 * teacher.parameters + 4 * micro_batch * teacher.peak_activation
-    return total
+        weights += teacher.parameters
+        activations += 4 * micro_batch * teacher.peak_activation
+    wholes = 1 if resources.sharding == "fsdp" else resources.processes
+    return 4 * weights * wholes + (activations + samples * (sample_bytes + 8)) * resources.processes
 
 
 def _state(optimizer: Optimizer, student: Cost) -> int:

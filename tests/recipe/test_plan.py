@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.recipe.cost import Cost, student_cost
 from app.recipe.data import ImageData
-from app.recipe.job import JobSpec, Recipe
+from app.recipe.job import JobSpec, Recipe, Resources
 from app.recipe.losses import CrossEntropy
 from app.recipe.model import ImageInput
 from app.recipe.plan import plan_training, split_counts, training_flops, training_memory
@@ -108,3 +108,18 @@ def test_accumulation_and_bf16_lower_the_estimate() -> None:
 
     assert estimate(accumulate=4) < estimate()
     assert estimate(precision="bf16") < estimate()
+
+
+def test_processes_multiply_what_each_of_them_holds() -> None:
+    def memory(**resources: object) -> int:
+        job = JobSpec(
+            data=ImageData(train="x"),
+            student=Mlp(),
+            recipe=Recipe(losses=[CrossEntropy()], batch_size=100),
+            resources=Resources.model_validate({"queue": "cpu", **resources}),
+        )
+        return training_memory(job, cost_of(Mlp()), samples=100, sample_bytes=64)
+
+    weights, samples = 4 * 4 * cost_of(Mlp()).parameters, 100 * 72
+    assert memory(processes=2) == memory() + weights + samples
+    assert memory(processes=2, sharding="fsdp") == memory() + samples

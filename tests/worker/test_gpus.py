@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.core.settings import Settings
-from worker.gpus import NoGpu, hold_gpu, visible_gpus
+from worker.gpus import NoGpu, hold_gpus, visible_gpus
 from worker.poller import queues_of
 
 
@@ -70,9 +70,23 @@ def test_a_polling_worker_serves_the_gpu_of_its_machine_unless_told_what_to_serv
 
 async def test_each_worker_holds_another_gpu_until_none_is_left(machine: Callable[..., None], tmp_path: Path) -> None:
     machine(TWO)
-    first, second = await hold_gpu(tmp_path / "locks"), await hold_gpu(tmp_path / "locks")
+    [first], [second] = await hold_gpus(tmp_path / "locks"), await hold_gpus(tmp_path / "locks")
     assert {first.uuid, second.uuid} == {"GPU-aa", "GPU-bb"}
     with pytest.raises(NoGpu, match="all of the 2 GPUs are taken"):
-        await hold_gpu(tmp_path / "locks", patience_seconds=0.0)
+        await hold_gpus(tmp_path / "locks", patience_seconds=0.0)
     first.lock.close()
-    assert (await hold_gpu(tmp_path / "locks")).uuid == first.uuid
+    [again] = await hold_gpus(tmp_path / "locks")
+    assert again.uuid == first.uuid
+
+
+async def test_a_worker_for_several_takes_all_of_them_or_none(machine: Callable[..., None], tmp_path: Path) -> None:
+    machine(TWO)
+    with pytest.raises(NoGpu, match="shall have 3 GPUs"):
+        await hold_gpus(tmp_path / "locks", 3)
+    [one] = await hold_gpus(tmp_path / "locks")
+    with pytest.raises(NoGpu, match="fewer than 2 of the 2 GPUs"):
+        await hold_gpus(tmp_path / "locks", 2, patience_seconds=0.0)
+    [other] = await hold_gpus(tmp_path / "locks")
+    for gpu in (one, other):
+        gpu.lock.close()
+    assert [gpu.uuid for gpu in await hold_gpus(tmp_path / "locks", 2)] == ["GPU-aa", "GPU-bb"]

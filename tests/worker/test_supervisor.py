@@ -38,7 +38,8 @@ from tests.worker.stage import (
     worker,
 )
 from worker.context import Context, open_context
-from worker.supervisor import oom_kills, run_next
+from worker.memory import oom_kills
+from worker.supervisor import run_next
 
 TRAIN = ("start", "phase=training")
 

@@ -85,18 +85,20 @@ async def test_the_environment_holds_no_credentials(scratch: Scratch, monkeypatc
     await trainer.close()
 
 
-async def test_a_trainer_sees_its_gpu_and_holds_it_for_as_long_as_it_lives(scratch: Scratch, tmp_path: Path) -> None:
-    lock = try_lock(tmp_path / "GPU-1")
-    assert lock is not None
-    launch = Launch(scripted("environ", "start", "hang"), Gpu("GPU-1", lock))
+async def test_a_trainer_sees_its_gpus_and_holds_them_for_as_long_as_it_lives(scratch: Scratch, tmp_path: Path) -> None:
+    names = ("GPU-1", "GPU-2")
+    locks = [lock for name in names if (lock := try_lock(tmp_path / name)) is not None]
+    gpus = tuple(Gpu(name, lock) for name, lock in zip(names, locks, strict=True))
+    launch = Launch(scripted("environ", "start", "hang"), gpus)
     trainer = await TrainerProcess.spawn(launch, scratch.folder("trainer"))
-    lock.close()
+    for lock in locks:
+        lock.close()
     report = await trainer.read()
     assert isinstance(report, Log)
-    assert json.loads(report.message)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
-    assert try_lock(tmp_path / "GPU-1") is None
+    assert json.loads(report.message)["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
+    assert [try_lock(tmp_path / name) for name in names] == [None, None]
     await trainer.close()
-    assert try_lock(tmp_path / "GPU-1") is not None
+    assert None not in [try_lock(tmp_path / name) for name in names]
 
 
 async def test_a_line_that_is_no_report_is_an_error(scratch: Scratch) -> None:

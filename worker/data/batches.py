@@ -67,19 +67,27 @@ Augment = Callable[[Batch, int], Batch]
 """Changes the samples of a batch, as drawn for this epoch; a pure function of both and of the job's seed."""
 
 
+Share = Callable[[Tensor], Tensor]
+"""Which of the samples (B,) of a batch are for this process."""
+
+
 class Batches:
     """Shuffled batches over samples that live on one device; the last batch of an epoch may be smaller."""
 
-    def __init__(self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None, share: Share | None = None
+    ) -> None:
         self.samples, self.augment, self._size, self._seed = samples, augment, batch_size, seed
+        self._share = share or (lambda chosen: chosen)
         self.steps_per_epoch = -(-samples.samples // batch_size)
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Batch:
-        """The batch of optimizer step `step`, counted from 0 over all epochs."""
+        """The share in the batch of optimizer step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        batch = self.samples.take_samples(self._order_of(epoch)[index * self._size : (index + 1) * self._size])
+        chosen = self._order_of(epoch)[index * self._size : (index + 1) * self._size]
+        batch = self.samples.take_samples(self._share(chosen))
         return self.augment(batch, epoch) if self.augment else batch
 
     def _order_of(self, epoch: int) -> Tensor:

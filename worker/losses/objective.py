@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -95,9 +95,13 @@ class Objective:
         self.trained.requires_grad_(True).train()
         self.frozen.requires_grad_(False).eval()
 
-    def count(self, targets: Tensor) -> Tensor:
-        """Rows of a whole batch that count; at least 1, so that a batch of ignored rows gives 0 and not NaN."""
-        return _valid(targets).sum().clamp(min=1)
+    def count(self, targets: Tensor, everywhere: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Rows of a whole batch that count; at least 1, so that a batch of ignored rows gives 0 and not NaN.
+
+        `everywhere` adds up over the processes that have a share of the batch each.
+        """
+        own = _valid(targets).sum()
+        return (everywhere(own) if everywhere else own).clamp(min=1)
 
     def __call__(self, seen: Seen, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
         """Share of a part of a batch with `count` valid rows: `loss`, and each term's `loss/<kind>` before its weight.

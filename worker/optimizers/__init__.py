@@ -33,7 +33,9 @@ Modules = Sequence[nn.Module]
 
 
 def _sgd(spec: Sgd, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, **_arguments(spec), fused=True)
+    # torch's fused SGD knows no weights of which processes hold parts, which are of another type
+    fused = all(type(parameter) is nn.Parameter for parameter in parameters)
+    return torch.optim.SGD(parameters, **_arguments(spec), fused=fused)
 
 
 def _adamw(spec: AdamW, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ from torch import Tensor
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.trainer.history import History, Point
+from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import Best, TrainState
 
 KEPT = 2
@@ -68,14 +69,16 @@ def training_digest(job: JobSpec) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path) -> Path:
-    """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one."""
+def save(state: TrainState, whole: dict[str, Tensor], job: JobSpec, plan: TrainingPlan, root: Path) -> Path:
+    """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one.
+
+    `whole` are the state's `tensors`, gathered where processes hold parts of them.
+    """
     root.mkdir(parents=True, exist_ok=True)
     draft, final = root / f".step-{state.step}", root / f"step-{state.step}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    optimizer = state.optimizer.state_dict()
-    save_file(_tensors(state, optimizer), draft / TENSORS)
+    save_file(whole, draft / TENSORS)
     record = Record(
         job=training_digest(job),
         train_samples=plan.train_samples,
@@ -83,7 +86,7 @@ def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path) -> Pat
         stage=plan.stage_at(state.step - 1),
         seconds=state.seconds,
         teacher_flops=state.teacher_flops,
-        groups=optimizer["param_groups"],
+        groups=state.optimizer.state_dict()["param_groups"],
         sha256=_digest(draft / TENSORS),
         best=state.best.found if state.best else None,
         history=state.history.points,
@@ -124,28 +127,30 @@ def read_for(job: JobSpec, plan: TrainingPlan, folder: Path) -> Record:
     return record
 
 
-def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path) -> None:
+def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path, ranks: Alone = ALONE) -> None:
     """Bring `state`, fresh from the same job, to where it was when `folder` was saved; raises CheckpointError.
 
-    The optimizer must be that of the stage that goes on; where the checkpoint ends a stage, it is left fresh.
+    The optimizer must be that of the stage that goes on; where the checkpoint ends a stage, it is left fresh. Each of
+    the `ranks` takes what it holds of every tensor.
     """
     groups = record.groups if plan.stage_at(record.step) == record.stage else None
     try:
         tensors = load_file(folder / TENSORS)
-        _load(state, tensors, groups)
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        _load(state, tensors, groups, ranks)
+    except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds, state.teacher_flops = record.step, record.seconds, record.teacher_flops
     state.best = Best(record.best, _under("best/", tensors) or None) if record.best else None
     state.history = History(record.history)
 
 
-def _tensors(state: TrainState, optimizer: dict[str, Any]) -> dict[str, Tensor]:
+def tensors(state: TrainState) -> dict[str, Tensor]:
+    """Every tensor that makes the next step, by its name in the file; of a rank its own part."""
     named = {f"student/{name}": tensor for name, tensor in state.student.state_dict().items()}
     if state.ema is not None:
         named |= {f"ema/{name}": tensor for name, tensor in state.ema.model.state_dict().items()}
     named |= {f"parts/{name}": tensor for name, tensor in state.parts.state_dict().items()}
-    for index, values in optimizer["state"].items():
+    for index, values in state.optimizer.state_dict()["state"].items():
         named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
     if state.best is not None and state.best.weights is not None:
         named |= {f"best/{name}": tensor for name, tensor in state.best.weights.items()}
@@ -166,24 +171,27 @@ def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None) -> None:
-    state.student.load_state_dict(_under("student/", tensors))
+def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None, ranks: Alone) -> None:
+    own = state.student.state_dict()
+    student = _under("student/", tensors)
+    state.student.load_state_dict({name: ranks.place(value, own[name]) for name, value in student.items()})
     if state.ema is not None:
         state.ema.model.load_state_dict(_under("ema/", tensors))
     state.parts.load_state_dict(_under("parts/", tensors))
     if groups is not None:
-        state.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": groups})
+        owners = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+        state.optimizer.load_state_dict({"state": _moments(tensors, owners, ranks), "param_groups": groups})
         _lay_out_like_parameters(state.optimizer)
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
 
 
-def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _moments(tensors: dict[str, Tensor], owners: list[Tensor], ranks: Alone) -> dict[int, dict[str, Tensor]]:
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = tensor
+        moments.setdefault(int(index), {})[key] = ranks.place(tensor, owners[int(index)])
     return moments
 
 

@@ -22,7 +22,8 @@ from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.teachers import Source, Teacher
-from worker.trainer.loop import Course
+from worker.trainer.loop import Course, Whole
+from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
 
 DRY_SAMPLES = 2
@@ -77,7 +78,13 @@ def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
 
 
 def build_courses(
-    job: JobSpec, plan: TrainingPlan, batches: Batches, state: TrainState, teachers: Mapping[str, TaughtBy], seed: int
+    job: JobSpec,
+    plan: TrainingPlan,
+    batches: Batches,
+    state: TrainState,
+    teachers: Mapping[str, TaughtBy],
+    seed: int,
+    ranks: Alone = ALONE,
 ) -> list[Course]:
     """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
     student, samples = state.student, batches.samples
@@ -88,10 +95,14 @@ def build_courses(
     look = student.look if job.task == CAUSAL_LM else student
     forward = torch.compile(look) if job.recipe.compile else look
     kind = TokenObjective if job.task == CAUSAL_LM else Objective
+    objectives = [
+        kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
+    ]
+    state.parts = workshop.parts.to(samples.targets.device)
+    whole = ranks.wrap(Whole(student, state.parts))
     courses = []
     stages: list[Stage | None] = [*job.recipe.stages, None]
-    for stage, stage_plan, (path, losses) in zip(stages, plan.stages, job.objectives.items(), strict=True):
-        objective = kind(losses, workshop, job.all_teachers, job.teacher_weighting, path)
+    for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
         courses.append(
             Course(
                 recipe=job.recipe,
@@ -105,10 +116,12 @@ def build_courses(
                 recorder=recorder,
                 view=student.view,
                 device=samples.targets.device,
+                whole=whole,
+                seed=seed,
                 trains_student=stage is None or stage.trains == "student",
+                ranks=ranks,
             )
         )
-    state.parts = workshop.parts.to(samples.targets.device)
     return courses
 
 

@@ -25,6 +25,7 @@ from worker.students.last_states import LastStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import Source
+from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
 
 GRAD_NORM = "grad_norm"
@@ -49,12 +50,34 @@ class Course:
     view: str
     """Which of a batch's inputs the student reads."""
     device: torch.device
+    whole: nn.Module
+    """The job's `Whole`, as its ranks have wrapped it."""
+    seed: int
     trains_student: bool = True
+    ranks: Alone = ALONE
+    """The processes that take every step together."""
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
         """The parameters that the optimizer moves."""
         students = list(student.parameters()) if self.trains_student else []
         return students + list(self.objective.trained.parameters())
+
+
+class Whole(nn.Module):
+    """The student and all that the losses of a job train, as the one module that several processes keep alike."""
+
+    def __init__(self, student: Model, parts: nn.Module) -> None:
+        super().__init__()
+        self.student, self.parts = student, parts
+
+    def forward(
+        self, course: Course, optimizer: torch.optim.Optimizer, part: Batch, count: Tensor, epoch: float
+    ) -> dict[str, Tensor]:
+        """Share of `part` in the loss of a batch of `count` rows that count, over all ranks."""
+        seen = _look(course, self.student, part)
+        if isinstance(optimizer, Listener):
+            optimizer.listen(seen.outputs)
+        return course.objective(seen, count, epoch, course.plan.epochs)
 
 
 class Step(Protocol):
@@ -79,7 +102,7 @@ def train(course: Course, state: TrainState, watch: Watch, step: Step | None = N
         set_rate(course, state)
         values = take(course, state, course.batches.at(state.step))
         state.step += 1
-        if watch.step_done(state, values):
+        if course.ranks.agree(watch.step_done(state, values)):
             return False
     return True
 
@@ -94,22 +117,23 @@ def set_rate(course: Course, state: TrainState) -> None:
 def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """One optimizer step on `batch`; what it measured: the loss, its terms, the gradient's norm before clipping.
 
-    Every part divides by the count of the whole batch, so the number of parts does not change the step (but batch norm
-    sees each part on its own). Nothing here waits for the device.
+    Every part divides by the count of the whole batch, so the number of parts and of processes does not change the step
+    (but batch norm sees each part on its own). Nothing here waits for the device.
     """
     state.student.train(course.trains_student)
+    course.ranks.begin(course.seed, state.step)
     values: dict[str, Tensor] = {}
-    count = course.objective.count(batch.targets)
+    count = course.objective.count(batch.targets, course.ranks.sum)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
-    for part in batch.split(course.recipe.accumulate):
-        seen = _look(course, state.student, part)
-        if isinstance(state.optimizer, Listener):
-            state.optimizer.listen(seen.outputs)
-        shares = course.objective(seen, count, epoch, course.plan.epochs)
-        shares[TOTAL].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    split = course.ranks.least(min(course.recipe.accumulate, batch.samples))
+    for part in (parts := list(batch.split(split))):
+        with course.ranks.part(course.whole, last=part is parts[-1]):
+            shares = course.whole(course, state.optimizer, part, count, epoch)
+            shares[TOTAL].backward()
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
-    values[GRAD_NORM] = _clip(course.learning(state.student), course.recipe.clip_norm)
+    values = course.ranks.sum_all(values)
+    values[GRAD_NORM] = _clip(course, course.learning(state.student))
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None and course.trains_student:
@@ -126,9 +150,10 @@ def _look(course: Course, student: Model, part: Batch) -> Seen:
     return Seen(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
 
 
-def _clip(learning: list[nn.Parameter], largest: float | None) -> Tensor:
+def _clip(course: Course, learning: list[nn.Parameter]) -> Tensor:
     parameters = [parameter for parameter in learning if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if largest is not None:
-        clip_grads_with_norm_(parameters, largest, norm)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = course.ranks.whole(get_total_norm(gradients))
+    if course.recipe.clip_norm is not None:
+        clip_grads_with_norm_(parameters, course.recipe.clip_norm, norm)
     return norm

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from worker.errors import UserError
-from worker.trainer.state import TrainState
+
+WEIGHTS = ("student/", "ema/", "parts/")
+"""Names of a checkpoint's tensors that are weights begin with one of these."""
 
 
 class Meter:
@@ -57,12 +61,14 @@ def _refuse_non_finite(table: Tensor, names: list[str], first: int) -> None:
         raise diverged(f"{names[column]} became {table[row, column].item()} at step {first + row}", first + row)
 
 
-def refuse_spoilt(state: TrainState) -> None:
-    """Raise UserError (`nan_loss`) when a weight is not finite: a step can overflow although its gradient did not."""
-    modules = (state.student, state.judged, state.parts)
-    tensors = [tensor for module in modules for tensor in module.state_dict().values()]
-    if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
-        raise diverged(f"a weight is not finite after step {state.step}", state.step)
+def refuse_spoilt(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Raise UserError (`nan_loss`) when a weight is not finite: a step can overflow although its gradient did not.
+
+    `tensors` are those of a checkpoint.
+    """
+    weights = [tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)]
+    if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
+        raise diverged(f"a weight is not finite after step {step}", step)
 
 
 def diverged(what: str, step: int) -> UserError:

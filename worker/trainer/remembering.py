@@ -81,6 +81,11 @@ class Memories:
         misses = sum(cached.misses for cached in self._cached.values())
         return {"train/cache_hits": float(hits), "train/cache_misses": float(misses)}
 
+    def add_up(self, everywhere: Callable[[Tensor], Tensor]) -> None:
+        """Count what other processes of the job have read and asked too; `everywhere` sums over them."""
+        for cached in self._cached.values():
+            cached.hits, cached.misses = everywhere(torch.tensor([cached.hits, cached.misses])).tolist()
+
     def figures(self) -> dict[str, Any]:
         """For the report, by teacher."""
         return {name: cached.figures() for name, cached in self._cached.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,13 +33,14 @@ from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
-from worker.trainer.loop import Course, train
+from worker.trainer.loop import Course, Watch, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
+from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
-from worker.trainer.watch import Send, Stop, Supervision
+from worker.trainer.watch import Onlooker, Send, Stop, Supervision
 
 
 class _Inputs(NamedTuple):
@@ -48,10 +50,37 @@ class _Inputs(NamedTuple):
     """Of the teachers' files, by their names."""
 
 
-def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped | Failed:
-    """Do the work staged in `folder`: never raises; the last word is returned, all before it goes to `send`."""
+class _Offered(NamedTuple):
+    """Models that the first process can run alone, when it asks for them."""
+
+    student: Callable[[], Model]
+    judged: Callable[[], Model]
+    """The student, or the mean of its weights."""
+    teachers: dict[str, Callable[[], Model]]
+
+
+Word = Finished | Stopped | Failed
+RANK_LOST = "rank_lost"
+"""Code of the failure of a process that misses another one, which knows better what happened."""
+
+
+def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
+    """`run` in this process or, where the job asks for several, in processes of their own."""
+    if assignment.spec.resources.processes == 1:
+        return run(assignment, folder, send, stop)
+    from worker.trainer.launch import launch  # torch's launcher takes a while to import
+
+    return launch(assignment, folder, send, stop)
+
+
+def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone = ALONE) -> Word:
+    """Do the work staged in `folder`: never raises; the last word is returned, all before it goes to `send`.
+
+    One of several `ranks` does its share of it: the first one speaks, saves and exports, the others leave with
+    `Stopped` once training is over.
+    """
     try:
-        return _run(assignment, folder, send, stop)
+        return _run(assignment, folder, send, stop, ranks)
     except Exception as error:
         problem = _explain(error)
         if problem.__cause__ is not None or problem is not error:
@@ -60,12 +89,14 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finishe
         return Failed(fault=problem.fault, **told)
 
 
-def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Finished | Stopped:
+def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone) -> Finished | Stopped:
     with Memories(assignment.spec, assignment.teacher_cache, send) as memories:
-        return _work(assignment, folder, send, stop, memories)
+        return _work(assignment, folder, send, stop, ranks, memories)
 
 
-def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories: Memories) -> Finished | Stopped:
+def _work(
+    assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories
+) -> Finished | Stopped:
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
@@ -76,47 +107,65 @@ def _work(assignment: Assignment, folder: Path, send: Send, stop: Stop, memories
     student.view = inputs.task.view or student.view
     student = inherit(student, job, _models(inputs)).to(device)
     state = initial_state(job.recipe, student)
-    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, build_augmenter(job, inputs.task, seed))
+    augment = build_augmenter(job, inputs.task, seed)
+    batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
-    courses = build_courses(job, plan, batches, state, teachers, seed)
+    courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
+    for model in _models(inputs).values():
+        ranks.split(model)
     memories.label(batches, teachers, stop)
-    _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None)
-    judges = _judges(job, inputs)
-    account = _open_account(job, plan, inputs, teachers, state, device)
+    _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
+    offered = _offer(inputs, state, ranks)
+    judges = _judges(job, inputs, offered)
+    gather = ranks.offer(lambda: checkpoint.tensors(state))
+    account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, account)
-    if not _train(courses, plan, state, watch):
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather, account)
+    done = _train(courses, plan, state, watch if ranks.first else Onlooker())
+    memories.add_up(ranks.sum)
+    if not (done and ranks.first):
+        if done:
+            ranks.serve()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="evaluating"))
     watch.evaluate(state)
     if stop():
         watch.save(state)
+        ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
     trained = Trained(
         job=job,
         plan=plan,
-        state=state,
-        teachers={name: (by.model, inputs.folders[name]) for name, by in inputs.teachers.items()},
+        state=replace(state, student=offered.student()),
+        teachers={name: (offered.teachers[name](), folder) for name, folder in inputs.folders.items()},
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
         arithmetic=account.figures(state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
+    ranks.dismiss()
     kind = LanguageExamination if job.task == CAUSAL_LM else None
     return Finished(artifacts=write_bundle(trained, folder, device, kind), step=state.step)
 
 
-def _judges(job: JobSpec, inputs: _Inputs) -> _Judges | LanguageJudges:
+def _offer(inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
+    teachers = {name: ranks.offer_model(partial(_same, model)) for name, model in _models(inputs).items()}
+    return _Offered(ranks.offer_model(lambda: state.student), ranks.offer_model(lambda: state.judged), teachers)
+
+
+def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | LanguageJudges:
     """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
     if job.task != CAUSAL_LM:
-        return _Judges(job, inputs)
+        return _Judges(job, inputs, offered)
     require_exportable(job, network_cost(inputs.task.model).parameters)
     return LanguageJudges(job, inputs.task.eval, list(_models(inputs).values()))
 
 
-def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None) -> None:
+def _enter(
+    state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None, ranks: Alone
+) -> None:
     """Bring `state` to its first step here: with a fresh optimizer, or as the checkpoint left it."""
     if resume is None:
         state.optimizer = fresh_optimizer(courses[0], state.student)
@@ -124,12 +173,12 @@ def _enter(state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Co
     try:
         record = checkpoint.read_for(job, plan, resume)
         state.optimizer = fresh_optimizer(courses[plan.stage_at(record.step)], state.student)
-        checkpoint.restore(state, record, plan, resume)
+        checkpoint.restore(state, record, plan, resume, ranks)
     except checkpoint.CheckpointError as error:
         raise SystemFault("bad_checkpoint", str(error)) from error
 
 
-def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Supervision) -> bool:
+def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch) -> bool:
     """Go through the stages that are left; false when the watch asked to leave."""
     for course in courses[plan.stage_at(state.step) :]:
         if state.step == course.plan.first > 0:
@@ -142,22 +191,23 @@ def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: 
 class _Judges:
     """Evaluates students on the held-out samples; the teachers are asked once."""
 
-    def __init__(self, job: JobSpec, inputs: _Inputs) -> None:
-        self._job, self._samples, self._teachers = job, inputs.task.eval, inputs.teachers
+    def __init__(self, job: JobSpec, inputs: _Inputs, offered: _Offered) -> None:
+        self._job, self._samples, self._models = job, inputs.task.eval, offered
         self._teacher_logits: Tensor | None = None
 
     @property
     def teacher_logits(self) -> Tensor | None:
         """What the teachers say together (N, C), on the CPU: several are averaged with their weights."""
-        if self._teacher_logits is None and self._teachers:
-            said = [predict(by.model, self._samples.inputs[by.model.view]) for by in self._teachers.values()]
+        if self._teacher_logits is None and self._models.teachers:
+            models = (teacher() for teacher in self._models.teachers.values())
+            said = [predict(model, self._samples.inputs[model.view]) for model in models]
             weights = [teacher.weight for teacher in self._job.all_teachers]
             self._teacher_logits = together(said, weights, self._job.task)
         return self._teacher_logits
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(state.judged, self._samples.inputs[state.student.view])
+        logits = predict(self._models.judged(), self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         job = self._job
@@ -181,6 +231,10 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
 
 
+def _same(model: Model) -> Model:
+    return model
+
+
 def _open_account(
     job: JobSpec,
     plan: TrainingPlan,
@@ -188,12 +242,17 @@ def _open_account(
     teachers: Mapping[str, TaughtBy],
     state: TrainState,
     device: torch.device,
+    processes: int,
 ) -> Account:
-    """Chooses the threads too, which the rate depends on."""
+    """Chooses the threads too, which the rate depends on. Of several processes each has a share of the samples, asks
+    teachers about as many as the others, and has a rate of its own."""
     flops = network_cost(inputs.task.model).flops * inputs.task.train.together
-    choose_threads(-(-min(plan.batch_size, plan.train_samples) // job.recipe.accumulate) * flops, device)
-    asked = {name: Asked(by.source, network_cost(by.model.config).flops) for name, by in teachers.items()}
-    return Account(job, plan, flops, asked, peak_of(device, job.recipe.precision), state)
+    samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
+    choose_threads(samples * flops, device)
+    asked = {name: Asked(by.source, processes * network_cost(by.model.config).flops) for name, by in teachers.items()}
+    peak = peak_of(device, job.recipe.precision)
+    peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
+    return Account(job, plan, flops, asked, peak, state)
 
 
 def _models(inputs: _Inputs) -> dict[str, Model]:
@@ -214,6 +273,8 @@ def _explain(error: Exception) -> JobError:
         return CapacityError("out_of_memory", "memory ran out; a smaller batch_size or a larger accumulate needs less")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CapacityError("disk_full", "the worker's disk is full")
+    if is_lost(error):
+        return SystemFault(RANK_LOST, "another process of the job went away")
     return SystemFault("internal_error", "the trainer met an error of its own; its log has the details")
 
 

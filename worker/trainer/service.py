@@ -72,10 +72,10 @@ def serve(channel: Channel) -> None:
 
 
 def _work(folder: Path, channel: Channel) -> Message:
-    from worker.trainer.run import run
+    from worker.trainer.run import perform
 
     try:
         assignment = Assignment.model_validate_json((folder / ASSIGNMENT).read_bytes())
     except (OSError, ValidationError):
         return Failed(fault="system", code="invalid_assignment", message="the staged assignment can't be read")
-    return run(assignment, folder, channel.send, channel.stopped)
+    return perform(assignment, folder, channel.send, channel.stopped)

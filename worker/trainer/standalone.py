@@ -29,7 +29,7 @@ from worker.protocol import (
 )
 from worker.trainer import checkpoint
 from worker.trainer.machine import make_deterministic
-from worker.trainer.run import run
+from worker.trainer.run import perform
 from worker.trainer.service import ASSIGNMENT
 from worker.trainer.watch import CHECKPOINTS
 
@@ -52,7 +52,7 @@ def train_file(job_file: Path, out: Path, cache: Path | None = None) -> int:
         _say(f"{job_file}: {error}")
         return EXIT_INVALID
     make_deterministic()
-    word = run(assignment, out, Screen().show, _stop_on_interrupt())
+    word = perform(assignment, out, Screen().show, _stop_on_interrupt())
     if isinstance(word, Failed):
         _say(f"failed ({word.fault}, {word.code}): {word.message}")
         return EXIT_FAILED

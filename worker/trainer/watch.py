@@ -27,11 +27,19 @@ Stop = Callable[[], bool]
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
+class Onlooker:
+    """The watch of a rank that isn't the first: it has nothing to tell, and leaves when the first one does."""
+
+    def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
+        """Never asks to leave."""
+        return False
+
+
 class Supervision:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
     `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the
-    teachers', `account` counts what they and the student compute.
+    teachers', `account` counts what they and the student compute; `tensors` gives those of the state, whole.
     """
 
     def __init__(
@@ -44,11 +52,12 @@ class Supervision:
         evaluate: Evaluate,
         state: TrainState,
         memories: Memories,
+        tensors: Callable[[], dict[str, Tensor]],
         account: Account,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
         self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
-        self._account, self._meter, self._apart = account, Meter(), 0.0
+        self._tensors, self._account, self._meter, self._apart = tensors, account, Meter(), 0.0
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
         self._seconds_before, self._first = state.seconds, state.step
@@ -81,10 +90,11 @@ class Supervision:
 
     def _save(self, state: TrainState) -> None:
         self._meter.check(state.step)
-        refuse_spoilt(state)
+        whole = self._tensors()
+        refuse_spoilt(whole, state.step)
         self._account.settle(state)
         self._memories.sync()  # what a resumed job needs to take the same steps
-        path = checkpoint.save(state, self._job, self._plan, self._folder / CHECKPOINTS)
+        path = checkpoint.save(state, whole, self._job, self._plan, self._folder / CHECKPOINTS)
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))
 

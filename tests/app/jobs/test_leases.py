@@ -73,6 +73,19 @@ async def test_a_job_of_another_queue_is_not_claimed(database: Database) -> None
     assert await claim(database) is None
 
 
+async def test_a_job_for_more_gpus_than_a_worker_has_is_left_to_another(database: Database) -> None:
+    async def claim_with(gpus: int) -> str | None:
+        async with database.write() as session:
+            found = await leases.claim(session, owner="w", queues=["cpu", "gpu"], lease_seconds=60.0, gpus=gpus)
+            return found.job_id if found else None
+
+    four = await submit(database, resources={"queue": "gpu", "processes": 4}, priority=90)
+    one = await submit(database, resources={"queue": "gpu"})
+    cores = await submit(database, resources={"queue": "cpu", "processes": 4})
+    assert [await claim_with(2) for _ in range(3)] == [one, cores, None]
+    assert await claim_with(4) == four
+
+
 async def test_a_message_for_a_job_that_is_taken_claims_nothing(database: Database) -> None:
     job_id = await submit(database)
     await must_claim(database)

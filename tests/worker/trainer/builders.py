@@ -14,6 +14,7 @@ from app.recipe.students import Mlp, Student
 from worker.protocol import Assignment, Failed, Finished, Report, Stopped
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, save_model
+from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.run import run
 
 SIDE, CLASSES, SAMPLES = 6, 4, 50
@@ -77,11 +78,11 @@ def stage(folder: Path, **changes: Any) -> Assignment:
     return Assignment(spec=spec, inputs={"data": "data.npz", "teacher": "teacher"})
 
 
-def play(assignment: Assignment, folder: Path, steps: int = NEVER) -> Played:
-    """Run the job; the supervisor asks to stop once `steps` steps are done."""
+def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: Alone = ALONE) -> Played:
+    """Run the job, or a rank's share of it; the supervisor asks to stop once `steps` steps are done."""
     reports: list[Report] = []
     left = iter(range(steps - 1, -1, -1))
-    word = run(assignment, folder, reports.append, lambda: next(left) == 0)
+    word = run(assignment, folder, reports.append, lambda: next(left) == 0, ranks)
     return Played(reports, word)
 
 

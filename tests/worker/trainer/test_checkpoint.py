@@ -14,7 +14,16 @@ from app.recipe.plan import TrainingPlan, plan_training
 from tests.worker.trainer.builders import document
 from worker.optimizers import build_optimizer
 from worker.trainer import checkpoint
-from worker.trainer.checkpoint import CheckpointError, read_for, read_record, restore, save, saved, training_digest
+from worker.trainer.checkpoint import (
+    CheckpointError,
+    read_for,
+    read_record,
+    restore,
+    save,
+    saved,
+    tensors,
+    training_digest,
+)
 from worker.trainer.state import TrainState, fresh_student, initial_state
 
 
@@ -44,40 +53,44 @@ def at(spec: JobSpec, step: int) -> TrainState:
     return state
 
 
+def store(state: TrainState, root: Path) -> Path:
+    return save(state, tensors(state), job(), plan(job()), root)
+
+
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        save(at(job(), step), job(), plan(job()), tmp_path)
+        store(at(job(), step), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-100", "step-10"]
 
 
 def test_later_steps_of_a_run_that_was_given_up_go(tmp_path: Path) -> None:
     for step in (5, 10, 7):
-        save(at(job(), step), job(), plan(job()), tmp_path)
+        store(at(job(), step), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-7", "step-5"]
 
 
 def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
-    first, second = save(at(job(), 5), job(), plan(job()), tmp_path), save(at(job(), 5), job(), plan(job()), tmp_path)
+    first, second = store(at(job(), 5), tmp_path), store(at(job(), 5), tmp_path)
     assert first == second
     assert read_record(second).step == 5
 
 
 def test_one_that_was_cut_short_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(at(job(), 3), job(), plan(job()), tmp_path)
+    store(at(job(), 3), tmp_path)
 
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_sync", fail)
     with pytest.raises(OSError, match="No space"):
-        save(at(job(), 6), job(), plan(job()), tmp_path)
+        store(at(job(), 6), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-3"]
 
 
 def test_random_states_and_clock_come_back(tmp_path: Path) -> None:
     state = at(job(), 4)
     state.seconds = 12.5
-    folder = save(state, job(), plan(job()), tmp_path)
+    folder = store(state, tmp_path)
     expected = torch.rand(3)
     again = fresh(job())
     restore(again, read_for(job(), plan(job()), folder), plan(job()), folder)
@@ -86,7 +99,7 @@ def test_random_states_and_clock_come_back(tmp_path: Path) -> None:
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
-    folder = save(at(job(), 4), job(), plan(job()), tmp_path)
+    folder = store(at(job(), 4), tmp_path)
     with pytest.raises(CheckpointError, match="other data"):
         read_for(job(), plan(job(), 41), folder)
 

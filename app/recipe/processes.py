@@ -1,0 +1,91 @@
+"""What one job on several processes asks of the rest of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.recipe.facts import Problem
+from app.recipe.job import JobSpec
+from app.recipe.losses import KdSim
+from app.recipe.optimizers import AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd
+from app.recipe.task import CAUSAL_LM
+from app.recipe.teacher_cache import NoCache
+
+FIELD = "resources.processes"
+
+
+def processes_problems(job: JobSpec) -> Iterator[Problem]:
+    """What keeps the processes from taking the steps of a single one."""
+    size = job.resources.processes
+    if job.resources.nodes > 1:
+        found = f"is {job.resources.nodes}, but a job is one worker's, and nothing brings several of them together"
+        yield Problem("resources.nodes", found, "1, and as many processes as one machine has GPUs or cores")
+    if size == 1:
+        if job.resources.sharding != "none":
+            yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")
+        return
+    if job.task == CAUSAL_LM:
+        yield Problem(FIELD, f"is {size}, but language models are trained by one process so far", "1")
+    if job.resources.queue == "any":
+        found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
+        yield Problem("resources.queue", found, "cpu or gpu, or one process")
+    if size > job.recipe.batch_size:
+        yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
+    coupled = {term.kind for terms in job.objectives.values() for term in terms if term.couples_rows}
+    for kind in sorted(coupled):
+        found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
+        yield Problem(FIELD, found, "1")
+    yield from _optimizer_problems(job)
+    if job.resources.sharding == "fsdp":
+        yield from _sharding_problems(job)
+    if job.recipe.compile:
+        yield Problem("recipe.compile", f"is on, but a step of {size} processes is not compiled", "false")
+
+
+def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
+    """Optimizers that look at more than parameters and their gradients, which alone are the same everywhere."""
+    for path, optimizer in _optimizers(job).items():
+        inner = optimizer.inner if isinstance(optimizer, NormalizeAndProject) else optimizer
+        if isinstance(inner, NormalizedGd):
+            found = "normalized-gd looks at the outputs of a whole batch, and each process has a share"
+            yield Problem(f"{path}.kind", found, "any other, or one process")
+
+
+def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
+    """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
+    recipe = job.recipe
+    if job.task == "embedding":
+        found = "is fsdp, but what losses on vectors train (projections) is not divided"
+        yield Problem("resources.sharding", found, "none")
+    yield from _looking_inside(job)
+    for path, optimizer in _optimizers(job).items():
+        if not isinstance(optimizer, AdamW | Sgd):
+            found = f"{optimizer.kind} looks at whole weights, and with resources.sharding: fsdp no process has them"
+            yield Problem(f"{path}.kind", found, "adamw or sgd, or resources.sharding: none")
+    found = "is not for weights that are divided (resources.sharding: fsdp)"
+    if job.all_teachers and not isinstance(job.teacher_cache, NoCache):
+        message = (
+            "is on, but processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
+        )
+        yield Problem("teacher_cache.store", message, "off")
+    if recipe.ema_decay is not None:
+        yield Problem("recipe.ema_decay", found, "null")
+    if recipe.channels_last:
+        yield Problem("recipe.channels_last", found, "false")
+    if job.evaluation.keep == "best":
+        yield Problem("evaluation.keep", found, "last")
+
+
+def _looking_inside(job: JobSpec) -> Iterator[Problem]:
+    for path, terms in job.objectives.items():
+        for index, term in enumerate(terms):
+            if term.taps().student or term.taps().teacher or isinstance(term, KdSim):
+                found = f"{term.kind} looks inside a model, and with resources.sharding: fsdp no process has all of it"
+                yield Problem(f"{path}[{index}].kind", found, "a loss on outputs, or resources.sharding: none")
+
+
+def _optimizers(job: JobSpec) -> dict[str, Optimizer]:
+    """Those of all stages, by their path."""
+    stages = enumerate(job.recipe.stages)
+    own = {f"recipe.stages[{index}].optimizer": stage.optimizer for index, stage in stages if stage.optimizer}
+    return {"recipe.optimizer": job.recipe.optimizer, **own}

@@ -1,0 +1,107 @@
+"""What one job on several processes refuses, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.recipe.checks import find_problems
+from app.recipe.job import JobSpec
+from app.recipe.losses import LOSSES
+from tests.kinds import KINDS, job_of
+
+TOGETHER = {"processes": 2, "queue": "cpu"}
+COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows}
+
+
+def refused(document: dict[str, Any]) -> dict[str, str]:
+    return {problem.param: problem.message for problem in find_problems(JobSpec.model_validate(document))}
+
+
+def job(recipe: dict[str, Any] | None = None, **resources: Any) -> dict[str, Any]:
+    return {
+        "data": {"train": "file_a"},
+        "student": {"architecture": "mlp"},
+        "recipe": {"losses": [{"kind": "cross-entropy"}], **(recipe or {})},
+        "resources": {**TOGETHER, **resources},
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_that_compare_samples_are_refused_and_all_others_are_not(kind: str) -> None:
+    found = refused(job_of(kind) | {"resources": TOGETHER})
+    assert set(found) == ({"resources.processes"} if kind in COUPLING else set())
+    assert all(kind in message for message in found.values())
+
+
+def test_language_models_are_trained_by_one_process() -> None:
+    config = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1}
+    data = {"format": "jsonl", "train": "file_a", "input_columns": ["text"]}
+    student = {"architecture": "transformers", "config": config}
+    found = refused(job() | {"task": "causal-lm", "data": data, "student": student})
+    assert found == {"resources.processes": "is 2, but language models are trained by one process so far"}
+
+
+def test_the_queue_says_where_they_run() -> None:
+    assert set(refused(job(queue="any"))) == {"resources.queue"}
+    assert refused(job(queue="gpu")) == refused(job(queue="cpu")) == {}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_they_share_one_machine(processes: int) -> None:
+    assert set(refused(job(processes=processes, nodes=2))) == {"resources.nodes"}
+
+
+def test_there_are_no_more_processes_than_samples_in_a_batch() -> None:
+    assert refused(job({"batch_size": 2})) == {}
+    assert set(refused(job({"batch_size": 1}))) == {"resources.processes"}
+
+
+def test_a_compiled_step_is_for_a_single_process() -> None:
+    assert set(refused(job({"compile": True}))) == {"recipe.compile"}
+    assert refused(job({"compile": True}, processes=1)) == {}
+
+
+def test_an_optimizer_that_looks_at_outputs_is_for_a_single_process() -> None:
+    optimizer = {"optimizer": {"kind": "normalized-gd", "lr": 0.1}}
+    assert set(refused(job(optimizer))) == {"recipe.optimizer.kind"}
+    staged = {"stages": [{"losses": [{"kind": "cross-entropy"}], "epochs": 1, **optimizer}]}
+    assert set(refused(job(staged))) == {"recipe.stages[0].optimizer.kind"}
+    assert refused(job(optimizer, processes=1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("recipe.optimizer.kind", {"optimizer": {"kind": "adamp"}}),
+        ("recipe.ema_decay", {"ema_decay": 0.9}),
+        ("recipe.channels_last", {"channels_last": True}),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_where_they_are_divided(field: str, changes: dict[str, Any]) -> None:
+    assert refused(job(sharding="fsdp")) == {}
+    assert set(refused(job(changes, sharding="fsdp"))) == {field}
+    assert refused(job(changes)) == {}
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING))
+def test_losses_that_look_inside_a_model_are_refused_where_weights_are_divided(kind: str) -> None:
+    document = job_of(kind) | {"teacher_cache": {"store": "off"}, "resources": {**TOGETHER, "sharding": "fsdp"}}
+    spec = JobSpec.model_validate(document)
+    inside = [
+        f"{path}[{index}].kind"
+        for path, terms in spec.objectives.items()
+        for index, term in enumerate(terms)
+        if term.taps().student or term.taps().teacher or term.kind == "kd-sim"
+    ]
+    assert set(refused(document)) == {*inside, *(["resources.sharding"] if spec.task == "embedding" else [])}
+
+
+def test_divided_teachers_keep_no_answers_and_the_best_epoch_no_weights() -> None:
+    document = job_of("kd") | {"resources": {**TOGETHER, "sharding": "fsdp"}, "evaluation": {"keep": "best"}}
+    assert set(refused(document)) == {"teacher_cache.store", "evaluation.keep"}
+
+
+def test_a_single_process_divides_nothing() -> None:
+    assert set(refused(job(processes=1, sharding="fsdp"))) == {"resources.sharding"}

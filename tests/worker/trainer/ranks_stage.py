@@ -1,0 +1,71 @@
+"""Two processes that play jobs together: started once, because torch takes seconds to import."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.multiprocessing import spawn
+
+from tests.worker.trainer.builders import NEVER, Played, play
+from worker.protocol import Assignment, Failed
+from worker.trainer import watch
+from worker.trainer.launch import Ends
+from worker.trainer.machine import make_deterministic
+from worker.trainer.ranks import Replicas, join
+from worker.trainer.shards import Shards
+
+SIZE = 2
+
+
+class Act(NamedTuple):
+    """A job to play to the end, or for so many steps."""
+
+    assignment: Assignment
+    folder: Path
+    steps: int = NEVER
+
+
+def play_together(acts: dict[str, Act]) -> dict[str, Played]:
+    """What the first rank says in each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    folder = next(iter(acts.values())).folder
+    spawn(_play_all, (acts, port, folder / "played"), nprocs=SIZE)
+    played: dict[str, Played] = pickle.loads((folder / "played").read_bytes())
+    return played
+
+
+def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
+    where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(SIZE)}
+    torch.set_num_threads(1)
+    make_deterministic()
+    tell_every_step()
+    join(cpu := torch.device("cpu"))
+    played = {}
+    for name, act in acts.items():
+        sharded = act.assignment.spec.resources.sharding == "fsdp"
+        played[name] = play(*act, Shards(cpu) if sharded else Replicas())
+    if number == 0:
+        out.write_bytes(pickle.dumps(played))
+
+
+def fail_in_the_second(ends: Ends) -> None:
+    """What a rank does of which the second alone meets an error; the first says so, too late."""
+    number = int(os.environ["RANK"])
+    if number == 0:
+        time.sleep(30)
+    word = Failed(fault="capacity", code=f"full_{number}", message="no room")
+    ends.reports[number].send_bytes(word.model_dump_json().encode())
+    os._exit(1)
+
+
+def tell_every_step() -> None:
+    """Have metrics told after each step, in this process."""
+    watch.SECONDS_BETWEEN_REPORTS = float("-inf")

@@ -1,0 +1,129 @@
+"""Processes that each hold a part of every weight (FSDP2, torch's `fully_shard`): of student, optimizer and teachers.
+
+A module's weights are gathered when it runs and let go after it, so all ranks must run the same modules in the same
+order. What only the first rank does (evaluate, save, export) needs whole weights: they were *offered* before training,
+and the others help to gather them while they wait for it to decide how to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from worker.students.model import Model
+from worker.trainer.ranks import Replicas, Tensors
+
+GO, LEAVE, OFFERS = 0, 1, 2
+"""What the first rank says: go on, leave, or from `OFFERS` on the number of what shall be gathered."""
+
+
+class Shards(Replicas):
+    """Weights are divided along their first dimension; gradients are summed and divided alike."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._mesh = init_device_mesh(device.type, (self.size,))
+        self._offers: list[Callable[[], Tensors]] = []
+
+    def least(self, count: int) -> int:
+        """A rank that ran one micro-batch more than the others would wait for them for ever."""
+        fewest = torch.tensor(count)
+        dist.all_reduce(fewest, dist.ReduceOp.MIN)
+        return int(fewest)
+
+    def agree(self, leave: bool) -> bool:
+        """What the first rank has decided; until then the others gather what it wants."""
+        if self.first:
+            self._say(LEAVE if leave else GO)
+            return leave
+        while (said := self._hear()) >= OFFERS:
+            self._gather(said - OFFERS)
+        return said == LEAVE
+
+    def wrap(self, whole: nn.Module) -> nn.Module:
+        self.split(whole.get_submodule("student"))
+        return whole
+
+    def split(self, model: nn.Module) -> None:
+        """Block by block, so that no more than a block's weights are whole at a time."""
+        for block in _blocks(model):
+            self._split(block)
+        self._split(model)
+
+    def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        student = whole.get_submodule("student")
+        assert isinstance(student, FSDPModule)
+        student.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def place(self, tensor: Tensor, own: Tensor) -> Tensor:
+        if not isinstance(own, DTensor) or tensor.shape != own.shape:
+            return tensor
+        return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+    def offer(self, get: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        number = len(self._offers)
+        self._offers.append(get)
+
+        def gather() -> Tensors:
+            self._say(OFFERS + number)
+            return self._gather(number)
+
+        return gather
+
+    def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
+        gather = self.offer(lambda: get().state_dict())
+
+        def rebuild() -> Model:
+            model = get()
+            copy = Model(model.config, view=model.view)
+            copy.load_state_dict(gather())
+            return copy.to(next(model.parameters()).device).eval()
+
+        return rebuild
+
+    def serve(self) -> None:
+        self.agree(leave=False)
+
+    def dismiss(self) -> None:
+        self.agree(leave=False)
+
+    def _split(self, module: nn.Module) -> None:
+        """Sums are sent as sums: every rank has divided by the whole count already."""
+        sharded = fully_shard(module, mesh=self._mesh)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+
+    def _say(self, what: int) -> None:
+        dist.broadcast(torch.tensor(what), src=0)
+
+    def _hear(self) -> int:
+        said = torch.tensor(GO)
+        dist.broadcast(said, src=0)
+        return int(said)
+
+    def _gather(self, number: int) -> Tensors:
+        """Whole tensors on the CPU of the first rank; one at a time on the others."""
+        gathered = {}
+        for name, tensor in self._offers[number]().items():
+            full = self.whole(tensor)
+            if self.first:
+                gathered[name] = full.cpu()
+        return gathered
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """What lies in a list or a sequence and has parts of its own, inner ones first."""
+    rows = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    blocks = [block for row in rows for block in row if any(block.children()) and any(True for _ in block.parameters())]
+    return list(dict.fromkeys(reversed(blocks)))
