@@ -89,12 +89,15 @@ def _start(size: int, ends: Ends, *, gpus: bool) -> ChildFailedError | None:
         signals_to_handle="SIGTERM",  # SIGINT asks for a stop where a person looks on
         shutdown_timeout=END_SECONDS,
     )
+    before = signal.getsignal(signal.SIGTERM)
     try:
         elastic_launch(config, _be_a_rank)(ends)
     except ChildFailedError as error:
         return error
     except Exception:
         traceback.print_exc(file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, before)  # the launcher leaves its own behind
     return None
 
 
