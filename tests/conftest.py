@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.servers import S3, PostgreSQL, moto_s3, postgresql, rclone_s3, valkey
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # of several on the same cores, where torch's threads spin while they wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,9 @@ from worker.students.model import Model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 METHODS = EXAMPLES / "methods.yaml"
+SECONDS = 900
+"""Longest wait for a job, a program, or all that the first test waits for: two idle cores take three minutes."""
+pytestmark = pytest.mark.timeout(SECONDS)
 FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path != METHODS)
 BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epochs=1000")
 PLAYED = (
@@ -69,14 +72,14 @@ class Service(NamedTuple):
     def finished(self, name: str, *assignments: str) -> Job:
         """A job of two steps, when it is done."""
         job = self.client.submit(self.read(name, *assignments, *BRIEFLY))
-        ended = self.client.wait(job.id, timeout_seconds=200)
+        ended = self.client.wait(job.id, timeout_seconds=SECONDS)
         assert ended.status == "succeeded", ended.error
         return ended
 
     def program(self, name: str, *words: str | Path) -> str:
         """Run one of the programs with this service; what it printed."""
         command = [sys.executable, EXAMPLES / name, "--running", "--output", self.folder / name, *words]
-        result = subprocess.run(command, capture_output=True, text=True, env=self.env, timeout=200)
+        result = subprocess.run(command, capture_output=True, text=True, env=self.env, timeout=SECONDS)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
