@@ -90,7 +90,7 @@ def print_json(data: Any, indent: int | None = None) -> None:
 
 def show_error(error: ClientError, console: Console) -> None:
     """Say what went wrong, field by field where fields are wrong, and what may help."""
-    console.print(Text.assemble(("Error: ", "red"), str(error)))
+    console.print(Text.assemble(("Error: ", "red"), str(error)), soft_wrap=True)  # paths are not torn
     problems = error.errors if isinstance(error, ServiceError) else []
     if problems:
         table = Table("field", "what is wrong", "accepted", box=None, padding=(0, 2), header_style="bold")
