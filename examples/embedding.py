@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from session import console, fetch, finish, options_of, play, read_job, report_of, say, submit
+from session import alone, console, fetch, finish, options_of, play, read_job, report_of, say, submit
 from sst2 import write_rows
 
 from app.cli import views
@@ -46,19 +46,12 @@ def run(client: Client, options: argparse.Namespace) -> None:
     teacher = register(client, options.teacher) if options.teacher else train(client, data, epochs)
 
     distilled = read_job("embedding.yaml", f"teacher.model={teacher}", *epochs)
-    jobs = finish(client, [submit(client, job, data) for job in (distilled, without_teacher(distilled))])
+    jobs = finish(client, [submit(client, job, data) for job in (distilled, alone(distilled, "pair-score"))])
     for job in jobs:
         fetch(client, job, options.output / "models")
-    taught, alone = (report_of(client, job) for job in jobs)
-    rows = {"teacher": taught["teacher"], "distilled": taught["student"], "the same, alone": alone["student"]}
+    taught, untaught = (report_of(client, job) for job in jobs)
+    rows = {"teacher": taught["teacher"], "distilled": taught["student"], "the same, alone": untaught["student"]}
     show(rows, taught["samples"]["eval"])
-
-
-def without_teacher(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The same job with the scores alone to learn from."""
-    rest = {key: value for key, value in job.items() if key != "teacher"}
-    losses = [loss for loss in job["recipe"]["losses"] if loss["kind"] == "pair-score"]
-    return {**rest, "name": f"{job['name']}, alone", "recipe": {**job["recipe"], "losses": losses}}
 
 
 def register(client: Client, folder: Path) -> str:

@@ -115,10 +115,11 @@ def read_job(name: str, *assignments: str) -> dict[str, Any]:
     return documents.read(HERE / name, assignments)
 
 
-def alone(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The same job without a teacher, and with the labels' loss alone at its full weight."""
+def alone(job: Mapping[str, Any], kind: str = PLAIN) -> dict[str, Any]:
+    """The same job without a teacher, and with the loss of this kind alone at its full weight."""
     without = {key: value for key, value in job.items() if key != "teacher"}
-    recipe = {**job["recipe"], "losses": [{"kind": PLAIN}]}
+    losses = [{**loss, "weight": 1.0} for loss in job["recipe"]["losses"] if loss["kind"] == kind]
+    recipe = {**job["recipe"], "losses": losses}
     return {**without, "name": f"{job['name']}, alone", "recipe": recipe}
 
 

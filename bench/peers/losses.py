@@ -15,8 +15,11 @@ from torch import Tensor
 from app.recipe.losses import Jsd, Kd, LossTerm
 from bench.peers.absence import why
 from bench.peers.ground import SEED
+from worker.kernels.linear import HiddenTeacher, linear_distillation
+from worker.kernels.spec import RowSpec
 from worker.losses import TERMS
 from worker.losses.base import Rows
+from worker.losses.tokens import divergence_of
 
 SCALE = 3.0
 """Deviation of the logits: softmaxes that are neither flat nor one-hot."""
@@ -84,7 +87,7 @@ def compare(shapes: Sequence[Shape], calls: int, pairs: Sequence[Pair] | None = 
 
 
 def _compare(pair: Pair, theirs: Loss, shape: Shape, calls: int) -> Compared:
-    ours: Loss = partial(mean_of_rows, pair.ours)
+    ours: Loss = partial(at_the_last_layer if pair.with_head else mean_of_rows, pair.ours)
     draw = torch.Generator().manual_seed(SEED)
     student, teacher = _side(shape, pair.with_head, draw), _side(shape, pair.with_head, draw)
     value, gradients = _differentiate(ours, student, teacher)
@@ -100,13 +103,14 @@ def _compare(pair: Pair, theirs: Loss, shape: Shape, calls: int) -> Compared:
 
 
 def mean_of_rows(spec: LossTerm, student: Side, teacher: Side) -> Tensor:
-    """The term as the objective calls it; with a head the logits are made first, as a network makes them."""
+    """The term as the objective calls it."""
     labels = torch.zeros(len(student[0]), dtype=torch.int64)
-    return TERMS[type(spec)](spec)(Rows(_logits(student), labels, _logits(teacher))).mean()
+    return TERMS[type(spec)](spec)(Rows(student[0], labels, teacher[0])).mean()
 
 
-def _logits(side: Side) -> Tensor:
-    return F.linear(*side) if len(side) == 2 else side[0]
+def at_the_last_layer(spec: LossTerm, student: Side, teacher: Side) -> Tensor:
+    """The same of hidden states and a head, as language models are trained."""
+    return linear_distillation(*student, HiddenTeacher(*teacher), None, RowSpec(divergence_of(spec))).total
 
 
 def _side(shape: Shape, with_head: bool, draw: torch.Generator) -> Side:

@@ -14,7 +14,18 @@ from bench.peers import page, runs
 from bench.peers.absence import MISSING, why
 from bench.peers.engines import Clock, Taken, plain, stillhouse
 from bench.peers.ground import SHORT, Ground, Objective, lay
-from bench.peers.losses import PAIRS, Compared, Loss, Missing, Pair, Shape, Side, compare, mean_of_rows
+from bench.peers.losses import (
+    PAIRS,
+    Compared,
+    Loss,
+    Missing,
+    Pair,
+    Shape,
+    Side,
+    at_the_last_layer,
+    compare,
+    mean_of_rows,
+)
 
 ROUNDING = 1e-5
 
@@ -73,7 +84,7 @@ def test_torch_s_own_divergence_is_ours() -> None:
 
 def test_a_head_is_part_of_what_is_differentiated() -> None:
     def blind_to_the_head(student: Side, teacher: Side) -> torch.Tensor:
-        return mean_of_rows(Jsd(), [student[0], student[1].detach()], teacher) + 0.0 * student[1].sum()
+        return at_the_last_layer(Jsd(), [student[0], student[1].detach()], teacher) + 0.0 * student[1].sum()
 
     [row] = compare([Shape(3, 5)], 1, [Pair("jsd", "blind", Jsd(), lambda: blind_to_the_head, with_head=True)])
     assert isinstance(row, Compared)

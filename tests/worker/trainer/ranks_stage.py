@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import socket
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch.multiprocessing import spawn
 
 from tests.worker.trainer.builders import NEVER, Played, play
-from worker.protocol import Assignment, Failed
+from worker.protocol import REPORTS, Assignment, Failed
 from worker.trainer import watch
 from worker.trainer.launch import Ends
 from worker.trainer.machine import make_deterministic
@@ -37,8 +37,9 @@ def play_together(acts: dict[str, Act]) -> dict[str, Played]:
         port = str(free.getsockname()[1])
     folder = next(iter(acts.values())).folder
     spawn(_play_all, (acts, port, folder / "played"), nprocs=SIZE)
-    played: dict[str, Played] = pickle.loads((folder / "played").read_bytes())
-    return played
+    told = json.loads((folder / "played").read_text())
+    runs = {name: [REPORTS.validate_python(said) for said in run] for name, run in told.items()}
+    return {name: Played(reports, word) for name, (*reports, word) in runs.items()}
 
 
 def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
@@ -53,7 +54,8 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
         sharded = act.assignment.spec.resources.sharding == "fsdp"
         played[name] = play(*act, Shards(cpu) if sharded else Replicas())
     if number == 0:
-        out.write_bytes(pickle.dumps(played))
+        said = {name: [*run.reports, run.word] for name, run in played.items()}
+        out.write_text(json.dumps({name: [each.model_dump(mode="json") for each in run] for name, run in said.items()}))
 
 
 def fail_in_the_second(ends: Ends) -> None:
