@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +13,7 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students import Mlp, Student
-from worker.protocol import Assignment, Failed, Finished, Report, Stopped
+from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Report, Stopped
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, save_model
 from worker.trainer.ranks import ALONE, Alone
@@ -89,3 +91,30 @@ def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: Alone 
 def weights(folder: Path) -> bytes:
     """The exported weights, byte by byte."""
     return (folder / "bundle" / WEIGHTS).read_bytes()
+
+
+def with_teacher(folder: Path, job: dict[str, Any], teacher: Path | None) -> Assignment:
+    """A job on the file `texts` in `folder`, where a copy of the teacher's files goes, too."""
+    inputs = {"texts": "texts"}
+    if teacher is not None:
+        shutil.copytree(teacher, folder / "teacher")
+        inputs["teacher"] = "teacher"
+        job = {**job, "teacher": {"model": "teacher"}}
+    return Assignment(spec=JobSpec.model_validate(job), inputs=inputs)
+
+
+def finished(folder: Path, assignment: Assignment) -> Path:
+    """The bundle of a job that must succeed."""
+    word = play(assignment, folder).word
+    assert isinstance(word, Finished), word
+    return folder / "bundle"
+
+
+def require_same_bits(make: Callable[[Path], Assignment], scratch: Path) -> None:
+    """A job that is stopped after two steps and goes on ends with the weights of one that ran through."""
+    straight, halting = scratch / "straight", scratch / "halting"
+    finished(straight, make(straight))
+    assignment = make(halting)
+    saved = play(assignment, halting, steps=2).of(CheckpointSaved)[-1].path
+    finished(halting, assignment.model_copy(update={"resume": saved}))
+    assert weights(halting) == weights(straight)

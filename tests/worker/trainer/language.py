@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
-from app.recipe.job import JobSpec
-from tests.worker.trainer.builders import play
-from worker.protocol import Assignment, Finished
+from tests.worker.trainer.builders import with_teacher
+from worker.protocol import Assignment
 
 Document = dict[str, Any]
 LENGTH = 16
@@ -53,16 +51,4 @@ def stage(
         "export": ["safetensors"],
         "seed": 1,
     }
-    inputs = {"texts": "texts"}
-    if teacher is not None:
-        shutil.copytree(teacher, folder / "teacher")
-        inputs["teacher"] = "teacher"
-        job["teacher"] = {"model": "teacher"}
-    return Assignment(spec=JobSpec.model_validate(job | more), inputs=inputs)
-
-
-def finished(folder: Path, assignment: Assignment) -> Path:
-    """The bundle of a job that must succeed."""
-    word = play(assignment, folder).word
-    assert isinstance(word, Finished), word
-    return folder / "bundle"
+    return with_teacher(folder, job | more, teacher)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.recipe.teachers import Teacher
-from tests.worker.trainer.builders import Played, play, weights
-from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, finished, sentences, stage
+from tests.worker.trainer.builders import finished, play, require_same_bits
+from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, sentences, stage
 from worker.data.tokens import load_tokenizer
-from worker.protocol import CheckpointSaved, Failed
+from worker.protocol import Failed
 from worker.students.weights import load_model, read_config
 
 LAST: Document = {"teacher": "transformer.h.1", "student": "model.layers.0"}
@@ -79,13 +79,7 @@ def test_the_report_has_the_measures_of_student_and_teacher_and_what_they_write(
 def test_a_distilled_student_resumes_to_the_same_bits(tmp_path: Path, teacher: Path, network: Document) -> None:
     losses = [*DISTILLED, OUTSIDE]
     make = partial(stage, network=network, teacher=teacher, losses=losses, recipe={"ema_decay": 0.9})
-    straight, halting = tmp_path / "straight", tmp_path / "halting"
-    finished(straight, make(straight))
-    assignment = make(halting)
-    stopped: Played = play(assignment, halting, steps=2)
-    saved = stopped.of(CheckpointSaved)[-1].path
-    finished(halting, assignment.model_copy(update={"resume": saved}))
-    assert weights(halting) == weights(straight)
+    require_same_bits(make, tmp_path)
 
 
 def test_the_graphs_of_a_student_answer_at_every_token(tmp_path: Path, teacher: Path) -> None:

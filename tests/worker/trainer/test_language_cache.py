@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worker.trainer.builders import play, weights
-from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, finished, stage
+from tests.worker.trainer.builders import finished, play, weights
+from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, stage
 from worker.protocol import Assignment, CachePlace, CheckpointSaved
 from worker.students.weights import load_model
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from app.recipe.job import JobSpec
-from tests.worker.trainer.builders import Played, play, weights
+from tests.worker.trainer.builders import finished, play, require_same_bits, with_teacher
 from worker.data.tokens import load_tokenizer
-from worker.protocol import Assignment, CheckpointSaved, Failed, Finished
+from worker.protocol import Assignment, Failed
 from worker.students.weights import load_model
 
 GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"
@@ -91,18 +89,7 @@ def stage(
         "export": ["safetensors"],
         "seed": 1,
     }
-    inputs = {"texts": "texts"}
-    if teacher is not None:
-        shutil.copytree(teacher, folder / "teacher")
-        inputs["teacher"] = "teacher"
-        job["teacher"] = {"model": "teacher"}
-    return Assignment(spec=JobSpec.model_validate(job | more), inputs=inputs)
-
-
-def finished(folder: Path, assignment: Assignment) -> Path:
-    word = play(assignment, folder).word
-    assert isinstance(word, Finished), word
-    return folder / "bundle"
+    return with_teacher(folder, job | more, teacher)
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +121,7 @@ def test_the_library_opens_a_student_with_its_tokenizer(
 def test_a_distilled_student_resumes_to_the_same_bits(tmp_path: Path, teacher: Path, tokenizer: str) -> None:
     losses = DISTILLED + ([RELATION] if tokenizer == "same" else [])
     make = partial(stage, network=STUDENT, teacher=teacher, losses=losses, data=TOKENIZERS[tokenizer])
-    straight, halting = tmp_path / "straight", tmp_path / "halting"
-    finished(straight, make(straight))
-    assignment = make(halting)
-    stopped: Played = play(assignment, halting, steps=2)
-    saved = stopped.of(CheckpointSaved)[-1].path
-    finished(halting, assignment.model_copy(update={"resume": saved}))
-    assert weights(halting) == weights(straight)
+    require_same_bits(make, tmp_path)
 
 
 def test_the_graphs_of_a_student_take_any_number_of_texts_of_any_length(tmp_path: Path, teacher: Path) -> None:
