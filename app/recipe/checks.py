@@ -22,7 +22,7 @@ from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInp
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
-from app.recipe.students import Mlp, Network, Transformers, Vit
+from app.recipe.students import Mlp, Network, Pretrained, Transformers, Vit
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
 from app.recipe.teacher_cache import NoCache, TopKCache
 from app.recipe.tokenizers import Trained
@@ -43,7 +43,7 @@ class InputFacts:
     train: Known | None = None
     eval: Known | None = None
     teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
-    """Descriptions of teachers by their reference."""
+    """Descriptions of teachers, and of a student that starts as a stored model, by their reference."""
 
 
 @dataclass
@@ -69,6 +69,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         if teacher.reference in facts.teachers:
             _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
     found.problems.extend(_student_problems(job, facts.teachers, train.input if train else None))
+    found.problems.extend(_start_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_optimizer_problems(job))
@@ -140,12 +141,33 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
     else:
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
-            unfit = list(_unfit_problems(job.task, network))
-            yield from unfit or architecture_problems(network, taken, "student")
+            unfit = list(_unfit_problems(job.task, network)) or architecture_problems(network, taken, "student")
+            own = f"student.{job.student.source}" if isinstance(job.student, Pretrained) else None
+            yield from (problem._replace(param=own or problem.param) for problem in unfit)
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     if job.embedding is not None and job.task != EMBEDDING:
         yield Problem("embedding", f"is given, the task is {job.task}", "none, or task: embedding")
+
+
+def _start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
+    """What a student that starts as a stored model can't read."""
+    if not isinstance(job.student, Pretrained):
+        return
+    param = f"student.{job.student.source}"
+    if isinstance(job.data, Texts) and job.data.tokenizer is not None:
+        found = f"is {job.data.tokenizer.kind}, and a student that starts as a stored model reads by its own tokenizer"
+        yield Problem("data.tokenizer", found, "null")
+    start = stored.get(job.student.reference)
+    if start is None:
+        return
+    yield from _length_problems(job, start, param) if isinstance(start.input, TextInput) else ()
+    if given is not None and not _reads(start.input, given):
+        yield Problem(param, f"takes {_size(start.input)}", f"{_size(given)}, as in data.train; of images any size")
+    size = job.student_image_size
+    if isinstance(start.input, ImageInput) and size not in (None, [start.input.height, start.input.width]):
+        found = f"is {size}, and the student starts from weights for {_size(start.input)}"
+        yield Problem("student_image_size", found, "null: as the stored model")
 
 
 def _unfit_problems(task: Task, network: Network) -> Iterator[Problem]:

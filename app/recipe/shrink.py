@@ -1,4 +1,5 @@
-"""Which network is left of a teacher that is made smaller: pure arithmetic on descriptions."""
+"""Which network a student has that is made of another model, and what is left of a teacher that is made smaller: pure
+arithmetic on descriptions."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from typing import Any, NamedTuple, get_args
 
 from app.recipe.embedding import Embedding
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, Input, ModelConfig
+from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.shapes import WRN_BASE, basic_blocks, feed_forward_width
-from app.recipe.students import CifarResNet, Network, Shrink, Transformers, Vit, WideResNet
+from app.recipe.students import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
 from app.recipe.task import EMBEDDING
 
 
@@ -72,10 +73,13 @@ def shrunk_teacher(job: JobSpec) -> str | None:
 
 
 def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | None:
-    """The network that the job asks for; none while the teacher to shrink is not known. Raises `Unshrinkable`.
+    """The network that the job asks for; none while the model that it is made of is not known. Raises `Unshrinkable`.
 
-    `teachers` are descriptions by the reference that the job names them with.
+    `teachers` are descriptions of stored models by the reference that the job names them with.
     """
+    if isinstance(job.student, Pretrained):
+        start = teachers.get(job.student.reference)
+        return None if start is None else start.architecture
     if not isinstance(job.student, Shrink):
         return job.student
     teacher = _described(job, teachers)
@@ -83,13 +87,19 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
 
 
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """The teacher whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    """The model whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    if isinstance(job.student, Pretrained):
+        return teachers.get(job.student.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
     return _described(job, teachers) if starts else None
 
 
 def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
-    """What the student takes of samples as they are `given`: images of its own size. Raises `Unshrinkable`."""
+    """What the student takes of samples as they are `given`: images of its own size, and tokens beyond those of its
+    tokenizer where the network that it starts as knows more. Raises `Unshrinkable`."""
+    own = start_of(job, teachers) if isinstance(job.student, Pretrained) else None
+    if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
+        return given.model_copy(update={"vocabulary": own.input.vocabulary})
     if not isinstance(given, ImageInput):
         return given
     start = start_of(job, teachers)
@@ -103,8 +113,8 @@ def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding
     """How the student makes one vector of a text; none for other tasks. Raises `Unshrinkable`."""
     if job.task != EMBEDDING:
         return None
-    teacher = _described(job, teachers) if isinstance(job.student, Shrink) else None
-    return job.embedding or (teacher.embedding if teacher else None) or Embedding()
+    start = start_of(job, teachers) or (_described(job, teachers) if isinstance(job.student, Shrink) else None)
+    return job.embedding or (start.embedding if start else None) or Embedding()
 
 
 def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Option, Paper
 from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.teachers import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
@@ -170,6 +171,15 @@ class Shrink(Option):
         return self
 
 
+class Pretrained(Option, Origin):
+    """A stored model as it is, that goes on learning: its network, its weights, and how it reads its samples.
+
+    Where it answers with other outputs than the job asks for, its last layer begins anew.
+    """
+
+    architecture: Literal["pretrained"] = "pretrained"
+
+
 ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
 """Networks whose cost is counted from their description."""
 Network = Annotated[
@@ -178,8 +188,8 @@ Network = Annotated[
 ]
 """What can be built as it stands."""
 Student = Annotated[
-    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Shrink,
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Shrink | Pretrained,
     Field(discriminator="architecture"),
 ]
 """What a job can ask for."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Shrink)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Shrink, Pretrained)

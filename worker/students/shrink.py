@@ -45,7 +45,8 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
 def take_over(student: Model, teacher: Model, kept: Sequence[int]) -> None:
     """Layer i of `student` becomes layer `kept[i]` of `teacher`; of each weight, its leading part along every axis."""
     theirs = teacher.network.state_dict()
-    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and student.config.outputs != teacher.config.outputs
+    same = (student.config.task, student.config.outputs) == (teacher.config.task, teacher.config.outputs)
+    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and not same
     last, fused = _last_layers(student) if fresh else set(), _fused(student.config.architecture)
     for name, tensor in student.network.state_dict().items():
         if name in last:
