@@ -326,7 +326,7 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
     if job.evaluation.nme_points is not None and job.task != "keypoints":
         yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
-    if job.task == CAUSAL_LM:
+    if job.task == CAUSAL_LM and not isinstance(job.student, Pretrained):
         yield from _tokenizer_problems(job)
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:

@@ -119,6 +119,9 @@ def test_a_smaller_copy_of_a_teacher_begins_with_its_weights(tmp_path: Path, tea
     assert mine.shape == (width, 3 * width)
     torch.testing.assert_close(mine[:, width : 2 * width], theirs[:width, 16 : 16 + width])
     torch.testing.assert_close(small["transformer.wte.weight"], large["transformer.wte.weight"][:, :width])
+    told = json.loads((bundle / "report.json").read_text())["origin"]
+    assert (told["teacher"], told["layers"], told["of_layers"]) == ("teacher", [layer], 2)
+    assert (told["heads"], told["of_heads"]) == (list(range(width // 8)), 2)
 
 
 def test_a_stored_student_goes_on_with_its_weights_its_tokenizer_and_its_whole_vocabulary(
@@ -146,6 +149,8 @@ def test_a_stored_student_goes_on_with_its_weights_its_tokenizer_and_its_whole_v
     assert load_tokenizer(bundle, "").digest == load_tokenizer(teacher, "").digest
     report = json.loads((bundle / "report.json").read_text())
     assert 0 < report["student"]["kl"] < 20
+    assert report["origin"] == {"started_from": "begins"}
+    assert "started from `begins`" in (bundle / "README.md").read_text()
 
 
 def test_a_student_from_weights_without_a_tokenizer_is_refused(tmp_path: Path, teacher: Path) -> None:
