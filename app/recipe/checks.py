@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from app.recipe.cost import LARGEST_GRAPH, least_weights
 from app.recipe.data import Table, Texts
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
@@ -141,13 +142,29 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
     else:
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
-            unfit = list(_unfit_problems(job.task, network)) or architecture_problems(network, taken, "student")
+            unfit = list(_unfit_problems(job.task, network))
+            unfit = unfit or list(architecture_problems(network, taken, "student"))
             own = f"student.{job.student.source}" if isinstance(job.student, Pretrained) else None
             yield from (problem._replace(param=own or problem.param) for problem in unfit)
+            if not unfit:
+                yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     if job.embedding is not None and job.task != EMBEDDING:
         yield Problem("embedding", f"is given, the task is {job.task}", "none, or task: embedding")
+
+
+def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:
+    """Weights that no ONNX file can hold, as far as they can be counted; the trainer, who has built them, counts all."""
+    least = least_weights(network, taken, 1)
+    if "onnx" in job.export and 4 * least > LARGEST_GRAPH:
+        yield Problem("export", f"{least:,} weights or more are too many for one ONNX file", "safetensors")
+
+
+def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
+    """What a student that starts as a stored model takes, if that is known."""
+    start = stored.get(job.student.reference) if isinstance(job.student, Pretrained) else None
+    return start.input if start else None
 
 
 def _start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:

@@ -130,8 +130,7 @@ class Resources(Spec):
     """Kind of machine."""
     processes: int = Field(1, ge=1, le=64)
     """Processes of one machine that train together. Each takes its share of every batch, so that batches, their order
-    and the step are those of a single process (but batch norm sees each share alone). Each holds all samples; texts of
-    causal-lm lie in one file for all."""
+    and the step are those of a single process (but batch norm sees each share alone). Each holds all samples."""
     nodes: int = Field(1, ge=1, le=1024)
     """Machines that they run on: one so far."""
     sharding: Sharding = "none"

@@ -40,6 +40,8 @@ class Encoder(NamedTuple):
     """Whether a configuration can say how large a head is, so that heads need not make up the width."""
     divides: bool = False
     """Whether the library wants the number of heads to divide the width all the same."""
+    gated: bool = False
+    """Whether a feed-forward layer has a third matrix, which opens its units."""
 
     def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
         """Layers, width, heads and feed-forward width."""
@@ -72,16 +74,16 @@ ENCODERS: dict[str, Encoder] = {
     "distilbert": Encoder("n_layers", "dim", "n_heads", "hidden_dim", (6, 768, 12, 3072)),
     "gpt2": Encoder("n_layer", "n_embd", "n_head", "n_inner", (12, 768, 12, 0)),
     "gpt_neox": Encoder(defaults=(44, 6144, 64, 24576)),
-    "gemma": Encoder(defaults=(28, 3072, 16, 24576), shared=16, size=256, free=True),
-    "llama": Encoder(defaults=(32, 4096, 32, 11008), free=True, divides=True),
-    "mistral": Encoder(defaults=(32, 4096, 32, 14336), shared=8, free=True),
-    "olmo2": Encoder(defaults=(32, 4096, 32, 11008), free=True),
+    "gemma": Encoder(defaults=(28, 3072, 16, 24576), shared=16, size=256, free=True, gated=True),
+    "llama": Encoder(defaults=(32, 4096, 32, 11008), free=True, gated=True, divides=True),
+    "mistral": Encoder(defaults=(32, 4096, 32, 14336), shared=8, free=True, gated=True),
+    "olmo2": Encoder(defaults=(32, 4096, 32, 11008), free=True, gated=True),
     "phi": Encoder(defaults=(24, 2048, 32, 8192), free=True),
-    "phi3": Encoder(defaults=(32, 3072, 32, 8192), free=True),
-    "qwen2": Encoder(defaults=(32, 4096, 32, 22016), shared=32, free=True),
-    "qwen3": Encoder(defaults=(32, 4096, 32, 22016), shared=32, size=128, free=True),
-    "smollm3": Encoder(defaults=(36, 2048, 16, 11008), shared=4, free=True),
-    "stablelm": Encoder(defaults=(32, 2560, 32, 6912), shared=32),
+    "phi3": Encoder(defaults=(32, 3072, 32, 8192), free=True, gated=True),
+    "qwen2": Encoder(defaults=(32, 4096, 32, 22016), shared=32, free=True, gated=True),
+    "qwen3": Encoder(defaults=(32, 4096, 32, 22016), shared=32, size=128, free=True, gated=True),
+    "smollm3": Encoder(defaults=(36, 2048, 16, 11008), shared=4, free=True, gated=True),
+    "stablelm": Encoder(defaults=(32, 2560, 32, 6912), shared=32, gated=True),
     "starcoder2": Encoder(defaults=(30, 3072, 24, 12288), shared=2, free=True),
 }
 """Encoders and decoders of the Transformers library that can be shrunk."""
@@ -259,11 +261,18 @@ def kept_heads(student: Shrink, teacher: Network) -> Heads | None:
         return _chosen(student, whole, teacher.width, Encoder(), teacher.architecture)
     if not isinstance(teacher, Transformers):
         return None
-    encoder, told = ENCODERS[teacher.model_type], dict[str, Any](teacher.config)
+    encoder = ENCODERS[teacher.model_type]
+    width = encoder.sizes(teacher.config)[1]
+    return _chosen(student, all_heads(teacher), width, encoder, teacher.model_type)
+
+
+def all_heads(network: Transformers) -> Heads:
+    """Those of one of `ENCODERS`, in numbers alone."""
+    encoder, told = ENCODERS[network.model_type], dict[str, Any](network.config)
     _, width, count, _ = encoder.sizes(told)
     shared = int(told.get(SHARED_HEADS) or encoder.shared or count)
     size = int(told.get(HEAD_SIZE) or encoder.size or width // count) if encoder.free else width // count
-    return _chosen(student, Heads([], [], count, shared, size), width, encoder, teacher.model_type)
+    return Heads([], [], count, shared, size)
 
 
 def _chosen(student: Shrink, whole: Heads, width: int, encoder: Encoder, name: str) -> Heads:

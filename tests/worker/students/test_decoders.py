@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from app.recipe.cost import least_weights
 from app.recipe.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.shrink import ENCODERS, Unshrinkable, kept_heads, kept_layers, shrunk, teacher_depth
 from app.recipe.students import Shrink, Transformers
@@ -228,6 +229,21 @@ def test_heads_that_can_not_be_left_out_are_refused(
     with pytest.raises(Unshrinkable, match=word) as caught:
         shrunk(Shrink.model_validate(asked), wide(model_type).config.architecture)
     assert caught.value.field == field
+
+
+@EVERY
+@pytest.mark.parametrize("whose", ["own", "usual"])
+def test_at_least_so_many_weights_are_told_without_the_library(model_type: str, whose: str) -> None:
+    """But for norms, biases and a second embedding; of the library's own sizes, too."""
+    config = builders.decoder(model_type).config
+    if whose == "usual":
+        named = Transformers(config={"model_type": model_type, "num_hidden_layers": 2, "n_layer": 2})
+        config = config.model_copy(update={"architecture": named})
+    network = config.architecture
+    assert isinstance(network, Transformers)
+    exact, least = network_cost(config).parameters, least_weights(network, config.input, 1)
+    assert {"own": 0.8, "usual": 0.99}[whose] * exact < least <= exact
+    assert least_weights(network, None, 1) < least
 
 
 @EVERY
