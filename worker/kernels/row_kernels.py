@@ -534,7 +534,7 @@ def row_kernel(
             teacher, teacher_end, live, nowhere, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
         )  # fmt: skip
         p_target = tl.exp((y_target - high) - low)
-        divergence = -p_target * log_target
+        divergence = tl.where(p_target > 0.0, -p_target * log_target, 0.0)
         hard += divergence_weight * p_target
     if CE:
         weight, known = _label_weight(class_weights, label, student_width, live, CLASS_WEIGHTED)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.kernels.samples import KINDS, batch_of, objective_of
+from tests.worker.kernels.samples import KINDS, batch_of, objective_of, only_the_label_is_offered
 from worker.kernels import rows
 from worker.kernels.rows import Inputs, RowLosses, row_loss, row_loss_
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
@@ -122,6 +122,12 @@ def test_columns_that_one_side_lacks_are_masked_not_zero() -> None:
     assert inputs.teacher is not None
     masked = torch.cat([inputs.teacher, torch.full((3, 3), -torch.inf)], dim=1)
     torch.testing.assert_close(computed(inputs, MIXED), computed(inputs._replace(teacher=masked), MIXED))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_offer_the_label_alone_are_finite(kind: DivergenceKind) -> None:
+    losses, gradient = computed(only_the_label_is_offered(), RowSpec(Divergence(kind, temperature=2.0), 0.7, 0.5))
+    assert all(part.isfinite().all() for part in (*losses, gradient))
 
 
 def test_class_weights_are_those_of_torch() -> None:
