@@ -10,8 +10,8 @@ Whether an update is projected is known once the gradient of a whole tensor has 
 4. `step_kernel` once more, for tensors that are projected as a whole, and for rows cut in pieces: their u·w is a sum
    over programs, which 3 left behind instead of moving them.
 
-Of a float32 weight, 1 moves 8 bytes and 3 moves 28 (`sgdp`: 20), which is what AdamW moves altogether. No sum depends on
-the order in which programs run.
+Of a float32 weight, 1 moves 8 bytes and 3 moves 28 (of SGDP 20); AdamW moves 28 altogether. No sum depends on the order
+in which programs run.
 
 A tile is some rows of a tensor, or a piece of a long row: R rows, gone over in blocks of B columns. A row is an output
 channel, and lies in memory in one piece. Tensors that are never projected are a single row.
@@ -21,7 +21,7 @@ channel, and lies in memory in one piece. Tensors that are never projected are a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ROWS_OF_A_DECISION = 1024
 """That a program looks at in a turn."""
+WARPS = 4
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 FIRST_TILE, ROWS, LENGTH, PIECES, TOGETHER, FIRST_SUM, PROJECTED = (tl.constexpr(field) for field in range(7))
@@ -227,7 +228,7 @@ def _u_on_w(
 @triton.jit
 def _over_programs(tables, tensor, mode, row, exists, B: tl.constexpr):
     """u·w and w·w of whole rows (R, 1) or, the same for all rows, of the whole tensor."""
-    layout, addresses, sums, decisions, count, total = tables
+    layout, _, sums, decisions, count, total = tables
     pieces = _field(layout, PIECES, count, tensor)
     of_tensor = sums + _field(layout, FIRST_SUM, count, tensor)
     u_on_w = _of_rows(of_tensor + U_ON_W * total, row, exists, pieces)
@@ -267,7 +268,7 @@ def _move(
 @triton.jit
 def _waits(tables, tensor):
     """Whether u·w is a sum over several tiles."""
-    layout, addresses, sums, decisions, count, total = tables
+    layout, _, _, decisions, count, _ = tables
     mode = _field(decisions, MODE, count, tensor)
     return (mode == AS_A_WHOLE) | ((mode == BY_CHANNEL) & (_field(layout, PIECES, count, tensor) > 1))
 
@@ -342,6 +343,12 @@ def step_kernel(
             )  # fmt: skip
 
 
+def cut_of(dtype: torch.dtype, aligned: bool) -> dict[str, Any]:
+    """The kernels' constants that say how tensors are cut into tiles."""
+    block = sizes.BLOCK if aligned else sizes.BLOCK // 2  # an address for every number takes twice the registers
+    return {"TYPE": TYPES[dtype], "ALIGNED": aligned, "PIECE": sizes.PIECE, "BLOCK": block}
+
+
 def launch(batch: Sequence[tuple[Rows, Pointers]], rule: Rule, like: Tensor, aligned: bool) -> None:
     """Take the step of parameters that are of the dtype of `like` and on its device.
 
@@ -352,7 +359,7 @@ def launch(batch: Sequence[tuple[Rows, Pointers]], rule: Rule, like: Tensor, ali
     addresses = addresses_of(tuple(pointers for _, pointers in batch), like.device)
     count, total, tiles = len(batch), layout.sums, len(layout.owners)
     sums, decisions = (torch.empty(shape, device=like.device) for shape in ((4, total), (5, count)))
-    cut = {"TYPE": TYPES[like.dtype], "ALIGNED": aligned, "PIECE": sizes.PIECE, "BLOCK": sizes.BLOCK}
+    cut = cut_of(like.dtype, aligned)
     kinds = {
         "ADAM": rule.betas is not None,
         "NESTEROV": rule.again is not None,
@@ -360,7 +367,7 @@ def launch(batch: Sequence[tuple[Rows, Pointers]], rule: Rule, like: Tensor, ali
         "ROUNDED": like.dtype != torch.float32,
     }
     with device_of(like):
-        sums_kernel[(tiles,)](layout.table, layout.owners, addresses, sums, count, total, **cut)
+        sums_kernel[(tiles,)](layout.table, layout.owners, addresses, sums, count, total, **cut, num_warps=WARPS)
         decide_kernel[(count,)](
             layout.table,
             addresses,
@@ -376,6 +383,7 @@ def launch(batch: Sequence[tuple[Rows, Pointers]], rule: Rule, like: Tensor, ali
             *rule.log_betas,
             ADAM=kinds["ADAM"],
             D=ROWS_OF_A_DECISION,
+            num_warps=WARPS,
         )
         for late in (False, True):
             step_kernel[(tiles,)](
@@ -390,4 +398,5 @@ def launch(batch: Sequence[tuple[Rows, Pointers]], rule: Rule, like: Tensor, ali
                 LATE=late,
                 **kinds,
                 **cut,
+                num_warps=WARPS,
             )
