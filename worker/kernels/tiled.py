@@ -28,7 +28,7 @@ WARPS, STAGES = 8, 4
 MOST_HIDDEN = 256
 """Where a pass without gradients takes tiles by itself. On an H100, by arithmetic: a logit costs chunks 2 H operations
 at the library's 700 TFLOP/s, and 6 bytes at 4 TB/s to be written once and read twice. A tile of 128 x 64 makes 43
-operations of each byte that the second-level cache hands it at 5.5 TB/s: 235 TFLOP/s at best. Both are even at H = 265."""
+operations of each byte that the second-level cache hands it at 5.5 TB/s, 235 TFLOP/s at best: even at H = 265."""
 KINDS = ("forward-kl", "reverse-kl")
 WIDE = torch.float32
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from worker.kernels.row_kernels import NONE, _headed
+from worker.kernels.row_kernels.logits import NONE, headed
 
 LOWEST = tl.constexpr(-1e30)
 """Where a maximum begins: finite, so that differences of maxima are numbers."""
@@ -57,7 +57,7 @@ def _logits(
     raw = _product(hidden, weight, row, there, column, known, hidden_stride, weight_stride, size, N, V, H)
     if BIASED:
         raw += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
-    logits, slope = _headed(tl.where(known[None, :], raw, NONE), scale, cap, CAPPED)
+    logits, slope = headed(tl.where(known[None, :], raw, NONE), scale, cap, CAPPED)
     return logits, slope
 
 
