@@ -185,6 +185,15 @@ class JobSpec(Spec):
         """The teacher, or all of several."""
         return self.teachers or ([self.teacher] if self.teacher else [])
 
+    def teacher_named(self, name: str) -> Teacher:
+        """One of all teachers."""
+        return next(teacher for teacher in self.all_teachers if teacher.name == name)
+
+    def arithmetic_of(self, name: str) -> str:
+        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16."""
+        teacher = self.teacher_named(name)
+        return f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
+
     @property
     def references(self) -> dict[str, str]:
         """Inputs that the service keeps, by the path of the field that names them."""

@@ -12,6 +12,7 @@ from app.recipe.base import Positive, Reference, Spec
 
 TeacherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Weighting = Literal["fixed", "entropy"]
+Arithmetic = Literal["fp32", "bf16", "fp8"]
 HubName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
 ]
@@ -50,6 +51,10 @@ class Teacher(Spec):
     """What a loss calls it; several teachers must have different names."""
     weight: Positive = 1.0
     """Its share in the losses that learn from all teachers, relative to the other teachers' weights."""
+    precision: Arithmetic | None = None
+    """Arithmetic in which it teaches, its weights included; none: weights of fp32 in the recipe's `precision`. `bf16`
+    takes half of the memory; `fp8` rounds weights and inputs of linear layers to 8 bits (e4m3, a scale for each row),
+    where both sides are multiples of 16, and leaves all else in bf16. The report says what either changes."""
 
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Self:
@@ -64,6 +69,11 @@ class Teacher(Spec):
     def source(self) -> Source:
         """The field that says where it comes from."""
         return "model" if self.model is not None else "hub" if self.hub is not None else "uri"
+
+    @property
+    def lowered(self) -> bool:
+        """Whether it teaches with weights of fewer bits than its files have."""
+        return self.precision in ("bf16", "fp8")
 
     @property
     def reference(self) -> str:

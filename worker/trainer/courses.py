@@ -42,7 +42,8 @@ class TaughtBy(NamedTuple):
 def teach(model: Model, job: JobSpec, name: str) -> TaughtBy:
     """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
     recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
-    return TaughtBy(model, recorder, Teacher(model, recorder))
+    autocast = job.teacher_named(name).precision is None and job.recipe.precision == "bf16"
+    return TaughtBy(model, recorder, Teacher(model, recorder, autocast=autocast))
 
 
 def student_taps(job: JobSpec) -> dict[Tap, str]:

@@ -143,10 +143,10 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
 
 def _look(course: Course, student: Model, part: Batch) -> Seen:
     """Have everybody run; a student that does not learn leaves no graph."""
-    with torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16"):
-        signals = {name: teacher(part) for name, teacher in course.teachers.items()}
-        with torch.set_grad_enabled(course.trains_student):
-            outputs = course.forward(samples := part.inputs[course.view])
+    signals = {name: teacher(part) for name, teacher in course.teachers.items()}
+    bf16 = torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16")
+    with bf16, torch.set_grad_enabled(course.trains_student):
+        outputs = course.forward(samples := part.inputs[course.view])
     return Seen(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
 
 
