@@ -85,15 +85,15 @@ def _replace_layers(model: Model) -> None:
     last, found = last_layer(model), False
     for parent in list(model.network.modules()):
         for name, layer in list(parent.named_children()):
-            if layer is not last and _fits(layer):
+            if isinstance(layer, nn.Linear) and layer is not last and _fits(layer):
                 setattr(parent, name, EightBitLinear(layer))
                 found = True
     if not found:
         raise CannotLower(f"before its last layer it has no linear one whose sides are multiples of {SIDES}")
 
 
-def _fits(layer: nn.Module) -> bool:
-    """Classes made of a linear layer may use its weight without calling it."""
+def _fits(layer: nn.Linear) -> bool:
+    """Classes made of a linear layer may have others use its weight without calling it."""
     return type(layer) is nn.Linear and layer.in_features % SIDES == layer.out_features % SIDES == 0
 
 

@@ -22,6 +22,7 @@ from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.teachers import Source, Teacher
+from worker.trainer.lessons import choose_lane
 from worker.trainer.loop import Course, Whole
 from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
@@ -101,7 +102,8 @@ def build_courses(
     ]
     state.parts = workshop.parts.to(samples.targets.device)
     whole = ranks.wrap(Whole(student, state.parts))
-    courses = []
+    courses, device = [], samples.targets.device
+    lane = choose_lane(device)
     stages: list[Stage | None] = [*job.recipe.stages, None]
     for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
         courses.append(
@@ -116,14 +118,24 @@ def build_courses(
                 forward=forward,
                 recorder=recorder,
                 view=student.view,
-                device=samples.targets.device,
+                device=device,
                 whole=whole,
                 seed=seed,
                 trains_student=stage is None or stage.trains == "student",
                 ranks=ranks,
+                lane=lane,
+                asks_ahead=_asks_ahead(job, objective),
             )
         )
     return courses
+
+
+def _asks_ahead(job: JobSpec, objective: Objective) -> bool:
+    """Not language models, whose states of a whole batch are large; not teachers of whose weights other processes hold
+    a part; and not for activations of a batch that comes in micro-batches because it is large."""
+    looks_inside = any(teacher_taps(job, name) for name in objective.teachers)
+    divided = job.resources.sharding != "none" or (looks_inside and job.recipe.accumulate > 1)
+    return job.task != CAUSAL_LM and not divided
 
 
 def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:

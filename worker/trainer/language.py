@@ -117,7 +117,9 @@ def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
     """Logits (n, V) of the first tokens that count, float32 on the CPU: at most `most`, fewer of a large vocabulary."""
     most = min(most, max(1, CHUNK // model.config.outputs))
     found = torch.empty(0, model.config.outputs)
-    for tokens, targets in zip(samples.inputs[model.view].split(1), samples.targets.split(1), strict=True):
+    for sequence in torch.arange(len(samples), device=samples.targets.device).view(-1, 1):
+        some = samples.take(sequence)
+        tokens, targets = some.inputs[model.view], some.targets
         rows = (targets.flatten() != IGNORED).nonzero().squeeze(1)[: most - len(found)]
         found = torch.cat((found, states_of(model, tokens).logits(rows).float().cpu()))
         if len(found) == most:
