@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +85,11 @@ def open_readers(
 
 
 def open_reader(
-    job: JobSpec, options: TextOptions, folders: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Texts
+    job: JobSpec,
+    options: TextOptions,
+    folders: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    train: Iterable[str],
 ) -> Readers:
     """The one tokenizer of a language model and of all its teachers, whose answers are about the same tokens.
 
@@ -96,7 +100,7 @@ def open_reader(
         for index, teacher in enumerate(job.all_teachers)
     ]
     wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
-    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, train)
+    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, Texts([]))
     for index, reader in enumerate(readers):
         if not student.reads_like(reader):
             param = job.teacher_param(index)

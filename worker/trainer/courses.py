@@ -63,7 +63,7 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval().look(samples.inputs[model.view][:DRY_SAMPLES])
+            model.eval().look(samples.between(0, DRY_SAMPLES).inputs[model.view])
         return {tap: seen.shape for tap, seen in recorder.take().items()}
     except NoSuchModule as error:
         raise UserError("invalid_job", f"{param}: {error}", param) from error
@@ -100,9 +100,9 @@ def build_courses(
     objectives = [
         kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
     ]
-    state.parts = workshop.parts.to(samples.targets.device)
+    state.parts = workshop.parts.to(samples.device)
     whole = ranks.wrap(Whole(student, state.parts))
-    courses, device = [], samples.targets.device
+    courses, device = [], samples.device
     lane = choose_lane(device)
     stages: list[Stage | None] = [*job.recipe.stages, None]
     for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):

@@ -13,7 +13,7 @@ from tests.worker.trainer.builders import finished, require_same_bits, stage, we
 from worker.data.batches import Batch, whole_split
 from worker.protocol import Assignment, CachePlace
 from worker.teachers.signal import TeacherSignal
-from worker.trainer import bundle, courses, loop, measure
+from worker.trainer import bundle, courses, loop, measure, run
 from worker.trainer.lessons import Lesson, Lessons, SideStream
 
 KD = [{"kind": "cross-entropy"}, {"kind": "kd"}]
@@ -80,6 +80,17 @@ def test_steps_are_the_same_bits_whether_prepared_ahead_or_not(
     assert lane.begun == (2 if case == "stages" else 1)
     assert len(lane.started) == len(lane.taken) == (12 if case == "stages" else 9)  # none beyond the end of a stage
     assert all((lesson.signals is None) == (case == "inside, in parts") for lesson in lane.taken)
+
+
+@pytest.mark.parametrize("augment", [[], [{"kind": "flip"}, {"kind": "mixup"}]], ids=["plain", "mixed"])
+def test_samples_on_the_host_teach_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: list[dict[str, Any]]
+) -> None:
+    changes: dict[str, Any] = {"data": {"train": "data", "augment": augment}}
+    finished(tmp_path / "near", stage(tmp_path / "near", teacher=True, **changes))
+    monkeypatch.setattr(run, "room_for_samples", lambda device: 0.0)
+    finished(tmp_path / "far", stage(tmp_path / "far", teacher=True, **changes))
+    assert weights(tmp_path / "near") == weights(tmp_path / "far")
 
 
 def test_a_job_that_goes_on_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
