@@ -94,7 +94,8 @@ class Recipe(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
     channels_last: bool = False
-    """Lays images and convolutions out with the channels last, which tensor cores and many CPUs prefer."""
+    """Lays images and convolutions of student and teachers out with the channels last, which tensor cores and many CPUs
+    prefer."""
     compile: bool = False
     """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network."""
     checkpoint: Checkpointing = Checkpointing()
@@ -190,9 +191,12 @@ class JobSpec(Spec):
         return next(teacher for teacher in self.all_teachers if teacher.name == name)
 
     def arithmetic_of(self, name: str) -> str:
-        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16."""
+        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16, and another
+        layout adds up in another order."""
         teacher = self.teacher_named(name)
-        return f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
+        layout = ", channels last" if self.recipe.channels_last else ""
+        told = f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
+        return told + layout
 
     @property
     def references(self) -> dict[str, str]:

@@ -97,8 +97,8 @@ class OnHost(Batch):
     def take(self, chosen: Tensor) -> Batch:
         rows = chosen.to(self.home)
         inputs = {view: self._send(samples, rows) for view, samples in self.inputs.items()}
-        sent = (self._send(side, rows) for side in (self.targets, self.index))
-        return Batch(inputs, *sent, self.epoch, self.together)
+        targets, index = self._send(self.targets, rows), self._send(self.index, rows)
+        return Batch(inputs, targets, index, self.epoch, self.together)
 
     def between(self, first: int, end: int) -> Batch:
         return self.take(torch.arange(first, min(end, len(self))))

@@ -60,7 +60,7 @@ class SideStream:
     """A CUDA stream beside the current one."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """See `Lane`."""

@@ -257,10 +257,10 @@ def _load_inputs(
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
         models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
-    held_out = task.eval.to(device)
-    return _Inputs(
-        replace(task, train=task.train.settle(device, room_for_samples(device)), eval=held_out), models, folders
-    )
+        if job.recipe.channels_last:
+            models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
+    train = task.train.settle(device, room_for_samples(device))
+    return _Inputs(replace(task, train=train, eval=task.eval.to(device)), models, folders)
 
 
 def _same(model: Model) -> Model:
