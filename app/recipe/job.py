@@ -191,8 +191,8 @@ class JobSpec(Spec):
         return next(teacher for teacher in self.all_teachers if teacher.name == name)
 
     def arithmetic_of(self, name: str) -> str:
-        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16, and another
-        layout adds up in another order."""
+        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16, and
+        another layout adds up in another order."""
         teacher = self.teacher_named(name)
         layout = ", channels last" if self.recipe.channels_last else ""
         told = f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
