@@ -19,7 +19,7 @@ from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Features, Rows, Term
-from worker.losses.passes import Pass, divergence_of
+from worker.losses.passes import Pass, divergence_of, in_kernels
 from worker.losses.workshop import Workshop
 from worker.students.last_states import LastStates
 from worker.teachers.signal import TeacherSignal
@@ -115,55 +115,44 @@ class Objective:
         valid = _valid(seen.targets)
         targets = seen.targets if seen.targets.ndim == 2 else seen.targets.where(valid, 0)
         weights = {name: weight_at(spec.weight, epoch, epochs) for name, (spec, _) in self._terms.items()}
-        totals, values = self._at_rows(seen, weights, count)
+        totals, values = self._at_rows(seen, weights, count) if self._suits_kernels(seen, weights) else ([], {})
         for name, (spec, term) in self._terms.items():
             if name not in values:
                 values[name] = self._loss(spec, term, seen, targets, valid).where(valid, 0).sum() / count
                 totals.append(weights[name] * values[name])
         return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
 
+    def _suits_kernels(self, seen: Seen, weights: Mapping[str, float]) -> bool:
+        """Whether row kernels compute the terms that they know, with one share for all rows, and leave out no value
+        because it weighs nothing. On a processor there are none, and few rows of few classes take longer there in the
+        row losses than in the terms."""
+        by_row = self._weighting == "entropy" and len(self._teachers) > 1
+        if by_row or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
+            return False
+        return all(weights[name] != 0.0 for name, (spec, _) in self._terms.items() if in_kernels(spec))
+
     def _at_rows(
         self, seen: Seen, weights: Mapping[str, float], count: Tensor
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Shares in the loss, and the values by name, of the terms that row kernels compute: one launch for
-        cross-entropy and a divergence, gradient included.
+        """Shares in the loss, and the values by name, of the terms that the kernels know: one launch for cross-entropy
+        and a divergence, gradient included.
 
-        The kernels write the gradient over the logits, so each pass is given a copy of them.
+        The gradient is written over the logits, so each pass is given a copy of them.
         """
         totals: list[Tensor] = []
         values: dict[str, Tensor] = {}
-        passes = {each: self._spec_of(each, weights) for each in self._passes()}
-        if not self._fit(passes, seen):
-            return totals, values
         shares = torch.ones_like(seen.targets, dtype=torch.promote_types(seen.outputs.dtype, torch.float32)) / count
-        for each, spec in passes.items():
+        for each in self._passes():
             teacher = None if each.teacher is None else seen.signals[each.teacher].logits
-            losses = row_loss(
-                seen.outputs.clone(memory_format=torch.contiguous_format),
-                teacher,
-                seen.targets,
-                spec,
-                row_weights=shares,
-            )
+            own = seen.outputs.clone(memory_format=torch.contiguous_format)
+            losses = row_loss(own, teacher, seen.targets, self._spec_of(each, weights), row_weights=shares)
             totals.append(losses.total.sum())
             if each.cross_entropy is not None:
                 values[each.cross_entropy] = losses.cross_entropy.sum() / count
             if each.divergence is not None:
-                own = self._share(each.teacher, each.divergence) * losses.divergence.sum() / count
-                values[each.divergence] = values.get(each.divergence, 0.0) + own
+                found = self._share(each.teacher, each.divergence) * losses.divergence.sum() / count
+                values[each.divergence] = values.get(each.divergence, 0.0) + found
         return totals, values
-
-    def _fit(self, passes: Mapping[Pass, RowSpec], seen: Seen) -> bool:
-        """Whether kernels compute all passes, and leave out no value because it weighs nothing. On a processor there
-        are none, and few rows of few classes take longer in its row losses than in the terms."""
-        by_row = self._weighting == "entropy" and len(self._teachers) > 1
-        if by_row or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
-            return False
-        return all(
-            (each.cross_entropy is None or spec.ce_weight != 0.0)
-            and (each.divergence is None or spec.divergence_weight != 0.0)
-            for each, spec in passes.items()
-        )
 
     def _passes(self) -> list[Pass]:
         """Cross-entropy goes with the first divergence."""
