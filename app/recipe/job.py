@@ -97,7 +97,8 @@ class Recipe(Spec):
     """Lays images and convolutions of student and teachers out with the channels last, which tensor cores and many CPUs
     prefer."""
     compile: bool = False
-    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network."""
+    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network.
+    On a GPU its launches are then replayed as CUDA graphs, unless there are micro-batches or losses look inside it."""
     checkpoint: Checkpointing = Checkpointing()
 
 

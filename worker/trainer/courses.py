@@ -22,6 +22,7 @@ from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.teachers import Source, Teacher
+from worker.trainer.compiled import training_forward
 from worker.trainer.lessons import choose_lane
 from worker.trainer.loop import Course, Whole
 from worker.trainer.ranks import ALONE, Alone
@@ -94,8 +95,7 @@ def build_courses(
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
     workshop = Workshop(shapes, sides, student.config.outputs, seed)
-    look = student.look if job.task == CAUSAL_LM else student
-    forward = torch.compile(look) if job.recipe.compile else look
+    forward = training_forward(student, job, samples.device)
     kind = TokenObjective if job.task == CAUSAL_LM else Objective
     objectives = [
         kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
