@@ -155,7 +155,7 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
 
 
 def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:
-    """Weights that no ONNX file can hold, as far as they can be counted here; the trainer counts all of them."""
+    """Weights that no ONNX file can hold, as far as they can be counted; the trainer, who builds them, counts all."""
     least = least_weights(network, taken, 1)
     if "onnx" in job.export and 4 * least > LARGEST_GRAPH:
         yield Problem("export", f"{least:,} weights or more are too many for one ONNX file", "safetensors")

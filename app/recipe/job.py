@@ -94,9 +94,11 @@ class Recipe(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
     channels_last: bool = False
-    """Lays images and convolutions out with the channels last, which tensor cores and many CPUs prefer."""
+    """Lays images and convolutions of student and teachers out with the channels last, which tensor cores and many CPUs
+    prefer."""
     compile: bool = False
-    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network."""
+    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network.
+    On a GPU its launches are then replayed as CUDA graphs, unless there are micro-batches or losses look inside it."""
     checkpoint: Checkpointing = Checkpointing()
 
 
@@ -184,6 +186,18 @@ class JobSpec(Spec):
     def all_teachers(self) -> list[Teacher]:
         """The teacher, or all of several."""
         return self.teachers or ([self.teacher] if self.teacher else [])
+
+    def teacher_named(self, name: str) -> Teacher:
+        """One of all teachers."""
+        return next(teacher for teacher in self.all_teachers if teacher.name == name)
+
+    def arithmetic_of(self, name: str) -> str:
+        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16, and
+        another layout adds up in another order."""
+        teacher = self.teacher_named(name)
+        layout = ", channels last" if self.recipe.channels_last else ""
+        told = f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
+        return told + layout
 
     @property
     def origins(self) -> dict[str, Origin]:

@@ -12,6 +12,7 @@ from app.recipe.base import Positive, Reference, Spec
 
 TeacherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Weighting = Literal["fixed", "entropy"]
+Arithmetic = Literal["fp32", "bf16", "fp8"]
 HubName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
 ]
@@ -74,6 +75,15 @@ class Teacher(Origin):
     """What a loss calls it; several teachers must have different names."""
     weight: Positive = 1.0
     """Its share in the losses that learn from all teachers, relative to the other teachers' weights."""
+    precision: Arithmetic | None = None
+    """Arithmetic in which it teaches, its weights included; none: weights of fp32 in the recipe's `precision`. `bf16`
+    takes half of the memory; `fp8` rounds weights and inputs of linear layers to 8 bits (e4m3, a scale for each row),
+    where both sides are multiples of 16, and leaves all else in bf16. The report says what either changes."""
+
+    @property
+    def lowered(self) -> bool:
+        """Whether it teaches with weights of fewer bits than its files have."""
+        return self.precision in ("bf16", "fp8")
 
 
 @dataclass(frozen=True)

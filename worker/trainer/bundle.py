@@ -56,6 +56,8 @@ class Trained(NamedTuple):
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
+    teacher_fidelity: Figures
+    """How teachers of fewer bits differ from their weights, by their names."""
     arithmetic: Figures
     """What student and teachers computed in training."""
     tokenizer: TextTokenizer | None = None
@@ -151,7 +153,7 @@ class Examination:
             "per_class": self._classes(),
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
             | trained.arithmetic
-            | {"teacher_cache": trained.teacher_cache},
+            | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
         }
 

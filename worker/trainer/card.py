@@ -60,6 +60,7 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     yield f"- losses: {_losses(recipe.losses)}"
     yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
+    yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 
 
@@ -67,6 +68,13 @@ def _arithmetic(train: Figures) -> str:
     teachers = f", {train['teacher_flops']:.3g} of the teachers" if "teacher_flops" in train else ""
     rate = f"{train['peak_flops_per_second']:.3g} a second ({train['peak']})"
     return f"{train['student_flops']:.3g} floating-point operations of the student{teachers}, on a machine for {rate}"
+
+
+def _fidelity(name: str, figures: Figures) -> str:
+    """How a teacher of fewer bits differs from its weights."""
+    told = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
+    found = f"{', '.join(told)} to its weights in fp32, on {figures['samples']} held out"
+    return f"- `{name}` taught in {figures['precision']}: {found}"
 
 
 def _losses(terms: list[Loss]) -> str:

@@ -110,6 +110,20 @@ def _rows_at_a_time(said: Said) -> int:
     return max(1, CHUNK // said.logits(torch.zeros(1, dtype=torch.int64)).shape[1])
 
 
+@torch.inference_mode()
+def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
+    """Logits (n, V) of the first tokens that count, float32 on the CPU: at most `most`, fewer of a large vocabulary."""
+    most = min(most, max(1, CHUNK // model.config.outputs))
+    found = torch.empty(0, model.config.outputs)
+    for some in samples.parts(1):
+        tokens, targets = some.inputs[model.view], some.targets
+        rows = (targets.flatten() != IGNORED).nonzero().squeeze(1)[: most - len(found)]
+        found = torch.cat((found, states_of(model, tokens).logits(rows).float().cpu()))
+        if len(found) == most:
+            break
+    return found
+
+
 def examine_model(model: Model, samples: Batch, taught: Taught) -> Answers:
     """The same of a model, in evaluation mode and full float32 (see `predict`)."""
     was_training = model.training
