@@ -40,7 +40,7 @@ def graphed(student: Model) -> Forward:
     compiled = torch.compile(student, mode="reduce-overhead", dynamic=False)
 
     def forward(samples: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         outputs: Tensor = compiled(samples)
         return outputs
 
