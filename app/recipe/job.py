@@ -12,10 +12,10 @@ from app.recipe.embedding import Embedding
 from app.recipe.losses import Loss
 from app.recipe.model import Side
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
-from app.recipe.students import Student
+from app.recipe.students import Pretrained, Student
 from app.recipe.task import Task
 from app.recipe.teacher_cache import DenseCache, TeacherCache
-from app.recipe.teachers import Teacher, Weighting
+from app.recipe.teachers import Origin, Teacher, Weighting
 
 MAX_SEED = 2**63 - 1
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
@@ -200,10 +200,16 @@ class JobSpec(Spec):
         return told + layout
 
     @property
+    def origins(self) -> dict[str, Origin]:
+        """Stored models that the job reads, teachers before a student, by the path of the field that describes each."""
+        found: dict[str, Origin] = {self.teacher_path(index): each for index, each in enumerate(self.all_teachers)}
+        return found | ({"student": self.student} if isinstance(self.student, Pretrained) else {})
+
+    @property
     def references(self) -> dict[str, str]:
         """Inputs that the service keeps, by the path of the field that names them."""
         named = {"data.train": self.data.train, "data.eval": self.data.eval}
-        named |= {self.teacher_param(index): teacher.model for index, teacher in enumerate(self.all_teachers)}
+        named |= {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
         return {param: reference for param, reference in named.items() if reference is not None}
 
     def teacher_path(self, index: int) -> str:

@@ -31,7 +31,7 @@ from worker.trainer.curves import draw_curves
 from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, Metrics, judge, predict, predict_with
 from worker.trainer.history import Point
 from worker.trainer.measure import BATCH, flops, speed
-from worker.trainer.report import Figures, Report, class_figures, epochs_figures, train_figures
+from worker.trainer.report import Figures, Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.trainer.state import TrainState
 from worker.trainer.verify import require_finite, require_same, require_same_metrics
 
@@ -144,6 +144,9 @@ class Examination:
             "classes": config.classes,
             "targets": config.targets,
             "student": student,
+            "origin": origin_figures(
+                trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
+            ),
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
             "epochs": self._epochs(),

@@ -9,6 +9,7 @@ from app.recipe.losses import Loss
 from app.recipe.model import ImageInput, ModelConfig, TableInput
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, rows
+from app.recipe.students import Pretrained
 from app.recipe.task import CAUSAL_LM
 from app.recipe.weights import Weight
 
@@ -47,7 +48,8 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
 
 def _lineage(job: JobSpec) -> str:
     names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
-    return f"distilled from {names}" if names else "trained on labels alone"
+    start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
+    return start + (f"distilled from {names}" if names else "trained on labels alone")
 
 
 def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.model import TextInput
 from worker.data.batches import Batch
@@ -36,8 +37,6 @@ TOGETHER = 8192
 """Tokens that a model reads at a time."""
 COMPARED = 128
 """Rows of logits that an exported file is held against the live model by; its NLL is, over all rows."""
-LARGEST_GRAPH = 2**31 - 2**26
-"""Bytes of weights that one ONNX file can hold."""
 
 
 class Said(Protocol):

@@ -26,6 +26,7 @@ from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopp
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
+from worker.students.start import start
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
 from worker.trainer.account import Account, Asked
@@ -111,7 +112,7 @@ def _work(
     plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
-    student = inherit(student, job, inputs.models).to(device)
+    student = start(inherit(student, job, inputs.models), job, paths).to(device)
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
@@ -250,8 +251,8 @@ def _load_inputs(
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
     described = {
-        teacher.reference: read_teacher_config(folders[teacher.name], params[teacher.name])
-        for teacher in job.all_teachers
+        origin.reference: read_teacher_config(paths[origin.reference], f"{path}.{origin.source}")
+        for path, origin in job.origins.items()
     }
     task = load_task(job, paths, described, seed, workplace)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
