@@ -120,30 +120,24 @@ def _placed(read: _Read, around: _Around, base: int, length: int, comparable: bo
 def cut(student: Stream, teacher: Stream, length: int, most: int, fill: int) -> Aligned:
     """Both streams in sequences: the student's of `length` tokens, the teacher's of what is read in them, at most `most`
     tokens, filled up with `fill`."""
-    tokens = len(student.ids) - 1
-    count = max(1, -(-tokens // length))
-    last = np.minimum(np.arange(1, count + 1) * length, tokens) - 1
-    edges = np.searchsorted(teacher.places[:-1], student.places[last], "right")
-    edges = np.concatenate(([0], edges))
-    within = np.arange(len(teacher.ids) - 1) - edges[(row := _row_of(edges, len(teacher.ids) - 1))]
+    asked, told = len(student.ids) - 1, len(teacher.ids) - 1
+    count = max(1, -(-asked // length))
+    inner = student.places[np.arange(1, count) * length - 1]
+    edges = np.array([0, *np.searchsorted(teacher.places[:told], inner, "right"), told])
     width = min(most, -(-max(1, int(np.diff(edges).max())) // ROUND) * ROUND)
-    fits = (within < width) & (row < count)
-    ids, targets = np.full((count, width), fill, np.int64), np.full((count, width), IGNORED, np.int64)
-    ids[row[fits], within[fits]] = teacher.ids[:-1][fits]
-    targets[row[fits], within[fits]] = np.where(teacher.counted[1:], teacher.ids[1:], IGNORED)[fits]
-    found = np.full(count * length, -1, np.int64)
-    mine, other = _same_places(student, teacher)
-    kept = fits[other] & (row[other] == mine // length)
-    found[mine[kept]] = within[other[kept]]
-    share = (found[:tokens] >= 0)[student.counted[1:]].mean() if student.counted[1:].any() else 0.0
-    rows = torch.from_numpy(found.reshape(count, length))
-    whole = bool((fits | (row >= count)).all())
-    return Aligned(torch.from_numpy(ids), torch.from_numpy(targets), rows, float(share), whole)
-
-
-def _row_of(edges: NDArray, tokens: int) -> NDArray:
-    """(tokens,) int64: number of the sequence that each token lies in; those behind the last edge have the next."""
-    return np.searchsorted(edges[1:], np.arange(tokens), "right")
+    sequence = np.repeat(np.arange(count), np.diff(edges))
+    place = np.arange(told) - edges[sequence]
+    fits = place < width
+    tokens, targets = np.full((count, width), fill, np.int64), np.full((count, width), IGNORED, np.int64)
+    tokens[sequence[fits], place[fits]] = teacher.ids[:-1][fits]
+    targets[sequence[fits], place[fits]] = np.where(teacher.counted[1:], teacher.ids[1:], IGNORED)[fits]
+    rows = np.full(count * length, -1, np.int64)
+    mine, theirs = _same_places(student, teacher)
+    kept = fits[theirs] & (sequence[theirs] == mine // length)
+    rows[mine[kept]] = place[theirs[kept]]
+    share = (rows[:asked] >= 0)[student.counted[1:]].sum() / max(1, student.counted[1:].sum())
+    shaped = (torch.from_numpy(each) for each in (tokens, targets, rows.reshape(count, length)))
+    return Aligned(*shaped, float(share), bool(fits.all()))
 
 
 def _same_places(student: Stream, teacher: Stream) -> tuple[NDArray, NDArray]:
