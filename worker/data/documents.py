@@ -53,10 +53,10 @@ def _of_chats(talks: list[Talk], reader: TextTokenizer, param: str) -> Iterator[
     encodings = reader.encode_whole([text for text, _ in written])
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)
-        yield Document(ids, np.append(_within(encoding, spans, len(text)), False))
+        yield Document(ids, np.append(within_spans(encoding, spans, len(text)), False))
 
 
-def _within(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
+def within_spans(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
     """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters."""
     marks = np.zeros(length + 1, bool)
     for start, end in spans:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from app.recipe.tokenizers import BytePairs
-from worker.data.alignment import align
+from worker.data.alignment import Aligned, align, tell
 from worker.data.documents import read_documents
 from worker.data.formats.columns import Texts
 from worker.data.packing import pack
@@ -78,6 +78,11 @@ READERS = {
 PAIRS = [(one, other) for one in READERS for other in READERS if one != other]
 
 
+def aligned(given_texts: list[str], student: TextTokenizer, teacher: TextTokenizer, length: int) -> Aligned:
+    told = tell(Texts(given_texts), student, "")
+    return align(told, told, student, teacher, length)
+
+
 def so_far(reader: TextTokenizer, ids: list[int]) -> tuple[int, str]:
     """Texts that were ended, and what is read of the one after them."""
     ended = [place for place, token in enumerate(ids) if token == reader.end]
@@ -93,7 +98,7 @@ def so_far(reader: TextTokenizer, ids: list[int]) -> tuple[int, str]:
 @settings(max_examples=15, deadline=None)
 def test_rows_that_are_compared_have_read_the_same(one: str, other: str, given_texts: list[str]) -> None:
     student, teacher = READERS[one], READERS[other]
-    found = align(given_texts, student, teacher, MANY, MANY)
+    found = aligned(given_texts, student, teacher, MANY)
     tokens, _ = packed(given_texts, student, MANY)
     for row, place in enumerate(found.rows[0].tolist()):
         if place >= 0:
@@ -105,9 +110,8 @@ def test_rows_that_are_compared_have_read_the_same(one: str, other: str, given_t
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_most_of_a_plain_text_is_compared(one: str, other: str) -> None:
-    found = align(["the cat sat on the mat.\n", "then it was the cat."], READERS[one], READERS[other], MANY, MANY)
+    found = aligned(["the cat sat on the mat.\n", "then it was the cat."], READERS[one], READERS[other], MANY)
     assert found.share > (0.25 if {"bytes", "pieces"} & {one, other} else 0.6)
-    assert found.whole
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
@@ -117,8 +121,7 @@ def test_a_teacher_predicts_every_token_of_its_own_once(
     one: str, other: str, given_texts: list[str], length: int
 ) -> None:
     student, teacher = READERS[one], READERS[other]
-    found = align(given_texts, student, teacher, length, MANY)
-    assert found.whole
+    found = aligned(given_texts, student, teacher, length)
     assert found.rows.shape == packed(given_texts, student, length)[0].shape
     targets = packed(given_texts, teacher, MANY)[1]
     assert found.targets[found.targets != IGNORED].tolist() == targets[targets != IGNORED].tolist()
@@ -134,17 +137,14 @@ SPACED = ["trained", "small", "trimming", "bytes"]
 @given(
     given_texts=st.lists(st.text(st.sampled_from("the cat\n.A "), max_size=30), min_size=1, max_size=4),
     length=st.integers(1, 9),
-    most=st.integers(1, 12),
 )
 @settings(max_examples=15, deadline=None)
 def test_in_a_sequence_the_teacher_reads_what_the_student_reads(
-    one: str, other: str, given_texts: list[str], length: int, most: int
+    one: str, other: str, given_texts: list[str], length: int
 ) -> None:
     student, teacher = READERS[one], READERS[other]
-    found = align(given_texts, student, teacher, length, most)
+    found = aligned(given_texts, student, teacher, length)
     tokens, _ = packed(given_texts, student, length)
-    assert found.tokens.shape[1] <= most
-    assert found.rows.max() < most
     for sequence, row in (found.rows >= 0).nonzero().tolist():
         ours = so_far(student, tokens[sequence, : row + 1].tolist())
         theirs = so_far(teacher, found.tokens[sequence, : int(found.rows[sequence, row]) + 1].tolist())
@@ -165,19 +165,18 @@ def test_sequences_by_hand() -> None:
     letters.pre_tokenizer, letters.decoder = words.pre_tokenizer, words.decoder
     letters.add_special_tokens(["</s>"])
     large, small = TextTokenizer(words), TextTokenizer(letters)
-    found = align(["ababab", "ba"], small, large, 3, 8)  # aba bab |ba
-    assert found.tokens[:, :3].tolist() == [[2, 2, 2], [4, 3, 2], [2, 1, 0]]
-    assert found.targets[:, :3].tolist() == [[IGNORED] * 3, [3, 2, IGNORED], [1, 0, 2]]
+    found = aligned(["ababab", "ba"], small, large, 3)  # aba bab |ba
+    assert found.tokens.tolist() == [[2, 2, 2], [4, 3, 2], [2, 1, 0]]
+    assert found.targets.tolist() == [[IGNORED] * 3, [3, 2, IGNORED], [1, 0, 2]]
     assert found.rows.tolist() == [[-1, -1, -1], [0, -1, 1], [0, 1, 2]]
     assert found.share == pytest.approx(5 / 9)
-    back = align(["ababab", "ba"], large, small, 2, 5)  # abab ab, | b, a
-    assert back.tokens.tolist() == [[7, 8, 7, 8, 7], [9, 8, 9, 9, 9], [7, 9, 9, 9, 9]]
-    assert back.rows.tolist() == [[3, -1], [0, 1], [0, -1]]
-    assert not back.whole
+    back = aligned(["ababab", "ba"], large, small, 2)  # abab ab, | b, a
+    assert back.tokens.tolist() == [[7, 8, 7, 8, 7, 8], [9, 8, 9, 9, 9, 9], [7, 9, 9, 9, 9, 9]]
+    assert back.rows.tolist() == [[3, 5], [0, 1], [0, -1]]
 
 
 def test_a_text_that_a_tokenizer_changes_is_not_compared() -> None:
-    found = align(["The cat", "the cat"], READERS["trained"], READERS["lower"], MANY, MANY)
+    found = aligned(["The cat", "the cat"], READERS["trained"], READERS["lower"], MANY)
     tokens, _ = packed(["The cat", "the cat"], READERS["trained"], MANY)
     first = int((tokens[0] == READERS["trained"].end).nonzero()[0])
     assert (found.rows[0, 1 : first + 1] == -1).all()
