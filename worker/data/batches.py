@@ -39,6 +39,16 @@ class Batch:
         """Rows, or pairs of them."""
         return len(self) // self.together
 
+    @property
+    def home(self) -> torch.device:
+        """Where the rows lie."""
+        return self.targets.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows that are taken arrive."""
+        return self.targets.device
+
     def take(self, chosen: Tensor) -> Batch:
         """The rows at `chosen` (any number of int64 positions)."""
         inputs = {view: samples[chosen] for view, samples in self.inputs.items()}
@@ -52,9 +62,17 @@ class Batch:
     def split(self, parts: int) -> Iterator[Batch]:
         """At most `parts` micro-batches of nearly equal size, none of them empty; no sample is torn apart."""
         for part in torch.arange(self.samples).tensor_split(min(parts, self.samples)):
-            rows = slice(int(part[0]) * self.together, (int(part[-1]) + 1) * self.together)
-            inputs = {view: samples[rows] for view, samples in self.inputs.items()}
-            yield replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
+            yield self.between(int(part[0]) * self.together, (int(part[-1]) + 1) * self.together)
+
+    def between(self, first: int, end: int) -> Batch:
+        """The rows from `first` on that come before `end`, as far as there are any."""
+        rows = slice(first, end)
+        inputs = {view: samples[rows] for view, samples in self.inputs.items()}
+        return replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
+
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """All rows in their order, so many at a time."""
+        return (self.between(first, first + rows) for first in range(0, len(self), rows))
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -76,7 +94,7 @@ Share = Callable[[Tensor], Tensor]
 
 
 class Batches:
-    """Shuffled batches over samples that live on one device; the last batch of an epoch may be smaller."""
+    """Shuffled batches of a split; the last batch of an epoch may be smaller."""
 
     def __init__(
         self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None, share: Share | None = None
@@ -97,5 +115,5 @@ class Batches:
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             order = torch.randperm(self.samples.samples, generator=generator(self._seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(self.samples.targets.device)
+            self._epoch, self._order = epoch, order.to(self.samples.home)
         return self._order

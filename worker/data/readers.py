@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +86,11 @@ def open_readers(
 
 
 def open_reader(
-    job: JobSpec, options: TextOptions, folders: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Texts
+    job: JobSpec,
+    options: TextOptions,
+    folders: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    train: Iterable[str],
 ) -> Readers:
     """The tokenizers of a language model and its teachers. One that gives the student's tokens is the student's own,
     even if it knows more.
@@ -98,7 +102,7 @@ def open_reader(
         for index, teacher in enumerate(job.all_teachers)
     ]
     wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
-    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, train)
+    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, Texts([]))
     by_teacher, lengths = {}, {student.view: options.max_length}
     for index, (teacher, reader) in enumerate(zip(job.all_teachers, readers, strict=True)):
         by_teacher[teacher.reference] = own = student if student.reads_like(reader) else reader

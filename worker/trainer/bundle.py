@@ -120,7 +120,7 @@ class Examination:
     def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
         self._trained, self._bundle, self._device = trained, bundle, device
         self._model = chosen(trained.state)
-        self._inputs = _fitted(self._model, trained.samples)
+        self._inputs = _fitted(self._model, self._looked_at)
         """The graphs take samples of the student's own size."""
         self._live = self._ask(self._model)
         self._loaded = export.export_weights(self._model, bundle, device)
@@ -169,6 +169,11 @@ class Examination:
         return figures | {"latency_runtime": graph.runtime, **speed(call, self._timed.cpu())}
 
     @property
+    def _looked_at(self) -> Batch:
+        """The samples that are held in memory."""
+        return self._trained.samples
+
+    @property
     def _timed(self) -> Tensor:
         """What a graph is timed with."""
         return self._inputs[:BATCH]
@@ -211,7 +216,7 @@ class Examination:
         return figures | self._torch_speed(teacher)
 
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
-        sample = self._trained.samples.inputs[model.view][:1]
+        sample = self._trained.samples.between(0, 1).inputs[model.view]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = sum(path.stat().st_size for path in weights)
         return {"parameters": parameters, "flops": self._flops(model, sample), "bytes": size}
@@ -224,7 +229,7 @@ class Examination:
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
-        samples = self._trained.samples.inputs[model.view][:BATCH]
+        samples = self._trained.samples.between(0, BATCH).inputs[model.view]
         on_gpu = self._speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
         return {"latency_runtime": "torch", **self._speed(model.cpu(), samples.cpu()), **on_gpu}
 

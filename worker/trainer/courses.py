@@ -61,7 +61,7 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval().look(samples.inputs[model.view][:DRY_SAMPLES])
+            model.eval().look(samples.between(0, DRY_SAMPLES).inputs[model.view])
         return {tap: seen.shape for tap, seen in recorder.take().items()}
     except NoSuchModule as error:
         raise UserError("invalid_job", f"{param}: {error}", param) from error
@@ -98,7 +98,7 @@ def build_courses(
     objectives = [
         kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
     ]
-    state.parts = workshop.parts.to(samples.targets.device)
+    state.parts = workshop.parts.to(samples.device)
     whole = ranks.wrap(Whole(student, state.parts))
     courses = []
     stages: list[Stage | None] = [*job.recipe.stages, None]
@@ -115,7 +115,7 @@ def build_courses(
                 forward=forward,
                 recorder=recorder,
                 view=student.view,
-                device=samples.targets.device,
+                device=samples.device,
                 whole=whole,
                 seed=seed,
                 trains_student=stage is None or stage.trains == "student",

@@ -20,6 +20,7 @@ from app.recipe.task import CAUSAL_LM
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
+from worker.data.running_text import Workplace
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
@@ -59,6 +60,8 @@ class _Offered(NamedTuple):
     teachers: dict[str, Callable[[], Model]]
 
 
+PACKED = "packed"
+"""Begins the name of a folder in which texts are packed."""
 Word = Finished | Stopped | Failed
 RANK_LOST = "rank_lost"
 """Code of the failure of a process that misses another one, which knows better what happened."""
@@ -99,7 +102,8 @@ def _work(
 ) -> Finished | Stopped:
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
-    inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
+    paths = {name: folder / path for name, path in assignment.inputs.items()}
+    inputs = _load_inputs(job, paths, seed, device, _workplace(folder, send, ranks))
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, inputs.task.train.samples)
@@ -216,14 +220,22 @@ class _Judges:
         return {f"eval/{name}": value for name, value in found.items()}
 
 
-def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device) -> _Inputs:
+def _workplace(folder: Path, send: Send, ranks: Alone) -> Workplace:
+    """Processes of one machine map what its first one has packed."""
+    own = folder / f"{PACKED}-{ranks.machine}"
+    return Workplace(own, lambda said: send(Log(message=said)), ranks.first_here, ranks.meet)
+
+
+def _load_inputs(
+    job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, workplace: Workplace
+) -> _Inputs:
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
     described = {
         teacher.reference: read_teacher_config(folders[teacher.name], params[teacher.name])
         for teacher in job.all_teachers
     }
-    task = load_task(job, paths, described, seed)
+    task = load_task(job, paths, described, seed, workplace)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
         models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
