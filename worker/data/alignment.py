@@ -15,8 +15,10 @@ stretch of them lie two more, before and behind what ends it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +26,22 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from worker.data.archive import NDArray
+from worker.data.batches import NEXT, ROWS
 from worker.data.chats import LEARNER, ChatWriter, Span
 from worker.data.documents import end_of, within_spans
 from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.packing import stored_dtype
 from worker.data.tokens import TextTokenizer
 from worker.losses.base import IGNORED
 
 BETWEEN = 2
 """Places behind a stretch of shared characters: what ends it is read, and what comes before the next one."""
+TOGETHER = 1 << 18
+"""Tokens of the student that are looked through at a time."""
 
 
 class Stream(NamedTuple):
-    """All texts in the tokens of one side, T of them."""
+    """Texts in the tokens of one side, T of them."""
 
     ids: NDArray
     """(T,) int64."""
@@ -46,18 +52,9 @@ class Stream(NamedTuple):
     exact: NDArray
     """(T,) bool: no character is in parts, and what is read is what was given."""
 
-
-class Aligned(NamedTuple):
-    """Of N sequences of L tokens, what a teacher reads in its own: W tokens of each."""
-
-    tokens: Tensor
-    """(N, W) int64."""
-    targets: Tensor
-    """(N, W) int64: what comes behind each token, IGNORED where that is not to be predicted."""
-    rows: Tensor
-    """(N, L) int64: for every token of the student's the place in the teacher's sequence; -1: there is none."""
-    share: float
-    """Of the student's tokens to be predicted, those that the teacher has something to say about."""
+    def part(self, first: int, end: int | None) -> Stream:
+        """The tokens from `first` on that come before `end`."""
+        return Stream(*(side[first:end] for side in self))
 
 
 class Told(NamedTuple):
@@ -72,12 +69,20 @@ class Told(NamedTuple):
     """Whether all that is to be predicted stands among what is shared."""
 
 
-def tell(samples: Texts | Chats, reader: TextTokenizer, param: str) -> list[Told]:
-    """All samples of the file that the field `param` names, for the side with this tokenizer. Raises UserError."""
-    if isinstance(samples, Texts):
-        return [Told(text, [(0, len(text))]) for text in samples.first]
-    writer = ChatWriter(reader, param)
-    return [_chat(talk, *writer.write(talk, row)) for row, talk in enumerate(samples.talks)]
+class _Teller:
+    """Tells the samples of the file that the field `param` names to the side with this tokenizer."""
+
+    def __init__(self, reader: TextTokenizer, param: str) -> None:
+        self._reader, self._param, self._row = reader, param, 0
+        self._writer: ChatWriter | None = None
+
+    def tell(self, samples: Texts | Chats) -> list[Told]:
+        """Some samples after the other. Raises UserError (`invalid_job`, `invalid_data`)."""
+        if isinstance(samples, Texts):
+            return [Told(text, [(0, len(text))]) for text in samples.first]
+        self._writer = self._writer or ChatWriter(self._reader, self._param)
+        first, self._row = self._row, self._row + len(samples.talks)
+        return [_chat(talk, *self._writer.write(talk, row)) for row, talk in enumerate(samples.talks, first)]
 
 
 def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:
@@ -98,32 +103,11 @@ def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:
     return Told(text, shared, answers, found)
 
 
-def align(
-    ours: Sequence[Told], theirs: Sequence[Told], student: TextTokenizer, teacher: TextTokenizer, length: int
-) -> Aligned:
-    """What a teacher reads where the student reads texts as `pack` lays them out, in sequences of `length` tokens.
-
-    Raises UserError (`invalid_job`) for a tokenizer without a token that ends a text.
-    """
-    return cut(*read_both(ours, theirs, student, teacher), length, end_of(teacher))
+Reading = tuple["Read", "Read"]
+"""One text in the tokens of student and teacher."""
 
 
-def read_both(
-    ours: Sequence[Told], theirs: Sequence[Told], student: TextTokenizer, teacher: TextTokenizer
-) -> tuple[Stream, Stream]:
-    """All texts in the tokens of both sides, as they are packed."""
-    parts: list[list[Stream]] = [[], []]
-    base = 0
-    for both in zip(_read(ours, student), _read(theirs, teacher), strict=True):
-        comparable = all(one.unchanged for one in both)
-        for side, one in zip(parts, both, strict=True):
-            side.append(_placed(one, base, comparable))
-        base += _characters(both[0].told)
-    mine, others = (Stream(*map(np.concatenate, zip(*side, strict=True))) for side in parts)
-    return mine, others
-
-
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """One text in the tokens of one side."""
 
     told: Told
@@ -135,11 +119,11 @@ class _Read(NamedTuple):
     """Whether the tokens say what both sides are told."""
 
 
-def _read(told: Sequence[Told], reader: TextTokenizer) -> Iterator[_Read]:
+def _read(told: Sequence[Told], reader: TextTokenizer) -> Iterator[Read]:
     begin, end = reader.begin, end_of(reader)
     for one, encoding in zip(told, reader.encode_whole([each.text for each in told]), strict=True):
         unchanged = one.found and all(_says(reader, encoding, one.text, span) for span in one.shared)
-        yield _Read(one, encoding, begin if one.learned is None else [], end, unchanged)
+        yield Read(one, encoding, begin if one.learned is None else [], end, unchanged)
 
 
 def _says(reader: TextTokenizer, encoding: Encoding, text: str, span: Span) -> bool:
@@ -154,7 +138,7 @@ def _characters(told: Told) -> int:
     return sum(end - start + BETWEEN for start, end in told.shared)
 
 
-def _placed(read: _Read, base: int, comparable: bool) -> Stream:
+def _placed(read: Read, base: int, comparable: bool) -> Stream:
     """A text whose first place is `base`. The token that ends it predicts the next text, where no other token begins
     one; behind a chat comes what a template writes."""
     told, begin = read.told, read.begin
@@ -183,26 +167,152 @@ def _count(reached: NDArray, shared: Sequence[Span]) -> tuple[NDArray, NDArray]:
     return np.where(number < 0, 0, before[inside] + behind), (number >= 0) & (reached <= ends[inside])
 
 
-def cut(student: Stream, teacher: Stream, length: int, fill: int) -> Aligned:
-    """Both streams in sequences: the student's of `length` tokens, the teacher's of all that is read in them, the
-    shorter ones filled up with `fill`."""
-    asked, told = len(student.ids) - 1, len(teacher.ids) - 1
-    count = max(1, -(-asked // length))
-    inner = student.places[np.arange(1, count) * length - 1]
-    edges = np.array([0, *np.searchsorted(teacher.places[:told], inner, "right"), told])
-    sequence = np.repeat(np.arange(count), np.diff(edges))
-    place = np.arange(told) - edges[sequence]
-    shape = (count, max(1, int(np.diff(edges).max())))
-    tokens, targets = np.full(shape, fill, np.int64), np.full(shape, IGNORED, np.int64)
-    tokens[sequence, place] = teacher.ids[:-1]
-    targets[sequence, place] = np.where(teacher.counted[1:], teacher.ids[1:], IGNORED)
-    rows = np.full(count * length, -1, np.int64)
-    mine, theirs = _same_places(student, teacher)
-    together = sequence[theirs] == mine // length
-    rows[mine[together]] = place[theirs[together]]
-    share = (rows[:asked] >= 0)[student.counted[1:]].sum() / max(1, student.counted[1:].sum())
-    made = (torch.from_numpy(each) for each in (tokens, targets, rows.reshape(count, length)))
-    return Aligned(*made, share=float(share))
+def read_both(
+    pieces: Iterable[Texts | Chats], student: TextTokenizer, teacher: TextTokenizer, param: str
+) -> Iterator[Reading]:
+    """All samples of the file that the field `param` names, in their order, in the tokens of both sides.
+
+    Raises UserError (`invalid_job`, `invalid_data`).
+    """
+    tellers = [(_Teller(reader, param), reader) for reader in (student, teacher)]
+    for piece in pieces:
+        ours, theirs = (_read(teller.tell(piece), reader) for teller, reader in tellers)
+        yield from zip(ours, theirs, strict=True)
+
+
+class _Files(NamedTuple):
+    """What is written of a teacher's tokens."""
+
+    tokens: Path
+    """One number a token, as `packing` stores it."""
+    edges: Path
+    """int64: the first token of each of the student's sequences, and the one behind the last."""
+    rows: Path
+    """int32: for every token of the student's the place in the teacher's sequence, -1 where there is none."""
+
+
+def _files(path: Path, reader: TextTokenizer) -> _Files:
+    return _Files(*(path.with_name(f"{path.name}-{reader.digest}-{name}") for name in _Files._fields))
+
+
+class Aligner:
+    """Writes the texts in the teacher's tokens, and where the student's sequences of `length` tokens have read the
+    same. Sequences are those of `packing`."""
+
+    def __init__(self, files: Sequence[IO[bytes]], teacher: TextTokenizer, length: int) -> None:
+        self._tokens, self._edges, self._rows = files
+        self._dtype, self._fill, self._length = stored_dtype(teacher.vocabulary), end_of(teacher), length
+        self._pending: tuple[list[Stream], list[Stream]] = ([], [])
+        self._held = self._base = self._sequences = self._written = self._asked = self._found = 0
+        self.longest = 0
+        """Most tokens that the teacher reads in one of the student's sequences."""
+        self._edges.write(np.zeros(1, np.int64).tobytes())
+
+    @property
+    def share(self) -> float:
+        """Of the student's tokens to be predicted, those that the teacher has something to say about."""
+        return self._found / max(1, self._asked)
+
+    def add(self, both: Reading) -> None:
+        """Lay a text behind the others."""
+        comparable = all(one.unchanged for one in both)
+        for side, one in zip(self._pending, both, strict=True):
+            side.append(_placed(one, self._base, comparable))
+        self._base += _characters(both[0].told)
+        self._held += len(self._pending[0][-1].ids)
+        if self._held >= TOGETHER:
+            self._cut(whole=False)
+
+    def finish(self) -> None:
+        """Write what is left; the very last token is a target alone."""
+        self._cut(whole=True)
+        [rest] = self._pending[1]
+        codes = np.where(rest.counted, rest.ids, ~rest.ids)
+        self._tokens.write(np.append(codes, ~self._fill).astype(self._dtype).tobytes())
+
+    def _cut(self, *, whole: bool) -> None:
+        """Write the sequences that end before the next text begins, or all."""
+        ours, theirs = (_joined(side) for side in self._pending)
+        asked, told = len(ours.ids) - whole, len(theirs.ids) - whole
+        ready = min(int(np.searchsorted(ours.places, self._base)), len(ours.ids) - 1)
+        count = max(self._sequences == 0, -(-asked // self._length)) if whole else ready // self._length
+        ends = np.minimum(np.arange(1, count + 1) * self._length, asked)
+        edges = np.append(0, np.searchsorted(theirs.places[:told], ours.places[ends - 1], "right"))
+        if whole and count:
+            edges[-1] = told
+        mine, others = ours.part(0, int(ends[-1]) if count else 0), theirs.part(0, int(edges[-1]))
+        self._write(mine, others, edges, np.append(ours.counted[1:], False)[: len(mine.ids)])
+        self._pending = ([ours.part(len(mine.ids), None)], [theirs.part(len(others.ids), None)])
+        self._held = len(self._pending[0][0].ids)
+
+    def _write(self, ours: Stream, theirs: Stream, edges: NDArray, counted: NDArray) -> None:
+        """Tokens of some sequences; `edges` are those of the teacher's, `counted` says what the student predicts."""
+        lengths = np.diff(edges)
+        rows = np.full(len(lengths) * self._length, -1, np.int32)
+        sequence = np.repeat(np.arange(len(lengths)), lengths)
+        mine, others = _same_places(ours, theirs)
+        together = sequence[others] == mine // self._length
+        rows[mine[together]] = (others - edges[sequence[others]])[together]
+        self._rows.write(rows.tobytes())
+        self._tokens.write(np.where(theirs.counted, theirs.ids, ~theirs.ids).astype(self._dtype).tobytes())
+        self._edges.write((self._written + edges[1:]).astype(np.int64).tobytes())
+        self._written, self._sequences = self._written + len(theirs.ids), self._sequences + len(lengths)
+        self.longest = max(self.longest, int(lengths.max(initial=0)))
+        self._asked += int(counted.sum())
+        self._found += int((counted & (rows[: len(counted)] >= 0)).sum())
+
+
+def _joined(streams: Sequence[Stream]) -> Stream:
+    return Stream(*map(np.concatenate, zip(*streams, strict=True)))
+
+
+@contextmanager
+def aligning(path: Path, teacher: TextTokenizer, length: int) -> Iterator[Aligner]:
+    """Writes beside the file of packed texts at `path`; all is there when the context is left without an error."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(file.open("wb")) for file in _files(path, teacher)]
+        yield (aligner := Aligner(files, teacher, length))
+        aligner.finish()
+
+
+class OtherTokens(NamedTuple):
+    """What `aligning` wrote, mapped."""
+
+    view: str
+    codes: Tensor
+    """(T + 1,): as they are stored."""
+    edges: Tensor
+    """(N + 1,) int64."""
+    rows: Tensor
+    """(N, S) int32."""
+    width: int
+    """Tokens of the longest sequence."""
+    fill: int
+    """Token that shorter ones are filled up with."""
+
+    def take(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Of some sequences (n,): the teacher's tokens (n, W), what comes behind each of them, IGNORED where that is not
+        to be predicted, and the places (n, S) of `TeacherSignal.rows`; all int64."""
+        at = self.edges[numbers].unsqueeze(1) + torch.arange(self.width)
+        inside = at < self.edges[numbers + 1].unsqueeze(1)
+        at = at.clamp(max=len(self.codes) - 2)
+        codes, behind = self.codes[at].long(), self.codes[at + 1].long()
+        tokens = torch.where(codes >= 0, codes, ~codes).where(inside, self.fill)
+        targets = behind.where(inside & (behind >= 0), IGNORED)
+        return {self.view: tokens, NEXT + self.view: targets, ROWS + self.view: self.rows[numbers].long()}
+
+
+def open_aligned(path: Path, teacher: TextTokenizer, length: int) -> OtherTokens:
+    """What was written beside the packed texts at `path`; the files may go afterwards."""
+    files = _files(path, teacher)
+    codes, edges, rows = (
+        torch.from_file(str(file), shared=False, size=file.stat().st_size // dtype.itemsize, dtype=dtype)
+        for file, dtype in zip(
+            files, (getattr(torch, stored_dtype(teacher.vocabulary)), torch.int64, torch.int32), strict=True
+        )
+    )
+    width = max(1, int(edges.diff().max()))
+    return OtherTokens(teacher.view, codes, edges, rows.view(-1, length), width, end_of(teacher))
 
 
 def _same_places(student: Stream, teacher: Stream) -> tuple[NDArray, NDArray]:
@@ -213,8 +323,8 @@ def _same_places(student: Stream, teacher: Stream) -> tuple[NDArray, NDArray]:
 
 
 def _last_at(side: Stream) -> tuple[NDArray, NDArray]:
-    """Places that tokens end exactly at, rising, and the last token that does; the very last predicts nothing."""
-    numbers = side.exact[:-1].nonzero()[0]
-    places = side.places[:-1][numbers]
+    """Places that tokens end exactly at, rising, and the last token that does."""
+    numbers = side.exact.nonzero()[0]
+    places = side.places[numbers]
     final = np.append(np.diff(places) > 0, True)[: len(places)]
     return places[final], numbers[final]

@@ -32,7 +32,7 @@ class Packer:
     """Writes documents, each of which ends with the token `fill`, as one row of tokens."""
 
     def __init__(self, file: IO[bytes], vocabulary: int, fill: int) -> None:
-        self._file, self._dtype, self._fill = file, np.dtype(_dtype_name(vocabulary)), fill
+        self._file, self._dtype, self._fill = file, np.dtype(stored_dtype(vocabulary)), fill
         self.tokens = 0
         self.learns = False
         """Whether any token is a target."""
@@ -102,7 +102,7 @@ def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTe
     Every token but the very first is a target once, unless it is not counted: then its target is IGNORED. The last
     sequence is filled up with the token that ends documents, whose targets are ignored too.
     """
-    dtype = getattr(torch, _dtype_name(vocabulary))
+    dtype = getattr(torch, stored_dtype(vocabulary))
     count = path.stat().st_size // dtype.itemsize
     stream = torch.from_file(str(path), shared=False, size=count, dtype=dtype)
     shape = torch.empty((count - 1) // length, length, dtype=torch.int64, device="meta")
@@ -112,5 +112,6 @@ def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTe
     return PackedTexts(inputs=blank.inputs, targets=blank.targets, index=index, rows=rows)
 
 
-def _dtype_name(vocabulary: int) -> str:
+def stored_dtype(vocabulary: int) -> str:
+    """Name of the type that tokens of so large a vocabulary are stored in."""
     return "int16" if vocabulary <= NARROW else "int32"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
 import pytest
 import tokenizers
 import torch
@@ -10,10 +15,12 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from app.recipe.tokenizers import BytePairs
-from worker.data.alignment import Aligned, align, tell
+from worker.data import alignment
+from worker.data.alignment import aligning, open_aligned, read_both
+from worker.data.batches import NEXT, ROWS
 from worker.data.documents import read_documents
 from worker.data.formats.columns import Texts
-from worker.data.packing import pack
+from worker.data.packing import open_packed, packing
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.losses.base import IGNORED
 
@@ -23,7 +30,7 @@ texts = st.lists(st.text(st.sampled_from("the cat\n.,é🙂🙃日本語\u0301A 
 
 
 def trained(vocabulary: int, *more: str, lowercase: bool = False) -> TextTokenizer:
-    return train_writer(BytePairs(vocabulary=vocabulary, lowercase=lowercase), Texts([*WORDS, *more] * 9))
+    return train_writer(BytePairs(vocabulary=vocabulary, lowercase=lowercase), [*WORDS, *more] * 9)
 
 
 def trimming() -> TextTokenizer:
@@ -78,9 +85,25 @@ READERS = {
 PAIRS = [(one, other) for one in READERS for other in READERS if one != other]
 
 
+class Aligned(NamedTuple):
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+    share: float
+    longest: int
+
+
 def aligned(given_texts: list[str], student: TextTokenizer, teacher: TextTokenizer, length: int) -> Aligned:
-    told = tell(Texts(given_texts), student, "")
-    return align(told, told, student, teacher, length)
+    """All sequences, by way of the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train"
+        with aligning(path, teacher, length) as aligner:
+            for both in read_both([Texts(given_texts[:1]), Texts(given_texts[1:])], student, teacher, ""):
+                aligner.add(both)
+        found = open_aligned(path, teacher, length)
+    taken = found.take(torch.arange(len(found.rows)))
+    views = (taken[name + teacher.view] for name in ("", NEXT, ROWS))
+    return Aligned(*views, aligner.share, aligner.longest)
 
 
 def so_far(reader: TextTokenizer, ids: list[int]) -> tuple[int, str]:
@@ -115,13 +138,15 @@ def test_most_of_a_plain_text_is_compared(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize("together", [1, 1 << 18], ids=["text by text", "at once"])
 @given(given_texts=texts, length=st.integers(1, 9))
 @settings(max_examples=10, deadline=None)
 def test_a_teacher_predicts_every_token_of_its_own_once(
-    one: str, other: str, given_texts: list[str], length: int
+    one: str, other: str, together: int, given_texts: list[str], length: int
 ) -> None:
     student, teacher = READERS[one], READERS[other]
-    found = aligned(given_texts, student, teacher, length)
+    with mock.patch.object(alignment, "TOGETHER", together):
+        found = aligned(given_texts, student, teacher, length)
     assert found.rows.shape == packed(given_texts, student, length)[0].shape
     targets = packed(given_texts, teacher, MANY)[1]
     assert found.targets[found.targets != IGNORED].tolist() == targets[targets != IGNORED].tolist()
@@ -153,7 +178,14 @@ def test_in_a_sequence_the_teacher_reads_what_the_student_reads(
 
 
 def packed(given_texts: list[str], reader: TextTokenizer, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return pack(read_documents(Texts(given_texts), reader, ""), length, int(reader.end or 0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train"
+        with packing(path, reader.vocabulary, length, int(reader.end or 0)) as packer:
+            for document in read_documents([Texts(given_texts)], reader, ""):
+                packer.add(document)
+        whole = open_packed(path, reader.vocabulary, length, reader.view)
+    batch = whole.between(0, len(whole))
+    return batch.inputs[reader.view], batch.targets
 
 
 def test_sequences_by_hand() -> None:
