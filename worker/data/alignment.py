@@ -234,7 +234,8 @@ class Aligner:
         """Write the sequences that end before the next text begins, or all."""
         ours, theirs = (_joined(side) for side in self._pending)
         asked, told = len(ours.ids) - whole, len(theirs.ids) - whole
-        ready = min(int(np.searchsorted(ours.places, self._base)), len(ours.ids) - 1)
+        # two tokens are left, so that there is a last sequence to read all that is left of the teacher's
+        ready = max(0, min(int(np.searchsorted(ours.places, self._base)), len(ours.ids) - 2))
         count = max(self._sequences == 0, -(-asked // self._length)) if whole else ready // self._length
         ends = np.minimum(np.arange(1, count + 1) * self._length, asked)
         edges = np.append(0, np.searchsorted(theirs.places[:told], ours.places[ends - 1], "right"))
