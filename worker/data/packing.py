@@ -9,11 +9,11 @@ tells both what it is and whether it is learned: a token that is not counted is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -36,11 +36,14 @@ class Packer:
         self.tokens = 0
         self.learns = False
         """Whether any token is a target."""
+        self.bytes = 0
+        """Of text, in UTF-8, that all targets stand for."""
 
     def add(self, document: Document) -> None:
         """Lay a document behind the others."""
         codes = np.where(document.counted, document.ids, ~document.ids)
         self.learns = self.learns or bool(document.counted[0 if self.tokens else 1 :].any())
+        self.bytes += document.bytes
         self._write(codes)
 
     def fill_up(self, length: int) -> None:
@@ -61,6 +64,14 @@ def packing(path: Path, vocabulary: int, length: int, fill: int) -> Iterator[Pac
         packer.fill_up(length)
 
 
+class Beside(Protocol):
+    """More inputs of sequences than lie in the file."""
+
+    def take(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Of the sequences with these numbers (n,)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PackedTexts(Batch):
     """A split whose sequences lie in a file. `inputs` and `targets` tell shapes alone; what is taken has values."""
@@ -69,6 +80,8 @@ class PackedTexts(Batch):
     """(N, S + 1): the tokens of each sequence and the one behind them, as they are stored."""
     place: torch.device = torch.device("cpu")
     """Where sequences that are taken go."""
+    others: tuple[Beside, ...] = ()
+    """What else is read of each sequence, under names of its own."""
 
     @property
     def home(self) -> torch.device:
@@ -84,6 +97,15 @@ class PackedTexts(Batch):
     def between(self, first: int, end: int) -> Batch:
         return self._read(self.rows[first:end], self.index[first:end])
 
+    def beside(self, others: Sequence[Beside]) -> PackedTexts:
+        """The same with more inputs."""
+        shapes = {
+            name: torch.empty(len(self), *told.shape[1:], dtype=told.dtype, device="meta")
+            for other in others
+            for name, told in other.take(torch.arange(1)).items()
+        }
+        return replace(self, inputs=self.inputs | shapes, others=(*self.others, *others))
+
     def to(self, device: torch.device) -> PackedTexts:
         """The same, for sequences to go to `device` as they are taken."""
         return replace(self, place=device)
@@ -92,8 +114,9 @@ class PackedTexts(Batch):
         codes = rows.to(self.place).long()
         counted = codes >= 0
         ids, targets = torch.where(counted, codes, ~codes), torch.where(counted, codes, IGNORED)
-        (view,) = self.inputs
-        return Batch({view: ids[:, :-1].contiguous()}, targets[:, 1:].contiguous(), index.to(self.place))
+        view = next(iter(self.inputs))
+        more = {name: side.to(self.place) for other in self.others for name, side in other.take(index).items()}
+        return Batch({view: ids[:, :-1].contiguous(), **more}, targets[:, 1:].contiguous(), index.to(self.place))
 
 
 def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTexts:

@@ -53,6 +53,11 @@ class Readers:
         return {reader.view: Special(reader.pad, reader.mask) for reader in self._all}
 
     @property
+    def others(self) -> dict[str, TextTokenizer]:
+        """Tokenizers of teachers that don't read as the student does, by view."""
+        return {reader.view: reader for reader in self._all if reader.view != self.student.view}
+
+    @property
     def _all(self) -> list[TextTokenizer]:
         return [self.student, *self.by_teacher.values()]
 

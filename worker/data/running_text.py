@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from app.recipe.data import Data
+from worker.data.alignment import Aligner, aligning, open_aligned, read_both
 from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_pieces
@@ -101,21 +103,58 @@ def halves_of(texts: int, held_out: int, seed: int) -> NDArray:
     return halves
 
 
-def pack_file(file: TextFile, reader: TextTokenizer, length: int, halves: NDArray, paths: Sequence[Path]) -> None:
-    """Write text number i into the file at `paths[halves[i]]`. Raises UserError (`invalid_data`), also where nothing of
-    them is learned."""
+class Portion(NamedTuple):
+    """Where the texts of a file go: text number i into the file at `paths[halves[i]]`."""
+
+    file: TextFile
+    halves: NDArray
+    paths: Sequence[Path]
+
+
+def pack_file(portion: Portion, reader: TextTokenizer, length: int) -> list[int]:
+    """Write the texts into their files; returns the bytes of text that are learned of each.
+
+    Raises UserError (`invalid_data`), also where nothing of them is learned.
+    """
+    file = portion.file
     with ExitStack() as stack:
-        packers = [stack.enter_context(packing(path, reader.vocabulary, length, end_of(reader))) for path in paths]
-        for half, document in zip(halves, read_documents(file.pieces("packing"), reader, file.param), strict=True):
+        packers = [
+            stack.enter_context(packing(path, reader.vocabulary, length, end_of(reader))) for path in portion.paths
+        ]
+        documents = read_documents(file.pieces("packing"), reader, file.param)
+        for half, document in zip(portion.halves, documents, strict=True):
             packers[half].add(document)
     if not all(packer.learns for packer in packers):
         found = f"{file.param} holds no token to learn: of chats these are what the role assistant says"
         raise invalid(found, file.param)
+    return [packer.bytes for packer in packers]
 
 
-def map_files(paths: Sequence[Path], workplace: Workplace, reader: TextTokenizer, length: int) -> list[PackedTexts]:
-    """What the first process of the machine has packed, for all of its processes; the files may go afterwards."""
+def align_file(portion: Portion, student: TextTokenizer, teacher: TextTokenizer, length: int) -> list[Aligner]:
+    """Write beside each file of `pack_file` what a teacher with another tokenizer reads of its texts.
+
+    Raises UserError (`invalid_data`, `invalid_job`).
+    """
+    file = portion.file
+    with ExitStack() as stack:
+        aligners = [stack.enter_context(aligning(path, teacher, length)) for path in portion.paths]
+        texts = read_both(file.pieces("aligning"), student, teacher, file.param)
+        for half, both in zip(portion.halves, texts, strict=True):
+            aligners[half].add(both)
+    return aligners
+
+
+def map_files(
+    paths: Sequence[Path], workplace: Workplace, reader: TextTokenizer, others: Sequence[TextTokenizer], length: int
+) -> list[PackedTexts]:
+    """What the first process of the machine has packed and aligned, for all of its processes; the files may go
+    afterwards."""
     workplace.meet()
-    mapped = [open_packed(path, reader.vocabulary, length, reader.view) for path in paths]
+    mapped = [
+        open_packed(path, reader.vocabulary, length, reader.view).beside(
+            [open_aligned(path, other, length) for other in others]
+        )
+        for path in paths
+    ]
     workplace.meet()
     return mapped

@@ -105,7 +105,11 @@ class TokenObjective(Objective):
 
     def _of_rows(self, term: Term, seen: Seen, by: str, rows: Tensor, theirs: Tensor) -> Tensor:
         """Sum over some of the student's rows, each against the one at the same place of the teacher's."""
-        labels, own, said = seen.targets.flatten()[rows], seen.states.logits(rows), plain_logits(seen.signals[by], theirs)
+        labels, own, said = (
+            seen.targets.flatten()[rows],
+            seen.states.logits(rows),
+            plain_logits(seen.signals[by], theirs),
+        )
         width = max(own.shape[1], said.shape[1])
         return term(Rows(widened(own, width), labels, widened(said, width))).sum()
 

@@ -190,7 +190,9 @@ def packed(given_texts: list[str], reader: TextTokenizer, length: int) -> tuple[
 
 def test_sequences_by_hand() -> None:
     """Words against bytes; `|` ends a text, and the teacher's token that a sequence begins within is read whole."""
-    words = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2, "ab": 3, "abab": 4}, [("a", "b"), ("ab", "ab")]))
+    words = tokenizers.Tokenizer(
+        models.BPE({"a": 0, "b": 1, "</s>": 2, "ab": 3, "abab": 4}, [("a", "b"), ("ab", "ab")])
+    )
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     words.add_special_tokens(["</s>"])
     letters = tokenizers.Tokenizer(models.BPE({"a": 7, "b": 8, "</s>": 9}, []))
