@@ -7,8 +7,8 @@ stretch of them lie two more, before and behind what ends it.
 
 * Offsets are those of the tokenizer itself; post-processors, which some give offsets without spaces, are left out. A
   token that ends within a character (of byte pairs) ends nowhere: the character counts once it is whole.
-* Only what decodes to the text that was given is compared, on both sides. A tokenizer that changes texts (small letters,
-  other forms of the same characters) so loses the texts that it changes, and those alone.
+* Only what decodes to the text that was given is compared, on both sides. A tokenizer that changes texts (small
+  letters, other forms of the same characters) so loses the texts that it changes, and those alone.
 * The teacher reads what the student reads in a sequence. Of a token that begins before the sequence and ends in it, the
   teacher reads all.
 """
@@ -148,7 +148,7 @@ def _placed(read: Read, base: int, comparable: bool) -> Stream:
     places, within = _count(reached, told.shared)
     last = told.learned is None and not begin
     places = np.concatenate(([0] * len(begin), places, [_characters(told) - (not last)]))
-    exact = np.concatenate(([True] * len(begin), within & (reached <= untouched) & comparable, [last]))
+    exact = np.concatenate(([True] * len(begin), within & (reached <= untouched), [last])) & comparable
     ids = np.array([*begin, *read.encoding.ids, read.end], np.int64)
     counted = np.arange(len(ids)) >= len(begin)
     if told.learned is not None:
@@ -292,8 +292,8 @@ class OtherTokens(NamedTuple):
     """Token that shorter ones are filled up with."""
 
     def take(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Of some sequences (n,): the teacher's tokens (n, W), what comes behind each of them, IGNORED where that is not
-        to be predicted, and the places (n, S) of `TeacherSignal.rows`; all int64."""
+        """Of some sequences (n,): the teacher's tokens (n, W), what comes behind each of them, IGNORED where that is
+        not to be predicted, and the places (n, S) of `TeacherSignal.rows`; all int64."""
         at = self.edges[numbers].unsqueeze(1) + torch.arange(self.width)
         inside = at < self.edges[numbers + 1].unsqueeze(1)
         at = at.clamp(max=len(self.codes) - 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from app.recipe.plan import split_counts
 from app.recipe.shrink import embedding_of, network_of, start_of, student_input
 from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
-from worker.data.archive import read_headers
+from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import end_of
 from worker.data.formats import read_samples
@@ -31,7 +32,7 @@ from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.pairs import as_rows
 from worker.data.readers import Readers, open_reader, open_readers
-from worker.data.running_text import Portion, TextFile, Workplace, align_file, halves_of, map_files, pack_file
+from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
@@ -56,8 +57,8 @@ class TaskData:
     bytes: int = 0
     """Of text, in UTF-8, that a language model is to predict of the samples to evaluate on."""
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
-    """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it has
-    something to say about."""
+    """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it
+    has something to say about."""
 
     @property
     def view(self) -> str | None:
@@ -128,34 +129,46 @@ def _running_text(
     _refuse(find_problems(job, InputFacts(facts.get("data.train"), facts.get("data.eval"), teachers)))
     paths = [workplace.folder / name for name in ("train", "eval")]
     portions = _portions(job, files, counts, seed, paths) if workplace.packs else []
-    sizes = [size for portion in portions for size in pack_file(portion, reader, length)]
+    sizes = [size for part in portions for size in pack_file(part.file, reader, length, part.halves, part.paths)]
     shares = {view: _aligned(job, readers, view, portions) for view in readers.others} if portions else {}
-    packed = map_files(paths, workplace, reader, list(readers.others.values()), length)
+    packed = map_files(paths, workplace, reader, length, list(readers.others.values()))
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=taken)
     return TaskData(packed[0], packed[1], model, [], readers, bytes=sum(sizes[1:]), alignment=shares)
 
 
+class _Portion(NamedTuple):
+    """Where the texts of a file go: text number i into the file at `paths[halves[i]]`."""
+
+    file: TextFile
+    halves: NDArray
+    paths: Sequence[Path]
+
+
 def _portions(
     job: JobSpec, files: Mapping[str, TextFile], counts: Mapping[str, int], seed: int, paths: Sequence[Path]
-) -> list[Portion]:
-    """Where the texts of all files go, those to train on first."""
+) -> list[_Portion]:
+    """Of all files, those to train on first."""
     if len(files) > 1:
         wholes = zip(files.items(), paths, strict=True)
-        return [Portion(file, halves_of(counts[param], 0, seed), [path]) for (param, file), path in wholes]
+        return [_Portion(file, halves_of(counts[param], 0, seed), [path]) for (param, file), path in wholes]
     _, held_out = split_counts(job.data, counts["data.train"])
-    return [Portion(files["data.train"], halves_of(counts["data.train"], held_out, seed), paths)]
+    return [_Portion(files["data.train"], halves_of(counts["data.train"], held_out, seed), paths)]
 
 
-def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[Portion]) -> dict[str, float]:
+def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[_Portion]) -> dict[str, float]:
     """Write the texts in the tokens of a teacher's own; returns the share of the student's tokens, by split, that it
     has something to say about. Raises UserError blaming the teacher, or sequences that are too long for it."""
     teacher, length = readers.others[view], readers.lengths[readers.student.view]
     index = next(i for i, each in enumerate(job.all_teachers) if readers.by_teacher[each.reference].view == view)
     param, name = job.teacher_param(index), job.all_teachers[index].name
     try:
-        train, evaluation = (one for each in portions for one in align_file(each, readers.student, teacher, length))
+        train, evaluation = (
+            aligner
+            for part in portions
+            for aligner in align_file(part.file, (readers.student, teacher), length, part.halves, part.paths)
+        )
     except UserError as error:
         if error.param != "data.tokenizer":
             raise

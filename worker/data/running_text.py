@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -103,26 +102,14 @@ def halves_of(texts: int, held_out: int, seed: int) -> NDArray:
     return halves
 
 
-class Portion(NamedTuple):
-    """Where the texts of a file go: text number i into the file at `paths[halves[i]]`."""
-
-    file: TextFile
-    halves: NDArray
-    paths: Sequence[Path]
-
-
-def pack_file(portion: Portion, reader: TextTokenizer, length: int) -> list[int]:
-    """Write the texts into their files; returns the bytes of text that are learned of each.
+def pack_file(file: TextFile, reader: TextTokenizer, length: int, halves: NDArray, paths: Sequence[Path]) -> list[int]:
+    """Write text number i into the file at `paths[halves[i]]`; returns the bytes of text that are learned of each file.
 
     Raises UserError (`invalid_data`), also where nothing of them is learned.
     """
-    file = portion.file
     with ExitStack() as stack:
-        packers = [
-            stack.enter_context(packing(path, reader.vocabulary, length, end_of(reader))) for path in portion.paths
-        ]
-        documents = read_documents(file.pieces("packing"), reader, file.param)
-        for half, document in zip(portion.halves, documents, strict=True):
+        packers = [stack.enter_context(packing(path, reader.vocabulary, length, end_of(reader))) for path in paths]
+        for half, document in zip(halves, read_documents(file.pieces("packing"), reader, file.param), strict=True):
             packers[half].add(document)
     if not all(packer.learns for packer in packers):
         found = f"{file.param} holds no token to learn: of chats these are what the role assistant says"
@@ -130,22 +117,24 @@ def pack_file(portion: Portion, reader: TextTokenizer, length: int) -> list[int]
     return [packer.bytes for packer in packers]
 
 
-def align_file(portion: Portion, student: TextTokenizer, teacher: TextTokenizer, length: int) -> list[Aligner]:
-    """Write beside each file of `pack_file` what a teacher with another tokenizer reads of its texts.
-
-    Raises UserError (`invalid_data`, `invalid_job`).
-    """
-    file = portion.file
+def align_file(
+    file: TextFile, readers: tuple[TextTokenizer, TextTokenizer], length: int, halves: NDArray, paths: Sequence[Path]
+) -> list[Aligner]:
+    """Write beside each file of `pack_file` what a teacher with another tokenizer reads of it; `readers` are those of
+    student and teacher. Raises UserError (`invalid_data`, `invalid_job`)."""
     with ExitStack() as stack:
-        aligners = [stack.enter_context(aligning(path, teacher, length)) for path in portion.paths]
-        texts = read_both(file.pieces("aligning"), student, teacher, file.param)
-        for half, both in zip(portion.halves, texts, strict=True):
+        aligners = [stack.enter_context(aligning(path, readers[1], length)) for path in paths]
+        for half, both in zip(halves, read_both(file.pieces("aligning"), *readers, file.param), strict=True):
             aligners[half].add(both)
     return aligners
 
 
 def map_files(
-    paths: Sequence[Path], workplace: Workplace, reader: TextTokenizer, others: Sequence[TextTokenizer], length: int
+    paths: Sequence[Path],
+    workplace: Workplace,
+    reader: TextTokenizer,
+    length: int,
+    others: Sequence[TextTokenizer] = (),
 ) -> list[PackedTexts]:
     """What the first process of the machine has packed and aligned, for all of its processes; the files may go
     afterwards."""

@@ -103,8 +103,8 @@ def states_of(model: Model, tokens: Tensor) -> LastStates:
 
 @torch.inference_mode()
 def examine(says: Callable[[Tensor], Said], held: Held, view: str, taught: Taught, at_once: int) -> Answers:
-    """Measures over all tokens that count, `at_once` sequences at a time, and the first rows of logits. Of teachers those
-    that read the same tokens are heard."""
+    """Measures over all tokens that count, `at_once` sequences at a time, and the first rows of logits. Of teachers
+    those that read the same tokens are heard."""
     tally, first, taught = TokenTally(), torch.empty(0), taught.alike(view)
     for part in held.samples.parts(at_once):
         said, known = says(tokens := part.inputs[view]), taught.says(tokens)

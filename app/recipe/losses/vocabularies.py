@@ -14,10 +14,10 @@ class Uld(LossTerm):
     """Universal logit distillation: how far apart the sorted probabilities of both sides are, whatever their tokens
     stand for.
 
-    The only term that a teacher with another tokenizer can teach by. It counts where both sides have read the same text:
-    a token of the student is held against the teacher's last token that ends at the same character, and costs nothing
-    where there is none. Like all terms it is divided by all tokens that count, as the paper's sum stands beside that of
-    cross-entropy. With one tokenizer every token counts.
+    The only term that a teacher with another tokenizer can teach by. It counts where both sides have read the same
+    text: a token of the student is held against the teacher's last token that ends at the same character, and costs
+    nothing where there is none. Like all terms it is divided by all tokens that count, as the paper's sum stands beside
+    that of cross-entropy. With one tokenizer every token counts.
     """
 
     paper: ClassVar[Paper | None] = Paper(
