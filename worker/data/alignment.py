@@ -147,13 +147,13 @@ def _placed(read: Read, base: int, comparable: bool) -> Stream:
     untouched = np.append(np.minimum.accumulate(offsets[::-1, 0])[::-1][1:], len(told.text))[: len(reached)]
     places, within = _count(reached, told.shared)
     last = told.learned is None and not begin
-    places = np.concatenate(([0] * len(begin), places, [_characters(told) - (not last)]))
-    exact = np.concatenate(([True] * len(begin), within & (reached <= untouched), [last])) & comparable
+    places = np.concatenate((np.zeros(len(begin), np.int64), places, [_characters(told) - (not last)]))
+    exact = np.concatenate((np.ones(len(begin), bool), within & (reached <= untouched), [last])) & comparable
     ids = np.array([*begin, *read.encoding.ids, read.end], np.int64)
     counted = np.arange(len(ids)) >= len(begin)
     if told.learned is not None:
         counted = np.append(within_spans(read.encoding, told.learned, len(told.text)), False)
-    return Stream(ids, counted, base + places.astype(np.int64), exact.astype(bool))
+    return Stream(ids, counted, base + places, exact)
 
 
 def _count(reached: NDArray, shared: Sequence[Span]) -> tuple[NDArray, NDArray]:

@@ -54,7 +54,7 @@ class Workplace:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Nothing is left in the folder: what has been mapped stays, however the job ends."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             yield
         finally:

@@ -55,17 +55,17 @@ def refusal(assignment: Assignment, folder: Path) -> Failed:
 
 def test_a_student_learns_from_it_where_both_have_read_the_same(tmp_path: Path, teacher: Path) -> None:
     distances = []
-    for weight in (0.0, 3.0):
+    for weight in (1e-6, 3.0):
         folder = tmp_path / str(weight)
         losses = [{"kind": "cross-entropy"}, {"kind": "uld", "weight": weight}]
-        recipe = {"epochs": 3, "optimizer": {"kind": "adamw", "lr": 1e-2}}
+        recipe = {"epochs": 7, "optimizer": {"kind": "adamw", "lr": 1e-2}}
         played = play(job(folder, teacher=teacher, losses=losses, recipe=recipe), folder)
         distances.append(
             [told.values["train/loss/uld"] for told in played.of(Metrics) if "train/loss/uld" in told.values]
         )
-    assert distances[1][-1] < 0.9 * distances[0][-1]
+    assert distances[1][-1] < 0.75 * distances[0][-1]  # it keeps to what the teacher is unsure of
     report = report_of(tmp_path / "3.0" / "bundle")
-    assert all(0.3 < share < 0.95 for share in report["alignment"]["teacher"].values())
+    assert all(share > 0.9 for share in report["alignment"]["teacher"].values())  # pieces end where words do
     assert load_tokenizer(tmp_path / "3.0" / "bundle", "").digest != load_tokenizer(teacher, "").digest
     assert not {"agreement", "kl"} & report["student"].keys()
     assert {"perplexity", "bits_per_byte"} <= report["student"].keys() & report["teacher"].keys()
@@ -74,7 +74,7 @@ def test_a_student_learns_from_it_where_both_have_read_the_same(tmp_path: Path, 
 def test_teacher_and_student_are_measured_on_the_same_text(tmp_path: Path, teacher: Path) -> None:
     """The teacher's figures are those of plain logits, over sequences that end where the student's do."""
     folder = tmp_path / "student"
-    assignment = job(folder, teacher=teacher, data={**OWN, "eval": "held", "max_length": 32})
+    assignment = job(folder, teacher=teacher, data={**OWN, "eval": "held", "max_length": 20})
     told = ["the cat sat on the mat.", "A bird"]
     (folder / "held").write_text("".join(json.dumps({"text": text}) + "\n" for text in told))
     bundle = finished(folder, assignment.model_copy(update={"inputs": {**assignment.inputs, "held": "held"}}))
