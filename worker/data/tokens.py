@@ -116,7 +116,7 @@ class TextTokenizer:
     def _bare(self) -> tokenizers.Tokenizer:
         """Without the post-processor, which may take spaces out of the offsets."""
         bare = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-        bare.post_processor = None  # type: ignore[assignment]
+        bare.post_processor = None
         return bare
 
     def text(self, ids: list[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -19,7 +20,7 @@ from worker.data import alignment
 from worker.data.alignment import aligning, open_aligned, read_both
 from worker.data.batches import NEXT, ROWS
 from worker.data.documents import read_documents
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import Chats, Message, Texts
 from worker.data.packing import open_packed, packing
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.losses.base import IGNORED
@@ -94,16 +95,22 @@ class Aligned(NamedTuple):
 
 
 def aligned(given_texts: list[str], student: TextTokenizer, teacher: TextTokenizer, length: int) -> Aligned:
-    """All sequences, by way of the files."""
+    """All sequences, by way of the files; the texts come in two pieces."""
+    return aligned_pieces([Texts(given_texts[:1]), Texts(given_texts[1:])], student, teacher, length)
+
+
+def aligned_pieces(
+    pieces: Sequence[Texts | Chats], student: TextTokenizer, teacher: TextTokenizer, length: int
+) -> Aligned:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train"
         with aligning(path, teacher, length) as aligner:
-            for both in read_both([Texts(given_texts[:1]), Texts(given_texts[1:])], student, teacher, ""):
+            for both in read_both(pieces, student, teacher, ""):
                 aligner.add(both)
         found = open_aligned(path, teacher, length)
     taken = found.take(torch.arange(len(found.rows)))
-    views = (taken[name + teacher.view] for name in ("", NEXT, ROWS))
-    return Aligned(*views, aligner.share, aligner.longest)
+    tokens, targets, rows = (taken[name + teacher.view] for name in ("", NEXT, ROWS))
+    return Aligned(tokens, targets, rows, aligner.share, aligner.longest)
 
 
 def so_far(reader: TextTokenizer, ids: list[int]) -> tuple[int, str]:
@@ -137,14 +144,13 @@ def test_most_of_a_plain_text_is_compared(one: str, other: str) -> None:
     assert found.share > (0.25 if {"bytes", "pieces"} & {one, other} else 0.6)
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
 @pytest.mark.parametrize("together", [1, 1 << 18], ids=["text by text", "at once"])
-@given(given_texts=texts, length=st.integers(1, 9))
-@settings(max_examples=10, deadline=None)
+@given(given_texts=texts, length=st.integers(1, 9), pair=st.sampled_from(PAIRS))
+@settings(max_examples=100, deadline=None)
 def test_a_teacher_predicts_every_token_of_its_own_once(
-    one: str, other: str, together: int, given_texts: list[str], length: int
+    together: int, given_texts: list[str], length: int, pair: tuple[str, str]
 ) -> None:
-    student, teacher = READERS[one], READERS[other]
+    student, teacher = (READERS[name] for name in pair)
     with mock.patch.object(alignment, "TOGETHER", together):
         found = aligned(given_texts, student, teacher, length)
     assert found.rows.shape == packed(given_texts, student, length)[0].shape
@@ -178,10 +184,16 @@ def test_in_a_sequence_the_teacher_reads_what_the_student_reads(
 
 
 def packed(given_texts: list[str], reader: TextTokenizer, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return packed_pieces([Texts(given_texts)], reader, length)
+
+
+def packed_pieces(
+    pieces: Sequence[Texts | Chats], reader: TextTokenizer, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train"
         with packing(path, reader.vocabulary, length, int(reader.end or 0)) as packer:
-            for document in read_documents([Texts(given_texts)], reader, ""):
+            for document in read_documents(pieces, reader, ""):
                 packer.add(document)
         whole = open_packed(path, reader.vocabulary, length, reader.view)
     batch = whole.between(0, len(whole))
@@ -212,6 +224,30 @@ def test_sequences_by_hand() -> None:
 def test_a_text_that_a_tokenizer_changes_is_not_compared() -> None:
     found = aligned(["The cat", "the cat"], READERS["trained"], READERS["lower"], MANY)
     tokens, _ = packed(["The cat", "the cat"], READERS["trained"], MANY)
-    first = int((tokens[0] == READERS["trained"].end).nonzero()[0])
-    assert (found.rows[0, 1 : first + 1] == -1).all()
+    first = tokens[0].tolist().index(READERS["trained"].end)
+    assert (found.rows[0, :first] == -1).all()
     assert (found.rows[0, first + 1 : tokens.shape[1]] >= 0).any()
+
+
+def with_template(name: str, turn: str, asks: str) -> TextTokenizer:
+    whole = f"{{% for m in messages %}}{turn}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    return TextTokenizer(READERS[name]._tokenizer, template=whole)
+
+
+@given(
+    said=st.lists(st.tuples(st.text(st.sampled_from("the cat.é🙂 "), max_size=12), st.integers(0, 1)), max_size=5),
+    names=st.sampled_from(PAIRS),
+)
+@settings(max_examples=60, deadline=None)
+def test_of_chats_the_same_words_of_an_answer_are_read(said: list[tuple[str, int]], names: tuple[str, str]) -> None:
+    """Whatever stands around them, and whether templates strip them."""
+    talk = [Message(("user", "assistant")[learned], words) for words, learned in [*said, ("a cat", 1)]]
+    student = with_template(names[0], "<s>{{ m.role }}\n{{ m.content }}</s>\n", "<s>assistant\n")
+    teacher = with_template(names[1], "[{{ m.role }}] {{ m.content | trim }}</s>\n", "[assistant] ")
+    found = aligned_pieces([Chats([talk])], student, teacher, MANY)
+    tokens, targets = packed_pieces([Chats([talk])], student, MANY)
+    for row, place in enumerate(found.rows[0].tolist()):
+        if place >= 0 and targets[0, row] != IGNORED:
+            ours = student.text(tokens[0, : row + 1].tolist()).rpartition("assistant\n")[2]
+            theirs = teacher.text(found.tokens[0, : place + 1].tolist()).rpartition("[assistant]")[2]
+            assert ours.strip() == theirs.strip()
