@@ -79,6 +79,39 @@ class Batch:
         inputs = {view: samples.to(device) for view, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets.to(device), index=self.index.to(device))
 
+    def settle(self, device: torch.device, room: float) -> Batch:
+        """The same for rows to be taken on `device`: there, or where they take more than `room` bytes on the host."""
+        if sum(tensor.nbytes for tensor in (*self.inputs.values(), self.targets, self.index)) <= room:
+            return self.to(device)
+        return OnHost(self.inputs, self.targets, self.index, self.epoch, self.together, place=device)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OnHost(Batch):
+    """A split too large for the device. What is taken is gathered in pinned memory and sent from there, by a copy that
+    nothing waits for but what comes behind it on the same stream."""
+
+    place: torch.device
+    """Where rows that are taken go."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+    def take(self, chosen: Tensor) -> Batch:
+        rows = chosen.to(self.home)
+        inputs = {view: self._send(samples, rows) for view, samples in self.inputs.items()}
+        targets, index = self._send(self.targets, rows), self._send(self.index, rows)
+        return Batch(inputs, targets, index, self.epoch, self.together)
+
+    def between(self, first: int, end: int) -> Batch:
+        return self.take(torch.arange(first, min(end, len(self))))
+
+    def _send(self, values: Tensor, rows: Tensor) -> Tensor:
+        shape = (len(rows), *values.shape[1:])
+        staged = torch.empty(shape, dtype=values.dtype, pin_memory=self.place.type == "cuda")
+        return torch.index_select(values, 0, rows, out=staged).to(self.place, non_blocking=True)
+
 
 def whole_split(inputs: dict[str, Tensor], targets: Tensor, together: int = 1) -> Batch:
     """All samples of a split, numbered from 0."""

@@ -17,7 +17,16 @@ from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
-from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput, TextInput
+from app.recipe.model import (
+    MAX_COLUMNS,
+    ImageInput,
+    Input,
+    ModelConfig,
+    Preprocessing,
+    TableInput,
+    TargetScaling,
+    TextInput,
+)
 from app.recipe.plan import split_counts
 from app.recipe.shrink import embedding_of, network_of, start_of, student_input
 from app.recipe.students import Transformers
@@ -94,7 +103,8 @@ def load_task(
         with workplace.opened():
             return _running_text(job, inputs, teachers, texts, seed, workplace)
     samples = {param: _read(path, job, param) for param, path in files.items()}
-    targets, classes = _targets(job, next(iter(teachers.values()), None), samples)
+    first = next((teachers[teacher.reference] for teacher in job.all_teachers), None)
+    targets, classes = _targets(job, first, samples)
     readers = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
@@ -134,7 +144,7 @@ def _running_text(
     packed = map_files(paths, workplace, reader, length, list(readers.others.values()))
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
-    model = ModelConfig(task=job.task, architecture=network, input=taken)
+    model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
     return TaskData(packed[0], packed[1], model, [], readers, bytes=sum(sizes[1:]), alignment=shares)
 
 
@@ -282,8 +292,8 @@ def _describe(
     embedding = embedding_of(job, teachers)
     if embedding is not None and isinstance(network, Transformers):
         width = width_of(network)
-        return ModelConfig(task=job.task, architecture=network, input=given, targets=width, embedding=embedding)
-    fitted = None if classes else fit_targets(train.targets)
+        taken = student_input(job, teachers, given)
+        return ModelConfig(task=job.task, architecture=network, input=taken, targets=width, embedding=embedding)
     return ModelConfig(
         task=job.task,
         architecture=network,
@@ -292,7 +302,7 @@ def _describe(
         classes=classes.count if classes else None,
         class_names=classes.names if classes else None,
         targets=None if classes else train.targets.shape[1],
-        target_scaling=inherited.target_scaling if inherited else fitted,
+        target_scaling=None if classes else _target_scaling(train.targets, inherited),
     )
 
 
@@ -301,6 +311,12 @@ def _preprocessing(raw: Tensor | None, inherited: ModelConfig | None) -> Preproc
     if inherited is not None:
         return inherited.preprocessing
     return None if raw is None else fit_preprocessing(raw)
+
+
+def _target_scaling(targets: Tensor, inherited: ModelConfig | None) -> TargetScaling | None:
+    """The one that the weights of the last layer were trained with, where they stay; else fitted to the targets."""
+    stays = inherited is not None and inherited.targets == targets.shape[1]
+    return inherited.target_scaling if inherited and stays else fit_targets(targets)
 
 
 def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:

@@ -110,6 +110,9 @@ class PackedTexts(Batch):
         """The same, for sequences to go to `device` as they are taken."""
         return replace(self, place=device)
 
+    def settle(self, device: torch.device, room: float) -> PackedTexts:
+        return self.to(device)
+
     def _read(self, rows: Tensor, index: Tensor) -> Batch:
         codes = rows.to(self.place).long()
         counted = codes >= 0

@@ -13,6 +13,7 @@ from app.recipe.data import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig, TextInput
 from app.recipe.other_tokens import other_tokens_problems
+from app.recipe.students import Pretrained
 from app.recipe.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from worker.data.formats.columns import Texts
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer
@@ -83,7 +84,7 @@ def open_readers(
         teacher.reference: load_tokenizer(folders[teacher.reference], job.teacher_param(index))
         for index, teacher in enumerate(job.all_teachers)
     }
-    student = _students(options, list(by_teacher.values()), train)
+    student = _students(job, options, folders, list(by_teacher.values()), train)
     lengths = {student.view: options.max_length}
     for reference, reader in by_teacher.items():
         lengths[reader.view] = min(lengths.get(reader.view, options.max_length), _most(teachers[reference]))
@@ -107,7 +108,10 @@ def open_reader(
         for index, teacher in enumerate(job.all_teachers)
     ]
     wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
-    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, Texts([]))
+    if isinstance(wanted, BytePairs) and not isinstance(job.student, Pretrained):
+        student = train_writer(wanted, train)
+    else:
+        student = _students(job, options, folders, readers, Texts([]))
     by_teacher, lengths = {}, {student.view: options.max_length}
     for index, (teacher, reader) in enumerate(zip(job.all_teachers, readers, strict=True)):
         by_teacher[teacher.reference] = own = student if student.reads_like(reader) else reader
@@ -132,7 +136,15 @@ def _require_comparable(job: JobSpec, index: int, reader: TextTokenizer) -> None
         raise UserError("invalid_teacher", f"{param} has a tokenizer without a token that ends a text", param)
 
 
-def _students(options: TextOptions, teachers: list[TextTokenizer], train: Texts) -> TextTokenizer:
+def _students(
+    job: JobSpec,
+    options: TextOptions,
+    folders: Mapping[str, Path],
+    teachers: list[TextTokenizer],
+    train: Texts,
+) -> TextTokenizer:
+    if isinstance(job.student, Pretrained):
+        return load_tokenizer(folders[job.student.reference], f"student.{job.student.source}")
     wanted = options.tokenizer or (TeacherTokenizer() if teachers else WordPiece())
     if not isinstance(wanted, TeacherTokenizer):
         return train_tokenizer(wanted, train)

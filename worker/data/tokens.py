@@ -23,7 +23,7 @@ from torch import Tensor
 from app.recipe.tokenizers import BytePairs, Trained
 from worker.data.archive import NDArray
 from worker.data.formats.columns import RUN_ROWS, Texts, in_runs
-from worker.errors import UserError
+from worker.errors import UserError, unusable_model
 
 FILE, VOCABULARY, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 BYTE_PAIRS = ("vocab.json", "merges.txt")
@@ -193,7 +193,8 @@ def _starts(text: str) -> list[int]:
 
 
 def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
-    """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher`, blaming `param`)."""
+    """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
+    `param`."""
     settings = _settings(folder, param)
     pad, mask, end = (_token(settings.get(name)) for name in ("pad_token", "mask_token", "eos_token"))
     told = pad, mask, end, _template(folder, settings, param)
@@ -214,7 +215,7 @@ def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
 
 
 def _unusable(message: str, param: str) -> UserError:
-    return UserError("invalid_teacher", f"{param} {message}", param)
+    return unusable_model(message, param)
 
 
 def _text(path: Path, param: str) -> str:

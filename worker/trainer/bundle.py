@@ -31,7 +31,7 @@ from worker.trainer.curves import draw_curves
 from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, Metrics, judge, predict, predict_with
 from worker.trainer.history import Point
 from worker.trainer.measure import BATCH, flops, speed
-from worker.trainer.report import Figures, Report, class_figures, epochs_figures, train_figures
+from worker.trainer.report import Figures, Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.trainer.state import TrainState
 from worker.trainer.verify import require_finite, require_same, require_same_metrics
 
@@ -56,6 +56,8 @@ class Trained(NamedTuple):
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
+    teacher_fidelity: Figures
+    """How teachers of fewer bits differ from their weights, by their names."""
     arithmetic: Figures
     """What student and teachers computed in training."""
     tokenizer: TextTokenizer | None = None
@@ -148,13 +150,16 @@ class Examination:
             "classes": config.classes,
             "targets": config.targets,
             "student": student,
+            "origin": origin_figures(
+                trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
+            ),
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
             | trained.arithmetic
-            | {"teacher_cache": trained.teacher_cache},
+            | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
         }
 

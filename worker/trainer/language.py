@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.model import TextInput
 from worker.data.batches import NEXT, ROWS, Batch
@@ -36,8 +37,6 @@ TOGETHER = 8192
 """Tokens that a model reads at a time."""
 COMPARED = 128
 """Rows of logits that an exported file is held against the live model by; its NLL is, over all rows."""
-LARGEST_GRAPH = 2**31 - 2**26
-"""Bytes of weights that one ONNX file can hold."""
 
 
 class Said(Protocol):
@@ -124,6 +123,20 @@ def _more(first: Tensor, logits: Tensor) -> Tensor:
 
 def _rows_at_a_time(said: Said) -> int:
     return max(1, CHUNK // said.logits(torch.zeros(1, dtype=torch.int64)).shape[1])
+
+
+@torch.inference_mode()
+def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
+    """Logits (n, V) of the first tokens that count, float32 on the CPU: at most `most`, fewer of a large vocabulary."""
+    most = min(most, max(1, CHUNK // model.config.outputs))
+    found = torch.empty(0, model.config.outputs)
+    for some in samples.parts(1):
+        tokens, targets = some.inputs[model.view], some.inputs.get(NEXT + model.view, some.targets)
+        rows = (targets.flatten() != IGNORED).nonzero().squeeze(1)[: most - len(found)]
+        found = torch.cat((found, states_of(model, tokens).logits(rows).float().cpu()))
+        if len(found) == most:
+            break
+    return found
 
 
 def examine_model(model: Model, held: Held, taught: Taught) -> Answers:

@@ -54,7 +54,7 @@ class Memories:
         given = dict(teachers)
         for name, taught in teachers.items():
             if not self._runs_anyway(name):
-                subject, numbers = self._subject(taught.model, folders[name], task, augment)
+                subject, numbers = self._subject(name, taught.model, folders[name], task, augment)
                 self._cached[name] = cached = CachedTeacher(
                     taught.source,
                     kept,
@@ -108,10 +108,10 @@ class Memories:
         return None
 
     def _subject(
-        self, model: Model, folder: Path, task: TaskData, augment: Augment | None
+        self, name: str, model: Model, folder: Path, task: TaskData, augment: Augment | None
     ) -> tuple[Subject, Tensor | None]:
         """What the rows are about, and which of them are those of the training samples."""
-        arithmetic = f"{self._job.recipe.precision} on {task.train.device.type}"
+        arithmetic = f"{self._job.arithmetic_of(name)} on {task.train.device.type}"
         samples, numbers = _origin(task, model.view) if augment is None else (task.train, None)
         subject = Subject(
             teacher=digest_folder(folder),
@@ -144,8 +144,7 @@ class Memories:
                 if stop():
                     return
                 rows = torch.arange(begin, min(begin + size, len(samples)), device=samples.home)
-                with torch.autocast(samples.device.type, torch.bfloat16, enabled=self._job.recipe.precision == "bf16"):
-                    cached(samples.take(rows))
+                cached(samples.take(rows))
             cached.sync()
         for name in self._cached if self._writes else ():
             teachers[name].model.cpu()
