@@ -21,6 +21,7 @@ from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.data.running_text import Workplace
+from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
@@ -35,7 +36,7 @@ from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.fidelity import lower_teachers
-from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
+from worker.trainer.language import Held, LanguageExamination, LanguageJudges, require_exportable
 from worker.trainer.loop import Course, Watch, train
 from worker.trainer.machine import choose_device, choose_threads, room_for_samples
 from worker.trainer.meter import diverged
@@ -143,6 +144,7 @@ def _work(
         ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
+    others = _other_tokens(job, inputs.task)
     trained = Trained(
         job=job,
         plan=plan,
@@ -154,6 +156,9 @@ def _work(
         teacher_fidelity=fidelity,
         arithmetic=account.figures(state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
+        tokenizers=others,
+        alignment={name: inputs.task.alignment[reader.view] for name, reader in others.items()},
+        bytes=inputs.task.bytes,
     )
     ranks.dismiss()
     kind = LanguageExamination if job.task == CAUSAL_LM else None
@@ -170,6 +175,14 @@ def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> _O
     return _Offered(ranks.offer_model(lambda: state.student), ranks.offer_model(lambda: state.judged), teachers)
 
 
+def _other_tokens(job: JobSpec, task: TaskData) -> dict[str, TextTokenizer]:
+    """Tokenizers of teachers that don't read a language model's tokens, by their names."""
+    if task.readers is None or job.task != CAUSAL_LM:
+        return {}
+    by_name = {teacher.name: task.readers.by_teacher[teacher.reference] for teacher in job.all_teachers}
+    return {name: reader for name, reader in by_name.items() if reader.view in task.alignment}
+
+
 def _as_stored(model: Model, folder: Path) -> Model:
     """What a teacher of fewer bits is in its files, on the same device; the report is about that."""
     device = next(model.parameters()).device
@@ -183,7 +196,8 @@ def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | Langu
     if job.task != CAUSAL_LM:
         return _Judges(job, inputs, offered)
     require_exportable(job, network_cost(inputs.task.model).parameters)
-    return LanguageJudges(job, inputs.task.eval, list(inputs.models.values()))
+    task = inputs.task
+    return LanguageJudges(job, Held(task.eval, task.bytes), task.view or "", list(inputs.models.values()))
 
 
 def _enter(
