@@ -8,7 +8,6 @@ from app.recipe.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
 from app.recipe.optimizers import AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd
-from app.recipe.task import CAUSAL_LM
 from app.recipe.teacher_cache import NoCache
 
 FIELD = "resources.processes"
@@ -24,8 +23,6 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
         if job.resources.sharding != "none":
             yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")
         return
-    if job.task == CAUSAL_LM:
-        yield Problem(FIELD, f"is {size}, but language models are trained by one process so far", "1")
     if job.resources.queue == "any":
         found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
         yield Problem("resources.queue", found, "cpu or gpu, or one process")

@@ -131,14 +131,17 @@ class LanguageJudges:
     teacher_logits = None
     """There are too many to keep."""
 
-    def __init__(self, job: JobSpec, samples: Batch, teachers: Sequence[Model]) -> None:
-        self._job, self._samples = job, samples
-        self._taught = Taught(teachers, [teacher.weight for teacher in job.all_teachers])
+    def __init__(
+        self, job: JobSpec, samples: Batch, judged: Callable[[], Model], teachers: Sequence[Callable[[], Model]]
+    ) -> None:
+        self._job, self._samples, self._judged, self._teachers = job, samples, judged, teachers
+        self._weights = [teacher.weight for teacher in job.all_teachers]
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        with _brought_to(self._samples.targets.device, self._taught.models):
-            found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
+        taught = Taught([teacher() for teacher in self._teachers], self._weights)
+        with _brought_to(self._samples.targets.device, taught.models):
+            found = examine_model(self._judged(), self._samples, taught).judgement.metrics
         if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
         consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")

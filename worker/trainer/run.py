@@ -113,7 +113,7 @@ def _work(
     courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
     for model in _models(inputs).values():
         ranks.split(model)
-    memories.label(batches, teachers, stop)
+    memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
     offered = _offer(inputs, state, ranks)
     judges = _judges(job, inputs, offered)
@@ -160,7 +160,7 @@ def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | Langu
     if job.task != CAUSAL_LM:
         return _Judges(job, inputs, offered)
     require_exportable(job, network_cost(inputs.task.model).parameters)
-    return LanguageJudges(job, inputs.task.eval, list(_models(inputs).values()))
+    return LanguageJudges(job, inputs.task.eval, offered.judged, list(offered.teachers.values()))
 
 
 def _enter(

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from app.recipe.task import CAUSAL_LM
 from worker.students.model import Model
 from worker.trainer.ranks import Replicas, Tensors
 
@@ -48,7 +49,9 @@ class Shards(Replicas):
         return said == LEAVE
 
     def wrap(self, whole: nn.Module) -> nn.Module:
-        self.split(whole.get_submodule("student"))
+        """What lies outside of blocks is whole from the first layer to the end of the backward pass, since a loss may
+        look at the last layer's weight, which may be the first layer's."""
+        self.split(whole)
         return whole
 
     def split(self, model: nn.Module) -> None:
@@ -56,11 +59,12 @@ class Shards(Replicas):
         for block in _blocks(model):
             self._split(block)
         self._split(model)
+        if isinstance(model, Model) and model.config.task == CAUSAL_LM:
+            register_fsdp_forward_method(model, "look")
 
     def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        student = whole.get_submodule("student")
-        assert isinstance(student, FSDPModule)
-        student.set_requires_gradient_sync(last)
+        assert isinstance(whole, FSDPModule)
+        whole.set_requires_gradient_sync(last)
         return nullcontext()
 
     def whole(self, tensor: Tensor) -> Tensor:
