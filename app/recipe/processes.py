@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from app.recipe.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
-from app.recipe.optimizers import AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd
+from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.teacher_cache import NoCache
 
 FIELD = "resources.processes"
@@ -50,27 +50,15 @@ def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
-    recipe = job.recipe
-    if job.task == "embedding":
-        found = "is fsdp, but what losses on vectors train (projections) is not divided"
-        yield Problem("resources.sharding", found, "none")
     yield from _looking_inside(job)
-    for path, optimizer in _optimizers(job).items():
-        if not isinstance(optimizer, AdamW | Sgd):
-            found = f"{optimizer.kind} looks at whole weights, and with resources.sharding: fsdp no process has them"
-            yield Problem(f"{path}.kind", found, "adamw or sgd, or resources.sharding: none")
-    found = "is not for weights that are divided (resources.sharding: fsdp)"
     if job.all_teachers and not isinstance(job.teacher_cache, NoCache):
         message = (
             "is on, but processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
         )
         yield Problem("teacher_cache.store", message, "off")
-    if recipe.ema_decay is not None:
-        yield Problem("recipe.ema_decay", found, "null")
-    if recipe.channels_last:
+    if job.recipe.channels_last:
+        found = "is on, but weights are divided row by row (resources.sharding: fsdp), and need to lie so"
         yield Problem("recipe.channels_last", found, "false")
-    if job.evaluation.keep == "best":
-        yield Problem("evaluation.keep", found, "last")
 
 
 def _looking_inside(job: JobSpec) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.plan import TrainingPlan
@@ -172,12 +172,10 @@ def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None, ranks: Alone) -> None:
-    own = state.student.state_dict()
-    student = _under("student/", tensors)
-    state.student.load_state_dict({name: ranks.place(value, own[name]) for name, value in student.items()})
+    _take_in(state.student, _under("student/", tensors), ranks)
     if state.ema is not None:
-        state.ema.model.load_state_dict(_under("ema/", tensors))
-    state.parts.load_state_dict(_under("parts/", tensors))
+        _take_in(state.ema.model, _under("ema/", tensors), ranks)
+    _take_in(state.parts, _under("parts/", tensors), ranks)
     if groups is not None:
         owners = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         state.optimizer.load_state_dict({"state": _moments(tensors, owners, ranks), "param_groups": groups})
@@ -185,6 +183,11 @@ def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, 
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
+
+
+def _take_in(module: nn.Module, tensors: dict[str, Tensor], ranks: Alone) -> None:
+    own = module.state_dict()
+    module.load_state_dict({name: ranks.place(value, own.get(name, value)) for name, value in tensors.items()})
 
 
 def _moments(tensors: dict[str, Tensor], owners: list[Tensor], ranks: Alone) -> dict[int, dict[str, Tensor]]:

@@ -141,10 +141,10 @@ class LanguageJudges:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
         taught = Taught([teacher() for teacher in self._teachers], self._weights)
         with _brought_to(self._samples.targets.device, taught.models):
-            found = examine_model(self._judged(), self._samples, taught).judgement.metrics
+            found = examine_model(judged := self._judged(), self._samples, taught).judgement.metrics
         if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
-        consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")
+        consider(state, MAIN_METRICS[self._job.task], found, judged if self._job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}
 
 

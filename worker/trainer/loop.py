@@ -137,7 +137,7 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None and course.trains_student:
-        state.ema.update(state.student, state.step + 1)
+        state.ema.update(state.student, state.step + 1, course.ranks.own)
     return values
 
 

@@ -76,6 +76,10 @@ class Alone:
         """All of a tensor that ranks may hold parts of; called by all of them."""
         return tensor
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """What this rank holds of a tensor, in the same memory."""
+        return tensor
+
     def place(self, tensor: Tensor, own: Tensor) -> Tensor:
         """A whole tensor as this rank holds `own`, which it is to replace."""
         return tensor

@@ -53,7 +53,6 @@ class _Inputs(NamedTuple):
 class _Offered(NamedTuple):
     """Models that the first process can run alone, when it asks for them."""
 
-    student: Callable[[], Model]
     judged: Callable[[], Model]
     """The student, or the mean of its weights."""
     teachers: dict[str, Callable[[], Model]]
@@ -111,7 +110,7 @@ def _work(
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
-    for model in _models(inputs).values():
+    for model in (*_models(inputs).values(), *([state.ema.model] if state.ema else [])):
         ranks.split(model)
     memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
@@ -137,7 +136,7 @@ def _work(
     trained = Trained(
         job=job,
         plan=plan,
-        state=replace(state, student=offered.student()),
+        state=replace(state, student=offered.judged(), ema=None),
         teachers={name: (offered.teachers[name](), folder) for name, folder in inputs.folders.items()},
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
@@ -152,7 +151,7 @@ def _work(
 
 def _offer(inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
     teachers = {name: ranks.offer_model(partial(_same, model)) for name, model in _models(inputs).items()}
-    return _Offered(ranks.offer_model(lambda: state.student), ranks.offer_model(lambda: state.judged), teachers)
+    return _Offered(ranks.offer_model(lambda: state.judged), teachers)
 
 
 def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | LanguageJudges:
@@ -207,12 +206,12 @@ class _Judges:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(self._models.judged(), self._samples.inputs[state.student.view])
+        logits = predict(judged := self._models.judged(), self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         job = self._job
         found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
-        consider(state, MAIN_METRICS[job.task], found, keep=job.evaluation.keep == "best")
+        consider(state, MAIN_METRICS[job.task], found, judged if job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}
 
 

@@ -70,6 +70,9 @@ class Shards(Replicas):
     def whole(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
+    def own(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
     def place(self, tensor: Tensor, own: Tensor) -> Tensor:
         if not isinstance(own, DTensor) or tensor.shape != own.shape:
             return tensor

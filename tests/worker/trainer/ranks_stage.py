@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch.multiprocessing import spawn
 
 from tests.worker.trainer.builders import NEVER, Played, play
 from worker.protocol import REPORTS, Assignment, Failed
-from worker.trainer import watch
+from worker.trainer import bundle, measure, watch
 from worker.trainer.launch import Ends
 from worker.trainer.machine import make_deterministic
 from worker.trainer.ranks import Replicas, join
@@ -47,7 +48,7 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
     os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(SIZE)}
     torch.set_num_threads(1)
     make_deterministic()
-    tell_every_step()
+    tell_every_step(pytest.MonkeyPatch())
     join(cpu := torch.device("cpu"))
     played = {}
     for name, act in acts.items():
@@ -68,6 +69,8 @@ def fail_in_the_second(ends: Ends) -> None:
     os._exit(1)
 
 
-def tell_every_step() -> None:
-    """Have metrics told after each step, in this process."""
-    watch.SECONDS_BETWEEN_REPORTS = float("-inf")
+def tell_every_step(patch: pytest.MonkeyPatch) -> None:
+    """Have metrics told after each step in this process, and do without what takes longer than the steps."""
+    patch.setattr(watch, "SECONDS_BETWEEN_REPORTS", float("-inf"))
+    patch.setattr(bundle, "draw_curves", lambda *_: None)
+    patch.setattr(measure, "RUNS", 1)

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests import kinds
+from tests.kinds import BERT, PAIRS
 from tests.worker.trainer.builders import Played, play, stage, weights
-from tests.worker.trainer.ranks_stage import Act, play_together
+from tests.worker.trainer.ranks_stage import Act, play_together, tell_every_step
 from worker.protocol import CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
 
@@ -48,11 +50,25 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """Stages that train a loss's own parts alone, and a student whose last layer has no gradient, are among them."""
+NARROW: dict[str, Any] = {
+    "architecture": "transformers",
+    "config": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
+"""Half as wide as its teacher: the loss trains a projection."""
 SHARDED = {"resources": {"processes": 2, "queue": "cpu", "sharding": "fsdp"}}
 CASES |= {
     "sharded": {
         **{"student": {**VIT, "depth": 2}, "teacher": True, "teacher_cache": {"store": "off"}, **SHARDED},
         "recipe": {**SPLIT, "accumulate": 3, "clip_norm": 0.5},
+    },
+    "sharded-nap": {
+        **{"student": VIT, **SHARDED, "evaluation": {"keep": "best"}},
+        "recipe": {**SPLIT, "ema_decay": 0.8, "optimizer": {"kind": "nap", "inner": {"kind": "adamp", "lr": 0.01}}},
+    },
+    "sharded-swan": {"student": VIT, **SHARDED, "recipe": {**SPLIT, "optimizer": {"kind": "swan", "lr": 3e-4}}},
+    "sharded-vectors": {
+        **{"task": "embedding", "data": {**PAIRS, "train": "pairs"}, "student": NARROW, "teacher": True, **SHARDED},
+        **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "epochs": 3, "losses": [{"kind": "embedding-distance"}]}},
     },
     "sharded-sgd": {
         **{"student": VIT, **SHARDED},
@@ -87,7 +103,13 @@ class Scene:
         self.ended = play(resumed(ended, "step-4"), ended.folder)
 
     def act(self, name: str, steps: int = 10**9, **changes: Any) -> Act:
-        return Act(stage(self.root / name, **changes), self.root / name, steps)
+        folder = self.root / name
+        assignment = stage(folder, **changes)
+        if changes.get("task") == "embedding":
+            kinds.write_data(folder)
+            kinds.write_encoder(folder / "encoder")
+            assignment = assignment.model_copy(update={"inputs": {"pairs": "pairs", "teacher": "encoder"}})
+        return Act(assignment, folder, steps)
 
     def play(self, name: str, steps: int = 10**9, **changes: Any) -> Played:
         return play(*self.act(name, steps, **changes))
@@ -103,7 +125,7 @@ def resumed(act: Act, checkpoint: str) -> Any:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.trainer.watch.SECONDS_BETWEEN_REPORTS", float("-inf"))
+        tell_every_step(patch)
         yield Scene(tmp_path_factory.mktemp("ranks"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from tests.worker.trainer.builders import Played, finished, play
 from tests.worker.trainer.language import DISTILLED, GPT2, LLAMA, stage
-from tests.worker.trainer.ranks_stage import Act, play_together
+from tests.worker.trainer.ranks_stage import Act, play_together, tell_every_step
 from worker.protocol import CachePlace, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
 
@@ -65,7 +66,7 @@ def resumed(act: Act) -> Act:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.trainer.watch.SECONDS_BETWEEN_REPORTS", float("-inf"))
+        tell_every_step(patch)
         yield Scene(tmp_path_factory.mktemp("ranks"))
 
 
@@ -95,5 +96,6 @@ def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scen
 def test_each_has_the_teacher_say_its_share_before_training(scene: Scene) -> None:
     kept = scene.together["kept"]
     assert isinstance(kept.word, Finished), kept.word
-    last = kept.of(Metrics)[-2].values
-    assert last["train/cache_misses"] > 0
+    told = json.loads((scene.root / "kept" / "bundle" / "report.json").read_text())["train"]
+    figures = told["teacher_cache"]["teacher"]
+    assert figures["misses"] == figures["hits"] > 0
