@@ -67,7 +67,7 @@ CASES |= {
     },
     "sharded-swan": {"student": VIT, **SHARDED, "recipe": {**SPLIT, "optimizer": {"kind": "swan", "lr": 3e-4}}},
     "sharded-vectors": {
-        **{"task": "embedding", "data": {**PAIRS, "train": "pairs"}, "student": NARROW, "teacher": True, **SHARDED},
+        **{"task": "embedding", "data": {**PAIRS, "label_columns": []}, "student": NARROW, "teacher": True, **SHARDED},
         **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "epochs": 3, "losses": [{"kind": "embedding-distance"}]}},
     },
     "sharded-sgd": {
