@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from app.recipe.job import Sharding
 from worker.data.randomness import derive_seed
 from worker.students.model import Model
+from worker.trainer.pieces import Stored
 
 Tensors = dict[str, Tensor]
+Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)
 """Longest wait of a rank for another, which may be evaluating. Whoever dies is noticed by the launcher at once."""
 
@@ -80,13 +83,22 @@ class Alone:
         """What this rank holds of a tensor, in the same memory."""
         return tensor
 
-    def place(self, tensor: Tensor, own: Tensor) -> Tensor:
-        """A whole tensor as this rank holds `own`, which it is to replace."""
-        return tensor
+    def place(self, stored: Stored, own: Tensor) -> Tensor:
+        """What this rank holds of a tensor that is to replace `own`."""
+        return stored.read()
 
-    def offer(self, get: Callable[[], Tensors]) -> Callable[[], Tensors]:
-        """`get` for the first rank, giving whole tensors. All ranks offer the same, in the same order."""
-        return get
+    def mine(self, tensors: Tensors) -> Tensors:
+        """What this rank has to save of the tensors that make its next step."""
+        return tensors
+
+    def tell(self, value: Tensor) -> list[Tensor]:
+        """What each rank that saves something says; all of them wait for it."""
+        return [value]
+
+    def together(self, act: Callable[[], Result]) -> Callable[[], Result]:
+        """`act` for the first rank to call, with all ranks that hold parts of what it needs. They say so for the same
+        acts, in the same order."""
+        return act
 
     def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
         """`get` for the first rank, giving a model that it can run without the others."""

@@ -40,7 +40,7 @@ from worker.trainer.peak import peak_of
 from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
-from worker.trainer.watch import Onlooker, Send, Stop, Supervision
+from worker.trainer.watch import CHECKPOINTS, Onlooker, Send, Stop, Supervision
 
 
 class _Inputs(NamedTuple):
@@ -116,10 +116,10 @@ def _work(
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
     offered = _offer(inputs, state, ranks)
     judges = _judges(job, inputs, offered)
-    gather = ranks.offer(lambda: checkpoint.tensors(state))
+    save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather, account)
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
     done = _train(courses, plan, state, watch if ranks.first else Onlooker())
     memories.add_up(ranks.sum)
     if not (done and ranks.first):

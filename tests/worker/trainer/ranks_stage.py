@@ -1,9 +1,10 @@
-"""Two processes that play jobs together: started once, because torch takes seconds to import."""
+"""Processes that play jobs together: started once, because torch takes seconds to import."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.multiprocessing import spawn
 
 from tests.worker.trainer.builders import NEVER, Played, play
 from worker.protocol import REPORTS, Assignment, Failed
-from worker.trainer import bundle, measure, watch
+from worker.trainer import bundle, checkpoint, launch, measure, watch
 from worker.trainer.launch import Ends
 from worker.trainer.machine import make_deterministic
 from worker.trainer.ranks import Replicas, join
@@ -32,20 +34,20 @@ class Act(NamedTuple):
     steps: int = NEVER
 
 
-def play_together(acts: dict[str, Act]) -> dict[str, Played]:
+def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
     """What the first rank says in each."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     folder = next(iter(acts.values())).folder
-    spawn(_play_all, (acts, port, folder / "played"), nprocs=SIZE)
+    spawn(_play_all, (acts, port, folder / "played", size), nprocs=size)
     told = json.loads((folder / "played").read_text())
     runs = {name: [REPORTS.validate_python(said) for said in run] for name, run in told.items()}
     return {name: Played(reports, word) for name, (*reports, word) in runs.items()}
 
 
-def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
+def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int) -> None:
     where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(SIZE)}
+    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     make_deterministic()
     tell_every_step(pytest.MonkeyPatch())
@@ -67,6 +69,20 @@ def fail_in_the_second(ends: Ends) -> None:
     word = Failed(fault="capacity", code=f"full_{number}", message="no room")
     ends.reports[number].send_bytes(word.model_dump_json().encode())
     os._exit(1)
+
+
+def die_while_saving(ends: Ends) -> None:
+    """What a rank does of which the second is killed with half of its second checkpoint on the disk."""
+    write, times = checkpoint.save_file, iter(range(10))
+
+    def killed(tensors: dict[str, Tensor], path: Path) -> None:
+        write(tensors, path)
+        if next(times) == 1 and os.environ["RANK"] == "1":
+            path.write_bytes(path.read_bytes()[:100])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = killed
+    launch._be_a_rank(ends)
 
 
 def tell_every_step(patch: pytest.MonkeyPatch) -> None:
