@@ -42,9 +42,10 @@ class Stored:
         end = sum(self._lengths) if end is None else end
         for piece, length in zip(self._pieces, self._lengths, strict=True):
             low, high = max(begin - offset, 0), min(end - offset, length)
-            if low < high or len(self._pieces) == 1:
-                found.append(piece.rows(self._name, min(low, high), high))
+            if low < high:
+                found.append(piece.rows(self._name, low, high))
             offset += length
+        found = found or [self._pieces[0].rows(self._name, 0, 0)]
         return torch.cat(found) if len(found) > 1 else found[0]
 
 
