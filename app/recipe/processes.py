@@ -15,10 +15,7 @@ FIELD = "resources.processes"
 
 def processes_problems(job: JobSpec) -> Iterator[Problem]:
     """What keeps the processes from taking the steps of a single one."""
-    size = job.resources.processes
-    if job.resources.nodes > 1:
-        found = f"is {job.resources.nodes}, but a job is one worker's, and nothing brings several of them together"
-        yield Problem("resources.nodes", found, "1, and as many processes as one machine has GPUs or cores")
+    size = job.resources.size
     if size == 1:
         if job.resources.sharding != "none":
             yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")
@@ -26,6 +23,9 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
     if job.resources.queue == "any":
         found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
+    if job.resources.nodes > 1 and job.all_teachers and not isinstance(job.teacher_cache, NoCache):
+        message = "is on, but the machines of a job (resources.nodes) have no answers of teachers in common"
+        yield Problem("teacher_cache.store", message, "off")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
     coupled = {term.kind for terms in job.objectives.values() for term in terms if term.couples_rows}

@@ -84,12 +84,14 @@ def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path, ranks:
     if ranks.first:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-    mine, path = _apart(ranks.mine(tensors(state))), draft / _file(ranks.number)
+    mine, files = _apart(ranks.mine(tensors(state))), [draft / _file(number) for number in range(ranks.size)]
     refuse_spoilt(mine, state.step)
-    ranks.tell(torch.zeros(()))  # the folder is there
-    save_file(mine, path)
+    ranks.tell(torch.zeros(()))  # the folder is there, on the first one's machine
+    draft.mkdir(parents=True, exist_ok=True)
+    save_file(mine, path := files[ranks.number])
     _sync(path)
     digests = [bytes(said.tolist()).hex() for said in ranks.tell(torch.tensor(list(bytes.fromhex(_digest(path)))))]
+    ranks.bring(files)
     if ranks.first:
         _seal(_record(state, job, plan, digests), draft, final)
         _prune(root, state.step)

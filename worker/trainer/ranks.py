@@ -7,10 +7,12 @@ the one that a single process would have taken. Batch norm sees the share of its
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -91,6 +93,9 @@ class Alone:
         """What this rank has to save of the tensors that make its next step."""
         return tensors
 
+    def bring(self, files: list[Path]) -> None:
+        """Have what ranks on other machines wrote, one of `files` each, lie beside what the first one wrote."""
+
     def tell(self, value: Tensor) -> list[Tensor]:
         """What each rank that saves something says; all of them wait for it."""
         return [value]
@@ -163,10 +168,12 @@ class Replicas(Alone):
 ALONE = Alone()
 
 
-def join(device: torch.device, sharding: Sharding = "none") -> Replicas:
-    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs."""
+def join(device: torch.device, sharding: Sharding = "none", number: int | None = None) -> Replicas:
+    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs. `number` is
+    this one's among them, where the launcher has another order."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    size = int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, timeout=PATIENCE, rank=int(os.environ["RANK"]) if number is None else number, world_size=size)
     if sharding == "none":
         return Replicas()
     from worker.trainer.shards import Shards  # which takes a while to import

@@ -65,7 +65,7 @@ RANK_LOST = "rank_lost"
 
 def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
     """`run` in this process or, where the job asks for several, in processes of their own."""
-    if assignment.spec.resources.processes == 1:
+    if assignment.spec.resources.size == 1:
         return run(assignment, folder, send, stop)
     from worker.trainer.launch import launch  # torch's launcher takes a while to import
 
@@ -81,11 +81,16 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alo
     try:
         return _run(assignment, folder, send, stop, ranks)
     except Exception as error:
-        problem = _explain(error)
-        if problem.__cause__ is not None or problem is not error:
-            traceback.print_exc(file=sys.stderr)
-        told = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
-        return Failed(fault=problem.fault, **told)
+        return failed(error)
+
+
+def failed(error: Exception) -> Failed:
+    """The last word after an error that is being handled; what is not for its owner goes to stderr."""
+    problem = _explain(error)
+    if problem.__cause__ is not None or problem is not error:
+        traceback.print_exc(file=sys.stderr)
+    told = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
+    return Failed(fault=problem.fault, **told)
 
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone) -> Finished | Stopped:

@@ -7,8 +7,10 @@ agreed on before training, and the others help with them while they wait for the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from app.recipe.task import CAUSAL_LM
 from worker.students.model import Model
+from worker.trainer.nodes import bring
 from worker.trainer.pieces import Stored
 from worker.trainer.ranks import Replicas, Result, Tensors
 
@@ -88,6 +91,11 @@ class Shards(Replicas):
         """Its rows; what nobody has divided is the first one's to save."""
         mine = {name: self.own(tensor) for name, tensor in tensors.items() if self.first or isinstance(tensor, DTensor)}
         return {name: tensor for name, tensor in mine.items() if self.first or len(tensor)}
+
+    def bring(self, files: list[Path]) -> None:
+        for number in range(int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), self.size):
+            if self.number in (0, number):
+                bring(files[number], number)
 
     def tell(self, value: Tensor) -> list[Tensor]:
         said = [torch.empty_like(value) for _ in range(self.size)]

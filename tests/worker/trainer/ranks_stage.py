@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -90,3 +91,19 @@ def tell_every_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(watch, "SECONDS_BETWEEN_REPORTS", float("-inf"))
     patch.setattr(bundle, "draw_curves", lambda *_: None)
     patch.setattr(measure, "RUNS", 1)
+
+
+def tell_all(ends: Ends) -> None:
+    """What a rank does, and tells after each step."""
+    tell_every_step(pytest.MonkeyPatch())
+    launch._be_a_rank(ends)
+
+
+def full(ends: Ends) -> None:
+    """What a rank does that meets the others and finds no room for the files."""
+    launch.hand_out = _no_room
+    launch._be_a_rank(ends)
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no room")
