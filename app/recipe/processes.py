@@ -23,9 +23,6 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
     if job.resources.queue == "any":
         found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
-    if job.resources.nodes > 1 and job.all_teachers and not isinstance(job.teacher_cache, NoCache):
-        message = "is on, but the machines of a job (resources.nodes) have no answers of teachers in common"
-        yield Problem("teacher_cache.store", message, "off")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
     coupled = {term.kind for terms in job.objectives.values() for term in terms if term.couples_rows}
@@ -33,10 +30,22 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
         found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
         yield Problem(FIELD, found, "1")
     yield from _optimizer_problems(job)
+    yield from _cache_problems(job)
     if job.resources.sharding == "fsdp":
         yield from _sharding_problems(job)
     if job.recipe.compile:
         yield Problem("recipe.compile", f"is on, but a step of {size} processes is not compiled", "false")
+
+
+def _cache_problems(job: JobSpec) -> Iterator[Problem]:
+    """Answers are kept by processes that share a disk and can each ask the teacher alone."""
+    found = None
+    if job.resources.nodes > 1:
+        found = "the machines of a job (resources.nodes) have no disk in common"
+    elif job.resources.sharding == "fsdp":
+        found = "processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
+    if found and job.all_teachers and not isinstance(job.teacher_cache, NoCache):
+        yield Problem("teacher_cache.store", f"is on, but {found}", "off")
 
 
 def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
@@ -51,11 +60,6 @@ def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
     yield from _looking_inside(job)
-    if job.all_teachers and not isinstance(job.teacher_cache, NoCache):
-        message = (
-            "is on, but processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
-        )
-        yield Problem("teacher_cache.store", message, "off")
     if job.recipe.channels_last:
         found = "is on, but weights are divided row by row (resources.sharding: fsdp), and need to lie so"
         yield Problem("recipe.channels_last", found, "false")

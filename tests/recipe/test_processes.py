@@ -49,8 +49,16 @@ def test_the_queue_says_where_they_run() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_they_share_one_machine(processes: int) -> None:
-    assert set(refused(job(processes=processes, nodes=2))) == {"resources.nodes"}
+def test_machines_multiply_them(processes: int) -> None:
+    assert refused(job({"batch_size": 2 * processes}, processes=processes, nodes=2)) == {}
+    assert set(refused(job({"batch_size": 2 * processes - 1}, processes=processes, nodes=2))) == {"resources.processes"}
+    assert set(refused(job(processes=processes, nodes=2, queue="any"))) == {"resources.queue"}
+
+
+def test_machines_keep_no_answers_of_teachers() -> None:
+    document = job_of("kd") | {"resources": {**TOGETHER, "nodes": 2}}
+    assert set(refused(document)) == {"teacher_cache.store"}
+    assert refused(document | {"teacher_cache": {"store": "off"}}) == {}
 
 
 def test_there_are_no_more_processes_than_samples_in_a_batch() -> None:

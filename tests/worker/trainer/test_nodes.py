@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,8 +135,11 @@ def test_an_address_where_something_else_listens_or_that_leads_nowhere_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.trainer.nodes.LOOK_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemFault, match="does not answer"):
-        come(f"127.0.0.1:{other.getsockname()[1]}", set())
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # it hangs up
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(SystemFault, match="does not answer"):
+            come(f"127.0.0.1:{other.server_address[1]}", set())
+        other.shutdown()
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(OSError, match="unknown"):
         come("nowhere:1", set())
