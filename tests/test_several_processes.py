@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ import pytest
 from app.cli.client import Client
 from app.cli.objects import Job
 from tests import kinds
-from tests.app.cli.process import environment, running
+from tests.app.cli.process import STILLHOUSE, environment, running
 
 LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 300, "batch_size": 4, "checkpoint": {"every_steps": 100}}
 QUICKLY = {"STILLHOUSE_RETRY_BACKOFF_SECONDS": "0.1"}
@@ -99,7 +98,7 @@ def test_a_killed_machine_ends_the_attempt_and_the_next_goes_on_when_it_is_back(
 @contextmanager
 def node(address: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Another machine."""
-    process = subprocess.Popen([sys.executable, "-m", "app.cli.main", "node", address], text=True, env=env)
+    process = subprocess.Popen([*STILLHOUSE, "node", address], text=True, env=env)
     try:
         yield process
     finally:

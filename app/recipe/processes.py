@@ -59,6 +59,10 @@ def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
+    for index, teacher in enumerate(job.all_teachers):
+        if teacher.precision == "fp8":
+            found = "is fp8, whose weights are not divided between processes (resources.sharding: fsdp)"
+            yield Problem(f"{job.teacher_path(index)}.precision", found, "bf16 or fp32, or resources.sharding: none")
     yield from _looking_inside(job)
     if job.recipe.channels_last:
         found = "is on, but weights are divided row by row (resources.sharding: fsdp), and need to lie so"

@@ -2,8 +2,8 @@
 
 Every rank has a pipe to here: the first one's carries what it reports, the others' a failure at most. Another pipe
 leads to the first one and carries the wish to stop. When a process fails or dies, the launcher ends the rest at once,
-and the job's last word is what the first to fail has said: whoever only misses another one keeps quiet. Of several machines (see `worker.trainer.nodes`) each has a
-launcher, and that of the head speaks.
+and the job's last word is what the first to fail has said: whoever only misses another one keeps quiet. Of several
+machines (see `worker.trainer.nodes`) each has a launcher, and that of the head speaks.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,9 +107,7 @@ def _pass_on(node: Node, report: Report) -> None:
         tell(node.store, report)
 
 
-def _launch(
-    assignment: Assignment, folder: Path, send: Send, stop: Stop, place: Place, told: Send = _ignore
-) -> Word:
+def _launch(assignment: Assignment, folder: Path, send: Send, stop: Stop, place: Place, told: Send = _ignore) -> Word:
     """`told` hears the last word as soon as it is said."""
     size, gpus = assignment.spec.resources.processes, assignment.spec.resources.queue == "gpu"
     if gpus and 0 < torch.cuda.device_count() < size:

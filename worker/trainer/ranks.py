@@ -43,6 +43,19 @@ class Alone:
         """Whether this is the process that speaks for all."""
         return self.number == 0
 
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return True
+
+    @property
+    def machine(self) -> int:
+        """Number of this machine among those of the job."""
+        return 0
+
+    def meet(self) -> None:
+        """Wait until everybody is here."""
+
     def share(self, rows: Tensor) -> Tensor:
         """This rank's part of the rows (B, ...) of a batch."""
         return rows
@@ -122,6 +135,17 @@ class Replicas(Alone):
     def __init__(self) -> None:
         self.number, self.size = dist.get_rank(), dist.get_world_size()
 
+    @property
+    def first_here(self) -> bool:
+        return int(os.environ.get("LOCAL_RANK", self.number)) == 0
+
+    @property
+    def machine(self) -> int:
+        return int(os.environ.get("GROUP_RANK", 0))
+
+    def meet(self) -> None:
+        self.sum(torch.zeros(()))
+
     def share(self, rows: Tensor) -> Tensor:
         """Nearly equal parts in their order; of fewer rows than ranks everybody takes all, and the count says so."""
         return rows if len(rows) < self.size else rows.tensor_split(self.size)[self.number]
@@ -169,11 +193,15 @@ ALONE = Alone()
 
 
 def join(device: torch.device, sharding: Sharding = "none", number: int | None = None) -> Replicas:
-    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs. `number` is
-    this one's among them, where the launcher has another order."""
+    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs.
+
+    `number` is this one's among them, where the launcher has another order.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     size = int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, timeout=PATIENCE, rank=int(os.environ["RANK"]) if number is None else number, world_size=size)
+    dist.init_process_group(
+        backend, timeout=PATIENCE, rank=int(os.environ["RANK"]) if number is None else number, world_size=size
+    )
     if sharding == "none":
         return Replicas()
     from worker.trainer.shards import Shards  # which takes a while to import

@@ -1,8 +1,8 @@
 """Processes that each hold a part of every weight (FSDP2, torch's `fully_shard`): of student, optimizer and teachers.
 
 A module's weights are gathered when it runs and let go after it, so all ranks must run the same modules in the same
-order. What only the first rank does (evaluate, export) needs whole weights, and each saves its own part: these *acts* were
-agreed on before training, and the others help with them while they wait for the first one to decide how to go on.
+order. What only the first rank does (evaluate, export) needs whole weights, and each saves its own part: these *acts*
+were agreed on before training, and the others help with them while they wait for the first one to decide how to go on.
 """
 
 from __future__ import annotations

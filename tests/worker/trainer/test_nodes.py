@@ -36,7 +36,9 @@ JOB: dict[str, Any] = {
 TWO = {"nodes": 2, "queue": "cpu"}
 COME = "import sys; from worker.node import serve; serve(sys.argv[1], print)"
 
-FULL = "from worker.trainer import launch; from tests.worker.trainer.ranks_stage import full; launch._be_a_rank = full; "
+FULL = (
+    "from worker.trainer import launch; from tests.worker.trainer.ranks_stage import full; launch._be_a_rank = full; "
+)
 
 
 @pytest.fixture
@@ -104,9 +106,7 @@ def test_an_error_on_another_machine_is_the_job_s(
     assert word == Failed(fault="capacity", code="disk_full", message="the worker's disk is full")
 
 
-def test_a_machine_that_does_not_come_is_missed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
+def test_a_machine_that_does_not_come_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
     word = performed(met(tmp_path, address), tmp_path).word
     assert isinstance(word, Failed)

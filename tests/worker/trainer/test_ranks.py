@@ -71,7 +71,12 @@ CASES |= {
     "sharded-swan": {"student": VIT, **SHARDED, "recipe": {**SPLIT, "optimizer": {"kind": "swan", "lr": 3e-4}}},
     "sharded-vectors": {
         **{"task": "embedding", "data": {**PAIRS, "label_columns": []}, "student": NARROW, "teacher": True, **SHARDED},
-        **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "epochs": 4, "losses": [{"kind": "embedding-distance"}]}},
+        **{"teacher_cache": {"store": "off"}},
+        "recipe": {**SPLIT, "epochs": 4, "losses": [{"kind": "embedding-distance"}]},
+    },
+    "sharded-bf16": {
+        **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},
+        **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "losses": [{"kind": "kd"}]}},
     },
     "sharded-sgd": {
         **{"student": VIT, **SHARDED},
