@@ -16,6 +16,7 @@ from app.cli.client import Client
 from app.cli.objects import Job
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Option
+from app.recipe.hugging_face import is_model_file
 from app.recipe.losses import LOSSES
 from app.recipe.students import STUDENTS
 from app.recipe.task import ALL_TASKS
@@ -71,6 +72,7 @@ STUDENT: dict[str, Document] = {
     "vit": {"width": 8, "depth": 1, "heads": 2},
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
+    "pretrained": {"model": "other"},
 }
 """Settings by the architecture of the student."""
 
@@ -136,6 +138,8 @@ class Service(NamedTuple):
             named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
         if "teachers" in job:
             named["teachers"] = [{**one, "model": self.ids[one["model"]]} for one in job["teachers"]]
+        if "model" in job["student"]:
+            named["student"] = {**job["student"], "model": self.ids[job["student"]["model"]]}
         return named
 
 
@@ -152,7 +156,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         ids = {(path.stem if path.suffix == ".npz" else path.name): file for path, file in files.items()}
         for folder in inputs.iterdir():
             if (folder / "tokenizer.json").is_file():
-                whole = {path.name: client.upload(path, reuse=False).id for path in folder.iterdir()}
+                files_of = [path for path in folder.iterdir() if is_model_file(path.name)]
+                whole = {path.name: client.upload(path, reuse=False).id for path in files_of}
                 ids[folder.name] = client.register_folder(whole, name=folder.name).id
             elif folder.is_dir():
                 config = json.loads((folder / "config.json").read_text())

@@ -55,7 +55,15 @@ def test_a_plain_one_is_accepted(form: str) -> None:
             },
             "data.tokenizer.kind",
         ),
-        ({"data": {"tokenizer": {"kind": "bpe"}}}, "data.tokenizer.kind"),
+        ({"data": {"tokenizer": {"kind": "bpe"}}}, "recipe.losses[1].kind"),
+        (
+            {
+                "data": {"tokenizer": {"kind": "bpe"}},
+                "recipe": {"losses": [{"kind": "uld"}]},
+                "teacher_cache": {"store": "top-k", "k": 4},
+            },
+            "teacher_cache.store",
+        ),
         ({"data": {"classes": 3}}, "data.classes"),
         ({"data": {"max_length": 512}}, "data.max_length"),
         ({"data": {"augment": [{"kind": "token-mask"}]}}, "data.augment[0].kind"),
@@ -70,6 +78,11 @@ def test_a_plain_one_is_accepted(form: str) -> None:
 )
 def test_what_it_can_t_do_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     assert field in fields(job(**changes))
+
+
+def test_a_teacher_with_another_tokenizer_may_teach() -> None:
+    losses = {"losses": [{"kind": "cross-entropy"}, {"kind": "uld"}]}
+    assert fields(job(data={"tokenizer": {"kind": "bpe"}}, recipe=losses)) == []
 
 
 def test_a_decoder_is_for_no_other_task() -> None:
@@ -103,3 +116,30 @@ def test_a_model_that_continues_texts_is_described_as_one(more: dict[str, Any]) 
     assert ModelConfig.model_validate(described).outputs == 50
     with pytest.raises(ValueError, match="causal-lm"):
         ModelConfig.model_validate(described | more)
+
+
+LARGE: dict[str, Any] = {"model_type": "qwen2", "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5504}
+PRETRAINED: dict[str, Any] = {"architecture": "pretrained", "model": "large"}
+
+
+def large(vocabulary: int) -> ModelConfig:
+    sample = TextInput(length=256, vocabulary=vocabulary, pad=2)
+    config = {**LARGE, "num_hidden_layers": 1}
+    return ModelConfig(task="causal-lm", architecture=Transformers(config=config), input=sample)
+
+
+def test_weights_that_no_graph_can_hold_are_refused_before_anything_is_built() -> None:
+    student = {"architecture": "transformers", "config": LARGE}
+    assert fields(job(student=student)) == ["export"]
+    assert fields(job(student=student, export=["safetensors"])) == []
+    smaller = {"architecture": "transformers", "config": {**LARGE, "num_hidden_layers": 2}}
+    assert fields(job(student=smaller)) == []
+    known = {"teacher": teacher(), "large": large(300_000)}
+    assert fields(job(student=PRETRAINED), **known) == ["export"]
+    assert fields(job(student=PRETRAINED), **{**known, "large": large(50_000)}) == []
+
+
+@pytest.mark.parametrize("size", ["wide", [3], None, 0, {"a": 1}])
+def test_sizes_that_are_none_are_left_to_the_library(size: Any) -> None:
+    student = {"architecture": "transformers", "config": {**LARGE, "hidden_size": size}}
+    assert set(fields(job(student=student))) <= {"export"}

@@ -12,6 +12,8 @@ from app.recipe.losses import LOSSES
 from tests.kinds import KINDS, job_of
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
+ONE_PROCESS = {"uld"}
+"""Kinds for language models alone."""
 COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows}
 
 
@@ -28,7 +30,7 @@ def job(recipe: dict[str, Any] | None = None, **resources: Any) -> dict[str, Any
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - ONE_PROCESS))
 def test_losses_that_compare_samples_are_refused_and_all_others_are_not(kind: str) -> None:
     found = refused(job_of(kind) | {"resources": TOGETHER})
     assert set(found) == ({"resources.processes"} if kind in COUPLING else set())
@@ -85,7 +87,7 @@ def test_what_needs_whole_weights_is_refused_where_they_are_divided(field: str, 
     assert refused(job(changes)) == {}
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING - ONE_PROCESS))
 def test_losses_that_look_inside_a_model_are_refused_where_weights_are_divided(kind: str) -> None:
     document = job_of(kind) | {"teacher_cache": {"store": "off"}, "resources": {**TOGETHER, "sharding": "fsdp"}}
     spec = JobSpec.model_validate(document)
@@ -101,6 +103,12 @@ def test_losses_that_look_inside_a_model_are_refused_where_weights_are_divided(k
 def test_divided_teachers_keep_no_answers_and_the_best_epoch_no_weights() -> None:
     document = job_of("kd") | {"resources": {**TOGETHER, "sharding": "fsdp"}, "evaluation": {"keep": "best"}}
     assert set(refused(document)) == {"teacher_cache.store", "evaluation.keep"}
+
+
+def test_weights_of_8_bits_are_not_divided() -> None:
+    document = job_of("kd") | {"resources": {**TOGETHER, "sharding": "fsdp"}, "teacher_cache": {"store": "off"}}
+    for precision, found in (("fp8", {"teacher.precision"}), ("bf16", set())):
+        assert set(refused(document | {"teacher": {"model": "cnn", "precision": precision}})) == found
 
 
 def test_a_single_process_divides_nothing() -> None:

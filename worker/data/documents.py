@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +22,21 @@ class Document(NamedTuple):
     """(T,) int64."""
     counted: NDArray
     """(T,) bool: tokens to be predicted."""
+    bytes: int = 0
+    """Of the text that these stand for, in UTF-8."""
 
 
-def read_documents(samples: Texts | Chats, reader: TextTokenizer, param: str) -> list[Document]:
+def read_documents(pieces: Iterable[Texts | Chats], reader: TextTokenizer, param: str) -> Iterator[Document]:
     """All samples of the file that the field `param` names, in their order. Raises UserError (`invalid_data`,
     `invalid_job`)."""
-    read = _of_chats(samples.talks, reader, param) if isinstance(samples, Chats) else _of_texts(samples.first, reader)
-    return list(read)
+    row, writer = 0, None
+    for piece in pieces:
+        if isinstance(piece, Texts):
+            yield from _of_texts(piece.first, reader)
+        else:
+            writer = writer or ChatWriter(reader, param)
+            yield from _of_chats(piece.talks, reader, writer, row)
+            row += len(piece.talks)
 
 
 def end_of(reader: TextTokenizer) -> int:
@@ -41,22 +49,24 @@ def end_of(reader: TextTokenizer) -> int:
 def _of_texts(texts: list[str], reader: TextTokenizer) -> Iterator[Document]:
     """That a text ends is predicted; what the tokenizer begins it with says nothing, and is not."""
     end, begin = end_of(reader), reader.begin
-    for encoding in reader.encode_whole(texts):
+    for text, encoding in zip(texts, reader.encode_whole(texts), strict=True):
         ids = np.array([*begin, *encoding.ids, end], np.int64)
-        yield Document(ids, np.arange(len(ids)) >= len(begin))
+        yield Document(ids, np.arange(len(ids)) >= len(begin), len(text.encode()))
 
 
-def _of_chats(talks: list[Talk], reader: TextTokenizer, param: str) -> Iterator[Document]:
-    """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted."""
-    end, writer = end_of(reader), ChatWriter(reader, param)
-    written = [writer.write(talk, row) for row, talk in enumerate(talks)]
+def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, first: int) -> Iterator[Document]:
+    """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted.
+    The chats are those from row `first` on."""
+    end = end_of(reader)
+    written = [writer.write(talk, first + row) for row, talk in enumerate(talks)]
     encodings = reader.encode_whole([text for text, _ in written])
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)
-        yield Document(ids, np.append(_within(encoding, spans, len(text)), False))
+        answers = sum(len(text[start:stop].encode()) for start, stop in spans)
+        yield Document(ids, np.append(within_spans(encoding, spans, len(text)), False), answers)
 
 
-def _within(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
+def within_spans(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
     """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters."""
     marks = np.zeros(length + 1, bool)
     for start, end in spans:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,26 +17,34 @@ from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
-from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput, TextInput
+from app.recipe.model import (
+    MAX_COLUMNS,
+    ImageInput,
+    Input,
+    ModelConfig,
+    Preprocessing,
+    TableInput,
+    TargetScaling,
+    TextInput,
+)
 from app.recipe.plan import split_counts
 from app.recipe.shrink import embedding_of, network_of, start_of, student_input
 from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
-from worker.data.archive import read_headers
+from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
-from worker.data.documents import Document, end_of, read_documents
+from worker.data.documents import end_of
 from worker.data.formats import read_samples
-from worker.data.formats.columns import Chats, Samples, Texts
+from worker.data.formats.columns import Samples, Texts
 from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
-from worker.data.packing import pack
 from worker.data.pairs import as_rows
 from worker.data.readers import Readers, open_reader, open_readers
+from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
-from worker.losses.base import IGNORED
 from worker.students.hugging_face import width_of
 
 IMAGES, TABLE = "images", "table"
@@ -54,6 +63,11 @@ class TaskData:
     """How texts become tokens for the student and its teachers; none: there are none."""
     numbers: tuple[Tensor, Tensor] | None = None
     """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
+    bytes: int = 0
+    """Of text, in UTF-8, that a language model is to predict of the samples to evaluate on."""
+    alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it
+    has something to say about."""
 
     @property
     def view(self) -> str | None:
@@ -65,11 +79,18 @@ class TaskData:
         return self.readers.by_teacher[teacher].view if self.readers else None
 
 
-def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int) -> TaskData:
+def load_task(
+    job: JobSpec,
+    inputs: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    seed: int,
+    workplace: Workplace | None = None,
+) -> TaskData:
     """Read and check the data of `job`.
 
     `inputs` maps its references to files, and those of teachers to folders; `teachers` holds their descriptions by
-    reference; `seed` decides what is held out. Raises UserError naming the field, the row or index, and the value.
+    reference; `seed` decides what is held out; a language model's texts are packed in a `workplace`. Raises UserError
+    naming the field, the row or index, and the value.
     """
     data, files = job.data, {param: inputs[name] for param, name in _references(job.data).items()}
     if isinstance(data, ImageData):
@@ -77,10 +98,13 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
         _refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
     else:
         _refuse(find_problems(job, InputFacts(teachers=teachers)))
+    if workplace is not None and job.task == CAUSAL_LM:
+        texts = {param: TextFile(path, job.data, param, workplace) for param, path in files.items()}
+        with workplace.opened():
+            return _running_text(job, inputs, teachers, texts, seed, workplace)
     samples = {param: _read(path, job, param) for param, path in files.items()}
-    if job.task == CAUSAL_LM:
-        return _running_text(job, inputs, teachers, samples, seed)
-    targets, classes = _targets(job, next(iter(teachers.values()), None), samples)
+    first = next((teachers[teacher.reference] for teacher in job.all_teachers), None)
+    targets, classes = _targets(job, first, samples)
     readers = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
@@ -100,47 +124,75 @@ def _running_text(
     job: JobSpec,
     inputs: Mapping[str, Path],
     teachers: Mapping[str, ModelConfig],
-    samples: Mapping[str, Samples],
+    files: Mapping[str, TextFile],
     seed: int,
+    workplace: Workplace,
 ) -> TaskData:
     """The same for a language model: whole texts are held out, and each split is packed into sequences."""
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
-    length, stored = job.data.max_length, {param: _texts_of(one, param) for param, one in samples.items()}
-    train = stored["data.train"]
-    readers = open_reader(job, job.data, inputs, teachers, train if isinstance(train, Texts) else Texts([]))
-    end = end_of(readers.student)
-    taken = TextInput(length=length, vocabulary=readers.student.vocabulary, pad=end)
-    facts = {param: SampleFacts(len(texts[0]), taken, 16 * length) for param, texts in stored.items()}
-    _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
-    documents = {param: read_documents(texts, readers.student, param) for param, texts in stored.items()}
-    halves = _halves(documents, job, seed)
-    splits = [_packed(half, length, end, readers.student.view, param) for half, param in halves]
+    length, train = job.data.max_length, files["data.train"]
+    counts = {param: file.count() for param, file in files.items()} if workplace.packs else {}
+    readers = open_reader(job, job.data, inputs, teachers, train.texts())
+    reader, end = readers.student, end_of(readers.student)
+    taken = TextInput(length=length, vocabulary=reader.vocabulary, pad=end)
+    facts = {param: SampleFacts(count, taken, 16 * length) for param, count in counts.items()}
+    _refuse(find_problems(job, InputFacts(facts.get("data.train"), facts.get("data.eval"), teachers)))
+    paths = [workplace.folder / name for name in ("train", "eval")]
+    portions = _portions(job, files, counts, seed, paths) if workplace.packs else []
+    sizes = [size for part in portions for size in pack_file(part.file, reader, length, part.halves, part.paths)]
+    shares = {view: _aligned(job, readers, view, portions) for view in readers.others} if portions else {}
+    packed = map_files(paths, workplace, reader, length, list(readers.others.values()))
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
-    model = ModelConfig(task=job.task, architecture=network, input=taken)
-    return TaskData(splits[0], splits[1], model, [], readers)
+    model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
+    return TaskData(packed[0], packed[1], model, [], readers, bytes=sum(sizes[1:]), alignment=shares)
 
 
-def _texts_of(samples: Samples, param: str) -> Texts | Chats:
-    if isinstance(samples.inputs, Texts | Chats):
-        return samples.inputs
-    raise invalid(f"{param} holds no texts", param)
+class _Portion(NamedTuple):
+    """Where the texts of a file go: text number i into the file at `paths[halves[i]]`."""
+
+    file: TextFile
+    halves: NDArray
+    paths: Sequence[Path]
 
 
-def _halves(documents: Mapping[str, list[Document]], job: JobSpec, seed: int) -> list[tuple[list[Document], str]]:
-    """Documents to train and to evaluate on, each with the field that they come from."""
-    train = documents["data.train"]
-    if "data.eval" in documents:
-        return [(train, "data.train"), (documents["data.eval"], "data.eval")]
-    _, count = split_counts(job.data, len(train))
-    return [([train[i] for i in half.tolist()], "data.train") for half in hold_out_any(len(train), count, seed)]
+def _portions(
+    job: JobSpec, files: Mapping[str, TextFile], counts: Mapping[str, int], seed: int, paths: Sequence[Path]
+) -> list[_Portion]:
+    """Of all files, those to train on first."""
+    if len(files) > 1:
+        wholes = zip(files.items(), paths, strict=True)
+        return [_Portion(file, halves_of(counts[param], 0, seed), [path]) for (param, file), path in wholes]
+    _, held_out = split_counts(job.data, counts["data.train"])
+    return [_Portion(files["data.train"], halves_of(counts["data.train"], held_out, seed), paths)]
 
 
-def _packed(documents: list[Document], length: int, end: int, view: str, param: str) -> Batch:
-    tokens, targets = pack(documents, length, end)
-    if not bool((targets != IGNORED).any()):
-        raise invalid(f"{param} holds no token to learn: of chats these are what the role assistant says", param)
-    return whole_split({view: tokens}, targets)
+def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[_Portion]) -> dict[str, float]:
+    """Write the texts in the tokens of a teacher's own; returns the share of the student's tokens, by split, that it
+    has something to say about. Raises UserError blaming the teacher, or sequences that are too long for it."""
+    teacher, length = readers.others[view], readers.lengths[readers.student.view]
+    index = next(i for i, each in enumerate(job.all_teachers) if readers.by_teacher[each.reference].view == view)
+    param, name = job.teacher_param(index), job.all_teachers[index].name
+    try:
+        train, evaluation = (
+            aligner
+            for part in portions
+            for aligner in align_file(part.file, (readers.student, teacher), length, part.halves, part.paths)
+        )
+    except UserError as error:
+        if error.param != "data.tokenizer":
+            raise
+        raise UserError("invalid_teacher", f"{param}: {error.message}", param) from error
+    longest, most = max(train.longest, evaluation.longest), readers.lengths[view]
+    if longest > most:
+        found = f"is {length}, and what is read in so many tokens is up to {longest} of {name!r}, which reads {most}"
+        accepted = f"about {length * most // longest} at most"
+        raise UserError("invalid_job", f"data.max_length {found} (accepted: {accepted})", "data.max_length")
+    if not train.share:
+        found = f"{param} has a tokenizer none of whose tokens ends where one of the student's does in data.train"
+        accepted = "one that leaves texts as they are, beside a student's that does"
+        raise UserError("invalid_teacher", f"{found} (accepted: {accepted})", param)
+    return {"train": train.share, "eval": evaluation.share}
 
 
 def _references(data: Data) -> dict[str, str]:
@@ -196,7 +248,6 @@ def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Tas
     """What the samples amount to, now that they are read."""
     numbers = targets.shape[1] if targets.ndim == 2 and task != EMBEDDING else None
     stored = samples.inputs
-    assert not isinstance(stored, Chats)  # of another task
     if isinstance(stored, Texts):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
@@ -217,7 +268,6 @@ def _input(shape: tuple[int, ...]) -> Input:
 def _views(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
     if isinstance(samples.inputs, Texts):
         return readers.read(samples.inputs, words=words) if readers else {}
-    assert not isinstance(samples.inputs, Chats)  # of another task
     return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
 
 
@@ -242,8 +292,8 @@ def _describe(
     embedding = embedding_of(job, teachers)
     if embedding is not None and isinstance(network, Transformers):
         width = width_of(network)
-        return ModelConfig(task=job.task, architecture=network, input=given, targets=width, embedding=embedding)
-    fitted = None if classes else fit_targets(train.targets)
+        taken = student_input(job, teachers, given)
+        return ModelConfig(task=job.task, architecture=network, input=taken, targets=width, embedding=embedding)
     return ModelConfig(
         task=job.task,
         architecture=network,
@@ -252,7 +302,7 @@ def _describe(
         classes=classes.count if classes else None,
         class_names=classes.names if classes else None,
         targets=None if classes else train.targets.shape[1],
-        target_scaling=inherited.target_scaling if inherited else fitted,
+        target_scaling=None if classes else _target_scaling(train.targets, inherited),
     )
 
 
@@ -261,6 +311,12 @@ def _preprocessing(raw: Tensor | None, inherited: ModelConfig | None) -> Preproc
     if inherited is not None:
         return inherited.preprocessing
     return None if raw is None else fit_preprocessing(raw)
+
+
+def _target_scaling(targets: Tensor, inherited: ModelConfig | None) -> TargetScaling | None:
+    """The one that the weights of the last layer were trained with, where they stay; else fitted to the targets."""
+    stays = inherited is not None and inherited.targets == targets.shape[1]
+    return inherited.target_scaling if inherited and stays else fit_targets(targets)
 
 
 def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:

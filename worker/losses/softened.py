@@ -32,7 +32,9 @@ class LogProbs(NamedTuple):
 def log_probs(student: Tensor, teacher: Tensor) -> LogProbs:
     """Of logits (B, C)."""
     masked = student.isneginf() | teacher.isneginf()
-    log_q, log_p = (F.log_softmax(side, dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher))
+    log_q, log_p = (F.log_softmax(side, dim=-1) for side in (student, teacher))
+    if not surely_none(masked):
+        log_q, log_p = log_q.masked_fill(masked, FLOOR), log_p.masked_fill(masked, FLOOR)
     return LogProbs(log_q, log_p, masked)
 
 
@@ -43,10 +45,10 @@ def log_probs_beside(column: Tensor, student: Tensor, teacher: Tensor) -> LogPro
     """
     student, teacher = (logits.scatter(-1, column, -torch.inf) for logits in (student, teacher))
     masked = student.isneginf() | teacher.isneginf()
-    nothing = masked.all(-1, keepdim=True)  # the softmax of what is masked throughout would be NaN, and its slope
-    log_q, log_p = (
-        F.log_softmax(side.masked_fill(nothing, 0.0), dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher)
-    )
+    nothing = masked.all(-1, keepdim=True)
+    if not surely_none(nothing):  # the softmax of what is masked throughout would be NaN, and its slope
+        student, teacher = student.masked_fill(nothing, 0.0), teacher.masked_fill(nothing, 0.0)
+    log_q, log_p = (F.log_softmax(side, dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher))
     return LogProbs(log_q, log_p, masked)
 
 
@@ -67,11 +69,24 @@ def standardize(logits: Tensor) -> Tensor:
     Source: arXiv 2403.01427. As in the authors' code the deviation is the unbiased one with 1e-7 added.
     """
     masked = logits.isneginf()
+    if surely_none(masked):
+        centered = logits - logits.mean(-1, keepdim=True)
+        return centered / (_norm(centered) / math.sqrt(max(logits.shape[-1] - 1, 1)) + 1e-7)
     count = (~masked).sum(-1, keepdim=True)
     mean = logits.masked_fill(masked, 0.0).sum(-1, keepdim=True) / count
     centered = (logits - mean).masked_fill(masked, 0.0)
-    deviation: Tensor = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / (count - 1).clamp(min=1).sqrt()
+    deviation = _norm(centered) / (count - 1).clamp(min=1).to(logits.dtype).sqrt()
     return (centered / (deviation + 1e-7)).masked_fill(masked, -torch.inf)
+
+
+def surely_none(marked: Tensor) -> bool:
+    """Whether nothing is marked (bool), as far as that is known without waiting for a device."""
+    return marked.device.type == "cpu" and not bool(marked.any())
+
+
+def _norm(values: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return norm
 
 
 def kl(of: Tensor, against: Tensor) -> Tensor:

@@ -8,37 +8,25 @@ pass, for the price of one more product of the last layer. Terms that look at fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from itertools import zip_longest
-from typing import NamedTuple, get_args
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from app.recipe.losses import CrossEntropy, Loss, Softened
 from app.recipe.taps import Taps
 from app.recipe.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
 from worker.kernels.sparse import Kept, TopKTeacher
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED, Features, Rows, Term
 from worker.losses.objective import TOTAL, Objective, Seen
+from worker.losses.passes import Pass, in_kernels
 from worker.students.last_states import LastStates, LikeliestTokens
 from worker.teachers.signal import TeacherSignal
 
 CHUNK = 1 << 24
 """Logits of one side that a term outside the kernels is given at a time."""
-
-
-class _Pass(NamedTuple):
-    """Terms that one pass over the last layer computes, by their names in the objective."""
-
-    cross_entropy: str | None
-    divergence: str | None
-    teacher: str | None
 
 
 class TokenObjective(Objective):
@@ -68,24 +56,9 @@ class TokenObjective(Objective):
                 total = total + weights[name] * values[name]
         return {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in values.items()}}
 
-    def _passes(self) -> list[_Pass]:
-        kinds = {name: spec for name, (spec, _) in self._terms.items()}
-        plain = [name for name, spec in kinds.items() if isinstance(spec, CrossEntropy)]
-        taught = [(name, by) for name, spec in kinds.items() if divergence_of(spec) for by in self._names(spec)]
-        return [_Pass(one, *(pair or (None, None))) for one, pair in zip_longest(plain, taught)]
-
-    def _at_last_layer(self, each: _Pass, weights: Mapping[str, float], seen: Seen, count: Tensor) -> RowLosses:
-        divergence, taught, hard, smoothing = None, 0.0, 0.0, 0.0
-        if each.divergence is not None:
-            divergence = divergence_of(self._terms[each.divergence].spec)
-            taught = weights[each.divergence] * self._share(each.teacher, each.divergence)
-        if each.cross_entropy is not None:
-            spec = self._terms[each.cross_entropy].spec
-            assert isinstance(spec, CrossEntropy)
-            hard, smoothing = weights[each.cross_entropy], spec.label_smoothing
+    def _at_last_layer(self, each: Pass, weights: Mapping[str, float], seen: Seen, count: Tensor) -> RowLosses:
         teacher = NoTeacher() if each.teacher is None else kernel_teacher(seen.signals[each.teacher])
-        row = RowSpec(divergence, divergence_weight=taught, ce_weight=hard, label_smoothing=smoothing)
-        states = seen.states
+        row, states = self._spec_of(each, weights), seen.states
         labels = seen.targets.flatten()
         return linear_distillation(states.rows, states.weight, teacher, labels, row, bias=states.bias, divisor=count)
 
@@ -93,22 +66,25 @@ class TokenObjective(Objective):
         """Sum of a term's losses over all rows that count."""
         rows = (seen.targets.flatten() != IGNORED).nonzero().squeeze(1)
         total = torch.zeros((), device=rows.device)
-        for part in torch.split(rows, max(1, CHUNK // len(seen.states.weight))):
-            loss: Tensor = checkpoint(
-                self._of_rows, name, term, seen, part, use_reentrant=False, preserve_rng_state=False
-            )
-            total = total + loss
+        for by in self._names(self._terms[name].spec):
+            ours, theirs = same_text(seen.signals[by], rows)
+            at_once = max(1, CHUNK // max(len(seen.states.weight), vocabulary_of(seen.signals[by])))
+            for pair in zip(torch.split(ours, at_once), torch.split(theirs, at_once), strict=True):
+                loss: Tensor = checkpoint(
+                    self._of_rows, term, seen, by, *pair, use_reentrant=False, preserve_rng_state=False
+                )
+                total = total + self._share(by, name) * loss
         return total
 
-    def _of_rows(self, name: str, term: Term, seen: Seen, rows: Tensor) -> Tensor:
-        labels, own = seen.targets.flatten()[rows], seen.states.logits(rows)
-        losses = own.new_zeros((), dtype=torch.float32)
-        for by in self._names(self._terms[name].spec):
-            theirs = plain_logits(seen.signals[by], rows)
-            width = max(own.shape[1], theirs.shape[1])
-            given = Rows(widened(own, width), labels, widened(theirs, width))
-            losses = losses + self._share(by, name) * term(given).sum()
-        return losses
+    def _of_rows(self, term: Term, seen: Seen, by: str, rows: Tensor, theirs: Tensor) -> Tensor:
+        """Sum over some of the student's rows, each against the one at the same place of the teacher's."""
+        labels, own, said = (
+            seen.targets.flatten()[rows],
+            seen.states.logits(rows),
+            plain_logits(seen.signals[by], theirs),
+        )
+        width = max(own.shape[1], said.shape[1])
+        return term(Rows(widened(own, width), labels, widened(said, width))).sum()
 
     def _by_sequence(self, name: str, term: Term, seen: Seen) -> Tensor:
         """Sum of a term's losses over all sequences, each as often as it has tokens that count."""
@@ -120,28 +96,6 @@ class TokenObjective(Objective):
             losses = losses + self._share(by, name) * (term(given) * tokens).sum()
         return losses
 
-    def _share(self, teacher: str | None, name: str) -> float:
-        """Of a teacher in a term that learns from several; they add up to 1."""
-        names = self._names(self._terms[name].spec)
-        return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
-
-
-_KINDS: Sequence[str] = get_args(DivergenceKind)
-
-
-def divergence_of(spec: Loss) -> Divergence | None:
-    """What the kernels compute for a term; none: they don't know it, or it is no divergence."""
-    kind = "forward-kl" if spec.kind == "kd" else spec.kind
-    if kind not in _KINDS or (isinstance(spec, Softened) and spec.standardize):
-        return None
-    told = {each.name: getattr(spec, each.name) for each in fields(Divergence) if hasattr(spec, each.name)}
-    return Divergence(**{**told, "kind": kind})
-
-
-def in_kernels(spec: Loss) -> bool:
-    """Whether a pass over the last layer computes a term."""
-    return isinstance(spec, CrossEntropy) or divergence_of(spec) is not None
-
 
 def kernel_teacher(signal: TeacherSignal) -> Teacher:
     """What a teacher says, as the kernels take it."""
@@ -151,6 +105,24 @@ def kernel_teacher(signal: TeacherSignal) -> Teacher:
         return TopKTeacher(kept, said.vocabulary)
     assert isinstance(said, LastStates)  # of a language model
     return HiddenTeacher(said.rows, said.weight, said.bias)
+
+
+def same_text(signal: TeacherSignal, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the student's `rows` (n,), counted over all sequences, that a teacher has a row for, and which."""
+    if signal.rows is None:
+        return rows, rows
+    assert isinstance(signal.answer, LastStates)  # nothing is kept of a teacher with tokens of its own
+    places = signal.rows.flatten()[rows]
+    theirs = rows // signal.rows.shape[1] * signal.answer.hidden.shape[1] + places
+    there = places >= 0
+    return rows[there], theirs[there]
+
+
+def vocabulary_of(signal: TeacherSignal) -> int:
+    """Tokens that a language model tells the logits of."""
+    said = signal.answer
+    assert not isinstance(said, Tensor)
+    return said.vocabulary if isinstance(said, LikeliestTokens) else len(said.weight)
 
 
 def plain_logits(signal: TeacherSignal, rows: Tensor) -> Tensor:
