@@ -69,7 +69,7 @@ class TokenObjective(Objective):
         for by in self._names(self._terms[name].spec):
             ours, theirs = same_text(seen.signals[by], rows)
             at_once = max(1, CHUNK // max(len(seen.states.weight), vocabulary_of(seen.signals[by])))
-            for pair in zip(ours.split(at_once), theirs.split(at_once), strict=True):
+            for pair in zip(torch.split(ours, at_once), torch.split(theirs, at_once), strict=True):
                 loss: Tensor = checkpoint(
                     self._of_rows, term, seen, by, *pair, use_reentrant=False, preserve_rng_state=False
                 )
