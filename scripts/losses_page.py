@@ -18,8 +18,9 @@ JSON by `GET /v1/catalog/losses`. This page is written by `python -m scripts.los
 
 All are computed in at least float32 and in log space. A row whose label is -100 counts for nothing, and nor does a
 column in which either side's logit is -inf. Each term is divided by the rows of the whole batch that count, so that
-`accumulate` does not change a step. Every term has a `weight` (1.0 unless its defaults say another), a number or a ramp over its stage, and may name
-its `teacher` when a job has several: without a name it learns from all of them, by their weights.
+`accumulate` does not change a step. Every term has a `weight` (1.0 unless its defaults say another), a number or a ramp
+over its stage, and may name its `teacher` when a job has several: without a name it learns from all of them, by their
+weights.
 """
 
 

@@ -156,18 +156,26 @@ class LanguageJudges:
     teacher_logits = None
     """There are too many to keep."""
 
-    def __init__(self, job: JobSpec, held: Held, view: str, teachers: Sequence[Model]) -> None:
+    def __init__(
+        self,
+        job: JobSpec,
+        held: Held,
+        view: str,
+        judged: Callable[[], Model],
+        teachers: Sequence[Callable[[], Model]],
+    ) -> None:
         """`view` is what the student reads."""
-        self._job, self._held = job, held
-        self._taught = Taught(teachers, [teacher.weight for teacher in job.all_teachers]).alike(view)
+        self._job, self._held, self._view, self._judged, self._teachers = job, held, view, judged, teachers
+        self._weights = [teacher.weight for teacher in job.all_teachers]
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        with _brought_to(self._held.samples.device, self._taught.models):
-            found = examine_model(state.judged, self._held, self._taught).judgement.metrics
+        taught = Taught([teacher() for teacher in self._teachers], self._weights).alike(self._view)
+        with _brought_to(self._held.samples.device, taught.models):
+            found = examine_model(judged := self._judged(), self._held, taught).judgement.metrics
         if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
-        consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")
+        consider(state, MAIN_METRICS[self._job.task], found, judged if self._job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}
 
 
