@@ -126,6 +126,17 @@ def test_it_teaches_beside_one_with_the_same_tokens(tmp_path: Path, teacher: Pat
     assert {"alike", "other"} <= report["continuations"][0].keys()
 
 
+def test_a_student_that_starts_as_a_stored_model_keeps_its_own_tokens(tmp_path: Path, teacher: Path) -> None:
+    own, folder = tmp_path / "own", tmp_path / "student"
+    began = finished(own, stage(own, LLAMA))
+    student = {"architecture": "pretrained", "model": "own"}
+    assignment = stage(folder, LLAMA, teacher, ULD, student=student)
+    (folder / "own").symlink_to(began)
+    bundle = finished(folder, assignment.model_copy(update={"inputs": {**assignment.inputs, "own": "own"}}))
+    assert load_tokenizer(bundle, "").digest == load_tokenizer(began, "").digest
+    assert report_of(bundle)["alignment"]["teacher"]["train"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("template", "told"),
     [
