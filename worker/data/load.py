@@ -31,7 +31,9 @@ from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.packing import pack
 from worker.data.pairs import as_rows
+from worker.data.prompts import Prompts, beginnings, questions
 from worker.data.readers import Readers, open_reader, open_readers
+from worker.data.tokens import TextTokenizer
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.errors import UserError
@@ -52,6 +54,8 @@ class TaskData:
     """Oddities worth a warning."""
     readers: Readers | None = None
     """How texts become tokens for the student and its teachers; none: there are none."""
+    prompts: Prompts | None = None
+    """What models write on in training, on the CPU; none: nothing is written."""
     numbers: tuple[Tensor, Tensor] | None = None
     """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
 
@@ -93,7 +97,7 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
-    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers)
+    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers=numbers)
 
 
 def _running_text(
@@ -118,7 +122,8 @@ def _running_text(
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=taken)
-    return TaskData(splits[0], splits[1], model, [], readers)
+    prompts = _prompts(job, halves[0][0], splits[0], readers.student, chats=isinstance(train, Chats))
+    return TaskData(splits[0], splits[1], model, list(_notes(prompts)), readers, prompts)
 
 
 def _texts_of(samples: Samples, param: str) -> Texts | Chats:
@@ -141,6 +146,30 @@ def _packed(documents: list[Document], length: int, end: int, view: str, param: 
     if not bool((targets != IGNORED).any()):
         raise invalid(f"{param} holds no token to learn: of chats these are what the role assistant says", param)
     return whole_split({view: tokens}, targets)
+
+
+def _prompts(
+    job: JobSpec, documents: list[Document], packed: Batch, reader: TextTokenizer, *, chats: bool
+) -> Prompts | None:
+    """Raises UserError (`invalid_data`) where there is nothing to write on."""
+    wanted, end = job.recipe.generation, end_of(reader)
+    assert isinstance(job.data, TextOptions)  # the contract refuses other formats
+    if wanted is None:
+        return None
+    if not chats:
+        return beginnings(packed, reader.view, wanted.prompt_tokens, end)
+    room = job.data.max_length - wanted.new_tokens
+    found = questions(documents, reader.view, room, end, [*reader.special, end])
+    if not len(found.samples):
+        told = f"no answer of data.train has at most {room} tokens before it, which recipe.generation.new_tokens leaves"
+        raise invalid(f"{told} of data.max_length", "recipe.generation.new_tokens")
+    return found
+
+
+def _notes(prompts: Prompts | None) -> Iterator[str]:
+    if prompts and prompts.left_out:
+        told = f"{prompts.left_out} of {prompts.left_out + len(prompts.samples)} answers are not written anew"
+        yield f"{told}: what precedes them and recipe.generation.new_tokens are more than data.max_length"
 
 
 def _references(data: Data) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from app.recipe.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.model import ModelConfig, TextInput
 from app.recipe.students import Transformers
 from worker.data.randomness import generator
+from worker.students.measure import reading
 from worker.students.model import Model
+from worker.trainer.measure import flops
 from worker.trainer.writing import LIKELIEST, Manner, next_logits, write, write_on
 
 VOCABULARY, MOST = 50, 9
@@ -101,3 +104,12 @@ def test_continuations_have_the_likeliest_tokens() -> None:
     writer = model()
     assert write_on(writer, torch.tensor([PROMPTS[0]]), MOST)[0].tolist() == read_again(writer, PROMPTS[0], LIKELIEST)
     assert write_on(writer, torch.tensor([PROMPTS[0]]), 0)[0].tolist() == PROMPTS[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_what_reading_and_writing_take_is_what_runs(kind: str) -> None:
+    writer, begin, length = model(kind), 4, 13
+    tokens, told = torch.randint(3, VOCABULARY, (1, length)), reading(writer.config)
+    assert flops(writer, tokens) == told.of(length)
+    writes = partial(write, writer, lengths=torch.tensor([begin]), most=length - begin)
+    assert flops(writes, tokens[:, :begin]) == told.writing(begin, length)
