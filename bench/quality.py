@@ -10,7 +10,6 @@ its seed on the same batches. Nothing but the losses differs, and none of the se
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,14 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import yaml
 
-from app.recipe.job import JobSpec
 from bench.report import replace_part
-from worker.protocol import Assignment, CachePlace, Failed, PhaseBegan, Report
-from worker.trainer.machine import make_deterministic
-from worker.trainer.run import run
+from bench.students import PARALLEL, Document, learns_from_a_teacher, prepare_process, train
 
 METHODS = Path(__file__).parents[1] / "examples" / "methods.yaml"
 ALONE = "alone"
@@ -37,10 +32,6 @@ TEACHER = {"architecture": "wide-resnet", "depth": 16, "widen": 2}
 STUDENT = {"architecture": "wide-resnet", "depth": 10, "widen": 1}
 DIGITS = "digits"
 CLASSES = 10
-PARALLEL = 2
-"""Jobs at a time, each on one thread."""
-
-Document = dict[str, Any]
 Images = np.ndarray[Any, Any]
 
 
@@ -86,7 +77,7 @@ def compare(name: str, size: Size, wanted: Iterable[str] | None = None) -> dict[
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _write_set(name, folder, size)
-        with ProcessPoolExecutor(PARALLEL, initializer=_prepare_process) as pool:
+        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
             teacher = pool.submit(_train, folder, "teacher", _job({"losses": [{"kind": "cross-entropy"}]}, size, None))
             table = {"teacher": [teacher.result()]}
             methods = read_methods()
@@ -103,11 +94,6 @@ def compare(name: str, size: Size, wanted: Iterable[str] | None = None) -> dict[
 def read_methods() -> dict[str, Document]:
     """Recipes by the names of their methods."""
     return dict(yaml.safe_load(METHODS.read_text(encoding="utf-8")))
-
-
-def _prepare_process() -> None:
-    make_deterministic()
-    torch.set_num_threads(1)
 
 
 def _write_set(name: str, folder: Path, size: Size) -> None:
@@ -153,46 +139,17 @@ def _job(method: Document, size: Size, seed: int | None) -> Document:
         "export": ["safetensors"],
         "seed": 0 if seed is None else seed + 1,
     }
-    if _learns_from_a_teacher(document):
+    if learns_from_a_teacher(document):
         document["teacher"] = {"model": "teacher"}
     return document
 
 
-def _learns_from_a_teacher(document: Document) -> bool:
-    job = JobSpec.model_validate_json(json.dumps(document))
-    return any(term.needs_teacher for terms in job.objectives.values() for term in terms)
-
-
 def _train(folder: Path, name: str, document: Document) -> Result:
-    out = folder / name
-    out.mkdir()
-    inputs = {part: str(folder / f"{part}.npz") for part in ("all", "train", "test")}
-    inputs["teacher"] = str(folder / "teacher" / "bundle")
-    spec = JobSpec.model_validate_json(json.dumps(document))
-    cache = CachePlace(folder=str(folder / "answers"))
-    clock = _Clock()
-    word = run(Assignment(spec=spec, inputs=inputs, teacher_cache=cache), out, clock.hear, lambda: False)
-    if isinstance(word, Failed):
-        raise RuntimeError(f"{name}: {word.message}")
-    report = json.loads((out / "bundle" / "report.json").read_bytes())
-    student, steps = report["student"], report["train"]["steps"]
-    return Result(student["accuracy"], student["ece"], student.get("agreement", float("nan")), clock.spent / steps)
-
-
-class _Clock:
-    """CPU time of this process while it trains, in milliseconds: what else the machine does has no part in it."""
-
-    def __init__(self) -> None:
-        self.spent = 0.0
-
-    def hear(self, message: Report) -> None:
-        """Begins with the phase of training and ends with the next one."""
-        if isinstance(message, PhaseBegan):
-            now = 1e3 * time.process_time()
-            if message.phase == "training":
-                self.spent = now
-            elif message.phase == "evaluating":
-                self.spent = now - self.spent
+    inputs = {part: folder / f"{part}.npz" for part in ("all", "train", "test")}
+    inputs["teacher"] = folder / "teacher" / "bundle"
+    report, step_ms = train(name, document, inputs, folder / name, folder / "answers")
+    student = report["student"]
+    return Result(student["accuracy"], student["ece"], student.get("agreement", float("nan")), step_ms)
 
 
 def _section(name: str, size: Size, table: dict[str, list[Result]], seconds: float, command: str) -> str:

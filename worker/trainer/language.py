@@ -211,6 +211,8 @@ class LanguageExamination(Examination):
         trained = self._trained
         assert trained.tokenizer is not None
         options, reader = trained.job.evaluation, trained.tokenizer
+        if not options.prompts:
+            return []
         texts = self._inputs[: options.prompts].cpu()
         begin, count = _lengths(options, texts.shape[1])
         models = {"student": self._loaded} | {name: model for name, (model, _) in trained.teachers.items()}

@@ -75,6 +75,11 @@ def test_the_report_has_the_measures_of_student_and_teacher_and_what_they_write(
     assert "perplexity" in (bundle / "README.md").read_text()
 
 
+def test_a_report_has_no_continuations_where_none_are_asked_for(tmp_path: Path) -> None:
+    bundle = finished(tmp_path / "job", stage(tmp_path / "job", GPT2, evaluation={"prompts": 0}))
+    assert json.loads((bundle / "report.json").read_bytes())["continuations"] == []
+
+
 @pytest.mark.parametrize("network", [GPT2, LLAMA], ids=["tied", "untied"])
 def test_a_distilled_student_resumes_to_the_same_bits(tmp_path: Path, teacher: Path, network: Document) -> None:
     losses = [*DISTILLED, OUTSIDE]

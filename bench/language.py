@@ -1,0 +1,164 @@
+"""How good a language model each method makes: all methods on equal terms, over several seeds, as a table.
+
+python -m bench.language --text input.txt [--methods NAME …] [--seeds 3] [--write docs/quality.md]
+
+The text is any plain file in UTF-8; its last tenth is held out. The teacher is that of
+`examples/shakespeare-teacher.yaml`; then every method of `examples/methods-language.yaml` trains the student of
+`examples/shakespeare.yaml` from the same first weights of its seed on the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from app.recipe import documents
+from bench.report import replace_part
+from bench.students import PARALLEL, Document, learns_from_a_teacher, prepare_process, train
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+METHODS = EXAMPLES / "methods-language.yaml"
+ALONE = "alone"
+HELD_OUT = 0.1
+"""Share of the text, at its end."""
+Table = dict[str, list["Result"]]
+
+
+class Result(NamedTuple):
+    """What one model came to on the held-out text; NaN: it has no teacher to be compared with."""
+
+    perplexity: float
+    accuracy: float
+    agreement: float
+    kl: float
+    step_ms: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, print, and write the page if asked to."""
+    options = _parser().parse_args(arguments)
+    text = options.text.read_text(encoding="utf-8")[: options.characters]
+    names = options.methods or list(read_methods())
+    command = " ".join(["python -m bench.language", *(arguments if arguments is not None else sys.argv[1:])])
+    begun = time.monotonic()
+    table = compare(text, names, options.seeds, options.epochs)
+    minutes = (time.monotonic() - begun) / 60
+    page = f"{_made(text, table, options.seeds, minutes)}\n\n`{command}`\n\n{_table(table)}"
+    print(page)
+    if options.write:
+        replace_part(options.write, "language", page)
+
+
+def compare(text: str, names: Sequence[str], seeds: int, epochs: int | None = None) -> Table:
+    """Results of every method by seed; `teacher` is there too, once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_text(text, folder)
+        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+            table = {"teacher": [pool.submit(_train, folder, "teacher", teacher_job(epochs)).result()]}
+            methods = read_methods()
+            jobs = [(name, seed) for seed in range(seeds) for name in names]
+            waiting = [
+                pool.submit(_train, folder, f"{name}-{seed}", job_of(methods[name], seed, epochs))
+                for name, seed in jobs
+            ]
+            for (name, _), result in zip(jobs, waiting, strict=True):
+                table.setdefault(name, []).append(result.result())
+    return table
+
+
+def read_methods() -> dict[str, Document]:
+    """What each method changes in the student's job."""
+    return documents.parse(METHODS.read_text(encoding="utf-8"))
+
+
+def teacher_job(epochs: int | None = None) -> Document:
+    """The job of the teacher; `epochs` in the place of its own."""
+    return _short(_read("shakespeare-teacher.yaml"), 0, epochs)
+
+
+def job_of(method: Document, seed: int, epochs: int | None = None) -> Document:
+    """A student's job. Without a teacher it reads the tokens that the teacher would have read."""
+    job = _read("shakespeare.yaml")
+    job |= {**method, "recipe": {**job["recipe"], **method.get("recipe", {})}, "teacher": {"model": "teacher"}}
+    if not learns_from_a_teacher({key: value for key, value in job.items() if key != "teacher"}):
+        del job["teacher"]
+        job["data"] = {**job["data"], "tokenizer": _read("shakespeare-teacher.yaml")["data"]["tokenizer"]}
+    return _short(job, seed + 1, epochs)
+
+
+def _read(name: str) -> Document:
+    return documents.parse((EXAMPLES / name).read_text(encoding="utf-8"))
+
+
+def _short(job: Document, seed: int, epochs: int | None) -> Document:
+    data = {**job["data"], "train": "train", "eval": "test"}
+    recipe = job["recipe"] | ({"epochs": epochs} if epochs else {})
+    judged = {"every_epochs": 10_000, "prompts": 0}
+    return {**job, "data": data, "recipe": recipe, "evaluation": judged, "export": ["safetensors"], "seed": seed}
+
+
+def write_text(text: str, folder: Path) -> None:
+    """`train` and `test`, each as one row of JSON."""
+    split = len(text) - round(HELD_OUT * len(text))
+    for name, part in (("train", text[:split]), ("test", text[split:])):
+        (folder / name).write_text(json.dumps({"text": part}) + "\n", encoding="utf-8")
+
+
+def _train(folder: Path, name: str, document: Document) -> Result:
+    inputs = {part: folder / part for part in ("train", "test")} | {"teacher": folder / "teacher" / "bundle"}
+    report, step_ms = train(name, document, inputs, folder / name, folder / "answers")
+    figures = (report["student"].get(key, float("nan")) for key in Result._fields[:-1])
+    print(f"{name}: perplexity {report['student']['perplexity']:.2f}", file=sys.stderr, flush=True)
+    return Result(*figures, step_ms)
+
+
+def _made(text: str, table: Table, seeds: int, minutes: float) -> str:
+    return (
+        f"On {len(text):,} characters, the last tenth held out: the teacher's perplexity is "
+        f"{table['teacher'][0].perplexity:.2f}. Mean and standard deviation over {seeds} seed(s). All of it took "
+        f"{minutes:.0f} minutes, two jobs at a time on a thread each; the time per step is of the CPU."
+    )
+
+
+def _table(table: Table) -> str:
+    alone = statistics.fmean(each.perplexity for each in table[ALONE]) if ALONE in table else float("nan")
+    return "\n".join(
+        (
+            "| method | perplexity | to alone | accuracy, % | agreement, % | KL | CPU ms per step |",
+            "|---|---|---|---|---|---|---|",
+            *(_line(name, results, alone) for name, results in table.items() if name != "teacher"),
+        )
+    )
+
+
+def _line(name: str, results: Sequence[Result], alone: float) -> str:
+    mean = Result(*(statistics.fmean(column) for column in zip(*results, strict=True)))
+    spread = f" ± {statistics.stdev(each.perplexity for each in results):.2f}" if len(results) > 1 else ""
+    known = mean.agreement == mean.agreement
+    agreement, kl = (f"{100 * mean.agreement:.1f}", f"{mean.kl:.3f}") if known else ("", "")
+    figures = f"{mean.perplexity:.2f}{spread} | {mean.perplexity / alone:.3f} | {100 * mean.accuracy:.2f}"
+    return f"| {name} | {figures} | {agreement} | {kl} | {mean.step_ms:.0f} |"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.language", description="Compares methods on a text.")
+    parser.add_argument("--text", type=Path, required=True, help="what to learn to write like")
+    parser.add_argument("--characters", type=int, help="of the text, the first ones; all when not given")
+    parser.add_argument("--methods", nargs="*", metavar="NAME", help="of the file of methods; default: all")
+    parser.add_argument("--epochs", type=int, help="of every job; its own when not given")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose part is replaced")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Trains one student of a comparison in this process, and tells what it came to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from app.recipe.job import JobSpec
+from worker.protocol import Assignment, CachePlace, Failed, PhaseBegan, Report
+from worker.trainer.machine import make_deterministic
+from worker.trainer.run import run
+
+PARALLEL = 2
+"""Jobs at a time, each on one thread."""
+Document = dict[str, Any]
+
+
+class Trained(NamedTuple):
+    """A job that has succeeded."""
+
+    report: Document
+    step_ms: float
+    """CPU time of an optimizer step, with all stages and with what the teacher said before it was kept."""
+
+
+def prepare_process() -> None:
+    """Called first in each process that trains."""
+    make_deterministic()
+    torch.set_num_threads(1)
+
+
+def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, cache: Path) -> Trained:
+    """Run a job, its files staged in `inputs`. Raises RuntimeError when it fails."""
+    out.mkdir()
+    spec = JobSpec.model_validate_json(json.dumps(document))
+    staged = {reference: str(path) for reference, path in inputs.items()}
+    clock = _Clock()
+    assignment = Assignment(spec=spec, inputs=staged, teacher_cache=CachePlace(folder=str(cache)))
+    word = run(assignment, out, clock.hear, lambda: False)
+    if isinstance(word, Failed):
+        raise RuntimeError(f"{name}: {word.message}")
+    report = json.loads((out / "bundle" / "report.json").read_bytes())
+    return Trained(report, clock.spent / report["train"]["steps"])
+
+
+def learns_from_a_teacher(document: Document) -> bool:
+    """Whether a loss of the job needs one."""
+    job = JobSpec.model_validate_json(json.dumps(document))
+    return any(term.needs_teacher for terms in job.objectives.values() for term in terms)
+
+
+class _Clock:
+    """CPU time of this process while it trains, in milliseconds: what else the machine does has no part in it."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def hear(self, message: Report) -> None:
+        """Begins with the phase of training and ends with the next one."""
+        if isinstance(message, PhaseBegan):
+            now = 1e3 * time.process_time()
+            if message.phase == "training":
+                self.spent = now
+            elif message.phase == "evaluating":
+                self.spent = now - self.spent
