@@ -33,9 +33,9 @@ from worker.data.packing import pack
 from worker.data.pairs import as_rows
 from worker.data.prompts import Prompts, beginnings, questions
 from worker.data.readers import Readers, open_reader, open_readers
-from worker.data.tokens import TextTokenizer
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
+from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 from worker.losses.base import IGNORED
 from worker.students.hugging_face import width_of

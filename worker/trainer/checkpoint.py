@@ -24,7 +24,7 @@ from app.recipe.job import Evaluation, JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.trainer.history import History, Point
 from worker.trainer.ranks import ALONE, Alone
-from worker.trainer.state import Best, TrainState
+from worker.trainer.state import Best, Ledger, TrainState
 
 KEPT = 2
 """Checkpoints left on disk: the newest may be cut short by the death of the machine."""
@@ -51,6 +51,8 @@ class Record(BaseModel):
     """The stage that the optimizer belongs to."""
     seconds: Annotated[float, Field(ge=0)]
     teacher_flops: Annotated[int, Field(ge=0)] = 0
+    ledger: Ledger = Ledger()
+    """What was written for training so far."""
     groups: list[dict[str, Any]]
     """Settings of the optimizer's parameter groups."""
     sha256: str
@@ -86,6 +88,7 @@ def save(state: TrainState, whole: dict[str, Tensor], job: JobSpec, plan: Traini
         stage=plan.stage_at(state.step - 1),
         seconds=state.seconds,
         teacher_flops=state.teacher_flops,
+        ledger=state.ledger,
         groups=state.optimizer.state_dict()["param_groups"],
         sha256=_digest(draft / TENSORS),
         best=state.best.found if state.best else None,
@@ -140,6 +143,7 @@ def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path,
     except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds, state.teacher_flops = record.step, record.seconds, record.teacher_flops
+    state.ledger = record.ledger
     state.best = Best(record.best, _under("best/", tensors) or None) if record.best else None
     state.history = History(record.history)
 

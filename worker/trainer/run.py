@@ -21,7 +21,7 @@ from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
@@ -32,8 +32,9 @@ from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
+from worker.trainer.generated import Interrupted, Opening, figures, place_of
 from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
-from worker.trainer.loop import Course, Watch, train
+from worker.trainer.loop import Course, Step, Watch, train
 from worker.trainer.machine import choose_device, choose_threads
 from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
@@ -115,13 +116,19 @@ def _work(
         ranks.split(model)
     memories.label(batches, teachers, stop)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
+    try:
+        steps = _written_steps(
+            job, inputs, courses[-1], state, place_of(job, assignment.teacher_cache, folder), send, stop
+        )
+    except Interrupted:
+        return Stopped(step=state.step)
     offered = _offer(inputs, state, ranks)
     judges = _judges(job, inputs, offered)
     gather = ranks.offer(lambda: checkpoint.tensors(state))
     account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather, account)
-    done = _train(courses, plan, state, watch if ranks.first else Onlooker())
+    done = _train(courses, plan, state, watch if ranks.first else Onlooker(), steps)
     memories.add_up(ranks.sum)
     if not (done and ranks.first):
         if done:
@@ -142,7 +149,7 @@ def _work(
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
-        arithmetic=account.figures(state),
+        arithmetic=account.figures(state) | figures(job, state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
     ranks.dismiss()
@@ -178,12 +185,23 @@ def _enter(
         raise SystemFault("bad_checkpoint", str(error)) from error
 
 
-def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch) -> bool:
-    """Go through the stages that are left; false when the watch asked to leave."""
+def _written_steps(
+    job: JobSpec, inputs: _Inputs, course: Course, state: TrainState, place: CachePlace, send: Send, stop: Stop
+) -> Step | None:
+    """The step of the main training where it learns from texts that are written; none: it is the usual one."""
+    if inputs.task.prompts is None:
+        return None
+    return Opening(job, inputs.task.prompts, inputs.teachers, inputs.folders, place).steps(course, state, send, stop)
+
+
+def _train(
+    courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch, main: Step | None = None
+) -> bool:
+    """Go through the stages that are left, the last one with the step `main`; false when the watch asked to leave."""
     for course in courses[plan.stage_at(state.step) :]:
         if state.step == course.plan.first > 0:
             state.optimizer = fresh_optimizer(course, state.student)
-        if not train(course, state, watch):
+        if not train(course, state, watch, main if course is courses[-1] else None):
             return False
     return True
 
@@ -228,7 +246,9 @@ def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.
     for teacher in job.all_teachers:
         models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
     teachers = {name: teach(model, job, name) for name, model in models.items()}
-    return _Inputs(replace(task, train=task.train.to(device), eval=task.eval.to(device)), teachers, folders)
+    prompts = task.prompts and task.prompts.to(device)
+    task = replace(task, train=task.train.to(device), eval=task.eval.to(device), prompts=prompts)
+    return _Inputs(task, teachers, folders)
 
 
 def _same(model: Model) -> Model:
