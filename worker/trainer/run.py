@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
+from app.recipe.model import ModelConfig, TextInput
 from app.recipe.plan import TrainingPlan, plan_training
 from app.recipe.task import CAUSAL_LM
 from worker.data.augment import build_augmenter
@@ -269,10 +270,21 @@ def _open_account(
     flops = network_cost(inputs.task.model).flops * inputs.task.train.together
     samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
     choose_threads(samples * flops, device)
-    asked = {name: Asked(by.source, processes * network_cost(by.model.config).flops) for name, by in teachers.items()}
+    asked = {
+        name: Asked(by.source, processes * network_cost(_as_asked(by.model.config, inputs.task)).flops)
+        for name, by in teachers.items()
+    }
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
     return Account(job, plan, flops, asked, peak, state)
+
+
+def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
+    """A teacher that could read longer texts than a language model's sequences, which are those that it is given."""
+    given, taken = task.model.input, teacher.input
+    if teacher.task != CAUSAL_LM or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
+        return teacher
+    return teacher.model_copy(update={"input": taken.model_copy(update={"length": given.length})})
 
 
 def _models(inputs: _Inputs) -> dict[str, Model]:
