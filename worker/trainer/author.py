@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.generation import Writing
+from app.recipe.generation import Generation
 from worker.data.batches import Batch, whole_split
 from worker.data.prompts import Prompts
 from worker.data.randomness import derive_seed
@@ -31,7 +31,7 @@ class Text(NamedTuple):
 class Author:
     """Writes on prompts as a job wants it: a pure function of the model's weights, the prompts, seed and purpose."""
 
-    def __init__(self, wanted: Writing, prompts: Prompts, vocabulary: int, seed: int, precision: str) -> None:
+    def __init__(self, wanted: Generation, prompts: Prompts, vocabulary: int, seed: int, precision: str) -> None:
         device = prompts.tokens.device
         self._most, self._seed, self._bf16 = wanted.new_tokens, seed, precision == "bf16"
         self._manner = Manner(wanted.temperature, wanted.top_k, vocabulary)
@@ -41,9 +41,9 @@ class Author:
         """Texts on all `prompts` (token ids in its only view, lengths as its targets), without dropout."""
         [tokens], was_training = prompts.inputs.values(), model.training
         model.eval()
+        parts = [torch.split(side, TOGETHER) for side in (tokens, prompts.targets)]
         texts = [
-            self._together(model, cost, *part, *purpose, number)
-            for number, part in enumerate(zip(tokens.split(TOGETHER), prompts.targets.split(TOGETHER), strict=True))
+            self._together(model, cost, *part, *purpose, number) for number, part in enumerate(zip(*parts, strict=True))
         ]
         model.train(was_training)
         longest = max(text.written.tokens.shape[1] for text in texts)
