@@ -1,31 +1,37 @@
 """`python -m bench.gpu [--out FOLDER]` measures the kernels on this machine's CUDA device, by one command.
 
-It writes `gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables), and after each contest
+First the contests of the losses, then steps of the optimizers that have kernels, beside torch's fused AdamW. It writes `gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables), and after each contest
 what there is so far: a rented machine may go. Without CUDA it refuses.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import optimizers
 from bench.kernels import page, plans
 from bench.kernels.contest import Machine
 from bench.kernels.heads import OURS
 from bench.kernels.plans import Held, Plan
 from bench.report import system, versions
+from bench.rows import Row, markdown
 
 PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers")
+ROUNDS, SHORT_ROUNDS = 30, 2
+"""Of the optimizers."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -36,29 +42,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"bench-gpu needs a CUDA device, and torch {torch.__version__} sees none; nothing was measured"
         )
-    held = measure(plans.cuda(options.short), options.out, options.seconds, device_facts())
+    steps = partial(optimizers.measure, optimizers.PROJECTED, SHORT_ROUNDS if options.short else ROUNDS, "cuda")
+    held = measure(plans.cuda(options.short), options.out, options.seconds, device_facts(), steps)
     if wrong := [each.fault for each in held if each.fault]:
         raise SystemExit(f"{OURS} {wrong[0]}")
 
 
-def measure(plan: Plan, out: Path, seconds: float, device: dict[str, Any]) -> list[Held]:
-    """Hold every contest of `plan`, and leave the results in `out`."""
+def measure(
+    plan: Plan, out: Path, seconds: float, device: dict[str, Any], steps: Callable[[], Iterable[Row]]
+) -> list[Held]:
+    """Hold every contest of `plan`, then take the `steps` of optimizers, and leave the results in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     begun, machine, held = time.monotonic(), plan.rates(), list[Held]()
+
+    def write_all(rows: Sequence[Row]) -> None:
+        facts = {**machine_facts(), **device, "seconds": round(time.monotonic() - begun, 1)}
+        write(out, facts, machine, held, rows)
+
     for each in plans.held(plan, machine, seconds):
         held.append(each)
-        facts = {**machine_facts(), **device, "seconds": round(time.monotonic() - begun, 1)}
-        write(out, facts, machine, held)
+        write_all(())
+    write_all(list(steps()))
     return held
 
 
-def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[Held]) -> None:
+def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[Held], steps: Sequence[Row]) -> None:
     """Both files."""
-    results = [each.data for each in held]
-    document = {**facts, "machine": machine._asdict(), "contests": results}
+    contests, rows = [each.data for each in held], [dataclasses.asdict(row) for row in steps]
+    document = {**facts, "machine": machine._asdict(), "contests": contests, "optimizers": rows}
     (out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n")
     made = ", ".join(f"{name} {value}" for name, value in facts.items())
-    sections = (each.section for each in held)
+    sections = [each.section for each in held]
+    if steps:
+        sections.append(f"**Steps of optimizers**, float32\n\n{markdown(steps)}".rstrip())
     (out / "gpu.md").write_text("\n\n".join((f"`make bench-gpu`: {made}. {page.rates(machine)}", *sections)) + "\n")
 
 

@@ -21,6 +21,7 @@ from bench.kernels.__main__ import main
 from bench.kernels.contest import CUDA, PROCESSOR, Contender, Contest, Machine, Outcome, Turn, hold, turn
 from bench.kernels.heads import COMPILED, LIGER, NARROW, OURS, PLAIN, SPARSE, STUDENT, TRL, Shape
 from bench.kernels.logit_rows import Size
+from bench.rows import Row
 
 CPU = torch.device("cpu")
 SHAPE, SIZE = Shape(12, 8, 96), Size(6, 10)
@@ -156,7 +157,9 @@ def test_the_inputs_of_a_contest_that_is_over_are_let_go() -> None:
 
 
 def test_the_gpus_command_leaves_numbers_and_tables(tmp_path: Path) -> None:
-    held = gpu.measure(tiny(), tmp_path / "out", 0.0, {"device": "none at all"})
+    held = gpu.measure(
+        tiny(), tmp_path / "out", 0.0, {"device": "none at all"}, lambda: [Row("adamp", 2.0, "ms", 1.0, "AdamW, fused")]
+    )
     assert len(held) == 3
     document = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert [each["contest"] for each in document["contests"]] == [each.data["contest"] for each in held]
@@ -167,6 +170,8 @@ def test_the_gpus_command_leaves_numbers_and_tables(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "gpu.md").read_text()
     assert all(each.section in text for each in held)
     assert "none at all" in text
+    assert document["optimizers"][0]["reference"] == 1.0
+    assert "| adamp | 2.00 ms | 1.00 ms AdamW, fused | 2.00 |" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

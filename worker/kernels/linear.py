@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from worker.kernels.processor_rows import block_size
 from worker.kernels.rows import RowLosses, row_loss_
 from worker.kernels.spec import RowSpec
+from worker.kernels.tiled import Head, Task, head_of, pays, refusal, tiled_distillation
 
 EAGER_COPIES = 6
 """Copies of one side's logits that the plain form of a divergence with cross-entropy holds at its peak."""
@@ -110,7 +111,7 @@ class HiddenTeacher(DenseTeacher):
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         hidden, weight, bias = as_autocast(hidden.detach(), weight.detach(), None if bias is None else bias.detach())
-        self._hidden, self._project = hidden, Projection(weight, bias)
+        self.head, self._hidden, self._project = head_of(hidden, weight, bias), hidden, Projection(weight, bias)
         self.bytes_per_row = weight.shape[0] * weight.element_size()
 
     def logits(self, rows: Picked) -> Tensor:
@@ -259,6 +260,7 @@ def linear_distillation(
     divisor: Tensor | float | None = None,
     count: int | None = None,
     budget: int | None = None,
+    tiled: bool | None = None,
 ) -> RowLosses:
     """Sums over the rows of what they cost, over `divisor`; neither side's logits ever exist in full.
 
@@ -274,6 +276,9 @@ def linear_distillation(
         count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
             and so works on ignored rows like on the others, to no effect, unless it is told.
         budget: Bytes for a chunk's logits of both sides. None: an eighth of what the plain form needs, within bounds.
+        tiled: Whether the kernels do it that keep no logits at all (`worker.kernels.tiled`), which with gradients make
+            twice the products. None: without gradients, where they should be quicker. Raises ValueError with the
+            reason where it is asked for and they can't.
 
     Returns:
         Three scalars in at least float32, of which only the total has a gradient, for `hidden`, `weight` and `bias`.
@@ -282,7 +287,12 @@ def linear_distillation(
     The idea of making gradients in the forward pass, chunk by chunk: arXiv 2410.10989.
     """
     hidden, weight, bias = as_autocast(hidden, weight, bias)
+    wanted = tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias))
     counted = None if labels is None else labels != spec.ignore_index
+    scale = _scale(divisor, counted, hidden)
+    task = _tiled_task(head_of(hidden, weight, bias), teacher, labels, spec, class_weights, tiled, any(wanted))
+    if task is not None:
+        return RowLosses(*tiled_distillation(task, scale))
     bytes_per_row = weight.shape[0] * weight.element_size() + teacher.bytes_per_row
     if budget is None:
         budget = _budget(hidden, weight)
@@ -290,17 +300,38 @@ def linear_distillation(
         teacher,
         labels,
         spec,
-        _scale(divisor, counted, hidden),
+        scale,
         _chunks(
             _rows(counted, hidden, count),
             hidden.shape[0],
             max(1, budget // bytes_per_row),
             TILE.get(hidden.device.type, 1),
         ),
-        tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias)),
+        wanted,
         class_weights,
     )
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
+
+
+def _tiled_task(
+    student: Head,
+    teacher: Teacher,
+    labels: Tensor | None,
+    spec: RowSpec,
+    class_weights: Tensor | None,
+    asked: bool | None,
+    gradient: bool,
+) -> Task | None:
+    """What the tiles are to do; none: they aren't to do it. Raises ValueError where they can't and were asked to."""
+    other = teacher.head if isinstance(teacher, HiddenTeacher) else None
+    refused = refusal(student, other, spec, class_weights)
+    if asked and refused is not None:
+        raise ValueError(refused)
+    if refused is not None or other is None or asked is False:
+        return None
+    if asked is None and (gradient or not pays(student, other)):
+        return None
+    return Task(student, other, labels, spec)
 
 
 def _budget(hidden: Tensor, weight: Tensor) -> int:

@@ -21,13 +21,14 @@ it is float32. Kept apart from `worker.kernels.rows` because Triton is not there
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from worker.kernels.plan import plan
 from worker.kernels.spec import Divergence, RowSpec
 
 if TYPE_CHECKING:
@@ -534,7 +535,7 @@ def row_kernel(
             teacher, teacher_end, live, nowhere, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
         )  # fmt: skip
         p_target = tl.exp((y_target - high) - low)
-        divergence = -p_target * log_target
+        divergence = tl.where(p_target > 0.0, -p_target * log_target, 0.0)
         hard += divergence_weight * p_target
     if CE:
         weight, known = _label_weight(class_weights, label, student_width, live, CLASS_WEIGHTED)
@@ -570,39 +571,6 @@ def scale_kernel(pointer, factors, width, stride, B: tl.constexpr):
         inside = columns < width
         numbers = tl.load(start_of_row + columns, mask=inside, other=0.0).to(tl.float32)
         tl.store(start_of_row + columns, numbers * factor, mask=inside)
-
-
-class Plan(NamedTuple):
-    """A divergence as the kernel wants it."""
-
-    kind: str
-    share: float = 0.0
-    factor: float = 1.0
-    target_factor: float = 0.0
-
-
-def plan(spec: RowSpec) -> Plan:
-    """The kernel's kind and factors; ends of ranges become the kinds that they are by definition."""
-    divergence = spec.divergence
-    if divergence is None or spec.divergence_weight == 0.0:
-        return Plan("")
-    squared = divergence.temperature**2
-    match divergence.kind:
-        case "jsd" if divergence.beta in (0.0, 1.0):
-            return Plan("reverse-kl" if divergence.beta else "forward-kl")
-        case "jsd":
-            return Plan("jsd", divergence.beta)
-        case "skew-kl" | "skew-reverse-kl" if divergence.skew == 0.0:
-            return Plan("forward-kl" if divergence.kind == "skew-kl" else "reverse-kl")
-        case "skew-kl" | "skew-reverse-kl":
-            return Plan(divergence.kind, divergence.skew)
-        case "nkd":
-            return Plan("nkd", factor=divergence.gamma * squared)
-        case "dkd":
-            return Plan("dkd", factor=divergence.beta * squared, target_factor=divergence.alpha * squared)
-        case "forward-kl" | "bd-kd":
-            return Plan(divergence.kind, factor=squared)
-    return Plan(divergence.kind)
 
 
 def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = False) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from app.recipe.losses import Dkd
 from worker.losses.base import Rows, target_column
-from worker.losses.softened import FLOOR, kl, log_probs, prepare, without
+from worker.losses.softened import FLOOR, kl, log_probs, log_probs_beside, prepare
 
 
 class DkdTerm:
     """T^2 (alpha TCKD + beta NCKD), both in log space with the target's column really taken out.
 
     The authors' code subtracts 1000 from the target's logit instead, and takes logs of summed probabilities: the same
-    up to where those underflow. With two classes NCKD is 0. Labels given as probabilities count by their arg-max.
+    up to where those underflow. With two classes, and where both sides offer no other class, NCKD is 0. Labels
+    given as probabilities count by their arg-max.
     """
 
     def __init__(self, spec: Dkd) -> None:
@@ -29,7 +30,7 @@ class DkdTerm:
         column = target_column(rows.labels)
         student, teacher = (logits / self.spec.temperature for logits in prepare(rows, self.spec.standardize))
         log_q, log_p, _ = log_probs(student, teacher)
-        rest_q, rest_p, _ = log_probs(without(column, student), without(column, teacher))
+        rest_q, rest_p, _ = log_probs_beside(column, student, teacher)
         return kl(_against_rest(column, log_p), _against_rest(column, log_q)), kl(rest_p, rest_q)
 
 

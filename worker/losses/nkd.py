@@ -7,14 +7,15 @@ from torch import Tensor
 
 from app.recipe.losses import Nkd
 from worker.losses.base import Rows, target_column
-from worker.losses.softened import log_probs, prepare, without
+from worker.losses.softened import log_probs_beside, prepare
 
 
 class NkdTerm:
     """-p_t log p_s of the target class, at temperature 1, plus `gamma` T^2 times the cross-entropy of the non-targets.
 
-    The second part is a cross-entropy, not a divergence, so it is not 0 where both sides agree; with two classes it is
-    exactly 0. Labels given as probabilities count by their arg-max, as in the authors' code.
+    The second part is a cross-entropy, not a divergence, so it is not 0 where both sides agree; with two classes, and
+    where both sides offer no other class, it is exactly 0. Labels given as probabilities count by their arg-max, as in
+    the authors' code.
     """
 
     def __init__(self, spec: Nkd) -> None:
@@ -28,8 +29,9 @@ class NkdTerm:
         """Target part and bare non-target part of each row, (B,) each."""
         student, teacher = prepare(rows, standardized=False)
         column = target_column(rows.labels)
-        target = -_of(column, teacher).exp() * _of(column, student)
-        others = log_probs(*(without(column, logits / self.temperature) for logits in (student, teacher)))
+        p_target, log_q_target = _of(column, teacher).exp(), _of(column, student)
+        target = -p_target * log_q_target.where(p_target > 0.0, 0.0)
+        others = log_probs_beside(column, *(logits / self.temperature for logits in (student, teacher)))
         return target, -(others.teacher.exp() * others.student).sum(-1)
 
 

@@ -36,6 +36,20 @@ def log_probs(student: Tensor, teacher: Tensor) -> LogProbs:
     return LogProbs(log_q, log_p, masked)
 
 
+def log_probs_beside(column: Tensor, student: Tensor, teacher: Tensor) -> LogProbs:
+    """Of logits (B, C) without `column` (B, 1): of the other classes among themselves.
+
+    Where no other class is left that both sides offer, all is FLOOR, with no gradient: there is nothing to divide by.
+    """
+    student, teacher = (logits.scatter(-1, column, -torch.inf) for logits in (student, teacher))
+    masked = student.isneginf() | teacher.isneginf()
+    nothing = masked.all(-1, keepdim=True)  # the softmax of what is masked throughout would be NaN, and its slope
+    log_q, log_p = (
+        F.log_softmax(side.masked_fill(nothing, 0.0), dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher)
+    )
+    return LogProbs(log_q, log_p, masked)
+
+
 def soften(rows: Rows, spec: Softened) -> LogProbs:
     """Both sides of `rows`, standardised if asked for, at the temperature."""
     return log_probs(*(logits / spec.temperature for logits in prepare(rows, spec.standardize)))
@@ -75,11 +89,6 @@ def mixture(share: float, first: Tensor, second: Tensor) -> Tensor:
     if share in (0.0, 1.0):
         return first if share else second
     return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
-
-
-def without(column: Tensor, logits: Tensor) -> Tensor:
-    """`logits` (B, C) with `column` (B, 1) masked: their softmax is that of the other classes."""
-    return logits.scatter(-1, column, -torch.inf)
 
 
 class SoftenedTerm:

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from worker.optimizers.adam import adam_steps, fresh_moments
-from worker.optimizers.base import Foreach, State
+from worker.optimizers.base import State
+from worker.optimizers.projected import Projected, Rule
 from worker.optimizers.projection import project
 
 
-class AdamP(Foreach):
+class AdamP(Projected):
     """Adam with decoupled weight decay, whose update loses its radial part on scale-invariant weights.
 
     Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw
     gradient and the undecayed weights; the decay comes next, the step last. State per parameter: `step` (float32
     scalar), `exp_avg`, `exp_avg_sq`.
     """
+
+    AVERAGE = "exp_avg"
 
     def __init__(
         self,
@@ -42,6 +45,21 @@ class AdamP(Foreach):
             "nesterov": nesterov,
         }
         super().__init__(params, defaults)
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        first, second = group["betas"]
+        return Rule(
+            rate=group["lr"],
+            decay=group["lr"] * group["weight_decay"],
+            keep=first,
+            take=1 - first,
+            again=1 - first if group["nesterov"] else None,
+            betas=(first, second),
+            project_buffer=False,
+            delta=group["delta"],
+            wd_ratio=group["wd_ratio"],
+            eps=group["eps"],
+        )
 
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
         return fresh_moments(weight)

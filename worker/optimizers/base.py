@@ -52,7 +52,7 @@ class Foreach(torch.optim.Optimizer, ABC):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
             for key, value in state_dict["state"].get(index, {}).items():
-                self.state[parameter][key] = _laid_out(value.detach().clone().to(parameter.device), parameter)
+                self.state[parameter][key] = laid_out(value.detach().clone().to(parameter.device), parameter)
 
     @abstractmethod
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
@@ -78,7 +78,7 @@ class Foreach(torch.optim.Optimizer, ABC):
         rounded = parameters[0].dtype != exact
         states = [self._state_of(parameter, exact, group) for parameter in parameters]
         weights = [state[MASTER] for state in states] if rounded else list[Tensor](parameters)
-        gradients = [_laid_out(one.grad.to(exact), one) for one in parameters if one.grad is not None]
+        gradients = [laid_out(one.grad.to(exact), one) for one in parameters if one.grad is not None]
         self._update(weights, gradients, states, group)
         if rounded:
             torch._foreach_copy_(list[Tensor](parameters), weights)
@@ -111,7 +111,7 @@ def stacked(tensors: Sequence[Tensor], members: Sequence[int]) -> Tensor:
     return torch.stack([tensors[index] for index in members])
 
 
-def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+def laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor` with the strides of its parameter: fused kernels on a CPU walk through memory blindly."""
     if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
         return tensor

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.optimizers.base import Foreach, State
+from worker.optimizers.base import State
+from worker.optimizers.projected import Projected, Rule
 from worker.optimizers.projection import project
 
 
-class SgdP(Foreach):
+class SgdP(Projected):
     """SGD with momentum, whose update loses its radial part on scale-invariant weights.
 
     The decay is decoupled and divided by (1 - momentum). The authors' code (clovaai/AdamP) also takes the radial part
     out of the stored momentum unless `nesterov` is set; `project_buffer=False` keeps it in, as the paper writes it.
     State per parameter: `momentum`, which starts at zero.
     """
+
+    AVERAGE = "momentum"
 
     def __init__(
         self,
@@ -45,6 +48,20 @@ class SgdP(Foreach):
             "project_buffer": project_buffer,
         }
         super().__init__(params, defaults)
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        return Rule(
+            rate=group["lr"],
+            decay=group["lr"] * group["weight_decay"] / (1 - group["momentum"]),
+            keep=group["momentum"],
+            take=1 - group["dampening"],
+            again=1.0 if group["nesterov"] else None,
+            betas=None,
+            project_buffer=group["project_buffer"] and not group["nesterov"],
+            delta=group["delta"],
+            wd_ratio=group["wd_ratio"],
+            eps=group["eps"],
+        )
 
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
         return {"momentum": torch.zeros_like(weight)}

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.worker.kernels.samples import KINDS, batch_of, objective_of
+from tests.worker.kernels.samples import KINDS, batch_of, objective_of, only_the_label_is_offered
 from worker.kernels import row_kernels, rows, sparse_kernels
 from worker.kernels import sparse as sparse_module
 from worker.kernels.rows import Inputs, plain, row_loss
@@ -108,6 +108,30 @@ def test_constant_rows_and_rows_of_two_columns_are_right(kind: DivergenceKind) -
     inputs.student[3, :] = inputs.teacher[2, :] = -torch.inf
     inputs.student[3, 3:5], inputs.teacher[2, 3:5] = 2.0, torch.tensor([-5.0, 4.0])
     assert_same(inputs, RowSpec(Divergence(kind, temperature=2.0), 1.0, 0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_offer_the_label_alone_are_right(kind: DivergenceKind) -> None:
+    assert_same(only_the_label_is_offered(), RowSpec(Divergence(kind, temperature=2.0), 0.7, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["nkd", "dkd"])
+def test_rows_of_one_class_have_no_other_part(kind: DivergenceKind) -> None:
+    inputs = batch_of(3, 4, 4, seed=17, masked=False)
+    assert inputs.teacher is not None
+    one = Inputs(inputs.student[:, :1], inputs.teacher[:, :1], torch.zeros(3, dtype=torch.int64), None, None)
+    assert_same(one, RowSpec(Divergence(kind), 0.7))
+    assert all(part.abs().max() < 1e-6 for part in launched(one, RowSpec(Divergence(kind))))
+
+
+@pytest.mark.parametrize("kind", ["nkd", "dkd"])
+def test_a_label_that_both_sides_mask_counts_for_nothing(kind: DivergenceKind) -> None:
+    inputs = batch_of(2, 6, 6, seed=18, masked=False)
+    assert inputs.teacher is not None
+    inputs.student[0, 3] = inputs.teacher[0, 3] = -torch.inf
+    inputs = inputs._replace(labels=torch.full((2,), 3))
+    assert all(part.isfinite().all() for part in launched(inputs, RowSpec(Divergence(kind))))
+    assert_same(inputs, RowSpec(Divergence(kind, temperature=2.0)))
 
 
 @pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "dkd"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -34,6 +35,18 @@ def batch_of(rows: int, student: int, teacher: int, seed: int, masked: bool = Tr
         labels[1] = IGNORED
     weights = (torch.rand(count, generator=generator) + 0.5 for count in (student, rows))
     return Inputs(own, other, labels, *weights)
+
+
+def only_the_label_is_offered() -> Inputs:
+    """Rows whose label is the only column that the student, the teacher, or both do not mask; the last is whole."""
+    inputs = batch_of(4, 6, 6, seed=16, masked=False)
+    assert inputs.teacher is not None
+    assert inputs.labels is not None
+    inputs.labels[1] = 2
+    others = F.one_hot(inputs.labels, 6) == 0
+    for side, rows in ((inputs.student, slice(0, 2)), (inputs.teacher, slice(1, 3))):
+        side[rows] = side[rows].masked_fill(others[rows], -torch.inf)
+    return inputs
 
 
 def objective_of(inputs: Inputs, spec: RowSpec) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worker.kernels.samples import KINDS, batch_of, objective_of
+from tests.worker.kernels.samples import KINDS, batch_of, objective_of, only_the_label_is_offered
+from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpreter
 from worker.kernels import rows
 from worker.kernels.rows import Inputs, RowLosses, row_loss, row_loss_
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED
 
-ROOT = Path(__file__).parents[3]
 MIXED = RowSpec(Divergence("jsd", temperature=2.0, softcap=5.0), 0.7, 0.5, 0.1)
 
 
@@ -36,13 +32,8 @@ def in_float64(inputs: Inputs) -> Inputs:
     return inputs._replace(student=inputs.student.double(), teacher=inputs.teacher.double())
 
 
-def test_the_kernel_agrees_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/worker/kernels/interpreted.py"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-    assert found.returncode == 0, found.stdout
-    assert " passed" in found.stdout
+def test_the_kernels_agree_under_the_interpreter() -> None:
+    pass_under_the_interpreter("tests/worker/kernels/interpreted.py")
 
 
 ROW_TYPES = {
@@ -73,29 +64,9 @@ def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
     kernel, types = (
         (sparse_kernels.sparse_kernel, SPARSE_TYPES) if kind == "sparse" else (row_kernels.row_kernel, ROW_TYPES)
     )
-    stack = stack_bytes(kernel, types, fixed, tmp_path / "kernel.cubin")
+    warps = row_kernels.MOST_COLUMNS // row_kernels.LOGITS_OF_A_WARP
+    stack = compiled(kernel, types, fixed, tmp_path, num_warps=warps).stack
     assert stack <= 16, "a few numbers may be parked, no block of logits"
-
-
-def stack_bytes(kernel: Any, types: dict[str, str], fixed: dict[str, Any], cubin: Path) -> int:
-    """What each thread of a kernel keeps outside of its registers, for rows in blocks of full width."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from worker.kernels.row_kernels import LOGITS_OF_A_WARP
-
-    names = kernel.arg_names
-    constants = {name: fixed.get(name, False) for name in names if name.isupper()}
-    signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    warps = {"num_warps": fixed["B"] // LOGITS_OF_A_WARP}
-    cubin.write_bytes(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=warps).asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    said = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"STACK:(\d+)", said)
-    assert found is not None
-    return int(found.group(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,6 +93,12 @@ def test_columns_that_one_side_lacks_are_masked_not_zero() -> None:
     assert inputs.teacher is not None
     masked = torch.cat([inputs.teacher, torch.full((3, 3), -torch.inf)], dim=1)
     torch.testing.assert_close(computed(inputs, MIXED), computed(inputs._replace(teacher=masked), MIXED))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_offer_the_label_alone_are_finite(kind: DivergenceKind) -> None:
+    losses, gradient = computed(only_the_label_is_offered(), RowSpec(Divergence(kind, temperature=2.0), 0.7, 0.5))
+    assert all(part.isfinite().all() for part in (*losses, gradient))
 
 
 def test_class_weights_are_those_of_torch() -> None:

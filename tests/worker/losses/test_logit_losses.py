@@ -16,6 +16,7 @@ from app.recipe.losses import (
     Kd,
     LogitMse,
     LossTerm,
+    Nkd,
     ReverseKl,
     SkewKl,
     SkewReverseKl,
@@ -25,6 +26,7 @@ from tests.worker.losses.samples import draw, term_of
 from worker.losses.base import Rows
 from worker.losses.divergences import AklTerm
 from worker.losses.dkd import DkdTerm
+from worker.losses.nkd import NkdTerm
 from worker.losses.softened import soften, standardize
 
 SOFTENED = [spec for spec in losses.LOSSES if issubclass(spec, Softened)]
@@ -220,3 +222,19 @@ def test_mass_for_siblings_that_do_not_exist_stays_on_the_label() -> None:
 def test_masses_of_a_hierarchy_can_not_exceed_one_together() -> None:
     with pytest.raises(ValueError, match="must not exceed 1"):
         losses.KdRel(parents=[0, 1], siblings=0.6, others=0.5)
+
+
+@pytest.mark.parametrize("spec", [Nkd(), Dkd(), Dkd(standardize=True)], ids=repr)
+@pytest.mark.parametrize("masks", ["student", "teacher", "both"])
+def test_where_the_target_alone_is_offered_the_other_classes_say_nothing(spec: LossTerm, masks: str) -> None:
+    rows = draw()
+    assert rows.teacher is not None
+    others = torch.nn.functional.one_hot(rows.labels, rows.teacher.shape[1]) == 0
+    student, teacher = (side.detach().masked_fill(others, -torch.inf) for side in (rows.student, rows.teacher))
+    student = rows.student.detach() if masks == "teacher" else student
+    teacher = rows.teacher if masks == "student" else teacher
+    rows = rows._replace(student=student.requires_grad_(), teacher=teacher)
+    term = term_of(spec)
+    assert isinstance(term, NkdTerm | DkdTerm)
+    assert term.parts(rows)[1].eq(0.0).all()
+    assert all(part.isfinite().all() for part in both(spec, rows))

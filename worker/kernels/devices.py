@@ -1,0 +1,16 @@
+"""Where Triton's kernels can run; nothing here imports it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+HAS_TRITON = find_spec("triton") is not None
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be that of its tensors."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,102 @@
+"""Many tensors as one to a kernel: tables of where each lies, and of the tiles that it is cut into.
+
+Both are made once and kept for as long as nothing moves: gradients usually come back to where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 2048
+"""Numbers of a tile that a program holds at a time, of each tensor: 16 for each of its threads."""
+PIECE = 8 * BLOCK
+"""A longer row is cut, as its program would hold up the others."""
+
+
+class Pointers(NamedTuple):
+    """Where one parameter's numbers lie, in the order of the kernels' table."""
+
+    weight: int
+    gradient: int
+    average: int
+    square: int
+    age: int
+    image: int
+
+
+class Rows(NamedTuple):
+    """How the kernels see a tensor."""
+
+    rows: int
+    length: int
+    projected: bool
+
+    @property
+    def pieces(self) -> int:
+        """Of each row."""
+        return -(-self.length // PIECE)
+
+    @property
+    def together(self) -> int:
+        """Rows of a tile: few enough that a cache holds what a program goes over twice."""
+        return next((rows for rows in (16, 4) if self.length <= 2 * BLOCK // rows), 1)
+
+    @property
+    def tiles(self) -> int:
+        """Of the tensor."""
+        return -(-self.rows // self.together) * self.pieces
+
+
+class Layout(NamedTuple):
+    """Tiles of several tensors."""
+
+    table: Tensor
+    """(7, n) int64, see `worker.optimizers.projected_kernels`."""
+    owners: Tensor
+    """(tiles,) int32: whose each tile is."""
+    sums: int
+    """Pieces of rows that all have together."""
+
+
+def seen_in_rows(tensor: Tensor) -> Rows | None:
+    """Rows are output channels, and a single one of what has no channels; None: a row does not lie in one piece."""
+    if tensor.numel() == 0 or not _is_dense(tensor):
+        return None
+    rows = len(tensor) if tensor.ndim > 1 else 1
+    return Rows(rows, tensor.numel() // rows, projected=tensor.ndim > 1)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    return tensor.is_contiguous() or (last is not None and tensor.is_contiguous(memory_format=last))
+
+
+@lru_cache(maxsize=32)
+def layout_of(tensors: tuple[Rows, ...], device: torch.device) -> Layout:
+    """Of tensors, on their device."""
+    tiles, sums = [each.tiles for each in tensors], [each.rows * each.pieces for each in tensors]
+    columns = zip(_starts(tiles), tensors, _starts(sums), strict=True)
+    table = [(first, *one[:2], one.pieces, one.together, place, int(one.projected)) for first, one, place in columns]
+    owners = torch.repeat_interleave(torch.arange(len(tensors), dtype=torch.int32), torch.tensor(tiles))
+    return Layout(_moved(torch.tensor(table).t().contiguous(), device), _moved(owners, device), sum(sums))
+
+
+@lru_cache(maxsize=8)
+def addresses_of(tensors: tuple[Pointers, ...], device: torch.device) -> Tensor:
+    """Table (6, n) int64 on a device."""
+    return _moved(torch.tensor(tensors).t().contiguous(), device)
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [0, *accumulate(sizes[:-1])]
+
+
+def _moved(table: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the device."""
+    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
