@@ -81,13 +81,11 @@ class Interrupted(Exception):
 class WrittenSteps:
     """The step of a training that learns from `pages` for a share of its steps, drawn from the seed step by step.
 
-    `course` is the training, `written` the same with what a written batch is learned by.
+    `written` is the training with what a written batch is learned by; `student` and `teachers` say what reading takes.
     """
 
-    def __init__(
-        self, share: float, course: Course, written: Course, pages: Pages, student: Reading, teachers: list[Reading]
-    ) -> None:
-        self._share, self._course, self._written, self._pages = share, course, written, pages
+    def __init__(self, share: float, written: Course, pages: Pages, student: Reading, teachers: list[Reading]) -> None:
+        self._share, self._written, self._pages = share, written, pages
         self._student, self._teachers = student, teachers
 
     def __call__(self, course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -101,7 +99,7 @@ class WrittenSteps:
         return take_step(self._written, state, page) | {SHARE: torch.ones((), device=device), TOKENS: tokens}
 
     def _is_written(self, step: int) -> bool:
-        return bool(torch.rand((), generator=generator(self._course.seed, "written", step)) < self._share)
+        return bool(torch.rand((), generator=generator(self._written.seed, "written", step)) < self._share)
 
     def _note(self, state: TrainState, page: Batch, replaced: int) -> None:
         count, length = page.targets.shape
@@ -146,9 +144,8 @@ class Opening(NamedTuple):
         asked = {name: self.teachers[name].model for name in sorted(objective.teachers)}
         live = {name: Teacher(model) for name, model in asked.items()}
         costs = [reading(model.config) for model in asked.values()]
-        return WrittenSteps(
-            wanted.share, course, replace(course, objective=objective, teachers=live), pages, cost, costs
-        )
+        written = replace(course, objective=objective, teachers=live)
+        return WrittenSteps(wanted.share, written, pages, cost, costs)
 
     def _require_same_tokens(self, view: str) -> None:
         others = [name for name, by in self.teachers.items() if by.model.view != view]

@@ -62,6 +62,10 @@ def told(played: Played, name: str) -> list[float]:
     return [metrics.values[name] for metrics in played.of(Metrics) if name in metrics.values]
 
 
+def card(folder: Path) -> str:
+    return (folder / "bundle" / "README.md").read_text()
+
+
 def report(folder: Path) -> Any:
     return json.loads((folder / "bundle" / "report.json").read_text())
 
@@ -161,6 +165,7 @@ def test_what_writing_took_is_counted_and_told(tmp_path: Path, teacher: Path) ->
     assert train["student_flops"] == texts * (own.writing(BEGIN, length) + 3 * own.of(length - 1))
     assert train["teacher_flops"] == texts * other.of(length - 1)
     assert set(told(played, "train/written")) == {1.0}
+    assert f"{train['steps']} of these steps on texts that the student wrote" in card(folder)
 
 
 def test_a_teacher_that_only_writes_is_asked_nothing(tmp_path: Path, teacher: Path) -> None:
