@@ -1,7 +1,8 @@
 """`python -m bench.gpu [--out FOLDER]` measures the kernels on this machine's CUDA device, by one command.
 
-First the contests of the losses, then steps of the optimizers that have kernels, beside torch's fused AdamW. It writes `gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables), and after each contest
-what there is so far: a rented machine may go. Without CUDA it refuses.
+First the contests of the losses, then steps of the optimizers that have kernels, beside torch's fused AdamW. It writes
+`gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables), and after each contest what there
+is so far: a rented machine may go. Without CUDA it refuses.
 """
 
 from __future__ import annotations

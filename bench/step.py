@@ -118,7 +118,7 @@ class _Bench:
 
         def step() -> None:
             set_rate(course, state)
-            take_step(course, state, batches.at(state.step))
+            take_step(course, state, course.lesson(state.step))
             state.step += 1
 
         return step

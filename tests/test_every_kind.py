@@ -71,6 +71,7 @@ STUDENT: dict[str, Document] = {
     "vit": {"width": 8, "depth": 1, "heads": 2},
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
+    "pretrained": {"model": "other"},
 }
 """Settings by the architecture of the student."""
 
@@ -136,6 +137,8 @@ class Service(NamedTuple):
             named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
         if "teachers" in job:
             named["teachers"] = [{**one, "model": self.ids[one["model"]]} for one in job["teachers"]]
+        if "model" in job["student"]:
+            named["student"] = {**job["student"], "model": self.ids[job["student"]["model"]]}
         return named
 
 

@@ -218,12 +218,14 @@ def teachers(service: Service, made: dict[str, Job], sst2: str, sts: str, shakes
 
 
 def assignments(name: str, teachers: dict[str, str]) -> list[str]:
-    """What a job file leaves open: its teachers."""
+    """What a job file leaves open: its teachers, and what its student goes on from."""
     job = documents.read(EXAMPLES / name)
     places = (
         ["teacher"] if "teacher" in job else [f"teachers[{index}]" for index in range(len(job.get("teachers", ())))]
     )
     known = TAUGHT_BY.get(name, ["teacher.yaml"])
+    places += ["student"] if job["student"]["architecture"] == "pretrained" else []
+    known = [*known, *known] if name == "pretrained.yaml" else known
     return [f"{place}.model={teachers[teacher]}" for place, teacher in zip(places, known, strict=False)]
 
 

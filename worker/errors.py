@@ -36,3 +36,9 @@ class SystemFault(JobError):
     """Something of ours went wrong, and we know what."""
 
     fault = "system"
+
+
+def unusable_model(message: str, param: str) -> UserError:
+    """A stored model that the field `param` names is at fault: `message` goes on from "the teacher", or the student."""
+    whose = "student" if param.startswith("student") else "teacher"
+    return UserError(f"invalid_{whose}", f"the {whose} {message}", param)

@@ -23,7 +23,7 @@ from app.core.store import Damaged, MissingObject, Store
 from app.jobs.leases import Lease, StoredFile
 from app.recipe.job import JobSpec
 from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
-from worker.errors import UserError
+from worker.errors import unusable_model
 from worker.fetch import fetch
 from worker.fetch.shelf import Shelf
 from worker.protocol import Assignment, CachePlace
@@ -106,7 +106,7 @@ async def stage(
 ) -> None:
     """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
 
-    Raises: `BadCheckpoint`; `UserError` for a teacher that can't be fetched or converted; `Unavailable`,
+    Raises: `BadCheckpoint`; `UserError` for a model that can't be fetched or converted; `Unavailable`,
     `MissingObject` or `Damaged` from the store; `ConversionFailed`; `OSError` when the disk is full.
     """
     staged: dict[str, str] = {}
@@ -114,7 +114,7 @@ async def stage(
     for number, (reference, files) in enumerate(sorted(inputs.items())):
         target = f"inputs/{number}"
         staged[reference] = await _stage_input(sources, reference, files, folder, target, params.get(reference))
-    staged |= await _stage_teachers_from_outside(sources, lease.spec, folder)
+    staged |= await _stage_models_from_outside(sources, lease.spec, folder)
     if lease.checkpoint is not None:
         await _fetch_checkpoint(sources.store, lease.checkpoint.files, folder / "resume")
     resume = "resume" if lease.checkpoint else None
@@ -145,16 +145,16 @@ async def _stage_input(
     return path
 
 
-async def _stage_teachers_from_outside(sources: Sources, spec: JobSpec, folder: Path) -> dict[str, str]:
-    """The staged folder of each; two teachers of the same place share one."""
+async def _stage_models_from_outside(sources: Sources, spec: JobSpec, folder: Path) -> dict[str, str]:
+    """The staged folder of each; two models of the same place share one."""
     staged: dict[str, str] = {}
-    for index, teacher in enumerate(spec.all_teachers):
-        if teacher.model is None and teacher.reference not in staged:
-            staged[teacher.reference] = f"inputs/outside{index}"
-            target = folder / staged[teacher.reference]
+    for index, (path, origin) in enumerate(spec.origins.items()):
+        if origin.model is None and origin.reference not in staged:
+            staged[origin.reference] = f"inputs/outside{index}"
+            target = folder / staged[origin.reference]
             shutil.rmtree(target, ignore_errors=True)  # of a try before this one
             target.mkdir(parents=True)
-            await fetch(teacher, spec.teacher_param(index), sources.settings, sources.shelf, target)
+            await fetch(origin, f"{path}.{origin.source}", sources.settings, sources.shelf, target)
     return staged
 
 
@@ -166,7 +166,7 @@ async def _stage_converted(sources: Sources, files: list[StoredFile], target: Pa
         try:
             await convert(target)
         except Unconvertible as error:
-            raise UserError("invalid_teacher", f"the teacher can't be converted: {error}", param) from error
+            raise unusable_model(f"can't be converted: {error}", param or "") from error
         for name in (ORDER, *SOURCES):
             (target / name).unlink(missing_ok=True)
 

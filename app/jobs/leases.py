@@ -436,8 +436,8 @@ async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFi
         file = await session.scalar(select(File).where(File.id == reference, File.project_id == lease.project_id))
         if file is not None:
             staged[file.id] = [StoredFile(file.name, file.key, file.size, file.sha256)]
-    for teacher in lease.spec.all_teachers:
-        wanted = (Model.id == teacher.model, Model.project_id == lease.project_id)
+    for origin in lease.spec.origins.values():
+        wanted = (Model.id == origin.model, Model.project_id == lease.project_id)
         model = await session.scalar(select(Model).where(*wanted))
         if model is not None:
             staged[model.id] = [StoredFile(**file) for file in model.files]

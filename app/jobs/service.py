@@ -50,7 +50,7 @@ async def create(
 ) -> str:
     """Check a job against its inputs, store it and queue it; returns its id.
 
-    `outside` is where its teachers may come from besides the service's own models.
+    `outside` is where its teachers, and what its student starts from, may come from besides the service's own models.
     Raises `Invalid` with every field that is wrong. Nothing is stored then.
     """
     if idempotent is not None:
@@ -89,13 +89,12 @@ async def examine(
     held_out = None
     if spec.data.eval is not None:
         held_out = await _data_file(session, project_id, "data.eval", spec, problems)
-    for index, teacher in enumerate(spec.all_teachers):
-        path = spec.teacher_path(index)
-        problems += [Problem(f"{path}.{field}", *wrong) for field, *wrong in outside.wrong(teacher)]
+    for path, origin in spec.origins.items():
+        problems += [Problem(f"{path}.{field}", *wrong) for field, *wrong in outside.wrong(origin)]
     found = {
-        teacher.model: await _teacher(session, project_id, spec.teacher_param(index), teacher.model, problems)
-        for index, teacher in enumerate(spec.all_teachers)
-        if teacher.model is not None
+        origin.model: await _model(session, project_id, f"{path}.model", origin.model, problems)
+        for path, origin in spec.origins.items()
+        if origin.model is not None
     }
     teachers = {reference: config for reference, config in found.items() if config is not None}
     facts = InputFacts(train=train, eval=held_out, teachers=teachers)
@@ -125,7 +124,7 @@ def _known(file: File) -> Known | None:
     return {name: ArrayFacts(tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()} or None
 
 
-async def _teacher(
+async def _model(
     session: AsyncSession, project_id: str, param: str, reference: str, problems: list[Problem]
 ) -> ModelConfig | None:
     model = await session.get(Model, reference, with_for_update={"read": True})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from app.recipe.cost import LARGEST_GRAPH, least_weights
 from app.recipe.data import Table, Texts
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.generation import SequenceLevel
@@ -24,7 +25,7 @@ from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInp
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
-from app.recipe.students import Mlp, Network, Transformers, Vit
+from app.recipe.students import Mlp, Network, Pretrained, Transformers, Vit
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
 from app.recipe.teacher_cache import NoCache, TopKCache
 from app.recipe.tokenizers import Trained
@@ -45,7 +46,7 @@ class InputFacts:
     train: Known | None = None
     eval: Known | None = None
     teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
-    """Descriptions of teachers by their reference."""
+    """Descriptions of teachers, and of a student that starts as a stored model, by their reference."""
 
 
 @dataclass
@@ -71,6 +72,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         if teacher.reference in facts.teachers:
             _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
     found.problems.extend(_student_problems(job, facts.teachers, train.input if train else None))
+    found.problems.extend(_start_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_optimizer_problems(job))
@@ -144,11 +146,48 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
         if network is not None:
             taken = student_input(job, teachers, given) if given else None
             unfit = list(_unfit_problems(job.task, network))
-            yield from unfit or architecture_problems(network, taken, "student")
+            unfit = unfit or list(architecture_problems(network, taken, "student"))
+            own = f"student.{job.student.source}" if isinstance(job.student, Pretrained) else None
+            yield from (problem._replace(param=own or problem.param) for problem in unfit)
+            if not unfit:
+                yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
     if job.student_image_size is not None and given is not None and not isinstance(given, ImageInput):
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     if job.embedding is not None and job.task != EMBEDDING:
         yield Problem("embedding", f"is given, the task is {job.task}", "none, or task: embedding")
+
+
+def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:
+    """Weights that no ONNX file can hold, as far as they can be counted; the trainer, who builds them, counts all."""
+    least = least_weights(network, taken, 1)
+    if "onnx" in job.export and 4 * least > LARGEST_GRAPH:
+        yield Problem("export", f"{least:,} weights or more are too many for one ONNX file", "safetensors")
+
+
+def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
+    """What a student that starts as a stored model takes, if that is known."""
+    start = stored.get(job.student.reference) if isinstance(job.student, Pretrained) else None
+    return start.input if start else None
+
+
+def _start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
+    """What a student that starts as a stored model can't read."""
+    if not isinstance(job.student, Pretrained):
+        return
+    param = f"student.{job.student.source}"
+    if isinstance(job.data, Texts) and job.data.tokenizer is not None:
+        found = f"is {job.data.tokenizer.kind}, and a student that starts as a stored model reads by its own tokenizer"
+        yield Problem("data.tokenizer", found, "null")
+    start = stored.get(job.student.reference)
+    if start is None:
+        return
+    yield from _length_problems(job, start, param) if isinstance(start.input, TextInput) else ()
+    if given is not None and not _reads(start.input, given):
+        yield Problem(param, f"takes {_size(start.input)}", f"{_size(given)}, as in data.train; of images any size")
+    size = job.student_image_size
+    if isinstance(start.input, ImageInput) and size not in (None, [start.input.height, start.input.width]):
+        found = f"is {size}, and the student starts from weights for {_size(start.input)}"
+        yield Problem("student_image_size", found, "null: as the stored model")
 
 
 def _unfit_problems(task: Task, network: Network) -> Iterator[Problem]:
@@ -307,7 +346,7 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
     if job.evaluation.nme_points is not None and job.task != "keypoints":
         yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
-    if job.task == CAUSAL_LM:
+    if job.task == CAUSAL_LM and not isinstance(job.student, Pretrained):
         yield from _tokenizer_problems(job)
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:

@@ -20,6 +20,7 @@ from app.recipe.shapes import (
     shufflenet_widths,
     vgg_stages,
 )
+from app.recipe.shrink import ENCODERS, all_heads
 from app.recipe.students import (
     CifarResNet,
     CifarVgg,
@@ -31,6 +32,9 @@ from app.recipe.students import (
     Vit,
     WideResNet,
 )
+
+LARGEST_GRAPH = 2**31 - 2**26
+"""Bytes of weights that one ONNX file can hold."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,28 @@ def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
     tally = _Tally(image)
     _COUNTERS[type(student)](student, image, outputs, tally)
     return tally.cost()
+
+
+def least_weights(network: Network, sample: Input | None, outputs: int) -> int:
+    """At least so many weights has it, as far as its description tells: exactly, but for a network of the library.
+
+    Of a decoder its large matrices are counted, and the embedding of its tokens where `sample` tells how many.
+    """
+    if isinstance(network, Transformers):
+        try:
+            return _matrices(network, sample) if network.decodes else 0
+        except (TypeError, ValueError, ArithmeticError):  # sizes that are none are the library's to refuse
+            return 0
+    counted = None if sample is None else student_cost(network, sample, outputs)
+    return counted.parameters if counted else 0
+
+
+def _matrices(network: Transformers, sample: Input | None) -> int:
+    encoder, heads = ENCODERS[network.model_type], all_heads(network)
+    depth, width, _, hidden = encoder.sizes(network.config)
+    attention = 2 * width * heads.size * (heads.of + heads.of_shared)
+    tokens = sample.vocabulary if isinstance(sample, TextInput) else 0
+    return depth * (attention + (3 if encoder.gated else 2) * width * hidden) + tokens * width
 
 
 def known_costs(costs: Sequence[Cost | None]) -> list[Cost] | None:

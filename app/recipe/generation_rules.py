@@ -37,6 +37,9 @@ def generation_problems(job: JobSpec) -> Iterator[Problem]:
     if (size := job.resources.processes) > 1:
         found = f"is {size}, and what training writes (recipe.generation) is written by one process so far"
         yield Problem("resources.processes", found, "1, or recipe.generation: null")
+    if job.recipe.compile:
+        found = "is on, but what is written (recipe.generation) is of another length each time"
+        yield Problem("recipe.compile", found, "false")
     if wanted.share == 1.0 and isinstance(job.teacher_cache, TopKCache) and not job.recipe.stages:
         found = "is top-k, but with recipe.generation.share: 1.0 no batch comes from the data, whose answers are kept"
         yield Problem("teacher_cache.store", found, "dense or off, or a smaller share")

@@ -13,10 +13,10 @@ from app.recipe.generation import Generation
 from app.recipe.losses import Loss
 from app.recipe.model import Side
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
-from app.recipe.students import Student
+from app.recipe.students import Pretrained, Student
 from app.recipe.task import Task
 from app.recipe.teacher_cache import DenseCache, TeacherCache
-from app.recipe.teachers import Teacher, Weighting
+from app.recipe.teachers import Origin, Teacher, Weighting
 
 MAX_SEED = 2**63 - 1
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
@@ -98,9 +98,11 @@ class Recipe(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
     channels_last: bool = False
-    """Lays images and convolutions out with the channels last, which tensor cores and many CPUs prefer."""
+    """Lays images and convolutions of student and teachers out with the channels last, which tensor cores and many CPUs
+    prefer."""
     compile: bool = False
-    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network."""
+    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network.
+    On a GPU its launches are then replayed as CUDA graphs, unless there are micro-batches or losses look inside it."""
     checkpoint: Checkpointing = Checkpointing()
 
 
@@ -189,11 +191,29 @@ class JobSpec(Spec):
         """The teacher, or all of several."""
         return self.teachers or ([self.teacher] if self.teacher else [])
 
+    def teacher_named(self, name: str) -> Teacher:
+        """One of all teachers."""
+        return next(teacher for teacher in self.all_teachers if teacher.name == name)
+
+    def arithmetic_of(self, name: str) -> str:
+        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16, and
+        another layout adds up in another order."""
+        teacher = self.teacher_named(name)
+        layout = ", channels last" if self.recipe.channels_last else ""
+        told = f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
+        return told + layout
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Stored models that the job reads, teachers before a student, by the path of the field that describes each."""
+        found: dict[str, Origin] = {self.teacher_path(index): each for index, each in enumerate(self.all_teachers)}
+        return found | ({"student": self.student} if isinstance(self.student, Pretrained) else {})
+
     @property
     def references(self) -> dict[str, str]:
         """Inputs that the service keeps, by the path of the field that names them."""
         named = {"data.train": self.data.train, "data.eval": self.data.eval}
-        named |= {self.teacher_param(index): teacher.model for index, teacher in enumerate(self.all_teachers)}
+        named |= {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
         return {param: reference for param, reference in named.items() if reference is not None}
 
     def teacher_path(self, index: int) -> str:

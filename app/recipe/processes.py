@@ -57,6 +57,10 @@ def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     if job.task == "embedding":
         found = "is fsdp, but what losses on vectors train (projections) is not divided"
         yield Problem("resources.sharding", found, "none")
+    for index, teacher in enumerate(job.all_teachers):
+        if teacher.precision == "fp8":
+            found = "is fp8, whose weights are not divided between processes (resources.sharding: fsdp)"
+            yield Problem(f"{job.teacher_path(index)}.precision", found, "bf16 or fp32, or resources.sharding: none")
     yield from _looking_inside(job)
     for path, optimizer in _optimizers(job).items():
         if not isinstance(optimizer, AdamW | Sgd):

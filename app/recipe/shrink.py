@@ -1,15 +1,17 @@
-"""Which network is left of a teacher that is made smaller: pure arithmetic on descriptions."""
+"""Which network a student has that is made of another model, and what is left of a teacher that is made smaller: pure
+arithmetic on descriptions."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from app.recipe.embedding import Embedding
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, Input, ModelConfig
+from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.shapes import WRN_BASE, basic_blocks, feed_forward_width
-from app.recipe.students import CifarResNet, Network, Shrink, Transformers, Vit, WideResNet
+from app.recipe.students import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
 from app.recipe.task import EMBEDDING
 
 
@@ -32,6 +34,14 @@ class Encoder(NamedTuple):
     """A feed-forward width of 0 is four times the width."""
     shared: int | None = None
     """Heads of the keys and values, each of which several heads of queries may share; none: as many as of queries."""
+    size: int | None = None
+    """Of a head; none: the heads make up the width."""
+    free: bool = False
+    """Whether a configuration can say how large a head is, so that heads need not make up the width."""
+    divides: bool = False
+    """Whether the library wants the number of heads to divide the width all the same."""
+    gated: bool = False
+    """Whether a feed-forward layer has a third matrix, which opens its units."""
 
     def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
         """Layers, width, heads and feed-forward width."""
@@ -40,8 +50,22 @@ class Encoder(NamedTuple):
         return depth, width, heads, hidden or 4 * width
 
 
+class Heads(NamedTuple):
+    """Heads of attention that stay in each layer, by their numbers in the teacher's."""
+
+    queries: list[int]
+    shared: list[int]
+    """Of keys and values."""
+    of: int
+    """Heads that the teacher has."""
+    of_shared: int
+    size: int
+
+
 _BERT = Encoder()
-SHARED_HEADS = "num_key_value_heads"
+ONE_TO_ONE = ("gpt2", "gpt_neox")
+"""Decoders whose configurations know no heads that share keys and values."""
+SHARED_HEADS, HEAD_SIZE = "num_key_value_heads", "head_dim"
 PER_LAYER = ("layer_types", "no_rope_layers")
 """Keys of a configuration that list something for each layer."""
 ENCODERS: dict[str, Encoder] = {
@@ -49,11 +73,18 @@ ENCODERS: dict[str, Encoder] = {
     "electra": Encoder(defaults=(12, 256, 4, 1024)),
     "distilbert": Encoder("n_layers", "dim", "n_heads", "hidden_dim", (6, 768, 12, 3072)),
     "gpt2": Encoder("n_layer", "n_embd", "n_head", "n_inner", (12, 768, 12, 0)),
-    "gemma": Encoder(defaults=(28, 3072, 16, 24576), shared=16),
-    **dict.fromkeys(("llama", "olmo2"), Encoder(defaults=(32, 4096, 32, 11008))),
-    "mistral": Encoder(defaults=(32, 4096, 32, 14336), shared=8),
-    **dict.fromkeys(("qwen2", "qwen3"), Encoder(defaults=(32, 4096, 32, 22016), shared=32)),
-    "smollm3": Encoder(defaults=(36, 2048, 16, 11008), shared=4),
+    "gpt_neox": Encoder(defaults=(44, 6144, 64, 24576)),
+    "gemma": Encoder(defaults=(28, 3072, 16, 24576), shared=16, size=256, free=True, gated=True),
+    "llama": Encoder(defaults=(32, 4096, 32, 11008), free=True, gated=True, divides=True),
+    "mistral": Encoder(defaults=(32, 4096, 32, 14336), shared=8, free=True, gated=True),
+    "olmo2": Encoder(defaults=(32, 4096, 32, 11008), free=True, gated=True),
+    "phi": Encoder(defaults=(24, 2048, 32, 8192), free=True),
+    "phi3": Encoder(defaults=(32, 3072, 32, 8192), free=True, gated=True),
+    "qwen2": Encoder(defaults=(32, 4096, 32, 22016), shared=32, free=True, gated=True),
+    "qwen3": Encoder(defaults=(32, 4096, 32, 22016), shared=32, size=128, free=True, gated=True),
+    "smollm3": Encoder(defaults=(36, 2048, 16, 11008), shared=4, free=True, gated=True),
+    "stablelm": Encoder(defaults=(32, 2560, 32, 6912), shared=32, gated=True),
+    "starcoder2": Encoder(defaults=(30, 3072, 24, 12288), shared=2, free=True),
 }
 """Encoders and decoders of the Transformers library that can be shrunk."""
 
@@ -72,10 +103,13 @@ def shrunk_teacher(job: JobSpec) -> str | None:
 
 
 def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | None:
-    """The network that the job asks for; none while the teacher to shrink is not known. Raises `Unshrinkable`.
+    """The network that the job asks for; none while the model that it is made of is not known. Raises `Unshrinkable`.
 
-    `teachers` are descriptions by the reference that the job names them with.
+    `teachers` are descriptions of stored models by the reference that the job names them with.
     """
+    if isinstance(job.student, Pretrained):
+        start = teachers.get(job.student.reference)
+        return None if start is None else start.architecture
     if not isinstance(job.student, Shrink):
         return job.student
     teacher = _described(job, teachers)
@@ -83,13 +117,19 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
 
 
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """The teacher whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    """The model whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    if isinstance(job.student, Pretrained):
+        return teachers.get(job.student.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
     return _described(job, teachers) if starts else None
 
 
 def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
-    """What the student takes of samples as they are `given`: images of its own size. Raises `Unshrinkable`."""
+    """What the student takes of samples as they are `given`: images of its own size, and tokens beyond those of its
+    tokenizer where the network that it starts as knows more. Raises `Unshrinkable`."""
+    own = start_of(job, teachers) if isinstance(job.student, Pretrained) else None
+    if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
+        return given.model_copy(update={"vocabulary": own.input.vocabulary})
     if not isinstance(given, ImageInput):
         return given
     start = start_of(job, teachers)
@@ -103,8 +143,8 @@ def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding
     """How the student makes one vector of a text; none for other tasks. Raises `Unshrinkable`."""
     if job.task != EMBEDDING:
         return None
-    teacher = _described(job, teachers) if isinstance(job.student, Shrink) else None
-    return job.embedding or (teacher.embedding if teacher else None) or Embedding()
+    start = start_of(job, teachers) or (_described(job, teachers) if isinstance(job.student, Shrink) else None)
+    return job.embedding or (start.embedding if start else None) or Embedding()
 
 
 def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
@@ -149,8 +189,9 @@ def teacher_depth(teacher: Network) -> int:
 
 
 def _blocks(student: Shrink, teacher: CifarResNet | WideResNet) -> int:
-    if student.hidden is not None:
-        raise Unshrinkable("hidden", f"is not for {teacher.architecture}", "layers and width")
+    for field in ("hidden", "heads"):
+        if getattr(student, field) is not None:
+            raise Unshrinkable(field, f"is not for {teacher.architecture}", "layers and width")
     kept = kept_layers(student, basic_blocks(teacher))
     if kept[0] != 0:
         raise Unshrinkable("layers", "leaves out the first block of a stage, which changes the width", "0, ...")
@@ -182,42 +223,101 @@ def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
 
 
 def _vit(student: Shrink, teacher: Vit) -> Vit:
-    sizes = _sizes(student, teacher.depth, teacher.width, teacher.heads, feed_forward_width(teacher))
-    depth, width, heads, hidden = sizes
-    return Vit(patch_size=teacher.patch_size, width=width, depth=depth, heads=heads, mlp_ratio=hidden / width)
+    heads = kept_heads(student, teacher)
+    assert heads is not None
+    width = _narrower(student, teacher.width)
+    hidden = _hidden(student, feed_forward_width(teacher), width, teacher.width)
+    depth = len(kept_layers(student, teacher.depth))
+    return Vit(
+        patch_size=teacher.patch_size,
+        width=width,
+        depth=depth,
+        heads=len(heads.queries),
+        mlp_ratio=hidden / width,
+    )
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
-    encoder = ENCODERS[teacher.model_type]
-    depth, _, heads, _ = theirs = encoder.sizes(teacher.config)
-    sizes = _sizes(student, *theirs)
+    encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
+    assert heads is not None
+    depth, whole, _, hidden = encoder.sizes(teacher.config)
+    kept, width = kept_layers(student, depth), _narrower(student, whole)
+    sizes = (len(kept), width, len(heads.queries), _hidden(student, hidden, width, whole))
     told: dict[str, Any] = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
-    if teacher.decodes and teacher.model_type != "gpt2":
-        told[SHARED_HEADS] = _shared_heads(int(told.get(SHARED_HEADS) or encoder.shared or heads), heads, sizes[2])
+    if teacher.decodes and teacher.model_type not in ONE_TO_ONE:
+        told[SHARED_HEADS] = len(heads.shared)
+    if encoder.free and heads.size * len(heads.queries) != width:
+        told[HEAD_SIZE] = heads.size
     lists = {key: told[key] for key in PER_LAYER if isinstance(told.get(key), list)}
-    kept = kept_layers(student, depth)
     told |= {key: [each[layer] for layer in kept] for key, each in lists.items() if len(each) == depth}
     return Transformers(config=told)
 
 
-def _shared_heads(theirs: int, heads: int, left: int) -> int:
-    """Heads of keys and values for the `left` leading ones of the queries' heads; each goes on with the one it had."""
-    sharing = max(1, heads // theirs)
-    if left > sharing and left % sharing:
-        found = f"leaves {left} heads, {sharing} of which share their keys"
-        raise Unshrinkable("width", found, f"a width of a multiple of {sharing} heads")
-    return max(1, left // sharing)
+def kept_heads(student: Shrink, teacher: Network) -> Heads | None:
+    """Which heads stay of a transformer; none: the teacher is none. Raises `Unshrinkable`."""
+    if isinstance(teacher, Vit):
+        count = teacher.heads
+        whole = Heads([], [], count, count, teacher.width // count)
+        return _chosen(student, whole, teacher.width, Encoder(), teacher.architecture)
+    if not isinstance(teacher, Transformers):
+        return None
+    encoder = ENCODERS[teacher.model_type]
+    width = encoder.sizes(teacher.config)[1]
+    return _chosen(student, all_heads(teacher), width, encoder, teacher.model_type)
 
 
-def _sizes(student: Shrink, depth: int, width: int, heads: int, hidden: int) -> tuple[int, int, int, int]:
-    """Layers, width, heads and feed-forward width; a head keeps its size, so that whole heads are kept or left."""
-    narrow, head = _narrower(student, width), width // heads
-    if narrow % head:
-        raise Unshrinkable("width", f"is {narrow}, and a head of the teacher has {head}", f"a multiple of {head}")
+def all_heads(network: Transformers) -> Heads:
+    """Those of one of `ENCODERS`, in numbers alone."""
+    encoder, told = ENCODERS[network.model_type], dict[str, Any](network.config)
+    _, width, count, _ = encoder.sizes(told)
+    shared = int(told.get(SHARED_HEADS) or encoder.shared or count)
+    size = int(told.get(HEAD_SIZE) or encoder.size or width // count) if encoder.free else width // count
+    return Heads([], [], count, shared, size)
+
+
+def _chosen(student: Shrink, whole: Heads, width: int, encoder: Encoder, name: str) -> Heads:
+    """The heads that stay of `whole`, whose numbers are not filled in, and whether the network can do with them."""
+    narrow = _narrower(student, width)
+    queries, blamed = _queries(student, whole.of, width, narrow), "width" if student.heads is None else "heads"
+    count = len(queries)
+    if student.heads is not None and not encoder.free and count * whole.size != narrow:
+        found = f"leaves {count}, and the heads of a {name}, of {whole.size} each, make up its width of {narrow}"
+        raise Unshrinkable("heads", found, f"{narrow / whole.size:g} of them, or width {count * whole.size}")
+    shared = _shared(queries, whole, blamed)
+    if encoder.divides and narrow % count:
+        raise Unshrinkable(blamed, f"leaves {count} heads for a width of {narrow}", "as many as divide the width")
+    return whole._replace(queries=queries, shared=shared)
+
+
+def _queries(student: Shrink, count: int, width: int, narrow: int) -> list[int]:
+    if student.heads is None:
+        head = width // count
+        if narrow % head:
+            raise Unshrinkable("width", f"is {narrow}, and a head of the teacher has {head}", f"a multiple of {head}")
+        return list(range(narrow // head))
+    given = student.heads if isinstance(student.heads, list) else list(range(student.heads))
+    if given[-1] < count:
+        return given
+    if isinstance(student.heads, list):
+        raise Unshrinkable("heads", f"names head {given[-1]}; the teacher has {count}", f"0 to {count - 1}")
+    raise Unshrinkable("heads", f"is {student.heads}; the teacher has {count}", f"1 to {count}")
+
+
+def _shared(queries: list[int], whole: Heads, blamed: str) -> list[int]:
+    """Heads of keys and values that the kept ones of the queries go on with."""
+    sharing = max(1, whole.of // whole.of_shared)
+    counts = Counter(head // sharing for head in queries)
+    if len(set(counts.values())) > 1:
+        found = f"leaves {len(queries)} heads, and {sharing} share their keys: of some that share them more are left"
+        raise Unshrinkable(blamed, found, f"as many of each {sharing}, such as a multiple of {sharing} leading ones")
+    return sorted(counts)
+
+
+def _hidden(student: Shrink, hidden: int, narrow: int, width: int) -> int:
     inner = student.hidden or max(1, hidden * narrow // width)
     if inner > hidden:
         raise Unshrinkable("hidden", f"is {inner}, wider than the teacher's {hidden}", f"1 to {hidden}")
-    return len(kept_layers(student, depth)), narrow, narrow // head, inner
+    return inner
 
 
 def _narrower(student: Shrink, width: int) -> int:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Option, Paper
 from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.teachers import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
@@ -142,7 +143,8 @@ class Transformers(Option):
 
 
 class Shrink(Option):
-    """The teacher's own architecture with fewer layers, or narrower ones, that starts from the teacher's weights."""
+    """The teacher's own architecture with fewer layers or heads, or narrower ones, that starts from the teacher's
+    weights."""
 
     paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
     architecture: Literal["shrink"] = "shrink"
@@ -156,6 +158,10 @@ class Shrink(Option):
     width: Width | None = None
     """Size of a token's embedding, or channels of the first stage; what is kept of a weight is its leading part.
     None: the teacher's."""
+    heads: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """How many of a transformer's heads of attention are kept in each layer, the leading ones; or the numbers of those
+    kept, from 0. Of heads that share their keys and values as many must stay wherever one does. None: as many as fit
+    `width`, for a head keeps its size; where heads make up the width, as in `gpt2`, only `width` can be narrower."""
     hidden: Width | None = None
     """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
     init: Literal["teacher", "fresh"] = "teacher"
@@ -163,11 +169,21 @@ class Shrink(Option):
 
     @model_validator(mode="after")
     def _shrinks(self) -> Self:
-        if self.layers is None and self.width is None and self.hidden is None:
-            raise ValueError("must give at least one of layers, width and hidden")
-        if isinstance(self.layers, list) and sorted(set(self.layers)) != self.layers:
-            raise ValueError("layers must rise")
+        if all(given is None for given in (self.layers, self.width, self.heads, self.hidden)):
+            raise ValueError("must give at least one of layers, width, heads and hidden")
+        for field, given in (("layers", self.layers), ("heads", self.heads)):
+            if isinstance(given, list) and sorted(set(given)) != given:
+                raise ValueError(f"{field} must rise")
         return self
+
+
+class Pretrained(Option, Origin):
+    """A stored model as it is, that goes on learning: its network, its weights, and how it reads its samples.
+
+    Where it answers with other outputs than the job asks for, its last layer begins anew.
+    """
+
+    architecture: Literal["pretrained"] = "pretrained"
 
 
 ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
@@ -178,8 +194,8 @@ Network = Annotated[
 ]
 """What can be built as it stands."""
 Student = Annotated[
-    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Shrink,
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Shrink | Pretrained,
     Field(discriminator="architecture"),
 ]
 """What a job can ask for."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Shrink)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Shrink, Pretrained)

@@ -1,4 +1,4 @@
-"""The models to learn from, and where they may come from."""
+"""The models to learn from, and where models may come from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from app.recipe.base import Positive, Reference, Spec
 
 TeacherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Weighting = Literal["fixed", "entropy"]
+Arithmetic = Literal["fp32", "bf16", "fp8"]
 HubName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
 ]
@@ -34,8 +35,8 @@ Uri = Annotated[
 ]
 
 
-class Teacher(Spec):
-    """A model to learn from: one of this service, one of a hub, or one in an object store."""
+class Origin(Spec):
+    """Where a model comes from: this service, a hub, or an object store."""
 
     model: Reference | None = None
     """A model of this service (`model_…`), uploaded or made by an earlier job."""
@@ -46,10 +47,6 @@ class Teacher(Spec):
     uri: Uri | None = None
     """Folder in an object store (`s3://bucket/prefix`) with a model in the Hugging Face layout or in this service's;
     it must lie below a prefix that the service is told to accept, and not change while a job uses it."""
-    name: TeacherName = "teacher"
-    """What a loss calls it; several teachers must have different names."""
-    weight: Positive = 1.0
-    """Its share in the losses that learn from all teachers, relative to the other teachers' weights."""
 
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Self:
@@ -71,19 +68,37 @@ class Teacher(Spec):
         return self.model or self.uri or f"{self.hub}@{self.revision}"
 
 
+class Teacher(Origin):
+    """A model to learn from: one of this service, one of a hub, or one in an object store."""
+
+    name: TeacherName = "teacher"
+    """What a loss calls it; several teachers must have different names."""
+    weight: Positive = 1.0
+    """Its share in the losses that learn from all teachers, relative to the other teachers' weights."""
+    precision: Arithmetic | None = None
+    """Arithmetic in which it teaches, its weights included; none: weights of fp32 in the recipe's `precision`. `bf16`
+    takes half of the memory; `fp8` rounds weights and inputs of linear layers to 8 bits (e4m3, a scale for each row),
+    where both sides are multiples of 16, and leaves all else in bf16. The report says what either changes."""
+
+    @property
+    def lowered(self) -> bool:
+        """Whether it teaches with weights of fewer bits than its files have."""
+        return self.precision in ("bf16", "fp8")
+
+
 @dataclass(frozen=True)
 class Outside:
-    """Where teachers may come from besides the service itself."""
+    """Where models may come from besides the service itself."""
 
     hub: bool = False
     prefixes: tuple[str, ...] = ()
     """Beginnings of URIs, up to the end of a step of their path."""
 
-    def wrong(self, teacher: Teacher) -> Iterator[tuple[str, str, str]]:
-        """The field of a teacher that this service does not accept, what is wrong, and what would be accepted."""
-        if teacher.hub is not None and not self.hub:
+    def wrong(self, origin: Origin) -> Iterator[tuple[str, str, str]]:
+        """The field of an origin that this service does not accept, what is wrong, and what would be accepted."""
+        if origin.hub is not None and not self.hub:
             yield "hub", "this service fetches no models from a hub", "model, with the id of an uploaded model"
-        if teacher.uri is not None and not any(_lies_below(teacher.uri, prefix) for prefix in self.prefixes):
+        if origin.uri is not None and not any(_lies_below(origin.uri, prefix) for prefix in self.prefixes):
             known = " or ".join(self.prefixes)
             yield "uri", "lies below no prefix that is accepted", f"one below {known}" if known else "model or hub"
 

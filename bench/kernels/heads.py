@@ -22,6 +22,7 @@ OURS, PLAIN, COMPILED = "Stillhouse", "plain eager", "torch.compile of it"
 NARROW, SPARSE = "Stillhouse, products in bf16", f"Stillhouse, teacher's {KEPT} largest logits"
 LIGER, LIGER_TRITON = "Liger, chunked", "Liger, Triton (no cross-entropy)"
 TRL = "TRL, chunked (no cross-entropy)"
+TILED = "Stillhouse, in tiles (no logits in memory)"
 STUDENT = "Stillhouse, cross-entropy alone (no teacher)"
 
 
@@ -65,10 +66,10 @@ class Case:
         divergence = F.kl_div(student.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
         return divergence if alone else 0.5 * divergence + 0.5 * F.cross_entropy(student, self.labels)
 
-    def ours(self) -> Tensor:
-        """The fused form."""
+    def ours(self, tiled: bool = False) -> Tensor:
+        """The fused form, by chunks or in tiles."""
         teacher = HiddenTeacher(self.teacher_hidden, self.teacher_weight)
-        return linear_distillation(self.hidden, self.weight, teacher, self.labels, SPEC).total
+        return linear_distillation(self.hidden, self.weight, teacher, self.labels, SPEC, tiled=tiled).total
 
 
 def contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
@@ -82,6 +83,7 @@ def contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
         TRL: lambda: Contender(_trl(case), alone=True),
     }
     if device.type == "cuda":
+        load[TILED] = lambda: Contender(partial(case.ours, tiled=True))
         load[LIGER_TRITON] = lambda: Contender(_liger_triton(case), alone=True, early=True)
     else:
         load[NARROW] = lambda: Contender(partial(_narrow, case), early=True, tolerance=1e-2)

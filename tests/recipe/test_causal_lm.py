@@ -145,6 +145,7 @@ def test_what_is_written_may_be_learned(spec: JobSpec) -> None:
         (writing(ON_POLICY, [{"kind": "kd"}, HINT]), "recipe.losses[1].kind"),
         (writing(SEQUENCES, [{"kind": "kd"}, HINT]), "recipe.losses[1].kind"),
         (writing(SEQUENCES, teacher_cache={"store": "top-k", "k": 5}), "teacher_cache.store"),
+        (job(recipe={"generation": ON_POLICY, "compile": True}), "recipe.compile"),
         (writing(SEQUENCES, **TWO), "recipe.generation.writer"),
         (writing({**SEQUENCES, "writer": "three"}), "recipe.generation.writer"),
         (writing(ON_POLICY, resources={"processes": 2, "queue": "cpu"}), "resources.processes"),
@@ -174,3 +175,30 @@ def test_what_can_t_be_written_or_would_teach_nothing_is_refused_by_name(spec: J
 def test_writing_has_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"recipe.generation.on-policy.{next(iter(wrong))}"):
         writing({**ON_POLICY, **wrong})
+
+
+LARGE: dict[str, Any] = {"model_type": "qwen2", "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5504}
+PRETRAINED: dict[str, Any] = {"architecture": "pretrained", "model": "large"}
+
+
+def large(vocabulary: int) -> ModelConfig:
+    sample = TextInput(length=256, vocabulary=vocabulary, pad=2)
+    config = {**LARGE, "num_hidden_layers": 1}
+    return ModelConfig(task="causal-lm", architecture=Transformers(config=config), input=sample)
+
+
+def test_weights_that_no_graph_can_hold_are_refused_before_anything_is_built() -> None:
+    student = {"architecture": "transformers", "config": LARGE}
+    assert fields(job(student=student)) == ["export"]
+    assert fields(job(student=student, export=["safetensors"])) == []
+    smaller = {"architecture": "transformers", "config": {**LARGE, "num_hidden_layers": 2}}
+    assert fields(job(student=smaller)) == []
+    known = {"teacher": teacher(), "large": large(300_000)}
+    assert fields(job(student=PRETRAINED), **known) == ["export"]
+    assert fields(job(student=PRETRAINED), **{**known, "large": large(50_000)}) == []
+
+
+@pytest.mark.parametrize("size", ["wide", [3], None, 0, {"a": 1}])
+def test_sizes_that_are_none_are_left_to_the_library(size: Any) -> None:
+    student = {"architecture": "transformers", "config": {**LARGE, "hidden_size": size}}
+    assert set(fields(job(student=student))) <= {"export"}

@@ -103,5 +103,11 @@ def test_divided_teachers_keep_no_answers_and_the_best_epoch_no_weights() -> Non
     assert set(refused(document)) == {"teacher_cache.store", "evaluation.keep"}
 
 
+def test_weights_of_8_bits_are_not_divided() -> None:
+    document = job_of("kd") | {"resources": {**TOGETHER, "sharding": "fsdp"}, "teacher_cache": {"store": "off"}}
+    for precision, found in (("fp8", {"teacher.precision"}), ("bf16", set())):
+        assert set(refused(document | {"teacher": {"model": "cnn", "precision": precision}})) == found
+
+
 def test_a_single_process_divides_nothing() -> None:
     assert set(refused(job(processes=1, sharding="fsdp"))) == {"resources.sharding"}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from app.core.settings import Settings
 from app.core.store import Damaged, Store
 from app.jobs.leases import CheckpointRef, Lease, StoredFile
+from app.recipe.job import JobSpec
 from tests.app.jobs.builders import job_spec
 from worker.endings import failure_from
 from worker.errors import UserError
@@ -218,7 +219,10 @@ async def torch_model(store: Store, folder: Path, key: str) -> list[StoredFile]:
 
 
 def taught(**teacher: str) -> Lease:
-    spec = job_spec(seed=1, teacher=teacher, recipe={"losses": [{"kind": "kd"}]})
+    return leased(job_spec(seed=1, teacher=teacher, recipe={"losses": [{"kind": "kd"}]}))
+
+
+def leased(spec: JobSpec) -> Lease:
     return Lease("job_1", "proj_1", 1, 1, "me", spec, 60.0, 600.0, None)
 
 
@@ -245,7 +249,16 @@ async def test_a_teacher_that_can_not_be_converted_is_its_owners_fault(tmp_path:
     assert (ending.fault, ending.code, ending.param) == ("user", "invalid_teacher", "teacher.model")
 
 
-async def test_a_teacher_from_outside_is_staged_under_its_reference(tmp_path: Path) -> None:
+async def test_what_a_student_goes_on_from_can_not_be_converted_either(tmp_path: Path) -> None:
+    store = Store.in_memory()
+    lease = leased(job_spec(seed=1, student={"architecture": "pretrained", "model": "model_1"}))
+    with pytest.raises(UserError, match="the student can't be converted") as caught:
+        await stage(sources(store, tmp_path), lease, {"model_1": await torch_model(store, tmp_path, "model")}, tmp_path)
+    assert (caught.value.code, caught.value.param) == ("invalid_student", "student.model")
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+async def test_a_model_from_outside_is_staged_under_its_reference(tmp_path: Path, whose: str) -> None:
     source = tmp_path / "models" / "mine"
     source.mkdir(parents=True)
     (source / "config.json").write_text(json.dumps(MLP))
@@ -254,9 +267,11 @@ async def test_a_teacher_from_outside_is_staged_under_its_reference(tmp_path: Pa
     accepted = from_outside.settings.model_copy(update={"teacher_prefixes": [f"file://{tmp_path}/models"]})
     folder = tmp_path / "attempt"
     folder.mkdir()
-    lease = taught(uri=f"file://{source}")
+    uri = f"file://{source}"
+    own = leased(job_spec(seed=1, student={"architecture": "pretrained", "uri": uri}))
+    lease = taught(uri=uri) if whose == "teacher" else own
     for _ in range(2):  # staging is tried again when the store could not be reached
         await stage(replace(from_outside, settings=accepted), lease, {}, folder)
     assignment = Assignment.model_validate(json.loads((folder / "assignment.json").read_text()))
-    staged = folder / assignment.inputs[lease.spec.all_teachers[0].reference]
+    staged = folder / assignment.inputs[lease.spec.origins[whose].reference]
     assert (staged / "model.safetensors").read_bytes() == b"weights"

@@ -35,6 +35,16 @@ class Batch:
         """Rows, or pairs of them."""
         return len(self) // self.together
 
+    @property
+    def home(self) -> torch.device:
+        """Where the rows lie."""
+        return self.targets.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows that are taken arrive."""
+        return self.targets.device
+
     def take(self, chosen: Tensor) -> Batch:
         """The rows at `chosen` (any number of int64 positions)."""
         inputs = {view: samples[chosen] for view, samples in self.inputs.items()}
@@ -48,14 +58,55 @@ class Batch:
     def split(self, parts: int) -> Iterator[Batch]:
         """At most `parts` micro-batches of nearly equal size, none of them empty; no sample is torn apart."""
         for part in torch.arange(self.samples).tensor_split(min(parts, self.samples)):
-            rows = slice(int(part[0]) * self.together, (int(part[-1]) + 1) * self.together)
-            inputs = {view: samples[rows] for view, samples in self.inputs.items()}
-            yield replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
+            yield self.between(int(part[0]) * self.together, (int(part[-1]) + 1) * self.together)
+
+    def between(self, first: int, end: int) -> Batch:
+        """The rows from `first` on that come before `end`, as far as there are any."""
+        rows = slice(first, end)
+        inputs = {view: samples[rows] for view, samples in self.inputs.items()}
+        return replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
+
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """All rows in their order, so many at a time."""
+        return (self.between(first, first + rows) for first in range(0, len(self), rows))
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
         inputs = {view: samples.to(device) for view, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets.to(device), index=self.index.to(device))
+
+    def settle(self, device: torch.device, room: float) -> Batch:
+        """The same for rows to be taken on `device`: there, or where they take more than `room` bytes on the host."""
+        if sum(tensor.nbytes for tensor in (*self.inputs.values(), self.targets, self.index)) <= room:
+            return self.to(device)
+        return OnHost(self.inputs, self.targets, self.index, self.epoch, self.together, place=device)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OnHost(Batch):
+    """A split too large for the device. What is taken is gathered in pinned memory and sent from there, by a copy that
+    nothing waits for but what comes behind it on the same stream."""
+
+    place: torch.device
+    """Where rows that are taken go."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+    def take(self, chosen: Tensor) -> Batch:
+        rows = chosen.to(self.home)
+        inputs = {view: self._send(samples, rows) for view, samples in self.inputs.items()}
+        targets, index = self._send(self.targets, rows), self._send(self.index, rows)
+        return Batch(inputs, targets, index, self.epoch, self.together)
+
+    def between(self, first: int, end: int) -> Batch:
+        return self.take(torch.arange(first, min(end, len(self))))
+
+    def _send(self, values: Tensor, rows: Tensor) -> Tensor:
+        shape = (len(rows), *values.shape[1:])
+        staged = torch.empty(shape, dtype=values.dtype, pin_memory=self.place.type == "cuda")
+        return torch.index_select(values, 0, rows, out=staged).to(self.place, non_blocking=True)
 
 
 def whole_split(inputs: dict[str, Tensor], targets: Tensor, together: int = 1) -> Batch:
@@ -72,7 +123,7 @@ Share = Callable[[Tensor], Tensor]
 
 
 class Batches:
-    """Shuffled batches over samples that live on one device; the last batch of an epoch may be smaller."""
+    """Shuffled batches of a split; the last batch of an epoch may be smaller."""
 
     def __init__(
         self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None, share: Share | None = None
@@ -93,5 +144,5 @@ class Batches:
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             order = torch.randperm(self.samples.samples, generator=generator(self._seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(self.samples.targets.device)
+            self._epoch, self._order = epoch, order.to(self.samples.home)
         return self._order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +24,17 @@ class Document(NamedTuple):
     """(T,) bool: tokens to be predicted."""
 
 
-def read_documents(samples: Texts | Chats, reader: TextTokenizer, param: str) -> list[Document]:
+def read_documents(pieces: Iterable[Texts | Chats], reader: TextTokenizer, param: str) -> Iterator[Document]:
     """All samples of the file that the field `param` names, in their order. Raises UserError (`invalid_data`,
     `invalid_job`)."""
-    read = _of_chats(samples.talks, reader, param) if isinstance(samples, Chats) else _of_texts(samples.first, reader)
-    return list(read)
+    row, writer = 0, None
+    for piece in pieces:
+        if isinstance(piece, Texts):
+            yield from _of_texts(piece.first, reader)
+        else:
+            writer = writer or ChatWriter(reader, param)
+            yield from _of_chats(piece.talks, reader, writer, row)
+            row += len(piece.talks)
 
 
 def end_of(reader: TextTokenizer) -> int:
@@ -46,10 +52,11 @@ def _of_texts(texts: list[str], reader: TextTokenizer) -> Iterator[Document]:
         yield Document(ids, np.arange(len(ids)) >= len(begin))
 
 
-def _of_chats(talks: list[Talk], reader: TextTokenizer, param: str) -> Iterator[Document]:
-    """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted."""
-    end, writer = end_of(reader), ChatWriter(reader, param)
-    written = [writer.write(talk, row) for row, talk in enumerate(talks)]
+def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, first: int) -> Iterator[Document]:
+    """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted.
+    The chats are those from row `first` on."""
+    end = end_of(reader)
+    written = [writer.write(talk, first + row) for row, talk in enumerate(talks)]
     encodings = reader.encode_whole([text for text, _ in written])
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)

@@ -16,28 +16,36 @@ from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
 from app.recipe.job import JobSpec
-from app.recipe.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput, TextInput
+from app.recipe.model import (
+    MAX_COLUMNS,
+    ImageInput,
+    Input,
+    ModelConfig,
+    Preprocessing,
+    TableInput,
+    TargetScaling,
+    TextInput,
+)
 from app.recipe.plan import split_counts
 from app.recipe.shrink import embedding_of, network_of, start_of, student_input
 from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
-from worker.data.documents import Document, end_of, read_documents
+from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
-from worker.data.formats.columns import Chats, Samples, Texts
+from worker.data.formats.columns import Samples, Texts
 from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
-from worker.data.packing import pack
 from worker.data.pairs import as_rows
 from worker.data.prompts import Prompts, beginnings, questions
 from worker.data.readers import Readers, open_reader, open_readers
+from worker.data.running_text import TextFile, Workplace, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
-from worker.losses.base import IGNORED
 from worker.students.hugging_face import width_of
 
 IMAGES, TABLE = "images", "table"
@@ -69,11 +77,18 @@ class TaskData:
         return self.readers.by_teacher[teacher].view if self.readers else None
 
 
-def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int) -> TaskData:
+def load_task(
+    job: JobSpec,
+    inputs: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    seed: int,
+    workplace: Workplace | None = None,
+) -> TaskData:
     """Read and check the data of `job`.
 
     `inputs` maps its references to files, and those of teachers to folders; `teachers` holds their descriptions by
-    reference; `seed` decides what is held out. Raises UserError naming the field, the row or index, and the value.
+    reference; `seed` decides what is held out; a language model's texts are packed in a `workplace`. Raises UserError
+    naming the field, the row or index, and the value.
     """
     data, files = job.data, {param: inputs[name] for param, name in _references(job.data).items()}
     if isinstance(data, ImageData):
@@ -81,10 +96,13 @@ def load_task(job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, M
         _refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
     else:
         _refuse(find_problems(job, InputFacts(teachers=teachers)))
+    if workplace is not None and job.task == CAUSAL_LM:
+        texts = {param: TextFile(path, job.data, param, workplace) for param, path in files.items()}
+        with workplace.opened():
+            return _running_text(job, inputs, teachers, texts, seed, workplace)
     samples = {param: _read(path, job, param) for param, path in files.items()}
-    if job.task == CAUSAL_LM:
-        return _running_text(job, inputs, teachers, samples, seed)
-    targets, classes = _targets(job, next(iter(teachers.values()), None), samples)
+    first = next((teachers[teacher.reference] for teacher in job.all_teachers), None)
+    targets, classes = _targets(job, first, samples)
     readers = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
@@ -104,61 +122,47 @@ def _running_text(
     job: JobSpec,
     inputs: Mapping[str, Path],
     teachers: Mapping[str, ModelConfig],
-    samples: Mapping[str, Samples],
+    files: Mapping[str, TextFile],
     seed: int,
+    workplace: Workplace,
 ) -> TaskData:
     """The same for a language model: whole texts are held out, and each split is packed into sequences."""
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
-    length, stored = job.data.max_length, {param: _texts_of(one, param) for param, one in samples.items()}
-    train = stored["data.train"]
-    readers = open_reader(job, job.data, inputs, teachers, train if isinstance(train, Texts) else Texts([]))
-    end = end_of(readers.student)
-    taken = TextInput(length=length, vocabulary=readers.student.vocabulary, pad=end)
-    facts = {param: SampleFacts(len(texts[0]), taken, 16 * length) for param, texts in stored.items()}
-    _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
-    documents = {param: read_documents(texts, readers.student, param) for param, texts in stored.items()}
-    halves = _halves(documents, job, seed)
-    splits = [_packed(half, length, end, readers.student.view, param) for half, param in halves]
+    length, train = job.data.max_length, files["data.train"]
+    counts = {param: file.count() for param, file in files.items()} if workplace.packs else {}
+    readers = open_reader(job, job.data, inputs, teachers, train.texts())
+    reader, end = readers.student, end_of(readers.student)
+    taken = TextInput(length=length, vocabulary=reader.vocabulary, pad=end)
+    facts = {param: SampleFacts(count, taken, 16 * length) for param, count in counts.items()}
+    _refuse(find_problems(job, InputFacts(facts.get("data.train"), facts.get("data.eval"), teachers)))
+    paths = [workplace.folder / name for name in ("train", "eval")]
+    if workplace.packs and (evaluation := files.get("data.eval")):
+        for file, path in ((train, paths[0]), (evaluation, paths[1])):
+            pack_file(file, reader, length, halves_of(counts[file.param], 0, seed), [path])
+    elif workplace.packs:
+        _, held_out = split_counts(job.data, counts["data.train"])
+        pack_file(train, reader, length, halves_of(counts["data.train"], held_out, seed), paths)
+    packed = map_files(paths, workplace, reader, length)
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
-    model = ModelConfig(task=job.task, architecture=network, input=taken)
-    prompts = _prompts(job, halves[0][0], splits[0], readers.student, chats=isinstance(train, Chats))
-    return TaskData(splits[0], splits[1], model, list(_notes(prompts)), readers, prompts)
-
-
-def _texts_of(samples: Samples, param: str) -> Texts | Chats:
-    if isinstance(samples.inputs, Texts | Chats):
-        return samples.inputs
-    raise invalid(f"{param} holds no texts", param)
-
-
-def _halves(documents: Mapping[str, list[Document]], job: JobSpec, seed: int) -> list[tuple[list[Document], str]]:
-    """Documents to train and to evaluate on, each with the field that they come from."""
-    train = documents["data.train"]
-    if "data.eval" in documents:
-        return [(train, "data.train"), (documents["data.eval"], "data.eval")]
-    _, count = split_counts(job.data, len(train))
-    return [([train[i] for i in half.tolist()], "data.train") for half in hold_out_any(len(train), count, seed)]
-
-
-def _packed(documents: list[Document], length: int, end: int, view: str, param: str) -> Batch:
-    tokens, targets = pack(documents, length, end)
-    if not bool((targets != IGNORED).any()):
-        raise invalid(f"{param} holds no token to learn: of chats these are what the role assistant says", param)
-    return whole_split({view: tokens}, targets)
+    model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
+    prompts = _prompts(job, train, counts.get("data.train", 0), packed[0], reader, seed)
+    return TaskData(packed[0], packed[1], model, list(_notes(prompts)), readers, prompts)
 
 
 def _prompts(
-    job: JobSpec, documents: list[Document], packed: Batch, reader: TextTokenizer, *, chats: bool
+    job: JobSpec, file: TextFile, texts: int, packed: Batch, reader: TextTokenizer, seed: int
 ) -> Prompts | None:
-    """Raises UserError (`invalid_data`) where there is nothing to write on."""
+    """Of the file to train on. Raises UserError (`invalid_data`) where there is nothing to write on."""
     wanted, end = job.recipe.generation, end_of(reader)
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
     if wanted is None:
         return None
-    if not chats:
+    if not file.talks():
         return beginnings(packed, reader.view, wanted.prompt_tokens, end)
-    room = job.data.max_length - wanted.new_tokens
+    room, (_, held_out) = job.data.max_length - wanted.new_tokens, split_counts(job.data, texts)
+    read = read_documents(file.pieces("finding what to write on in"), reader, file.param)
+    documents = (document for half, document in zip(halves_of(texts, held_out, seed), read, strict=True) if not half)
     found = questions(documents, reader.view, room, end, [*reader.special, end])
     if not len(found.samples):
         told = f"no answer of data.train has at most {room} tokens before it, which recipe.generation.new_tokens leaves"
@@ -225,7 +229,6 @@ def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Tas
     """What the samples amount to, now that they are read."""
     numbers = targets.shape[1] if targets.ndim == 2 and task != EMBEDDING else None
     stored = samples.inputs
-    assert not isinstance(stored, Chats)  # of another task
     if isinstance(stored, Texts):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
@@ -246,7 +249,6 @@ def _input(shape: tuple[int, ...]) -> Input:
 def _views(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
     if isinstance(samples.inputs, Texts):
         return readers.read(samples.inputs, words=words) if readers else {}
-    assert not isinstance(samples.inputs, Chats)  # of another task
     return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
 
 
@@ -271,8 +273,8 @@ def _describe(
     embedding = embedding_of(job, teachers)
     if embedding is not None and isinstance(network, Transformers):
         width = width_of(network)
-        return ModelConfig(task=job.task, architecture=network, input=given, targets=width, embedding=embedding)
-    fitted = None if classes else fit_targets(train.targets)
+        taken = student_input(job, teachers, given)
+        return ModelConfig(task=job.task, architecture=network, input=taken, targets=width, embedding=embedding)
     return ModelConfig(
         task=job.task,
         architecture=network,
@@ -281,7 +283,7 @@ def _describe(
         classes=classes.count if classes else None,
         class_names=classes.names if classes else None,
         targets=None if classes else train.targets.shape[1],
-        target_scaling=inherited.target_scaling if inherited else fitted,
+        target_scaling=None if classes else _target_scaling(train.targets, inherited),
     )
 
 
@@ -290,6 +292,12 @@ def _preprocessing(raw: Tensor | None, inherited: ModelConfig | None) -> Preproc
     if inherited is not None:
         return inherited.preprocessing
     return None if raw is None else fit_preprocessing(raw)
+
+
+def _target_scaling(targets: Tensor, inherited: ModelConfig | None) -> TargetScaling | None:
+    """The one that the weights of the last layer were trained with, where they stay; else fitted to the targets."""
+    stays = inherited is not None and inherited.targets == targets.shape[1]
+    return inherited.target_scaling if inherited and stays else fit_targets(targets)
 
 
 def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:

@@ -2,34 +2,118 @@
 
 A token sees all tokens before it in its sequence, those of an earlier document too, behind the token that ended it, as
 in GPT-2's training. Here, and nowhere else, targets are shifted: that of a place is the token after it.
+
+The tokens lie in a file, however many there are, and sequences are read from it as they are taken. One number a token
+tells both what it is and whether it is learned: a token that is not counted is stored as its complement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worker.data.batches import Batch, whole_split
 from worker.data.documents import Document
 from worker.losses.base import IGNORED
 
+NARROW = 2**15
+"""Vocabularies up to here take two bytes a token, all others four."""
+BUFFER = 2**20
 
-def pack(documents: Sequence[Document], length: int, fill: int) -> tuple[Tensor, Tensor]:
-    """Token ids and targets, both (N, length) int64.
+
+class Packer:
+    """Writes documents, each of which ends with the token `fill`, as one row of tokens."""
+
+    def __init__(self, file: IO[bytes], vocabulary: int, fill: int) -> None:
+        self._file, self._dtype, self._fill = file, np.dtype(_dtype_name(vocabulary)), fill
+        self.tokens = 0
+        self.learns = False
+        """Whether any token is a target."""
+
+    def add(self, document: Document) -> None:
+        """Lay a document behind the others."""
+        codes = np.where(document.counted, document.ids, ~document.ids)
+        self.learns = self.learns or bool(document.counted[0 if self.tokens else 1 :].any())
+        self._write(codes)
+
+    def fill_up(self, length: int) -> None:
+        """Let the last sequence of so many tokens end. The very last token is a target alone."""
+        rows = max(1, -(-(self.tokens - 1) // length))
+        self._write(np.full(rows * length + 1 - self.tokens, ~self._fill, np.int64))
+
+    def _write(self, codes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        self._file.write(codes.astype(self._dtype).tobytes())
+        self.tokens += len(codes)
+
+
+@contextmanager
+def packing(path: Path, vocabulary: int, length: int, fill: int) -> Iterator[Packer]:
+    """Writes the file at `path`, which is whole when the context is left without an error."""
+    with path.open("wb", buffering=BUFFER) as file:
+        yield (packer := Packer(file, vocabulary, fill))
+        packer.fill_up(length)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedTexts(Batch):
+    """A split whose sequences lie in a file. `inputs` and `targets` tell shapes alone; what is taken has values."""
+
+    rows: Tensor
+    """(N, S + 1): the tokens of each sequence and the one behind them, as they are stored."""
+    place: torch.device = torch.device("cpu")
+    """Where sequences that are taken go."""
+
+    @property
+    def home(self) -> torch.device:
+        return self.rows.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+    def take(self, chosen: Tensor) -> Batch:
+        return self._read(self.rows[chosen.cpu()], self.index[chosen.cpu()])
+
+    def between(self, first: int, end: int) -> Batch:
+        return self._read(self.rows[first:end], self.index[first:end])
+
+    def to(self, device: torch.device) -> PackedTexts:
+        """The same, for sequences to go to `device` as they are taken."""
+        return replace(self, place=device)
+
+    def settle(self, device: torch.device, room: float) -> PackedTexts:
+        return self.to(device)
+
+    def _read(self, rows: Tensor, index: Tensor) -> Batch:
+        codes = rows.to(self.place).long()
+        counted = codes >= 0
+        ids, targets = torch.where(counted, codes, ~codes), torch.where(counted, codes, IGNORED)
+        (view,) = self.inputs
+        return Batch({view: ids[:, :-1].contiguous()}, targets[:, 1:].contiguous(), index.to(self.place))
+
+
+def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTexts:
+    """The sequences (N, S) of a file that `packing` wrote: token ids and targets, both int64.
 
     Every token but the very first is a target once, unless it is not counted: then its target is IGNORED. The last
-    sequence is filled up with `fill`, whose targets are ignored too.
+    sequence is filled up with the token that ends documents, whose targets are ignored too.
     """
-    ids = np.concatenate([document.ids for document in documents])
-    counted = np.concatenate([document.counted for document in documents])
-    targets = np.where(counted[1:], ids[1:], IGNORED)
-    return _cut(ids[:-1], length, fill), _cut(targets, length, IGNORED)
+    dtype = getattr(torch, _dtype_name(vocabulary))
+    count = path.stat().st_size // dtype.itemsize
+    stream = torch.from_file(str(path), shared=False, size=count, dtype=dtype)
+    shape = torch.empty((count - 1) // length, length, dtype=torch.int64, device="meta")
+    blank = whole_split({view: shape}, shape)
+    index = torch.arange(len(shape))
+    rows = stream.as_strided((len(shape), length + 1), (length, 1))
+    return PackedTexts(inputs=blank.inputs, targets=blank.targets, index=index, rows=rows)
 
 
-def _cut(row: np.ndarray[tuple[int], np.dtype[np.int64]], length: int, fill: int) -> Tensor:
-    rows = max(1, -(-len(row) // length))
-    whole = np.full(rows * length, fill, np.int64)
-    whole[: len(row)] = row
-    return torch.from_numpy(whole.reshape(rows, length))
+def _dtype_name(vocabulary: int) -> str:
+    return "int16" if vocabulary <= NARROW else "int32"

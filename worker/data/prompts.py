@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,9 @@ from worker.data.archive import NDArray
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import Document
 from worker.losses.base import IGNORED
+
+TOGETHER = 4096
+"""Sequences that are looked at at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +41,18 @@ class Prompts:
 
 def beginnings(sequences: Batch, view: str, most: int, end: int) -> Prompts:
     """The first `most` tokens of packed sequences (N, S); fewer of one that was filled up before."""
+    tokens, lengths = zip(*(_begun(part, view, most) for part in sequences.parts(TOGETHER)), strict=True)
+    return Prompts(whole_split({view: torch.cat(tokens)}, torch.cat(lengths)), (end,))
+
+
+def _begun(sequences: Batch, view: str, most: int) -> tuple[Tensor, Tensor]:
     places = torch.arange(1, sequences.targets.shape[1] + 1)
     known = torch.where(sequences.targets != IGNORED, places, 0).amax(1)
     chosen = known.nonzero().squeeze(1)
-    samples = whole_split({view: sequences.inputs[view][chosen, :most]}, known[chosen].clamp(max=most))
-    return Prompts(samples, (end,))
+    return sequences.inputs[view][chosen, :most], known[chosen].clamp(max=most)
 
 
-def questions(documents: Sequence[Document], view: str, most: int, fill: int, ends: Sequence[int]) -> Prompts:
+def questions(documents: Iterable[Document], view: str, most: int, fill: int, ends: Sequence[int]) -> Prompts:
     """All that precedes each answer of chats, where it has at most `most` tokens."""
     found = [prompt for document in documents for prompt in _before_answers(document)]
     fitting = [prompt for prompt in found if len(prompt) <= most]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor
 from app.recipe.data import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig, TextInput
+from app.recipe.students import Pretrained
 from app.recipe.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from worker.data.formats.columns import Texts
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer
@@ -75,7 +76,7 @@ def open_readers(
         teacher.reference: load_tokenizer(folders[teacher.reference], job.teacher_param(index))
         for index, teacher in enumerate(job.all_teachers)
     }
-    student = _students(options, list(by_teacher.values()), train)
+    student = _students(job, options, folders, list(by_teacher.values()), train)
     lengths = {student.view: options.max_length}
     for reference, reader in by_teacher.items():
         taken = teachers[reference].input
@@ -85,7 +86,11 @@ def open_readers(
 
 
 def open_reader(
-    job: JobSpec, options: TextOptions, folders: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Texts
+    job: JobSpec,
+    options: TextOptions,
+    folders: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    train: Iterable[str],
 ) -> Readers:
     """The one tokenizer of a language model and of all its teachers, whose answers are about the same tokens.
 
@@ -96,17 +101,29 @@ def open_reader(
         for index, teacher in enumerate(job.all_teachers)
     ]
     wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
-    student = train_writer(wanted, train) if isinstance(wanted, BytePairs) else _students(options, readers, train)
+    if isinstance(wanted, BytePairs) and not isinstance(job.student, Pretrained):
+        student = train_writer(wanted, train)
+    else:
+        student = _students(job, options, folders, readers, Texts([]))
     for index, reader in enumerate(readers):
         if not student.reads_like(reader):
             param = job.teacher_param(index)
-            message = f"{param} reads other tokens than the student; accepted: teachers with the tokenizer of the first"
+            whose = "the student" if isinstance(job.student, Pretrained) else "the first"
+            message = f"{param} reads other tokens than the student; accepted: teachers with the tokenizer of {whose}"
             raise UserError("invalid_teacher", message, param)
     by_teacher = {teacher.reference: student for teacher in job.all_teachers}
     return Readers(student, by_teacher, {student.view: options.max_length})
 
 
-def _students(options: TextOptions, teachers: list[TextTokenizer], train: Texts) -> TextTokenizer:
+def _students(
+    job: JobSpec,
+    options: TextOptions,
+    folders: Mapping[str, Path],
+    teachers: list[TextTokenizer],
+    train: Texts,
+) -> TextTokenizer:
+    if isinstance(job.student, Pretrained):
+        return load_tokenizer(folders[job.student.reference], f"student.{job.student.source}")
     wanted = options.tokenizer or (TeacherTokenizer() if teachers else WordPiece())
     if not isinstance(wanted, TeacherTokenizer):
         return train_tokenizer(wanted, train)

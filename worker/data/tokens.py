@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +21,12 @@ from torch import Tensor
 
 from app.recipe.tokenizers import BytePairs, Trained
 from worker.data.archive import NDArray
-from worker.data.formats.columns import Texts
-from worker.errors import UserError
+from worker.data.formats.columns import RUN_ROWS, Texts, in_runs
+from worker.errors import UserError, unusable_model
 
 FILE, VOCABULARY, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 MAX_FILE_BYTES = 64 * 2**20
-TOGETHER = 1024
-"""Texts encoded at a time."""
 ROUND = 8
 """Lengths are rounded up to a multiple of this, as devices like them."""
 TEMPLATE = "chat_template.jinja"
@@ -116,8 +114,8 @@ class TextTokenizer:
 
     def encode_whole(self, texts: list[str]) -> Iterator[Encoding]:
         """Each text as it is: nothing cut off, and nothing put around it."""
-        for start in range(0, len(texts), TOGETHER):
-            yield from self._tokenizer.encode_batch(texts[start : start + TOGETHER], add_special_tokens=False)
+        for together in in_runs(texts, len):
+            yield from self._tokenizer.encode_batch(together, add_special_tokens=False)
 
     def text(self, ids: list[int]) -> str:
         """What token ids say."""
@@ -160,8 +158,8 @@ class TextTokenizer:
 
     def _encodings(self, texts: Texts) -> Iterator[tuple[Encoding, tuple[str, str]]]:
         second = texts.second or [""] * len(texts.first)
-        for start in range(0, len(texts.first), TOGETHER):
-            pairs = list(zip(texts.first[start : start + TOGETHER], second[start : start + TOGETHER], strict=True))
+        for start in range(0, len(texts.first), RUN_ROWS):
+            pairs = list(zip(texts.first[start : start + RUN_ROWS], second[start : start + RUN_ROWS], strict=True))
             given: list[Any] = [first for first, _ in pairs] if texts.second is None else list(pairs)
             yield from zip(self._tokenizer.encode_batch(given), pairs, strict=True)
 
@@ -193,7 +191,8 @@ def _starts(text: str) -> list[int]:
 
 
 def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
-    """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher`, blaming `param`)."""
+    """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
+    `param`."""
     settings = _settings(folder, param)
     pad, mask, end = (_token(settings.get(name)) for name in ("pad_token", "mask_token", "eos_token"))
     told = pad, mask, end, _template(folder, settings, param)
@@ -214,7 +213,7 @@ def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
 
 
 def _unusable(message: str, param: str) -> UserError:
-    return UserError("invalid_teacher", f"{param} {message}", param)
+    return unusable_model(message, param)
 
 
 def _text(path: Path, param: str) -> str:
@@ -306,12 +305,13 @@ _BYTE_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 def train_tokenizer(spec: Trained, texts: Texts) -> TextTokenizer:
     """A tokenizer made of these texts: the same one from the same texts."""
-    made = _train_bytes(spec, texts) if isinstance(spec, BytePairs) else _train_pieces(spec, texts)
+    made = _train_bytes(spec, _all(texts)) if isinstance(spec, BytePairs) else _train_pieces(spec, texts)
     return TextTokenizer(made)
 
 
-def train_writer(spec: Trained, texts: Texts) -> TextTokenizer:
-    """The same for a language model: texts come back as they were, and nothing is put behind them, where it goes on."""
+def train_writer(spec: Trained, texts: Iterable[str]) -> TextTokenizer:
+    """The same for a language model: texts come back as they were, and nothing is put behind them, where it goes on.
+    Of the texts nothing is kept but how often each word comes."""
     made = _train_bytes(spec, texts, space=False)
     begin = ("<s>", made.token_to_id("<s>"))
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
@@ -365,7 +365,7 @@ def _alphabet(counts: Counter[str], most: int) -> list[str]:
     return sorted(character for character in chosen[:most] if ord(character) < _PRIVATE)
 
 
-def _train_bytes(spec: Trained, texts: Texts, *, space: bool = True) -> tokenizers.Tokenizer:
+def _train_bytes(spec: Trained, texts: Iterable[str], *, space: bool = True) -> tokenizers.Tokenizer:
     """With `space`, what stands first is read like any other word."""
     raw = tokenizers.Tokenizer(models.BPE())
     if spec.lowercase:
@@ -378,5 +378,5 @@ def _train_bytes(spec: Trained, texts: Texts, *, space: bool = True) -> tokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    raw.train_from_iterator(_all(texts), trainer)
+    raw.train_from_iterator(texts, trainer)
     return _between_ends(raw)

@@ -1,4 +1,4 @@
-"""Brings teachers from outside into a worker: from a hub, a mirror of it, or an object store.
+"""Brings models from outside into a worker: from a hub, a mirror of it, or an object store.
 
 Only files that make a model are fetched, never one that could hold code, and all of them are checked before a trainer
 sees them. What never changes (a commit of a hub, a converted upload) is kept for the next job.
@@ -12,34 +12,34 @@ from pathlib import Path
 
 from app.core.settings import Settings
 from app.recipe.hugging_face import DOCUMENTS, INDEX, check_document, chosen, read_index
-from app.recipe.teachers import Teacher
-from worker.errors import UserError
+from app.recipe.teachers import Origin
+from worker.errors import UserError, unusable_model
 from worker.fetch import hub, objects
 from worker.fetch.refusal import Refused
 from worker.fetch.shelf import Shelf, files_in
 
 
-async def fetch(teacher: Teacher, param: str, settings: Settings, shelf: Shelf, target: Path) -> None:
-    """Put the files of a teacher from outside into the folder `target`.
+async def fetch(origin: Origin, param: str, settings: Settings, shelf: Shelf, target: Path) -> None:
+    """Put the files of a model from outside into the folder `target`.
 
     Raises: `UserError` blaming `param`, the field that names it; `Unavailable`; `OSError` when the disk is full.
     """
-    if wrong := list(settings.outside.wrong(teacher)):
+    if wrong := list(settings.outside.wrong(origin)):
         raise UserError("teacher_not_accepted", wrong[0][1], param)
     try:
-        if teacher.uri is not None:
-            await objects.fetch(teacher.uri, settings, target)
+        if origin.uri is not None:
+            await objects.fetch(origin.uri, settings, target)
             await asyncio.to_thread(check, target)
         else:
-            await shelf.place(_digest(teacher.reference), target, lambda folder: _from_hub(teacher, settings, folder))
+            await shelf.place(_digest(origin.reference), target, lambda folder: _from_hub(origin, settings, folder))
     except Refused as error:
-        raise UserError("invalid_teacher", f"the teacher can't be fetched: {error}", param) from error
+        raise unusable_model(f"can't be fetched: {error}", param) from error
 
 
-async def _from_hub(teacher: Teacher, settings: Settings, folder: Path) -> None:
-    assert teacher.hub is not None
-    assert teacher.revision is not None
-    await hub.fetch(teacher.hub, teacher.revision, settings, folder)
+async def _from_hub(origin: Origin, settings: Settings, folder: Path) -> None:
+    assert origin.hub is not None
+    assert origin.revision is not None
+    await hub.fetch(origin.hub, origin.revision, settings, folder)
     await asyncio.to_thread(check, folder)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from app.recipe import losses as recipe
 from worker.kernels import processor_rows
+from worker.kernels.devices import HAS_TRITON
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import Rows, Term, at_least_float32
 from worker.losses.cross_entropy import CrossEntropyTerm
@@ -32,7 +32,6 @@ from worker.losses.nkd import NkdTerm
 
 CHUNK = 1 << 20
 """Logits that the plain path works on at a time; it holds about ten float32 of working memory for each."""
-HAS_TRITON = find_spec("triton") is not None
 
 
 class RowLosses(NamedTuple):
@@ -115,9 +114,9 @@ def row_loss_(
     if not len(student):
         return RowLosses(*(student.new_zeros(0, dtype=torch.float32) for _ in RowLosses._fields))
     if runs_on_triton(student):
-        from worker.kernels import row_kernels  # Triton is there on Linux alone
+        from worker.kernels.row_kernels.launches import launch  # Triton is there on Linux alone
 
-        divergence, cross_entropy = row_kernels.launch(inputs, spec, gradient)
+        divergence, cross_entropy = launch(inputs, spec, gradient)
     else:
         divergence, cross_entropy = plain(inputs, spec, gradient)
     return RowLosses(weighted(divergence, cross_entropy, spec, row_weights), divergence, cross_entropy)
@@ -319,8 +318,8 @@ class _RowLoss(torch.autograd.Function):
 def scale_rows_(rows: Tensor, factors: Tensor) -> None:
     """Multiply each row (R, C) by its factor (R,) in place; where all are 1, nothing is written."""
     if runs_on_triton(rows):
-        from worker.kernels import row_kernels  # as above
+        from worker.kernels.row_kernels.launches import scale  # as above
 
-        row_kernels.scale(rows, factors)
+        scale(rows, factors)
     elif bool((factors != 1.0).any()):
         rows.mul_(factors.unsqueeze(-1))

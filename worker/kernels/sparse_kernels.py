@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from worker.kernels.row_kernels import LOGITS_OF_A_WARP, MOST_COLUMNS, NONE, _device, _live_rows, _load, _log_sum
+from worker.kernels.devices import device_of
+from worker.kernels.row_kernels.launches import LOGITS_OF_A_WARP, MOST_COLUMNS
+from worker.kernels.row_kernels.logits import NONE, live_rows, load_raw, log_sum
 
 if TYPE_CHECKING:
     from worker.kernels.sparse import Known
@@ -29,7 +31,7 @@ def _sum_of_logs(student, width, live, high, low, temperature, B: tl.constexpr):
     logs = tl.zeros([1, B], tl.float32)
     count = tl.zeros([1, B], tl.float32)
     for start in range(0, width, B):
-        x = _load(student, start + tl.arange(0, B)[None, :], width, live)
+        x = load_raw(student, start + tl.arange(0, B)[None, :], width, live)
         logs += tl.where(x > NONE, (x / temperature - high) - low, 0.0)
         count += (x > NONE).to(tl.float32)
     return tl.sum(logs, axis=1, keep_dims=True), tl.sum(count, axis=1, keep_dims=True)
@@ -52,14 +54,14 @@ def sparse_kernel(
     GRADIENT: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """See the module. `shared` columns are the teacher's too; OTHERS: its other columns have a share."""
-    row, inside, live, label = _live_rows(labels, rows, ignore_index, LABELLED, 1)
+    row, inside, live, label = live_rows(labels, rows, ignore_index, LABELLED, 1)
     student = pointer + row.to(tl.int64) * stride
     end = width * tl.max(live.to(tl.int32))
     nowhere = tl.zeros([1, 1], tl.int64) - 1
-    high, low, _ = _log_sum(student, end, live, nowhere, temperature, 1.0, 1.0, False, False, 1, B)
+    high, low, _ = log_sum(student, end, live, nowhere, temperature, 1.0, 1.0, False, False, 1, B)
     hard_high, hard_low = high, low
     if HARD and not ONE_SOFTMAX:
-        hard_high, hard_low, _ = _log_sum(student, end, live, nowhere, 1.0, 1.0, 1.0, False, False, 1, B)
+        hard_high, hard_low, _ = log_sum(student, end, live, nowhere, 1.0, 1.0, 1.0, False, False, 1, B)
 
     numbers = tl.arange(0, K)[None, :]
     columns = tl.load(kept_columns + row.to(tl.int64) * kept + numbers, mask=inside & (numbers < kept), other=-1)
@@ -94,7 +96,7 @@ def sparse_kernel(
         tl.debug_barrier()  # every warp has read the logits of the kept columns and of the label
         for start in range(0, width, B):
             every = start + tl.arange(0, B)[None, :]
-            x = _load(student, every, width, live)
+            x = load_raw(student, every, width, live)
             even = tl.where((every < shared) & (x > NONE), share, 0.0)
             gradient = _gradient(
                 x, high, low, hard_high, hard_low, mass, even, soft, hard, temperature, every == label, HARD
@@ -119,7 +121,7 @@ def launch(
     temperature, (rows, width) = spec.divergence.temperature, student.shape
     block = min(triton.next_power_of_2(width), MOST_COLUMNS)
     losses = torch.zeros(2, rows, dtype=torch.float32, device=student.device)
-    with _device(student):
+    with device_of(student):
         sparse_kernel[(rows,)](
             student,
             student if labels is None else labels.contiguous(),

@@ -3,8 +3,8 @@
 A tile's logits are made by a loop over the hidden numbers, once for each side, and used up where they are:
 
 * `statistics_kernel` keeps of every row what the divergence needs, while its maxima grow: it goes over the vocabulary
-  once. Several programs share a row's vocabulary, or there would be too few of them; what each found is brought together
-  by `worker.kernels.tiled`;
+  once. Several programs share a row's vocabulary, or there would be too few of them; `worker.kernels.tiled` brings
+  together what each found;
 * `hidden_kernel` and `weight_kernel` make the tiles again, now as gradients of the logits, and multiply them into that
   of the hidden states and of the weight. Each is the only writer of its part of the result, so that nothing depends on
   the order in which programs run. What they add to lies in the second-level cache, as float32.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from worker.kernels.row_kernels import NONE, _headed
+from worker.kernels.row_kernels.logits import NONE, headed
 
 LOWEST = tl.constexpr(-1e30)
 """Where a maximum begins: finite, so that differences of maxima are numbers."""
@@ -31,7 +31,7 @@ of the student at temperature 1, the sums of the divergence, the label's logit."
 @triton.jit
 def _product(
     left, right, row, there, column, known, left_stride, right_stride, size,
-    PRECISION: tl.constexpr, N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+    N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """(N, V) of hidden states (N, size) and a weight (V, size)."""
     total = tl.zeros([N, V], tl.float32)
@@ -41,23 +41,23 @@ def _product(
         inner = start + tl.arange(0, H)
         a = tl.load(of_row + inner[None, :], mask=there[:, None] & (inner[None, :] < size), other=0.0)
         b = tl.load(of_column + inner[:, None], mask=known[None, :] & (inner[:, None] < size), other=0.0)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+        total = tl.dot(a, b, total)
     return total
 
 
 @triton.jit
 def _logits(
     side, row, there, column, scale, cap,
-    CAPPED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr,
     N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """Logits (N, V) of a side's head, -inf beyond its vocabulary, and their derivative to the product."""
     hidden, weight, bias, hidden_stride, weight_stride, size, width = side
     known = column < width
-    raw = _product(hidden, weight, row, there, column, known, hidden_stride, weight_stride, size, PRECISION, N, V, H)
+    raw = _product(hidden, weight, row, there, column, known, hidden_stride, weight_stride, size, N, V, H)
     if BIASED:
         raw += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
-    logits, slope = _headed(tl.where(known[None, :], raw, NONE), scale, cap, CAPPED)
+    logits, slope = headed(tl.where(known[None, :], raw, NONE), scale, cap, CAPPED)
     return logits, slope
 
 
@@ -85,8 +85,7 @@ def _grown(high, logits):
 def statistics_kernel(
     student, teacher, labels, statistics, rows, of_a_split, ignore_index, temperature, scale, cap,
     REVERSE: tl.constexpr, HARD: tl.constexpr, CAPPED: tl.constexpr, LABELLED: tl.constexpr,
-    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, PRECISION: tl.constexpr,
-    N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """See the module. GAP: the sum of e^(a - max a) ((a - max a) - (b - max b)) over the columns that both sides have,
     KNOWN that of e^(a - max a), where a is the side whose expectation the divergence takes: REVERSE, the student's."""
@@ -103,8 +102,8 @@ def statistics_kernel(
     end = tl.minimum(tl.maximum(student[6], teacher[6]), (split + 1) * of_a_split)
     for start in range(split * of_a_split, end, V):
         column = start + tl.arange(0, V)
-        z, _ = _logits(student, row, live, column, scale, cap, CAPPED, STUDENT_BIASED, PRECISION, N, V, H)
-        y, _ = _logits(teacher, row, live, column, scale, cap, CAPPED, TEACHER_BIASED, PRECISION, N, V, H)
+        z, _ = _logits(student, row, live, column, scale, cap, CAPPED, STUDENT_BIASED, N, V, H)
+        y, _ = _logits(teacher, row, live, column, scale, cap, CAPPED, TEACHER_BIASED, N, V, H)
         y = y / temperature
         x = z / temperature
         higher_q, keep_q = _grown(high_q, x)
@@ -150,13 +149,12 @@ def statistics_kernel(
 def _gradient(
     student, teacher, sums, rows, row, live, label, column, temperature, scale, cap, soft, hard,
     REVERSE: tl.constexpr, HARD: tl.constexpr, CAPPED: tl.constexpr,
-    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, PRECISION: tl.constexpr,
-    N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """Of the student's products (N, V); `sums` (7, rows): maximum and log-sum of q, the same of p, log-sum of the
     student at temperature 1, what of the expectation's side is shared, and the divergence without its factor."""
-    z, slope = _logits(student, row, live, column, scale, cap, CAPPED, STUDENT_BIASED, PRECISION, N, V, H)
-    y, _ = _logits(teacher, row, live, column, scale, cap, CAPPED, TEACHER_BIASED, PRECISION, N, V, H)
+    z, slope = _logits(student, row, live, column, scale, cap, CAPPED, STUDENT_BIASED, N, V, H)
+    y, _ = _logits(teacher, row, live, column, scale, cap, CAPPED, TEACHER_BIASED, N, V, H)
     high_q = tl.load(sums + row, mask=live, other=0.0)[:, None]
     log_q = (z / temperature - high_q) - tl.load(sums + rows + row, mask=live, other=0.0)[:, None]
     high_p = tl.load(sums + 2 * rows + row, mask=live, other=0.0)[:, None]
@@ -179,8 +177,7 @@ def _gradient(
 def hidden_kernel(
     student, teacher, labels, sums, gradients, rows, of_a_split, ignore_index, temperature, scale, cap, soft, hard,
     REVERSE: tl.constexpr, HARD: tl.constexpr, CAPPED: tl.constexpr, LABELLED: tl.constexpr,
-    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, PRECISION: tl.constexpr,
-    N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """Add to `gradients` (splits, rows, hidden numbers) float32, of zeros, what each split of the vocabulary gives."""
     split = tl.program_id(1)
@@ -192,14 +189,14 @@ def hidden_kernel(
         column = start + tl.arange(0, V)
         gradient = _gradient(
             student, teacher, sums, rows, row, live, label, column, temperature, scale, cap, soft, hard,
-            REVERSE, HARD, CAPPED, STUDENT_BIASED, TEACHER_BIASED, PRECISION, N, V, H,
+            REVERSE, HARD, CAPPED, STUDENT_BIASED, TEACHER_BIASED, N, V, H,
         ).to(weight.dtype.element_ty)  # fmt: skip
         for first in range(0, size, H):
             inner = first + tl.arange(0, H)[None, :]
             of_column = weight + column[:, None].to(tl.int64) * stride + inner
             w = tl.load(of_column, mask=(column[:, None] < width) & (inner < size), other=0.0)
             inside = exists[:, None] & (inner < size)
-            added = tl.dot(gradient, w, tl.load(into + inner, mask=inside, other=0.0), input_precision=PRECISION)
+            added = tl.dot(gradient, w, tl.load(into + inner, mask=inside, other=0.0))
             tl.store(into + inner, added, mask=inside)
         tl.debug_barrier()  # whoever reads a sum next may be another thread than its writer
 
@@ -208,8 +205,7 @@ def hidden_kernel(
 def weight_kernel(
     student, teacher, labels, sums, scratch, gradients, of_bias, rows, ignore_index, temperature, scale, cap, soft,
     hard, REVERSE: tl.constexpr, HARD: tl.constexpr, CAPPED: tl.constexpr, LABELLED: tl.constexpr,
-    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, PRECISION: tl.constexpr,
-    N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+    STUDENT_BIASED: tl.constexpr, TEACHER_BIASED: tl.constexpr, N: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """Write `gradients` (columns, hidden numbers) and `of_bias` (columns,), some columns after the others.
 
@@ -225,7 +221,7 @@ def weight_kernel(
             row, _, live, label = _rows(labels, start, rows, ignore_index, LABELLED, N)
             gradient = _gradient(
                 student, teacher, sums, rows, row, live, label, column, temperature, scale, cap, soft, hard,
-                REVERSE, HARD, CAPPED, STUDENT_BIASED, TEACHER_BIASED, PRECISION, N, V, H,
+                REVERSE, HARD, CAPPED, STUDENT_BIASED, TEACHER_BIASED, N, V, H,
             )  # fmt: skip
             total += tl.sum(gradient, axis=0)
             turned = tl.trans(gradient.to(hidden.dtype.element_ty))
@@ -234,7 +230,7 @@ def weight_kernel(
                 of_row = hidden + row[:, None].to(tl.int64) * stride + inner
                 h = tl.load(of_row, mask=live[:, None] & (inner < size), other=0.0)
                 so_far = tl.load(into + inner, mask=(inner < size) & (start > 0), other=0.0)
-                tl.store(into + inner, tl.dot(turned, h, so_far, input_precision=PRECISION), mask=inner < size)
+                tl.store(into + inner, tl.dot(turned, h, so_far), mask=inner < size)
             tl.debug_barrier()  # as above
         for first in range(0, size, H):
             inner = first + tl.arange(0, H)[None, :]

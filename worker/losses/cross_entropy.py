@@ -20,11 +20,14 @@ class CrossEntropyTerm:
 
     def __call__(self, rows: Rows) -> Tensor:
         logits = at_least_float32(rows.student)
-        logs, masked = F.log_softmax(logits, dim=-1), logits.isneginf()
-        finite = logs.masked_fill(masked, 0.0)
-        if rows.labels.is_floating_point():
-            hard = (rows.labels.to(logits.dtype) * finite).sum(-1)
-        else:
+        logs, soft = F.log_softmax(logits, dim=-1), rows.labels.is_floating_point()
+        if not soft:
             hard = logs.gather(-1, rows.labels.unsqueeze(-1)).squeeze(-1)
+            if self.smoothing == 0.0:
+                return -hard
+        masked = logits.isneginf()
+        finite = logs.masked_fill(masked, 0.0)
+        if soft:
+            hard = (rows.labels.to(logits.dtype) * finite).sum(-1)
         even = finite.sum(-1) / (~masked).sum(-1)
         return -(1.0 - self.smoothing) * hard - self.smoothing * even

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from app.recipe.losses import Dist
 from worker.losses.base import Rows
-from worker.losses.softened import log_probs, prepare
+from worker.losses.softened import log_probs, prepare, surely_none
 
 EPS = 1e-8
 """Added to the product of the norms, as in the authors' code."""
@@ -27,23 +27,32 @@ class DistTerm:
     def __call__(self, rows: Rows) -> Tensor:
         student, teacher = (logits / self.spec.temperature for logits in prepare(rows, standardized=False))
         log_q, log_p, masked = log_probs(student, teacher)
-        counted = ~masked if rows.valid is None else ~masked & rows.valid.unsqueeze(-1)
+        ignored = masked if rows.valid is None else masked | ~rows.valid.unsqueeze(-1)
+        counted = None if surely_none(ignored) else ~ignored
         q, p = log_q.exp(), log_p.exp()
         within = 1.0 - correlation(q, p, counted, dim=1)
         between = 1.0 - correlation(q, p, counted, dim=0)
-        classes = counted.any(0)
-        mean_between = between.where(classes, 0.0).sum() / classes.sum().clamp(min=1)
-        return self.spec.temperature**2 * (self.spec.beta * within + self.spec.gamma * mean_between)
+        return self.spec.temperature**2 * (self.spec.beta * within + self.spec.gamma * _mean(between, counted))
 
 
-def correlation(first: Tensor, second: Tensor, counted: Tensor, dim: int) -> Tensor:
-    """Pearson's, along `dim` of two (B, C), over the entries that are counted (B, C) bool."""
+def correlation(first: Tensor, second: Tensor, counted: Tensor | None, dim: int) -> Tensor:
+    """Pearson's, along `dim` of two (B, C), over the entries that are counted (B, C) bool; none: all of them."""
     a, b = (_center(side, counted, dim) for side in (first, second))
     norms: Tensor = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
     return (a * b).sum(dim) / (norms + EPS)
 
 
-def _center(values: Tensor, counted: Tensor, dim: int) -> Tensor:
+def _mean(between: Tensor, counted: Tensor | None) -> Tensor:
+    """Over the classes (C,) that any row counts in."""
+    if counted is None:
+        return between.mean()
+    classes = counted.any(0)
+    return between.where(classes, 0.0).sum() / classes.sum().clamp(min=1)
+
+
+def _center(values: Tensor, counted: Tensor | None, dim: int) -> Tensor:
+    if counted is None:
+        return values - values.mean(dim, keepdim=True)
     count = counted.sum(dim, keepdim=True).clamp(min=1)
     mean = values.where(counted, 0.0).sum(dim, keepdim=True) / count
     return (values - mean).where(counted, 0.0)

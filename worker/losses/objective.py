@@ -6,17 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from app.recipe.losses import Loss
+from app.recipe.losses import CrossEntropy, Loss
 from app.recipe.taps import Tap
 from app.recipe.teachers import Teacher, Weighting
 from app.recipe.weights import weight_at
+from worker.kernels.rows import row_loss, runs_on_triton
+from worker.kernels.spec import RowSpec
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Features, Rows, Term
+from worker.losses.passes import Pass, divergence_of, in_kernels
 from worker.losses.workshop import Workshop
 from worker.students.last_states import LastStates
 from worker.teachers.signal import TeacherSignal
@@ -117,13 +121,65 @@ class Objective:
         """
         valid = _valid(seen.targets)
         targets = seen.targets if seen.targets.ndim == 2 else seen.targets.where(valid, 0)
-        values = {}
-        total = seen.outputs.new_zeros((), dtype=torch.promote_types(seen.outputs.dtype, torch.float32))
+        weights = {name: weight_at(spec.weight, epoch, epochs) for name, (spec, _) in self._terms.items()}
+        totals, values = self._at_rows(seen, weights, count) if self._suits_kernels(seen, weights) else ([], {})
         for name, (spec, term) in self._terms.items():
-            value = self._loss(spec, term, seen, targets, valid).where(valid, 0).sum() / count
-            values[f"{TOTAL}/{name}"] = value
-            total = total + weight_at(spec.weight, epoch, epochs) * value
-        return {TOTAL: total, **values}
+            if name not in values:
+                values[name] = self._loss(spec, term, seen, targets, valid).where(valid, 0).sum() / count
+                totals.append(weights[name] * values[name])
+        return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
+
+    def _suits_kernels(self, seen: Seen, weights: Mapping[str, float]) -> bool:
+        """Whether row kernels compute the terms that they know, with one share for all rows, and leave out no value
+        because it weighs nothing. On a processor there are none, and few rows of few classes take longer there in the
+        row losses than in the terms."""
+        by_row = self._weighting == "entropy" and len(self._teachers) > 1
+        if by_row or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
+            return False
+        return all(weights[name] != 0.0 for name, (spec, _) in self._terms.items() if in_kernels(spec))
+
+    def _at_rows(
+        self, seen: Seen, weights: Mapping[str, float], count: Tensor
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Shares in the loss, and the values by name, of the terms that the kernels know: one launch for cross-entropy
+        and a divergence, gradient included.
+
+        The gradient is written over the logits, so each pass is given a copy of them.
+        """
+        totals: list[Tensor] = []
+        values: dict[str, Tensor] = {}
+        shares = torch.ones_like(seen.targets, dtype=torch.promote_types(seen.outputs.dtype, torch.float32)) / count
+        for each in self._passes():
+            teacher = None if each.teacher is None else seen.signals[each.teacher].logits
+            own = seen.outputs.clone(memory_format=torch.contiguous_format)
+            losses = row_loss(own, teacher, seen.targets, self._spec_of(each, weights), row_weights=shares)
+            totals.append(losses.total.sum())
+            if each.cross_entropy is not None:
+                values[each.cross_entropy] = losses.cross_entropy.sum() / count
+            if each.divergence is not None:
+                found = self._share(each.teacher, each.divergence) * losses.divergence.sum() / count
+                values[each.divergence] = values.get(each.divergence, 0.0) + found
+        return totals, values
+
+    def _passes(self) -> list[Pass]:
+        """Cross-entropy goes with the first divergence."""
+        kinds = {name: spec for name, (spec, _) in self._terms.items()}
+        plain = [name for name, spec in kinds.items() if isinstance(spec, CrossEntropy)]
+        taught = [(name, by) for name, spec in kinds.items() if divergence_of(spec) for by in self._names(spec)]
+        return [Pass(one, *(pair or (None, None))) for one, pair in zip_longest(plain, taught)]
+
+    def _spec_of(self, each: Pass, weights: Mapping[str, float]) -> RowSpec:
+        plain, taught = (
+            None if name is None else self._terms[name].spec for name in (each.cross_entropy, each.divergence)
+        )
+        hard = weights[each.cross_entropy] if each.cross_entropy is not None else 0.0
+        soft = weights[each.divergence] * self._share(each.teacher, each.divergence) if each.divergence else 0.0
+        return each.spec(plain, taught, hard, soft)
+
+    def _share(self, teacher: str | None, name: str) -> float:
+        """Of a teacher in a term that learns from several; they add up to 1."""
+        names = self._names(self._terms[name].spec)
+        return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
 
     def _loss(self, spec: Loss, term: Term, seen: Seen, targets: Tensor, valid: Tensor) -> Tensor:
         """Of each row (B,): against the teacher that the term names, or shared by all of them."""

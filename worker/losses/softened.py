@@ -67,11 +67,24 @@ def standardize(logits: Tensor) -> Tensor:
     Source: arXiv 2403.01427. As in the authors' code the deviation is the unbiased one with 1e-7 added.
     """
     masked = logits.isneginf()
+    if surely_none(masked):
+        centered = logits - logits.mean(-1, keepdim=True)
+        return centered / (_norm(centered) / math.sqrt(max(logits.shape[-1] - 1, 1)) + 1e-7)
     count = (~masked).sum(-1, keepdim=True)
     mean = logits.masked_fill(masked, 0.0).sum(-1, keepdim=True) / count
     centered = (logits - mean).masked_fill(masked, 0.0)
-    deviation: Tensor = torch.linalg.vector_norm(centered, dim=-1, keepdim=True) / (count - 1).clamp(min=1).sqrt()
+    deviation = _norm(centered) / (count - 1).clamp(min=1).sqrt()
     return (centered / (deviation + 1e-7)).masked_fill(masked, -torch.inf)
+
+
+def surely_none(marked: Tensor) -> bool:
+    """Whether nothing is marked (bool), as far as that is known without waiting for a device."""
+    return marked.device.type == "cpu" and not bool(marked.any())
+
+
+def _norm(values: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return norm
 
 
 def kl(of: Tensor, against: Tensor) -> Tensor:

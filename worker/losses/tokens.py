@@ -8,37 +8,25 @@ pass, for the price of one more product of the last layer. Terms that look at fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from itertools import zip_longest
-from typing import NamedTuple, get_args
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from app.recipe.losses import CrossEntropy, Loss, Softened
 from app.recipe.taps import Taps
 from app.recipe.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
 from worker.kernels.sparse import Kept, TopKTeacher
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED, Features, Rows, Term
 from worker.losses.objective import TOTAL, Objective, Seen
+from worker.losses.passes import Pass, in_kernels
 from worker.students.last_states import LastStates, LikeliestTokens
 from worker.teachers.signal import TeacherSignal
 
 CHUNK = 1 << 24
 """Logits of one side that a term outside the kernels is given at a time."""
-
-
-class _Pass(NamedTuple):
-    """Terms that one pass over the last layer computes, by their names in the objective."""
-
-    cross_entropy: str | None
-    divergence: str | None
-    teacher: str | None
 
 
 class TokenObjective(Objective):
@@ -68,24 +56,9 @@ class TokenObjective(Objective):
                 total = total + weights[name] * values[name]
         return {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in values.items()}}
 
-    def _passes(self) -> list[_Pass]:
-        kinds = {name: spec for name, (spec, _) in self._terms.items()}
-        plain = [name for name, spec in kinds.items() if isinstance(spec, CrossEntropy)]
-        taught = [(name, by) for name, spec in kinds.items() if divergence_of(spec) for by in self._names(spec)]
-        return [_Pass(one, *(pair or (None, None))) for one, pair in zip_longest(plain, taught)]
-
-    def _at_last_layer(self, each: _Pass, weights: Mapping[str, float], seen: Seen, count: Tensor) -> RowLosses:
-        divergence, taught, hard, smoothing = None, 0.0, 0.0, 0.0
-        if each.divergence is not None:
-            divergence = divergence_of(self._terms[each.divergence].spec)
-            taught = weights[each.divergence] * self._share(each.teacher, each.divergence)
-        if each.cross_entropy is not None:
-            spec = self._terms[each.cross_entropy].spec
-            assert isinstance(spec, CrossEntropy)
-            hard, smoothing = weights[each.cross_entropy], spec.label_smoothing
+    def _at_last_layer(self, each: Pass, weights: Mapping[str, float], seen: Seen, count: Tensor) -> RowLosses:
         teacher = NoTeacher() if each.teacher is None else kernel_teacher(seen.signals[each.teacher])
-        row = RowSpec(divergence, divergence_weight=taught, ce_weight=hard, label_smoothing=smoothing)
-        states = seen.states
+        row, states = self._spec_of(each, weights), seen.states
         labels = seen.targets.flatten()
         return linear_distillation(states.rows, states.weight, teacher, labels, row, bias=states.bias, divisor=count)
 
@@ -119,28 +92,6 @@ class TokenObjective(Objective):
             given = Rows(states, seen.targets[:, 0], None, tokens > 0, None, features)
             losses = losses + self._share(by, name) * (term(given) * tokens).sum()
         return losses
-
-    def _share(self, teacher: str | None, name: str) -> float:
-        """Of a teacher in a term that learns from several; they add up to 1."""
-        names = self._names(self._terms[name].spec)
-        return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
-
-
-_KINDS: Sequence[str] = get_args(DivergenceKind)
-
-
-def divergence_of(spec: Loss) -> Divergence | None:
-    """What the kernels compute for a term; none: they don't know it, or it is no divergence."""
-    kind = "forward-kl" if spec.kind == "kd" else spec.kind
-    if kind not in _KINDS or (isinstance(spec, Softened) and spec.standardize):
-        return None
-    told = {each.name: getattr(spec, each.name) for each in fields(Divergence) if hasattr(spec, each.name)}
-    return Divergence(**{**told, "kind": kind})
-
-
-def in_kernels(spec: Loss) -> bool:
-    """Whether a pass over the last layer computes a term."""
-    return isinstance(spec, CrossEntropy) or divergence_of(spec) is not None
 
 
 def kernel_teacher(signal: TeacherSignal) -> Teacher:

@@ -48,7 +48,7 @@ class Rule:
     def numbers(self) -> tuple[float, ...]:
         """What every element is moved by, in the order of the kernel."""
         second = 0.0 if self.betas is None else self.betas[1]
-        return self.keep, self.take, self.again or 0.0, second, 1.0 - second, self.eps
+        return tuple(map(float, (self.keep, self.take, self.again or 0.0, second, 1.0 - second, self.eps)))
 
     @property
     def log_betas(self) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from app.recipe.embedding import Embedding
 from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students import Transformers
-from app.recipe.task import CAUSAL_LM
+from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.students.last_states import LastStates
@@ -80,6 +80,37 @@ def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
 
     Raises Misfit, or UserError as `build` does.
     """
+    network, found = _loaded(config, state)
+    _require_all(found)
+    return network
+
+
+@torch.no_grad()
+def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Copy stored weights into a fresh `network` of `config`. What a network of one answer has behind its body stays
+    fresh where the stored one has another answer, or none. Raises Misfit, or UserError as `build` does."""
+    loaded, found = _loaded(config, state)
+    wrong = {key: [each for each in found[key] if not _is_answer(each, loaded, config)] for key in _FAULTS}
+    _require_all({**found, **wrong})
+    fresh = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    stored = loaded.state_dict()
+    for name, tensor in network.state_dict().items():
+        if name not in fresh:
+            tensor.copy_(stored[name])
+
+
+_FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")
+
+
+def _is_answer(fault: Any, network: Any, config: ModelConfig) -> bool:
+    """Whether a fault is about a tensor that makes the answer to another question than the job's."""
+    name: str = fault if isinstance(fault, str) else fault[0]
+    behind = config.task not in (CAUSAL_LM, EMBEDDING) and not name.startswith(f"{network.base_model_prefix}.")
+    return behind or UNUSED in name
+
+
+def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The network with what fits of `state`, and what does not."""
     student = config.architecture
     assert isinstance(student, Transformers)
     _require_enough(config, state)
@@ -89,10 +120,7 @@ def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
             state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
         kind = _network_class(described, student, config.input, config.embedding)
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
-        network, found = kind.from_pretrained(None, config=described, state_dict=dict(state), **options)
-    _require_all(found)
-    loaded: nn.Module = network
-    return loaded
+        return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
 
 
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:

@@ -76,7 +76,7 @@ class Model(nn.Module):
         """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)
         self.network = network or students.build(config.architecture, config.input, config.outputs, config.embedding)
-        self.rescale = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
+        self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:
         outputs: Tensor = self.rescale(self.network(self.preprocess(self.fit(samples))))

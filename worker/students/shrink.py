@@ -1,4 +1,5 @@
-"""Gives a student that is a smaller copy of its teacher the teacher's weights: some layers, leading parts of each."""
+"""Gives a student that is a smaller copy of its teacher the teacher's weights: some layers, some heads, leading parts
+of all else."""
 
 from __future__ import annotations
 
@@ -10,19 +11,28 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.model import Input, TextInput
-from app.recipe.shrink import kept_layers, shrunk_teacher, teacher_depth
-from app.recipe.students import Network, Shrink, Transformers, Vit
+from app.recipe.shrink import Heads, kept_heads, kept_layers, shrunk_teacher, teacher_depth
+from app.recipe.students import Shrink
 from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.students.model import Model
 
 _LAYER = re.compile(r"^(blocks\.|stages\.\d+\.|(?:.+\.)?(?:layers?|h)\.)(\d+)(\..+)$")
 """What comes before a layer's number, the number, and the rest, in the zoo's names and the library's."""
-_FUSED = {
-    "vit": re.compile(r".*\.attention\.qkv\.(weight|bias)$"),
-    "gpt2": re.compile(r".*\.attn\.c_attn\.(weight|bias)$"),
-}
-"""Projections that give queries, keys and values side by side: along the first axis in the zoo, the last in GPT-2."""
+_NORM = re.compile(r"^(.+\.(q|k)_layernorm\.norms\.)(\d+)(\..+)$")
+"""A norm of a single head."""
+_QUERIES = re.compile(r".*\.(q_proj|q_lin|query|q_norm)\.(weight|bias)$")
+_SHARED = re.compile(r".*\.([kv]_proj|[kv]_lin|key|value|k_norm)\.(weight|bias)$")
+_JOINED = re.compile(r".*\.(o_proj|out_lin|attention\.(output\.)?dense|self_attn\.dense|attention\.out)\.weight$")
+"""What makes one vector of the heads, which lie along its second axis; in GPT-2 along the first."""
+_JOINED_FIRST = re.compile(r".*\.attn\.c_proj\.weight$")
+_FUSED = re.compile(r".*\.(attention\.qkv|qkv_proj)\.(weight|bias)$")
+"""Gives queries, keys and values side by side, along the first axis; in GPT-2 along the last."""
+_FUSED_LAST = re.compile(r".*\.attn\.c_attn\.(weight|bias)$")
+_INTERLEAVED = re.compile(r".*\.query_key_value\.(weight|bias)$")
+"""Gives query, key and value of one head after the other."""
+_GATED = re.compile(r".*\.gate_up_proj\.weight$")
+"""Gives what opens the units of a feed-forward layer, and then the units."""
 
 
 def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Model:
@@ -36,46 +46,65 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
         return student
     teacher = teachers[name]
     _require_same_reading(student, teacher)
-    kept = kept_layers(job.student, teacher_depth(teacher.config.architecture))
-    take_over(student, teacher, kept)
+    network = teacher.config.architecture
+    take_over(student, teacher, kept_layers(job.student, teacher_depth(network)), kept_heads(job.student, network))
     return student
 
 
 @torch.no_grad()
-def take_over(student: Model, teacher: Model, kept: Sequence[int]) -> None:
-    """Layer i of `student` becomes layer `kept[i]` of `teacher`; of each weight, its leading part along every axis."""
+def take_over(student: Model, teacher: Model, layers: Sequence[int], heads: Heads | None = None) -> None:
+    """Layer i of `student` becomes layer `layers[i]` of `teacher`, with these of its `heads`; none: it has none, or all
+    stay. Else of each weight stays the leading part along every axis."""
     theirs = teacher.network.state_dict()
-    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and student.config.outputs != teacher.config.outputs
-    last, fused = _last_layers(student) if fresh else set(), _fused(student.config.architecture)
+    same = (student.config.task, student.config.outputs) == (teacher.config.task, teacher.config.outputs)
+    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and not same
+    last = _last_layers(student) if fresh else set()
     for name, tensor in student.network.state_dict().items():
-        if name in last:
-            continue
-        source = theirs[_renumbered(name, kept)]
-        three = fused is not None and fused[0].match(name)
-        tensor.copy_(_leading_of_three(source, tensor, fused[1]) if three and fused else _leading(source, tensor))
+        if name not in last:
+            source = theirs[_renumbered(name, layers, heads)]
+            tensor.copy_(_kept(name, source, tensor, heads) if heads else _leading(source, tensor))
 
 
-def _fused(network: Network) -> tuple[re.Pattern[str], int] | None:
-    """Names of such projections, and the axis; none: the network has none."""
-    if isinstance(network, Vit):
-        return _FUSED["vit"], 0
-    gpt2 = isinstance(network, Transformers) and network.model_type == "gpt2"
-    return (_FUSED["gpt2"], -1) if gpt2 else None
-
-
-def _renumbered(name: str, kept: Sequence[int]) -> str:
-    found = _LAYER.match(name)
-    return name if found is None else f"{found[1]}{kept[int(found[2])]}{found[3]}"
+def _renumbered(name: str, layers: Sequence[int], heads: Heads | None) -> str:
+    if found := _LAYER.match(name):
+        name = f"{found[1]}{layers[int(found[2])]}{found[3]}"
+    if heads and (found := _NORM.match(name)):
+        name = f"{found[1]}{(heads.queries if found[2] == 'q' else heads.shared)[int(found[3])]}{found[4]}"
+    return name
 
 
 def _leading(source: Tensor, like: Tensor) -> Tensor:
     return source[tuple(slice(0, size) for size in like.shape)]
 
 
-def _leading_of_three(source: Tensor, like: Tensor, axis: int) -> Tensor:
-    """Queries, keys and values lie one after the other; of each the leading heads stay."""
-    parts = zip(source.chunk(3, axis), like.chunk(3, axis), strict=True)
-    return torch.cat([_leading(part, wanted) for part, wanted in parts], axis)
+def _kept(name: str, source: Tensor, like: Tensor, heads: Heads) -> Tensor:
+    """The part of a teacher's weight that the student's, of the same place, is made of."""
+    axis = 1 if _JOINED.match(name) else -1 if _FUSED_LAST.match(name) else 0
+    rows = _places(name, source.shape[axis], like.shape[axis], heads)
+    chosen = source if rows is None else source.index_select(axis, torch.tensor(rows, device=source.device))
+    return _leading(chosen, like)
+
+
+def _places(name: str, size: int, left: int, heads: Heads) -> list[int] | None:
+    """What stays along the axis of heads or units, which has `size` places in the teacher and `left` in the student;
+    none: the leading ones."""
+    queries, shared = _of_heads(heads.queries, heads.size), _of_heads(heads.shared, heads.size)
+    if _FUSED.match(name) or _FUSED_LAST.match(name):
+        keys = heads.of * heads.size
+        values = keys + heads.of_shared * heads.size
+        return [*queries, *(keys + place for place in shared), *(values + place for place in shared)]
+    if _INTERLEAVED.match(name):
+        return _of_heads(heads.queries, 3 * heads.size)
+    if _GATED.match(name):
+        return [*range(left // 2), *range(size // 2, size // 2 + left // 2)]
+    if (_QUERIES.match(name) or _JOINED.match(name) or _JOINED_FIRST.match(name)) and size == heads.of * heads.size:
+        return queries
+    return shared if _SHARED.match(name) and size == heads.of_shared * heads.size else None
+
+
+def _of_heads(heads: Sequence[int], size: int) -> list[int]:
+    """All places of these heads, each of which has `size`."""
+    return [head * size + place for head in heads for place in range(size)]
 
 
 def _last_layers(student: Model) -> set[str]:

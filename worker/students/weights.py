@@ -23,7 +23,16 @@ from worker.students import hugging_face, hugging_face_folder
 from worker.students.faults import InvalidModel
 from worker.students.model import Model
 
-__all__ = ["CONFIG", "WEIGHTS", "InvalidModel", "load_model", "read_config", "save_model", "weight_files"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "InvalidModel",
+    "load_model",
+    "read_config",
+    "save_model",
+    "stored_weights",
+    "weight_files",
+]
 CONFIG = DESCRIPTIONS[-1]
 COUNTER = "num_batches_tracked"
 """Of a batch norm; nothing reads it here, and weights from before 2018 lack it."""
@@ -73,7 +82,7 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
     files = weight_files(folder)
     try:
         library = isinstance(config.architecture, Transformers)
-        network = _of_the_library(config, _tensors(files)) if library else _of_the_zoo(config, files)
+        network = _of_the_library(config, _finite(_tensors(files))) if library else _of_the_zoo(config, files)
     except (SafetensorError, OSError) as error:
         raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
     return _ready(Model(config, network))
@@ -94,14 +103,26 @@ def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor
 
 
 def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
-    for name, tensor in state.items():
-        _require_finite(name, tensor)
     try:
         return hugging_face.from_state(config, state)
     except hugging_face.Misfit as error:
         raise InvalidModel(f"{WEIGHTS} {error}") from error
     except UserError as error:
         raise InvalidModel(error.message) from error
+
+
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors in `folder`, by their stored names; raises InvalidModel."""
+    try:
+        return _finite(_tensors(weight_files(folder)))
+    except (SafetensorError, OSError) as error:
+        raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
+
+
+def _finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in state.items():
+        _require_finite(name, tensor)
+    return state
 
 
 def weight_files(folder: Path) -> list[Path]:

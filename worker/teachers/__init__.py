@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.recipe.model import ModelConfig
-from worker.errors import UserError
+from worker.errors import unusable_model
 from worker.students.model import Model
 from worker.students.weights import InvalidModel, load_model, read_config
 from worker.teachers.signal import Source, Teacher, TeacherSignal, head_of
@@ -14,11 +14,12 @@ __all__ = ["Source", "Teacher", "TeacherSignal", "head_of", "load_teacher", "rea
 
 
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:
-    """Description of the model in `folder`; raises UserError (`invalid_teacher`, blaming `param`)."""
+    """Description of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
+    `param`."""
     try:
         return read_config(folder)
     except InvalidModel as error:
-        raise _invalid(error, param) from error
+        raise unusable_model(f"can't be loaded: {error}", param) from error
 
 
 def load_teacher(folder: Path, param: str) -> Model:
@@ -26,8 +27,4 @@ def load_teacher(folder: Path, param: str) -> Model:
     try:
         return load_model(folder)
     except InvalidModel as error:
-        raise _invalid(error, param) from error
-
-
-def _invalid(error: InvalidModel, param: str) -> UserError:
-    return UserError("invalid_teacher", f"the teacher can't be loaded: {error}", param)
+        raise unusable_model(f"can't be loaded: {error}", param) from error

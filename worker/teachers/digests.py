@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
+
+from worker.data.batches import Batch
+
+ROWS = 1024
+"""Read at a time."""
 
 
 def digest_folder(folder: Path) -> str:
@@ -21,13 +24,14 @@ def digest_folder(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def digest_samples(inputs: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the samples of a split as models see them: one tensor (N, ...) per view, without their targets.
+def digest_samples(samples: Batch) -> str:
+    """SHA-256 over the samples of a split as models see them, view by view, without their targets.
 
-    Reads about 1.6 GB a second; samples on a GPU are copied to the CPU first.
+    Reads about 1.6 GB a second; samples on a GPU are copied to the CPU, some at a time.
     """
     whole = sha256()
-    for view, samples in sorted(inputs.items()):
-        whole.update(f"{view}\0{samples.dtype}\0{tuple(samples.shape)}\n".encode())
-        whole.update(samples.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for view, told in sorted(samples.inputs.items()):
+        whole.update(f"{view}\0{told.dtype}\0{tuple(told.shape)}\n".encode())
+        for part in samples.parts(ROWS):
+            whole.update(part.inputs[view].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()

@@ -54,12 +54,13 @@ class Source(Protocol):
 
 
 class Teacher:
-    """A frozen model with its own preprocessing, run on the raw samples that the student sees."""
+    """A frozen model with its own preprocessing, run on the raw samples that the student sees, in the arithmetic of its
+    weights or by `autocast` in bf16."""
 
-    def __init__(self, model: Model, recorder: Recorder | None = None) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Model, recorder: Recorder | None = None, *, autocast: bool = False) -> None:
+        self.model, self._autocast = model.eval(), autocast
         self._recorder = recorder or Recorder(model.network, ())
-        self._head = _last_layer(model)
+        self._head = last_layer(model)
         self.answered = 0
 
     def __call__(self, batch: Batch) -> TeacherSignal:
@@ -67,7 +68,7 @@ class Teacher:
         samples = batch.inputs[self.model.view]
         if next(self.model.parameters()).device != samples.device:  # it may have left to make room
             self.model.to(samples.device)
-        with torch.inference_mode():
+        with torch.autocast(samples.device.type, torch.bfloat16, enabled=self._autocast), torch.inference_mode():
             answer = self.model.look(samples)
         head = None if self._head is None else self._head.weight.detach()
         # an inference tensor could not be saved for the backward pass
@@ -78,10 +79,11 @@ class Teacher:
 
 def head_of(model: Model) -> Tensor | None:
     """Weight (C, D) of the last linear layer that gives a number per class, where there is one; without gradient."""
-    layer = _last_layer(model)
+    layer = last_layer(model)
     return None if layer is None else layer.weight.detach()
 
 
-def _last_layer(model: Model) -> nn.Linear | None:
+def last_layer(model: Model) -> nn.Linear | None:
+    """The last linear layer that gives a number per class, where there is one."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     return next((layer for layer in reversed(layers) if layer.out_features == model.config.outputs), None)

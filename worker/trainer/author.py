@@ -31,9 +31,9 @@ class Text(NamedTuple):
 class Author:
     """Writes on prompts as a job wants it: a pure function of the model's weights, the prompts, seed and purpose."""
 
-    def __init__(self, wanted: Generation, prompts: Prompts, vocabulary: int, seed: int, precision: str) -> None:
+    def __init__(self, wanted: Generation, prompts: Prompts, vocabulary: int, seed: int, *, autocast: bool) -> None:
         device = prompts.tokens.device
-        self._most, self._seed, self._bf16 = wanted.new_tokens, seed, precision == "bf16"
+        self._most, self._seed, self._autocast = wanted.new_tokens, seed, autocast
         self._manner = Manner(wanted.temperature, wanted.top_k, vocabulary)
         self._ends = torch.tensor(prompts.ends, device=device)
 
@@ -53,7 +53,7 @@ class Author:
 
     def _together(self, model: Model, cost: Reading, tokens: Tensor, lengths: Tensor, *purpose: str | int) -> Text:
         draw = torch.Generator(tokens.device).manual_seed(derive_seed(self._seed, "writing", *purpose))
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._bf16):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._autocast):
             written = write(model, tokens, lengths, self._most, self._manner, self._ends, draw)
         return Text(written, len(tokens) * cost.writing(int(lengths.min()), written.tokens.shape[1]))
 

@@ -31,7 +31,7 @@ from worker.trainer.curves import draw_curves
 from worker.trainer.evaluate import MAIN_METRICS, Call, Judgement, Metrics, judge, predict, predict_with
 from worker.trainer.history import Point
 from worker.trainer.measure import BATCH, flops, speed
-from worker.trainer.report import Figures, Report, class_figures, epochs_figures, train_figures
+from worker.trainer.report import Figures, Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.trainer.state import TrainState
 from worker.trainer.verify import require_finite, require_same, require_same_metrics
 
@@ -56,6 +56,8 @@ class Trained(NamedTuple):
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
+    teacher_fidelity: Figures
+    """How teachers of fewer bits differ from their weights, by their names."""
     arithmetic: Figures
     """What student and teachers computed in training."""
     tokenizer: TextTokenizer | None = None
@@ -120,7 +122,7 @@ class Examination:
     def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
         self._trained, self._bundle, self._device = trained, bundle, device
         self._model = chosen(trained.state)
-        self._inputs = _fitted(self._model, trained.samples)
+        self._inputs = _fitted(self._model, self._looked_at)
         """The graphs take samples of the student's own size."""
         self._live = self._ask(self._model)
         self._loaded = export.export_weights(self._model, bundle, device)
@@ -142,13 +144,16 @@ class Examination:
             "classes": config.classes,
             "targets": config.targets,
             "student": student,
+            "origin": origin_figures(
+                trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
+            ),
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
             | trained.arithmetic
-            | {"teacher_cache": trained.teacher_cache},
+            | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
         }
 
@@ -167,6 +172,11 @@ class Examination:
         figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
         figures |= self._exact(graph.file, said) if graph.exact else self._inexact(graph.file, said)
         return figures | {"latency_runtime": graph.runtime, **speed(call, self._timed.cpu())}
+
+    @property
+    def _looked_at(self) -> Batch:
+        """The samples that are held in memory."""
+        return self._trained.samples
 
     @property
     def _timed(self) -> Tensor:
@@ -211,7 +221,7 @@ class Examination:
         return figures | self._torch_speed(teacher)
 
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
-        sample = self._trained.samples.inputs[model.view][:1]
+        sample = self._trained.samples.between(0, 1).inputs[model.view]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = sum(path.stat().st_size for path in weights)
         return {"parameters": parameters, "flops": self._flops(model, sample), "bytes": size}
@@ -224,7 +234,7 @@ class Examination:
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
-        samples = self._trained.samples.inputs[model.view][:BATCH]
+        samples = self._trained.samples.between(0, BATCH).inputs[model.view]
         on_gpu = self._speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
         return {"latency_runtime": "torch", **self._speed(model.cpu(), samples.cpu()), **on_gpu}
 

@@ -9,6 +9,7 @@ from app.recipe.losses import Loss
 from app.recipe.model import ImageInput, ModelConfig, TableInput
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, rows
+from app.recipe.students import Pretrained
 from app.recipe.task import CAUSAL_LM
 from app.recipe.weights import Weight
 
@@ -47,7 +48,8 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
 
 def _lineage(job: JobSpec) -> str:
     names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
-    return f"distilled from {names}" if names else "trained on labels alone"
+    start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
+    return start + (f"distilled from {names}" if names else "trained on labels alone")
 
 
 def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
@@ -61,6 +63,7 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     if written := train.get("written"):
         texts = f"{written['texts']:,} texts of {written['mean_tokens']:.0f} tokens"
         yield f"- {written['steps']} of these steps on texts that the {written['by']} wrote, {texts}"
+    yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 
 
@@ -68,6 +71,13 @@ def _arithmetic(train: Figures) -> str:
     teachers = f", {train['teacher_flops']:.3g} of the teachers" if "teacher_flops" in train else ""
     rate = f"{train['peak_flops_per_second']:.3g} a second ({train['peak']})"
     return f"{train['student_flops']:.3g} floating-point operations of the student{teachers}, on a machine for {rate}"
+
+
+def _fidelity(name: str, figures: Figures) -> str:
+    """How a teacher of fewer bits differs from its weights."""
+    told = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
+    found = f"{', '.join(told)} to its weights in fp32, on {figures['samples']} held out"
+    return f"- `{name}` taught in {figures['precision']}: {found}"
 
 
 def _losses(terms: list[Loss]) -> str:

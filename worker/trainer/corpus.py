@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,12 @@ class Scribe:
         """
         samples = self._prompts.samples
         inputs = {"tokens": self._prompts.tokens, "lengths": samples.targets}
-        told = {"format": FORMAT, "prompts": digest_samples(inputs), "ends": list(self._prompts.ends), **about}
+        told = {
+            "format": FORMAT,
+            "prompts": digest_samples(replace(samples, inputs=inputs)),
+            "ends": list(self._prompts.ends),
+            **about,
+        }
         columns = {"tokens": Column(torch.int32, self._width), "length": Column(torch.int32, 1)}
         held = self._open(told, Layout(len(samples), columns, {"texts": told}))
         try:

@@ -22,6 +22,8 @@ from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.teachers import Source, Teacher
+from worker.trainer.compiled import training_forward
+from worker.trainer.lessons import choose_lane
 from worker.trainer.loop import Course, Whole
 from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
@@ -42,7 +44,8 @@ class TaughtBy(NamedTuple):
 def teach(model: Model, job: JobSpec, name: str) -> TaughtBy:
     """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
     recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
-    return TaughtBy(model, recorder, Teacher(model, recorder))
+    autocast = job.teacher_named(name).precision is None and job.recipe.precision == "bf16"
+    return TaughtBy(model, recorder, Teacher(model, recorder, autocast=autocast))
 
 
 def student_taps(job: JobSpec) -> dict[Tap, str]:
@@ -61,7 +64,7 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval().look(samples.inputs[model.view][:DRY_SAMPLES])
+            model.eval().look(samples.between(0, DRY_SAMPLES).inputs[model.view])
         return {tap: seen.shape for tap, seen in recorder.take().items()}
     except NoSuchModule as error:
         raise UserError("invalid_job", f"{param}: {error}", param) from error
@@ -92,15 +95,15 @@ def build_courses(
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
     workshop = Workshop(shapes, sides, student.config.outputs, seed)
-    look = student.look if job.task == CAUSAL_LM else student
-    forward = torch.compile(look) if job.recipe.compile else look
+    forward = training_forward(student, job, samples.device)
     kind = TokenObjective if job.task == CAUSAL_LM else Objective
     objectives = [
         kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
     ]
-    state.parts = workshop.parts.to(samples.targets.device)
+    state.parts = workshop.parts.to(samples.device)
     whole = ranks.wrap(Whole(student, state.parts))
-    courses = []
+    courses, device = [], samples.device
+    lane = choose_lane(device)
     stages: list[Stage | None] = [*job.recipe.stages, None]
     for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
         courses.append(
@@ -115,14 +118,24 @@ def build_courses(
                 forward=forward,
                 recorder=recorder,
                 view=student.view,
-                device=samples.targets.device,
+                device=device,
                 whole=whole,
                 seed=seed,
                 trains_student=stage is None or stage.trains == "student",
                 ranks=ranks,
+                lane=lane,
+                asks_ahead=_asks_ahead(job, objective),
             )
         )
     return courses
+
+
+def _asks_ahead(job: JobSpec, objective: Objective) -> bool:
+    """Not language models, whose states of a whole batch are large; not teachers of whose weights other processes hold
+    a part; and not for activations of a batch that comes in micro-batches because it is large."""
+    looks_inside = any(teacher_taps(job, name) for name in objective.teachers)
+    divided = job.resources.sharding != "none" or (looks_inside and job.recipe.accumulate > 1)
+    return job.task != CAUSAL_LM and not divided
 
 
 def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:

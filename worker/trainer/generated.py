@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,12 +22,13 @@ from worker.errors import UserError
 from worker.losses.base import IGNORED
 from worker.protocol import CachePlace, Log
 from worker.students.measure import Reading, reading
-from worker.teachers import Teacher
+from worker.students.model import Model
 from worker.teachers.digests import digest_folder
 from worker.trainer.account import BACKWARD
 from worker.trainer.author import Author, as_batch
 from worker.trainer.corpus import Scribe, Send, Stop
-from worker.trainer.courses import TaughtBy
+from worker.trainer.courses import teach
+from worker.trainer.lessons import Lesson
 from worker.trainer.loop import Course, take_step
 from worker.trainer.report import Figures
 from worker.trainer.state import TrainState
@@ -88,15 +90,19 @@ class WrittenSteps:
         self._share, self._written, self._pages = share, written, pages
         self._student, self._teachers = student, teachers
 
-    def __call__(self, course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, course: Course, state: TrainState, lesson: Lesson) -> dict[str, Tensor]:
         """See `Step`."""
         device = course.device
         if not self._is_written(state.step):
-            return take_step(course, state, batch) | {SHARE: torch.zeros((), device=device)}
+            return take_step(course, state, lesson) | {SHARE: torch.zeros((), device=device)}
         page = self._pages.batch(state)
         tokens = (page.targets != IGNORED).sum() / len(page)
-        self._note(state, page, replaced=len(batch))
-        return take_step(self._written, state, page) | {SHARE: torch.ones((), device=device), TOKENS: tokens}
+        self._note(state, page, replaced=len(lesson.batch))
+        parts = list(page.split(course.recipe.accumulate))
+        return take_step(self._written, state, Lesson(page, parts, None)) | {
+            SHARE: torch.ones((), device=device),
+            TOKENS: tokens,
+        }
 
     def _is_written(self, step: int) -> bool:
         return bool(torch.rand((), generator=generator(self._written.seed, "written", step)) < self._share)
@@ -114,8 +120,8 @@ class Opening(NamedTuple):
 
     job: JobSpec
     prompts: Prompts
-    teachers: Mapping[str, TaughtBy]
-    """As they are, by their names."""
+    teachers: Mapping[str, Model]
+    """By their names."""
     folders: Mapping[str, Path]
     """Of the teachers' files."""
     place: CachePlace
@@ -132,37 +138,45 @@ class Opening(NamedTuple):
             return None
         self._require_same_tokens(course.view)
         student = state.student.config
-        author = Author(wanted, self.prompts, student.outputs, course.seed, course.recipe.precision)
+        write = partial(Author, wanted, self.prompts, student.outputs, course.seed)
         cost, size = reading(student), course.recipe.batch_size
         if isinstance(wanted, SequenceLevel):
-            texts = self._texts(wanted, author, course, state, send, stop)
+            texts = self._texts(wanted, write, course, state, send, stop)
             pages: Pages = KeptPages(as_batch(texts, course.view), size, course.seed)
             objective = course.objective
         else:
+            author = write(autocast=course.recipe.precision == "bf16")
             pages = OwnPages(author, cost, self.prompts, course.view, size, course.seed)
             objective = course.objective.only(judges)
-        asked = {name: self.teachers[name].model for name in sorted(objective.teachers)}
-        live = {name: Teacher(model) for name, model in asked.items()}
+        asked = {name: self.teachers[name] for name in sorted(objective.teachers)}
+        live = {name: teach(model, self.job, name).source for name, model in asked.items()}
         costs = [reading(model.config) for model in asked.values()]
         written = replace(course, objective=objective, teachers=live)
         return WrittenSteps(wanted.share, written, pages, cost, costs)
 
     def _require_same_tokens(self, view: str) -> None:
-        others = [name for name, by in self.teachers.items() if by.model.view != view]
+        others = [name for name, model in self.teachers.items() if model.view != view]
         if others:
             told = f"{FIELD}: {others[0]!r} reads other tokens than the student, and what is written are the student's"
             raise UserError("invalid_job", f"{told}; accepted: teachers with its tokenizer, or null", FIELD)
 
     def _texts(
-        self, wanted: SequenceLevel, author: Author, course: Course, state: TrainState, send: Send, stop: Stop
+        self,
+        wanted: SequenceLevel,
+        write: Callable[..., Author],
+        course: Course,
+        state: TrainState,
+        send: Send,
+        stop: Stop,
     ) -> Written:
         """What the teacher wrote, on the device; it leaves that if training does not ask it."""
         name = wanted.writer or next(iter(self.teachers))
-        model = self.teachers[name].model.to(course.device)
+        model, own = self.teachers[name].to(course.device), self.job.teacher_named(name).precision
+        author = write(autocast=own is None and course.recipe.precision == "bf16")
         about = wanted.model_dump(exclude={"share", "writer"}) | {
             "teacher": digest_folder(self.folders[name]),
             "vocabulary": state.student.config.outputs,
-            "arithmetic": f"{course.recipe.precision} on {course.device.type}",
+            "arithmetic": f"{own or course.recipe.precision} on {course.device.type}",
             "seed": course.seed,
         }
         scribe = Scribe(author, model, reading(model.config), self.prompts, wanted.new_tokens, self.place, send)
@@ -171,8 +185,8 @@ class Opening(NamedTuple):
             raise Interrupted
         if name not in course.objective.teachers:
             model.cpu()
-        ledger, own = state.ledger, corpus.written.own
-        ledger.texts, ledger.tokens = len(own), int(own.sum())
+        ledger, fresh = state.ledger, corpus.written.own
+        ledger.texts, ledger.tokens = len(fresh), int(fresh.sum())
         ledger.teacher_flops += corpus.flops
         send(Log(message=f"{name!r} has written {ledger.tokens:,} tokens in {ledger.texts:,} texts"))
         return corpus.written

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.model import TextInput
 from worker.data.batches import Batch
@@ -37,8 +38,6 @@ TOGETHER = 8192
 """Tokens that a model reads at a time."""
 COMPARED = 128
 """Rows of logits that an exported file is held against the live model by; its NLL is, over all rows."""
-LARGEST_GRAPH = 2**31 - 2**26
-"""Bytes of weights that one ONNX file can hold."""
 
 
 class Said(Protocol):
@@ -92,10 +91,9 @@ def states_of(model: Model, tokens: Tensor) -> LastStates:
 def examine(says: Callable[[Tensor], Said], samples: Batch, view: str, taught: Taught, at_once: int) -> Answers:
     """Measures over all tokens of `samples` that count, `at_once` sequences at a time, and the first rows of logits."""
     tally, first = TokenTally(), torch.empty(0)
-    parts = (torch.split(side, at_once) for side in (samples.inputs[view], samples.targets))
-    for tokens, targets in zip(*parts, strict=True):
-        said, known = says(tokens), taught.says(tokens)
-        labels = targets.flatten()
+    for part in samples.parts(at_once):
+        said, known = says(tokens := part.inputs[view]), taught.says(tokens)
+        labels = part.targets.flatten()
         for rows in torch.split((labels != IGNORED).nonzero().squeeze(1), _rows_at_a_time(said)):
             logits = said.logits(rows)
             first = _more(first, logits)
@@ -111,6 +109,20 @@ def _more(first: Tensor, logits: Tensor) -> Tensor:
 
 def _rows_at_a_time(said: Said) -> int:
     return max(1, CHUNK // said.logits(torch.zeros(1, dtype=torch.int64)).shape[1])
+
+
+@torch.inference_mode()
+def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
+    """Logits (n, V) of the first tokens that count, float32 on the CPU: at most `most`, fewer of a large vocabulary."""
+    most = min(most, max(1, CHUNK // model.config.outputs))
+    found = torch.empty(0, model.config.outputs)
+    for some in samples.parts(1):
+        tokens, targets = some.inputs[model.view], some.targets
+        rows = (targets.flatten() != IGNORED).nonzero().squeeze(1)[: most - len(found)]
+        found = torch.cat((found, states_of(model, tokens).logits(rows).float().cpu()))
+        if len(found) == most:
+            break
+    return found
 
 
 def examine_model(model: Model, samples: Batch, taught: Taught) -> Answers:
@@ -138,7 +150,7 @@ class LanguageJudges:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        with _brought_to(self._samples.targets.device, self._taught.models):
+        with _brought_to(self._samples.device, self._taught.models):
             found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
         if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
@@ -201,6 +213,11 @@ class LanguageExamination(Examination):
     def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
         """Of reading a sequence, and saying what comes next."""
         return speed(lambda tokens: next_logits(model, tokens), samples, prefix)
+
+    @property
+    def _looked_at(self) -> Batch:
+        """Those that are continued; all are read as they lie, some at a time."""
+        return self._trained.samples.between(0, max(1, self._trained.job.evaluation.prompts))
 
     @property
     def _timed(self) -> Tensor:

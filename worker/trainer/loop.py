@@ -25,6 +25,7 @@ from worker.students.last_states import LastStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import Source
+from worker.trainer.lessons import Lane, Lesson, Lessons, Signals
 from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import TrainState
 
@@ -56,11 +57,26 @@ class Course:
     trains_student: bool = True
     ranks: Alone = ALONE
     """The processes that take every step together."""
+    lane: Lane | None = None
+    """Where the next lesson is prepared while a step runs; none: it is made when it is needed."""
+    asks_ahead: bool = True
+    """Whether the teachers are asked in it too: not where what they say of a whole batch is too much to keep."""
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
         """The parameters that the optimizer moves."""
         students = list(student.parameters()) if self.trains_student else []
         return students + list(self.objective.trained.parameters())
+
+    def lesson(self, step: int) -> Lesson:
+        """What step number `step` learns from, prepared as far as it can be."""
+        batch = self.batches.at(step)
+        parts = list(batch.split(self.ranks.least(min(self.recipe.accumulate, batch.samples))))
+        ahead = self.lane is not None and self.asks_ahead
+        return Lesson(batch, parts, [self.ask(part) for part in parts] if ahead else None)
+
+    def ask(self, part: Batch) -> Signals:
+        """What the teachers say of it."""
+        return {name: teacher(part) for name, teacher in self.teachers.items()}
 
 
 class Whole(nn.Module):
@@ -71,19 +87,25 @@ class Whole(nn.Module):
         self.student, self.parts = student, parts
 
     def forward(
-        self, course: Course, optimizer: torch.optim.Optimizer, part: Batch, count: Tensor, epoch: float
+        self,
+        course: Course,
+        optimizer: torch.optim.Optimizer,
+        part: Batch,
+        signals: Signals,
+        count: Tensor,
+        epoch: float,
     ) -> dict[str, Tensor]:
         """Share of `part` in the loss of a batch of `count` rows that count, over all ranks."""
-        seen = _look(course, self.student, part)
+        seen = _look(course, self.student, part, signals)
         if isinstance(optimizer, Listener):
             optimizer.listen(seen.outputs)
         return course.objective(seen, count, epoch, course.plan.epochs)
 
 
 class Step(Protocol):
-    """Takes one optimizer step on a batch, and tells what it measured, still on the device."""
+    """Takes one optimizer step, and tells what it measured, still on the device."""
 
-    def __call__(self, course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]: ...
+    def __call__(self, course: Course, state: TrainState, lesson: Lesson) -> dict[str, Tensor]: ...
 
 
 class Watch(Protocol):
@@ -97,11 +119,13 @@ class Watch(Protocol):
 def train(course: Course, state: TrainState, watch: Watch, step: Step | None = None) -> bool:
     """Train `state` to the end of the stage; false when `watch` asked to leave before it."""
     take = step or take_step
+    lessons = Lessons(course.lesson, course.plan.end, course.lane)
     course.objective.prepare()
     while state.step < course.plan.end:
         set_rate(course, state)
-        values = take(course, state, course.batches.at(state.step))
+        values = take(course, state, lessons.at(state.step))
         state.step += 1
+        lessons.prepare(state.step)
         if course.ranks.agree(watch.step_done(state, values)):
             return False
     return True
@@ -114,8 +138,8 @@ def set_rate(course: Course, state: TrainState) -> None:
         group["lr"] = course.optimizer.lr * factor
 
 
-def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tensor]:
-    """One optimizer step on `batch`; what it measured: the loss, its terms, the gradient's norm before clipping.
+def take_step(course: Course, state: TrainState, lesson: Lesson) -> dict[str, Tensor]:
+    """One optimizer step; what it measured: the loss, its terms, the gradient's norm before clipping.
 
     Every part divides by the count of the whole batch, so the number of parts and of processes does not change the step
     (but batch norm sees each part on its own). Nothing here waits for the device.
@@ -123,12 +147,12 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     state.student.train(course.trains_student)
     course.ranks.begin(course.seed, state.step)
     values: dict[str, Tensor] = {}
-    count = course.objective.count(batch.targets, course.ranks.sum)
+    count = course.objective.count(lesson.batch.targets, course.ranks.sum)
     epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
-    split = course.ranks.least(min(course.recipe.accumulate, batch.samples))
-    for part in (parts := list(batch.split(split))):
-        with course.ranks.part(course.whole, last=part is parts[-1]):
-            shares = course.whole(course, state.optimizer, part, count, epoch)
+    for number, part in enumerate(lesson.parts):
+        signals = course.ask(part) if lesson.signals is None else lesson.signals[number]
+        with course.ranks.part(course.whole, last=part is lesson.parts[-1]):
+            shares = course.whole(course, state.optimizer, part, signals, count, epoch)
             shares[TOTAL].backward()
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
@@ -141,12 +165,11 @@ def take_step(course: Course, state: TrainState, batch: Batch) -> dict[str, Tens
     return values
 
 
-def _look(course: Course, student: Model, part: Batch) -> Seen:
-    """Have everybody run; a student that does not learn leaves no graph."""
-    with torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16"):
-        signals = {name: teacher(part) for name, teacher in course.teachers.items()}
-        with torch.set_grad_enabled(course.trains_student):
-            outputs = course.forward(samples := part.inputs[course.view])
+def _look(course: Course, student: Model, part: Batch, signals: Signals) -> Seen:
+    """Have the student run; one that does not learn leaves no graph."""
+    bf16 = torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16")
+    with bf16, torch.set_grad_enabled(course.trains_student):
+        outputs = course.forward(samples := part.inputs[course.view])
     return Seen(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
 
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
 
 SMALL_FLOPS = 100_000_000
+SHARE_OF_SAMPLES = 0.25
+"""Of a GPU's free memory: the student, what it keeps for its backward pass and its optimizer take the rest."""
 
 
 def choose_device() -> torch.device:
     """The first CUDA device when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def room_for_samples(device: torch.device) -> float:
+    """Bytes that the training samples of a job may take on its device, once the teachers are there."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return SHARE_OF_SAMPLES * free
 
 
 def choose_threads(flops: int, device: torch.device) -> None:

@@ -7,6 +7,7 @@ the one that a single process would have taken. Batch norm sees the share of its
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,19 @@ class Alone:
     def first(self) -> bool:
         """Whether this is the process that speaks for all."""
         return self.number == 0
+
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return True
+
+    @property
+    def machine(self) -> int:
+        """Number of this machine among those of the job."""
+        return 0
+
+    def meet(self) -> None:
+        """Wait until everybody is here."""
 
     def share(self, rows: Tensor) -> Tensor:
         """This rank's part of the rows (B, ...) of a batch."""
@@ -100,6 +114,17 @@ class Replicas(Alone):
 
     def __init__(self) -> None:
         self.number, self.size = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def first_here(self) -> bool:
+        return int(os.environ.get("LOCAL_RANK", self.number)) == 0
+
+    @property
+    def machine(self) -> int:
+        return int(os.environ.get("GROUP_RANK", 0))
+
+    def meet(self) -> None:
+        self.sum(torch.zeros(()))
 
     def share(self, rows: Tensor) -> Tensor:
         """Nearly equal parts in their order; of fewer rows than ranks everybody takes all, and the count says so."""

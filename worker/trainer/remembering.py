@@ -14,7 +14,7 @@ from app.recipe.job import JobSpec
 from app.recipe.task import CAUSAL_LM
 from app.recipe.teacher_cache import Kept, NoCache, TopKCache
 from worker.data.augment import Augmenter
-from worker.data.batches import Augment, Batches
+from worker.data.batches import Augment, Batch, Batches, whole_split
 from worker.data.load import TaskData
 from worker.protocol import CachePlace, Log, Report
 from worker.students.model import Model
@@ -54,7 +54,7 @@ class Memories:
         given = dict(teachers)
         for name, taught in teachers.items():
             if not self._runs_anyway(name):
-                subject, numbers = self._subject(taught.model, folders[name], task, augment)
+                subject, numbers = self._subject(name, taught.model, folders[name], task, augment)
                 self._cached[name] = cached = CachedTeacher(
                     taught.source,
                     kept,
@@ -108,15 +108,15 @@ class Memories:
         return None
 
     def _subject(
-        self, model: Model, folder: Path, task: TaskData, augment: Augment | None
+        self, name: str, model: Model, folder: Path, task: TaskData, augment: Augment | None
     ) -> tuple[Subject, Tensor | None]:
         """What the rows are about, and which of them are those of the training samples."""
-        arithmetic = f"{self._job.recipe.precision} on {task.train.targets.device.type}"
-        inputs, numbers = _origin(task, model.view) if augment is None else (task.train.inputs, None)
+        arithmetic = f"{self._job.arithmetic_of(name)} on {task.train.device.type}"
+        samples, numbers = _origin(task, model.view) if augment is None else (task.train, None)
         subject = Subject(
             teacher=digest_folder(folder),
-            data=digest_samples(inputs),
-            samples=len(next(iter(inputs.values()))),
+            data=digest_samples(samples),
+            samples=len(samples),
             outputs=model.config.outputs,
             arithmetic=arithmetic,
         )
@@ -143,9 +143,8 @@ class Memories:
             for begin in range(0, len(samples), size):
                 if stop():
                     return
-                rows = torch.arange(begin, min(begin + size, len(samples)), device=samples.targets.device)
-                with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._job.recipe.precision == "bf16"):
-                    cached(samples.take(rows))
+                rows = torch.arange(begin, min(begin + size, len(samples)), device=samples.home)
+                cached(samples.take(rows))
             cached.sync()
         for name in self._cached if self._writes else ():
             teachers[name].model.cpu()
@@ -159,16 +158,17 @@ def _sparse(kept: Kept | NoCache) -> bool:
     return isinstance(kept, TopKCache)
 
 
-def _origin(task: TaskData, view: str) -> tuple[dict[str, Tensor], Tensor | None]:
+def _origin(task: TaskData, view: str) -> tuple[Batch, Tensor | None]:
     """All samples of the file that the training samples were taken from, and their numbers in it, so that jobs which
     hold out different samples share what is said about the rest.
 
-    Not for augmented samples, whose changes depend on their number within the split and on the other samples in it.
+    Not for augmented samples, whose changes depend on their number within the split and on the other samples in it; nor
+    for packed texts, which lie in other sequences once others are held out.
     """
     train, held = task.train.inputs[view], task.eval.inputs[view]
     if task.numbers is None:
-        return {view: train}, None
+        return replace(task.train, inputs={view: train}), None
     whole = train.new_empty(len(train) + len(held), *train.shape[1:], device="cpu")
     for numbers, samples in zip(task.numbers, (train, held), strict=True):
         whole[numbers] = samples.cpu()
-    return {view: whole}, task.numbers[0]
+    return whole_split({view: whole}, torch.empty(len(whole))), task.numbers[0]

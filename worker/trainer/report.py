@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from app.recipe.job import JobSpec
+from app.recipe.model import ModelConfig
 from app.recipe.plan import TrainingPlan
+from app.recipe.shrink import kept_heads, kept_layers, shrunk_teacher, teacher_depth
+from app.recipe.students import Pretrained, Shrink
 from worker.trainer.evaluate import ClassRow, MainMetric
 from worker.trainer.history import Point
 
@@ -20,6 +24,23 @@ def epochs_figures(plan: TrainingPlan, main: MainMetric, kept: str, last: Point,
     rows = {"last": last, "best": best}
     told = {name: {"step": row.step, "epoch": plan.epoch_at(row.step), **row.values} for name, row in rows.items()}
     return {"kept": kept, "by": main.of(last.values), **told}
+
+
+def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures | None:
+    """What the student began as: a stored model, or which layers and heads of which teacher, by their numbers there;
+    null where it began anew. `teachers` are known by their names."""
+    if isinstance(job.student, Pretrained):
+        return {"started_from": job.student.reference}
+    name = shrunk_teacher(job)
+    if name is None or not isinstance(job.student, Shrink):
+        return None
+    network = teachers[name].architecture
+    depth, heads = teacher_depth(network), kept_heads(job.student, network)
+    told = {"teacher": name, "init": job.student.init, "layers": kept_layers(job.student, depth), "of_layers": depth}
+    if heads is None:
+        return told
+    kept = {"heads": heads.queries, "of_heads": heads.of}
+    return told | kept | {"shared_heads": heads.shared, "of_shared_heads": heads.of_shared}
 
 
 def class_figures(

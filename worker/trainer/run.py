@@ -21,11 +21,13 @@ from app.recipe.task import CAUSAL_LM
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
+from worker.data.running_text import Workplace
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
+from worker.students.start import start
 from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
 from worker.trainer.account import Account, Asked
@@ -33,10 +35,11 @@ from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
+from worker.trainer.fidelity import lower_teachers
 from worker.trainer.generated import Interrupted, Opening, figures, place_of
 from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
 from worker.trainer.loop import Course, Step, Watch, train
-from worker.trainer.machine import choose_device, choose_threads
+from worker.trainer.machine import choose_device, choose_threads, room_for_samples
 from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
 from worker.trainer.ranks import ALONE, Alone, is_lost
@@ -47,9 +50,10 @@ from worker.trainer.watch import Onlooker, Send, Stop, Supervision
 
 class _Inputs(NamedTuple):
     task: TaskData
-    teachers: dict[str, TaughtBy]
+    models: dict[str, Model]
+    """Of the teachers, by their names."""
     folders: dict[str, Path]
-    """Of the teachers' files, by their names."""
+    """Of their files."""
 
 
 class _Offered(NamedTuple):
@@ -61,6 +65,8 @@ class _Offered(NamedTuple):
     teachers: dict[str, Callable[[], Model]]
 
 
+PACKED = "packed"
+"""Begins the name of a folder in which texts are packed."""
 Word = Finished | Stopped | Failed
 RANK_LOST = "rank_lost"
 """Code of the failure of a process that misses another one, which knows better what happened."""
@@ -101,19 +107,22 @@ def _work(
 ) -> Finished | Stopped:
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
-    inputs = _load_inputs(job, {name: folder / path for name, path in assignment.inputs.items()}, seed, device)
+    paths = {name: folder / path for name, path in assignment.inputs.items()}
+    inputs = _load_inputs(job, paths, seed, device, _workplace(folder, send, ranks))
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
-    student = inherit(student, job, _models(inputs)).to(device)
+    student = start(inherit(student, job, inputs.models), job, paths).to(device)
+    fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
+    taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
     augment = build_augmenter(job, inputs.task, seed)
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
-    teachers = memories.give(inputs.teachers, inputs.folders, inputs.task, batches.augment)
+    teachers = memories.give(taught, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
-    for model in _models(inputs).values():
+    for model in inputs.models.values():
         ranks.split(model)
     memories.label(batches, teachers, stop)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
@@ -123,7 +132,7 @@ def _work(
         )
     except Interrupted:
         return Stopped(step=state.step)
-    offered = _offer(inputs, state, ranks)
+    offered = _offer(job, inputs, state, ranks)
     judges = _judges(job, inputs, offered)
     gather = ranks.offer(lambda: checkpoint.tensors(state))
     account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
@@ -150,6 +159,7 @@ def _work(
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
+        teacher_fidelity=fidelity,
         arithmetic=account.figures(state) | figures(job, state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
     )
@@ -158,9 +168,22 @@ def _work(
     return Finished(artifacts=write_bundle(trained, folder, device, kind), step=state.step)
 
 
-def _offer(inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
-    teachers = {name: ranks.offer_model(partial(_same, model)) for name, model in _models(inputs).items()}
+def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
+    teachers = {
+        name: partial(_as_stored, model, inputs.folders[name])
+        if job.teacher_named(name).lowered
+        else ranks.offer_model(partial(_same, model))
+        for name, model in inputs.models.items()
+    }
     return _Offered(ranks.offer_model(lambda: state.student), ranks.offer_model(lambda: state.judged), teachers)
+
+
+def _as_stored(model: Model, folder: Path) -> Model:
+    """What a teacher of fewer bits is in its files, on the same device; the report is about that."""
+    device = next(model.parameters()).device
+    stored = load_teacher(folder, "teacher").to(device).eval()
+    stored.view = model.view
+    return stored
 
 
 def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | LanguageJudges:
@@ -168,7 +191,7 @@ def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | Langu
     if job.task != CAUSAL_LM:
         return _Judges(job, inputs, offered)
     require_exportable(job, network_cost(inputs.task.model).parameters)
-    return LanguageJudges(job, inputs.task.eval, list(_models(inputs).values()))
+    return LanguageJudges(job, inputs.task.eval, list(inputs.models.values()))
 
 
 def _enter(
@@ -192,7 +215,7 @@ def _written_steps(
     """The step of the main training where it learns from texts that are written; none: it is the usual one."""
     if inputs.task.prompts is None:
         return None
-    return Opening(job, inputs.task.prompts, inputs.teachers, inputs.folders, place).steps(course, state, send, stop)
+    return Opening(job, inputs.task.prompts, inputs.models, inputs.folders, place).steps(course, state, send, stop)
 
 
 def _train(
@@ -235,21 +258,30 @@ class _Judges:
         return {f"eval/{name}": value for name, value in found.items()}
 
 
-def _load_inputs(job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device) -> _Inputs:
+def _workplace(folder: Path, send: Send, ranks: Alone) -> Workplace:
+    """Processes of one machine map what its first one has packed."""
+    own = folder / f"{PACKED}-{ranks.machine}"
+    return Workplace(own, lambda said: send(Log(message=said)), ranks.first_here, ranks.meet)
+
+
+def _load_inputs(
+    job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, workplace: Workplace
+) -> _Inputs:
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
     described = {
-        teacher.reference: read_teacher_config(folders[teacher.name], params[teacher.name])
-        for teacher in job.all_teachers
+        origin.reference: read_teacher_config(paths[origin.reference], f"{path}.{origin.source}")
+        for path, origin in job.origins.items()
     }
-    task = load_task(job, paths, described, seed)
+    task = load_task(job, paths, described, seed, workplace)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
         models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
-    teachers = {name: teach(model, job, name) for name, model in models.items()}
+        if job.recipe.channels_last:
+            models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
+    train = task.train.settle(device, room_for_samples(device))
     prompts = task.prompts and task.prompts.to(device)
-    task = replace(task, train=task.train.to(device), eval=task.eval.to(device), prompts=prompts)
-    return _Inputs(task, teachers, folders)
+    return _Inputs(replace(task, train=train, eval=task.eval.to(device), prompts=prompts), models, folders)
 
 
 def _same(model: Model) -> Model:
@@ -285,10 +317,6 @@ def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
     if teacher.task != CAUSAL_LM or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
         return teacher
     return teacher.model_copy(update={"input": taken.model_copy(update={"length": given.length})})
-
-
-def _models(inputs: _Inputs) -> dict[str, Model]:
-    return {name: by.model for name, by in inputs.teachers.items()}
 
 
 def _seed_of(job: JobSpec) -> int:

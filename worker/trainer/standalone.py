@@ -72,7 +72,7 @@ def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     out.mkdir(parents=True, exist_ok=True)
     if job.seed is None:
         job = job.model_copy(update={"seed": _earlier_seed(out) or secrets.randbelow(MAX_SEED) + 1})
-    if outside := [teacher.reference for teacher in job.all_teachers if teacher.model is None]:
+    if outside := [origin.reference for origin in job.origins.values() if origin.model is None]:
         raise InvalidJob(f"{outside[0]} is fetched by a worker of the service only; name a folder as model instead")
     inputs = {name: str((job_file.parent / name).resolve()) for name in job.references.values()}
     missing = [name for name, path in inputs.items() if not Path(path).exists()]

@@ -55,7 +55,7 @@ def warm_up() -> None:
     [course] = build_courses(job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)
     state.optimizer = fresh_optimizer(course, state.student)
     set_rate(course, state)
-    take_step(course, state, course.batches.at(0))
+    take_step(course, state, course.lesson(0))
     for threads in sorted({1, torch.get_num_threads()}):  # what `choose_threads` chooses from
         torch.set_num_threads(threads)
         peak_of(torch.device("cpu"), recipe.precision)

@@ -36,6 +36,8 @@ async def test_the_stored_spec_has_every_default_filled(database: Database) -> N
         ({"data": {"train": f"file_{PROJECT}", "label_key": "labels"}}, ["data.label_key"]),
         ({"teacher": {"model": "model_none"}, "recipe": {"losses": [{"kind": "kd"}]}}, ["teacher.model"]),
         ({"recipe": {"losses": [{"kind": "kd"}]}}, ["teacher"]),
+        ({"student": {"architecture": "pretrained", "model": "model_none"}}, ["student.model"]),
+        ({"student": {"architecture": "pretrained", "uri": "s3://bucket/model"}}, ["student.uri"]),
         ({"teacher": {"model": f"model_{PROJECT}"}}, ["teacher"]),
         ({"student": {"architecture": "vit", "patch_size": 3}}, ["student.patch_size"]),
         ({"data": {"train": "file_none"}, "recipe": {"losses": [{"kind": "kd"}]}}, ["data.train", "teacher"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.data.batches import Batch, Batches, whole_split
+from worker.data.batches import Batch, Batches, OnHost, whole_split
 from worker.data.randomness import derive_seed
 
 
@@ -69,3 +71,45 @@ def test_a_derived_seed_depends_on_seed_and_purpose() -> None:
     assert len(seeds) == 5
     assert derive_seed(1, "order") == derive_seed(1, "order")
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def large(count: int) -> Batch:
+    return samples(count).settle(torch.device("cpu"), room=count * 3 * 8 - 1)
+
+
+def test_samples_that_take_too_much_room_stay_on_the_host() -> None:
+    assert isinstance(large(20), OnHost)
+    assert not isinstance(samples(20).settle(torch.device("cpu"), room=20 * 3 * 8), OnHost)
+
+
+def test_batches_are_the_same_wherever_their_samples_lie() -> None:
+    def flip(batch: Batch, epoch: int) -> Batch:
+        return replace(batch, inputs={"images": -batch.inputs["images"]}, epoch=epoch)
+
+    near, far = (Batches(split, 7, 3, flip, lambda chosen: chosen[::2]) for split in (samples(20), large(20)))
+    for step in range(7):
+        ours, theirs = far.at(step), near.at(step)
+        assert type(ours) is Batch
+        assert torch.equal(ours.inputs["images"], theirs.inputs["images"])
+        assert torch.equal(ours.targets, theirs.targets)
+        assert torch.equal(ours.index, theirs.index)
+        assert ours.epoch == theirs.epoch
+
+
+def test_pairs_stay_together_on_the_host() -> None:
+    pairs = whole_split({"tokens": torch.arange(12).view(12, 1)}, torch.arange(12), together=2)
+    far = pairs.settle(torch.device("cpu"), room=0)
+    for step in range(3):
+        batch, wanted = Batches(far, 2, 0).at(step), Batches(pairs, 2, 0).at(step)
+        assert torch.equal(batch.inputs["tokens"], wanted.inputs["tokens"])
+        assert batch.together == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_arrive_on_the_gpu() -> None:
+    device = torch.device("cuda")
+    far, near = Batches(samples(20).settle(device, room=0), 7, 3), Batches(samples(20).to(device), 7, 3)
+    for step in range(7):
+        ours, theirs = far.at(step), near.at(step)
+        assert ours.targets.device.type == "cuda"
+        assert torch.equal(ours.inputs["images"], theirs.inputs["images"])

@@ -23,9 +23,7 @@ FORGETFUL = "{% for message in messages[-1:] %}<s>{{ message.content }}</s>{% en
 
 @pytest.fixture(scope="module")
 def plain() -> TextTokenizer:
-    return train_writer(
-        BytePairs(vocabulary=600, lowercase=False), Texts(["the cat sat on the mat", "Été: a dog, no?\n"] * 9)
-    )
+    return train_writer(BytePairs(vocabulary=600, lowercase=False), ["the cat sat on the mat", "Été: a dog, no?\n"] * 9)
 
 
 def talking(plain: TextTokenizer, template: str | None = TEMPLATE) -> TextTokenizer:
@@ -42,7 +40,7 @@ def learned(document: Document, reader: TextTokenizer) -> str:
 
 def test_a_text_comes_back_and_its_end_is_learned(plain: TextTokenizer) -> None:
     text = "Été: the dog sat,\n\n  no?"
-    [document] = read_documents(Texts([text]), plain, "data.train")
+    [document] = read_documents([Texts([text])], plain, "data.train")
     assert document.ids[0] == plain.begin[0]
     assert document.ids[-1] == plain.end
     assert not document.counted[0]
@@ -59,21 +57,21 @@ def test_of_a_chat_what_the_assistant_says_is_learned_with_its_end(plain: TextTo
         ("assistant", "Été no"),
     )
     reader = talking(plain)
-    [document] = read_documents(Chats([chat]), reader, "data.train")
+    [document] = read_documents([Chats([chat])], reader, "data.train")
     assert learned(document, reader) == "sat on the mat</s>\nÉté no</s>\n"
     assert "the cat?" in reader.text(document.ids.tolist())
     assert document.ids[-1] == reader.end
 
 
 def test_a_chat_without_answers_teaches_nothing(plain: TextTokenizer) -> None:
-    [document] = read_documents(Chats([talk(("user", "the cat?"))]), talking(plain), "data.train")
+    [document] = read_documents([Chats([talk(("user", "the cat?"))])], talking(plain), "data.train")
     assert not document.counted.any()
 
 
 def test_a_template_whose_turns_change_is_refused_by_row(plain: TextTokenizer) -> None:
     once = talk(("user", "a"), ("assistant", "b"))
     with pytest.raises(UserError, match=r"row 1 of data\.train") as caught:
-        read_documents(Chats([once[1:], [*once, *once]]), talking(plain, FORGETFUL), "data.train")
+        list(read_documents([Chats([once[1:]]), Chats([[*once, *once]])], talking(plain, FORGETFUL), "data.train"))
     assert caught.value.code == "invalid_data"
 
 
@@ -101,7 +99,7 @@ def test_a_tokenizer_with_tokens_added_reads_the_same(plain: TextTokenizer) -> N
     more = larger(plain, "<|tool|>")
     assert plain.reads_like(more)
     assert not more.reads_like(plain)
-    other = train_writer(BytePairs(vocabulary=520, lowercase=False), Texts(["something else"]))
+    other = train_writer(BytePairs(vocabulary=520, lowercase=False), ["something else"])
     assert not plain.reads_like(other)
 
 
@@ -109,6 +107,6 @@ def test_gpt2_s_tokenizer_ends_texts_and_puts_nothing_around_them() -> None:
     raw = tokenizers.Tokenizer(models.BPE({"a": 0, "<|endoftext|>": 1}, []))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     reader = TextTokenizer(raw)
-    [document] = read_documents(Texts(["aa"]), reader, "data.train")
+    [document] = read_documents([Texts(["aa"])], reader, "data.train")
     assert document.ids.tolist() == [0, 0, 1]
     assert document.counted.all()

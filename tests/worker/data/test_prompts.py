@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from worker.data.batches import whole_split
 from worker.data.documents import Document
-from worker.data.packing import pack
+from worker.data.packing import open_packed, packing
 from worker.data.prompts import beginnings, questions
 
 END, VIEW = 2, "tokens"
@@ -17,10 +19,11 @@ def document(ids: list[int], counted: list[int]) -> Document:
     return Document(np.array(ids, np.int64), np.isin(np.arange(len(ids)), counted))
 
 
-def test_of_texts_they_are_the_first_tokens_of_every_sequence() -> None:
-    texts = [document([5, 6, 7, 8, 9, END], [1, 2, 3, 4, 5]), document([5, 6, END], [1, 2])]
-    tokens, targets = pack(texts, 6, END)
-    prompts = beginnings(whole_split({VIEW: tokens}, targets), VIEW, 3, END)
+def test_of_texts_they_are_the_first_tokens_of_every_sequence(tmp_path: Path) -> None:
+    with packing(tmp_path / "file", 10, 6, END) as packer:
+        packer.add(document([5, 6, 7, 8, 9, END], [1, 2, 3, 4, 5]))
+        packer.add(document([5, 6, END], [1, 2]))
+    prompts = beginnings(open_packed(tmp_path / "file", 10, 6, VIEW), VIEW, 3, END)
     assert prompts.tokens.tolist() == [[5, 6, 7], [5, 6, END]]
     assert prompts.samples.targets.tolist() == [3, 2]  # the end that is behind was a target, and no token of this one
     assert prompts.ends == (END,)

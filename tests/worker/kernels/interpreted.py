@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.worker.kernels.samples import KINDS, batch_of, objective_of, only_the_label_is_offered
-from worker.kernels import row_kernels, rows, sparse_kernels
+from worker.kernels import rows, sparse_kernels
 from worker.kernels import sparse as sparse_module
+from worker.kernels.row_kernels import launches
+from worker.kernels.row_kernels.logits import log_sum
 from worker.kernels.rows import Inputs, plain, row_loss
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
@@ -35,7 +37,7 @@ GOLDEN_CASES = ("basic", "overflow_in_naive", "underflow_in_naive", "huge_range"
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Most rows of these tests take two blocks of columns, the second with a tail."""
-    for module in (row_kernels, sparse_kernels):
+    for module in (launches, sparse_kernels):
         monkeypatch.setattr(module, "MOST_COLUMNS", 16)
         monkeypatch.setattr(module, "LOGITS_OF_A_WARP", 16)
     with np.errstate(all="ignore"):
@@ -45,7 +47,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def launched(inputs: Inputs, spec: RowSpec, three_passes: bool = False) -> list[Tensor]:
     """Divergence, cross-entropy and gradient by the kernel."""
     ours = inputs._replace(student=inputs.student.clone())
-    return [*row_kernels.launch(ours, spec, True, three_passes), ours.student]
+    return [*launches.launch(ours, spec, True, three_passes), ours.student]
 
 
 def expected(inputs: Inputs, spec: RowSpec) -> list[Tensor]:
@@ -136,8 +138,8 @@ def test_a_label_that_both_sides_mask_counts_for_nothing(kind: DivergenceKind) -
 
 @pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "dkd"])
 def test_a_large_vocabulary_goes_through_in_full_blocks(kind: DivergenceKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_kernels, "MOST_COLUMNS", 1 << 16)
-    monkeypatch.setattr(row_kernels, "LOGITS_OF_A_WARP", 1 << 12)
+    monkeypatch.setattr(launches, "MOST_COLUMNS", 1 << 16)
+    monkeypatch.setattr(launches, "LOGITS_OF_A_WARP", 1 << 12)
     inputs = batch_of(2, 262_144, 262_100, seed=14)._replace(class_weights=None)
     assert_same(inputs, RowSpec(Divergence(kind), 1.0, 0.5))
 
@@ -212,9 +214,7 @@ def test_autograd_gets_the_objectives_gradient(kind: DivergenceKind, monkeypatch
 @triton.jit
 def log_sum_kernel(logits, high, low, width, THREE_PASSES: tl.constexpr, B: tl.constexpr):  # type: ignore[no-untyped-def]
     one = tl.zeros([1, 1], tl.int64)
-    above, below, _ = row_kernels._log_sum(
-        logits + one, width, one == 0, one - 1, 1.0, 1.0, 1.0, False, THREE_PASSES, 1, B
-    )
+    above, below, _ = log_sum(logits + one, width, one == 0, one - 1, 1.0, 1.0, 1.0, False, THREE_PASSES, 1, B)
     tl.store(high + one, above)
     tl.store(low + one, below)
 

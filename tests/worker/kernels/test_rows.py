@@ -56,15 +56,16 @@ def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from worker.kernels import row_kernels, sparse_kernels
+    from worker.kernels import sparse_kernels
+    from worker.kernels.row_kernels import kernels, launches
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     used = {name: True for name in ("CE", "LABELLED", "ROW_WEIGHTED", "GRADIENT", "HARD", "OTHERS")}
-    fixed = {**used, "KIND": kind, "R": 1, "K": 64, "B": row_kernels.MOST_COLUMNS}
+    fixed = {**used, "KIND": kind, "R": 1, "K": 64, "B": launches.MOST_COLUMNS}
     kernel, types = (
-        (sparse_kernels.sparse_kernel, SPARSE_TYPES) if kind == "sparse" else (row_kernels.row_kernel, ROW_TYPES)
+        (sparse_kernels.sparse_kernel, SPARSE_TYPES) if kind == "sparse" else (kernels.row_kernel, ROW_TYPES)
     )
-    warps = row_kernels.MOST_COLUMNS // row_kernels.LOGITS_OF_A_WARP
+    warps = launches.MOST_COLUMNS // launches.LOGITS_OF_A_WARP
     stack = compiled(kernel, types, fixed, tmp_path, num_warps=warps).stack
     assert stack <= 16, "a few numbers may be parked, no block of logits"
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +35,18 @@ class Compiled(NamedTuple):
     ptx: str
 
 
-def compiled(kernel: Any, types: dict[str, Any], constants: dict[str, Any], folder: Path, **options: int) -> Compiled:
-    """A kernel whose arguments in capitals are `constants` (else False) and the others of `types` (else float32)."""
+def compiled(
+    kernel: Any,
+    types: dict[str, Any],
+    constants: dict[str, Any],
+    folder: Path,
+    divisible: Sequence[tuple[int, ...]] = (),
+    **options: int,
+) -> Compiled:
+    """A kernel whose arguments in capitals are `constants` (else False) and the others of `types` (else float32).
+
+    `divisible`: places of arguments, within tuples too, that 16 divides, as launches find out.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -43,7 +54,8 @@ def compiled(kernel: Any, types: dict[str, Any], constants: dict[str, Any], fold
     names = kernel.arg_names
     fixed = {name: constants.get(name, False) for name in names if name.isupper()}
     signature = {name: "constexpr" if name in fixed else types.get(name, "fp32") for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in fixed.items()})
+    known = {place: [["tt.divisibility", 16]] for place in divisible}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in fixed.items()}, known)
     made, cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options), folder / "kernel.cubin"
     cubin.write_bytes(made.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

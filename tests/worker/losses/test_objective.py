@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.losses import CrossEntropy, Kd, Loss, Nkd
+from app.recipe.losses import Akl, CrossEntropy, Dist, Kd, Loss, Nkd
 from app.recipe.teachers import Teacher
 from app.recipe.weights import LinearWeight
 from tests.worker.losses.samples import CLASSES, SPECS, draw, term_of
+from worker.kernels.rows import RowLosses, row_loss
+from worker.losses import objective as module
 from worker.losses.base import IGNORED, Rows
 from worker.losses.objective import Objective, Seen, unique_names
 from worker.losses.workshop import Workshop
 from worker.teachers import TeacherSignal
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MIXED: list[Loss] = [CrossEntropy(weight=0.5), Kd(weight=2.0), Nkd()]
 
 
@@ -141,3 +144,78 @@ def test_a_weight_may_change_while_training_goes_on() -> None:
     count = objective.count(rows.labels)
     values = [objective(seen(rows.student, rows.labels, rows.teacher), count, epoch, 10.0) for epoch in (0.0, 2.0, 9.0)]
     assert [(said["loss"] / said["loss/kd"]).item() for said in values] == pytest.approx([0.0, 1.0, 2.0])
+
+
+SOME = {
+    "both": [CrossEntropy(weight=0.5, label_smoothing=0.1), Kd(weight=2.0, temperature=3.0)],
+    "several": [
+        Nkd(),
+        CrossEntropy(weight=0.5),
+        Kd(weight=LinearWeight(kind="linear", first=1.0, last=0.5)),
+        Dist(),
+        Kd(temperature=2.0),
+    ],
+    "divergence alone": [Kd()],
+    "labels alone": [CrossEntropy()],
+    "nothing that kernels know": [Dist(), Akl()],
+}
+
+
+@pytest.mark.parametrize("specs", SOME.values(), ids=SOME)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_row_kernels_give_what_the_terms_give(monkeypatch: pytest.MonkeyPatch, specs: list[Loss], device: str) -> None:
+    rows, passes = draw(10), 0
+    assert rows.teacher is not None
+    rows.labels[3] = IGNORED
+    teachers = [Teacher(model="m", name="one"), Teacher(model="m", name="two", weight=3.0)]
+    signals = {"one": rows.teacher, "two": rows.teacher.flip(0) * 2.0}
+    objective = objective_of(specs, teachers=teachers)
+    found = []
+    for kernels in (False, True):
+        monkeypatch.setattr(module, "runs_on_triton", lambda logits, kernels=kernels: kernels)
+        monkeypatch.setattr(module, "row_loss", counted := Counted())
+        leaf = rows.student.detach().to(device).requires_grad_()
+        told = {name: TeacherSignal(logits.to(device)) for name, logits in signals.items()}
+        values = objective(Seen(leaf, rows.labels.to(device), told), objective.count(rows.labels.to(device)), 1.0, 4.0)
+        values["loss"].backward()
+        assert leaf.grad is not None
+        found.append({**{name: value.detach().cpu() for name, value in values.items()}, "gradient": leaf.grad.cpu()})
+        passes = counted.calls
+    assert list(found[0]) == list(found[1])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+    plain, taught = (sum(isinstance(spec, kinds) for spec in specs) for kinds in (CrossEntropy, (Kd, Nkd)))
+    assert passes == max(plain, 2 * taught)
+
+
+def test_terms_that_weigh_nothing_yet_are_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, objective = (
+        draw(),
+        objective_of([CrossEntropy(), Kd(weight=LinearWeight(kind="linear", first=0.0, last=1.0))]),
+    )
+    assert rows.teacher is not None
+    monkeypatch.setattr(module, "runs_on_triton", lambda logits: True)
+    assert objective(seen(rows.student, rows.labels, rows.teacher), objective.count(rows.labels))["loss/kd"] > 0.0
+
+
+@NEEDS_GPU
+def test_a_gpu_takes_one_launch_of_a_kernel_for_labels_and_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, objective = draw(), objective_of([CrossEntropy(), Kd()])
+    assert rows.teacher is not None
+    monkeypatch.setattr(module, "row_loss", counted := Counted())
+    told = {"teacher": TeacherSignal(rows.teacher.float().cuda())}
+    given = Seen(rows.student.detach().float().cuda().requires_grad_(), rows.labels.cuda(), told)
+    loss = objective(given, objective.count(given.targets))["loss"]
+    expected = objective(seen(rows.student, rows.labels, rows.teacher), objective.count(rows.labels))["loss"]
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-4, atol=1e-5)
+    assert counted.calls == 1
+
+
+class Counted:
+    """`row_loss`, and how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *arguments: Any, **settings: Any) -> RowLosses:
+        self.calls += 1
+        return row_loss(*arguments, **settings)

@@ -15,8 +15,9 @@ from app.recipe.weights import LinearWeight
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Rows
 from worker.losses.objective import TOTAL, Seen
+from worker.losses.passes import divergence_of, in_kernels
 from worker.losses.softened import log_probs
-from worker.losses.tokens import TokenObjective, divergence_of, in_kernels
+from worker.losses.tokens import TokenObjective
 from worker.losses.workshop import Workshop
 from worker.students.last_states import LastStates
 from worker.teachers.signal import TeacherSignal

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from app.recipe.cost import least_weights
 from app.recipe.hugging_face import DECODER_MODEL_TYPES
-from app.recipe.shrink import ENCODERS, Unshrinkable, kept_layers, shrunk
+from app.recipe.shrink import ENCODERS, Unshrinkable, kept_heads, kept_layers, shrunk, teacher_depth
 from app.recipe.students import Shrink, Transformers
 from tests.worker.students import builders
 from worker.students.last_states import LastStates
@@ -20,7 +22,6 @@ from worker.students.shrink import take_over
 from worker.students.weights import load_model, save_model
 
 EVERY = pytest.mark.parametrize("model_type", builders.DECODERS)
-SHRINKABLE = sorted(set(builders.DECODERS) & set(ENCODERS))
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +90,11 @@ def test_the_library_opens_what_is_saved(model_type: str, tmp_path: Path) -> Non
     assert theirs.get_input_embeddings().padding_idx is None
 
 
-@pytest.mark.parametrize("model_type", SHRINKABLE)
+@EVERY
 @pytest.mark.parametrize("asked", [{"layers": [1]}, {"layers": 1, "width": 8, "hidden": 12}], ids=["layers", "all"])
 def test_a_smaller_copy_runs_with_leading_parts_of_the_weights(model_type: str, asked: dict[str, Any]) -> None:
     teacher = builders.decoder(model_type)
-    wanted = Shrink.model_validate(asked)
-    student = Model(teacher.config.model_copy(update={"architecture": shrunk(wanted, teacher.config.architecture)}))
-    take_over(student, teacher, kept_layers(wanted, 2))
+    student = smaller(teacher, **asked)
     ours, theirs = student.network.get_input_embeddings(), teacher.network.get_input_embeddings()  # type: ignore[operator]
     torch.testing.assert_close(ours.weight, theirs.weight[:, : ours.weight.shape[1]])
     assert student(tokens()).isfinite().all()
@@ -108,12 +107,154 @@ def test_a_smaller_copy_runs_with_leading_parts_of_the_weights(model_type: str, 
         torch.testing.assert_close(mine, dict(teacher.named_parameters())[norms[0].replace(".0.", ".1.")])
 
 
-def test_a_copy_of_all_layers_answers_as_its_teacher() -> None:
-    teacher = builders.decoder("llama")
-    wanted = Shrink(layers=2)
-    student = Model(teacher.config.model_copy(update={"architecture": shrunk(wanted, teacher.config.architecture)}))
-    take_over(student, teacher, kept_layers(wanted, 2))
-    torch.testing.assert_close(student.eval()(tokens()), teacher(tokens()))
+SHARED = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+FREE = sorted(name for name in builders.DECODERS if ENCODERS[name].free)
+TIED = sorted(set(builders.DECODERS) - set(FREE))
+JOINS = re.compile(r".*\.(o_proj|self_attn\.dense)\.weight")
+CLOSES = re.compile(r".*\.(down_proj|fc2|dense_4h_to_h|mlp\.c_proj)\.weight")
+
+
+def smaller(teacher: Model, **asked: Any) -> Model:
+    """A student made of `teacher`, in evaluation mode."""
+    wanted, network = Shrink.model_validate(asked), teacher.config.architecture
+    student = Model(teacher.config.model_copy(update={"architecture": shrunk(wanted, network)}))
+    take_over(student, teacher, kept_layers(wanted, teacher_depth(network)), kept_heads(wanted, network))
+    return student.eval()
+
+
+def wide(model_type: str) -> Model:
+    """Four heads of eight, of which two share keys and values where the type knows such; vectors that no norm scales to
+    nothing."""
+    changes: dict[str, Any] = {"n_embd": 32, "n_head": 4} if model_type == "gpt2" else dict(SHARED)
+    if model_type == "gpt_neox":
+        del changes["num_key_value_heads"]
+    teacher = builders.decoder(model_type, **changes)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.2)
+    return teacher
+
+
+@EVERY
+@pytest.mark.parametrize("asked", [{"layers": 2}, {"heads": 4}, {"heads": [0, 1, 2, 3]}, {"width": 32}], ids=str)
+def test_a_copy_of_all_there_is_answers_as_its_teacher(model_type: str, asked: dict[str, Any]) -> None:
+    teacher = wide(model_type)
+    assert torch.equal(smaller(teacher, **asked)(tokens()), teacher(tokens()))
+
+
+@pytest.mark.parametrize("model_type", sorted({*FREE} - {"olmo2"}))  # whose norms look at all heads together
+@pytest.mark.parametrize("heads", [[1, 3], [2, 3], 2, [2], [0, 1, 2, 3]], ids=str)
+def test_without_some_heads_it_answers_as_if_they_said_nothing(model_type: str, heads: Any, tmp_path: Path) -> None:
+    teacher = wide(model_type)
+    student = smaller(teacher, heads=heads)
+    kept = heads if isinstance(heads, list) else list(range(heads))
+    with torch.no_grad():
+        joining = [weight for name, weight in teacher.named_parameters() if JOINS.match(name)]
+        for weight in joining:
+            for head in {0, 1, 2, 3} - set(kept):
+                weight[:, 8 * head : 8 * head + 8] = 0.0
+    assert len(joining) == 2
+    expected = teacher(tokens())
+    torch.testing.assert_close(student(tokens()), expected, rtol=1e-4, atol=1e-4)
+    save_model(student, tmp_path)
+    torch.testing.assert_close(load_model(tmp_path)(tokens()), student(tokens()))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(theirs(input_ids=tokens()).logits, student(tokens()))
+
+
+def test_norms_over_all_heads_keep_those_of_the_heads_that_stay() -> None:
+    teacher = wide("olmo2")
+    ours, theirs = smaller(teacher, heads=[1, 2]).network.state_dict(), teacher.network.state_dict()
+    name = "model.layers.1.self_attn.{}_norm.weight"
+    assert torch.equal(ours[name.format("q")], theirs[name.format("q")][8:24])
+    assert torch.equal(ours[name.format("k")], theirs[name.format("k")])
+
+
+@EVERY
+def test_without_some_units_it_answers_as_if_they_said_nothing(model_type: str) -> None:
+    teacher = wide(model_type)
+    student = smaller(teacher, hidden=12)
+    with torch.no_grad():
+        closing = [weight for name, weight in teacher.named_parameters() if CLOSES.match(name)]
+        for weight in closing:
+            (weight[12:] if model_type == "gpt2" else weight[:, 12:]).zero_()
+    assert len(closing) == 2
+    torch.testing.assert_close(student(tokens()), teacher(tokens()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", TIED)
+def test_where_heads_make_up_the_width_it_is_chosen_which_stay(model_type: str) -> None:
+    """Half of the width, and of the heads the third and the fourth, which are those that the weights say."""
+    teacher = wide(model_type)
+    student = smaller(teacher, heads=[2, 3], width=16)
+    assert student(tokens()).isfinite().all()
+    ours, theirs = student.network.state_dict(), teacher.network.state_dict()
+    [name] = [name for name in ours if re.search(r"\.1\..*(c_attn|query_key_value|k_proj)\.weight", name)]
+    if model_type == "gpt2":
+        mine, whole = ours[name].view(16, 3, 2, 8), theirs[name].view(32, 3, 4, 8)
+        assert torch.equal(mine, whole[:16, :, 2:])
+    elif model_type == "gpt_neox":
+        assert torch.equal(ours[name].view(2, 24, 16), theirs[name].view(4, 24, 32)[2:, :, :16])
+    else:
+        assert torch.equal(ours[name], theirs[name][8:16, :16])
+
+
+def test_a_norm_of_each_head_goes_with_its_head() -> None:
+    teacher = builders.decoder("stablelm", **SHARED, qk_layernorm=True)
+    for name, parameter in teacher.named_parameters():
+        if "layernorm.norms" in name:
+            torch.nn.init.normal_(parameter)
+    ours, theirs = smaller(teacher, heads=[2, 3], width=16).network.state_dict(), teacher.network.state_dict()
+    for name, sources in (("q", (2, 3)), ("k", (1,))):
+        for place, source in enumerate(sources):
+            norm = f"model.layers.0.self_attn.{name}_layernorm.norms.{{}}.weight"
+            assert torch.equal(ours[norm.format(place)], theirs[norm.format(source)])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "asked", "field", "word"),
+    [
+        ("llama", {"heads": 5}, "heads", "the teacher has 4"),
+        ("llama", {"heads": [4]}, "heads", "names head 4"),
+        ("llama", {"heads": [0, 1, 2]}, "heads", "share their keys"),
+        ("llama", {"heads": 2, "width": 31}, "heads", "leaves 2 heads for a width of 31"),
+        ("gpt2", {"heads": 2}, "heads", "make up its width of 32"),
+        ("stablelm", {"heads": [0, 2], "width": 8}, "heads", "make up its width of 8"),
+        ("phi3", {"hidden": 99}, "hidden", "wider"),
+    ],
+)
+def test_heads_that_can_not_be_left_out_are_refused(
+    model_type: str, asked: dict[str, Any], field: str, word: str
+) -> None:
+    with pytest.raises(Unshrinkable, match=word) as caught:
+        shrunk(Shrink.model_validate(asked), wide(model_type).config.architecture)
+    assert caught.value.field == field
+
+
+@EVERY
+@pytest.mark.parametrize("whose", ["own", "usual"])
+def test_at_least_so_many_weights_are_told_without_the_library(model_type: str, whose: str) -> None:
+    """But for norms, biases and a second embedding; of the library's own sizes, too."""
+    config = builders.decoder(model_type).config
+    if whose == "usual":
+        named = Transformers(config={"model_type": model_type, "num_hidden_layers": 2, "n_layer": 2})
+        config = config.model_copy(update={"architecture": named})
+    network = config.architecture
+    assert isinstance(network, Transformers)
+    exact, least = network_cost(config).parameters, least_weights(network, config.input, 1)
+    assert {"own": 0.8, "usual": 0.99}[whose] * exact < least <= exact
+    assert least_weights(network, None, 1) < least
+
+
+@EVERY
+def test_sizes_that_a_configuration_leaves_out_are_the_library_s(model_type: str) -> None:
+    known = AutoConfig.for_model(model_type)
+    told = ENCODERS[model_type]
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    assert told.sizes({})[:3] == tuple(getattr(known, name) for name in names)
+    assert told.sizes({})[3] == (getattr(known, "intermediate_size", None) or 4 * known.hidden_size)
+    assert (told.shared or told.defaults[2]) == (getattr(known, "num_key_value_heads", None) or told.defaults[2])
+    assert told.size == getattr(known, "head_dim", None) or told.size is None
 
 
 def test_heads_that_share_their_keys_stay_together() -> None:

@@ -106,6 +106,38 @@ def test_a_narrower_encoder_has_the_leading_heads(model_type: str) -> None:
     assert torch.equal(ours[name], theirs[name][:8, :8])
 
 
+@pytest.mark.parametrize("model_type", [*ENCODERS, "zoo"])
+def test_heads_that_are_named_are_those_that_stay(model_type: str) -> None:
+    """As the leading ones of a teacher with its heads in another order, which says the same."""
+    network = Vit(width=16, depth=2, heads=2) if model_type == "zoo" else builders.network(model_type)
+    teacher = teacher_of(network)
+    student = shrunk(job(heads=[1], width=8), teacher)
+    samples = builders.samples(teacher.config)
+    before = teacher(samples)
+    swap_heads(teacher)
+    torch.testing.assert_close(teacher(samples), before)
+    torch.testing.assert_close(student(samples), shrunk(job(width=8), teacher)(samples))
+    assert not torch.allclose(student(samples), shrunk(job(heads=[1], width=8), teacher)(samples), atol=1e-6)
+
+
+@torch.no_grad()
+def swap_heads(teacher: Model) -> None:
+    """Of two heads of eight."""
+    for name, parameter in teacher.network.named_parameters():
+        if "attention" not in name or "norm" in name.lower():
+            continue
+        joins = name.endswith(
+            ("attention.output.dense.weight", "out_lin.weight", "o_proj.weight", "attention.out.weight")
+        )
+        if "qkv" in name:
+            parts = parameter.view(3, 2, 8, -1)
+            parameter.copy_(parts.flip(1).reshape(parameter.shape))
+        elif joins:
+            parameter.copy_(parameter.view(-1, 2, 8).flip(1).reshape(parameter.shape))
+        elif not name.endswith(("output.dense.bias", "out_lin.bias", "o_proj.bias", "attention.out.bias")):
+            parameter.copy_(parameter.view(2, 8, -1).flip(0).reshape(parameter.shape))
+
+
 def test_fused_queries_keys_and_values_keep_their_leading_heads() -> None:
     teacher = teacher_of(Vit(width=16, depth=2, heads=4, mlp_ratio=2.0))
     student = shrunk(job(layers=1, width=8), teacher)

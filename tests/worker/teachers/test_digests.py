@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from worker.teachers.digests import digest_folder, digest_samples
+from worker.data.batches import whole_split
+from worker.teachers.digests import ROWS, digest_folder, digest_samples
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -15,6 +16,10 @@ def write(folder: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     return folder
+
+
+def digest(inputs: dict[str, torch.Tensor]) -> str:
+    return digest_samples(whole_split(inputs, torch.zeros(len(next(iter(inputs.values()))))))
 
 
 def test_a_copy_of_a_folder_has_its_digest(tmp_path: Path) -> None:
@@ -48,10 +53,17 @@ def test_samples_differ_in_view_type_shape_order_and_value() -> None:
         {"table": changed},
         {"table": table, "tokens": torch.ones(3, 2, dtype=torch.int64)},
     ]
-    assert len({digest_samples(inputs) for inputs in variants}) == len(variants)
+    assert len({digest(inputs) for inputs in variants}) == len(variants)
 
 
 def test_how_samples_lie_in_memory_does_not_matter() -> None:
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     last = images.contiguous(memory_format=torch.channels_last)
-    assert digest_samples({"images": images}) == digest_samples({"images": last})
+    assert digest({"images": images}) == digest({"images": last})
+
+
+def test_more_samples_than_are_read_at_a_time_are_told_apart() -> None:
+    table = torch.zeros(2 * ROWS + 1, 1)
+    changed = table.clone()
+    changed[-1] = 1
+    assert digest({"table": table}) != digest({"table": changed})

@@ -54,7 +54,15 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
     return Trained(
-        job, plan_training(job.recipe, 40), state, teachers, samples, said, teacher_cache={}, arithmetic=ARITHMETIC
+        job,
+        plan_training(job.recipe, 40),
+        state,
+        teachers,
+        samples,
+        said,
+        teacher_cache={},
+        teacher_fidelity={},
+        arithmetic=ARITHMETIC,
     )
 
 

@@ -17,6 +17,7 @@ from tests.worker.trainer.builders import Played, finished, play, require_same_b
 from tests.worker.trainer.language import CHATS, DISTILLED, GPT2, LENGTH, LLAMA, Document, can_talk, stage
 from worker.data.load import load_task
 from worker.data.randomness import derive_seed, generator
+from worker.data.running_text import Workplace
 from worker.data.tokens import load_tokenizer
 from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics, Stopped
 from worker.students.measure import reading
@@ -127,7 +128,7 @@ def prompts_of(folder: Path, teacher: Path) -> Tensor:
     """Of the first step of a job whose batch is all there is."""
     assignment = job(folder / "again", teacher, ALWAYS, JUDGED)
     inputs = {name: folder / "again" / path for name, path in assignment.inputs.items()}
-    task = load_task(assignment.spec, inputs, {"teacher": read_config(teacher)}, SEED)
+    task = load_task(assignment.spec, inputs, {"teacher": read_config(teacher)}, SEED, Workplace(folder / "packed"))
     assert task.prompts is not None
     order = torch.randperm(task.train.samples, generator=generator(SEED, "order", 0))
     return task.prompts.tokens[order]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.recipe.students import Transformers
 from app.recipe.teachers import Teacher
 from tests.worker.trainer.builders import finished, play, require_same_bits
 from tests.worker.trainer.language import CHATS, DISTILLED, GPT2, LENGTH, LLAMA, Document, can_talk, sentences, stage
 from worker.data.tokens import load_tokenizer
 from worker.protocol import Failed
-from worker.students.weights import load_model, read_config
+from worker.students.model import Model
+from worker.students.weights import load_model, read_config, save_model
 
 LAST: Document = {"teacher": "transformer.h.1", "student": "model.layers.0"}
 HINT: Document = {"kind": "hint", "pairs": [LAST]}
@@ -116,6 +119,49 @@ def test_a_smaller_copy_of_a_teacher_begins_with_its_weights(tmp_path: Path, tea
     assert mine.shape == (width, 3 * width)
     torch.testing.assert_close(mine[:, width : 2 * width], theirs[:width, 16 : 16 + width])
     torch.testing.assert_close(small["transformer.wte.weight"], large["transformer.wte.weight"][:, :width])
+    told = json.loads((bundle / "report.json").read_text())["origin"]
+    assert (told["teacher"], told["layers"], told["of_layers"]) == ("teacher", [layer], 2)
+    assert (told["heads"], told["of_heads"]) == (list(range(width // 8)), 2)
+
+
+def test_a_stored_student_goes_on_with_its_weights_its_tokenizer_and_its_whole_vocabulary(
+    tmp_path: Path, teacher: Path
+) -> None:
+    """Its network knows more tokens than the tokenizer of both, and than the teacher's."""
+    began = load_model(teacher)
+    wide = began.config.input.model_copy(update={"vocabulary": began.config.outputs + 8})
+    config = began.config.model_copy(update={"input": wide, "architecture": Transformers(config=LLAMA)})
+    folder = tmp_path / "student"
+    still = {"optimizer": {"kind": "sgd", "lr": 1e-30, "momentum": 0.0}, "epochs": 1, "max_steps": 1}
+    student = {"architecture": "pretrained", "model": "begins"}
+    assignment = stage(folder, LLAMA, teacher, [*DISTILLED, OUTSIDE], student=student, recipe=still)
+    (folder / "begins").mkdir()
+    model = Model(config)
+    save_model(model, folder / "begins")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(teacher / name, folder / "begins" / name)
+    inputs = {**assignment.inputs, "begins": "begins"}
+    bundle = finished(folder, assignment.model_copy(update={"inputs": inputs}))
+    after = load_model(bundle)
+    assert after.config.outputs == config.outputs
+    for name, tensor in model.network.state_dict().items():
+        torch.testing.assert_close(after.network.state_dict()[name], tensor)
+    assert load_tokenizer(bundle, "").digest == load_tokenizer(teacher, "").digest
+    report = json.loads((bundle / "report.json").read_text())
+    assert 0 < report["student"]["kl"] < 20
+    assert report["origin"] == {"started_from": "begins"}
+    assert "started from `begins`" in (bundle / "README.md").read_text()
+
+
+def test_a_student_from_weights_without_a_tokenizer_is_refused(tmp_path: Path, teacher: Path) -> None:
+    folder = tmp_path / "student"
+    student = {"architecture": "pretrained", "model": "begins"}
+    assignment = stage(folder, LLAMA, teacher, DISTILLED, student=student)
+    shutil.copytree(teacher, folder / "begins", ignore=shutil.ignore_patterns("tokenizer*", "stillhouse.json"))
+    word = play(assignment.model_copy(update={"inputs": {**assignment.inputs, "begins": "begins"}}), folder).word
+    assert isinstance(word, Failed)
+    assert (word.code, word.param) == ("invalid_student", "student.model")
+    assert "tokenizer" in word.message
 
 
 def test_accumulation_leaves_the_step_as_it_is(tmp_path: Path, teacher: Path) -> None:

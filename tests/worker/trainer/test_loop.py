@@ -60,7 +60,7 @@ def weights(state: TrainState) -> Tensor:
 
 def after_a_step(**settings: Any) -> Tensor:
     course, state = prepare(**settings)
-    take_step(course, state, course.batches.at(0))
+    take_step(course, state, course.lesson(0))
     return weights(state)
 
 
@@ -77,7 +77,7 @@ def test_splitting_a_batch_does_not_change_the_step(student: Student, accumulate
 def test_clipping_bounds_the_step_by_the_norm_of_the_gradient() -> None:
     course, state = prepare(clip_norm=0.01)
     before = weights(state)
-    measured = take_step(course, state, course.batches.at(0))
+    measured = take_step(course, state, course.lesson(0))
     assert float(measured["grad_norm"]) > 0.01
     assert float((weights(state) - before).norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
@@ -129,7 +129,7 @@ def test_the_teacher_is_left_as_it_was() -> None:
     teacher = course.teachers["teacher"]
     assert isinstance(teacher, Teacher)
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    take_step(course, state, course.batches.at(0))
+    take_step(course, state, course.lesson(0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.model.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
@@ -140,7 +140,7 @@ def test_the_average_is_normalised_to_the_steps_there_are() -> None:
     seen = []
     for step in range(3):
         state.step = step
-        take_step(course, state, course.batches.at(step))
+        take_step(course, state, course.lesson(step))
         seen.append(weights(state))
     shares = torch.tensor([0.9**2, 0.9, 1.0])
     expected = (torch.stack(seen) * shares[:, None]).sum(0) / shares.sum()

@@ -54,6 +54,10 @@ CASES |= {
         **{"student": {**VIT, "depth": 2}, "teacher": True, "teacher_cache": {"store": "off"}, **SHARDED},
         "recipe": {**SPLIT, "accumulate": 3, "clip_norm": 0.5},
     },
+    "sharded-bf16": {
+        **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},
+        **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "losses": [{"kind": "kd"}]}},
+    },
     "sharded-sgd": {
         **{"student": VIT, **SHARDED},
         "recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05, "nesterov": True}},

@@ -46,7 +46,7 @@ VERSION = 1
 
 
 class _Epoch(NamedTuple):
-    """All that was drawn for one epoch, on the samples' device."""
+    """All that was drawn for one epoch, on the device that samples are taken to."""
 
     steps: list[Draws]
     again: list[Draws]
@@ -138,18 +138,18 @@ class Augmenter:
         if len(mixes) > 1:
             self._leave_one(mixes, self._random(("which",), epoch)(""))
         order = torch.randperm(self._scene.count, generator=self._random(("partner",), epoch)(""))
-        return _Epoch(steps, again, mixes, order.to(self._samples.index.device))
+        return _Epoch(steps, again, mixes, order.to(self._samples.device))
 
     def _of(self, step: Step | MixStep, purpose: tuple[str | int, ...], epoch: int) -> Draws:
         drawn = step.draw(self._scene, self._random(purpose, epoch))
-        return {name: values.to(self._samples.index.device) for name, values in drawn.items()}
+        return {name: values.to(self._samples.device) for name, values in drawn.items()}
 
     def _random(self, purpose: tuple[str | int, ...], epoch: int) -> Random:
         return lambda name: generator(self._seed, "augment", epoch, *purpose, name)
 
     def _leave_one(self, mixes: list[Draws], random: torch.Generator) -> None:
         """Each sample is mixed in one way at most, and each way has the same chance."""
-        which = torch.randint(len(mixes), (self._scene.count,), generator=random).to(self._samples.index.device)
+        which = torch.randint(len(mixes), (self._scene.count,), generator=random).to(self._samples.device)
         for place, draws in enumerate(mixes):
             draws["mixed"] &= which == place
 

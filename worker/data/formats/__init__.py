@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from app.recipe.data import CsvData, Data, HfData, ImageData, ImageFolderData, JsonlData, ParquetData
 from app.recipe.task import Task
-from worker.data.formats.columns import Samples
+from worker.data.formats.columns import Chats, Samples, Texts
 from worker.data.formats.folder import read_folder
-from worker.data.formats.lines import read_csv, read_jsonl
+from worker.data.formats.lines import csv_pieces, jsonl_pieces, read_csv, read_jsonl
 from worker.data.formats.npz import read_npz
 
 
@@ -18,6 +18,12 @@ def _arrow(path: Path, data: ParquetData | HfData, task: Task, param: str) -> Sa
     from worker.data.formats.arrow import read_hf, read_parquet  # pyarrow takes a tenth of a second to import
 
     return read_hf(path, data, task, param) if isinstance(data, HfData) else read_parquet(path, data, task, param)
+
+
+def _arrow_pieces(path: Path, data: ParquetData | HfData, param: str, folder: Path) -> Iterator[Texts | Chats]:
+    from worker.data.formats.arrow import hf_pieces, parquet_pieces
+
+    return hf_pieces(path, data, param, folder) if isinstance(data, HfData) else parquet_pieces(path, data, param)
 
 
 _READERS: dict[type[Data], Callable[[Path, Any, Task, str], Samples]] = {
@@ -36,3 +42,15 @@ def read_samples(path: Path, data: Data, task: Task, param: str) -> Samples:
     Raises UserError (`invalid_data`) naming the field, the row or index and the value at fault.
     """
     return _READERS[type(data)](path, data.at(param), task, param)
+
+
+def read_pieces(path: Path, data: Data, param: str, folder: Path) -> Iterator[Texts | Chats]:
+    """All texts or chats of a file in their order, some at a time, so that memory does not grow with the file; what has
+    to be unpacked lies in `folder`. Raises UserError as `read_samples` does."""
+    own = data.at(param)
+    if isinstance(own, JsonlData):
+        return jsonl_pieces(path, own, param)
+    if isinstance(own, CsvData):
+        return csv_pieces(path, own, param)
+    assert isinstance(own, ParquetData | HfData)  # the contract refuses other formats
+    return _arrow_pieces(path, own, param, folder)

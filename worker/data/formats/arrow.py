@@ -7,9 +7,10 @@ path that it names is opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,37 @@ import pyarrow.parquet as pq
 from app.recipe.data import HfData, ParquetData
 from app.recipe.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray
-from worker.data.formats.columns import Place, Samples, Talks, Values, assemble, missing_column
+from worker.data.formats.columns import (
+    Chats,
+    Place,
+    Samples,
+    Talks,
+    Texts,
+    Values,
+    assemble,
+    missing_column,
+    running_text,
+)
 from worker.data.formats.faults import MAX_BYTES, invalid
 from worker.data.formats.packs import members
 from worker.data.formats.pictures import LARGEST, Encoded, decode
 from worker.errors import UserError
 
+STATE = "state.json"
 MAX_THRIFT = 256 * 2**20
 """Bytes that a Parquet file's own description may claim."""
 BATCH_ROWS = 4096
+PIECE_ROWS = 256
+"""Rows of texts read at a time, however long they are."""
+BUFFER = 2**20
+"""Bytes of a column that are read ahead, where a group of rows is not read whole."""
 
 
 def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Samples:
     """Read a Parquet file. Raises UserError (`invalid_data`) naming column, row and value."""
     names = _named(data)
     with _sound(param, "a sound Parquet file"):
-        file = pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT, thrift_container_size_limit=MAX_THRIFT)
+        file = _opened(path)
         _require(names, file.schema_arrow.names, param)
         batches, taken = [], 0
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
@@ -58,6 +74,42 @@ def read_hf(path: Path, data: HfData, task: Task, param: str) -> Samples:
         table = pa.concat_tables([table.select(names) for table in tables])
         table.validate(full=True)
     return _samples(table, data, task, param)
+
+
+def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[Texts | Chats]:
+    """The texts or chats of a Parquet file, some at a time. Raises UserError as `read_parquet` does."""
+    row = 0
+    with _sound(param, "a sound Parquet file"):
+        file = _opened(path, buffer_size=BUFFER)
+        _require(data.input_columns, file.schema_arrow.names, param)
+        for batch in file.iter_batches(PIECE_ROWS, columns=data.input_columns):
+            yield _piece(batch, data, param, row)
+            row += len(batch)
+
+
+def hf_pieces(path: Path, data: HfData, param: str, folder: Path) -> Iterator[Texts | Chats]:
+    """The same of a packed data set, whose tables lie in `folder` while they are read."""
+    split, row = data.split if param == "data.train" else data.eval_split, 0
+    with _sound(param, "a sound data set"), TemporaryDirectory(dir=folder) as own:
+        for shard in _unpacked(path, split, param, Path(own)):
+            with pa.memory_map(str(shard)) as file, pa.ipc.open_stream(file) as stream:
+                _require(data.input_columns, stream.schema.names, param)
+                for batch in stream:
+                    for first in range(0, len(batch), PIECE_ROWS):
+                        yield _piece(batch.slice(first, PIECE_ROWS), data, param, row + first)
+                    row += len(batch)
+
+
+def _piece(batch: pa.RecordBatch, data: ParquetData | HfData, param: str, row: int) -> Texts | Chats:
+    """Texts or chats of the one column that the task reads, from row number `row` on."""
+    (name,) = data.input_columns
+    batch.validate(full=True)
+    values = _values(pa.chunked_array([batch[name]]), data, Place(param, name, row), labels=False)
+    return running_text(values, param)
+
+
+def _opened(path: Path, **more: int) -> pq.ParquetFile:
+    return pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT, thrift_container_size_limit=MAX_THRIFT, **more)
 
 
 def _named(data: ParquetData | HfData) -> list[str]:
@@ -89,29 +141,45 @@ def _require(names: Sequence[str], there: Sequence[str], param: str) -> None:
 def _shards(path: Path, split: str | None, param: str) -> list[bytes]:
     """The Arrow files of one split, in the order that the data set's state names them in."""
     found = {member.path: member.content for member in members(path, MAX_BYTES, param) if _belongs(member.path)}
-    states = sorted(place for place in found if place.name == "state.json")
+    return [found[place] for place in _chosen(found, split, param)]
+
+
+def _unpacked(path: Path, split: str | None, param: str, folder: Path) -> list[Path]:
+    """The same as files in `folder`; one of them is held in memory at a time."""
+    states: dict[PurePosixPath, bytes] = {}
+    files: dict[PurePosixPath, Path] = {}
+    for place, content in members(path, MAX_BYTES, param):
+        if place.name == STATE:
+            states[place] = content
+        elif _belongs(place) and split in (None, place.parent.name):
+            files[place] = folder / str(len(files))
+            files[place].write_bytes(content)
+    return [files[place] for place in _chosen({**states, **dict.fromkeys(files, b"")}, split, param)]
+
+
+def _chosen(found: Mapping[PurePosixPath, bytes], split: str | None, param: str) -> list[PurePosixPath]:
+    """Where the tables of one split lie, by the content of the states among what was found."""
+    states = sorted(place for place in found if place.name == STATE)
     chosen = [place for place in states if split is None or place.parent.name == split]
     if len(chosen) != 1:
         there = ", ".join(place.parent.name or "." for place in states[:20]) or "none"
         field = "data.split" if param == "data.train" else "data.eval_split"
         wanted = "single split" if split is None else f"split {split!r}"
         raise invalid(f"{param} has no {wanted}; its splits are: {there}", field)
-    return [_shard(found, chosen[0].parent, name, param) for name in _file_names(found[chosen[0]])]
+    places = [chosen[0].parent / name for name in _file_names(found[chosen[0]])]
+    for place in places:
+        if place not in found:
+            raise invalid(f"{param} names a file {place.name!r} and does not hold it", param)
+    return places
 
 
 def _belongs(path: PurePosixPath) -> bool:
-    return path.name == "state.json" or path.suffix == ".arrow"
+    return path.name == STATE or path.suffix == ".arrow"
 
 
 def _file_names(state: bytes) -> list[str]:
     files = json.loads(state)["_data_files"]
     return [str(PurePosixPath(file["filename"]).name) for file in files]
-
-
-def _shard(found: dict[PurePosixPath, bytes], folder: PurePosixPath, name: str, param: str) -> bytes:
-    if folder / name not in found:
-        raise invalid(f"{param} names a file {name!r} and does not hold it", param)
-    return found[folder / name]
 
 
 def _samples(table: pa.Table, data: ParquetData | HfData, task: Task, param: str) -> Samples:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
-from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray
 from worker.data.formats.faults import invalid, shown
 from worker.errors import UserError
@@ -22,6 +22,7 @@ class Message(NamedTuple):
     content: str
 
 
+T = TypeVar("T")
 Talk = list[Message]
 Values = NDArray | list[str] | list[Talk]
 """One column: texts or names, chats, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W) uint8."""
@@ -40,13 +41,31 @@ class Chats(NamedTuple):
     talks: list[Talk]
 
 
+RUN_ROWS = 1024
+RUN_CHARACTERS = 2**20
+
+
+def in_runs(values: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """The values in their order, a thousand or about a million characters of them at a time; `size` counts those."""
+    run: list[T] = []
+    characters = 0
+    for value in values:
+        run.append(value)
+        characters += size(value)
+        if len(run) == RUN_ROWS or characters >= RUN_CHARACTERS:
+            yield run
+            run, characters = [], 0
+    if run:
+        yield run
+
+
 class Samples(NamedTuple):
     """A file's samples as they were stored."""
 
-    inputs: NDArray | Texts | Chats
-    """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, texts, or chats."""
+    inputs: NDArray | Texts
+    """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
     labels: NDArray | list[str]
-    """Classes (N,) int64 or names of classes; numbers (N, T) float32; empty where a text is its own answer."""
+    """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., where the file tells them."""
     together: int = 1
@@ -58,9 +77,12 @@ class Place(NamedTuple):
 
     param: str
     column: str
+    first: int = 0
+    """Number of the first row of those at hand."""
 
     def wrong(self, row: int, value: object, accepted: str) -> UserError:
-        """The value can't be used."""
+        """The value in this row of those at hand can't be used."""
+        row += self.first
         message = f"column {self.column!r} of {self.param} has {shown(value)} in row {row}; accepted: {accepted}"
         return invalid(message, self.param)
 
@@ -185,10 +207,13 @@ def as_class(value: object, *, typed: bool) -> int | None:
     return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
+def text_column(first: object) -> Callable[[Place], Column]:
+    """A column of texts, or of chats where `first`, its first value, is one."""
+    return Talks if isinstance(first, list) else lambda place: Words(place, empty=True)
+
+
 def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
     """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
-    if task == CAUSAL_LM:
-        return Talks(place) if isinstance(first, list) else Words(place, empty=True)
     numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
     if task in ("text-classification", EMBEDDING) or not numeric:
         return Words(place, empty=True)
@@ -218,8 +243,6 @@ def assemble(
     class_names: list[str] | None = None,
 ) -> Samples:
     """A file's columns as samples. Raises UserError when they do not fit together, or not the task."""
-    if task == CAUSAL_LM:
-        return Samples(_running_text(next(iter(inputs.values())), param), [])
     found = _inputs(inputs, param)
     if task in CLASSIFICATION:
         if len(labels) > 1:
@@ -230,7 +253,8 @@ def assemble(
     return Samples(found, np.concatenate([nothing, *(_numeric(*item) for item in labels.items())], axis=1))
 
 
-def _running_text(values: Values, param: str) -> Texts | Chats:
+def running_text(values: Values, param: str) -> Texts | Chats:
+    """Texts or chats of one column; raises UserError (`invalid_data`) where it holds neither."""
     if not isinstance(values, list):
         found = f"the column of {param} holds {_kind(values)}; accepted: texts, or lists of messages"
         raise invalid(found, "data.input_columns")

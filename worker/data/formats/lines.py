@@ -15,9 +15,23 @@ from typing import IO, Any, Literal, cast
 
 from app.recipe.data import CsvData, JsonlData, Table
 from app.recipe.task import Task
-from worker.data.formats.columns import Place, Samples, assemble, input_column, label_column, missing_column
+from worker.data.formats.columns import (
+    Chats,
+    Place,
+    Samples,
+    Texts,
+    assemble,
+    in_runs,
+    input_column,
+    label_column,
+    missing_column,
+    running_text,
+    text_column,
+)
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
 
+MAX_TEXT = 2**40
+"""Most that a file which is read piece by piece may unpack to."""
 MAX_LINE = 16 * 2**20
 """Characters of one line."""
 
@@ -26,28 +40,45 @@ Row = Sequence[object]
 
 def read_csv(path: Path, data: CsvData, task: Task, param: str) -> Samples:
     """Read `path` as CSV. Raises UserError (`invalid_data`) naming row, column and value."""
-    with _opened(path, param) as lines:
-        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
-        reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
-        header = next(reader, [])
-        places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
-        return _collect(_csv_rows(reader, len(header), places, param), data, task, param, typed=False)
+    return _collect(_rows_of_csv(path, data, param, MAX_BYTES), data, task, param, typed=False)
 
 
 def read_jsonl(path: Path, data: JsonlData, task: Task, param: str) -> Samples:
     """Read `path` as JSON lines. Raises UserError (`invalid_data`) naming row, column and value."""
-    with _opened(path, param) as lines:
-        names = (*data.input_columns, *data.label_columns)
-        return _collect(_json_rows(lines, names, param), data, task, param, typed=True)
+    return _collect(_rows_of_jsonl(path, data, param, MAX_BYTES), data, task, param, typed=True)
+
+
+def csv_pieces(path: Path, data: CsvData, param: str) -> Iterator[Texts | Chats]:
+    """The texts of a CSV file, some at a time. Raises UserError as `read_csv` does."""
+    return _pieces(_rows_of_csv(path, data, param, MAX_TEXT), data, param, typed=False)
+
+
+def jsonl_pieces(path: Path, data: JsonlData, param: str) -> Iterator[Texts | Chats]:
+    """The texts or chats of a file of JSON lines, some at a time. Raises UserError as `read_jsonl` does."""
+    return _pieces(_rows_of_jsonl(path, data, param, MAX_TEXT), data, param, typed=True)
+
+
+def _rows_of_csv(path: Path, data: CsvData, param: str, most: int) -> Iterator[Row]:
+    with _opened(path, param, most) as lines:
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
+        reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
+        header = next(reader, [])
+        places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
+        yield from _csv_rows(reader, len(header), places, param)
+
+
+def _rows_of_jsonl(path: Path, data: JsonlData, param: str, most: int) -> Iterator[Row]:
+    with _opened(path, param, most) as lines:
+        yield from _json_rows(lines, (*data.input_columns, *data.label_columns), param)
 
 
 @contextmanager
-def _opened(path: Path, param: str) -> Iterator[Iterator[str]]:
+def _opened(path: Path, param: str, most: int) -> Iterator[Iterator[str]]:
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as stream:
-            yield _lines(cast(IO[bytes], stream), param)
+            yield _lines(cast(IO[bytes], stream), param, most)
     except UnicodeDecodeError as error:
         raise invalid(f"{param} is not UTF-8 text: {error.reason}", param) from error
     except csv.Error as error:
@@ -56,15 +87,15 @@ def _opened(path: Path, param: str) -> Iterator[Iterator[str]]:
         raise invalid(f"{param} is not soundly packed by gzip", param) from error
 
 
-def _lines(stream: IO[bytes], param: str) -> Iterator[str]:
+def _lines(stream: IO[bytes], param: str, most: int) -> Iterator[str]:
     taken = 0
     text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
     while line := text.readline(MAX_LINE + 1):
         taken += len(line)
         if len(line) > MAX_LINE:
             raise invalid(f"{param} has a line of more than {MAX_LINE} characters", param)
-        if taken > MAX_BYTES:
-            raise invalid(f"{param} unpacks to more than {MAX_BYTES} characters", param)
+        if taken > most:
+            raise invalid(f"{param} unpacks to more than {most} characters", param)
         yield line
 
 
@@ -97,6 +128,23 @@ def _json_rows(lines: Iterable[str], names: Sequence[str], param: str) -> Iterat
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
+
+
+def _pieces(rows: Iterator[Row], data: Table, param: str, *, typed: bool) -> Iterator[Texts | Chats]:
+    """Of the one column that the task reads."""
+    kind, row = None, 0
+    for run in in_runs((value for (value,) in rows), _extent):
+        kind = kind or text_column(run[0])
+        column = kind(Place(param, data.input_columns[0], row))
+        for value in run:
+            column.add(value)
+        yield running_text(column.whole(), param)
+        row += len(run)
+
+
+def _extent(value: object) -> int:
+    """About how many characters it has."""
+    return len(value) if isinstance(value, str) else len(repr(value))
 
 
 def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed: bool) -> Samples:

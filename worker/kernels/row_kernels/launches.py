@@ -1,0 +1,88 @@
+"""Launches of the row kernels: what is constant to them, and how rows are shared out."""
+
+# mypy: disable-error-code="no-untyped-call"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+from torch import Tensor
+
+from worker.kernels.devices import device_of
+from worker.kernels.plan import plan
+from worker.kernels.row_kernels.kernels import row_kernel, scale_kernel
+from worker.kernels.spec import Divergence, RowSpec
+
+if TYPE_CHECKING:
+    from worker.kernels.rows import Inputs
+
+MOST_COLUMNS = 2048
+"""Of a block: a wider one spills registers, because every lane holds a sum of its own."""
+MOST_ROWS = 16
+LOGITS_OF_A_WARP = 256
+"""Eight for each lane: twice as many take all 255 registers."""
+
+
+def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = False) -> tuple[Tensor, Tensor]:
+    """Divergence and cross-entropy (R,) of inputs that were checked; with `gradient`, the student's logits become it.
+
+    `three_passes` looks for the maximum before summing, as is usual; there to be compared with.
+    """
+    student, teacher, labels, class_weights, row_weights = inputs
+    planned, divergence = plan(spec), spec.divergence or Divergence("forward-kl")
+    temperature = 1.0 if planned.kind == "logit-mse" else divergence.temperature
+    rows, width = student.shape
+    other = student if teacher is None or not planned.kind else _in_rows(teacher)
+    block = min(triton.next_power_of_2(width), MOST_COLUMNS)
+    together = min(MOST_ROWS, MOST_COLUMNS // block, triton.next_power_of_2(rows))
+    losses = torch.zeros(2, rows, dtype=torch.float32, device=student.device)
+    with device_of(student):
+        row_kernel[(triton.cdiv(rows, together),)](
+            student,
+            other,
+            *(student if side is None else side.contiguous() for side in (labels, class_weights, row_weights)),
+            *losses,
+            rows,
+            width,
+            other.shape[1],
+            student.stride(0),
+            other.stride(0),
+            spec.ignore_index,
+            temperature,
+            divergence.logit_scale,
+            divergence.softcap or 1.0,
+            planned.share,
+            divergence.delta,
+            planned.factor,
+            planned.target_factor,
+            spec.divergence_weight,
+            spec.ce_weight,
+            spec.label_smoothing,
+            KIND=planned.kind,
+            CENTERED=divergence.centered,
+            CAPPED=divergence.softcap is not None,
+            CE=spec.ce_weight != 0.0,
+            SMOOTHED=spec.ce_weight != 0.0 and spec.label_smoothing != 0.0,
+            ONE_SOFTMAX=temperature == 1.0 and planned.kind not in {"", "logit-mse", "nkd", "dkd"},
+            LABELLED=labels is not None,
+            CLASS_WEIGHTED=class_weights is not None,
+            ROW_WEIGHTED=row_weights is not None,
+            GRADIENT=gradient,
+            THREE_PASSES=three_passes,
+            R=together,
+            B=block,
+            num_warps=max(1, together * block // LOGITS_OF_A_WARP),
+        )
+    return losses[0], losses[1]
+
+
+def scale(rows: Tensor, factors: Tensor) -> None:
+    """Multiply each row (R, C) by its factor (R,) in place, in one launch that waits for nothing."""
+    block = min(triton.next_power_of_2(rows.shape[1]), 2 * MOST_COLUMNS)
+    with device_of(rows):
+        scale_kernel[(len(rows),)](rows, factors.contiguous(), rows.shape[1], rows.stride(0), B=block)
+
+
+def _in_rows(logits: Tensor) -> Tensor:
+    return logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()

@@ -1,0 +1,132 @@
+"""Logits of rows as the kernels read them, and the logarithm of the sum of their exponentials."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN2_HIGH = tl.constexpr(0.693359375)
+"""ln 2 in two parts: 9 bits, whose product with an exponent below 2^15 is exact, and the rest."""
+LN2_LOW = tl.constexpr(-2.1219444005469057e-4)
+ROUND = tl.constexpr(12582912.0)
+"""1.5 * 2^23: adding it rounds a float32 to an integer, which then stands in its lowest bits."""
+FLOOR = tl.constexpr(-1e9)
+"""Log of what counts as no probability, as in `worker.losses.softened`."""
+NONE = tl.constexpr(-float("inf"))
+
+
+@triton.jit
+def _power(exponent):
+    """2^exponent of integers up to 0, without the unit for exponentials; 0 below -126."""
+    biased = tl.maximum(exponent, -127.0) + 127.0 + ROUND
+    return (biased.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(x):
+    """exp(x) as mantissa in [0.7, 1.42] and exponent; 0 and the lowest one where x is -inf."""
+    masked = x == NONE
+    finite = tl.where(masked, 0.0, x)
+    exponent = (finite * LOG2_E + ROUND) - ROUND
+    mantissa = tl.exp((finite - exponent * LN2_HIGH) - exponent * LN2_LOW)
+    return tl.where(masked, 0.0, mantissa), tl.where(masked, FLOOR, exponent)
+
+
+@triton.jit
+def _head_tanh(scaled, cap):
+    """tanh(scaled / cap), and 1 minus its square."""
+    small = tl.exp(-2.0 * tl.abs(scaled) / cap)
+    size = (1.0 - small) / (1.0 + small)
+    return tl.where(scaled < 0.0, -size, size), 4.0 * small / ((1.0 + small) * (1.0 + small))
+
+
+@triton.jit
+def headed(raw, scale, cap, CAPPED: tl.constexpr):
+    """Logits of a head, and their derivative to the raw ones; what is masked stays masked."""
+    logits = raw * scale
+    slope = tl.zeros_like(raw) + scale
+    if CAPPED:
+        bounded, flat = _head_tanh(logits, cap)
+        logits = tl.where(raw == NONE, NONE, bounded * cap)
+        slope = slope * flat
+    return logits, slope
+
+
+@triton.jit
+def load_raw(row, columns, width, live):
+    """Raw logits (R, B); -inf beyond the width and in rows that are ignored."""
+    return tl.load(row + columns, mask=live & (columns < width), other=NONE).to(tl.float32)
+
+
+@triton.jit
+def load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED: tl.constexpr):
+    """Logits (R, B) at the temperature, without the column `skipped`, and whether each is masked in itself."""
+    raw = load_raw(row, columns, width, live)
+    logits, _ = headed(raw, scale, cap, CAPPED)
+    return tl.where(columns == skipped, NONE, logits / temperature), (raw == NONE) & (columns < width) & live
+
+
+@triton.jit
+def log_sum(
+    row, width, live, skipped, temperature, scale, cap,
+    CAPPED: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """log sum exp of each row in two parts (R, 1), and how many columns are masked.
+
+    Where nothing is left to sum: 0 and FLOOR.
+    """
+    mantissas = tl.zeros([R, B], tl.float32)
+    exponents = tl.zeros([R, B], tl.float32) + FLOOR
+    masked = tl.zeros([R, B], tl.float32)
+    if THREE_PASSES:
+        for start in range(0, width, B):
+            columns = start + tl.arange(0, B)[None, :]
+            logits, hidden = load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED)
+            exponents = tl.maximum(exponents, logits)
+            masked += hidden.to(tl.float32)
+        high = tl.max(exponents, axis=1, keep_dims=True)
+        for start in range(0, width, B):
+            columns = start + tl.arange(0, B)[None, :]
+            logits, _ = load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED)
+            mantissas += tl.exp(logits - high)
+        low = tl.zeros_like(high)
+        total = tl.sum(mantissas, axis=1, keep_dims=True)
+    else:
+        for start in range(0, width, B):
+            columns = start + tl.arange(0, B)[None, :]
+            logits, hidden = load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED)
+            mantissa, exponent = _split(logits)
+            top = tl.maximum(exponents, exponent)
+            mantissas = mantissas * _power(exponents - top) + mantissa * _power(exponent - top)
+            exponents = top
+            masked += hidden.to(tl.float32)
+        top = tl.max(exponents, axis=1, keep_dims=True)
+        total = tl.sum(mantissas * _power(exponents - top), axis=1, keep_dims=True)
+        high = top * LN2_HIGH
+        low = top * LN2_LOW
+    empty = total == 0.0
+    low = tl.where(empty, FLOOR, low + tl.log(tl.where(empty, 1.0, total)))
+    return tl.where(empty, 0.0, high), low, tl.sum(masked, axis=1, keep_dims=True)
+
+
+@triton.jit
+def logit_at(row, label, width, live, scale, cap, CAPPED: tl.constexpr):
+    """The logit (R, 1) of the label; -inf where it is no column of this side."""
+    raw = tl.load(row + label, mask=live & (label >= 0) & (label < width), other=NONE).to(tl.float32)
+    logits, _ = headed(raw, scale, cap, CAPPED)
+    return logits
+
+
+@triton.jit
+def live_rows(labels, rows, ignore_index, LABELLED: tl.constexpr, R: tl.constexpr):
+    """Numbers of this program's rows (R, 1), whether they exist, whether they count, and their labels or -1."""
+    row = tl.program_id(0) * R + tl.arange(0, R)[:, None]
+    inside = row < rows
+    live = inside
+    label = tl.zeros([R, 1], tl.int64) - 1
+    if LABELLED:
+        label = tl.load(labels + row, mask=inside, other=0).to(tl.int64)
+        live = inside & (label != ignore_index)
+    return row, inside, live, label

@@ -1,0 +1,119 @@
+"""What a step learns from: a batch in its parts, and what the teachers say of each.
+
+On a GPU the next lesson is prepared while a step runs: the batch is gathered, brought over and augmented, and the
+teachers are asked, on a stream of their own. A batch is a function of its step alone, so nothing of a step depends on
+when its lesson was prepared. The price is the memory of one more batch with its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.data.batches import Batch
+from worker.students.last_states import LastStates, LikeliestTokens
+from worker.teachers.signal import TeacherSignal
+
+Signals = dict[str, TeacherSignal]
+"""Of the teachers, by their names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Of one step."""
+
+    batch: Batch
+    parts: list[Batch]
+    """The micro-batches that it is split into."""
+    signals: list[Signals] | None
+    """What is said of each part; none: the teachers have not been asked yet."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds, but for what it holds views of."""
+        yield from (*self.batch.inputs.values(), self.batch.targets, self.batch.index)
+        for signals in self.signals or ():
+            for signal in signals.values():
+                yield from _tensors(signal)
+
+
+class Lane(Protocol):
+    """Where lessons are prepared while a step runs."""
+
+    def begin(self) -> None:
+        """Called before the first lesson: weights and samples are there."""
+        ...
+
+    def start(self, make: Callable[[], Lesson]) -> Lesson:
+        """The lesson, which may not be there yet on the device."""
+        ...
+
+    def hand_over(self, lesson: Lesson) -> None:
+        """Have the step that is taken next wait for the last lesson that was started, which is this one."""
+        ...
+
+
+class SideStream:
+    """A CUDA stream beside the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """See `Lane`."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
+    def start(self, make: Callable[[], Lesson]) -> Lesson:
+        """See `Lane`."""
+        with torch.cuda.stream(self._stream):
+            return make()
+
+    def hand_over(self, lesson: Lesson) -> None:
+        """See `Lane`; memory that this stream has allocated is not used again before the step is done with it."""
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for tensor in lesson.tensors():
+            if tensor.is_cuda:
+                tensor.record_stream(current)
+
+
+def choose_lane(device: torch.device) -> Lane | None:
+    """A processor has nothing to spare beside a step."""
+    return SideStream(device) if device.type == "cuda" else None
+
+
+class Lessons:
+    """The lessons of consecutive steps, made by `make`; in a lane, each one ahead of its step and none beyond `end`."""
+
+    def __init__(self, make: Callable[[int], Lesson], end: int, lane: Lane | None) -> None:
+        self._make, self._end, self._lane = make, end, lane
+        self._ahead: tuple[int, Lesson] | None = None
+        if lane is not None:
+            lane.begin()
+
+    def at(self, step: int) -> Lesson:
+        """That of this step; the current stream may use it."""
+        if self._lane is None:
+            return self._make(step)
+        if self._ahead is None or self._ahead[0] != step:
+            self.prepare(step)
+        assert self._ahead is not None  # a step that is taken lies before the end
+        lesson, self._ahead = self._ahead[1], None
+        self._lane.hand_over(lesson)
+        return lesson
+
+    def prepare(self, step: int) -> None:
+        """Begin with the lesson of this step, where there is a lane; called once the step before it has been queued."""
+        if self._lane is not None and step < self._end:
+            self._ahead = step, self._lane.start(lambda: self._make(step))
+
+
+def _tensors(signal: TeacherSignal) -> Iterator[Tensor]:
+    answer = signal.answer
+    parts = answer if isinstance(answer, LastStates | LikeliestTokens) else (answer,)
+    for value in (*parts, signal.head, signal.tokens, *signal.features.values()):
+        if isinstance(value, Tensor):
+            yield value
