@@ -18,8 +18,9 @@ JSON by `GET /v1/catalog/losses`. This page is written by `python -m scripts.los
 
 All are computed in at least float32 and in log space. A row whose label is -100 counts for nothing, and nor does a
 column in which either side's logit is -inf. Each term is divided by the rows of the whole batch that count, so that
-`accumulate` does not change a step. Every term has a `weight` (1.0), a number or a ramp over its stage, and may name
-its `teacher` when a job has several: without a name it learns from all of them, by their weights.
+`accumulate` does not change a step. Every term has a `weight` (1.0 unless its defaults say another), a number or a ramp
+over its stage, and may name its `teacher` when a job has several: without a name it learns from all of them, by their
+weights.
 """
 
 
@@ -45,7 +46,12 @@ def entry(term: type[LossTerm]) -> str:
 
 def defaults(term: type[LossTerm]) -> str:
     """Fields and what they are when a job leaves them out."""
-    fields = {name: field for name, field in term.model_fields.items() if name not in ("kind", *LossTerm.model_fields)}
+    usual = {name: field.default for name, field in LossTerm.model_fields.items()}
+    fields = {
+        name: field
+        for name, field in term.model_fields.items()
+        if name != "kind" and (name not in usual or field.default != usual[name])
+    }
     return (
         "none of its own"
         if not fields

@@ -1,7 +1,8 @@
 """A small job for every kind of loss: what the tests that walk the contract run, in a process or over HTTP.
 
 Images are 8 x 8 and grey; classes are told apart, or three points found. All teachers and students of images are a
-`wide-resnet` or a `vit` of the smallest size; those of pairs of texts are a `bert` with half the teacher's width.
+`wide-resnet` or a `vit` of the smallest size; those of pairs of texts are a `bert` with half the teacher's width, those
+of continued texts a `gpt2` whose teacher reads other tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from app.recipe.embedding import Embedding
 from app.recipe.losses import LOSSES, LossTerm
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from app.recipe.students import Transformers, Vit, WideResNet
-from app.recipe.task import EMBEDDING, NUMBERS, Task
-from app.recipe.tokenizers import WordPiece
+from app.recipe.task import CAUSAL_LM, EMBEDDING, NUMBERS, Task
+from app.recipe.tokenizers import BytePairs, WordPiece
 from worker.data.formats.columns import Texts
-from worker.data.tokens import train_tokenizer
+from worker.data.tokens import train_tokenizer, train_writer
 from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import save_model
 
 SIDE, CLASSES, POINTS, SAMPLES = 8, 10, 3, 30
 WORDS = ["red", "blue", "old", "new", "big", "cat", "dog", "tree", "house", "runs", "sleeps"]
-DATA = {"image-classification": "classes", "keypoints": "points", "embedding": "pairs"}
+DATA = {"image-classification": "classes", "keypoints": "points", "embedding": "pairs", "causal-lm": "lines"}
 """Name of each task's file."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,6 +40,13 @@ BERT: Document = {
     **{"intermediate_size": 8, "max_position_embeddings": 16},
 }
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
+GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
+DECODER: Document = {"architecture": "transformers", "config": GPT2}
+LINES: Document = {
+    **{"train": DATA["causal-lm"], "format": "csv", "input_columns": ["line"], "max_length": 8},
+    "tokenizer": {"kind": "bpe", "vocabulary": 512, "lowercase": False},
+}
+"""Texts whose student reads them in tokens of its own."""
 PAIRS: Document = {
     **{"train": DATA["embedding"], "format": "csv", "input_columns": ["one", "other"], "label_columns": ["score"]},
     "max_length": 8,
@@ -82,21 +90,21 @@ def job_of(kind: str) -> Document:
     if kind in ("feature-autoencoder", "inheritance-exploration"):
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
-    usual = ENCODER if task == EMBEDDING else CNN
+    usual = {EMBEDDING: ENCODER, CAUSAL_LM: DECODER}.get(task, CNN)
     return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
 
 
 def task_of(kind: type[LossTerm]) -> Task:
     """The task that a kind of loss is shown with."""
-    if kind.tasks == (EMBEDDING,):
-        return EMBEDDING
+    if kind.tasks in ((EMBEDDING,), (CAUSAL_LM,)):
+        return kind.tasks[0]
     return "keypoints" if all(task in NUMBERS for task in kind.tasks) else "image-classification"
 
 
 def small_job(recipe: Document, student: Document = CNN, task: Task = "image-classification", **more: Any) -> Document:
     """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses want."""
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
-    data: Document = more.pop("data", None) or (PAIRS if task == EMBEDDING else {"train": DATA[task]})
+    data: Document = more.pop("data", None) or {EMBEDDING: PAIRS, CAUSAL_LM: LINES}.get(task) or {"train": DATA[task]}
     if task == "image-classification":
         data = {"classes": CLASSES, **data}
     base = {"task": task, "data": data, "student": student, "export": ["safetensors"], "seed": 3}
@@ -117,7 +125,7 @@ def _teachers(recipe: Document, student: Document, task: Task) -> Document:
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
     if not any(one.needs_teacher for one in terms):
         return {}
-    named = {"keypoints": "tough", EMBEDDING: "encoder"}
+    named = {"keypoints": "tough", EMBEDDING: "encoder", CAUSAL_LM: "writer"}
     return {"teacher": {"model": "vit" if student == VIT else named.get(task, "cnn")}}
 
 
@@ -131,6 +139,9 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
     (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / DATA["causal-lm"]).write_text(
+        "\n".join(["line", *(one for one, _, _ in pairs())]) + "\n", encoding="utf-8"
+    )
 
 
 def pairs() -> list[tuple[str, str, int]]:
@@ -145,7 +156,7 @@ def pairs() -> list[tuple[str, str, int]]:
 
 def write_teachers(folder: Path) -> None:
     """Models with random weights: of classes `cnn`, `other` and `vit`, of points `tough` and `tolerant`, of vectors
-    `encoder`."""
+    `encoder`, of continued texts `writer`."""
     classes: Document = {"classes": CLASSES}
     points: Document = {
         "task": "keypoints",
@@ -164,6 +175,7 @@ def write_teachers(folder: Path) -> None:
         (folder / name).mkdir()
         save_model(Model(config), folder / name)
     write_encoder(folder / "encoder")
+    write_writer(folder / "writer")
 
 
 def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True)) -> None:
@@ -175,6 +187,20 @@ def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True)
         input=TextInput(length=16, vocabulary=tokenizer.vocabulary, pad=tokenizer.pad, separator=tokenizer.separator),
         targets=16,
         embedding=embedding,
+    )
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_model(Model(config), folder)
+    write_tokenizer(tokenizer, config, folder)
+
+
+def write_writer(folder: Path) -> None:
+    """A language model with random weights, whose tokenizer knows half of the words."""
+    tokenizer = train_writer(BytePairs(vocabulary=512, lowercase=False), WORDS[::2])
+    config = ModelConfig(
+        task=CAUSAL_LM,
+        architecture=Transformers(config={**GPT2, "n_embd": 16}),
+        input=TextInput(length=32, vocabulary=tokenizer.vocabulary, pad=tokenizer.end or 0),
     )
     folder.mkdir()
     torch.manual_seed(0)

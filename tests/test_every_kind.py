@@ -16,6 +16,7 @@ from app.cli.client import Client
 from app.cli.objects import Job
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Option
+from app.recipe.hugging_face import is_model_file
 from app.recipe.losses import LOSSES
 from app.recipe.students import STUDENTS
 from app.recipe.task import ALL_TASKS
@@ -155,7 +156,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         ids = {(path.stem if path.suffix == ".npz" else path.name): file for path, file in files.items()}
         for folder in inputs.iterdir():
             if (folder / "tokenizer.json").is_file():
-                whole = {path.name: client.upload(path, reuse=False).id for path in folder.iterdir()}
+                files_of = [path for path in folder.iterdir() if is_model_file(path.name)]
+                whole = {path.name: client.upload(path, reuse=False).id for path in files_of}
                 ids[folder.name] = client.register_folder(whole, name=folder.name).id
             elif folder.is_dir():
                 config = json.loads((folder / "config.json").read_text())

@@ -1,11 +1,13 @@
-"""A job on several processes through a running service; one of them is killed on the way."""
+"""A job on several processes, or machines, through a running service; one of them is killed on the way."""
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ import pytest
 from app.cli.client import Client
 from app.cli.objects import Job
 from tests import kinds
-from tests.app.cli.process import environment, running
+from tests.app.cli.process import STILLHOUSE, environment, running
 
 LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 300, "batch_size": 4, "checkpoint": {"every_steps": 100}}
 QUICKLY = {"STILLHOUSE_RETRY_BACKOFF_SECONDS": "0.1"}
@@ -65,3 +67,48 @@ def test_a_killed_process_ends_the_attempt_and_the_next_goes_on_from_the_checkpo
     assert "process 1 of the job was killed by SIGKILL" in said
     report = json.loads(client.download(job_id, "report.json", tmp_path).read_text())
     assert report["student"]["accuracy"] > 0.5
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_a_killed_machine_ends_the_attempt_and_the_next_goes_on_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    kinds.write_data(tmp_path)
+    machines = {"STILLHOUSE_WORKER_NODES": "2", "STILLHOUSE_WORKER_RENDEZVOUS": address}
+    env = environment(tmp_path / "data", **QUICKLY, **machines)
+    with ExitStack() as stack:
+        other = stack.enter_context(node(address, env))
+        _, hello = stack.enter_context(running(env))
+        client = stack.enter_context(Client(hello["url"], hello["key"]))
+        file = client.upload(tmp_path / "classes.npz").id
+        document = kinds.small_job(LONG, {"architecture": "mlp", "hidden": [8]}, data={"train": file})
+        document |= {"resources": {"nodes": 2, "queue": "cpu"}, "evaluation": {"every_epochs": 100}}
+        job_id = client.submit(document).id
+        assert until_saved(client, job_id).status == "running"
+        end(other)
+        stack.enter_context(node(address, env))
+        job = client.wait(job_id, timeout_seconds=SECONDS)
+        assert job.status == "succeeded", job.error
+        assert job.attempt == 2
+
+
+@contextmanager
+def node(address: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Another machine."""
+    process = subprocess.Popen([*STILLHOUSE, "node", address], text=True, env=env)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """With all that it has started."""
+    if process.poll() is None:
+        whole = psutil.Process(process.pid)
+        for one in [*whole.children(recursive=True), whole]:
+            one.kill()
+        process.wait()

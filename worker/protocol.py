@@ -41,6 +41,8 @@ class Assignment(Message):
     """Staged path of every reference in the spec: a file, or the folder of a model's bundle."""
     resume: str | None = None
     """Folder of the checkpoint to continue from."""
+    rendezvous: str | None = None
+    """Host and port at which the trainer meets the other machines of a job for several; none: there are no others."""
     teacher_cache: CachePlace | None = None
     """None: nothing of what teachers say outlives the step."""
 

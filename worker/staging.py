@@ -118,7 +118,10 @@ async def stage(
     if lease.checkpoint is not None:
         await _fetch_checkpoint(sources.store, lease.checkpoint.files, folder / "resume")
     resume = "resume" if lease.checkpoint else None
-    assignment = Assignment(spec=lease.spec, inputs=staged, resume=resume, teacher_cache=teacher_cache)
+    rendezvous = sources.settings.worker_rendezvous or None
+    assignment = Assignment(
+        spec=lease.spec, inputs=staged, resume=resume, rendezvous=rendezvous, teacher_cache=teacher_cache
+    )
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
 
 

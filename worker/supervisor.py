@@ -73,6 +73,7 @@ async def _claim(context: Context, job_id: str | None) -> Lease | None:
             lease_seconds=settings.lease_seconds,
             job_id=job_id,
             gpus=settings.worker_gpus,
+            nodes=settings.worker_nodes,
         )
 
 

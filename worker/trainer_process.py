@@ -32,7 +32,7 @@ PASSED = frozenset(
     {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
     | {"PYTHONPATH", "PYTHONHASHSEED"}
 )
-PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH", "TRITON_")
+PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "PYTORCH_", "TORCH", "TRITON_")
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -333,6 +334,27 @@ def serve(
         return run(settings, lambda url: tell({"object": "service", "url": url}))
 
     return Stream(lines, lambda console: run(settings, lambda url: console.print(f"listening on {url}")))
+
+
+@command(app)
+def node(
+    address: Annotated[
+        str, typer.Argument(help="Host and port of the worker: its STILLHOUSE_WORKER_RENDEZVOUS.", show_default=False)
+    ],
+) -> Stream:
+    """Help a worker on another machine with jobs for several machines, until a signal comes."""
+    if not re.fullmatch(r".+:[1-9]\d{0,4}", address):
+        raise BadRequest(f"{address!r} is no address; accepted: HOST:PORT")
+    from worker.node import serve as run  # torch takes seconds
+
+    def lines(tell: Callable[[Any], None]) -> int:
+        try:
+            run(address, lambda said: tell({"object": "node", "message": said}))
+        except OSError as error:
+            raise BadRequest(f"{address} can't be looked up: {error.strerror}") from error
+        return 0
+
+    return Stream(lines, lambda console: lines(lambda said: console.print(said["message"])))
 
 
 @command(app)

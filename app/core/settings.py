@@ -75,6 +75,11 @@ class Settings(BaseSettings):
 
     worker_gpus: int = Field(1, ge=1, le=64)
     """GPUs that a worker of the queue `gpu` takes for itself; it does not claim jobs that ask for more."""
+    worker_nodes: int = Field(1, ge=1, le=1024)
+    """Machines that a worker has for a job: itself, and those on which `stillhouse node` runs with `worker_rendezvous`.
+    It does not claim jobs that ask for more."""
+    worker_rendezvous: Annotated[str, Field(pattern=r"^$|^.+:\d{1,5}$")] = ""
+    """Host and port, on this machine, at which the others meet it. For a private network: nobody is asked who he is."""
 
     secret: SecretStr = SecretStr("")
     """Key of the digests of API keys, at least 32 characters; empty: generated once and kept in `data_dir`."""
@@ -117,6 +122,8 @@ class Settings(BaseSettings):
     def _coherent(self) -> Self:
         if self.heartbeat_seconds * 4 > self.lease_seconds:
             raise ValueError("heartbeat_seconds must be at most a quarter of lease_seconds")
+        if self.worker_nodes > 1 and not self.worker_rendezvous:
+            raise ValueError("worker_rendezvous must be set where worker_nodes is more than 1")
         secret = self.secret.get_secret_value()
         if secret and len(secret) < 32:
             raise ValueError("secret must have at least 32 characters")

@@ -102,12 +102,13 @@ async def claim(
     lease_seconds: float,
     job_id: str | None = None,
     gpus: int = 1,
+    nodes: int = 1,
 ) -> Lease | None:
     """Take the given job, or the best of the queues (highest priority, then oldest); none if there is nothing to do.
 
-    Of the queue `gpu` it is one that needs no more than `gpus`.
+    It is one for no more than `nodes` machines and, of the queue `gpu`, no more than `gpus` on each.
     """
-    candidate = await session.scalar(_claimable(queues, job_id, gpus))
+    candidate = await session.scalar(_claimable(queues, job_id, gpus, nodes))
     if candidate is None:
         return None
     job = await move(
@@ -151,13 +152,14 @@ async def claim(
     )
 
 
-def _claimable(queues: Sequence[str], job_id: str | None, gpus: int) -> Select[str]:
-    # Read from the document, of jobs for GPUs alone; jobs from before there could be several have no number.
+def _claimable(queues: Sequence[str], job_id: str | None, gpus: int, nodes: int) -> Select[str]:
+    # Read from the document; jobs from before there could be several have no number.
     processes = func.coalesce(Job.spec["resources"]["processes"].as_integer(), 1)
+    machines = func.coalesce(Job.spec["resources"]["nodes"].as_integer(), 1)
     statement = (
         select(Job.id)
         .where(Job.status == Status.QUEUED, Job.queue.in_(queues), Job.next_run_at <= now())
-        .where(or_(Job.queue != "gpu", processes <= gpus))
+        .where(or_(Job.queue != "gpu", processes <= gpus), machines <= nodes)
         .order_by(Job.priority.desc(), Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)  # SQLite leaves this out: its writers come one after the other

@@ -23,6 +23,7 @@ from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
+from app.recipe.other_tokens import other_tokens_problems
 from app.recipe.processes import processes_problems
 from app.recipe.shrink import Unshrinkable, network_of, student_input
 from app.recipe.students import Mlp, Network, Pretrained, Transformers, Vit
@@ -362,9 +363,10 @@ def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _tokenizer_problems(job: JobSpec) -> Iterator[Problem]:
-    if job.all_teachers and isinstance(job.data, Texts) and isinstance(job.data.tokenizer, Trained):
-        found = f"is {job.data.tokenizer.kind}, and what a teacher says is about the tokens of its own"
-        yield Problem("data.tokenizer.kind", found, "teacher, or no teacher")
+    """Of a tokenizer that no teacher knows; whether the teachers have the same one, shows when they are read."""
+    if isinstance(job.data, Texts) and isinstance(job.data.tokenizer, Trained):
+        for teacher in job.all_teachers:
+            yield from other_tokens_problems(job, teacher.name)
 
 
 def _reads(taken: Input, given: Input) -> bool:

@@ -138,7 +138,7 @@ class Resources(Spec):
     """Processes of one machine that train together. Each takes its share of every batch, so that batches, their order
     and the step are those of a single process (but batch norm sees each share alone). Each holds all samples."""
     nodes: int = Field(1, ge=1, le=1024)
-    """Machines that they run on: one so far."""
+    """Machines that have so many processes each; for workers that others help (`STILLHOUSE_WORKER_NODES`)."""
     sharding: Sharding = "none"
     """What each of several processes holds of a model: the whole of it, or with `fsdp` a part of every weight, of its
     gradient and optimizer state, and of the teachers' weights."""
@@ -148,6 +148,11 @@ class Resources(Spec):
     """Longest wait for a worker, in seconds; after that the job expires."""
     max_attempts: int = Field(3, ge=1, le=100)
     """Attempts before a job whose workers keep dying fails."""
+
+    @property
+    def size(self) -> int:
+        """Processes that train together, on all machines."""
+        return self.nodes * self.processes
 
 
 class JobSpec(Spec):

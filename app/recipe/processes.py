@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from app.recipe.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
-from app.recipe.optimizers import AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd
-from app.recipe.task import CAUSAL_LM
+from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.teacher_cache import NoCache
 
 FIELD = "resources.processes"
@@ -16,16 +15,11 @@ FIELD = "resources.processes"
 
 def processes_problems(job: JobSpec) -> Iterator[Problem]:
     """What keeps the processes from taking the steps of a single one."""
-    size = job.resources.processes
-    if job.resources.nodes > 1:
-        found = f"is {job.resources.nodes}, but a job is one worker's, and nothing brings several of them together"
-        yield Problem("resources.nodes", found, "1, and as many processes as one machine has GPUs or cores")
+    size = job.resources.size
     if size == 1:
         if job.resources.sharding != "none":
             yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")
         return
-    if job.task == CAUSAL_LM:
-        yield Problem(FIELD, f"is {size}, but language models are trained by one process so far", "1")
     if job.resources.queue == "any":
         found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
@@ -36,10 +30,22 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
         found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
         yield Problem(FIELD, found, "1")
     yield from _optimizer_problems(job)
+    yield from _cache_problems(job)
     if job.resources.sharding == "fsdp":
         yield from _sharding_problems(job)
     if job.recipe.compile:
         yield Problem("recipe.compile", f"is on, but a step of {size} processes is not compiled", "false")
+
+
+def _cache_problems(job: JobSpec) -> Iterator[Problem]:
+    """Answers are kept by processes that share a disk and can each ask the teacher alone."""
+    found = None
+    if job.resources.nodes > 1:
+        found = "the machines of a job (resources.nodes) have no disk in common"
+    elif job.resources.sharding == "fsdp":
+        found = "processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
+    if found and job.all_teachers and not isinstance(job.teacher_cache, NoCache):
+        yield Problem("teacher_cache.store", f"is on, but {found}", "off")
 
 
 def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
@@ -53,31 +59,14 @@ def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
     """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
-    recipe = job.recipe
-    if job.task == "embedding":
-        found = "is fsdp, but what losses on vectors train (projections) is not divided"
-        yield Problem("resources.sharding", found, "none")
     for index, teacher in enumerate(job.all_teachers):
         if teacher.precision == "fp8":
             found = "is fp8, whose weights are not divided between processes (resources.sharding: fsdp)"
             yield Problem(f"{job.teacher_path(index)}.precision", found, "bf16 or fp32, or resources.sharding: none")
     yield from _looking_inside(job)
-    for path, optimizer in _optimizers(job).items():
-        if not isinstance(optimizer, AdamW | Sgd):
-            found = f"{optimizer.kind} looks at whole weights, and with resources.sharding: fsdp no process has them"
-            yield Problem(f"{path}.kind", found, "adamw or sgd, or resources.sharding: none")
-    found = "is not for weights that are divided (resources.sharding: fsdp)"
-    if job.all_teachers and not isinstance(job.teacher_cache, NoCache):
-        message = (
-            "is on, but processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
-        )
-        yield Problem("teacher_cache.store", message, "off")
-    if recipe.ema_decay is not None:
-        yield Problem("recipe.ema_decay", found, "null")
-    if recipe.channels_last:
+    if job.recipe.channels_last:
+        found = "is on, but weights are divided row by row (resources.sharding: fsdp), and need to lie so"
         yield Problem("recipe.channels_last", found, "false")
-    if job.evaluation.keep == "best":
-        yield Problem("evaluation.keep", found, "last")
 
 
 def _looking_inside(job: JobSpec) -> Iterator[Problem]:

@@ -55,7 +55,15 @@ def test_a_plain_one_is_accepted(form: str) -> None:
             },
             "data.tokenizer.kind",
         ),
-        ({"data": {"tokenizer": {"kind": "bpe"}}}, "data.tokenizer.kind"),
+        ({"data": {"tokenizer": {"kind": "bpe"}}}, "recipe.losses[1].kind"),
+        (
+            {
+                "data": {"tokenizer": {"kind": "bpe"}},
+                "recipe": {"losses": [{"kind": "uld"}]},
+                "teacher_cache": {"store": "top-k", "k": 4},
+            },
+            "teacher_cache.store",
+        ),
         ({"data": {"classes": 3}}, "data.classes"),
         ({"data": {"max_length": 512}}, "data.max_length"),
         ({"data": {"augment": [{"kind": "token-mask"}]}}, "data.augment[0].kind"),
@@ -70,6 +78,11 @@ def test_a_plain_one_is_accepted(form: str) -> None:
 )
 def test_what_it_can_t_do_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     assert field in fields(job(**changes))
+
+
+def test_a_teacher_with_another_tokenizer_may_teach() -> None:
+    losses = {"losses": [{"kind": "cross-entropy"}, {"kind": "uld"}]}
+    assert fields(job(data={"tokenizer": {"kind": "bpe"}}, recipe=losses)) == []
 
 
 def test_a_decoder_is_for_no_other_task() -> None:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from worker.data.randomness import generator
 
+ROWS, NEXT = "rows:", "next:"
+"""Begin the names of inputs about a view with the tokens of a teacher's own: the places in it that have read what the
+student has (see `TeacherSignal.rows`), and what comes behind each of its tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -22,6 +22,8 @@ class Document(NamedTuple):
     """(T,) int64."""
     counted: NDArray
     """(T,) bool: tokens to be predicted."""
+    bytes: int = 0
+    """Of the text that these stand for, in UTF-8."""
 
 
 def read_documents(pieces: Iterable[Texts | Chats], reader: TextTokenizer, param: str) -> Iterator[Document]:
@@ -47,9 +49,9 @@ def end_of(reader: TextTokenizer) -> int:
 def _of_texts(texts: list[str], reader: TextTokenizer) -> Iterator[Document]:
     """That a text ends is predicted; what the tokenizer begins it with says nothing, and is not."""
     end, begin = end_of(reader), reader.begin
-    for encoding in reader.encode_whole(texts):
+    for text, encoding in zip(texts, reader.encode_whole(texts), strict=True):
         ids = np.array([*begin, *encoding.ids, end], np.int64)
-        yield Document(ids, np.arange(len(ids)) >= len(begin))
+        yield Document(ids, np.arange(len(ids)) >= len(begin), len(text.encode()))
 
 
 def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, first: int) -> Iterator[Document]:
@@ -60,10 +62,11 @@ def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, firs
     encodings = reader.encode_whole([text for text, _ in written])
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)
-        yield Document(ids, np.append(_within(encoding, spans, len(text)), False))
+        answers = sum(len(text[start:stop].encode()) for start, stop in spans)
+        yield Document(ids, np.append(within_spans(encoding, spans, len(text)), False), answers)
 
 
-def _within(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
+def within_spans(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
     """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters."""
     marks = np.zeros(length + 1, bool)
     for start, end in spans:

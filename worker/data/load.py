@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
+from app.recipe.generation import Writing
 from app.recipe.job import JobSpec
 from app.recipe.model import (
     MAX_COLUMNS,
@@ -30,7 +32,7 @@ from app.recipe.plan import split_counts
 from app.recipe.shrink import embedding_of, network_of, start_of, student_input
 from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
-from worker.data.archive import read_headers
+from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
@@ -41,7 +43,7 @@ from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.pairs import as_rows
 from worker.data.prompts import Prompts, beginnings, questions
 from worker.data.readers import Readers, open_reader, open_readers
-from worker.data.running_text import TextFile, Workplace, halves_of, map_files, pack_file
+from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.data.tokens import TextTokenizer
@@ -66,6 +68,11 @@ class TaskData:
     """What models write on in training, on the CPU; none: nothing is written."""
     numbers: tuple[Tensor, Tensor] | None = None
     """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
+    bytes: int = 0
+    """Of text, in UTF-8, that a language model is to predict of the samples to evaluate on."""
+    alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it
+    has something to say about."""
 
     @property
     def view(self) -> str | None:
@@ -136,33 +143,73 @@ def _running_text(
     facts = {param: SampleFacts(count, taken, 16 * length) for param, count in counts.items()}
     _refuse(find_problems(job, InputFacts(facts.get("data.train"), facts.get("data.eval"), teachers)))
     paths = [workplace.folder / name for name in ("train", "eval")]
-    if workplace.packs and (evaluation := files.get("data.eval")):
-        for file, path in ((train, paths[0]), (evaluation, paths[1])):
-            pack_file(file, reader, length, halves_of(counts[file.param], 0, seed), [path])
-    elif workplace.packs:
-        _, held_out = split_counts(job.data, counts["data.train"])
-        pack_file(train, reader, length, halves_of(counts["data.train"], held_out, seed), paths)
-    packed = map_files(paths, workplace, reader, length)
+    portions = _portions(job, files, counts, seed, paths) if workplace.packs else []
+    sizes = [size for part in portions for size in pack_file(part.file, reader, length, part.halves, part.paths)]
+    shares = {view: _aligned(job, readers, view, portions) for view in readers.others} if portions else {}
+    packed = map_files(paths, workplace, reader, length, list(readers.others.values()))
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
-    prompts = _prompts(job, train, counts.get("data.train", 0), packed[0], reader, seed)
-    return TaskData(packed[0], packed[1], model, list(_notes(prompts)), readers, prompts)
+    prompts = _prompts(job, job.recipe.generation, portions[0], packed[0], reader) if job.recipe.generation else None
+    notes = list(_notes(prompts))
+    return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
 
 
-def _prompts(
-    job: JobSpec, file: TextFile, texts: int, packed: Batch, reader: TextTokenizer, seed: int
-) -> Prompts | None:
-    """Of the file to train on. Raises UserError (`invalid_data`) where there is nothing to write on."""
-    wanted, end = job.recipe.generation, end_of(reader)
+class _Portion(NamedTuple):
+    """Where the texts of a file go: text number i into the file at `paths[halves[i]]`."""
+
+    file: TextFile
+    halves: NDArray
+    paths: Sequence[Path]
+
+
+def _portions(
+    job: JobSpec, files: Mapping[str, TextFile], counts: Mapping[str, int], seed: int, paths: Sequence[Path]
+) -> list[_Portion]:
+    """Of all files, those to train on first."""
+    if len(files) > 1:
+        wholes = zip(files.items(), paths, strict=True)
+        return [_Portion(file, halves_of(counts[param], 0, seed), [path]) for (param, file), path in wholes]
+    _, held_out = split_counts(job.data, counts["data.train"])
+    return [_Portion(files["data.train"], halves_of(counts["data.train"], held_out, seed), paths)]
+
+
+def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[_Portion]) -> dict[str, float]:
+    """Write the texts in the tokens of a teacher's own; returns the share of the student's tokens, by split, that it
+    has something to say about. Raises UserError blaming the teacher, or sequences that are too long for it."""
+    teacher, length = readers.others[view], readers.lengths[readers.student.view]
+    index = next(i for i, each in enumerate(job.all_teachers) if readers.by_teacher[each.reference].view == view)
+    param, name = job.teacher_param(index), job.all_teachers[index].name
+    try:
+        train, evaluation = (
+            aligner
+            for part in portions
+            for aligner in align_file(part.file, (readers.student, teacher), length, part.halves, part.paths)
+        )
+    except UserError as error:
+        if error.param != "data.tokenizer":
+            raise
+        raise UserError("invalid_teacher", f"{param}: {error.message}", param) from error
+    longest, most = max(train.longest, evaluation.longest), readers.lengths[view]
+    if longest > most:
+        found = f"is {length}, and what is read in so many tokens is up to {longest} of {name!r}, which reads {most}"
+        accepted = f"about {length * most // longest} at most"
+        raise UserError("invalid_job", f"data.max_length {found} (accepted: {accepted})", "data.max_length")
+    if not train.share:
+        found = f"{param} has a tokenizer none of whose tokens ends where one of the student's does in data.train"
+        accepted = "one that leaves texts as they are, beside a student's that does"
+        raise UserError("invalid_teacher", f"{found} (accepted: {accepted})", param)
+    return {"train": train.share, "eval": evaluation.share}
+
+
+def _prompts(job: JobSpec, wanted: Writing, train: _Portion, packed: Batch, reader: TextTokenizer) -> Prompts:
+    """Raises UserError (`invalid_data`) where there is nothing to write on."""
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
-    if wanted is None:
-        return None
+    file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
     if not file.talks():
         return beginnings(packed, reader.view, wanted.prompt_tokens, end)
-    room, (_, held_out) = job.data.max_length - wanted.new_tokens, split_counts(job.data, texts)
     read = read_documents(file.pieces("finding what to write on in"), reader, file.param)
-    documents = (document for half, document in zip(halves_of(texts, held_out, seed), read, strict=True) if not half)
+    documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
     found = questions(documents, reader.view, room, end, [*reader.special, end])
     if not len(found.samples):
         told = f"no answer of data.train has at most {room} tokens before it, which recipe.generation.new_tokens leaves"

@@ -9,11 +9,11 @@ tells both what it is and whether it is learned: a token that is not counted is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -32,15 +32,18 @@ class Packer:
     """Writes documents, each of which ends with the token `fill`, as one row of tokens."""
 
     def __init__(self, file: IO[bytes], vocabulary: int, fill: int) -> None:
-        self._file, self._dtype, self._fill = file, np.dtype(_dtype_name(vocabulary)), fill
+        self._file, self._dtype, self._fill = file, np.dtype(stored_dtype(vocabulary)), fill
         self.tokens = 0
         self.learns = False
         """Whether any token is a target."""
+        self.bytes = 0
+        """Of text, in UTF-8, that all targets stand for."""
 
     def add(self, document: Document) -> None:
         """Lay a document behind the others."""
         codes = np.where(document.counted, document.ids, ~document.ids)
         self.learns = self.learns or bool(document.counted[0 if self.tokens else 1 :].any())
+        self.bytes += document.bytes
         self._write(codes)
 
     def fill_up(self, length: int) -> None:
@@ -61,6 +64,14 @@ def packing(path: Path, vocabulary: int, length: int, fill: int) -> Iterator[Pac
         packer.fill_up(length)
 
 
+class Beside(Protocol):
+    """More inputs of sequences than lie in the file."""
+
+    def take(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Of the sequences with these numbers (n,)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PackedTexts(Batch):
     """A split whose sequences lie in a file. `inputs` and `targets` tell shapes alone; what is taken has values."""
@@ -69,6 +80,8 @@ class PackedTexts(Batch):
     """(N, S + 1): the tokens of each sequence and the one behind them, as they are stored."""
     place: torch.device = torch.device("cpu")
     """Where sequences that are taken go."""
+    others: tuple[Beside, ...] = ()
+    """What else is read of each sequence, under names of its own."""
 
     @property
     def home(self) -> torch.device:
@@ -84,6 +97,15 @@ class PackedTexts(Batch):
     def between(self, first: int, end: int) -> Batch:
         return self._read(self.rows[first:end], self.index[first:end])
 
+    def beside(self, others: Sequence[Beside]) -> PackedTexts:
+        """The same with more inputs."""
+        shapes = {
+            name: torch.empty(len(self), *told.shape[1:], dtype=told.dtype, device="meta")
+            for other in others
+            for name, told in other.take(torch.arange(1)).items()
+        }
+        return replace(self, inputs=self.inputs | shapes, others=(*self.others, *others))
+
     def to(self, device: torch.device) -> PackedTexts:
         """The same, for sequences to go to `device` as they are taken."""
         return replace(self, place=device)
@@ -95,8 +117,9 @@ class PackedTexts(Batch):
         codes = rows.to(self.place).long()
         counted = codes >= 0
         ids, targets = torch.where(counted, codes, ~codes), torch.where(counted, codes, IGNORED)
-        (view,) = self.inputs
-        return Batch({view: ids[:, :-1].contiguous()}, targets[:, 1:].contiguous(), index.to(self.place))
+        view = next(iter(self.inputs))
+        more = {name: side.to(self.place) for other in self.others for name, side in other.take(index).items()}
+        return Batch({view: ids[:, :-1].contiguous(), **more}, targets[:, 1:].contiguous(), index.to(self.place))
 
 
 def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTexts:
@@ -105,7 +128,7 @@ def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTe
     Every token but the very first is a target once, unless it is not counted: then its target is IGNORED. The last
     sequence is filled up with the token that ends documents, whose targets are ignored too.
     """
-    dtype = getattr(torch, _dtype_name(vocabulary))
+    dtype = getattr(torch, stored_dtype(vocabulary))
     count = path.stat().st_size // dtype.itemsize
     stream = torch.from_file(str(path), shared=False, size=count, dtype=dtype)
     shape = torch.empty((count - 1) // length, length, dtype=torch.int64, device="meta")
@@ -115,5 +138,6 @@ def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTe
     return PackedTexts(inputs=blank.inputs, targets=blank.targets, index=index, rows=rows)
 
 
-def _dtype_name(vocabulary: int) -> str:
+def stored_dtype(vocabulary: int) -> str:
+    """Name of the type that tokens of so large a vocabulary are stored in."""
     return "int16" if vocabulary <= NARROW else "int32"

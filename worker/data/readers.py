@@ -12,12 +12,15 @@ from torch import Tensor
 from app.recipe.data import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig, TextInput
+from app.recipe.other_tokens import other_tokens_problems
 from app.recipe.students import Pretrained
 from app.recipe.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from worker.data.formats.columns import Texts
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer
 from worker.errors import UserError
 
+MOST = 1 << 31
+"""More tokens than any model reads at a time."""
 WORDS = "words:"
 """Begins the name of the input that tells the words of a view's tokens."""
 
@@ -51,6 +54,11 @@ class Readers:
         return {reader.view: Special(reader.pad, reader.mask) for reader in self._all}
 
     @property
+    def others(self) -> dict[str, TextTokenizer]:
+        """Tokenizers of teachers that don't read as the student does, by view."""
+        return {reader.view: reader for reader in self._all if reader.view != self.student.view}
+
+    @property
     def _all(self) -> list[TextTokenizer]:
         return [self.student, *self.by_teacher.values()]
 
@@ -79,9 +87,7 @@ def open_readers(
     student = _students(job, options, folders, list(by_teacher.values()), train)
     lengths = {student.view: options.max_length}
     for reference, reader in by_teacher.items():
-        taken = teachers[reference].input
-        most = taken.length if isinstance(taken, TextInput) else options.max_length
-        lengths[reader.view] = min(lengths.get(reader.view, options.max_length), most)
+        lengths[reader.view] = min(lengths.get(reader.view, options.max_length), _most(teachers[reference]))
     return Readers(student, by_teacher, lengths)
 
 
@@ -92,9 +98,10 @@ def open_reader(
     teachers: Mapping[str, ModelConfig],
     train: Iterable[str],
 ) -> Readers:
-    """The one tokenizer of a language model and of all its teachers, whose answers are about the same tokens.
+    """The tokenizers of a language model and its teachers. One that gives the student's tokens is the student's own,
+    even if it knows more.
 
-    Teachers may know more tokens. Raises UserError (`invalid_teacher`, `invalid_job`).
+    Raises UserError (`invalid_teacher`, `invalid_job`), the latter too for what can't be learned from other tokens.
     """
     readers = [
         load_tokenizer(folders[teacher.reference], job.teacher_param(index))
@@ -105,14 +112,28 @@ def open_reader(
         student = train_writer(wanted, train)
     else:
         student = _students(job, options, folders, readers, Texts([]))
-    for index, reader in enumerate(readers):
-        if not student.reads_like(reader):
-            param = job.teacher_param(index)
-            whose = "the student" if isinstance(job.student, Pretrained) else "the first"
-            message = f"{param} reads other tokens than the student; accepted: teachers with the tokenizer of {whose}"
-            raise UserError("invalid_teacher", message, param)
-    by_teacher = {teacher.reference: student for teacher in job.all_teachers}
-    return Readers(student, by_teacher, {student.view: options.max_length})
+    by_teacher, lengths = {}, {student.view: options.max_length}
+    for index, (teacher, reader) in enumerate(zip(job.all_teachers, readers, strict=True)):
+        by_teacher[teacher.reference] = own = student if student.reads_like(reader) else reader
+        if own is not student:
+            _require_comparable(job, index, own)
+            lengths[own.view] = min(lengths.get(own.view, MOST), _most(teachers[teacher.reference]))
+    return Readers(student, by_teacher, lengths)
+
+
+def _most(teacher: ModelConfig) -> int:
+    """Tokens that a teacher of texts reads at a time."""
+    return teacher.input.length if isinstance(teacher.input, TextInput) else MOST
+
+
+def _require_comparable(job: JobSpec, index: int, reader: TextTokenizer) -> None:
+    """Raise UserError for what can't be learned from a teacher with a tokenizer of its own."""
+    for problem in other_tokens_problems(job, job.all_teachers[index].name):
+        message = f"{problem.param}: {problem.message} (accepted: {problem.accepted})"
+        raise UserError("invalid_job", message, problem.param)
+    if reader.end is None:
+        param = job.teacher_param(index)
+        raise UserError("invalid_teacher", f"{param} has a tokenizer without a token that ends a text", param)
 
 
 def _students(

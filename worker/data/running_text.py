@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from app.recipe.data import Data
+from worker.data.alignment import Aligner, aligning, open_aligned, read_both
 from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_pieces
@@ -53,7 +54,7 @@ class Workplace:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Nothing is left in the folder: what has been mapped stays, however the job ends."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             yield
         finally:
@@ -105,9 +106,11 @@ def halves_of(texts: int, held_out: int, seed: int) -> NDArray:
     return halves
 
 
-def pack_file(file: TextFile, reader: TextTokenizer, length: int, halves: NDArray, paths: Sequence[Path]) -> None:
-    """Write text number i into the file at `paths[halves[i]]`. Raises UserError (`invalid_data`), also where nothing of
-    them is learned."""
+def pack_file(file: TextFile, reader: TextTokenizer, length: int, halves: NDArray, paths: Sequence[Path]) -> list[int]:
+    """Write text number i into the file at `paths[halves[i]]`; returns the bytes of text that are learned of each file.
+
+    Raises UserError (`invalid_data`), also where nothing of them is learned.
+    """
     with ExitStack() as stack:
         packers = [stack.enter_context(packing(path, reader.vocabulary, length, end_of(reader))) for path in paths]
         for half, document in zip(halves, read_documents(file.pieces("packing"), reader, file.param), strict=True):
@@ -115,11 +118,36 @@ def pack_file(file: TextFile, reader: TextTokenizer, length: int, halves: NDArra
     if not all(packer.learns for packer in packers):
         found = f"{file.param} holds no token to learn: of chats these are what the role assistant says"
         raise invalid(found, file.param)
+    return [packer.bytes for packer in packers]
 
 
-def map_files(paths: Sequence[Path], workplace: Workplace, reader: TextTokenizer, length: int) -> list[PackedTexts]:
-    """What the first process of the machine has packed, for all of its processes; the files may go afterwards."""
+def align_file(
+    file: TextFile, readers: tuple[TextTokenizer, TextTokenizer], length: int, halves: NDArray, paths: Sequence[Path]
+) -> list[Aligner]:
+    """Write beside each file of `pack_file` what a teacher with another tokenizer reads of it; `readers` are those of
+    student and teacher. Raises UserError (`invalid_data`, `invalid_job`)."""
+    with ExitStack() as stack:
+        aligners = [stack.enter_context(aligning(path, readers[1], length)) for path in paths]
+        for half, both in zip(halves, read_both(file.pieces("aligning"), *readers, file.param), strict=True):
+            aligners[half].add(both)
+    return aligners
+
+
+def map_files(
+    paths: Sequence[Path],
+    workplace: Workplace,
+    reader: TextTokenizer,
+    length: int,
+    others: Sequence[TextTokenizer] = (),
+) -> list[PackedTexts]:
+    """What the first process of the machine has packed and aligned, for all of its processes; the files may go
+    afterwards."""
     workplace.meet()
-    mapped = [open_packed(path, reader.vocabulary, length, reader.view) for path in paths]
+    mapped = [
+        open_packed(path, reader.vocabulary, length, reader.view).beside(
+            [open_aligned(path, other, length) for other in others]
+        )
+        for path in paths
+    ]
     workplace.meet()
     return mapped

@@ -9,6 +9,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,9 +114,16 @@ class TextTokenizer:
         return encoded.ids[:1] if encoded.special_tokens_mask[:1] == [1] else []
 
     def encode_whole(self, texts: list[str]) -> Iterator[Encoding]:
-        """Each text as it is: nothing cut off, and nothing put around it."""
+        """Each text as it is: nothing cut off, nothing put around it, and every character within a token's offsets."""
         for together in in_runs(texts, len):
-            yield from self._tokenizer.encode_batch(together, add_special_tokens=False)
+            yield from self._bare.encode_batch(together, add_special_tokens=False)
+
+    @cached_property
+    def _bare(self) -> tokenizers.Tokenizer:
+        """Without the post-processor, which may take spaces out of the offsets."""
+        bare = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        bare.post_processor = None
+        return bare
 
     def text(self, ids: list[int]) -> str:
         """What token ids say."""

@@ -29,6 +29,7 @@ from worker.losses.nkd import NkdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
+from worker.losses.vocabularies import UldTerm
 from worker.losses.workshop import Workshop
 
 TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
@@ -45,6 +46,7 @@ TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
     spec.SkewReverseKl: SkewReverseKlTerm,
     spec.Tvd: TvdTerm,
     spec.Akl: AklTerm,
+    spec.Uld: UldTerm,
     spec.KdPt: KdPtTerm,
     spec.KdSim: KdSimTerm,
     spec.KdTopk: KdTopkTerm,

@@ -21,6 +21,7 @@ from worker.kernels.spec import RowSpec
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Features, Rows, Term
 from worker.losses.passes import Pass, divergence_of, in_kernels
+from worker.losses.softened import surely_none
 from worker.losses.workshop import Workshop
 from worker.students.last_states import LastStates
 from worker.teachers.signal import TeacherSignal
@@ -119,13 +120,16 @@ class Objective:
 
         `epoch` of the stage's `epochs`, both with fraction, decide weights that change.
         """
-        valid = _valid(seen.targets)
-        targets = seen.targets if seen.targets.ndim == 2 else seen.targets.where(valid, 0)
+        valid, targets = _rows_that_count(seen.targets), seen.targets
+        if valid is not None and targets.ndim != 2:
+            targets = targets.where(valid, 0)
+        count = count.to(torch.promote_types(seen.outputs.dtype, torch.float32))  # once, not in every division
         weights = {name: weight_at(spec.weight, epoch, epochs) for name, (spec, _) in self._terms.items()}
         totals, values = self._at_rows(seen, weights, count) if self._suits_kernels(seen, weights) else ([], {})
         for name, (spec, term) in self._terms.items():
             if name not in values:
-                values[name] = self._loss(spec, term, seen, targets, valid).where(valid, 0).sum() / count
+                losses = self._loss(spec, term, seen, targets, valid)
+                values[name] = (losses if valid is None else losses.where(valid, 0)).sum() / count
                 totals.append(weights[name] * values[name])
         return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
 
@@ -181,7 +185,7 @@ class Objective:
         names = self._names(self._terms[name].spec)
         return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
 
-    def _loss(self, spec: Loss, term: Term, seen: Seen, targets: Tensor, valid: Tensor) -> Tensor:
+    def _loss(self, spec: Loss, term: Term, seen: Seen, targets: Tensor, valid: Tensor | None) -> Tensor:
         """Of each row (B,): against the teacher that the term names, or shared by all of them."""
         names = self._names(spec)
         if len(names) < 2 or spec.joint:
@@ -214,7 +218,7 @@ def unique_names(kinds: Sequence[str]) -> list[str]:
     return names
 
 
-def _rows(seen: Seen, targets: Tensor, valid: Tensor, name: str | None) -> Rows:
+def _rows(seen: Seen, targets: Tensor, valid: Tensor | None, name: str | None) -> Rows:
     said = seen.signals[name] if name is not None else None
     features = Features(
         seen.features, said.features if said else NO_FEATURES, seen.tokens, said.tokens if said else None
@@ -222,6 +226,12 @@ def _rows(seen: Seen, targets: Tensor, valid: Tensor, name: str | None) -> Rows:
     everyone = {other: signal.logits for other, signal in seen.signals.items()}
     logits, head = (said.logits, said.head) if said else (None, None)
     return Rows(seen.outputs, targets, logits, valid, head, features, everyone)
+
+
+def _rows_that_count(targets: Tensor) -> Tensor | None:
+    """(B,) bool; none: all of them, as far as that is known without waiting for a device."""
+    valid = _valid(targets)
+    return None if surely_none(~valid) else valid
 
 
 def _valid(targets: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ class LogProbs(NamedTuple):
 def log_probs(student: Tensor, teacher: Tensor) -> LogProbs:
     """Of logits (B, C)."""
     masked = student.isneginf() | teacher.isneginf()
-    log_q, log_p = (F.log_softmax(side, dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher))
+    log_q, log_p = (F.log_softmax(side, dim=-1) for side in (student, teacher))
+    if not surely_none(masked):
+        log_q, log_p = log_q.masked_fill(masked, FLOOR), log_p.masked_fill(masked, FLOOR)
     return LogProbs(log_q, log_p, masked)
 
 
@@ -73,7 +75,7 @@ def standardize(logits: Tensor) -> Tensor:
     count = (~masked).sum(-1, keepdim=True)
     mean = logits.masked_fill(masked, 0.0).sum(-1, keepdim=True) / count
     centered = (logits - mean).masked_fill(masked, 0.0)
-    deviation = _norm(centered) / (count - 1).clamp(min=1).sqrt()
+    deviation = _norm(centered) / (count - 1).clamp(min=1).to(logits.dtype).sqrt()
     return (centered / (deviation + 1e-7)).masked_fill(masked, -torch.inf)
 
 

@@ -66,22 +66,25 @@ class TokenObjective(Objective):
         """Sum of a term's losses over all rows that count."""
         rows = (seen.targets.flatten() != IGNORED).nonzero().squeeze(1)
         total = torch.zeros((), device=rows.device)
-        for part in torch.split(rows, max(1, CHUNK // len(seen.states.weight))):
-            loss: Tensor = checkpoint(
-                self._of_rows, name, term, seen, part, use_reentrant=False, preserve_rng_state=False
-            )
-            total = total + loss
+        for by in self._names(self._terms[name].spec):
+            ours, theirs = same_text(seen.signals[by], rows)
+            at_once = max(1, CHUNK // max(len(seen.states.weight), vocabulary_of(seen.signals[by])))
+            for pair in zip(torch.split(ours, at_once), torch.split(theirs, at_once), strict=True):
+                loss: Tensor = checkpoint(
+                    self._of_rows, term, seen, by, *pair, use_reentrant=False, preserve_rng_state=False
+                )
+                total = total + self._share(by, name) * loss
         return total
 
-    def _of_rows(self, name: str, term: Term, seen: Seen, rows: Tensor) -> Tensor:
-        labels, own = seen.targets.flatten()[rows], seen.states.logits(rows)
-        losses = own.new_zeros((), dtype=torch.float32)
-        for by in self._names(self._terms[name].spec):
-            theirs = plain_logits(seen.signals[by], rows)
-            width = max(own.shape[1], theirs.shape[1])
-            given = Rows(widened(own, width), labels, widened(theirs, width))
-            losses = losses + self._share(by, name) * term(given).sum()
-        return losses
+    def _of_rows(self, term: Term, seen: Seen, by: str, rows: Tensor, theirs: Tensor) -> Tensor:
+        """Sum over some of the student's rows, each against the one at the same place of the teacher's."""
+        labels, own, said = (
+            seen.targets.flatten()[rows],
+            seen.states.logits(rows),
+            plain_logits(seen.signals[by], theirs),
+        )
+        width = max(own.shape[1], said.shape[1])
+        return term(Rows(widened(own, width), labels, widened(said, width))).sum()
 
     def _by_sequence(self, name: str, term: Term, seen: Seen) -> Tensor:
         """Sum of a term's losses over all sequences, each as often as it has tokens that count."""
@@ -102,6 +105,24 @@ def kernel_teacher(signal: TeacherSignal) -> Teacher:
         return TopKTeacher(kept, said.vocabulary)
     assert isinstance(said, LastStates)  # of a language model
     return HiddenTeacher(said.rows, said.weight, said.bias)
+
+
+def same_text(signal: TeacherSignal, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the student's `rows` (n,), counted over all sequences, that a teacher has a row for, and which."""
+    if signal.rows is None:
+        return rows, rows
+    assert isinstance(signal.answer, LastStates)  # nothing is kept of a teacher with tokens of its own
+    places = signal.rows.flatten()[rows]
+    theirs = rows // signal.rows.shape[1] * signal.answer.hidden.shape[1] + places
+    there = places >= 0
+    return rows[there], theirs[there]
+
+
+def vocabulary_of(signal: TeacherSignal) -> int:
+    """Tokens that a language model tells the logits of."""
+    said = signal.answer
+    assert not isinstance(said, Tensor)
+    return said.vocabulary if isinstance(said, LikeliestTokens) else len(said.weight)
 
 
 def plain_logits(signal: TeacherSignal, rows: Tensor) -> Tensor:

@@ -36,11 +36,16 @@ class TokenTally:
     def _sum(self, name: str, values: Tensor) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the tokens: `nll` (nats), `perplexity`, `accuracy`; with a teacher `agreement` and `kl` (nats)."""
+    def metrics(self, size: int = 0) -> dict[str, float]:
+        """Means over the tokens: `nll` (nats), `perplexity`, `accuracy`; with a teacher `agreement` and `kl` (nats).
+
+        With `size`, the bytes of text that all tokens stand for, `bits_per_byte` too: what it takes to write the text
+        by the model's predictions, whatever its tokens are.
+        """
         means = {name: float(total) / max(1, self._tokens) for name, total in self._sums.items()}
         nll = means.get("nll", 0.0)
-        return {"perplexity": math.exp(min(nll, LARGEST_EXPONENT)) if nll == nll else nll, **means}
+        by_bytes = {"bits_per_byte": nll * self._tokens / math.log(2) / size} if size else {}
+        return {"perplexity": math.exp(min(nll, LARGEST_EXPONENT)) if nll == nll else nll, **means, **by_bytes}
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

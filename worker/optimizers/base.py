@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 CACHED = 1 << 18
 """Elements that a CPU is given at a time: weights, gradients and moments of so many stay in its caches."""
+DIVIDED = 1 << 24
+"""Elements that are made whole at a time, of weights that processes hold parts of."""
 MASTER = "master"
 """Key of the exact weights of a parameter in 16 bits."""
 State = dict[str, Tensor]
@@ -71,9 +73,14 @@ class Foreach(torch.optim.Optimizer, ABC):
             if parameter.grad is not None:
                 alike[parameter.device, parameter.dtype].append(parameter)
         for members in alike.values():
-            yield from _cut(members) if members[0].device.type == "cpu" else [members]
+            size = DIVIDED if _is_divided(members[0]) else CACHED if members[0].device.type == "cpu" else None
+            yield from [members] if size is None else _cut(members, size)
 
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        if _is_divided(parameters[0]):
+            from worker.optimizers.divided import step_on_whole  # which takes a while to import
+
+            return step_on_whole(parameters, self.state, lambda whole: self._step(whole, group))
         exact = torch.promote_types(parameters[0].dtype, torch.float32)
         rounded = parameters[0].dtype != exact
         states = [self._state_of(parameter, exact, group) for parameter in parameters]
@@ -118,10 +125,15 @@ def laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
-def _cut(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _is_divided(parameter: nn.Parameter) -> bool:
+    """Whether processes hold parts of it: it is of another type then."""
+    return type(parameter) is not nn.Parameter
+
+
+def _cut(parameters: list[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:
     bunch, size = list[nn.Parameter](), 0
     for parameter in parameters:
-        if bunch and size + parameter.numel() > CACHED:
+        if bunch and size + parameter.numel() > most:
             yield bunch
             bunch, size = [], 0
         bunch.append(parameter)

@@ -44,7 +44,7 @@ class Projection:
         """Optimizers make their state in their first step, and only where there is none: ours is added after it."""
         for weight in self.weights:
             if weight.grad is not None and NORM not in optimizer.state.get(weight, {}):
-                self._first[weight] = vector_norm(weight.detach().to(_exact(weight)))
+                self._first[weight] = _norm(weight.detach())
 
     @torch.no_grad()
     def _project(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -65,12 +65,18 @@ class Projection:
 def _rescale(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
     """Give the parameters together the norm, in place; where they have exact weights, through those."""
     exact = [optimizer.state.get(parameter, {}).get(MASTER, parameter.detach()) for parameter in parameters]
-    found = vector_norm(torch.stack([vector_norm(tensor.to(_exact(tensor))) for tensor in exact]))
+    found = vector_norm(torch.stack([_norm(tensor) for tensor in exact]))
     factor = torch.where(found > 0, norm.to(found) / found, 1.0)
     for parameter, tensor in zip(parameters, exact, strict=True):
         tensor.mul_(factor)
         if tensor.dtype != parameter.dtype:
             parameter.copy_(tensor)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """Of all of it, where processes hold parts."""
+    norm = vector_norm(tensor.to(_exact(tensor)))
+    return norm if type(norm) is Tensor else norm.full_tensor()  # type: ignore[attr-defined]
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

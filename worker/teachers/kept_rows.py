@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from worker.teachers.encoding import Column, Columns
 EMPTY, WRITTEN, SYNCED = 0, 1, 2
 RECORD, STATES, BOOT, WRITER = "cache.json", "filled.bin", "boot", "writer"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+WAIT_SECONDS = 0.1
+"""Longest wait for another process that writes: those of one job are told at the same moment."""
 BLANK = bytes(1 << 20)
 
 
@@ -142,7 +145,8 @@ class KeptRows:
         return {name: column.index_select(0, rows) for name, column in self._columns.items()}
 
     def write(self, rows: Tensor, columns: Columns) -> None:
-        """Fill those of `rows` that are empty; none while another process writes, which may be asleep for all we know.
+        """Fill those of `rows` that are empty; none where another process keeps writing, which may be asleep for all we
+        know.
 
         No row may be named twice.
         """
@@ -177,15 +181,22 @@ class KeptRows:
 
     @contextmanager
     def _writing(self) -> Iterator[bool]:
-        try:
-            fcntl.flock(self._writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        until = time.monotonic() + WAIT_SECONDS
+        while not (alone := self._locked()) and time.monotonic() < until:
+            time.sleep(WAIT_SECONDS / 100)
+        if not alone:
             yield False
             return
         try:
             yield True
         finally:
             fcntl.flock(self._writer, fcntl.LOCK_UN)
+
+    def _locked(self) -> bool:
+        with suppress(BlockingIOError):
+            fcntl.flock(self._writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
 
 
 def _map(path: Path, dtype: torch.dtype, size: int) -> Tensor:

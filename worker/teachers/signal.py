@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.taps import Tap
-from worker.data.batches import Batch
+from worker.data.batches import ROWS, Batch
 from worker.students.last_states import LastStates, LikeliestTokens
 from worker.students.model import Model
 from worker.students.recorder import Recorder
@@ -31,6 +31,9 @@ class TeacherSignal:
     """Activations (B, ...)."""
     tokens: Tensor | None = None
     """(B, S) bool: which of the teacher's tokens aren't padding; none where it reads no text."""
+    rows: Tensor | None = None
+    """(B, S) int64: for every token of the student's the place in the teacher's sequence that has read the same text,
+    -1 where there is none; none: the tokens are the same ones."""
 
     @property
     def logits(self) -> Tensor:
@@ -74,7 +77,8 @@ class Teacher:
         # an inference tensor could not be saved for the backward pass
         told = answer.clone() if isinstance(answer, Tensor) else answer._replace(hidden=answer.hidden.clone())
         features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
-        return TeacherSignal(told, head, features, self.model.tokens(samples))
+        rows = batch.inputs.get(ROWS + self.model.view)
+        return TeacherSignal(told, head, features, self.model.tokens(samples), rows)
 
 
 def head_of(model: Model) -> Tensor | None:

@@ -12,11 +12,12 @@ from worker.trainer.history import Point
 from worker.trainer.state import Best, TrainState
 
 
-def consider(state: TrainState, main: MainMetric, metrics: Metrics, keep: bool) -> None:
-    """Make the epoch that was just evaluated the best one if it is better than all before; `keep` its weights."""
+def consider(state: TrainState, main: MainMetric, metrics: Metrics, kept: Model | None) -> None:
+    """Make the epoch that was just evaluated the best one if it is better than all before; `kept` is its model, where
+    its weights are to be exported."""
     if state.best is not None and not main.is_better(metrics, state.best.found.values):
         return
-    state.best = Best(Point(step=state.step, values=metrics), _weights(state.judged) if keep else None)
+    state.best = Best(Point(step=state.step, values=metrics), None if kept is None else _weights(kept))
 
 
 def chosen(state: TrainState) -> Model:

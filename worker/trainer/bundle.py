@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +62,12 @@ class Trained(NamedTuple):
     """What student and teachers computed in training."""
     tokenizer: TextTokenizer | None = None
     """What the student reads texts with; none: it reads none."""
+    tokenizers: Mapping[str, TextTokenizer] = {}
+    """Those of a language model's teachers that read other tokens, by their names."""
+    alignment: Figures = {}
+    """What share of the student's tokens these teach, by their names."""
+    bytes: int = 0
+    """Of text, in UTF-8, that a language model is to predict of the samples; 0: there is none."""
 
 
 class Answers(NamedTuple):

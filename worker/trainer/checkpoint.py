@@ -1,8 +1,10 @@
 """Saves all that makes the next step, as safetensors and JSON, so that a resumed run takes the same steps.
 
 A checkpoint is a folder `step-N`: `state.safetensors` with every tensor (student, EMA, parts of losses, optimizer,
-random states) and `checkpoint.json` with the rest and the digest of the tensors. It is written under another name,
-synced, then renamed: a folder that has its name is whole.
+random states) and `checkpoint.json` with the rest and the digest of the tensors. Processes that each hold a part of the
+tensors write them at the same time: the first rows are in that file, the others' in `state-1.safetensors` and so on.
+Whoever goes on reads the rows that it needs, so their number may change. All is written under another name, synced,
+then renamed: a folder that has its name is whole.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.trainer.history import History, Point
+from worker.trainer.meter import refuse_spoilt
+from worker.trainer.pieces import Stored, open_pieces
 from worker.trainer.ranks import ALONE, Alone
 from worker.trainer.state import Best, Ledger, TrainState
 
@@ -57,6 +61,8 @@ class Record(BaseModel):
     """Settings of the optimizer's parameter groups."""
     sha256: str
     """Of the file of tensors."""
+    parts: list[str] = []
+    """The same of the files of the other processes that saved a part, in their order."""
     best: Point | None = None
     """Metrics of the best evaluated epoch; its weights are among the tensors where they are to be exported."""
     history: list[Point] = []
@@ -71,17 +77,31 @@ def training_digest(job: JobSpec) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save(state: TrainState, whole: dict[str, Tensor], job: JobSpec, plan: TrainingPlan, root: Path) -> Path:
+def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path, ranks: Alone = ALONE) -> Path:
     """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one.
 
-    `whole` are the state's `tensors`, gathered where processes hold parts of them.
+    To be called by all `ranks` that have something to save, each of which writes it. Raises UserError (`nan_loss`).
     """
-    root.mkdir(parents=True, exist_ok=True)
     draft, final = root / f".step-{state.step}", root / f"step-{state.step}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    save_file(whole, draft / TENSORS)
-    record = Record(
+    if ranks.first:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    mine, files = _apart(ranks.mine(tensors(state))), [draft / _file(number) for number in range(ranks.size)]
+    refuse_spoilt(mine, state.step)
+    ranks.tell(torch.zeros(()))  # the folder is there, on the first one's machine
+    draft.mkdir(parents=True, exist_ok=True)
+    save_file(mine, path := files[ranks.number])
+    _sync(path)
+    digests = [bytes(said.tolist()).hex() for said in ranks.tell(torch.tensor(list(bytes.fromhex(_digest(path)))))]
+    ranks.bring(files)
+    if ranks.first:
+        _seal(_record(state, job, plan, digests), draft, final)
+        _prune(root, state.step)
+    return final
+
+
+def _record(state: TrainState, job: JobSpec, plan: TrainingPlan, digests: list[str]) -> Record:
+    return Record(
         job=training_digest(job),
         train_samples=plan.train_samples,
         step=state.step,
@@ -90,18 +110,21 @@ def save(state: TrainState, whole: dict[str, Tensor], job: JobSpec, plan: Traini
         teacher_flops=state.teacher_flops,
         ledger=state.ledger,
         groups=state.optimizer.state_dict()["param_groups"],
-        sha256=_digest(draft / TENSORS),
+        sha256=digests[0],
+        parts=digests[1:],
         best=state.best.found if state.best else None,
         history=state.history.points,
     )
+
+
+def _seal(record: Record, draft: Path, final: Path) -> None:
+    """From here on it is a checkpoint."""
     (draft / RECORD).write_text(record.model_dump_json(indent=2), encoding="utf-8")
-    for path in (draft / TENSORS, draft / RECORD, draft):
+    for path in (draft / RECORD, draft):
         _sync(path)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
-    _sync(root)
-    _prune(root, state.step)
-    return final
+    _sync(final.parent)
 
 
 def saved(root: Path) -> list[Path]:
@@ -114,11 +137,11 @@ def read_record(folder: Path) -> Record:
     """The record of a whole and sound checkpoint; raises CheckpointError."""
     try:
         record = Record.model_validate_json((folder / RECORD).read_bytes())
-        digest = _digest(folder / TENSORS)
+        for path, digest in zip(_files(record, folder), (record.sha256, *record.parts), strict=True):
+            if _digest(path) != digest:
+                raise CheckpointError(f"checkpoint {folder.name} is corrupt: {path.name} lacks the recorded digest")
     except (OSError, ValidationError) as error:
         raise CheckpointError(f"checkpoint {folder.name} is incomplete, corrupt, or of another format") from error
-    if digest != record.sha256:
-        raise CheckpointError(f"checkpoint {folder.name} is corrupt: {TENSORS} does not have the recorded digest")
     return record
 
 
@@ -138,13 +161,14 @@ def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path,
     """
     groups = record.groups if plan.stage_at(record.step) == record.stage else None
     try:
-        tensors = load_file(folder / TENSORS)
+        tensors = open_pieces(_files(record, folder))
         _load(state, tensors, groups, ranks)
-    except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
+    except (SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds, state.teacher_flops = record.step, record.seconds, record.teacher_flops
     state.ledger = record.ledger
-    state.best = Best(record.best, _under("best/", tensors) or None) if record.best else None
+    best = {name: stored.read() for name, stored in _under("best/", tensors).items()}
+    state.best = Best(record.best, best or None) if record.best else None
     state.history = History(record.history)
 
 
@@ -161,7 +185,7 @@ def tensors(state: TrainState) -> dict[str, Tensor]:
     named["rng/cpu"] = torch.get_rng_state()
     if next(state.student.parameters()).is_cuda:
         named["rng/cuda"] = torch.cuda.get_rng_state()
-    return _apart({name: tensor.detach().contiguous() for name, tensor in named.items()})
+    return {name: tensor.detach() for name, tensor in named.items()}
 
 
 def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,33 +193,37 @@ def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
     file format has no word for it."""
     seen: set[int] = set()
     for name, tensor in named.items():
+        named[name] = tensor = tensor.contiguous()
         if tensor.data_ptr() in seen and tensor.numel():
             named[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return named
 
 
-def _load(state: TrainState, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None, ranks: Alone) -> None:
-    own = state.student.state_dict()
-    student = _under("student/", tensors)
-    state.student.load_state_dict({name: ranks.place(value, own[name]) for name, value in student.items()})
+def _load(state: TrainState, tensors: dict[str, Stored], groups: list[dict[str, Any]] | None, ranks: Alone) -> None:
+    _take_in(state.student, _under("student/", tensors), ranks)
     if state.ema is not None:
-        state.ema.model.load_state_dict(_under("ema/", tensors))
-    state.parts.load_state_dict(_under("parts/", tensors))
+        _take_in(state.ema.model, _under("ema/", tensors), ranks)
+    _take_in(state.parts, _under("parts/", tensors), ranks)
     if groups is not None:
         owners = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         state.optimizer.load_state_dict({"state": _moments(tensors, owners, ranks), "param_groups": groups})
         _lay_out_like_parameters(state.optimizer)
-    torch.set_rng_state(tensors["rng/cpu"])
+    torch.set_rng_state(tensors["rng/cpu"].read())
     if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
+        torch.cuda.set_rng_state(tensors["rng/cuda"].read())
 
 
-def _moments(tensors: dict[str, Tensor], owners: list[Tensor], ranks: Alone) -> dict[int, dict[str, Tensor]]:
+def _take_in(module: nn.Module, tensors: dict[str, Stored], ranks: Alone) -> None:
+    own = module.state_dict()
+    module.load_state_dict({name: ranks.place(stored, own[name]) for name, stored in tensors.items()})
+
+
+def _moments(tensors: dict[str, Stored], owners: list[Tensor], ranks: Alone) -> dict[int, dict[str, Tensor]]:
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimizer/", tensors).items():
+    for name, stored in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = ranks.place(tensor, owners[int(index)])
+        moments.setdefault(int(index), {})[key] = ranks.place(stored, owners[int(index)])
     return moments
 
 
@@ -207,8 +235,18 @@ def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _under(prefix: str, tensors: dict[str, Stored]) -> dict[str, Stored]:
+    return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+
+
+def _file(number: int) -> str:
+    """Of the part that the process of this number saves."""
+    first = Path(TENSORS)
+    return f"{first.stem}-{number}{first.suffix}" if number else TENSORS
+
+
+def _files(record: Record, folder: Path) -> list[Path]:
+    return [folder / _file(number) for number in range(1 + len(record.parts))]
 
 
 def _prune(root: Path, newest: int) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
+from torch import Tensor
 
 from worker.students.model import Model
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class Ema:
@@ -21,10 +27,10 @@ class Ema:
         self.model = deepcopy(student).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def update(self, student: Model, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1."""
+    def update(self, student: Model, step: int, own: Callable[[Tensor], Tensor] = _same) -> None:
+        """Take in the weights after optimizer step `step`, counted from 1; `own` is what this process has of each."""
         share = (1 - self.decay) / (1 - self.decay**step)
-        averages, values = self.model.state_dict().values(), student.state_dict().values()
+        averages, values = (map(own, model.state_dict().values()) for model in (self.model, student))
         apart = {average.data_ptr(): (average, value) for average, value in zip(averages, values, strict=True)}
         pairs = list(apart.values())  # weights that two layers share are averaged once
         floats = [pair for pair in pairs if pair[0].is_floating_point()]

@@ -17,7 +17,7 @@ from torch import Tensor
 from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.model import TextInput
-from worker.data.batches import Batch
+from worker.data.batches import NEXT, ROWS, Batch
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 from worker.losses.base import IGNORED
@@ -59,11 +59,25 @@ class Whole(NamedTuple):
         return self.values.flatten(0, 1)[rows]
 
 
+class Held(NamedTuple):
+    """Held-out texts."""
+
+    samples: Batch
+    bytes: int
+    """Of them, in UTF-8, that is to be predicted; 0: nobody knows."""
+
+
 class Taught(NamedTuple):
-    """The teachers of a job, and their shares."""
+    """Teachers of a job, and their shares."""
 
     models: Sequence[Model]
     weights: Sequence[float]
+
+    def alike(self, view: str) -> Taught:
+        """Those that read the same tokens: what others say is about other tokens, and can't be held against it."""
+        pairs = zip(self.models, self.weights, strict=True)
+        same = [(model, weight) for model, weight in pairs if model.view == view]
+        return Taught([model for model, _ in same], [weight for _, weight in same])
 
     def says(self, tokens: Tensor) -> list[LastStates]:
         """Of each teacher."""
@@ -88,17 +102,18 @@ def states_of(model: Model, tokens: Tensor) -> LastStates:
 
 
 @torch.inference_mode()
-def examine(says: Callable[[Tensor], Said], samples: Batch, view: str, taught: Taught, at_once: int) -> Answers:
-    """Measures over all tokens of `samples` that count, `at_once` sequences at a time, and the first rows of logits."""
-    tally, first = TokenTally(), torch.empty(0)
-    for part in samples.parts(at_once):
+def examine(says: Callable[[Tensor], Said], held: Held, view: str, taught: Taught, at_once: int) -> Answers:
+    """Measures over all tokens that count, `at_once` sequences at a time, and the first rows of logits. Of teachers
+    those that read the same tokens are heard."""
+    tally, first, taught = TokenTally(), torch.empty(0), taught.alike(view)
+    for part in held.samples.parts(at_once):
         said, known = says(tokens := part.inputs[view]), taught.says(tokens)
-        labels = part.targets.flatten()
+        labels = part.inputs.get(NEXT + view, part.targets).flatten()
         for rows in torch.split((labels != IGNORED).nonzero().squeeze(1), _rows_at_a_time(said)):
             logits = said.logits(rows)
             first = _more(first, logits)
             tally.add(logits, labels[rows], taught.log_probabilities(known, rows))
-    return Answers(first, Judgement(tally.metrics()))
+    return Answers(first, Judgement(tally.metrics(held.bytes)))
 
 
 def _more(first: Tensor, logits: Tensor) -> Tensor:
@@ -117,7 +132,7 @@ def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
     most = min(most, max(1, CHUNK // model.config.outputs))
     found = torch.empty(0, model.config.outputs)
     for some in samples.parts(1):
-        tokens, targets = some.inputs[model.view], some.targets
+        tokens, targets = some.inputs[model.view], some.inputs.get(NEXT + model.view, some.targets)
         rows = (targets.flatten() != IGNORED).nonzero().squeeze(1)[: most - len(found)]
         found = torch.cat((found, states_of(model, tokens).logits(rows).float().cpu()))
         if len(found) == most:
@@ -125,15 +140,13 @@ def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
     return found
 
 
-def examine_model(model: Model, samples: Batch, taught: Taught) -> Answers:
+def examine_model(model: Model, held: Held, taught: Taught) -> Answers:
     """The same of a model, in evaluation mode and full float32 (see `predict`)."""
     was_training = model.training
     model.eval()
-    length = samples.inputs[model.view].shape[1]
+    length = held.samples.inputs[model.view].shape[1]
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        found = examine(
-            lambda tokens: states_of(model, tokens), samples, model.view, taught, max(1, TOGETHER // length)
-        )
+        found = examine(lambda tokens: states_of(model, tokens), held, model.view, taught, max(1, TOGETHER // length))
     model.train(was_training)
     return found
 
@@ -144,17 +157,26 @@ class LanguageJudges:
     teacher_logits = None
     """There are too many to keep."""
 
-    def __init__(self, job: JobSpec, samples: Batch, teachers: Sequence[Model]) -> None:
-        self._job, self._samples = job, samples
-        self._taught = Taught(teachers, [teacher.weight for teacher in job.all_teachers])
+    def __init__(
+        self,
+        job: JobSpec,
+        held: Held,
+        view: str,
+        judged: Callable[[], Model],
+        teachers: Sequence[Callable[[], Model]],
+    ) -> None:
+        """`view` is what the student reads."""
+        self._job, self._held, self._view, self._judged, self._teachers = job, held, view, judged, teachers
+        self._weights = [teacher.weight for teacher in job.all_teachers]
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        with _brought_to(self._samples.device, self._taught.models):
-            found = examine_model(state.judged, self._samples, self._taught).judgement.metrics
+        taught = Taught([teacher() for teacher in self._teachers], self._weights).alike(self._view)
+        with _brought_to(self._held.samples.device, taught.models):
+            found = examine_model(judged := self._judged(), self._held, taught).judgement.metrics
         if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
-        consider(state, MAIN_METRICS[self._job.task], found, keep=self._job.evaluation.keep == "best")
+        consider(state, MAIN_METRICS[self._job.task], found, judged if self._job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}
 
 
@@ -184,7 +206,12 @@ class LanguageExamination(Examination):
         told = super().report()
         sample = self.config.input
         assert isinstance(sample, TextInput)
-        return told | {"vocabulary": sample.vocabulary, "continuations": self._continuations()}
+        alignment = {"alignment": self._trained.alignment} if self._trained.alignment else {}
+        return told | {"vocabulary": sample.vocabulary, **alignment, "continuations": self._continuations()}
+
+    @property
+    def _held(self) -> Held:
+        return Held(self._trained.samples, self._trained.bytes)
 
     @property
     def _taught(self) -> Taught:
@@ -192,18 +219,18 @@ class LanguageExamination(Examination):
         return Taught(models, [teacher.weight for teacher in self._trained.job.all_teachers])
 
     def _ask(self, model: Model) -> Answers:
-        return examine_model(model.to(self._device), self._trained.samples, self._taught)
+        return examine_model(model.to(self._device), self._held, self._taught)
 
     def _ask_teacher(self, teacher: Model) -> Metrics:
-        return examine_model(teacher.to(self._device), self._trained.samples, Taught((), ())).judgement.metrics
+        return examine_model(teacher.to(self._device), self._held, Taught((), ())).judgement.metrics
 
     def _ask_graph(self, call: Call) -> Answers:
         """One sequence at a time, on the CPU."""
         taught = self._taught
         for model in taught.models:
             model.cpu()
-        samples = self._trained.samples.to(torch.device("cpu"))
-        return examine(lambda tokens: Whole(call(tokens)), samples, self._model.view, taught, at_once=1)
+        held = self._held._replace(samples=self._held.samples.to(torch.device("cpu")))
+        return examine(lambda tokens: Whole(call(tokens)), held, self._model.view, taught, at_once=1)
 
     def _flops(self, model: Model, sample: Tensor) -> int:
         """Of a sequence; the last layer is applied to every token."""
@@ -233,14 +260,35 @@ class LanguageExamination(Examination):
         texts = self._inputs[: options.prompts].cpu()
         begin, count = _lengths(options, texts.shape[1])
         models = {"student": self._loaded} | {name: model for name, (model, _) in trained.teachers.items()}
+        same = {name: model for name, model in models.items() if name not in trained.tokenizers}
         written = {"held_out": texts[:, : begin + count]}
-        written |= {name: write_on(model.cpu(), texts[:, :begin], count) for name, model in models.items()}
+        written |= {name: write_on(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
         told = {name: [_until_end(reader, row[begin:].tolist()) for row in rows] for name, rows in written.items()}
+        told |= {name: self._in_own_tokens(models[name].cpu(), own) for name, own in trained.tokenizers.items()}
         prompts = [reader.text(row[:begin].tolist()) for row in texts]
         return [
             {"prompt": prompt, **{name: rows[number] for name, rows in told.items()}}
             for number, prompt in enumerate(prompts)
         ]
+
+    def _in_own_tokens(self, teacher: Model, reader: TextTokenizer) -> list[str]:
+        """How a teacher with another tokenizer goes on behind all that it has read when the prompts end, which may be
+        some characters less."""
+        options, part = self._trained.job.evaluation, self._looked_at.to(torch.device("cpu"))
+        texts, places = part.inputs[teacher.view], part.inputs[ROWS + teacher.view]
+        begin, count = _lengths(options, places.shape[1])
+        told = []
+        for text, known in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
+            prompt = text[: known + 1].unsqueeze(0)
+            room = min(count, _context(teacher) - known - 1)
+            told.append(_until_end(reader, write_on(teacher, prompt, room)[0, known + 1 :].tolist()))
+        return told
+
+
+def _context(model: Model) -> int:
+    """Tokens that it reads at a time."""
+    assert isinstance(model.config.input, TextInput)
+    return model.config.input.length
 
 
 def _lengths(options: Evaluation, length: int) -> tuple[int, int]:

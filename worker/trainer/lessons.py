@@ -7,7 +7,7 @@ when its lesson was prepared. The price is the memory of one more batch with its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from worker.data.batches import Batch
-from worker.students.last_states import LastStates, LikeliestTokens
 from worker.teachers.signal import TeacherSignal
 
 Signals = dict[str, TeacherSignal]
@@ -112,8 +111,6 @@ class Lessons:
 
 
 def _tensors(signal: TeacherSignal) -> Iterator[Tensor]:
-    answer = signal.answer
-    parts = answer if isinstance(answer, LastStates | LikeliestTokens) else (answer,)
-    for value in (*parts, signal.head, signal.tokens, *signal.features.values()):
-        if isinstance(value, Tensor):
-            yield value
+    for value in vars(signal).values():
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        yield from (part for part in parts if isinstance(part, Tensor))

@@ -161,7 +161,7 @@ def take_step(course: Course, state: TrainState, lesson: Lesson) -> dict[str, Te
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema is not None and course.trains_student:
-        state.ema.update(state.student, state.step + 1)
+        state.ema.update(state.student, state.step + 1, course.ranks.own)
     return values
 
 

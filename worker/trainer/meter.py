@@ -66,8 +66,8 @@ def refuse_spoilt(tensors: Mapping[str, Tensor], step: int) -> None:
 
     `tensors` are those of a checkpoint.
     """
-    weights = [tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)]
-    if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
+    finite = [tensor.isfinite().all() for name, tensor in tensors.items() if name.startswith(WEIGHTS)]
+    if finite and not bool(torch.stack(finite).all()):
         raise diverged(f"a weight is not finite after step {step}", step)
 
 

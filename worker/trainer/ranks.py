@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,8 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from app.recipe.job import Sharding
 from worker.data.randomness import derive_seed
 from worker.students.model import Model
+from worker.trainer.pieces import Stored
 
 Tensors = dict[str, Tensor]
+Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)
 """Longest wait of a rank for another, which may be evaluating. Whoever dies is noticed by the launcher at once."""
 
@@ -90,13 +94,29 @@ class Alone:
         """All of a tensor that ranks may hold parts of; called by all of them."""
         return tensor
 
-    def place(self, tensor: Tensor, own: Tensor) -> Tensor:
-        """A whole tensor as this rank holds `own`, which it is to replace."""
+    def own(self, tensor: Tensor) -> Tensor:
+        """What this rank holds of a tensor, in the same memory."""
         return tensor
 
-    def offer(self, get: Callable[[], Tensors]) -> Callable[[], Tensors]:
-        """`get` for the first rank, giving whole tensors. All ranks offer the same, in the same order."""
-        return get
+    def place(self, stored: Stored, own: Tensor) -> Tensor:
+        """What this rank holds of a tensor that is to replace `own`."""
+        return stored.read()
+
+    def mine(self, tensors: Tensors) -> Tensors:
+        """What this rank has to save of the tensors that make its next step."""
+        return tensors
+
+    def bring(self, files: list[Path]) -> None:
+        """Have what ranks on other machines wrote, one of `files` each, lie beside what the first one wrote."""
+
+    def tell(self, value: Tensor) -> list[Tensor]:
+        """What each rank that saves something says; all of them wait for it."""
+        return [value]
+
+    def together(self, act: Callable[[], Result]) -> Callable[[], Result]:
+        """`act` for the first rank to call, with all ranks that hold parts of what it needs. They say so for the same
+        acts, in the same order."""
+        return act
 
     def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
         """`get` for the first rank, giving a model that it can run without the others."""
@@ -172,10 +192,16 @@ class Replicas(Alone):
 ALONE = Alone()
 
 
-def join(device: torch.device, sharding: Sharding = "none") -> Replicas:
-    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs."""
+def join(device: torch.device, sharding: Sharding = "none", number: int | None = None) -> Replicas:
+    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs.
+
+    `number` is this one's among them, where the launcher has another order.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    size = int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        backend, timeout=PATIENCE, rank=int(os.environ["RANK"]) if number is None else number, world_size=size
+    )
     if sharding == "none":
         return Replicas()
     from worker.trainer.shards import Shards  # which takes a while to import

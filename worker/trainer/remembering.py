@@ -22,6 +22,7 @@ from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, Subject
 from worker.teachers.digests import digest_folder, digest_samples
 from worker.trainer.courses import TaughtBy, teacher_taps
+from worker.trainer.ranks import Alone
 
 Send = Callable[[Report], None]
 
@@ -133,19 +134,23 @@ class Memories:
         """Tokens of a sequence; none: answers are about whole samples."""
         return task.train.inputs[taught.model.view].shape[1] if self._writes else None
 
-    def label(self, batches: Batches, teachers: Mapping[str, TaughtBy], stop: Callable[[], bool]) -> None:
+    def label(self, batches: Batches, teachers: Mapping[str, TaughtBy], stop: Callable[[], bool], ranks: Alone) -> None:
         """Have language models of which the largest logits are kept say all that training will ask them, and leave the
-        device; `stop` asks to leave it at that. Without a place to keep it in, nothing is said before it is asked."""
+        device; `stop` asks to leave it at that. Without a place to keep it in, nothing is said before it is asked.
+
+        Each of the `ranks` asks about its share, and finds what the others were told.
+        """
         samples, size = batches.samples, self._job.recipe.batch_size // self._job.recipe.accumulate
         for cached in self._cached.values() if self._writes else ():
-            if not cached.figures()["keeps"]:
+            if not ranks.agree(cached.figures()["keeps"]):
                 return
             for begin in range(0, len(samples), size):
-                if stop():
+                if ranks.agree(stop()):
                     return
-                rows = torch.arange(begin, min(begin + size, len(samples)), device=samples.home)
+                rows = ranks.share(torch.arange(begin, min(begin + size, len(samples)), device=samples.home))
                 cached(samples.take(rows))
             cached.sync()
+        ranks.sum(torch.zeros(()))  # or the last of what others were told would be asked again
         for name in self._cached if self._writes else ():
             teachers[name].model.cpu()
 

@@ -22,6 +22,7 @@ from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
 from worker.data.running_text import Workplace
+from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
@@ -37,7 +38,7 @@ from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, tea
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.fidelity import lower_teachers
 from worker.trainer.generated import Interrupted, Opening, figures, place_of
-from worker.trainer.language import LanguageExamination, LanguageJudges, require_exportable
+from worker.trainer.language import Held, LanguageExamination, LanguageJudges, require_exportable
 from worker.trainer.loop import Course, Step, Watch, train
 from worker.trainer.machine import choose_device, choose_threads, room_for_samples
 from worker.trainer.meter import diverged
@@ -45,7 +46,7 @@ from worker.trainer.peak import peak_of
 from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState, fresh_student, initial_state
-from worker.trainer.watch import Onlooker, Send, Stop, Supervision
+from worker.trainer.watch import CHECKPOINTS, Onlooker, Send, Stop, Supervision
 
 
 class _Inputs(NamedTuple):
@@ -59,9 +60,10 @@ class _Inputs(NamedTuple):
 class _Offered(NamedTuple):
     """Models that the first process can run alone, when it asks for them."""
 
-    student: Callable[[], Model]
     judged: Callable[[], Model]
     """The student, or the mean of its weights."""
+    asked: dict[str, Callable[[], Model]]
+    """Teachers as they teach."""
     teachers: dict[str, Callable[[], Model]]
 
 
@@ -74,7 +76,7 @@ RANK_LOST = "rank_lost"
 
 def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
     """`run` in this process or, where the job asks for several, in processes of their own."""
-    if assignment.spec.resources.processes == 1:
+    if assignment.spec.resources.size == 1:
         return run(assignment, folder, send, stop)
     from worker.trainer.launch import launch  # torch's launcher takes a while to import
 
@@ -90,11 +92,16 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alo
     try:
         return _run(assignment, folder, send, stop, ranks)
     except Exception as error:
-        problem = _explain(error)
-        if problem.__cause__ is not None or problem is not error:
-            traceback.print_exc(file=sys.stderr)
-        told = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
-        return Failed(fault=problem.fault, **told)
+        return failed(error)
+
+
+def failed(error: Exception) -> Failed:
+    """The last word after an error that is being handled; what is not for its owner goes to stderr."""
+    problem = _explain(error)
+    if problem.__cause__ is not None or problem is not error:
+        traceback.print_exc(file=sys.stderr)
+    told = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
+    return Failed(fault=problem.fault, **told)
 
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone) -> Finished | Stopped:
@@ -122,9 +129,9 @@ def _work(
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = memories.give(taught, inputs.folders, inputs.task, batches.augment)
     courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
-    for model in inputs.models.values():
+    for model in (*inputs.models.values(), *([state.ema.model] if state.ema else [])):
         ranks.split(model)
-    memories.label(batches, teachers, stop)
+    memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
     try:
         steps = _written_steps(
@@ -134,10 +141,10 @@ def _work(
         return Stopped(step=state.step)
     offered = _offer(job, inputs, state, ranks)
     judges = _judges(job, inputs, offered)
-    gather = ranks.offer(lambda: checkpoint.tensors(state))
+    save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, gather, account)
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
     done = _train(courses, plan, state, watch if ranks.first else Onlooker(), steps)
     memories.add_up(ranks.sum)
     if not (done and ranks.first):
@@ -151,10 +158,11 @@ def _work(
         ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
+    others = _other_tokens(job, inputs.task)
     trained = Trained(
         job=job,
         plan=plan,
-        state=replace(state, student=offered.student()),
+        state=replace(state, student=offered.judged(), ema=None),
         teachers={name: (offered.teachers[name](), folder) for name, folder in inputs.folders.items()},
         samples=inputs.task.eval,
         teacher_outputs=judges.teacher_logits,
@@ -162,6 +170,9 @@ def _work(
         teacher_fidelity=fidelity,
         arithmetic=account.figures(state) | figures(job, state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
+        tokenizers=others,
+        alignment={name: inputs.task.alignment[reader.view] for name, reader in others.items()},
+        bytes=inputs.task.bytes,
     )
     ranks.dismiss()
     kind = LanguageExamination if job.task == CAUSAL_LM else None
@@ -169,13 +180,21 @@ def _work(
 
 
 def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
-    teachers = {
+    asked = {name: ranks.offer_model(partial(_same, model)) for name, model in inputs.models.items()}
+    stored = {
         name: partial(_as_stored, model, inputs.folders[name])
-        if job.teacher_named(name).lowered
-        else ranks.offer_model(partial(_same, model))
         for name, model in inputs.models.items()
+        if job.teacher_named(name).lowered
     }
-    return _Offered(ranks.offer_model(lambda: state.student), ranks.offer_model(lambda: state.judged), teachers)
+    return _Offered(ranks.offer_model(lambda: state.judged), asked, asked | stored)
+
+
+def _other_tokens(job: JobSpec, task: TaskData) -> dict[str, TextTokenizer]:
+    """Tokenizers of teachers that don't read a language model's tokens, by their names."""
+    if task.readers is None or job.task != CAUSAL_LM:
+        return {}
+    by_name = {teacher.name: task.readers.by_teacher[teacher.reference] for teacher in job.all_teachers}
+    return {name: reader for name, reader in by_name.items() if reader.view in task.alignment}
 
 
 def _as_stored(model: Model, folder: Path) -> Model:
@@ -191,7 +210,8 @@ def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | Langu
     if job.task != CAUSAL_LM:
         return _Judges(job, inputs, offered)
     require_exportable(job, network_cost(inputs.task.model).parameters)
-    return LanguageJudges(job, inputs.task.eval, list(inputs.models.values()))
+    task, teachers = inputs.task, list(offered.asked.values())
+    return LanguageJudges(job, Held(task.eval, task.bytes), task.view or "", offered.judged, teachers)
 
 
 def _enter(
@@ -249,12 +269,12 @@ class _Judges:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(self._models.judged(), self._samples.inputs[state.student.view])
+        logits = predict(judged := self._models.judged(), self._samples.inputs[state.student.view])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         job = self._job
         found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
-        consider(state, MAIN_METRICS[job.task], found, keep=job.evaluation.keep == "best")
+        consider(state, MAIN_METRICS[job.task], found, judged if job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}
 
 

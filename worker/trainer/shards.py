@@ -1,27 +1,33 @@
 """Processes that each hold a part of every weight (FSDP2, torch's `fully_shard`): of student, optimizer and teachers.
 
 A module's weights are gathered when it runs and let go after it, so all ranks must run the same modules in the same
-order. What only the first rank does (evaluate, save, export) needs whole weights: they were *offered* before training,
-and the others help to gather them while they wait for it to decide how to go on.
+order. What only the first rank does (evaluate, export) needs whole weights, and each saves its own part: these *acts*
+were agreed on before training, and the others help with them while they wait for the first one to decide how to go on.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from app.recipe.task import CAUSAL_LM
 from worker.students.model import Model
-from worker.trainer.ranks import Replicas, Tensors
+from worker.trainer.nodes import bring
+from worker.trainer.pieces import Stored
+from worker.trainer.ranks import Replicas, Result, Tensors
 
-GO, LEAVE, OFFERS = 0, 1, 2
-"""What the first rank says: go on, leave, or from `OFFERS` on the number of what shall be gathered."""
+GO, LEAVE, ACTS = 0, 1, 2
+"""What the first rank says: go on, leave, or from `ACTS` on the number of what all shall do."""
 
 
 class Shards(Replicas):
@@ -30,7 +36,7 @@ class Shards(Replicas):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._mesh = init_device_mesh(device.type, (self.size,))
-        self._offers: list[Callable[[], Tensors]] = []
+        self._acts: list[Callable[[], object]] = []
 
     def least(self, count: int) -> int:
         """A rank that ran one micro-batch more than the others would wait for them for ever."""
@@ -39,16 +45,18 @@ class Shards(Replicas):
         return int(fewest)
 
     def agree(self, leave: bool) -> bool:
-        """What the first rank has decided; until then the others gather what it wants."""
+        """What the first rank has decided; until then the others do with it what it wants."""
         if self.first:
             self._say(LEAVE if leave else GO)
             return leave
-        while (said := self._hear()) >= OFFERS:
-            self._gather(said - OFFERS)
+        while (said := self._hear()) >= ACTS:
+            self._acts[said - ACTS]()
         return said == LEAVE
 
     def wrap(self, whole: nn.Module) -> nn.Module:
-        self.split(whole.get_submodule("student"))
+        """What lies outside of blocks is whole from the first layer to the end of the backward pass, since a loss may
+        look at the last layer's weight, which may be the first layer's."""
+        self.split(whole)
         return whole
 
     def split(self, model: nn.Module) -> None:
@@ -56,33 +64,56 @@ class Shards(Replicas):
         for block in _blocks(model):
             self._split(block)
         self._split(model)
+        if isinstance(model, Model) and model.config.task == CAUSAL_LM:
+            register_fsdp_forward_method(model, "look")
 
     def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        student = whole.get_submodule("student")
-        assert isinstance(student, FSDPModule)
-        student.set_requires_gradient_sync(last)
+        assert isinstance(whole, FSDPModule)
+        whole.set_requires_gradient_sync(last)
         return nullcontext()
 
     def whole(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def place(self, tensor: Tensor, own: Tensor) -> Tensor:
-        if not isinstance(own, DTensor) or tensor.shape != own.shape:
-            return tensor
-        return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    def own(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def offer(self, get: Callable[[], Tensors]) -> Callable[[], Tensors]:
-        number = len(self._offers)
-        self._offers.append(get)
+    def place(self, stored: Stored, own: Tensor) -> Tensor:
+        if not isinstance(own, DTensor) or stored.shape != own.shape:
+            return stored.read()
+        shape, offset = compute_local_shape_and_global_offset(own.shape, own.device_mesh, own.placements)
+        rows = stored.read(offset[0], offset[0] + shape[0]).to(own.device)
+        return DTensor.from_local(
+            rows, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
+        )
 
-        def gather() -> Tensors:
-            self._say(OFFERS + number)
-            return self._gather(number)
+    def mine(self, tensors: Tensors) -> Tensors:
+        """Its rows; what nobody has divided is the first one's to save."""
+        mine = {name: self.own(tensor) for name, tensor in tensors.items() if self.first or isinstance(tensor, DTensor)}
+        return {name: tensor for name, tensor in mine.items() if self.first or len(tensor)}
 
-        return gather
+    def bring(self, files: list[Path]) -> None:
+        for number in range(int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), self.size):
+            if self.number in (0, number):
+                bring(files[number], number)
+
+    def tell(self, value: Tensor) -> list[Tensor]:
+        said = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(said, value)
+        return said
+
+    def together(self, act: Callable[[], Result]) -> Callable[[], Result]:
+        number = len(self._acts)
+        self._acts.append(act)
+
+        def call() -> Result:
+            self._say(ACTS + number)
+            return act()
+
+        return call
 
     def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
-        gather = self.offer(lambda: get().state_dict())
+        gather = self.together(lambda: self._gather(get().state_dict()))
 
         def rebuild() -> Model:
             model = get()
@@ -112,10 +143,10 @@ class Shards(Replicas):
         dist.broadcast(said, src=0)
         return int(said)
 
-    def _gather(self, number: int) -> Tensors:
+    def _gather(self, divided: Tensors) -> Tensors:
         """Whole tensors on the CPU of the first rank; one at a time on the others."""
         gathered = {}
-        for name, tensor in self._offers[number]().items():
+        for name, tensor in divided.items():
             full = self.whole(tensor)
             if self.first:
                 gathered[name] = full.cpu()

@@ -12,9 +12,8 @@ from torch import Tensor
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.protocol import CheckpointSaved, Metrics, Progress, Report
-from worker.trainer import checkpoint
 from worker.trainer.account import Account
-from worker.trainer.meter import Meter, refuse_spoilt
+from worker.trainer.meter import Meter
 from worker.trainer.remembering import Memories
 from worker.trainer.state import TrainState
 
@@ -39,7 +38,7 @@ class Supervision:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
     `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the
-    teachers', `account` counts what they and the student compute; `tensors` gives those of the state, whole.
+    teachers', `account` counts what they and the student compute; `save` writes a checkpoint of the state as it is.
     """
 
     def __init__(
@@ -52,12 +51,12 @@ class Supervision:
         evaluate: Evaluate,
         state: TrainState,
         memories: Memories,
-        tensors: Callable[[], dict[str, Tensor]],
+        save: Callable[[], Path],
         account: Account,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
         self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
-        self._tensors, self._account, self._meter, self._apart = tensors, account, Meter(), 0.0
+        self._write, self._account, self._meter, self._apart = save, account, Meter(), 0.0
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
         self._seconds_before, self._first = state.seconds, state.step
@@ -90,11 +89,9 @@ class Supervision:
 
     def _save(self, state: TrainState) -> None:
         self._meter.check(state.step)
-        whole = self._tensors()
-        refuse_spoilt(whole, state.step)
         self._account.settle(state)
         self._memories.sync()  # what a resumed job needs to take the same steps
-        path = checkpoint.save(state, whole, self._job, self._plan, self._folder / CHECKPOINTS)
+        path = self._write()
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))
 

@@ -58,6 +58,9 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
+from app.recipe.losses.vocabularies import (
+    Uld,
+)
 
 __all__ = [
     "LOSSES",
@@ -99,6 +102,7 @@ __all__ = [
     "Softened",
     "Temperature",
     "Tvd",
+    "Uld",
     "Uskd",
     "Wing",
 ]
@@ -117,6 +121,7 @@ Loss = Annotated[
     | SkewReverseKl
     | Tvd
     | Akl
+    | Uld
     | KdPt
     | KdSim
     | KdTopk

@@ -28,6 +28,8 @@ class LossTerm(Option):
     """True when the loss of a row depends on the others of its batch, so that a batch can't be split."""
     joint: ClassVar[bool] = False
     """True when the term looks at several teachers at once, instead of being computed for each."""
+    any_tokens: ClassVar[bool] = False
+    """True when a teacher of a language model may read with another tokenizer than the student."""
     tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
     equation: ClassVar[str] = ""
     applies: ClassVar[str] = "Classification with a teacher of the same classes."

@@ -86,6 +86,19 @@ async def test_a_job_for_more_gpus_than_a_worker_has_is_left_to_another(database
     assert await claim_with(4) == four
 
 
+async def test_a_job_for_more_machines_than_a_worker_has_is_left_to_another(database: Database) -> None:
+    async def claim_with(nodes: int) -> str | None:
+        async with database.write() as session:
+            found = await leases.claim(session, owner="w", queues=["cpu"], lease_seconds=60.0, nodes=nodes)
+            return found.job_id if found else None
+
+    three = await submit(database, resources={"queue": "cpu", "nodes": 3}, priority=90)
+    two = await submit(database, resources={"queue": "cpu", "nodes": 2})
+    assert await claim_with(1) is None
+    assert [await claim_with(2), await claim_with(2)] == [two, None]
+    assert await claim_with(3) == three
+
+
 async def test_a_message_for_a_job_that_is_taken_claims_nothing(database: Database) -> None:
     job_id = await submit(database)
     await must_claim(database)

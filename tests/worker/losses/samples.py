@@ -26,6 +26,8 @@ SPECS: list[Loss] = [
     losses.Jsd(beta=1.0),
     losses.SkewKl(skew=0.5, temperature=2.0, standardize=True),
     losses.Akl(mu=0.7, boundary_in_head=True),
+    losses.Uld(),
+    losses.Uld(temperature=3.0),
     losses.KdTopk(k=3),
     losses.KdRel(parents=PARENTS),
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe import losses as spec
@@ -35,6 +36,7 @@ KINDS: list[Loss] = [
     spec.Nkd(),
     spec.Dkd(),
     spec.Akl(),
+    spec.Uld(temperature=2.0),
     spec.Kd(temperature=2.0, standardize=True),
 ]
 IDS = [f"{term.kind}{'-outside' * (not in_kernels(term))}" for term in KINDS]
@@ -93,6 +95,31 @@ def test_it_is_that_of_plain_logits(term: Loss, vocabulary: int) -> None:
     torch.testing.assert_close(found[TOTAL], expected, check_dtype=False)
     torch.testing.assert_close(found[f"{TOTAL}/{term.kind}"], plain(soft, student, teacher, labels), check_dtype=False)
     for ours, theirs in zip(gradients(found[TOTAL], student), gradients(expected, student), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("at_once", [1, 10**6], ids=["one", "all"])
+def test_a_teacher_with_its_own_tokens_is_asked_where_both_have_read_the_same(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("worker.losses.tokens.CHUNK", at_once)
+    student, labels = states(1), targets()
+    draw = torch.Generator().manual_seed(4)
+    hidden, weight = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((B, 7, 4), (V + 3, 4)))
+    teacher = LastStates(hidden, weight)
+    places = torch.tensor([[0, 2, -1, 3, 6], [-1, -1, 4, -1, 5], [0, 1, 2, 3, 4]])
+    whole, count = objective(spec.CrossEntropy(), spec.Uld(weight=0.7)), (labels != IGNORED).sum()
+    found = whole(Seen(student, labels, {"teacher": TeacherSignal(teacher, rows=places)}), count)
+    expected = torch.zeros((), dtype=torch.float64)
+    for text, row in ((0, 3), (0, 4), (1, 2), (1, 4)):
+        ours = F.softmax(student.logits(torch.tensor([text * S + row]))[0], -1).sort(descending=True).values
+        theirs = F.softmax(hidden[text, places[text, row]] @ weight.T, -1).sort(descending=True).values
+        expected = expected + (F.pad(ours, (0, 3)) - theirs).abs().sum() / 7
+    assert count == 7
+    torch.testing.assert_close(found[f"{TOTAL}/uld"], expected, check_dtype=False)
+    parts = gradients(found[TOTAL] - found[f"{TOTAL}/cross-entropy"], student)
+    cross = plain(spec.CrossEntropy(), student, student, labels)
+    for ours, theirs in zip(parts, gradients(cross + 0.7 * expected, student), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 

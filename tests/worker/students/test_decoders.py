@@ -234,7 +234,7 @@ def test_heads_that_can_not_be_left_out_are_refused(
 @EVERY
 @pytest.mark.parametrize("whose", ["own", "usual"])
 def test_at_least_so_many_weights_are_told_without_the_library(model_type: str, whose: str) -> None:
-    """But for norms, biases and a second embedding; of the library's own sizes, too."""
+    """But for norms, biases, positions and a second embedding; of the library's own sizes, too."""
     config = builders.decoder(model_type).config
     if whose == "usual":
         named = Transformers(config={"model_type": model_type, "num_hidden_layers": 2, "n_layer": 2})
@@ -242,7 +242,7 @@ def test_at_least_so_many_weights_are_told_without_the_library(model_type: str, 
     network = config.architecture
     assert isinstance(network, Transformers)
     exact, least = network_cost(config).parameters, least_weights(network, config.input, 1)
-    assert {"own": 0.8, "usual": 0.99}[whose] * exact < least <= exact
+    assert {"own": 0.8, "usual": 0.94}[whose] * exact < least <= exact
     assert least_weights(network, None, 1) < least
 
 

@@ -1,20 +1,24 @@
-"""Two processes that play jobs together: started once, because torch takes seconds to import."""
+"""Processes that play jobs together: started once, because torch takes seconds to import."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+from torch import Tensor
 from torch.multiprocessing import spawn
 
 from tests.worker.trainer.builders import NEVER, Played, play
 from worker.protocol import REPORTS, Assignment, Failed
-from worker.trainer import watch
+from worker.trainer import bundle, checkpoint, launch, measure, watch
 from worker.trainer.launch import Ends
 from worker.trainer.machine import make_deterministic
 from worker.trainer.ranks import Replicas, join
@@ -31,23 +35,23 @@ class Act(NamedTuple):
     steps: int = NEVER
 
 
-def play_together(acts: dict[str, Act]) -> dict[str, Played]:
+def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
     """What the first rank says in each."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     folder = next(iter(acts.values())).folder
-    spawn(_play_all, (acts, port, folder / "played"), nprocs=SIZE)
+    spawn(_play_all, (acts, port, folder / "played", size), nprocs=size)
     told = json.loads((folder / "played").read_text())
     runs = {name: [REPORTS.validate_python(said) for said in run] for name, run in told.items()}
     return {name: Played(reports, word) for name, (*reports, word) in runs.items()}
 
 
-def _play_all(number: int, acts: dict[str, Act], port: str, out: Path) -> None:
+def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int) -> None:
     where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(SIZE)}
+    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     make_deterministic()
-    tell_every_step()
+    tell_every_step(pytest.MonkeyPatch())
     join(cpu := torch.device("cpu"))
     played = {}
     for name, act in acts.items():
@@ -68,6 +72,38 @@ def fail_in_the_second(ends: Ends) -> None:
     os._exit(1)
 
 
-def tell_every_step() -> None:
-    """Have metrics told after each step, in this process."""
-    watch.SECONDS_BETWEEN_REPORTS = float("-inf")
+def die_while_saving(ends: Ends) -> None:
+    """What a rank does of which the second is killed with half of its second checkpoint on the disk."""
+    write, times = checkpoint.save_file, iter(range(10))
+
+    def killed(tensors: dict[str, Tensor], path: Path) -> None:
+        write(tensors, path)
+        if next(times) == 1 and os.environ["RANK"] == "1":
+            path.write_bytes(path.read_bytes()[:100])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = killed
+    launch._be_a_rank(ends)
+
+
+def tell_every_step(patch: pytest.MonkeyPatch) -> None:
+    """Have metrics told after each step in this process, and do without what takes longer than the steps."""
+    patch.setattr(watch, "SECONDS_BETWEEN_REPORTS", float("-inf"))
+    patch.setattr(bundle, "draw_curves", lambda *_: None)
+    patch.setattr(measure, "RUNS", 1)
+
+
+def tell_all(ends: Ends) -> None:
+    """What a rank does, and tells after each step."""
+    tell_every_step(pytest.MonkeyPatch())
+    launch._be_a_rank(ends)
+
+
+def full(ends: Ends) -> None:
+    """What a rank does that meets the others and finds no room for the files."""
+    launch.hand_out = _no_room
+    launch._be_a_rank(ends)
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no room")

@@ -22,10 +22,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the evaluations during training say `ACCURACIES`."""
     real = running.consider
 
-    def consider(state: TrainState, main: Any, metrics: dict[str, float], keep: bool) -> None:
+    def consider(state: TrainState, main: Any, metrics: dict[str, float], kept: Any) -> None:
         metrics["accuracy"] = ACCURACIES[state.step // 3 - 1]
         metrics["nll"] = 1.0
-        real(state, main, metrics, keep)
+        real(state, main, metrics, kept)
 
     monkeypatch.setattr(running, "consider", consider)
 

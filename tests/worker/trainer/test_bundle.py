@@ -50,7 +50,7 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     state = initial_state(job.recipe, student)
     state.step = 9
     found = judge(task, predict(student, samples.inputs[student.view]), samples.targets, job.evaluation, said)
-    consider(state, MAIN_METRICS[task], found.metrics, keep=False)
+    consider(state, MAIN_METRICS[task], found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
     return Trained(

@@ -21,7 +21,6 @@ from worker.trainer.checkpoint import (
     restore,
     save,
     saved,
-    tensors,
     training_digest,
 )
 from worker.trainer.state import TrainState, fresh_student, initial_state
@@ -54,7 +53,7 @@ def at(spec: JobSpec, step: int) -> TrainState:
 
 
 def store(state: TrainState, root: Path) -> Path:
-    return save(state, tensors(state), job(), plan(job()), root)
+    return save(state, job(), plan(job()), root)
 
 
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:

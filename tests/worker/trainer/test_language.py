@@ -223,7 +223,8 @@ def test_teachers_of_other_tokens_are_refused(tmp_path: Path, teacher: Path) -> 
     inputs = {**assignment.inputs, "other": "other"}
     word = play(assignment.model_copy(update={"spec": spec, "inputs": inputs}), folder).word
     assert isinstance(word, Failed)
-    assert (word.code, word.param) == ("invalid_teacher", "teachers[1].model")
+    assert (word.code, word.param) == ("invalid_job", "recipe.losses[1].kind")
+    assert "accepted: uld" in word.message
 
 
 def test_the_measures_are_those_of_plain_logits(tmp_path: Path, teacher: Path) -> None:
@@ -248,6 +249,9 @@ def test_the_measures_are_those_of_plain_logits(tmp_path: Path, teacher: Path) -
     assert found["nll"] == pytest.approx(float(F.nll_loss(q, labels)), rel=1e-5)
     assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
     assert found["agreement"] == pytest.approx(float((q.argmax(-1) == p.argmax(-1)).double().mean()))
+    size = sum(len(text.encode()) for text in sentences(3))
+    bits = float(F.nll_loss(q, labels, reduction="sum")) / math.log(2)
+    assert found["bits_per_byte"] == pytest.approx(bits / size, rel=1e-5)
 
 
 def plain_ids(reader: object, text: str) -> list[int]:

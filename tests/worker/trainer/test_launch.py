@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from tests.worker.trainer.builders import Played, stage
-from tests.worker.trainer.ranks_stage import fail_in_the_second
+from tests.worker.trainer.ranks_stage import die_while_saving, fail_in_the_second
 from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Progress, Report, Stopped
 from worker.trainer import launch
+from worker.trainer.checkpoint import read_record, saved
 from worker.trainer.run import perform
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
@@ -57,3 +58,14 @@ def test_an_error_of_one_is_the_job_s_and_ends_the_others(tmp_path: Path, monkey
     monkeypatch.setattr(launch, "_be_a_rank", fail_in_the_second)
     word = perform_here(tmp_path).word
     assert word == Failed(fault="capacity", code="full_1", message="no room")
+
+
+def test_a_death_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_be_a_rank", die_while_saving)
+    every = {**LONG, "checkpoint": {"every_steps": 2}}
+    played = perform_here(tmp_path, recipe=every, resources={**TOGETHER, "sharding": "fsdp"})
+    assert played.word == Failed(
+        fault="system", code="trainer_died", message="process 1 of the job was killed by SIGKILL"
+    )
+    [whole] = saved(tmp_path / "checkpoints")
+    assert read_record(whole).step == 2

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests import kinds
+from tests.kinds import BERT, PAIRS
 from tests.worker.trainer.builders import Played, play, stage, weights
-from tests.worker.trainer.ranks_stage import Act, play_together
+from tests.worker.trainer.ranks_stage import Act, play_together, tell_every_step
 from worker.protocol import CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
+from worker.trainer.checkpoint import CheckpointError, read_record
 
 SPLIT = {"batch_size": 13}
 """40 samples: three batches that two processes share unequally, and one of a single sample."""
@@ -48,11 +53,26 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """Stages that train a loss's own parts alone, and a student whose last layer has no gradient, are among them."""
+NARROW: dict[str, Any] = {
+    "architecture": "transformers",
+    "config": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
+"""Half as wide as its teacher: the loss trains a projection."""
 SHARDED = {"resources": {"processes": 2, "queue": "cpu", "sharding": "fsdp"}}
 CASES |= {
     "sharded": {
         **{"student": {**VIT, "depth": 2}, "teacher": True, "teacher_cache": {"store": "off"}, **SHARDED},
         "recipe": {**SPLIT, "accumulate": 3, "clip_norm": 0.5},
+    },
+    "sharded-nap": {
+        **{"student": VIT, **SHARDED, "evaluation": {"keep": "best"}},
+        "recipe": {**SPLIT, "ema_decay": 0.8, "optimizer": {"kind": "nap", "inner": {"kind": "adamp", "lr": 0.01}}},
+    },
+    "sharded-swan": {"student": VIT, **SHARDED, "recipe": {**SPLIT, "optimizer": {"kind": "swan", "lr": 3e-4}}},
+    "sharded-vectors": {
+        **{"task": "embedding", "data": {**PAIRS, "label_columns": []}, "student": NARROW, "teacher": True, **SHARDED},
+        **{"teacher_cache": {"store": "off"}},
+        "recipe": {**SPLIT, "epochs": 4, "losses": [{"kind": "embedding-distance"}]},
     },
     "sharded-bf16": {
         **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},
@@ -82,8 +102,14 @@ class Scene:
         acts["sharded-half"] = self.act("sharded-half", 4, **CASES["sharded"])
         half = self.act("sharded-half", **CASES["sharded"])
         acts["sharded-again"] = half._replace(assignment=resumed(half, "step-4"))
-        acts["sharded-one"] = self.act("sharded-one", 4, **CASES["sharded"])
+        acts |= {name: self.act(name, 4, **CASES["sharded"]) for name in ("sharded-one", "sharded-three")}
+        self.play("one-sharded", 4, **CASES["sharded"])
+        begun = self.act("one-sharded", **CASES["sharded"])
+        acts["one-sharded"] = begun._replace(assignment=resumed(begun, "step-4"))
         self.together = play_together(acts)
+        more = acts["sharded-three"]
+        again = {"sharded-three": Act(resumed(more, "step-4"), more.folder)}
+        self.more = play_together(again, size=3)["sharded-three"]
         ended = self.act("sharded-one", **{**CASES["sharded"], "resources": {}})
         self.unsharded = play(resumed(ended, "step-4"), ended.folder)
         self.straight = self.play("one")
@@ -91,7 +117,13 @@ class Scene:
         self.ended = play(resumed(ended, "step-4"), ended.folder)
 
     def act(self, name: str, steps: int = 10**9, **changes: Any) -> Act:
-        return Act(stage(self.root / name, **changes), self.root / name, steps)
+        folder = self.root / name
+        assignment = stage(folder, **changes)
+        if changes.get("task") == "embedding":
+            kinds.write_data(folder)
+            kinds.write_encoder(folder / "encoder")
+            assignment = assignment.model_copy(update={"inputs": {"pairs": "pairs", "teacher": "encoder"}})
+        return Act(assignment, folder, steps)
 
     def play(self, name: str, steps: int = 10**9, **changes: Any) -> Played:
         return play(*self.act(name, steps, **changes))
@@ -107,7 +139,7 @@ def resumed(act: Act, checkpoint: str) -> Any:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.trainer.watch.SECONDS_BETWEEN_REPORTS", float("-inf"))
+        tell_every_step(patch)
         yield Scene(tmp_path_factory.mktemp("ranks"))
 
 
@@ -143,9 +175,37 @@ def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scen
     assert_close(scene.weights("one-two"), scene.weights("one"), rtol=1e-4, atol=1e-6)
 
 
-def test_divided_weights_are_saved_whole_and_resumed_by_any_number_of_processes(scene: Scene) -> None:
+def test_divided_weights_are_resumed_by_any_number_of_processes(scene: Scene) -> None:
     assert scene.together["sharded-half"].word == Stopped(step=4)
     assert isinstance(scene.together["sharded-again"].word, Finished)
     assert weights(scene.root / "sharded-half") == weights(scene.root / "sharded")
     assert isinstance(scene.unsharded.word, Finished)
-    assert_close(scene.weights("sharded-one"), scene.weights("sharded"), rtol=1e-4, atol=1e-5)
+    assert isinstance(scene.together["one-sharded"].word, Finished)
+    assert isinstance(scene.more.word, Finished)
+    for name in ("sharded-one", "one-sharded", "sharded-three"):
+        assert_close(scene.weights(name), scene.weights("sharded"), rtol=1e-4, atol=1e-5)
+
+
+def test_each_process_saves_its_rows_alone(scene: Scene) -> None:
+    folder = scene.root / "sharded-half" / "checkpoints" / "step-4"
+    first, second = (load_file(folder / name) for name in ("state.safetensors", "state-1.safetensors"))
+    whole = load_file(scene.root / "one-sharded" / "checkpoints" / "step-4" / "state.safetensors")
+    assert any(name.startswith("optimizer/") for name in second)
+    for name, tensor in whole.items():
+        parts = [part[name] for part in (first, second) if name in part]
+        assert torch.cat(parts).shape == tensor.shape if tensor.ndim else len(parts) == 1
+        assert len(parts) == 2 or not name.startswith("student/") or len(tensor) == 1
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state-1.safetensors"])
+def test_a_part_that_is_damaged_or_missing_spoils_the_checkpoint(scene: Scene, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(scene.root / "sharded-half" / "checkpoints" / "step-4", tmp_path / "step-4")
+    assert read_record(folder).step == 4
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        read_record(folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError):
+        read_record(folder)
