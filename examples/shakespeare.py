@@ -30,6 +30,9 @@ def main() -> int:
     parser = options_of("Distils a small language model from a larger one.", "shakespeare-output")
     parser.add_argument("--text", type=Path, required=True, help="what to learn to write like")
     parser.add_argument("--characters", type=int, help="of the text, the first ones; all when not given")
+    parser.add_argument(
+        "--on-policy", action="store_true", help="also a student that learns from what it writes itself"
+    )
     parser.add_argument("--epochs", type=int, help="of every job; its own when not given")
     return play(parser.parse_args(), run)
 
@@ -47,11 +50,15 @@ def run(client: Client, options: argparse.Namespace) -> None:
     small = read_job("shakespeare.yaml", f"teacher.model={taught.model_id}", *epochs)
     by_itself = alone(small)
     by_itself["data"] = {**small["data"], "tokenizer": first["data"]["tokenizer"]}  # the same tokens as the teacher's
-    jobs = finish(client, [submit(client, job, data) for job in (small, by_itself)])
+    students = [small, by_itself]
+    if options.on_policy:
+        students.append(read_job("shakespeare-on-policy.yaml", f"teacher.model={taught.model_id}", *epochs))
+    jobs = finish(client, [submit(client, job, data) for job in students])
     for job in (taught, *jobs):
         fetch(client, job, options.output / "models")
-    distilled, without = (report_of(client, job) for job in jobs)
-    show({"teacher": distilled["teacher"], "distilled": distilled["student"], "alone": without["student"]})
+    distilled, *others = (report_of(client, job) for job in jobs)
+    rows = {"teacher": distilled["teacher"], "distilled": distilled["student"]}
+    show(rows | {name: other["student"] for name, other in zip(("alone", "on-policy"), others, strict=False)})
     for told in distilled["continuations"]:
         say("\n".join(f"{name + ':':<10} {text!r}" for name, text in told.items()) + "\n")
 

@@ -43,7 +43,7 @@ BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epoch
 PLAYED = (
     *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
     *("embedding-teacher.yaml", "embedding.yaml"),
-    *("shakespeare-teacher.yaml", "shakespeare.yaml"),
+    *("shakespeare-teacher.yaml", "shakespeare.yaml", "shakespeare-on-policy.yaml"),
 )
 """Examples that the programs send."""
 MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml")
@@ -54,6 +54,7 @@ TAUGHT_BY = {
     "embedding.yaml": ["embedding-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
     "shakespeare.yaml": ["shakespeare-teacher.yaml"],
+    "shakespeare-on-policy.yaml": ["shakespeare-teacher.yaml"],
 } | {"faces.yaml": ["faces-tough.yaml", "faces-tolerant.yaml"]}
 """The teachers of an example; of all others it is `teacher.yaml`."""
 GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"
@@ -199,7 +200,7 @@ def sts(service: Service) -> str:
 @pytest.fixture(scope="module")
 def shakespeare(service: Service) -> str:
     """What the program for language models printed."""
-    return service.program("shakespeare.py", "--text", service.folder / "book.txt", "--epochs", "1")
+    return service.program("shakespeare.py", "--text", service.folder / "book.txt", "--epochs", "1", "--on-policy")
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +285,8 @@ def test_a_language_model_learns_from_one_that_is_made_first(service: Service, s
     assert row(shakespeare, "distilled")[2] == f"{report['student']['perplexity']:.2f}"
     assert row(shakespeare, "teacher")[2] == f"{report['teacher']['perplexity']:.2f}"
     assert "continuations" in report
-    for name in ("shakespeare", "shakespeare, alone"):
+    assert row(shakespeare, "on-policy")
+    for name in ("shakespeare", "shakespeare, alone", "shakespeare, on-policy"):
         read, network = (kind.from_pretrained(folder / name) for kind in (AutoTokenizer, AutoModelForCausalLM))
         tokens = read("a lovely", return_tensors="pt")
         assert network.generate(**tokens, max_new_tokens=3).shape[1] > tokens["input_ids"].shape[1]

@@ -13,6 +13,7 @@ from app.projects.auth import Caller, require
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Spec
 from app.recipe.data import FORMATS
+from app.recipe.generation import GENERATIONS
 from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students import STUDENTS
@@ -22,7 +23,15 @@ from app.recipe.tokenizers import TOKENIZERS
 router = APIRouter(prefix="/v1/catalog", tags=["catalog"])
 Reader = Annotated[Caller, Depends(require("read"))]
 Group = Literal[
-    "losses", "optimizers", "schedules", "students", "formats", "augmentations", "tokenizers", "teacher-caches"
+    "losses",
+    "optimizers",
+    "schedules",
+    "students",
+    "formats",
+    "augmentations",
+    "tokenizers",
+    "teacher-caches",
+    "generations",
 ]
 TAGS = ("architecture", "format", "store", "kind")
 """Fields that tell the options of a group apart."""
@@ -35,6 +44,7 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,
     "teacher-caches": TEACHER_CACHES,
+    "generations": GENERATIONS,
 }
 
 

@@ -15,6 +15,8 @@ from pydantic import JsonValue
 from app.recipe.cost import LARGEST_GRAPH, least_weights
 from app.recipe.data import Table, Texts
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
+from app.recipe.generation import SequenceLevel
+from app.recipe.generation_rules import generation_problems
 from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
@@ -76,6 +78,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(_loss_problems(job, facts.teachers))
     found.problems.extend(_optimizer_problems(job))
     found.problems.extend(_recipe_problems(job))
+    found.problems.extend(generation_problems(job))
     found.problems.extend(processes_problems(job))
     return found.problems
 
@@ -104,7 +107,7 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if learning and not names:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if names and not learning:
+    if names and not learning and not isinstance(job.recipe.generation, SequenceLevel):
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",

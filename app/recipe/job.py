@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from app.recipe.base import Positive, Spec
 from app.recipe.data import AnyData
 from app.recipe.embedding import Embedding
+from app.recipe.generation import Generation
 from app.recipe.losses import Loss
 from app.recipe.model import Side
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
@@ -75,6 +76,9 @@ class Recipe(Spec):
     """Terms of the objective; their weighted sum is minimised."""
     stages: list[Stage] = Field(default=[], max_length=8)
     """What comes before this main training, in this order."""
+    generation: Generation | None = None
+    """For causal-lm: texts that the main training learns from besides those of the data, written by the student
+    (`on-policy`) or by a teacher (`sequence-level`); none: the data alone."""
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Constant()
     epochs: int = Field(10, ge=1, le=100_000)

@@ -118,6 +118,78 @@ def test_a_model_that_continues_texts_is_described_as_one(more: dict[str, Any]) 
         ModelConfig.model_validate(described | more)
 
 
+ON_POLICY: dict[str, Any] = {"kind": "on-policy"}
+SEQUENCES: dict[str, Any] = {"kind": "sequence-level"}
+CE: dict[str, Any] = {"kind": "cross-entropy"}
+TWO = {"teacher": None, "teachers": [{"model": "one", "name": "one"}, {"model": "two", "name": "two"}]}
+HINT = {"kind": "hint", "pairs": [{"teacher": "transformer.h.0", "student": "transformer.h.0"}]}
+NOBODY: dict[str, Any] = {"teacher": None, "data": {"tokenizer": {"kind": "bpe"}}}
+
+
+def writing(generation: dict[str, Any], losses: list[dict[str, Any]] | None = None, **changes: Any) -> JobSpec:
+    return job(recipe={"generation": generation, **({"losses": losses} if losses else {})}, **changes)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        writing(ON_POLICY),
+        writing({**ON_POLICY, "share": 0.0}),
+        writing({**ON_POLICY, "share": 1.0, "top_k": 1}, [{"kind": "jsd"}]),
+        writing(ON_POLICY, teacher_cache={"store": "top-k", "k": 5}),
+        writing(SEQUENCES),
+        writing(SEQUENCES, [CE]),
+        writing({**SEQUENCES, "writer": "two"}, **TWO),
+    ],
+    ids=str,
+)
+def test_what_is_written_may_be_learned(spec: JobSpec) -> None:
+    assert fields(spec) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (writing(ON_POLICY, [CE], **NOBODY), "recipe.generation"),
+        (writing(SEQUENCES, [CE], **NOBODY), "recipe.generation"),
+        (writing({**ON_POLICY, "prompt_tokens": 100}), "recipe.generation.new_tokens"),
+        (writing(ON_POLICY, [CE, {"kind": "nkd"}]), "recipe.losses"),
+        (writing({**ON_POLICY, "share": 1.0}), "recipe.losses[0].kind"),
+        (writing(ON_POLICY, [{"kind": "kd"}, HINT]), "recipe.losses[1].kind"),
+        (writing(SEQUENCES, [{"kind": "kd"}, HINT]), "recipe.losses[1].kind"),
+        (writing(SEQUENCES, teacher_cache={"store": "top-k", "k": 5}), "teacher_cache.store"),
+        (job(recipe={"generation": ON_POLICY, "compile": True}), "recipe.compile"),
+        (writing(SEQUENCES, **TWO), "recipe.generation.writer"),
+        (writing({**SEQUENCES, "writer": "three"}), "recipe.generation.writer"),
+        (writing(ON_POLICY, resources={"processes": 2, "queue": "cpu"}), "resources.processes"),
+        (
+            job(task="embedding", recipe={"generation": ON_POLICY, "losses": [{"kind": "embedding-distance"}]}),
+            "recipe.generation",
+        ),
+    ],
+    ids=str,
+)
+def test_what_can_t_be_written_or_would_teach_nothing_is_refused_by_name(spec: JobSpec, field: str) -> None:
+    assert field in fields(spec)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"share": 1.1},
+        {"temperature": 0.0},
+        {"top_k": 0},
+        {"new_tokens": 0},
+        {"prompt_tokens": 0},
+        {"writer": "teacher"},
+    ],
+    ids=str,
+)
+def test_writing_has_bounds(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"recipe.generation.on-policy.{next(iter(wrong))}"):
+        writing({**ON_POLICY, **wrong})
+
+
 LARGE: dict[str, Any] = {"model_type": "qwen2", "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5504}
 PRETRAINED: dict[str, Any] = {"architecture": "pretrained", "model": "large"}
 

@@ -16,6 +16,7 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Known, Problem, SampleFacts
+from app.recipe.generation import Writing
 from app.recipe.job import JobSpec
 from app.recipe.model import (
     MAX_COLUMNS,
@@ -33,17 +34,19 @@ from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
-from worker.data.documents import end_of
+from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
 from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.pairs import as_rows
+from worker.data.prompts import Prompts, beginnings, questions
 from worker.data.readers import Readers, open_reader, open_readers
 from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
+from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 from worker.students.hugging_face import width_of
 
@@ -61,6 +64,8 @@ class TaskData:
     """Oddities worth a warning."""
     readers: Readers | None = None
     """How texts become tokens for the student and its teachers; none: there are none."""
+    prompts: Prompts | None = None
+    """What models write on in training, on the CPU; none: nothing is written."""
     numbers: tuple[Tensor, Tensor] | None = None
     """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
     bytes: int = 0
@@ -117,7 +122,7 @@ def load_task(
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
-    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers)
+    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers=numbers)
 
 
 def _running_text(
@@ -145,7 +150,9 @@ def _running_text(
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
-    return TaskData(packed[0], packed[1], model, [], readers, bytes=sum(sizes[1:]), alignment=shares)
+    prompts = _prompts(job, job.recipe.generation, portions[0], packed[0], reader) if job.recipe.generation else None
+    notes = list(_notes(prompts))
+    return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
 
 
 class _Portion(NamedTuple):
@@ -193,6 +200,27 @@ def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[_Port
         accepted = "one that leaves texts as they are, beside a student's that does"
         raise UserError("invalid_teacher", f"{found} (accepted: {accepted})", param)
     return {"train": train.share, "eval": evaluation.share}
+
+
+def _prompts(job: JobSpec, wanted: Writing, train: _Portion, packed: Batch, reader: TextTokenizer) -> Prompts:
+    """Raises UserError (`invalid_data`) where there is nothing to write on."""
+    assert isinstance(job.data, TextOptions)  # the contract refuses other formats
+    file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
+    if not file.talks():
+        return beginnings(packed, reader.view, wanted.prompt_tokens, end)
+    read = read_documents(file.pieces("finding what to write on in"), reader, file.param)
+    documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
+    found = questions(documents, reader.view, room, end, [*reader.special, end])
+    if not len(found.samples):
+        told = f"no answer of data.train has at most {room} tokens before it, which recipe.generation.new_tokens leaves"
+        raise invalid(f"{told} of data.max_length", "recipe.generation.new_tokens")
+    return found
+
+
+def _notes(prompts: Prompts | None) -> Iterator[str]:
+    if prompts and prompts.left_out:
+        told = f"{prompts.left_out} of {prompts.left_out + len(prompts.samples)} answers are not written anew"
+        yield f"{told}: what precedes them and recipe.generation.new_tokens are more than data.max_length"
 
 
 def _references(data: Data) -> dict[str, str]:

@@ -114,7 +114,8 @@ class PackedTexts(Batch):
         return self.to(device)
 
     def _read(self, rows: Tensor, index: Tensor) -> Batch:
-        codes = rows.to(self.place).long()
+        staged = rows.pin_memory() if self.place.type == "cuda" else rows  # so that nothing waits for the copy
+        codes = staged.to(self.place, non_blocking=True).long()
         counted = codes >= 0
         ids, targets = torch.where(counted, codes, ~codes), torch.where(counted, codes, IGNORED)
         view = next(iter(self.inputs))

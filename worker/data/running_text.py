@@ -82,6 +82,10 @@ class TextFile:
                 said = time.monotonic()
                 self.workplace.say(f"{doing} {self.param}: {rows:,} texts so far")
 
+    def talks(self) -> bool:
+        """Whether it holds chats."""
+        return isinstance(next(self.pieces("opening"), None), Chats)
+
     def count(self) -> int:
         """How many there are; raises as `pieces` does."""
         rows = sum(len(piece[0]) for piece in self.pieces("reading"))

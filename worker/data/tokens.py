@@ -102,6 +102,12 @@ class TextTokenizer:
         return self._id(self._known(self._end, ENDS))
 
     @property
+    def special(self) -> list[int]:
+        """Ids of the tokens that are marks and no text."""
+        known = self._tokenizer.get_added_tokens_decoder()
+        return sorted(number for number, token in known.items() if token.special)
+
+    @property
     def begin(self) -> list[int]:
         """Ids that the tokenizer itself puts before a text: one or none."""
         encoded = self._tokenizer.encode("a")

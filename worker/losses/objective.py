@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,12 @@ class Objective:
         """Names of the teachers that its terms learn from."""
         learning = [spec for spec, _ in self._terms.values() if spec.needs_teacher]
         return {name for spec in learning for name in (spec.named_teachers().values() or self._teachers)}
+
+    def only(self, wanted: Callable[[Loss], bool]) -> Self:
+        """The same with those terms alone, by their own names."""
+        some = copy(self)
+        some._terms = {name: term for name, term in self._terms.items() if wanted(term.spec)}
+        return some
 
     def prepare(self) -> None:
         """Bring the parts into the mode that training needs: what learns learns, the rest stays as it is."""

@@ -45,10 +45,10 @@ def log_probs_beside(column: Tensor, student: Tensor, teacher: Tensor) -> LogPro
     """
     student, teacher = (logits.scatter(-1, column, -torch.inf) for logits in (student, teacher))
     masked = student.isneginf() | teacher.isneginf()
-    nothing = masked.all(-1, keepdim=True)  # the softmax of what is masked throughout would be NaN, and its slope
-    log_q, log_p = (
-        F.log_softmax(side.masked_fill(nothing, 0.0), dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher)
-    )
+    nothing = masked.all(-1, keepdim=True)
+    if not surely_none(nothing):  # the softmax of what is masked throughout would be NaN, and its slope
+        student, teacher = student.masked_fill(nothing, 0.0), teacher.masked_fill(nothing, 0.0)
+    log_q, log_p = (F.log_softmax(side, dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher))
     return LogProbs(log_q, log_p, masked)
 
 

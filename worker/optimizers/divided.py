@@ -11,7 +11,7 @@ State = dict[str, Tensor]
 
 
 def step_on_whole(
-    parameters: Sequence[nn.Parameter], states: dict[nn.Parameter, State], step: Callable[[list[nn.Parameter]], None]
+    parameters: Sequence[nn.Parameter], states: dict[Tensor, State], step: Callable[[list[nn.Parameter]], None]
 ) -> None:
     """Have `step` move copies of `parameters` that are whole, with whole gradients and `states`; each process keeps its
     part of what comes of it.
@@ -27,7 +27,7 @@ def step_on_whole(
             states[parameter] = {key: _part(value, parameter) for key, value in states.pop(whole).items()}
 
 
-def _whole(parameter: nn.Parameter, states: dict[nn.Parameter, State]) -> nn.Parameter:
+def _whole(parameter: nn.Parameter, states: dict[Tensor, State]) -> nn.Parameter:
     copy = nn.Parameter(_full(parameter.detach()), requires_grad=False)
     assert parameter.grad is not None
     copy.grad = _full(parameter.grad)

@@ -76,7 +76,7 @@ def _rescale(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
 def _norm(tensor: Tensor) -> Tensor:
     """Of all of it, where processes hold parts."""
     norm = vector_norm(tensor.to(_exact(tensor)))
-    return norm if type(norm) is Tensor else norm.full_tensor()  # type: ignore[attr-defined]
+    return norm if type(norm) is Tensor else norm.full_tensor()
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

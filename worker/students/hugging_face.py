@@ -271,6 +271,19 @@ def last_states(network: Any, tokens: Tensor) -> LastStates:
     return LastStates(*as_autocast(hidden, layer.weight, layer.bias))
 
 
+def read_on(network: Any, tokens: Tensor, memory: Any = None) -> tuple[LastStates, Any]:
+    """The same for token ids (N, S) that come behind all that `memory` has the keys and values of; and the memory, now
+    with theirs: it is the library's own, and changes in place. None: there is nothing before them.
+
+    Nothing is forgotten, also where attention reaches back so far only: the library would cut what it keeps by a
+    `sliding_window` of the configuration even where the network has none.
+    """
+    memory = library().DynamicCache() if memory is None else memory
+    said = network.base_model(input_ids=tokens, past_key_values=memory, use_cache=True)
+    layer = network.get_output_embeddings()
+    return LastStates(*as_autocast(said.last_hidden_state, layer.weight, layer.bias)), memory
+
+
 def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:
     """Without a mask, the library looks at the positions' values, which a dry run does not have."""
     rows, length = tokens.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +65,39 @@ def _keeper(kept: list[int]) -> Any:
             kept.append(output.numel())
 
     return keep
+
+
+class Reading(NamedTuple):
+    """What a decoder computes for a text: so much at every token, and for every pair of tokens."""
+
+    per_token: int
+    last_layer: int
+    """Of `per_token`, what the last layer takes, which gives logits."""
+    per_pair: int
+
+    def of(self, length: int) -> int:
+        """Operations of reading a text of so many tokens, with the logits at each of them."""
+        return self.per_token * length + self.per_pair * length**2
+
+    def writing(self, begin: int, length: int) -> int:
+        """Operations of writing it behind its first `begin` tokens, each token read once (see `write`): they are read
+        together, and every other but the very last with all that are before it; logits are made of what comes next."""
+        attended = begin**2 + sum(range(begin + 1, length))
+        return self.per_token * (length - 1) - self.last_layer * (begin - 1) + self.per_pair * attended
+
+
+def reading(config: ModelConfig) -> Reading:
+    """Found by dry runs on texts of two lengths."""
+    sizes, counts = (8, 16), []
+    for size in sizes:
+        sample = config.input.model_copy(update={"length": size})
+        counts.append(network_cost(config.model_copy(update={"input": sample})).flops)
+    per_pair = (counts[1] - 2 * counts[0]) // (sizes[1] ** 2 - 2 * sizes[0] ** 2)
+    return Reading(counts[0] // sizes[0] - per_pair * sizes[0], 2 * _width(config) * config.outputs, per_pair)
+
+
+def _width(config: ModelConfig) -> int:
+    """Numbers of a decoder's last hidden state."""
+    with torch.device("meta"):
+        network: Any = students.build(config.architecture, config.input, config.outputs, config.embedding)
+    return int(network.get_output_embeddings().weight.shape[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +85,11 @@ class Model(nn.Module):
     def look(self, samples: Tensor) -> Tensor | LastStates:
         """What training looks at: the outputs, or of a language model what its last layer would make them of."""
         return hugging_face.last_states(self.network, samples) if self.config.task == CAUSAL_LM else self(samples)
+
+    def read_on(self, tokens: Tensor, memory: Any = None) -> tuple[LastStates, Any]:
+        """Of a language model: what its last layer is given for token ids (N, S) behind those that `memory` knows, and
+        the memory of them all; none: there is nothing before."""
+        return hugging_face.read_on(self.network, tokens, memory)
 
     def tokens(self, samples: Tensor) -> Tensor | None:
         """(N, S) bool: which token ids of `samples` aren't padding; none where all are that count, or where samples are

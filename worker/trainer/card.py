@@ -60,6 +60,9 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     yield f"- losses: {_losses(recipe.losses)}"
     yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
+    if written := train.get("written"):
+        texts = f"{written['texts']:,} texts of {written['mean_tokens']:.0f} tokens"
+        yield f"- {written['steps']} of these steps on texts that the {written['by']} wrote, {texts}"
     yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 

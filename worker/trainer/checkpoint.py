@@ -28,7 +28,7 @@ from worker.trainer.history import History, Point
 from worker.trainer.meter import refuse_spoilt
 from worker.trainer.pieces import Stored, open_pieces
 from worker.trainer.ranks import ALONE, Alone
-from worker.trainer.state import Best, TrainState
+from worker.trainer.state import Best, Ledger, TrainState
 
 KEPT = 2
 """Checkpoints left on disk: the newest may be cut short by the death of the machine."""
@@ -55,6 +55,8 @@ class Record(BaseModel):
     """The stage that the optimizer belongs to."""
     seconds: Annotated[float, Field(ge=0)]
     teacher_flops: Annotated[int, Field(ge=0)] = 0
+    ledger: Ledger = Ledger()
+    """What was written for training so far."""
     groups: list[dict[str, Any]]
     """Settings of the optimizer's parameter groups."""
     sha256: str
@@ -106,6 +108,7 @@ def _record(state: TrainState, job: JobSpec, plan: TrainingPlan, digests: list[s
         stage=plan.stage_at(state.step - 1),
         seconds=state.seconds,
         teacher_flops=state.teacher_flops,
+        ledger=state.ledger,
         groups=state.optimizer.state_dict()["param_groups"],
         sha256=digests[0],
         parts=digests[1:],
@@ -163,6 +166,7 @@ def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path,
     except (SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds, state.teacher_flops = record.step, record.seconds, record.teacher_flops
+    state.ledger = record.ledger
     best = {name: stored.read() for name, stored in _under("best/", tensors).items()}
     state.best = Best(record.best, best or None) if record.best else None
     state.history = History(record.history)

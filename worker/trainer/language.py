@@ -32,6 +32,7 @@ from worker.trainer.measure import flops, speed
 from worker.trainer.meter import diverged
 from worker.trainer.report import Figures, Report
 from worker.trainer.state import TrainState
+from worker.trainer.writing import next_logits, write_on
 
 TOGETHER = 8192
 """Tokens that a model reads at a time."""
@@ -195,20 +196,6 @@ def require_exportable(job: JobSpec, parameters: int) -> None:
     if "onnx" in job.export and 4 * parameters > LARGEST_GRAPH:
         message = f"export: {parameters:,} weights are more than one ONNX file can hold; accepted: safetensors"
         raise UserError("invalid_job", message, "export")
-
-
-@torch.inference_mode()
-def write_on(model: Model, tokens: Tensor, count: int) -> Tensor:
-    """Token ids (N, S + count) that begin with `tokens` (N, S), each time with the likeliest token behind."""
-    for _ in range(count):
-        tokens = torch.cat((tokens, next_logits(model, tokens).argmax(-1, keepdim=True)), dim=1)
-    return tokens
-
-
-def next_logits(model: Model, tokens: Tensor) -> Tensor:
-    """Logits (N, V) of what comes behind token ids (N, S)."""
-    states = states_of(model, tokens)
-    return F.linear(states.hidden[:, -1], states.weight, states.bias)
 
 
 class LanguageExamination(Examination):

@@ -26,6 +26,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ValidationError
+from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has them, but not for type checkers
 
 from worker.errors import SystemFault
 from worker.protocol import REPORTS, Assignment, Failed
@@ -72,7 +73,7 @@ class Node(NamedTuple):
 
     place: Place
     assignment: Assignment
-    store: dist.Store
+    store: Store
     seat: int
     """From 1; the head has 0."""
 
@@ -80,7 +81,7 @@ class Node(NamedTuple):
 class Beats:
     """Whether the other machines live: each counts up a number in the store, until it has done its share."""
 
-    def __init__(self, store: dist.Store, nodes: int) -> None:
+    def __init__(self, store: Store, nodes: int) -> None:
         self._store, self._lost = store, False
         self._seen = {f"{BEAT}/{seat}": (0, time.monotonic()) for seat in range(1, nodes)}
 
@@ -141,7 +142,7 @@ def done(node: Node) -> None:
 
 
 @contextmanager
-def called(assignment: Assignment) -> Iterator[tuple[Place, dist.Store | None]]:
+def called(assignment: Assignment) -> Iterator[tuple[Place, Store | None]]:
     """Where the processes of a job meet: on this machine, or, for several, where they are called to. Raises SystemFault
     when nobody can be called."""
     nodes = assignment.spec.resources.nodes
@@ -153,7 +154,7 @@ def called(assignment: Assignment) -> Iterator[tuple[Place, dist.Store | None]]:
     call = Call(run=uuid4().hex, nodes=nodes, assignment=assignment)
     host, port = split_address(assignment.rendezvous)
     try:
-        store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False)
+        store = TCPStore(host, port, is_master=True, wait_for_workers=False)
     except (RuntimeError, OSError) as error:
         raise SystemFault("no_rendezvous", "the address at which machines meet can't be listened on") from error
     store.set(CALL, call.model_dump_json())
@@ -172,7 +173,7 @@ def come(address: str, known: set[str]) -> Node | None:
     except OSError:  # no job, or no machine yet
         return None
     try:
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=LOOK_SECONDS))
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=LOOK_SECONDS))
         call = Call.model_validate_json(store.get(CALL))
         seat = 0 if call.run in known else store.add(SEATS, 1)
     except (RuntimeError, ValidationError) as error:
@@ -194,13 +195,13 @@ def number_of(place: Place) -> int:
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if place.nodes == 1:
         return number
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     if place.head and os.environ["LOCAL_RANK"] == "0":
         store.set(FIRST, str(number))
     return (number - int(store.get(FIRST))) % size
 
 
-def tell(store: dist.Store, word: Failed) -> None:
+def tell(store: Store, word: Failed) -> None:
     """Leave for the head why the job has failed here, unless it is gone."""
     with suppress(RuntimeError):
         store.set(WORD, word.model_dump_json())

@@ -53,7 +53,7 @@ def open_pieces(files: Sequence[Path]) -> dict[str, Stored]:
     """All tensors of `files`, by name; raises SafetensorError or OSError."""
     found: dict[str, list[_Piece]] = {}
     for path in files:
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
         for name in file.keys():  # noqa: SIM118  # it is no mapping
             found.setdefault(name, []).append(_Piece(file.get_slice(name), file))
     return {name: Stored(name, pieces) for name, pieces in found.items()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
+from app.recipe.model import ModelConfig, TextInput
 from app.recipe.plan import TrainingPlan, plan_training
 from app.recipe.task import CAUSAL_LM
 from worker.data.augment import build_augmenter
@@ -23,7 +24,7 @@ from worker.data.load import TaskData, load_task
 from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.protocol import Assignment, Failed, Finished, Log, PhaseBegan, Stopped
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
@@ -36,8 +37,9 @@ from worker.trainer.bundle import Trained, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.fidelity import lower_teachers
+from worker.trainer.generated import Interrupted, Opening, figures, place_of
 from worker.trainer.language import Held, LanguageExamination, LanguageJudges, require_exportable
-from worker.trainer.loop import Course, Watch, train
+from worker.trainer.loop import Course, Step, Watch, train
 from worker.trainer.machine import choose_device, choose_threads, room_for_samples
 from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
@@ -131,13 +133,19 @@ def _work(
         ranks.split(model)
     memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
+    try:
+        steps = _written_steps(
+            job, inputs, courses[-1], state, place_of(job, assignment.teacher_cache, folder), send, stop
+        )
+    except Interrupted:
+        return Stopped(step=state.step)
     offered = _offer(job, inputs, state, ranks)
     judges = _judges(job, inputs, offered)
     save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
     send(PhaseBegan(phase="training"))
     watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
-    done = _train(courses, plan, state, watch if ranks.first else Onlooker())
+    done = _train(courses, plan, state, watch if ranks.first else Onlooker(), steps)
     memories.add_up(ranks.sum)
     if not (done and ranks.first):
         if done:
@@ -160,7 +168,7 @@ def _work(
         teacher_outputs=judges.teacher_logits,
         teacher_cache=memories.figures(),
         teacher_fidelity=fidelity,
-        arithmetic=account.figures(state),
+        arithmetic=account.figures(state) | figures(job, state),
         tokenizer=inputs.task.readers.student if inputs.task.readers else None,
         tokenizers=others,
         alignment={name: inputs.task.alignment[reader.view] for name, reader in others.items()},
@@ -221,12 +229,23 @@ def _enter(
         raise SystemFault("bad_checkpoint", str(error)) from error
 
 
-def _train(courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch) -> bool:
-    """Go through the stages that are left; false when the watch asked to leave."""
+def _written_steps(
+    job: JobSpec, inputs: _Inputs, course: Course, state: TrainState, place: CachePlace, send: Send, stop: Stop
+) -> Step | None:
+    """The step of the main training where it learns from texts that are written; none: it is the usual one."""
+    if inputs.task.prompts is None:
+        return None
+    return Opening(job, inputs.task.prompts, inputs.models, inputs.folders, place).steps(course, state, send, stop)
+
+
+def _train(
+    courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch, main: Step | None = None
+) -> bool:
+    """Go through the stages that are left, the last one with the step `main`; false when the watch asked to leave."""
     for course in courses[plan.stage_at(state.step) :]:
         if state.step == course.plan.first > 0:
             state.optimizer = fresh_optimizer(course, state.student)
-        if not train(course, state, watch):
+        if not train(course, state, watch, main if course is courses[-1] else None):
             return False
     return True
 
@@ -281,7 +300,8 @@ def _load_inputs(
         if job.recipe.channels_last:
             models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
     train = task.train.settle(device, room_for_samples(device))
-    return _Inputs(replace(task, train=train, eval=task.eval.to(device)), models, folders)
+    prompts = task.prompts and task.prompts.to(device)
+    return _Inputs(replace(task, train=train, eval=task.eval.to(device), prompts=prompts), models, folders)
 
 
 def _same(model: Model) -> Model:
@@ -302,10 +322,21 @@ def _open_account(
     flops = network_cost(inputs.task.model).flops * inputs.task.train.together
     samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
     choose_threads(samples * flops, device)
-    asked = {name: Asked(by.source, processes * network_cost(by.model.config).flops) for name, by in teachers.items()}
+    asked = {
+        name: Asked(by.source, processes * network_cost(_as_asked(by.model.config, inputs.task)).flops)
+        for name, by in teachers.items()
+    }
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
     return Account(job, plan, flops, asked, peak, state)
+
+
+def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
+    """A teacher that could read longer texts than a language model's sequences, which are those that it is given."""
+    given, taken = task.model.input, teacher.input
+    if teacher.task != CAUSAL_LM or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
+        return teacher
+    return teacher.model_copy(update={"input": taken.model_copy(update={"length": given.length})})
 
 
 def _seed_of(job: JobSpec) -> int:

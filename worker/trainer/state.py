@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from app.recipe.job import Recipe
@@ -25,6 +26,22 @@ class Best(NamedTuple):
     """State of the judged model, on the CPU; none where the last weights are exported anyway."""
 
 
+class Ledger(BaseModel):
+    """What was written for training, and what that took, over all attempts."""
+
+    steps: int = 0
+    """Optimizer steps that learned from it."""
+    replaced: int = 0
+    """Samples of the data that these steps would have learned from."""
+    texts: int = 0
+    tokens: int = 0
+    """Of the texts, without their prompts."""
+    student_flops: int = 0
+    """Of writing, and of learning from what was written."""
+    teacher_flops: int = 0
+    """Of writing, and of saying how good it is."""
+
+
 @dataclass
 class TrainState:
     """The student and everything that moves with it. The data cursor is the step itself (see `Batches`)."""
@@ -41,6 +58,7 @@ class TrainState:
     """Seconds trained, over all attempts."""
     teacher_flops: int = 0
     """Operations of teachers, over all attempts (see `Account`)."""
+    ledger: Ledger = field(default_factory=Ledger)
     best: Best | None = None
     history: History = field(default_factory=History)
     """What was measured on the way, over all attempts."""

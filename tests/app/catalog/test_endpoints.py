@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 from app.catalog.endpoints import GROUPS
 from app.recipe.augmentation import Augment
 from app.recipe.data import AnyData
+from app.recipe.generation import Generation
 from app.recipe.losses import Loss
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students import Student
@@ -23,6 +24,7 @@ UNIONS = {
     "tokenizers": Tokenizer,
     "formats": AnyData,
     "teacher-caches": TeacherCache,
+    "generations": Generation,
 }
 
 
@@ -62,5 +64,5 @@ async def test_what_may_not_be_left_out_has_no_default(api: Api) -> None:
 async def test_an_unknown_group_is_named_with_the_known_ones(api: Api) -> None:
     answer = await api.client.get("/v1/catalog/kernels")
     assert answer.status_code == 422
-    known = "one of losses, optimizers, schedules, students, formats, augmentations, tokenizers, teacher-caches"
-    assert answer.json()["error"]["errors"][0]["accepted"] == known
+    groups = "losses, optimizers, schedules, students, formats, augmentations, tokenizers, teacher-caches, generations"
+    assert answer.json()["error"]["errors"][0]["accepted"] == f"one of {groups}"

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,7 @@ def values(split: Batch) -> tuple[Tensor, Tensor]:
     return whole.inputs[VIEW], whole.targets
 
 
+@settings(deadline=None)  # it writes files
 @given(documents, st.integers(1, 7), st.sampled_from([10, NARROW + 1]))
 def test_no_token_is_lost_or_doubled(rows: list[list[tuple[int, bool]]], length: int, vocabulary: int) -> None:
     with TemporaryDirectory() as folder:

@@ -28,8 +28,9 @@ def test_the_kernels_agree_under_the_interpreter() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize(("rounded", "aligned"), [(False, True), (True, False)])
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("rounded", "aligned", "late"), [(False, True, False), (True, False, False), (False, True, True)]
+)
 def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
     rounded: bool, aligned: bool, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

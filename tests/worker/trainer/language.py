@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,28 @@ def stage(
         "seed": 1,
     }
     return with_teacher(folder, job | more, teacher)
+
+
+CHATML = (
+    "{% for message in messages %}<s>{{ message.role }}\n{{ message.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+CHATS: list[Document] = [
+    {
+        "messages": [
+            {"role": "user", "content": "What did the cat do?"},
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": "And then?"},
+            {"role": "assistant", "content": "That is all."},
+        ]
+    }
+    for text in sentences(12)
+]
+
+
+def can_talk(teacher: Path, folder: Path) -> Path:
+    """A copy of a teacher in `folder`, with a chat template."""
+    shutil.copytree(teacher, folder)
+    told = json.loads((teacher / "tokenizer_config.json").read_text()) | {"chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return folder

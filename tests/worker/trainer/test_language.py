@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.recipe.students import Transformers
 from app.recipe.teachers import Teacher
 from tests.worker.trainer.builders import finished, play, require_same_bits
-from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, sentences, stage
+from tests.worker.trainer.language import CHATS, DISTILLED, GPT2, LENGTH, LLAMA, Document, can_talk, sentences, stage
 from worker.data.tokens import load_tokenizer
 from worker.protocol import Failed
 from worker.students.model import Model
@@ -197,30 +197,8 @@ def test_a_teacher_in_bf16_arithmetic_teaches(tmp_path: Path, teacher: Path) -> 
     finished(folder, stage(folder, LLAMA, teacher, losses, recipe={"precision": "bf16"}))
 
 
-CHATML = (
-    "{% for message in messages %}<s>{{ message.role }}\n{{ message.content }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
-CHATS: list[Document] = [
-    {
-        "messages": [
-            {"role": "user", "content": "What did the cat do?"},
-            {"role": "assistant", "content": text},
-            {"role": "user", "content": "And then?"},
-            {"role": "assistant", "content": "That is all."},
-        ]
-    }
-    for text in sentences(12)
-]
-
-
 def test_of_chats_the_answers_alone_are_learned(tmp_path: Path, teacher: Path) -> None:
-    talking = tmp_path / "talking"
-    talking.mkdir()
-    for path in teacher.iterdir():
-        (talking / path.name).write_bytes(path.read_bytes())
-    told = json.loads((teacher / "tokenizer_config.json").read_text()) | {"chat_template": CHATML}
-    (talking / "tokenizer_config.json").write_text(json.dumps(told))
+    talking = can_talk(teacher, tmp_path / "talking")
     folder = tmp_path / "student"
     bundle = finished(folder, stage(folder, LLAMA, talking, DISTILLED, CHATS))
     reader = AutoTokenizer.from_pretrained(bundle)

@@ -1,0 +1,68 @@
+"""What training has models write on: beginnings of packed texts, or of chats all that precedes an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.data.archive import NDArray
+from worker.data.batches import Batch, whole_split
+from worker.data.documents import Document
+from worker.losses.base import IGNORED
+
+TOGETHER = 4096
+"""Sequences that are looked at at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Texts to be written on."""
+
+    samples: Batch
+    """Token ids (N, P) of one view, int64, filled up at their end; targets are their lengths (N,) int64, at least 1."""
+    ends: tuple[int, ...]
+    """Token ids that end what is written."""
+    left_out: int = 0
+    """Prompts that leave no room for what is to be written."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Token ids (N, P)."""
+        return next(iter(self.samples.inputs.values()))
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same on `device`."""
+        return replace(self, samples=self.samples.to(device))
+
+
+def beginnings(sequences: Batch, view: str, most: int, end: int) -> Prompts:
+    """The first `most` tokens of packed sequences (N, S); fewer of one that was filled up before."""
+    tokens, lengths = zip(*(_begun(part, view, most) for part in sequences.parts(TOGETHER)), strict=True)
+    return Prompts(whole_split({view: torch.cat(tokens)}, torch.cat(lengths)), (end,))
+
+
+def _begun(sequences: Batch, view: str, most: int) -> tuple[Tensor, Tensor]:
+    places = torch.arange(1, sequences.targets.shape[1] + 1)
+    known = torch.where(sequences.targets != IGNORED, places, 0).amax(1)
+    chosen = known.nonzero().squeeze(1)
+    return sequences.inputs[view][chosen, :most], known[chosen].clamp(max=most)
+
+
+def questions(documents: Iterable[Document], view: str, most: int, fill: int, ends: Sequence[int]) -> Prompts:
+    """All that precedes each answer of chats, where it has at most `most` tokens."""
+    found = [prompt for document in documents for prompt in _before_answers(document)]
+    fitting = [prompt for prompt in found if len(prompt) <= most]
+    lengths = torch.tensor([len(prompt) for prompt in fitting], dtype=torch.int64)
+    tokens = torch.full((len(fitting), max(map(len, fitting), default=0)), fill)
+    for row, prompt in enumerate(fitting):
+        tokens[row, : len(prompt)] = torch.from_numpy(prompt)
+    return Prompts(whole_split({view: tokens}, lengths), tuple(ends), len(found) - len(fitting))
+
+
+def _before_answers(document: Document) -> Iterator[NDArray]:
+    begins = np.flatnonzero(document.counted[1:] & ~document.counted[:-1]) + 1
+    return (document.ids[:place] for place in begins)
