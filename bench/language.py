@@ -1,6 +1,6 @@
 """How good a language model each method makes: all methods on equal terms, over several seeds, as a table.
 
-python -m bench.language --text input.txt [--methods NAME …] [--seeds 3] [--write docs/quality.md]
+python -m bench.language --text input.txt [--methods NAME …] [--seeds 3] [--work FOLDER] [--write docs/quality.md]
 
 The text is any plain file in UTF-8; its last tenth is held out. The teacher is that of
 `examples/shakespeare-teacher.yaml`; then every method of `examples/methods-language.yaml` trains the student of
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from app.recipe import documents
@@ -39,7 +39,6 @@ class Result(NamedTuple):
     accuracy: float
     agreement: float
     kl: float
-    step_ms: float
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,30 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = options.text.read_text(encoding="utf-8")[: options.characters]
     names = options.methods or list(read_methods())
     command = " ".join(["python -m bench.language", *(arguments if arguments is not None else sys.argv[1:])])
-    begun = time.monotonic()
-    table = compare(text, names, options.seeds, options.epochs)
-    minutes = (time.monotonic() - begun) / 60
-    page = f"{_made(text, table, options.seeds, minutes)}\n\n`{command}`\n\n{_table(table)}"
+    with TemporaryDirectory() as scratch:
+        table = compare(text, names, options.seeds, options.work or Path(scratch), options.epochs)
+    page = f"{_made(text, table, options.seeds)}\n\n`{command}`\n\n{_table(table)}"
     print(page)
     if options.write:
         replace_part(options.write, "language", page)
 
 
-def compare(text: str, names: Sequence[str], seeds: int, epochs: int | None = None) -> Table:
-    """Results of every method by seed; `teacher` is there too, once."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_text(text, folder)
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
-            table = {"teacher": [pool.submit(_train, folder, "teacher", teacher_job(epochs)).result()]}
-            methods = read_methods()
-            jobs = [(name, seed) for seed in range(seeds) for name in names]
-            waiting = [
-                pool.submit(_train, folder, f"{name}-{seed}", job_of(methods[name], seed, epochs))
-                for name, seed in jobs
-            ]
-            for (name, _), result in zip(jobs, waiting, strict=True):
-                table.setdefault(name, []).append(result.result())
+def compare(text: str, names: Sequence[str], seeds: int, folder: Path, epochs: int | None = None) -> Table:
+    """Results of every method by seed; `teacher` is there too, once. What is done in `folder` is not run again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(text, folder)
+    with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        table = {"teacher": [pool.submit(_train, folder, "teacher", teacher_job(epochs)).result()]}
+        methods = read_methods()
+        jobs = [(name, seed) for seed in range(seeds) for name in names]
+        waiting = [
+            pool.submit(_train, folder, f"{name}-{seed}", job_of(methods[name], seed, epochs)) for name, seed in jobs
+        ]
+        for (name, _), result in zip(jobs, waiting, strict=True):
+            table.setdefault(name, []).append(result.result())
     return table
 
 
@@ -114,18 +110,21 @@ def write_text(text: str, folder: Path) -> None:
 
 
 def _train(folder: Path, name: str, document: Document) -> Result:
-    inputs = {part: folder / part for part in ("train", "test")} | {"teacher": folder / "teacher" / "bundle"}
-    report, step_ms = train(name, document, inputs, folder / name, folder / "answers")
-    figures = (report["student"].get(key, float("nan")) for key in Result._fields[:-1])
-    print(f"{name}: perplexity {report['student']['perplexity']:.2f}", file=sys.stderr, flush=True)
-    return Result(*figures, step_ms)
+    out = folder / name
+    told = out / "bundle" / "report.json"
+    if not told.exists():
+        shutil.rmtree(out, ignore_errors=True)
+        inputs = {part: folder / part for part in ("train", "test")} | {"teacher": folder / "teacher" / "bundle"}
+        train(name, document, inputs, out, folder / "answers")
+    student = json.loads(told.read_bytes())["student"]
+    print(f"{name}: perplexity {student['perplexity']:.2f}", file=sys.stderr, flush=True)
+    return Result(*(student.get(key, float("nan")) for key in Result._fields))
 
 
-def _made(text: str, table: Table, seeds: int, minutes: float) -> str:
+def _made(text: str, table: Table, seeds: int) -> str:
     return (
         f"On {len(text):,} characters, the last tenth held out: the teacher's perplexity is "
-        f"{table['teacher'][0].perplexity:.2f}. Mean and standard deviation over {seeds} seed(s). All of it took "
-        f"{minutes:.0f} minutes, two jobs at a time on a thread each; the time per step is of the CPU."
+        f"{table['teacher'][0].perplexity:.2f}. Mean and standard deviation over {seeds} seed(s)."
     )
 
 
@@ -133,8 +132,8 @@ def _table(table: Table) -> str:
     alone = statistics.fmean(each.perplexity for each in table[ALONE]) if ALONE in table else float("nan")
     return "\n".join(
         (
-            "| method | perplexity | to alone | accuracy, % | agreement, % | KL | CPU ms per step |",
-            "|---|---|---|---|---|---|---|",
+            "| method | perplexity | to alone | accuracy, % | agreement, % | KL |",
+            "|---|---|---|---|---|---|",
             *(_line(name, results, alone) for name, results in table.items() if name != "teacher"),
         )
     )
@@ -146,7 +145,7 @@ def _line(name: str, results: Sequence[Result], alone: float) -> str:
     known = mean.agreement == mean.agreement
     agreement, kl = (f"{100 * mean.agreement:.1f}", f"{mean.kl:.3f}") if known else ("", "")
     figures = f"{mean.perplexity:.2f}{spread} | {mean.perplexity / alone:.3f} | {100 * mean.accuracy:.2f}"
-    return f"| {name} | {figures} | {agreement} | {kl} | {mean.step_ms:.0f} |"
+    return f"| {name} | {figures} | {agreement} | {kl} |"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="*", metavar="NAME", help="of the file of methods; default: all")
     parser.add_argument("--epochs", type=int, help="of every job; its own when not given")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--work", type=Path, metavar="FOLDER", help="keeps the jobs; those done there are not run again"
+    )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose part is replaced")
     return parser
 

@@ -12,8 +12,6 @@ from app.recipe.losses import LOSSES
 from tests.kinds import KINDS, job_of
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
-ONE_PROCESS = {"uld"}
-"""Kinds for language models alone."""
 COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows}
 
 
@@ -30,7 +28,7 @@ def job(recipe: dict[str, Any] | None = None, **resources: Any) -> dict[str, Any
     }
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - ONE_PROCESS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_losses_that_compare_samples_are_refused_and_all_others_are_not(kind: str) -> None:
     found = refused(job_of(kind) | {"resources": TOGETHER})
     assert set(found) == ({"resources.processes"} if kind in COUPLING else set())
@@ -92,7 +90,7 @@ def test_what_needs_another_layout_is_refused_where_weights_are_divided() -> Non
     assert refused(job(changes)) == {}
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING - ONE_PROCESS))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING))
 def test_losses_that_look_inside_a_model_are_refused_where_weights_are_divided(kind: str) -> None:
     document = job_of(kind) | {"teacher_cache": {"store": "off"}, "resources": {**TOGETHER, "sharding": "fsdp"}}
     spec = JobSpec.model_validate(document)

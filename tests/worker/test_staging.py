@@ -164,7 +164,13 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
 
 
 async def test_stage_names_the_cache_that_outlives_the_job(tmp_path: Path) -> None:
-    await stage(Store.in_memory(), lease(), {}, tmp_path, CachePlace(folder="/var/cache/teachers", max_bytes=7))
+    await stage(
+        sources(Store.in_memory(), tmp_path),
+        lease(),
+        {},
+        tmp_path,
+        CachePlace(folder="/var/cache/teachers", max_bytes=7),
+    )
     assignment = Assignment.model_validate_json((tmp_path / "assignment.json").read_bytes())
     assert assignment.teacher_cache == CachePlace(folder="/var/cache/teachers", max_bytes=7)
 
