@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from app.recipe.data import Texts
 from app.recipe.facts import Problem
-from app.recipe.generation import OnPolicy, SequenceLevel, Writing
+from app.recipe.generation import Generation, OnPolicy, SequenceLevel, Writing
 from app.recipe.job import JobSpec
 from app.recipe.losses import CrossEntropy, Dkd, Loss, Nkd
 from app.recipe.taps import Taps
@@ -34,16 +34,22 @@ def generation_problems(job: JobSpec) -> Iterator[Problem]:
         yield Problem(FIELD, f"is {wanted.kind}, and there is no teacher", "a teacher, or null")
     yield from _length_problems(job, wanted)
     yield from _feature_problems(job)
-    if (size := job.resources.processes) > 1:
-        found = f"is {size}, and what training writes (recipe.generation) is written by one process so far"
-        yield Problem("resources.processes", found, "1, or recipe.generation: null")
+    yield from _job_problems(job, wanted)
+    yield from _student_problems(job, wanted) if isinstance(wanted, OnPolicy) else _writer_problems(job, wanted)
+
+
+def _job_problems(job: JobSpec, wanted: Generation) -> Iterator[Problem]:
+    """What does not go with texts that are written as training goes."""
+    if (several := job.resources).size > 1:
+        field, count = ("nodes", several.nodes) if several.nodes > 1 else ("processes", several.processes)
+        found = f"is {count}, and what training writes (recipe.generation) is written by one process so far"
+        yield Problem(f"resources.{field}", found, "1, or recipe.generation: null")
     if job.recipe.compile:
         found = "is on, but what is written (recipe.generation) is of another length each time"
         yield Problem("recipe.compile", found, "false")
     if wanted.share == 1.0 and isinstance(job.teacher_cache, TopKCache) and not job.recipe.stages:
         found = "is top-k, but with recipe.generation.share: 1.0 no batch comes from the data, whose answers are kept"
         yield Problem("teacher_cache.store", found, "dense or off, or a smaller share")
-    yield from _student_problems(job, wanted) if isinstance(wanted, OnPolicy) else _writer_problems(job, wanted)
 
 
 def _length_problems(job: JobSpec, wanted: Writing) -> Iterator[Problem]:

@@ -162,6 +162,7 @@ def test_what_is_written_may_be_learned(spec: JobSpec) -> None:
         (writing(SEQUENCES, **TWO), "recipe.generation.writer"),
         (writing({**SEQUENCES, "writer": "three"}), "recipe.generation.writer"),
         (writing(ON_POLICY, resources={"processes": 2, "queue": "cpu"}), "resources.processes"),
+        (writing(SEQUENCES, resources={"nodes": 2, "queue": "gpu"}), "resources.nodes"),
         (
             job(task="embedding", recipe={"generation": ON_POLICY, "losses": [{"kind": "embedding-distance"}]}),
             "recipe.generation",

@@ -270,8 +270,10 @@ def test_a_teacher_that_knows_more_tokens_writes_those_of_the_student(tmp_path: 
 
 def test_what_is_written_are_no_tokens_of_a_teacher_with_other_ones(tmp_path: Path, teacher: Path) -> None:
     other = tmp_path / "other"
-    tokenizer = {"kind": "bpe", "vocabulary": 600, "lowercase": True}
-    finished(other, stage(other, GPT2, data={"tokenizer": tokenizer, "max_length": 32}, recipe={"max_steps": 1}))
+    tokenizer = {"kind": "bpe", "vocabulary": 512, "lowercase": False}
+    rows = [{"text": f"{row} other words, in other pieces"} for row in range(12)]
+    data = {"tokenizer": tokenizer, "max_length": 48}
+    finished(other, stage(other, GPT2 | {"n_positions": LONG}, rows=rows, data=data, recipe={"max_steps": 1}))
     losses, folder = [{"kind": "uld"}], tmp_path / "job"
     data = {"tokenizer": {"kind": "bpe", "vocabulary": 520, "lowercase": False}}
     word = play(job(folder, other / "bundle", ON_POLICY, losses, data=data), folder).word
