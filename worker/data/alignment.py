@@ -94,6 +94,8 @@ def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:
     for message in talk:
         words, learned = message.content.strip(), message.role == LEARNER
         start, end = upcoming if learned else (cursor, upcoming[0])
+        if learned and not start:  # nobody has spoken: its span begins with what the template writes, and is left out
+            words = ""
         place = text.find(words, start, end)
         found &= place >= 0 or not learned
         cursor = max(place, start)
