@@ -24,8 +24,9 @@ from worker.kernels.tiled import Head, Task, head_of, pays, refusal, tiled_disti
 
 EAGER_COPIES = 6
 """Copies of one side's logits that the plain form of a divergence with cross-entropy holds at its peak."""
-SHARE = 8
-"""The budget is this part of what the plain form needs, with what the row losses work in, ..."""
+SHARE = 10
+"""The budget is this part of what the plain form needs, with what the row losses work in: beside the buffers of products
+it stays below an eighth, ..."""
 BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
 LEAST_BUDGET = 1 << 22
@@ -275,7 +276,7 @@ def linear_distillation(
         divisor: None: the number of rows that count. With gradient accumulation: their number in all parts together.
         count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
             and so works on ignored rows like on the others, to no effect, unless it is told.
-        budget: Bytes for a chunk's logits of both sides. None: an eighth of what the plain form needs, within bounds.
+        budget: Bytes for a chunk's logits of both sides. None: a tenth of what the plain form needs, within bounds.
         tiled: Whether the kernels do it that keep no logits at all (`worker.kernels.tiled`), which with gradients make
             twice the products. None: without gradients, where they should be quicker. Raises ValueError with the
             reason where it is asked for and they can't.
