@@ -25,7 +25,7 @@ from worker.kernels.tiled import Head, Task, head_of, pays, refusal, tiled_disti
 EAGER_COPIES = 6
 """Copies of one side's logits that the plain form of a divergence with cross-entropy holds at its peak."""
 SHARE = 10
-"""The budget is this part of what the plain form needs, with what the row losses work in: beside the buffers of products
+"""The budget is this part of what the plain form needs, with what the row losses work in: with buffers of products
 it stays below an eighth, ..."""
 BUDGET = 1 << 30
 """... but at most so many bytes: products of a few thousand rows gain nothing from more."""
