@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
 from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
+from worker.trainer.report import Figures
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.watch import CHECKPOINTS, Onlooker, Send, Stop, Supervision
 
@@ -65,6 +66,21 @@ class _Offered(NamedTuple):
     asked: dict[str, Callable[[], Model]]
     """Teachers as they teach."""
     teachers: dict[str, Callable[[], Model]]
+
+
+class _Made(NamedTuple):
+    """What training needs, all of it as it is at the first step."""
+
+    job: JobSpec
+    device: torch.device
+    inputs: _Inputs
+    plan: TrainingPlan
+    state: TrainState
+    teachers: dict[str, TaughtBy]
+    courses: list[Course]
+    """The stages."""
+    fidelity: dict[str, Figures]
+    """Of teachers that teach with fewer bits."""
 
 
 PACKED = "packed"
@@ -112,6 +128,39 @@ def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Al
 def _work(
     assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories
 ) -> Finished | Stopped:
+    made = _prepare(assignment, folder, send, stop, ranks, memories)
+    job, plan, state = made.job, made.plan, made.state
+    try:
+        steps = _written_steps(made, place_of(job, assignment.teacher_cache, folder), send, stop)
+    except Interrupted:
+        return Stopped(step=state.step)
+    offered = _offer(job, made.inputs, state, ranks)
+    judges = _judges(job, made.inputs, offered)
+    save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
+    account = _open_account(made, ranks.size)
+    send(PhaseBegan(phase="training"))
+    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
+    done = _train(made.courses, plan, state, watch if ranks.first else Onlooker(), steps)
+    memories.add_up(ranks.sum)
+    if not (done and ranks.first):
+        if done:
+            ranks.serve()
+        return Stopped(step=state.step)
+    send(PhaseBegan(phase="evaluating"))
+    watch.evaluate(state)
+    if stop():
+        watch.save(state)
+        ranks.dismiss()
+        return Stopped(step=state.step)
+    send(PhaseBegan(phase="exporting"))
+    trained = _trained(made, offered, judges.teacher_logits, memories, account)
+    ranks.dismiss()
+    kind = LanguageExamination if job.task == CAUSAL_LM else None
+    return Finished(artifacts=write_bundle(trained, folder, made.device, kind), step=state.step)
+
+
+def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories) -> _Made:
+    """Data and models as training finds them at its first step here."""
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     paths = {name: folder / path for name, path in assignment.inputs.items()}
@@ -133,50 +182,30 @@ def _work(
         ranks.split(model)
     memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
-    try:
-        steps = _written_steps(
-            job, inputs, courses[-1], state, place_of(job, assignment.teacher_cache, folder), send, stop
-        )
-    except Interrupted:
-        return Stopped(step=state.step)
-    offered = _offer(job, inputs, state, ranks)
-    judges = _judges(job, inputs, offered)
-    save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
-    account = _open_account(job, plan, inputs, teachers, state, device, ranks.size)
-    send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
-    done = _train(courses, plan, state, watch if ranks.first else Onlooker(), steps)
-    memories.add_up(ranks.sum)
-    if not (done and ranks.first):
-        if done:
-            ranks.serve()
-        return Stopped(step=state.step)
-    send(PhaseBegan(phase="evaluating"))
-    watch.evaluate(state)
-    if stop():
-        watch.save(state)
-        ranks.dismiss()
-        return Stopped(step=state.step)
-    send(PhaseBegan(phase="exporting"))
-    others = _other_tokens(job, inputs.task)
-    trained = Trained(
+    return _Made(job, device, inputs, plan, state, teachers, courses, fidelity)
+
+
+def _trained(
+    made: _Made, offered: _Offered, teacher_outputs: Tensor | None, memories: Memories, account: Account
+) -> Trained:
+    """What the bundle is written of."""
+    job, task, state = made.job, made.inputs.task, made.state
+    others = _other_tokens(job, task)
+    return Trained(
         job=job,
-        plan=plan,
+        plan=made.plan,
         state=replace(state, student=offered.judged(), ema=None),
-        teachers={name: (offered.teachers[name](), folder) for name, folder in inputs.folders.items()},
-        samples=inputs.task.eval,
-        teacher_outputs=judges.teacher_logits,
+        teachers={name: (offered.teachers[name](), folder) for name, folder in made.inputs.folders.items()},
+        samples=task.eval,
+        teacher_outputs=teacher_outputs,
         teacher_cache=memories.figures(),
-        teacher_fidelity=fidelity,
+        teacher_fidelity=made.fidelity,
         arithmetic=account.figures(state) | figures(job, state),
-        tokenizer=inputs.task.readers.student if inputs.task.readers else None,
+        tokenizer=task.readers.student if task.readers else None,
         tokenizers=others,
-        alignment={name: inputs.task.alignment[reader.view] for name, reader in others.items()},
-        bytes=inputs.task.bytes,
+        alignment={name: task.alignment[reader.view] for name, reader in others.items()},
+        bytes=task.bytes,
     )
-    ranks.dismiss()
-    kind = LanguageExamination if job.task == CAUSAL_LM else None
-    return Finished(artifacts=write_bundle(trained, folder, device, kind), step=state.step)
 
 
 def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
@@ -229,13 +258,13 @@ def _enter(
         raise SystemFault("bad_checkpoint", str(error)) from error
 
 
-def _written_steps(
-    job: JobSpec, inputs: _Inputs, course: Course, state: TrainState, place: CachePlace, send: Send, stop: Stop
-) -> Step | None:
+def _written_steps(made: _Made, place: CachePlace, send: Send, stop: Stop) -> Step | None:
     """The step of the main training where it learns from texts that are written; none: it is the usual one."""
+    inputs = made.inputs
     if inputs.task.prompts is None:
         return None
-    return Opening(job, inputs.task.prompts, inputs.models, inputs.folders, place).steps(course, state, send, stop)
+    opening = Opening(made.job, inputs.task.prompts, inputs.models, inputs.folders, place)
+    return opening.steps(made.courses[-1], made.state, send, stop)
 
 
 def _train(
@@ -308,27 +337,20 @@ def _same(model: Model) -> Model:
     return model
 
 
-def _open_account(
-    job: JobSpec,
-    plan: TrainingPlan,
-    inputs: _Inputs,
-    teachers: Mapping[str, TaughtBy],
-    state: TrainState,
-    device: torch.device,
-    processes: int,
-) -> Account:
+def _open_account(made: _Made, processes: int) -> Account:
     """Chooses the threads too, which the rate depends on. Of several processes each has a share of the samples, asks
     teachers about as many as the others, and has a rate of its own."""
-    flops = network_cost(inputs.task.model).flops * inputs.task.train.together
+    job, plan, task = made.job, made.plan, made.inputs.task
+    flops = network_cost(task.model).flops * task.train.together
     samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
-    choose_threads(samples * flops, device)
+    choose_threads(samples * flops, made.device)
     asked = {
-        name: Asked(by.source, processes * network_cost(_as_asked(by.model.config, inputs.task)).flops)
-        for name, by in teachers.items()
+        name: Asked(by.source, processes * network_cost(_as_asked(by.model.config, task)).flops)
+        for name, by in made.teachers.items()
     }
-    peak = peak_of(device, job.recipe.precision)
+    peak = peak_of(made.device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
-    return Account(job, plan, flops, asked, peak, state)
+    return Account(job, plan, flops, asked, peak, made.state)
 
 
 def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
