@@ -343,8 +343,10 @@ def node(
     ],
 ) -> Stream:
     """Help a worker on another machine with jobs for several machines, until a signal comes."""
-    if not re.fullmatch(r".+:[1-9]\d{0,4}", address):
-        raise BadRequest(f"{address!r} is no address; accepted: HOST:PORT")
+    from app.core.settings import ADDRESS
+
+    if not re.fullmatch(ADDRESS, address):
+        raise BadRequest(f"{address!r} is no address; accepted: HOST:PORT, the port from 1 to 65535")
     from worker.node import serve as run  # torch takes seconds
 
     def lines(tell: Callable[[Any], None]) -> int:

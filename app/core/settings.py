@@ -16,6 +16,9 @@ from app.recipe.teacher_cache import DEFAULT_BYTES
 from app.recipe.teachers import Outside
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+PORT = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+ADDRESS = f".+:{PORT}"
+"""Pattern of the address of a worker that other machines come to."""
 
 
 class Settings(BaseSettings):
@@ -78,7 +81,7 @@ class Settings(BaseSettings):
     worker_nodes: int = Field(1, ge=1, le=1024)
     """Machines that a worker has for a job: itself, and those on which `stillhouse node` runs with `worker_rendezvous`.
     It does not claim jobs that ask for more."""
-    worker_rendezvous: Annotated[str, Field(pattern=r"^$|^.+:\d{1,5}$")] = ""
+    worker_rendezvous: Annotated[str, Field(pattern=f"^({ADDRESS})?$")] = ""
     """Host and port, on this machine, at which the others meet it. For a private network: nobody is asked who he is."""
 
     secret: SecretStr = SecretStr("")

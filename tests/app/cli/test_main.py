@@ -14,10 +14,12 @@ from typing import Any
 import click
 import pytest
 import typer
+from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from app.cli.client import Client
 from app.cli.main import app
+from app.core.settings import Settings
 from tests.app.cli.conftest import LiveService, job_document, tell
 
 Run = Callable[..., Result]
@@ -81,6 +83,15 @@ def test_a_job_file_is_submitted_with_its_data(run: Run, job_file: Path, client:
     assert second["spec"]["labels"] == {"team": "vision", "run": "2"}
     assert first["spec"]["data"]["train"] == second["spec"]["data"]["train"]
     assert len(list(client.files())) == 1
+
+
+@pytest.mark.parametrize("address", ["here", "here:0", "here:65536", ":29500", "here:port"])
+def test_machines_meet_at_an_address_with_a_port(run: Run, address: str) -> None:
+    result = run("node", address)
+    assert result.exit_code == 2
+    assert repr(address) in result.stderr
+    with pytest.raises(ValidationError, match="worker_rendezvous"):
+        Settings(worker_rendezvous=address)
 
 
 def test_a_missing_data_file_is_named_before_anything_is_sent(run: Run, job_file: Path, client: Client) -> None:

@@ -19,7 +19,7 @@ from worker.data.load import load_task
 from worker.data.randomness import derive_seed, generator
 from worker.data.running_text import Workplace
 from worker.data.tokens import load_tokenizer
-from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics, Stopped
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 from worker.students.measure import reading
 from worker.students.model import Model
 from worker.students.weights import load_model, read_config
@@ -208,13 +208,8 @@ def test_texts_are_written_once_for_all_jobs_and_a_killed_one_goes_on(
 
 def test_a_teacher_of_kept_answers_is_asked_anew_about_what_is_written(tmp_path: Path, teacher: Path) -> None:
     make = partial(job, teacher=teacher, generation=ON_POLICY, teacher_cache=FEW)
-    straight, halting = tmp_path / "straight", tmp_path / "halting"
-    ran(straight, make(straight))
-    assignment = make(halting)
-    saved = play(assignment, halting, steps=3).of(CheckpointSaved)[-1].path
-    ran(halting, assignment.model_copy(update={"resume": saved}))
-    assert weights(halting) == weights(straight)
-    train = report(straight)["train"]
+    require_same_bits(make, tmp_path)
+    train = report(tmp_path / "straight")["train"]
     cost, written = reading(read_config(teacher)), train["written"]
     misses = train["teacher_cache"]["teacher"]["misses"]
     assert train["teacher_flops"] == misses * cost.of(LENGTH) + written["texts"] * cost.of(BEGIN + MOST - 1)
