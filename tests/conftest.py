@@ -46,3 +46,22 @@ def s3_rclone() -> Iterator[S3]:
     """An S3 store that verifies signatures and their expiry but ignores ranges; shared: use a prefix of your own."""
     with rclone_s3() as server:
         yield server
+
+
+MOST_OF_AN_ID = 40
+"""Characters of a parameter in a test's id."""
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """The `kind` or `architecture` of an option; short printable text as it is; anything else by its argument's name.
+
+    None leaves the id to pytest, which also numbers ids that are not unique.
+    """
+    name = getattr(val, "kind", None) or getattr(val, "architecture", None)
+    if isinstance(name, str):
+        return name
+    if isinstance(val, bytes):
+        return argname
+    if isinstance(val, str) and not (len(val) <= MOST_OF_AN_ID and val.isascii() and val.isprintable()):
+        return argname
+    return None

@@ -74,7 +74,6 @@ def test_a_plain_one_is_accepted(form: str) -> None:
         ({"teacher_cache": {"store": "top-k", "k": 51}}, "teacher_cache.k"),
         ({"evaluation": {"nme_points": [0, 1]}}, "evaluation.nme_points"),
     ],
-    ids=str,
 )
 def test_what_it_can_t_do_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     assert field in fields(job(**changes))
@@ -110,7 +109,7 @@ def test_losses_whose_rows_are_samples_are_refused() -> None:
         assert "recipe.losses[0].kind" in [problem.param for problem in found], kind
 
 
-@pytest.mark.parametrize("more", [{"classes": 3}, {"targets": 2}, {"architecture": {"architecture": "mlp"}}], ids=str)
+@pytest.mark.parametrize("more", [{"classes": 3}, {"targets": 2}, {"architecture": {"architecture": "mlp"}}])
 def test_a_model_that_continues_texts_is_described_as_one(more: dict[str, Any]) -> None:
     described = teacher().model_dump()
     assert ModelConfig.model_validate(described).outputs == 50
@@ -141,7 +140,6 @@ def writing(generation: dict[str, Any], losses: list[dict[str, Any]] | None = No
         writing(SEQUENCES, [CE]),
         writing({**SEQUENCES, "writer": "two"}, **TWO),
     ],
-    ids=str,
 )
 def test_what_is_written_may_be_learned(spec: JobSpec) -> None:
     assert fields(spec) == []
@@ -168,7 +166,6 @@ def test_what_is_written_may_be_learned(spec: JobSpec) -> None:
             "recipe.generation",
         ),
     ],
-    ids=str,
 )
 def test_what_can_t_be_written_or_would_teach_nothing_is_refused_by_name(spec: JobSpec, field: str) -> None:
     assert field in fields(spec)
@@ -184,7 +181,6 @@ def test_what_can_t_be_written_or_would_teach_nothing_is_refused_by_name(spec: J
         {"prompt_tokens": 0},
         {"writer": "teacher"},
     ],
-    ids=str,
 )
 def test_writing_has_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"recipe.generation.on-policy.{next(iter(wrong))}"):

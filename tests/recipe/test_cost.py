@@ -45,7 +45,7 @@ CASES: list[tuple[Network, ImageInput]] = [
     (Vit(patch_size=2, width=16, depth=2), DIGITS),
     (Vit(patch_size=1, width=12, depth=1, heads=3, mlp_ratio=1.5), ODD),
 ]
-each = pytest.mark.parametrize(("student", "image"), CASES, ids=lambda value: str(value))
+each = pytest.mark.parametrize(("student", "image"), CASES)
 
 
 @pytest.fixture(autouse=True)

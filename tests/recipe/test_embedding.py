@@ -54,7 +54,6 @@ def problems(**changes: Any) -> list[str]:
         {**TAUGHT, "recipe": {"losses": [{"kind": "contrastive", "target": "teacher"}]}},
         {"embedding": {"pooling": "cls", "normalise": True}},
     ],
-    ids=repr,
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
     assert problems(**changes) == []
@@ -85,7 +84,6 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"student": {"architecture": "transformers", "config": {"model_type": "vit"}}}, ["student.config.model_type"]),
         ({"student": {"architecture": "shrink", "layers": 1}}, ["student.architecture"]),
     ],
-    ids=repr,
 )
 def test_what_does_not_go_together_is_blamed_on_its_field(changes: Document, params: list[str]) -> None:
     assert problems(**changes) == params

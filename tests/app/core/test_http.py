@@ -47,9 +47,7 @@ async def test_a_wrong_method_is_405_and_names_the_right_ones(api: Api) -> None:
     assert answer.headers["allow"] == "GET, POST"
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b'{"a": }', b"\xff\xfe", b"1" * 5000, b'"\\ud800', b"[" * 30_000], ids=lambda body: str(body[:8])
-)
+@pytest.mark.parametrize("body", [b"{", b'{"a": }', b"\xff\xfe", b"1" * 5000, b'"\\ud800', b"[" * 30_000])
 async def test_a_body_that_is_not_json_is_400(api: Api, body: bytes) -> None:
     answer = await api.client.post("/v1/keys", content=body, headers=JSON)
     assert answer.status_code == 400

@@ -70,13 +70,13 @@ def among(vectors: Tensor, anchor: int, others: list[int], temperature: float) -
     return logits - logits.exp().sum().log()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 def test_gradient_is_that_of_the_value(spec: Loss) -> None:
     rows, term = draw(), term_of(spec)
     assert torch.autograd.gradcheck(lambda vectors: term(rows._replace(student=vectors)), rows.student)
 
 
-@pytest.mark.parametrize("spec", AGREEING, ids=repr)
+@pytest.mark.parametrize("spec", AGREEING)
 def test_a_student_that_says_what_its_teacher_says_costs_nothing(spec: Loss) -> None:
     rows = draw()
     loss = term_of(spec)(rows._replace(teacher=rows.student.detach().clone()))
@@ -86,7 +86,7 @@ def test_a_student_that_says_what_its_teacher_says_costs_nothing(spec: Loss) -> 
     assert (term_of(spec)(rows) > 0.0).all()
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != EmbeddingDistance()], ids=repr)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != EmbeddingDistance()])
 @given(scale=st.floats(0.01, 100.0), pairs=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_the_length_of_vectors_does_not_count(spec: Loss, scale: float, pairs: int, seed: int) -> None:
@@ -94,7 +94,7 @@ def test_the_length_of_vectors_does_not_count(spec: Loss, scale: float, pairs: i
     torch.testing.assert_close(term(rows._replace(student=scale * rows.student)), term(rows), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 @given(pairs=st.integers(2, 6), seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_the_order_of_the_pairs_does_not_count(spec: Loss, pairs: int, seed: int) -> None:
@@ -106,7 +106,7 @@ def test_the_order_of_the_pairs_does_not_count(spec: Loss, pairs: int, seed: int
     torch.testing.assert_close(term(moved), term(rows)[places], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extreme_vectors_stay_finite(spec: Loss, dtype: torch.dtype) -> None:
     vectors = torch.zeros(4, WIDTH, dtype=dtype)
@@ -120,7 +120,7 @@ def test_extreme_vectors_stay_finite(spec: Loss, dtype: torch.dtype) -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.couples_rows], ids=repr)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.couples_rows])
 def test_a_batch_of_one_pair_is_finite(spec: Loss) -> None:
     rows = draw(1)
     (gradient,) = torch.autograd.grad(term_of(spec)(rows).sum(), rows.student)

@@ -62,7 +62,7 @@ def mixed(rows: Rows) -> Rows:
     return rows._replace(labels=0.7 * F.one_hot(first, CLASSES) + 0.3 * F.one_hot(second, CLASSES).double())
 
 
-@pytest.mark.parametrize("spec", USKDS, ids=repr)
+@pytest.mark.parametrize("spec", USKDS)
 def test_the_feature_and_the_weak_head_learn_from_the_weak_part_alone(spec: Uskd) -> None:
     term, rows = uskd(spec), with_feature(draw())
     weak, loss = term.parts(rows).weak, term(rows)
@@ -111,14 +111,14 @@ def test_the_part_of_the_other_classes_by_hand() -> None:
     assert float(found) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
 
 
-@pytest.mark.parametrize("spec", USKDS, ids=repr)
+@pytest.mark.parametrize("spec", USKDS)
 def test_the_gradient_of_a_self_taught_row_sums_to_zero(spec: Uskd) -> None:
     for rows in (with_feature(draw()), mixed(with_feature(draw()))):
         sums = gradient(uskd(spec)(rows), rows.student).sum(-1)
         torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", USKDS, ids=repr)
+@pytest.mark.parametrize("spec", USKDS)
 def test_rows_that_do_not_count_change_nothing_for_the_others(spec: Uskd) -> None:
     rows = with_feature(draw())
     fewer = Rows(rows.student[:4], rows.labels[:4], None, features=Features({TAP: rows.features.student[TAP][:4]}, {}))
@@ -128,7 +128,7 @@ def test_rows_that_do_not_count_change_nothing_for_the_others(spec: Uskd) -> Non
     assert not torch.allclose(term(rows)[:4], term(fewer), rtol=1e-6)
 
 
-@pytest.mark.parametrize("spec", USKDS, ids=repr)
+@pytest.mark.parametrize("spec", USKDS)
 def test_one_hot_labels_name_one_class(spec: Uskd) -> None:
     rows, term = with_feature(draw()), uskd(spec)
     one_hot = rows._replace(labels=F.one_hot(rows.labels, CLASSES).double())
@@ -136,7 +136,7 @@ def test_one_hot_labels_name_one_class(spec: Uskd) -> None:
     torch.testing.assert_close(gradient(term(one_hot), rows.student), gradient(term(rows), rows.student))
 
 
-@pytest.mark.parametrize("spec", USKDS, ids=repr)
+@pytest.mark.parametrize("spec", USKDS)
 def test_a_masked_column_is_as_if_it_were_not_there_in_either_head(spec: Uskd) -> None:
     rows = with_feature(draw())
     rows = rows._replace(labels=rows.labels.clamp(max=CLASSES - 2))
@@ -160,7 +160,7 @@ def test_a_label_that_names_all_classes_leaves_no_others() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec", USKDS, ids=repr)
+@pytest.mark.parametrize("spec", USKDS)
 def test_huge_logits_of_a_self_taught_student_stay_finite(spec: Uskd, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -1e4, 1.0], [-1e4, 1e4, 1e4, 0.0, -1e4]], dtype=dtype).requires_grad_()
     rows = Rows(logits, torch.tensor([1, 0]), None, features=Features({TAP: torch.full((2, WIDTH), 1e4).to(dtype)}, {}))
@@ -271,7 +271,7 @@ def test_thresholds_may_be_shares_of_the_batch() -> None:
     assert kinds[:4].tolist() == [EASY, LOST, HARD, SURE]
 
 
-@pytest.mark.parametrize("spec", FERKDS, ids=repr)
+@pytest.mark.parametrize("spec", FERKDS)
 def test_crops_that_do_not_count_change_nothing(spec: Ferkd) -> None:
     student, labels, teacher, *_ = draw(10)
     assert teacher is not None
@@ -281,7 +281,7 @@ def test_crops_that_do_not_count_change_nothing(spec: Ferkd) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("spec", FERKDS, ids=repr)
+@pytest.mark.parametrize("spec", FERKDS)
 def test_a_batch_without_any_row_that_counts_gives_zeros(spec: Ferkd) -> None:
     rows = draw()._replace(valid=torch.zeros(6, dtype=torch.bool))
     values = FerkdTerm(spec)(rows)
@@ -289,7 +289,7 @@ def test_a_batch_without_any_row_that_counts_gives_zeros(spec: Ferkd) -> None:
     assert not gradient(values, rows.student).any()
 
 
-@pytest.mark.parametrize("spec", FERKDS, ids=repr)
+@pytest.mark.parametrize("spec", FERKDS)
 def test_the_gradient_of_calibrated_labels_is_that_of_the_value(spec: Ferkd) -> None:
     rows = draw(4)
     assert torch.autograd.gradcheck(lambda logits: FerkdTerm(spec)(rows._replace(student=logits)), rows.student)
@@ -297,7 +297,7 @@ def test_the_gradient_of_calibrated_labels_is_that_of_the_value(spec: Ferkd) -> 
     torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", FERKDS, ids=repr)
+@pytest.mark.parametrize("spec", FERKDS)
 def test_one_hot_labels_are_calibrated_like_indices(spec: Ferkd) -> None:
     rows = draw()
     one_hot = rows._replace(labels=F.one_hot(rows.labels, CLASSES).float())
@@ -311,7 +311,7 @@ def test_a_mixed_label_is_smoothed_share_by_share() -> None:
     torch.testing.assert_close(FerkdTerm(spec)(mixed(rows)), expected)
 
 
-@pytest.mark.parametrize("spec", FERKDS, ids=repr)
+@pytest.mark.parametrize("spec", FERKDS)
 def test_a_column_that_both_sides_mask_takes_no_part_in_calibrated_labels(spec: Ferkd) -> None:
     rows = draw()
     assert rows.teacher is not None
@@ -326,7 +326,7 @@ def test_a_column_that_both_sides_mask_takes_no_part_in_calibrated_labels(spec: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec", FERKDS, ids=repr)
+@pytest.mark.parametrize("spec", FERKDS)
 def test_huge_logits_are_calibrated_without_overflow(spec: Ferkd, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -1e4, 1.0], [-1e4, 1e4, 1e4, 0.0, -1e4]], dtype=dtype)
     rows = Rows(logits.clone().requires_grad_(), torch.tensor([1, 0]), logits.flip(0))

@@ -66,7 +66,7 @@ def test_total_is_the_weighted_sum_of_the_named_terms() -> None:
     torch.testing.assert_close(values["loss"], expected)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 def test_ignored_rows_change_nothing(spec: Loss) -> None:
     student, labels, teacher, _, head, *_ = draw(10)
     assert teacher is not None
@@ -78,7 +78,7 @@ def test_ignored_rows_change_nothing(spec: Loss) -> None:
     assert not torch.autograd.grad(found, student)[0][7:].any()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_batch_of_ignored_rows_gives_zero_and_no_gradient(spec: Loss) -> None:
     student, labels, teacher, _, head, *_ = draw()
     labels[:] = IGNORED

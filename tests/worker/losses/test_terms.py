@@ -30,19 +30,19 @@ def test_every_loss_of_the_contract_has_a_term() -> None:
     assert sorted(spec.__name__ for spec in (*TERMS, *BUILT)) == sorted(spec.__name__ for spec in LOSSES)
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in NOT_SMOOTH], ids=repr)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in NOT_SMOOTH])
 def test_gradient_is_that_of_the_value(spec: LossTerm) -> None:
     rows = draw(3)
     assert torch.autograd.gradcheck(lambda logits: term_of(spec)(rows._replace(student=logits)), rows.student)
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != losses.LogitMse()], ids=repr)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != losses.LogitMse()])
 def test_gradient_of_a_row_sums_to_zero(spec: LossTerm) -> None:
     sums = gradient(spec, draw()).sum(-1)
     torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_huge_logits_stay_finite(spec: LossTerm, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -1e4, 1.0], [-1e4, 1e4, 1e4, 0.0, -1e4]], dtype=dtype)
@@ -51,7 +51,7 @@ def test_huge_logits_stay_finite(spec: LossTerm, dtype: torch.dtype) -> None:
     assert gradient(spec, rows).isfinite().all()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 def test_half_precision_logits_are_computed_in_float32(spec: LossTerm) -> None:
     coarse = draw(dtype=torch.bfloat16)
     assert coarse.teacher is not None
@@ -62,7 +62,7 @@ def test_half_precision_logits_are_computed_in_float32(spec: LossTerm) -> None:
     torch.testing.assert_close(value, term_of(spec)(fine), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("spec", DIVERGENCES, ids=repr)
+@pytest.mark.parametrize("spec", DIVERGENCES)
 def test_a_divergence_of_a_student_equal_to_its_teacher_is_zero_with_zero_gradient(spec: LossTerm) -> None:
     rows = draw()
     same = rows._replace(teacher=rows.student.detach().clone())
@@ -70,12 +70,12 @@ def test_a_divergence_of_a_student_equal_to_its_teacher_is_zero_with_zero_gradie
     torch.testing.assert_close(gradient(spec, same), zeros(6, CLASSES), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", DIVERGENCES, ids=repr)
+@pytest.mark.parametrize("spec", DIVERGENCES)
 def test_a_divergence_is_positive_where_student_and_teacher_differ(spec: LossTerm) -> None:
     assert (term_of(spec)(draw()) > 0.0).all()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_column_that_both_sides_mask_is_as_if_it_were_not_there(spec: LossTerm) -> None:
     rows = draw()
     assert rows.teacher is not None
@@ -93,7 +93,7 @@ def test_a_column_that_both_sides_mask_is_as_if_it_were_not_there(spec: LossTerm
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.needs_teacher], ids=repr)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.needs_teacher])
 def test_a_column_that_one_side_masks_leaves_values_and_gradients_finite(spec: LossTerm, side: str) -> None:
     rows = draw()
     rows = rows._replace(labels=rows.labels.clamp(max=CLASSES - 2))
@@ -110,7 +110,7 @@ def test_nkd_of_two_classes_has_no_non_target_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [spec for spec in SPECS if "ingle-label" in spec.applies or not spec.needs_teacher], ids=repr
+    "spec", [spec for spec in SPECS if "ingle-label" in spec.applies or not spec.needs_teacher]
 )
 def test_one_hot_labels_count_like_indices(spec: LossTerm) -> None:
     rows = draw()
@@ -118,7 +118,7 @@ def test_one_hot_labels_count_like_indices(spec: LossTerm) -> None:
     torch.testing.assert_close(term_of(spec)(rows._replace(labels=one_hot)), term_of(spec)(rows))
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.needs_teacher], ids=repr)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.needs_teacher])
 def test_a_term_that_needs_a_teacher_says_so_when_there_is_none(spec: LossTerm) -> None:
     with pytest.raises(ValueError, match="teacher"):
         term_of(spec)(draw()._replace(teacher=None, head=None))

@@ -129,7 +129,6 @@ def test_a_configuration_that_is_not_a_plain_network_is_refused_by_name(config: 
         (builders.network("bert", max_position_embeddings=8), "student.config.max_position_embeddings"),
         (builders.network("roberta", max_position_embeddings=13), "student.config.max_position_embeddings"),
     ],
-    ids=str,
 )
 def test_what_the_library_can_t_build_is_the_user_s_fault(student: Transformers, param: str) -> None:
     with pytest.raises(UserError) as caught:

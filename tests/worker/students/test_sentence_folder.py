@@ -55,7 +55,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("making", MAKINGS, ids=repr)
+@pytest.mark.parametrize("making", MAKINGS)
 def test_what_the_library_saved_gives_its_vectors(network: Path, tmp_path: Path, making: Embedding) -> None:
     encoder = theirs(network, tmp_path / "theirs", making)
     model = load_model(tmp_path / "theirs")
@@ -66,7 +66,7 @@ def test_what_the_library_saved_gives_its_vectors(network: Path, tmp_path: Path,
     torch.testing.assert_close(model(ids), torch.from_numpy(encoder.encode(TEXTS)), rtol=0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("making", MAKINGS, ids=repr)
+@pytest.mark.parametrize("making", MAKINGS)
 def test_what_is_written_is_read_as_it_was(making: Embedding) -> None:
     for name in FILES:
         assert is_model_file(name)

@@ -225,7 +225,6 @@ def test_a_student_may_read_shorter_texts_and_know_fewer_tokens_than_the_network
         (WideResNet(widen=4), {"width": 24}, "student.width", "24"),
         (Vit(), {"layers": 1, "teacher": "other"}, "student.teacher", "other"),
     ],
-    ids=str,
 )
 def test_what_can_t_be_shrunk_is_refused_with_the_reason(
     network: Network, student: dict[str, Any], param: str, word: str

@@ -34,7 +34,7 @@ def one_thread() -> None:
 
 
 @each_student
-@pytest.mark.parametrize("image", IMAGES, ids=str)
+@pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_training_step_gives_finite_gradients_to_all_weights(student: Student, image: ImageInput, batch: int) -> None:
     network = build(student, image, 5)

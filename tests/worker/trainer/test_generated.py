@@ -216,7 +216,7 @@ def test_a_teacher_of_kept_answers_is_asked_anew_about_what_is_written(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "recipe", [{"precision": "bf16"}, {"ema_decay": 0.9}, {"stages": [{"losses": DISTILLED, "epochs": 1}]}], ids=str
+    "recipe", [{"precision": "bf16"}, {"ema_decay": 0.9}, {"stages": [{"losses": DISTILLED, "epochs": 1}]}]
 )
 def test_writing_goes_with_the_rest_of_a_recipe(tmp_path: Path, teacher: Path, recipe: Document) -> None:
     folder = tmp_path / "job"

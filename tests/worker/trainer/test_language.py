@@ -106,7 +106,7 @@ def test_the_graphs_of_a_student_answer_at_every_token(tmp_path: Path, teacher: 
         torch.testing.assert_close(program(torch.from_numpy(tokens)), expected, rtol=0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shrink", [{"layers": 1}, {"layers": [1], "width": 8, "hidden": 32}], ids=str)
+@pytest.mark.parametrize("shrink", [{"layers": 1}, {"layers": [1], "width": 8, "hidden": 32}])
 def test_a_smaller_copy_of_a_teacher_begins_with_its_weights(tmp_path: Path, teacher: Path, shrink: Document) -> None:
     folder = tmp_path / "student"
     still = {"optimizer": {"kind": "sgd", "lr": 1e-30, "momentum": 0.0}, "epochs": 1, "max_steps": 1}

@@ -13,7 +13,7 @@ from worker.trainer.pieces import Stored, open_pieces
 WHOLE = torch.arange(14.0).reshape(7, 2)
 
 
-@pytest.fixture(params=[[7], [3, 3, 1], [4, 3]], ids=str)
+@pytest.fixture(params=[[7], [3, 3, 1], [4, 3]])
 def stored(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Stored]:
     paths = []
     for number, part in enumerate(WHOLE.split(request.param)):

@@ -101,7 +101,7 @@ def test_json_lines_have_types_of_their_own(tmp_path: Path) -> None:
         ("", "text-classification", "no column 'text'; it has none"),
         ('text,label\n"a,1\n', "text-classification", "not sound CSV"),
         (b"text,label\na\xff,1\n", "text-classification", "not UTF-8"),
-        (gzip.compress(b"text,label\na,1\n")[:-9], "text-classification", "not soundly packed"),
+        (gzip.compress(b"text,label\na,1\n", mtime=0)[:-9], "text-classification", "not soundly packed"),
         ("text,label\n" + "a" * 200_000 + ",1\n", "text-classification", "not sound CSV"),
     ],
 )
