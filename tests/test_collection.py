@@ -1,4 +1,4 @@
-"""Ids of tests: short, printable, and the same in every process at every time, since parallel processes compare them."""
+"""Ids of tests: short, printable, and the same in every process at every time; parallel processes compare them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from app.cli.client import Client
 from app.cli.objects import Job
 from tests import kinds
 from tests.app.cli.process import STILLHOUSE, environment, running
+from tests.servers.ports import reserved_port
 
 LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 300, "batch_size": 4, "checkpoint": {"every_steps": 100}}
 QUICKLY = {"STILLHOUSE_RETRY_BACKOFF_SECONDS": "0.1"}
@@ -74,12 +74,11 @@ def test_a_killed_machine_ends_the_attempt_and_the_next_goes_on_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     kinds.write_data(tmp_path)
-    machines = {"STILLHOUSE_WORKER_NODES": "2", "STILLHOUSE_WORKER_RENDEZVOUS": address}
-    env = environment(tmp_path / "data", **QUICKLY, **machines)
     with ExitStack() as stack:
+        address = f"127.0.0.1:{stack.enter_context(reserved_port())}"
+        machines = {"STILLHOUSE_WORKER_NODES": "2", "STILLHOUSE_WORKER_RENDEZVOUS": address}
+        env = environment(tmp_path / "data", **QUICKLY, **machines)
         other = stack.enter_context(node(address, env))
         _, hello = stack.enter_context(running(env))
         client = stack.enter_context(Client(hello["url"], hello["key"]))
@@ -88,8 +87,8 @@ def test_a_killed_machine_ends_the_attempt_and_the_next_goes_on_when_it_is_back(
         document |= {"resources": {"nodes": 2, "queue": "cpu"}, "evaluation": {"every_epochs": 100}}
         job_id = client.submit(document).id
         assert until_saved(client, job_id).status == "running"
-        end(other)
         stack.enter_context(node(address, env))
+        end(other)
         job = client.wait(job_id, timeout_seconds=SECONDS)
         assert job.status == "succeeded", job.error
         assert job.attempt == 2
@@ -97,9 +96,11 @@ def test_a_killed_machine_ends_the_attempt_and_the_next_goes_on_when_it_is_back(
 
 @contextmanager
 def node(address: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Another machine."""
-    process = subprocess.Popen([*STILLHOUSE, "node", address], text=True, env=env)
+    """Another machine that has begun to wait for jobs."""
+    process = subprocess.Popen([*STILLHOUSE, "node", address], text=True, env=env, stdout=subprocess.PIPE)
     try:
+        assert process.stdout is not None
+        assert "waiting for jobs" in process.stdout.readline()
         yield process
     finally:
         end(process)

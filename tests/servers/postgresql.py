@@ -35,8 +35,8 @@ class PostgreSQL(Server):
 
     stop_signal: ClassVar[str] = "SIGINT"  # "fast": disconnects clients, where SIGTERM waits for them
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(folder, port)
         self._programs = installed_programs()
         self._data = folder / "data"
         if os.geteuid() == 0:

@@ -1,9 +1,8 @@
-"""A server process under its guard: a free port, a log, a start that ends when the server answers, a sure stop."""
+"""A server process under its guard: a reserved port, a log, a start that ends when the server answers, a sure stop."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,10 @@ from typing import ClassVar, Self
 
 import psutil
 
-START_SECONDS = 60.0
-STARTS = 3  # another process may take the free port before the server binds it
+from tests.servers.ports import reserved_port
+
+START_SECONDS = 300.0
+"""Longest wait for a server's first answer, on a machine with other work."""
 
 
 class Server(ABC):
@@ -27,9 +28,9 @@ class Server(ABC):
     user: str = ""
     """Account to run as; empty: the caller's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self.port = 0
+        self.port = port
         self._guard: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -45,8 +46,9 @@ class Server(ABC):
     def running(cls) -> Iterator[Self]:
         """A started server in a temporary folder, both gone afterwards."""
         # Short prefix under /tmp: a path of a unix socket holds 107 bytes.
-        with tempfile.TemporaryDirectory(prefix="stillhouse-", ignore_cleanup_errors=True) as folder:
-            server = cls(Path(folder))
+        temporary = tempfile.TemporaryDirectory(prefix="stillhouse-", ignore_cleanup_errors=True)
+        with temporary as folder, reserved_port() as port:
+            server = cls(Path(folder), port)
             server.start()
             try:
                 yield server
@@ -62,23 +64,14 @@ class Server(ABC):
 
         Raises: RuntimeError with the end of the log when it exits or stays silent.
         """
-        for _ in range(1 if self.port else STARTS):
-            port = self.port or free_port()
-            if self._started_on(port):
-                return
-        raise RuntimeError(f"{type(self).__name__} did not start:\n{self.log[-4000:]}")
-
-    def _started_on(self, port: int) -> bool:
-        kept, self.port = self.port, port
         self._guard = self._spawn()
         deadline = time.monotonic() + START_SECONDS
         while self._guard.poll() is None and time.monotonic() < deadline:
             if self._is_ready():
-                return True
+                return
             time.sleep(0.02)
         self.stop()
-        self.port = kept
-        return False
+        raise RuntimeError(f"{type(self).__name__} did not start:\n{self.log[-4000:]}")
 
     @property
     def process(self) -> psutil.Process:
@@ -118,10 +111,3 @@ class Server(ABC):
             self._guard.communicate(b"stop")
         finally:
             self._guard = None
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

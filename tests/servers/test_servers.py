@@ -185,7 +185,7 @@ def test_a_server_that_can_not_start_says_why(tmp_path: Path) -> None:
             return [*super().command(), "--no-such-option", "1"]
 
     with pytest.raises(RuntimeError, match="no-such-option"):
-        Misspelt(tmp_path).start()
+        Misspelt(tmp_path, 0).start()
 
 
 def run_sql(url: str, statement: str) -> object:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.errors import JobError
@@ -58,7 +58,7 @@ QUIET_NODE_SECONDS = 5.0
 """The same with several machines, whose launchers don't end each other's processes."""
 END_SECONDS = 5
 """From SIGTERM to SIGKILL, for the ranks that are left when one has failed."""
-Died = ChildFailedError | RendezvousTimeoutError | None
+Died = ChildFailedError | RendezvousTimeoutError | RendezvousClosedError | None
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -148,7 +148,7 @@ def _start(size: int, ends: Ends, *, gpus: bool) -> Died:
     before = signal.getsignal(signal.SIGTERM)
     try:
         elastic_launch(config, _be_a_rank)(ends)
-    except (ChildFailedError, RendezvousTimeoutError) as error:
+    except (ChildFailedError, RendezvousTimeoutError, RendezvousClosedError) as error:
         return error
     except Exception:
         traceback.print_exc(file=sys.stderr)
@@ -251,6 +251,8 @@ def _tell(stop: Stop, over: Callable[[float], bool], wisher: Connection) -> None
 
 def _explain(died: Died, *, killed_for_memory: bool) -> Failed:
     """A process ended without a last word."""
+    if isinstance(died, RendezvousClosedError):  # another machine gave up first, and says why
+        return Failed(fault="system", code=RANK_LOST, message="the job's machines stopped waiting for this one")
     if isinstance(died, RendezvousTimeoutError):
         message = f"not all of the job's machines came within {JOIN_SECONDS:g} s"
         return Failed(fault="capacity", code="too_few_nodes", message=message, param="resources.nodes")

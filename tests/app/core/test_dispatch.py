@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from app.core.dispatch import BrokerUnavailable, CeleryDispatcher, PollOnly, make_dispatcher
 from app.core.settings import Settings
-from tests.servers.process import free_port
+from tests.servers.ports import silent_port
 
 
 @pytest.fixture
@@ -49,12 +49,13 @@ async def test_a_job_becomes_one_message_in_its_queue(broker: redis.Redis) -> No
 
 
 async def test_a_broker_that_is_away_is_said_to_be() -> None:
-    dispatcher = CeleryDispatcher(settings(f"redis://127.0.0.1:{free_port()}/0"))
-    with pytest.raises(BrokerUnavailable):
-        await dispatcher.dispatch("job_1", "any")
-    with pytest.raises(BrokerUnavailable):
-        await dispatcher.check()
-    await dispatcher.close()
+    with silent_port() as port:
+        dispatcher = CeleryDispatcher(settings(f"redis://127.0.0.1:{port}/0"))
+        with pytest.raises(BrokerUnavailable):
+            await dispatcher.dispatch("job_1", "any")
+        with pytest.raises(BrokerUnavailable):
+            await dispatcher.check()
+        await dispatcher.close()
 
 
 async def test_without_a_broker_nothing_is_sent() -> None:

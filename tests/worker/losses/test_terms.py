@@ -109,9 +109,7 @@ def test_nkd_of_two_classes_has_no_non_target_part() -> None:
     torch.testing.assert_close(term_of(Nkd(gamma=0.0))(rows), term_of(Nkd(gamma=100.0))(rows), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "spec", [spec for spec in SPECS if "ingle-label" in spec.applies or not spec.needs_teacher]
-)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if "ingle-label" in spec.applies or not spec.needs_teacher])
 def test_one_hot_labels_count_like_indices(spec: LossTerm) -> None:
     rows = draw()
     one_hot = torch.nn.functional.one_hot(rows.labels, 5).double()

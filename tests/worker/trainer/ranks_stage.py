@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 from torch.multiprocessing import spawn
 
 from tests.worker.trainer.builders import NEVER, Played, play
@@ -37,10 +37,9 @@ class Act(NamedTuple):
 
 def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
     """What the first rank says in each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder = next(iter(acts.values())).folder
-    spawn(_play_all, (acts, port, folder / "played", size), nprocs=size)
+    spawn(_play_all, (acts, str(store.port), folder / "played", size), nprocs=size)
     told = json.loads((folder / "played").read_text())
     runs = {name: [REPORTS.validate_python(said) for said in run] for name, run in told.items()}
     return {name: Played(reports, word) for name, (*reports, word) in runs.items()}
@@ -48,6 +47,7 @@ def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
 
 def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int) -> None:
     where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    where |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # so that the first rank opens no store of its own there
     os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     make_deterministic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import socketserver
 import subprocess
@@ -18,12 +17,13 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from tests.servers.ports import reserved_port
 from tests.worker.trainer.builders import Played, play, stage
 from tests.worker.trainer.ranks_stage import tell_all, tell_every_step
 from worker.errors import SystemFault
 from worker.protocol import Assignment, Failed, Finished, Metrics, Report
 from worker.students.weights import WEIGHTS
-from worker.trainer import launch
+from worker.trainer import launch, nodes
 from worker.trainer.checkpoint import read_record, saved
 from worker.trainer.nodes import called, come
 from worker.trainer.run import perform
@@ -34,28 +34,40 @@ JOB: dict[str, Any] = {
     "recipe": {"batch_size": 13, "accumulate": 2, "checkpoint": {"every_steps": 4}},
 }
 TWO = {"nodes": 2, "queue": "cpu"}
-COME = "import sys; from worker.node import serve; serve(sys.argv[1], print)"
+COME = (
+    "import sys; from functools import partial; from worker.node import serve; from worker.trainer import launch; "
+    "launch.JOIN_SECONDS = float(sys.argv[2]); serve(sys.argv[1], partial(print, flush=True))"
+)
 
 FULL = (
     "from worker.trainer import launch; from tests.worker.trainer.ranks_stage import full; launch._be_a_rank = full; "
 )
 
 
+PATIENT = 240.0
+"""Seconds that machines wait for each other here, where all of them share a few busy cores."""
+
+
 @pytest.fixture
-def address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+def address() -> Iterator[str]:
+    with reserved_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)
 def _on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(launch, "JOIN_SECONDS", PATIENT)
+    monkeypatch.setattr(nodes, "SILENT_SECONDS", PATIENT)
 
 
 @contextmanager
 def node(address: str, first: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Another machine, which runs some code before it comes."""
-    with subprocess.Popen([sys.executable, "-c", first + COME, address], text=True, env={**os.environ}) as process:
+    """Another machine that has begun to wait for jobs, after running some code."""
+    command = [sys.executable, "-c", first + COME, address, str(PATIENT)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert "waiting for jobs" in process.stdout.readline()
         yield process
         for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             one.kill()
@@ -153,3 +165,21 @@ def test_only_one_job_at_a_time_calls_at_an_address(tmp_path: Path, address: str
     assignment = met(tmp_path, address)
     with called(assignment), pytest.raises(SystemFault, match="listened"), called(assignment):
         pass
+
+
+def test_a_machine_that_comes_when_the_others_have_given_up_leaves_the_reason_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
+    assignment = met(tmp_path, address)
+    with called(assignment) as (place, store):
+        assert store is not None
+        helper = come(address, set())
+        assert helper is not None
+        head = launch._launch(assignment, tmp_path, lambda _: None, lambda: False, place)
+        late = launch.assist(helper, tmp_path / "late")
+        assert not store.check([nodes.WORD])
+    assert isinstance(head, Failed)
+    assert head.code == "too_few_nodes"
+    assert late is not None
+    assert late.code == "rank_lost"
