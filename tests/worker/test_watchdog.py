@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from worker.protocol import Progress
@@ -62,12 +60,19 @@ def test_steps_that_do_not_grow_are_no_steps(clock: list[float]) -> None:
     assert watchdog.limit == 1.0
 
 
-async def test_silence_bites_and_a_word_puts_it_off() -> None:
-    watchdog = Watchdog(0.3, 0.0)
-    watching = asyncio.create_task(watchdog.watch())
-    for _ in range(4):
-        await asyncio.wait([watching], timeout=0.1)
-        watchdog.heard(None)
-    assert not watching.done()
+async def test_silence_bites_and_a_word_puts_it_off(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        """The trainer speaks 4 s after the first sleep began, and never again."""
+        slept.append(seconds)
+        clock[0] += 4.0
+        if len(slept) == 1:
+            watchdog.heard(None)
+        clock[0] += seconds - 4.0
+
+    watchdog = Watchdog(10.0, 0.0)
+    monkeypatch.setattr("worker.race.asyncio.sleep", sleep)
     with pytest.raises(Hung):
-        await watching
+        await watchdog.watch()
+    assert slept == [10.0, 4.0]
