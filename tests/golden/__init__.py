@@ -30,6 +30,10 @@ class UnknownLayout(ValueError):
     """The file is no archive of cases as the README of this folder describes them."""
 
 
+class NothingToCompare(Exception):
+    """A case is about something that this package does not compute; the message says what."""
+
+
 def read_method(path: Path) -> str:
     """Name of the method that a file belongs to; raises UnknownLayout."""
     with np.load(path, allow_pickle=False) as archive:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import Contrastive
-from tests.golden import Case
+from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, evaluate
 from worker.losses.base import Rows
 
@@ -16,14 +16,16 @@ KIND = "contrastive"
 
 
 def ntxent(case: Case) -> Iterator[Comparison]:
-    """Two views of each sample as the two texts of a pair; SimCLR's own value is twice the mean. How batches are drawn
-    is not of this package."""
+    """Two views of each sample as the two texts of a pair; SimCLR's own value is twice the mean.
+
+    Raises NothingToCompare for cases about the order of batches.
+    """
     if "hidden" in case.inputs:
         views, scale = case.inputs["hidden"].chunk(2), 2.0
     elif "zi" in case.inputs:
         views, scale = (case.inputs["zi"], case.inputs["zj"]), 1.0
     else:
-        return
+        raise NothingToCompare("no pair of views; batches of pseudo-labels are not drawn here")
     vectors = torch.stack(views, 1).flatten(0, 1)
     labels = torch.stack([torch.zeros(len(vectors)), torch.arange(len(vectors))], 1)
     spec = Contrastive(temperature=case.hyper["temperature"], anchors="both", others="all")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, embeddings, features, labels, losses, metrics, optimizers
+from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, optimizers
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -35,4 +35,5 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "swan": optimizers.swan,
     "nap": optimizers.nap,
     "normalized_lr_gd": optimizers.normalized_gd,
+    "two_pass_softmax": kernels.two_pass_softmax,
 }

@@ -59,15 +59,17 @@ def nap(case: Case) -> Iterator[Comparison]:
 
 
 def normalized_gd(case: Case) -> Iterator[Comparison]:
-    """Until every sample is right, where the method ends: no gradient tells later mistakes of e^-1000 apart."""
+    """Trajectories at every learning rate of the file, until every sample is right, where the method ends: no gradient
+    tells later mistakes of e^-1000 apart."""
     features, labels = case.inputs["features"], case.inputs["labels"]
-    for rate in (1, 100, 10_000):
+    for output, thetas in case.outputs.items():
+        if not (match := re.fullmatch(r"theta_nlrgd_g(.+)", output)):
+            continue
         model = nn.Linear(features.shape[1], 1, bias=False).double()
         nn.init.zeros_(model.weight)
-        optimizer = build_optimizer(contract.NormalizedGd(lr=rate), model.parameters())
+        optimizer = build_optimizer(contract.NormalizedGd(lr=float(match[1])), model.parameters())
         assert isinstance(optimizer, NormalizedGd)
-        output = f"theta_nlrgd_g{rate}"
-        for step, expected in enumerate(case.outputs[output]):
+        for step, expected in enumerate(thetas):
             found = model.weight.detach()[0].clone()
             yield Comparison("normalized-gd", f"{output}, step {step}", found, expected)
             outputs = model(features)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.golden import HERE
 from tests.worker.kernels.samples import KINDS, batch_of, objective_of, only_the_label_is_offered
 from worker.kernels import rows, sparse_kernels
 from worker.kernels import sparse as sparse_module
@@ -30,7 +30,7 @@ from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED
 
-GOLDEN = Path(__file__).parent / "two_pass_softmax.npz"
+GOLDEN = HERE / "two_pass_softmax.npz"
 GOLDEN_CASES = ("basic", "overflow_in_naive", "underflow_in_naive", "huge_range", "short", "equal", "long")
 
 
