@@ -156,7 +156,7 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     given = {"architectures": [], **student.config}
     model_type = given.pop("model_type")
     known = library().AutoConfig.for_model(model_type)
-    given |= _from_input(sample, known)
+    given |= _from_input(sample, known, given)
     _require_room(student, given, known, sample)
     if student.decodes:
         return library().AutoConfig.for_model(model_type, **{**given, **_ends(given, sample)})
@@ -170,10 +170,15 @@ def _ends(given: Mapping[str, Any], sample: Input) -> dict[str, Any]:
     return {"pad_token_id": None} | {name: value for name, value in ends.items() if given.get(name) is None}
 
 
-def _from_input(sample: Input, known: Any) -> dict[str, Any]:
-    """What of the input the network's configuration has a word for; `known` holds that configuration's defaults."""
+def _from_input(sample: Input, known: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the input the network's configuration has a word for; `known` holds that configuration's defaults.
+
+    A network that numbers positions from the padding's id on keeps the id that it was given: its tokenizer may pad
+    with another token, which the mask alone minds.
+    """
     if isinstance(sample, TextInput):
-        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad}
+        told = given.get("pad_token_id") if counts_from_padding(str(known.model_type)) else None
+        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad if told is None else told}
     elif isinstance(sample, ImageInput):
         sides = [sample.height, sample.width]
         square = sides[0] == sides[1] and isinstance(getattr(known, "image_size", None), int)
@@ -189,7 +194,7 @@ def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, s
     positions = given.get("max_position_embeddings", told)
     if not isinstance(sample, TextInput) or not isinstance(positions, int) or positions < 1:
         return
-    needed = sample.length + first_position(student.model_type, sample.pad)
+    needed = sample.length + first_position(student.model_type, given.get("pad_token_id") or 0)
     if positions < needed:
         raise UserError(
             "invalid_architecture",
@@ -199,8 +204,15 @@ def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, s
 
 
 def first_position(model_type: str, pad: int) -> int:
-    """Positions that come before the first token's."""
-    return pad + 1 if model_type in ("camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta") else 0
+    """Positions that come before the first token's; `pad` is the id in the network's configuration."""
+    if model_type == "mpnet":  # whose library class has the number itself
+        return 2
+    return pad + 1 if counts_from_padding(model_type) else 0
+
+
+def counts_from_padding(model_type: str) -> bool:
+    """Whether a network numbers positions from the padding's id in its configuration on."""
+    return model_type in ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta")
 
 
 def _base_class(config: Any, student: Transformers) -> Any:

@@ -18,7 +18,7 @@ from app.recipe.students import SET_FROM_THE_JOB, Transformers
 from app.recipe.task import CAUSAL_LM, Task
 from worker.data.tokens import SETTINGS, TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
-from worker.students.hugging_face import first_position, library, tells_parts_apart, width_of
+from worker.students.hugging_face import counts_from_padding, first_position, library, tells_parts_apart, width_of
 from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -36,6 +36,8 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     network = Transformers(config={key: value for key, value in config.items() if key not in SET_FROM_THE_JOB})
     defaults = library().AutoConfig.for_model(network.model_type).to_dict()
     settings = {**defaults, **config}
+    if counts_from_padding(network.model_type):
+        network = Transformers(config={**network.config, "pad_token_id": settings["pad_token_id"]})
     if is_encoder(folder):
         return _encoder(network, settings, folder)
     if network.decodes:
@@ -156,13 +158,14 @@ def _running_text(settings: dict[str, Any], folder: Path) -> TextInput:
 
 def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
     tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
-    pad = int(settings.get("pad_token_id") or 0)
+    if not tokenizer.pads:
+        raise InvalidModel(f"{SETTINGS}: neither the tokenizer nor config.json names a token for padding")
     bounds = [LONGEST, says.get("model_max_length")]
     if (positions := settings.get("max_position_embeddings")) and positions > 0:
-        bounds.append(positions - first_position(settings["model_type"], pad))
+        bounds.append(positions - first_position(settings["model_type"], int(settings.get("pad_token_id") or 0)))
     length = min(int(bound) for bound in bounds if bound)
     vocabulary = _vocabulary(settings, tokenizer)
-    return TextInput(length=length, vocabulary=vocabulary, pad=pad, separator=tokenizer.separator)
+    return TextInput(length=length, vocabulary=vocabulary, pad=tokenizer.pad, separator=tokenizer.separator)
 
 
 def _vocabulary(settings: dict[str, Any], tokenizer: TextTokenizer) -> int:

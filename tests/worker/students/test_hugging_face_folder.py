@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
@@ -178,7 +179,7 @@ def test_shards_lie_in_the_folder(tmp_path: Path, place: object) -> None:
 
 def test_former_names_of_weights_are_understood(tmp_path: Path) -> None:
     model = uploaded(tmp_path, "bert")
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "vocab.txt").write_text("\n".join([WORDS[1], WORDS[0], *WORDS[2:]]))  # padding as in the model
     path = tmp_path / "model.safetensors"
     old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in load_file(path).items()}
     old = {name.replace("LayerNorm.bias", "LayerNorm.beta"): tensor for name, tensor in old.items()}
@@ -263,3 +264,35 @@ def test_a_plain_vocabulary_of_byte_pairs_reads_as_robertas_tokenizer_does(tmp_p
     for left, right in TEXTS:
         assert ids(tokenizer, left, right) == theirs(left, right)["input_ids"]
     assert tokenizer.separator == 2
+
+
+@pytest.mark.parametrize("told", [0, 3, None])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "camembert", "mpnet"])
+def test_the_tokenizer_says_which_token_is_padding(tmp_path: Path, model_type: str, told: int | None) -> None:
+    """Also where `config.json` names another one; what numbers positions by it goes on doing so."""
+    tokenizer = vocabulary(tmp_path / "words")
+    padded = TextTokenizer(tokenizer._tokenizer, {**tokenizer.roles, "pad_token": "mat"})
+    model = text_model(tokenizer, model_type)
+    save_model(model, tmp_path)
+    write_tokenizer(padded, model.config, tmp_path)
+    (tmp_path / "stillhouse.json").unlink()
+    document = json.loads((tmp_path / "config.json").read_text())
+    document |= {"pad_token_id": told}
+    if told is None:
+        del document["pad_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    encoded = read(["the cat sat", "cat"], padding="max_length", max_length=8, truncation=True, return_tensors="pt")
+    loaded = load_model(tmp_path)
+    assert loaded.config.input.model_dump()["pad"] == WORDS.index("mat")
+    torch.testing.assert_close(loaded(encoded["input_ids"]), theirs(**encoded).logits)
+
+
+def test_an_encoder_of_texts_needs_a_token_for_padding(tmp_path: Path) -> None:
+    uploaded(tmp_path, "bert", pad_token_id=None)
+    pieces = {piece: number for number, piece in enumerate(["[UNK]", "cat", "sat"])}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(pieces, unk_token="[UNK]"))
+    raw.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InvalidModel, match="padding"):
+        read_config(tmp_path)
