@@ -12,6 +12,7 @@ from app.recipe.targets import SoftLandmarks
 from app.recipe.tokenizers import Tokenizer
 
 Key = Annotated[str, Field(min_length=1, max_length=128)]
+Shade = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -79,14 +80,16 @@ class Data(Spec):
 
 
 class Pictures(Data):
-    """Formats of encoded images (PNG, JPEG, WebP, BMP)."""
+    """Formats of encoded images (PNG, JPEG, WebP, BMP), which are turned upright as their EXIF orientation says."""
 
     image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     """Height and width, in pixels, that images are stretched to; required when their sizes differ."""
 
     channels: Literal[1, 3] | None = None
-    """1: images are read as grey, 3: as red, green and blue; none: grey when all of them are. Transparency is
-    dropped."""
+    """1: images are read as grey, 3: as red, green and blue; none: grey when all of them are."""
+
+    background: Annotated[list[Shade], Field(min_length=3, max_length=3)] = [255, 255, 255]
+    """Red, green and blue of what shows through where an image is transparent."""
 
 
 class Texts(Data):
