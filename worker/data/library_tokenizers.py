@@ -96,8 +96,8 @@ def _told(folder: Path, settings: Mapping[str, Any]) -> set[str]:
 
 
 def _invented(opened: Any, told: set[str]) -> dict[str, str]:
-    """By roles that no file speaks of, the usual tokens that the library has added to a vocabulary which lacks them, and
-    for which the network has no rows."""
+    """By roles that no file speaks of, the usual tokens that the library has added to a vocabulary which lacks them,
+    and for which the network has no rows."""
     known = opened.backend_tokenizer.get_vocab_size(with_added_tokens=False)
     usual = {role: str(token) for role, token in opened.special_tokens_map.items() if role not in told}
     return {role: token for role, token in usual.items() if (opened.convert_tokens_to_ids(token) or 0) >= known}

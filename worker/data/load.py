@@ -34,6 +34,7 @@ from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
+from worker.data.class_names import odd_names
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
@@ -122,7 +123,8 @@ def load_task(
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
-    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers=numbers)
+    notes = [*_missing_classes(train.targets, classes), *odd_names((classes and classes.names) or [])]
+    return TaskData(train, evaluation, model, notes, readers, numbers=numbers)
 
 
 def _running_text(

@@ -211,7 +211,7 @@ def _starts(text: str) -> list[int]:
 
 
 def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
-    """The tokenizer whose files lie in `folder`, with the ids and special tokens that the Transformers library gives it.
+    """The tokenizer whose files lie in `folder`, with the ids and special tokens that the Transformers library gives.
 
     Raises UserError (`invalid_teacher` or `invalid_student`), blaming `param`.
     """

@@ -51,8 +51,8 @@ class Encoded(NamedTuple):
 
 
 def decode(images: Iterable[Encoded], data: Pictures, param: str) -> NDArray:
-    """All images as (N, C, H, W) uint8, C = 1 or 3: upright, laid over `data.background` where they are transparent, and
-    then stretched to `data.image_size` if given (bilinear, antialiased).
+    """All images as (N, C, H, W) uint8, C = 1 or 3: upright, laid over `data.background` where they are transparent,
+    and then stretched to `data.image_size` if given (bilinear, antialiased).
 
     Raises UserError naming the image at fault: one that can't be decoded, or is of another size than the first.
     """
