@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -116,6 +117,10 @@ class Table(Texts):
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
     keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
     a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
+
+    chat_date: date | None = None
+    """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;
+    none: the day on which the job is made, which is recorded."""
 
     eval_input_columns: Columns | None = None
     """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""

@@ -210,7 +210,7 @@ def _prompts(job: JobSpec, wanted: Writing, train: _Portion, packed: Batch, read
     file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
     if not file.talks():
         return beginnings(packed, reader.view, wanted.prompt_tokens, end)
-    read = read_documents(file.pieces("finding what to write on in"), reader, file.param)
+    read = read_documents(file.pieces("finding what to write on in"), reader, file.param, file.day)
     documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
     found = questions(documents, reader.view, room, end, [*reader.special, end])
     if not len(found.samples):

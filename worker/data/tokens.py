@@ -70,8 +70,10 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.template = template
         """How a chat becomes one text, in Jinja; none: it knows no chats."""
-        self.roles = _with_usual(tokenizer, roles or {})
-        """Special tokens by their roles: `pad_token`, `mask_token`, `eos_token`, …"""
+        self.named = {role: token for role, token in (roles or {}).items() if tokenizer.token_to_id(token) is not None}
+        """Special tokens by the roles that the tokenizer itself names."""
+        self.roles = _with_usual(tokenizer, self.named)
+        """The same, and those of usual names: `pad_token`, `mask_token`, `eos_token`, …"""
         self._pad, self._mask = self.roles.get("pad_token"), self.roles.get("mask_token")
         told = json.dumps([tokenizer.to_str(), self._pad, self._mask])
         self.digest = sha256(told.encode()).hexdigest()[:16]
@@ -186,7 +188,7 @@ class TextTokenizer:
 
 def _with_usual(tokenizer: tokenizers.Tokenizer, told: Mapping[str, str]) -> dict[str, str]:
     """Roles as told, and for all others the token of a usual name, where there is one."""
-    known = {role: token for role, token in told.items() if tokenizer.token_to_id(token) is not None}
+    known = dict(told)
     for role, names in USUAL.items():
         usual = next((name for name in names if tokenizer.token_to_id(name) is not None), None)
         known |= {role: usual} if usual is not None and role not in known else {}

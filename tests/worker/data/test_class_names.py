@@ -20,7 +20,7 @@ def test_plain_names_need_no_warning(names: list[str]) -> None:
         (["a b", "a  b", "a\u00a0b"], ["'a b'", "'a  b'", "'a\\xa0b'"]),
         (["\uff11", "1"], ["'\\uff11'", "'1'"]),
         (["  ", "cat"], ["'  '", "nothing but spaces"]),
-        (["0", "--1", "x"], ["names of classes", "'0'", "'--1', 'x'"]),
+        (["0", "--1", "x"], ["read as names", "'0'", "'--1', 'x'"]),
     ],
 )
 def test_what_is_odd_is_named(names: list[str], told: list[str]) -> None:

@@ -7,7 +7,8 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import NamedTuple, Protocol, TypeVar, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class Message(NamedTuple):
 
     role: str
     content: str
+    more: Mapping[str, Any] = MappingProxyType({})
+    """What else it holds, such as `name` or `reasoning_content`; a template may write that, too."""
 
 
 T = TypeVar("T")
@@ -165,8 +168,8 @@ class Talks:
         if not talk or len(talk) < len(rows):
             raise self._place.wrong(len(self._values), value, "a list of messages, each with a role and a content")
         for message in talk:
-            require_characters(message.role, self._place, len(self._values))
-            require_characters(message.content, self._place, len(self._values))
+            for text in (message.role, message.content, *_texts_in(message.more)):
+                require_characters(text, self._place, len(self._values))
         self._values.append(talk)
 
     def whole(self) -> list[Talk]:
@@ -175,8 +178,24 @@ class Talks:
 
 
 def _message(told: object) -> Message | None:
-    role, content = (told.get("role"), told.get("content")) if isinstance(told, dict) else (None, None)
-    return Message(role, content) if isinstance(role, str) and isinstance(content, str) else None
+    if not isinstance(told, dict):
+        return None
+    role, content = told.get("role"), told.get("content")
+    more = {key: value for key, value in told.items() if key not in ("role", "content") and value is not None}
+    return Message(role, content, more) if isinstance(role, str) and isinstance(content, str) else None
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """All texts of a JSON value, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts_in(inner)
 
 
 class Labels:
