@@ -25,6 +25,7 @@ from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.students.last_states import LastStates
+from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -75,21 +76,31 @@ def width_of(student: Transformers) -> int:
         return int(library().AutoConfig.for_model(**{"architectures": [], **student.config}).hidden_size)
 
 
-def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network of `config` with stored weights, under the library's present or former names, in float32.
+def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
+    """The network of `config` with stored weights, under the library's present or former names, in float32; and the
+    names of those that were passed over, because its pretraining had left them.
 
     Raises Misfit, or UserError as `build` does.
     """
     network, found = _loaded(config, state)
-    _require_all(found)
-    return network
+    ignored = _leftovers(network, found)
+    _require_all({**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)})
+    return network, ignored
+
+
+def _leftovers(network: Any, found: Mapping[str, Any]) -> list[str]:
+    table = library().models.auto.modeling_auto
+    return leftovers(found["unexpected_keys"], network.config, network.base_model_prefix, table)
 
 
 @torch.no_grad()
-def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> list[str]:
     """Copy stored weights into a fresh `network` of `config`. What a network of one answer has behind its body stays
-    fresh where the stored one has another answer, or none. Raises Misfit, or UserError as `build` does."""
+    fresh where the stored one has another answer, or none. Returns names as `from_state` does; raises Misfit, or
+    UserError as `build` does."""
     loaded, found = _loaded(config, state)
+    ignored = _leftovers(loaded, found)
+    found = {**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)}
     wrong = {key: [each for each in found[key] if not _is_answer(each, loaded, config)] for key in _FAULTS}
     _require_all({**found, **wrong})
     fresh = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
@@ -97,6 +108,7 @@ def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tens
     for name, tensor in network.state_dict().items():
         if name not in fresh:
             tensor.copy_(stored[name])
+    return ignored
 
 
 _FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")

@@ -28,7 +28,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path]) -> Model:
     folder = folders[job.student.reference]
     try:
         if isinstance(student.config.architecture, Transformers):
-            hugging_face.start_from(student.network, student.config, stored_weights(folder))
+            student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
         else:
             take_over(student, load_model(folder), EVERY_LAYER)
     except (InvalidModel, hugging_face.Misfit, UserError) as error:

@@ -25,6 +25,7 @@ from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
+from worker.students.leftovers import told
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
@@ -171,6 +172,9 @@ def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = start(inherit(student, job, inputs.models), job, paths).to(device)
+    for name, model in (*inputs.models.items(), ("the student", student)):
+        if model.ignored:
+            send(Log(message=f"{name}: {told(model.ignored)}"))
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
