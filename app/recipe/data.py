@@ -12,10 +12,21 @@ from app.recipe.base import Fraction, Reference, Spec
 from app.recipe.targets import SoftLandmarks
 from app.recipe.tokenizers import Tokenizer
 
-Key = Annotated[str, Field(min_length=1, max_length=128)]
+Key = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
 Shade = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _day(given: Any) -> Any:
+    """Text as a day of the calendar; strict validation takes none from it where it was not read as JSON."""
+    try:
+        return date.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        raise ValueError("is no day such as 2025-12-31") from None
+
+
+Day = Annotated[date, BeforeValidator(_day)]
 
 
 def _each_once(names: list[str]) -> list[str]:
@@ -118,7 +129,7 @@ class Table(Texts):
     keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
     a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
 
-    chat_date: date | None = None
+    chat_date: Day | None = None
     """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;
     none: the day on which the job is made, which is recorded."""
 

@@ -26,7 +26,7 @@ def odd_names(names: Sequence[str]) -> Iterator[str]:
     numbers = [name for name in names if is_whole(name)]
     if numbers and len(numbers) < len(names):
         others = [name for name in names if not is_whole(name)]
-        yield f"labels are read as names, not as numbers of classes: {_listed(others)} are none, beside {_listed(numbers)}"
+        yield f"labels are read as names, also {_listed(numbers)}: {_listed(others)} are no numbers of classes"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
+from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import told
 from worker.students.measure import network_cost
 from worker.students.model import Model
@@ -175,6 +176,9 @@ def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks
     for name, model in (*inputs.models.items(), ("the student", student)):
         if model.ignored:
             send(Log(message=f"{name}: {told(model.ignored)}"))
+    for name, path in inputs.folders.items():
+        for note in oddities(path):
+            send(Log(level="warning", message=f"{name}: {note}"))
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
