@@ -41,9 +41,9 @@ TEMPLATES = {
     "names": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token }}|{{ cls_token }}|{{ none_such }}",
     "nothing else": "{% if tools is defined %}T{% endif %}{{ tools is none }}{{ documents is none }}",
     "namespace": "{% set n = namespace(k=0) %}{% for m in messages %}{% set n.k = n.k + 1 %}{% endfor %}{{ n.k }}",
-    "macro": "{% macro say(m) %}[{{ m.role }}]{% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}",
-    "methods": "{% for m in messages %}{{ m['content'].strip().split(' ')[-1].upper() }}{% endfor %}",
-    "more": "{% for m in messages %}{{ m.name }}{{ m.reasoning_content }}{{ m.thinking }}{{ m.tool_calls }}{% endfor %}",
+    "macro": "{% macro say(m) %}{{ m.role }}{% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}",
+    "methods": "{% for m in messages %}{{ m['content'].strip().split(' ')[-1] | upper }}{% endfor %}",
+    "more": "{% for m in messages %}{{ m.name }}{{ m.thinking }}{{ m.tool_calls }}{% endfor %}",
     "dict": "{{ dict(a=1) | tojson }}{{ range(3) | list }}{{ messages | length }}",
 }
 CHATS: list[list[dict[str, Any]]] = [

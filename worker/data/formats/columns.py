@@ -212,9 +212,9 @@ class Labels:
         label = value if isinstance(value, str) else as_class(value)
         wanted = type(self._values[0]) if self._values else None
         if label is None or (self._typed and wanted not in (None, type(label))):
-            accepted = {None: "a whole number below 2**63, or text", str: "text, as in row 0"}
-            told = accepted.get(wanted, "a whole number below 2**63, as in row 0")
-            raise self._place.wrong(len(self._values), value, told)
+            accepted = "text" if wanted is str else "a whole number below 2**63"
+            accepted += ", or text" if wanted is None else ", as in row 0"
+            raise self._place.wrong(len(self._values), value, accepted)
         if isinstance(label, str) and label not in self._known:
             require_characters(label, self._place, len(self._values))
             self._known[label] = label

@@ -118,7 +118,7 @@ class _Decoder:
             raise self._refused(name, "moves; accepted: images of one frame")
         if image.mode not in _GREY | _COLOUR:
             raise self._refused(name, f"has pixels of kind {image.mode}; accepted: 8 bits a channel")
-        if "transparency" in image.info and any(";16" in str(part) for part in image.tile):
+        if "transparency" in image.info and any(";16" in str(part) for part in getattr(image, "tile", ())):
             raise self._refused(name, "has a transparent colour of 16 bits a channel; accepted: 8 bits a channel")
         flat = self._opaque(_upright(image)).convert("L" if self._grey(image.mode) else "RGB")
         if self._size is not None and (flat.height, flat.width) != tuple(self._size):
