@@ -80,7 +80,6 @@ def within_spans(encoding: Encoding, spans: list[Span], length: int, *, touched:
     if not encoding.offsets:
         return np.zeros(0, bool)
     begins, ends = np.array(encoding.offsets).T
-    if not touched:
-        return marks[begins] > 0
     before = np.concatenate([[0], marks.cumsum()])
-    return before[ends] > before[begins]
+    found: NDArray = before[ends] > before[begins] if touched else marks[begins] > 0
+    return found

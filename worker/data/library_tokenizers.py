@@ -85,7 +85,7 @@ def _made_by(kind: Any, folder: Path) -> bool:
     if kind.model is None:
         return True
     model = tokenizers.Tokenizer.from_file(str(folder / FILE)).model
-    return type(model).__name__ == kind.model.__name__
+    return bool(type(model).__name__ == kind.model.__name__)
 
 
 def _told(folder: Path, settings: Mapping[str, Any]) -> set[str]:

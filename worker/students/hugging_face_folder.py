@@ -18,7 +18,8 @@ from app.recipe.students import SET_FROM_THE_JOB, Transformers
 from app.recipe.task import CAUSAL_LM, Task
 from worker.data.formats.columns import CLASS_NAME, is_class_name
 from worker.data.formats.faults import shown
-from worker.data.tokens import SETTINGS, TextTokenizer, load_tokenizer
+from worker.data.library_tokenizers import SETTINGS
+from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
 from worker.students.hugging_face import counts_from_padding, first_position, library, tells_parts_apart, width_of
 from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
