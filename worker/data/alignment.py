@@ -31,6 +31,7 @@ from worker.data.chats import LEARNER, ChatWriter, Span
 from worker.data.documents import end_of, within_spans
 from worker.data.formats.columns import Chats, Talk, Texts
 from worker.data.packing import stored_dtype
+from worker.data.text_limits import reading_template, write_all
 from worker.data.tokens import TextTokenizer
 from worker.losses.base import IGNORED
 
@@ -80,9 +81,11 @@ class _Teller:
         """Some samples after the other. Raises UserError (`invalid_job`, `invalid_data`)."""
         if isinstance(samples, Texts):
             return [Told(text, [(0, len(text))]) for text in samples.first]
-        self._writer = self._writer or ChatWriter(self._reader, self._param)
+        with reading_template():
+            self._writer = self._writer or ChatWriter(self._reader, self._param)
         first, self._row = self._row, self._row + len(samples.talks)
-        return [_chat(talk, *self._writer.write(talk, row)) for row, talk in enumerate(samples.talks, first)]
+        written = write_all(self._writer, samples.talks, first)
+        return [_chat(talk, *both) for talk, both in zip(samples.talks, written, strict=True)]
 
 
 def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:

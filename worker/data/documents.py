@@ -11,6 +11,7 @@ from tokenizers import Encoding
 from worker.data.archive import NDArray
 from worker.data.chats import ChatWriter, Span
 from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.text_limits import reading_template, write_all
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 
@@ -34,7 +35,8 @@ def read_documents(pieces: Iterable[Texts | Chats], reader: TextTokenizer, param
         if isinstance(piece, Texts):
             yield from _of_texts(piece.first, reader)
         else:
-            writer = writer or ChatWriter(reader, param)
+            with reading_template():
+                writer = writer or ChatWriter(reader, param)
             yield from _of_chats(piece.talks, reader, writer, row)
             row += len(piece.talks)
 
@@ -58,7 +60,7 @@ def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, firs
     """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted.
     The chats are those from row `first` on."""
     end = end_of(reader)
-    written = [writer.write(talk, first + row) for row, talk in enumerate(talks)]
+    written = write_all(writer, talks, first)
     encodings = reader.encode_whole([text for text, _ in written])
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)

@@ -22,10 +22,11 @@ from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_pieces
 from worker.data.formats.columns import Chats, Texts
-from worker.data.formats.faults import invalid
+from worker.data.formats.faults import data_room, data_subject, invalid
 from worker.data.holdout import hold_out_any
 from worker.data.packing import PackedTexts, open_packed, packing
 from worker.data.tokens import TextTokenizer
+from worker.limits import reading
 
 SECONDS_BETWEEN_WORDS = 60.0
 """Of what is being done; well below the silence after which a trainer is taken to hang."""
@@ -75,7 +76,12 @@ class TextFile:
     def pieces(self, doing: str) -> Iterator[Texts | Chats]:
         """All of them in their order, some at a time. Raises UserError (`invalid_data`) naming row and value."""
         rows, said = 0, time.monotonic()
-        for piece in read_pieces(self.path, self.data, self.param, self.workplace.folder):
+        pieces = read_pieces(self.path, self.data, self.param, self.workplace.folder)
+        while True:
+            with reading(data_subject(self.param), data_room(self.path)):
+                piece = next(pieces, None)
+            if piece is None:
+                return
             yield piece
             rows += len(piece[0])
             if time.monotonic() >= said + SECONDS_BETWEEN_WORDS:

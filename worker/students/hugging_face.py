@@ -24,6 +24,7 @@ from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
+from worker.limits import unbounded
 from worker.students.last_states import LastStates
 from worker.students.pooling import pool
 
@@ -44,7 +45,8 @@ class Misfit(Exception):
 @cache
 def library() -> ModuleType:
     """The library, silenced; it takes a second or two to load."""
-    import transformers
+    with unbounded():
+        import transformers
 
     said: Any = transformers.utils.logging  # untyped
     said.set_verbosity_error()

@@ -24,6 +24,7 @@ from worker.data.load import TaskData, load_task
 from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
+from worker.limits import is_panic, noted_in
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
 from worker.students.model import Model
@@ -106,12 +107,15 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alo
     `Stopped` once training is over.
     """
     try:
-        return _run(assignment, folder, send, stop, ranks)
-    except Exception as error:
+        with noted_in(folder):
+            return _run(assignment, folder, send, stop, ranks)
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         return failed(error)
 
 
-def failed(error: Exception) -> Failed:
+def failed(error: BaseException) -> Failed:
     """The last word after an error that is being handled; what is not for its owner goes to stderr."""
     problem = _explain(error)
     if problem.__cause__ is not None or problem is not error:
@@ -367,7 +371,7 @@ def _seed_of(job: JobSpec) -> int:
     return job.seed
 
 
-def _explain(error: Exception) -> JobError:
+def _explain(error: BaseException) -> JobError:
     """What an exception means for the job; nothing internal is told."""
     if isinstance(error, JobError):
         return error
@@ -380,7 +384,7 @@ def _explain(error: Exception) -> JobError:
     return SystemFault("internal_error", "the trainer met an error of its own; its log has the details")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """torch reports a failed allocation on the CPU as a plain RuntimeError, known by its text."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

@@ -124,7 +124,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
 
 
 def test_columns_above_the_cap_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow, "MAX_BYTES", 100)
+    monkeypatch.setattr(arrow, "most_bytes", lambda path, ratio: 100)
     assert "more than 100 bytes" in said(
         tmp_path, {"x": [1.0] * 50, "y": [1.0] * 50}, parquet(["x"], ["y"]), "regression"
     )
