@@ -23,6 +23,11 @@ def most_bytes(path: Path, ratio: int = LARGEST_RATIO) -> int:
     return min(MAX_BYTES, FREE_BYTES + ratio * path.stat().st_size)
 
 
+def most_text(path: Path) -> int:
+    """Characters of all texts of this file, where they are read some at a time."""
+    return FREE_BYTES + TABLE_RATIO * path.stat().st_size
+
+
 def data_subject(param: str) -> Subject:
     """The file that this field names, as what is read."""
     return Subject(param, "invalid_data", param)
