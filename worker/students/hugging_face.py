@@ -149,6 +149,8 @@ def blaming_the_config(student: Transformers) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # of whatever kind the library's hundreds of files raise
+        if "can't allocate memory" in str(error):
+            raise MemoryError from error
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         message = f"a {student.model_type} can't be built from this configuration: {reason[0]}"
         raise UserError("invalid_architecture", message, "student.config") from error

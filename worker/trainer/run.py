@@ -24,7 +24,7 @@ from worker.data.load import TaskData, load_task
 from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
-from worker.limits import is_panic, noted_in
+from worker.limits import Subject, is_panic, noted_in, reading
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.measure import network_cost
 from worker.students.model import Model
@@ -84,6 +84,9 @@ class _Made(NamedTuple):
     """Of teachers that teach with fewer bits."""
 
 
+STUDENT = Subject("the student", "invalid_architecture", "student")
+WHOLE_MACHINE, BUILDING_SECONDS = 1 << 50, 500
+"""Bounds on building the student: a large one is nobody's fault, but must leave room to the others on the machine."""
 PACKED = "packed"
 """Begins the name of a folder in which texts are packed."""
 Word = Finished | Stopped | Failed
@@ -172,7 +175,8 @@ def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks
     for note in inputs.task.notes:
         send(Log(level="warning", message=note))
     plan = plan_training(job.recipe, inputs.task.train.samples)
-    student = fresh_student(inputs.task.model, seed)
+    with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
+        student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = start(inherit(student, job, inputs.models), job, paths).to(device)
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
