@@ -63,7 +63,7 @@ class ChatTemplate:
 class _Generation(Extension):
     """The tag `generation`, around what a model is to learn of a chat; it leaves the text as it is."""
 
-    tags = {"generation"}  # noqa: RUF012  # as the base class declares it
+    tags = {"generation"}  # as the base class declares it
 
     def begin(self) -> None:
         """Forget the blocks of the text before."""

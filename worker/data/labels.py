@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ from app.recipe.data import Data, ImageData
 from app.recipe.model import MAX_CLASSES, ModelConfig
 from worker.data.archive import NDArray
 from worker.data.formats.columns import Samples
-from worker.data.formats.faults import invalid, shown
+from worker.data.formats.faults import invalid, listed, shown
 
 Labels = NDArray | list[str]
+MAX_NAMES_BYTES = 2 * 2**20
+"""Of all classes, as JSON; a model's description has them twice, and may have four times that."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ def find_classes(data: Data, teacher: ModelConfig | None, samples: Mapping[str, 
     names = _names(train, teacher)
     count = data.classes or (teacher.classes if teacher else None) or (len(names) if names else _counted(samples))
     if not 2 <= count <= MAX_CLASSES:
-        found = f"the classes are {', '.join(map(shown, names))}" if names else f"the largest label is {count - 1}"
+        found = f"the classes are {listed(names)}" if names else f"the largest label is {count - 1}"
         accepted = f"labels from 0, at least two classes, at most {MAX_CLASSES}"
         raise invalid(f"{found}; accepted: {accepted}", "data.train")
     if names is not None and len(names) != count:
         raise invalid(f"{len(names)} classes have names, but there are {count}", "data.classes")
+    if names is not None and len(json.dumps(names)) > MAX_NAMES_BYTES:
+        found = f"the names of the {count} classes take more than {MAX_NAMES_BYTES} bytes together"
+        raise invalid(f"{found}; accepted: shorter names", "data.train")
     return Classes(count, names)
 
 

@@ -11,7 +11,7 @@ from worker.errors import UserError, unusable_model
 from worker.students import hugging_face
 from worker.students.model import Model
 from worker.students.shrink import take_over
-from worker.students.weights import InvalidModel, load_model, stored_weights
+from worker.students.weights import InvalidModel, load_model, reading_weights, stored_weights
 
 EVERY_LAYER = range(1000)
 
@@ -26,11 +26,13 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path]) -> Model:
     if not isinstance(job.student, Pretrained):
         return student
     folder = folders[job.student.reference]
-    try:
-        if isinstance(student.config.architecture, Transformers):
-            student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
-        else:
-            take_over(student, load_model(folder), EVERY_LAYER)
-    except (InvalidModel, hugging_face.Misfit, UserError) as error:
-        raise unusable_model(f"can't start from this model: {error}", f"student.{job.student.source}") from error
+    param = f"student.{job.student.source}"
+    with reading_weights(folder, f"the model of {param}", "invalid_student", param):
+        try:
+            if isinstance(student.config.architecture, Transformers):
+                student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
+            else:
+                take_over(student, load_model(folder), EVERY_LAYER)
+        except (InvalidModel, hugging_face.Misfit, UserError) as error:
+            raise unusable_model(f"can't start from this model: {error}", param) from error
     return student
