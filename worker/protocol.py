@@ -14,6 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from app.recipe.job import JobSpec
 from app.recipe.teacher_cache import DEFAULT_BYTES
 
+TRAINER_KILLED = "trainer_killed"
+"""Code of the failure of an attempt whose trainer, or one of its processes, was killed from outside."""
+NODE_LOST = "node_lost"
+"""Code of the failure of an attempt of which another machine has gone."""
+
 
 class Message(BaseModel):
     """Base of all messages; unknown keys are ignored, so that an older supervisor understands a newer trainer."""

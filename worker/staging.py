@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -66,6 +66,13 @@ class Scratch:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
+
+    def remove(self, folder: Path) -> None:
+        """Remove a folder with all that is in it, and the folders around it that are empty then."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            while (folder := folder.parent) != self.path:
+                folder.rmdir()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,7 +18,7 @@ from app.core.clock import now
 from app.core.database import Database
 from app.core.errors import ApiError, Invalid, NotFound, TooLarge, WrongState
 from app.core.ids import new_id
-from app.core.outbox import post
+from app.core.outbox import handles, post
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import MissingObject, Store, StoredObject
@@ -31,6 +32,11 @@ from app.models.repository import models_using
 DELETE_OBJECTS = "delete_objects"
 """Kind of the outbox's messages that ask for objects (`keys`) to be deleted."""
 EXPIRED_PER_ROUND = 100
+
+
+@handles(DELETE_OBJECTS)
+async def _delete_objects(services: Services, payload: dict[str, Any]) -> None:
+    await services.store.delete(payload["keys"])
 
 
 def discard(session: AsyncSession, keys: list[str]) -> None:

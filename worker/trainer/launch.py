@@ -29,8 +29,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.errors import JobError
-from worker.memory import oom_kills
-from worker.protocol import REPORTS, Assignment, Failed, Finished, Report, Stopped
+from worker.memory import killed_from_outside, oom_kills
+from worker.protocol import REPORTS, TRAINER_KILLED, Assignment, Failed, Finished, Report, Stopped
 from worker.trainer.machine import choose_device, make_deterministic
 from worker.trainer.nodes import (
     JOIN_SECONDS,
@@ -263,4 +263,5 @@ def _explain(died: Died, *, killed_for_memory: bool) -> Failed:
         message = "a process of the job was killed: the machine ran out of memory"
         return Failed(fault="capacity", code="out_of_memory", message=message)
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with status {failure.exitcode}"
-    return Failed(fault="system", code="trainer_died", message=f"process {number} of the job {how}")
+    code = TRAINER_KILLED if killed_from_outside(failure.exitcode) else "trainer_died"
+    return Failed(fault="system", code=code, message=f"process {number} of the job {how}")
