@@ -44,7 +44,11 @@ class _Watched:
 
 
 def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: bool = True) -> list[Job]:
-    """Show jobs until all are final, and return them as they ended; `events` adds their event log."""
+    """Show jobs until all are final, and return them as they ended; `events` adds their event log.
+
+    It outlasts restarts of the service.
+    """
+    client = client.patient()
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
