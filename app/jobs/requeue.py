@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.clock import now
 from app.core.outbox import post
 from app.jobs import lifecycle
-from app.jobs.lifecycle import Move, Status, move
+from app.jobs.lifecycle import HELD, Move, Status, move
 from app.jobs.tables import Attempt, Job
 from app.recipe.job import JobSpec
 
@@ -32,6 +32,7 @@ PAUSED_SECONDS = 30 * 86_400.0
 """Longest time that a job may stay paused before it expires."""
 LONGEST_PAUSE = 600.0
 """Longest pause after a failure, in seconds."""
+WORKER_DIED = {"fault": "system", "code": "worker_died", "message": "its worker died", "param": None, "step": None}
 INTERRUPTED = ("lost", "interrupted")
 """Outcomes of attempts that something outside ended."""
 WINDOW_SECONDS = 60.0
@@ -84,6 +85,13 @@ async def settle_death(
     if settled is not None and settled.status == Status.QUEUED:
         dispatch(session, settled)
     return settled
+
+
+async def disown(session: AsyncSession, owner: str, backoff_seconds: float) -> None:
+    """Give back what a worker holds that is known to be dead, before its leases have run out."""
+    held = select(Job).where(Job.status.in_(HELD), Job.lease_owner == owner).with_for_update(skip_locked=True)
+    for job in await session.scalars(held):
+        await settle_death(session, job, WORKER_DIED, backoff_seconds, lost=True)
 
 
 async def give_up_out_of_time(session: AsyncSession, job: Job) -> Job | None:
