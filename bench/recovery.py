@@ -112,7 +112,8 @@ def _await_spare(process: psutil.Process) -> None:
     worker = process if len(process.children()) else process.parent()
     assert worker is not None
     spare = await_that(lambda: max(worker.children(), key=lambda it: it.create_time()) if _pair(worker) else None)
-    await_rest(spare)
+    for _ in range(3):  # a busy machine starves it now and then
+        await_rest(spare)
 
 
 def _pair(worker: psutil.Process) -> bool:

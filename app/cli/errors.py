@@ -40,11 +40,12 @@ class ServiceError(ClientError):
         param: str | None = None,
         errors: list[FieldProblem] | None = None,
         request_id: str | None = None,
-        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.type, self.code, self.param, self.request_id = status, type, code, param, request_id
-        self.errors, self.retry_after = errors or [], retry_after
+        self.errors = errors or []
+        self.retry_after: float | None = None
+        """For how many seconds the service asks to wait, if it does."""
         if status == 401:
             self.hint = "Is STILLHOUSE_API_KEY a key of this service?"
 

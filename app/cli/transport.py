@@ -162,14 +162,15 @@ def checked(response: httpx.Response) -> httpx.Response:
     try:
         body = response.json()["error"]
         errors = [FieldProblem.model_validate(problem) for problem in body.get("errors") or []]
-        known = {name: body.get(name) for name in ("param", "request_id")} | {"retry_after": _retry_after(response)}
-        raise ServiceError(
+        known = {name: body.get(name) for name in ("param", "request_id")}
+        error = ServiceError(
             response.status_code, type=body["type"], code=body["code"], message=body["message"], errors=errors, **known
         )
     except (ValueError, KeyError, TypeError):
         message = f"{response.status_code} {response.reason_phrase}"
-        told = {"code": "unexpected_answer", "message": message, "retry_after": _retry_after(response)}
-        raise ServiceError(response.status_code, type="http", **told) from None
+        error = ServiceError(response.status_code, type="http", code="unexpected_answer", message=message)
+    error.retry_after = _retry_after(response)
+    raise error
 
 
 def pause_seconds(attempt: int, response: httpx.Response | None = None) -> float:

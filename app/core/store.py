@@ -162,13 +162,18 @@ class Store:
 
     async def sizes(self, folder: str | None = None) -> dict[str, int]:
         """Bytes of each object that lies directly in this place, or in a `folder` of it, by its name."""
-        return await asyncio.to_thread(self._sizes, folder)
+        found = await asyncio.to_thread(self._directly_in, folder)
+        return {_last(meta["path"]): meta["size"] for meta in found["objects"]}
 
-    def _sizes(self, folder: str | None) -> dict[str, int]:
+    async def folders(self, folder: str) -> set[str]:
+        """Names of the folders that lie directly in a folder."""
+        found = await asyncio.to_thread(self._directly_in, folder)
+        return {_last(prefix.rstrip("/")) for prefix in found["common_prefixes"]}
+
+    def _directly_in(self, folder: str | None) -> Any:
         with _translated("the list"), suppress(MissingObject):
-            found = obstore.list_with_delimiter(self._backend, folder)["objects"]
-            return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found}
-        return {}
+            return obstore.list_with_delimiter(self._backend, folder)
+        return {"objects": [], "common_prefixes": []}
 
     async def keys(self, folder: str, after: str, limit: int) -> list[str]:
         """The next keys of a folder, and of those in it, that come after the key `after`; at most `limit`, in order."""
@@ -181,16 +186,6 @@ class Store:
             # A disk gives no order, and all of it is looked at; stores of objects give theirs, page by page.
             return nsmallest(limit, found) if self._folder else list(islice(found, limit))
         return []
-
-    async def folders(self, folder: str) -> set[str]:
-        """Names of the folders that lie directly in a folder."""
-        return await asyncio.to_thread(self._folders, folder)
-
-    def _folders(self, folder: str) -> set[str]:
-        with _translated("the list"), suppress(MissingObject):
-            found = obstore.list_with_delimiter(self._backend, folder)["common_prefixes"]
-            return {prefix.rstrip("/").rpartition("/")[2] for prefix in found}
-        return set()
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object."""
@@ -276,6 +271,10 @@ class Store:
         """Write a small object: a full, read-only or unreachable store raises `Unavailable`."""
         with _translated(PROBE):
             await asyncio.to_thread(self._backend.put, PROBE, b"ok", use_multipart=False)
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _open(settings: Settings, endpoint: str | None) -> ObjectStore:

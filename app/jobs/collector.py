@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -56,6 +56,7 @@ PART = re.compile(r"uploads/(?P<upload>[^/]+)/[^/]+")
 OTHER = re.compile(r"files/[0-9a-f]{32}|models/[0-9a-f]{32}/.+")
 
 log = logging.getLogger("stillhouse.collector")
+Row = TypeVar("Row", File, Model, Checkpoint)
 
 
 class Counts(NamedTuple):
@@ -170,19 +171,21 @@ class Collector:
             return ours - await _referenced(session, ours)
 
     async def _mourn(self) -> int:
-        """Look for the objects of some rows; how many rows lack one."""
+        """Look for the objects of some rows of each kind; how many rows lack one."""
+        return await self._lacking(File) + await self._lacking(Model) + await self._lacking(Checkpoint)
+
+    async def _lacking(self, table: type[Row]) -> int:
         gone = 0
-        for table in (File, Model, Checkpoint):
-            for row in await self._rows(table):
-                lost = [key for key in _keys_of(row) if not await self.store.exists(key)]
-                if lost and await self._still_there(table, row.id):
-                    gone += 1
-                    for key in set(lost) - self._mourned:
-                        log.error("%s lacks its object %s: it was deleted, or lost by the store", row.id, key)
-                        self._mourned.add(key)
+        for row in await self._rows(table):
+            lost = {key for key in _keys_of(row) if not await self.store.exists(key)}
+            if lost and await self._still_there(table, row.id):
+                gone += 1
+                for key in lost - self._mourned:
+                    log.error("%s lacks its object %s: it was deleted, or lost by the store", row.id, key)
+                self._mourned |= lost
         return gone
 
-    async def _rows(self, table: type[_Row]) -> list[_Row]:
+    async def _rows(self, table: type[Row]) -> list[Row]:
         after = self._rows_after.get(table.__tablename__, "")
         statement = select(table).where(table.deleted_at.is_(None), table.id > after).order_by(table.id).limit(ROWS)
         async with self.database.read() as session:
@@ -190,16 +193,13 @@ class Collector:
         self._rows_after[table.__tablename__] = rows[-1].id if len(rows) == ROWS else ""
         return rows
 
-    async def _still_there(self, table: type[_Row], id: str) -> bool:
+    async def _still_there(self, table: type[Row], id: str) -> bool:
         async with self.database.read() as session:
             row = await session.get(table, id)
             return row is not None and row.deleted_at is None
 
 
-_Row = File | Model | Checkpoint
-
-
-def _keys_of(row: _Row) -> list[str]:
+def _keys_of(row: File | Model | Checkpoint) -> list[str]:
     return [row.key] if isinstance(row, File) else [file["key"] for file in row.files]
 
 
@@ -208,7 +208,8 @@ async def _ours(session: AsyncSession, keys: Sequence[str]) -> set[str]:
     attempts = {key: found for key in keys if (found := ATTEMPT.fullmatch(key))}
     parts = {key: found["upload"] for key in keys if (found := PART.fullmatch(key))}
     projects = set(await session.scalars(select(Project.id)))
-    uploads, jobs = set(), {}
+    uploads: set[str] = set()
+    jobs: dict[str, tuple[str, int]] = {}
     for some in _batches({*parts.values()}):
         uploads |= set(await session.scalars(select(Upload.id).where(Upload.id.in_(some))))
     for some in _batches({found["job"] for found in attempts.values()}):
@@ -216,7 +217,7 @@ async def _ours(session: AsyncSession, keys: Sequence[str]) -> set[str]:
         jobs |= {id: (status, attempt) for id, status, attempt in rows}
 
     def is_over(found: re.Match[str]) -> bool:
-        status, attempt = jobs.get(found["job"], (None, sys.maxsize))
+        status, attempt = jobs.get(found["job"], ("", sys.maxsize))
         number = int(found["attempt"])
         return found["project"] in projects and (number < attempt or (number == attempt and status not in HELD))
 

@@ -98,8 +98,9 @@ async def give_up_out_of_time(session: AsyncSession, job: Job) -> Job | None:
     """Fail a job that workers have held for longer than its spec allows."""
     message = "ran for longer than resources.max_seconds"
     error = {"fault": "deadline", "code": "out_of_time", "message": message, "param": "resources.max_seconds"}
-    error["step"] = job.step
-    return await move(session, job.id, lifecycle.GIVE_UP, message, token=job.lease_token, error=error)
+    return await move(
+        session, job.id, lifecycle.GIVE_UP, message, token=job.lease_token, error={**error, "step": job.step}
+    )
 
 
 def after_failure(
