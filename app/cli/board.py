@@ -104,6 +104,7 @@ def _text(item: _Watched) -> str:
         f"loss {item.loss:.4f}" if item.loss is not None else "",
         f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second and running else "",
         f"{views.seconds(progress.seconds_left)} left" if progress.seconds_left is not None and running else "",
+        f"attempt {views.attempt(job)}" if job.attempt > 1 else "",
         views.failure(job) if job.error else "",
     ]
     return "  ".join(part for part in parts if part)

@@ -44,9 +44,9 @@ def status(job: Job) -> Text:
 
 def jobs(items: Sequence[Job]) -> RenderableType:
     """A list of jobs."""
-    rows = table("job", "name", "status", "step", "age")
+    rows = table("job", "name", "status", "attempt", "step", "age")
     for job in items:
-        rows.add_row(job.id, Text(job.name or ""), status(job), steps(job), age(job.created_at))
+        rows.add_row(job.id, Text(job.name or ""), status(job), attempt(job), steps(job), age(job.created_at))
     return rows if items else Text("no jobs")
 
 
@@ -77,6 +77,12 @@ def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
     if artifacts:
         parts += [Text(""), files(artifacts)]
     return Group(*parts)
+
+
+def attempt(item: Job) -> str:
+    """The number of the attempt, and how many before it failed; nothing before the first."""
+    failed = f" ({item.failures} failed)" if item.failures else ""
+    return f"{item.attempt}{failed}" if item.attempt else ""
 
 
 def attempts(item: Job) -> str:
