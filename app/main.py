@@ -90,7 +90,11 @@ def _open_routes() -> APIRouter:
     """What needs no key."""
     router = APIRouter(tags=["service"])
 
-    @router.get("/healthz", responses={503: {"model": Health, "description": "A part can't be used"}})
+    @router.get(
+        "/healthz",
+        responses={503: {"model": Health, "description": "A part can't be used"}},
+        response_model_exclude_unset=True,
+    )
     async def get_health(check: Annotated[HealthCheck, Depends(_health)], response: Response) -> Health:
         """Whether the database, the store and the broker can be used."""
         health = await check()

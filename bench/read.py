@@ -49,7 +49,7 @@ def measure(size: Size) -> Iterator[Row]:
 def _on(database: str, url: str, size: Size) -> Iterator[Row]:
     with ExitStack() as stack:
         bare = stack.enter_context(started(Bare))
-        service = stack.enter_context(started(lambda folder: Service(folder, url)))
+        service = stack.enter_context(started(lambda folder, port: Service(folder, port, url)))
         asyncio.run(fill(service.settings.resolved_database_url, size.jobs))
         yield from _jobs(database, bare, service, size)
         yield from _lists(database, service, size)

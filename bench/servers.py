@@ -17,6 +17,7 @@ from app.cli.client import Client
 from app.core import migrate
 from app.core.settings import Settings
 from app.projects import keys
+from tests.servers.ports import reserved_port
 from tests.servers.process import Server
 
 ROOT = Path(__file__).parent.parent
@@ -29,10 +30,11 @@ PATIENCE_SECONDS = 120.0
 
 
 @contextmanager
-def started(make: Callable[[Path], AnyServer]) -> Iterator[AnyServer]:
-    """A server that answers, in a temporary folder; both are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-", ignore_cleanup_errors=True) as folder:
-        server = make(Path(folder))
+def started(make: Callable[[Path, int], AnyServer]) -> Iterator[AnyServer]:
+    """A server that answers, in a temporary folder; both are gone afterwards. `make` gets the folder and a port."""
+    temporary = tempfile.TemporaryDirectory(prefix="stillhouse-bench-", ignore_cleanup_errors=True)
+    with temporary as folder, reserved_port() as port:
+        server = make(Path(folder), port)
         server.start()
         try:
             yield server
@@ -96,8 +98,8 @@ class Service(HttpServer):
     probe = "/healthz"
     verb: ClassVar[str] = "serve"
 
-    def __init__(self, folder: Path, database_url: str = "") -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, port: int, database_url: str = "") -> None:
+        super().__init__(folder, port)
         self.key = keys.new_key()
         self.settings = Settings(data_dir=folder / "service", database_url=database_url)
 
@@ -144,8 +146,8 @@ class StaticFiles(HttpServer):
 
     probe = "/probe"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(folder, port)
         self.content = _content(folder)
 
     def command(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -10,14 +11,24 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
+from app.jobs.requeue import disown
 from worker.fetch.shelf import Shelf
 from worker.gpus import hold_gpus
 from worker.protocol import CachePlace
 from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
+
+logger = logging.getLogger(__name__)
+
+
+def new_owner() -> str:
+    """A name for a process that no other has had."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Context:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the worker must leave: what runs is saved and handed back."""
     patience: Patience = Patience()
-    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
+    owner: str = field(default_factory=new_owner)
     """Names this process in leases; no later one has the same name."""
 
     @property
@@ -90,14 +101,30 @@ async def open_context(
     gpus = await hold_gpus(settings.scratch_dir / "gpus", settings.worker_gpus) if "gpu" in queues else ()
     launch = Launch(command or trainer_command(), gpus, settings.resolved_cache_dir)
     database = Database(settings.resolved_database_url, settings.database_pool_size)
-    with Scratch(settings.scratch_dir) as scratch:
+    with Scratch(settings.scratch_dir, owner := new_owner()) as scratch:
         spares = SparePool(launch, scratch)
         spares.refill()
         try:
+            await _disown(database, scratch.dead, settings.retry_backoff_seconds)
             store = Store.from_settings(settings)
-            yield Context(settings, database, store, scratch, spares, queues, patience=patience)
+            yield Context(settings, database, store, scratch, spares, queues, patience=patience, owner=owner)
         finally:
             await spares.close()
             await database.close()
             for gpu in gpus:
                 gpu.lock.close()
+
+
+async def _disown(database: Database, owners: Sequence[str], backoff_seconds: float) -> None:
+    """Give back the jobs of processes of this machine that are dead, which spares them the rest of their leases.
+
+    The reaper does so too, when the leases have run out: where the database can't be asked now, nothing is lost.
+    """
+    if not owners:
+        return
+    try:
+        async with database.write() as session:
+            for owner in owners:
+                await disown(session, owner, backoff_seconds)
+    except SQLAlchemyError:
+        logger.warning("jobs of dead workers wait until their leases have run out", exc_info=True)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from app.core.errors import Unavailable
 from app.core.store import Damaged, KeyTaken, MissingObject
 from app.jobs.leases import Fault
+from app.jobs.requeue import Cause
 from worker.convert import ConversionFailed
 from worker.errors import UserError
 from worker.fetch.hub import HubUnavailable
+from worker.protocol import NODE_LOST, TRAINER_KILLED, Failed
 from worker.staging import BadCheckpoint, UnsafePath
 from worker.trainer_process import NotStarted, ProtocolError
 
@@ -41,31 +43,49 @@ class Failure(Ending):
     code: str
     message: str
     param: str | None = None
+    cause: Cause = "trainer"
     salvage: bool = True
+
+
+def reported(last: Failed) -> Failure:
+    """What a trainer's own last word means for the job."""
+    return Failure(last.fault, last.code, last.message, last.param, _CAUSES.get(last.code, "trainer"))
+
+
+_CAUSES: dict[str, Cause] = {TRAINER_KILLED: "outside", NODE_LOST: "outside", BAD_CHECKPOINT: "service"}
 
 
 def failure_from(error: Exception) -> Failure:
     """What an exception in the worker means for the job. The exception's own text is for the log alone."""
     match error:
-        case NotStarted():
-            return Failure("system", "trainer_not_started", "no trainer could be started")
+        case NotStarted(killed=killed):
+            return _not_started(killed=killed)
         case ProtocolError() | UnsafePath():
             return Failure("system", "trainer_protocol", "the trainer said something that can't be understood")
         case UserError(code=code, message=message, param=param):
             return Failure("user", code, message, param)
         case ConversionFailed():
-            return Failure("system", "conversion_failed", "the process that converts the teacher could not be run")
+            return _service("conversion_failed", "the process that converts the teacher could not be run")
         case BadCheckpoint():
-            return Failure(
-                "system", BAD_CHECKPOINT, "the checkpoint to go on from is missing or damaged", salvage=False
-            )
+            return _service(BAD_CHECKPOINT, "the checkpoint to go on from is missing or damaged", salvage=False)
         case HubUnavailable():
-            return Failure("system", "hub_unavailable", "the model hub could not be reached", salvage=False)
+            return _service("hub_unavailable", "the model hub could not be reached", salvage=False)
         case Unavailable():
-            return Failure("system", "store_unavailable", "the object store could not be reached", salvage=False)
+            return _service("store_unavailable", "the object store could not be reached", salvage=False)
         case MissingObject() | Damaged() | KeyTaken():
-            return Failure("system", "damaged_object", "an object in the store is missing or damaged", salvage=False)
+            return _service("damaged_object", "an object in the store is missing or damaged", salvage=False)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return Failure("capacity", "disk_full", "the worker's disk is full")
+            return Failure("capacity", "disk_full", "the worker's disk is full", cause="service")
         case _:
-            return Failure("system", "worker_error", "the worker failed")
+            return _service("worker_error", "the worker failed")
+
+
+def _not_started(*, killed: bool) -> Failure:
+    if killed:
+        return Failure("system", TRAINER_KILLED, "the trainer was killed while it started", cause="outside")
+    return _service("trainer_not_started", "no trainer could be started")
+
+
+def _service(code: str, message: str, *, salvage: bool = True) -> Failure:
+    """Something failed that the attempt stands on."""
+    return Failure("system", code, message, cause="service", salvage=salvage)

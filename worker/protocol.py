@@ -28,6 +28,10 @@ def _sendable(text: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_sendable)]
+TRAINER_KILLED = "trainer_killed"
+"""Code of the failure of an attempt whose trainer, or one of its processes, was killed from outside."""
+NODE_LOST = "node_lost"
+"""Code of the failure of an attempt of which another machine has gone."""
 
 
 class Message(BaseModel):

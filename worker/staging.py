@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -41,17 +41,21 @@ class BadCheckpoint(Exception):
 
 
 class Scratch:
-    """This process's folder under `parent`. Opening one removes the folders of processes that are dead."""
+    """This process's folder under `parent`. Opening one removes the folders of processes that are dead.
 
-    def __init__(self, parent: Path) -> None:
+    `owner` names the process in leases; `dead` are the names of those whose folders were removed.
+    """
+
+    def __init__(self, parent: Path, owner: str = "") -> None:
         parent.mkdir(parents=True, exist_ok=True)
         parent = parent.resolve()
         with _locked(parent / LOCK):  # nobody may sweep a folder that is made but not locked yet
-            for folder in parent.glob("worker-*"):
-                _sweep(folder)
+            swept = [_sweep(folder) for folder in parent.glob("worker-*")]
+            self.dead = [name for name in swept if name]
             self.path = Path(tempfile.mkdtemp(prefix="worker-", dir=parent))
-            self._lock = (self.path / LOCK).open("wb")
+            self._lock = (self.path / LOCK).open("wb", buffering=0)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock.write(owner.encode())
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +71,13 @@ class Scratch:
         path.mkdir(parents=True)
         return path
 
+    def remove(self, folder: Path) -> None:
+        """Remove a folder with all that is in it, and the folders around it that are empty then."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            while (folder := folder.parent) != self.path:
+                folder.rmdir()
+
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
@@ -75,16 +86,19 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _sweep(folder: Path) -> None:
-    """Remove a process's folder if the process is gone."""
+def _sweep(folder: Path) -> str:
+    """Remove a process's folder if the process is gone; its name, or nothing if it lives or had none yet."""
+    owner = ""
     try:
-        with (folder / LOCK).open("wb") as lock:
+        with (folder / LOCK).open("rb+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owner = lock.read().decode(errors="replace")
     except BlockingIOError:
-        return
+        return ""
     except OSError:
         pass  # its owner died before it had locked the folder
     shutil.rmtree(folder, ignore_errors=True)
+    return owner
 
 
 @dataclass(frozen=True)

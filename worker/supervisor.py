@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import shutil
 import signal
 import time
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import NoReturn
@@ -23,10 +23,11 @@ from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.access import DATABASE_LOST, Access
 from worker.context import Context
-from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from
+from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from, reported
 from worker.limits import note_of
-from worker.memory import oom_kills
+from worker.memory import killed_from_outside, oom_kills
 from worker.protocol import (
+    TRAINER_KILLED,
     CheckpointSaved,
     Failed,
     Finished,
@@ -89,7 +90,7 @@ class Attempt:
         self._publisher = Publisher(self._access, self._folder)
         self._watchdog = Watchdog(self._patience.hang, self._patience.hang_steps)
         self._trainer: TrainerProcess | None = None
-        self._oom_kills = oom_kills()
+        self._oom_kills = deque([oom_kills()], maxlen=2)
         self._step: int | None = None
         self._flushed_at = 0.0
         self._ordered_end: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -198,7 +199,7 @@ class Attempt:
                 return last
             case Failed():
                 self._step = self._step if last.step is None else last.step
-                raise Failure(last.fault, last.code, last.message, last.param)
+                raise reported(last)
             case Stopped() if self._leaving is not None:
                 raise HandBack(self._leaving)
             case Stopped():
@@ -209,11 +210,13 @@ class Attempt:
         status = await trainer.exited(self._patience.kill)
         if status is None:
             return Failure("system", "trainer_died", "the trainer fell silent")
-        if status == -signal.SIGKILL and oom_kills() > self._oom_kills:
+        if status == -signal.SIGKILL and oom_kills() > self._oom_kills[0]:
             return Failure("capacity", "out_of_memory", "the trainer was killed: the machine ran out of memory")
         if (note := note_of(self._folder, trainer.pid)) and (told := note.explain(status)):
             return Failure(told.fault, told.code, told.message, told.param)
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        if killed_from_outside(status):
+            return Failure("system", TRAINER_KILLED, f"the trainer {how}", cause="outside")
         return Failure("system", "trainer_died", f"the trainer {how}")
 
     # ---- the watchers
@@ -228,6 +231,7 @@ class Attempt:
                 await asyncio.sleep(self._patience.retry)
                 continue
             self._renew(asked_at, orders)
+            self._oom_kills.append(oom_kills())  # of the last beats alone: others on the machine run out of memory too
             self._context.tick()
             await asyncio.sleep(self._context.settings.heartbeat_seconds)
 
@@ -298,6 +302,7 @@ class Attempt:
                 message=failure.message,
                 param=failure.param,
                 step=self._step,
+                cause=failure.cause,
                 backoff_seconds=self._context.settings.retry_backoff_seconds,
             )
         )
@@ -305,7 +310,7 @@ class Attempt:
     async def _clear(self) -> None:
         if self._trainer is not None:
             await self._trainer.close()
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(self._context.scratch.remove, self._folder)
         if not self._context.stop.is_set():
             self._context.spares.refill()
 

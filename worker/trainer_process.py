@@ -21,6 +21,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from worker.gpus import Gpu
+from worker.memory import killed_from_outside, oom_kills
 from worker.protocol import REPORTS, Command, Ready, Report
 from worker.staging import Scratch
 
@@ -38,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 class NotStarted(Exception):
-    """No trainer could be brought up."""
+    """No trainer could be brought up; `killed`: because somebody killed it while it warmed up."""
+
+    def __init__(self, reason: str, *, killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed
 
 
 class ProtocolError(Exception):
@@ -75,6 +80,7 @@ class TrainerProcess:
 
     def __init__(self, process: Process, folder: Path) -> None:
         self._process, self._folder = process, folder
+        self._oom_kills = oom_kills()
         self.pid = process.pid
         self._exit = asyncio.create_task(self._bury())
 
@@ -103,7 +109,13 @@ class TrainerProcess:
         except (TimeoutError, ProtocolError) as error:
             raise NotStarted(f"{error or 'no answer'}; stderr: {self.tail()}") from error
         if not isinstance(report, Ready):
-            raise NotStarted(f"it said {report!r} where it should be ready; stderr: {self.tail()}")
+            killed = report is None and await self._was_killed()
+            raise NotStarted(f"it said {report!r} where it should be ready; stderr: {self.tail()}", killed=killed)
+
+    async def _was_killed(self) -> bool:
+        """Whether it was ended from outside, and not by the kernel for want of memory."""
+        status = await self.exited(2 * LOOK_SECONDS)
+        return status is not None and killed_from_outside(status) and oom_kills() == self._oom_kills
 
     @property
     def alive(self) -> bool:

@@ -44,7 +44,11 @@ class _Watched:
 
 
 def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: bool = True) -> list[Job]:
-    """Show jobs until all are final, and return them as they ended; `events` adds their event log."""
+    """Show jobs until all are final, and return them as they ended; `events` adds their event log.
+
+    It outlasts restarts of the service.
+    """
+    client = client.patient()
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -100,6 +104,7 @@ def _text(item: _Watched) -> str:
         f"loss {item.loss:.4f}" if item.loss is not None else "",
         f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second and running else "",
         f"{views.seconds(progress.seconds_left)} left" if progress.seconds_left is not None and running else "",
+        f"attempt {views.attempt(job)}" if job.attempt > 1 else "",
         views.failure(job) if job.error else "",
     ]
     return "  ".join(part for part in parts if part)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,14 +35,12 @@ from app.cli.objects import (
     Series,
     Validation,
 )
-from app.cli.transport import BUSY, Transport, pause_seconds
+from app.cli.transport import OUTAGE_SECONDS, Transport
 
 __all__ = ["BadRequest", "Client", "ClientError", "FieldProblem", "ServiceError", "TransferError", "Unreachable"]
 
 SILENCE_SECONDS = 45.0
 """Longest silence on a stream of events; the service sends a comment every 15 seconds."""
-WATCH_TRIES = 8
-"""Connections in a row that may fail before watching ends: enough for a restart of the service."""
 Document = Mapping[str, Any]
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
@@ -49,16 +48,34 @@ AnyReply = TypeVar("AnyReply", bound=Reply)
 class Client:
     """Speaks to one service. Without arguments: STILLHOUSE_URL and STILLHOUSE_API_KEY, or what `stillhouse up` left.
 
-    Requests that may be repeated are repeated after a lost connection. Raises `ServiceError` when the service
-    refuses, `Unreachable` when it does not answer.
+    Requests that may be repeated are repeated after a lost connection, `retries` times; watching, uploads and downloads
+    go on when the service is away for up to `outage_seconds`, as while it is restarted. Raises `ServiceError` when the
+    service refuses, `Unreachable` when it does not answer.
     """
 
     def __init__(
-        self, url: str | None = None, key: str | None = None, *, retries: int = 3, timeout_seconds: float = 30.0
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        retries: int = 3,
+        timeout_seconds: float = 30.0,
+        outage_seconds: float = OUTAGE_SECONDS,
     ) -> None:
         found = connection.find(url, key)
         self.url = found.url
-        self._transport = Transport(found, retries=retries, timeout_seconds=timeout_seconds)
+        self._transport = Transport(
+            found, retries=retries, timeout_seconds=timeout_seconds, outage_seconds=outage_seconds
+        )
+
+    def patient(self, until: float | None = None) -> Self:
+        """The same client, but every request that may be repeated is, until the service has been away for too long.
+
+        `until` is a time of `time.monotonic()`, after which they are not either.
+        """
+        patient = copy(self)
+        patient._transport = self._transport.patient(until)
+        return patient
 
     def __enter__(self) -> Self:
         return self
@@ -127,29 +144,35 @@ class Client:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         for _ in self.watch(job_id, deadline=deadline):
             pass
-        return self.job(job_id)
+        return self.patient().job(job_id)
 
     def watch(self, job_id: str, *, after: int = 0, deadline: float | None = None) -> Iterator[Event]:
-        """Events from number `after` + 1 on, as they happen, up to the final one; survives lost connections.
+        """Events from number `after` + 1 on, as they happen, up to the final one, each once.
 
-        `deadline` is a time of `time.monotonic()`, after which `TimeoutError` is raised.
+        It outlasts lost connections and restarts of the service. `deadline` is a time of `time.monotonic()`, after
+        which `TimeoutError` is raised.
         """
-        failures = 0
-        while not self.job(job_id).is_final:
+        patient = self.patient(deadline)
+        outage = patient._transport.outage()
+        while not patient.job(job_id).is_final:
+            seen = after
             try:
                 for event in self._events_as_they_come(job_id, after, deadline):
-                    after, failures = event.seq, 0
-                    yield event
-            except (httpx.TransportError, ServiceError) as error:
-                if isinstance(error, ServiceError) and error.status not in BUSY:
-                    raise
-                failures += 1
-                if failures > WATCH_TRIES:
-                    raise Unreachable(f"{self.url} does not answer: {error}") from None
-                time.sleep(pause_seconds(failures))
+                    if event.seq > after:
+                        after = event.seq
+                        outage.over()
+                        yield event
+                if after == seen:
+                    raise httpx.RemoteProtocolError("its streams end at once")
+            except httpx.ReadTimeout:
+                pass  # it fell silent, or the deadline has come: whether the service answers, the next request shows
+            except httpx.TransportError as error:
+                outage.wait(self._transport.unreachable(error))
+            except ServiceError as error:
+                outage.wait(error)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"job {job_id} is not final yet")
-        yield from self.events(job_id, after=after)
+        yield from patient.events(job_id, after=after)
 
     def _events_as_they_come(self, job_id: str, after: int, deadline: float | None) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(after)} if after else {})
@@ -194,7 +217,7 @@ class Client:
         self, job_id: str, name: str, folder: Path, *, progress: transfer.Progress = transfer.no_progress
     ) -> Path:
         """Fetch one artifact into `folder` and verify its sha256; an earlier try that broke off is continued."""
-        item = next((item for item in self.artifacts(job_id) if item.name == name), None)
+        item = next((item for item in self.patient().artifacts(job_id) if item.name == name), None)
         if item is None:
             raise TransferError(f"job {job_id} has no artifact {name!r}")
         url = _path("jobs", job_id, "artifacts", item.name)
@@ -262,7 +285,7 @@ class Client:
         self, model_id: str, name: str, folder: Path, *, progress: transfer.Progress = transfer.no_progress
     ) -> Path:
         """Fetch one file of a model's bundle into `folder` and verify its sha256."""
-        item = next((item for item in self.model(model_id).files if item.name == name), None)
+        item = next((item for item in self.patient().model(model_id).files if item.name == name), None)
         if item is None:
             raise TransferError(f"model {model_id} has no file {name!r}")
         url = _path("models", model_id, "files", item.name)

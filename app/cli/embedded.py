@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("stillhouse.up")
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-HEALTHY_SECONDS = 60.0
-"""A worker that lived so long is restarted at once when it dies."""
+HEALTHY_SECONDS = 10.0
+"""A worker that lived so long is restarted at once when it dies; others after a pause that doubles."""
 FIRST_KEY_FILE = "key"
 LAST_WORDS_SECONDS = 5
 """Time that open requests get when the service stops."""
@@ -173,14 +173,15 @@ class _Worker:
 
     async def mind(self) -> None:
         """Return once the worker has ended and is not wanted any more."""
-        pause = FIRST_PAUSE_SECONDS
+        pause = 0.0
         clock = asyncio.get_running_loop().time
         while True:
             begin = clock()
             code = await self._process.wait()
             if self._stopping:
                 return
-            pause = FIRST_PAUSE_SECONDS if clock() - begin > HEALTHY_SECONDS else min(pause * 2, LONGEST_PAUSE_SECONDS)
+            short = clock() - begin < HEALTHY_SECONDS
+            pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS) if short else 0.0
             log.error("the worker ended with code %s; it is started again in %.0f s", code, pause)
             await asyncio.sleep(pause)
             self._process = await _start_worker()

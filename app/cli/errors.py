@@ -44,6 +44,8 @@ class ServiceError(ClientError):
         super().__init__(message)
         self.status, self.type, self.code, self.param, self.request_id = status, type, code, param, request_id
         self.errors = errors or []
+        self.retry_after: float | None = None
+        """For how many seconds the service asks to wait, if it does."""
         if status == 401:
             self.hint = "Is STILLHOUSE_API_KEY a key of this service?"
 

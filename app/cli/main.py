@@ -19,6 +19,7 @@ from app.cli.connection import Connection
 from app.cli.errors import BadRequest
 from app.cli.objects import Artifact, Job
 from app.cli.output import Answer, Stream, command, err
+from app.cli.transport import OUTAGE_SECONDS
 from app.recipe.hugging_face import is_model_file
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ JobFile = Annotated[Path, typer.Argument(help="A job in YAML or JSON; its data f
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Replace a value, as in recipe.optimizer.lr=1e-3. May be repeated.")
 ]
+
+Outage = Annotated[float, typer.Option(min=0, help="For how many seconds the service may be away, as in a restart.")]
 
 
 @command(app)
@@ -88,9 +91,12 @@ def show(job: JobId) -> Answer:
 
 
 @command(app)
-def watch(jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…", show_default=False)]) -> Stream:
+def watch(
+    jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…", show_default=False)],
+    outage: Outage = OUTAGE_SECONDS,
+) -> Stream:
     """Watch jobs to their end: progress bars and event log. Fails if one of them does not succeed."""
-    client = Client()
+    client = Client(outage_seconds=outage)
     return _watch(client, [client.job(id) for id in jobs])
 
 
@@ -99,7 +105,7 @@ def _watch(client: Client, jobs: list[Job]) -> Stream:
         for job in jobs:
             for event in client.watch(job.id):
                 tell({"job_id": job.id, **event.model_dump(mode="json")})
-        return _worst([client.job(job.id) for job in jobs])
+        return _worst([client.patient().job(job.id) for job in jobs])
 
     def follow(console: Console) -> int:
         ended = board.follow(client, jobs, console)
@@ -155,9 +161,10 @@ def download(
     source: Annotated[str, typer.Argument(help="A job's or a model's id.", show_default=False)],
     folder: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: the id.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Only this file. May be repeated.")] = None,
+    outage: Outage = OUTAGE_SECONDS,
 ) -> Answer:
     """Fetch the files of a job or model, and verify their sha256. A broken transfer is continued."""
-    client = Client()
+    client = Client(outage_seconds=outage)
     is_model = source.startswith("model_")
     items = client.model(source).files if is_model else client.artifacts(source)
     wanted = [item for item in items if not name or item.name in name]
@@ -195,13 +202,14 @@ def upload(
         list[Path], typer.Argument(help="Data (.npz) or weights (.safetensors, .pt).", show_default=False)
     ],
     resume: Annotated[str | None, typer.Option(help="Go on with a broken upload, upload_…")] = None,
+    outage: Outage = OUTAGE_SECONDS,
 ) -> Answer:
     """Send files; one that the service has already, with this name and content, is not sent again."""
     if missing := [path for path in files if not path.is_file()]:
         raise BadRequest(f"there is no file {', '.join(map(str, missing))}")
     if resume and len(files) != 1:
         raise BadRequest("--resume goes with exactly one file")
-    client = Client()
+    client = Client(outage_seconds=outage)
     sent = []
     with _transfers() as bars:
         for path in files:

@@ -61,6 +61,8 @@ class Job(Reply):
     checkpoint_id: str | None = None
     cloned_from: str | None = None
     attempt: int
+    failures: int = 0
+    interruptions: int = 0
     max_attempts: int
     priority: int
     queue: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +13,7 @@ import httpx
 
 from app.cli.errors import BadRequest, ServiceError, TransferError
 from app.cli.objects import Artifact, File, Upload
-from app.cli.transport import BUSY, Transport, pause_seconds
+from app.cli.transport import Transport
 
 PART_BYTES = 8 << 20
 MOST_PARTS = 9_000
@@ -37,10 +36,10 @@ def upload(transport: Transport, path: Path, *, resume: str | None = None, progr
 
     Raises `TransferError` with the id to resume by when it breaks off.
     """
-    size, sha256 = path.stat().st_size, sha256_of(path)
+    transport, size, sha256 = transport.patient(), path.stat().st_size, sha256_of(path)
     if resume is None:
         announcement = {"name": path.name, "size": size, "sha256": sha256}
-        state = Upload.model_validate(transport.json("POST", "/v1/uploads", json=announcement))
+        state = Upload.model_validate(transport.json("POST", "/v1/uploads", json=announcement, repeatable=True))
     else:
         state = Upload.model_validate(transport.json("GET", f"/v1/uploads/{resume}"))
     try:
@@ -107,19 +106,19 @@ def safe_name(name: str) -> str:
 
 
 def _fetch(transport: Transport, url: str, item: Artifact, partial: Path, progress: Progress) -> None:
-    """Fill `partial` up to the file's size; gives up after several tries in a row that brought nothing."""
-    failures = 0
+    """Fill `partial` up to the file's size; gives up when nothing has come for as long as an outage may last."""
+    outage = transport.outage()
     while not partial.is_file() or _size(partial) < item.size:
         before = _size(partial)
         try:
             _fetch_rest(transport, url, item, partial, progress)
         except (httpx.TransportError, ServiceError) as error:
-            if isinstance(error, ServiceError) and error.status not in BUSY:
-                raise
-            failures = 0 if _size(partial) > before else failures + 1
-            if failures > transport.retries:
+            if _size(partial) > before:
+                outage.over()
+            try:
+                outage.wait(error)
+            except httpx.TransportError:
                 raise TransferError(f"{item.name} broke off at {before} of {item.size} bytes ({error})") from error
-            time.sleep(pause_seconds(failures))
 
 
 def _fetch_rest(transport: Transport, url: str, item: Artifact, partial: Path, progress: Progress) -> None:

@@ -44,9 +44,9 @@ def status(job: Job) -> Text:
 
 def jobs(items: Sequence[Job]) -> RenderableType:
     """A list of jobs."""
-    rows = table("job", "name", "status", "step", "age")
+    rows = table("job", "name", "status", "attempt", "step", "age")
     for job in items:
-        rows.add_row(job.id, Text(job.name or ""), status(job), steps(job), age(job.created_at))
+        rows.add_row(job.id, Text(job.name or ""), status(job), attempt(job), steps(job), age(job.created_at))
     return rows if items else Text("no jobs")
 
 
@@ -63,7 +63,7 @@ def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
                 ("step", steps(item) or None),
                 ("speed", progress.samples_per_second and f"{progress.samples_per_second:,.0f} samples/s"),
                 ("time left", seconds(progress.seconds_left) or None),
-                ("attempt", f"{item.attempt} of at most {item.max_attempts}" if item.attempt else None),
+                ("attempt", attempts(item) or None),
                 ("queue, priority", f"{item.queue}, {item.priority}"),
                 ("created", moment(item.created_at)),
                 ("finished", item.finished_at and moment(item.finished_at)),
@@ -77,6 +77,22 @@ def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
     if artifacts:
         parts += [Text(""), files(artifacts)]
     return Group(*parts)
+
+
+def attempt(item: Job) -> str:
+    """The number of the attempt, and how many before it failed; nothing before the first."""
+    failed = f" ({item.failures} failed)" if item.failures else ""
+    return f"{item.attempt}{failed}" if item.attempt else ""
+
+
+def attempts(item: Job) -> str:
+    """The attempt, and how many before it failed or were interrupted; nothing before the first."""
+    parts = [f"{item.attempt}"] if item.attempt else []
+    if item.failures:
+        parts.append(f"{item.failures} of at most {item.max_attempts} failed")
+    if item.interruptions:
+        parts.append(f"{item.interruptions} interrupted, which counts as no failure")
+    return "; ".join(parts)
 
 
 def failure(item: Job) -> str:

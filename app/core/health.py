@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 
+from app.core.relay import set_aside
 from app.core.services import Services
 
 log = logging.getLogger("stillhouse.health")
@@ -24,6 +26,9 @@ class Health(BaseModel):
     status: Literal["ok", "unavailable"]
     reasons: dict[str, str]
     """Why a part (`database`, `store`, `broker`) can't be used."""
+    warnings: dict[str, str] = {}
+    """What an operator should look at, though the service works: messages that were set aside (`outbox`). Left out
+    where there is nothing."""
 
 
 @dataclass
@@ -58,7 +63,18 @@ class HealthCheck:
         for name, error in failed.items():
             log.warning("the %s can't be used", name, exc_info=error)
         reasons = {name: _reason(error) for name, error in failed.items()}
-        return Health(status="unavailable" if reasons else "ok", reasons=reasons)
+        found = {"status": "unavailable" if reasons else "ok", "reasons": reasons}
+        warnings = {} if "database" in reasons else await self._warnings()
+        return Health.model_validate(found | ({"warnings": warnings} if warnings else {}))
+
+    async def _warnings(self) -> dict[str, str]:
+        try:
+            async with self.services.database.read() as session:
+                count = await set_aside(session)
+        except SQLAlchemyError:
+            log.warning("the outbox can't be looked at", exc_info=True)
+            return {}
+        return {"outbox": f"messages that could not be sent and were set aside: {count}"} if count else {}
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, BigInteger, Integer, String
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,6 +11,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.clock import now
 from app.core.database import Base
+
+if TYPE_CHECKING:
+    from app.core.services import Services  # which imports FastAPI, and workers post messages too
+
+Handler = Callable[["Services", dict[str, Any]], Awaitable[None]]
+"""Sends a message, given its payload; raises if it could not. It may be called twice for one message."""
+HANDLERS: dict[str, Handler] = {}
+"""By the kind of message."""
 
 
 class OutboxMessage(Base):
@@ -22,7 +31,23 @@ class OutboxMessage(Base):
     kind: Mapped[str] = mapped_column(String(32))
     payload: Mapped[dict[str, Any]] = mapped_column(JSON)
     available_at: Mapped[float] = mapped_column(index=True)
+    """When it is sent, or tried again, at the earliest."""
     attempts: Mapped[int] = mapped_column(default=0)
+    last_error: Mapped[str | None] = mapped_column(String(1024))
+    """Why the last try failed; for operators."""
+    set_aside_at: Mapped[float | None]
+    """When it was given up; it is not tried again unless an operator clears this."""
+
+
+def handles(kind: str) -> Callable[[Handler], Handler]:
+    """Make a function the handler of a kind of messages."""
+
+    def register(handler: Handler) -> Handler:
+        if HANDLERS.setdefault(kind, handler) is not handler:
+            raise ValueError(f"messages of the kind {kind!r} have two handlers")
+        return handler
+
+    return register
 
 
 def post(session: AsyncSession, kind: str, payload: dict[str, Any], available_at: float | None = None) -> None:

@@ -101,7 +101,13 @@ class Settings(BaseSettings):
     reaper_seconds: Positive = 5.0
     """Time between two rounds of the reaper."""
     retry_backoff_seconds: Positive = 5.0
-    """Pause before the second attempt; doubles with every further one, up to ten minutes."""
+    """Pause after the first failure of a job; doubles with every further one, up to ten minutes. An end that the job
+    did not cause costs none, unless that happens more than five times within a minute."""
+    collector_seconds: float = Field(60.0, ge=0)
+    """Time between two rounds of the collector, which deletes objects that no row speaks of; 0: there is none."""
+    collector_grace_seconds: Positive = 300.0
+    """Time for which the collector must have seen an object without a row before it deletes it; longer than any request
+    takes from an object to its row."""
     stop_seconds: Positive = 60.0
     """Longest time that a trainer may take to save itself and leave when its job is paused or its worker stops."""
 

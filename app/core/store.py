@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import re
 import sys
+import time
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
+from heapq import nsmallest
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
@@ -39,6 +42,8 @@ CONCURRENT_PARTS = 2
 MAX_WRITERS = 64
 """Objects that one process writes at once; more wait for their turn."""
 PROBE = "healthz"
+UNFINISHED = re.compile(r"#\d+$")
+"""End of the name of a file on local disk that is being written; no key has such a name."""
 _CLIENT = {"connect_timeout": timedelta(seconds=5), "read_timeout": timedelta(seconds=30), "timeout": timedelta(days=1)}
 _RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
@@ -157,13 +162,57 @@ class Store:
 
     async def sizes(self, folder: str | None = None) -> dict[str, int]:
         """Bytes of each object that lies directly in this place, or in a `folder` of it, by its name."""
-        return await asyncio.to_thread(self._sizes, folder)
+        found = await asyncio.to_thread(self._directly_in, folder)
+        return {_last(meta["path"]): meta["size"] for meta in found["objects"]}
 
-    def _sizes(self, folder: str | None) -> dict[str, int]:
+    async def folders(self, folder: str) -> set[str]:
+        """Names of the folders that lie directly in a folder."""
+        found = await asyncio.to_thread(self._directly_in, folder)
+        return {_last(prefix.rstrip("/")) for prefix in found["common_prefixes"]}
+
+    def _directly_in(self, folder: str | None) -> Any:
         with _translated("the list"), suppress(MissingObject):
-            found = obstore.list_with_delimiter(self._backend, folder)["objects"]
-            return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found}
-        return {}
+            return obstore.list_with_delimiter(self._backend, folder)
+        return {"objects": [], "common_prefixes": []}
+
+    async def keys(self, folder: str, after: str, limit: int) -> list[str]:
+        """The next keys of a folder, and of those in it, that come after the key `after`; at most `limit`, in order."""
+        return await asyncio.to_thread(self._keys, folder, after, limit)
+
+    def _keys(self, folder: str, after: str, limit: int) -> list[str]:
+        with _translated("the list"), suppress(MissingObject):
+            batches = obstore.list(self._backend, folder, offset=after or None, chunk_size=1000)
+            found = (meta["path"] for batch in batches for meta in batch if meta["path"] > after)
+            # A disk gives no order, and all of it is looked at; stores of objects give theirs, page by page.
+            return nsmallest(limit, found) if self._folder else list(islice(found, limit))
+        return []
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object."""
+        return await asyncio.to_thread(self._exists, key)
+
+    def _exists(self, key: str) -> bool:
+        with suppress(MissingObject), _translated(key):
+            self._backend.head(key)
+            return True
+        return False
+
+    async def remove_unfinished(self, age_seconds: float) -> int:
+        """Remove what writers that died have left on local disk, untouched for so long; how many files it was.
+
+        A store of objects has a rule of its own for parts of uploads that were never completed.
+        """
+        return await asyncio.to_thread(self._remove_unfinished, age_seconds) if self._folder else 0
+
+    def _remove_unfinished(self, age_seconds: float) -> int:
+        assert self._folder is not None
+        removed, before = 0, time.time() - age_seconds
+        for path in self._folder.rglob("*#*"):
+            with suppress(FileNotFoundError):
+                if UNFINISHED.search(path.name) and path.is_file() and path.stat().st_mtime < before:
+                    path.unlink()
+                    removed += 1
+        return removed
 
     async def fetch(self, key: str, path: Path, size: int) -> None:
         """Fetch a foreign object, whose digest nobody knows, into a file; raises `Damaged` unless it has the size."""
@@ -222,6 +271,10 @@ class Store:
         """Write a small object: a full, read-only or unreachable store raises `Unavailable`."""
         with _translated(PROBE):
             await asyncio.to_thread(self._backend.put, PROBE, b"ok", use_multipart=False)
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _open(settings: Settings, endpoint: str | None) -> ObjectStore:

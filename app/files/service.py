@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,7 +19,7 @@ from app.core.clock import now
 from app.core.database import Database
 from app.core.errors import ApiError, Invalid, NotFound, TooLarge, WrongState
 from app.core.ids import new_id
-from app.core.outbox import post
+from app.core.outbox import handles, post
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import MissingObject, Store, StoredObject
@@ -34,6 +35,11 @@ DELETE_OBJECTS = "delete_objects"
 EXPIRED_PER_ROUND = 100
 _INSPECTORS = ThreadPoolExecutor(2, "inspect")
 """So few, because a header of a few megabytes takes fifty times that while it is read."""
+
+
+@handles(DELETE_OBJECTS)
+async def _delete_objects(services: Services, payload: dict[str, Any]) -> None:
+    await services.store.delete(payload["keys"])
 
 
 def discard(session: AsyncSession, keys: list[str]) -> None:

@@ -24,7 +24,7 @@ class File(Base):
     """What the file was recognised as: `npz` or `safetensors`."""
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    key: Mapped[str] = mapped_column(String(255))
+    key: Mapped[str] = mapped_column(String(255), index=True)
     """Place in the object store."""
     summary: Mapped[dict[str, Any]] = mapped_column(JSON)
     """Headers of what is inside: for both formats `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`."""
@@ -62,5 +62,5 @@ class UploadPart(Base):
     """From 1; parts are joined in this order."""
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    key: Mapped[str] = mapped_column(String(255))
+    key: Mapped[str] = mapped_column(String(255), index=True)
     """Place in the object store."""

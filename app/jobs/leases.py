@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.clock import now
 from app.core.database import upsert
 from app.core.ids import new_id
-from app.core.outbox import post
 from app.files.tables import File
 from app.jobs import lifecycle
 from app.jobs.lifecycle import HELD, Move, Status, emit, move
+from app.jobs.requeue import PAUSED_SECONDS, Cause, dispatch, requeue, settle_death
 from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
 from app.models.tables import Model
 from app.recipe.job import JobSpec
@@ -27,9 +27,6 @@ from app.recipe.model import ModelConfig
 
 Fault = Literal["user", "system", "capacity", "deadline"]
 KEPT_CHECKPOINTS = 2
-MAX_BACKOFF_SECONDS = 600.0
-PAUSED_SECONDS = 30 * 86_400.0
-"""Longest time that a job may stay paused before it expires."""
 
 
 class LeaseLost(Exception):
@@ -330,15 +327,16 @@ async def fail(
     message: str,
     param: str | None = None,
     step: int | None = None,
+    cause: Cause = "trainer",
     backoff_seconds: float = 5.0,
 ) -> None:
-    """End the attempt with a failure. A fault of the system or of capacity is tried again while attempts are left."""
+    """End the attempt with a failure. One of the user's ends the job; `app.jobs.requeue` says what others do."""
     error = {"fault": fault, "code": code, "message": message, "param": param, "step": step}
     job = await session.scalar(select(Job).where(*_mine(lease)).with_for_update())
     if job is None:
         raise LeaseLost(lease.job_id)
     if fault in ("system", "capacity"):
-        await settle_death(session, job, error, backoff_seconds, died=True)
+        await settle_death(session, job, error, backoff_seconds, cause=cause)
     else:
         await _fenced(session, lease, lifecycle.FAIL, message, data={"error": error}, error=error)
 
@@ -364,70 +362,9 @@ async def release(session: AsyncSession, lease: Lease, reason: str) -> None:
         await paused(session, lease)
     else:
         requeued = await _fenced(
-            session, lease, lifecycle.RELEASE, f"handed back: {reason}", **_requeue(lease.spec, 0.0)
+            session, lease, lifecycle.RELEASE, f"handed back: {reason}", **requeue(lease.spec, 0.0)
         )
         dispatch(session, requeued)
-
-
-async def settle_death(
-    session: AsyncSession, job: Job, error: dict[str, Any], backoff_seconds: float, *, died: bool = False
-) -> Job | None:
-    """Decide what becomes of a job whose attempt ended by no wish of its user: again, or never again.
-
-    `job` is the row as it was seen; the move is fenced by its token. `died`: the worker itself reports the death of its
-    trainer; otherwise the lease ran out.
-    """
-    step, message, values = after_death(job, error, backoff_seconds, died=died)
-    settled = await move(session, job.id, step, message, token=job.lease_token, data={"error": error}, **values)
-    if settled is not None and settled.status == Status.QUEUED:
-        dispatch(session, settled)
-    return settled
-
-
-def after_death(
-    job: Job, error: dict[str, Any], backoff_seconds: float, *, died: bool
-) -> tuple[Move, str, dict[str, Any]]:
-    """The move, message and columns that a death leads to."""
-    if job.status == Status.CANCELLING:
-        return lifecycle.LOSE_CANCELLING, "cancelled", {}
-    spec = JobSpec.model_validate(job.spec)
-    if job.status == Status.PAUSING:
-        return lifecycle.LOSE_PAUSING, "paused; its worker was lost", {"deadline_at": now() + PAUSED_SECONDS}
-    failures = job.failures + 1
-    counted: dict[str, Any] = {
-        "failures": failures,
-        "death_step": job.step if job.status == Status.RUNNING else None,
-        "death_checkpoint_id": job.checkpoint_id,
-    }
-    give_up = lifecycle.FAIL if died else lifecycle.GIVE_UP
-    if _is_poison(job):
-        poison = {**error, "code": "poison_job", "message": f"died twice at step {job.step}: {error['message']}"}
-        return give_up, poison["message"], {**counted, "error": poison}
-    if failures >= job.max_attempts:
-        return give_up, f"{error['message']}; no attempt is left", {**counted, "error": error}
-    pause = min(backoff_seconds * 2 ** (failures - 1), MAX_BACKOFF_SECONDS)
-    again = lifecycle.RETRY if died else lifecycle.LOSE
-    return again, f"{error['message']}; trying again", {**counted, **_requeue(spec, pause)}
-
-
-def _is_poison(job: Job) -> bool:
-    same_place = job.death_step == job.step and job.death_checkpoint_id == job.checkpoint_id
-    return job.status == Status.RUNNING and job.death_step is not None and same_place
-
-
-def _requeue(spec: JobSpec, pause: float) -> dict[str, Any]:
-    """Columns of a job that goes back to the queue."""
-    return {
-        "next_run_at": now() + pause,
-        "dispatched_at": now() + pause,
-        "deadline_at": now() + (pause + spec.resources.max_queue_seconds),
-        "phase": None,
-    }
-
-
-def dispatch(session: AsyncSession, job: Job) -> None:
-    """Have the workers told of a queued job, once the transaction has committed and the job is due."""
-    post(session, "dispatch", {"job_id": job.id, "queue": job.queue}, available_at=job.next_run_at)
 
 
 async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFile]]:

@@ -64,6 +64,7 @@ START = Move(_from(_S.LEASED), _S.RUNNING, fenced=True)
 SUCCEED = Move(HELD - {_S.LEASED}, _S.SUCCEEDED, fenced=True, outcome="succeeded")
 FAIL = Move(HELD, _S.FAILED, fenced=True, outcome="failed")
 RETRY = Move(_from(_S.LEASED, _S.RUNNING), _S.QUEUED, fenced=True, outcome="failed")
+INTERRUPT = Move(_from(_S.LEASED, _S.RUNNING), _S.QUEUED, fenced=True, outcome="interrupted")
 RELEASE = Move(_from(_S.LEASED, _S.RUNNING), _S.QUEUED, fenced=True, outcome="released")
 PAUSE = Move(_from(_S.PAUSING), _S.PAUSED, fenced=True, outcome="paused")
 CANCEL = Move(_from(_S.CANCELLING), _S.CANCELLED, fenced=True, outcome="cancelled")
@@ -83,7 +84,7 @@ LOSE_PAUSING = Move(_from(_S.PAUSING), _S.PAUSED, fenced=True, outcome="lost")
 EXPIRE = Move(_from(_S.VALIDATING, _S.QUEUED, _S.PAUSED), _S.EXPIRED)
 
 MOVES = (
-    *(ADMIT, CLAIM, START, SUCCEED, FAIL, RETRY, RELEASE, PAUSE, CANCEL),
+    *(ADMIT, CLAIM, START, SUCCEED, FAIL, RETRY, INTERRUPT, RELEASE, PAUSE, CANCEL),
     *(CANCEL_IDLE, REQUEST_CANCEL, PAUSE_IDLE, REQUEST_PAUSE, RESUME),
     *(LOSE, GIVE_UP, LOSE_CANCELLING, LOSE_PAUSING, EXPIRE),
 )

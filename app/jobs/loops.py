@@ -1,4 +1,4 @@
-"""What every process of the API does beside answering requests: it sends the outbox and reaps."""
+"""What every process of the API does beside answering requests: it sends the outbox, reaps, and collects."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+from app.core.outbox import HANDLERS, handles
 from app.core.relay import relay
 from app.core.services import Services
-from app.files.service import DELETE_OBJECTS, expire_uploads
+from app.files.service import expire_uploads
+from app.jobs.collector import Collector
 from app.jobs.reaper import Reaper
+from app.jobs.requeue import DISPATCH
 
 RELAY_SECONDS = 0.25
+AFTER_ERROR_SECONDS = 5.0
+"""Pause after a round that failed."""
 log = logging.getLogger(__name__)
+Round = Callable[[], Awaitable[float]]
+"""One round of a loop; the seconds until the next."""
+
+
+@handles(DISPATCH)
+async def _wake_workers(services: Services, payload: dict[str, Any]) -> None:
+    await services.dispatcher.dispatch(payload["job_id"], payload["queue"])
 
 
 @asynccontextmanager
@@ -27,24 +40,29 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
     # Random: a restarted process must not take itself for the one that died.
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     reaper = Reaper(services.database, owner, settings.reaper_seconds, settings.retry_backoff_seconds)
+    collector = Collector(services.database, services.store, owner, settings.collector_grace_seconds)
+    handlers = {kind: partial(handler, services) for kind, handler in HANDLERS.items()}
 
-    async def send(kind: str, payload: dict[str, Any]) -> None:
-        if kind == DELETE_OBJECTS:
-            await services.store.delete(payload["keys"])
-        else:
-            await services.dispatcher.dispatch(payload["job_id"], payload["queue"])
+    async def tell() -> float:
+        while await relay(services.database, handlers):
+            pass
+        return RELAY_SECONDS
 
-    async def tell() -> None:
-        await relay(services.database, send)
+    async def reap() -> float:
+        if not await reaper.sweep():
+            return settings.reaper_seconds
+        await expire_uploads(services.database)
+        return await reaper.pause()
 
-    async def reap() -> None:
-        if await reaper.sweep():
-            await expire_uploads(services.database)
+    async def collect() -> float:
+        await collector.round()
+        return settings.collector_seconds
 
-    tasks = [
-        asyncio.create_task(_forever(tell, RELAY_SECONDS), name="relay"),
-        asyncio.create_task(_forever(reap, settings.reaper_seconds), name="reaper"),
-    ]
+    rounds: dict[str, Round] = {"relay": tell, "reaper": reap}
+    if settings.collector_seconds > 0:
+        rounds["collector"] = collect
+    first = {"collector": settings.collector_seconds}  # a service that lives for a moment need not look at its store
+    tasks = [asyncio.create_task(_forever(work, first.get(name, 0.0)), name=name) for name, work in rounds.items()]
     try:
         yield
     finally:
@@ -53,11 +71,13 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _forever(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def _forever(work: Round, pause: float) -> None:
     """Repeat, whatever happens: a lost database or broker comes back."""
+    await asyncio.sleep(pause)
     while True:
         try:
-            await work()
+            pause = await work()
         except Exception:
-            log.exception("a round of background work failed; the next one comes in %.1f s", seconds)
-        await asyncio.sleep(seconds)
+            pause = AFTER_ERROR_SECONDS
+            log.exception("a round of background work failed; the next one comes in %.1f s", pause)
+        await asyncio.sleep(pause)

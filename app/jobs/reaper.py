@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Select, delete, or_, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
-from app.core.database import Database, upsert
+from app.core.database import Database
 from app.jobs import lifecycle
-from app.jobs.leases import PAUSED_SECONDS, dispatch, settle_death
 from app.jobs.lifecycle import HELD, Status, move
-from app.jobs.tables import IdempotencyKey, Job, SweepLease
+from app.jobs.requeue import PAUSED_SECONDS, dispatch, give_up_out_of_time, settle_death
+from app.jobs.tables import IdempotencyKey, Job
+from app.jobs.turns import take_turn
 
 BATCH = 100
 REDISPATCH_SECONDS = 60.0
 """A queued job of which the workers were last told longer ago than this is told of again: messages get lost."""
 STOP_SECONDS = 30.0
 """Time that a worker which beats has after a deadline to hear of it and end the attempt itself."""
+SOONEST_SECONDS = 0.2
+"""Least time between two rounds."""
 LEASE_LOST = {
     "fault": "system",
     "code": "lease_lost",
@@ -44,30 +47,25 @@ class Reaper:
     async def sweep(self) -> bool:
         """Do one round if no other process does; returns whether it was done."""
         async with self.database.write() as session:
-            if not await self._take(session):
+            if not await take_turn(session, "jobs", self.owner, 3 * self.every_seconds):
                 return False
         for rule in (self._lost_leases, self._overdue_waits, self._overdue_stops, self._untold, self._old_keys):
             async with self.database.write() as session:
                 await rule(session)
         return True
 
-    async def _take(self, session: AsyncSession) -> bool:
-        fresh = {"name": "jobs", "owner": self.owner, "expires_at": 0.0}
-        await upsert(session, SweepLease, [fresh], update=[])
-        free = or_(SweepLease.owner == self.owner, SweepLease.expires_at <= now())
-        statement = (
-            update(SweepLease)
-            .where(SweepLease.name == "jobs", free)
-            .values(owner=self.owner, expires_at=now() + 3 * self.every_seconds)
-            .returning(SweepLease.name)
-        )
-        return (await session.execute(statement)).one_or_none() is not None
+    async def pause(self) -> float:
+        """Seconds to the next round: fewer where a lease runs out before it, so that its job does not wait."""
+        async with self.database.read() as session:
+            expiry = select(func.min(Job.lease_expires_at) - now()).where(Job.status.in_(HELD))
+            left = await session.scalar(expiry)
+        return self.every_seconds if left is None else min(self.every_seconds, max(left, SOONEST_SECONDS))
 
     async def _lost_leases(self, session: AsyncSession) -> None:
         """A worker that died or was cut off: its job goes back to the queue, or ends."""
         lost = select(Job).where(Job.status.in_(HELD), Job.lease_expires_at <= now())
         for job in await session.scalars(_batch(lost)):
-            await settle_death(session, job, LEASE_LOST, self.backoff_seconds)
+            await settle_death(session, job, LEASE_LOST, self.backoff_seconds, lost=True)
 
     async def _overdue_waits(self, session: AsyncSession) -> None:
         """A job that waited too long, for a worker or for its user."""
@@ -94,11 +92,7 @@ class Reaper:
             message, until = "paused without a new checkpoint", now() + PAUSED_SECONDS
             await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token, deadline_at=until)
         else:
-            message = "ran for longer than resources.max_seconds"
-            error = {"fault": "deadline", "code": "out_of_time", "message": message, "param": "resources.max_seconds"}
-            await move(
-                session, job.id, lifecycle.GIVE_UP, message, token=job.lease_token, error={**error, "step": job.step}
-            )
+            await give_up_out_of_time(session, job)
 
     async def _untold(self, session: AsyncSession) -> None:
         """A queued job whose message was lost."""

@@ -64,6 +64,11 @@ class JobView(BaseModel):
     checkpoint_id: str | None
     cloned_from: str | None
     attempt: int
+    """Number of claims so far, also after pauses, hand-backs and interruptions."""
+    failures: int
+    """Attempts that failed; at `max_attempts` the job fails."""
+    interruptions: int
+    """Attempts that something outside of the job ended, such as a lost machine; they count against nothing."""
     max_attempts: int
     priority: int
     queue: str

@@ -17,8 +17,8 @@ from app.core.field_errors import of_problems
 from app.core.ids import new_id
 from app.files.tables import File
 from app.jobs import idempotency, lifecycle, repository
-from app.jobs.leases import PAUSED_SECONDS, dispatch
 from app.jobs.lifecycle import Move, Status, move
+from app.jobs.requeue import PAUSED_SECONDS, dispatch
 from app.jobs.schemas import CloneOverrides, JobView
 from app.jobs.tables import Job, JobInput, JobLabel
 from app.models.tables import Model

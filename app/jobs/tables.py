@@ -44,7 +44,9 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     """Number of claims so far; part of every object key of an attempt."""
     failures: Mapped[int] = mapped_column(default=0)
-    """Attempts that ended with their worker's death; unlike `attempt` it does not count orderly hand-backs."""
+    """Attempts that failed: by their trainer's own death, or by something that they stand on."""
+    interruptions: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Attempts that something ended which was not the job's doing: a lost lease, a trainer killed from outside."""
     max_attempts: Mapped[int]
     lease_token: Mapped[int] = mapped_column(default=0)
     """Grows with every claim; each write of an attempt names the token that it was given."""
@@ -57,7 +59,9 @@ class Job(Base):
     run_seconds: Mapped[float] = mapped_column(default=0.0)
     """Time that workers held the job in earlier attempts."""
     death_step: Mapped[int | None] = mapped_column(BigInteger)
-    """Step at which the last attempt died; a second death there with no new checkpoint is a poison job."""
+    """Step at which a trainer last died by itself; a second death there with no new checkpoint is a poison job."""
+    death_phase: Mapped[str | None] = mapped_column(String(24))
+    """Phase of that death."""
     death_checkpoint_id: Mapped[str | None] = mapped_column(String(40))
     """Newest checkpoint at that death."""
 
@@ -118,7 +122,7 @@ class Attempt(Base):
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
     outcome: Mapped[str | None] = mapped_column(String(24))
-    """`succeeded`, `failed`, `cancelled`, `paused`, `released`, `lost` or `expired`."""
+    """`succeeded`, `failed`, `cancelled`, `paused`, `released`, `interrupted` or `lost`."""
 
 
 class Phase(Base):

@@ -148,7 +148,8 @@ class Resources(Spec):
     max_queue_seconds: Positive = 604_800.0
     """Longest wait for a worker, in seconds; after that the job expires."""
     max_attempts: int = Field(3, ge=1, le=100)
-    """Attempts before a job whose workers keep dying fails."""
+    """Failures of attempts after which the job fails. Pauses, hand-backs and attempts that something outside of the job
+    ended (a lost machine, a killed process) don't count."""
 
     @property
     def size(self) -> int:

@@ -133,6 +133,9 @@ class Trainer:
     def fail(self, fault: str) -> None:
         self.say("failed", fault=fault, code="nan_loss", message=f"the loss is NaN at step {self.step}", param="recipe")
 
+    def fail_with(self, code: str) -> None:
+        self.say("failed", fault="system", code=code, message="something happened")
+
     def environ(self) -> None:
         self.say("log", message=json.dumps(dict(os.environ)))
 

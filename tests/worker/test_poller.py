@@ -128,6 +128,33 @@ async def test_a_killed_worker_takes_its_trainers_with_it_and_the_job_goes_on(
         assert own.stat().st_mtime, "what the dead one left was swept"
 
 
+async def test_a_worker_that_is_started_again_gives_back_what_the_dead_one_held(
+    settings: Settings, database: Database
+) -> None:
+    """No lease runs out and no reaper runs: the lock of the dead one's folder tells."""
+    patient = settings.model_copy(update={"lease_seconds": 4000.0})
+    job_id = await submit(database, resources={"max_attempts": 1})
+    async with polling(patient, *TRAIN, "steps=3", "hang") as process:
+        await until_step(database, job_id, 3)
+        process.kill()
+        await process.wait()
+    async with polling(patient, *TRAIN, "steps=1", "finish"):
+        job = await until_status(database, job_id, "succeeded")
+    assert (job.attempt, job.failures, job.interruptions) == (2, 0, 1)
+
+
+async def test_a_worker_that_starts_beside_a_live_one_takes_nothing_from_it(
+    settings: Settings, database: Database
+) -> None:
+    job_id = await submit(database)
+    async with polling(settings, *TRAIN, "work_until_stop"):
+        await until_step(database, job_id, 2)
+        async with worker(settings, *TRAIN):
+            step = (await load(database, job_id)).step
+            job = await until_step(database, job_id, step + 2)
+    assert (job.status, job.attempt) == ("running", 1)
+
+
 async def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_nothing(
     settings: Settings, database: Database
 ) -> None:

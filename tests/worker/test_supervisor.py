@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,7 @@ async def attempts(database: Database, job_id: str) -> list[Attempt]:
 
 def nothing_is_left(context: Context) -> bool:
     """No trainer but the spare, no folder of an attempt."""
-    folders = [path for path in context.scratch.path.iterdir() if path.is_dir() and path.name != "trainers"]
-    return all(not list(folder.iterdir()) for folder in folders)
+    return not [path for path in context.scratch.path.iterdir() if path.is_dir() and path.name != "trainers"]
 
 
 # ---- success
@@ -186,16 +186,20 @@ async def test_the_users_fault_ends_the_job_with_its_step_and_keeps_the_checkpoi
 
 
 @pytest.mark.parametrize(
-    ("act", "word"), [("die=SIGSEGV", "SIGSEGV"), ("die=SIGKILL", "SIGKILL"), ("exit=3", "status 3")]
+    ("act", "word", "failures"),
+    [
+        *(("die=SIGSEGV", "SIGSEGV", 1), ("die=SIGABRT", "SIGABRT", 1), ("exit=3", "status 3", 1)),
+        *(("die=SIGKILL", "SIGKILL", 0), ("die=SIGTERM", "SIGTERM", 0)),
+    ],
 )
-async def test_a_dead_trainer_is_tried_again_from_its_checkpoint(
-    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture, act: str, word: str
+async def test_a_dead_trainer_is_tried_again_from_its_checkpoint_and_only_its_own_death_is_a_failure(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture, act: str, word: str, failures: int
 ) -> None:
     job_id = await submit(database)
     async with worker(settings, *TRAIN, "grumble=CUDA said no", "steps=3", "save", "steps=1", act) as context:
         await run_next(context)
     job = await load(database, job_id)
-    assert (job.status, job.failures) == ("queued", 1)
+    assert (job.status, job.failures, job.interruptions) == ("queued", failures, 1 - failures)
     assert word in (await events(database, job_id))[-1].message
     assert "CUDA said no" in caplog.text
     assert all("CUDA" not in event.message for event in await events(database, job_id)), "stderr is not for users"
@@ -203,8 +207,44 @@ async def test_a_dead_trainer_is_tried_again_from_its_checkpoint(
     async with worker(settings, *TRAIN, "steps=1", "finish") as context:
         await run_next(context)
     first, second = await attempts(database, job_id)
-    assert (first.outcome, second.outcome, second.start_step) == ("failed", "succeeded", 3)
+    ended = "failed" if failures else "interrupted"
+    assert (first.outcome, second.outcome, second.start_step) == (ended, "succeeded", 3)
     assert (await load(database, job_id)).step == 4
+
+
+async def test_a_job_that_is_only_killed_and_paused_never_fails(settings: Settings, database: Database) -> None:
+    """Killed at one step again and again with no new checkpoint, with a pause in between."""
+    job_id = await submit(database, resources={"max_attempts": 1})
+    for number in range(6):
+        async with worker(settings, *TRAIN, "steps=4", "die=SIGKILL") as context:
+            await run_next(context)
+        if number == 3:
+            await ask(database, service.pause, job_id, 20.0)
+            await ask(database, service.resume, job_id)
+        await let_backoff_pass(database, job_id)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions, job.attempt) == ("queued", 0, 6, 6)
+
+
+async def test_a_trainer_that_is_killed_while_it_warms_up_counts_no_failure(
+    settings: Settings, database: Database
+) -> None:
+    job_id = await submit(database, resources={"max_attempts": 1})
+    async with worker(settings, "die=SIGKILL") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions) == ("queued", 0, 1)
+
+
+@pytest.mark.parametrize(("code", "failures"), [("trainer_killed", 0), ("node_lost", 0), ("trainer_died", 1)])
+async def test_a_trainer_tells_whether_its_processes_were_killed(
+    settings: Settings, database: Database, code: str, failures: int
+) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "steps=1", f"fail_with={code}") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions) == ("queued", failures, 1 - failures)
 
 
 async def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(settings: Settings, database: Database) -> None:
@@ -322,7 +362,7 @@ async def test_a_trainer_that_is_killed_while_it_reads_is_tried_again(settings: 
 async def test_a_trainer_killed_for_want_of_memory_is_a_fault_of_capacity(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kills = iter([7, 8])
+    kills = count(7)
     monkeypatch.setattr("worker.supervisor.oom_kills", lambda: next(kills))
     job_id = await submit(database, resources={"max_attempts": 1})
     async with worker(settings, *TRAIN, "die=SIGKILL") as context:

@@ -30,8 +30,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.errors import JobError
 from worker.limits import note_of
-from worker.memory import oom_kills
-from worker.protocol import REPORTS, Assignment, Failed, Finished, Report, Stopped
+from worker.memory import killed_from_outside, oom_kills
+from worker.protocol import REPORTS, TRAINER_KILLED, Assignment, Failed, Finished, Report, Stopped
 from worker.trainer.machine import choose_device, make_deterministic
 from worker.trainer.nodes import (
     JOIN_SECONDS,
@@ -266,4 +266,5 @@ def _explain(died: Died, folder: Path, *, killed_for_memory: bool) -> Failed:
     if (note := note_of(folder, failure.pid)) and (told := note.explain(failure.exitcode)):
         return told
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with status {failure.exitcode}"
-    return Failed(fault="system", code="trainer_died", message=f"process {number} of the job {how}")
+    code = TRAINER_KILLED if killed_from_outside(failure.exitcode) else "trainer_died"
+    return Failed(fault="system", code=code, message=f"process {number} of the job {how}")

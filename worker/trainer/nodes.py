@@ -29,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has them, but not for type checkers
 
 from worker.errors import SystemFault
-from worker.protocol import REPORTS, Assignment, Failed
+from worker.protocol import NODE_LOST, REPORTS, Assignment, Failed
 
 CALL, SEATS, FIRST, WORD, BEAT = (f"stillhouse/{name}" for name in ("call", "seats", "first", "word", "beat"))
 """Keys in the store: the job, machines that came to it, the launcher's number of its first process, what failed, and
@@ -96,7 +96,7 @@ class Beats:
             word = REPORTS.validate_json(self._store.get(WORD))
             return word if isinstance(word, Failed) else None
         message = "another machine of the job fell silent"
-        return Failed(fault="system", code="node_lost", message=message) if self._lost else None
+        return Failed(fault="system", code=NODE_LOST, message=message) if self._lost else None
 
     def _silent(self, key: str) -> bool:
         count, (before, since) = self._store.add(key, 0), self._seen[key]

@@ -155,10 +155,10 @@ def _work(
         if done:
             ranks.serve()
         return Stopped(step=state.step)
+    watch.save(state)  # whatever happens from here on, nothing is trained again
     send(PhaseBegan(phase="evaluating"))
     watch.evaluate(state)
     if stop():
-        watch.save(state)
         ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))

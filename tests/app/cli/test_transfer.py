@@ -45,9 +45,12 @@ def test_a_broken_upload_goes_on_where_it_stopped(
     service: LiveService, client: Client, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "PART_BYTES", 1000)
-    service.faults.next("/parts/3", cut_off(-1), times=4)
-    with pytest.raises(TransferError, match="--resume upload_") as broken:
-        client.upload(data_file)
+    service.faults.next("/parts/3", cut_off(-1))
+    with (
+        Client(service.url, service.key, outage_seconds=0.0) as impatient,
+        pytest.raises(TransferError, match="--resume upload_") as broken,
+    ):
+        impatient.upload(data_file)
     resume = str(broken.value).rsplit(" ", 1)[1]
     before = len(service.faults.seen)
     file = client.upload(data_file, resume=resume)
@@ -110,9 +113,12 @@ def test_a_later_run_goes_on_where_an_earlier_one_broke_off(
     service: LiveService, client: Client, finished: str, tmp_path: Path
 ) -> None:
     service.faults.next("/artifacts/model", cut_off(1_000_000))
-    service.faults.next("/artifacts/model", cut_off(-1), times=4)
-    with pytest.raises(TransferError, match="broke off"):
-        client.download(finished, "model.safetensors", tmp_path)
+    service.faults.next("/artifacts/model", cut_off(-1))
+    with (
+        Client(service.url, service.key, outage_seconds=0.0) as impatient,
+        pytest.raises(TransferError, match="broke off"),
+    ):
+        impatient.download(finished, "model.safetensors", tmp_path)
     [leftover] = tmp_path.glob(".*.part")
     assert leftover.stat().st_size > 0
     assert client.download(finished, "model.safetensors", tmp_path).read_bytes() == WEIGHTS

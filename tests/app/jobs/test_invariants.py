@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from app.jobs import leases, service
 from app.jobs.leases import Lease, LeaseLost, StoredFile
 from app.jobs.lifecycle import FINAL, HELD
 from app.jobs.reaper import Reaper
+from app.jobs.requeue import Cause
 from app.jobs.service import Idempotency
 from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, Job
 from tests.app.jobs.builders import CONFIG, PROJECT, add_inputs, job_spec, let_deadline_pass, let_lease_run_out
@@ -50,6 +52,7 @@ class Life(RuleBasedStateMachine):
         self.final: dict[str, str] = {}
         self.steps: dict[tuple[str, int], int] = {}
         self.keys: dict[str, str] = {}
+        self.ends: dict[str, list[Cause]] = defaultdict(list)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -133,9 +136,16 @@ class Life(RuleBasedStateMachine):
         if lease is not None and self.run(self._row(lease.job_id)).status != "leased":
             self.write(lease, lambda session, mine: leases.succeed(session, mine, [FILE], CONFIG, 1, {}))
 
-    @rule(lease=claims, fault=st.sampled_from(["user", "system", "capacity"]))
-    def fail(self, lease: Lease | None, fault: leases.Fault) -> None:
-        self.write(lease, lambda session, mine: leases.fail(session, mine, fault=fault, code="c", message="m"))
+    @rule(
+        lease=claims,
+        fault=st.sampled_from(["user", "system", "capacity"]),
+        cause=st.sampled_from(["trainer", "service", "outside"]),
+    )
+    def fail(self, lease: Lease | None, fault: leases.Fault, cause: Cause) -> None:
+        what = {"fault": fault, "code": "c", "message": "m", "cause": cause}
+        if self.write(lease, lambda session, mine: leases.fail(session, mine, **what)):
+            assert lease is not None
+            self.ends[lease.job_id].append(cause)
 
     @rule(lease=claims)
     def release(self, lease: Lease | None) -> None:
@@ -202,6 +212,12 @@ class Life(RuleBasedStateMachine):
         assert held == (job.lease_owner is not None) == (job.lease_expires_at is not None), "I1: a lease is held or not"
         assert job.lease_token >= self.current.get(job.id, 0), "I2: tokens only grow"
         assert (job.deadline_at is None) == (job.status in FINAL), "I5: what is not final has a deadline"
+        own = len(self.ends[job.id]) - self.ends[job.id].count("outside")
+        assert job.failures <= own, "only what was reported as a failure counts as one"
+        if job.error is not None and job.error["code"] == "poison_job":
+            assert self.ends[job.id].count("trainer") >= 2, "only a trainer's own deaths are poison"
+        if job.status == "failed" and job.error is not None and job.error["fault"] not in ("user", "deadline"):
+            assert own >= 1, "what a job did not cause does not fail it"
         if job.id in self.final:
             assert job.status == self.final[job.id], "I4: a final state is never left"
         if job.status in FINAL:

@@ -10,7 +10,6 @@ from sqlalchemy import delete, select, update
 from app.core.clock import now
 from app.core.database import Database
 from app.core.outbox import OutboxMessage
-from app.core.relay import relay
 from app.jobs import leases, service
 from app.jobs.lifecycle import Status
 from app.jobs.reaper import Reaper
@@ -32,14 +31,12 @@ def reaper(database: Database, owner: str = "reaper") -> Reaper:
     return Reaper(database, owner, every_seconds=1.0, backoff_seconds=5.0)
 
 
-async def test_a_lost_lease_sends_the_job_back_with_a_back_off(database: Database) -> None:
+async def test_a_lost_lease_sends_the_job_back_at_once_and_counts_no_failure(database: Database) -> None:
     lease = await running(database)
     await let_lease_run_out(database, lease.job_id)
     await reaper(database).sweep()
     job = await load(database, lease.job_id)
-    assert (job.status, job.lease_owner, job.failures) == (Status.QUEUED, None, 1)
-    assert await claim(database) is None
-    await let_backoff_pass(database, lease.job_id)
+    assert (job.status, job.lease_owner, job.failures, job.interruptions) == (Status.QUEUED, None, 0, 1)
     assert await claim(database) is not None
 
 
@@ -49,17 +46,41 @@ async def test_a_live_lease_is_left_alone(database: Database) -> None:
     assert (await load(database, lease.job_id)).status == Status.RUNNING
 
 
-async def test_a_job_whose_workers_keep_dying_fails_at_its_last_attempt(database: Database) -> None:
-    await submit(database, resources={"max_attempts": 2})
-    for _ in range(2):
+async def test_a_job_whose_workers_keep_dying_ends_by_its_deadline_alone(database: Database) -> None:
+    await submit(database, resources={"max_attempts": 1, "max_seconds": 100.0})
+    for _ in range(4):
         lease = await must_claim(database)
+        async with database.write() as session:
+            await leases.start(session, lease)
+        await let_time_pass(database, lease, 30.0)
         await let_lease_run_out(database, lease.job_id)
         await reaper(database).sweep()
         await let_backoff_pass(database, lease.job_id)
     job = await load(database, lease.job_id)
-    assert job.status == Status.FAILED
+    assert (job.status, job.attempt, job.failures, job.interruptions) == (Status.FAILED, 4, 0, 3)
     assert job.error is not None
-    assert (job.error["fault"], job.error["code"]) == ("system", "lease_lost")
+    assert (job.error["fault"], job.error["code"]) == ("deadline", "out_of_time")
+
+
+async def let_time_pass(database: Database, lease: leases.Lease, seconds: float) -> None:
+    """As if the worker had claimed the job so much earlier."""
+    async with database.write() as session:
+        mine = (Attempt.job_id == lease.job_id, Attempt.number == lease.attempt)
+        await session.execute(update(Attempt).where(*mine).values(claimed_at=Attempt.claimed_at - seconds))
+        earlier = Job.deadline_at - seconds
+        await session.execute(update(Job).where(Job.id == lease.job_id).values(deadline_at=earlier))
+
+
+async def test_a_lease_that_runs_out_soon_is_looked_at_in_time(database: Database) -> None:
+    quiet = Reaper(database, "reaper", every_seconds=50.0, backoff_seconds=5.0)
+    assert await quiet.pause() == 50.0
+    lease = await running(database)
+    assert await quiet.pause() == 50.0, "the lease lasts for 60 s"
+    async with database.write() as session:
+        await session.execute(update(Job).where(Job.id == lease.job_id).values(lease_expires_at=now() + 20.0))
+    assert 0.0 < await quiet.pause() <= 20.0
+    await let_lease_run_out(database, lease.job_id)
+    assert 0.0 < await quiet.pause() < 1.0
 
 
 @pytest.mark.parametrize(("ask", "ends"), [("cancel", Status.CANCELLED), ("pause", Status.PAUSED)])
@@ -137,33 +158,3 @@ async def test_a_dead_reaper_is_replaced(database: Database) -> None:
     async with database.write() as session:
         await session.execute(update(SweepLease).values(expires_at=now() - 1.0))
     assert await reaper(database, "second").sweep()
-
-
-async def test_the_relay_sends_what_was_committed_once(database: Database) -> None:
-    job_id = await submit(database)
-    told: list[str] = []
-
-    async def send(kind: str, payload: dict[str, str]) -> None:
-        told.append(payload["job_id"])
-
-    sent = await asyncio.gather(*(relay(database, send) for _ in range(3)))
-    assert (sum(sent), told) == (1, [job_id])
-
-
-async def test_a_message_that_could_not_be_sent_stays(database: Database) -> None:
-    await submit(database)
-
-    async def fail(kind: str, payload: dict[str, str]) -> None:
-        raise ConnectionError
-
-    with pytest.raises(ConnectionError):
-        await relay(database, fail)
-    async with database.write() as session:
-        await session.execute(update(OutboxMessage).values(available_at=now()))
-    told: list[str] = []
-
-    async def send(kind: str, payload: dict[str, str]) -> None:
-        told.append(kind)
-
-    assert await relay(database, send) == 1
-    assert told == ["dispatch"]

@@ -68,7 +68,7 @@ def test_a_death_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     every = {**LONG, "checkpoint": {"every_steps": 2}}
     played = perform_here(tmp_path, recipe=every, resources={**TOGETHER, "sharding": "fsdp"})
     assert played.word == Failed(
-        fault="system", code="trainer_died", message="process 1 of the job was killed by SIGKILL"
+        fault="system", code="trainer_killed", message="process 1 of the job was killed by SIGKILL"
     )
     [whole] = saved(tmp_path / "checkpoints")
     assert read_record(whole).step == 2

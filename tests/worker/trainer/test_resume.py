@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.worker.trainer.builders import Played, play, stage, weights
-from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Metrics, PhaseBegan, Stopped
+from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Metrics, PhaseBegan, Progress, Stopped
 
 STEPS = 9
 CASES: dict[str, dict[str, Any]] = {
@@ -77,6 +77,27 @@ def test_a_stop_after_the_last_step_still_leaves_a_checkpoint(tmp_path: Path) ->
     rest = play(resumed(assignment, stopped), tmp_path)
     assert isinstance(rest.word, Finished)
     assert [report.phase for report in rest.of(PhaseBegan)] == ["training", "evaluating", "exporting"]
+
+
+def test_a_death_after_training_repeats_no_step_and_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the trainer had been killed while it evaluated, and then while it exported."""
+    assignment = stage(tmp_path / "cut")
+    for place in ("_trained", "write_bundle"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"worker.trainer.run.{place}", lambda *_: 1 / 0)
+            cut = play(assignment, tmp_path / "cut")
+        assert isinstance(cut.word, Failed)
+        if place == "write_bundle":
+            assert not cut.of(Progress), "nothing was trained again"
+        else:
+            assignment = resumed(assignment, cut)
+    rest = play(assignment, tmp_path / "cut")
+    assert isinstance(rest.word, Finished)
+    assert not rest.of(Progress)
+    assert isinstance(play(stage(tmp_path / "straight"), tmp_path / "straight").word, Finished)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
 
 
 def test_a_stop_during_the_last_evaluation_is_heeded(tmp_path: Path) -> None:

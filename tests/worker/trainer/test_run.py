@@ -92,10 +92,18 @@ def test_evaluations_come_every_so_many_epochs_and_at_the_end(tmp_path: Path) ->
     assert [report.step for report in played.of(Metrics) if "eval/nll" in report.values] == [6, 12, 15]
 
 
-def test_checkpoints_come_every_so_many_steps_and_two_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_come_every_so_many_steps_and_at_the_end_and_two_are_kept(tmp_path: Path) -> None:
     played = play(stage(tmp_path, recipe={"checkpoint": {"every_steps": 2}}), tmp_path)
-    assert [report.path for report in played.of(CheckpointSaved)] == [f"checkpoints/step-{n}" for n in (2, 4, 6, 8)]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-6", "step-8"]
+    assert [report.path for report in played.of(CheckpointSaved)] == [f"checkpoints/step-{n}" for n in (2, 4, 6, 8, 9)]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-8", "step-9"]
+
+
+def test_what_was_trained_is_saved_before_it_is_evaluated(tmp_path: Path) -> None:
+    never = {"checkpoint": {"every_steps": None, "every_seconds": None}}
+    reports = play(stage(tmp_path, recipe=never), tmp_path).reports
+    told = [type(report) for report in reports if isinstance(report, CheckpointSaved | PhaseBegan)]
+    assert told == [PhaseBegan, CheckpointSaved, PhaseBegan, PhaseBegan]
+    assert (tmp_path / "checkpoints" / "step-9").is_dir()
 
 
 def test_missing_classes_are_worth_a_warning(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def test_a_spare_gets_ready_does_one_job_and_leaves(tmp_path: Path) -> None:
         assert isinstance(heard[-1], Finished)
         assert process.hear() is None
         assert process.process.wait() == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"assignment.json", "data.npz", "teacher", "bundle"}
+    left = {"assignment.json", "data.npz", "teacher", "bundle", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_a_stop_is_heeded_after_a_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""What becomes of a job whose attempt ended by nobody's wish: the queue again, or its end.
+
+Only what the job itself brings about may end it. Three causes are told apart:
+
+* `trainer`: the trainer's own end (a crash, an exit, a hang, memory that ran out). It counts as a failure, is tried
+  again after a growing pause up to `max_attempts` failures, and twice at one place with no new checkpoint is a poison
+  job.
+* `service`: something that the attempt stands on failed (store, hub, disk, a damaged object). It counts as a failure
+  with the same pauses, and is never poison.
+* `outside`: the lease was lost, or somebody killed the trainer or its machine. It counts as nothing; the job goes on at
+  once, and only where that happens again and again within a minute after a pause. What bounds it is the job's deadline.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.clock import now
+from app.core.outbox import post
+from app.jobs import lifecycle
+from app.jobs.lifecycle import HELD, Move, Status, move
+from app.jobs.tables import Attempt, Job
+from app.recipe.job import JobSpec
+
+Cause = Literal["trainer", "service", "outside"]
+DISPATCH = "dispatch"
+"""Kind of the outbox's messages that have workers told of a job."""
+PAUSED_SECONDS = 30 * 86_400.0
+"""Longest time that a job may stay paused before it expires."""
+LONGEST_PAUSE = 600.0
+"""Longest pause after a failure, in seconds."""
+WORKER_DIED = {"fault": "system", "code": "worker_died", "message": "its worker died", "param": None, "step": None}
+INTERRUPTED = ("lost", "interrupted")
+"""Outcomes of attempts that something outside ended."""
+WINDOW_SECONDS = 60.0
+FREE_RESTARTS = 5
+"""So many interruptions within `WINDOW_SECONDS` cost no pause; further ones do, so that nothing spins."""
+LONGEST_RESTART_PAUSE = 30.0
+
+
+def dispatch(session: AsyncSession, job: Job) -> None:
+    """Have the workers told of a queued job, once the transaction has committed and the job is due."""
+    post(session, DISPATCH, {"job_id": job.id, "queue": job.queue}, available_at=job.next_run_at)
+
+
+def requeue(spec: JobSpec, pause: float) -> dict[str, Any]:
+    """Columns of a job that goes back to the queue for at least `pause` seconds."""
+    return {
+        "next_run_at": now() + pause,
+        "dispatched_at": now() + pause,
+        "deadline_at": now() + (pause + spec.resources.max_queue_seconds),
+        "phase": None,
+    }
+
+
+async def settle_death(
+    session: AsyncSession,
+    job: Job,
+    error: dict[str, Any],
+    backoff_seconds: float,
+    *,
+    cause: Cause = "outside",
+    lost: bool = False,
+) -> Job | None:
+    """Decide what becomes of a job whose attempt has died, and write it.
+
+    `job` is the row as it was seen; the move is fenced by its token. `lost`: nobody of the attempt is left to tell.
+    """
+    if job.status == Status.CANCELLING:
+        return await move(session, job.id, lifecycle.LOSE_CANCELLING, "cancelled", token=job.lease_token)
+    if job.status == Status.PAUSING:
+        until, message = now() + PAUSED_SECONDS, "paused; its worker was lost"
+        return await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token, deadline_at=until)
+    if await _is_out_of_time(session, job):
+        return await give_up_out_of_time(session, job)
+    if cause == "outside":
+        pause = await _restart_pause(session, job, backoff_seconds)
+        step, message, values = after_interruption(job, error, pause, lost=lost)
+    else:
+        step, message, values = after_failure(job, error, backoff_seconds, cause=cause)
+    settled = await move(session, job.id, step, message, token=job.lease_token, data={"error": error}, **values)
+    if settled is not None and settled.status == Status.QUEUED:
+        dispatch(session, settled)
+    return settled
+
+
+async def disown(session: AsyncSession, owner: str, backoff_seconds: float) -> None:
+    """Give back what a worker holds that is known to be dead, before its leases have run out."""
+    held = select(Job).where(Job.status.in_(HELD), Job.lease_owner == owner).with_for_update(skip_locked=True)
+    for job in await session.scalars(held):
+        await settle_death(session, job, WORKER_DIED, backoff_seconds, lost=True)
+
+
+async def give_up_out_of_time(session: AsyncSession, job: Job) -> Job | None:
+    """Fail a job that workers have held for longer than its spec allows."""
+    message = "ran for longer than resources.max_seconds"
+    error = {"fault": "deadline", "code": "out_of_time", "message": message, "param": "resources.max_seconds"}
+    return await move(
+        session, job.id, lifecycle.GIVE_UP, message, token=job.lease_token, error={**error, "step": job.step}
+    )
+
+
+def after_failure(
+    job: Job, error: dict[str, Any], backoff_seconds: float, *, cause: Cause
+) -> tuple[Move, str, dict[str, Any]]:
+    """The move, message and columns that a failure leads to."""
+    failures = job.failures + 1
+    counted: dict[str, Any] = {"failures": failures}
+    if cause == "trainer":
+        running = job.status == Status.RUNNING
+        counted |= {"death_step": job.step if running else None, "death_phase": job.phase if running else None}
+        counted["death_checkpoint_id"] = job.checkpoint_id
+    if cause == "trainer" and _is_poison(job):
+        where = f"at step {job.step}" + (f" while {job.phase}" if job.phase not in (None, "training") else "")
+        poison = {**error, "code": "poison_job", "message": f"died twice {where}: {error['message']}"}
+        return lifecycle.FAIL, poison["message"], {**counted, "error": poison}
+    if failures >= job.max_attempts:
+        return lifecycle.FAIL, f"{error['message']}; no attempt is left", {**counted, "error": error}
+    pause = min(backoff_seconds * 2 ** (failures - 1), LONGEST_PAUSE)
+    values = counted | requeue(JobSpec.model_validate(job.spec), pause)
+    return lifecycle.RETRY, f"{error['message']}; trying again", values
+
+
+def after_interruption(
+    job: Job, error: dict[str, Any], pause: float, *, lost: bool
+) -> tuple[Move, str, dict[str, Any]]:
+    """The move, message and columns that an end from outside leads to."""
+    values = {"interruptions": job.interruptions + 1} | requeue(JobSpec.model_validate(job.spec), pause)
+    again = lifecycle.LOSE if lost else lifecycle.INTERRUPT
+    return again, f"{error['message']}; going on, which counts as no failure", values
+
+
+async def _is_out_of_time(session: AsyncSession, job: Job) -> bool:
+    """Whether workers have held the job for as long as they may: the bound on what counts as no failure."""
+    moment = await session.scalar(select(now()))
+    return moment is not None and job.deadline_at is not None and moment >= job.deadline_at
+
+
+async def _restart_pause(session: AsyncSession, job: Job, backoff_seconds: float) -> float:
+    recent = (Attempt.job_id == job.id, Attempt.outcome.in_(INTERRUPTED), Attempt.ended_at > now() - WINDOW_SECONDS)
+    count = await session.scalar(select(func.count()).select_from(Attempt).where(*recent)) or 0
+    if count < FREE_RESTARTS:
+        return 0.0
+    return float(min(backoff_seconds * 2 ** (count - FREE_RESTARTS), LONGEST_RESTART_PAUSE))
+
+
+def _is_poison(job: Job) -> bool:
+    here = (job.step, job.phase, job.checkpoint_id)
+    before = (job.death_step, job.death_phase, job.death_checkpoint_id)
+    return job.status == Status.RUNNING and job.death_step is not None and before == here
