@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from starlette.middleware import Middleware
 
 from app.catalog import endpoints as catalog
+from app.core.addresses import known_query
 from app.core.database import Database
 from app.core.dispatch import make_dispatcher
 from app.core.health import Health, HealthCheck
-from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors, known_query
+from app.core.http import BodyLimit, HeadAsGet, RequestFrame, RequestLimits, add_error_handlers, errors
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import Store
@@ -26,13 +27,15 @@ from app.jobs.loops import running_loops
 from app.jobs.reader import JobReader
 from app.models import endpoints as models
 from app.projects import endpoints as projects
-from app.projects.auth import KeyRing
+from app.projects.auth import Authentication, KeyRing
 from app.projects.service import ensure_first_key
 
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
 the verified student. Every request but `/healthz` and `/v1/version` carries an API key as a bearer token."""
-COMMON_ERRORS = errors(400, 401, 403, 422, 503)
+COMMON_ERRORS = errors(400, 401, 403, 414, 422, 431, 503)
+OPEN = frozenset({"/v1/version"})
+"""Addresses of the API that need no key."""
 
 
 class Version(BaseModel):
@@ -51,7 +54,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan,
         generate_unique_id_function=_operation_id,
-        middleware=[Middleware(RequestFrame), Middleware(BodyLimit, limit=settings.max_body_bytes)],
+        middleware=[
+            Middleware(RequestFrame),
+            Middleware(Authentication, open=OPEN),
+            Middleware(RequestLimits),
+            Middleware(HeadAsGet),
+            Middleware(BodyLimit, limit=settings.max_body_bytes),
+        ],
+        redirect_slashes=False,
         redoc_url=None,
     )
     app.state.settings = settings

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
+from app.core.json_body import JsonRoute
 from app.projects.auth import Caller, require
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Spec
@@ -20,7 +21,7 @@ from app.recipe.students import STUDENTS
 from app.recipe.teacher_cache import TEACHER_CACHES
 from app.recipe.tokenizers import TOKENIZERS
 
-router = APIRouter(prefix="/v1/catalog", tags=["catalog"])
+router = APIRouter(prefix="/v1/catalog", tags=["catalog"], route_class=JsonRoute)
 Reader = Annotated[Caller, Depends(require("read"))]
 Group = Literal[
     "losses",

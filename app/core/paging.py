@@ -11,9 +11,11 @@ from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import BaseModel
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
+
+from app.core.errors import FieldError, Invalid
 
 MAX_LIMIT = 100
 
@@ -63,7 +65,9 @@ class Slice(Generic[Row]):
 
 
 async def _cursor(
-    after: Annotated[str | None, Query(description="Id of the last thing seen.", pattern="^[a-z]+_[0-9a-z]+$")] = None,
+    after: Annotated[
+        str | None, Query(description="Id of the last thing seen.", pattern="^[a-z]+_[0-9a-z]+$", max_length=64)
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Length of the page.")] = 20,
 ) -> Cursor:
     return Cursor(after, limit)
@@ -73,11 +77,30 @@ Paging = Annotated[Cursor, Depends(_cursor)]
 
 
 async def page(
-    session: AsyncSession, statement: Select[Row], id: InstrumentedAttribute[str], cursor: Cursor
+    session: AsyncSession,
+    statement: Select[Row],
+    id: InstrumentedAttribute[str],
+    cursor: Cursor,
+    mine: ColumnElement[bool],
 ) -> Slice[Row]:
-    """The rows of `statement` that the cursor points at, newest first. `id` is their primary key."""
+    """The rows of `statement` that the cursor points at, newest first. `id` is their primary key.
+
+    `mine` is what holds for all that the caller may see, filtered out or deleted or not: a cursor that is the id of
+    nothing of that raises `Invalid`.
+    """
     if cursor.after is not None:
+        await _require_known(session, id, cursor.after, mine)
         statement = statement.where(id < cursor.after)
     # One row more than asked for tells whether there is another page.
     rows = (await session.scalars(statement.order_by(id.desc()).limit(cursor.limit + 1))).all()
     return Slice(rows[: cursor.limit], len(rows) > cursor.limit)
+
+
+async def _require_known(
+    session: AsyncSession, id: InstrumentedAttribute[str], after: str, mine: ColumnElement[bool]
+) -> None:
+    if await session.scalar(select(id).where(id == after, mine)) is None:
+        message = f"{after!r} is the id of nothing in this list"
+        raise Invalid.fields(
+            [FieldError(param="after", message=message, accepted="the last_id of a page of this list")]
+        )

@@ -149,6 +149,9 @@ class ValidationView(BaseModel):
     object: Literal["job.validation"] = "job.validation"
     valid: bool
     errors: list[FieldError]
+    """The fields that are wrong, at most fifty."""
+    more_errors: int = Field(0, ge=0)
+    """Number of wrong fields that `errors` leaves out."""
     spec: dict[str, Any] | None = None
     """The job as it would be stored; the seed stays open when none was given."""
     steps_per_epoch: int | None = None

@@ -120,7 +120,7 @@ class Evaluation(Spec):
     """Tokens of such a beginning."""
     new_tokens: int = Field(48, ge=1, le=4096)
     """Tokens that are written behind it; fewer where the model takes no more."""
-    nme_points: Annotated[list[PointNumber] | None, AfterValidator(_differ)] = None
+    nme_points: Annotated[Annotated[list[PointNumber], Field(max_length=2)] | None, AfterValidator(_differ)] = None
     """Numbers, from 0, of the two points whose distance the errors of keypoints are divided by; of 68 facial points 36
     and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
     keep: Literal["last", "best"] = "last"
@@ -182,7 +182,7 @@ class JobSpec(Spec):
     copy of, else the mean of its tokens."""
     recipe: Recipe
     evaluation: Evaluation = Evaluation()
-    export: Annotated[list[ExportFormat], AfterValidator(_go_together)] = ["safetensors", "onnx"]
+    export: Annotated[list[ExportFormat], Field(max_length=8), AfterValidator(_go_together)] = ["safetensors", "onnx"]
     """Formats of the exported student: `torch-export` for `torch.export.load`; `onnx-int8` is the ONNX graph with
     weights of 8 bits, whose answers differ a little (the report says by how much)."""
     resources: Resources = Resources()
