@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.middleware import Middleware
 
 from app.catalog import endpoints as catalog
 from app.core.addresses import known_query
 from app.core.database import Database
 from app.core.dispatch import make_dispatcher
-from app.core.health import Health, HealthCheck
+from app.core.health import Health, HealthCheck, HealthCheckDep
 from app.core.http import BodyLimit, HeadAsGet, RequestFrame, RequestLimits, add_error_handlers, errors
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import Store
+from app.core.views import View
 from app.files import endpoints as files
 from app.jobs import endpoints as jobs
 from app.jobs.loops import running_loops
@@ -29,6 +29,7 @@ from app.models import endpoints as models
 from app.projects import endpoints as projects
 from app.projects.auth import Authentication, KeyRing
 from app.projects.service import ensure_first_key
+from app.web import pages
 
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
@@ -38,7 +39,7 @@ OPEN = frozenset({"/v1/version"})
 """Addresses of the API that need no key."""
 
 
-class Version(BaseModel):
+class Version(View):
     """What runs here."""
 
     object: Literal["version"] = "version"
@@ -62,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Middleware(BodyLimit, limit=settings.max_body_bytes),
         ],
         redirect_slashes=False,
-        redoc_url=None,
+        openapi_url=None,  # the document and its readers are pages of our own
     )
     app.state.settings = settings
     add_error_handlers(app)
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for resource in (jobs, files, models, catalog, projects):
         app.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     app.include_router(_open_routes())
+    app.include_router(pages.router)
     return app
 
 
@@ -101,7 +103,7 @@ def _open_routes() -> APIRouter:
     router = APIRouter(tags=["service"])
 
     @router.get("/healthz", responses={503: {"model": Health, "description": "A part can't be used"}})
-    async def get_health(check: Annotated[HealthCheck, Depends(_health)], response: Response) -> Health:
+    async def get_health(check: HealthCheckDep, response: Response) -> Health:
         """Whether the database, the store and the broker can be used."""
         health = await check()
         if health.status != "ok":
@@ -114,8 +116,3 @@ def _open_routes() -> APIRouter:
         return Version(version=VERSION)
 
     return router
-
-
-async def _health(request: Request) -> HealthCheck:
-    check: HealthCheck = request.app.state.health
-    return check

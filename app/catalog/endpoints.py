@@ -7,9 +7,9 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
 
 from app.core.json_body import JsonRoute
+from app.core.views import View
 from app.projects.auth import Caller, require
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Spec
@@ -49,7 +49,7 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
 }
 
 
-class PaperView(BaseModel):
+class PaperView(View):
     """The source of a method."""
 
     title: str
@@ -57,7 +57,7 @@ class PaperView(BaseModel):
     url: str
 
 
-class OptionView(BaseModel):
+class OptionView(View):
     """One thing to choose."""
 
     object: Literal["catalog.option"] = "catalog.option"
@@ -77,7 +77,7 @@ class OptionView(BaseModel):
     json_schema: dict[str, Any]
 
 
-class OptionList(BaseModel):
+class OptionList(View):
     """Options of one group, or of all."""
 
     object: Literal["list"] = "list"

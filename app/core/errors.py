@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from app.core.views import View
 
 MAX_ERRORS = 50
 """Wrong fields that one answer describes; the rest is counted."""
@@ -31,10 +33,8 @@ Words = Annotated[str, _bounded(MAX_MESSAGE)]
 Accepted = Annotated[str, _bounded(MAX_ACCEPTED)]
 
 
-class FieldError(BaseModel):
+class FieldError(View):
     """One field that is wrong: its path, what is wrong, and what would be accepted."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     param: Param
     """Path of the field as the client wrote it, such as `recipe.losses[0].weight`."""
@@ -44,10 +44,8 @@ class FieldError(BaseModel):
     """What would be accepted there, in words; null where there is nothing to add."""
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(View):
     """What went wrong, for programs (`type`, `code`, `param`) and for people (`message`)."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
     """Class of the error, such as `invalid_request`, `authentication`, `not_found`, `conflict` or `unavailable`."""
@@ -65,10 +63,8 @@ class ErrorBody(BaseModel):
     """Id of the request, as in the header `X-Request-Id`; it finds the request in the service's log."""
 
 
-class ErrorEnvelope(BaseModel):
+class ErrorEnvelope(View):
     """Body of every answer that is not a success."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     error: ErrorBody
     """The error."""

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from fastapi import Depends, Request
 
 from app.core.services import Services
+from app.core.views import View
 
 log = logging.getLogger("stillhouse.health")
 FRESH_SECONDS = 2.0
@@ -18,7 +19,7 @@ FRESH_SECONDS = 2.0
 TIMEOUT_SECONDS = 5.0
 
 
-class Health(BaseModel):
+class Health(View):
     """State of the service and of what it stands on; a part that works has no reason."""
 
     status: Literal["ok", "unavailable"]
@@ -59,6 +60,14 @@ class HealthCheck:
             log.warning("the %s can't be used", name, exc_info=error)
         reasons = {name: _reason(error) for name, error in failed.items()}
         return Health(status="unavailable" if reasons else "ok", reasons=reasons)
+
+
+async def _health_check(request: Request) -> HealthCheck:
+    check: HealthCheck = request.app.state.health
+    return check
+
+
+HealthCheckDep = Annotated[HealthCheck, Depends(_health_check)]
 
 
 def _reason(error: Exception) -> str:

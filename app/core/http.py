@@ -38,6 +38,14 @@ from app.core.ids import new_id
 
 log = logging.getLogger("stillhouse.http")
 REQUEST_ID = "X-Request-Id"
+_TO_BROWSERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+"""Headers of every answer: take it for what it says it is, run nothing in it, show it in no frame."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _BODY_LIMIT, _HEAD = "body_limit", "head"
 MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 << 10
@@ -81,7 +89,7 @@ class RequestFrame:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], stamp]
+                message["headers"] = _complete([*message["headers"], stamp])
             await send(message)
 
         try:
@@ -94,6 +102,12 @@ class RequestFrame:
             handle = next((_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS), _unexpected)
             response = await handle(Request(scope), error)
             await response(scope, receive, stamped)
+
+
+def _complete(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """With what every answer says to browsers, unless it says something else itself."""
+    given = {name.lower() for name, _ in headers}
+    return [*headers, *(header for header in _TO_BROWSERS if header[0] not in given)]
 
 
 def _request_id(scope: Scope) -> str:

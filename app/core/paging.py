@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.errors import FieldError, Invalid
+from app.core.views import View
 
 MAX_LIMIT = 100
 
@@ -29,7 +30,7 @@ View = TypeVar("View", bound=BaseModel)
 Row = TypeVar("Row", bound=HasId)
 
 
-class Page(BaseModel, Generic[View]):
+class Page(View, Generic[View]):
     """One page of a list. Go on with `after` = `last_id` while there is more."""
 
     object: Literal["list"] = "list"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from app.core.clock import Time
+from app.core.views import View
 from app.files.inspect import Format
 from app.files.tables import File, Upload, UploadPart
 from app.recipe.base import Spec
@@ -34,7 +35,7 @@ class Completion(Spec):
     """SHA-256 of the whole in hexadecimal, for a client that only knows it now."""
 
 
-class PartView(BaseModel):
+class PartView(View):
     """A part that arrived."""
 
     object: Literal["upload.part"] = "upload.part"
@@ -47,7 +48,7 @@ class PartView(BaseModel):
         return cls.model_validate(row, from_attributes=True)
 
 
-class UploadView(BaseModel):
+class UploadView(View):
     """A file on its way in. A client that was cut off sends the parts that are missing here."""
 
     id: str
@@ -70,7 +71,7 @@ class UploadView(BaseModel):
         return cls(**own, parts=[PartView.of(part) for part in parts], max_part_bytes=max_part_bytes)
 
 
-class ArrayView(BaseModel):
+class ArrayView(View):
     """Header of one array or tensor."""
 
     shape: list[int]
@@ -78,7 +79,7 @@ class ArrayView(BaseModel):
     """In NumPy's notation without byte order (`u1`, `f4`); types that NumPy lacks by name (`bf16`)."""
 
 
-class FileView(BaseModel):
+class FileView(View):
     """A complete, verified file. It never changes."""
 
     id: str
@@ -108,7 +109,7 @@ class FileDetailView(FileView):
         return cls(**FileView.of(row).model_dump(), **told)
 
 
-class DeletedView(BaseModel):
+class DeletedView(View):
     """Something that is gone."""
 
     id: str

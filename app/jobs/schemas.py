@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from app.core.clock import Time
 from app.core.errors import FieldError
+from app.core.views import View
 from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
 from app.recipe.base import Spec
@@ -17,7 +18,7 @@ from app.recipe.students import Student
 from app.recipe.teachers import Teacher, Weighting
 
 
-class PhaseView(BaseModel):
+class PhaseView(View):
     """A phase of an attempt."""
 
     attempt: int
@@ -26,7 +27,7 @@ class PhaseView(BaseModel):
     ended_at: Time | None
 
 
-class ProgressView(BaseModel):
+class ProgressView(View):
     """Where training stands."""
 
     step: int
@@ -37,7 +38,7 @@ class ProgressView(BaseModel):
     progress_at: Time | None
 
 
-class JobError(BaseModel):
+class JobError(View):
     """Why a job failed, and by whose fault."""
 
     fault: Literal["user", "system", "capacity", "deadline"]
@@ -47,7 +48,7 @@ class JobError(BaseModel):
     step: int | None = None
 
 
-class JobView(BaseModel):
+class JobView(View):
     """A job as a client sees it."""
 
     id: str
@@ -134,7 +135,7 @@ class CloneOverrides(Spec):
         return value
 
 
-class EstimateView(BaseModel):
+class EstimateView(View):
     """What the job will take, as far as can be told before it runs."""
 
     memory_bytes: int
@@ -143,7 +144,7 @@ class EstimateView(BaseModel):
     """Where the rate comes from: measured on recent jobs, or assumed."""
 
 
-class ValidationView(BaseModel):
+class ValidationView(View):
     """What would become of a job, without making it."""
 
     object: Literal["job.validation"] = "job.validation"
@@ -160,7 +161,7 @@ class ValidationView(BaseModel):
     estimate: EstimateView | None = None
 
 
-class EventView(BaseModel):
+class EventView(View):
     """Something that happened to a job."""
 
     object: Literal["job.event"] = "job.event"
@@ -176,7 +177,7 @@ class EventView(BaseModel):
         return cls.model_validate(event, from_attributes=True)
 
 
-class EventPage(BaseModel):
+class EventPage(View):
     """Events in order; go on with `after` = the last `seq`."""
 
     object: Literal["list"] = "list"
@@ -184,7 +185,7 @@ class EventPage(BaseModel):
     has_more: bool
 
 
-class SeriesView(BaseModel):
+class SeriesView(View):
     """One metric over the steps of training."""
 
     name: str
@@ -192,14 +193,14 @@ class SeriesView(BaseModel):
     values: list[float]
 
 
-class MetricsView(BaseModel):
+class MetricsView(View):
     """Series of a job, thinned to the number of points asked for."""
 
     object: Literal["job.metrics"] = "job.metrics"
     data: list[SeriesView]
 
 
-class CheckpointView(BaseModel):
+class CheckpointView(View):
     """A published state of training."""
 
     object: Literal["job.checkpoint"] = "job.checkpoint"
@@ -215,12 +216,12 @@ class CheckpointView(BaseModel):
         return cls(id=row.id, attempt=row.attempt, step=row.step, size=size, created_at=row.created_at)
 
 
-class CheckpointList(BaseModel):
+class CheckpointList(View):
     object: Literal["list"] = "list"
     data: list[CheckpointView]
 
 
-class ArtifactView(BaseModel):
+class ArtifactView(View):
     """A published file of a job."""
 
     object: Literal["job.artifact"] = "job.artifact"
@@ -237,6 +238,6 @@ class ArtifactView(BaseModel):
         return cls.model_validate(row, from_attributes=True)
 
 
-class ArtifactList(BaseModel):
+class ArtifactList(View):
     object: Literal["list"] = "list"
     data: list[ArtifactView]

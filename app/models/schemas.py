@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from app.core.clock import Time
+from app.core.views import View
 from app.models.tables import Model
 from app.recipe.base import Reference, Spec
 from app.recipe.hugging_face import is_model_file
@@ -66,7 +67,7 @@ class ModelRequest(Spec):
         return Conversion(checkpoint_key=self.checkpoint_key, key_map=self.key_map or KeyMap())
 
 
-class ModelFileView(BaseModel):
+class ModelFileView(View):
     """A file of a model's bundle."""
 
     name: str
@@ -75,7 +76,7 @@ class ModelFileView(BaseModel):
     media_type: str
 
 
-class ModelView(BaseModel):
+class ModelView(View):
     """A teacher or a student. It never changes."""
 
     id: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
 from app.core.clock import Time
+from app.core.views import View
 from app.projects.auth import Scope
 from app.projects.tables import ApiKey, Project
 from app.recipe.base import Spec
@@ -27,7 +28,7 @@ class KeyRequest(Spec):
     """Life of the key; none: until it is revoked."""
 
 
-class KeyView(BaseModel):
+class KeyView(View):
     """A key, without its secret."""
 
     id: str
@@ -53,7 +54,7 @@ class NewKeyView(KeyView):
     key: str
 
 
-class ProjectView(BaseModel):
+class ProjectView(View):
     """A tenant."""
 
     id: str

@@ -243,3 +243,58 @@ async def test_a_client_that_leaves_while_it_sends_is_no_error(api: Api, caplog:
 def test_settings_reach_the_application() -> None:
     first, second = (create_app(Settings(max_body_bytes=size)) for size in (2048, 4096))
     assert (first.state.settings.max_body_bytes, second.state.settings.max_body_bytes) == (2048, 4096)
+
+
+READABLE = ["/", "/docs", "/openapi.json", "/assets/page.css", "/healthz", "/v1/version", "/v1/jobs", "/v1/catalog"]
+
+
+@pytest.mark.parametrize("path", [*READABLE, "/v1/files/file_x", "/v1/nothing", "/v1/jobs?limit=0"])
+async def test_head_is_answered_as_get_without_the_body(api: Api, path: str) -> None:
+    told, shown = await api.client.head(path), await api.client.get(path)
+    varying = ("date", "x-request-id")
+    assert told.status_code == shown.status_code
+    for name in set(shown.headers) - set(varying):
+        if name == "content-length" and shown.status_code >= 400:
+            continue  # the envelope has the request's id in it
+        assert told.headers[name] == shown.headers[name]
+    assert told.content == b""
+
+
+async def test_head_of_a_download_tells_its_size_and_digest_and_reads_nothing(api: Api) -> None:
+    file = (await api.client.post("/v1/files?name=a.txt", content=b"some text\n" * 100)).json()
+    path = f"/v1/files/{file['id']}/content"
+    whole = await api.client.head(path)
+    assert (whole.status_code, whole.headers["content-length"], whole.content) == (200, "1000", b"")
+    assert whole.headers["etag"] == f'"{file["sha256"]}"'
+    part = await api.client.head(path, headers={"range": "bytes=0-9"})
+    assert (part.status_code, part.headers["content-range"]) == (206, "bytes 0-9/1000")
+    assert (await api.client.head(path, headers={"if-none-match": whole.headers["etag"]})).status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/", "GET, HEAD, OPTIONS"),
+        ("POST", "/docs", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/openapi.json", "GET, HEAD, OPTIONS"),
+        ("POST", "/healthz", "GET, HEAD, OPTIONS"),
+        ("PUT", "/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("PUT", "/v1/jobs/validate", "GET, HEAD, OPTIONS, PATCH, POST"),
+        ("DELETE", "/v1/jobs/job_x/artifacts/a/b.json", "GET, HEAD, OPTIONS"),
+        ("HEAD", "/v1/uploads", "OPTIONS, POST"),
+        ("TRACE", "/v1/models/model_x", "DELETE, GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(api: Api, method: str, path: str, allowed: str) -> None:
+    wrong = await api.client.request(method, path)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, allowed)
+    asked = await api.client.options(path)
+    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allowed, b"")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/", "/v1/files/", "/healthz/", "/docs/", "/v1//jobs", "//v1/jobs"])
+async def test_nothing_is_redirected_to_another_address(api: Api, path: str) -> None:
+    answer = await api.client.get(path, headers={"host": "elsewhere"})
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
+    error_of(answer)
