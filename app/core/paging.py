@@ -26,15 +26,15 @@ class HasId(Protocol):
     def id(self) -> str: ...
 
 
-View = TypeVar("View", bound=BaseModel)
+Shown = TypeVar("Shown", bound=BaseModel)
 Row = TypeVar("Row", bound=HasId)
 
 
-class Page(View, Generic[View]):
+class Page(View, Generic[Shown]):
     """One page of a list. Go on with `after` = `last_id` while there is more."""
 
     object: Literal["list"] = "list"
-    data: list[View]
+    data: list[Shown]
     has_more: bool
     first_id: str | None
     last_id: str | None
@@ -55,12 +55,12 @@ class Slice(Generic[Row]):
     rows: Sequence[Row]
     has_more: bool
 
-    def view(self, views: Sequence[View]) -> Page[View]:
+    def view(self, views: Sequence[Shown]) -> Page[Shown]:
         """The page that shows these rows as `views`."""
         first, last = (self.rows[0].id, self.rows[-1].id) if self.rows else (None, None)
         return Page(data=list(views), has_more=self.has_more, first_id=first, last_id=last)
 
-    def map(self, show: Callable[[Row], View]) -> Page[View]:
+    def map(self, show: Callable[[Row], Shown]) -> Page[Shown]:
         """The page that shows each row by itself."""
         return self.view([show(row) for row in self.rows])
 
