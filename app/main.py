@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Literal
 
@@ -30,6 +31,7 @@ from app.projects import endpoints as projects
 from app.projects.auth import Authentication, KeyRing
 from app.projects.service import ensure_first_key
 from app.web import pages
+from app.web.openapi import document
 
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
@@ -44,6 +46,7 @@ class Version(View):
 
     object: Literal["version"] = "version"
     version: str
+    """Version of the service."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -66,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,  # the document and its readers are pages of our own
     )
     app.state.settings = settings
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     add_error_handlers(app)
     # The most asked first, and none within another: FastAPI looks for a route once more on every level.
     for resource in (jobs, files, models, catalog, projects):
@@ -85,6 +89,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database = Database(settings.resolved_database_url, settings.database_pool_size)
     services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings))
     app.state.services = services
+    app.openapi()  # made now, because it takes half a second, and error messages are read off it
     app.state.health = HealthCheck(services)
     app.state.job_reader = JobReader(database)
     app.state.key_ring = KeyRing(database, settings.secret_bytes)

@@ -53,8 +53,11 @@ class PaperView(View):
     """The source of a method."""
 
     title: str
+    """Title of the paper."""
     arxiv: str
+    """Its number on arXiv."""
     url: str
+    """Where it can be read."""
 
 
 class OptionView(View):
@@ -62,9 +65,11 @@ class OptionView(View):
 
     object: Literal["catalog.option"] = "catalog.option"
     group: Group
+    """What it is one of."""
     kind: str
     """Its name in a job, as `kind` (of students `architecture`, of data `format`, of teacher caches `store`)."""
     description: str
+    """What it does."""
     equation: str | None
     """Of losses."""
     applies: str | None
@@ -72,9 +77,11 @@ class OptionView(View):
     tasks: list[str] | None
     """Tasks that a loss, an optimizer or an augmentation is for; none: it does not depend on the task."""
     paper: PaperView | None
+    """Where it comes from; null where there is no paper."""
     defaults: dict[str, Any]
     """Values of the fields that a job may leave out."""
     json_schema: dict[str, Any]
+    """JSON Schema of it in a job."""
 
 
 class OptionList(View):
@@ -82,6 +89,7 @@ class OptionList(View):
 
     object: Literal["list"] = "list"
     data: list[OptionView]
+    """The options."""
 
 
 @cache

@@ -23,6 +23,7 @@ class Health(View):
     """State of the service and of what it stands on; a part that works has no reason."""
 
     status: Literal["ok", "unavailable"]
+    """Whether the service can do its work."""
     reasons: dict[str, str]
     """Why a part (`database`, `store`, `broker`) can't be used."""
 

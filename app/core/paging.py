@@ -35,9 +35,13 @@ class Page(View, Generic[Shown]):
 
     object: Literal["list"] = "list"
     data: list[Shown]
+    """The things of this page, newest first."""
     has_more: bool
+    """Whether there are older ones."""
     first_id: str | None
+    """Id of the first of them; null on an empty page."""
     last_id: str | None
+    """Id of the last of them, from which the next page goes on; null on an empty page."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,14 @@ _reading = require("read")
 Reader = Annotated[Caller, Depends(_reading)]
 Writer = Annotated[Caller, Depends(require("write"))]
 IdempotencyHeader = Annotated[
-    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Name of this request, chosen by the client: however often it is sent, it makes one job.",
+    ),
 ]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[^:]{1,64}:.{0,512}$")]
 
@@ -104,8 +111,8 @@ async def list_jobs(
     status: Annotated[list[Status] | None, Query(description="One of these states; may be repeated.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Exactly this name.")] = None,
     label: Annotated[list[LabelFilter] | None, Query(max_length=16, description="`key:value`; all must hold.")] = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs that were made later.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs that were made earlier.")] = None,
 ) -> Page[JobView]:
     """Jobs of the project, newest first. All filters apply before the limit."""
     labels = [(key, value) for key, _, value in (text.partition(":") for text in label or [])]
@@ -216,8 +223,16 @@ async def list_events(
     request: Request,
     job_id: str,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the last event already seen.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Length of the page; a stream has none.")] = 100,
+    last_event_id: Annotated[
+        int | None,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=2**31 - 1,
+            description="Of a stream: number of the last event already seen; it goes before `after`.",
+        ),
+    ] = None,
 ) -> EventPage:
     """Events of a job in order: a page, or with `Accept: text/event-stream` a stream that ends with the job."""
     async with services.database.read() as session:

@@ -43,6 +43,7 @@ class ModelRequest(Spec):
     key_map: KeyMap | None = None
     """How the names of the file's tensors become those of the architecture; none: they are those already."""
     name: Name | None = None
+    """Name of the model; names may repeat."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -71,17 +72,23 @@ class ModelFileView(View):
     """A file of a model's bundle."""
 
     name: str
+    """Name of the file, with folders."""
     size: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the content in hexadecimal."""
     media_type: str
+    """Media type of the file."""
 
 
 class ModelView(View):
     """A teacher or a student. It never changes."""
 
     id: str
+    """Id of the model."""
     object: Literal["model"] = "model"
     name: str | None
+    """Name of the model."""
     job_id: str | None
     """The job that made it; none for an uploaded one."""
     file_id: str | None
@@ -93,8 +100,11 @@ class ModelView(View):
     config: ModelConfig | None
     """None for a folder in the Hugging Face layout that came without one: workers read the folder's own."""
     parameters: int
+    """Numbers that were trained."""
     files: list[ModelFileView]
+    """The files of its bundle, by name."""
     created_at: Time
+    """When it was registered or published."""
 
     @classmethod
     def of(cls, row: Model) -> ModelView:

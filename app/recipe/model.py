@@ -31,14 +31,18 @@ class ImageInput(Spec):
     """Shape of one input image."""
 
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    """Colour channels: 1 of grey images, 3 of RGB."""
     height: Side
+    """Pixels from top to bottom."""
     width: Side
+    """Pixels from left to right."""
 
 
 class TableInput(Spec):
     """A row of numbers."""
 
     columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
+    """Numbers in a row."""
 
 
 class TextInput(Spec):
@@ -95,8 +99,11 @@ class ModelConfig(Spec):
     """Description of a model's weights."""
 
     task: Task = "image-classification"
+    """What the model does."""
     architecture: Network
+    """The network that the weights are of."""
     input: Input
+    """Shape of one sample."""
     preprocessing: Preprocessing | None = None
     """None for texts, whose tokenizer does it."""
     classes: int | None = Field(None, ge=2, le=MAX_CLASSES)
@@ -106,6 +113,7 @@ class ModelConfig(Spec):
     targets: int | None = Field(None, ge=1, le=MAX_TARGETS)
     """Numbers that a regression answers with; for K keypoints 2 K, x before y. Width of an encoder's vectors."""
     target_scaling: TargetScaling | None = None
+    """How a regression's outputs become the units of the data; none: they are that already."""
     embedding: Embedding | None = None
     """How an encoder makes one vector of a text; there for the task `embedding`, and for no other."""
 

@@ -6,20 +6,18 @@ keeps a browser from asking anyone else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 
 from app.core.errors import NotFound
 from app.core.health import Health, HealthCheckDep
+from app.web.openapi import written
 
 _HERE = Path(str(files("app.web")))
 _READERS = Path(str(files("fastapi_offline"))) / "static"
@@ -82,7 +80,7 @@ async def get_redoc() -> Response:
 @router.get("/openapi.json")
 async def get_openapi(request: Request) -> Response:
     """The OpenAPI document, written once."""
-    body, etag = _document(request.app.openapi)
+    body, etag = written()
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
@@ -112,9 +110,3 @@ def _reader(scripts: tuple[str, ...], styles: tuple[str, ...] = ()) -> str:
 
 def _page(content: str, policy: str, headers: dict[str, str] | None = None) -> Response:
     return HTMLResponse(content, headers={"Content-Security-Policy": policy, **(headers or {})})
-
-
-@cache
-def _document(make: Any) -> tuple[bytes, str]:
-    body = json.dumps(make(), ensure_ascii=False, separators=(",", ":")).encode()
-    return body, f'"{hashlib.sha256(body).hexdigest()[:32]}"'
