@@ -15,10 +15,11 @@ from app.core.errors import BadRequest, UnsupportedMediaType, shortened
 JSON = "application/json"
 MAX_DEPTH = 32
 """Lists and objects within each other; a job nests to half of it."""
-MAX_BRACKETS = 50_000
-"""Opening brackets and braces in a body, those in texts included."""
-MAX_KEYS = 10_000
-"""Of all objects of a body together: three times what the largest that is accepted has, a model of 1,000 files."""
+MAX_KEYS = 5000
+"""Of all objects of a body together: twice what the largest that is accepted has, a model with 1,024 renames."""
+MOST = {b"[": 20_000, b"{": 20_000, b":": 20_000, b",": 120_000}
+"""How often these may stand in a body, its texts included. They tell before it is parsed how many lists, objects, keys
+and items it can have; the longest list that is accepted names 100,000 classes."""
 
 
 class JsonRoute(APIRoute):
@@ -58,8 +59,10 @@ class _JsonRequest(Request):
 
 
 def _parsed(body: bytes) -> Any:
-    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
-        raise BadRequest("body_too_complex", f"the body has more than {MAX_BRACKETS} lists and objects", param="body")
+    for mark, most in MOST.items():
+        if body.count(mark) > most:
+            message = f"the body has the character {mark.decode()} more than {most} times"
+            raise BadRequest("body_too_complex", message, param="body")
     try:
         found = json.loads(body)
     except RecursionError:

@@ -38,7 +38,7 @@ class Caller:
 
     project_id: str
     key_id: str
-    scopes: frozenset[Scope]
+    scopes: frozenset[str]
 
 
 class _Known(NamedTuple):

@@ -69,8 +69,8 @@ _OF_THINGS = {
 }
 """Answers that have an id with which other operations go on, and the parameter that takes it."""
 _FRAMING = """Server-sent events. Of each event `id` is its number, `event` its type, and `data` one line of JSON, an
-`EventView`. A comment (`: …`) comes when nothing else has for a while. The stream ends after the last event of a job that
-is final; a client that was cut off goes on with the header `Last-Event-ID`."""
+`EventView`. A comment (`: …`) comes when nothing else has for a while. The stream ends after the last event of a job
+that is final; a client that was cut off goes on with the header `Last-Event-ID`."""
 
 
 _MADE: list[Node] = []
@@ -123,7 +123,7 @@ def _complete_page(schema: Node, item: Node) -> None:
 def _kind(schema: Node) -> str:
     """What the ids of a kind of thing begin with; empty for what has none."""
     kind = schema.get("properties", {}).get("object", {}).get("const", "")
-    return _PREFIXES.get(kind, kind)
+    return _PREFIXES.get(kind, str(kind))
 
 
 def _complete_schema(schema: Node) -> None:
