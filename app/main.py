@@ -35,7 +35,7 @@ from app.web.openapi import document
 
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
-the verified student. Every request but `/healthz` and `/v1/version` carries an API key as a bearer token."""
+the verified student. Every request under `/v1/` but `/v1/version` carries an API key as a bearer token."""
 COMMON_ERRORS = errors(400, 401, 403, 414, 422, 431, 503)
 OPEN = frozenset({"/v1/version"})
 """Addresses of the API that need no key."""

@@ -281,6 +281,9 @@ def all_heads(network: Transformers) -> Heads:
     _, width, count, _ = encoder.sizes(told)
     shared = whole_size(told, SHARED_HEADS, encoder.shared or count)
     size = whole_size(told, HEAD_SIZE, encoder.size or width // count) if encoder.free else width // count
+    if size < 1:
+        found = f"is shrink, and the teacher's configuration has {count} heads for a width of {width}"
+        raise Unshrinkable("architecture", found, "a teacher whose heads have a width")
     return Heads([], [], count, shared, size)
 
 
