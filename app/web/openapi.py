@@ -41,8 +41,16 @@ _RANGES: list[tuple[str, str, str]] = [
         "One range of bytes; several, or one beyond the end, are answered with 416.",
         "bytes=0-1023",
     ),
-    ("If-Range", "ETag of the content that the range is of; if it is another by now, the whole is sent.", '"9f86…"'),
-    ("If-None-Match", "ETags of the contents that the client has; if it is one of them, the answer is 304.", '"9f86…"'),
+    (
+        "If-Range",
+        "ETag of the content that the range is of; if it is another by now, the whole is sent.",
+        f'"{examples.SHA256}"',
+    ),
+    (
+        "If-None-Match",
+        "ETags of the contents that the client has; if it is one of them, the answer is 304.",
+        f'"{examples.SHA256}"',
+    ),
 ]
 """Headers that a download reads."""
 _DOWNLOAD_HEADERS = {
