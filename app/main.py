@@ -4,42 +4,49 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.middleware import Middleware
 
 from app.catalog import endpoints as catalog
+from app.core.addresses import known_query
 from app.core.database import Database
 from app.core.dispatch import make_dispatcher
-from app.core.health import Health, HealthCheck
-from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors, known_query
+from app.core.health import Health, HealthCheck, HealthCheckDep
+from app.core.http import BodyLimit, HeadAsGet, RequestFrame, RequestLimits, add_error_handlers, errors
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import Store
+from app.core.views import View
 from app.files import endpoints as files
 from app.jobs import endpoints as jobs
 from app.jobs.loops import running_loops
 from app.jobs.reader import JobReader
 from app.models import endpoints as models
 from app.projects import endpoints as projects
-from app.projects.auth import KeyRing
+from app.projects.auth import Authentication, KeyRing
 from app.projects.service import ensure_first_key
+from app.web import pages
+from app.web.openapi import document
 
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
-the verified student. Every request but `/healthz` and `/v1/version` carries an API key as a bearer token."""
-COMMON_ERRORS = errors(400, 401, 403, 422, 503)
+the verified student. Every request under `/v1/` but `/v1/version` carries an API key as a bearer token."""
+COMMON_ERRORS = errors(400, 401, 403, 414, 422, 431, 503)
+OPEN = frozenset({"/v1/version"})
+"""Addresses of the API that need no key."""
 
 
-class Version(BaseModel):
+class Version(View):
     """What runs here."""
 
     object: Literal["version"] = "version"
     version: str
+    """Version of the service."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -51,15 +58,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan,
         generate_unique_id_function=_operation_id,
-        middleware=[Middleware(RequestFrame), Middleware(BodyLimit, limit=settings.max_body_bytes)],
-        redoc_url=None,
+        middleware=[
+            Middleware(RequestFrame),
+            Middleware(Authentication, open=OPEN),
+            Middleware(RequestLimits),
+            Middleware(HeadAsGet),
+            Middleware(BodyLimit, limit=settings.max_body_bytes),
+        ],
+        redirect_slashes=False,
+        openapi_url=None,  # the document and its readers are pages of our own
     )
     app.state.settings = settings
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     add_error_handlers(app)
     # The most asked first, and none within another: FastAPI looks for a route once more on every level.
     for resource in (jobs, files, models, catalog, projects):
         app.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     app.include_router(_open_routes())
+    app.include_router(pages.router)
     return app
 
 
@@ -73,6 +89,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database = Database(settings.resolved_database_url, settings.database_pool_size)
     services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings))
     app.state.services = services
+    app.openapi()  # made now, because it takes half a second, and error messages are read off it
     app.state.health = HealthCheck(services)
     app.state.job_reader = JobReader(database)
     app.state.key_ring = KeyRing(database, settings.secret_bytes)
@@ -95,7 +112,7 @@ def _open_routes() -> APIRouter:
         responses={503: {"model": Health, "description": "A part can't be used"}},
         response_model_exclude_unset=True,
     )
-    async def get_health(check: Annotated[HealthCheck, Depends(_health)], response: Response) -> Health:
+    async def get_health(check: HealthCheckDep, response: Response) -> Health:
         """Whether the database, the store and the broker can be used."""
         health = await check()
         if health.status != "ok":
@@ -108,8 +125,3 @@ def _open_routes() -> APIRouter:
         return Version(version=VERSION)
 
     return router
-
-
-async def _health(request: Request) -> HealthCheck:
-    check: HealthCheck = request.app.state.health
-    return check

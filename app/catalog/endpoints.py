@@ -7,8 +7,9 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel
 
+from app.core.json_body import JsonRoute
+from app.core.views import View
 from app.projects.auth import Caller, require
 from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Spec
@@ -20,7 +21,7 @@ from app.recipe.students import STUDENTS
 from app.recipe.teacher_cache import TEACHER_CACHES
 from app.recipe.tokenizers import TOKENIZERS
 
-router = APIRouter(prefix="/v1/catalog", tags=["catalog"])
+router = APIRouter(prefix="/v1/catalog", tags=["catalog"], route_class=JsonRoute)
 Reader = Annotated[Caller, Depends(require("read"))]
 Group = Literal[
     "losses",
@@ -48,22 +49,27 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
 }
 
 
-class PaperView(BaseModel):
+class PaperView(View):
     """The source of a method."""
 
     title: str
+    """Title of the paper."""
     arxiv: str
+    """Its number on arXiv."""
     url: str
+    """Where it can be read."""
 
 
-class OptionView(BaseModel):
+class OptionView(View):
     """One thing to choose."""
 
     object: Literal["catalog.option"] = "catalog.option"
     group: Group
+    """What it is one of."""
     kind: str
     """Its name in a job, as `kind` (of students `architecture`, of data `format`, of teacher caches `store`)."""
     description: str
+    """What it does."""
     equation: str | None
     """Of losses."""
     applies: str | None
@@ -71,16 +77,19 @@ class OptionView(BaseModel):
     tasks: list[str] | None
     """Tasks that a loss, an optimizer or an augmentation is for; none: it does not depend on the task."""
     paper: PaperView | None
+    """Where it comes from; null where there is no paper."""
     defaults: dict[str, Any]
     """Values of the fields that a job may leave out."""
     json_schema: dict[str, Any]
+    """JSON Schema of it in a job."""
 
 
-class OptionList(BaseModel):
+class OptionList(View):
     """Options of one group, or of all."""
 
     object: Literal["list"] = "list"
     data: list[OptionView]
+    """The options."""
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from app.cli.errors import Unreachable
+from app.core import private
 
 
 class Connection(BaseModel):
@@ -44,10 +45,8 @@ def read(data_dir: Path) -> Connection | None:
 def write(data_dir: Path, connection: Connection) -> None:
     """Leave address and key for this user's clients alone."""
     path = _path(data_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.touch(mode=0o600)
-    new.chmod(0o600)
+    private.make_file(new)
     new.write_text(connection.model_dump_json())
     new.replace(path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, MetaData, event, make_url, select
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.core import private
 from app.core.clock import now
 
 LOCK_TIMEOUT_SECONDS = 5
@@ -68,8 +68,7 @@ class Database:
         )
 
     def _sqlite(self, begin: str, pool_size: int) -> AsyncEngine:
-        if self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        private.make_sqlite_file(self.url.database)
         engine = create_async_engine(
             self.url, pool_size=pool_size, max_overflow=0, pool_timeout=STATEMENT_TIMEOUT_SECONDS
         )

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from app.core.errors import ApiError, RangeNotSatisfiable
-from app.core.http import errors
+from app.core.http import errors, is_head
 from app.core.store import MissingObject, Store
 
 LINK_SECONDS = 300.0
@@ -68,7 +68,8 @@ async def download(request: Request, store: Store, content: Content) -> Response
     headers = content.headers()
     if _has_it(request, content.etag):
         return Response(status_code=304, headers=headers)
-    link = await store.presign(content.key, LINK_SECONDS)
+    # A link is signed for GET alone.
+    link = None if is_head(request) else await store.presign(content.key, LINK_SECONDS)
     if link is not None:
         return RedirectResponse(link, 307, {**headers, "Cache-Control": "private, no-store"})
     bounds = _wanted(request, content)

@@ -1,38 +1,73 @@
 """Errors that a client may see. Each class is one status; one handler turns them into the envelope.
 
-`{"error": {"type", "code", "message", "param", "errors", "request_id"}}`
+`{"error": {"type", "code", "message", "param", "errors", "more_errors", "request_id"}}`
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BeforeValidator, Field
+
+from app.core.views import View
+
+MAX_ERRORS = 50
+"""Wrong fields that one answer describes; the rest is counted."""
+MAX_PARAM, MAX_MESSAGE, MAX_ACCEPTED = 256, 2000, 4000
+"""Characters of one text of an error: what a client sent is repeated only so far."""
 
 
-class FieldError(BaseModel):
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _bounded(most: int) -> BeforeValidator:
+    """Makes a text that may hold anything of a client's fit for an answer: short, and without halves of characters."""
+    return BeforeValidator(lambda text: text and shortened(text.encode("utf-8", "backslashreplace").decode(), most))
+
+
+Param = Annotated[str, _bounded(MAX_PARAM)]
+Words = Annotated[str, _bounded(MAX_MESSAGE)]
+Accepted = Annotated[str, _bounded(MAX_ACCEPTED)]
+
+
+class FieldError(View):
     """One field that is wrong: its path, what is wrong, and what would be accepted."""
 
-    param: str
-    message: str
-    accepted: str | None = None
+    param: Param
+    """Path of the field as the client wrote it, such as `recipe.losses[0].weight`."""
+    message: Words
+    """What is wrong with it."""
+    accepted: Accepted | None = None
+    """What would be accepted there, in words; null where there is nothing to add."""
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(View):
     """What went wrong, for programs (`type`, `code`, `param`) and for people (`message`)."""
 
     type: str
+    """Class of the error, such as `invalid_request`, `authentication`, `not_found`, `conflict` or `unavailable`."""
     code: str
-    message: str
-    param: str | None = None
-    errors: list[FieldError] = []
+    """Name of the error, which does not change between versions."""
+    message: Words
+    """What went wrong, in one sentence."""
+    param: Param | None = None
+    """The field, parameter or header that is wrong; null where none is."""
+    errors: Annotated[list[FieldError], Field(max_length=MAX_ERRORS)] = []
+    """All wrong fields of an `invalid_fields`, at most fifty."""
+    more_errors: int = Field(0, ge=0)
+    """Number of wrong fields that `errors` leaves out."""
     request_id: str | None = None
+    """Id of the request, as in the header `X-Request-Id`; it finds the request in the service's log."""
 
 
-class ErrorEnvelope(BaseModel):
+class ErrorEnvelope(View):
     """Body of every answer that is not a success."""
 
     error: ErrorBody
+    """The error."""
 
 
 class ApiError(Exception):
@@ -47,12 +82,14 @@ class ApiError(Exception):
         message: str,
         *,
         param: str | None = None,
-        errors: list[FieldError] | None = None,
+        errors: Sequence[FieldError] = (),
+        more_errors: int = 0,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code, self.message, self.param = code, message, param
-        self.errors = errors or []
+        self.errors = list(errors[:MAX_ERRORS])
+        self.more_errors = more_errors + len(errors) - len(self.errors)
         self.headers = headers or {}
 
 
@@ -95,6 +132,18 @@ class TooLarge(ApiError):
     status, type = 413, "too_large"
 
 
+class UriTooLong(ApiError):
+    """The address exceeds a limit."""
+
+    status, type = 414, "too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    """The body is of a type that the route does not read."""
+
+    status, type = 415, "invalid_request"
+
+
 class RangeNotSatisfiable(ApiError):
     """The range lies outside the file, or is not one single range of bytes."""
 
@@ -107,10 +156,17 @@ class Invalid(ApiError):
     status, type = 422, "invalid_request"
 
     @classmethod
-    def fields(cls, errors: list[FieldError]) -> Invalid:
-        """All wrong fields at once; message and param speak of the first."""
+    def fields(cls, errors: Sequence[FieldError], more_errors: int = 0) -> Invalid:
+        """All wrong fields at once, and how many more there are; message and param speak of the first."""
         first = errors[0]
-        return cls("invalid_fields", f"{first.param}: {first.message}", param=first.param, errors=errors)
+        message = f"{first.param}: {first.message}"
+        return cls("invalid_fields", message, param=first.param, errors=errors, more_errors=more_errors)
+
+
+class HeadersTooLarge(ApiError):
+    """The headers exceed a limit."""
+
+    status, type = 431, "too_large"
 
 
 class Unavailable(ApiError):

@@ -12,11 +12,16 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from app.core.errors import FieldError
+from app.core.errors import MAX_ERRORS, FieldError, shortened
 from app.recipe.facts import Problem
 
 Schema = Mapping[str, Any]
 Location = Sequence[int | str]
+MAX_HINTS = 5
+"""Errors of one answer for which the nearest known name is looked up, which costs more than all else about them."""
+MAX_HINT_CHARACTERS = 64
+MAX_ECHO_CHARACTERS = 64
+"""Characters of a wrong value that its error repeats."""
 
 
 @cache
@@ -25,10 +30,13 @@ def _schema_of(model: type[BaseModel]) -> Schema:
 
 
 def of_validation(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
-    """All wrong fields of a document that was validated as `model`."""
+    """The first wrong fields, at most `MAX_ERRORS`, of a document that was validated as `model`."""
     schema = _schema_of(model)
-    details = error.errors(include_url=False)
-    return [describe(detail, detail["loc"], schema, schema) for detail in details]
+    details = error.errors(include_url=False)[:MAX_ERRORS]
+    return [
+        describe(detail, detail["loc"], schema, schema, hint=number < MAX_HINTS)
+        for number, detail in enumerate(details)
+    ]
 
 
 def of_problems(problems: Iterable[Problem]) -> list[FieldError]:
@@ -36,19 +44,22 @@ def of_problems(problems: Iterable[Problem]) -> list[FieldError]:
     return [FieldError(param=problem.param, message=problem.message, accepted=problem.accepted) for problem in problems]
 
 
-def describe(detail: Mapping[str, Any], location: Location, schema: Schema, root: Schema) -> FieldError:
+def describe(
+    detail: Mapping[str, Any], location: Location, schema: Schema, root: Schema, *, hint: bool = True
+) -> FieldError:
     """One of pydantic's error details as a `FieldError`.
 
-    `location` is the path below `schema`; `root` is the document in which `schema`'s references are resolved.
+    `location` is the path below `schema`; `root` is the document in which `schema`'s references are resolved. With
+    `hint`, an unknown name is compared with the known ones.
     """
     walk = _Walk(root, schema)
     for segment in location:
         walk.enter(segment)
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(walk)
+        return _unknown_key(walk, hint)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _unknown_tag(walk, context)
+        return _unknown_tag(walk, context, hint)
     if kind == "missing":
         return FieldError(param=walk.path, message="is required", accepted=_accepted(walk.node, root))
     if kind in ("value_error", "assertion_error"):
@@ -62,22 +73,25 @@ def _sentence(kind: str, message: str) -> str:
     return message[:1].lower() + message[1:].replace(" after validation", "")
 
 
-def _unknown_key(walk: _Walk) -> FieldError:
+def _unknown_key(walk: _Walk, hint: bool) -> FieldError:
     known = sorted(walk.parent.get("properties", ()))
-    message = f"is not a known key{_hint(walk.last, known)}"
+    message = f"is not a known key{_hint(walk.last, known) if hint else ''}"
     return FieldError(param=walk.path, message=message, accepted=_one_of(known))
 
 
-def _unknown_tag(walk: _Walk, context: Mapping[str, Any]) -> FieldError:
+def _unknown_tag(walk: _Walk, context: Mapping[str, Any], hint: bool) -> FieldError:
     discriminator = context["discriminator"].strip("'")
     tags = sorted(_resolve(walk.node, walk.root)["discriminator"]["mapping"])
     given = context.get("tag")
-    message = "is required" if given is None else f"{given!r} is not known{_hint(given, tags)}"
+    near = _hint(given, tags) if hint and given is not None else ""
+    message = "is required" if given is None else f"{shortened(given, MAX_ECHO_CHARACTERS)!r} is not known{near}"
     param = f"{walk.path}.{discriminator}" if walk.path else discriminator
     return FieldError(param=param, message=message, accepted=_one_of(tags))
 
 
 def _hint(given: str, known: Iterable[str]) -> str:
+    if len(given) > MAX_HINT_CHARACTERS:
+        return ""
     near = difflib.get_close_matches(given, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.relay import set_aside
 from app.core.services import Services
+from app.core.views import View
 
 log = logging.getLogger("stillhouse.health")
 FRESH_SECONDS = 2.0
@@ -20,10 +21,11 @@ FRESH_SECONDS = 2.0
 TIMEOUT_SECONDS = 5.0
 
 
-class Health(BaseModel):
+class Health(View):
     """State of the service and of what it stands on; a part that works has no reason."""
 
     status: Literal["ok", "unavailable"]
+    """Whether the service can do its work."""
     reasons: dict[str, str]
     """Why a part (`database`, `store`, `broker`) can't be used."""
     warnings: dict[str, str] = {}
@@ -75,6 +77,14 @@ class HealthCheck:
             log.warning("the outbox can't be looked at", exc_info=True)
             return {}
         return {"outbox": f"messages that could not be sent and were set aside: {count}"} if count else {}
+
+
+async def _health_check(request: Request) -> HealthCheck:
+    check: HealthCheck = request.app.state.health
+    return check
+
+
+HealthCheckDep = Annotated[HealthCheck, Depends(_health_check)]
 
 
 def _reason(error: Exception) -> str:

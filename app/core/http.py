@@ -1,14 +1,15 @@
-"""What every request passes through: its id, the limit of its body, and the one form in which errors are answered."""
+"""What every request passes through: its id, the limits of its parts, and the one form in which errors are answered."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
@@ -16,17 +17,40 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import ApiError, BadRequest, ErrorBody, ErrorEnvelope, FieldError, Invalid, TooLarge, Unavailable
-from app.core.field_errors import describe
+from app.core.addresses import allowed_methods, operation, parameters
+from app.core.errors import (
+    MAX_ERRORS,
+    ApiError,
+    BadRequest,
+    ErrorBody,
+    ErrorEnvelope,
+    FieldError,
+    HeadersTooLarge,
+    Invalid,
+    TooLarge,
+    Unavailable,
+    UriTooLong,
+)
+from app.core.field_errors import MAX_HINTS, describe
 from app.core.ids import new_id
 
 log = logging.getLogger("stillhouse.http")
 REQUEST_ID = "X-Request-Id"
+_TO_BROWSERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+"""Headers of every answer: take it for what it says it is, run nothing in it, show it in no frame."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-_BODY_LIMIT = "body_limit"
+_BODY_LIMIT, _HEAD = "body_limit", "head"
+MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 << 10
+MAX_PATH_CHARACTERS = 1024
+MAX_QUERY_BYTES, MAX_QUERY_PARAMETERS = 16 << 10, 100
 _ROUTER_ERRORS = {404: ("not_found", "route_not_found"), 405: ("invalid_request", "method_not_allowed")}
 
 
@@ -49,7 +73,7 @@ async def raw_body(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 class RequestFrame:
-    """Outermost: gives the request its id, and answers whatever nobody else has caught with a bare 500."""
+    """Outermost: gives the request its id, and answers the errors of all that lies within."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -65,29 +89,95 @@ class RequestFrame:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], stamp]
+                message["headers"] = _complete([*message["headers"], stamp])
             await send(message)
 
         try:
-            if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-                return await _answer(scope, BadRequest("invalid_address", "the address contains a NUL"))(
-                    scope, receive, stamped
-                )
             await self.app(scope, receive, stamped)
         except ClientDisconnect:
             log.info("request %s: the client left", request_id)
-        except Exception:
+        except Exception as error:
             if started:
                 raise  # the server breaks the connection off, which is all that is left to tell the client
-            log.exception("request %s failed", request_id)
-            await _answer(scope, ApiError("internal_error", "something went wrong on our side"))(
-                scope, receive, stamped
-            )
+            handle = next((_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS), _unexpected)
+            response = await handle(Request(scope), error)
+            await response(scope, receive, stamped)
+
+
+def _complete(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """With what every answer says to browsers, unless it says something else itself."""
+    given = {name.lower() for name, _ in headers}
+    return [*headers, *(header for header in _TO_BROWSERS if header[0] not in given)]
 
 
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get(REQUEST_ID, "")
     return given if _SANE_ID.fullmatch(given) else new_id("req")
+
+
+class RequestLimits:
+    """Refuses addresses and headers larger than any route has use for, before anything is made of them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            _require_small_headers(scope["headers"])
+            _require_small_address(scope)
+        await self.app(scope, receive, send)
+
+
+def _require_small_headers(headers: Collection[tuple[bytes, bytes]]) -> None:
+    if len(headers) > MAX_HEADERS:
+        raise HeadersTooLarge("too_many_headers", f"the request has more than {MAX_HEADERS} headers")
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise HeadersTooLarge("headers_too_large", f"the headers have more than {MAX_HEADER_BYTES} bytes")
+
+
+def _require_small_address(scope: Scope) -> None:
+    path, query = scope["path"], scope["query_string"]
+    if len(path) > MAX_PATH_CHARACTERS:
+        raise UriTooLong("path_too_long", f"the path has more than {MAX_PATH_CHARACTERS} characters")
+    if len(query) > MAX_QUERY_BYTES:
+        raise UriTooLong("query_too_long", f"the query has more than {MAX_QUERY_BYTES} bytes")
+    if query.count(b"&") >= MAX_QUERY_PARAMETERS:
+        raise UriTooLong("too_many_parameters", f"the query has more than {MAX_QUERY_PARAMETERS} parameters")
+    if "\0" in path or b"%00" in query:
+        raise BadRequest("invalid_address", "the address contains a NUL")
+
+
+class HeadAsGet:
+    """Answers HEAD wherever GET is answered, with the same headers and without the body.
+
+    The answer is broken off before its body is made: nothing is read of a file, and no stream begins.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+        scope["state"][_HEAD] = True
+
+        async def headers_alone(message: Message) -> None:
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            raise _Answered
+
+        # The server must go on taking the request for what it is: it sends no body.
+        with suppress(_Answered):
+            await self.app({**scope, "method": "GET"}, receive, headers_alone)
+
+
+class _Answered(Exception):
+    """All that a HEAD is answered with has been sent."""
+
+
+def is_head(request: Request) -> bool:
+    """Whether the request, which a route sees as a GET, wants the headers alone."""
+    return _HEAD in request.scope["state"]
 
 
 class BodyLimit:
@@ -121,16 +211,19 @@ def _require_within(size: int, limit: int) -> None:
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error with the envelope."""
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(DataError, _unstorable)
-    for lost in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(lost, _lost_database)
+    for kind, handle in _HANDLERS.items():
+        app.add_exception_handler(kind, handle)
 
 
 def _answer(scope: Scope, error: ApiError) -> JSONResponse:
-    body = ErrorBody(type=error.type, code=error.code, message=error.message, param=error.param, errors=error.errors)
+    body = ErrorBody(
+        type=error.type,
+        code=error.code,
+        message=error.message,
+        param=error.param,
+        errors=error.errors,
+        more_errors=error.more_errors,
+    )
     return _envelope(scope, error.status, body, error.headers)
 
 
@@ -146,7 +239,7 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
     return _answer(request.scope, error)
 
 
-async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _http_exception(request: Request, error: Exception) -> Response:
     """The framework's own refusals. It wraps what went wrong while it read the body: that says more."""
     assert isinstance(error, HTTPException)
     cause = error.__cause__
@@ -157,7 +250,9 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     type, code = _ROUTER_ERRORS.get(error.status_code, ("invalid_request", "bad_request"))
     headers = dict(error.headers or {})
     if error.status_code == 405:  # the router names the methods of one route, but others may share its address
-        headers["Allow"] = ", ".join(sorted(method.upper() for method in _operations(request)))
+        headers["Allow"] = ", ".join(allowed_methods(request))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
     body = ErrorBody(type=type, code=code, message=str(error.detail))
     return _envelope(request.scope, error.status_code, body, headers)
 
@@ -178,41 +273,35 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
         if detail["type"] == "json_invalid":
             message = f"the body is not JSON: {detail['ctx']['error']} at character {detail['loc'][-1]}"
             return _answer(request.scope, BadRequest("malformed_json", message))
-    return _answer(request.scope, Invalid.fields([_field_error(request, detail) for detail in details]))
+    of, document = operation(request), request.app.openapi()
+    errors = [
+        _field_error(of, document, detail, hint=number < MAX_HINTS)
+        for number, detail in enumerate(details[:MAX_ERRORS])
+    ]
+    return _answer(request.scope, Invalid.fields(errors, more_errors=len(details) - len(errors)))
 
 
-def _field_error(request: Request, detail: Mapping[str, Any]) -> FieldError:
+def _field_error(
+    of: Mapping[str, Any], document: Mapping[str, Any], detail: Mapping[str, Any], *, hint: bool
+) -> FieldError:
     place, *location = detail["loc"]
-    operation = _operations(request).get(request.method.lower(), {})
     if place == "body":
-        content = operation.get("requestBody", {}).get("content", {})
-        schema = content.get("application/json", {}).get("schema", {})
-        error = describe(detail, location, schema, request.app.openapi())
+        schema = of.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+        error = describe(detail, location, schema, document, hint=hint)
         return error if error.param else error.model_copy(update={"param": "body"})
-    return describe(detail, location, _parameters(operation, place), request.app.openapi())
+    return describe(detail, location, parameters(of, place), document, hint=hint)
 
 
-def _parameters(operation: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The parameters of one place (`query`, `path`, `header`) as the schema of an object."""
-    declared = operation.get("parameters", ())
-    return {"properties": {one["name"]: one["schema"] for one in declared if one["in"] == place}}
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("request %s failed", request.state.request_id, exc_info=error)
+    return _answer(request.scope, ApiError("internal_error", "something went wrong on our side"))
 
 
-def _operations(request: Request) -> Mapping[str, Any]:
-    """What the OpenAPI document has for this address, by method in small letters."""
-    for template, operations in request.app.openapi()["paths"].items():
-        if compile_path(template)[0].match(request.url.path):
-            found: Mapping[str, Any] = operations
-            return found
-    return {}
-
-
-async def known_query(request: Request) -> None:
-    """A dependency that refuses query parameters which the route does not know: a mistyped filter must not pass."""
-    if not request.query_params:
-        return
-    parameters = _parameters(_operations(request).get(request.method.lower(), {}), "query")
-    unknown = [name for name in request.query_params if name not in parameters["properties"]]
-    if unknown:
-        detail = {"type": "extra_forbidden"}
-        raise Invalid.fields([describe(detail, (name,), parameters, parameters) for name in unknown])
+_HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+    ApiError: _api_error,
+    HTTPException: _http_exception,
+    RequestValidationError: _invalid_request,
+    DataError: _unstorable,
+    **dict.fromkeys((OperationalError, InterfaceError, PoolTimeout), _lost_database),
+}
+"""Who answers which error. An error beyond these is ours, and none of the client's business."""

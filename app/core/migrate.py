@@ -13,6 +13,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, make_url
 from sqlalchemy.pool import NullPool
 
+from app.core import private
+
 
 def upgrade(database_url: str, revision: str = "head") -> None:
     """Apply what is missing, all or nothing. It blocks, and does nothing to a database that is up to date."""
@@ -44,8 +46,7 @@ def connected(database_url: str) -> Iterator[Connection]:
     is_sqlite = url.get_backend_name() == "sqlite"
     engine = create_engine(url.set(drivername="sqlite") if is_sqlite else url, poolclass=NullPool)
     if is_sqlite:
-        if url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        private.make_sqlite_file(url.database)
         event.listen(engine, "connect", _leave_transactions_to_us)
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     with engine.connect() as connection:

@@ -11,9 +11,12 @@ from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import BaseModel
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
+
+from app.core.errors import FieldError, Invalid
+from app.core.views import View
 
 MAX_LIMIT = 100
 
@@ -23,18 +26,22 @@ class HasId(Protocol):
     def id(self) -> str: ...
 
 
-View = TypeVar("View", bound=BaseModel)
+Shown = TypeVar("Shown", bound=BaseModel)
 Row = TypeVar("Row", bound=HasId)
 
 
-class Page(BaseModel, Generic[View]):
+class Page(View, Generic[Shown]):
     """One page of a list. Go on with `after` = `last_id` while there is more."""
 
     object: Literal["list"] = "list"
-    data: list[View]
+    data: list[Shown]
+    """The things of this page, newest first."""
     has_more: bool
+    """Whether there are older ones."""
     first_id: str | None
+    """Id of the first of them; null on an empty page."""
     last_id: str | None
+    """Id of the last of them, from which the next page goes on; null on an empty page."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,20 @@ class Slice(Generic[Row]):
     rows: Sequence[Row]
     has_more: bool
 
-    def view(self, views: Sequence[View]) -> Page[View]:
+    def view(self, views: Sequence[Shown]) -> Page[Shown]:
         """The page that shows these rows as `views`."""
         first, last = (self.rows[0].id, self.rows[-1].id) if self.rows else (None, None)
         return Page(data=list(views), has_more=self.has_more, first_id=first, last_id=last)
 
-    def map(self, show: Callable[[Row], View]) -> Page[View]:
+    def map(self, show: Callable[[Row], Shown]) -> Page[Shown]:
         """The page that shows each row by itself."""
         return self.view([show(row) for row in self.rows])
 
 
 async def _cursor(
-    after: Annotated[str | None, Query(description="Id of the last thing seen.", pattern="^[a-z]+_[0-9a-z]+$")] = None,
+    after: Annotated[
+        str | None, Query(description="Id of the last thing seen.", pattern="^[a-z]+_[0-9a-z]+$", max_length=64)
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Length of the page.")] = 20,
 ) -> Cursor:
     return Cursor(after, limit)
@@ -73,11 +82,30 @@ Paging = Annotated[Cursor, Depends(_cursor)]
 
 
 async def page(
-    session: AsyncSession, statement: Select[Row], id: InstrumentedAttribute[str], cursor: Cursor
+    session: AsyncSession,
+    statement: Select[Row],
+    id: InstrumentedAttribute[str],
+    cursor: Cursor,
+    mine: ColumnElement[bool],
 ) -> Slice[Row]:
-    """The rows of `statement` that the cursor points at, newest first. `id` is their primary key."""
+    """The rows of `statement` that the cursor points at, newest first. `id` is their primary key.
+
+    `mine` is what holds for all that the caller may see, filtered out or deleted or not: a cursor that is the id of
+    nothing of that raises `Invalid`.
+    """
     if cursor.after is not None:
+        await _require_known(session, id, cursor.after, mine)
         statement = statement.where(id < cursor.after)
     # One row more than asked for tells whether there is another page.
     rows = (await session.scalars(statement.order_by(id.desc()).limit(cursor.limit + 1))).all()
     return Slice(rows[: cursor.limit], len(rows) > cursor.limit)
+
+
+async def _require_known(
+    session: AsyncSession, id: InstrumentedAttribute[str], after: str, mine: ColumnElement[bool]
+) -> None:
+    if await session.scalar(select(id).where(id == after, mine)) is None:
+        message = f"{after!r} is the id of nothing in this list"
+        raise Invalid.fields(
+            [FieldError(param="after", message=message, accepted="the last_id of a page of this list")]
+        )

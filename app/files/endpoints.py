@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
 from app.core.errors import FieldError, Invalid
 from app.core.http import errors, raw_body
+from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
 from app.files import repository, service
@@ -30,7 +31,7 @@ from app.files.schemas import (
 from app.files.tables import File
 from app.projects.auth import Caller, require
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=JsonRoute)
 Reader = Annotated[Caller, Depends(require("read"))]
 Writer = Annotated[Caller, Depends(require("write"))]
 RAW_BODY: dict[str, Any] = {
@@ -64,7 +65,7 @@ def _refuse_digest() -> str:
 BodyDigest = Annotated[str | None, Depends(_body_digest)]
 
 
-@router.post("/uploads", status_code=201, tags=["uploads"], responses=errors(400, 413))
+@router.post("/uploads", status_code=201, tags=["uploads"], responses=errors(400, 413, 415))
 async def create_upload(wanted: UploadRequest, caller: Writer, services: ServicesDep) -> UploadView:
     """Open an upload: then send its parts, in any order, and complete it."""
     async with services.database.write() as session:
@@ -92,7 +93,9 @@ async def put_part(
     return PartView.of(await service.receive_part(services, caller.project_id, upload_id, number, body, digest))
 
 
-@router.post("/uploads/{upload_id}/complete", status_code=201, tags=["uploads"], responses=errors(400, 404, 409, 413))
+@router.post(
+    "/uploads/{upload_id}/complete", status_code=201, tags=["uploads"], responses=errors(400, 404, 409, 413, 415)
+)
 async def complete_upload(
     upload_id: str, caller: Writer, services: ServicesDep, completion: Completion = Completion()
 ) -> FileDetailView:
@@ -131,7 +134,9 @@ async def list_files(
 ) -> Page[FileView]:
     """The project's files, newest first."""
     async with services.database.read() as session:
-        found = await page(session, repository.files(caller.project_id, sha256), File.id, paging)
+        found = await page(
+            session, repository.files(caller.project_id, sha256), File.id, paging, File.project_id == caller.project_id
+        )
     return found.map(FileView.of)
 
 

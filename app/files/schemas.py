@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from app.core.clock import Time
+from app.core.views import View
 from app.files.inspect import Format
 from app.files.tables import File, Upload, UploadPart
 from app.recipe.base import Spec
@@ -21,6 +22,7 @@ class UploadRequest(Spec):
     """A file to come, part by part."""
 
     name: FileName
+    """What the file is called."""
     size: int | None = Field(None, ge=1, le=2**63 - 1)
     """Size of the whole in bytes, if known; it is then held against what came."""
     sha256: Sha256 | None = None
@@ -34,35 +36,46 @@ class Completion(Spec):
     """SHA-256 of the whole in hexadecimal, for a client that only knows it now."""
 
 
-class PartView(BaseModel):
+class PartView(View):
     """A part that arrived."""
 
     object: Literal["upload.part"] = "upload.part"
     number: int
+    """Number of the part, from 1."""
     size: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the part in hexadecimal."""
 
     @classmethod
     def of(cls, row: UploadPart) -> PartView:
         return cls.model_validate(row, from_attributes=True)
 
 
-class UploadView(BaseModel):
+class UploadView(View):
     """A file on its way in. A client that was cut off sends the parts that are missing here."""
 
     id: str
+    """Id of the upload."""
     object: Literal["upload"] = "upload"
     name: str
+    """What the file is called."""
     status: Literal["pending", "completed", "cancelled", "expired"]
+    """State of the upload."""
     size: int | None
+    """Size of the whole in bytes, if it was announced."""
     sha256: str | None
+    """SHA-256 of the whole in hexadecimal, if it was announced."""
     parts: list[PartView]
+    """The parts that have arrived, in order."""
     max_part_bytes: int
     """Largest part that is accepted."""
     file_id: str | None
     """The file that it became."""
     created_at: Time
+    """When it was opened."""
     expires_at: Time
+    """When it is removed, unless it is completed."""
 
     @classmethod
     def of(cls, row: Upload, parts: list[UploadPart], max_part_bytes: int) -> UploadView:
@@ -70,24 +83,31 @@ class UploadView(BaseModel):
         return cls(**own, parts=[PartView.of(part) for part in parts], max_part_bytes=max_part_bytes)
 
 
-class ArrayView(BaseModel):
+class ArrayView(View):
     """Header of one array or tensor."""
 
     shape: list[int]
+    """Length of each axis."""
     dtype: str
     """In NumPy's notation without byte order (`u1`, `f4`); types that NumPy lacks by name (`bf16`)."""
 
 
-class FileView(BaseModel):
+class FileView(View):
     """A complete, verified file. It never changes."""
 
     id: str
+    """Id of the file."""
     object: Literal["file"] = "file"
     name: str
+    """What the file is called."""
     format: Format
+    """What the file is, told from its content."""
     size: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the content in hexadecimal."""
     created_at: Time
+    """When it was complete."""
 
     @classmethod
     def of(cls, row: File) -> FileView:
@@ -108,9 +128,11 @@ class FileDetailView(FileView):
         return cls(**FileView.of(row).model_dump(), **told)
 
 
-class DeletedView(BaseModel):
+class DeletedView(View):
     """Something that is gone."""
 
     id: str
+    """Id of what was deleted."""
     object: Literal["file", "model"]
+    """Kind of what was deleted."""
     deleted: Literal[True] = True

@@ -12,9 +12,10 @@ from fastapi.sse import EventSourceResponse
 from pydantic import AwareDatetime, StringConstraints, ValidationError
 
 from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
-from app.core.errors import NotFound
+from app.core.errors import MAX_ERRORS, NotFound
 from app.core.field_errors import of_problems, of_validation
 from app.core.http import errors
+from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
 from app.jobs import repository, service
@@ -43,17 +44,24 @@ from app.jobs.tables import Job
 from app.projects.auth import Caller, require
 from app.recipe.job import JobSpec
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 _reading = require("read")
 Reader = Annotated[Caller, Depends(_reading)]
 Writer = Annotated[Caller, Depends(require("write"))]
 IdempotencyHeader = Annotated[
-    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Name of this request, chosen by the client: however often it is sent, it makes one job.",
+    ),
 ]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[^:]{1,64}:.{0,512}$")]
 
 
-@router.post("", status_code=201, responses=errors(400, 409, 413, 422))
+@router.post("", status_code=201, responses=errors(400, 409, 413, 415, 422))
 async def create_job(
     services: ServicesDep, caller: Writer, spec: JobSpec, response: Response, idempotency_key: IdempotencyHeader = None
 ) -> JobView:
@@ -74,17 +82,21 @@ async def _created(services: ServicesDep, caller: Caller, job_id: str, response:
         return await service.view(session, await service.get(session, caller.project_id, job_id))
 
 
-@router.post("/validate", responses=errors(400, 413, 422))
+@router.post("/validate", responses=errors(400, 413, 415, 422))
 async def validate_job(services: ServicesDep, caller: Reader, document: dict[str, Any]) -> ValidationView:
     """Say what would become of a job: every error at once, or the resolved spec with steps, memory and time."""
     try:
         spec = JobSpec.model_validate(document)
     except ValidationError as error:
-        return ValidationView(valid=False, errors=of_validation(error, JobSpec))
+        told = of_validation(error, JobSpec)
+        return ValidationView(valid=False, errors=told, more_errors=error.error_count() - len(told))
     async with services.database.read() as session:
         problems, facts = await service.examine(session, caller.project_id, spec, services.settings.outside)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
-    view = ValidationView(valid=not problems, errors=of_problems(problems), spec=spec.model_dump(mode="json"))
+    told = of_problems(problems[:MAX_ERRORS])
+    view = ValidationView(
+        valid=not problems, errors=told, more_errors=len(problems) - len(told), spec=spec.model_dump(mode="json")
+    )
     if known is None:
         return view
     numbers = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}
@@ -99,14 +111,16 @@ async def list_jobs(
     status: Annotated[list[Status] | None, Query(description="One of these states; may be repeated.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Exactly this name.")] = None,
     label: Annotated[list[LabelFilter] | None, Query(max_length=16, description="`key:value`; all must hold.")] = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs that were made later.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs that were made earlier.")] = None,
 ) -> Page[JobView]:
     """Jobs of the project, newest first. All filters apply before the limit."""
     labels = [(key, value) for key, _, value in (text.partition(":") for text in label or [])]
     wanted = JobFilter(status or (), name, labels, _seconds(created_after), _seconds(created_before))
     async with services.database.read() as session:
-        found = await page(session, repository.listing(caller.project_id, wanted), Job.id, paging)
+        found = await page(
+            session, repository.listing(caller.project_id, wanted), Job.id, paging, Job.project_id == caller.project_id
+        )
         ids = [job.id for job in found.rows]
         phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
     return found.map(lambda job: JobView.of(job, phases[job.id], positions.get(job.id)))
@@ -149,7 +163,7 @@ router.add_api_route(
 )
 
 
-@router.patch("/{job_id}", responses=errors(400, 404, 409, 413, 422))
+@router.patch("/{job_id}", responses=errors(400, 404, 409, 413, 415, 422))
 async def change_job(services: ServicesDep, caller: Writer, job_id: str, patch: JobPatch) -> JobView:
     """Change the priority of a job that is queued or paused."""
     async with services.database.write() as session:
@@ -180,7 +194,7 @@ async def resume_job(services: ServicesDep, caller: Writer, job_id: str) -> JobV
         return await service.view(session, await service.resume(session, caller.project_id, job_id))
 
 
-@router.post("/{job_id}/clone", status_code=201, responses=errors(400, 404, 409, 413, 422))
+@router.post("/{job_id}/clone", status_code=201, responses=errors(400, 404, 409, 413, 415, 422))
 async def clone_job(
     services: ServicesDep,
     caller: Writer,
@@ -209,8 +223,16 @@ async def list_events(
     request: Request,
     job_id: str,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the last event already seen.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Length of the page; a stream has none.")] = 100,
+    last_event_id: Annotated[
+        int | None,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=2**31 - 1,
+            description="Of a stream: number of the last event already seen; it goes before `after`.",
+        ),
+    ] = None,
 ) -> EventPage:
     """Events of a job in order: a page, or with `Accept: text/event-stream` a stream that ends with the job."""
     async with services.database.read() as session:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from app.core.clock import Time
 from app.core.errors import FieldError
+from app.core.views import View
 from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
 from app.recipe.base import Spec
@@ -17,52 +18,79 @@ from app.recipe.students import Student
 from app.recipe.teachers import Teacher, Weighting
 
 
-class PhaseView(BaseModel):
+class PhaseView(View):
     """A phase of an attempt."""
 
     attempt: int
+    """Number of the attempt, from 1."""
     phase: str
+    """What the worker does: `staging`, `training`, `evaluating`, `exporting` or `publishing`."""
     started_at: Time
+    """When it began."""
     ended_at: Time | None
+    """When it ended; null while it lasts."""
 
 
-class ProgressView(BaseModel):
+class ProgressView(View):
     """Where training stands."""
 
     step: int
+    """Optimizer steps done."""
     total_steps: int | None
+    """Optimizer steps of the whole training; null until the data was read."""
     epoch: float
+    """Passes over the training set done, with fraction."""
     samples_per_second: float | None
+    """Samples trained on in a second, lately."""
     seconds_left: float | None
+    """Estimated seconds until training ends."""
     progress_at: Time | None
+    """When the worker last told its progress."""
 
 
-class JobError(BaseModel):
+class JobError(View):
     """Why a job failed, and by whose fault."""
 
     fault: Literal["user", "system", "capacity", "deadline"]
+    """Whose fault it is: the request or its data, the service, the resources, or the time limit."""
     code: str
+    """Name of the error, for programs."""
     message: str
+    """What went wrong, for people."""
     param: str | None = None
+    """The field of the job to blame; null where none is."""
     step: int | None = None
+    """Optimizer step at which it happened; null before and after training."""
 
 
-class JobView(BaseModel):
+class JobView(View):
     """A job as a client sees it."""
 
     id: str
+    """Id of the job."""
     object: Literal["job"] = "job"
     name: str | None
+    """Name of the job."""
     status: Status
+    """State of the job."""
     is_final: bool
+    """Whether nothing more will happen to it."""
     phase: str | None
+    """What its worker does at present; null while none has it."""
     phases: list[PhaseView]
+    """All phases so far, oldest first."""
     progress: ProgressView
+    """Where training stands."""
     queue_position: int | None
+    """Jobs of its queue that run before it; null when it is not queued, or has a thousand or more before it."""
     error: JobError | None
+    """Why it failed; null unless it did."""
     model_id: str | None
+    """The student, once the job has succeeded."""
     checkpoint_id: str | None
+    """Its newest checkpoint."""
     cloned_from: str | None
+    """The job that it is a clone of."""
     attempt: int
     """Number of claims so far, also after pauses, hand-backs and interruptions."""
     failures: int
@@ -70,13 +98,21 @@ class JobView(BaseModel):
     interruptions: int
     """Attempts that something outside of the job ended, such as a lost machine; they count against nothing."""
     max_attempts: int
+    """Attempts that may fail."""
     priority: int
+    """Higher runs first within a queue."""
     queue: str
+    """Kind of machine that it waits for."""
     created_at: Time
+    """When it was submitted."""
     started_at: Time | None
+    """When a worker first began with it."""
     finished_at: Time | None
+    """When it became final."""
     status_at: Time
+    """When its state last changed."""
     deadline_at: Time | None
+    """When the service will end its present state, if nothing else does; null in a final state."""
     spec: dict[str, Any]
     """The job as resolved: all defaults filled, the seed drawn (see the request's schema)."""
 
@@ -101,37 +137,62 @@ class JobPatch(Spec):
     """What may be changed while a job is queued."""
 
     priority: int = Field(ge=0, le=100)
+    """Higher runs first within a queue."""
+
+
+def _may_not_be_null(schema: dict[str, Any]) -> None:
+    """None stands for what was left out; a document may not say null."""
+    for name in NEVER_NULL:
+        field = schema["properties"][name]
+        [option] = [option for option in field.pop("anyOf") if option.get("type") != "null"]
+        del field["default"]
+        schema["properties"][name] = {**option, **field}
+
+
+NEVER_NULL = (
+    "labels",
+    "data",
+    "teachers",
+    "teacher_weighting",
+    "student",
+    "recipe",
+    "evaluation",
+    "resources",
+    "priority",
+)
 
 
 class CloneOverrides(Spec):
     """Fields of the clone that differ from the original; a field is replaced as a whole."""
 
+    model_config = ConfigDict(json_schema_extra=_may_not_be_null)
+
     name: Name | None = None
+    """Name of the clone; null: none."""
     labels: Labels | None = None
+    """Labels of the clone."""
     data: AnyData | None = None
+    """What is trained and evaluated on."""
     teacher: Teacher | None = None
+    """The model to learn from; null: none."""
     teachers: list[Teacher] | None = Field(None, max_length=8)
+    """Several models to learn from."""
     teacher_weighting: Weighting | None = None
+    """How several teachers share a loss."""
     student: Student | None = None
+    """The network that learns."""
     recipe: Recipe | None = None
+    """How the student is trained."""
     evaluation: Evaluation | None = None
+    """How the student is judged."""
     resources: Resources | None = None
+    """Where the clone may run, and how long."""
     priority: int | None = Field(None, ge=0, le=100)
+    """Higher runs first within a queue."""
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     """None: a new one is drawn; left out: the original's, so that the clone repeats it."""
 
-    @field_validator(
-        "labels",
-        "data",
-        "teachers",
-        "teacher_weighting",
-        "student",
-        "recipe",
-        "evaluation",
-        "resources",
-        "priority",
-        mode="before",
-    )
+    @field_validator(*NEVER_NULL, mode="before")
     @classmethod
     def _not_null(cls, value: object) -> object:
         if value is None:
@@ -139,77 +200,104 @@ class CloneOverrides(Spec):
         return value
 
 
-class EstimateView(BaseModel):
+class EstimateView(View):
     """What the job will take, as far as can be told before it runs."""
 
     memory_bytes: int
+    """Memory that training takes, in bytes."""
     seconds: float
+    """Time that training takes, in seconds."""
     basis: str
     """Where the rate comes from: measured on recent jobs, or assumed."""
 
 
-class ValidationView(BaseModel):
+class ValidationView(View):
     """What would become of a job, without making it."""
 
     object: Literal["job.validation"] = "job.validation"
     valid: bool
+    """Whether the job would be accepted."""
     errors: list[FieldError]
+    """The fields that are wrong, at most fifty."""
+    more_errors: int = Field(0, ge=0)
+    """Number of wrong fields that `errors` leaves out."""
     spec: dict[str, Any] | None = None
     """The job as it would be stored; the seed stays open when none was given."""
     steps_per_epoch: int | None = None
+    """Optimizer steps of one epoch; null where the headers of the data do not tell."""
     total_steps: int | None = None
+    """Optimizer steps of the whole training; null where the headers of the data do not tell."""
     parameters: int | None = None
+    """The student's parameters; null where they are not known."""
     estimate: EstimateView | None = None
+    """Memory and time; null where too little is known."""
 
 
-class EventView(BaseModel):
+class EventView(View):
     """Something that happened to a job."""
 
     object: Literal["job.event"] = "job.event"
     seq: int
+    """Number of the event within the job, from 1 and without holes."""
     type: str
+    """What happened, such as `status`, `phase` or `log`."""
     level: str
+    """How much it matters: `info`, `warning` or `error`."""
     message: str
+    """What happened, for people."""
     data: dict[str, Any]
+    """What happened, for programs; its keys depend on the type."""
     created_at: Time
+    """When it happened."""
 
     @classmethod
     def of(cls, event: Event) -> EventView:
         return cls.model_validate(event, from_attributes=True)
 
 
-class EventPage(BaseModel):
+class EventPage(View):
     """Events in order; go on with `after` = the last `seq`."""
 
     object: Literal["list"] = "list"
     data: list[EventView]
+    """The events."""
     has_more: bool
+    """Whether there are later ones."""
 
 
-class SeriesView(BaseModel):
+class SeriesView(View):
     """One metric over the steps of training."""
 
     name: str
+    """Name of the metric."""
     steps: list[int]
+    """Optimizer steps of the values."""
     values: list[float]
+    """The values, one for each step."""
 
 
-class MetricsView(BaseModel):
+class MetricsView(View):
     """Series of a job, thinned to the number of points asked for."""
 
     object: Literal["job.metrics"] = "job.metrics"
     data: list[SeriesView]
+    """The series."""
 
 
-class CheckpointView(BaseModel):
+class CheckpointView(View):
     """A published state of training."""
 
     object: Literal["job.checkpoint"] = "job.checkpoint"
     id: str
+    """Id of the checkpoint."""
     attempt: int
+    """Number of the attempt that saved it."""
     step: int
+    """Optimizer steps done in it."""
     size: int
+    """Size of its files together, in bytes."""
     created_at: Time
+    """When it was published."""
 
     @classmethod
     def of(cls, row: Checkpoint) -> CheckpointView:
@@ -217,28 +305,41 @@ class CheckpointView(BaseModel):
         return cls(id=row.id, attempt=row.attempt, step=row.step, size=size, created_at=row.created_at)
 
 
-class CheckpointList(BaseModel):
+class CheckpointList(View):
+    """Checkpoints of a job."""
+
     object: Literal["list"] = "list"
     data: list[CheckpointView]
+    """The checkpoints, newest first."""
 
 
-class ArtifactView(BaseModel):
+class ArtifactView(View):
     """A published file of a job."""
 
     object: Literal["job.artifact"] = "job.artifact"
     id: str
+    """Id of the artifact."""
     name: str
+    """Name of the file, with folders."""
     media_type: str
+    """Media type of the file."""
     size: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the content in hexadecimal."""
     attempt: int
+    """Number of the attempt that published it."""
     created_at: Time
+    """When it was published."""
 
     @classmethod
     def of(cls, row: Artifact) -> ArtifactView:
         return cls.model_validate(row, from_attributes=True)
 
 
-class ArtifactList(BaseModel):
+class ArtifactList(View):
+    """Published files of a job."""
+
     object: Literal["list"] = "list"
     data: list[ArtifactView]
+    """The files, by name."""

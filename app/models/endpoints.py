@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
 from app.core.errors import NotFound
 from app.core.http import errors
+from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
 from app.files.schemas import DeletedView
@@ -17,12 +18,12 @@ from app.models.schemas import ModelDetailView, ModelRequest, ModelView
 from app.models.tables import Model
 from app.projects.auth import Caller, require
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 Reader = Annotated[Caller, Depends(require("read"))]
 Writer = Annotated[Caller, Depends(require("write"))]
 
 
-@router.post("", status_code=201, responses=errors(400, 413))
+@router.post("", status_code=201, responses=errors(400, 413, 415))
 async def create_model(wanted: ModelRequest, caller: Writer, services: ServicesDep) -> ModelView:
     """Make a model of uploaded weights, so that jobs can learn from it."""
     return ModelView.of(await service.register(services, caller.project_id, wanted))
@@ -32,7 +33,9 @@ async def create_model(wanted: ModelRequest, caller: Writer, services: ServicesD
 async def list_models(caller: Reader, services: ServicesDep, paging: Paging) -> Page[ModelView]:
     """The project's models, newest first."""
     async with services.database.read() as session:
-        found = await page(session, repository.models(caller.project_id), Model.id, paging)
+        found = await page(
+            session, repository.models(caller.project_id), Model.id, paging, Model.project_id == caller.project_id
+        )
     return found.map(ModelView.of)
 
 

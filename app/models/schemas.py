@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from app.core.clock import Time
+from app.core.views import View
 from app.models.tables import Model
 from app.recipe.base import Reference, Spec
 from app.recipe.hugging_face import is_model_file
@@ -42,6 +43,7 @@ class ModelRequest(Spec):
     key_map: KeyMap | None = None
     """How the names of the file's tensors become those of the architecture; none: they are those already."""
     name: Name | None = None
+    """Name of the model; names may repeat."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -66,21 +68,27 @@ class ModelRequest(Spec):
         return Conversion(checkpoint_key=self.checkpoint_key, key_map=self.key_map or KeyMap())
 
 
-class ModelFileView(BaseModel):
+class ModelFileView(View):
     """A file of a model's bundle."""
 
     name: str
+    """Name of the file, with folders."""
     size: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the content in hexadecimal."""
     media_type: str
+    """Media type of the file."""
 
 
-class ModelView(BaseModel):
+class ModelView(View):
     """A teacher or a student. It never changes."""
 
     id: str
+    """Id of the model."""
     object: Literal["model"] = "model"
     name: str | None
+    """Name of the model."""
     job_id: str | None
     """The job that made it; none for an uploaded one."""
     file_id: str | None
@@ -92,8 +100,11 @@ class ModelView(BaseModel):
     config: ModelConfig | None
     """None for a folder in the Hugging Face layout that came without one: workers read the folder's own."""
     parameters: int
+    """Numbers that were trained."""
     files: list[ModelFileView]
+    """The files of its bundle, by name."""
     created_at: Time
+    """When it was registered or published."""
 
     @classmethod
     def of(cls, row: Model) -> ModelView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from app.recipe.hugging_face import (
     check_document,
     chosen,
     is_weights,
+    parse_object,
     read_index,
 )
 from app.recipe.key_map import Conversion
@@ -40,6 +42,8 @@ ARRAYS = ("npz", "safetensors", "torch", "parquet")
 """Formats of files that are no text."""
 READ_WHOLE = {**DOCUMENTS, INDEX: MAX_INDEX_BYTES}
 """Files that are read here, and the bytes that each may have."""
+MAX_RENAMINGS = 1_000_000
+"""Names that are held against renames while a client waits; each takes a microsecond."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Tensors of a normalisation layer that are measured, not trained."""
 
@@ -64,7 +68,7 @@ async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Stor
             wanted, {field.removeprefix("files."): file for field, file in files.items()}, store, settings
         )
     assert wanted.config is not None
-    return _of_file(files["file"], wanted, wanted.config)
+    return await asyncio.to_thread(_of_file, files["file"], wanted, wanted.config)
 
 
 # ---- one file, and a description of its architecture
@@ -116,6 +120,12 @@ def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> I
         message = "is given, but a safetensors file holds nothing but weights"
         yield FieldError(param="checkpoint_key", message=message, accepted="null")
     arrays = file.summary["arrays"]
+    renames = wanted.conversion.key_map.rename
+    if len(renames) * len(arrays) > MAX_RENAMINGS:
+        message = f"has {len(renames)} renames, for {len(arrays)} tensors in file {file.id!r}"
+        accepted = f"at most {MAX_RENAMINGS // len(arrays)} renames"
+        yield FieldError(param="key_map.rename", message=message, accepted=accepted)
+        return
     try:
         names = wanted.conversion.key_map.apply(arrays)
     except ValueError as error:
@@ -144,7 +154,14 @@ async def _of_folder(wanted: ModelRequest, files: dict[str, File], store: Store,
     if problems:
         raise Invalid.fields(problems)
     texts = {name: await _text(store, file) for name, file in files.items() if name in DOCUMENTS or name == INDEX}
-    if problems := [*_document_problems(texts), *_shard_problems(files, texts)]:
+    return await asyncio.to_thread(_described, wanted, files, texts)
+
+
+def _described(wanted: ModelRequest, files: dict[str, File], texts: Mapping[str, bytes]) -> Bundle:
+    """A folder whose files are those of a model, once what its documents say is right."""
+    if problems := list(_document_problems(texts)):
+        raise Invalid.fields(problems)
+    if problems := list(_shard_problems(files, texts)):
         raise Invalid.fields(problems)
     own = _own_description(texts)
     if own is not None and wanted.config is not None:
@@ -192,25 +209,29 @@ def _document_problems(texts: Mapping[str, bytes]) -> Iterator[FieldError]:
 
 
 def _shard_problems(files: Mapping[str, File], texts: Mapping[str, bytes]) -> Iterator[FieldError]:
-    """An index must tell of tensors that its shards have."""
+    """An index and its shards must tell of the same tensors."""
     if INDEX not in texts:
         return
-    placed = read_index(texts[INDEX])
-    for shard in sorted(set(placed.values())):
-        held = files[shard].summary["arrays"] if shard in files else None
-        missing = [name for name, place in placed.items() if place == shard and held is not None and name not in held]
-        if held is None:
+    placed: dict[str, set[str]] = {name: set() for name in files if is_weights(name)}
+    for tensor, shard in read_index(texts[INDEX]).items():
+        placed.setdefault(shard, set()).add(tensor)
+    for shard, tensors in sorted(placed.items()):
+        if shard not in files:
             yield FieldError(param=f"files.{shard}", message="is missing, and the index names it", accepted="its file")
-        elif missing:
-            yield FieldError(
-                param=f"files.{shard}", message=f"lacks tensor {missing[0]!r}, which the index places there"
-            )
+            continue
+        held = set(files[shard].summary["arrays"])
+        if missing := tensors - held:
+            message = f"lacks tensor {min(missing)!r}, which the index places there"
+            yield FieldError(param=f"files.{shard}", message=message)
+        elif beyond := held - tensors:
+            message = f"holds tensor {min(beyond)!r}, which the index does not place there"
+            yield FieldError(param=f"files.{shard}", message=message)
 
 
 def _own_description(texts: Mapping[str, bytes]) -> ModelConfig | None:
     """This service's description of the model, for a folder that it has written itself. Raises `Invalid`."""
     for name in (DESCRIPTION, CONFIG):
-        if name in texts and b'"architecture"' in texts[name]:
+        if name in texts and "architecture" in parse_object(texts[name], DOCUMENTS[name]):
             try:
                 return ModelConfig.model_validate_json(texts[name])
             except ValidationError as error:

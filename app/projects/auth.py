@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
@@ -13,6 +14,9 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from fastapi.security.utils import get_authorization_scheme_param
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from app.core.database import Database
 from app.core.errors import Forbidden, Unauthorized
@@ -23,6 +27,9 @@ Scope = Literal["read", "write", "admin"]
 CACHE_SECONDS = 5.0
 """For so long a key that was found is not looked up again, and so a revoked or expired one may still work."""
 CACHE_SIZE = 10_000
+PROTECTED = "/v1/"
+"""Beginning of the addresses that need a key."""
+_CALLER = "caller"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,31 @@ class KeyRing:
         await asyncio.gather(*self._notes)
 
 
+class Authentication:
+    """Lets nothing but requests with a valid key through to the API, before anything else of them is looked at.
+
+    `open` are the addresses under `PROTECTED` that need no key.
+    """
+
+    def __init__(self, app: ASGIApp, open: Collection[str]) -> None:
+        self.app, self.open = app, open
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(PROTECTED) and scope["path"] not in self.open:
+            scope["state"][_CALLER] = await _authenticate(scope["app"].state.key_ring, Headers(scope=scope))
+        await self.app(scope, receive, send)
+
+
+async def _authenticate(ring: KeyRing, headers: Headers) -> Caller:
+    scheme, key = get_authorization_scheme_param(headers.get("Authorization"))
+    caller = await ring.caller(key) if scheme.lower() == "bearer" else None
+    if caller is None:
+        said = "the key is not valid" if key else "no key was given"
+        challenge = {"WWW-Authenticate": "Bearer"}
+        raise Unauthorized("invalid_key", f"{said}: send `Authorization: Bearer still_…`", headers=challenge)
+    return caller
+
+
 async def _ring(request: Request) -> KeyRing:
     ring: KeyRing = request.app.state.key_ring
     return ring
@@ -112,14 +144,8 @@ class require(SecurityBase):
         self.model = HTTPBearer(description="An API key: `Authorization: Bearer still_…`")
 
     async def __call__(self, request: Request) -> Caller:
-        """Raises `Unauthorized` or `Forbidden`."""
-        ring: KeyRing = request.app.state.key_ring
-        scheme, key = get_authorization_scheme_param(request.headers.get("Authorization"))
-        caller = await ring.caller(key) if scheme.lower() == "bearer" else None
-        if caller is None:
-            said = "the key is not valid" if key else "no key was given"
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise Unauthorized("invalid_key", f"{said}: send `Authorization: Bearer still_…`", headers=challenge)
+        """Raises `Forbidden`; an address that asks for no key has no caller, which is a fault of ours."""
+        caller: Caller = request.scope["state"][_CALLER]
         if self.scope not in caller.scopes:
             raise Forbidden("missing_scope", f"this needs a key with the scope {self.scope!r}")
         return caller

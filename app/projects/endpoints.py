@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from app.core.http import errors
+from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
 from app.projects import keys, repository, service
@@ -14,14 +15,16 @@ from app.projects.auth import Caller, Ring, require
 from app.projects.schemas import KeyRequest, KeyView, NewKeyView, ProjectView
 from app.projects.tables import ApiKey, Project
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=JsonRoute)
 Reader = Annotated[Caller, Depends(require("read"))]
 Admin = Annotated[Caller, Depends(require("admin"))]
 
 
-@router.post("/keys", status_code=201, tags=["keys"], responses=errors(400, 413))
+@router.post("/keys", status_code=201, tags=["keys"], responses=errors(400, 413, 415))
 async def create_key(wanted: KeyRequest, caller: Admin, services: ServicesDep) -> NewKeyView:
-    """Make a key of the caller's project. The answer is the only place where it is shown."""
+    """Make a key of the caller's project, with no scope that the caller's own lacks. The answer is the only place where
+    it is shown."""
+    service.require_scopes(wanted, caller.scopes)
     plain = keys.new_key()
     async with services.database.write() as session:
         row = await service.create_key(session, caller.project_id, wanted, plain, services.settings.secret_bytes)
@@ -32,7 +35,9 @@ async def create_key(wanted: KeyRequest, caller: Admin, services: ServicesDep) -
 async def list_keys(caller: Admin, services: ServicesDep, paging: Paging) -> Page[KeyView]:
     """The project's keys, newest first, revoked ones included."""
     async with services.database.read() as session:
-        found = await page(session, repository.keys_of(caller.project_id), ApiKey.id, paging)
+        found = await page(
+            session, repository.keys_of(caller.project_id), ApiKey.id, paging, ApiKey.project_id == caller.project_id
+        )
     return found.map(KeyView.of)
 
 
@@ -56,7 +61,9 @@ async def revoke_key(key_id: str, caller: Admin, services: ServicesDep, ring: Ri
 async def list_projects(caller: Reader, services: ServicesDep, paging: Paging) -> Page[ProjectView]:
     """The projects that the key may see: its own."""
     async with services.database.read() as session:
-        found = await page(session, repository.projects(caller.project_id), Project.id, paging)
+        found = await page(
+            session, repository.projects(caller.project_id), Project.id, paging, Project.id == caller.project_id
+        )
     return found.map(ProjectView.of)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
 from app.core.clock import Time
+from app.core.views import View
 from app.projects.auth import Scope
 from app.projects.tables import ApiKey, Project
 from app.recipe.base import Spec
@@ -21,24 +22,31 @@ class KeyRequest(Spec):
     """A key to be made."""
 
     name: Name
+    """What the key is for, to tell it from others."""
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3), AfterValidator(_distinct)] = ["read", "write"]
     """What the key may do: `read` and `write` everything of its project but the keys, which need `admin`."""
     expires_in_seconds: float | None = Field(None, gt=0.0, le=3.2e9)
     """Life of the key; none: until it is revoked."""
 
 
-class KeyView(BaseModel):
+class KeyView(View):
     """A key, without its secret."""
 
     id: str
+    """Id of the key, which is no secret."""
     object: Literal["key"] = "key"
     name: str
+    """What the key is for."""
     hint: str
     """First characters of the key."""
     scopes: list[Scope]
+    """What the key may do."""
     created_at: Time
+    """When it was made."""
     expires_at: Time | None
+    """When it stops working; null: never by itself."""
     revoked_at: Time | None
+    """When it was revoked; null: it was not."""
     last_used_at: Time | None
     """To the minute."""
 
@@ -51,15 +59,19 @@ class NewKeyView(KeyView):
     """A key that was just made: the only time that it is shown."""
 
     key: str
+    """The key itself."""
 
 
-class ProjectView(BaseModel):
+class ProjectView(View):
     """A tenant."""
 
     id: str
+    """Id of the project."""
     object: Literal["project"] = "project"
     name: str
+    """Name of the project."""
     created_at: Time
+    """When it was made."""
 
     @classmethod
     def of(cls, row: Project) -> ProjectView:

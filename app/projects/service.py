@@ -7,9 +7,10 @@ from pathlib import Path
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core import private
 from app.core.clock import now
 from app.core.database import Database
-from app.core.errors import NotFound
+from app.core.errors import Forbidden, NotFound
 from app.core.ids import new_id
 from app.core.settings import Settings
 from app.projects import keys, repository
@@ -17,6 +18,13 @@ from app.projects.schemas import KeyRequest
 from app.projects.tables import ApiKey, Project
 
 FIRST_PROJECT = "default"
+
+
+def require_scopes(wanted: KeyRequest, held: frozenset[str]) -> None:
+    """Raises `Forbidden` for a key that could do more than the one that makes it."""
+    if beyond := [scope for scope in wanted.scopes if scope not in held]:
+        message = f"a key makes no key that can do more than itself: this one lacks {' and '.join(beyond)}"
+        raise Forbidden("missing_scope", message, param="scopes")
 
 
 async def create_key(session: AsyncSession, project_id: str, wanted: KeyRequest, plain: str, secret: bytes) -> ApiKey:
@@ -86,7 +94,5 @@ async def ensure_first_key(database: Database, settings: Settings) -> str | None
 
 
 def _keep(path: Path, plain: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.chmod(0o600)
+    private.make_file(path)
     path.write_text(plain + "\n")

@@ -77,9 +77,32 @@ def _parse(raw: bytes, max_bytes: int) -> Any:
     if len(raw) > max_bytes:
         raise ValueError(f"has {len(raw)} bytes; at most {max_bytes} are accepted")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise ValueError("is not text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from None
     except RecursionError:
-        raise ValueError(f"nests deeper than {MAX_DEPTH} levels") from None
+        raise _too_deep() from None
+    _require_depth(found)
+    return found
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"nests deeper than {MAX_DEPTH} levels")
+
+
+def _require_depth(document: Any) -> None:
+    """Level by level, so that no depth is too deep to be told."""
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(MAX_DEPTH + 2):
+        inner: list[Any] = []
+        for node in level:
+            inner += node.values() if isinstance(node, dict) else node
+        level = [node for node in inner if isinstance(node, dict | list)]
+        if not level:
+            return
+    raise _too_deep()
 
 
 def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +225,7 @@ def read_index(raw: bytes) -> dict[str, str]:
     if not isinstance(placed, dict) or not placed:
         raise ValueError("has no weight_map")
     if wrong := [shard for shard in placed.values() if not isinstance(shard, str) or not _SHARD.fullmatch(shard)]:
-        raise ValueError(f"names {wrong[0]!r}, which is no shard such as model-00001-of-00002.safetensors")
+        raise ValueError(f"names {str(wrong[0])[:64]!r}, which is no shard such as model-00001-of-00002.safetensors")
     return placed
 
 

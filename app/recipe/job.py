@@ -81,7 +81,9 @@ class Recipe(Spec):
     """For causal-lm: texts that the main training learns from besides those of the data, written by the student
     (`on-policy`) or by a teacher (`sequence-level`); none: the data alone."""
     optimizer: Optimizer = AdamW()
+    """What turns gradients into steps."""
     schedule: Schedule = Constant()
+    """How the learning rate changes over the training."""
     epochs: int = Field(10, ge=1, le=100_000)
     """Passes over the training set."""
     max_steps: int | None = Field(None, ge=1)
@@ -105,6 +107,7 @@ class Recipe(Spec):
     """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network.
     On a GPU its launches are then replayed as CUDA graphs, unless there are micro-batches or losses look inside it."""
     checkpoint: Checkpointing = Checkpointing()
+    """How often the state of training is saved."""
 
 
 class Evaluation(Spec):
@@ -121,7 +124,7 @@ class Evaluation(Spec):
     """Tokens of such a beginning."""
     new_tokens: int = Field(48, ge=1, le=4096)
     """Tokens that are written behind it; fewer where the model takes no more."""
-    nme_points: Annotated[list[PointNumber] | None, AfterValidator(_differ)] = None
+    nme_points: Annotated[Annotated[list[PointNumber], Field(max_length=2)] | None, AfterValidator(_differ)] = None
     """Numbers, from 0, of the two points whose distance the errors of keypoints are divided by; of 68 facial points 36
     and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
     keep: Literal["last", "best"] = "last"
@@ -161,10 +164,13 @@ class JobSpec(Spec):
     """A distillation job, or a plain supervised one when it has no teacher."""
 
     task: Task = "image-classification"
+    """What the student learns to do."""
     name: Name | None = None
+    """Name to find the job by; names may repeat."""
     labels: Labels = {}
     """Free key-value pairs to find the job by."""
     data: AnyData
+    """What is trained and evaluated on."""
     teacher: Teacher | None = None
     """The model to learn from."""
     teachers: list[Teacher] = Field(default=[], max_length=8)
@@ -176,6 +182,7 @@ class JobSpec(Spec):
     """What of the teachers' answers the worker keeps, for later epochs and for other jobs with the same teacher and
     samples. Losses that look at a teacher's activations have it run on every batch, and nothing of it is kept."""
     student: Student
+    """The network that learns."""
     student_image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     """Height and width of the images that the student sees, in pixels, which they are resized to; none: those of the
     data, or of the teacher that a student starts from. Teachers see the size that they were trained on."""
@@ -183,11 +190,14 @@ class JobSpec(Spec):
     """For the task `embedding`: how the student makes one vector of a text; none: as the teacher that it is a smaller
     copy of, else the mean of its tokens."""
     recipe: Recipe
+    """How the student is trained."""
     evaluation: Evaluation = Evaluation()
-    export: Annotated[list[ExportFormat], AfterValidator(_go_together)] = ["safetensors", "onnx"]
+    """How the student is judged."""
+    export: Annotated[list[ExportFormat], Field(max_length=8), AfterValidator(_go_together)] = ["safetensors", "onnx"]
     """Formats of the exported student: `torch-export` for `torch.export.load`; `onnx-int8` is the ONNX graph with
     weights of 8 bits, whose answers differ a little (the report says by how much)."""
     resources: Resources = Resources()
+    """Where the job may run, and how long."""
     priority: int = Field(50, ge=0, le=100)
     """Higher runs first within a queue."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)

@@ -19,6 +19,7 @@ MAX_SIDE, MAX_CHANNELS = 4096, 1024
 MAX_COLUMNS, MAX_LENGTH = 4096, 8192
 MAX_CLASSES = 100_000
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+MAX_TARGETS = 65_536
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -30,14 +31,18 @@ class ImageInput(Spec):
     """Shape of one input image."""
 
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    """Colour channels: 1 of grey images, 3 of RGB."""
     height: Side
+    """Pixels from top to bottom."""
     width: Side
+    """Pixels from left to right."""
 
 
 class TableInput(Spec):
     """A row of numbers."""
 
     columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
+    """Numbers in a row."""
 
 
 class TextInput(Spec):
@@ -75,34 +80,40 @@ class Preprocessing(Spec):
 
     scale: Positive = 1.0
     """Multiplies raw values; 1/255 for uint8 images."""
-    mean: list[FiniteFloat] = Field(min_length=1)
+    mean: list[FiniteFloat] = Field(min_length=1, max_length=MAX_COLUMNS)
     """One value per channel or column, in scaled units."""
-    std: list[Positive] = Field(min_length=1)
+    std: list[Positive] = Field(min_length=1, max_length=MAX_COLUMNS)
     """One value per channel or column, in scaled units."""
 
 
 class TargetScaling(Spec):
     """Maps a network's outputs to the units of the data: output * std + mean."""
 
-    mean: list[FiniteFloat] = Field(min_length=1)
-    std: list[Positive] = Field(min_length=1)
+    mean: list[FiniteFloat] = Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)
+    """One value per target, in the units of the data."""
+    std: list[Positive] = Field(min_length=1, max_length=MAX_TARGETS, fail_fast=True)
+    """One value per target, in the units of the data."""
 
 
 class ModelConfig(Spec):
     """Description of a model's weights."""
 
     task: Task = "image-classification"
+    """What the model does."""
     architecture: Network
+    """The network that the weights are of."""
     input: Input
+    """Shape of one sample."""
     preprocessing: Preprocessing | None = None
     """None for texts, whose tokenizer does it."""
     classes: int | None = Field(None, ge=2, le=MAX_CLASSES)
     """Number of logits of a classifier."""
-    class_names: list[str] | None = Field(None, max_length=MAX_CLASSES)
+    class_names: Annotated[list[str], Field(max_length=MAX_CLASSES, fail_fast=True)] | None = None
     """Names of the classes, in the order of the logits."""
-    targets: int | None = Field(None, ge=1, le=65_536)
+    targets: int | None = Field(None, ge=1, le=MAX_TARGETS)
     """Numbers that a regression answers with; for K keypoints 2 K, x before y. Width of an encoder's vectors."""
     target_scaling: TargetScaling | None = None
+    """How a regression's outputs become the units of the data; none: they are that already."""
     embedding: Embedding | None = None
     """How an encoder makes one vector of a text; there for the task `embedding`, and for no other."""
 

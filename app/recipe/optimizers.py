@@ -21,8 +21,11 @@ class Sgd(Option):
     lr: Positive
     """Peak learning rate."""
     momentum: Beta = 0.9
+    """Decay of the running sum of gradients; 0: plain gradient descent."""
     nesterov: bool = False
+    """Whether the step looks ahead along the momentum (Nesterov's)."""
     weight_decay: NonNegative = 0.0
+    """Coefficient of the L2 penalty that is added to the gradient."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -39,8 +42,11 @@ class AdamW(Option):
     lr: Positive = 1e-3
     """Peak learning rate."""
     betas: Betas = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
+    """Added to the divisor, so that nothing is divided by zero."""
     weight_decay: NonNegative = 0.01
+    """Share of every weight that a step takes away, times the learning rate."""
 
 
 class AdamP(Option):
@@ -51,7 +57,9 @@ class AdamP(Option):
     lr: Positive = 1e-3
     """Peak learning rate."""
     betas: Betas = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
+    """Added to the divisor, so that nothing is divided by zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled from the gradient."""
     delta: NonNegative = 0.1
@@ -59,6 +67,7 @@ class AdamP(Option):
     wd_ratio: Share = 0.1
     """Factor of the weight decay on projected tensors."""
     nesterov: bool = False
+    """Whether the step looks ahead along the momentum (Nesterov's)."""
 
 
 class SgdP(Option):
@@ -69,8 +78,11 @@ class SgdP(Option):
     lr: Positive
     """Peak learning rate."""
     momentum: Beta = 0.0
+    """Decay of the running sum of gradients; 0: plain gradient descent."""
     dampening: Share = 0.0
+    """Share of a new gradient that the momentum leaves out."""
     eps: Positive = 1e-8
+    """Added to the divisor, so that nothing is divided by zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled; divided by (1 - momentum) to match coupled decay in strength."""
     delta: NonNegative = 0.1
@@ -78,6 +90,7 @@ class SgdP(Option):
     wd_ratio: Share = 0.1
     """Factor of the weight decay on projected tensors."""
     nesterov: bool = False
+    """Whether the step looks ahead along the momentum (Nesterov's)."""
     project_buffer: bool = True
     """True: the stored momentum is projected too, as in the authors' code; false: only the step, as in the paper."""
 
@@ -91,7 +104,9 @@ class Normalized(Option):
     matrix_ratio: Positive
     """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
     betas: Betas = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
+    """Added to the divisor, so that nothing is divided by zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled from the gradient, of all parameters; the papers have none."""
 
@@ -228,6 +243,7 @@ class MultiStep(ScheduleOption):
     milestones: list[Annotated[float, Field(gt=0.0)]] = Field(min_length=1, max_length=64)
     """Where the rate drops, in epochs, ascending."""
     gamma: float = Field(0.1, gt=0.0, le=1.0)
+    """Factor of the learning rate at every milestone."""
 
     @model_validator(mode="after")
     def _milestones_ascend(self) -> Self:

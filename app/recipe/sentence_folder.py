@@ -64,6 +64,6 @@ def embedding_of(modules: Sequence[Any], pooling: Mapping[str, Any], general: Ma
     known = {switch.removeprefix("pooling_mode_"): name for name, switch in SWITCHES.items()}
     told = pooling.get("pooling_mode") or [known.get(mode, mode) for mode in modes] or ["mean"]
     wanted = told if isinstance(told, list) else [told]
-    if len(wanted) != 1 or wanted[0] not in SWITCHES:
+    if len(wanted) != 1 or wanted[0] not in list(SWITCHES):  # it may be anything that JSON knows
         raise ValueError(f"{POOLING}: pools by {' and '.join(map(str, wanted))}; accepted is mean or cls")
     return Embedding(pooling=wanted[0], normalise=len(modules) == len(CHAIN))

@@ -44,10 +44,19 @@ class Encoder(NamedTuple):
     """Whether a feed-forward layer has a third matrix, which opens its units."""
 
     def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
-        """Layers, width, heads and feed-forward width."""
-        found = (config.get(name) or default for name, default in zip(self[:4], self.defaults, strict=True))
-        depth, width, heads, hidden = (int(size) for size in found)
+        """Layers, width, heads and feed-forward width. Raises `Unshrinkable`."""
+        named = zip(self[:4], self.defaults, strict=True)
+        depth, width, heads, hidden = (whole_size(config, name, default) for name, default in named)
         return depth, width, heads, hidden or 4 * width
+
+
+def whole_size(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A size that a configuration tells, or `default`. Raises `Unshrinkable` where it is no whole number above 0."""
+    told = config.get(name) or default
+    if not isinstance(told, int) or isinstance(told, bool) or told < 0:
+        found = f"is shrink, and the teacher's configuration has {told!r} as {name}"
+        raise Unshrinkable("architecture", found, "a teacher whose sizes are whole numbers")
+    return told
 
 
 class Heads(NamedTuple):
@@ -270,8 +279,11 @@ def all_heads(network: Transformers) -> Heads:
     """Those of one of `ENCODERS`, in numbers alone."""
     encoder, told = ENCODERS[network.model_type], dict[str, Any](network.config)
     _, width, count, _ = encoder.sizes(told)
-    shared = int(told.get(SHARED_HEADS) or encoder.shared or count)
-    size = int(told.get(HEAD_SIZE) or encoder.size or width // count) if encoder.free else width // count
+    shared = whole_size(told, SHARED_HEADS, encoder.shared or count)
+    size = whole_size(told, HEAD_SIZE, encoder.size or width // count) if encoder.free else width // count
+    if size < 1:
+        found = f"is shrink, and the teacher's configuration has {count} heads for a width of {width}"
+        raise Unshrinkable("architecture", found, "a teacher whose heads have a width")
     return Heads([], [], count, shared, size)
 
 

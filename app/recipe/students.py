@@ -117,6 +117,10 @@ def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
     return require_model_type(config)
 
 
+Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
+"""Of the layers, or of a layer's heads, from 0."""
+
+
 class Transformers(Option):
     """A network of the Transformers library, built from its configuration; its weights open in that library."""
 
@@ -150,15 +154,13 @@ class Shrink(Option):
     architecture: Literal["shrink"] = "shrink"
     teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
     """Name of the teacher to shrink; none: the first one."""
-    layers: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = (
-        None
-    )
+    layers: Annotated[int, Field(ge=1)] | Numbers | None = None
     """How many layers are kept, evenly chosen from the first to the last; or the numbers of those kept, from 0. Of a
     residual network: blocks of each stage, whose first one always stays. None: all."""
     width: Width | None = None
     """Size of a token's embedding, or channels of the first stage; what is kept of a weight is its leading part.
     None: the teacher's."""
-    heads: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    heads: Annotated[int, Field(ge=1)] | Numbers | None = None
     """How many of a transformer's heads of attention are kept in each layer, the leading ones; or the numbers of those
     kept, from 0. Of heads that share their keys and values as many must stay wherever one does. None: as many as fit
     `width`, for a head keeps its size; where heads make up the width, as in `gpt2`, only `width` can be narrower."""

@@ -37,7 +37,9 @@ class Pair(Spec):
     """A place in the teacher, and the place in the student that is to become like it."""
 
     teacher: Tap
+    """Place in the teacher."""
     student: Tap
+    """Place in the student."""
 
 
 class Taps(NamedTuple):

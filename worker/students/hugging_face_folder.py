@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.recipe.hugging_face import parse_object, refuse_code
+from app.recipe.hugging_face import DOCUMENTS, parse_object, refuse_code
 from app.recipe.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
 from app.recipe.students import SET_FROM_THE_JOB, Transformers
 from app.recipe.task import CAUSAL_LM, Task
@@ -110,7 +110,7 @@ def _read(folder: Path, name: str) -> dict[str, Any] | None:
     if not (folder / name).is_file():
         return None
     try:
-        return refuse_code(parse_object((folder / name).read_bytes()))
+        return refuse_code(parse_object((folder / name).read_bytes(), DOCUMENTS[name]))
     except ValueError as error:
         raise InvalidModel(f"{name}: {error}") from error
 

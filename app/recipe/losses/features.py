@@ -130,7 +130,9 @@ class AttentionPair(Spec):
     """A self-attention layer of the teacher, and the one of the student that is to become like it."""
 
     teacher: Projections
+    """The teacher's projections."""
     student: Projections
+    """The student's projections."""
 
 
 class AttentionRelation(FeatureTerm):

@@ -248,7 +248,7 @@ class KdRel(LossTerm):
     )
     applies: ClassVar[str] = "Single-label classification with a hierarchy of the classes; needs no teacher."
     kind: Literal["kd-rel"] = "kd-rel"
-    parents: list[int] = Field(min_length=2)
+    parents: list[int] = Field(min_length=2, max_length=1024)
     """Number of each class's parent, one per class; classes of one parent are siblings."""
     siblings: Share = 0.2
     """Mass shared by the siblings of the label; a class without siblings keeps it."""

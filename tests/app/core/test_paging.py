@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select, true
 
 from app.core.clock import now
 from app.core.database import Database
+from app.core.errors import Invalid
 from app.core.ids import new_id
 from app.core.paging import Cursor, page
 from app.projects.schemas import ProjectView
@@ -33,7 +34,7 @@ async def test_pages_together_show_everything_once_newest_first(stored: tuple[Da
     sizes = []
     while more:
         async with database.read() as session:
-            found = await page(session, select(Project), Project.id, cursor)
+            found = await page(session, select(Project), Project.id, cursor, true())
         shown = found.map(ProjectView.of)
         assert (shown.first_id, shown.last_id) == (shown.data[0].id, shown.data[-1].id)
         seen += [project.id for project in shown.data]
@@ -47,25 +48,50 @@ async def test_pages_together_show_everything_once_newest_first(stored: tuple[Da
 async def test_a_page_that_ends_exactly_at_the_end_says_so(stored: tuple[Database, list[str]]) -> None:
     database, _ = stored
     async with database.read() as session:
-        assert not (await page(session, select(Project), Project.id, Cursor(None, 25))).has_more
-        assert (await page(session, select(Project), Project.id, Cursor(None, 24))).has_more
+        assert not (await page(session, select(Project), Project.id, Cursor(None, 25), true())).has_more
+        assert (await page(session, select(Project), Project.id, Cursor(None, 24), true())).has_more
 
 
 async def test_after_the_last_comes_an_empty_page(stored: tuple[Database, list[str]]) -> None:
     database, _ = stored
     async with database.read() as session:
-        empty = (await page(session, select(Project), Project.id, Cursor("proj_0"))).map(ProjectView.of)
+        oldest = await session.scalar(select(func.min(Project.id)))
+        empty = (await page(session, select(Project), Project.id, Cursor(oldest), true())).map(ProjectView.of)
     assert empty.model_dump() == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
 
 
 async def test_what_is_made_meanwhile_does_not_shift_the_pages(stored: tuple[Database, list[str]]) -> None:
     database, _ = stored
     async with database.read() as session:
-        first = await page(session, select(Project), Project.id, Cursor(None, 10))
+        first = await page(session, select(Project), Project.id, Cursor(None, 10), true())
     async with database.write() as session:
         session.add(Project(id=new_id("proj"), name="newcomer", created_at=now()))
     async with database.read() as session:
-        second = await page(session, select(Project), Project.id, Cursor(first.rows[-1].id, 10))
+        second = await page(session, select(Project), Project.id, Cursor(first.rows[-1].id, 10), true())
     ids = [row.id for row in (*first.rows, *second.rows)]
     assert ids == sorted(ids, reverse=True)
     assert len(set(ids)) == 20
+
+
+@pytest.mark.parametrize("after", ["proj_0", "file_01m8", "proj_"])
+async def test_a_cursor_that_is_the_id_of_nothing_in_the_list_is_refused(
+    stored: tuple[Database, list[str]], after: str
+) -> None:
+    database, _ = stored
+    async with database.read() as session:
+        with pytest.raises(Invalid, match=after) as caught:
+            await page(session, select(Project), Project.id, Cursor(after), true())
+    assert caught.value.param == "after"
+
+
+async def test_a_cursor_of_others_is_refused_and_one_that_a_filter_leaves_out_is_not(
+    stored: tuple[Database, list[str]],
+) -> None:
+    database, names = stored
+    async with database.read() as session:
+        newest = await session.scalar(select(func.max(Project.id)))
+        filtered = select(Project).where(Project.name == names[0])
+        found = await page(session, filtered, Project.id, Cursor(newest), true())
+        assert [project.name for project in found.rows] == [names[0]]
+        with pytest.raises(Invalid):
+            await page(session, select(Project), Project.id, Cursor(newest), Project.id != newest)

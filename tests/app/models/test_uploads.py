@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from app.models import uploads
 from app.recipe.embedding import Embedding
 from app.recipe.hugging_face import DOCUMENTS
 from app.recipe.key_map import Conversion
@@ -221,3 +222,64 @@ async def test_a_folder_of_this_services_own_is_described_by_itself(api: Api) ->
     model = (await register(api, files=files)).json()
     assert model["config"]["architecture"] == CONFIG["architecture"]
     assert params(await register(api, files=files, config=CONFIG)) == ["config"]
+
+
+SHARD = "model-00001-of-00002.safetensors"
+ODD: list[bytes] = [
+    b"{}",
+    b"[]",
+    b"1",
+    b'"x"',
+    b"null",
+    b"not json",
+    b'{"weight_map": null}',
+    b'{"weight_map": []}',
+    b'{"weight_map": {}}',
+    b'{"weight_map": {"a": 1}}',
+    b'{"weight_map": {"a": null}}',
+    b'{"weight_map": {"a": ["model-00001-of-00002.safetensors"]}}',
+    b'{"weight_map": {"a": "../model-00001-of-00002.safetensors"}}',
+    b'{"weight_map": {"a": "/etc/passwd"}}',
+    b'{"weight_map": {"a": "config.json"}}',
+    b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}}',
+    b'{"weight_map": {"\\ud800": "x"}}',
+    b"[" * 2000 + b"]" * 2000,
+    b'{"weight_map": ' + b"[" * 900 + b"]" * 900 + b"}",
+]
+
+
+async def test_an_index_of_any_other_form_is_refused_by_its_name(api: Api) -> None:
+    files = await folder(api, **{SHARD: tensors("a"), "model.safetensors": None})
+    for raw in ODD:
+        index = (await send(api, raw, "index"))["id"]
+        answer = await register(api, files={**files, "model.safetensors.index.json": index})
+        assert params(answer) == ["files.model.safetensors.index.json"], raw[:60]
+
+
+async def test_shards_hold_what_the_index_says_and_nothing_else(api: Api) -> None:
+    other = SHARD.replace("00001-", "00002-")
+
+    async def told(placed: dict[str, str], **sent: bytes) -> list[str]:
+        index = json.dumps({"weight_map": placed}).encode()
+        files = {**sent, "model.safetensors.index.json": index, "model.safetensors": None}
+        return params(await register(api, files=await folder(api, **files)))
+
+    assert await told({"a": SHARD, "b": other}, **{SHARD: tensors("a")}) == [f"files.{other}"]
+    assert await told({"a": SHARD}, **{SHARD: tensors("a", "b")}) == [f"files.{SHARD}"]
+    assert await told({"a": SHARD}, **{SHARD: tensors("a"), other: tensors("b")}) == [f"files.{other}"]
+    assert await told({"a": SHARD, "c": SHARD}, **{SHARD: tensors("a")}) == [f"files.{SHARD}"]
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTS))
+async def test_a_document_of_another_form_is_refused_by_its_name(api: Api, name: str) -> None:
+    files = await folder(api)
+    for raw in (b"null", b"1", b'"x"', b"not json", b"[1, {}]", b"{" * 500, b'{"a": [' + b"[" * 800):
+        sent = (await send(api, raw, "document"))["id"]
+        assert params(await register(api, files={**files, name: sent})) == [f"files.{name}"], raw[:60]
+
+
+async def test_more_renames_than_a_client_can_wait_for_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_RENAMINGS", 1)
+    file = (await send(api, tensors("fc0.weight", "fc0.bias"), "weights"))["id"]
+    answer = await register(api, file=file, config=CONFIG, key_map=RENAME)
+    assert params(answer) == ["key_map.rename"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -162,3 +163,24 @@ async def test_a_mistyped_key_costs_no_query() -> None:
     assert await ring.caller(mistyped) is None
     with pytest.raises(Exception, match=r"refused|failed"):
         await ring.caller(keys.new_key())
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "status"),
+    [
+        (["admin"], ["read"], 403),
+        (["admin"], ["read", "write", "admin"], 403),
+        (["admin", "read"], ["read", "write"], 403),
+        (["admin", "read"], ["read", "admin"], 201),
+        (["admin", "read", "write"], ["write"], 201),
+    ],
+)
+async def test_a_key_makes_no_key_that_can_do_more_than_itself(
+    api: Api, held: list[Any], wanted: list[str], status: int
+) -> None:
+    maker = await api.with_scopes(*held)
+    answer = await maker.post("/v1/keys", json={"name": "x", "scopes": wanted})
+    assert answer.status_code == status
+    if status == 403:
+        assert answer.json()["error"]["param"] == "scopes"
+    assert (await maker.post("/v1/keys", json={"name": "x"})).status_code == (201 if "write" in held else 403)
