@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import download, footprint, read, relay, report, start
+from bench import download, footprint, read, relay, report, start, submit
 from bench.rows import Row
 
-PARTS = {"start": start, "read": read, "relay": relay, "download": download, "footprint": footprint}
+PARTS = {"start": start, "read": read, "submit": submit, "relay": relay, "download": download, "footprint": footprint}
 
 
 def main() -> None:

@@ -75,7 +75,8 @@ def _require_schema(settings: Settings) -> None:
 def listen(settings: Settings) -> socket.socket:
     """Take the port that the settings ask for. Raises `CannotStart`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    # The protocol is named, since asyncio turns Nagle's delay off only for connections that say that they are TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))

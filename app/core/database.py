@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, MetaData, event, make_url, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.core import sqlite
 from app.core.clock import now
 
 LOCK_TIMEOUT_SECONDS = 5
@@ -50,11 +51,13 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             # One writing connection: writers of this process queue here rather than spin on SQLite's lock.
-            self._reader, self._writer = self._sqlite("BEGIN", pool_size), self._sqlite("BEGIN IMMEDIATE", 1)
+            self._reader = self._sqlite("BEGIN", pool_size)
+            self._writer = self._sqlite("BEGIN IMMEDIATE", 1, async_creator_fn=sqlite.write_connection)
         else:
             self._reader = self._writer = self._postgresql(pool_size)
         self._read_sessions = async_sessionmaker(self._reader, expire_on_commit=False)
         self._write_sessions = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._groups = sqlite.GroupCommit(self._writer, STATEMENT_TIMEOUT_SECONDS) if self.is_sqlite else None
 
     def _postgresql(self, pool_size: int) -> AsyncEngine:
         options = f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s"
@@ -67,13 +70,17 @@ class Database:
             connect_args={"options": options, "connect_timeout": LOCK_TIMEOUT_SECONDS, **_KEEPALIVE},
         )
 
-    def _sqlite(self, begin: str, pool_size: int) -> AsyncEngine:
+    def _sqlite(self, begin: str, pool_size: int, **connect: Any) -> AsyncEngine:
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(
-            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=STATEMENT_TIMEOUT_SECONDS
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=STATEMENT_TIMEOUT_SECONDS,
+            connect_args=connect,
         )
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "connect", sqlite.prepare)
         event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
 
@@ -86,7 +93,8 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A session for writing; on SQLite it holds the write lock from its first statement."""
-        async with self._write_sessions.begin() as session:
+        transaction = self._groups.transaction if self._groups else self._write_sessions.begin
+        async with transaction() as session:
             yield session
 
     async def now(self) -> float:
@@ -98,6 +106,8 @@ class Database:
         return moment
 
     async def close(self) -> None:
+        if self._groups:
+            await self._groups.close()
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -117,18 +127,9 @@ async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, 
 
 @cache
 def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
-    statement = (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)
+    statement = (insert_postgresql if dialect == "postgresql" else insert_sqlite)(table.__table__)
     key = [column.name for column in table.__table__.primary_key]
     changed = {column: statement.excluded[column] for column in update}
     if changed:
         return statement.on_conflict_do_update(index_elements=key, set_=changed)
     return statement.on_conflict_do_nothing(index_elements=key)
-
-
-def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN would come too late and always deferred
-    cursor = connection.cursor()
-    # FULL: an accepted job survives a power cut. The few commits of a job's life can bear the fsync.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
