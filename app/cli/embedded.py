@@ -50,7 +50,9 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
     """
     migrate.upgrade(settings.resolved_database_url)
     with listen(settings) as listener:
-        return asyncio.run(_run(settings, listener, announce))
+        config = _config(create_app(settings))
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            return runner.run(_run(settings, config, listener, announce))
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
@@ -100,8 +102,10 @@ def _own_key(settings: Settings) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-async def _run(settings: Settings, listener: socket.socket, announce: Callable[[Connection], None]) -> int:
-    server = _Server(_config(create_app(settings)))
+async def _run(
+    settings: Settings, config: uvicorn.Config, listener: socket.socket, announce: Callable[[Connection], None]
+) -> int:
+    server = _Server(config)
     signals = _signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     starting = asyncio.create_task(server.ready.wait())

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, MetaData, event, make_url, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -26,6 +27,10 @@ _KEEPALIVE = {
     "tcp_user_timeout": STATEMENT_TIMEOUT_SECONDS * 1000,
 }
 """So that a connection into a partitioned network ends; libpq's names, seconds and milliseconds."""
+
+
+LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's code for a lock that was waited for too long."""
 
 
 class Base(DeclarativeBase):
@@ -133,3 +138,8 @@ def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
     if changed:
         return statement.on_conflict_do_update(index_elements=key, set_=changed)
     return statement.on_conflict_do_nothing(index_elements=key)
+
+
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Whether a statement waited for another transaction's lock for longer than it may."""
+    return getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE

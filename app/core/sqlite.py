@@ -33,18 +33,15 @@ class WriteConnection(aiosqlite.Connection):
     """
 
     async def _execute(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        if _may_wait(fn, args):
+        if self._connection is None or self._may_wait(fn, args):
             return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-any-return]  # it has no types
-        if self._connection is None:
-            raise ValueError("Connection closed")  # as the driver says it
         return fn(*args, **kwargs)
 
-
-def _may_wait(call: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether a call takes or gives back the lock that all processes share, which also syncs the file."""
-    if args and isinstance(args[0], str):
-        return args[0].startswith(("BEGIN", "PRAGMA"))
-    return getattr(call, "__name__", "") in ("commit", "close")
+    def _may_wait(self, call: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        """Whether a call takes or gives back the lock that all processes share, which also syncs the file."""
+        if args and isinstance(args[0], str):
+            return args[0].startswith(("BEGIN", "PRAGMA"))
+        return call in (self._conn.commit, self._conn.close)
 
 
 def write_connection(database: str, **options: Any) -> WriteConnection:
@@ -156,6 +153,8 @@ class _Group:
 
     async def is_whole(self) -> bool:
         """False when SQLite has rolled everything back by itself, as on a full disk; there is no savepoint then."""
+        if self._connection.invalidated:
+            return False
         raw = await self._connection.get_raw_connection()
         return bool(raw.driver_connection.in_transaction)  # type: ignore[union-attr]  # it is checked out
 

@@ -60,18 +60,17 @@ async def create_job(
     """Submit a job. With an `Idempotency-Key`, sending the same request again answers with the same job."""
     idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json())
     outside = services.settings.outside
-    job_id = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
-    return await _created(services, caller, job_id, response)
+    job = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
+    return _created(job, response)
 
 
 def _idempotency(keep_seconds: float, key: str | None, *request: str) -> Idempotency | None:
     return Idempotency(key, fingerprint(*request), keep_seconds) if key is not None else None
 
 
-async def _created(services: ServicesDep, caller: Caller, job_id: str, response: Response) -> JobView:
-    response.headers["Location"] = f"/v1/jobs/{job_id}"
-    async with services.database.read() as session:
-        return await service.view(session, await service.get(session, caller.project_id, job_id))
+def _created(job: JobView, response: Response) -> JobView:
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
 
 
 @router.post("/validate", responses=errors(400, 413, 422))
@@ -196,10 +195,10 @@ async def clone_job(
     async with services.database.read() as session:
         original = await service.get(session, caller.project_id, job_id)
     spec = service.cloned(JobSpec.model_validate(original.spec), overrides)
-    clone_id = await service.create(
+    clone = await service.create(
         services.database, caller.project_id, spec, idempotent, job_id, services.settings.outside
     )
-    return await _created(services, caller, clone_id, response)
+    return _created(clone, response)
 
 
 @router.get("/{job_id}/events", responses={**errors(404, 422), 200: {"content": {"text/event-stream": {}}}})
