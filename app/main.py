@@ -24,6 +24,7 @@ from app.files import endpoints as files
 from app.jobs import endpoints as jobs
 from app.jobs.loops import running_loops
 from app.jobs.reader import JobReader
+from app.jobs.stream import StreamReader
 from app.models import endpoints as models
 from app.projects import endpoints as projects
 from app.projects.auth import KeyRing
@@ -70,15 +71,20 @@ def _operation_id(route: APIRoute) -> str:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    database = Database(settings.resolved_database_url, settings.database_pool_size)
+    database = Database.from_settings(settings)
     services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings))
     app.state.services = services
     app.state.health = HealthCheck(services)
     app.state.job_reader = JobReader(database)
     app.state.key_ring = KeyRing(database, settings.secret_bytes)
+    # Of its own: however many streams there are, requests find the pool as it was.
+    apart = Database.from_settings(settings, pool_size=1)
+    app.state.stream_reader = streams = StreamReader(
+        apart, app.state.key_ring, settings.max_streams, settings.max_streams_per_key
+    )
     try:
         app.state.first_key = await ensure_first_key(database, settings)
-        async with running_loops(services):
+        async with running_loops(services), streams.running():
             yield
         await app.state.key_ring.close()
     finally:

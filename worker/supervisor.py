@@ -19,9 +19,10 @@ from typing import NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.database import DATABASE_LOST
 from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
-from worker.access import DATABASE_LOST, Access
+from worker.access import Access
 from worker.context import Context
 from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from
 from worker.memory import oom_kills

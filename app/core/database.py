@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from sqlalchemy import JSON, MetaData, event, make_url, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from app.core import sqlite
 from app.core.clock import now
+from app.core.settings import Settings
 
-LOCK_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_SECONDS = 30
-_KEEPALIVE = {
+CONNECT_SECONDS = 5
+KEEPALIVE: dict[str, Any] = {
+    "connect_timeout": CONNECT_SECONDS,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": STATEMENT_TIMEOUT_SECONDS * 1000,
+    "tcp_user_timeout": 30_000,
 }
 """So that a connection into a partitioned network ends; libpq's names, seconds and milliseconds."""
+DATABASE_LOST = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+"""Errors that may be gone at the next try: the database can't be reached, is full or busy, or has ended a transaction
+that stood still (which the driver takes for an internal error)."""
 
 
 LOCK_NOT_AVAILABLE = "55P03"
@@ -48,11 +54,27 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[dict[str, Any]]: JSON}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long PostgreSQL lets a session wait, in seconds; what takes longer is ended and can be tried again."""
+
+    lock: float = 5.0
+    statement: float = 30.0
+    idle: float = 10.0
+    """For the next statement of a transaction, which a frozen process would otherwise hold, with its locks, for ever."""
+
+    @property
+    def options(self) -> str:
+        """As options of a connection."""
+        times = {"lock": self.lock, "statement": self.statement, "idle_in_transaction_session": self.idle}
+        return " ".join(f"-c {name}_timeout={round(1000 * seconds)}ms" for name, seconds in times.items())
+
+
 class Database:
     """Opens sessions. A session is one transaction: it commits when its frame ends, and rolls back if that raises."""
 
-    def __init__(self, url: str, pool_size: int = 10) -> None:
-        self.url = make_url(url)
+    def __init__(self, url: str, pool_size: int = 10, limits: Limits = Limits()) -> None:
+        self.url, self._limits = make_url(url), limits
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             # One writing connection: writers of this process queue here rather than spin on SQLite's lock.
@@ -62,17 +84,24 @@ class Database:
             self._reader = self._writer = self._postgresql(pool_size)
         self._read_sessions = async_sessionmaker(self._reader, expire_on_commit=False)
         self._write_sessions = async_sessionmaker(self._writer, expire_on_commit=False)
-        self._groups = sqlite.GroupCommit(self._writer, STATEMENT_TIMEOUT_SECONDS) if self.is_sqlite else None
+        self._groups = sqlite.GroupCommit(self._writer, limits.statement) if self.is_sqlite else None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, pool_size: int | None = None) -> Self:
+        """The database that the settings name."""
+        limits = Limits(
+            settings.database_lock_seconds, settings.database_statement_seconds, settings.database_idle_seconds
+        )
+        return cls(settings.resolved_database_url, pool_size or settings.database_pool_size, limits)
 
     def _postgresql(self, pool_size: int) -> AsyncEngine:
-        options = f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s"
         return create_async_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=LOCK_TIMEOUT_SECONDS,
+            pool_timeout=CONNECT_SECONDS,
             pool_pre_ping=True,
-            connect_args={"options": options, "connect_timeout": LOCK_TIMEOUT_SECONDS, **_KEEPALIVE},
+            connect_args={"options": self._limits.options, **KEEPALIVE},
         )
 
     def _sqlite(self, begin: str, pool_size: int, **connect: Any) -> AsyncEngine:
@@ -82,7 +111,7 @@ class Database:
             self.url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=STATEMENT_TIMEOUT_SECONDS,
+            pool_timeout=self._limits.statement,
             connect_args=connect,
         )
         event.listen(engine.sync_engine, "connect", sqlite.prepare)

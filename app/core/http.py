@@ -11,14 +11,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DataError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.database import DATABASE_LOST, is_lock_timeout
 from app.core.errors import ApiError, BadRequest, ErrorBody, ErrorEnvelope, FieldError, Invalid, TooLarge, Unavailable
 from app.core.field_errors import describe
 from app.core.ids import new_id
@@ -125,7 +125,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(DataError, _unstorable)
-    for lost in (OperationalError, InterfaceError, PoolTimeout):
+    for lost in DATABASE_LOST:
         app.add_exception_handler(lost, _lost_database)
 
 

@@ -42,7 +42,13 @@ class Settings(BaseSettings):
     database_url: str = ""
     """SQLAlchemy URL (`postgresql+psycopg://…`); empty: SQLite in `data_dir`."""
     database_pool_size: int = Field(10, ge=1)
-    """Connections that one process keeps to the database."""
+    """Connections that one process keeps to the database for requests; streams of events have two of their own."""
+    database_lock_seconds: Positive = 5.0
+    """Longest time that a statement waits for another transaction's lock (PostgreSQL)."""
+    database_statement_seconds: Positive = 30.0
+    """Longest time that a statement takes (PostgreSQL), or a transaction waits for its turn (SQLite)."""
+    database_idle_seconds: Positive = 10.0
+    """Longest time that a transaction stands still before PostgreSQL ends it: a frozen process must not keep its locks."""
 
     store_url: str = ""
     """Object store (`s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`); empty: a folder in `data_dir`."""
@@ -105,6 +111,10 @@ class Settings(BaseSettings):
     stop_seconds: Positive = 60.0
     """Longest time that a trainer may take to save itself and leave when its job is paused or its worker stops."""
 
+    max_streams: int = Field(1000, ge=1)
+    """Open streams of events that one process of the API bears."""
+    max_streams_per_key: int = Field(500, ge=1)
+    """Open streams of events that one API key may have in one process."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest body of a request that is not an upload."""
     max_file_bytes: int = Field(16 << 30, ge=1)

@@ -38,7 +38,7 @@ from app.jobs.schemas import (
     ValidationView,
 )
 from app.jobs.service import Idempotency
-from app.jobs.stream import event_stream
+from app.jobs.stream import StreamReaderDep
 from app.jobs.tables import Job
 from app.projects.auth import Caller, require
 from app.recipe.job import JobSpec
@@ -201,10 +201,11 @@ async def clone_job(
     return _created(clone, response)
 
 
-@router.get("/{job_id}/events", responses={**errors(404, 422), 200: {"content": {"text/event-stream": {}}}})
+@router.get("/{job_id}/events", responses={**errors(404, 422, 429), 200: {"content": {"text/event-stream": {}}}})
 async def list_events(
     services: ServicesDep,
     caller: Reader,
+    streams: StreamReaderDep,
     request: Request,
     job_id: str,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the last event already seen.")] = 0,
@@ -216,7 +217,7 @@ async def list_events(
         job = await service.get(session, caller.project_id, job_id)
         if _wants_stream(request):
             seen = after if last_event_id is None else last_event_id
-            return _stream(event_stream(services.database, job.id, seen))  # type: ignore[return-value]  # the other answer
+            return _stream(streams.open(caller, job.id, seen))  # type: ignore[return-value]  # the other answer
         rows = await repository.events_after(session, job_id, after, limit + 1)
     return EventPage(data=[EventView.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
