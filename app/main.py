@@ -19,6 +19,7 @@ from app.core.health import Health, HealthCheck
 from app.core.http import BodyLimit, RequestFrame, add_error_handlers, errors, known_query
 from app.core.services import Services
 from app.core.settings import Settings
+from app.core.slots import Slots
 from app.core.store import Store
 from app.files import endpoints as files
 from app.jobs import endpoints as jobs
@@ -72,7 +73,8 @@ def _operation_id(route: APIRoute) -> str:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     database = Database.from_settings(settings)
-    services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings))
+    uploads = Slots(settings.max_uploads_per_key, "too_many_uploads", "bodies on their way into the store")
+    services = Services(settings, database, Store.from_settings(settings), make_dispatcher(settings), uploads)
     app.state.services = services
     app.state.health = HealthCheck(services)
     app.state.job_reader = JobReader(database)

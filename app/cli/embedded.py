@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,6 +23,7 @@ from app.cli import connection, schema
 from app.cli.connection import Connection
 from app.cli.errors import ClientError
 from app.core import migrate
+from app.core.connection import connection_class
 from app.core.settings import Settings
 from app.main import create_app
 
@@ -50,14 +53,14 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
     """
     migrate.upgrade(settings.resolved_database_url)
     with listen(settings) as listener:
-        config = _config(create_app(settings))
+        config = _config(create_app(settings), settings)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             return runner.run(_run(settings, config, listener, announce))
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run the API alone, until SIGINT or SIGTERM; `announce` is told its address."""
-    config = _config(create_app(settings))
+    config = _config(create_app(settings), settings)
     _require_schema(settings)
     with listen(settings) as listener:
         announce(address(*listener.getsockname()[:2]))
@@ -157,9 +160,24 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     _thin_out_collections()
-    return uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_WORDS_SECONDS)
+    _allow_open_files()
+    return uvicorn.Config(
+        app,
+        http=connection_class(settings),
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
+        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+    )
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: every connection is one, and shells often set a low limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS calls a limit endless that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _thin_out_collections() -> None:

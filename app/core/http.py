@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, DBAPIError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -163,7 +163,10 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _lost_database(request: Request, error: Exception) -> JSONResponse:
-    log.warning("request %s: the database failed", request.state.request_id, exc_info=error)
+    log.warning("request %s: the database failed: %s", request.state.request_id, error)
+    if isinstance(error, DBAPIError) and is_lock_timeout(error):
+        message = "another request or a worker holds what this request would change"
+        return _answer(request.scope, Unavailable("database_busy", message, 1))
     return _answer(request.scope, Unavailable("database_unavailable", "the database can't be reached or is full"))
 
 

@@ -111,6 +111,20 @@ class Settings(BaseSettings):
     stop_seconds: Positive = 60.0
     """Longest time that a trainer may take to save itself and leave when its job is paused or its worker stops."""
 
+    max_connections: int = Field(4096, ge=1)
+    """Open connections that one process of the API bears; further ones are answered with 503."""
+    header_seconds: Positive = 10.0
+    """Longest time that the headers of a request may take."""
+    body_seconds: Positive = 20.0
+    """Time after which it is looked again whether a body comes fast enough."""
+    min_bytes_per_second: float = Field(1024.0, gt=0)
+    """Slowest rate at which a body may come, on average over `body_seconds`."""
+    write_seconds: Positive = 30.0
+    """Longest time that a client may leave what was sent to it."""
+    keep_alive_seconds: Positive = 15.0
+    """Time after which a connection without a request is closed."""
+    max_uploads_per_key: int = Field(16, ge=1)
+    """Bodies that one API key may send into the store at a time; further ones are answered with 429."""
     max_streams: int = Field(1000, ge=1)
     """Open streams of events that one process of the API bears."""
     max_streams_per_key: int = Field(500, ge=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Select, delete, or_, select, update
+from sqlalchemy import Select, delete, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
@@ -55,9 +55,11 @@ class Reaper:
         fresh = {"name": "jobs", "owner": self.owner, "expires_at": 0.0}
         await upsert(session, SweepLease, [fresh], update=[])
         free = or_(SweepLease.owner == self.owner, SweepLease.expires_at <= now())
+        # Skipped while another process has the row: one that is frozen must not keep all others waiting.
+        mine = select(SweepLease.name).where(SweepLease.name == "jobs", free).with_for_update(skip_locked=True)
         statement = (
             update(SweepLease)
-            .where(SweepLease.name == "jobs", free)
+            .where(SweepLease.name.in_(mine))
             .values(owner=self.owner, expires_at=now() + 3 * self.every_seconds)
             .returning(SweepLease.name)
         )
@@ -109,7 +111,9 @@ class Reaper:
             dispatch(session, job)
 
     async def _old_keys(self, session: AsyncSession) -> None:
-        await session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at <= now()))
+        row = (IdempotencyKey.project_id, IdempotencyKey.key)
+        old = select(*row).where(IdempotencyKey.expires_at <= now()).with_for_update(skip_locked=True)
+        await session.execute(delete(IdempotencyKey).where(tuple_(*row).in_(old)))
 
 
 def _batch(candidates: Select[Job]) -> Select[Job]:

@@ -111,9 +111,7 @@ async def test_three_hundred_streams_leave_requests_their_connections(settings: 
     async with running(small) as api:
         job_id, follower = await submit(api), await caller(api)
         begun = [asyncio.Event() for _ in range(300)]
-        following = [
-            asyncio.create_task(collect(reader(api).open(follower, job_id, 0), started)) for started in begun
-        ]
+        following = [asyncio.create_task(collect(reader(api).open(follower, job_id, 0), started)) for started in begun]
         await asyncio.gather(*(started.wait() for started in begun))
         answers = await asyncio.gather(*(api.client.get("/v1/jobs") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
