@@ -33,8 +33,15 @@ from app.projects.service import ensure_first_key
 
 VERSION = version("stillhouse")
 DESCRIPTION = """Stillhouse distils models: post a job that names a teacher, a student and a recipe; watch it; download
-the verified student. Every request but `/healthz` and `/v1/version` carries an API key as a bearer token."""
+the verified student. Every request but `/livez`, `/readyz`, `/healthz` and `/v1/version`
+carries an API key as a bearer token."""
 COMMON_ERRORS = errors(400, 401, 403, 422, 503)
+
+
+class Alive(BaseModel):
+    """This process answers."""
+
+    status: Literal["ok"] = "ok"
 
 
 class Version(BaseModel):
@@ -97,6 +104,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _open_routes() -> APIRouter:
     """What needs no key."""
     router = APIRouter(tags=["service"])
+
+    @router.get("/livez")
+    async def get_liveness() -> Alive:
+        """Whether this process answers; no more, since a restart of it does not bring a lost database back."""
+        return Alive()
+
+    @router.get("/readyz", responses={503: {"model": Health, "description": "A part can't be used"}})
+    async def get_readiness(check: Annotated[HealthCheck, Depends(_health)], response: Response) -> Health:
+        """Whether requests can be served now: the same as `/healthz`."""
+        return await get_health(check, response)
 
     @router.get("/healthz", responses={503: {"model": Health, "description": "A part can't be used"}})
     async def get_health(check: Annotated[HealthCheck, Depends(_health)], response: Response) -> Health:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.cli import connection, schema
 from app.cli.connection import Connection
 from app.cli.errors import ClientError
-from app.core import migrate
+from app.core import logs, migrate
 from app.core.connection import connection_class
 from app.core.settings import Settings
 from app.main import create_app
@@ -36,6 +36,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
 """A worker that lived so long is restarted at once when it dies."""
 FIRST_KEY_FILE = "key"
+BACKLOG = 2048
 LAST_WORDS_SECONDS = 5
 """Time that open requests get when the service stops."""
 
@@ -85,6 +86,7 @@ def listen(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)  # who comes before the server has started waits
     except OSError as error:
         listener.close()
         raise CannotStart(f"can't listen on {settings.host} port {settings.port}: {error.strerror}") from None
@@ -163,9 +165,11 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     _thin_out_collections()
     _allow_open_files()
+    logs.configure(settings.log_format, settings.log_level)
     return uvicorn.Config(
         app,
         http=connection_class(settings),
+        log_config=None,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=math.ceil(settings.keep_alive_seconds),

@@ -61,7 +61,7 @@ class Limits:
     lock: float = 5.0
     statement: float = 30.0
     idle: float = 10.0
-    """For the next statement of a transaction, which a frozen process would otherwise hold, with its locks, for ever."""
+    """For the next statement of a transaction, which a frozen process would hold, with its locks, for ever."""
 
     @property
     def options(self) -> str:
@@ -167,6 +167,11 @@ def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
     if changed:
         return statement.on_conflict_do_update(index_elements=key, set_=changed)
     return statement.on_conflict_do_nothing(index_elements=key)
+
+
+def first_line(error: Exception) -> str:
+    """What the database said, for a log; the whole text has statements and values, on many lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_lock_timeout(error: DBAPIError) -> bool:

@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.database import DATABASE_LOST, is_lock_timeout
+from app.core import logs
+from app.core.database import DATABASE_LOST, first_line, is_lock_timeout
 from app.core.errors import ApiError, BadRequest, ErrorBody, ErrorEnvelope, FieldError, Invalid, TooLarge, Unavailable
 from app.core.field_errors import describe
 from app.core.ids import new_id
@@ -58,6 +59,7 @@ class RequestFrame:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        logs.request_id.set(request_id)
         stamp = (REQUEST_ID.lower().encode(), request_id.encode())
         started = False
 
@@ -141,8 +143,11 @@ def _envelope(scope: Scope, status: int, body: ErrorBody, headers: Mapping[str, 
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
+    said = (request.state.request_id, error.status, error.code, error.message)
     if error.status >= 500:
-        log.warning("request %s: %s", request.state.request_id, error.message, exc_info=error)
+        log.warning("request %s: %d %s: %s", *said, exc_info=error if error.__cause__ else None)
+    else:
+        log.info("request %s: %d %s: %s", *said)
     return _answer(request.scope, error)
 
 
@@ -163,7 +168,7 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _lost_database(request: Request, error: Exception) -> JSONResponse:
-    log.warning("request %s: the database failed: %s", request.state.request_id, error)
+    log.warning("request %s: the database failed: %s", request.state.request_id, first_line(error))
     if isinstance(error, DBAPIError) and is_lock_timeout(error):
         message = "another request or a worker holds what this request would change"
         return _answer(request.scope, Unavailable("database_busy", message, 1))

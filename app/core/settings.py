@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.core.logs import LogFormat, LogLevel
 from app.recipe.base import Positive
 from app.recipe.job import Queue
 from app.recipe.teacher_cache import DEFAULT_BYTES
@@ -34,6 +35,10 @@ class Settings(BaseSettings):
     """Port that the API listens on; 0 takes a free one."""
     data_dir: Path = Path.home() / ".stillhouse"
     """Where the embedded database and store, the generated secret and the scratch folders lie."""
+    log_format: LogFormat = "text"
+    """Form of the log on stderr: lines for people, or `json`, one object a line."""
+    log_level: LogLevel = "info"
+    """Least level of what is logged of the service itself; libraries are logged from warnings on."""
     cache_dir: Path | None = None
     """Where a worker keeps what outlives its jobs: compiled kernels, fetched teachers and their answers; on a local
     disk. None: `cache` in `data_dir`."""
@@ -48,7 +53,7 @@ class Settings(BaseSettings):
     database_statement_seconds: Positive = 30.0
     """Longest time that a statement takes (PostgreSQL), or a transaction waits for its turn (SQLite)."""
     database_idle_seconds: Positive = 10.0
-    """Longest time that a transaction stands still before PostgreSQL ends it: a frozen process must not keep its locks."""
+    """Longest time that a transaction stands still before PostgreSQL ends it: a frozen process must not keep locks."""
 
     store_url: str = ""
     """Object store (`s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`); empty: a folder in `data_dir`."""

@@ -15,7 +15,7 @@ import psycopg
 from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.database import KEEPALIVE, Database
+from app.core.database import KEEPALIVE, Database, first_line
 
 CHANNEL = "stillhouse_events"
 """Channel on which PostgreSQL's trigger names the job of every new event."""
@@ -38,7 +38,7 @@ async def run_bell(database: Database, ring: Ring, needed: asyncio.Event) -> NoR
             else:
                 await _listen(database.url, ring)
         except (SQLAlchemyError, psycopg.Error) as error:
-            log.warning("no news of events from the database: %s; trying again", error)
+            log.warning("no news of events from the database: %s; trying again", first_line(error))
         await asyncio.sleep(RETRY_SECONDS)
 
 

@@ -20,7 +20,7 @@ from fastapi import Depends, Request
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.database import DATABASE_LOST, Database
+from app.core.database import DATABASE_LOST, Database, first_line
 from app.core.errors import TooMany, Unavailable
 from app.jobs import repository
 from app.jobs.bell import run_bell
@@ -156,7 +156,7 @@ class StreamReader:
             try:
                 await self._answer()
             except DATABASE_LOST as error:
-                log.warning("events can't be read: %s; trying again", error)
+                log.warning("events can't be read: %s; trying again", first_line(error))
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wanted.set()
 
@@ -177,7 +177,7 @@ class StreamReader:
             try:
                 await self._look_at_all()
             except DATABASE_LOST as error:
-                log.warning("news of events can't be looked for: %s; trying again", error)
+                log.warning("news of events can't be looked for: %s; trying again", first_line(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _look_at_all(self) -> None:

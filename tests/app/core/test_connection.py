@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,18 @@ AMPLE = {"header_seconds": 60.0, "body_seconds": 60.0, "min_bytes_per_second": 1
 AUTH = f"Authorization: Bearer {KEY}\r\n"
 
 
+async def until(holds: Callable[[], object]) -> None:
+    while True:
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+
+
+async def ask_without_end(sock: socket.socket, request: bytes) -> None:
+    while True:
+        await asyncio.get_running_loop().sock_sendall(sock, request)
+
+
 class Served:
     """The application under uvicorn in this loop, as `serve` and `up` run it."""
 
@@ -34,8 +46,7 @@ class Served:
 
     async def __aenter__(self) -> Served:
         self._task = asyncio.create_task(self.server.serve(sockets=[self.listener]))
-        while not self.server.started:
-            await asyncio.sleep(0.01)
+        await until(lambda: self.server.started)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -122,7 +133,7 @@ async def test_a_refused_body_that_stalls_ends_the_connection(impatient: Served)
 
 
 async def test_an_answer_that_is_not_taken_ends_the_connection(tmp_path: Path) -> None:
-    """Ten thousand requests on one connection, of which no answer is read."""
+    """Requests without end on one connection, of which no answer is read."""
     async with Served(settings(tmp_path, write_seconds=0.1, keep_alive_seconds=60.0)) as served:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -130,8 +141,7 @@ async def test_an_answer_that_is_not_taken_ends_the_connection(tmp_path: Path) -
         await asyncio.get_running_loop().sock_connect(sock, served.listener.getsockname())
         request = f"GET /v1/jobs/x HTTP/1.1\r\nHost: x\r\n{AUTH}\r\n".encode()
         with pytest.raises(ConnectionError):
-            while True:
-                await asyncio.get_running_loop().sock_sendall(sock, request * 100)
+            await ask_without_end(sock, request * 100)
         sock.close()
 
 
@@ -157,8 +167,7 @@ async def test_a_client_that_is_quick_enough_is_left_alone(tmp_path: Path) -> No
 async def test_more_connections_than_allowed_are_answered(tmp_path: Path) -> None:
     async with Served(settings(tmp_path, max_connections=2)) as served:
         held = [await served.connect() for _ in range(2)]
-        while len(served.server.server_state.connections) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(served.server.server_state.connections) == 2)
         reader, _ = await served.connect()
         assert await answer(reader) == (503, "too_many_connections")
         for _, writer in held:
@@ -170,8 +179,7 @@ async def test_stalled_uploads_of_one_key_do_not_keep_others_from_theirs(tmp_pat
         begin = f"POST /v1/files?name=x HTTP/1.1\r\nHost: x\r\n{AUTH}Content-Length: 10\r\n\r\nx"
         stalled = [await served.send(begin) for _ in range(3)]
         service = served.server.config.loaded_app.app.state.services
-        while service.uploads._taken.total() < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: service.uploads._taken.total() == 3)
         reader, _ = await served.send(begin)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         assert b" 429 " in head
@@ -186,8 +194,7 @@ async def test_stalled_uploads_of_one_key_do_not_keep_others_from_theirs(tmp_pat
 async def test_answers_are_sent_without_delay(tmp_path: Path) -> None:
     async with Served(settings(tmp_path)) as served:
         _, writer = await served.connect()
-        while not served.server.server_state.connections:
-            await asyncio.sleep(0.01)
+        await until(lambda: served.server.server_state.connections)
         [connection] = served.server.server_state.connections
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

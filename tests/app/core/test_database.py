@@ -24,6 +24,7 @@ from app.jobs import service
 from app.jobs.lifecycle import Status
 from app.jobs.reaper import Reaper
 from app.jobs.service import Idempotency
+from app.projects import keys
 from tests.app.conftest import Api, running
 from tests.app.jobs.builders import PROJECT, add_inputs, job_spec, let_lease_run_out, load, must_claim, submit
 from tests.app.jobs.builders import running as running_job
@@ -109,8 +110,6 @@ async def test_a_job_that_a_frozen_process_holds_is_not_claimed_but_others_are(p
 
 @pytest.fixture
 async def busy(postgresql_url: str, tmp_path: Path) -> AsyncIterator[Api]:
-    from app.projects import keys
-
     settings = Settings(
         data_dir=tmp_path / "data",
         database_url=postgresql_url,

@@ -88,6 +88,16 @@ async def test_an_event_whose_ring_was_lost_is_found_all_the_same(
         assert len(await following) == 2
 
 
+async def listening(api: Api) -> None:
+    """Wait until the bell's connection listens."""
+    found = text("select count(*) from pg_stat_activity where query like 'LISTEN %' and state = 'idle'")
+    while True:
+        async with api.services.database.read() as session:
+            if await session.scalar(found):
+                return
+        await asyncio.sleep(0.01)
+
+
 async def test_the_bell_rings_again_after_its_connection_was_lost(
     api: Api, never_looks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,10 +107,10 @@ async def test_the_bell_rings_again_after_its_connection_was_lost(
     job_id, begun = await submit(api), asyncio.Event()
     following = asyncio.create_task(collect(reader(api).open(await caller(api), job_id, 0), begun))
     await begun.wait()
+    await listening(api)
     async with api.services.database.write() as session:
         ended = text("select count(pg_terminate_backend(pid)) from pg_stat_activity where query like 'LISTEN %'")
-        while not await session.scalar(ended):
-            await asyncio.sleep(0.01)
+        assert await session.scalar(ended)
     await cancel(api, job_id)
     assert len(await following) == 2
 
