@@ -52,6 +52,7 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
 
     The worker is stopped first, so that it can still hand its job back; a second signal kills it.
     """
+    logs.configure(settings.log_format, settings.log_level)
     migrate.upgrade(settings.resolved_database_url)
     with listen(settings) as listener:
         config = _config(create_app(settings), settings)
@@ -61,6 +62,7 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run the API alone, until SIGINT or SIGTERM; `announce` is told its address."""
+    logs.configure(settings.log_format, settings.log_level)
     config = _config(create_app(settings), settings)
     _require_schema(settings)
     with listen(settings) as listener:
@@ -165,7 +167,6 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     _thin_out_collections()
     _allow_open_files()
-    logs.configure(settings.log_format, settings.log_level)
     return uvicorn.Config(
         app,
         http=connection_class(settings),

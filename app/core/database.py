@@ -161,7 +161,8 @@ async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, 
 
 @cache
 def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
-    statement = (insert_postgresql if dialect == "postgresql" else insert_sqlite)(table.__table__)
+    insert: Any = insert_postgresql if dialect == "postgresql" else insert_sqlite
+    statement = insert(table.__table__)
     key = [column.name for column in table.__table__.primary_key]
     changed = {column: statement.excluded[column] for column in update}
     if changed:

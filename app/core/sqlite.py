@@ -34,7 +34,7 @@ class WriteConnection(aiosqlite.Connection):
 
     async def _execute(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         if self._connection is None or self._may_wait(fn, args):
-            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-any-return]  # it has no types
+            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-any-return, no-untyped-call]
         return fn(*args, **kwargs)
 
     def _may_wait(self, call: Callable[..., Any], args: tuple[Any, ...]) -> bool:

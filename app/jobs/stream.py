@@ -184,7 +184,7 @@ class StreamReader:
         """Wake the streams whose job has something to tell, or whose key is no longer valid."""
         streams = list(self._streams)
         async with self._database.read() as session:
-            states, valid = {}, set[str]()
+            states, valid = dict[str, EventState](), set[str]()
             for ids in _batches({stream.job_id for stream in streams}):
                 states |= await repository.event_states(session, ids)
             for ids in _batches({stream.key_id for stream in streams}):
