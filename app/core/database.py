@@ -172,7 +172,8 @@ def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
 
 def first_line(error: Exception) -> str:
     """What the database said, for a log; the whole text has statements and values, on many lines."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def is_lock_timeout(error: DBAPIError) -> bool:

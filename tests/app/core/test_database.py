@@ -114,8 +114,8 @@ async def busy(postgresql_url: str, tmp_path: Path) -> AsyncIterator[Api]:
         data_dir=tmp_path / "data",
         database_url=postgresql_url,
         bootstrap_key=keys.new_key(),
-        database_lock_seconds=0.1,
-        database_idle_seconds=0.1,
+        database_lock_seconds=0.3,
+        database_idle_seconds=3.0,
     )
     async with running(settings) as api:
         yield api
