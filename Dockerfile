@@ -4,7 +4,7 @@
 #   docker build --target worker -t stillhouse-worker .                            CPU build of torch
 #   docker build --target worker --build-arg TORCH_BUILD=cuda -t stillhouse-worker:cuda .
 
-FROM python:3.11-slim AS base
+FROM python:3.11.14-slim-bookworm AS base
 ENV PATH=/opt/stillhouse/bin:$PATH PYTHONUNBUFFERED=1
 # The folder belongs to the account, and so does a volume that is first mounted there.
 RUN useradd --uid 10001 --create-home --home-dir /var/lib/stillhouse stillhouse
@@ -43,8 +43,9 @@ FROM base AS api
 COPY --from=build-api /opt/stillhouse /opt/stillhouse
 USER stillhouse
 EXPOSE 8420
+# Whether the process lives: it is not mended by a restart when its database is away, which /readyz tells.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8420/healthz', timeout=8)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8420/livez', timeout=8)"]
 CMD ["stillhouse", "serve"]
 
 FROM base AS worker

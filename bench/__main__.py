@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import download, footprint, read, recovery, relay, report, start
+from bench import download, footprint, read, recovery, relay, report, start, submit
 from bench.rows import Row
 
 PARTS = {
     "start": start,
     "recovery": recovery,
     "read": read,
+    "submit": submit,
     "relay": relay,
     "download": download,
     "footprint": footprint,

@@ -21,7 +21,7 @@ import uvloop
 
 @dataclass(frozen=True)
 class Load:
-    """GET requests for `paths`, dealt out to the connections, for some seconds after some to warm up."""
+    """Requests for `paths`, dealt out to the connections, for some seconds after some to warm up."""
 
     port: int
     paths: Sequence[str]
@@ -29,10 +29,12 @@ class Load:
     connections: int
     seconds: float
     warm_seconds: float = 0.3
+    body: str = ""
+    """JSON that is posted; empty: the requests are GETs."""
 
 
 class Result(NamedTuple):
-    """What came back; an answer other than 200 raises instead."""
+    """What came back; an answer other than 200 or 201 raises instead."""
 
     per_second: float
     p50_ms: float
@@ -63,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._received += data
         if not _is_whole(self._received):
             return
-        if not self._received.startswith(b"HTTP/1.1 200"):
+        if not self._received.startswith((b"HTTP/1.1 200", b"HTTP/1.1 201")):
             self._failed.set()
         moment = time.perf_counter()
         self._latencies.append((moment, moment - self._sent))
@@ -112,12 +114,14 @@ async def _until(end: float, failed: asyncio.Event) -> None:
         await asyncio.wait_for(failed.wait(), end - time.perf_counter())
     except TimeoutError:
         return
-    raise RuntimeError("a request was not answered with 200")
+    raise RuntimeError("a request was not answered with 200 or 201")
 
 
 def _request(load: Load, path: str) -> bytes:
-    head = (f"GET {path} HTTP/1.1", "Host: bench", f"Authorization: Bearer {load.key}", "Accept: application/json")
-    return "\r\n".join([*head, "\r\n"]).encode()
+    body = load.body.encode()
+    head = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", "Host: bench", f"Authorization: Bearer {load.key}"]
+    head += [f"Content-Length: {len(body)}", "Content-Type: application/json"] if body else []
+    return "\r\n".join([*head, "Accept: application/json", "\r\n"]).encode() + body
 
 
 def _summary(latencies: list[float], seconds: float) -> Result:

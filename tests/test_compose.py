@@ -41,6 +41,7 @@ from tests.servers.process import Server
 FILLED_IN = {
     "STILLHOUSE_SECRET": "a-secret-of-more-than-thirty-two-characters",
     "POSTGRES_PASSWORD": "9c1f0d6b5a",
+    "BROKER_PASSWORD": "5d2e8f1a7c",
     "STORE_SECRET_KEY": "3f0a9b7c2d",
     "STILLHOUSE_BOOTSTRAP_KEY": new_key(),
 }
@@ -73,7 +74,7 @@ def test_every_variable_of_a_container_is_a_setting_and_has_a_legal_value(
     assert settings_of(service, monkeypatch).resolved_database_url.startswith("postgresql+psycopg://")
 
 
-@pytest.mark.parametrize("name", ["STILLHOUSE_SECRET", "POSTGRES_PASSWORD", "STORE_SECRET_KEY"])
+@pytest.mark.parametrize("name", ["STILLHOUSE_SECRET", "POSTGRES_PASSWORD", "BROKER_PASSWORD", "STORE_SECRET_KEY"])
 def test_nothing_starts_without_its_secrets(name: str) -> None:
     with pytest.raises(Unset, match=name):
         interpolate((ROOT / "docker-compose.yml").read_text(), FILLED_IN | {name: ""})
@@ -84,6 +85,38 @@ def test_the_example_of_env_names_every_variable() -> None:
     asked |= {name for service in services().values() for name, value in environment_of(service) if value is None}
     named = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert set(named) == asked
+
+
+BY_ITS_COMMAND = {"STILLHOUSE_QUEUES"}
+"""Settings that the command of a worker gives, by `-Q`."""
+
+
+def test_every_setting_is_passed() -> None:
+    passed = set(BY_ITS_COMMAND)
+    for name in OURS:
+        service = services()[name]
+        assert service.stage is not None
+        passed |= service.stage.environment.keys() | service.raw["environment"].keys()
+    assert {f"STILLHOUSE_{field.upper()}" for field in Settings.model_fields} - passed == set()
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_service_has_a_limit_of_memory_and_its_log_is_rotated(name: str) -> None:
+    raw = services()[name].raw
+    assert re.fullmatch(r"\d+[mg]", interpolate(raw["mem_limit"], FILLED_IN))
+    assert {"max-size", "max-file"} <= raw["logging"]["options"].keys()
+
+
+def test_images_of_others_have_a_full_version() -> None:
+    images = [service.raw["image"] for service in services().values() if service.stage is None]
+    images += re.findall(r"^FROM (\S+:\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert [image for image in images if not re.search(r":\d+\.\d+", image)] == []
+
+
+def test_the_broker_asks_for_the_password_that_its_clients_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [interpolate(word, FILLED_IN) for word in services()["broker"].command]
+    broker = make_url(settings_of(services()["worker"], monkeypatch).broker_url.get_secret_value())
+    assert command[command.index("--requirepass") + 1] == broker.password == FILLED_IN["BROKER_PASSWORD"]
 
 
 def environment_of(service: Service) -> Iterator[tuple[str, object]]:
@@ -133,7 +166,7 @@ def test_the_port_of_the_api_is_the_same_everywhere(monkeypatch: pytest.MonkeyPa
     service, stage = services()["api"], stages()["api"]
     settings = settings_of(service, monkeypatch)
     published = interpolate(service.raw["ports"][0], FILLED_IN).rsplit(":", 1)[-1]
-    checked = re.findall(r"127\.0\.0\.1:(\d+)/healthz", stage.health_check[-1])
+    checked = re.findall(r"127\.0\.0\.1:(\d+)/livez", stage.health_check[-1])
     assert {stage.last("EXPOSE"), published, *checked} == {str(settings.port)}
     assert settings.host == "0.0.0.0"
 
@@ -266,10 +299,13 @@ class Broker(Valkey):
     """The compose file's broker, in a folder and on a port of its own."""
 
     def command(self) -> list[str]:
-        program, *arguments = services()["broker"].command
+        program, *arguments = (interpolate(word, FILLED_IN) for word in services()["broker"].command)
         assert program == get_binary_path().name
         here = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
         return [str(get_binary_path()), *arguments, *here]
+
+    def url(self, database: int = 0) -> str:
+        return super().url(database).replace("//", f"//:{FILLED_IN['BROKER_PASSWORD']}@")
 
 
 @dataclass
@@ -288,7 +324,7 @@ def deployment(
     with database_of_the_file(postgres_server), Broker.running() as broker:
         addresses = {
             "@postgres:5432": f"@127.0.0.1:{postgres_server.port}",
-            "//broker:6379": f"//127.0.0.1:{broker.port}",
+            "@broker:6379": f"@127.0.0.1:{broker.port}",
             "//store:8333": f"//127.0.0.1:{s3_moto.port}",
         }
         folders = {name: tmp_path_factory.mktemp(name) for name in OURS}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 
 from pydantic import ValidationError
 
+from app.core import logs
 from app.core.settings import Settings
 from worker.gpus import NoGpu
 from worker.poller import serve
@@ -24,7 +24,7 @@ def main() -> int:
         settings = Settings(**({"queues": arguments.queues} if arguments.queues else {}))
     except ValidationError as error:
         parser.error("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_format, settings.log_level)
     if arguments.parent is not None:
         # SIGTERM and not SIGKILL: a job whose service was killed is still saved and handed back.
         die_with_parent(arguments.parent, signal.SIGTERM)

@@ -8,18 +8,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.database import Database
+from app.core.database import DATABASE_LOST, Database
 from app.core.errors import Unavailable
 from app.core.store import Store
 from app.jobs.leases import Lease
 from worker.context import Context, Patience
 from worker.race import unbroken
 
-DATABASE_LOST = (OperationalError, InterfaceError, PoolTimeout)
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)

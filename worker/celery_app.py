@@ -6,13 +6,15 @@ queue when it is received: whoever got it must win the job's lease, and a job wh
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_init, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_shutting_down
 from kombu.entity import Exchange, Queue
 
+from app.core import logs
 from app.core.dispatch import celery_app
 from app.core.settings import Settings
 
@@ -91,5 +93,13 @@ def _pass_on(**_: object) -> None:
     stop_line.announce()
 
 
+def _set_up_logs(loglevel: int | None = None, **_: object) -> None:
+    """In place of Celery's own set-up, in the main process and in those of its pool."""
+    settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
+    logging.getLogger("celery").setLevel(loglevel or logging.INFO)
+
+
+setup_logging.connect(_set_up_logs)
 worker_init.connect(_need_broker)
 worker_shutting_down.connect(_pass_on)

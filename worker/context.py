@@ -100,7 +100,7 @@ async def open_context(
     """
     gpus = await hold_gpus(settings.scratch_dir / "gpus", settings.worker_gpus) if "gpu" in queues else ()
     launch = Launch(command or trainer_command(), gpus, settings.resolved_cache_dir)
-    database = Database(settings.resolved_database_url, settings.database_pool_size)
+    database = Database.from_settings(settings)
     with Scratch(settings.scratch_dir, owner := new_owner()) as scratch:
         spares = SparePool(launch, scratch)
         spares.refill()

@@ -7,9 +7,9 @@ import logging
 import signal
 from contextlib import suppress
 
+from app.core.database import DATABASE_LOST
 from app.core.settings import Settings
 from app.recipe.job import Queue
-from worker.access import DATABASE_LOST
 from worker.context import Context, open_context
 from worker.gpus import visible_gpus
 from worker.supervisor import run_next

@@ -19,9 +19,11 @@ from typing import NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core import logs
+from app.core.database import DATABASE_LOST
 from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
-from worker.access import DATABASE_LOST, Access
+from worker.access import Access
 from worker.context import Context
 from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from, reported
 from worker.limits import note_of
@@ -99,12 +101,14 @@ class Attempt:
         self._last_word = asyncio.Event()
 
     async def run(self) -> None:
+        logs.job_id.set(self._lease.job_id)
         try:
             await race(self._see_through(), self._beat(), self._guard_lease())
         except LeaseLost:
             logger.warning("%s: lost the lease of attempt %d", self._lease.job_id, self._lease.attempt)
         finally:
             await unbroken(self._clear())
+            logs.job_id.set(None)
 
     async def _see_through(self) -> None:
         try:
@@ -120,8 +124,10 @@ class Attempt:
         except LeaseLost:
             raise
         except Exception as error:
-            logger.exception("%s: attempt %d failed", self._lease.job_id, self._lease.attempt)
-            await self._settle(failure_from(error))
+            failure = failure_from(error)
+            if failure.fault != "user":
+                logger.exception("%s: attempt %d failed", self._lease.job_id, self._lease.attempt)
+            await self._settle(failure)
 
     # ---- the work
 
@@ -289,7 +295,10 @@ class Attempt:
                 await self._fail(ending)
 
     async def _fail(self, failure: Failure) -> None:
-        if failure.fault != "user":
+        if failure.fault == "user":
+            said = (self._lease.attempt, failure.param or failure.code, failure.message)
+            logger.info("%s: attempt %d ends by its user's fault: %s: %s", self._lease.job_id, *said)
+        else:
             tail = self._trainer.tail() if self._trainer else ""
             logger.error("%s: %s; stderr of the trainer ends with:\n%s", self._lease.job_id, failure.message, tail)
         if failure.code == BAD_CHECKPOINT:

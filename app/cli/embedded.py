@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.cli import connection, schema
 from app.cli.connection import Connection
 from app.cli.errors import ClientError
-from app.core import migrate
+from app.core import logs, migrate
+from app.core.connection import connection_class
 from app.core.settings import Settings
 from app.main import create_app
 
@@ -33,6 +36,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 HEALTHY_SECONDS = 10.0
 """A worker that lived so long is restarted at once when it dies; others after a pause that doubles."""
 FIRST_KEY_FILE = "key"
+BACKLOG = 2048
 LAST_WORDS_SECONDS = 5
 """Time that open requests get when the service stops."""
 
@@ -48,14 +52,18 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
 
     The worker is stopped first, so that it can still hand its job back; a second signal kills it.
     """
+    logs.configure(settings.log_format, settings.log_level)
     migrate.upgrade(settings.resolved_database_url)
     with listen(settings) as listener:
-        return asyncio.run(_run(settings, listener, announce))
+        config = _config(create_app(settings), settings)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            return runner.run(_run(settings, config, listener, announce))
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run the API alone, until SIGINT or SIGTERM; `announce` is told its address."""
-    config = _config(create_app(settings))
+    logs.configure(settings.log_format, settings.log_level)
+    config = _config(create_app(settings), settings)
     _require_schema(settings)
     with listen(settings) as listener:
         announce(address(*listener.getsockname()[:2]))
@@ -75,10 +83,12 @@ def _require_schema(settings: Settings) -> None:
 def listen(settings: Settings) -> socket.socket:
     """Take the port that the settings ask for. Raises `CannotStart`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    # The protocol is named, since asyncio turns Nagle's delay off only for connections that say that they are TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)  # who comes before the server has started waits
     except OSError as error:
         listener.close()
         raise CannotStart(f"can't listen on {settings.host} port {settings.port}: {error.strerror}") from None
@@ -99,8 +109,10 @@ def _own_key(settings: Settings) -> str | None:
     return path.read_text().strip() if path.is_file() else None
 
 
-async def _run(settings: Settings, listener: socket.socket, announce: Callable[[Connection], None]) -> int:
-    server = _Server(_config(create_app(settings)))
+async def _run(
+    settings: Settings, config: uvicorn.Config, listener: socket.socket, announce: Callable[[Connection], None]
+) -> int:
+    server = _Server(config)
     signals = _signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     starting = asyncio.create_task(server.ready.wait())
@@ -152,9 +164,25 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     _thin_out_collections()
-    return uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_WORDS_SECONDS)
+    _allow_open_files()
+    return uvicorn.Config(
+        app,
+        http=connection_class(settings),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
+        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+    )
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: every connection is one, and shells often set a low limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS calls a limit endless that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _thin_out_collections() -> None:

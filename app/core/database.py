@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from sqlalchemy import JSON, MetaData, event, make_url, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.core import private
+from app.core import private, sqlite
 from app.core.clock import now
+from app.core.settings import Settings
 
-LOCK_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_SECONDS = 30
-_KEEPALIVE = {
+CONNECT_SECONDS = 5
+KEEPALIVE: dict[str, Any] = {
+    "connect_timeout": CONNECT_SECONDS,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": STATEMENT_TIMEOUT_SECONDS * 1000,
+    "tcp_user_timeout": 30_000,
 }
 """So that a connection into a partitioned network ends; libpq's names, seconds and milliseconds."""
+DATABASE_LOST = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+"""Errors that may be gone at the next try: the database can't be reached, is full or busy, or has ended a transaction
+that stood still (which the driver takes for an internal error)."""
+
+
+LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's code for a lock that was waited for too long."""
 
 
 class Base(DeclarativeBase):
@@ -42,37 +53,66 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[dict[str, Any]]: JSON}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long PostgreSQL lets a session wait, in seconds; what takes longer is ended and can be tried again."""
+
+    lock: float = 5.0
+    statement: float = 30.0
+    idle: float = 10.0
+    """For the next statement of a transaction, which a frozen process would hold, with its locks, for ever."""
+
+    @property
+    def options(self) -> str:
+        """As options of a connection."""
+        times = {"lock": self.lock, "statement": self.statement, "idle_in_transaction_session": self.idle}
+        return " ".join(f"-c {name}_timeout={round(1000 * seconds)}ms" for name, seconds in times.items())
+
+
 class Database:
     """Opens sessions. A session is one transaction: it commits when its frame ends, and rolls back if that raises."""
 
-    def __init__(self, url: str, pool_size: int = 10) -> None:
-        self.url = make_url(url)
+    def __init__(self, url: str, pool_size: int = 10, limits: Limits = Limits()) -> None:
+        self.url, self._limits = make_url(url), limits
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
             # One writing connection: writers of this process queue here rather than spin on SQLite's lock.
-            self._reader, self._writer = self._sqlite("BEGIN", pool_size), self._sqlite("BEGIN IMMEDIATE", 1)
+            self._reader = self._sqlite("BEGIN", pool_size)
+            self._writer = self._sqlite("BEGIN IMMEDIATE", 1, async_creator_fn=sqlite.write_connection)
         else:
             self._reader = self._writer = self._postgresql(pool_size)
         self._read_sessions = async_sessionmaker(self._reader, expire_on_commit=False)
         self._write_sessions = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._groups = sqlite.GroupCommit(self._writer, limits.statement) if self.is_sqlite else None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, pool_size: int | None = None) -> Self:
+        """The database that the settings name."""
+        limits = Limits(
+            settings.database_lock_seconds, settings.database_statement_seconds, settings.database_idle_seconds
+        )
+        return cls(settings.resolved_database_url, pool_size or settings.database_pool_size, limits)
 
     def _postgresql(self, pool_size: int) -> AsyncEngine:
-        options = f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s"
         return create_async_engine(
             self.url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=LOCK_TIMEOUT_SECONDS,
+            pool_timeout=CONNECT_SECONDS,
             pool_pre_ping=True,
-            connect_args={"options": options, "connect_timeout": LOCK_TIMEOUT_SECONDS, **_KEEPALIVE},
+            connect_args={"options": self._limits.options, **KEEPALIVE},
         )
 
-    def _sqlite(self, begin: str, pool_size: int) -> AsyncEngine:
+    def _sqlite(self, begin: str, pool_size: int, **connect: Any) -> AsyncEngine:
         private.make_sqlite_file(self.url.database)
         engine = create_async_engine(
-            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=STATEMENT_TIMEOUT_SECONDS
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=self._limits.statement,
+            connect_args=connect,
         )
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "connect", sqlite.prepare)
         event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
 
@@ -85,7 +125,8 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A session for writing; on SQLite it holds the write lock from its first statement."""
-        async with self._write_sessions.begin() as session:
+        transaction = self._groups.transaction if self._groups else self._write_sessions.begin
+        async with transaction() as session:
             yield session
 
     async def now(self) -> float:
@@ -97,6 +138,8 @@ class Database:
         return moment
 
     async def close(self) -> None:
+        if self._groups:
+            await self._groups.close()
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -116,7 +159,8 @@ async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, 
 
 @cache
 def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
-    statement = (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)
+    insert: Any = insert_postgresql if dialect == "postgresql" else insert_sqlite
+    statement = insert(table.__table__)
     key = [column.name for column in table.__table__.primary_key]
     changed = {column: statement.excluded[column] for column in update}
     if changed:
@@ -124,10 +168,12 @@ def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
     return statement.on_conflict_do_nothing(index_elements=key)
 
 
-def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN would come too late and always deferred
-    cursor = connection.cursor()
-    # FULL: an accepted job survives a power cut. The few commits of a job's life can bear the fsync.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def first_line(error: Exception) -> str:
+    """What the database said, for a log; the whole text has statements and values, on many lines."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
+
+
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Whether a statement waited for another transaction's lock for longer than it may."""
+    return getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE

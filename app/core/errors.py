@@ -169,6 +169,15 @@ class HeadersTooLarge(ApiError):
     status, type = 431, "too_large"
 
 
+class TooMany(ApiError):
+    """The key has as much under way as it may; try again when some of it has ended."""
+
+    status, type = 429, "rate_limited"
+
+    def __init__(self, code: str, message: str, retry_after_seconds: int = 5) -> None:
+        super().__init__(code, message, headers={"Retry-After": str(retry_after_seconds)})
+
+
 class Unavailable(ApiError):
     """The database or the store can't be reached, or is full. Nothing was published; try again."""
 

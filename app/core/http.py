@@ -12,14 +12,15 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DataError, DBAPIError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core import logs
 from app.core.addresses import allowed_methods, operation, parameters
+from app.core.database import DATABASE_LOST, first_line, is_lock_timeout
 from app.core.errors import (
     MAX_ERRORS,
     ApiError,
@@ -82,6 +83,7 @@ class RequestFrame:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        logs.request_id.set(request_id)
         stamp = (REQUEST_ID.lower().encode(), request_id.encode())
         started = False
 
@@ -234,8 +236,11 @@ def _envelope(scope: Scope, status: int, body: ErrorBody, headers: Mapping[str, 
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
+    said = (request.state.request_id, error.status, error.code, error.message)
     if error.status >= 500:
-        log.warning("request %s: %s", request.state.request_id, error.message, exc_info=error)
+        log.warning("request %s: %d %s: %s", *said, exc_info=error if error.__cause__ else None)
+    else:
+        log.info("request %s: %d %s: %s", *said)
     return _answer(request.scope, error)
 
 
@@ -258,7 +263,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _lost_database(request: Request, error: Exception) -> JSONResponse:
-    log.warning("request %s: the database failed", request.state.request_id, exc_info=error)
+    log.warning("request %s: the database failed: %s", request.state.request_id, first_line(error))
+    if isinstance(error, DBAPIError) and is_lock_timeout(error):
+        message = "another request or a worker holds what this request would change"
+        return _answer(request.scope, Unavailable("database_busy", message, 1))
     return _answer(request.scope, Unavailable("database_unavailable", "the database can't be reached or is full"))
 
 
@@ -302,6 +310,6 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] 
     HTTPException: _http_exception,
     RequestValidationError: _invalid_request,
     DataError: _unstorable,
-    **dict.fromkeys((OperationalError, InterfaceError, PoolTimeout), _lost_database),
+    **dict.fromkeys(DATABASE_LOST, _lost_database),
 }
 """Who answers which error. An error beyond these is ours, and none of the client's business."""

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from app.core.database import Database
 from app.core.dispatch import Dispatcher
 from app.core.settings import Settings
+from app.core.slots import Slots
 from app.core.store import Store
 
 
@@ -21,6 +22,8 @@ class Services:
     database: Database
     store: Store
     dispatcher: Dispatcher
+    uploads: Slots
+    """Of bodies that are written to the store."""
 
 
 async def _services(request: Request) -> Services:

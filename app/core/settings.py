@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core import private
+from app.core.logs import LogFormat, LogLevel
 from app.recipe.base import Positive
 from app.recipe.job import Queue
 from app.recipe.teacher_cache import DEFAULT_BYTES
@@ -36,6 +37,10 @@ class Settings(BaseSettings):
     """Port that the API listens on; 0 takes a free one."""
     data_dir: Path = Path.home() / ".stillhouse"
     """Where the embedded database and store, the generated secret and the scratch folders lie."""
+    log_format: LogFormat = "text"
+    """Form of the log on stderr: lines for people, or `json`, one object a line."""
+    log_level: LogLevel = "info"
+    """Least level of what is logged of the service itself; libraries are logged from warnings on."""
     cache_dir: Path | None = None
     """Where a worker keeps what outlives its jobs: compiled kernels, fetched teachers and their answers; on a local
     disk. None: `cache` in `data_dir`."""
@@ -44,7 +49,13 @@ class Settings(BaseSettings):
     database_url: str = ""
     """SQLAlchemy URL (`postgresql+psycopg://…`); empty: SQLite in `data_dir`."""
     database_pool_size: int = Field(10, ge=1)
-    """Connections that one process keeps to the database."""
+    """Connections that one process keeps to the database for requests; streams of events have two of their own."""
+    database_lock_seconds: Positive = 5.0
+    """Longest time that a statement waits for another transaction's lock (PostgreSQL)."""
+    database_statement_seconds: Positive = 30.0
+    """Longest time that a statement takes (PostgreSQL), or a transaction waits for its turn (SQLite)."""
+    database_idle_seconds: Positive = 10.0
+    """Longest time that a transaction stands still before PostgreSQL ends it: a frozen process must not keep locks."""
 
     store_url: str = ""
     """Object store (`s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`); empty: a folder in `data_dir`."""
@@ -113,6 +124,24 @@ class Settings(BaseSettings):
     stop_seconds: Positive = 60.0
     """Longest time that a trainer may take to save itself and leave when its job is paused or its worker stops."""
 
+    max_connections: int = Field(4096, ge=1)
+    """Open connections that one process of the API bears; further ones are answered with 503."""
+    header_seconds: Positive = 10.0
+    """Longest time that the headers of a request may take."""
+    body_seconds: Positive = 20.0
+    """Time after which it is looked again whether a body comes fast enough."""
+    min_bytes_per_second: float = Field(1024.0, gt=0)
+    """Slowest rate at which a body may come, on average over `body_seconds`."""
+    write_seconds: Positive = 30.0
+    """Longest time that a client may leave what was sent to it."""
+    keep_alive_seconds: Positive = 15.0
+    """Time after which a connection without a request is closed."""
+    max_uploads_per_key: int = Field(16, ge=1)
+    """Bodies that one API key may send into the store at a time; further ones are answered with 429."""
+    max_streams: int = Field(1000, ge=1)
+    """Open streams of events that one process of the API bears."""
+    max_streams_per_key: int = Field(500, ge=1)
+    """Open streams of events that one API key may have in one process."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Largest body of a request that is not an upload."""
     max_file_bytes: int = Field(16 << 30, ge=1)

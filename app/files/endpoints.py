@@ -83,14 +83,18 @@ async def get_upload(upload_id: str, caller: Reader, services: ServicesDep) -> U
 
 
 @router.put(
-    "/uploads/{upload_id}/parts/{number}", tags=["uploads"], responses=errors(404, 409, 413), openapi_extra=RAW_BODY
+    "/uploads/{upload_id}/parts/{number}",
+    tags=["uploads"],
+    responses=errors(404, 409, 413, 429),
+    openapi_extra=RAW_BODY,
 )
 async def put_part(
     upload_id: str, number: PartNumber, request: Request, caller: Writer, services: ServicesDep, digest: BodyDigest
 ) -> PartView:
     """Send one part, as the raw body. Its digest is checked if it is given; sending a part again replaces it."""
     body = raw_body(request, services.settings.max_part_bytes)
-    return PartView.of(await service.receive_part(services, caller.project_id, upload_id, number, body, digest))
+    with services.uploads.taken(caller.key_id):
+        return PartView.of(await service.receive_part(services, caller.project_id, upload_id, number, body, digest))
 
 
 @router.post(
@@ -112,7 +116,7 @@ async def cancel_upload(upload_id: str, caller: Writer, services: ServicesDep) -
     return UploadView.of(row, [], services.settings.max_part_bytes)
 
 
-@router.post("/files", status_code=201, tags=["files"], responses=errors(413), openapi_extra=RAW_BODY)
+@router.post("/files", status_code=201, tags=["files"], responses=errors(413, 429), openapi_extra=RAW_BODY)
 async def create_file(
     name: Annotated[FileName, Query(description="What the file is called.")],
     request: Request,
@@ -122,7 +126,8 @@ async def create_file(
 ) -> FileDetailView:
     """Send a small file (up to one part of an upload) in one go, as the raw body."""
     body = raw_body(request, services.settings.max_part_bytes)
-    return FileDetailView.of(await service.receive_file(services, caller.project_id, name, body, digest))
+    with services.uploads.taken(caller.key_id):
+        return FileDetailView.of(await service.receive_file(services, caller.project_id, name, body, digest))
 
 
 @router.get("/files", tags=["files"])

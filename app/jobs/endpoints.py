@@ -39,7 +39,7 @@ from app.jobs.schemas import (
     ValidationView,
 )
 from app.jobs.service import Idempotency
-from app.jobs.stream import event_stream
+from app.jobs.stream import StreamReaderDep
 from app.jobs.tables import Job
 from app.projects.auth import Caller, require
 from app.recipe.job import JobSpec
@@ -68,18 +68,17 @@ async def create_job(
     """Submit a job. With an `Idempotency-Key`, sending the same request again answers with the same job."""
     idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json())
     outside = services.settings.outside
-    job_id = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
-    return await _created(services, caller, job_id, response)
+    job = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
+    return _created(job, response)
 
 
 def _idempotency(keep_seconds: float, key: str | None, *request: str) -> Idempotency | None:
     return Idempotency(key, fingerprint(*request), keep_seconds) if key is not None else None
 
 
-async def _created(services: ServicesDep, caller: Caller, job_id: str, response: Response) -> JobView:
-    response.headers["Location"] = f"/v1/jobs/{job_id}"
-    async with services.database.read() as session:
-        return await service.view(session, await service.get(session, caller.project_id, job_id))
+def _created(job: JobView, response: Response) -> JobView:
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
 
 
 @router.post("/validate", responses=errors(400, 413, 415, 422))
@@ -210,16 +209,17 @@ async def clone_job(
     async with services.database.read() as session:
         original = await service.get(session, caller.project_id, job_id)
     spec = service.cloned(JobSpec.model_validate(original.spec), overrides)
-    clone_id = await service.create(
+    clone = await service.create(
         services.database, caller.project_id, spec, idempotent, job_id, services.settings.outside
     )
-    return await _created(services, caller, clone_id, response)
+    return _created(clone, response)
 
 
-@router.get("/{job_id}/events", responses={**errors(404, 422), 200: {"content": {"text/event-stream": {}}}})
+@router.get("/{job_id}/events", responses={**errors(404, 422, 429), 200: {"content": {"text/event-stream": {}}}})
 async def list_events(
     services: ServicesDep,
     caller: Reader,
+    streams: StreamReaderDep,
     request: Request,
     job_id: str,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the last event already seen.")] = 0,
@@ -239,7 +239,7 @@ async def list_events(
         job = await service.get(session, caller.project_id, job_id)
         if _wants_stream(request):
             seen = after if last_event_id is None else last_event_id
-            return _stream(event_stream(services.database, job.id, seen))  # type: ignore[return-value]  # the other answer
+            return _stream(streams.open(caller, job.id, seen))  # type: ignore[return-value]  # the other answer
         rows = await repository.events_after(session, job_id, after, limit + 1)
     return EventPage(data=[EventView.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
 

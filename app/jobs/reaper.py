@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
@@ -103,7 +103,9 @@ class Reaper:
             dispatch(session, job)
 
     async def _old_keys(self, session: AsyncSession) -> None:
-        await session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at <= now()))
+        row = (IdempotencyKey.project_id, IdempotencyKey.key)
+        old = select(*row).where(IdempotencyKey.expires_at <= now()).with_for_update(skip_locked=True)
+        await session.execute(delete(IdempotencyKey).where(tuple_(*row).in_(old)))
 
 
 def _batch(candidates: Select[Job]) -> Select[Job]:

@@ -114,9 +114,17 @@ async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> 
     return list(await session.scalars(statement))
 
 
-async def is_final(session: AsyncSession, job_id: str) -> bool:
-    """Whether nothing more will happen to a job."""
-    return await session.scalar(select(Job.status.in_(FINAL)).where(Job.id == job_id)) is not False
+class EventState(NamedTuple):
+    """How far a job's events go, and whether there will be more."""
+
+    last_seq: int
+    over: bool
+
+
+async def event_states(session: AsyncSession, ids: Collection[str]) -> dict[str, EventState]:
+    """States of the events of jobs by id, without those that are gone."""
+    rows = await session.execute(select(Job.id, Job.last_seq, Job.status.in_(FINAL)).where(Job.id.in_(ids)))
+    return {id: EventState(last_seq, over) for id, last_seq, over in rows}
 
 
 async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int) -> list[Event]:

@@ -48,31 +48,29 @@ async def create(
     idempotent: Idempotency | None = None,
     cloned_from: str | None = None,
     outside: Outside = Outside(),
-) -> str:
-    """Check a job against its inputs, store it and queue it; returns its id.
+) -> JobView:
+    """Check a job against its inputs, store it and queue it, all in one transaction; returns it as its client sees it.
 
     `outside` is where its teachers, and what its student starts from, may come from besides the service's own models.
     Raises `Invalid` with every field that is wrong. Nothing is stored then.
     """
-    if idempotent is not None:
-        async with database.write() as session:
-            made = await idempotency.reserve(
-                session, project_id, idempotent.key, idempotent.digest, idempotent.keep_seconds
-            )
+    async with database.write() as session:
+        if idempotent is None:
+            return await view(session, await _make(session, project_id, spec, cloned_from, outside))
+        request = (project_id, idempotent.key)
+        made = await idempotency.reserve(session, *request, idempotent.digest, idempotent.keep_seconds)
         if made is not None:
-            return made
-    try:
-        async with database.write() as session:
-            await _require_sound(session, project_id, spec, outside)
-            job = await _insert(session, project_id, spec, cloned_from)
-            if idempotent is not None:
-                await idempotency.settle(session, project_id, idempotent.key, job.id)
-        return job.id
-    except Exception:
-        if idempotent is not None:
-            async with database.write() as session:
-                await idempotency.forget(session, project_id, idempotent.key)
-        raise
+            return await view(session, await get(session, project_id, made))
+        job = await _make(session, project_id, spec, cloned_from, outside)
+        await idempotency.settle(session, *request, job.id)
+        return await view(session, job)
+
+
+async def _make(
+    session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None, outside: Outside
+) -> Job:
+    await _require_sound(session, project_id, spec, outside)
+    return await _insert(session, project_id, spec, cloned_from)
 
 
 async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside) -> None:

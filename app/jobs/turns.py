@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import or_, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
@@ -15,9 +15,11 @@ async def take_turn(session: AsyncSession, name: str, owner: str, seconds: float
     fresh = {"name": name, "owner": owner, "expires_at": 0.0}
     await upsert(session, SweepLease, [fresh], update=[])
     free = or_(SweepLease.owner == owner, SweepLease.expires_at <= now())
+    # Skipped while another process has the row: one that is frozen must not keep all others waiting.
+    mine = select(SweepLease.name).where(SweepLease.name == name, free).with_for_update(skip_locked=True)
     statement = (
         update(SweepLease)
-        .where(SweepLease.name == name, free)
+        .where(SweepLease.name.in_(mine))
         .values(owner=owner, expires_at=now() + seconds)
         .returning(SweepLease.name)
     )

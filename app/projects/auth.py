@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
@@ -52,6 +52,8 @@ class KeyRing:
 
     database: Database
     secret: bytes
+    when_forgotten: Callable[[str], None] | None = None
+    """Told the id of a key that this process has just revoked."""
     _known: dict[str, _Known] = field(default_factory=dict)
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -83,6 +85,8 @@ class KeyRing:
     def forget(self, key_id: str) -> None:
         """Drop a key that this process has just revoked; other processes notice when their memory runs out."""
         self._known = {digest: known for digest, known in self._known.items() if known.caller.key_id != key_id}
+        if self.when_forgotten is not None:
+            self.when_forgotten(key_id)
 
     def _note(self, key_id: str) -> None:
         """Write down the use of a key without keeping its request waiting."""

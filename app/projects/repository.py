@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import Row, Select, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
 from app.projects.tables import ApiKey, Project
+
+_VALID = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
 
 
 def keys_of(project_id: str) -> Select[ApiKey]:
@@ -21,9 +25,13 @@ async def key(session: AsyncSession, project_id: str, key_id: str) -> ApiKey | N
 async def valid_key(session: AsyncSession, digest: str) -> Row[str, str, list[str], bool] | None:
     """Id, project, scopes of the key that is neither revoked nor expired, and whether its use should be noted."""
     stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now() - 60.0)
-    valid = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
-    statement = select(ApiKey.id, ApiKey.project_id, ApiKey.scopes, stale).where(ApiKey.digest == digest, *valid)
+    statement = select(ApiKey.id, ApiKey.project_id, ApiKey.scopes, stale).where(ApiKey.digest == digest, *_VALID)
     return (await session.execute(statement)).one_or_none()
+
+
+async def valid_keys(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Those of the keys that are neither revoked nor expired."""
+    return set(await session.scalars(select(ApiKey.id).where(ApiKey.id.in_(ids), *_VALID)))
 
 
 async def note_use(session: AsyncSession, key_id: str) -> None:

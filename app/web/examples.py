@@ -244,6 +244,7 @@ ERRORS: dict[int, tuple[str, str, str, str | None]] = {
     415: ("invalid_request", "unsupported_media_type", "the body is 'text/plain'; accepted is application/json", None),
     416: ("invalid_request", "range_not_satisfiable", "accepted is one range within bytes 0-5099", None),
     422: ("invalid_request", "invalid_fields", "limit: input should be less than or equal to 100", "limit"),
+    429: ("rate_limited", "too_many_streams", "this key has 500 streams open, which is the most", None),
     431: ("too_large", "headers_too_large", "the headers have more than 32768 bytes", None),
     503: ("unavailable", "database_unavailable", "the database can't be reached or is full", None),
 }

@@ -69,7 +69,7 @@ async def submit(database: Database, **fields: Any) -> str:
         "recipe": {"losses": [{"kind": "cross-entropy"}]},
         **fields,
     }
-    return await service.create(database, PROJECT, JobSpec.model_validate(document))
+    return (await service.create(database, PROJECT, JobSpec.model_validate(document))).id
 
 
 async def ask(database: Database, verb: Callable[..., Awaitable[Job]], job_id: str, *arguments: Any) -> None:

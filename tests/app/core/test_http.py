@@ -175,8 +175,10 @@ async def test_a_lost_database_is_503_with_a_time_to_retry_and_comes_back(
             lost = await api.client.get("/v1/files")
             assert (lost.status_code, error_of(lost)["code"]) == (503, "database_unavailable")
             assert int(lost.headers["retry-after"]) > 0
-            health = await api.client.get("/healthz")
-            assert (health.status_code, list(health.json()["reasons"])) == (503, ["database"])
+            for path in ("/readyz", "/healthz"):
+                health = await api.client.get(path)
+                assert (health.status_code, list(health.json()["reasons"])) == (503, ["database"])
+            assert (await api.client.get("/livez")).json() == {"status": "ok"}
             postgres_server.execute("alter database {} with allow_connections true", name)
             assert (await api.client.get("/v1/files")).status_code == 200
 

@@ -53,7 +53,7 @@ def job_spec(project: str = PROJECT, **fields: Any) -> JobSpec:
 
 
 async def submit(database: Database, **fields: Any) -> str:
-    return await service.create(database, PROJECT, job_spec(**fields))
+    return (await service.create(database, PROJECT, job_spec(**fields))).id
 
 
 async def claim(database: Database, owner: str = "worker-1", job_id: str | None = None) -> Lease | None:

@@ -72,7 +72,7 @@ class Life(RuleBasedStateMachine):
     @rule(target=jobs, key=st.sampled_from("abcdefgh"), attempts=st.integers(1, 3))
     def submit(self, key: str, attempts: int) -> str:
         spec = job_spec(resources={"max_attempts": attempts})
-        job_id = self.run(service.create(self.database, PROJECT, spec, Idempotency(key, "same", 1e6)))
+        job_id = self.run(service.create(self.database, PROJECT, spec, Idempotency(key, "same", 1e6))).id
         assert self.keys.setdefault(key, job_id) == job_id, "I8: one idempotency key makes one job"
         return job_id
 
