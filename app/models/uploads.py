@@ -30,7 +30,6 @@ from app.recipe.hugging_face import (
 )
 from app.recipe.key_map import Conversion
 from app.recipe.model import ImageInput, Input, ModelConfig
-from app.recipe.students import Transformers
 
 DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
 """Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
@@ -55,6 +54,7 @@ class Bundle:
     config: ModelConfig | None
     """None for a folder that only describes itself in the Hugging Face way: a worker reads that."""
     parameters: int
+    """Trained weights; 0: not known, as nobody here reads what torch.save wrote."""
 
 
 async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Store, settings: Settings) -> Bundle:
@@ -106,9 +106,6 @@ def _file_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Ite
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted=accepted)
     elif file.format == "safetensors":
         yield from _weight_problems(file, wanted, config)
-    elif isinstance(config.architecture, Transformers):
-        message = f"file {file.id!r} is {file.format}, and only headers tell how many weights such a network has"
-        yield FieldError(param="file", message=message, accepted="a file in safetensors")
 
 
 def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
