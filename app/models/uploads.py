@@ -26,10 +26,12 @@ from app.recipe.hugging_face import (
     check_document,
     chosen,
     is_weights,
+    parse_object,
     read_index,
 )
 from app.recipe.key_map import Conversion
 from app.recipe.model import ImageInput, Input, ModelConfig
+from app.recipe.timm import is_timm
 
 DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
 """Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
@@ -207,7 +209,7 @@ def _shard_problems(files: Mapping[str, File], texts: Mapping[str, bytes]) -> It
 def _own_description(texts: Mapping[str, bytes]) -> ModelConfig | None:
     """This service's description of the model, for a folder that it has written itself. Raises `Invalid`."""
     for name in (DESCRIPTION, CONFIG):
-        if name in texts and b'"architecture"' in texts[name]:
+        if name in texts and b'"architecture"' in texts[name] and not is_timm(parse_object(texts[name])):
             try:
                 return ModelConfig.model_validate_json(texts[name])
             except ValidationError as error:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import ExportFormat, JobSpec
-from app.recipe.students import Network, Transformers
+from app.recipe.students import Network, Timm, Transformers
 
 
 class Exports(NamedTuple):
@@ -18,11 +18,11 @@ class Exports(NamedTuple):
 
 def exports_of(job: JobSpec, network: Network, parameters: int) -> Exports:
     """What the job asks for; else what lets the student be used without this service: its weights as safetensors, ONNX,
-    and of a network that no public library builds `torch-export`."""
+    and of a network that no public library opens by its folder `torch-export`."""
     if job.export is not None:
         return Exports(job.export, {})
     wanted: list[ExportFormat] = ["safetensors", "onnx"]
-    if not isinstance(network, Transformers):
+    if not isinstance(network, Transformers | Timm):
         wanted.append("torch-export")
     if is_too_large(parameters):
         return Exports([name for name in wanted if name != "onnx"], {"onnx": TOO_LARGE.format(parameters)})

@@ -213,7 +213,7 @@ def check_document(name: str, raw: bytes) -> dict[str, Any]:
     if name == MODULES:
         return {"modules": require_modules(parse_list(raw))}
     document = parse_object(raw, DOCUMENTS[name])
-    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own
+    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own, or timm's
         return require_model_type(document)
     if name == GENERAL:
         document.pop("model_type", None)  # there it is the kind of encoder, and nothing is chosen by it

@@ -11,7 +11,7 @@ from app.recipe.losses import Loss
 from app.recipe.model import ImageInput, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, rows
-from app.recipe.students import Pretrained, Shrink, Transformers
+from app.recipe.students import Pretrained, Shrink, Timm, Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from app.recipe.weights import Weight
 from worker.students.weights import WEIGHTS
@@ -102,6 +102,8 @@ def _library(config: ModelConfig) -> str | None:
     """The library that opens the folder; none: of the zoo there is none."""
     if config.task == EMBEDDING:
         return "sentence-transformers"
+    if isinstance(config.architecture, Timm):
+        return "timm"
     return "transformers" if isinstance(config.architecture, Transformers) else None
 
 
@@ -242,10 +244,9 @@ def _preparation(config: ModelConfig) -> str:
         return f"Rows of {sample.columns} numbers become {numbers}{told}."
     sides = f"{sample.height} x {sample.width}"
     colours = {1: " of one channel", 3: " in RGB"}.get(sample.channels, f" of {sample.channels} channels")
-    return (
-        f"Images{colours} are brought to {sides} pixels (height, width; bilinear, antialiased), and their values become "
-        f"{numbers}{told}."
-    )
+    part = "" if scaling.crop is None else f", of which the middle {scaling.crop:.4g} of the sides is looked at"
+    brought = f"brought to {sides} pixels (height, width; {scaling.interpolation}, antialiased){part}"
+    return f"Images{colours} are {brought}, and their values become {numbers}{told}."
 
 
 def _row(values: list[float]) -> str:

@@ -2,8 +2,8 @@
 
 The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
 `table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes),
-of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width). A classifier's tell the
-names of its classes: ONNX in its metadata under `id2label`, torch's in the extra file `id2label.json`, both as JSON.
+of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width). A classifier's hold
+the names of its classes as JSON: ONNX in its metadata under `id2label`, torch's in the extra file `id2label.json`.
 """
 
 from __future__ import annotations

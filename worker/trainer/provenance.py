@@ -22,8 +22,9 @@ LICENCE_CHARACTERS = 64
 
 
 def provenance(assignment: Assignment, folder: Path) -> dict[str, dict[str, Any]]:
-    """Of every input staged in `folder`, by the path of its field: `reference`, `name` (or null) and `sha256`, of a model of its weights
-    (of several files, of their digests in order); of a model also `licence`, or null where nothing tells it.
+    """Of every input staged in `folder`, by the path of its field: `reference`, `name` (or null) and `sha256`, of a
+    model of its weights (of several files, of their digests in order); of a model also `licence`, or null where nothing
+    tells it.
 
     Reads every model's weights, and data whose digest is not told.
     """

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from app.recipe.job import JobSpec
 from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
 from app.recipe.report import INT8, ONNX, PROGRAM
-from app.recipe.students import Transformers
+from app.recipe.students import Timm, Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION
 from worker.students.weights import WEIGHTS
 
@@ -40,6 +40,8 @@ def _weights(job: JobSpec, config: ModelConfig) -> str:
         return SENTENCES
     if config.task == CAUSAL_LM:
         return CAUSAL
+    if isinstance(config.architecture, Timm):
+        return _timm(job, config)
     if not isinstance(config.architecture, Transformers):
         return TENSORS
     kind = "SequenceClassification" if isinstance(config.input, TextInput) else "ImageClassification"
@@ -56,6 +58,23 @@ def _weights(job: JobSpec, config: ModelConfig) -> str:
         *_told(config, "torch", "model.config.id2label[int(number)]"),
     ]
     return "\n".join(lines)
+
+
+def _timm(job: JobSpec, config: ModelConfig) -> str:
+    lines = [
+        *("import torch", "import timm", ""),
+        'model = timm.create_model("local-dir:.", pretrained=True).eval()',
+        *_samples(job, config, "torch"),
+        *_prepared(config),
+        "with torch.no_grad():",
+        f"    {_answer(config)} = model(samples)",
+        *_rescaled(config),
+        *_told(config, "torch", _NAMED if config.class_names else "str(int(number))"),
+    ]
+    return "\n".join(lines)
+
+
+_NAMED = 'model.pretrained_cfg["label_names"][int(number)]'
 
 
 def _session(file: str) -> Callable[[JobSpec, ModelConfig], str]:
