@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
@@ -322,8 +322,11 @@ async def test_a_queued_job_is_announced_in_the_transaction_that_queues_it(datab
 async def test_inputs_name_every_file_to_stage(database: Database) -> None:
     teacher = {"teacher": {"model": f"model_{PROJECT}"}, "recipe": {"losses": [{"kind": "kd"}]}}
     lease = await running(database, **teacher)
-    async with database.read() as session:
+    async with database.write() as session:
         staged = await leases.inputs(session, lease)
+        assert await leases.model_names(session, lease) == {}  # it has none
+        await session.execute(update(Model).values(name="my teacher"))
+        assert await leases.model_names(session, lease) == {f"model_{PROJECT}": "my teacher"}
     assert {reference: [file.name for file in files] for reference, files in staged.items()} == {
         f"file_{PROJECT}": ["digits.npz"],
         f"model_{PROJECT}": ["config.json"],
