@@ -189,6 +189,7 @@ class JobSpec(Spec):
     weights of 8 bits, whose answers differ a little (the report says by how much). None: safetensors and ONNX, of a
     network of the zoo `torch-export` too; what can't hold the student is left out with a warning."""
     card: Card = Card()
+    """What the model card tells that nobody can measure."""
     resources: Resources = Resources()
     priority: int = Field(50, ge=0, le=100)
     """Higher runs first within a queue."""

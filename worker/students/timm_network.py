@@ -49,7 +49,8 @@ def library() -> ModuleType:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         message = f"networks of timm can't be built on this worker (pip install stillhouse[timm]): {reason[0]}"
         raise UserError("missing_library", message, "student.architecture") from error
-    return timm
+    module: ModuleType = timm
+    return module
 
 
 def build(network: Timm, image: ImageInput, outputs: int) -> nn.Module:
@@ -92,9 +93,9 @@ def blaming_the_arguments(network: Timm) -> Iterator[None]:
         raise UserError("invalid_architecture", message, "student.args") from error
 
 
-def last_layers(network: nn.Module) -> tuple[str, ...]:
+def last_layers(network: Any) -> tuple[str, ...]:
     """Begins of the names of the weights that make the answer."""
-    told: Any = network.pretrained_cfg["classifier"]
+    told = network.pretrained_cfg["classifier"]
     return tuple(f"{name}." for name in ([told] if isinstance(told, str) else told))
 
 
