@@ -200,7 +200,8 @@ def test_the_card_tells_lineage_results_use_and_rights(tmp_path: Path) -> None:
     assert "floating-point operations of the student, " in card
     columns = "| | teacher | last epoch | best epoch | model.safetensors | model.onnx | model.int8.onnx | model.pt2 |"
     assert columns in card
-    rows = [line for line in card.splitlines() if line.startswith("| ")]
+    results = card.partition("## Results")[2].partition("## Use")[0]
+    rows = [line for line in results.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in rows} == {9}
     assert "`images` (N, 1, 6, 6) of raw pixels as float32 in" in card
     assert 'torch.export.load("model.pt2"' in card
