@@ -47,7 +47,7 @@ def write_model(folder: Path, **files: bytes) -> Path:
     return folder
 
 
-FETCHED = {"config.json", "model.safetensors", "vocab.txt"}
+FETCHED = {"README.md", "config.json", "model.safetensors", "vocab.txt"}
 ENCODER = {
     "modules.json": json.dumps(modules_of(Embedding())).encode(),
     "1_Pooling/config.json": json.dumps(pooling_of(Embedding(), 4)).encode(),
