@@ -134,6 +134,7 @@ async def test_shards_come_with_their_index_and_must_all_be_there(tmp_path: Path
     assert "no weights as safetensors" in await refusal(tmp_path, TEACHER, settings)
     (folder / "model.safetensors.index.json").write_bytes(index)
     assert set(await fetched(tmp_path, TEACHER, settings, 2)) == {
+        "README.md",
         "config.json",
         "vocab.txt",
         "model.safetensors.index.json",
