@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ CONFIG = {"architecture": {"architecture": "mlp"}, "classes": 2}
 
 
 def test_a_file_of_weights_is_described_by_its_config_or_by_an_object_that_holds_it(tmp_path: Path) -> None:
-    nothing = {"name": None, "checkpoint_key": None, "key_map": None}
+    nothing: dict[str, Any] = {"name": None, "checkpoint_key": None, "key_map": None}
     assert documents.registration(CONFIG, **nothing) == {"config": CONFIG}
     whole = {"config": CONFIG, "name": "theirs", "key_map": "torchvision-resnet"}
     assert documents.registration(whole, **nothing) == whole
-    given = {"name": "mine", "checkpoint_key": "state_dict", "key_map": Path("torchvision-resnet")}
+    given: dict[str, Any] = {"name": "mine", "checkpoint_key": "state_dict", "key_map": Path("torchvision-resnet")}
     told = {"config": CONFIG, "name": "mine", "checkpoint_key": "state_dict", "key_map": "torchvision-resnet"}
     assert documents.registration(CONFIG, **given) == told
     (tmp_path / "map.yaml").write_text("strip: [module.]")
