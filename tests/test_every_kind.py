@@ -83,7 +83,8 @@ def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
 
 OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.views)
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.views)
-ARCHITECTURES = names(STUDENTS, "architecture")
+ARCHITECTURES = [name for name in names(STUDENTS, "architecture") if name != "timm"]
+"""All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`)."""
 ANYWHERE = [
     kind
     for kind, loss in zip(KINDS, LOSSES, strict=True)

@@ -51,6 +51,15 @@ class CachePlace(Message):
     """Only jobs of the same owner share answers: that one was kept tells that somebody has this teacher and data."""
 
 
+class Source(Message):
+    """What the service knows of an input."""
+
+    name: str | None = None
+    """Given by whoever sent it."""
+    sha256: str | None = None
+    """Of a data file."""
+
+
 class Assignment(Message):
     """Content of `assignment.json` in the staged folder: all that the trainer needs to know."""
 
@@ -58,6 +67,8 @@ class Assignment(Message):
     """Resolved: the seed is set."""
     inputs: dict[str, str]
     """Staged path of every reference in the spec: a file, or the folder of a model's bundle."""
+    sources: dict[str, Source] = {}
+    """By reference; what is not told of an input is looked up in its files, or not known."""
     resume: str | None = None
     """Folder of the checkpoint to continue from."""
     rendezvous: str | None = None

@@ -12,7 +12,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
 from worker.errors import unusable_model
 from worker.fetch import fetch
 from worker.fetch.shelf import Shelf
-from worker.protocol import Assignment, CachePlace
+from worker.protocol import Assignment, CachePlace, Source
 
 LOCK = "lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -117,8 +117,10 @@ async def stage(
     inputs: dict[str, list[StoredFile]],
     folder: Path,
     teacher_cache: CachePlace | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
-    """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`.
+    """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`; `names` are those of
+    the service's models, by id.
 
     Raises: `BadCheckpoint`; `UserError` for a model that can't be fetched or converted; `Unavailable`,
     `MissingObject` or `Damaged` from the store; `ConversionFailed`; `OSError` when the disk is full.
@@ -134,9 +136,20 @@ async def stage(
     resume = "resume" if lease.checkpoint else None
     rendezvous = sources.settings.worker_rendezvous or None
     assignment = Assignment(
-        spec=lease.spec, inputs=staged, resume=resume, rendezvous=rendezvous, teacher_cache=teacher_cache
+        spec=lease.spec,
+        inputs=staged,
+        sources=_sources(inputs, names or {}),
+        resume=resume,
+        rendezvous=rendezvous,
+        teacher_cache=teacher_cache,
     )
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
+
+
+def _sources(inputs: Mapping[str, list[StoredFile]], names: Mapping[str, str]) -> dict[str, Source]:
+    models = {reference: Source(name=name) for reference, name in names.items()}
+    data = {key: files[0] for key, files in inputs.items() if not key.startswith("model_")}
+    return models | {key: Source(name=file.name, sha256=file.sha256) for key, file in data.items()}
 
 
 async def _fetch_checkpoint(store: Store, files: list[StoredFile], folder: Path) -> None:

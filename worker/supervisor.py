@@ -143,10 +143,11 @@ class Attempt:
 
     async def _start_trainer(self) -> TrainerProcess:
         self._context.spares.refill()
-        inputs = await self._access.write(_begin_staging)
+        inputs, names = await self._access.write(_begin_staging)
         self._refuse_missing(inputs)
         cache = self._context.teacher_cache(self._lease.project_id)
-        await self._access.patiently(partial(stage, self._context.sources, self._lease, inputs, self._folder, cache))
+        make = partial(stage, self._context.sources, self._lease, inputs, self._folder, cache, names)
+        await self._access.patiently(make)
         self._trainer = trainer = await self._context.spares.take()
         self._watchdog.heard(None)
         await trainer.send(Start(folder=str(self._folder)))
@@ -324,9 +325,9 @@ class Attempt:
             self._context.spares.refill()
 
 
-async def _begin_staging(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFile]]:
+async def _begin_staging(session: AsyncSession, lease: Lease) -> tuple[dict[str, list[StoredFile]], dict[str, str]]:
     await leases.begin_phase(session, lease, "staging")
-    return await leases.inputs(session, lease)
+    return await leases.inputs(session, lease), await leases.model_names(session, lease)
 
 
 async def _record(session: AsyncSession, lease: Lease, reports: list[Report | None]) -> Orders:

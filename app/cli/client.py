@@ -264,7 +264,7 @@ class Client:
         name: str | None = None,
         *,
         checkpoint_key: str | None = None,
-        key_map: Document | None = None,
+        key_map: Document | str | None = None,
     ) -> Model:
         """Make a model of uploaded weights (safetensors, or what torch.save wrote) and a description of them."""
         body = {"file": file_id, "config": config, "name": name, "checkpoint_key": checkpoint_key, "key_map": key_map}

@@ -9,6 +9,7 @@ from typing import Any
 from app.cli.client import Client
 from app.cli.errors import BadRequest
 from app.recipe import documents
+from app.recipe.key_maps import KEY_MAPS
 
 DATA_FIELDS = ("train", "eval")
 
@@ -23,6 +24,21 @@ def read(path: Path, assignments: Iterable[str] = ()) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadRequest(f"{path}: {reason}") from None
     return document
+
+
+def registration(
+    description: dict[str, Any], *, name: str | None, checkpoint_key: str | None, key_map: Path | None
+) -> dict[str, Any]:
+    """What `Client.register_model` takes beside a file of weights, whose `description` is its config, or an object that
+    holds it as `config`; what is not None counts more than what stands there. Raises `BadRequest`."""
+    told = description if "config" in description else {"config": description}
+    if key_map is not None:
+        renames = key_map.name if str(key_map) in KEY_MAPS and not key_map.exists() else read(key_map)
+        told = {**told, "key_map": renames}
+    told = told | {key: value for key, value in (("name", name), ("checkpoint_key", checkpoint_key)) if value}
+    if unknown := sorted(told.keys() - {"config", "name", "checkpoint_key", "key_map"}):
+        raise BadRequest(f"{unknown[0]}: beside config stand name, checkpoint_key and key_map, and nothing else")
+    return told
 
 
 def send_data(client: Client, document: dict[str, Any], folder: Path) -> dict[str, Any]:

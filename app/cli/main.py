@@ -238,14 +238,22 @@ def register(
     ],
     config: Annotated[
         Path | None,
-        typer.Argument(help="Their config.json: architecture, input, classes. A folder has its own.", dir_okay=False),
+        typer.Argument(
+            help="What they are: their config.json (architecture, input, classes), or an object with this as config "
+            "beside name, checkpoint_key and key_map. A folder has its own.",
+            dir_okay=False,
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     checkpoint_key: Annotated[
         str | None, typer.Option(help="Where in a .pt file the weights lie, such as state_dict.")
     ] = None,
     key_map: Annotated[
-        Path | None, typer.Option(help="Renames of the weights, in YAML or JSON: strip, drop, rename.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="Renames of the weights: a file in YAML or JSON (strip, drop, rename), or torchvision-resnet.",
+            dir_okay=False,
+        ),
     ] = None,
 ) -> Answer:
     """Make a model of your own weights, to be a teacher."""
@@ -260,9 +268,8 @@ def register(
     elif description is None:
         raise BadRequest("a file of weights needs a config.json that says what they are")
     else:
-        renames = documents.read(key_map) if key_map else None
-        file = client.upload(weights).id
-        model = client.register_model(file, description, name, checkpoint_key=checkpoint_key, key_map=renames)
+        told = documents.registration(description, name=name, checkpoint_key=checkpoint_key, key_map=key_map)
+        model = client.register_model(client.upload(weights).id, **told)
     return Answer(model, lambda console: console.print(model.id))
 
 

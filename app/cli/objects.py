@@ -165,7 +165,7 @@ class Model(Reply):
     name: str | None = None
     job_id: str | None = None
     teacher_id: str | None = None
-    parameters: int
+    parameters: int | None
     config: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
     files: list[Artifact] = []

@@ -166,7 +166,7 @@ def models(items: Sequence[Model]) -> RenderableType:
             item.id,
             Text(item.name or ""),
             str((item.config or {}).get("architecture", {}).get("architecture", "")),
-            f"{item.parameters:,}",
+            f"{item.parameters:,}" if item.parameters else "",
             item.job_id or "upload",
             age(item.created_at),
         )
@@ -178,7 +178,7 @@ def model(item: Model) -> RenderableType:
     about: list[tuple[str, object]] = [
         ("model", item.id),
         ("name", item.name),
-        ("parameters", f"{item.parameters:,}"),
+        ("parameters", item.parameters and f"{item.parameters:,}"),
         ("made by", item.job_id or "upload"),
         ("teacher", item.teacher_id),
         ("created", moment(item.created_at)),

@@ -383,6 +383,15 @@ async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFi
     return staged
 
 
+async def model_names(session: AsyncSession, lease: Lease) -> dict[str, str]:
+    """Names of the service's models that the spec refers to, by id; those without a name are left out."""
+    wanted = {origin.model for origin in lease.spec.origins.values()} - {None}
+    rows = await session.execute(
+        select(Model.id, Model.name).where(Model.id.in_(wanted), Model.project_id == lease.project_id)
+    )
+    return {model_id: name for model_id, name in rows.all() if name is not None}
+
+
 def _mine(lease: Lease) -> tuple[Any, ...]:
     return (Job.id == lease.job_id, Job.lease_token == lease.token, Job.status.in_(HELD))
 

@@ -13,6 +13,7 @@ from app.recipe.base import Reference, Spec
 from app.recipe.hugging_face import is_model_file
 from app.recipe.job import Name
 from app.recipe.key_map import CheckpointKey, Conversion, KeyMap
+from app.recipe.key_maps import AnyKeyMap
 from app.recipe.model import ModelConfig
 
 MAX_FILES = 1000
@@ -40,8 +41,9 @@ class ModelRequest(Spec):
     """What the weights are; a folder in the Hugging Face layout may go without."""
     checkpoint_key: CheckpointKey | None = None
     """Where in what torch.save wrote the weights lie, such as `state_dict`; none: it is them."""
-    key_map: KeyMap | None = None
-    """How the names of the file's tensors become those of the architecture; none: they are those already."""
+    key_map: AnyKeyMap | None = None
+    """How the names of the file's tensors become those of the architecture, or the name of a known map
+    (`torchvision-resnet`); none: they are those already."""
     name: Name | None = None
     """Name of the model; names may repeat."""
 
@@ -99,8 +101,8 @@ class ModelView(View):
     """How its weights are stored; what torch.save wrote is converted by the worker that needs it."""
     config: ModelConfig | None
     """None for a folder in the Hugging Face layout that came without one: workers read the folder's own."""
-    parameters: int
-    """Numbers that were trained."""
+    parameters: int | None
+    """Trained weights; none for a file of torch.save's whose network only the worker that converts it can count."""
     files: list[ModelFileView]
     """The files of its bundle, by name."""
     created_at: Time
@@ -128,4 +130,5 @@ def _columns(view: type[ModelView], row: Model) -> dict[str, Any]:
     values = {name: getattr(row, name) for name in view.model_fields if name in row.__table__.columns}
     torch = any(file["name"] == "weights.pt" for file in row.files)
     config = ModelConfig.model_validate(row.config) if row.config else None
-    return {**values, "format": "torch" if torch else "safetensors", "config": config}
+    told = {"format": "torch" if torch else "safetensors", "config": config, "parameters": row.parameters or None}
+    return values | told

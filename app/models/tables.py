@@ -29,6 +29,7 @@ class Model(Base):
     config: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
     """`app.recipe.model.ModelConfig`; JSON's null for a folder that only describes itself in the Hugging Face way."""
     parameters: Mapped[int] = mapped_column(BigInteger)
+    """Trained weights; 0: not known before its file is converted."""
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """The job's evaluation of the exported files; none for an uploaded model."""
     files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)

@@ -32,7 +32,7 @@ from app.recipe.hugging_face import (
 )
 from app.recipe.key_map import Conversion
 from app.recipe.model import ImageInput, Input, ModelConfig
-from app.recipe.students import Transformers
+from app.recipe.timm import is_timm
 
 DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
 """Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
@@ -59,6 +59,7 @@ class Bundle:
     config: ModelConfig | None
     """None for a folder that only describes itself in the Hugging Face way: a worker reads that."""
     parameters: int
+    """Trained weights; 0: not known, as nobody here reads what torch.save wrote."""
 
 
 async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Store, settings: Settings) -> Bundle:
@@ -110,9 +111,6 @@ def _file_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Ite
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted=accepted)
     elif file.format == "safetensors":
         yield from _weight_problems(file, wanted, config)
-    elif isinstance(config.architecture, Transformers):
-        message = f"file {file.id!r} is {file.format}, and only headers tell how many weights such a network has"
-        yield FieldError(param="file", message=message, accepted="a file in safetensors")
 
 
 def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
@@ -231,7 +229,10 @@ def _shard_problems(files: Mapping[str, File], texts: Mapping[str, bytes]) -> It
 def _own_description(texts: Mapping[str, bytes]) -> ModelConfig | None:
     """This service's description of the model, for a folder that it has written itself. Raises `Invalid`."""
     for name in (DESCRIPTION, CONFIG):
-        if name in texts and "architecture" in parse_object(texts[name], DOCUMENTS[name]):
+        if name not in texts:
+            continue
+        document = parse_object(texts[name], DOCUMENTS[name])
+        if "architecture" in document and not is_timm(document):
             try:
                 return ModelConfig.model_validate_json(texts[name])
             except ValidationError as error:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from app.recipe.cost import LARGEST_GRAPH, least_weights
+from app.recipe.cost import least_weights
 from app.recipe.data import Table, Texts
+from app.recipe.exports import is_too_large
 from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.generation import SequenceLevel
 from app.recipe.generation_rules import generation_problems
@@ -159,9 +160,10 @@ def _student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: 
 
 
 def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:
-    """Weights that no ONNX file can hold, as far as they can be counted; the trainer, who builds them, counts all."""
+    """Weights that no ONNX file can hold although one is asked for, as far as they can be counted; the trainer, who
+    builds them, counts all."""
     least = least_weights(network, taken, 1)
-    if "onnx" in job.export and 4 * least > LARGEST_GRAPH:
+    if "onnx" in (job.export or ()) and is_too_large(least):
         yield Problem("export", f"{least:,} weights or more are too many for one ONNX file", "safetensors")
 
 

@@ -28,6 +28,7 @@ from app.recipe.students import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    Timm,
     Transformers,
     Vit,
     WideResNet,
@@ -92,8 +93,9 @@ class _Tally:
 
 
 def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
-    """Count `student` on one sample; tables are for a `mlp` alone. None: only building it can tell (`transformers`)."""
-    if isinstance(student, Transformers):
+    """Count `student` on one sample; tables are for a `mlp` alone. None: only building it can tell (`transformers`,
+    `timm`)."""
+    if isinstance(student, Transformers | Timm):
         return None
     image = as_image(sample)
     tally = _Tally(image)

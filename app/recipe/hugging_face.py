@@ -194,6 +194,8 @@ DOCUMENTS = {
     **dict.fromkeys((MODULES, POOLING, ENCODER, GENERAL), MAX_CONFIG_BYTES),
 }
 """JSON files of a model that are held against the rules above, and the bytes that each may have."""
+CARD = "README.md"
+"""Nothing is read of it but its header, which may tell the licence."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja")
 
 
@@ -204,7 +206,7 @@ def is_weights(name: str) -> bool:
 
 def is_model_file(name: str) -> bool:
     """Whether a file of this name belongs to a model: no other is stored or fetched."""
-    return is_weights(name) or name == INDEX or name in DOCUMENTS or name in VOCABULARIES
+    return is_weights(name) or name in (INDEX, CARD) or name in DOCUMENTS or name in VOCABULARIES
 
 
 def chosen(names: Iterable[str]) -> list[str]:
@@ -234,7 +236,7 @@ def check_document(name: str, raw: bytes) -> dict[str, Any]:
     if name == MODULES:
         return {"modules": require_modules(parse_list(raw))}
     document = parse_object(raw, DOCUMENTS[name])
-    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own
+    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own, or timm's
         return require_model_type(document)
     if name == GENERAL:
         document.pop("model_type", None)  # there it is the kind of encoder, and nothing is chosen by it

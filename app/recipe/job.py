@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
+from app.recipe.card import Card
 from app.recipe.data import AnyData, Table
 from app.recipe.embedding import Embedding
 from app.recipe.generation import Generation
@@ -193,9 +194,12 @@ class JobSpec(Spec):
     """How the student is trained."""
     evaluation: Evaluation = Evaluation()
     """How the student is judged."""
-    export: Annotated[list[ExportFormat], Field(max_length=8), AfterValidator(_go_together)] = ["safetensors", "onnx"]
+    export: Annotated[list[ExportFormat], Field(max_length=8), AfterValidator(_go_together)] | None = None
     """Formats of the exported student: `torch-export` for `torch.export.load`; `onnx-int8` is the ONNX graph with
-    weights of 8 bits, whose answers differ a little (the report says by how much)."""
+    weights of 8 bits, whose answers differ a little (the report says by how much). None: safetensors and ONNX, of a
+    network of the zoo `torch-export` too; what can't hold the student is left out with a warning."""
+    card: Card = Card()
+    """What the model card tells that nobody can measure."""
     resources: Resources = Resources()
     """Where the job may run, and how long."""
     priority: int = Field(50, ge=0, le=100)

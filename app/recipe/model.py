@@ -6,13 +6,13 @@ there, so that the library can open it; ours is `stillhouse.json` then. Whoever 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.recipe.base import Positive, Spec
 from app.recipe.embedding import Embedding
-from app.recipe.students import Network, Transformers
+from app.recipe.students import Network, Timm, Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 
 MAX_SIDE, MAX_CHANNELS = 4096, 1024
@@ -84,6 +84,11 @@ class Preprocessing(Spec):
     """One value per channel or column, in scaled units."""
     std: list[Positive] = Field(min_length=1, max_length=MAX_COLUMNS)
     """One value per channel or column, in scaled units."""
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", exclude_if=lambda value: value == "bilinear")
+    """How images of another size are resampled, with antialiasing."""
+    crop: float | None = Field(None, gt=0.0, le=1.0, exclude_if=lambda value: value is None)
+    """Share of the sides that is looked at: an image of another size is resampled, its sides in proportion, until it
+    covers the network's size divided by this, and its middle is cut out. None: all of it is brought to that size."""
 
 
 class TargetScaling(Spec):
@@ -164,4 +169,4 @@ class ModelConfig(Spec):
     @property
     def file_name(self) -> str:
         """Name of the file that holds this description."""
-        return DESCRIPTIONS[0] if isinstance(self.architecture, Transformers) else DESCRIPTIONS[1]
+        return DESCRIPTIONS[0] if isinstance(self.architecture, Transformers | Timm) else DESCRIPTIONS[1]

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 from app.recipe.base import Option, Paper
 from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.teachers import Origin
+from app.recipe.timm import MODEL_NAME, plain_arguments
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=1000)]
@@ -146,6 +147,18 @@ class Transformers(Option):
         return self.model_type in DECODER_MODEL_TYPES
 
 
+class Timm(Option):
+    """A network of the library timm, by its name; its weights open in that library. For workers that have it."""
+
+    architecture: Literal["timm"] = "timm"
+    model: Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+    """Its name in the library, such as `resnet18` or `convnext_atto`, without the tag of any weights; the worker, which
+    has the library, refuses one that it does not know."""
+    args: Annotated[dict[str, JsonValue], AfterValidator(plain_arguments)] = {}
+    """Arguments of the network that differ from its defaults. Classes, channels and size of the images follow from the
+    data."""
+
+
 class Shrink(Option):
     """The teacher's own architecture with fewer layers or heads, or narrower ones, that starts from the teacher's
     weights."""
@@ -191,13 +204,23 @@ class Pretrained(Option, Origin):
 ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
 """Networks whose cost is counted from their description."""
 Network = Annotated[
-    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers,
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
     Field(discriminator="architecture"),
 ]
 """What can be built as it stands."""
 Student = Annotated[
-    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Shrink | Pretrained,
+    Mlp
+    | CifarResNet
+    | WideResNet
+    | CifarVgg
+    | MobileNetV2
+    | ShuffleNetV2
+    | Vit
+    | Transformers
+    | Timm
+    | Shrink
+    | Pretrained,
     Field(discriminator="architecture"),
 ]
 """What a job can ask for."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Shrink, Pretrained)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Pretrained)

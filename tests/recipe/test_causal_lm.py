@@ -199,16 +199,17 @@ def large(vocabulary: int) -> ModelConfig:
 
 def test_weights_that_no_graph_can_hold_are_refused_before_anything_is_built() -> None:
     student = {"architecture": "transformers", "config": LARGE}
-    assert fields(job(student=student)) == ["export"]
-    assert fields(job(student=student, export=["safetensors"])) == []
+    graph = {"export": ["safetensors", "onnx"]}
+    assert fields(job(student=student, **graph)) == ["export"]
+    assert fields(job(student=student)) == fields(job(student=student, export=["safetensors"])) == []
     smaller = {"architecture": "transformers", "config": {**LARGE, "num_hidden_layers": 2}}
-    assert fields(job(student=smaller)) == []
+    assert fields(job(student=smaller, **graph)) == []
     known = {"teacher": teacher(), "large": large(300_000)}
-    assert fields(job(student=PRETRAINED), **known) == ["export"]
-    assert fields(job(student=PRETRAINED), **{**known, "large": large(50_000)}) == []
+    assert fields(job(student=PRETRAINED, **graph), **known) == ["export"]
+    assert fields(job(student=PRETRAINED, **graph), **{**known, "large": large(50_000)}) == []
 
 
 @pytest.mark.parametrize("size", ["wide", [3], None, 0, {"a": 1}])
 def test_sizes_that_are_none_are_left_to_the_library(size: Any) -> None:
     student = {"architecture": "transformers", "config": {**LARGE, "hidden_size": size}}
-    assert set(fields(job(student=student))) <= {"export"}
+    assert set(fields(job(student=student, export=["safetensors", "onnx"]))) <= {"export"}

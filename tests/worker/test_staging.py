@@ -21,7 +21,7 @@ from tests.app.jobs.builders import job_spec
 from worker.endings import failure_from
 from worker.errors import UserError
 from worker.fetch.shelf import Shelf
-from worker.protocol import Assignment, CachePlace
+from worker.protocol import Assignment, CachePlace, Source
 from worker.staging import (
     Scratch,
     Sources,
@@ -154,13 +154,16 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
     folder = tmp_path / "attempt"
     folder.mkdir()
     inputs = {"model_1": [weights], "file_1": [data]}
-    await stage(sources(store, tmp_path), lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder)
+    by_name = {"model_1": "my teacher"}
+    await stage(sources(store, tmp_path), lease(CheckpointRef("ckpt_1", 5, [state])), inputs, folder, names=by_name)
     assignment = Assignment.model_validate(json.loads((folder / "assignment.json").read_text()))
     assert (folder / assignment.inputs["file_1"]).read_bytes() == b"data"
     assert (folder / assignment.inputs["model_1"] / "model.safetensors").read_bytes() == b"weights"
     assert assignment.resume is not None
     assert (folder / assignment.resume / "state.json").read_bytes() == b"{}"
     assert assignment.spec == lease().spec
+    known = {"model_1": Source(name="my teacher"), "file_1": Source(name="data.npz", sha256=data.sha256)}
+    assert assignment.sources == known
 
 
 async def test_stage_names_the_cache_that_outlives_the_job(tmp_path: Path) -> None:

@@ -45,8 +45,13 @@ def _convert(folder: Path) -> None:
     source = next(folder / name for name in SOURCES if (folder / name).exists())
     size = source.stat().st_size
     limit(GROWTH * size + ROOM, GROWTH * size + ROOM, SECONDS + SECONDS_PER_GIB * (size >> 30))
-    keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix), *filter(Path.exists, PROCESSOR)})
+    keep_to(folder, {Path(sys.prefix), Path(sys.base_prefix), *_packages(), *filter(Path.exists, PROCESSOR)})
     convert(source, conversion, expected, folder / WEIGHTS)
+
+
+def _packages() -> set[Path]:
+    """Folders of installed packages, which one environment may borrow from another."""
+    return {Path(entry) for entry in sys.path if entry.endswith("-packages") and Path(entry).is_dir()}
 
 
 def _parser() -> argparse.ArgumentParser:

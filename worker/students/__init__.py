@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -17,11 +18,22 @@ from app.recipe.students import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    Timm,
     Transformers,
     Vit,
     WideResNet,
 )
-from worker.students import cifar_resnet, cifar_vgg, hugging_face, mlp, mobilenet_v2, shufflenet_v2, vit, wide_resnet
+from worker.students import (
+    cifar_resnet,
+    cifar_vgg,
+    hugging_face,
+    mlp,
+    mobilenet_v2,
+    shufflenet_v2,
+    timm_network,
+    vit,
+    wide_resnet,
+)
 
 Builder = Callable[[Any, ImageInput, int], nn.Module]
 BUILDERS: dict[type, Builder] = {
@@ -35,9 +47,18 @@ BUILDERS: dict[type, Builder] = {
 }
 
 
+def blaming(network: Network) -> AbstractContextManager[None]:
+    """Make what a library raises when it builds or runs this network a UserError (`invalid_architecture`)."""
+    if isinstance(network, Timm):
+        return timm_network.blaming_the_arguments(network)
+    return hugging_face.blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
+
+
 def build(network: Network, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
     """A freshly initialised network from preprocessed samples (N, ...) to logits, numbers, or vectors of texts as
     `embedding` describes (N, outputs)."""
+    if isinstance(network, Timm):
+        return timm_network.build(network, as_image(sample), outputs)
     if isinstance(network, Transformers):
         return hugging_face.build(network, sample, outputs, embedding)
     return BUILDERS[type(network)](network, as_image(sample), outputs)

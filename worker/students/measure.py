@@ -13,7 +13,6 @@ from app.recipe.cost import Cost, student_cost
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
-from worker.students import hugging_face
 
 
 def network_cost(config: ModelConfig) -> Cost:
@@ -41,7 +40,7 @@ def _dry_run(config: ModelConfig) -> Cost:
             with torch.device("meta"):
                 return _run_once(config)
         except (RuntimeError, NotImplementedError):
-            with hugging_face.blaming_the_config(config.architecture):  # type: ignore[arg-type]  # the zoo needs none
+            with students.blaming(config.architecture):
                 return _run_once(config)
 
 

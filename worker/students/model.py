@@ -19,16 +19,31 @@ VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: 
 
 
 class Resize(nn.Module):
-    """Images of another size are resampled (bilinear, antialiased) in float32; those of the network's own size pass."""
+    """Images of another size are resampled (antialiased) in float32, and their middle is cut out where the
+    preprocessing says so; those of the network's own size pass."""
 
-    def __init__(self, image: ImageInput) -> None:
+    def __init__(self, image: ImageInput, preprocessing: Preprocessing | None) -> None:
         super().__init__()
         self.size = (image.height, image.width)
+        told = preprocessing or Preprocessing(mean=[0.0], std=[1.0])
+        self.mode, self.crop, self.highest = told.interpolation, told.crop, 1.0 / told.scale
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] == self.size:
             return images
-        return F.interpolate(images.float(), self.size, mode="bilinear", antialias=True, align_corners=False)
+        size = self.size if self.crop is None else self._covering(images.shape[-2], images.shape[-1], self.crop)
+        found = F.interpolate(images.float(), size, mode=self.mode, antialias=True, align_corners=False)
+        if self.mode == "bicubic":  # which overshoots, where readers of pictures cut off
+            found = found.clamp(0.0, self.highest)
+        top, left = (round((whole - side) / 2) for whole, side in zip(size, self.size, strict=True))
+        return found[..., top : top + self.size[0], left : left + self.size[1]]
+
+    def _covering(self, height: int, width: int, crop: float) -> tuple[int, int]:
+        """The size in proportion to `height` and `width` that covers the network's, divided by `crop`."""
+        wanted = [int(side / crop) for side in self.size]
+        if wanted[0] / height >= wanted[1] / width:
+            return wanted[0], max(int(wanted[0] * width / height), wanted[1])
+        return max(int(wanted[1] * height / width), wanted[0]), wanted[1]
 
 
 class Normalize(nn.Module):
@@ -74,7 +89,7 @@ class Model(nn.Module):
         """Which of a batch's inputs it reads."""
         self.ignored: list[str] = []
         """Stored tensors that were passed over when it was loaded."""
-        self.fit = Resize(config.input) if isinstance(config.input, ImageInput) else nn.Identity()
+        self.fit = Resize(config.input, config.preprocessing) if isinstance(config.input, ImageInput) else nn.Identity()
         """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)
         self.network = network or students.build(config.architecture, config.input, config.outputs, config.embedding)

@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from app.recipe.job import JobSpec
-from app.recipe.students import Pretrained, Transformers
+from app.recipe.students import Pretrained, Timm, Transformers
 from worker.errors import UserError, unusable_model
-from worker.students import hugging_face
+from worker.students import hugging_face, timm_network
 from worker.students.model import Model
 from worker.students.shrink import take_over
 from worker.students.weights import InvalidModel, load_model, reading_weights, stored_weights
 
 EVERY_LAYER = range(1000)
+
+
+@torch.no_grad()
+def _start_timm(student: Model, stored: Model) -> None:
+    same = (student.config.task, student.config.outputs) == (stored.config.task, stored.config.outputs)
+    fresh = () if same else timm_network.last_layers(student.network)
+    theirs = stored.network.state_dict()
+    for name, tensor in student.network.state_dict().items():
+        if not (fresh and name.startswith(fresh)):
+            tensor.copy_(theirs[name])
 
 
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path]) -> Model:
@@ -31,6 +43,8 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path]) -> Model:
         try:
             if isinstance(student.config.architecture, Transformers):
                 student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
+            elif isinstance(student.config.architecture, Timm):
+                _start_timm(student, load_model(folder))
             else:
                 take_over(student, load_model(folder), EVERY_LAYER)
         except (InvalidModel, hugging_face.Misfit, UserError) as error:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from app.recipe.hugging_face import INDEX, MAX_DESCRIPTION_BYTES, MAX_INDEX_BYTES, WEIGHTS, parse_object, read_index
 from app.recipe.model import DESCRIPTIONS, ModelConfig
-from app.recipe.students import Transformers
+from app.recipe.students import Timm, Transformers
+from app.recipe.timm import is_timm
 from worker import students
 from worker.errors import UserError
 from worker.limits import SECONDS, Subject, reading, room_for
-from worker.students import hugging_face, hugging_face_folder
+from worker.students import hugging_face, hugging_face_folder, timm_network
 from worker.students.faults import InvalidModel
 from worker.students.model import Model
 
@@ -47,7 +48,7 @@ SECONDS_PER_GIB = 60
 def save_model(model: Model, folder: Path) -> None:
     """Write weights and description into `folder`; the weights are those of the bare network, without preprocessing.
 
-    A network of the Transformers library is written so that the library opens the folder, too.
+    A network of the libraries Transformers or timm is written so that the library opens the folder, too.
     """
     if isinstance(model.config.architecture, Transformers):
         hugging_face.save(model.network, model.config, folder)
@@ -55,6 +56,8 @@ def save_model(model: Model, folder: Path) -> None:
     else:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    if isinstance(model.config.architecture, Timm):
+        timm_network.write_config(model.config, folder)
     document = model.config.model_dump_json(indent=2) + "\n"
     (folder / model.config.file_name).write_text(document, encoding="utf-8")
 
@@ -73,6 +76,8 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         if "model_type" in (document := parse_object(path.read_bytes(), MAX_DESCRIPTION_BYTES)):
             return hugging_face_folder.describe(document, folder)
+        if is_timm(document):
+            return timm_network.describe(document)
         return ModelConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -98,19 +103,29 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
             network = _of_the_zoo(config, files)
     except (SafetensorError, OSError) as error:
         raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
+    except UserError as error:
+        raise InvalidModel(error.message) from error
     model = _ready(Model(config, network))
     model.ignored = ignored
     return model
 
 
 def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
-    with torch.device("meta"):
-        network = students.build(config.architecture, config.input, config.outputs)
+    network = _unfilled(config)
     expected = network.state_dict()
     _check_shapes(_shapes(files), expected)
     stored = _tensors(files)
     network.load_state_dict({name: _stored(name, stored, wanted) for name, wanted in expected.items()}, assign=True)
     return network
+
+
+def _unfilled(config: ModelConfig) -> nn.Module:
+    """The network without memory; of timm with all of it, as it computes some that no file holds when it is built."""
+    if isinstance(config.architecture, Timm):
+        with torch.random.fork_rng(devices=[]):
+            return students.build(config.architecture, config.input, config.outputs)
+    with torch.device("meta"):
+        return students.build(config.architecture, config.input, config.outputs)
 
 
 def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor:

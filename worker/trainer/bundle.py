@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from app.recipe.exports import TOO_LARGE, exports_of, is_too_large
 from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.model import DESCRIPTIONS
 from app.recipe.plan import EVAL_BATCH, TrainingPlan
@@ -19,6 +20,7 @@ from app.recipe.sentence_folder import FILES as FOLDER
 from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
 from worker.data.tokens import TextTokenizer
+from worker.errors import UserError
 from worker.protocol import Artifact
 from worker.students import sentence_folder
 from worker.students.hugging_face import GENERATION
@@ -37,6 +39,7 @@ from worker.trainer.state import TrainState
 from worker.trainer.verify import require_finite, require_same, require_same_metrics
 
 BUNDLE = "bundle"
+NO_GRAPH = "its exporter can't follow what the network computes"
 REPORT, RECIPE, CARD, CURVES = "report.json", "recipe.json", "README.md", "curves.png"
 MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
 """By the ending of a file's name; all others are plain bytes."""
@@ -65,6 +68,8 @@ class Trained(NamedTuple):
     """What the student reads texts with; none: it reads none."""
     tokenizers: Mapping[str, TextTokenizer] = {}
     """Those of a language model's teachers that read other tokens, by their names."""
+    sources: Figures = {}
+    """What it was made from, by the path of the field (see `provenance`)."""
     alignment: Figures = {}
     """What share of the student's tokens these teach, by their names."""
     bytes: int = 0
@@ -100,19 +105,32 @@ GRAPHS: dict[ExportFormat, _Graph] = {
 """In the order in which they are written: the one with 8 bits is made from the one before."""
 
 
+def require_exportable(job: JobSpec, parameters: int) -> None:
+    """Raise UserError (`invalid_job`) for a graph that is asked for and that no single file can hold."""
+    if "onnx" in (job.export or ()) and is_too_large(parameters):
+        raise UserError("invalid_job", f"export: {TOO_LARGE.format(parameters)}; accepted: safetensors", "export")
+
+
 def write_bundle(
-    trained: Trained, folder: Path, device: torch.device, kind: type[Examination] | None = None
+    trained: Trained,
+    folder: Path,
+    device: torch.device,
+    kind: type[Examination] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Artifact]:
     """Write `folder/bundle`; every figure of its report is measured on the files just written, by an examination of the
-    `kind` that the task has.
+    `kind` that the task has. `warn` is told what the default would have exported and can't.
 
-    Raises SystemFault (`export_mismatch`) when a file does not give what the live model gives.
+    Raises SystemFault (`export_mismatch`) when a file does not give what the live model gives, and UserError
+    (`not_exportable`) when a format that the job asks for can't hold the network.
     """
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
     examination = (kind or Examination)(trained, bundle, device)
     report = examination.report()
+    for name, reason in report["left_out"].items():
+        warn(f"the student is not exported as {name}: {reason}")
     best = trained.state.best
     draw_curves(trained.state.history.points, bundle / CURVES, best.found.step if best else None)
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -134,6 +152,8 @@ class Examination:
         self._live = self._ask(self._model)
         self._loaded = export.export_weights(self._model, bundle, device)
         self.config = self._loaded.config
+        parameters = sum(parameter.numel() for parameter in self._loaded.parameters())
+        self._exports = exports_of(trained.job, self.config.architecture, parameters)
         if trained.tokenizer is not None:
             write_tokenizer(trained.tokenizer, self.config, bundle)
         if self.config.embedding is not None:
@@ -151,6 +171,8 @@ class Examination:
             "classes": config.classes,
             "targets": config.targets,
             "student": student,
+            "left_out": self._exports.left_out,
+            "sources": trained.sources,
             "origin": origin_figures(
                 trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
             ),
@@ -169,12 +191,22 @@ class Examination:
         figures |= self._exact(WEIGHTS, self._ask(self._loaded))
         figures |= self._torch_speed(self._loaded)
         for name, graph in GRAPHS.items():
-            if name in self._trained.job.export:
-                figures[graph.key] = self._graph(graph)
+            if name in self._exports.formats and (found := self._graph(name, graph)) is not None:
+                figures[graph.key] = found
         return figures
 
-    def _graph(self, graph: _Graph) -> Figures:
-        call = graph.write(self._loaded.cpu(), self._bundle)
+    def _graph(self, name: ExportFormat, graph: _Graph) -> Figures | None:
+        """None: the network can't be written so, and nobody has asked for it."""
+        try:
+            call = graph.write(self._loaded.cpu(), self._bundle)
+        except (MemoryError, torch.OutOfMemoryError, OSError):
+            raise
+        except Exception as error:  # of whatever kind the exporters raise for what they can't follow
+            (self._bundle / graph.file).unlink(missing_ok=True)
+            if self._trained.job.export is not None:
+                raise UserError("not_exportable", f"{name} can't hold this network: {NO_GRAPH}", "export") from error
+            self._exports.left_out[name] = NO_GRAPH
+            return None
         said = self._ask_graph(call)
         figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
         figures |= self._exact(graph.file, said) if graph.exact else self._inexact(graph.file, said)

@@ -2,13 +2,15 @@
 
 The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
 `table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes),
-of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width).
+of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width). A classifier's hold
+the names of its classes as JSON: ONNX in its metadata under `id2label`, torch's in the extra file `id2label.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.model import ImageInput, Input, TableInput, TextInput
+from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.report import INT8, ONNX, PROGRAM
 from worker.students.model import Model
 from worker.students.weights import load_model, save_model
+from worker.trainer.snippets import LABELS
 
 QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
 """Operators whose constant weights become int8: convolutions, linear layers, embeddings."""
@@ -65,6 +68,7 @@ def export_onnx(model: Model, folder: Path) -> Call:
         )
         for node in program.model.graph.all_nodes():  # type: ignore[union-attr]  # with dynamo it is a program
             node.metadata_props.clear()  # lines of our sources, with the paths of this machine
+        program.model.metadata_props.update(_labels(model.config))  # type: ignore[union-attr]
         program.save(folder / ONNX, external_data=False)  # type: ignore[union-attr]
     return open_onnx(folder / ONNX)
 
@@ -93,7 +97,8 @@ def export_program(model: Model, folder: Path) -> Call:
         sample = model.config.input
         program = torch.export.export(model, (_example(sample),), dynamic_shapes=(_free(sample),))
         _forget_sources(program.graph_module)
-        torch.export.save(program, folder / PROGRAM)
+        labels = {f"{name}.json": content for name, content in _labels(model.config).items()}
+        torch.export.save(program, folder / PROGRAM, extra_files=labels)
         opened = torch.export.load(folder / PROGRAM).module()
 
     def call(samples: Tensor) -> Tensor:
@@ -101,6 +106,14 @@ def export_program(model: Model, folder: Path) -> Call:
         return outputs
 
     return call
+
+
+def _labels(config: ModelConfig) -> dict[str, str]:
+    """Names of a classifier's classes by the numbers of its logits, as JSON; without names their numbers."""
+    if config.classes is None:
+        return {}
+    names = config.class_names or [str(number) for number in range(config.classes)]
+    return {LABELS: json.dumps({str(number): name for number, name in enumerate(names)}, ensure_ascii=False)}
 
 
 def _forget_sources(graph: torch.fx.GraphModule) -> None:

@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import Evaluation, JobSpec
 from app.recipe.model import TextInput
 from worker.data.batches import NEXT, ROWS, Batch
 from worker.data.tokens import TextTokenizer
-from worker.errors import UserError
 from worker.losses.base import IGNORED
 from worker.losses.tokens import CHUNK
 from worker.metrics.language import TokenTally
@@ -189,13 +187,6 @@ def _brought_to(device: torch.device, models: Sequence[Model]) -> Iterator[None]
     yield
     for model, home in zip(models, homes, strict=True):
         model.to(home)
-
-
-def require_exportable(job: JobSpec, parameters: int) -> None:
-    """Raise UserError (`invalid_job`) for a graph that no single file can hold."""
-    if "onnx" in job.export and 4 * parameters > LARGEST_GRAPH:
-        message = f"export: {parameters:,} weights are more than one ONNX file can hold; accepted: safetensors"
-        raise UserError("invalid_job", message, "export")
 
 
 class LanguageExamination(Examination):

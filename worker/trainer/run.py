@@ -36,16 +36,17 @@ from worker.teachers import load_teacher, read_teacher_config
 from worker.trainer import checkpoint
 from worker.trainer.account import Account, Asked
 from worker.trainer.best import consider
-from worker.trainer.bundle import Trained, write_bundle
+from worker.trainer.bundle import Trained, require_exportable, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
 from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.fidelity import lower_teachers
 from worker.trainer.generated import Interrupted, Opening, figures, place_of
-from worker.trainer.language import Held, LanguageExamination, LanguageJudges, require_exportable
+from worker.trainer.language import Held, LanguageExamination, LanguageJudges
 from worker.trainer.loop import Course, Step, Watch, train
 from worker.trainer.machine import choose_device, choose_threads, room_for_samples
 from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
+from worker.trainer.provenance import provenance
 from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.report import Figures
@@ -163,9 +164,11 @@ def _work(
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
     trained = _trained(made, offered, judges.teacher_logits, memories, account)
+    trained = trained._replace(sources=provenance(assignment, folder))
     ranks.dismiss()
     kind = LanguageExamination if job.task == CAUSAL_LM else None
-    return Finished(artifacts=write_bundle(trained, folder, made.device, kind), step=state.step)
+    artifacts = write_bundle(trained, folder, made.device, kind, lambda said: send(Log(level="warning", message=said)))
+    return Finished(artifacts=artifacts, step=state.step)
 
 
 def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories) -> _Made:
@@ -252,9 +255,9 @@ def _as_stored(model: Model, folder: Path) -> Model:
 
 def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | LanguageJudges:
     """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
+    require_exportable(job, network_cost(inputs.task.model).parameters)
     if job.task != CAUSAL_LM:
         return _Judges(job, inputs, offered)
-    require_exportable(job, network_cost(inputs.task.model).parameters)
     task, teachers = inputs.task, list(offered.asked.values())
     return LanguageJudges(job, Held(task.eval, task.bytes), task.view or "", offered.judged, teachers)
 

@@ -27,6 +27,7 @@ from worker.protocol import (
     Metrics,
     PhaseBegan,
     Progress,
+    Source,
     Stopped,
 )
 from worker.trainer import checkpoint
@@ -82,7 +83,8 @@ def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     newest = _newest_sound(out / CHECKPOINTS)
     resume = str(newest.relative_to(out)) if newest else None
     place = CachePlace(folder=str(cache.resolve())) if cache else None
-    assignment = Assignment(spec=job, inputs=inputs, resume=resume, teacher_cache=place)
+    sources = {name: Source(name=Path(name).name) for name in inputs}
+    assignment = Assignment(spec=job, inputs=inputs, sources=sources, resume=resume, teacher_cache=place)
     (out / ASSIGNMENT).write_text(assignment.model_dump_json(indent=2), encoding="utf-8")
     return assignment
 

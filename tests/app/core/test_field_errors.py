@@ -39,7 +39,7 @@ def losses(*terms: object) -> dict[str, Any]:
 CE, SGD = {"kind": "cross-entropy"}, {"kind": "sgd", "lr": 0.1}
 CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     # what is wrong: the fields, the path, part of the message, part of what is accepted
-    "unknown key": ({"datta": 1}, "datta", "not a known key; did you mean 'data'?", "one of data, embedding, eval"),
+    "unknown key": ({"datta": 1}, "datta", "not a known key; did you mean 'data'?", "one of card, data, embedding"),
     "unknown key, nothing near": ({"zzz": 1}, "zzz", "is not a known key", "student, student_image_size, task"),
     "unknown key of a loss": (
         losses(CE, {"kind": "nkd", "gama": 1.0}),

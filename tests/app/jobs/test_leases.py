@@ -411,8 +411,11 @@ async def test_a_queued_job_is_announced_in_the_transaction_that_queues_it(datab
 async def test_inputs_name_every_file_to_stage(database: Database) -> None:
     teacher = {"teacher": {"model": f"model_{PROJECT}"}, "recipe": {"losses": [{"kind": "kd"}]}}
     lease = await running(database, **teacher)
-    async with database.read() as session:
+    async with database.write() as session:
         staged = await leases.inputs(session, lease)
+        assert await leases.model_names(session, lease) == {}  # it has none
+        await session.execute(update(Model).values(name="my teacher"))
+        assert await leases.model_names(session, lease) == {f"model_{PROJECT}": "my teacher"}
     assert {reference: [file.name for file in files] for reference, files in staged.items()} == {
         f"file_{PROJECT}": ["digits.npz"],
         f"model_{PROJECT}": ["config.json"],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save
 
 from app.models import uploads
@@ -21,6 +23,7 @@ from tests.app.conftest import Api
 from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle
 from tests.app.models.test_endpoints import CONFIG, weights
 
+TEACHERS = Path(__file__).parents[3] / "examples" / "teachers"
 BERT = {"model_type": "bert", "hidden_size": 4, "id2label": {"0": "no", "1": "yes"}}
 RENAME = {"strip": ["module."], "rename": [{"from": "fc{i}.", "to": "{i}."}]}
 
@@ -73,6 +76,27 @@ async def test_a_torch_file_waits_for_a_worker_with_the_order_to_convert_it(api:
     assert [file["name"] for file in model["files"]] == ["config.json", "convert.json", "weights.pt"]
     order = Conversion.model_validate_json(await content_of(api, model, "convert.json"))
     assert (order.checkpoint_key, order.key_map.name("module.fc0.weight")) == ("state_dict", "0.weight")
+
+
+async def test_a_key_map_may_be_known_by_name_and_a_torch_file_hold_a_network_of_the_library(api: Api) -> None:
+    described = yaml.safe_load((TEACHERS / "torchvision-resnet18.yaml").read_text())
+    file = await send(api, torch_file(), "resnet18.pth")
+    model = (await register(api, file=file["id"], **described)).json()
+    assert (model["format"], model["parameters"]) == ("torch", None)
+    order = Conversion.model_validate_json(await content_of(api, model, "convert.json"))
+    assert order.key_map.name("layer2.1.bn2.bias") == "resnet.encoder.stages.1.layers.1.layer.1.normalization.bias"
+    answer = await register(api, file=file["id"], **{**described, "key_map": "torchvision-vgg"})
+    assert params(answer) == ["key_map"]
+    assert "accepted is one of torchvision-resnet" in answer.text
+
+
+async def test_a_folder_of_timm_describes_itself(api: Api) -> None:
+    told = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {"custom_load": False}}
+    card = b"---\nlicense: mit\n---\n"
+    given = {"config.json": json.dumps(told).encode(), "model.safetensors": tensors("fc.w"), "README.md": card}
+    model = (await register(api, files=await uploaded(api, given))).json()
+    assert (model["config"], model["parameters"]) == (None, 6)
+    assert sorted(file["name"] for file in model["files"]) == sorted(given)
 
 
 async def test_weights_under_other_names_are_held_against_the_architecture_at_once(api: Api) -> None:

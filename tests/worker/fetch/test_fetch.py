@@ -47,7 +47,7 @@ def write_model(folder: Path, **files: bytes) -> Path:
     return folder
 
 
-FETCHED = {"config.json", "model.safetensors", "vocab.txt"}
+FETCHED = {"README.md", "config.json", "model.safetensors", "vocab.txt"}
 ENCODER = {
     "modules.json": json.dumps(modules_of(Embedding())).encode(),
     "1_Pooling/config.json": json.dumps(pooling_of(Embedding(), 4)).encode(),
@@ -134,6 +134,7 @@ async def test_shards_come_with_their_index_and_must_all_be_there(tmp_path: Path
     assert "no weights as safetensors" in await refusal(tmp_path, TEACHER, settings)
     (folder / "model.safetensors.index.json").write_bytes(index)
     assert set(await fetched(tmp_path, TEACHER, settings, 2)) == {
+        "README.md",
         "config.json",
         "vocab.txt",
         "model.safetensors.index.json",
