@@ -39,6 +39,7 @@ from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
 from worker.data.formats.faults import invalid
 from worker.data.holdout import hold_out, hold_out_any
+from worker.data.label_notes import label_notes
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.pairs import as_rows
 from worker.data.prompts import Prompts, beginnings, questions
@@ -70,6 +71,8 @@ class TaskData:
     """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
     bytes: int = 0
     """Of text, in UTF-8, that a language model is to predict of the samples to evaluate on."""
+    places: Mapping[str, list[int]] = field(default_factory=dict)
+    """By the name of a classifier's teacher: for each class of the job its number among the teacher's outputs."""
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
     """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it
     has something to say about."""
@@ -108,8 +111,7 @@ def load_task(
         with workplace.opened():
             return _running_text(job, inputs, teachers, texts, seed, workplace)
     samples = {param: _read(path, job, param) for param, path in files.items()}
-    first = next((teachers[teacher.reference] for teacher in job.all_teachers), None)
-    targets, classes = _targets(job, first, samples)
+    targets, classes, notes = _targets(job, teachers, samples)
     readers = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
@@ -122,7 +124,9 @@ def load_task(
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
-    return TaskData(train, evaluation, model, list(_missing_classes(train.targets, classes)), readers, numbers=numbers)
+    notes += label_notes(train.targets, evaluation.targets, model)
+    places = classes.places if classes else {}
+    return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
 
 
 def _running_text(
@@ -247,13 +251,15 @@ def _refuse(problems: list[Problem]) -> None:
 
 
 def _targets(
-    job: JobSpec, teacher: ModelConfig | None, samples: Mapping[str, Samples]
-) -> tuple[dict[str, Tensor], Classes | None]:
-    """What to answer, by file; and the classes, where there are any."""
+    job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]
+) -> tuple[dict[str, Tensor], Classes | None, list[str]]:
+    """What to answer, by file; the classes, where there are any; and oddities of the labels."""
+    notes = [note for one in samples.values() for note in one.notes]
     if job.task in CLASSIFICATION:
-        classes = find_classes(job.data, teacher, samples)
-        found = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
-        return found, classes
+        classes = find_classes(job, teachers, samples)
+        read = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
+        notes += [*classes.notes, *(note for _, own in read.values() for note in own)]
+        return {param: targets for param, (targets, _) in read.items()}, classes, notes
     found = {param: torch.from_numpy(np.asarray(one.labels, np.float32)) for param, one in samples.items()}
     width = found["data.train"].shape[1]
     for param, targets in found.items():
@@ -261,7 +267,7 @@ def _targets(
             raise invalid(f"{param} has {targets.shape[1]} numbers to answer with, data.train has {width}", param)
     if job.task == "keypoints" and width % 2:
         raise invalid(f"{width} numbers are no points; accepted: x and y of each", "data.label_columns")
-    return found, None
+    return found, None, notes
 
 
 def _readers(
@@ -345,9 +351,3 @@ def _target_scaling(targets: Tensor, inherited: ModelConfig | None) -> TargetSca
     """The one that the weights of the last layer were trained with, where they stay; else fitted to the targets."""
     stays = inherited is not None and inherited.targets == targets.shape[1]
     return inherited.target_scaling if inherited and stays else fit_targets(targets)
-
-
-def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:
-    present = len(torch.unique(targets)) if classes else 0
-    if classes and present < classes.count:
-        yield f"only {present} of {classes.count} classes have a training sample"

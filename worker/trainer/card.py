@@ -34,6 +34,7 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies "
         f"are those of one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or where the name says so on "
         "the GPU.",
+        *_warnings(report),
         "![What was measured while the model was trained](curves.png)",
         "## Use",
         *_use(config, report),
@@ -44,6 +45,13 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         LICENCE,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _warnings(report: Figures) -> Iterator[str]:
+    """What the job was warned of."""
+    if report.get("warnings"):
+        yield "## Warnings"
+        yield "\n".join(f"- {message}" for message in report["warnings"])
 
 
 def _lineage(job: JobSpec) -> str:

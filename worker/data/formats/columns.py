@@ -41,6 +41,8 @@ class Chats(NamedTuple):
     talks: list[Talk]
 
 
+TOLD = 10
+"""Values that a note names."""
 RUN_ROWS = 1024
 RUN_CHARACTERS = 2**20
 
@@ -70,6 +72,8 @@ class Samples(NamedTuple):
     """Names of the classes 0, 1, ..., where the file tells them."""
     together: int = 1
     """Rows that make one sample: 2 for pairs of texts that are read one by one."""
+    notes: tuple[str, ...] = ()
+    """Oddities worth a warning."""
 
 
 class Place(NamedTuple):
@@ -171,12 +175,26 @@ class Classes:
     def __init__(self, place: Place, *, typed: bool) -> None:
         self._place, self._typed = place, typed
         self._values = array("q")
+        self._written: dict[int, object] = {}
+        self._rewritten: dict[int, object] = {}
 
     def add(self, value: object) -> None:
         number = as_class(value, typed=self._typed)
         if number is None:
             raise self._place.wrong(len(self._values), value, "a whole number, as in row 0")
         self._values.append(number)
+        if not self._typed and self._written.setdefault(number, value) != value:
+            self._rewritten.setdefault(number, value)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Numbers that were written in more than one way, as `7` and `007`, and may have been meant to differ."""
+        pairs = [f"{self._written[number]!r} and {other!r}" for number, other in sorted(self._rewritten.items())]
+        if not pairs:
+            return ()
+        told = ", ".join(pairs[:TOLD]) + (f" and {len(pairs) - TOLD} more" if len(pairs) > TOLD else "")
+        where = f"column {self._place.column!r} of {self._place.param}"
+        return (f"{where} writes classes in several ways, which are taken for one number: {told}",)
 
     def whole(self) -> NDArray:
         """(N,) int64."""
