@@ -47,6 +47,7 @@ from worker.data.readers import Readers, open_reader, open_readers
 from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
+from worker.data.tokenizer_checks import check_tokenizers, sampled
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 from worker.students.hugging_face import width_of
@@ -112,7 +113,7 @@ def load_task(
             return _running_text(job, inputs, teachers, texts, seed, workplace)
     samples = {param: _read(path, job, param) for param, path in files.items()}
     targets, classes, notes = _targets(job, teachers, samples)
-    readers = _readers(job, inputs, teachers, samples["data.train"])
+    readers, told = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     words = any(isinstance(step, TextAugmentation) for step in data.augment)
@@ -124,7 +125,7 @@ def load_task(
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
-    notes += label_notes(train.targets, evaluation.targets, model)
+    notes += told + label_notes(train.targets, evaluation.targets, model)
     places = classes.places if classes else {}
     return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
 
@@ -142,6 +143,7 @@ def _running_text(
     length, train = job.data.max_length, files["data.train"]
     counts = {param: file.count() for param, file in files.items()} if workplace.packs else {}
     readers = open_reader(job, job.data, inputs, teachers, train.texts())
+    told = check_tokenizers(job, readers, teachers, train.texts())
     reader, end = readers.student, end_of(readers.student)
     taken = TextInput(length=length, vocabulary=reader.vocabulary, pad=end)
     facts = {param: SampleFacts(count, taken, 16 * length) for param, count in counts.items()}
@@ -155,7 +157,7 @@ def _running_text(
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
     prompts = _prompts(job, job.recipe.generation, portions[0], packed[0], reader) if job.recipe.generation else None
-    notes = list(_notes(prompts))
+    notes = [*told, *_notes(prompts)]
     return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
 
 
@@ -272,10 +274,12 @@ def _targets(
 
 def _readers(
     job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples
-) -> Readers | None:
+) -> tuple[Readers | None, list[str]]:
+    """The tokenizers, and oddities of them."""
     if not isinstance(train.inputs, Texts) or not isinstance(job.data, TextOptions):
-        return None
-    return open_readers(job, job.data, inputs, teachers, train.inputs)
+        return None, []
+    readers = open_readers(job, job.data, inputs, teachers, train.inputs)
+    return readers, check_tokenizers(job, readers, teachers, sampled(train.inputs.first))
 
 
 def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Task) -> SampleFacts:

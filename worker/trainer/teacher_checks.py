@@ -217,7 +217,7 @@ class _Texts:
             chosen = torch.linspace(0, self._held.samples - 1, most).long()
             self._held = self._held.take(chosen.to(self._held.home))
         self._bytes = task.bytes if self._held is task.eval else 0
-        self.samples = int((self._held.targets != IGNORED).sum())
+        self.samples = len(_labels(self._held, task.view or ""))
 
     def measure(self, model: Model) -> tuple[Metrics, Tensor | None]:
         """See `_Examiner`; logits are not kept."""
@@ -238,6 +238,7 @@ class _Texts:
 
 
 def _labels(samples: Batch, view: str) -> Tensor:
-    """Tokens (n,) that a model is to say, on the CPU."""
-    labels = samples.inputs.get(NEXT + view, samples.targets).flatten().cpu()
+    """Tokens (n,) that a model is to say, on the CPU; packed texts give them some rows at a time."""
+    parts = (part.inputs.get(NEXT + view, part.targets).flatten().cpu() for part in samples.parts(COUNTED))
+    labels = torch.cat(list(parts))
     return labels[labels != IGNORED]
