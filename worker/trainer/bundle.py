@@ -68,8 +68,8 @@ class Trained(NamedTuple):
     """What share of the student's tokens these teach, by their names."""
     bytes: int = 0
     """Of text, in UTF-8, that a language model is to predict of the samples; 0: there is none."""
-    warnings: Sequence[str] = ()
-    """What the job was warned of."""
+    warnings: Sequence[Figures] = ()
+    """What the job was warned of: `code` and `message` of each."""
 
 
 class Answers(NamedTuple):

@@ -51,7 +51,7 @@ def _warnings(report: Figures) -> Iterator[str]:
     """What the job was warned of."""
     if report.get("warnings"):
         yield "## Warnings"
-        yield "\n".join(f"- {message}" for message in report["warnings"])
+        yield "\n".join(f"- **{told['code']}**: {told['message']}" for told in report["warnings"])
 
 
 def _lineage(job: JobSpec) -> str:

@@ -47,7 +47,7 @@ from worker.trainer.remembering import Memories
 from worker.trainer.report import Figures
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.teacher_checks import check_teachers
-from worker.trainer.warning_log import WarningLog
+from worker.trainer.warning_log import Warned, WarningLog
 from worker.trainer.watch import CHECKPOINTS, Onlooker, Send, Stop, Supervision
 
 
@@ -157,28 +157,31 @@ def _work(
         ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
-    trained = _trained(made, offered, judges.teacher_logits, memories, account)._replace(warnings=send.messages)
+    trained = _trained(made, offered, judges.teacher_logits, memories, account)._replace(warnings=send.figures())
     ranks.dismiss()
     kind = LanguageExamination if job.task == CAUSAL_LM else None
     return Finished(artifacts=write_bundle(trained, folder, made.device, kind), step=state.step)
 
 
-def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories) -> _Made:
+def _prepare(
+    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: Alone, memories: Memories
+) -> _Made:
     """Data and models as training finds them at its first step here."""
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     paths = {name: folder / path for name, path in assignment.inputs.items()}
     inputs = _load_inputs(job, paths, seed, device, _workplace(folder, send, ranks))
-    warn = partial(_warn, send)
     for note in inputs.task.notes:
-        warn(note)
+        send.warn(Warned("odd_data", note))
     plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
-    student = start(inherit(student, job, inputs.models), job, paths, warn).to(device)
+    student = start(
+        inherit(student, job, inputs.models), job, paths, lambda told: send.warn(Warned("fresh_layer", told))
+    ).to(device)
     checked = check_teachers(job, inputs.models if ranks.first else {}, inputs.folders, inputs.task, seed)
     for warning in checked.warnings:
-        warn(warning)
+        send.warn(warning)
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
@@ -191,10 +194,6 @@ def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks
     memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
     return _Made(job, device, inputs, plan, state, teachers, courses, fidelity, checked.outputs)
-
-
-def _warn(send: Send, message: str) -> None:
-    send(Log(level="warning", message=message))
 
 
 def _trained(

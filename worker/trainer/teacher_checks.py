@@ -24,6 +24,7 @@ from worker.metrics.permutation import Moved, moved_classes, moved_places, permu
 from worker.students.model import Model
 from worker.trainer.evaluate import MAIN_METRICS, Metrics, judge, predict
 from worker.trainer.language import Held, Taught, examine_model
+from worker.trainer.warning_log import Warned
 
 CHECKED = 1024
 """Held-out samples that a teacher is asked about, where no more are needed; drawn from the seed."""
@@ -37,7 +38,7 @@ MAX_REPORT_BYTES = 2**26
 class Checked(NamedTuple):
     """What was found out about the teachers of a job."""
 
-    warnings: list[str]
+    warnings: list[Warned]
     outputs: dict[str, Tensor]
     """Answers (N, C) to all held-out samples, on the CPU, by the teachers' names; empty where only some were asked."""
 
@@ -77,7 +78,8 @@ def check_teachers(
     for name, model in models.items():
         found, answers = examiner.measure(model)
         _require(job, name, found, examiner.samples)
-        warnings += [f"teacher {name!r} {told}" for told in _odd(job, model, folders[name], examiner, found, answers)]
+        for odd in _odd(job, model, folders[name], examiner, found, answers):
+            warnings.append(odd._replace(message=f"teacher {name!r} {odd.message}"))
         if answers is not None and len(answers) == len(task.eval):
             outputs[name] = answers
     return Checked(warnings, outputs)
@@ -85,16 +87,21 @@ def check_teachers(
 
 def _odd(
     job: JobSpec, model: Model, folder: Path, examiner: _Examiner, found: Metrics, answers: Tensor | None
-) -> Iterator[str]:
+) -> Iterator[Warned]:
+    """What is odd about a teacher; messages go on from its name."""
     name, count = MAIN_METRICS[job.task].of(found), examiner.samples
     higher, (trivial, which) = METRICS[job.task][name], examiner.trivial(model)
     here = f"{name} {found[name]:.4g} on {count} held-out {'tokens' if job.task == CAUSAL_LM else 'samples'}"
     if name in trivial and _hardly_better(found[name], trivial[name], count, higher):
-        yield f"is hardly better than none: {here}, and {trivial[name]:.4g} for {which}"
+        message = f"is hardly better than none: {here}, and {trivial[name]:.4g} for {which}"
+        yield Warned("teacher_near_chance", message)
     said = _reported(folder, job.task, name)
     if said is not None and _far_worse(found[name], said, higher):
-        yield f"is far from what its own report says: {here}, and {said:.4g} in the report, of other samples or these"
-    yield from examiner.oddities(answers)
+        message = (
+            f"is far from what its own report says: {here}, and {said:.4g} in the report, of other samples or these"
+        )
+        yield Warned("teacher_below_report", message)
+    yield from (Warned("teacher_permuted", message) for message in examiner.oddities(answers))
 
 
 def _hardly_better(found: float, trivial: float, count: int, higher: bool) -> bool:

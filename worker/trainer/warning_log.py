@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from worker.protocol import Log, Report
+
+OTHER = "other"
+"""Code of warnings that say of none."""
+
+
+class Warned(NamedTuple):
+    """One warning."""
+
+    code: str
+    """What kind it is, stable, in snake_case."""
+    message: str
 
 
 class WarningLog:
@@ -12,9 +24,17 @@ class WarningLog:
 
     def __init__(self, send: Callable[[Report], None]) -> None:
         self._send = send
-        self.messages: list[str] = []
+        self._warned: dict[str, Warned] = {}
 
     def __call__(self, report: Report) -> None:
         self._send(report)
-        if isinstance(report, Log) and report.level == "warning" and report.message not in self.messages:
-            self.messages.append(report.message)
+        if isinstance(report, Log) and report.level == "warning":
+            self._warned.setdefault(report.message, Warned(report.code or OTHER, report.message))
+
+    def warn(self, warned: Warned) -> None:
+        """Send a warning."""
+        self(Log(level="warning", message=warned.message, code=warned.code))
+
+    def figures(self) -> list[dict[str, str]]:
+        """For the report, in the order in which they came."""
+        return [warned._asdict() for warned in self._warned.values()]
