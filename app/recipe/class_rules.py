@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from app.recipe.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.data import ImageData
@@ -37,7 +38,7 @@ def told_classes(job: JobSpec, models: Models) -> ClassList | None:
     if order is None or first is None or first.reference not in models:
         return None
     taken = model_classes(job, first, job.teacher_path(0), models[first.reference])
-    return taken._replace(whose="data.class_order")
+    return replace(taken, whose="data.class_order")
 
 
 def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
@@ -86,6 +87,6 @@ def _numbers(job: JobSpec) -> ClassList | None:
 
 def _mismatches(ours: ClassList, theirs: ClassList, path: str) -> Iterator[Problem]:
     try:
-        match_classes(ours if ours.count else ours._replace(count=theirs.count), theirs)
+        match_classes(ours if ours.count else replace(ours, count=theirs.count), theirs)
     except ClassMismatch as error:
         yield Problem(theirs.whose, str(error), WAY_OUT.format(path=path))

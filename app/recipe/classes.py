@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -27,7 +28,8 @@ ClassOrder = Annotated[list[ClassName], Field(min_length=2, max_length=100_000),
 """Names of classes in the order of their numbers."""
 
 
-class ClassList(NamedTuple):
+@dataclass(frozen=True)
+class ClassList:
     """The classes of a file or a model, in the order of their numbers."""
 
     whose: str

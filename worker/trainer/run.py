@@ -47,7 +47,7 @@ from worker.trainer.remembering import Memories
 from worker.trainer.report import Figures
 from worker.trainer.state import TrainState, fresh_student, initial_state
 from worker.trainer.teacher_checks import check_teachers
-from worker.trainer.warning_log import Warned, WarningLog
+from worker.trainer.warning_log import WarningLog
 from worker.trainer.watch import CHECKPOINTS, Onlooker, Send, Stop, Supervision
 
 
@@ -172,16 +172,14 @@ def _prepare(
     paths = {name: folder / path for name, path in assignment.inputs.items()}
     inputs = _load_inputs(job, paths, seed, device, _workplace(folder, send, ranks))
     for note in inputs.task.notes:
-        send.warn(Warned("odd_data", note))
+        send.warn("odd_data", note)
     plan = plan_training(job.recipe, inputs.task.train.samples)
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
-    student = start(
-        inherit(student, job, inputs.models), job, paths, lambda told: send.warn(Warned("fresh_layer", told))
-    ).to(device)
+    student = start(inherit(student, job, inputs.models), job, paths, partial(send.warn, "fresh_layer")).to(device)
     checked = check_teachers(job, inputs.models if ranks.first else {}, inputs.folders, inputs.task, seed)
     for warning in checked.warnings:
-        send.warn(warning)
+        send.warn(*warning)
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)

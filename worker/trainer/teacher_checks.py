@@ -97,9 +97,7 @@ def _odd(
         yield Warned("teacher_near_chance", message)
     said = _reported(folder, job.task, name)
     if said is not None and _far_worse(found[name], said, higher):
-        message = (
-            f"is far from what its own report says: {here}, and {said:.4g} in the report, of other samples or these"
-        )
+        message = f"is far from what its own report says: {here}, and {said:.4g} in the report"
         yield Warned("teacher_below_report", message)
     yield from (Warned("teacher_permuted", message) for message in examiner.oddities(answers))
 

@@ -31,9 +31,9 @@ class WarningLog:
         if isinstance(report, Log) and report.level == "warning":
             self._warned.setdefault(report.message, Warned(report.code or OTHER, report.message))
 
-    def warn(self, warned: Warned) -> None:
+    def warn(self, code: str, message: str) -> None:
         """Send a warning."""
-        self(Log(level="warning", message=warned.message, code=warned.code))
+        self(Log(level="warning", message=message, code=code))
 
     def figures(self) -> list[dict[str, str]]:
         """For the report, in the order in which they came."""

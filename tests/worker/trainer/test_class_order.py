@@ -25,8 +25,8 @@ Document = dict[str, Any]
 NAMES = ["entailment", "neutral", "contradiction"]
 TELLING = {"entailment": "yes", "neutral": "perhaps", "contradiction": "never"}
 OTHER = ["the", "dog", "ran", "home", "again", "and", "late", "it", "was"]
-BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-BERT |= {"intermediate_size": 32, "max_position_embeddings": 32}
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+BERT |= {"intermediate_size": 64, "max_position_embeddings": 32}
 COLUMNS = {"input_columns": ["text"], "label_columns": ["label"], "max_length": 16}
 
 
@@ -68,7 +68,7 @@ def run(folder: Path, inputs: dict[str, Path], document: Document) -> Played:
 
 
 def recipe(loss: str, epochs: int, **more: Any) -> Document:
-    adam = {"kind": "adamw", "lr": 1e-2}
+    adam = {"kind": "adamw", "lr": 3e-3}
     return {"losses": [{"kind": loss}], "epochs": epochs, "batch_size": 16, "optimizer": adam, **more}
 
 
@@ -90,7 +90,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle, "draw_curves", lambda *_: None)
         patch.setattr(measure, "RUNS", 1)
-        played = run(folder / "job", given, {"data": data, "recipe": recipe("cross-entropy", 25)})
+        played = run(folder / "job", given, {"data": data, "recipe": recipe("cross-entropy", 20)})
     assert isinstance(played.word, Finished), played.word
     assert report(folder / "job")["student"]["accuracy"] == 1.0
     assert [row["name"] for row in report(folder / "job")["per_class"]] == sorted(NAMES)
@@ -102,7 +102,8 @@ TAUGHT: Document = {"data": DATA, "teacher": {"model": "teacher"}}
 
 
 def test_classes_of_a_parquet_file_and_a_teacher_meet_by_name(inputs: dict[str, Path], tmp_path: Path) -> None:
-    played = run(tmp_path / "job", inputs, TAUGHT | {"recipe": recipe("kd", 30)})
+    losses = [{"kind": "kd", "temperature": 1.0}]
+    played = run(tmp_path / "job", inputs, TAUGHT | {"recipe": recipe("kd", 40, losses=losses)})
     assert isinstance(played.word, Finished), played.word
     found = report(tmp_path / "job")
     assert found["teacher"]["accuracy"] == 1.0
