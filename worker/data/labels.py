@@ -54,9 +54,9 @@ def find_classes(job: JobSpec, models: Mapping[str, ModelConfig], samples: Mappi
     names = _names(job, models, samples[DATA], list(teachers.values()))
     count = data.classes or (len(names) if names else _numbered_classes(list(teachers.values()), samples))
     if not 2 <= count <= MAX_CLASSES:
-        found = f"the classes are {', '.join(map(shown, names))}" if names else f"the largest label is {count - 1}"
+        told = f"the classes are {', '.join(map(shown, names))}" if names else f"the largest label is {count - 1}"
         accepted = f"labels from 0, at least two classes, at most {MAX_CLASSES}"
-        raise invalid(f"{found}; accepted: {accepted}", DATA)
+        raise invalid(f"{told}; accepted: {accepted}", DATA)
     if names is not None and len(names) != count:
         raise invalid(f"{len(names)} classes have names, but there are {count}", "data.classes")
     found = {
@@ -140,7 +140,8 @@ def _own_classes(samples: Samples, classes: Classes, data: Data, param: str) -> 
         return ClassList(param, len(samples.class_names), samples.class_names)
     if data.class_order is not None or classes.names is None:
         return ClassList(param, classes.count)
-    names = [str(number) for number in range(int(samples.labels.max()) + 1)] if len(samples.labels) else []
+    assert not isinstance(samples.labels, list)  # numbers are at hand
+    names = [str(number) for number in range(int(samples.labels.max()) + 1)]
     if not all(name.isdecimal() for name in classes.names):
         accepted = "names in both files, or data.class_order: the names in the order of the numbers"
         known = classes.listed.shown

@@ -7,6 +7,7 @@ does not pass for one.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -58,18 +59,18 @@ def moved_places(outputs: Tensor, targets: Tensor, width: int = 1) -> Moved:
 
 def _confusion(choices: Tensor, labels: Tensor) -> dict[tuple[int, int], float]:
     """Samples by label and choice, as far as there are any."""
-    pairs, counts = torch.stack((labels, choices), 1).unique(dim=0, return_counts=True)
-    return {(label, choice): count for (label, choice), count in zip(pairs.tolist(), counts.tolist(), strict=True)}
+    return {pair: float(count) for pair, count in Counter(zip(labels.tolist(), choices.tolist(), strict=True)).items()}
 
 
 def _errors(outputs: Tensor, targets: Tensor, width: int) -> Tensor:
     """Mean squared distance (C, C) of each place of the targets (first axis) to each of the outputs, in units of the
     target's variance."""
-    given, wanted = (each.unflatten(1, (-1, width)) for each in (outputs, targets))
+    given, wanted = (each.reshape(len(each), -1, width) for each in (outputs, targets))
     squares = wanted.square().sum(2).mean(0).unsqueeze(1) + given.square().sum(2).mean(0).unsqueeze(0)
     distances = squares - 2 * torch.einsum("nid,njd->ij", wanted, given) / len(outputs)
     variance = wanted.var(0, correction=0).sum(1).clamp(min=1e-12)
-    return distances / variance.unsqueeze(1)
+    errors: Tensor = distances / variance.unsqueeze(1)
+    return errors
 
 
 def _assign(scores: Mapping[tuple[int, int], float] | Tensor, *, largest: bool) -> Moved:
