@@ -71,8 +71,8 @@ def _match(ours: ClassList, theirs: ClassList, path: str) -> ClassMatch:
     try:
         return match_classes(ours, theirs)
     except ClassMismatch as error:
-        message = f"{theirs.whose}: {error}; accepted: {WAY_OUT.format(path=path)}"
-        raise UserError("invalid_teacher", message, theirs.whose) from error
+        message = f"{error}; accepted: {WAY_OUT.format(path=path)}"
+        raise UserError("invalid_teacher", message, theirs.whose) from None
 
 
 def _names(
@@ -154,7 +154,7 @@ def _find(names: list[str], classes: Classes, param: str) -> ClassMatch:
         return match_classes(ClassList(param, len(names), names), classes.listed)
     except ClassMismatch as error:
         accepted = "the same names in data.train and data.eval, or data.class_order with all of them"
-        raise invalid(f"{error}; accepted: {accepted}", param) from error
+        raise invalid(f"{error}; accepted: {accepted}", param) from None
 
 
 def _of_texts(labels: list[str], classes: Classes, param: str) -> tuple[Tensor, list[str]]:
@@ -164,7 +164,7 @@ def _of_texts(labels: list[str], classes: Classes, param: str) -> tuple[Tensor, 
     except ClassMismatch as error:
         wrong = next((index for index, label in enumerate(labels) if not _is_class(label, classes)), None)
         where = f"label {shown(labels[wrong])} at index {wrong} of {param} is no class; " if wrong is not None else ""
-        raise invalid(f"{where}{error}", param) from error
+        raise invalid(f"{where}{error}", param) from None
     number = dict(zip(names, match.places, strict=True))
     targets = torch.from_numpy(np.array([number[label] for label in labels], np.int64))
     return targets, [match.note] if match.note else []
