@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import update
@@ -136,7 +137,7 @@ async def _model(
 
 async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None) -> Job:
     seed = spec.seed if spec.seed is not None else secrets.randbelow(MAX_SEED)
-    resolved = spec.model_copy(update={"seed": seed})
+    resolved = spec.settled(seed, datetime.now(UTC).date())
     job = Job(
         id=new_id("job"),
         project_id=project_id,

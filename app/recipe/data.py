@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -12,9 +13,21 @@ from app.recipe.classes import ClassOrder
 from app.recipe.targets import SoftLandmarks
 from app.recipe.tokenizers import Tokenizer
 
-Key = Annotated[str, Field(min_length=1, max_length=128)]
+Key = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
+Shade = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _day(given: Any) -> Any:
+    """Text as a day of the calendar; strict validation takes none from it where it was not read as JSON."""
+    try:
+        return date.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        raise ValueError("is no day such as 2025-12-31") from None
+
+
+Day = Annotated[date, BeforeValidator(_day)]
 
 
 def _each_once(names: list[str]) -> list[str]:
@@ -92,14 +105,16 @@ class Data(Spec):
 
 
 class Pictures(Data):
-    """Formats of encoded images (PNG, JPEG, WebP, BMP)."""
+    """Formats of encoded images (PNG, JPEG, WebP, BMP), which are turned upright as their EXIF orientation says."""
 
     image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     """Height and width, in pixels, that images are stretched to; required when their sizes differ."""
 
     channels: Literal[1, 3] | None = None
-    """1: images are read as grey, 3: as red, green and blue; none: grey when all of them are. Transparency is
-    dropped."""
+    """1: images are read as grey, 3: as red, green and blue; none: grey when all of them are."""
+
+    background: Annotated[list[Shade], Field(min_length=3, max_length=3)] = [255, 255, 255]
+    """Red, green and blue of what shows through where an image is transparent."""
 
 
 class Texts(Data):
@@ -126,6 +141,10 @@ class Table(Texts):
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
     keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
     a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
+
+    chat_date: Day | None = None
+    """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;
+    none: the day on which the job is made, which is recorded."""
 
     eval_input_columns: Columns | None = None
     """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""

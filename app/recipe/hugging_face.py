@@ -52,6 +52,7 @@ _IMPLEMENTATION = re.compile(r".*_implementation(_internal|_autoset)?")
 _IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
 """Any other name of an implementation may be that of a repository with kernels."""
 _DTYPES = (None, "auto", "float16", "float32", "float64", "bfloat16")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LAYERS = re.compile(r".*(layers?|blocks?|depths?|repeats|depth_coefficient|inner_group_num|hidden_groups)")
 
 
@@ -87,6 +88,8 @@ def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
     `tokenizer_config.json`); see `require_model_type` for what only the first must have.
     """
     for path, key, value in _entries(document, ""):
+        if any(isinstance(text, str) and _SURROGATE.search(text) for text in (key, value)):
+            raise ValueError(f"{path!a} holds half of a surrogate pair, which is no character")
         if key in _CODE and value not in (None, False):
             raise ValueError(f"{path} names code or files that would be loaded; only plain settings are accepted")
         if _IMPLEMENTATION.fullmatch(key) and value not in _IMPLEMENTATIONS:
@@ -101,6 +104,8 @@ def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
 
 def require_model_type(config: dict[str, Any]) -> dict[str, Any]:
     """Return a `config.json` unchanged. Raises `ValueError` unless `refuse_code` accepts it and it has a model type."""
+    if "\\u0000" in json.dumps(config):
+        raise ValueError("holds the character NUL")
     if "model_type" not in config:
         raise ValueError(f"model_type is missing; accepted is one of {', '.join(MODEL_TYPES)}")
     return refuse_code(config)

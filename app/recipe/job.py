@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
-from app.recipe.data import AnyData
+from app.recipe.data import AnyData, Table
 from app.recipe.embedding import Embedding
 from app.recipe.generation import Generation
 from app.recipe.losses import Loss
 from app.recipe.model import Side
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students import Pretrained, Student
-from app.recipe.task import Task
+from app.recipe.task import CAUSAL_LM, Task
 from app.recipe.teacher_cache import DenseCache, TeacherCache
 from app.recipe.teachers import Origin, Teacher, Weighting
 
@@ -196,6 +197,13 @@ class JobSpec(Spec):
     """Higher runs first within a queue."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Seed of all that is drawn at random; none: one is drawn and recorded."""
+
+    def settled(self, seed: int, day: date) -> Self:
+        """The same with what was left open: the seed, and the day that chat templates are told."""
+        settled = self.model_copy(update={"seed": seed})
+        if self.task == CAUSAL_LM and isinstance(self.data, Table) and self.data.chat_date is None:
+            settled = settled.model_copy(update={"data": self.data.model_copy(update={"chat_date": day})})
+        return settled
 
     @property
     def all_teachers(self) -> list[Teacher]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -27,9 +28,11 @@ from torch import Tensor
 
 from worker.data.archive import NDArray
 from worker.data.batches import NEXT, ROWS
-from worker.data.chats import LEARNER, ChatWriter, Span
+from worker.data.chat_templates import Span
+from worker.data.chats import LEARNER, ChatWriter
 from worker.data.documents import end_of, within_spans
 from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.formats.faults import invalid
 from worker.data.packing import stored_dtype
 from worker.data.tokens import TextTokenizer
 from worker.losses.base import IGNORED
@@ -67,22 +70,32 @@ class Told(NamedTuple):
     """What is to be predicted of a chat, whose special tokens are all in the text; none: a text, and all of it."""
     found: bool = True
     """Whether all that is to be predicted stands among what is shared."""
+    touched: bool = False
+    """Whether tokens are to be predicted that have any character in `learned`; else those that begin there."""
 
 
 class _Teller:
     """Tells the samples of the file that the field `param` names to the side with this tokenizer."""
 
-    def __init__(self, reader: TextTokenizer, param: str) -> None:
-        self._reader, self._param, self._row = reader, param, 0
+    def __init__(self, reader: TextTokenizer, param: str, day: date | None) -> None:
+        self._reader, self._param, self._day, self._row = reader, param, day, 0
         self._writer: ChatWriter | None = None
 
     def tell(self, samples: Texts | Chats) -> list[Told]:
         """Some samples after the other. Raises UserError (`invalid_job`, `invalid_data`)."""
         if isinstance(samples, Texts):
             return [Told(text, [(0, len(text))]) for text in samples.first]
-        self._writer = self._writer or ChatWriter(self._reader, self._param)
+        self._writer = self._writer or ChatWriter(self._reader, self._param, self._day)
         first, self._row = self._row, self._row + len(samples.talks)
-        return [_chat(talk, *self._writer.write(talk, row)) for row, talk in enumerate(samples.talks, first)]
+        return [self._chat(self._writer, talk, row) for row, talk in enumerate(samples.talks, first)]
+
+    def _chat(self, writer: ChatWriter, talk: Talk, row: int) -> Told:
+        text, spans = writer.write(talk, row)
+        answers = sum(message.role == LEARNER for message in talk)
+        if len(spans) != answers:
+            found = f"row {row} of {self._param}: the chat template marks {len(spans)} stretches in {answers} answers"
+            raise invalid(f"{found}; accepted beside other tokens: one stretch an answer", self._param)
+        return _chat(talk, text, spans)._replace(touched=writer.marks)
 
 
 def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:
@@ -154,7 +167,7 @@ def _placed(read: Read, base: int, comparable: bool) -> Stream:
     ids = np.array([*begin, *read.encoding.ids, read.end], np.int64)
     counted = np.arange(len(ids)) >= len(begin)
     if told.learned is not None:
-        counted = np.append(within_spans(read.encoding, told.learned, len(told.text)), False)
+        counted = np.append(within_spans(read.encoding, told.learned, len(told.text), touched=told.touched), False)
     return Stream(ids, counted, base + places, exact)
 
 
@@ -170,13 +183,18 @@ def _count(reached: NDArray, shared: Sequence[Span]) -> tuple[NDArray, NDArray]:
 
 
 def read_both(
-    pieces: Iterable[Texts | Chats], student: TextTokenizer, teacher: TextTokenizer, param: str
+    pieces: Iterable[Texts | Chats],
+    student: TextTokenizer,
+    teacher: TextTokenizer,
+    param: str,
+    day: date | None = None,
 ) -> Iterator[Reading]:
-    """All samples of the file that the field `param` names, in their order, in the tokens of both sides.
+    """All samples of the file that the field `param` names, in their order, in the tokens of both sides; chats are
+    written as on `day`.
 
     Raises UserError (`invalid_job`, `invalid_data`).
     """
-    tellers = [(_Teller(reader, param), reader) for reader in (student, teacher)]
+    tellers = [(_Teller(reader, param, day), reader) for reader in (student, teacher)]
     for piece in pieces:
         ours, theirs = (_read(teller.tell(piece), reader) for teller, reader in tellers)
         yield from zip(ours, theirs, strict=True)

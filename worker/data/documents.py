@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import date
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
 
 from worker.data.archive import NDArray
-from worker.data.chats import ChatWriter, Span
+from worker.data.chat_templates import Span
+from worker.data.chats import ChatWriter
 from worker.data.formats.columns import Chats, Talk, Texts
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
@@ -26,15 +28,17 @@ class Document(NamedTuple):
     """Of the text that these stand for, in UTF-8."""
 
 
-def read_documents(pieces: Iterable[Texts | Chats], reader: TextTokenizer, param: str) -> Iterator[Document]:
-    """All samples of the file that the field `param` names, in their order. Raises UserError (`invalid_data`,
-    `invalid_job`)."""
+def read_documents(
+    pieces: Iterable[Texts | Chats], reader: TextTokenizer, param: str, day: date | None = None
+) -> Iterator[Document]:
+    """All samples of the file that the field `param` names, in their order; chats are written as on `day`. Raises
+    UserError (`invalid_data`, `invalid_job`)."""
     row, writer = 0, None
     for piece in pieces:
         if isinstance(piece, Texts):
             yield from _of_texts(piece.first, reader)
         else:
-            writer = writer or ChatWriter(reader, param)
+            writer = writer or ChatWriter(reader, param, day)
             yield from _of_chats(piece.talks, reader, writer, row)
             row += len(piece.talks)
 
@@ -63,12 +67,19 @@ def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, firs
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)
         answers = sum(len(text[start:stop].encode()) for start, stop in spans)
-        yield Document(ids, np.append(within_spans(encoding, spans, len(text)), False), answers)
+        counted = within_spans(encoding, spans, len(text), touched=writer.marks)
+        yield Document(ids, np.append(counted, False), answers)
 
 
-def within_spans(encoding: Encoding, spans: list[Span], length: int) -> NDArray:
-    """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters."""
-    marks = np.zeros(length + 1, bool)
+def within_spans(encoding: Encoding, spans: list[Span], length: int, *, touched: bool = False) -> NDArray:
+    """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters; with `touched`, which
+    have any character there, as the Transformers library counts what a template marks."""
+    marks = np.zeros(length + 1, np.int64)
     for start, end in spans:
-        marks[start:end] = True
-    return marks[[start for start, _ in encoding.offsets]] if encoding.offsets else np.zeros(0, bool)
+        marks[start:end] = 1
+    if not encoding.offsets:
+        return np.zeros(0, bool)
+    begins, ends = np.array(encoding.offsets).T
+    before = np.concatenate([[0], marks.cumsum()])
+    found: NDArray = before[ends] > before[begins] if touched else marks[begins] > 0
+    return found

@@ -34,6 +34,7 @@ from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
+from worker.data.class_names import odd_names
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
@@ -126,6 +127,7 @@ def load_task(
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
     notes += told + label_notes(train.targets, evaluation.targets, model)
+    notes += odd_names((classes and classes.names) or [])
     places = classes.places if classes else {}
     return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
 
@@ -214,7 +216,7 @@ def _prompts(job: JobSpec, wanted: Writing, train: _Portion, packed: Batch, read
     file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
     if not file.talks():
         return beginnings(packed, reader.view, wanted.prompt_tokens, end)
-    read = read_documents(file.pieces("finding what to write on in"), reader, file.param)
+    read = read_documents(file.pieces("finding what to write on in"), reader, file.param, file.day)
     documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
     found = questions(documents, reader.view, room, end, [*reader.special, end])
     if not len(found.samples):

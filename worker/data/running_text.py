@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 
-from app.recipe.data import Data
+from app.recipe.data import Data, Table
 from worker.data.alignment import Aligner, aligning, open_aligned, read_both
 from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents
@@ -72,6 +73,11 @@ class TextFile:
     """The field that names it."""
     workplace: Workplace
 
+    @property
+    def day(self) -> date | None:
+        """The day that templates of chats are told."""
+        return self.data.chat_date if isinstance(self.data, Table) else None
+
     def pieces(self, doing: str) -> Iterator[Texts | Chats]:
         """All of them in their order, some at a time. Raises UserError (`invalid_data`) naming row and value."""
         rows, said = 0, time.monotonic()
@@ -113,7 +119,8 @@ def pack_file(file: TextFile, reader: TextTokenizer, length: int, halves: NDArra
     """
     with ExitStack() as stack:
         packers = [stack.enter_context(packing(path, reader.vocabulary, length, end_of(reader))) for path in paths]
-        for half, document in zip(halves, read_documents(file.pieces("packing"), reader, file.param), strict=True):
+        documents = read_documents(file.pieces("packing"), reader, file.param, file.day)
+        for half, document in zip(halves, documents, strict=True):
             packers[half].add(document)
     if not all(packer.learns for packer in packers):
         found = f"{file.param} holds no token to learn: of chats these are what the role assistant says"
@@ -128,7 +135,8 @@ def align_file(
     student and teacher. Raises UserError (`invalid_data`, `invalid_job`)."""
     with ExitStack() as stack:
         aligners = [stack.enter_context(aligning(path, readers[1], length)) for path in paths]
-        for half, both in zip(halves, read_both(file.pieces("aligning"), *readers, file.param), strict=True):
+        read = read_both(file.pieces("aligning"), *readers, file.param, file.day)
+        for half, both in zip(halves, read, strict=True):
             aligners[half].add(both)
     return aligners
 

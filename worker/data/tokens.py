@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -20,22 +20,26 @@ import torch
 from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from app.recipe.hugging_face import check_document
 from app.recipe.tokenizers import BytePairs, Trained
 from worker.data.archive import NDArray
 from worker.data.formats.columns import RUN_ROWS, Texts, in_runs
+from worker.data.library_tokenizers import BYTE_PAIRS, FILE, SETTINGS, VOCABULARY, open_tokenizer
 from worker.errors import UserError, unusable_model
 
-FILE, VOCABULARY, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
-BYTE_PAIRS = ("vocab.json", "merges.txt")
 MAX_FILE_BYTES = 64 * 2**20
 ROUND = 8
 """Lengths are rounded up to a multiple of this, as devices like them."""
 TEMPLATE = "chat_template.jinja"
-ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
-"""Names that the token which ends a text goes by."""
-PADS, MASKS = ("[PAD]", "<pad>", "<|endoftext|>"), ("[MASK]", "<mask>")
-ROLES = {"cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"), "unk_token": ("[UNK]", "<unk>")}
-"""Names that other special tokens go by, for each of their roles."""
+USUAL = {
+    "pad_token": ("[PAD]", "<pad>", "<|endoftext|>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "eos_token": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "unk_token": ("[UNK]", "<unk>"),
+}
+"""Names that the token of each role goes by, where a tokenizer does not say which it is."""
 NO_WORD = -1
 UNKNOWN = "[UNK]"
 WORD_CHARACTERS = 100
@@ -58,23 +62,21 @@ class TextTokenizer:
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        pad: str | None = None,
-        mask: str | None = None,
-        end: str | None = None,
+        roles: Mapping[str, str] | None = None,
         template: str | None = None,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokenizer, self._end = tokenizer, end
+        self._tokenizer = tokenizer
         self.template = template
         """How a chat becomes one text, in Jinja; none: it knows no chats."""
-        self._pad, self._mask = self._known(pad, PADS), self._known(mask, MASKS)
+        self.named = {role: token for role, token in (roles or {}).items() if tokenizer.token_to_id(token) is not None}
+        """Special tokens by the roles that the tokenizer itself names."""
+        self.roles = _with_usual(tokenizer, self.named)
+        """The same, and those of usual names: `pad_token`, `mask_token`, `eos_token`, …"""
+        self._pad, self._mask = self.roles.get("pad_token"), self.roles.get("mask_token")
         told = json.dumps([tokenizer.to_str(), self._pad, self._mask])
         self.digest = sha256(told.encode()).hexdigest()[:16]
-
-    def _known(self, name: str | None, usual: tuple[str, ...]) -> str | None:
-        names = usual if name is None else (name, *usual)
-        return next((known for known in names if self._tokenizer.token_to_id(known) is not None), None)
 
     @property
     def view(self) -> str:
@@ -89,17 +91,22 @@ class TextTokenizer:
     @property
     def pad(self) -> int:
         """Id of the padding; 0 where the tokenizer knows none."""
-        return self._id(self._pad) or 0
+        return self._id("pad_token") or 0
+
+    @property
+    def pads(self) -> bool:
+        """Whether it has a token for padding."""
+        return self._pad is not None
 
     @property
     def mask(self) -> int | None:
         """Id of the token that stands for a hidden one."""
-        return self._id(self._mask)
+        return self._id("mask_token")
 
     @property
     def end(self) -> int | None:
         """Id of the token that ends a text, where there is one."""
-        return self._id(self._known(self._end, ENDS))
+        return self._id("eos_token")
 
     @property
     def special(self) -> list[int]:
@@ -151,10 +158,10 @@ class TextTokenizer:
     @property
     def separator(self) -> int | None:
         """Id of the token that ends each part of a text."""
-        return self._id(self._known(None, ROLES["sep_token"]))
+        return self._id("sep_token")
 
-    def _id(self, name: str | None) -> int | None:
-        return None if name is None else self._tokenizer.token_to_id(name)
+    def _id(self, role: str) -> int | None:
+        return self._tokenizer.token_to_id(self.roles[role]) if role in self.roles else None
 
     def encode(self, texts: Texts, length: int) -> Encoded:
         """Ids of all texts, cut after `length` tokens (of a pair the longer text first) and padded to the longest."""
@@ -181,11 +188,18 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Write what `load` reads, and what the Transformers library reads."""
         self._tokenizer.save(str(folder / FILE))
-        named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": self._pad, "mask_token": self._mask}
-        named |= {role: self._known(None, names) for role, names in ROLES.items()}
-        named |= {"eos_token": self._known(self._end, ENDS), "chat_template": self.template}
-        told = {name: token for name, token in named.items() if token is not None}
+        told = {"tokenizer_class": "PreTrainedTokenizerFast", **self.roles}
+        told |= {} if self.template is None else {"chat_template": self.template}
         (folder / SETTINGS).write_text(json.dumps(told, indent=2), encoding="utf-8")
+
+
+def _with_usual(tokenizer: tokenizers.Tokenizer, told: Mapping[str, str]) -> dict[str, str]:
+    """Roles as told, and for all others the token of a usual name, where there is one."""
+    known = dict(told)
+    for role, names in USUAL.items():
+        usual = next((name for name in names if tokenizer.token_to_id(name) is not None), None)
+        known |= {role: usual} if usual is not None and role not in known else {}
+    return known
 
 
 def _words(encoding: Encoding, first: str, second: str) -> NDArray:
@@ -206,44 +220,44 @@ def _starts(text: str) -> list[int]:
 
 
 def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
-    """The tokenizer whose files lie in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
-    `param`."""
+    """The tokenizer whose files lie in `folder`, with the ids and special tokens that the Transformers library gives.
+
+    Raises UserError (`invalid_teacher` or `invalid_student`), blaming `param`.
+    """
     settings = _settings(folder, param)
-    pad, mask, end = (_token(settings.get(name)) for name in ("pad_token", "mask_token", "eos_token"))
-    told = pad, mask, end, _template(folder, settings, param)
+    for name in (FILE, VOCABULARY, *BYTE_PAIRS):
+        _require_small(folder / name, param)
+    template = _template(folder, settings, param)
     try:
-        if (folder / FILE).is_file():
-            return TextTokenizer(tokenizers.Tokenizer.from_str(_text(folder / FILE, param)), *told)
-        if (folder / VOCABULARY).is_file():
-            return TextTokenizer(_bert(_text(folder / VOCABULARY, param), settings), *told)
-        if all((folder / name).is_file() for name in BYTE_PAIRS):
-            return TextTokenizer(_byte_pairs(folder, settings, param), *told)
-    except UserError:
-        raise
-    except Exception as error:  # the library raises bare exceptions for whatever is wrong in a file
+        opened = open_tokenizer(folder, settings)
+    except Exception as error:  # the libraries raise bare exceptions for whatever is wrong in a file
         raise _unusable(f"has a tokenizer that can't be read: {str(error)[:200]}", param) from error
-    raise _unusable(
-        f"has no tokenizer; accepted: {FILE}, {VOCABULARY}, or {' and '.join(BYTE_PAIRS)} beside the weights", param
-    )
+    if opened is None:
+        files = f"{FILE}, {VOCABULARY}, or {' and '.join(BYTE_PAIRS)}"
+        raise _unusable(f"has no tokenizer; accepted: {files} beside the weights", param)
+    return TextTokenizer(opened.tokenizer, opened.roles, template)
 
 
 def _unusable(message: str, param: str) -> UserError:
     return unusable_model(message, param)
 
 
-def _text(path: Path, param: str) -> str:
-    if path.stat().st_size > MAX_FILE_BYTES:
+def _require_small(path: Path, param: str) -> None:
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
         raise _unusable(f"has a {path.name} of more than {MAX_FILE_BYTES} bytes", param)
+
+
+def _text(path: Path, param: str) -> str:
+    _require_small(path, param)
     return path.read_text(encoding="utf-8")
 
 
 def _settings(folder: Path, param: str) -> dict[str, Any]:
     path = folder / SETTINGS
     try:
-        found = json.loads(_text(path, param)) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise _unusable(f"has a {SETTINGS} that is not JSON", param) from error
-    return found if isinstance(found, dict) else {}
+        return check_document(SETTINGS, path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise _unusable(f"has a {SETTINGS} that is not JSON of plain settings: {error}", param) from error
 
 
 def _template(folder: Path, settings: dict[str, Any], param: str) -> str | None:
@@ -255,39 +269,6 @@ def _template(folder: Path, settings: dict[str, Any], param: str) -> str | None:
         named = [each for each in told if isinstance(each, dict) and each.get("name") == "default"]
         told = named[0].get("template") if named else None
     return told if isinstance(told, str) else None
-
-
-def _token(told: object) -> str | None:
-    """A special token, which some files write as text and some as an object."""
-    content = told.get("content") if isinstance(told, dict) else told
-    return content if isinstance(content, str) else None
-
-
-def _bert(vocabulary: str, settings: dict[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from its list of pieces, one a line."""
-    pieces = {piece: index for index, piece in enumerate(vocabulary.splitlines())}
-    tokenizer = tokenizers.Tokenizer(
-        models.WordPiece(pieces, unk_token=UNKNOWN, max_input_chars_per_word=WORD_CHARACTERS)
-    )
-    tokenizer = _like_bert(tokenizer, lowercase=bool(settings.get("do_lower_case", True)))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=bool(settings.get("do_lower_case", True)),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-    )
-    return tokenizer
-
-
-def _byte_pairs(folder: Path, settings: dict[str, Any], param: str) -> tokenizers.Tokenizer:
-    """RoBERTa's or GPT-2's tokenizer from its pieces and the pairs that they were joined of."""
-    pieces, pairs = (_text(folder / name, param) for name in BYTE_PAIRS)
-    merges = [tuple(line.split(" ")) for line in pairs.splitlines() if line and not line.startswith("#version")]
-    tokenizer = tokenizers.Tokenizer(models.BPE(json.loads(pieces), merges))  # type: ignore[arg-type]  # of pairs
-    space = bool(settings.get("add_prefix_space", False))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=space), decoders.ByteLevel()
-    special = [*_BYTE_SPECIAL, _GPT2_END]
-    tokenizer.add_special_tokens([token for token in special if tokenizer.token_to_id(token) is not None])
-    return tokenizer if tokenizer.token_to_id("<s>") is None else _between_ends(tokenizer)
 
 
 def _between_ends(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -313,8 +294,6 @@ def _like_bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.T
 _PRIVATE = 0xF0000
 """First of the 65,534 characters of a plane that no text uses."""
 _BERT_SPECIAL = ["[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]
-_GPT2_END = "<|endoftext|>"
-"""All that GPT-2 knows of special tokens; it puts none around a text."""
 _BYTE_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 

@@ -25,6 +25,7 @@ from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.students.last_states import LastStates
+from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -75,21 +76,31 @@ def width_of(student: Transformers) -> int:
         return int(library().AutoConfig.for_model(**{"architectures": [], **student.config}).hidden_size)
 
 
-def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network of `config` with stored weights, under the library's present or former names, in float32.
+def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
+    """The network of `config` with stored weights, under the library's present or former names, in float32; and the
+    names of those that were passed over, because its pretraining had left them.
 
     Raises Misfit, or UserError as `build` does.
     """
     network, found = _loaded(config, state)
-    _require_all(found)
-    return network
+    ignored = _leftovers(network, found)
+    _require_all({**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)})
+    return network, ignored
+
+
+def _leftovers(network: Any, found: Mapping[str, Any]) -> list[str]:
+    table = library().models.auto.modeling_auto
+    return leftovers(found["unexpected_keys"], network.config, network.base_model_prefix, table)
 
 
 @torch.no_grad()
-def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> list[str]:
     """Copy stored weights into a fresh `network` of `config`. What a network of one answer has behind its body stays
-    fresh where the stored one has another answer, or none. Raises Misfit, or UserError as `build` does."""
+    fresh where the stored one has another answer, or none. Returns names as `from_state` does; raises Misfit, or
+    UserError as `build` does."""
     loaded, found = _loaded(config, state)
+    ignored = _leftovers(loaded, found)
+    found = {**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)}
     wrong = {key: [each for each in found[key] if not _is_answer(each, loaded, config)] for key in _FAULTS}
     _require_all({**found, **wrong})
     fresh = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
@@ -97,6 +108,7 @@ def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tens
     for name, tensor in network.state_dict().items():
         if name not in fresh:
             tensor.copy_(stored[name])
+    return ignored
 
 
 _FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")
@@ -156,7 +168,7 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     given = {"architectures": [], **student.config}
     model_type = given.pop("model_type")
     known = library().AutoConfig.for_model(model_type)
-    given |= _from_input(sample, known)
+    given |= _from_input(sample, known, given)
     _require_room(student, given, known, sample)
     if student.decodes:
         return library().AutoConfig.for_model(model_type, **{**given, **_ends(given, sample)})
@@ -170,10 +182,15 @@ def _ends(given: Mapping[str, Any], sample: Input) -> dict[str, Any]:
     return {"pad_token_id": None} | {name: value for name, value in ends.items() if given.get(name) is None}
 
 
-def _from_input(sample: Input, known: Any) -> dict[str, Any]:
-    """What of the input the network's configuration has a word for; `known` holds that configuration's defaults."""
+def _from_input(sample: Input, known: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the input the network's configuration has a word for; `known` holds that configuration's defaults.
+
+    A network that numbers positions from the padding's id on keeps the id that it was given: its tokenizer may pad
+    with another token, which the mask alone minds.
+    """
     if isinstance(sample, TextInput):
-        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad}
+        told = given.get("pad_token_id") if counts_from_padding(str(known.model_type)) else None
+        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad if told is None else told}
     elif isinstance(sample, ImageInput):
         sides = [sample.height, sample.width]
         square = sides[0] == sides[1] and isinstance(getattr(known, "image_size", None), int)
@@ -189,7 +206,7 @@ def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, s
     positions = given.get("max_position_embeddings", told)
     if not isinstance(sample, TextInput) or not isinstance(positions, int) or positions < 1:
         return
-    needed = sample.length + first_position(student.model_type, sample.pad)
+    needed = sample.length + first_position(student.model_type, given.get("pad_token_id") or 0)
     if positions < needed:
         raise UserError(
             "invalid_architecture",
@@ -199,8 +216,15 @@ def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, s
 
 
 def first_position(model_type: str, pad: int) -> int:
-    """Positions that come before the first token's."""
-    return pad + 1 if model_type in ("camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta") else 0
+    """Positions that come before the first token's; `pad` is the id in the network's configuration."""
+    if model_type == "mpnet":  # whose library class has the number itself
+        return 2
+    return pad + 1 if counts_from_padding(model_type) else 0
+
+
+def counts_from_padding(model_type: str) -> bool:
+    """Whether a network numbers positions from the padding's id in its configuration on."""
+    return model_type in ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta")
 
 
 def _base_class(config: Any, student: Transformers) -> Any:

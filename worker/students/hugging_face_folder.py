@@ -13,17 +13,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.recipe.hugging_face import parse_object, refuse_code
-from app.recipe.model import MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
+from app.recipe.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
 from app.recipe.students import SET_FROM_THE_JOB, Transformers
 from app.recipe.task import CAUSAL_LM, Task
-from worker.data.tokens import SETTINGS, TextTokenizer, load_tokenizer
+from worker.data.formats.columns import CLASS_NAME, is_class_name
+from worker.data.formats.faults import shown
+from worker.data.library_tokenizers import SETTINGS
+from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
-from worker.students.hugging_face import first_position, library, tells_parts_apart, width_of
+from worker.students.hugging_face import counts_from_padding, first_position, library, tells_parts_apart, width_of
 from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
 
 PREPROCESSOR = "preprocessor_config.json"
 LONGEST = 512
 """Tokens of a text where the model itself would take more, or sets no bound."""
+_ONE_SIZE = frozenset(
+    {"beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "hiera", "pvt", "vit", "vit_msn"}
+)
+"""Networks with an embedding for each place in the image."""
 BILINEAR = 2
 """Number of the resampling in the Pillow library."""
 
@@ -36,6 +43,8 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     network = Transformers(config={key: value for key, value in config.items() if key not in SET_FROM_THE_JOB})
     defaults = library().AutoConfig.for_model(network.model_type).to_dict()
     settings = {**defaults, **config}
+    if counts_from_padding(network.model_type):
+        network = Transformers(config={**network.config, "pad_token_id": settings["pad_token_id"]})
     if is_encoder(folder):
         return _encoder(network, settings, folder)
     if network.decodes:
@@ -91,6 +100,8 @@ def _classes(config: dict[str, Any]) -> tuple[int, list[str] | None]:
         names = [str(labels[str(number)]) for number in range(len(labels))]
     except KeyError as error:
         raise InvalidModel(f"config.json: id2label has no entry {error}") from error
+    if refused := [name for name in names if not is_class_name(name)]:
+        raise InvalidModel(f"config.json: id2label names a class {shown(refused[0])}; accepted: {CLASS_NAME}")
     return len(names), None if names == [f"LABEL_{number}" for number in range(len(names))] else names
 
 
@@ -108,12 +119,18 @@ def _images(settings: dict[str, Any], folder: Path) -> tuple[Input, Preprocessin
     says = _read(folder, PREPROCESSOR)
     if says is None:
         raise InvalidModel(f"{PREPROCESSOR} is missing, so that the scale of its pixels is not known")
+    if says.get("do_flip_channel_order"):
+        raise InvalidModel(f"{PREPROCESSOR}: do_flip_channel_order is true; accepted is false: red, green, blue")
     channels = int(settings.get("num_channels") or 3)
     scale = float(says.get("rescale_factor", 1 / 255)) if says.get("do_rescale", True) else 1.0
     mean, std = [0.0] * channels, [1.0] * channels
     if says.get("do_normalize", True):
         mean, std = _numbers(says, "image_mean", channels), _numbers(says, "image_std", channels)
-    height, width = _sides(settings.get("image_size") or _processed_size(says))
+    if says.get("do_rescale", True) and says.get("rescale_offset"):  # EfficientNet's: pixels from -1 on
+        mean = [value + 1.0 for value in mean]
+    if says.get("include_top"):  # EfficientNet's, which is divided by the deviation twice
+        std = [value * deviation for value, deviation in zip(std, _numbers(says, "image_std", channels), strict=True)]
+    height, width = _sides(_size(settings, says))
     try:
         image = ImageInput(channels=channels, height=height, width=width)
         return image, Preprocessing(scale=scale, mean=mean, std=std)
@@ -126,6 +143,20 @@ def _numbers(says: dict[str, Any], key: str, channels: int) -> list[float]:
     if not isinstance(values, list) or len(values) != channels:
         raise InvalidModel(f"{PREPROCESSOR}: {key} must have {channels} values, one per channel")
     return [float(value) for value in values]
+
+
+def _size(settings: dict[str, Any], says: dict[str, Any]) -> Any:
+    """What images are brought to: as the preprocessor says, unless the network takes one size alone."""
+    own = settings.get("image_size")
+    return (own or _processed_size(says)) if settings["model_type"] in _ONE_SIZE else (_processed_size(says) or own)
+
+
+def oddities(folder: Path) -> list[str]:
+    """What of the preprocessing of a folder's images is done in another way here."""
+    says = _read(folder, PREPROCESSOR) or {}
+    cut = says.get("do_center_crop") or says.get("crop_pct")
+    told = "says that the middle is cut out of larger images; here the whole image is brought to the same size"
+    return [f"{PREPROCESSOR} {told}"] if cut and not (folder / DESCRIPTIONS[0]).is_file() else []
 
 
 def _processed_size(says: dict[str, Any]) -> Any:
@@ -156,13 +187,14 @@ def _running_text(settings: dict[str, Any], folder: Path) -> TextInput:
 
 def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
     tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
-    pad = int(settings.get("pad_token_id") or 0)
+    if not tokenizer.pads:
+        raise InvalidModel(f"{SETTINGS}: neither the tokenizer nor config.json names a token for padding")
     bounds = [LONGEST, says.get("model_max_length")]
     if (positions := settings.get("max_position_embeddings")) and positions > 0:
-        bounds.append(positions - first_position(settings["model_type"], pad))
+        bounds.append(positions - first_position(settings["model_type"], int(settings.get("pad_token_id") or 0)))
     length = min(int(bound) for bound in bounds if bound)
     vocabulary = _vocabulary(settings, tokenizer)
-    return TextInput(length=length, vocabulary=vocabulary, pad=pad, separator=tokenizer.separator)
+    return TextInput(length=length, vocabulary=vocabulary, pad=tokenizer.pad, separator=tokenizer.separator)
 
 
 def _vocabulary(settings: dict[str, Any], tokenizer: TextTokenizer) -> int:

@@ -72,6 +72,8 @@ class Model(nn.Module):
         self.config = config
         self.view = view or VIEWS[type(config.input)]
         """Which of a batch's inputs it reads."""
+        self.ignored: list[str] = []
+        """Stored tensors that were passed over when it was loaded."""
         self.fit = Resize(config.input) if isinstance(config.input, ImageInput) else nn.Identity()
         """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)

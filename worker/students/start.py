@@ -37,7 +37,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
     fresh = _last_weights(student)
     try:
         if isinstance(student.config.architecture, Transformers):
-            hugging_face.start_from(student.network, student.config, stored_weights(folder))
+            student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
         else:
             take_over(student, load_model(folder), EVERY_LAYER)
         places = _places(student, job, job.student, folder)

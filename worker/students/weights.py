@@ -79,13 +79,17 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
     which does not fit its weights costs nothing.
     """
     config = config or read_config(folder)
-    files = weight_files(folder)
+    files, ignored = weight_files(folder), list[str]()
     try:
-        library = isinstance(config.architecture, Transformers)
-        network = _of_the_library(config, _finite(_tensors(files))) if library else _of_the_zoo(config, files)
+        if isinstance(config.architecture, Transformers):
+            network, ignored = _of_the_library(config, _finite(_tensors(files)))
+        else:
+            network = _of_the_zoo(config, files)
     except (SafetensorError, OSError) as error:
         raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
-    return _ready(Model(config, network))
+    model = _ready(Model(config, network))
+    model.ignored = ignored
+    return model
 
 
 def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
@@ -102,7 +106,7 @@ def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor
     return _convert(name, stored[name], expected) if name in stored else torch.zeros((), dtype=expected.dtype)
 
 
-def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
+def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
     try:
         return hugging_face.from_state(config, state)
     except hugging_face.Misfit as error:

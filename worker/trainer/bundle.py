@@ -17,7 +17,8 @@ from app.recipe.plan import EVAL_BATCH, TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
 from app.recipe.sentence_folder import FILES as FOLDER
 from worker.data.batches import Batch
-from worker.data.tokens import FILE, SETTINGS, TextTokenizer
+from worker.data.library_tokenizers import FILE, SETTINGS
+from worker.data.tokens import TextTokenizer
 from worker.protocol import Artifact
 from worker.students import sentence_folder
 from worker.students.hugging_face import GENERATION

@@ -25,6 +25,8 @@ from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
+from worker.students.hugging_face_folder import oddities
+from worker.students.leftovers import told
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
@@ -177,6 +179,12 @@ def _prepare(
     student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = start(inherit(student, job, inputs.models), job, paths, partial(send.warn, "fresh_layer")).to(device)
+    for name, model in (*inputs.models.items(), ("the student", student)):
+        if model.ignored:
+            send(Log(message=f"{name}: {told(model.ignored)}"))
+    for name, path in inputs.folders.items():
+        for note in oddities(path):
+            send.warn("odd_model", f"{name}: {note}")
     checked = check_teachers(job, inputs.models if ranks.first else {}, inputs.folders, inputs.task, seed)
     for warning in checked.warnings:
         send.warn(*warning)

@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from app.recipe.data import Table
 from app.recipe.documents import DocumentError, parse
 from app.recipe.job import MAX_SEED, JobSpec
 from worker.protocol import (
@@ -66,12 +68,11 @@ def train_file(job_file: Path, out: Path, cache: Path | None = None) -> int:
 def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     """Write `out/assignment.json` for a job file whose references are paths relative to it; raises InvalidJob.
 
-    A seed that had to be drawn is kept when the same folder is used again.
+    A seed that had to be drawn, and the day that chats are told, are kept when the same folder is used again.
     """
     job = _read_job(job_file)
     out.mkdir(parents=True, exist_ok=True)
-    if job.seed is None:
-        job = job.model_copy(update={"seed": _earlier_seed(out) or secrets.randbelow(MAX_SEED) + 1})
+    job = _settled(job, out)
     if outside := [origin.reference for origin in job.origins.values() if origin.model is None]:
         raise InvalidJob(f"{outside[0]} is fetched by a worker of the service only; name a folder as model instead")
     inputs = {name: str((job_file.parent / name).resolve()) for name in job.references.values()}
@@ -136,9 +137,18 @@ def _read_job(job_file: Path) -> JobSpec:
         raise InvalidJob("; ".join(lines)) from error
 
 
-def _earlier_seed(out: Path) -> int | None:
+def _settled(job: JobSpec, out: Path) -> JobSpec:
+    """With the seed and the day that were drawn when the folder was first used."""
+    seed, day = secrets.randbelow(MAX_SEED) + 1, datetime.now(UTC).date()
+    if (earlier := _earlier(out)) is not None:
+        seed = earlier.seed or seed
+        day = (earlier.data.chat_date if isinstance(earlier.data, Table) else None) or day
+    return job.settled(job.seed if job.seed is not None else seed, day)
+
+
+def _earlier(out: Path) -> JobSpec | None:
     try:
-        return Assignment.model_validate_json((out / ASSIGNMENT).read_bytes()).spec.seed
+        return Assignment.model_validate_json((out / ASSIGNMENT).read_bytes()).spec
     except (OSError, ValidationError):
         return None
 

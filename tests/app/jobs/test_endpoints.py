@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+from datetime import UTC, date, datetime
 from typing import Any
 
 import httpx
@@ -345,3 +347,52 @@ async def test_a_teacher_from_a_hub_is_accepted_unseen(api: Api, data: str) -> N
     job = (await api.client.post("/v1/jobs", json=spec)).json()
     assert job["spec"]["teacher"]["hub"] == "owner/name"
     assert (await claim(api)).spec.all_teachers[0].reference == f"owner/name@{teacher['revision']}"
+
+
+PLACES = [
+    (("name",), False),
+    (("labels", "team"), False),
+    (("labels",), True),
+    (("data", "train"), False),
+    (("data", "label_key"), False),
+    (("data",), True),
+    (("student", "config", "hidden_act"), False),
+    (("student", "config"), True),
+    (("student",), True),
+    ((), True),
+]
+"""Where a text stands in a job, and whether it is a key there."""
+
+
+@pytest.mark.parametrize("text", ["a\ud800", "a\0"])
+async def test_what_is_no_character_is_refused_wherever_it_stands(api: Api, text: str) -> None:
+    network = {"architecture": "transformers", "config": {"model_type": "vit"}}
+    for place, key in PLACES:
+        inner = wrong = json.loads(json.dumps(document("file_0", student=network)))
+        for part in place if key else place[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[text if key else place[-1]] = "x" if key else text
+        sent = {"content": json.dumps(wrong), "headers": {"Content-Type": "application/json"}}
+        assert (await api.client.post("/v1/jobs", **sent)).status_code == 422, place
+        assert not (await api.client.post("/v1/jobs/validate", **sent)).json()["valid"], place
+
+
+async def test_the_day_that_chats_are_told_is_recorded_once(api: Api) -> None:
+    texts = await api.client.post("/v1/files", params={"name": "t.jsonl"}, content=b'{"text": "a"}\n' * 20)
+    job = {
+        "task": "causal-lm",
+        "data": {"train": texts.json()["id"], "format": "jsonl", "input_columns": ["text"]},
+        "student": {"architecture": "transformers", "config": {"model_type": "gpt2"}},
+        "recipe": {"losses": [{"kind": "cross-entropy"}]},
+        "export": ["safetensors"],
+    }
+    first = (await api.client.post("/v1/jobs", json=job)).json()
+    day = date.fromisoformat(first["spec"]["data"]["chat_date"])
+    assert abs((datetime.now(UTC).date() - day).days) <= 1
+    told = {**job, "data": {**job["data"], "chat_date": "2024-02-29"}}  # type: ignore[dict-item]
+    second = (await api.client.post("/v1/jobs", json=told)).json()
+    assert second["spec"]["data"]["chat_date"] == "2024-02-29"
+    again = (await api.client.post(f"/v1/jobs/{second['id']}/clone", json={})).json()
+    assert again["spec"]["data"]["chat_date"] == "2024-02-29"
+    told["data"] = {**job["data"], "chat_date": "2024-02-30"}  # type: ignore[dict-item]
+    assert "data.chat_date" in (await api.client.post("/v1/jobs", json=told)).text

@@ -91,9 +91,10 @@ def test_a_list_of_pieces_is_a_tokenizer_of_bert(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path, "teacher.model")
     assert (tokenizer.vocabulary, tokenizer.pad, tokenizer.mask) == (8, 0, 4)
     assert tokenizer.encode(Texts(["The foxes bark"]), 16).ids.tolist() == [[2, 7, 5, 6, 1, 3, 0, 0]]
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "pad_token": {"content": "fox"}}')
+    pad = {"__type": "AddedToken", "content": "the", "lstrip": False, "normalized": False, "rstrip": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "pad_token": pad}))
     cased = load_tokenizer(tmp_path, "teacher.model")
-    assert cased.encode(Texts(["The foxes"]), 16).ids.tolist() == [[2, 1, 5, 6, 3, 5, 5, 5]]
+    assert cased.encode(Texts(["The foxes"]), 16).ids.tolist() == [[2, 1, 5, 6, 3, 7, 7, 7]]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -17,12 +19,13 @@ from transformers import (
     AutoTokenizer,
 )
 
-from app.recipe.model import TextInput
+from app.recipe.model import ImageInput, TextInput
 from tests.worker.students import builders
 from worker.data.formats.columns import Texts
 from worker.data.tokens import TextTokenizer, load_tokenizer
+from worker.students import hugging_face_folder
 from worker.students.hugging_face_folder import write_tokenizer
-from worker.students.model import Model
+from worker.students.model import Model, Normalize
 from worker.students.weights import InvalidModel, load_model, read_config, save_model
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "mat", ",", "un", "##like", "东"]
@@ -178,7 +181,7 @@ def test_shards_lie_in_the_folder(tmp_path: Path, place: object) -> None:
 
 def test_former_names_of_weights_are_understood(tmp_path: Path) -> None:
     model = uploaded(tmp_path, "bert")
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "vocab.txt").write_text("\n".join([WORDS[1], WORDS[0], *WORDS[2:]]))  # padding as in the model
     path = tmp_path / "model.safetensors"
     old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in load_file(path).items()}
     old = {name.replace("LayerNorm.bias", "LayerNorm.beta"): tensor for name, tensor in old.items()}
@@ -263,3 +266,92 @@ def test_a_plain_vocabulary_of_byte_pairs_reads_as_robertas_tokenizer_does(tmp_p
     for left, right in TEXTS:
         assert ids(tokenizer, left, right) == theirs(left, right)["input_ids"]
     assert tokenizer.separator == 2
+
+
+@pytest.mark.parametrize("told", [0, 3, None])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "camembert", "mpnet"])
+def test_the_tokenizer_says_which_token_is_padding(tmp_path: Path, model_type: str, told: int | None) -> None:
+    """Also where `config.json` names another one; what numbers positions by it goes on doing so."""
+    tokenizer = vocabulary(tmp_path / "words")
+    padded = TextTokenizer(tokenizer._tokenizer, {**tokenizer.roles, "pad_token": "mat"})
+    model = text_model(tokenizer, model_type)
+    save_model(model, tmp_path)
+    write_tokenizer(padded, model.config, tmp_path)
+    (tmp_path / "stillhouse.json").unlink()
+    document = json.loads((tmp_path / "config.json").read_text())
+    document |= {"pad_token_id": told}
+    if told is None:
+        del document["pad_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    encoded = read(["the cat sat", "cat"], padding="max_length", max_length=8, truncation=True, return_tensors="pt")
+    loaded = load_model(tmp_path)
+    assert loaded.config.input.model_dump()["pad"] == WORDS.index("mat")
+    torch.testing.assert_close(loaded(encoded["input_ids"]), theirs(**encoded).logits)
+
+
+def test_an_encoder_of_texts_needs_a_token_for_padding(tmp_path: Path) -> None:
+    uploaded(tmp_path, "bert", pad_token_id=None)
+    pieces = {piece: number for number, piece in enumerate(["[UNK]", "cat", "sat"])}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(pieces, unk_token="[UNK]"))
+    raw.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InvalidModel, match="padding"):
+        read_config(tmp_path)
+
+
+PROCESSORS = [
+    ("beit", "BeitImageProcessor", {}),
+    ("bit", "BitImageProcessor", {}),
+    ("convnext", "ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
+    ("deit", "DeiTImageProcessor", {"do_center_crop": False, "size": {"height": 224, "width": 224}}),
+    ("efficientnet", "EfficientNetImageProcessor", {"size": {"height": 32, "width": 32}}),
+    ("efficientnet", "EfficientNetImageProcessor", {"size": {"height": 32, "width": 32}, "include_top": False}),
+    ("efficientnet", "EfficientNetImageProcessor", {"size": {"height": 32, "width": 32}, "rescale_offset": True}),
+    ("mobilenet_v2", "MobileNetV2ImageProcessor", {"size": {"shortest_edge": 224}}),
+    ("segformer", "SegformerImageProcessor", {"size": {"height": 48, "width": 32}}),
+    ("vit", "ViTImageProcessor", {}),
+    ("vit", "ViTImageProcessor", {"do_rescale": False}),
+    ("vit", "ViTImageProcessor", {"do_normalize": False}),
+    ("vit", "ViTImageProcessor", {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 0.9, 0.8]}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "processor", "settings"), PROCESSORS)
+def test_pixels_mean_what_they_mean_to_the_library(
+    tmp_path: Path, model_type: str, processor: str, settings: dict[str, Any]
+) -> None:
+    """Of an image that has the size which the folder speaks of."""
+    theirs = getattr(transformers, processor)(**settings)
+    theirs.save_pretrained(tmp_path)
+    config = transformers.AutoConfig.for_model(model_type)
+    if model_type == "vit":
+        config.image_size = 224
+    sample, preprocessing = hugging_face_folder._images(config.to_dict(), tmp_path)
+    assert isinstance(sample, ImageInput)
+    random = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, sample.height, sample.width), generator=random, dtype=torch.uint8)
+    expected = theirs(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(Normalize(preprocessing, 2)(image[None]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_in_another_order_are_refused(tmp_path: Path) -> None:
+    uploaded(tmp_path)
+    change(tmp_path / "preprocessor_config.json", do_flip_channel_order=True)
+    with pytest.raises(InvalidModel, match="do_flip_channel_order"):
+        read_config(tmp_path)
+
+
+def test_a_cut_that_is_left_out_is_told(tmp_path: Path) -> None:
+    uploaded(tmp_path)
+    assert hugging_face_folder.oddities(tmp_path) == []
+    change(tmp_path / "preprocessor_config.json", do_center_crop=True, crop_size={"height": 32, "width": 32})
+    (told,) = hugging_face_folder.oddities(tmp_path)
+    assert "the middle is cut out" in told
+
+
+@pytest.mark.parametrize("name", ["", "a\0", "a\ud800", "a" * 1025])
+def test_a_name_that_no_class_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    uploaded(tmp_path, id2label={"0": "cat", "1": name, "2": "eel", "3": "fox", "4": "gnu"})
+    with pytest.raises(InvalidModel):
+        read_config(tmp_path)

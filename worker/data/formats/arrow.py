@@ -22,17 +22,20 @@ from app.recipe.data import HfData, ParquetData
 from app.recipe.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray
 from worker.data.formats.columns import (
+    CLASS_NAME,
     Chats,
+    Labels,
     Place,
     Samples,
     Talks,
     Texts,
     Values,
     assemble,
+    is_class_name,
     missing_column,
     running_text,
 )
-from worker.data.formats.faults import MAX_BYTES, invalid
+from worker.data.formats.faults import MAX_BYTES, invalid, shown
 from worker.data.formats.packs import members
 from worker.data.formats.pictures import LARGEST, Encoded, decode
 from worker.errors import UserError
@@ -187,37 +190,67 @@ def _samples(table: pa.Table, data: ParquetData | HfData, task: Task, param: str
         raise invalid(f"{param} has no rows", param)
     inputs = {name: _values(table[name], data, Place(param, name), labels=False) for name in data.input_columns}
     classes = task in CLASSIFICATION
+    names = _class_names(table.schema, data.label_columns[0], param) if classes else None
     labels = {name: _values(table[name], data, Place(param, name), labels=classes) for name in data.label_columns}
-    return assemble(inputs, labels, task, param, _class_names(table.schema, data.label_columns[0]) if classes else None)
+    return assemble(inputs, labels, task, param, names)
 
 
 def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place, *, labels: bool) -> Values:
     """One column of any type that we read; `labels`: whole numbers are classes."""
+    try:
+        return _read_labels(column, place) if labels else _read_inputs(column, data, place)
+    except (UserError, pa.ArrowMemoryError):
+        raise
+    except (pa.ArrowException, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        first = str(error).partition("\n")[0][:200]
+        found = f"column {place.column!r} of {place.param} has values of type {column.type} that can't be read: {first}"
+        raise invalid(found, place.param) from error
+
+
+def _read_inputs(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place) -> Values:
+    column = _plain(column, place)
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    _refuse_nulls(column, place)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return _words(column.to_pylist(), place, empty=not labels)
-    if pa.types.is_nested(kind) and not labels and _holds_messages(kind):
+    if _is_text(kind):
+        values: list[str] = column.to_pylist()
+        return values
+    if pa.types.is_nested(kind) and _holds_messages(kind):
         talks = Talks(place)
         for value in column.to_pylist():
             talks.add(value)
         return talks.whole()
     if _holds_bytes(kind):
         return decode(_encoded(column, place), data, place.param)
-    if labels and (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        return np.asarray(column.cast(pa.int64()).to_numpy())
-    if not labels and _is_numeric(kind):
+    if _is_numeric(kind):
         return _numbers(column, place)
-    raise _unreadable(kind, place, labels=labels)
+    raise _unreadable(kind, place, "text, numbers, lists of numbers, or bytes of images")
 
 
-def _unreadable(kind: pa.DataType, place: Place, *, labels: bool) -> UserError:
-    accepted = "whole numbers or text" if labels else "text, numbers, lists of numbers, or bytes of images"
-    return invalid(
-        f"column {place.column!r} of {place.param} has values of type {kind}; accepted: {accepted}", place.param
-    )
+def _read_labels(column: pa.ChunkedArray, place: Place) -> Values:
+    column = _plain(column, place)
+    kind = column.type
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return np.asarray(column.cast(pa.int64()).to_numpy())
+    if not (_is_text(kind) or _is_number(kind)):
+        raise _unreadable(kind, place, "whole numbers or text")
+    found = Labels(place, typed=True)
+    for value in column.to_pylist():
+        found.add(value)
+    return found.whole()
+
+
+def _plain(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
+    """Without the coding of a dictionary or of another type around it; there is a value in every row."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    _refuse_nulls(column, place)
+    return column
+
+
+def _unreadable(kind: pa.DataType, place: Place, accepted: str) -> UserError:
+    found = f"column {place.column!r} of {place.param} has values of type {kind}"
+    return invalid(f"{found}; accepted: {accepted}", place.param)
 
 
 def _refuse_nulls(column: pa.ChunkedArray, place: Place) -> None:
@@ -226,10 +259,13 @@ def _refuse_nulls(column: pa.ChunkedArray, place: Place) -> None:
         raise place.wrong(row, None, "a value in every row")
 
 
-def _words(values: list[str], place: Place, *, empty: bool) -> list[str]:
-    if not empty and "" in values:
-        raise place.wrong(values.index(""), "", "text that is not empty")
-    return values
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return bool(plain or pa.types.is_decimal(kind))
 
 
 def _holds_messages(kind: pa.DataType) -> bool:
@@ -256,14 +292,13 @@ def _encoded(column: pa.ChunkedArray, place: Place) -> Iterator[Encoded]:
 
 def _is_numeric(kind: pa.DataType) -> bool:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    number = kind.value_type if lists else kind
-    return bool(pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number))
+    return _is_number(kind.value_type if lists else kind)
 
 
 def _numbers(column: pa.ChunkedArray, place: Place) -> NDArray:
     """Numbers (N, 1), or lists of one length (N, T), as float32."""
     width = 1
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+    if not _is_number(column.type):
         column, width = _flattened(column, place)
     values: NDArray = column.cast(pa.float64(), safe=False).to_numpy()
     with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
@@ -288,11 +323,16 @@ def _flattened(column: pa.ChunkedArray, place: Place) -> tuple[pa.ChunkedArray, 
     return flat, int(lengths[0])
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None:
     """Names of a `ClassLabel`, from the description that `datasets` writes into its tables; none: it says nothing."""
     try:
         features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else None
+    if not isinstance(names, list):
+        return None
+    for number, name in enumerate(names):
+        if not is_class_name(name):
+            raise invalid(f"{param} names class {number} {shown(name)}; accepted: {CLASS_NAME}", param)
+    return names

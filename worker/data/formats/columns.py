@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol, TypeVar, cast
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +23,8 @@ class Message(NamedTuple):
 
     role: str
     content: str
+    more: Mapping[str, Any] = MappingProxyType({})
+    """What else it holds, such as `name` or `reasoning_content`; a template may write that, too."""
 
 
 T = TypeVar("T")
@@ -45,6 +50,14 @@ TOLD = 10
 """Values that a note names."""
 RUN_ROWS = 1024
 RUN_CHARACTERS = 2**20
+_WHOLE = re.compile(r"\s*-?[0-9]{1,400}\s*", re.A)
+_NUMBER = re.compile(r"\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)\s*", re.A | re.I)
+MAX_NAME = 1024
+"""Characters of a class's name."""
+CLASS_NAME = f"text that is not empty, of at most {MAX_NAME} characters, without NUL"
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair that stands for one character; alone, it is none."""
+FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 def in_runs(values: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
@@ -129,15 +142,16 @@ class Numbers:
 
 
 class Words:
-    """Texts, or names of classes."""
+    """Texts."""
 
-    def __init__(self, place: Place, *, empty: bool) -> None:
-        self._place, self._empty = place, empty
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._values: list[str] = []
 
     def add(self, value: object) -> None:
-        if not isinstance(value, str) or not (value or self._empty):
-            raise self._place.wrong(len(self._values), value, "text" if self._empty else "text that is not empty")
+        if not isinstance(value, str):
+            raise self._place.wrong(len(self._values), value, "text")
+        require_characters(value, self._place, len(self._values))
         self._values.append(value)
 
     def whole(self) -> list[str]:
@@ -157,6 +171,9 @@ class Talks:
         talk = [message for message in map(_message, rows) if message is not None]
         if not talk or len(talk) < len(rows):
             raise self._place.wrong(len(self._values), value, "a list of messages, each with a role and a content")
+        for message in talk:
+            for text in (message.role, message.content, *_texts_in(message.more)):
+                require_characters(text, self._place, len(self._values))
         self._values.append(talk)
 
     def whole(self) -> list[Talk]:
@@ -165,84 +182,136 @@ class Talks:
 
 
 def _message(told: object) -> Message | None:
-    role, content = (told.get("role"), told.get("content")) if isinstance(told, dict) else (None, None)
-    return Message(role, content) if isinstance(role, str) and isinstance(content, str) else None
+    if not isinstance(told, dict):
+        return None
+    role, content = told.get("role"), told.get("content")
+    more = {key: value for key, value in told.items() if key not in ("role", "content") and value is not None}
+    return Message(role, content, more) if isinstance(role, str) and isinstance(content, str) else None
 
 
-class Classes:
-    """Numbers of classes."""
+def _texts_in(value: object) -> Iterator[str]:
+    """All texts of a JSON value, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts_in(inner)
+
+
+class Labels:
+    """Numbers of classes, or their names: numbers where all values are whole numbers, written plainly in a format of
+    text alone."""
 
     def __init__(self, place: Place, *, typed: bool) -> None:
         self._place, self._typed = place, typed
-        self._values = array("q")
-        self._written: dict[int, object] = {}
-        self._rewritten: dict[int, object] = {}
+        self._values: list[str | int] = []
+        self._known: dict[str, str] = {}
+        """Of equal names one is kept."""
 
     def add(self, value: object) -> None:
-        number = as_class(value, typed=self._typed)
-        if number is None:
-            raise self._place.wrong(len(self._values), value, "a whole number, as in row 0")
-        self._values.append(number)
-        if not self._typed and self._written.setdefault(number, value) != value:
-            self._rewritten.setdefault(number, value)
+        label = value if isinstance(value, str) else as_class(value)
+        wanted = type(self._values[0]) if self._values else None
+        if label is None or (self._typed and wanted not in (None, type(label))):
+            accepted = "text" if wanted is str else "a whole number below 2**63"
+            accepted += ", or text" if wanted is None else ", as in row 0"
+            raise self._place.wrong(len(self._values), value, accepted)
+        if isinstance(label, str) and label not in self._known:
+            require_characters(label, self._place, len(self._values))
+            self._known[label] = label
+        self._values.append(self._known[label] if isinstance(label, str) else label)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Numbers that were written in more than one way, as `7` and `007`, and may have been meant to differ."""
-        pairs = [f"{self._written[number]!r} and {other!r}" for number, other in sorted(self._rewritten.items())]
+        if self._typed or not all(map(is_whole, self._known)):
+            return ()
+        written: dict[int, list[str]] = {}
+        for label in self._known:
+            written.setdefault(int(label), []).append(label)
+        pairs = [f"{ways[0]!r} and {ways[1]!r}" for _, ways in sorted(written.items()) if len(ways) > 1]
         if not pairs:
             return ()
         told = ", ".join(pairs[:TOLD]) + (f" and {len(pairs) - TOLD} more" if len(pairs) > TOLD else "")
         where = f"column {self._place.column!r} of {self._place.param}"
         return (f"{where} writes classes in several ways, which are taken for one number: {told}",)
 
-    def whole(self) -> NDArray:
-        """(N,) int64."""
-        return np.frombuffer(self._values, np.int64).copy()
+    def whole(self) -> NDArray | list[str]:
+        """(N,) int64, or N names."""
+        if not self._typed and all(map(is_whole, self._known)):
+            self._values = [int(value) for value in self._values]
+        names = [value for value in self._values if isinstance(value, str)]
+        if names:
+            self._require_names(names)
+            return names
+        for row, number in enumerate(self._values):
+            if as_class(number) is None:
+                raise self._place.wrong(row, number, "a whole number below 2**63")
+        return np.array(self._values, np.int64)
+
+    def _require_names(self, names: list[str]) -> None:
+        refused = {name for name in self._known if not is_class_name(name)}
+        if refused:
+            row = next(row for row, name in enumerate(names) if name in refused)
+            raise self._place.wrong(row, names[row], CLASS_NAME)
 
 
-FLOAT_MAX = float(np.finfo(np.float32).max)
+def is_class_name(name: object) -> bool:
+    """Whether a class can have this name."""
+    if not isinstance(name, str) or not name or "\0" in name or len(name) > MAX_NAME:
+        return False
+    return not SURROGATE.search(name)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is the number of a class as plainly written, with spaces around it or not."""
+    return _WHOLE.fullmatch(text) is not None
+
+
+def require_characters(text: str, place: Place, row: int) -> None:
+    """Raise UserError where a text holds half of a surrogate pair, which no file or tokenizer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        accepted = f"text without halves of surrogate pairs, such as its character {error.start}"
+        raise place.wrong(row, text, accepted) from None
 
 
 def as_number(value: object, *, typed: bool) -> float | None:
     """The value as a number; text is read as one unless the format has types of its own."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if abs(value) <= FLOAT_MAX else math.inf
-    if typed or not isinstance(value, str) or "_" in value:
+    if typed or not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
+    return float(value)
 
 
-def as_class(value: object, *, typed: bool) -> int | None:
-    """The value as the number of a class, if it is one."""
-    if typed:
-        number = int(value) if isinstance(value, int) else None  # true and false are classes too
-    else:
-        number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else None
-    return number if number is not None and -(2**63) <= number < 2**63 else None
+def as_class(value: object) -> int | None:
+    """A value of a format with types as the number of a class, if it is one: whole, also as a float or a decimal."""
+    if isinstance(value, float | Decimal):
+        value = int(value) if math.isfinite(value) and value == int(value) else None
+    return int(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else None  # true and false are, too
 
 
 def text_column(first: object) -> Callable[[Place], Column]:
     """A column of texts, or of chats where `first`, its first value, is one."""
-    return Talks if isinstance(first, list) else lambda place: Words(place, empty=True)
+    return Talks if isinstance(first, list) else Words
 
 
 def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
     """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
     numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
     if task in ("text-classification", EMBEDDING) or not numeric:
-        return Words(place, empty=True)
+        return Words(place)
     return Numbers(place, typed=typed)
 
 
-def label_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
-    """A column of labels whose first value is `first`."""
-    if task not in CLASSIFICATION:
-        return Numbers(place, typed=typed)
-    return Words(place, empty=False) if as_class(first, typed=typed) is None else Classes(place, typed=typed)
+def label_column(task: Task, place: Place, *, typed: bool) -> Column:
+    """A column of labels."""
+    return Labels(place, typed=typed) if task in CLASSIFICATION else Numbers(place, typed=typed)
 
 
 def missing_column(name: str, there: Iterable[str], where: str, param: str) -> UserError:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from app.recipe.data import ImageFolderData
 from app.recipe.task import Task
-from worker.data.formats.columns import Samples
+from worker.data.formats.columns import CLASS_NAME, Samples, is_class_name
 from worker.data.formats.faults import invalid, shown
 from worker.data.formats.packs import members
 from worker.data.formats.pictures import LARGEST, Encoded, decode
@@ -52,4 +52,6 @@ def _classes(places: list[PurePosixPath], param: str) -> list[str]:
         if len(part) != depth + 2:
             found = f"{shown(str(place))} in {param} lies in no folder of a class, or below one"
             raise invalid(f"{found}; accepted: class/image", param)
+        if not is_class_name(part[depth]):
+            raise invalid(f"{param} has a folder {shown(part[depth])}; accepted: {CLASS_NAME}", param)
     return [part[depth] for part in parts]

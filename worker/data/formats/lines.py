@@ -17,7 +17,7 @@ from app.recipe.data import CsvData, JsonlData, Table
 from app.recipe.task import Task
 from worker.data.formats.columns import (
     Chats,
-    Classes,
+    Labels,
     Place,
     Samples,
     Texts,
@@ -34,7 +34,7 @@ from worker.data.formats.faults import MAX_BYTES, invalid, shown
 MAX_TEXT = 2**40
 """Most that a file which is read piece by piece may unpack to."""
 MAX_LINE = 16 * 2**20
-"""Characters of one line."""
+"""Characters of one line, and of one value."""
 
 Row = Sequence[object]
 
@@ -60,8 +60,9 @@ def jsonl_pieces(path: Path, data: JsonlData, param: str) -> Iterator[Texts | Ch
 
 
 def _rows_of_csv(path: Path, data: CsvData, param: str, most: int) -> Iterator[Row]:
-    with _opened(path, param, most) as lines:
+    with _opened(path, param, most, ending="") as lines:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
+        csv.field_size_limit(MAX_LINE)  # of the whole process, which reads no other CSV; its own is 131,072
         reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
         header = next(reader, [])
         places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
@@ -74,12 +75,13 @@ def _rows_of_jsonl(path: Path, data: JsonlData, param: str, most: int) -> Iterat
 
 
 @contextmanager
-def _opened(path: Path, param: str, most: int) -> Iterator[Iterator[str]]:
+def _opened(path: Path, param: str, most: int, ending: str = "\n") -> Iterator[Iterator[str]]:
+    """Its lines; an empty `ending` also takes those that only a carriage return ends."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as stream:
-            yield _lines(cast(IO[bytes], stream), param, most)
+            yield _lines(cast(IO[bytes], stream), param, most, ending)
     except UnicodeDecodeError as error:
         raise invalid(f"{param} is not UTF-8 text: {error.reason}", param) from error
     except csv.Error as error:
@@ -88,9 +90,9 @@ def _opened(path: Path, param: str, most: int) -> Iterator[Iterator[str]]:
         raise invalid(f"{param} is not soundly packed by gzip", param) from error
 
 
-def _lines(stream: IO[bytes], param: str, most: int) -> Iterator[str]:
+def _lines(stream: IO[bytes], param: str, most: int, ending: str) -> Iterator[str]:
     taken = 0
-    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    text = io.TextIOWrapper(stream, "utf-8-sig", newline=ending)
     while line := text.readline(MAX_LINE + 1):
         taken += len(line)
         if len(line) > MAX_LINE:
@@ -152,15 +154,16 @@ def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed:
     first = next(rows, None)
     if first is None:
         raise invalid(f"{param} has no rows", param)
-    made = [input_column] * len(data.input_columns) + [label_column] * len(data.label_columns)
     names = [*data.input_columns, *data.label_columns]
+    inputs = zip(first, data.input_columns, strict=False)
     columns = [
-        make(value, task, Place(param, name), typed=typed) for make, name, value in zip(made, names, first, strict=True)
+        *(input_column(value, task, Place(param, name), typed=typed) for value, name in inputs),
+        *(label_column(task, Place(param, name), typed=typed) for name in data.label_columns),
     ]
     for row in chain([first], rows):
         for column, value in zip(columns, row, strict=True):
             column.add(value)
     wholes = [(name, column.whole()) for name, column in zip(names, columns, strict=True)]
     split = len(data.input_columns)
-    notes = tuple(note for column in columns if isinstance(column, Classes) for note in column.notes)
+    notes = tuple(note for column in columns if isinstance(column, Labels) for note in column.notes)
     return assemble(dict(wholes[:split]), dict(wholes[split:]), task, param)._replace(notes=notes)

@@ -27,6 +27,18 @@ LARGEST = 64 * 2**20
 """Bytes of one encoded image; a PNG of the largest side without any compression has about as many."""
 TOGETHER = 256
 """Images decoded at a time."""
+ORIENTATION = 0x0112
+"""EXIF tag that tells how an image is stored, relative to how it is looked at."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the tag's value, what turns the stored image upright."""
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"RGB", "RGBA", "P", "CMYK", "YCbCr", "PA", "RGBa", "RGBX"}
 
@@ -39,7 +51,8 @@ class Encoded(NamedTuple):
 
 
 def decode(images: Iterable[Encoded], data: Pictures, param: str) -> NDArray:
-    """All images as (N, C, H, W) uint8, C = 1 or 3, stretched to `data.image_size` if given (bilinear, antialiased).
+    """All images as (N, C, H, W) uint8, C = 1 or 3: upright, laid over `data.background` where they are transparent,
+    and then stretched to `data.image_size` if given (bilinear, antialiased).
 
     Raises UserError naming the image at fault: one that can't be decoded, or is of another size than the first.
     """
@@ -86,6 +99,8 @@ class _Decoder:
 
     def __init__(self, data: Pictures, param: str) -> None:
         self._size, self._channels, self._param = data.image_size, data.channels, param
+        red, green, blue = data.background
+        self._ground = (red, green, blue, 255)
 
     def __call__(self, encoded: Encoded) -> NDArray:
         try:
@@ -99,19 +114,35 @@ class _Decoder:
     def _pixels(self, image: Image.Image, name: str) -> NDArray:
         if max(image.size) > MAX_SIDE:
             raise self._refused(name, f"has {image.height} x {image.width} pixels; accepted: at most {MAX_SIDE} a side")
-        if getattr(image, "n_frames", 1) > 1:
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
             raise self._refused(name, "moves; accepted: images of one frame")
         if image.mode not in _GREY | _COLOUR:
             raise self._refused(name, f"has pixels of kind {image.mode}; accepted: 8 bits a channel")
-        flat = image.convert("L" if self._grey(image.mode) else "RGB")
+        if "transparency" in image.info and any(";16" in str(part) for part in getattr(image, "tile", ())):
+            raise self._refused(name, "has a transparent colour of 16 bits a channel; accepted: 8 bits a channel")
+        flat = self._opaque(_upright(image)).convert("L" if self._grey(image.mode) else "RGB")
         if self._size is not None and (flat.height, flat.width) != tuple(self._size):
             height, width = self._size
             flat = flat.resize((width, height), Image.Resampling.BILINEAR)
         array = np.asarray(flat)
         return array[:, :, None] if array.ndim == 2 else array
 
+    def _opaque(self, image: Image.Image) -> Image.Image:
+        if not image.has_transparency_data:
+            return image
+        return Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image.convert("RGBA"))
+
     def _grey(self, mode: str) -> bool:
         return mode in _GREY if self._channels is None else self._channels == 1
 
     def _refused(self, name: str, message: str) -> UserError:
         return invalid(f"{shown(name)} in {self._param} {message}", self._param)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as it is looked at; one whose EXIF block can't be read is taken as it is stored."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # whatever the library raises for a block that is no EXIF
+        turn = None
+    return image if turn is None else image.transpose(turn)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from app.recipe.task import Task
 from tests.worker.data.formats.builders import PARAM, array, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
 from worker.data.formats.columns import Samples, Texts
+from worker.errors import UserError
 
 
 def parquet(inputs: list[str], labels: list[str], **more: Any) -> Data:
@@ -99,7 +103,9 @@ ONE_PATH = pa.array([{"bytes": None, "path": "/etc/passwd"}], pa.struct({"bytes"
             "has [] in row 0",
         ),
         ({"x": [[1], [None]], "y": [1, 2]}, parquet(["x"], ["y"]), "regression", "has [None] in row 1"),
-        ({"x": ["a", "b"], "y": [1.5, 2]}, parquet(["x"], ["y"]), "text-classification", "values of type double"),
+        ({"x": ["a", "b"], "y": [1.5, 2]}, parquet(["x"], ["y"]), "text-classification", "has 1.5 in row 0"),
+        ({"x": ["a", "b"], "y": [b"c", b"d"]}, parquet(["x"], ["y"]), "text-classification", "values of type binary"),
+        ({"x": ["a"], "y": pa.array([2**63], pa.uint64())}, parquet(["x"], ["y"]), "text-classification", "in row 0"),
         ({"x": ["a", "b"], "y": ["c", ""]}, parquet(["x"], ["y"]), "text-classification", "has '' in row 1"),
         ({"x": ["a", "b"], "y": [1, None]}, parquet(["x"], ["y"]), "text-classification", "has None in row 1"),
         ({"x": ["a"], "y": [1]}, parquet(["z"], ["y"]), "text-classification", "no column 'z'; it has 'x', 'y'"),
@@ -112,6 +118,151 @@ ONE_PATH = pa.array([{"bytes": None, "path": "/etc/passwd"}], pa.struct({"bytes"
 )
 def test_what_is_wrong_is_named(tmp_path: Path, columns: dict[str, Any], data: Data, task: Task, message: str) -> None:
     assert message in said(tmp_path, columns, data, task)
+
+
+HALF = Decimal("0.5")
+TYPES: list[pa.Array] = [
+    pa.array([0, 1], pa.uint64()),
+    pa.array([2**63, 2**64 - 1], pa.uint64()),
+    pa.array([0, 1], pa.uint8()),
+    pa.array([-1, 1], pa.int64()),
+    pa.array([0.0, 1.0], pa.float16()),
+    pa.array([0.0, 1.0], pa.float32()),
+    pa.array([0.0, np.nan], pa.float64()),
+    pa.array([0.0, 1e300], pa.float64()),
+    pa.array([Decimal(0), Decimal(1)], pa.decimal128(3, 0)),
+    pa.array([Decimal(0), HALF], pa.decimal128(3, 1)),
+    pa.array([Decimal(0), Decimal(1)], pa.decimal256(50, 2)),
+    pa.array([Decimal(0), Decimal(10) ** 60], pa.decimal256(70, 2)),
+    pa.array([True, False]),
+    pa.array([None, None]),
+    pa.array(["a", None]),
+    pa.array(["a", "b"], pa.large_string()),
+    pa.array(["a", "b"], pa.string_view()),
+    pa.array([b"a", b"b"]),
+    pa.array([b"a", b"b"], pa.large_binary()),
+    pa.array([b"a", b"b"], pa.binary_view()),
+    pa.array([b"a", b"b"], pa.binary(1)),
+    pa.array(["a", None]).dictionary_encode(),
+    pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None])),
+    pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array([2**63, 1], pa.uint64())),
+    pa.array([0, 1]).dictionary_encode(),
+    pa.array([0, 1], pa.date32()),
+    pa.array([0, 86_400_000], pa.date64()),
+    pa.array([0, 1], pa.time32("s")),
+    pa.array([0, 1], pa.timestamp("us", "UTC")),
+    pa.array([0, 1], pa.duration("ns")),
+    pa.array([[0, 1], [1, 0]]),
+    pa.array([[0, 1], [1, 0]], pa.large_list(pa.float16())),
+    pa.array([[0, 1], [1, 0]], pa.list_(pa.float32(), 2)),
+    pa.array([[0, 1], None], pa.list_(pa.float32(), 2)),
+    pa.array([[0, 1], [1, 0]], pa.list_view(pa.int8())),
+    pa.array([[Decimal(0)], [HALF]], pa.list_(pa.decimal128(3, 1))),
+    pa.array([[2, 3], [0, 1], [1, 0], [4, 5]])[1:3],
+    pa.array([2, 0, 1, 3])[1:3],
+    pa.array([[[0]], [[1]]]),
+    pa.array([["a"], ["b"]]),
+    pa.array([["a"], ["b"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+    pa.array([{"a": 0}, {"a": 1}]),
+    pa.array([[("a", 0)], []], pa.map_(pa.string(), pa.int8())),
+    pa.array([{"bytes": "a"}, {"bytes": "b"}]),
+    pa.array([[{"content": 1}], [{"content": 2}]]),
+    pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0, 1], pa.int8())),
+    pa.ExtensionArray.from_storage(pa.json_(), pa.array(["0", "1"])),
+    pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)] * 2, pa.binary(16))),
+    pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 2, 2), np.float32)),
+    pa.RunEndEncodedArray.from_arrays([2], pa.array([1])),
+    pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([0, 1])]),
+]
+
+
+def name_of(column: Any) -> str:
+    return str(getattr(column, "type", column))[:30]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf-dataset"])
+@pytest.mark.parametrize("task", ["text-classification", "image-classification", "regression"])
+@pytest.mark.parametrize("role", ["x", "y"])
+@pytest.mark.parametrize("column", TYPES, ids=name_of)
+def test_a_column_of_any_type_is_read_or_refused(
+    tmp_path: Path, column: pa.Array, role: str, task: Task, kind: str
+) -> None:
+    other = ["a", "b"] if role == "y" else [1, 0]
+    table = pa.table({role: column, "y" if role == "x" else "x": other})
+    data = options(kind, input_columns=["x"], label_columns=["y"])
+    try:
+        path = stored(tmp_path, table, kind)
+    except pa.ArrowException:
+        pytest.skip("Parquet has no such type")
+    try:
+        found = read_samples(path, data, task, PARAM)
+    except UserError as error:
+        assert error.code == "invalid_data"
+        assert repr(role) in error.message or "'row 0'" in error.message
+    else:
+        assert len(found.labels) == 2
+
+
+def stored(folder: Path, table: pa.Table, kind: str) -> Path:
+    """The table as a Parquet file, or as a data set."""
+    if kind == "parquet":
+        pq.write_table(table, folder / "t.parquet")
+        return folder / "t.parquet"
+    with pa.ipc.new_stream(buffer := io.BytesIO(), table.schema) as stream:
+        stream.write_table(table)
+    state = json.dumps({"_data_files": [{"filename": "data.arrow"}]}).encode()
+    return packed(folder / "t.tar", {"set/state.json": state, "set/data.arrow": buffer.getvalue()})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([0, 1, 2], pa.uint64()),
+        pa.array([0.0, 1.0, 2.0], pa.float16()),
+        pa.array([Decimal(0), Decimal(1), Decimal("2.0")], pa.decimal128(3, 1)),
+        pa.array([Decimal(0), Decimal(1), Decimal(2)], pa.decimal256(50, 0)),
+        pa.array([9, 0, 1, 2])[1:],
+        pa.DictionaryArray.from_arrays(pa.array([1, 0, 2]), pa.array([1, 0, 2])),
+    ],
+    ids=name_of,
+)
+def test_whole_numbers_of_any_type_are_classes(tmp_path: Path, labels: pa.Array) -> None:
+    found = read(tmp_path, {"x": ["a", "b", "c"], "y": labels}, parquet(["x"], ["y"]), "text-classification").labels
+    assert np.asarray(found).tolist() == [0, 1, 2]
+    assert np.asarray(found).dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("labels", "value"),
+    [
+        (pa.array([0, 2**63], pa.uint64()), str(2**63)),
+        (pa.array([0, 0.5]), "0.5"),
+        (pa.array([0, np.inf]), "inf"),
+        (pa.array([0, 1e30]), "1e+30"),
+        (pa.array([Decimal(0), HALF], pa.decimal128(3, 1)), "Decimal('0.5')"),
+    ],
+    ids=name_of,
+)
+def test_what_is_no_number_of_a_class_is_named(tmp_path: Path, labels: pa.Array, value: str) -> None:
+    message = said(tmp_path, {"x": ["a", "b"], "y": labels}, parquet(["x"], ["y"]), "text-classification")
+    assert message.startswith(f"column 'y' of data.train has {value} in row 1; accepted: a whole number below 2**63")
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    columns = {"x": pa.array([Decimal("0.5"), Decimal(2)], pa.decimal128(3, 1)), "y": pa.array([HALF, HALF])}
+    found = read(tmp_path, columns, parquet(["x"], ["y"]), "regression")
+    assert (array(found).tolist(), np.asarray(found.labels).tolist()) == ([[0.5], [2]], [[0.5], [0.5]])
+
+
+@pytest.mark.parametrize("name", ["", "a\0", "\ud800", "a" * 1025])
+def test_a_name_that_no_class_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    features = {"y": {"names": ["a", name], "_type": "ClassLabel"}}
+    told = json.dumps({"info": {"features": features}}).encode()
+    table = pa.table({"x": ["a", "b"], "y": [0, 1]}).replace_schema_metadata({b"huggingface": told})
+    pq.write_table(table, tmp_path / "t.parquet")
+    message = refusal(tmp_path / "t.parquet", parquet(["x"], ["y"]), "text-classification").message
+    assert "names class 1" in message
+    assert message.isascii()
 
 
 @pytest.mark.parametrize("damage", ["cut", "scramble", "other"])

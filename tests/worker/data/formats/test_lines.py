@@ -13,8 +13,9 @@ import pytest
 from app.recipe.data import Data
 from app.recipe.task import Task
 from tests.worker.data.formats.builders import PARAM, array, options, refusal
-from worker.data.formats import lines, read_samples
+from worker.data.formats import lines, read_pieces, read_samples
 from worker.data.formats.columns import Samples, Texts
+from worker.errors import UserError
 
 TEXT = {"input_columns": ["text"], "label_columns": ["label"]}
 PAIR = {"input_columns": ["a", "b"], "label_columns": ["score"]}
@@ -87,7 +88,14 @@ def test_json_lines_have_types_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "task", "message"),
     [
-        ("text,label\na,1\nb,x\n", "text-classification", "'label' of data.train has 'x' in row 1"),
+        (
+            f"text,label\na,1\nb,{2**63}\n",
+            "text-classification",
+            "'label' of data.train has 9223372036854775808 in row 1",
+        ),
+        ("text,label\na,x\nb,y\0\n", "text-classification", "has 'y"),
+        ("text,label\na,x\nb," + "y" * 1025 + "\n", "text-classification", "in row 1"),
+        ("text,label\na,1\nb,１\n", "regression", "has '１' in row 1"),
         ("text,label\na,yes\nb,\n", "text-classification", "'label' of data.train has '' in row 1"),
         ("text,label\n1,1\nb,2\n", "regression", "'text' of data.train has 'b' in row 1"),
         ("text,label\na,1\nb,nan\n", "regression", "'label' of data.train has 'nan' in row 1"),
@@ -102,7 +110,6 @@ def test_json_lines_have_types_of_their_own(tmp_path: Path) -> None:
         ('text,label\n"a,1\n', "text-classification", "not sound CSV"),
         (b"text,label\na\xff,1\n", "text-classification", "not UTF-8"),
         (gzip.compress(b"text,label\na,1\n", mtime=0)[:-9], "text-classification", "not soundly packed"),
-        ("text,label\n" + "a" * 200_000 + ",1\n", "text-classification", "not sound CSV"),
     ],
 )
 def test_what_is_wrong_with_csv_is_named(tmp_path: Path, content: str | bytes, task: Task, message: str) -> None:
@@ -132,6 +139,95 @@ def test_what_is_wrong_with_csv_is_named(tmp_path: Path, content: str | bytes, t
 )
 def test_what_is_wrong_with_json_lines_is_named(tmp_path: Path, content: str, task: Task, message: str) -> None:
     assert message in said(tmp_path, content, jsonl(), task)
+
+
+ODD = ["--1", "+1", "1_0", "１", "0x1", " 1", "1.0", "True", "nan", "inf", "1e3", "-", "²", "٣", "None", "NULL"]
+
+
+@pytest.mark.parametrize("first", ["0", "zero"])
+@pytest.mark.parametrize("odd", ODD)
+def test_labels_are_names_where_any_is_text(tmp_path: Path, odd: str, first: str) -> None:
+    found = read(tmp_path, f"text,label\na,{first}\nb,{odd}\nc,x\n", csv())
+    assert found.labels == [first, odd, "x"]
+    rows = "\n".join(json.dumps({"text": "a", "label": label}) for label in (first, odd, "x"))
+    assert read(tmp_path, rows, jsonl()).labels == found.labels
+
+
+@pytest.mark.parametrize("odd", [odd for odd in ODD if odd != " 1"])
+def test_a_number_that_is_not_plainly_written_is_a_name(tmp_path: Path, odd: str) -> None:
+    assert read(tmp_path, f"text,label\na,0\nb,{odd}\n", csv()).labels == ["0", odd]
+
+
+@pytest.mark.parametrize("label", ["-1", " 1", "1 ", "007", "12"])
+def test_plain_numbers_are_numbers_of_classes(tmp_path: Path, label: str) -> None:
+    found = read(tmp_path, f"text,label\na,0\nb,{label}\n", csv()).labels
+    assert np.asarray(found).tolist() == [0, int(label)]
+
+
+@pytest.mark.parametrize(("label", "number"), [("1.0", 1), ("true", 1), ("-1", -1), ("1e2", 100)])
+def test_whole_numbers_of_any_type_are_numbers_of_classes(tmp_path: Path, label: str, number: int) -> None:
+    rows = f'{{"text": "a", "label": 0}}\n{{"text": "b", "label": {label}}}'
+    assert np.asarray(read(tmp_path, rows, jsonl()).labels).tolist() == [0, number]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a", "label": "b\udc00"},
+        {"text": "a\ud83d", "label": "b"},
+        {"text": "\udcff", "label": "b"},
+    ],
+)
+@pytest.mark.parametrize("task", ["text-classification", "regression"])
+def test_half_a_surrogate_pair_is_named(tmp_path: Path, row: dict[str, Any], task: Task) -> None:
+    plain = {"text": "a", "label": "b" if task == "text-classification" else 1.0}
+    message = said(tmp_path, "\n".join(map(json.dumps, (plain, {**plain, **row}))), jsonl(), task)
+    column = next(name for name, value in row.items() if not value.isascii())
+    assert f"column {column!r} of data.train" in message
+    assert "in row 1" in message
+    assert message.isascii()
+
+
+@pytest.mark.parametrize(
+    "value", ["a\ud83d", [{"role": "user", "content": "\udc00"}], [{"role": "\ud800", "content": ""}]]
+)
+def test_half_a_surrogate_pair_is_named_where_texts_are_read_in_pieces(tmp_path: Path, value: Any) -> None:
+    plain = "a" if isinstance(value, str) else [{"role": "user", "content": "a"}]
+    path = write(tmp_path, "\n".join(json.dumps({"text": each}) for each in (plain, plain, value)))
+    with pytest.raises(UserError, match="in row 2") as caught:
+        list(read_pieces(path, jsonl(label_columns=[]), PARAM, tmp_path))
+    assert (caught.value.code, caught.value.param) == ("invalid_data", PARAM)
+
+
+@pytest.mark.parametrize("characters", [131_073, 1_000_000])
+def test_a_value_may_be_long(tmp_path: Path, characters: int) -> None:
+    for data, content in (
+        (csv(), "text,label\n{},0\nb,1\n"),
+        (csv(delimiter="\t", quoted=False), "text\tlabel\n{}\t0\n"),
+    ):
+        found = read(tmp_path, content.format("a" * characters), data)
+        assert isinstance(found.inputs, Texts)
+        assert len(found.inputs.first[0]) == characters
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_only_line_feeds_end_a_row(tmp_path: Path, character: str) -> None:
+    text = f"one{character}two"
+    assert read(tmp_path, f"text,label\n{text},0\nb,1\n", csv()).inputs == Texts([text, "b"])
+    rows = json.dumps({"text": text, "label": 0}, ensure_ascii=False) if character > "\x1f" else None
+    if rows:
+        assert read(tmp_path, f"{rows}\r\n{rows}\n", jsonl()).inputs == Texts([text, text])
+
+
+def test_a_carriage_return_is_white_space_of_json(tmp_path: Path) -> None:
+    assert read(tmp_path, '{"text": "a",\r "label": 0}\r\n{"text": "b", "label": 1}', jsonl()).inputs == Texts(
+        ["a", "b"]
+    )
+
+
+def test_a_value_that_no_quote_ends_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE", 200_000)
+    assert "not sound CSV" in said(tmp_path, 'text,label\n"' + "a\n" * 100_001 + '",1\n', csv())
 
 
 def test_columns_must_go_together(tmp_path: Path) -> None:

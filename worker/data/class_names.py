@@ -1,0 +1,39 @@
+"""What is odd about the names of classes, so that nobody learns two classes for one, or names for numbers."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from worker.data.formats.columns import is_whole
+from worker.data.formats.faults import shown
+
+MOST = 5
+"""Names that a warning repeats."""
+
+
+def odd_names(names: Sequence[str]) -> Iterator[str]:
+    """Warnings about the names of a job's classes, each naming some of those that it is about."""
+    if blank := [name for name in names if not name.strip()]:
+        yield f"a class has the name {shown(blank[0])}, which is nothing but spaces"
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[" ".join(unicodedata.normalize("NFKC", name).split())].append(name)
+    for same in alike.values():
+        if len(same) > 1:
+            yield f"the classes {_listed(same)} differ only in spaces or in how characters are encoded"
+    numbers = [name for name in names if is_whole(name)]
+    if numbers and len(numbers) < len(names):
+        others = [name for name in names if not is_whole(name)]
+        yield f"labels are read as names, also {_listed(numbers)}: {_listed(others)} are no numbers of classes"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(_ascii, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+def _ascii(name: str) -> str:
+    """A name with all that looks alike told apart, cut as `shown` cuts it."""
+    text = ascii(name)
+    return text if len(text) <= 60 else f"{text[:57]}..."
