@@ -9,10 +9,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from app.recipe.job import JobSpec
 from app.recipe.teacher_cache import DEFAULT_BYTES
+
+MAX_TEXT = 8192
+"""Characters of a text in a message: a line may have a million bytes, and texts repeat what users have written."""
+
+
+def _sendable(text: object) -> object:
+    """The text, cut where it is too long, and without halves of surrogate pairs, which UTF-8 does not have."""
+    if not isinstance(text, str):
+        return text
+    sound = text.encode("utf-8", "backslashreplace").decode()
+    left = len(sound) - MAX_TEXT + 40  # room for what tells of the cut
+    return sound if len(sound) <= MAX_TEXT else f"{sound[:-left]} … and {left} more characters"
+
+
+Text = Annotated[str, BeforeValidator(_sendable)]
 
 
 class Message(BaseModel):
@@ -111,7 +126,7 @@ class Log(Message):
 
     type: Literal["log"] = "log"
     level: Literal["info", "warning"] = "info"
-    message: str
+    message: Text
     code: str | None = None
     """Of a warning, for the report: what kind it is, stable, in snake_case."""
 
@@ -147,8 +162,8 @@ class Failed(Message):
     fault: Literal["user", "system", "capacity"]
     code: str
     """Stable, in snake_case: `invalid_data`, `nan_loss`, `out_of_memory`, …"""
-    message: str
-    param: str | None = None
+    message: Text
+    param: Text | None = None
     """Path of the field of the job that is to blame, when one is."""
     step: int | None = None
     """Optimizer step at which it showed, when it was one."""

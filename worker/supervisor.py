@@ -24,6 +24,7 @@ from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.access import DATABASE_LOST, Access
 from worker.context import Context
 from worker.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from
+from worker.limits import note_of
 from worker.memory import oom_kills
 from worker.protocol import (
     CheckpointSaved,
@@ -210,6 +211,8 @@ class Attempt:
             return Failure("system", "trainer_died", "the trainer fell silent")
         if status == -signal.SIGKILL and oom_kills() > self._oom_kills:
             return Failure("capacity", "out_of_memory", "the trainer was killed: the machine ran out of memory")
+        if (note := note_of(self._folder, trainer.pid)) and (told := note.explain(status)):
+            return Failure(told.fault, told.code, told.message, told.param)
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         return Failure("system", "trainer_died", f"the trainer {how}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -31,6 +32,8 @@ from app.models.repository import models_using
 DELETE_OBJECTS = "delete_objects"
 """Kind of the outbox's messages that ask for objects (`keys`) to be deleted."""
 EXPIRED_PER_ROUND = 100
+_INSPECTORS = ThreadPoolExecutor(2, "inspect")
+"""So few, because a header of a few megabytes takes fifty times that while it is read."""
 
 
 def discard(session: AsyncSession, keys: list[str]) -> None:
@@ -181,7 +184,7 @@ async def _inspect(store: Store, stored: StoredObject) -> Inspection:
             return inspect(file, stored.size)
 
     try:
-        return await asyncio.to_thread(read)
+        return await asyncio.get_running_loop().run_in_executor(_INSPECTORS, read)
     except MissingObject as error:
         raise _changed() from error
 

@@ -17,7 +17,17 @@ from app.files.tables import File
 from app.models.schemas import ModelRequest
 from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
-from app.recipe.hugging_face import CONFIG, DOCUMENTS, INDEX, WEIGHTS, check_document, chosen, is_weights, read_index
+from app.recipe.hugging_face import (
+    CONFIG,
+    DOCUMENTS,
+    INDEX,
+    MAX_INDEX_BYTES,
+    WEIGHTS,
+    check_document,
+    chosen,
+    is_weights,
+    read_index,
+)
 from app.recipe.key_map import Conversion
 from app.recipe.model import ImageInput, Input, ModelConfig
 from app.recipe.students import Transformers
@@ -28,6 +38,8 @@ UNCONVERTED = {"torch": "weights.pt", "safetensors": "weights.safetensors"}
 """Names of weights that a worker has still to convert, by the format of their file."""
 ARRAYS = ("npz", "safetensors", "torch", "parquet")
 """Formats of files that are no text."""
+READ_WHOLE = {**DOCUMENTS, INDEX: MAX_INDEX_BYTES}
+"""Files that are read here, and the bytes that each may have."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Tensors of a normalisation layer that are measured, not trained."""
 
@@ -162,7 +174,7 @@ def _format_problems(files: Mapping[str, File]) -> Iterator[FieldError]:
         if is_weights(name) != (file.format == "safetensors") or (not is_weights(name) and file.format in ARRAYS):
             accepted = "a safetensors file" if is_weights(name) else "a text file"
             yield FieldError(param=f"files.{name}", message=f"file {file.id!r} is {file.format}", accepted=accepted)
-        elif file.size > (most := DOCUMENTS.get(name, file.size)):
+        elif file.size > (most := READ_WHOLE.get(name, file.size)):
             message = f"file {file.id!r} has {file.size} bytes"
             yield FieldError(param=f"files.{name}", message=message, accepted=f"at most {most} bytes")
 

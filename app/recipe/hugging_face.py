@@ -34,7 +34,8 @@ is neither scaled nor capped."""
 MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES, *DECODER_MODEL_TYPES)
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_INDEX_BYTES = 1 << 26
+MAX_INDEX_BYTES = 4 << 20
+"""Of the index of shards: 40,000 tensors, where models that fit a worker have some thousand."""
 MAX_DEPTH = 16
 """Levels of lists and objects within each other."""
 MAX_LAYERS = 1000
@@ -155,12 +156,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"holds {name}, which is not JSON")
 
 
+MAX_DESCRIPTION_BYTES = 8 << 20
+"""Of the files that name the classes, which may be many."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 CONFIG = "config.json"
 DOCUMENTS = {
-    CONFIG: MAX_CONFIG_BYTES,
-    "stillhouse.json": MAX_CONFIG_BYTES,
+    CONFIG: MAX_DESCRIPTION_BYTES,
+    "stillhouse.json": MAX_DESCRIPTION_BYTES,
     "preprocessor_config.json": MAX_CONFIG_BYTES,
     "tokenizer_config.json": MAX_CONFIG_BYTES,
     "special_tokens_map.json": MAX_CONFIG_BYTES,

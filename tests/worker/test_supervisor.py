@@ -297,6 +297,28 @@ def test_oom_kills_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> N
     assert oom_kills() >= 0
 
 
+@pytest.mark.parametrize(("act", "word"), [("die=SIGABRT", "SIGABRT"), ("exit=1", "takes longer than 60 s")])
+async def test_a_file_that_ends_its_reader_is_its_owners_fault_and_is_not_read_again(
+    settings: Settings, database: Database, act: str, word: str
+) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "read=a tokenizer", act) as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"], job.error["param"]) == ("user", "invalid_teacher", "teacher")
+    assert job.error["message"].startswith("a tokenizer ")
+    assert word in job.error["message"]
+
+
+async def test_a_trainer_that_is_killed_while_it_reads_is_tried_again(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "read=a tokenizer", "die=SIGKILL") as context:
+        await run_next(context)
+    assert (await load(database, job_id)).status == "queued"
+
+
 async def test_a_trainer_killed_for_want_of_memory_is_a_fault_of_capacity(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from worker.data.documents import end_of, within_spans
 from worker.data.formats.columns import Chats, Talk, Texts
 from worker.data.formats.faults import invalid
 from worker.data.packing import stored_dtype
+from worker.data.text_limits import reading_template, write_all
 from worker.data.tokens import TextTokenizer
 from worker.losses.base import IGNORED
 
@@ -85,12 +86,13 @@ class _Teller:
         """Some samples after the other. Raises UserError (`invalid_job`, `invalid_data`)."""
         if isinstance(samples, Texts):
             return [Told(text, [(0, len(text))]) for text in samples.first]
-        self._writer = self._writer or ChatWriter(self._reader, self._param, self._day)
+        with reading_template():
+            self._writer = writer = self._writer or ChatWriter(self._reader, self._param, self._day)
         first, self._row = self._row, self._row + len(samples.talks)
-        return [self._chat(self._writer, talk, row) for row, talk in enumerate(samples.talks, first)]
+        written = enumerate(write_all(writer, samples.talks, first))
+        return [self._chat(writer, samples.talks[index], *both, first + index) for index, both in written]
 
-    def _chat(self, writer: ChatWriter, talk: Talk, row: int) -> Told:
-        text, spans = writer.write(talk, row)
+    def _chat(self, writer: ChatWriter, talk: Talk, text: str, spans: list[Span], row: int) -> Told:
         answers = sum(message.role == LEARNER for message in talk)
         if len(spans) != answers:
             found = f"row {row} of {self._param}: the chat template marks {len(spans)} stretches in {answers} answers"

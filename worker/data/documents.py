@@ -13,6 +13,7 @@ from worker.data.archive import NDArray
 from worker.data.chat_templates import Span
 from worker.data.chats import ChatWriter
 from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.text_limits import reading_template, write_all
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 
@@ -38,7 +39,8 @@ def read_documents(
         if isinstance(piece, Texts):
             yield from _of_texts(piece.first, reader)
         else:
-            writer = writer or ChatWriter(reader, param, day)
+            with reading_template():
+                writer = writer or ChatWriter(reader, param, day)
             yield from _of_chats(piece.talks, reader, writer, row)
             row += len(piece.talks)
 
@@ -62,7 +64,7 @@ def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, firs
     """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted.
     The chats are those from row `first` on."""
     end = end_of(reader)
-    written = [writer.write(talk, first + row) for row, talk in enumerate(talks)]
+    written = write_all(writer, talks, first)
     encodings = reader.encode_whole([text for text, _ in written])
     for encoding, (text, spans) in zip(encodings, written, strict=True):
         ids = np.array([*encoding.ids, end], np.int64)

@@ -5,6 +5,7 @@ Every file has classes of its own, in an order of its own; they are found among 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,11 +20,13 @@ from app.recipe.job import JobSpec
 from app.recipe.model import MAX_CLASSES, ModelConfig
 from worker.data.archive import NDArray
 from worker.data.formats.columns import Samples
-from worker.data.formats.faults import invalid, shown
+from worker.data.formats.faults import invalid, listed, shown
 from worker.errors import UserError
 
 Labels = NDArray | list[str]
 DATA = "data.train"
+MAX_NAMES_BYTES = 2 * 2**20
+"""Of all classes, as JSON; a model's description has them twice, and may have four times that."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,14 @@ def find_classes(job: JobSpec, models: Mapping[str, ModelConfig], samples: Mappi
     names = _names(job, models, samples[DATA], list(teachers.values()))
     count = data.classes or (len(names) if names else _numbered_classes(list(teachers.values()), samples))
     if not 2 <= count <= MAX_CLASSES:
-        told = f"the classes are {', '.join(map(shown, names))}" if names else f"the largest label is {count - 1}"
+        told = f"the classes are {listed(names)}" if names else f"the largest label is {count - 1}"
         accepted = f"labels from 0, at least two classes, at most {MAX_CLASSES}"
         raise invalid(f"{told}; accepted: {accepted}", DATA)
     if names is not None and len(names) != count:
         raise invalid(f"{len(names)} classes have names, but there are {count}", "data.classes")
+    if names is not None and len(json.dumps(names)) > MAX_NAMES_BYTES:
+        long = f"the names of the {count} classes take more than {MAX_NAMES_BYTES} bytes together"
+        raise invalid(f"{long}; accepted: shorter names", "data.train")
     found = {
         name: _match(ClassList(DATA, count, names), theirs, job.teacher_path(index))
         for index, (name, theirs) in enumerate(teachers.items())

@@ -15,7 +15,7 @@ from app.recipe.augmentation import TextAugmentation
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data import Data, HfData, ImageData
 from app.recipe.data import Texts as TextOptions
-from app.recipe.facts import Known, Problem, SampleFacts
+from app.recipe.facts import Archive, Known, Problem, SampleFacts
 from app.recipe.generation import Writing
 from app.recipe.job import JobSpec
 from app.recipe.model import (
@@ -38,7 +38,7 @@ from worker.data.class_names import odd_names
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
-from worker.data.formats.faults import invalid
+from worker.data.formats.faults import data_room, data_subject, invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.label_notes import label_notes
 from worker.data.labels import Classes, class_targets, find_classes
@@ -51,9 +51,12 @@ from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.data.tokenizer_checks import check_tokenizers, sampled
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
+from worker.limits import reading
 from worker.students.hugging_face import width_of
 
 IMAGES, TABLE = "images", "table"
+MOST_PROBLEMS = 20
+"""Of those that are found, told in one message."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def load_task(
     """
     data, files = job.data, {param: inputs[name] for param, name in _references(job.data).items()}
     if isinstance(data, ImageData):
-        known: dict[str, Known] = {param: read_headers(path, param) for param, path in files.items()}
+        known: dict[str, Known] = {param: _headers(path, param) for param, path in files.items()}
         _refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
     else:
         _refuse(find_problems(job, InputFacts(teachers=teachers)))
@@ -241,14 +244,22 @@ def _references(data: Data) -> dict[str, str]:
     return named
 
 
+def _headers(path: Path, param: str) -> Archive:
+    with reading(data_subject(param)):
+        return read_headers(path, param)
+
+
 def _read(path: Path, job: JobSpec, param: str) -> Samples:
-    samples = read_samples(path, job.data, job.task, param)
+    with reading(data_subject(param), data_room(path)):
+        samples = read_samples(path, job.data, job.task, param)
     return as_rows(samples, param) if job.task == EMBEDDING else samples
 
 
 def _refuse(problems: list[Problem]) -> None:
     if problems:
-        lines = [f"{p.param}: {p.message}" + (f" (accepted: {p.accepted})" if p.accepted else "") for p in problems]
+        some = problems[:MOST_PROBLEMS]
+        lines = [f"{p.param}: {p.message}" + (f" (accepted: {p.accepted})" if p.accepted else "") for p in some]
+        lines += [f"… and {len(problems) - len(some)} more"] if problems[MOST_PROBLEMS:] else []
         room = problems[0].param.split(".")[0]
         code = {"data": "invalid_data", "teacher": "invalid_teacher"}.get(room, "invalid_job")
         raise UserError(code, "; ".join(lines), problems[0].param)

@@ -16,6 +16,7 @@ from app.recipe.other_tokens import other_tokens_problems
 from app.recipe.students import Pretrained
 from app.recipe.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from worker.data.formats.columns import Texts
+from worker.data.text_limits import reading_tokenizer, tokenizer_subject
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer
 from worker.errors import UserError
 
@@ -81,7 +82,7 @@ def open_readers(
     Raises UserError (`invalid_teacher`, `invalid_job`).
     """
     by_teacher = {
-        teacher.reference: load_tokenizer(folders[teacher.reference], job.teacher_param(index))
+        teacher.reference: _stored(folders[teacher.reference], job.teacher_param(index))
         for index, teacher in enumerate(job.all_teachers)
     }
     student = _students(job, options, folders, list(by_teacher.values()), train)
@@ -104,8 +105,7 @@ def open_reader(
     Raises UserError (`invalid_teacher`, `invalid_job`), the latter too for what can't be learned from other tokens.
     """
     readers = [
-        load_tokenizer(folders[teacher.reference], job.teacher_param(index))
-        for index, teacher in enumerate(job.all_teachers)
+        _stored(folders[teacher.reference], job.teacher_param(index)) for index, teacher in enumerate(job.all_teachers)
     ]
     wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
     if isinstance(wanted, BytePairs) and not isinstance(job.student, Pretrained):
@@ -119,6 +119,14 @@ def open_reader(
             _require_comparable(job, index, own)
             lengths[own.view] = min(lengths.get(own.view, MOST), _most(teachers[teacher.reference]))
     return Readers(student, by_teacher, lengths)
+
+
+def _stored(folder: Path, param: str) -> TextTokenizer:
+    """The tokenizer of the model in `folder`; the rules in it are a stranger's, and bounded wherever they work."""
+    with reading_tokenizer(folder, param):
+        tokenizer = load_tokenizer(folder, param)
+    tokenizer.subject = tokenizer_subject(param)
+    return tokenizer
 
 
 def _most(teacher: ModelConfig) -> int:
@@ -144,7 +152,7 @@ def _students(
     train: Texts,
 ) -> TextTokenizer:
     if isinstance(job.student, Pretrained):
-        return load_tokenizer(folders[job.student.reference], f"student.{job.student.source}")
+        return _stored(folders[job.student.reference], f"student.{job.student.source}")
     wanted = options.tokenizer or (TeacherTokenizer() if teachers else WordPiece())
     if not isinstance(wanted, TeacherTokenizer):
         return train_tokenizer(wanted, train)

@@ -23,10 +23,11 @@ from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_pieces
 from worker.data.formats.columns import Chats, Texts
-from worker.data.formats.faults import invalid
+from worker.data.formats.faults import TABLE_RATIO, data_room, data_subject, invalid, most_text
 from worker.data.holdout import hold_out_any
 from worker.data.packing import PackedTexts, open_packed, packing
 from worker.data.tokens import TextTokenizer
+from worker.limits import reading
 
 SECONDS_BETWEEN_WORDS = 60.0
 """Of what is being done; well below the silence after which a trainer is taken to hang."""
@@ -81,7 +82,22 @@ class TextFile:
     def pieces(self, doing: str) -> Iterator[Texts | Chats]:
         """All of them in their order, some at a time. Raises UserError (`invalid_data`) naming row and value."""
         rows, said = 0, time.monotonic()
-        for piece in read_pieces(self.path, self.data, self.param, self.workplace.folder):
+        pieces, taken, most = (
+            read_pieces(self.path, self.data, self.param, self.workplace.folder),
+            0,
+            most_text(self.path),
+        )
+        while True:
+            with reading(data_subject(self.param), data_room(self.path)):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            taken += _characters(piece)
+            if taken > most:
+                found = f"the texts of {self.param} have more than {most} characters together"
+                raise invalid(
+                    f"{found}; accepted: at most {TABLE_RATIO} times as many as the file has bytes", self.param
+                )
             yield piece
             rows += len(piece[0])
             if time.monotonic() >= said + SECONDS_BETWEEN_WORDS:
@@ -103,6 +119,12 @@ class TextFile:
         """To make a tokenizer of; none of a file of chats."""
         for piece in self.pieces("making a tokenizer of"):
             yield from piece.first if isinstance(piece, Texts) else ()
+
+
+def _characters(piece: Texts | Chats) -> int:
+    if isinstance(piece, Texts):
+        return sum(map(len, piece.first))
+    return sum(len(message.content) for talk in piece.talks for message in talk)
 
 
 def halves_of(texts: int, held_out: int, seed: int) -> NDArray:

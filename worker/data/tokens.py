@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ from torch import Tensor
 from app.recipe.hugging_face import check_document
 from app.recipe.tokenizers import BytePairs, Trained
 from worker.data.archive import NDArray
-from worker.data.formats.columns import RUN_ROWS, Texts, in_runs
+from worker.data.formats.columns import Texts, in_runs
 from worker.data.library_tokenizers import BYTE_PAIRS, FILE, SETTINGS, VOCABULARY, open_tokenizer
+from worker.data.text_limits import MAX_FILE_BYTES, TRAINED, reading_texts
 from worker.errors import UserError, unusable_model
+from worker.limits import Subject
 
-MAX_FILE_BYTES = 64 * 2**20
 ROUND = 8
 """Lengths are rounded up to a multiple of this, as devices like them."""
 TEMPLATE = "chat_template.jinja"
@@ -58,6 +60,9 @@ class Encoded(NamedTuple):
 
 class TextTokenizer:
     """Turns texts to ids the same way for ever."""
+
+    subject: Subject = TRAINED
+    """What is to blame where its rules don't end, or fail."""
 
     def __init__(
         self,
@@ -130,7 +135,9 @@ class TextTokenizer:
     def encode_whole(self, texts: list[str]) -> Iterator[Encoding]:
         """Each text as it is: nothing cut off, nothing put around it, and every character within a token's offsets."""
         for together in in_runs(texts, len):
-            yield from self._bare.encode_batch(together, add_special_tokens=False)
+            with reading_texts(self.subject, together):
+                encodings = self._bare.encode_batch(together, add_special_tokens=False)
+            yield from encodings
 
     @cached_property
     def _bare(self) -> tokenizers.Tokenizer:
@@ -179,11 +186,12 @@ class TextTokenizer:
         return Encoded(torch.from_numpy(ids), torch.from_numpy(words))
 
     def _encodings(self, texts: Texts) -> Iterator[tuple[Encoding, tuple[str, str]]]:
-        second = texts.second or [""] * len(texts.first)
-        for start in range(0, len(texts.first), RUN_ROWS):
-            pairs = list(zip(texts.first[start : start + RUN_ROWS], second[start : start + RUN_ROWS], strict=True))
-            given: list[Any] = [first for first, _ in pairs] if texts.second is None else list(pairs)
-            yield from zip(self._tokenizer.encode_batch(given), pairs, strict=True)
+        both = zip(texts.first, texts.second or [""] * len(texts.first), strict=True)
+        for pairs in in_runs(both, lambda pair: len(pair[0]) + len(pair[1])):
+            given: list[Any] = [first for first, _ in pairs] if texts.second is None else pairs
+            with reading_texts(self.subject, chain(*pairs)):
+                encodings = self._tokenizer.encode_batch(given)
+            yield from zip(encodings, pairs, strict=True)
 
     def save(self, folder: Path) -> None:
         """Write what `load` reads, and what the Transformers library reads."""

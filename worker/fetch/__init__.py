@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from app.core.settings import Settings
-from app.recipe.hugging_face import DOCUMENTS, INDEX, check_document, chosen, read_index
+from app.recipe.hugging_face import DOCUMENTS, INDEX, MAX_INDEX_BYTES, check_document, chosen, read_index
 from app.recipe.teachers import Origin
 from worker.errors import UserError, unusable_model
 from worker.fetch import hub, objects
@@ -50,7 +50,7 @@ def check(folder: Path) -> None:
         try:
             if name in DOCUMENTS:
                 check_document(name, _read(folder / name, DOCUMENTS[name]))
-            if name == INDEX and (missing := set(read_index((folder / name).read_bytes()).values()) - names):
+            if name == INDEX and (missing := set(read_index(_read(folder / name, MAX_INDEX_BYTES)).values()) - names):
                 raise ValueError(f"names {min(missing)}, which is not there")
         except ValueError as error:
             raise Refused(f"{name} {error}") from error

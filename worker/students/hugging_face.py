@@ -24,6 +24,7 @@ from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
+from worker.limits import unbounded
 from worker.students.last_states import LastStates
 from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
@@ -45,7 +46,8 @@ class Misfit(Exception):
 @cache
 def library() -> ModuleType:
     """The library, silenced; it takes a second or two to load."""
-    import transformers
+    with unbounded():
+        import transformers
 
     said: Any = transformers.utils.logging  # untyped
     said.set_verbosity_error()
@@ -159,6 +161,8 @@ def blaming_the_config(student: Transformers) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # of whatever kind the library's hundreds of files raise
+        if "can't allocate memory" in str(error):
+            raise MemoryError from error
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         message = f"a {student.model_type} can't be built from this configuration: {reason[0]}"
         raise UserError("invalid_architecture", message, "student.config") from error

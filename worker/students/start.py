@@ -17,7 +17,7 @@ from worker.errors import UserError, unusable_model
 from worker.students import hugging_face
 from worker.students.model import Model
 from worker.students.shrink import take_over
-from worker.students.weights import InvalidModel, load_model, read_config, stored_weights
+from worker.students.weights import InvalidModel, load_model, read_config, reading_weights, stored_weights
 from worker.teachers.signal import last_layer
 
 EVERY_LAYER = range(1000)
@@ -34,19 +34,20 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
     if not isinstance(job.student, Pretrained):
         return student
     folder = folders[job.student.reference]
-    fresh = _last_weights(student)
-    try:
-        if isinstance(student.config.architecture, Transformers):
-            student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
-        else:
-            take_over(student, load_model(folder), EVERY_LAYER)
-        places = _places(student, job, job.student, folder)
-    except ClassMismatch as error:
-        _fill(student, fresh)
-        warn(f"the student's last layer begins anew: {error}; student.class_order can name the classes that it knows")
-        return student
-    except (InvalidModel, hugging_face.Misfit, UserError) as error:
-        raise unusable_model(f"can't start from this model: {error}", f"student.{job.student.source}") from error
+    param, fresh = f"student.{job.student.source}", _last_weights(student)
+    with reading_weights(folder, f"the model of {param}", "invalid_student", param):
+        try:
+            if isinstance(student.config.architecture, Transformers):
+                student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
+            else:
+                take_over(student, load_model(folder), EVERY_LAYER)
+            places = _places(student, job, job.student, folder)
+        except ClassMismatch as error:
+            _fill(student, fresh)
+            warn(f"the student's last layer begins anew: {error}; student.class_order can name what it knows")
+            return student
+        except (InvalidModel, hugging_face.Misfit, UserError) as error:
+            raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
         _fill(student, [weight[list(places)] for weight in _last_weights(student)])
     return student

@@ -6,6 +6,7 @@ A folder without a description of ours, as the Transformers library and its hub 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.recipe.hugging_face import INDEX, MAX_INDEX_BYTES, WEIGHTS, parse_object, read_index
+from app.recipe.hugging_face import INDEX, MAX_DESCRIPTION_BYTES, MAX_INDEX_BYTES, WEIGHTS, parse_object, read_index
 from app.recipe.model import DESCRIPTIONS, ModelConfig
 from app.recipe.students import Transformers
 from worker import students
 from worker.errors import UserError
+from worker.limits import SECONDS, Subject, reading, room_for
 from worker.students import hugging_face, hugging_face_folder
 from worker.students.faults import InvalidModel
 from worker.students.model import Model
@@ -29,6 +31,7 @@ __all__ = [
     "InvalidModel",
     "load_model",
     "read_config",
+    "reading_weights",
     "save_model",
     "stored_weights",
     "weight_files",
@@ -36,7 +39,9 @@ __all__ = [
 CONFIG = DESCRIPTIONS[-1]
 COUNTER = "num_batches_tracked"
 """Of a batch norm; nothing reads it here, and weights from before 2018 lack it."""
-MAX_CONFIG_BYTES = 2**20
+GROWTH = 12
+"""Times their size that weights may take in memory while a network is made of them: as stored, and in 32 bits twice."""
+SECONDS_PER_GIB = 60
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -54,13 +59,19 @@ def save_model(model: Model, folder: Path) -> None:
     (folder / model.config.file_name).write_text(document, encoding="utf-8")
 
 
+def reading_weights(folder: Path, name: str, code: str, param: str) -> AbstractContextManager[None]:
+    """Bounds on reading the weights in `folder`, of the model that messages call `name`."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return reading(Subject(name, code, param), room_for(size, GROWTH), SECONDS + SECONDS_PER_GIB * (size >> 30))
+
+
 def read_config(folder: Path) -> ModelConfig:
     """The description in `folder`, or one made of what the Transformers library keeps; raises InvalidModel."""
     path = next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), folder / CONFIG)
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-        raise InvalidModel(f"{path.name} is missing or larger than {MAX_CONFIG_BYTES} bytes")
+    if not path.is_file() or path.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise InvalidModel(f"{path.name} is missing or larger than {MAX_DESCRIPTION_BYTES} bytes")
     try:
-        if "model_type" in (document := parse_object(path.read_bytes(), MAX_CONFIG_BYTES)):
+        if "model_type" in (document := parse_object(path.read_bytes(), MAX_DESCRIPTION_BYTES)):
             return hugging_face_folder.describe(document, folder)
         return ModelConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:

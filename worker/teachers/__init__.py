@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.recipe.model import ModelConfig
+from worker.data.text_limits import tokenizer_room
 from worker.errors import unusable_model
+from worker.limits import Subject, reading
 from worker.students.model import Model
-from worker.students.weights import InvalidModel, load_model, read_config
+from worker.students.weights import InvalidModel, load_model, read_config, reading_weights
 from worker.teachers.signal import Source, Teacher, TeacherSignal, head_of
 
 __all__ = ["Source", "Teacher", "TeacherSignal", "head_of", "load_teacher", "read_teacher_config"]
@@ -16,15 +20,23 @@ __all__ = ["Source", "Teacher", "TeacherSignal", "head_of", "load_teacher", "rea
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:
     """Description of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
     `param`."""
-    try:
+    with reading(_subject(param), tokenizer_room(folder)), _blaming(param):
         return read_config(folder)
-    except InvalidModel as error:
-        raise unusable_model(f"can't be loaded: {error}", param) from error
 
 
 def load_teacher(folder: Path, param: str) -> Model:
     """The teacher stored in `folder`, on the CPU; raises UserError naming the first tensor that does not fit."""
-    try:
+    with reading_weights(folder, *_subject(param)), _blaming(param):
         return load_model(folder)
+
+
+@contextmanager
+def _blaming(param: str) -> Iterator[None]:
+    try:
+        yield
     except InvalidModel as error:
         raise unusable_model(f"can't be loaded: {error}", param) from error
+
+
+def _subject(param: str) -> Subject:
+    return Subject(f"the model of {param}", unusable_model("", param).code, param)

@@ -16,6 +16,9 @@ def main() -> int:
         _serve(arguments.parent)
     if arguments.job is None or arguments.out is None:
         _parser().error("a job file and --out are needed")
+    from worker.trainer.witness import continue_in_child
+
+    continue_in_child(arguments.out)
     from worker.trainer.standalone import train_file  # torch takes seconds: not for --help
 
     return train_file(arguments.job, arguments.out, arguments.cache)

@@ -29,6 +29,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.errors import JobError
+from worker.limits import note_of
 from worker.memory import oom_kills
 from worker.protocol import REPORTS, Assignment, Failed, Finished, Report, Stopped
 from worker.trainer.machine import choose_device, make_deterministic
@@ -122,7 +123,7 @@ def _launch(assignment: Assignment, folder: Path, send: Send, stop: Stop, place:
         died = _start(size, ends, gpus=gpus)
         for end in (*ends.reports, wish):
             end.close()
-    return relay.word or _explain(died, killed_for_memory=oom_kills() > kills)
+    return relay.word or _explain(died, folder, killed_for_memory=oom_kills() > kills)
 
 
 def _start(size: int, ends: Ends, *, gpus: bool) -> Died:
@@ -249,7 +250,7 @@ def _tell(stop: Stop, over: Callable[[float], bool], wisher: Connection) -> None
             return
 
 
-def _explain(died: Died, *, killed_for_memory: bool) -> Failed:
+def _explain(died: Died, folder: Path, *, killed_for_memory: bool) -> Failed:
     """A process ended without a last word."""
     if isinstance(died, RendezvousClosedError):  # another machine gave up first, and says why
         return Failed(fault="system", code=RANK_LOST, message="the job's machines stopped waiting for this one")
@@ -262,5 +263,7 @@ def _explain(died: Died, *, killed_for_memory: bool) -> Failed:
     if failure.exitcode == -signal.SIGKILL and killed_for_memory:
         message = "a process of the job was killed: the machine ran out of memory"
         return Failed(fault="capacity", code="out_of_memory", message=message)
+    if (note := note_of(folder, failure.pid)) and (told := note.explain(failure.exitcode)):
+        return told
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with status {failure.exitcode}"
     return Failed(fault="system", code="trainer_died", message=f"process {number} of the job {how}")

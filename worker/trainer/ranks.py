@@ -209,7 +209,7 @@ def join(device: torch.device, sharding: Sharding = "none", number: int | None =
     return Shards(device)
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether `error` means that another rank has gone: Gloo says so in a plain RuntimeError, known by its text."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 

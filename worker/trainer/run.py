@@ -24,6 +24,7 @@ from worker.data.load import TaskData, load_task
 from worker.data.running_text import Workplace
 from worker.data.tokens import TextTokenizer
 from worker.errors import CapacityError, JobError, SystemFault
+from worker.limits import Subject, is_panic, noted_in, reading
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import told
@@ -88,6 +89,9 @@ class _Made(NamedTuple):
     """Of the teachers to all held-out samples, as far as they were asked before training."""
 
 
+STUDENT = Subject("the student", "invalid_architecture", "student")
+WHOLE_MACHINE, BUILDING_SECONDS = 1 << 50, 500
+"""Bounds on building the student: a large one is nobody's fault, but must leave room to the others on the machine."""
 PACKED = "packed"
 """Begins the name of a folder in which texts are packed."""
 Word = Finished | Stopped | Failed
@@ -111,12 +115,15 @@ def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alo
     `Stopped` once training is over.
     """
     try:
-        return _run(assignment, folder, send, stop, ranks)
-    except Exception as error:
+        with noted_in(folder):
+            return _run(assignment, folder, send, stop, ranks)
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         return failed(error)
 
 
-def failed(error: Exception) -> Failed:
+def failed(error: BaseException) -> Failed:
     """The last word after an error that is being handled; what is not for its owner goes to stderr."""
     problem = _explain(error)
     if problem.__cause__ is not None or problem is not error:
@@ -176,7 +183,8 @@ def _prepare(
     for note in inputs.task.notes:
         send.warn("odd_data", note)
     plan = plan_training(job.recipe, inputs.task.train.samples)
-    student = fresh_student(inputs.task.model, seed)
+    with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
+        student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
     student = start(inherit(student, job, inputs.models), job, paths, partial(send.warn, "fresh_layer")).to(device)
     for name, model in (*inputs.models.items(), ("the student", student)):
@@ -360,7 +368,7 @@ def _seed_of(job: JobSpec) -> int:
     return job.seed
 
 
-def _explain(error: Exception) -> JobError:
+def _explain(error: BaseException) -> JobError:
     """What an exception means for the job; nothing internal is told."""
     if isinstance(error, JobError):
         return error
@@ -373,7 +381,7 @@ def _explain(error: Exception) -> JobError:
     return SystemFault("internal_error", "the trainer met an error of its own; its log has the details")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """torch reports a failed allocation on the CPU as a plain RuntimeError, known by its text."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

@@ -154,7 +154,7 @@ def test_marks_may_differ_from_turns(folder: Path) -> None:
 )
 def test_marks_whose_place_can_t_be_told_are_refused(folder: Path, template: str) -> None:
     ours, _ = readers(folder, template)
-    with pytest.raises(UserError, match="row 0 of data.train: the chat template refuses it: it keeps what it writes"):
+    with pytest.raises(UserError, match=r"row 0 of data\.train: the chat template refuses it: it keeps what it writes"):
         documents(ours, CHATS[:1])
 
 
@@ -176,11 +176,10 @@ def test_marks_whose_place_can_t_be_told_are_refused(folder: Path, template: str
 def test_a_template_stays_in_its_sandbox(folder: Path, template: str) -> None:
     ours, _ = readers(folder, template)
     try:
-        text, _ = ChatWriter(ours, "data.train", DAY)._render(talks(CHATS).talks[0], 0)
+        written, _ = ChatWriter(ours, "data.train", DAY)._render(talks(CHATS).talks[0], 0)
     except UserError as error:
-        assert error.code == "invalid_data"
-    else:
-        assert text == ""
+        written = error.code
+    assert written in ("", "invalid_data")
 
 
 def test_the_day_stays_the_same_and_is_today_where_none_is_told(folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from tests.worker.trainer.builders import Played, stage
 from tests.worker.trainer.ranks_stage import die_while_saving, fail_in_the_second
+from worker.limits import TIMED_OUT, Note
 from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Progress, Report, Stopped
 from worker.trainer import launch
 from worker.trainer.checkpoint import read_record, saved
@@ -69,3 +72,15 @@ def test_a_death_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     )
     [whole] = saved(tmp_path / "checkpoints")
     assert read_record(whole).step == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"), [(-signal.SIGABRT, "user"), (TIMED_OUT, "user"), (-signal.SIGKILL, "system")]
+)
+def test_a_rank_that_dies_of_what_it_reads_says_so_by_its_note(tmp_path: Path, status: int, fault: str) -> None:
+    note = Note(name="data.train", code="invalid_data", param="data.train", bytes=1, seconds=60, fault="user")
+    (tmp_path / "reading-12.json").write_text(note.model_dump_json())
+    failure = ProcessFailure(local_rank=1, pid=12, exitcode=status, error_file="")
+    told = launch._explain(ChildFailedError("rank", {1: failure}), tmp_path, killed_for_memory=False)
+    assert told.fault == fault
+    assert (told.param == "data.train") == (fault == "user")

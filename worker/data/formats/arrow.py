@@ -35,15 +35,20 @@ from worker.data.formats.columns import (
     missing_column,
     running_text,
 )
-from worker.data.formats.faults import MAX_BYTES, invalid, shown
+from worker.data.formats.faults import MAX_BYTES, TABLE_RATIO, invalid, most_bytes, shown
 from worker.data.formats.packs import members
 from worker.data.formats.pictures import LARGEST, Encoded, decode
 from worker.errors import UserError
+from worker.limits import progress
+
+pa.set_memory_pool(pa.system_memory_pool())  # the others take a gigabyte before they are asked for a byte
 
 STATE = "state.json"
 MAX_THRIFT = 256 * 2**20
 """Bytes that a Parquet file's own description may claim."""
 BATCH_ROWS = 4096
+ROW_BYTES = 16
+"""What a row takes in the end even if a run of equal ones is stored once: numbers of 32 bits, and a class."""
 PIECE_ROWS = 256
 """Rows of texts read at a time, however long they are."""
 BUFFER = 2**20
@@ -56,10 +61,11 @@ def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Sampl
     with _sound(param, "a sound Parquet file"):
         file = _opened(path)
         _require(names, file.schema_arrow.names, param)
-        batches, taken = [], 0
+        batches, taken, most = [], 0, most_bytes(path, TABLE_RATIO)
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
-            taken += batch.nbytes
-            _limit(taken, param)
+            progress()
+            taken += batch.nbytes + ROW_BYTES * len(batch)
+            _limit(taken, most, param)
             batches.append(batch)
         table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
         table.validate(full=True)
@@ -130,9 +136,9 @@ def _sound(param: str, what: str) -> Iterator[None]:
         raise invalid(f"{param} is not {what}: {first}", param) from error
 
 
-def _limit(taken: int, param: str) -> None:
-    if taken > MAX_BYTES:
-        raise invalid(f"the columns of {param} take more than {MAX_BYTES} bytes", param)
+def _limit(taken: int, most: int, param: str) -> None:
+    if taken > most:
+        raise invalid(f"the columns of {param} take more than {most} bytes; accepted: at most that for its size", param)
 
 
 def _require(names: Sequence[str], there: Sequence[str], param: str) -> None:

@@ -30,6 +30,7 @@ from worker.data.formats.columns import (
     text_column,
 )
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
+from worker.limits import progress
 
 MAX_TEXT = 2**40
 """Most that a file which is read piece by piece may unpack to."""
@@ -94,6 +95,7 @@ def _lines(stream: IO[bytes], param: str, most: int, ending: str) -> Iterator[st
     taken = 0
     text = io.TextIOWrapper(stream, "utf-8-sig", newline=ending)
     while line := text.readline(MAX_LINE + 1):
+        progress()
         taken += len(line)
         if len(line) > MAX_LINE:
             raise invalid(f"{param} has a line of more than {MAX_LINE} characters", param)

@@ -18,12 +18,14 @@ from typing import IO, NamedTuple, cast
 
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
 from worker.errors import UserError
+from worker.limits import progress
 
 MAX_MEMBERS = 2_000_000
 FREE_BYTES = 64 * 2**20
 """Below this size any ratio of compression is harmless."""
 MAX_RATIO = 100
 CHUNK = 2**20
+STEP = 64 * 2**20
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -107,7 +109,8 @@ def _of_zip(path: Path, largest: int, param: str) -> Iterator[Member]:
                 continue
             _refuse_zip_member(info, param)
             place = budget.spend(info.filename, info.file_size)
-            yield Member(place, archive.read(info))
+            with archive.open(info) as file:
+                yield Member(place, _whole(file))
 
 
 def _refuse_zip_member(info: zipfile.ZipInfo, param: str) -> None:
@@ -138,10 +141,19 @@ def _of_tar(path: Path, largest: int, param: str) -> Iterator[Member]:
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
-    content = file.read() if file is not None else b""
+    content = _whole(file) if file is not None else b""
     if len(content) != info.size:
         raise tarfile.ReadError("cut short")
     return content
+
+
+def _whole(file: IO[bytes]) -> bytes:
+    """All of it, in steps that are each some progress."""
+    steps = []
+    while step := file.read(STEP):
+        progress()
+        steps.append(step)
+    return steps[0] if len(steps) == 1 else b"".join(steps)
 
 
 def _unpacked(path: Path) -> IO[bytes]:
@@ -170,6 +182,7 @@ class _Forward:
         if size > self._largest:
             raise tarfile.ReadError(f"a header of {size} bytes")
         content = self._stream.read(size)
+        progress()
         self._position += len(content)
         if self._position > 2 * MAX_BYTES:  # twice: headers and padding come on top of what is counted per member
             raise invalid(f"{self._param} unpacks to more than {MAX_BYTES} bytes", self._param)

@@ -21,6 +21,7 @@ from app.recipe.model import MAX_SIDE
 from worker.data.archive import NDArray
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
 from worker.errors import UserError
+from worker.limits import progress
 
 KINDS = ("PNG", "JPEG", "WEBP", "BMP")
 LARGEST = 64 * 2**20
@@ -60,6 +61,7 @@ def decode(images: Iterable[Encoded], data: Pictures, param: str) -> NDArray:
     arrays: list[NDArray] = []
     taken = 0
     for name, array in _in_threads(images, decoder):
+        progress()
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
             found = f"{shown(name)} in {param} has {_size(array)} pixels, the images before it {_size(arrays[0])}"
             raise invalid(f"{found}; give the size that all are stretched to as data.image_size", "data.image_size")

@@ -1,0 +1,51 @@
+"""Somebody who can tell how a trainer without a supervisor died: its parent, which does nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from worker.limits import note_of
+from worker.trainer.parent import die_with_parent
+
+FORWARDED = {signal.SIGINT, signal.SIGTERM}
+SENT_BY_A_PROCESS = 0
+"""`si_code` of a signal that came from `kill`; from a terminal, the child has it already."""
+
+
+def continue_in_child(out: Path) -> None:
+    """Return in a child process that works in `out`; this one waits for it, says what it read where that ended it, and
+    leaves with its exit status. Before any thread runs. Where the kernel is not Linux, nothing is done."""
+    if sys.platform != "linux":
+        return
+    sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        die_with_parent(parent)
+        return
+    os._exit(_report(out, child, _status_of(child)))
+
+
+def _status_of(child: int) -> int:
+    """Its exit status once it has left, negative for a signal; what is sent to this process is passed on."""
+    while True:
+        came = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
+        if came.si_signo in FORWARDED and came.si_code == SENT_BY_A_PROCESS:
+            os.kill(child, came.si_signo)
+        gone, status = os.waitpid(child, os.WNOHANG)
+        if gone:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _report(out: Path, child: int, status: int) -> int:
+    """The exit status to leave with."""
+    note = note_of(out, child)
+    if note is not None and (told := note.explain(status)):
+        sys.stderr.write(f"failed ({told.fault}, {told.code}): {told.message}\n")
+        sys.stderr.flush()
+        return 1
+    return status if status >= 0 else 128 - status
