@@ -142,6 +142,8 @@ class Log(Message):
     type: Literal["log"] = "log"
     level: Literal["info", "warning"] = "info"
     message: Text
+    code: str | None = None
+    """Of a warning, for the report: what kind it is, stable, in snake_case."""
 
 
 class Artifact(Message):

@@ -44,7 +44,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     ]
     if not isinstance(train, SampleFacts) or len(teachers) < len(spec.all_teachers):
         return None
-    outputs = train.targets or spec.data.classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
+    outputs = train.targets or spec.data.told_classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
     trained_on, held_out = split_counts(spec.data, train.count)
     if isinstance(held, SampleFacts):
         held_out = held.count

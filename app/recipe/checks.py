@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from app.recipe.class_rules import class_problems
 from app.recipe.cost import least_weights
 from app.recipe.data import Table, Texts
 from app.recipe.exports import is_too_large
@@ -22,6 +23,7 @@ from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
+from app.recipe.metrics import requirement_problems
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.other_tokens import other_tokens_problems
@@ -73,6 +75,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     for index, teacher in enumerate(job.all_teachers):
         if teacher.reference in facts.teachers:
             _check_teacher(job, facts.teachers[teacher.reference], train, job.teacher_param(index), found)
+    found.problems.extend(class_problems(job, facts.teachers))
     found.problems.extend(_student_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_start_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
@@ -119,8 +122,6 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
 def _check_teacher(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, param: str, found: _Found) -> None:
     if teacher.task != job.task:
         found.add(param, f"was made for {teacher.task}", f"a model for {job.task}")
-    elif job.data.classes not in (None, teacher.classes):
-        found.add("data.classes", f"is {job.data.classes}, the teacher has {teacher.classes}", str(teacher.classes))
     if train and train.targets not in (None, teacher.targets):
         found.add(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
     if job.task == CAUSAL_LM:
@@ -265,14 +266,14 @@ def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -
         yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
         return
     known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
-    classes = min([count for count in (job.data.classes, *known) if count is not None], default=k)
+    classes = min([count for count in (job.data.told_classes, *known) if count is not None], default=k)
     if k > classes:
         yield Problem("teacher_cache.k", f"{k} is more than the {classes} classes", f"at most {classes}")
 
 
 def _loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
-    classes = job.data.classes or next(iter(known), None)
+    classes = job.data.told_classes or next(iter(known), None)
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
             yield from _term_problems(job, term, f"{path}[{index}]")
@@ -349,6 +350,7 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
 def _recipe_problems(job: JobSpec) -> Iterator[Problem]:
     if job.evaluation.nme_points is not None and job.task != "keypoints":
         yield Problem("evaluation.nme_points", f"is for keypoints, the task is {job.task}", "none, or task: keypoints")
+    yield from requirement_problems(job)
     if job.task == CAUSAL_LM and not isinstance(job.student, Pretrained):
         yield from _tokenizer_problems(job)
     recipe = job.recipe

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from app.recipe.augmentation import Augment
 from app.recipe.base import Fraction, Reference, Spec
+from app.recipe.classes import ClassOrder
 from app.recipe.targets import SoftLandmarks
 from app.recipe.tokenizers import Tokenizer
 
@@ -61,6 +62,13 @@ class Data(Spec):
     classes: int | None = Field(None, ge=2, le=100_000)
     """Number of classes; none: the teacher's, or as many as have names, or else the largest label plus one."""
 
+    class_order: ClassOrder | Literal["teacher"] | None = None
+    """Names of the classes in the order of their numbers. It names the labels of files that hold numbers, and the
+    outputs of teachers that have no names; of files with names it says which classes the student has, in which order,
+    and of a teacher with more classes the others are left out. `teacher`: the list is that of the (first) teacher,
+    whose numbers the labels are. None: names as the files have them, matched with those of teachers; where one side
+    has names and the other numbers, the job is refused."""
+
     eval_fraction: Fraction = 0.2
     """Share of `train` held out when `eval` is not given (stratified by class, drawn from the seed)."""
 
@@ -74,6 +82,11 @@ class Data(Spec):
     augment_epochs: int | None = Field(None, ge=1, le=100_000)
     """Epochs after which the same draws come again, so that a teacher's answers can be kept; none: every epoch draws
     anew."""
+
+    @property
+    def told_classes(self) -> int | None:
+        """How many classes the document names or counts; none: only the data or a teacher tell."""
+        return len(self.class_order) if isinstance(self.class_order, list) else self.classes
 
     @property
     def holds_out(self) -> bool:

@@ -25,6 +25,7 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=16)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+RequiredMetrics = Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=16)]
 Queue = Literal["any", "cpu", "gpu"]
 Sharding = Literal["none", "fsdp"]
 PointNumber = Annotated[int, Field(ge=0, le=32_767)]
@@ -132,6 +133,11 @@ class Evaluation(Spec):
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
     task's main metric (accuracy and then nll, rmse, nme, perplexity, or of embeddings spearman, without scores mrr).
     The report has both."""
+    require_teacher: RequiredMetrics | None = None
+    """What each teacher must come to on the held-out samples before training begins, by the names of the task's
+    metrics, such as `{accuracy: 0.5}`: at least so much of a share or a correlation, at most so much of an error.
+    A teacher that falls short ends the job (`weak_teacher`). None: a teacher that is hardly better than no teacher is
+    warned of, and teaches."""
 
 
 class Resources(Spec):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, StringConstraints, model_validator
 
 from app.recipe.base import Positive, Reference, Spec
+from app.recipe.classes import ClassOrder
 
 TeacherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Weighting = Literal["fixed", "entropy"]
@@ -47,6 +48,9 @@ class Origin(Spec):
     uri: Uri | None = None
     """Folder in an object store (`s3://bucket/prefix`) with a model in the Hugging Face layout or in this service's;
     it must lie below a prefix that the service is told to accept, and not change while a job uses it."""
+    class_order: ClassOrder | None = None
+    """Names of a classifier's classes in the order of its outputs, in the words of the data; none: the names stored
+    with it, or where it has none those of `data.class_order`."""
 
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Self:

@@ -40,6 +40,7 @@ from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
 from worker.data.formats.faults import data_room, data_subject, invalid
 from worker.data.holdout import hold_out, hold_out_any
+from worker.data.label_notes import label_notes
 from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.pairs import as_rows
 from worker.data.prompts import Prompts, beginnings, questions
@@ -47,6 +48,7 @@ from worker.data.readers import Readers, open_reader, open_readers
 from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
+from worker.data.tokenizer_checks import check_tokenizers, sampled
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 from worker.limits import reading
@@ -74,6 +76,8 @@ class TaskData:
     """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
     bytes: int = 0
     """Of text, in UTF-8, that a language model is to predict of the samples to evaluate on."""
+    places: Mapping[str, list[int]] = field(default_factory=dict)
+    """By the name of a classifier's teacher: for each class of the job its number among the teacher's outputs."""
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
     """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it
     has something to say about."""
@@ -112,9 +116,8 @@ def load_task(
         with workplace.opened():
             return _running_text(job, inputs, teachers, texts, seed, workplace)
     samples = {param: _read(path, job, param) for param, path in files.items()}
-    first = next((teachers[teacher.reference] for teacher in job.all_teachers), None)
-    targets, classes = _targets(job, first, samples)
-    readers = _readers(job, inputs, teachers, samples["data.train"])
+    targets, classes, notes = _targets(job, teachers, samples)
+    readers, told = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets[param], job.task) for param, one in samples.items()}
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     words = any(isinstance(step, TextAugmentation) for step in data.augment)
@@ -126,8 +129,10 @@ def load_task(
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
-    notes = [*_missing_classes(train.targets, classes), *odd_names((classes and classes.names) or [])]
-    return TaskData(train, evaluation, model, notes, readers, numbers=numbers)
+    notes += told + label_notes(train.targets, evaluation.targets, model)
+    notes += odd_names((classes and classes.names) or [])
+    places = classes.places if classes else {}
+    return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
 
 
 def _running_text(
@@ -143,6 +148,7 @@ def _running_text(
     length, train = job.data.max_length, files["data.train"]
     counts = {param: file.count() for param, file in files.items()} if workplace.packs else {}
     readers = open_reader(job, job.data, inputs, teachers, train.texts())
+    told = check_tokenizers(job, readers, teachers, train.texts())
     reader, end = readers.student, end_of(readers.student)
     taken = TextInput(length=length, vocabulary=reader.vocabulary, pad=end)
     facts = {param: SampleFacts(count, taken, 16 * length) for param, count in counts.items()}
@@ -156,7 +162,7 @@ def _running_text(
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
     prompts = _prompts(job, job.recipe.generation, portions[0], packed[0], reader) if job.recipe.generation else None
-    notes = list(_notes(prompts))
+    notes = [*told, *_notes(prompts)]
     return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
 
 
@@ -260,13 +266,15 @@ def _refuse(problems: list[Problem]) -> None:
 
 
 def _targets(
-    job: JobSpec, teacher: ModelConfig | None, samples: Mapping[str, Samples]
-) -> tuple[dict[str, Tensor], Classes | None]:
-    """What to answer, by file; and the classes, where there are any."""
+    job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]
+) -> tuple[dict[str, Tensor], Classes | None, list[str]]:
+    """What to answer, by file; the classes, where there are any; and oddities of the labels."""
+    notes = [note for one in samples.values() for note in one.notes]
     if job.task in CLASSIFICATION:
-        classes = find_classes(job.data, teacher, samples)
-        found = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
-        return found, classes
+        classes = find_classes(job, teachers, samples)
+        read = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
+        notes += [*classes.notes, *(note for _, own in read.values() for note in own)]
+        return {param: targets for param, (targets, _) in read.items()}, classes, notes
     found = {param: torch.from_numpy(np.asarray(one.labels, np.float32)) for param, one in samples.items()}
     width = found["data.train"].shape[1]
     for param, targets in found.items():
@@ -274,15 +282,17 @@ def _targets(
             raise invalid(f"{param} has {targets.shape[1]} numbers to answer with, data.train has {width}", param)
     if job.task == "keypoints" and width % 2:
         raise invalid(f"{width} numbers are no points; accepted: x and y of each", "data.label_columns")
-    return found, None
+    return found, None, notes
 
 
 def _readers(
     job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples
-) -> Readers | None:
+) -> tuple[Readers | None, list[str]]:
+    """The tokenizers, and oddities of them."""
     if not isinstance(train.inputs, Texts) or not isinstance(job.data, TextOptions):
-        return None
-    return open_readers(job, job.data, inputs, teachers, train.inputs)
+        return None, []
+    readers = open_readers(job, job.data, inputs, teachers, train.inputs)
+    return readers, check_tokenizers(job, readers, teachers, sampled(train.inputs.first))
 
 
 def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Task) -> SampleFacts:
@@ -358,9 +368,3 @@ def _target_scaling(targets: Tensor, inherited: ModelConfig | None) -> TargetSca
     """The one that the weights of the last layer were trained with, where they stay; else fitted to the targets."""
     stays = inherited is not None and inherited.targets == targets.shape[1]
     return inherited.target_scaling if inherited and stays else fit_targets(targets)
-
-
-def _missing_classes(targets: Tensor, classes: Classes | None) -> Iterator[str]:
-    present = len(torch.unique(targets)) if classes else 0
-    if classes and present < classes.count:
-        yield f"only {present} of {classes.count} classes have a training sample"

@@ -125,6 +125,13 @@ class TextTokenizer:
         encoded = self._tokenizer.encode("a")
         return encoded.ids[:1] if encoded.special_tokens_mask[:1] == [1] else []
 
+    @cached_property
+    def unknown(self) -> int | None:
+        """Id of the token that stands for what is in no other one; none: there is no such token."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        name = model.get("unk_token")
+        return model.get("unk_id") if name is None else self._tokenizer.token_to_id(name)
+
     def encode_whole(self, texts: list[str]) -> Iterator[Encoding]:
         """Each text as it is: nothing cut off, nothing put around it, and every character within a token's offsets."""
         for together in in_runs(texts, len):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from app.recipe.class_rules import model_classes
+from app.recipe.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.job import JobSpec
 from app.recipe.students import Pretrained, Timm, Transformers
+from app.recipe.task import CLASSIFICATION
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
 from worker.students.model import Model
 from worker.students.shrink import take_over
-from worker.students.weights import InvalidModel, load_model, reading_weights, stored_weights
+from worker.students.weights import InvalidModel, load_model, read_config, reading_weights, stored_weights
+from worker.teachers.signal import last_layer
 
 EVERY_LAYER = range(1000)
 
@@ -28,17 +33,18 @@ def _start_timm(student: Model, stored: Model) -> None:
             tensor.copy_(theirs[name])
 
 
-def start(student: Model, job: JobSpec, folders: Mapping[str, Path]) -> Model:
+def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
     """Copy into `student`, a fresh one, what is stored in the folder of its reference, in place; a student of its own
     stays as it is.
 
     Where it answers with other outputs, or the stored network with none of a classifier's, it keeps its fresh last
-    layers. Raises UserError (`invalid_student`) naming the first tensor that is missing or does not fit.
+    layers; classes are found by their names, and where they can't be, its last layer begins anew with a warning. Raises
+    UserError (`invalid_student`) naming the first tensor that is missing or does not fit.
     """
     if not isinstance(job.student, Pretrained):
         return student
     folder = folders[job.student.reference]
-    param = f"student.{job.student.source}"
+    param, fresh = f"student.{job.student.source}", _last_weights(student)
     with reading_weights(folder, f"the model of {param}", "invalid_student", param):
         try:
             if isinstance(student.config.architecture, Transformers):
@@ -47,6 +53,36 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path]) -> Model:
                 _start_timm(student, load_model(folder))
             else:
                 take_over(student, load_model(folder), EVERY_LAYER)
+            places = _places(student, job, job.student, folder)
+        except ClassMismatch as error:
+            _fill(student, fresh)
+            warn(f"the student's last layer begins anew: {error}; student.class_order can name what it knows")
+            return student
         except (InvalidModel, hugging_face.Misfit, UserError) as error:
             raise unusable_model(f"can't start from this model: {error}", param) from error
+    if places is not None:
+        _fill(student, [weight[list(places)] for weight in _last_weights(student)])
     return student
+
+
+def _places(student: Model, job: JobSpec, origin: Pretrained, folder: Path) -> Sequence[int] | None:
+    """For each of the student's classes its number in the stored model, whose last layer was taken over; none: it was
+    not, or does not tell classes apart. Raises ClassMismatch."""
+    ours, theirs = student.config, read_config(folder)
+    if ours.task not in CLASSIFICATION or (ours.task, ours.classes) != (theirs.task, theirs.classes):
+        return None
+    wanted = ClassList("data.train", ours.classes or 0, ours.class_names)
+    return match_classes(wanted, model_classes(job, origin, "student", theirs)).places
+
+
+def _last_weights(student: Model) -> list[Tensor]:
+    """Copies of weight and bias of the last layer."""
+    layer = last_layer(student)
+    return [] if layer is None else [weight.detach().clone() for weight in layer.parameters()]
+
+
+@torch.no_grad()
+def _fill(student: Model, weights: Sequence[Tensor]) -> None:
+    layer = last_layer(student)
+    for weight, value in zip(() if layer is None else layer.parameters(), weights, strict=True):
+        weight.copy_(value)

@@ -89,5 +89,8 @@ def head_of(model: Model) -> Tensor | None:
 
 def last_layer(model: Model) -> nn.Linear | None:
     """The last linear layer that gives a number per class, where there is one."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    return next((layer for layer in reversed(layers) if layer.out_features == model.config.outputs), None)
+    layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
+    fitting = [name for name, layer in layers.items() if layer.out_features == model.config.outputs]
+    body = getattr(model.network, "base_model_prefix", None)  # the library may list what comes behind the body first
+    behind = [name for name in fitting if body and not name.startswith(f"{body}.")]
+    return layers[(behind or fitting)[-1]] if fitting else None

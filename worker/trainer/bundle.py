@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,8 @@ class Trained(NamedTuple):
     """What share of the student's tokens these teach, by their names."""
     bytes: int = 0
     """Of text, in UTF-8, that a language model is to predict of the samples; 0: there is none."""
+    warnings: Sequence[Figures] = ()
+    """What the job was warned of: `code` and `message` of each."""
 
 
 class Answers(NamedTuple):
@@ -184,6 +186,7 @@ class Examination:
             | trained.arithmetic
             | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
+            "warnings": list(trained.warnings),
         }
 
     def _student(self) -> Figures:

@@ -129,6 +129,7 @@ def _title(report: Figures, path: str) -> str:
 
 
 def _warnings(report: Figures) -> Iterator[str]:
+    """What the job was warned of."""
     if told := report.get("warnings"):
         yield "## Warnings"
         yield "\n".join(f"- **{_plain(each['code'])}**: {_plain(each['message'])}" for each in told)

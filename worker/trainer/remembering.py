@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,7 +117,7 @@ class Memories:
         arithmetic = f"{self._job.arithmetic_of(name)} on {task.train.device.type}"
         samples, numbers = _origin(task, model.view) if augment is None else (task.train, None)
         subject = Subject(
-            teacher=digest_folder(folder),
+            teacher=digest_folder(folder) + _order(task.places.get(name, ())),
             data=digest_samples(samples),
             samples=len(samples),
             outputs=model.config.outputs,
@@ -156,6 +158,12 @@ class Memories:
 
     def _warn(self, message: str) -> None:
         self._send(Log(level="warning", message=message))
+
+
+def _order(places: Sequence[int]) -> str:
+    """Names the order in which a teacher gives its classes, where that is not its own."""
+    own = list(places) == list(range(len(places)))
+    return "" if own else ":" + sha256(json.dumps(list(places)).encode()).hexdigest()
 
 
 def _sparse(kept: Kept | NoCache) -> bool:

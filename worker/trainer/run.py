@@ -33,24 +33,25 @@ from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.students.start import start
 from worker.teachers import load_teacher, read_teacher_config
+from worker.teachers.class_places import take_classes
 from worker.trainer import checkpoint
 from worker.trainer.account import Account, Asked
-from worker.trainer.best import consider
 from worker.trainer.bundle import Trained, require_exportable, write_bundle
 from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
-from worker.trainer.evaluate import MAIN_METRICS, judge, predict, together
 from worker.trainer.fidelity import lower_teachers
 from worker.trainer.generated import Interrupted, Opening, figures, place_of
+from worker.trainer.judges import Judges
 from worker.trainer.language import Held, LanguageExamination, LanguageJudges
 from worker.trainer.loop import Course, Step, Watch, train
 from worker.trainer.machine import choose_device, choose_threads, room_for_samples
-from worker.trainer.meter import diverged
 from worker.trainer.peak import peak_of
 from worker.trainer.provenance import provenance
 from worker.trainer.ranks import ALONE, Alone, is_lost
 from worker.trainer.remembering import Memories
 from worker.trainer.report import Figures
 from worker.trainer.state import TrainState, fresh_student, initial_state
+from worker.trainer.teacher_checks import check_teachers
+from worker.trainer.warning_log import WarningLog
 from worker.trainer.watch import CHECKPOINTS, Onlooker, Send, Stop, Supervision
 
 
@@ -85,6 +86,8 @@ class _Made(NamedTuple):
     """The stages."""
     fidelity: dict[str, Figures]
     """Of teachers that teach with fewer bits."""
+    answers: dict[str, Tensor]
+    """Of the teachers to all held-out samples, as far as they were asked before training."""
 
 
 STUDENT = Subject("the student", "invalid_architecture", "student")
@@ -131,12 +134,13 @@ def failed(error: BaseException) -> Failed:
 
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone) -> Finished | Stopped:
-    with Memories(assignment.spec, assignment.teacher_cache, send) as memories:
-        return _work(assignment, folder, send, stop, ranks, memories)
+    warnings = WarningLog(send)
+    with Memories(assignment.spec, assignment.teacher_cache, warnings) as memories:
+        return _work(assignment, folder, warnings, stop, ranks, memories)
 
 
 def _work(
-    assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories
+    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: Alone, memories: Memories
 ) -> Finished | Stopped:
     made = _prepare(assignment, folder, send, stop, ranks, memories)
     job, plan, state = made.job, made.plan, made.state
@@ -145,7 +149,7 @@ def _work(
     except Interrupted:
         return Stopped(step=state.step)
     offered = _offer(job, made.inputs, state, ranks)
-    judges = _judges(job, made.inputs, offered)
+    judges = _judges(job, made.inputs, offered, made.answers)
     save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(made, ranks.size)
     send(PhaseBegan(phase="training"))
@@ -164,32 +168,37 @@ def _work(
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
     trained = _trained(made, offered, judges.teacher_logits, memories, account)
-    trained = trained._replace(sources=provenance(assignment, folder))
+    trained = trained._replace(sources=provenance(assignment, folder), warnings=send.figures())
     ranks.dismiss()
     kind = LanguageExamination if job.task == CAUSAL_LM else None
     artifacts = write_bundle(trained, folder, made.device, kind, lambda said: send(Log(level="warning", message=said)))
     return Finished(artifacts=artifacts, step=state.step)
 
 
-def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone, memories: Memories) -> _Made:
+def _prepare(
+    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: Alone, memories: Memories
+) -> _Made:
     """Data and models as training finds them at its first step here."""
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     paths = {name: folder / path for name, path in assignment.inputs.items()}
     inputs = _load_inputs(job, paths, seed, device, _workplace(folder, send, ranks))
     for note in inputs.task.notes:
-        send(Log(level="warning", message=note))
+        send.warn("odd_data", note)
     plan = plan_training(job.recipe, inputs.task.train.samples)
     with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
         student = fresh_student(inputs.task.model, seed)
     student.view = inputs.task.view or student.view
-    student = start(inherit(student, job, inputs.models), job, paths).to(device)
+    student = start(inherit(student, job, inputs.models), job, paths, partial(send.warn, "fresh_layer")).to(device)
     for name, model in (*inputs.models.items(), ("the student", student)):
         if model.ignored:
             send(Log(message=f"{name}: {told(model.ignored)}"))
     for name, path in inputs.folders.items():
         for note in oddities(path):
-            send(Log(level="warning", message=f"{name}: {note}"))
+            send.warn("odd_model", f"{name}: {note}")
+    checked = check_teachers(job, inputs.models if ranks.first else {}, inputs.folders, inputs.task, seed)
+    for warning in checked.warnings:
+        send.warn(*warning)
     fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
@@ -201,7 +210,7 @@ def _prepare(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks
         ranks.split(model)
     memories.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
-    return _Made(job, device, inputs, plan, state, teachers, courses, fidelity)
+    return _Made(job, device, inputs, plan, state, teachers, courses, fidelity, checked.outputs)
 
 
 def _trained(
@@ -230,7 +239,7 @@ def _trained(
 def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
     asked = {name: ranks.offer_model(partial(_same, model)) for name, model in inputs.models.items()}
     stored = {
-        name: partial(_as_stored, model, inputs.folders[name])
+        name: partial(_as_stored, model, inputs.folders[name], inputs.task.places.get(name))
         for name, model in inputs.models.items()
         if job.teacher_named(name).lowered
     }
@@ -245,19 +254,21 @@ def _other_tokens(job: JobSpec, task: TaskData) -> dict[str, TextTokenizer]:
     return {name: reader for name, reader in by_name.items() if reader.view in task.alignment}
 
 
-def _as_stored(model: Model, folder: Path) -> Model:
+def _as_stored(model: Model, folder: Path, places: list[int] | None) -> Model:
     """What a teacher of fewer bits is in its files, on the same device; the report is about that."""
     device = next(model.parameters()).device
     stored = load_teacher(folder, "teacher").to(device).eval()
+    if places is not None:
+        take_classes(stored, places, model.config.class_names)
     stored.view = model.view
     return stored
 
 
-def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered) -> _Judges | LanguageJudges:
+def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered, answers: dict[str, Tensor]) -> Judges | LanguageJudges:
     """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
     require_exportable(job, network_cost(inputs.task.model).parameters)
     if job.task != CAUSAL_LM:
-        return _Judges(job, inputs, offered)
+        return Judges(job, inputs.task.eval, offered.judged, offered.teachers, answers)
     task, teachers = inputs.task, list(offered.asked.values())
     return LanguageJudges(job, Held(task.eval, task.bytes), task.view or "", offered.judged, teachers)
 
@@ -298,34 +309,6 @@ def _train(
     return True
 
 
-class _Judges:
-    """Evaluates students on the held-out samples; the teachers are asked once."""
-
-    def __init__(self, job: JobSpec, inputs: _Inputs, offered: _Offered) -> None:
-        self._job, self._samples, self._models = job, inputs.task.eval, offered
-        self._teacher_logits: Tensor | None = None
-
-    @property
-    def teacher_logits(self) -> Tensor | None:
-        """What the teachers say together (N, C), on the CPU: several are averaged with their weights."""
-        if self._teacher_logits is None and self._models.teachers:
-            models = (teacher() for teacher in self._models.teachers.values())
-            said = [predict(model, self._samples.inputs[model.view]) for model in models]
-            weights = [teacher.weight for teacher in self._job.all_teachers]
-            self._teacher_logits = together(said, weights, self._job.task)
-        return self._teacher_logits
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(judged := self._models.judged(), self._samples.inputs[state.student.view])
-        if not bool(logits.isfinite().all()):
-            raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
-        job = self._job
-        found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
-        consider(state, MAIN_METRICS[job.task], found, judged if job.evaluation.keep == "best" else None)
-        return {f"eval/{name}": value for name, value in found.items()}
-
-
 def _workplace(folder: Path, send: Send, ranks: Alone) -> Workplace:
     """Processes of one machine map what its first one has packed."""
     own = folder / f"{PACKED}-{ranks.machine}"
@@ -345,6 +328,8 @@ def _load_inputs(
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
         models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
+        if teacher.name in task.places:
+            take_classes(models[teacher.name], task.places[teacher.name], task.model.class_names)
         if job.recipe.channels_last:
             models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
     train = task.train.settle(device, room_for_samples(device))

@@ -159,7 +159,7 @@ def test_a_missing_array_is_named_with_what_there_is(tmp_path: Path) -> None:
 def test_the_teacher_decides_the_classes(tmp_path: Path) -> None:
     task = load(tmp_path, {"x": IMAGES, "y": LABELS}, teacher=config(classes=6))
     assert task.model.classes == 6
-    assert task.notes == ["only 4 of 6 classes have a training sample"]
+    assert task.notes == ["only 4 of 6 classes have a training sample; without one: '4', '5'"]
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_the_teachers_tokenizer_order_and_length_are_taken(tmp_path: Path) -> No
 
 
 def test_with_a_tokenizer_of_its_own_there_are_two_views(tmp_path: Path) -> None:
-    config = text_teacher(tmp_path / "t", 10, Texts(["other things"] * 3))
+    config = text_teacher(tmp_path / "t", 10, Texts(["other words"] * 3), vocabulary=600)
     files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "t": tmp_path / "t"}
     data = {**CSV, "tokenizer": {"kind": "bpe", "vocabulary": 600}, "augment": [{"kind": "token-mask"}]}
     task = load_task(job_for("text-classification", data, teacher=True), files, {"t": config}, seed=1)

@@ -52,7 +52,7 @@ def stored(folder: Path, model: Model) -> Path:
 
 def started(model: Model, folder: Path, **changes: Any) -> Model:
     torch.manual_seed(1)
-    return start(Model(model.config.model_copy(update=changes)), job(), {"m": folder}).eval()
+    return start(Model(model.config.model_copy(update=changes)), job(), {"m": folder}, print).eval()
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "vit", "resnet", "llama", "phi3"])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.trainer.builders import play, stage, weights
 from worker.protocol import Assignment, CheckpointSaved, Finished, Stopped
-from worker.trainer import run as running
+from worker.trainer import judges
 from worker.trainer.state import TrainState
 
 ACCURACIES = [0.25, 0.5, 0.75, 0.5, 0.75, 0.25]
@@ -20,14 +20,14 @@ ACCURACIES = [0.25, 0.5, 0.75, 0.5, 0.75, 0.25]
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the evaluations during training say `ACCURACIES`."""
-    real = running.consider
+    real = judges.consider
 
     def consider(state: TrainState, main: Any, metrics: dict[str, float], kept: Any) -> None:
         metrics["accuracy"] = ACCURACIES[state.step // 3 - 1]
         metrics["nll"] = 1.0
         real(state, main, metrics, kept)
 
-    monkeypatch.setattr(running, "consider", consider)
+    monkeypatch.setattr(judges, "consider", consider)
 
 
 def job(folder: Path, **changes: Any) -> Assignment:

@@ -46,6 +46,8 @@ class Chats(NamedTuple):
     talks: list[Talk]
 
 
+TOLD = 10
+"""Values that a note names."""
 RUN_ROWS = 1024
 RUN_CHARACTERS = 2**20
 _WHOLE = re.compile(r"\s*-?[0-9]{1,400}\s*", re.A)
@@ -83,6 +85,8 @@ class Samples(NamedTuple):
     """Names of the classes 0, 1, ..., where the file tells them."""
     together: int = 1
     """Rows that make one sample: 2 for pairs of texts that are read one by one."""
+    notes: tuple[str, ...] = ()
+    """Oddities worth a warning."""
 
 
 class Place(NamedTuple):
@@ -219,6 +223,21 @@ class Labels:
             require_characters(label, self._place, len(self._values))
             self._known[label] = label
         self._values.append(self._known[label] if isinstance(label, str) else label)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Numbers that were written in more than one way, as `7` and `007`, and may have been meant to differ."""
+        if self._typed or not all(map(is_whole, self._known)):
+            return ()
+        written: dict[int, list[str]] = {}
+        for label in self._known:
+            written.setdefault(int(label), []).append(label)
+        pairs = [f"{ways[0]!r} and {ways[1]!r}" for _, ways in sorted(written.items()) if len(ways) > 1]
+        if not pairs:
+            return ()
+        told = ", ".join(pairs[:TOLD]) + (f" and {len(pairs) - TOLD} more" if len(pairs) > TOLD else "")
+        where = f"column {self._place.column!r} of {self._place.param}"
+        return (f"{where} writes classes in several ways, which are taken for one number: {told}",)
 
     def whole(self) -> NDArray | list[str]:
         """(N,) int64, or N names."""

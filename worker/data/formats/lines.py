@@ -17,6 +17,7 @@ from app.recipe.data import CsvData, JsonlData, Table
 from app.recipe.task import Task
 from worker.data.formats.columns import (
     Chats,
+    Labels,
     Place,
     Samples,
     Texts,
@@ -166,4 +167,5 @@ def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed:
             column.add(value)
     wholes = [(name, column.whole()) for name, column in zip(names, columns, strict=True)]
     split = len(data.input_columns)
-    return assemble(dict(wholes[:split]), dict(wholes[split:]), task, param)
+    notes = tuple(note for column in columns if isinstance(column, Labels) for note in column.notes)
+    return assemble(dict(wholes[:split]), dict(wholes[split:]), task, param)._replace(notes=notes)

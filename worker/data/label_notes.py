@@ -1,0 +1,57 @@
+"""Oddities of labels that are no errors and worth a warning, each in one sentence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from app.recipe.classes import fold, shown_names
+from app.recipe.model import ModelConfig
+from app.recipe.task import CLASSIFICATION, EMBEDDING
+
+
+def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+    """What is odd about targets, (N,) int64 classes or (N, T) numbers, to train and to evaluate on."""
+    if model.task in CLASSIFICATION and model.classes is not None:
+        names = model.class_names or [str(number) for number in range(model.classes)]
+        counts = [torch.bincount(targets, minlength=model.classes).tolist() for targets in (train, evaluation)]
+        return [*_class_notes(counts[0], counts[1], names), *_alike(model.class_names or [])]
+    return list(_number_notes(train)) if model.task != EMBEDDING else []
+
+
+def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequence[str]) -> Iterator[str]:
+    missing = [name for name, count in zip(names, train, strict=True) if not count]
+    present = len(names) - len(missing)
+    if missing:
+        yield f"only {present} of {len(names)} classes have a training sample; without one: {shown_names(missing)}"
+    if present == 1:
+        only = next(name for name, count in zip(names, train, strict=True) if count)
+        yield f"all training samples are of class {only!r}: there is nothing to tell apart"
+    both = list(zip(names, train, evaluation, strict=True))
+    if not train[0] and not evaluation[0] and names[0] == "0" and sum(train) > 0:
+        first = next(number for number, count in enumerate(train) if count)
+        yield f"labels begin at {first}, classes are counted from 0: class 0 has no sample in data.train and data.eval"
+    if unseen := [name for name, learned, judged in both if judged and not learned]:
+        yield f"classes that are evaluated and have no training sample: {shown_names(unseen)}"
+    if single := [name for name, count in zip(names, train, strict=True) if count == 1]:
+        yield f"classes with a single training sample: {shown_names(single)}"
+
+
+def _alike(names: Sequence[str]) -> Iterator[str]:
+    """Names that may have been meant to be one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[fold(name)].append(name)
+    if twins := [name for group in groups.values() if len(group) > 1 for name in group]:
+        yield f"classes whose names differ in capitals, outer spaces or leading zeros alone: {shown_names(twins)}"
+
+
+def _number_notes(train: Tensor) -> Iterator[str]:
+    if len(train) > 1 and train.ndim == 2:
+        constant = (train == train[:1]).all(0).nonzero().flatten().tolist()
+        if constant:
+            numbers = ", ".join(map(str, constant[:20])) + (", ..." if len(constant) > 20 else "")
+            yield f"numbers to answer with that are the same in all training samples (counted from 0): {numbers}"
