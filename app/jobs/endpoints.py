@@ -29,6 +29,7 @@ from app.jobs.schemas import (
     CheckpointList,
     CheckpointView,
     CloneOverrides,
+    DefaultView,
     EventPage,
     EventView,
     JobPatch,
@@ -41,6 +42,7 @@ from app.jobs.service import Idempotency
 from app.jobs.stream import event_stream
 from app.jobs.tables import Job
 from app.projects.auth import Caller, require
+from app.recipe import defaults
 from app.recipe.job import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -83,8 +85,14 @@ async def validate_job(services: ServicesDep, caller: Reader, document: dict[str
         return ValidationView(valid=False, errors=of_validation(error, JobSpec))
     async with services.database.read() as session:
         problems, facts = await service.examine(session, caller.project_id, spec, services.settings.outside)
+        spec, chosen = defaults.resolve(spec, facts.teachers)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
-    view = ValidationView(valid=not problems, errors=of_problems(problems), spec=spec.model_dump(mode="json"))
+    view = ValidationView(
+        valid=not problems,
+        errors=of_problems(problems),
+        spec=spec.model_dump(mode="json"),
+        defaults=[DefaultView(**default._asdict()) for default in chosen],
+    )
     if known is None:
         return view
     numbers = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}

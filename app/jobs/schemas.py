@@ -143,6 +143,16 @@ class EstimateView(BaseModel):
     """Where the rate comes from: measured on recent jobs, or assumed."""
 
 
+class DefaultView(BaseModel):
+    """A value that was chosen for a field of the recipe that the document leaves out."""
+
+    param: str
+    """Path of the field."""
+    value: Any
+    reason: str
+    """The kind of student that the value is for, and its source."""
+
+
 class ValidationView(BaseModel):
     """What would become of a job, without making it."""
 
@@ -151,6 +161,8 @@ class ValidationView(BaseModel):
     errors: list[FieldError]
     spec: dict[str, Any] | None = None
     """The job as it would be stored; the seed stays open when none was given."""
+    defaults: list[DefaultView] = []
+    """Values of `recipe` that depend on the student, where the document gives none."""
     steps_per_epoch: int | None = None
     total_steps: int | None = None
     parameters: int | None = None

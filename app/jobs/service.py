@@ -21,6 +21,7 @@ from app.jobs.lifecycle import Move, Status, move
 from app.jobs.schemas import CloneOverrides, JobView
 from app.jobs.tables import Job, JobInput, JobLabel
 from app.models.tables import Model
+from app.recipe import defaults
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.facts import ArrayFacts, FirstLine, Known, Problem
 from app.recipe.job import MAX_SEED, JobSpec
@@ -62,8 +63,8 @@ async def create(
             return made
     try:
         async with database.write() as session:
-            await _require_sound(session, project_id, spec, outside)
-            job = await _insert(session, project_id, spec, cloned_from)
+            resolved = await _require_sound(session, project_id, spec, outside)
+            job = await _insert(session, project_id, resolved, cloned_from)
             if idempotent is not None:
                 await idempotency.settle(session, project_id, idempotent.key, job.id)
         return job.id
@@ -74,10 +75,12 @@ async def create(
         raise
 
 
-async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside) -> None:
-    problems, _ = await examine(session, project_id, spec, outside)
+async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside) -> JobSpec:
+    """The job with its defaults filled in; raises `Invalid` with every field that is wrong."""
+    problems, facts = await examine(session, project_id, spec, outside)
     if problems:
         raise Invalid.fields(of_problems(problems))
+    return defaults.resolve(spec, facts.teachers)[0]
 
 
 async def examine(
