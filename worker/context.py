@@ -15,6 +15,7 @@ from app.core.settings import Settings
 from app.core.store import Store
 from worker.fetch.shelf import Shelf
 from worker.gpus import hold_gpus
+from worker.presence import Presence
 from worker.protocol import CachePlace
 from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
@@ -95,7 +96,9 @@ async def open_context(
         spares.refill()
         try:
             store = Store.from_settings(settings)
-            yield Context(settings, database, store, scratch, spares, queues, patience=patience)
+            context = Context(settings, database, store, scratch, spares, queues, patience=patience)
+            async with Presence(settings, context.owner, queues):
+                yield context
         finally:
             await spares.close()
             await database.close()

@@ -93,7 +93,7 @@ def _tell_progress(item: _Watched, console: Console, *, status: bool) -> None:
 def _text(item: _Watched) -> str:
     job, progress = item.job, item.job.progress
     running = job.status == "running"
-    place = f"{job.queue_position} ahead in the queue" if job.queue_position else ""
+    place = job.reason or (f"{job.queue_position} ahead in the queue" if job.queue_position else "")
     parts = [
         f"{job.phase if running and job.phase else job.status:<10}",
         f"step {progress.step}/{progress.total_steps}" if progress.total_steps else place,

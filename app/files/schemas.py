@@ -112,5 +112,5 @@ class DeletedView(BaseModel):
     """Something that is gone."""
 
     id: str
-    object: Literal["file", "model"]
+    object: Literal["file", "model", "job"]
     deleted: Literal[True] = True

@@ -17,12 +17,14 @@ from app.core.field_errors import of_problems, of_validation
 from app.core.http import errors
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
+from app.files.schemas import DeletedView
 from app.jobs import repository, service
 from app.jobs.estimate import forecast
 from app.jobs.idempotency import fingerprint
 from app.jobs.lifecycle import Status
 from app.jobs.reader import JobReaderDep
 from app.jobs.repository import JobFilter
+from app.jobs.results import result_of
 from app.jobs.schemas import (
     ArtifactList,
     ArtifactView,
@@ -33,10 +35,12 @@ from app.jobs.schemas import (
     EventPage,
     EventView,
     JobPatch,
+    JobResultView,
     JobView,
     MetricsView,
     SeriesView,
     ValidationView,
+    WarningView,
 )
 from app.jobs.service import Idempotency
 from app.jobs.stream import event_stream
@@ -87,16 +91,21 @@ async def validate_job(services: ServicesDep, caller: Reader, document: dict[str
         problems, facts = await service.examine(session, caller.project_id, spec, services.settings.outside)
         spec, chosen = defaults.resolve(spec, facts.teachers)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
+        told = [] if problems else [*service.remarks_on(spec, facts), *await service.unserved(session, spec)]
     view = ValidationView(
         valid=not problems,
         errors=of_problems(problems),
         spec=spec.model_dump(mode="json"),
         defaults=[DefaultView(**default._asdict()) for default in chosen],
+        warnings=[WarningView(**remark._asdict()) for remark in told],
     )
     if known is None:
         return view
-    numbers = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}
-    return view.model_copy(update={**numbers, "parameters": known.parameters, "estimate": known.estimate})
+    view = view.model_copy(update={"parameters": known.parameters, "estimate": known.estimate})
+    if known.plan is None:
+        return view
+    steps = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}
+    return view.model_copy(update=steps)
 
 
 @router.get("", responses=errors(422))
@@ -115,9 +124,7 @@ async def list_jobs(
     wanted = JobFilter(status or (), name, labels, _seconds(created_after), _seconds(created_before))
     async with services.database.read() as session:
         found = await page(session, repository.listing(caller.project_id, wanted), Job.id, paging)
-        ids = [job.id for job in found.rows]
-        phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
-    return found.map(lambda job: JobView.of(job, phases[job.id], positions.get(job.id)))
+        return found.view(await service.views(session, found.rows))
 
 
 def _seconds(moment: datetime | None) -> float | None:
@@ -164,6 +171,23 @@ async def change_job(services: ServicesDep, caller: Writer, job_id: str, patch: 
         return await service.view(
             session, await service.reprioritise(session, caller.project_id, job_id, patch.priority)
         )
+
+
+@router.delete("/{job_id}", responses=errors(404, 409))
+async def delete_job(services: ServicesDep, caller: Writer, job_id: str) -> DeletedView:
+    """Delete a job that is final, with its events, metrics, checkpoints and files. The model that it made stays."""
+    async with services.database.write() as session:
+        await service.delete(session, caller.project_id, job_id)
+    return DeletedView(id=job_id, object="job")
+
+
+@router.get("/{job_id}/result", responses=errors(404, 409))
+async def get_result(services: ServicesDep, caller: Reader, job_id: str) -> JobResultView:
+    """What a job that succeeded came to: its main metric beside its teachers', and its files.
+
+    `alone` is the newest job of the project that trained the same student on the same data without a teacher."""
+    async with services.database.read() as session:
+        return await result_of(session, await service.get(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/cancel", responses=errors(404, 409))

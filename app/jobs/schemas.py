@@ -47,6 +47,27 @@ class JobError(BaseModel):
     step: int | None = None
 
 
+class WarningView(BaseModel):
+    """Something remarkable about a job that does not keep it from being taken in."""
+
+    code: str
+    param: str
+    """Path of the field that it is about."""
+    message: str
+
+
+class ResultView(BaseModel):
+    """What a job came to, by the main metric of its task, measured on its exported weights."""
+
+    metric: str
+    higher_is_better: bool
+    value: float
+    teachers: dict[str, float]
+    """The same metric of each teacher, by its name."""
+    difference: float | None
+    """The student's value less that of its best teacher; none without a teacher."""
+
+
 class JobView(BaseModel):
     """A job as a client sees it."""
 
@@ -59,6 +80,12 @@ class JobView(BaseModel):
     phases: list[PhaseView]
     progress: ProgressView
     queue_position: int | None
+    reason: str | None
+    """Why a queued job waits, where it is not for the jobs ahead of it: that no worker would take it."""
+    warnings: list[WarningView]
+    """What was remarked when it was taken in."""
+    result: ResultView | None
+    """What it came to, once it has succeeded."""
     error: JobError | None
     model_id: str | None
     checkpoint_id: str | None
@@ -76,10 +103,12 @@ class JobView(BaseModel):
     """The job as resolved: all defaults filled, the seed drawn (see the request's schema)."""
 
     @classmethod
-    def of(cls, job: Job, phases: list[Phase], queue_position: int | None) -> JobView:
+    def of(cls, job: Job, phases: list[Phase], queue_position: int | None, reason: str | None = None) -> JobView:
         own = {name: getattr(job, name) for name in _OF_THE_ROW}
         return cls(
             **own,
+            reason=reason,
+            warnings=[WarningView.model_validate(warning) for warning in job.warnings or []],
             is_final=job.status in FINAL,
             phases=[PhaseView.model_validate(phase, from_attributes=True) for phase in phases],
             progress=ProgressView.model_validate(job, from_attributes=True),
@@ -87,9 +116,8 @@ class JobView(BaseModel):
         )
 
 
-_OF_THE_ROW = tuple(
-    name for name in JobView.model_fields if name not in {"object", "is_final", "phases", "progress", "queue_position"}
-)
+_MADE = {"object", "is_final", "phases", "progress", "queue_position", "reason", "warnings"}
+_OF_THE_ROW = tuple(name for name in JobView.model_fields if name not in _MADE)
 
 
 class JobPatch(Spec):
@@ -134,13 +162,35 @@ class CloneOverrides(Spec):
         return value
 
 
+class DeviceEstimate(BaseModel):
+    """What a job takes on one kind of device."""
+
+    device: Literal["cpu", "gpu"]
+    memory_bytes: int
+    """Main memory at the peak, with torch itself: on a CPU within a quarter of what was measured, on a GPU untried."""
+    gpu_memory_bytes: int | None
+    """Memory of the GPU at the peak, its context assumed; none on a CPU."""
+    training_seconds: float | None
+    """None where only a worker can count the samples."""
+    basis: str
+    """Where the rate comes from: measured on recent jobs on such a device, or assumed."""
+
+
 class EstimateView(BaseModel):
-    """What the job will take, as far as can be told before it runs."""
+    """What the job will take, as far as can be told before it runs, on the device that its queue has."""
 
     memory_bytes: int
-    seconds: float
+    """Main memory of the trainer at its peak, with torch itself."""
+    seconds: float | None
+    """Training, evaluating and exporting together; none where only a worker can count the samples."""
+    training_seconds: float | None
+    evaluating_seconds: float | None
+    exporting_seconds: float
+    """Writing, reading and measuring the files: as long as in the newest jobs, or assumed."""
     basis: str
-    """Where the rate comes from: measured on recent jobs, or assumed."""
+    """Where the rate of training comes from: measured on recent jobs, or assumed."""
+    devices: list[DeviceEstimate]
+    """The same by device; a queue that serves both may take either."""
 
 
 class DefaultView(BaseModel):
@@ -163,6 +213,8 @@ class ValidationView(BaseModel):
     """The job as it would be stored; the seed stays open when none was given."""
     defaults: list[DefaultView] = []
     """Values of `recipe` that depend on the student, where the document gives none."""
+    warnings: list[WarningView] = []
+    """What is remarkable about the job, though nothing is wrong."""
     steps_per_epoch: int | None = None
     total_steps: int | None = None
     parameters: int | None = None
@@ -249,3 +301,41 @@ class ArtifactView(BaseModel):
 class ArtifactList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ArtifactView]
+
+
+class AloneView(BaseModel):
+    """The newest job of the project that trained the same student on the same data without a teacher."""
+
+    job_id: str
+    name: str | None
+    value: float
+    difference: float
+    """The distilled student's value less this one's."""
+
+
+class ReportWarning(BaseModel):
+    """Something that the training found out and that puts its figures in doubt."""
+
+    code: str
+    message: str
+
+
+class JobResultView(BaseModel):
+    """What people wait for: how good the student is, beside whom, and its files."""
+
+    object: Literal["job.result"] = "job.result"
+    job_id: str
+    model_id: str | None
+    """The model that it made; none where that was deleted."""
+    metric: str | None = None
+    """Main metric of the task; none where the report has none."""
+    higher_is_better: bool | None = None
+    value: float | None = None
+    teachers: dict[str, float] = {}
+    """The same metric of each teacher, by its name."""
+    difference: float | None = None
+    """The student's value less that of its best teacher."""
+    alone: AloneView | None
+    """Null where there is no such job, or this one has no teacher."""
+    warnings: list[ReportWarning]
+    artifacts: list[ArtifactView]

@@ -118,3 +118,17 @@ def _columns(view: type[ModelView], row: Model) -> dict[str, Any]:
     torch = any(file["name"] == "weights.pt" for file in row.files)
     config = ModelConfig.model_validate(row.config) if row.config else None
     return {**values, "format": "torch" if torch else "safetensors", "config": config}
+
+
+class ModulesView(BaseModel):
+    """Module paths of a model's network, which losses can name."""
+
+    object: Literal["model.modules"] = "model.modules"
+    model_id: str
+    source: Literal["architecture", "tensors", "none"]
+    """Where they come from: `architecture`: the description of a network of the zoo, with all its modules; `tensors`:
+    the names of its weights, so that modules without weights (activations, pooling, dropout) are not listed, and a
+    library that wraps the network may call them otherwise; `none`: a worker has yet to convert the weights."""
+    complete: bool
+    """True when the network has no other module."""
+    paths: list[str]
