@@ -30,6 +30,7 @@ class _Watched:
     loss: float | None = None
     told: float = 0.0
     told_status: str = ""
+    told_reason: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +59,7 @@ def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: boo
                 _look(client, item)
                 if events:
                     _tell_events(client, item, bars.console.print, named=len(jobs) > 1)
+                _tell_reason(item, bars.console.print)
                 bars.update(item.bar, completed=item.share, text=_text(item))
                 if not console.is_terminal:
                     _tell_progress(item, console, status=not events)
@@ -79,6 +81,13 @@ def _tell_events(client: Client, item: _Watched, tell: Callable[[Text], None], *
     for event in client.events(item.job.id, after=item.seq):
         item.seq = event.seq
         tell(views.event(event, item.name if named else ""))
+
+
+def _tell_reason(item: _Watched, tell: Callable[[Text], None]) -> None:
+    """Say why a job waits that no worker would take, once for each reason."""
+    if item.job.reason and item.job.reason != item.told_reason:
+        tell(Text.assemble((f"{item.name} waits: ", "yellow"), item.job.reason))
+    item.told_reason = item.job.reason
 
 
 def _tell_progress(item: _Watched, console: Console, *, status: bool) -> None:

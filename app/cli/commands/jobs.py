@@ -17,6 +17,9 @@ from app.cli.commands.root import app
 from app.cli.objects import Job, Result
 from app.cli.output import INTERRUPTED, Answer, Stream, command, err
 
+MOST_POINTS = 10_000
+"""So many steps of a series are told apart."""
+
 
 def _read(client: Client, file: Path, assignments: list[str] | None) -> dict[str, Any]:
     """The job of a file, its local data sent ahead."""
@@ -137,10 +140,12 @@ def logs(
 def metrics(
     job: JobId,
     name: Annotated[str | None, typer.Option(help="Only this series, such as eval/accuracy.")] = None,
-    points: Annotated[int, typer.Option(min=2, max=10_000, help="About how many values of a series.")] = 10,
+    points: Annotated[
+        int | None, typer.Option(min=2, max=10_000, help="About how many values of a series; default: 20 with --name.")
+    ] = None,
 ) -> Answer:
-    """Show the measured series of a job: first, last, best values, or with --name the values of one."""
-    series = Client().metrics(job, name, points=points)
+    """Show the measured series of a job: first, last, smallest and largest values, or with --name those of one."""
+    series = Client().metrics(job, name, points=points or (MOST_POINTS if name is None else 20))
     return Answer(series, views.show(views.series(series, in_full=name is not None)))
 
 
