@@ -130,14 +130,13 @@ def _estimate(
         )
     first = devices[0]
     looked_at = evaluated(spec, counted.held_out) * (student.flops + sum(teacher.flops for teacher in teachers))
-    evaluating = looked_at / rates[first.device] if counted.plan else None
+    training, evaluating = first.training_seconds, looked_at / rates[first.device]
     exporting = statistics.median(took.exports) if took.exports else ASSUMED_EXPORT_SECONDS
-    known = first.training_seconds is not None and evaluating is not None
     return EstimateView(
         memory_bytes=first.memory_bytes,
-        seconds=first.training_seconds + evaluating + exporting if known else None,
-        training_seconds=first.training_seconds,
-        evaluating_seconds=evaluating,
+        seconds=None if training is None else training + evaluating + exporting,
+        training_seconds=training,
+        evaluating_seconds=None if training is None else evaluating,
         exporting_seconds=exporting,
         basis=first.basis,
         devices=devices,

@@ -92,7 +92,7 @@ class State(NamedTuple):
     @property
     def is_queued(self) -> bool:
         """Whether the job waits for a worker."""
-        return self.row[_STATUS] == Status.QUEUED
+        return bool(self.row[_STATUS] == Status.QUEUED)
 
     @classmethod
     def of(cls, job: Job, queue_position: int | None) -> State:

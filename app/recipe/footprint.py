@@ -96,7 +96,8 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
         return sample.length, sample.vocabulary
     if not isinstance(sample, ImageInput):
         raise ValueError("no network of the library takes tables")
-    patch = int(network.config.get("patch_size", 16))
+    given = network.config.get("patch_size")
+    patch = given if isinstance(given, int) and given > 0 else 16
     return (sample.height // patch) * (sample.width // patch) + 1, 0
 
 

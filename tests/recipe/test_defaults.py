@@ -35,7 +35,7 @@ def stored(architecture: dict[str, Any]) -> ModelConfig:
     [
         (RESNET, "image-classification", None, 1e-3, "constant", 10),
         ({"architecture": "mlp"}, "regression", None, 1e-3, "constant", 10),
-        (VIT, "image-classification", None, 1e-3, "cosine", 10),
+        (VIT, "image-classification", None, 3e-3, "cosine", 10),
         (BERT, "text-classification", None, 5e-4, "cosine", 10),
         (LLAMA, "causal-lm", None, 6e-4, "cosine", 10),
         (PRETRAINED, "image-classification", RESNET, 1e-4, "cosine", 10),
@@ -67,7 +67,7 @@ def test_a_shrunken_student_gets_what_its_teachers_network_wants() -> None:
     afresh, _ = resolve(job(shrunk | {"init": "fresh"}, **teacher), {"model_t": stored(VIT)})
     assert (of_vit.recipe.optimizer.lr, of_vit.recipe.schedule.kind, of_vit.recipe.epochs) == (5e-5, "linear", 10)
     assert (of_resnet.recipe.optimizer.lr, of_resnet.recipe.schedule.kind) == (1e-3, "cosine")
-    assert (afresh.recipe.optimizer.lr, afresh.recipe.optimizer.weight_decay) == (1e-3, 0.05)
+    assert (afresh.recipe.optimizer.lr, afresh.recipe.optimizer.weight_decay) == (3e-3, 0.05)
 
 
 def test_what_the_document_gives_is_kept() -> None:
