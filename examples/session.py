@@ -125,7 +125,7 @@ def alone(job: Mapping[str, Any], kind: str = PLAIN) -> dict[str, Any]:
 
 def submit(client: Client, job: dict[str, Any], data: Path) -> Job:
     """Send a job; its data files lie in `data`."""
-    return client.submit(documents.send_data(client, job, data))
+    return client.submit(job, folder=data)
 
 
 def finish(client: Client, jobs: Sequence[Job]) -> list[Job]:

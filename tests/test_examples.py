@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from app.cli import documents
 from app.cli.client import Client
+from app.cli.local_data import send_data
 from app.cli.objects import Job
 from app.recipe.losses import LOSSES
 from app.recipe.model import ModelConfig
@@ -71,7 +72,9 @@ class Service(NamedTuple):
 
     def read(self, name: str, *assignments: str) -> dict[str, Any]:
         """A job file as the command line sends it."""
-        return documents.send_data(self.client, documents.read(EXAMPLES / name, assignments), self.folder)
+        return send_data(
+            lambda path: self.client.upload(path).id, documents.read(EXAMPLES / name, assignments), self.folder
+        )
 
     def finished(self, name: str, *assignments: str) -> Job:
         """A job of two steps, when it is done."""

@@ -19,6 +19,7 @@ from app.core.store import Store
 from app.jobs.requeue import disown
 from worker.fetch.shelf import Shelf
 from worker.gpus import hold_gpus
+from worker.presence import Presence
 from worker.protocol import CachePlace
 from worker.staging import Scratch, Sources
 from worker.trainer_process import Launch, SparePool, trainer_command
@@ -107,7 +108,9 @@ async def open_context(
         try:
             await _disown(database, scratch.dead, settings.retry_backoff_seconds)
             store = Store.from_settings(settings)
-            yield Context(settings, database, store, scratch, spares, queues, patience=patience, owner=owner)
+            context = Context(settings, database, store, scratch, spares, queues, patience=patience, owner=owner)
+            async with Presence(settings, context.owner, queues):
+                yield context
         finally:
             await spares.close()
             await database.close()

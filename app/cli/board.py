@@ -30,6 +30,7 @@ class _Watched:
     loss: float | None = None
     told: float = 0.0
     told_status: str = ""
+    told_reason: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,6 +63,7 @@ def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: boo
                 _look(client, item)
                 if events:
                     _tell_events(client, item, bars.console.print, named=len(jobs) > 1)
+                _tell_reason(item, bars.console.print)
                 bars.update(item.bar, completed=item.share, text=_text(item))
                 if not console.is_terminal:
                     _tell_progress(item, console, status=not events)
@@ -85,6 +87,13 @@ def _tell_events(client: Client, item: _Watched, tell: Callable[[Text], None], *
         tell(views.event(event, item.name if named else ""))
 
 
+def _tell_reason(item: _Watched, tell: Callable[[Text], None]) -> None:
+    """Say why a job waits that no worker would take, once for each reason."""
+    if item.job.reason and item.job.reason != item.told_reason:
+        tell(Text.assemble((f"{item.name} waits: ", "yellow"), item.job.reason))
+    item.told_reason = item.job.reason
+
+
 def _tell_progress(item: _Watched, console: Console, *, status: bool) -> None:
     """Say where a job stands, when that is news."""
     news = status and item.job.status != item.told_status
@@ -97,7 +106,7 @@ def _tell_progress(item: _Watched, console: Console, *, status: bool) -> None:
 def _text(item: _Watched) -> str:
     job, progress = item.job, item.job.progress
     running = job.status == "running"
-    place = f"{job.queue_position} ahead in the queue" if job.queue_position else ""
+    place = job.reason or (f"{job.queue_position} ahead in the queue" if job.queue_position else "")
     parts = [
         f"{job.phase if running and job.phase else job.status:<10}",
         f"step {progress.step}/{progress.total_steps}" if progress.total_steps else place,

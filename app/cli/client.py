@@ -22,6 +22,7 @@ import httpx
 
 from app.cli import connection, transfer
 from app.cli.errors import BadRequest, ClientError, FieldProblem, ServiceError, TransferError, Unreachable
+from app.cli.local_data import send_data
 from app.cli.objects import (
     Artifact,
     Checkpoint,
@@ -30,8 +31,10 @@ from app.cli.objects import (
     Job,
     Key,
     Model,
+    Modules,
     Option,
     Reply,
+    Result,
     Series,
     Validation,
 )
@@ -41,6 +44,7 @@ __all__ = ["BadRequest", "Client", "ClientError", "FieldProblem", "ServiceError"
 
 SILENCE_SECONDS = 45.0
 """Longest silence on a stream of events; the service sends a comment every 15 seconds."""
+HERE = Path()
 Document = Mapping[str, Any]
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
@@ -88,14 +92,23 @@ class Client:
 
     # jobs
 
-    def submit(self, spec: Document, *, idempotency_key: str | None = None) -> Job:
-        """Make a job. However often the request must be repeated, it makes one job."""
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return Job.model_validate(self._transport.json("POST", "/v1/jobs", json=spec, headers=headers, repeatable=True))
+    def submit(self, spec: Document, *, folder: Path = HERE, idempotency_key: str | None = None) -> Job:
+        """Make a job. However often the request must be repeated, it makes one job.
 
-    def validate(self, spec: Document) -> Validation:
-        """Say what would become of a job, and everything that is wrong with it."""
-        return Validation.model_validate(self._transport.json("POST", "/v1/jobs/validate", json=spec, repeatable=True))
+        Data that `spec` names by a path (relative to `folder`) is uploaded first, unless the service has it already; a
+        folder with a folder of pictures for each class is packed for that. Raises `BadRequest` for what is not there.
+        """
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        body = self._sent(spec, folder)
+        return Job.model_validate(self._transport.json("POST", "/v1/jobs", json=body, headers=headers, repeatable=True))
+
+    def validate(self, spec: Document, *, folder: Path = HERE) -> Validation:
+        """Say what would become of a job, and everything that is wrong with it. Data is uploaded as by `submit`."""
+        body = self._sent(spec, folder)
+        return Validation.model_validate(self._transport.json("POST", "/v1/jobs/validate", json=body, repeatable=True))
+
+    def _sent(self, spec: Document, folder: Path) -> dict[str, Any]:
+        return send_data(lambda path: self.upload(path).id, spec, folder)
 
     def jobs(
         self,
@@ -138,6 +151,14 @@ class Client:
         return Job.model_validate(
             self._transport.json("PATCH", _path("jobs", job_id), json={"priority": priority}, repeatable=True)
         )
+
+    def result(self, job_id: str) -> Result:
+        """What a job that succeeded came to, beside its teachers and beside the same student without one."""
+        return Result.model_validate(self._transport.json("GET", _path("jobs", job_id, "result")))
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that is final, with its history and files; the model that it made stays."""
+        self._transport.send("DELETE", _path("jobs", job_id))
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None) -> Job:
         """Return the job once it is final. Raises `TimeoutError`."""
@@ -256,6 +277,10 @@ class Client:
     def model(self, model_id: str) -> Model:
         """A model, with its configuration, report and files."""
         return Model.model_validate(self._transport.json("GET", _path("models", model_id)))
+
+    def modules(self, model_id: str) -> Modules:
+        """Paths of the modules within a model's network."""
+        return Modules.model_validate(self._transport.json("GET", _path("models", model_id, "modules")))
 
     def register_model(
         self,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import platform
+import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 from rich.table import Table
@@ -26,23 +27,23 @@ from app.core.settings import Settings
 from app.core.store import Store
 
 LITTLE_DISK_BYTES = 5 << 30
-TRAINING = """
-import json, importlib.util
-facts = {}
-try:
-    import torch
-    facts["torch"] = torch.__version__
-    facts["threads"] = torch.get_num_threads()
-    if torch.cuda.is_available():
-        devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-        facts["gpus"] = [{"name": device.name, "memory": device.total_memory} for device in devices]
-except ImportError as error:
-    facts["missing"] = str(error)
-for name in ("triton", "onnx", "onnxruntime", "onnxscript", "matplotlib"):
-    if importlib.util.find_spec(name):
-        facts[name] = __import__("importlib.metadata").metadata.version(name)
-print(json.dumps(facts))
-"""
+LIBRARIES = {
+    "torch": "jobs can be accepted here but not run",
+    "transformers": "jobs with networks of the Transformers library fail",
+    "tokenizers": "jobs with texts fail",
+    "pyarrow": "jobs fail on Parquet files and saved data sets",
+    "pillow": "jobs fail on pictures",
+    "kornia": "jobs that augment images fail",
+    "jinja2": "jobs with chats fail",
+    "huggingface-hub": "teachers can't be fetched from a hub",
+    "onnx": "models can't be exported to ONNX",
+    "onnxscript": "models can't be exported to ONNX",
+    "onnxruntime": "exported ONNX files can't be verified, so jobs that ask for them fail",
+    "matplotlib": "jobs fail at the end: curves can't be drawn",
+}
+"""Libraries of the worker, and what it means where one is missing."""
+INSTALL = "pip install 'stillhouse[worker]'"
+PROBE_SECONDS = 20.0
 
 
 class Check(BaseModel):
@@ -56,32 +57,60 @@ class Check(BaseModel):
 
 
 def examine() -> list[Check]:
-    """Look at everything. Nothing is changed, and no check raises."""
+    """Look at everything. Nothing is changed, and no check raises; libraries are looked up, not imported."""
     settings = Settings()
-    return [
-        Check(name="python", state="ok", found=platform.python_version()),
-        *_training(),
-        *asyncio.run(_services(settings)),
-        _disk(settings),
-        _service(),
-    ]
+    with ThreadPoolExecutor() as threads:
+        gpus, service = threads.submit(_gpus), threads.submit(_service)
+        services = asyncio.run(_services(settings))
+        return [
+            Check(name="python", state="ok", found=platform.python_version()),
+            *libraries(),
+            *accelerator(gpus.result()),
+            *services,
+            _disk(settings),
+            service.result(),
+        ]
 
 
-def _training() -> Iterator[Check]:
-    """Ask a process of its own about torch, so that this one stays small."""
-    facts = _probe()
-    if "torch" not in facts:
-        why = "jobs can be accepted here but not run: pip install 'stillhouse[worker]'"
-        yield Check(name="torch", state="missing", found=str(facts.get("missing")), means=why)
-        return
-    yield Check(name="torch", state="ok", found=f"{facts['torch']}, {facts['threads']} threads")
-    gpus = ", ".join(f"{gpu['name']} ({views.size(gpu['memory'])})" for gpu in facts.get("gpus", []))
-    means = "" if gpus else "training runs on the CPU; jobs for the queue `gpu` wait for another machine"
-    yield Check(name="gpu", state="ok" if gpus else "missing", found=gpus or "none", means=means)
-    yield _optional("triton", facts, _kernels(bool(gpus), "triton" in facts))
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        yield _optional(name, facts, "" if name in facts else "models can't be exported to ONNX")
-    yield _optional("matplotlib", facts, "" if "matplotlib" in facts else "jobs fail at the end: curves can't be drawn")
+def libraries() -> Iterator[Check]:
+    """Every library that the worker needs."""
+    for name in worker_libraries():
+        found = _version(name)
+        means = "" if found else f"{LIBRARIES.get(name, 'some jobs fail')}: {INSTALL}"
+        yield Check(name=name, state="ok" if found else "missing", found=found or "none", means=means)
+
+
+def worker_libraries() -> list[str]:
+    """Names in the extra `worker` of this project, those that say most first."""
+    wanted = [line.partition(";") for line in metadata.requires("stillhouse") or ()]
+    extra = re.compile(r"""extra\s*==\s*['"]worker['"]""")
+    names = [re.split(r"[^A-Za-z0-9._-]", spec)[0].lower() for spec, _, marker in wanted if extra.search(marker)]
+    order = list(LIBRARIES)
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def accelerator(gpus: list[str]) -> Iterator[Check]:
+    """The GPUs, and which form of the kernels runs here."""
+    torch, triton = _version("torch"), _version("triton")
+    usable = bool(gpus) and torch is not None and not torch.endswith("+cpu")
+    means = "training runs on the CPU; jobs for the queue `gpu` wait for another machine"
+    if gpus and not usable:
+        means = "torch is built for CPUs, so training runs there: install a build of torch for CUDA"
+    found = ", ".join(gpus) or "none"
+    yield Check(name="gpu", state="ok" if usable else "missing", found=found, means="" if usable else means)
+    yield Check(
+        name="triton",
+        state="ok" if triton else "missing",
+        found=triton or "none",
+        means=_kernels(usable, triton is not None),
+    )
 
 
 def _kernels(gpu: bool, triton: bool) -> str:
@@ -92,22 +121,21 @@ def _kernels(gpu: bool, triton: bool) -> str:
     return f"losses over logits run in plain PyTorch: {why}"
 
 
-def _optional(name: str, facts: dict[str, Any], means: str) -> Check:
-    return Check(name=name, state="ok" if name in facts else "missing", found=facts.get(name, "none"), means=means)
-
-
-def _probe() -> dict[str, Any]:
-    command = [sys.executable, "-c", TRAINING]
-    result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - all of it stands here
-    if result.returncode:
-        last_line = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return {"missing": f"importing it failed: {last_line}"}
-    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return facts
+def _gpus() -> list[str]:
+    """Names and memory of NVIDIA's GPUs, as their driver tells."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)  # noqa: S603 - all of it stands here
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return said.stdout.splitlines() if said.returncode == 0 else []
 
 
 async def _services(settings: Settings) -> list[Check]:
-    return [await _database(settings), await _store(settings), await _broker(settings)]
+    return list(await asyncio.gather(_database(settings), _store(settings), _broker(settings)))
 
 
 async def _database(settings: Settings) -> Check:

@@ -1,4 +1,4 @@
-"""Job files on this machine: read, overridden, and their local data files sent ahead."""
+"""Job files on this machine: read and overridden."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from app.cli.client import Client
 from app.cli.errors import BadRequest
 from app.recipe import documents
 from app.recipe.key_maps import KEY_MAPS
-
-DATA_FIELDS = ("train", "eval")
 
 
 def read(path: Path, assignments: Iterable[str] = ()) -> dict[str, Any]:
@@ -39,27 +36,6 @@ def registration(
     if unknown := sorted(told.keys() - {"config", "name", "checkpoint_key", "key_map"}):
         raise BadRequest(f"{unknown[0]}: beside config stand name, checkpoint_key and key_map, and nothing else")
     return told
-
-
-def send_data(client: Client, document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the document with local data files (relative to `folder`) replaced by ids of uploaded ones.
-
-    What is neither a file's id nor text is left to the service to judge. Raises `BadRequest` for a missing file.
-    """
-    data = document.get("data")
-    if not isinstance(data, dict):
-        return document
-    sent = {key: _send(client, data[key], folder, f"data.{key}") for key in DATA_FIELDS if key in data}
-    return {**document, "data": {**data, **sent}}
-
-
-def _send(client: Client, reference: Any, folder: Path, param: str) -> Any:
-    if not isinstance(reference, str) or reference.startswith("file_"):
-        return reference
-    path = folder / reference
-    if not path.is_file():
-        raise BadRequest(f"{param}: there is no file {str(path)!r}, and it is no id such as file_…")
-    return client.upload(path).id
 
 
 def overrides(spec: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

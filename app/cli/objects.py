@@ -45,6 +45,24 @@ class JobFailure(Reply):
     step: int | None = None
 
 
+class Remark(Reply):
+    """Something remarkable about a job that did not keep it from being taken in."""
+
+    code: str
+    param: str
+    message: str
+
+
+class Figures(Reply):
+    """A student's main metric, and the same of its teachers."""
+
+    metric: str | None = None
+    higher_is_better: bool | None = None
+    value: float | None = None
+    teachers: dict[str, float] = {}
+    difference: float | None = None
+
+
 class Job(Reply):
     """A job, and where it stands."""
 
@@ -56,6 +74,9 @@ class Job(Reply):
     phases: list[Phase] = []
     progress: Progress = Progress()
     queue_position: int | None = None
+    reason: str | None = None
+    warnings: list[Remark] = []
+    result: Figures | None = None
     error: JobFailure | None = None
     model_id: str | None = None
     checkpoint_id: str | None = None
@@ -110,12 +131,60 @@ class Artifact(Reply):
     sha256: str
 
 
+class Alone(Reply):
+    """A job that trained the same student on the same data without a teacher."""
+
+    job_id: str
+    name: str | None = None
+    value: float
+    difference: float
+
+
+class ReportWarning(Reply):
+    """Something that puts a report's figures in doubt."""
+
+    code: str
+    message: str
+
+
+class Result(Figures):
+    """What a job came to."""
+
+    job_id: str
+    model_id: str | None = None
+    alone: Alone | None = None
+    warnings: list[ReportWarning] = []
+    artifacts: list[Artifact] = []
+
+
+class Default(Reply):
+    """A value that was chosen for a field that a job leaves out."""
+
+    param: str
+    value: Any
+    reason: str
+
+
+class DeviceEstimate(Reply):
+    """What a job will take on one kind of device."""
+
+    device: str
+    memory_bytes: int
+    gpu_memory_bytes: int | None = None
+    training_seconds: float | None = None
+    basis: str
+
+
 class Estimate(Reply):
     """What a job will take, as far as can be told before it runs."""
 
     memory_bytes: int
-    seconds: float
+    seconds: float | None
+    training_seconds: float | None = None
+    evaluating_seconds: float | None = None
+    exporting_seconds: float | None = None
     basis: str
+    devices: list[DeviceEstimate] = []
 
 
 class Validation(Reply):
@@ -128,6 +197,8 @@ class Validation(Reply):
     total_steps: int | None = None
     parameters: int | None = None
     estimate: Estimate | None = None
+    defaults: list[Default] = []
+    warnings: list[Remark] = []
 
 
 class File(Reply):
@@ -170,6 +241,15 @@ class Model(Reply):
     report: dict[str, Any] | None = None
     files: list[Artifact] = []
     created_at: datetime
+
+
+class Modules(Reply):
+    """Module paths of a model's network; `source` says where they come from: architecture, tensors or none."""
+
+    model_id: str
+    source: str
+    complete: bool
+    paths: list[str]
 
 
 class Paper(Reply):

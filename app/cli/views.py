@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +10,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.objects import Artifact, Event, Job, Key, Model, Option, Validation
+from app.cli import results
+from app.cli.objects import (
+    Artifact,
+    Default,
+    Estimate,
+    Event,
+    File,
+    Job,
+    Key,
+    Model,
+    Modules,
+    Option,
+    Remark,
+    Result,
+    Series,
+    Validation,
+)
 from app.recipe import report
 
 COLOURS = {
@@ -44,13 +60,31 @@ def status(job: Job) -> Text:
 
 def jobs(items: Sequence[Job]) -> RenderableType:
     """A list of jobs."""
-    rows = table("job", "name", "status", "attempt", "step", "age")
+    rows = table("job", "name", "status", "attempt", "step", "age", "result")
     for job in items:
-        rows.add_row(job.id, Text(job.name or ""), status(job), attempt(job), steps(job), age(job.created_at))
+        told = results.in_short(job.result) if job.result else job.reason or (failure(job) if job.error else "")
+        state = (status(job), attempt(job), steps(job), age(job.created_at))
+        rows.add_row(job.id, Text(job.name or ""), *state, Text(told))
     return rows if items else Text("no jobs")
 
 
-def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
+def submitted(item: Job) -> RenderableType:
+    """A job that was just taken in, and what to know about it."""
+    told = f"{item.id} is {item.status}; see it with: stillhouse watch {item.id}"
+    return Group(Text(told), *remarks([warning.message for warning in _remarks(item)]))
+
+
+def _remarks(item: Job) -> list[Remark]:
+    waits = [Remark(code="unserved", param="resources.queue", message=item.reason)] if item.reason else []
+    return [*waits, *item.warnings]
+
+
+def remarks(messages: Iterable[str]) -> list[Text]:
+    """Warnings, one a line."""
+    return [Text.assemble(("Warning: ", "yellow"), message) for message in messages]
+
+
+def job(item: Job, artifacts: Sequence[Artifact] = (), result: Result | None = None) -> RenderableType:
     """One job in full, without its spec."""
     progress = item.progress
     parts: list[RenderableType] = [
@@ -59,7 +93,8 @@ def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
                 ("job", item.id),
                 ("name", item.name),
                 ("status", status(item)),
-                ("ahead in the queue", item.queue_position),
+                ("waits", item.reason and Text(item.reason, style="yellow")),
+                ("ahead in the queue", None if item.reason else item.queue_position),
                 ("step", steps(item) or None),
                 ("speed", progress.samples_per_second and f"{progress.samples_per_second:,.0f} samples/s"),
                 ("time left", seconds(progress.seconds_left) or None),
@@ -74,8 +109,11 @@ def job(item: Job, artifacts: Sequence[Artifact] = ()) -> RenderableType:
             ]
         )
     ]
+    parts += remarks(f"{warning.param} {warning.message}" for warning in item.warnings)
+    if result is not None:
+        parts += [Text(""), results.in_full(result)]
     if artifacts:
-        parts += [Text(""), files(artifacts)]
+        parts += [Text(""), files(artifacts), Text(f"fetch them with: stillhouse download {item.id}", style="dim")]
     return Group(*parts)
 
 
@@ -105,14 +143,23 @@ def failure(item: Job) -> str:
     return f"{error.message}{where}{when} [{error.fault}: {error.code}]"
 
 
-def outcome(item: Job) -> Text:
-    """How a job ended, and what to do next."""
+def outcome(item: Job, result: Result | None = None) -> RenderableType:
+    """How a job ended, what it came to, and where its files are."""
     name = item.name or item.id
-    if item.status == "succeeded":
-        return Text.assemble((f"{name} succeeded", "green"), f"; fetch it with: stillhouse download {item.id}")
-    return Text.assemble(
-        (f"{name} {item.status}", COLOURS.get(item.status, "")), f": {failure(item)}" if item.error else ""
-    )
+    if item.status != "succeeded":
+        ended = (f"{name} {item.status}", COLOURS.get(item.status, ""))
+        return Text.assemble(ended, f": {failure(item)}" if item.error else "")
+    title = Text.assemble((f"{name} succeeded", "green"))
+    fetch = Text(f"fetch it with: stillhouse download {item.id}")
+    return Group(title, results.in_full(result), fetch) if result else Group(title, fetch)
+
+
+def still_running(jobs: Sequence[Job]) -> RenderableType:
+    """What became of jobs whose watching was broken off."""
+    ids = " ".join(job.id for job in jobs)
+    cancel = "; ".join(f"stillhouse cancel {job.id}" for job in jobs)
+    goes = "the job goes on" if len(jobs) == 1 else "the jobs go on"
+    return Text(f"No longer watching; {goes}. Watch again: stillhouse watch {ids}\nEnd: {cancel}")
 
 
 def files(items: Sequence[Artifact]) -> Table:
@@ -121,6 +168,37 @@ def files(items: Sequence[Artifact]) -> Table:
     for item in items:
         rows.add_row(Text(item.name), size(item.size), item.sha256)
     return rows
+
+
+def uploaded(items: Sequence[File]) -> RenderableType:
+    """A list of uploaded files."""
+    rows = table("file", "name", "size", "age")
+    for item in items:
+        rows.add_row(item.id, Text(item.name), size(item.size), age(item.created_at))
+    return rows if items else Text("no files")
+
+
+def series(items: Sequence[Series], *, in_full: bool) -> RenderableType:
+    """Measured series: a line for each, or all values that were asked for."""
+    if not items or not any(item.values for item in items):
+        return Text("nothing was measured yet, or there is no series of this name")
+    if in_full:
+        rows = table("step", *(item.name for item in items))
+        for step, *values in zip(items[0].steps, *(item.values for item in items), strict=False):
+            rows.add_row(f"{step:,}", *(f"{value:.5g}" for value in values))
+        return rows
+    rows = table("series", "first", "last", "smallest", "largest", "last step")
+    for item in items:
+        shown = (item.values[0], item.values[-1], min(item.values), max(item.values))
+        rows.add_row(item.name, *(f"{value:.5g}" for value in shown), f"{item.steps[-1]:,}")
+    return rows
+
+
+def module_source(found: Modules) -> str:
+    """Why a list of modules is not the whole."""
+    if found.source == "none":
+        return "unknown until a worker has converted the weights for a job; then the job's errors name those near"
+    return "told by the names of its weights: modules without weights (activations, pooling, dropout) are not listed"
 
 
 def event(item: Event, name: str = "") -> Text:
@@ -139,17 +217,48 @@ def validation(item: Validation) -> RenderableType:
             rows.add_row(Text(problem.param), Text(problem.message), Text(problem.accepted or ""))
         return Group(Text("not valid", style="red"), rows)
     estimate = item.estimate
-    return Group(
+    parts: list[RenderableType] = [
         Text("valid", style="green"),
         facts(
             [
                 ("steps", _steps(item)),
                 ("student's parameters", item.parameters and f"{item.parameters:,}"),
-                ("memory", estimate and size(estimate.memory_bytes)),
-                ("time", estimate and f"{seconds(estimate.seconds)} ({estimate.basis})"),
+                *(_memory(estimate) if estimate else ()),
+                *(_time(estimate) if estimate else ()),
             ]
         ),
-    )
+    ]
+    if item.defaults:
+        parts += [Text(""), _defaults(item.defaults)]
+    return Group(*parts, *remarks(f"{warning.param} {warning.message}" for warning in item.warnings))
+
+
+def _memory(estimate: Estimate) -> Iterator[tuple[str, str]]:
+    yield "memory", f"about {size(estimate.memory_bytes)}, torch included"
+    for device in estimate.devices:
+        if device.gpu_memory_bytes is not None:
+            yield "memory of a GPU", f"about {size(device.gpu_memory_bytes)}"
+
+
+def _time(estimate: Estimate) -> Iterator[tuple[str, str]]:
+    if estimate.seconds is None:
+        yield "time", "known when a worker has read the data"
+        return
+    named = ("training", "evaluating", "exporting")
+    parts = [f"{name} {seconds(getattr(estimate, f'{name}_seconds'))}" for name in named]
+    yield "time", f"about {seconds(estimate.seconds)}: {', '.join(parts)}"
+    for device in estimate.devices:
+        yield f"training on a {device.device.upper()}", f"{seconds(device.training_seconds)} ({device.basis})"
+
+
+def _defaults(items: Sequence[Default]) -> RenderableType:
+    """What was chosen for fields that the job leaves out, and for which student."""
+    rows = table("chosen", "value")
+    for item in items:
+        value = item.value if isinstance(item.value, dict) else {"": item.value}
+        rows.add_row(item.param, Text(", ".join(f"{key} {each}".strip() for key, each in value.items())))
+    reasons = dict.fromkeys(item.reason for item in items)
+    return Group(rows, *(Text(f"for {reason}", style="dim") for reason in reasons))
 
 
 def _steps(item: Validation) -> str:
@@ -185,11 +294,11 @@ def model(item: Model) -> RenderableType:
     ]
     parts: list[RenderableType] = [facts(about), Text(""), files(item.files)]
     if item.report:
-        parts += [Text(""), results(item.report)]
+        parts += [Text(""), figures(item.report)]
     return Group(*parts)
 
 
-def results(found: dict[str, Any]) -> Table:
+def figures(found: dict[str, Any]) -> Table:
     """A report's figures: teachers, epochs and files side by side."""
     shown = report.columns(found)
     grid = table("", *shown)

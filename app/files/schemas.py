@@ -133,6 +133,6 @@ class DeletedView(View):
 
     id: str
     """Id of what was deleted."""
-    object: Literal["file", "model"]
+    object: Literal["file", "model", "job"]
     """Kind of what was deleted."""
     deleted: Literal[True] = True

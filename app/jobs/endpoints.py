@@ -18,30 +18,36 @@ from app.core.http import errors
 from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
+from app.files.schemas import DeletedView
 from app.jobs import repository, service
 from app.jobs.estimate import forecast
 from app.jobs.idempotency import fingerprint
 from app.jobs.lifecycle import Status
 from app.jobs.reader import JobReaderDep
 from app.jobs.repository import JobFilter
+from app.jobs.results import result_of
 from app.jobs.schemas import (
     ArtifactList,
     ArtifactView,
     CheckpointList,
     CheckpointView,
     CloneOverrides,
+    DefaultView,
     EventPage,
     EventView,
     JobPatch,
+    JobResultView,
     JobView,
     MetricsView,
     SeriesView,
     ValidationView,
+    WarningView,
 )
 from app.jobs.service import Idempotency
 from app.jobs.stream import StreamReaderDep
 from app.jobs.tables import Job
 from app.projects.auth import Caller, require
+from app.recipe import defaults
 from app.recipe.job import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
@@ -91,15 +97,25 @@ async def validate_job(services: ServicesDep, caller: Reader, document: dict[str
         return ValidationView(valid=False, errors=told, more_errors=error.error_count() - len(told))
     async with services.database.read() as session:
         problems, facts = await service.examine(session, caller.project_id, spec, services.settings.outside)
+        spec, chosen = defaults.resolve(spec, facts.teachers)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
+        remarks = [] if problems else [*service.remarks_on(spec, facts), *await service.unserved(session, spec)]
     told = of_problems(problems[:MAX_ERRORS])
     view = ValidationView(
-        valid=not problems, errors=told, more_errors=len(problems) - len(told), spec=spec.model_dump(mode="json")
+        valid=not problems,
+        errors=told,
+        more_errors=len(problems) - len(told),
+        spec=spec.model_dump(mode="json"),
+        defaults=[DefaultView(**default._asdict()) for default in chosen],
+        warnings=[WarningView(**remark._asdict()) for remark in remarks],
     )
     if known is None:
         return view
-    numbers = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}
-    return view.model_copy(update={**numbers, "parameters": known.parameters, "estimate": known.estimate})
+    view = view.model_copy(update={"parameters": known.parameters, "estimate": known.estimate})
+    if known.plan is None:
+        return view
+    steps = {"steps_per_epoch": known.plan.steps_per_epoch, "total_steps": known.plan.total_steps}
+    return view.model_copy(update=steps)
 
 
 @router.get("", responses=errors(422))
@@ -120,9 +136,7 @@ async def list_jobs(
         found = await page(
             session, repository.listing(caller.project_id, wanted), Job.id, paging, Job.project_id == caller.project_id
         )
-        ids = [job.id for job in found.rows]
-        phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
-    return found.map(lambda job: JobView.of(job, phases[job.id], positions.get(job.id)))
+        return found.view(await service.views(session, found.rows))
 
 
 def _seconds(moment: datetime | None) -> float | None:
@@ -169,6 +183,23 @@ async def change_job(services: ServicesDep, caller: Writer, job_id: str, patch: 
         return await service.view(
             session, await service.reprioritise(session, caller.project_id, job_id, patch.priority)
         )
+
+
+@router.delete("/{job_id}", responses=errors(404, 409))
+async def delete_job(services: ServicesDep, caller: Writer, job_id: str) -> DeletedView:
+    """Delete a job that is final, with its events, metrics, checkpoints and files. The model that it made stays."""
+    async with services.database.write() as session:
+        await service.delete(session, caller.project_id, job_id)
+    return DeletedView(id=job_id, object="job")
+
+
+@router.get("/{job_id}/result", responses=errors(404, 409))
+async def get_result(services: ServicesDep, caller: Reader, job_id: str) -> JobResultView:
+    """What a job that succeeded came to: its main metric beside its teachers', and its files.
+
+    `alone` is the newest job of the project that trained the same student on the same data without a teacher."""
+    async with services.database.read() as session:
+        return await result_of(session, await service.get(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/cancel", responses=errors(404, 409))

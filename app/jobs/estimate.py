@@ -8,19 +8,27 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.jobs.schemas import EstimateView
+from app.jobs.schemas import DeviceEstimate, EstimateView
+from app.jobs.tables import Phase
 from app.models.tables import Model
 from app.recipe.checks import InputFacts
-from app.recipe.cost import known_costs, student_cost
+from app.recipe.cost import Cost, known_costs, student_cost
+from app.recipe.data import Texts
 from app.recipe.facts import SampleFacts, sample_facts
+from app.recipe.footprint import Footprint, evaluated, footprints, rough_cost
 from app.recipe.job import JobSpec
-from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops, training_memory
+from app.recipe.model import Input, ModelConfig, TextInput
+from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops
 from app.recipe.shrink import network_of, student_input
+from app.recipe.tokenizers import Trained
 
-ASSUMED_FLOPS_PER_SECOND = 5e9
-"""Rate taken while the project has finished no job: two cores on small layers reach about this."""
+ASSUMED_FLOPS_PER_SECOND = {"cpu": 5e9, "gpu": 5e12}
+"""Taken while the project has finished no job on such a device; two cores reach about the first on small layers."""
+ASSUMED_EXPORT_SECONDS = 10.0
+"""Taken while the project has finished no job: a small student on two idle cores takes about this."""
 ASSUMED_CLASSES = 10
 """Taken when only the labels themselves, which are not read before the job runs, tell the number of classes."""
+DEFAULT_VOCABULARY = 8000
 RECENT_JOBS = 20
 
 
@@ -28,44 +36,132 @@ RECENT_JOBS = 20
 class Forecast:
     """What is known of a job before it runs."""
 
-    plan: TrainingPlan
+    plan: TrainingPlan | None
+    """None when only a worker can count the samples."""
     parameters: int | None
-    """Of the student; none when only building it can tell, as then the estimate."""
+    """Of the student; none when only building it can tell."""
     estimate: EstimateView | None
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """Samples of a job; none known means that only a worker can count them."""
+
+    plan: TrainingPlan | None = None
+    samples: int = 0
+    held_out: int = 0
+    sample_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Recent:
+    """What the newest jobs of a project took."""
+
+    rates: dict[str, list[float]]
+    """Floating-point operations per second of training, by device."""
+    exports: list[float]
+    """Seconds."""
+
+
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
-    """Count a job whose inputs were found sound; none when the headers of its data, or a teacher from elsewhere, are
-    not known."""
-    train = sample_facts(spec.data, spec.task, facts.train)
-    held = sample_facts(spec.data, spec.task, facts.eval, "data.eval")
+    """Count a job whose inputs were found sound; none when neither its data nor its networks are known yet."""
     teachers = [
         facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
     ]
-    if not isinstance(train, SampleFacts) or len(teachers) < len(spec.all_teachers):
+    train = sample_facts(spec.data, spec.task, facts.train)
+    sample = train.input if isinstance(train, SampleFacts) else _texts(spec, teachers)
+    if sample is None or len(teachers) < len(spec.all_teachers):
         return None
-    outputs = train.targets or spec.data.told_classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
+    counted = _count(spec, facts, train) if isinstance(train, SampleFacts) else _Counted()
+    network = network_of(spec, facts.teachers)
+    if network is None:
+        return Forecast(counted.plan, None, None)
+    targets = train.targets if isinstance(train, SampleFacts) else None
+    outputs = targets or spec.data.told_classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
+    given = student_input(spec, facts.teachers, sample)
+    exact = student_cost(network, given, outputs) if not isinstance(given, TextInput) else None
+    student = exact or rough_cost(network, given, outputs)
+    teaching = known_costs([rough_cost(each.architecture, each.input, each.outputs) for each in teachers])
+    estimate = None
+    if student is not None and teaching is not None:
+        took = await _recent(session, project_id)
+        sizes = (counted.samples or spec.recipe.batch_size, counted.sample_bytes)
+        memory = footprints(spec, network, student, teaching, *sizes)
+        estimate = _estimate(spec, counted, student, teaching, took, memory)
+    return Forecast(counted.plan, exact.parameters if exact else None, estimate)
+
+
+def plan_of(spec: JobSpec, facts: InputFacts) -> TrainingPlan | None:
+    """How training is laid out; none when only a worker can count the samples."""
+    train = sample_facts(spec.data, spec.task, facts.train)
+    return _count(spec, facts, train).plan if isinstance(train, SampleFacts) else None
+
+
+def _texts(spec: JobSpec, teachers: list[ModelConfig]) -> Input | None:
+    """What a student of texts reads, which needs no look at them."""
+    if not isinstance(spec.data, Texts):
+        return None
+    own, known = spec.data.tokenizer, next((each.input for each in teachers if isinstance(each.input, TextInput)), None)
+    vocabulary = own.vocabulary if isinstance(own, Trained) else known.vocabulary if known else DEFAULT_VOCABULARY
+    return TextInput(length=spec.data.max_length, vocabulary=vocabulary)
+
+
+def _count(spec: JobSpec, facts: InputFacts, train: SampleFacts) -> _Counted:
+    held = sample_facts(spec.data, spec.task, facts.eval, "data.eval")
     trained_on, held_out = split_counts(spec.data, train.count)
     if isinstance(held, SampleFacts):
         held_out = held.count
-    plan = plan_training(spec.recipe, trained_on)
-    network = network_of(spec, facts.teachers)
-    student = student_cost(network, student_input(spec, facts.teachers, train.input), outputs) if network else None
-    teaching = known_costs([student_cost(teacher.architecture, teacher.input, teacher.outputs) for teacher in teachers])
-    if student is None or teaching is None:
-        return Forecast(plan, student.parameters if student else None, None)
-    rate, basis = await _rate(session, project_id)
-    memory = training_memory(spec, student, trained_on + held_out, train.bytes, teaching)
-    seconds = training_flops(plan, student, teaching) / rate
-    return Forecast(plan, student.parameters, EstimateView(memory_bytes=memory, seconds=seconds, basis=basis))
+    return _Counted(plan_training(spec.recipe, trained_on), trained_on + held_out, held_out, train.bytes)
 
 
-async def _rate(session: AsyncSession, project_id: str) -> tuple[float, str]:
+def _estimate(
+    spec: JobSpec, counted: _Counted, student: Cost, teachers: list[Cost], took: _Recent, memory: dict[str, Footprint]
+) -> EstimateView:
+    devices, rates = [], {}
+    for device in ("gpu", "cpu") if spec.resources.queue == "gpu" else ("cpu", "gpu"):
+        rates[device], basis = _rate(took, device)
+        needed = training_flops(counted.plan, student, teachers) if counted.plan else None
+        seconds = None if needed is None else needed / rates[device]
+        host, gpu = memory[device]
+        devices.append(
+            DeviceEstimate(
+                device=device, memory_bytes=host, gpu_memory_bytes=gpu, training_seconds=seconds, basis=basis
+            )
+        )
+    first = devices[0]
+    looked_at = evaluated(spec, counted.held_out) * (student.flops + sum(teacher.flops for teacher in teachers))
+    training, evaluating = first.training_seconds, looked_at / rates[first.device]
+    exporting = statistics.median(took.exports) if took.exports else ASSUMED_EXPORT_SECONDS
+    return EstimateView(
+        memory_bytes=first.memory_bytes,
+        seconds=None if training is None else training + evaluating + exporting,
+        training_seconds=training,
+        evaluating_seconds=None if training is None else evaluating,
+        exporting_seconds=exporting,
+        basis=first.basis,
+        devices=devices,
+    )
+
+
+def _rate(took: _Recent, device: str) -> tuple[float, str]:
     """Floating-point operations per second of training, and where the number comes from."""
+    if rates := took.rates.get(device):
+        return statistics.median(rates), f"measured: median rate of the {len(rates)} newest jobs on a {device.upper()}"
+    rate = ASSUMED_FLOPS_PER_SECOND[device]
+    return rate, f"assumed: {rate:.0e} operations a second on a {device.upper()}"
+
+
+async def _recent(session: AsyncSession, project_id: str) -> _Recent:
     made_here = (Model.project_id == project_id, Model.report.is_not(None))
-    newest = select(Model.report).where(*made_here).order_by(Model.id.desc()).limit(RECENT_JOBS)
-    reports = [report["train"] for report in await session.scalars(newest) if report and "train" in report]
-    rates = [train["flops"] / train["seconds"] for train in reports if train["seconds"] > 0]
-    if not rates:
-        return ASSUMED_FLOPS_PER_SECOND, f"assumed: {ASSUMED_FLOPS_PER_SECOND:.0e} operations a second"
-    return statistics.median(rates), f"measured: median rate of the {len(rates)} newest jobs"
+    newest = select(Model.job_id, Model.report).where(*made_here).order_by(Model.id.desc()).limit(RECENT_JOBS)
+    rows = (await session.execute(newest)).all()
+    rates: dict[str, list[float]] = {}
+    for train in (report["train"] for _, report in rows if report and "train" in report):
+        if train["seconds"] > 0:
+            device = "cpu" if train.get("device", "cpu") == "cpu" else "gpu"
+            rates.setdefault(device, []).append(train["flops"] / train["seconds"])
+    ids = [job_id for job_id, _ in rows]
+    spans = select(Phase.ended_at - Phase.started_at).where(
+        Phase.job_id.in_(ids), Phase.phase == "exporting", Phase.ended_at.is_not(None)
+    )
+    return _Recent(rates, list(await session.scalars(spans)))

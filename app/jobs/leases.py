@@ -24,6 +24,7 @@ from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
 from app.models.tables import Model
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig
+from app.recipe.report import summary
 
 Fault = Literal["user", "system", "capacity", "deadline"]
 KEPT_CHECKPOINTS = 2
@@ -297,7 +298,7 @@ async def succeed(
 ) -> str:
     """Publish the artifacts and the model, and end the job; returns the model's id."""
     model_id = new_id("model")
-    job = await _fenced(session, lease, lifecycle.SUCCEED, "succeeded", model_id=model_id)
+    job = await _fenced(session, lease, lifecycle.SUCCEED, "succeeded", model_id=model_id, result=summary(report))
     for artifact in artifacts:
         row = {"id": new_id("art"), "job_id": job.id, "attempt": lease.attempt, "token": lease.token}
         session.add(Artifact(**row, **asdict(artifact), created_at=now()))

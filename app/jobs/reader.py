@@ -15,15 +15,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.errors import NotFound
-from app.jobs import repository
+from app.jobs import repository, workers
+from app.jobs.lifecycle import Status
 from app.jobs.repository import State
 from app.jobs.schemas import JobView
 from app.jobs.tables import Job, Phase
+from app.jobs.workers import Capability
 
 KEPT = 1024
 """Answers that are kept, a few KB each."""
 BATCH = 128
 """Most jobs that one query reads."""
+
+
+Present = frozenset[Capability]
+"""What the workers that are there can do."""
 
 
 class Answer(NamedTuple):
@@ -32,6 +38,8 @@ class Answer(NamedTuple):
     project_id: str
     state: State
     body: bytes
+    present: Present | None
+    """The workers that were there when a queued job was looked at."""
 
 
 class Asked(NamedTuple):
@@ -86,8 +94,13 @@ class JobReader:
         async with self._database.read() as session:
             states = await repository.states(session, ids)
             kept = {id: self._kept[id] for id in states.keys() & self._kept.keys()}
-            known = {id: answer for id, answer in kept.items() if answer.state == states[id]}
-            made = await _make(session, {id: states[id].queue_position for id in states.keys() - known.keys()})
+            present = await workers.present(session) if any(state.is_queued for state in states.values()) else None
+            known = {
+                id: answer
+                for id, answer in kept.items()
+                if answer.state == states[id] and (answer.present is None or answer.present == present)
+            }
+            made = await _make(session, {id: states[id].queue_position for id in states.keys() - known.keys()}, present)
         self._keep(known | made)
         return known | made
 
@@ -100,18 +113,20 @@ class JobReader:
             del self._kept[next(iter(self._kept))]
 
 
-async def _make(session: AsyncSession, positions: dict[str, int | None]) -> dict[str, Answer]:
+async def _make(session: AsyncSession, positions: dict[str, int | None], present: Present | None) -> dict[str, Answer]:
     """Answers for the jobs with these places in the queue."""
     if not positions:
         return {}
     jobs = await repository.by_ids(session, list(positions))
     phases = await repository.phases_of(session, list(jobs))
-    return {id: _answer(job, phases[id], positions[id]) for id, job in jobs.items()}
+    return {id: _answer(job, phases[id], positions[id], present) for id, job in jobs.items()}
 
 
-def _answer(job: Job, phases: list[Phase], position: int | None) -> Answer:
-    body = JobView.of(job, phases, position).model_dump_json().encode()
-    return Answer(job.project_id, State.of(job, position), body)
+def _answer(job: Job, phases: list[Phase], position: int | None, present: Present | None) -> Answer:
+    seen = present if job.status == Status.QUEUED else None
+    reason = None if seen is None else workers.why_unserved(job.spec["resources"], seen)
+    body = JobView.of(job, phases, position, reason).model_dump_json().encode()
+    return Answer(job.project_id, State.of(job, position), body, seen)
 
 
 async def _job_reader(request: Request) -> JobReader:

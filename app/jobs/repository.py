@@ -6,12 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, delete, func, literal, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.jobs.lifecycle import FINAL, Status
-from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, Job, JobInput, JobLabel, Metric, Phase
+from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, IdempotencyKey, Job, JobInput, JobLabel, Metric, Phase
+from app.models.tables import Model
 
 QUEUE_POSITION_CAP = 1000
 """Places further back than this are not counted: the count would cost as much as the queue is long."""
@@ -30,7 +31,7 @@ class JobFilter:
 
 def listing(project_id: str, wanted: JobFilter) -> Select[Job]:
     """The project's jobs that meet the filter, unordered and unlimited."""
-    statement = select(Job).where(Job.project_id == project_id)
+    statement = select(Job).where(Job.project_id == project_id, Job.deleted_at.is_(None))
     if wanted.statuses:
         statement = statement.where(Job.status.in_(wanted.statuses))
     if wanted.name is not None:
@@ -47,7 +48,7 @@ def listing(project_id: str, wanted: JobFilter) -> Select[Job]:
 
 async def by_ids(session: AsyncSession, ids: Sequence[str]) -> dict[str, Job]:
     """Jobs of any project by id; the caller checks whose they are."""
-    rows = await session.scalars(select(Job).where(Job.id.in_(ids)))
+    rows = await session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))
     return {job.id: job for job in rows}
 
 
@@ -88,13 +89,21 @@ class State(NamedTuple):
     """Its columns, without those that never change or only change with others. A new phase shows in `last_seq`."""
     queue_position: int | None
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether the job waits for a worker."""
+        return bool(self.row[_STATUS] == Status.QUEUED)
+
     @classmethod
     def of(cls, job: Job, queue_position: int | None) -> State:
         return cls(tuple(getattr(job, column.key) for column in _CHANGING), queue_position)
 
 
-_CHANGING = [column for column in Job.__table__.columns if column.key not in {"spec", "error"}]
-_STATES = select(Job.id, _QUEUE_POSITION, *_CHANGING).where(Job.id.in_(bindparam("ids", expanding=True)))
+_CHANGING = [column for column in Job.__table__.columns if column.key not in {"spec", "error", "result", "warnings"}]
+_STATUS = [column.key for column in _CHANGING].index("status")
+_STATES = select(Job.id, _QUEUE_POSITION, *_CHANGING).where(
+    Job.id.in_(bindparam("ids", expanding=True)), Job.deleted_at.is_(None)
+)
 
 
 async def states(session: AsyncSession, ids: Collection[str]) -> dict[str, State]:
@@ -191,3 +200,18 @@ async def series(session: AsyncSession, job_id: str, name: str, points: int) -> 
     kept = or_(extremes.c.lowest == 1, extremes.c.highest == 1)
     rows = await session.execute(select(extremes.c.step, extremes.c.value).where(kept).order_by(extremes.c.step))
     return [(step, value) for step, value in rows]
+
+
+async def remove_history(session: AsyncSession, job_id: str) -> list[str]:
+    """Remove all rows of a job but its own; returns the keys of the objects that nobody needs any more."""
+    checkpoints = await session.scalars(
+        select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+    )
+    keys = [file["key"] for checkpoint in checkpoints for file in checkpoint.files]
+    kept = await session.scalar(select(Model.files).where(Model.job_id == job_id, Model.deleted_at.is_(None)))
+    needed = {file["key"] for file in kept or ()}
+    artifacts = await session.scalars(select(Artifact.key).where(Artifact.job_id == job_id))
+    keys += [key for key in artifacts if key not in needed]
+    for table in (Metric, Event, Phase, Attempt, JobLabel, JobInput, Checkpoint, Artifact, IdempotencyKey):
+        await session.execute(delete(table).where(table.job_id == job_id))
+    return keys

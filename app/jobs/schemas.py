@@ -63,6 +63,32 @@ class JobError(View):
     """Optimizer step at which it happened; null before and after training."""
 
 
+class WarningView(View):
+    """Something remarkable about a job that does not keep it from being taken in."""
+
+    code: str
+    """Name of the warning, for programs."""
+    param: str
+    """Path of the field that it is about."""
+    message: str
+    """What is remarkable, for people."""
+
+
+class ResultView(View):
+    """What a job came to, by the main metric of its task, measured on its exported weights."""
+
+    metric: str
+    """Main metric of the task."""
+    higher_is_better: bool
+    """Whether larger values of the metric are better."""
+    value: float
+    """The student's."""
+    teachers: dict[str, float]
+    """The same metric of each teacher, by its name."""
+    difference: float | None
+    """The student's value less that of its best teacher; none without a teacher."""
+
+
 class JobView(View):
     """A job as a client sees it."""
 
@@ -83,6 +109,12 @@ class JobView(View):
     """Where training stands."""
     queue_position: int | None
     """Jobs of its queue that run before it; null when it is not queued, or has a thousand or more before it."""
+    reason: str | None
+    """Why a queued job waits, where it is not for the jobs ahead of it: that no worker would take it."""
+    warnings: list[WarningView]
+    """What was remarked when it was taken in."""
+    result: ResultView | None
+    """What it came to, once it has succeeded."""
     error: JobError | None
     """Why it failed; null unless it did."""
     model_id: str | None
@@ -117,10 +149,12 @@ class JobView(View):
     """The job as resolved: all defaults filled, the seed drawn (see the request's schema)."""
 
     @classmethod
-    def of(cls, job: Job, phases: list[Phase], queue_position: int | None) -> JobView:
+    def of(cls, job: Job, phases: list[Phase], queue_position: int | None, reason: str | None = None) -> JobView:
         own = {name: getattr(job, name) for name in _OF_THE_ROW}
         return cls(
             **own,
+            reason=reason,
+            warnings=[WarningView.model_validate(warning) for warning in job.warnings or []],
             is_final=job.status in FINAL,
             phases=[PhaseView.model_validate(phase, from_attributes=True) for phase in phases],
             progress=ProgressView.model_validate(job, from_attributes=True),
@@ -128,9 +162,8 @@ class JobView(View):
         )
 
 
-_OF_THE_ROW = tuple(
-    name for name in JobView.model_fields if name not in {"object", "is_final", "phases", "progress", "queue_position"}
-)
+_MADE = {"object", "is_final", "phases", "progress", "queue_position", "reason", "warnings"}
+_OF_THE_ROW = tuple(name for name in JobView.model_fields if name not in _MADE)
 
 
 class JobPatch(Spec):
@@ -200,15 +233,49 @@ class CloneOverrides(Spec):
         return value
 
 
+class DeviceEstimate(View):
+    """What a job takes on one kind of device."""
+
+    device: Literal["cpu", "gpu"]
+    """Kind of device."""
+    memory_bytes: int
+    """Main memory at the peak, with torch itself: on a CPU within a quarter of what was measured, on a GPU untried."""
+    gpu_memory_bytes: int | None
+    """Memory of the GPU at the peak, its context assumed; none on a CPU."""
+    training_seconds: float | None
+    """Time that training takes, in seconds; none where only a worker can count the samples."""
+    basis: str
+    """Where the rate comes from: measured on recent jobs on such a device, or assumed."""
+
+
 class EstimateView(View):
-    """What the job will take, as far as can be told before it runs."""
+    """What the job will take, as far as can be told before it runs, on the device that its queue has."""
 
     memory_bytes: int
-    """Memory that training takes, in bytes."""
-    seconds: float
-    """Time that training takes, in seconds."""
+    """Main memory of the trainer at its peak, with torch itself."""
+    seconds: float | None
+    """Training, evaluating and exporting together; none where only a worker can count the samples."""
+    training_seconds: float | None
+    """Training alone, in seconds."""
+    evaluating_seconds: float | None
+    """Measuring the student between the epochs, in seconds."""
+    exporting_seconds: float
+    """Writing, reading and measuring the files: as long as in the newest jobs, or assumed."""
     basis: str
-    """Where the rate comes from: measured on recent jobs, or assumed."""
+    """Where the rate of training comes from: measured on recent jobs, or assumed."""
+    devices: list[DeviceEstimate]
+    """The same by device; a queue that serves both may take either."""
+
+
+class DefaultView(View):
+    """A value that was chosen for a field of the recipe that the document leaves out."""
+
+    param: str
+    """Path of the field."""
+    value: Any
+    """What stands there now."""
+    reason: str
+    """The kind of student that the value is for, and its source."""
 
 
 class ValidationView(View):
@@ -223,6 +290,10 @@ class ValidationView(View):
     """Number of wrong fields that `errors` leaves out."""
     spec: dict[str, Any] | None = None
     """The job as it would be stored; the seed stays open when none was given."""
+    defaults: list[DefaultView] = []
+    """Values of `recipe` that depend on the student, where the document gives none."""
+    warnings: list[WarningView] = []
+    """What is remarkable about the job, though nothing is wrong."""
     steps_per_epoch: int | None = None
     """Optimizer steps of one epoch; null where the headers of the data do not tell."""
     total_steps: int | None = None
@@ -342,4 +413,52 @@ class ArtifactList(View):
 
     object: Literal["list"] = "list"
     data: list[ArtifactView]
+    """The files, by name."""
+
+
+class AloneView(View):
+    """The newest job of the project that trained the same student on the same data without a teacher."""
+
+    job_id: str
+    """Id of that job."""
+    name: str | None
+    """Its name."""
+    value: float
+    """The main metric of its student."""
+    difference: float
+    """The distilled student's value less this one's."""
+
+
+class ReportWarning(View):
+    """Something that the training found out and that puts its figures in doubt."""
+
+    code: str
+    """Name of the warning, for programs."""
+    message: str
+    """What puts the figures in doubt, for people."""
+
+
+class JobResultView(View):
+    """What people wait for: how good the student is, beside whom, and its files."""
+
+    object: Literal["job.result"] = "job.result"
+    job_id: str
+    """Id of the job."""
+    model_id: str | None
+    """The model that it made; none where that was deleted."""
+    metric: str | None = None
+    """Main metric of the task; none where the report has none."""
+    higher_is_better: bool | None = None
+    """Whether larger values of the metric are better."""
+    value: float | None = None
+    """The student's."""
+    teachers: dict[str, float] = {}
+    """The same metric of each teacher, by its name."""
+    difference: float | None = None
+    """The student's value less that of its best teacher."""
+    alone: AloneView | None
+    """Null where there is no such job, or this one has no teacher."""
+    warnings: list[ReportWarning]
+    """What the training found out and puts the figures in doubt."""
+    artifacts: list[ArtifactView]
     """The files, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,17 +16,21 @@ from app.core.database import Database
 from app.core.errors import Invalid, NotFound, WrongState
 from app.core.field_errors import of_problems
 from app.core.ids import new_id
+from app.files.service import discard
 from app.files.tables import File
-from app.jobs import idempotency, lifecycle, repository
-from app.jobs.lifecycle import Move, Status, move
+from app.jobs import idempotency, lifecycle, repository, workers
+from app.jobs.estimate import plan_of
+from app.jobs.lifecycle import FINAL, Move, Status, move
 from app.jobs.requeue import PAUSED_SECONDS, dispatch
 from app.jobs.schemas import CloneOverrides, JobView
 from app.jobs.tables import Job, JobInput, JobLabel
 from app.models.tables import Model
+from app.recipe import defaults
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.facts import ArrayFacts, FirstLine, Known, Problem
 from app.recipe.job import MAX_SEED, JobSpec
 from app.recipe.model import ModelConfig
+from app.recipe.remarks import Remark, remarks
 from app.recipe.teachers import Outside
 
 CANCEL_SECONDS = 60.0
@@ -69,14 +74,31 @@ async def create(
 async def _make(
     session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None, outside: Outside
 ) -> Job:
-    await _require_sound(session, project_id, spec, outside)
-    return await _insert(session, project_id, spec, cloned_from)
+    resolved, told = await _require_sound(session, project_id, spec, outside)
+    return await _insert(session, project_id, resolved, told, cloned_from)
 
 
-async def _require_sound(session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside) -> None:
-    problems, _ = await examine(session, project_id, spec, outside)
+async def _require_sound(
+    session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside
+) -> tuple[JobSpec, list[Remark]]:
+    """The job with its defaults filled in, and what is remarkable; raises `Invalid` with every field that is wrong."""
+    problems, facts = await examine(session, project_id, spec, outside)
     if problems:
         raise Invalid.fields(of_problems(problems))
+    resolved, _ = defaults.resolve(spec, facts.teachers)
+    return resolved, remarks_on(resolved, facts)
+
+
+def remarks_on(spec: JobSpec, facts: InputFacts) -> list[Remark]:
+    """What is remarkable about a resolved job, as far as its samples can be counted by now."""
+    plan = plan_of(spec, facts)
+    return list(remarks(spec, plan)) if plan else []
+
+
+async def unserved(session: AsyncSession, spec: JobSpec) -> list[Remark]:
+    """That no worker would take the job now."""
+    why = workers.why_unserved(spec.resources.model_dump(), await workers.present(session))
+    return [Remark("queue_unserved", "resources.queue", why)] if why else []
 
 
 async def examine(
@@ -133,7 +155,9 @@ async def _model(
     return ModelConfig.model_validate(model.config) if model.config else None
 
 
-async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None) -> Job:
+async def _insert(
+    session: AsyncSession, project_id: str, spec: JobSpec, told: list[Remark], cloned_from: str | None
+) -> Job:
     seed = spec.seed if spec.seed is not None else secrets.randbelow(MAX_SEED)
     resolved = spec.settled(seed, datetime.now(UTC).date())
     job = Job(
@@ -152,6 +176,7 @@ async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_
         next_run_at=now(),
         dispatched_at=now(),
         last_seq=0,
+        warnings=[remark._asdict() for remark in told],
     )
     session.add(job)
     await session.flush()
@@ -166,15 +191,23 @@ async def _insert(session: AsyncSession, project_id: str, spec: JobSpec, cloned_
 
 async def view(session: AsyncSession, job: Job) -> JobView:
     """The job as its client sees it."""
-    phases = await repository.phases_of(session, [job.id])
-    positions = await repository.queue_positions(session, [job.id])
-    return JobView.of(job, phases[job.id], positions.get(job.id))
+    return (await views(session, [job]))[0]
+
+
+async def views(session: AsyncSession, jobs: Sequence[Job]) -> list[JobView]:
+    """The jobs as their client sees them."""
+    ids = [job.id for job in jobs]
+    phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
+    waiting = [job for job in jobs if job.status == Status.QUEUED]
+    present = await workers.present(session) if waiting else frozenset[workers.Capability]()
+    reasons = {job.id: workers.why_unserved(job.spec["resources"], present) for job in waiting}
+    return [JobView.of(job, phases[job.id], positions.get(job.id), reasons.get(job.id)) for job in jobs]
 
 
 async def get(session: AsyncSession, project_id: str, job_id: str) -> Job:
     """The project's job; raises `NotFound` for a missing one and for another project's alike."""
     job = await session.get(Job, job_id, populate_existing=True)
-    if job is None or job.project_id != project_id:
+    if job is None or job.project_id != project_id or job.deleted_at is not None:
         raise NotFound("job", job_id)
     return job
 
@@ -251,6 +284,18 @@ async def reprioritise(session: AsyncSession, project_id: str, job_id: str, prio
     if changed is None:
         raise WrongState("wrong_state", f"the priority of a job that is {job.status} can't be changed", param="status")
     return changed
+
+
+async def delete(session: AsyncSession, project_id: str, job_id: str) -> None:
+    """Delete a job that is final, with its events, metrics, checkpoints and files. The model that it made stays, with
+    the files that both have; raises `WrongState` for a job that is not final."""
+    job = await get(session, project_id, job_id)
+    mine = (Job.id == job_id, Job.status.in_(FINAL), Job.deleted_at.is_(None))
+    gone = update(Job).where(*mine).values(deleted_at=now(), checkpoint_id=None).returning(Job.id)
+    if await session.scalar(gone.execution_options(synchronize_session=False)) is None:
+        message = f"a job that is {job.status} can't be deleted; cancel it first"
+        raise WrongState("wrong_state", message, param="status")
+    discard(session, await repository.remove_history(session, job_id))
 
 
 def cloned(original: JobSpec, overrides: CloneOverrides) -> JobSpec:

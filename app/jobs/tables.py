@@ -79,12 +79,33 @@ class Job(Base):
     """The model it made."""
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """Why it failed: `fault`, `code`, `message`, `param`, `step`."""
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What it came to: `app.recipe.report.summary` of its report."""
+    warnings: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    """What was remarked when it was taken in: `code`, `param` and `message` each."""
+    deleted_at: Mapped[float | None]
+    """When its owner deleted it; nobody is shown it then."""
     last_seq: Mapped[int] = mapped_column(default=0)
     """Number of the newest event."""
 
 
 # In the order of claims, so that the first is found at once, and with all that counting those ahead looks at.
 Index("ix_jobs_claim", Job.status, Job.priority.desc(), Job.id, Job.queue)
+
+
+class Worker(Base):
+    """A process that looks for jobs. It says so again and again; one that has not for a while is gone."""
+
+    __tablename__ = "workers"
+
+    owner: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """As in the leases that it holds."""
+    queues: Mapped[list[str]] = mapped_column(JSON)
+    gpus: Mapped[int]
+    """It takes jobs of the queue `gpu` for at most so many processes on a machine."""
+    nodes: Mapped[int]
+    """Machines that it has for a job."""
+    seen_at: Mapped[float]
 
 
 class JobLabel(Base):

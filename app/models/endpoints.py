@@ -14,7 +14,8 @@ from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
 from app.files.schemas import DeletedView
 from app.models import repository, service
-from app.models.schemas import ModelDetailView, ModelRequest, ModelView
+from app.models.modules import modules_of
+from app.models.schemas import ModelDetailView, ModelRequest, ModelView, ModulesView
 from app.models.tables import Model
 from app.projects.auth import Caller, require
 
@@ -46,6 +47,14 @@ async def get_model(model_id: str, caller: Reader, services: ServicesDep) -> Mod
         row = await service.get_model(session, caller.project_id, model_id)
         children = await repository.children(session, caller.project_id, model_id)
     return ModelDetailView.with_children(row, children)
+
+
+@router.get("/{model_id}/modules", responses=errors(404))
+async def get_model_modules(model_id: str, caller: Reader, services: ServicesDep) -> ModulesView:
+    """Paths of the modules within a model's network, as losses on features name them."""
+    async with services.database.read() as session:
+        row = await service.get_model(session, caller.project_id, model_id)
+    return await modules_of(row, services.store)
 
 
 @router.get("/{model_id}/files/{name:path}", responses=DOWNLOAD_RESPONSES, response_class=Response)

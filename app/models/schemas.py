@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from app.core.clock import Time
 from app.core.views import View
@@ -28,6 +28,17 @@ def _of_a_model(name: str) -> str:
 ModelFileName = Annotated[str, Field(max_length=64), AfterValidator(_of_a_model)]
 
 
+def _not_of_the_library(given: Any) -> Any:
+    """One sentence for a description in another layout, whose every key would be wrong here."""
+    if isinstance(given, dict) and "model_type" in given and "architecture" not in given:
+        raise ValueError(
+            "is a config.json of the Transformers library, which belongs to a whole folder: save the model with"
+            " save_pretrained and register config.json and model.safetensors as `files`; or describe the network here,"
+            " with architecture, input, preprocessing and classes"
+        )
+    return given
+
+
 class ModelRequest(Spec):
     """A model of one's own, to be used as a teacher: a file of weights, or a folder in the Hugging Face layout."""
 
@@ -37,7 +48,7 @@ class ModelRequest(Spec):
     files: Annotated[dict[ModelFileName, Reference], Field(min_length=1, max_length=MAX_FILES)] | None = None
     """Ids of uploaded files by their name in the folder: `config.json`, `model.safetensors` or its shards and their
     index, and the files of preprocessor and tokenizer; of sentence-transformers `modules.json` and what it names."""
-    config: ModelConfig | None = None
+    config: Annotated[ModelConfig | None, BeforeValidator(_not_of_the_library)] = None
     """What the weights are; a folder in the Hugging Face layout may go without."""
     checkpoint_key: CheckpointKey | None = None
     """Where in what torch.save wrote the weights lie, such as `state_dict`; none: it is them."""
@@ -132,3 +143,19 @@ def _columns(view: type[ModelView], row: Model) -> dict[str, Any]:
     config = ModelConfig.model_validate(row.config) if row.config else None
     told = {"format": "torch" if torch else "safetensors", "config": config, "parameters": row.parameters or None}
     return values | told
+
+
+class ModulesView(View):
+    """Module paths of a model's network, which losses can name."""
+
+    object: Literal["model.modules"] = "model.modules"
+    model_id: str
+    """Id of the model."""
+    source: Literal["architecture", "tensors", "none"]
+    """Where they come from: `architecture`: the description of a network of the zoo, with all its modules; `tensors`:
+    the names of its weights, so that modules without weights (activations, pooling, dropout) are not listed, and a
+    library that wraps the network may call them otherwise; `none`: a worker has yet to convert the weights."""
+    complete: bool
+    """True when the network has no other module."""
+    paths: list[str]
+    """Module paths, in the order of the network."""

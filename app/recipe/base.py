@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, NamedTuple
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Paper(NamedTuple):
@@ -14,10 +17,52 @@ class Paper(NamedTuple):
     arxiv: str
 
 
+_AS_TEXT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?[0-9]+(?:_[0-9]+)+")
+"""Numbers that common readers of YAML give as text: `5e-4` (YAML 1.1 wants a point and a sign) and `1_000`."""
+
+
 class Spec(BaseModel):
-    """Base of all that a job may say: unknown keys are refused, values are not coerced, nothing changes afterwards."""
+    """Base of all that a job may say: unknown keys are refused, values are not coerced, nothing changes afterwards.
+
+    Only text such as "5e-4" is read as a number where a field takes numbers and no text: so a job file means the same
+    whichever reader of YAML it went through.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_numbers(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        read = {name: _number(value[name], whole) for name, whole in _numeric(cls).items() if name in value}
+        return {**value, **read} if any(read[name] is not value[name] for name in read) else value
+
+
+@cache
+def _numeric(spec: type[BaseModel]) -> dict[str, bool]:
+    """Fields that take numbers and no text, and whether these are whole."""
+    found = {name: set(_types(field.annotation)) for name, field in spec.model_fields.items()}
+    return {name: float not in types for name, types in found.items() if types & {int, float} and str not in types}
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        return
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types(inner)
+
+
+def _number(value: Any, whole: bool) -> Any:
+    """The number that a text stands for; anything else as it is."""
+    if isinstance(value, list):
+        read = [_number(item, whole) for item in value]
+        return read if any(new is not old for new, old in zip(read, value, strict=True)) else value
+    if not isinstance(value, str) or not _AS_TEXT.fullmatch(value):
+        return value
+    number = float(value)
+    return int(number) if whole and number.is_integer() else number
 
 
 def _require_tag(schema: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.metrics import requirement_problems
 from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
+from app.recipe.module_rules import module_problems
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.other_tokens import other_tokens_problems
 from app.recipe.processes import processes_problems
@@ -80,6 +81,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(_start_problems(job, facts.teachers, train.input if train else None))
     found.problems.extend(_cache_problems(job, facts.teachers))
     found.problems.extend(_loss_problems(job, facts.teachers))
+    found.problems.extend(module_problems(job, facts.teachers))
     found.problems.extend(_optimizer_problems(job))
     found.problems.extend(_recipe_problems(job))
     found.problems.extend(generation_problems(job))

@@ -83,11 +83,12 @@ class Recipe(Spec):
     """For causal-lm: texts that the main training learns from besides those of the data, written by the student
     (`on-policy`) or by a teacher (`sequence-level`); none: the data alone."""
     optimizer: Optimizer = AdamW()
-    """What turns gradients into steps."""
+    """What turns gradients into steps; none given: what the student wants, as `validate` tells, and this one for a
+    convolutional network from scratch."""
     schedule: Schedule = Constant()
-    """How the learning rate changes over the training."""
+    """How the learning rate changes over the training; none given: what the student wants, as of the optimizer."""
     epochs: int = Field(10, ge=1, le=100_000)
-    """Passes over the training set."""
+    """Passes over the training set; none given: 3 of a pretrained transformer, 10 of any other student."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps after which training ends, whatever `epochs` says."""
     batch_size: int = Field(128, ge=1, le=1_048_576)

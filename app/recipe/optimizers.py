@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import NonNegative, Option, Paper, Positive, Share
+from app.recipe.base import Fraction, NonNegative, Option, Paper, Positive, Share
 from app.recipe.task import CLASSIFICATION, Task
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -211,6 +211,18 @@ class ScheduleOption(Option):
 
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the rate rises linearly to its peak."""
+    warmup_ratio: Fraction | None = None
+    """The same as a share of the steps of the stage, rounded; none: `warmup_steps` counts."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps and self.warmup_ratio is not None:
+            raise ValueError("must have warmup_steps or warmup_ratio, not both")
+        return self
+
+    def warmup(self, steps: int) -> int:
+        """Optimizer steps of the warm-up in a stage of `steps` steps."""
+        return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * steps)
 
 
 class Constant(ScheduleOption):

@@ -96,6 +96,12 @@ def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int
     `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
     the framework itself takes is not counted.
     """
+    weights, activations = model_memory(job, student, samples, teachers)
+    return weights + activations + samples * (sample_bytes + 8) * job.resources.processes
+
+
+def model_memory(job: JobSpec, student: Cost, samples: int, teachers: Sequence[Cost] = ()) -> tuple[int, int]:
+    """Bytes of weights with gradients and optimizer state, and of activations, in all processes together."""
     copies = 2 + (job.recipe.ema_decay is not None)
     resources, weights = job.resources, student.parameters * copies + _state(job.recipe.optimizer, student)
     micro_batch = -(-min(job.recipe.batch_size, samples) // (job.recipe.accumulate * resources.processes))
@@ -104,7 +110,7 @@ def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int
         weights += teacher.parameters
         activations += 4 * micro_batch * teacher.peak_activation
     wholes = 1 if resources.sharding == "fsdp" else resources.processes
-    return 4 * weights * wholes + (activations + samples * (sample_bytes + 8)) * resources.processes
+    return 4 * weights * wholes, activations * resources.processes
 
 
 def _state(optimizer: Optimizer, student: Cost) -> int:

@@ -9,6 +9,32 @@ ONNX, INT8, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
 GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM}
 """Files of the graphs, by their key in the report's figures of the student."""
 Figures = Mapping[str, Any]
+MAIN_METRICS = ("accuracy", "perplexity", "spearman", "mrr", "nme", "rmse")
+"""By which a student is judged first, in the order in which to look for them."""
+LOWER_IS_BETTER = frozenset({"perplexity", "nme", "rmse"})
+
+
+def summary(report: Figures) -> dict[str, Any] | None:
+    """The report in one line: the main metric of the exported student and of its teachers.
+
+    `difference` is the student's value less that of its best teacher. None where the report has no such metric.
+    """
+    student = report.get("student") or {}
+    named = (report.get("epochs") or {}).get("by")
+    metric = named if named in student else next((name for name in MAIN_METRICS if name in student), None)
+    if metric is None:
+        return None
+    lower = metric in LOWER_IS_BETTER
+    found = report.get("teachers") or {"teacher": report.get("teacher") or {}}
+    teachers = {name: figures[metric] for name, figures in found.items() if metric in figures}
+    best = (min if lower else max)(teachers.values(), default=None)
+    return {
+        "metric": metric,
+        "higher_is_better": not lower,
+        "value": student[metric],
+        "teachers": teachers,
+        "difference": None if best is None else student[metric] - best,
+    }
 
 
 def columns(report: Figures) -> dict[str, Figures]:

@@ -215,7 +215,7 @@ def test_targets_are_softened_where_they_are_numbers() -> None:
 
 
 NORMALIZED, PROJECTED = {"kind": "normalized-gd"}, {"kind": "nap", "inner": {"kind": "adamw"}}
-HINT = {"kind": "hint", "pairs": [{"teacher": "layers.0", "student": "layers.0"}]}
+HINT = {"kind": "hint", "pairs": [{"teacher": "1", "student": "1"}]}
 ENTROPY = {"kind": "cross-entropy"}
 
 
@@ -251,3 +251,27 @@ def test_an_optimizer_has_something_to_go_by(recipe: dict[str, Any], found: list
 def test_networks_with_normalisation_may_be_projected() -> None:
     student = {"architecture": "cifar-resnet", "depth": 8}
     assert params(job(student=student, recipe={"losses": [ENTROPY], "optimizer": PROJECTED})) == []
+
+
+def test_a_module_path_that_a_network_of_the_zoo_lacks_is_refused_with_those_near_it() -> None:
+    pairs = [{"teacher": "stages.1", "student": "stages.1"}, {"teacher": "stages.7", "student": "stage.2"}]
+    document = {
+        "data": {"train": "file_train"},
+        "teacher": {"model": "model_t"},
+        "student": {"architecture": "cifar-resnet", "depth": 8},
+        "recipe": {"losses": [{"kind": "cross-entropy"}, {"kind": "hint", "pairs": pairs}]},
+    }
+    image = {"channels": 1, "height": 8, "width": 8}
+    scaling = {"mean": [0.5], "std": [0.25]}
+    network = {"architecture": "cifar-resnet", "depth": 14}
+    teacher = ModelConfig.model_validate(
+        {"architecture": network, "input": image, "preprocessing": scaling, "classes": 10}
+    )
+    problems = find_problems(JobSpec.model_validate(document), InputFacts(teachers={"model_t": teacher}))
+    assert [(problem.param, problem.message) for problem in problems] == [
+        ("recipe.losses[1].pairs[1].student", "the student has no module 'stage.2'"),
+        ("recipe.losses[1].pairs[1].teacher", "teacher 'teacher' has no module 'stages.7'"),
+    ]
+    assert all("stages.2" in (problem.accepted or "") for problem in problems)
+    unknown = find_problems(JobSpec.model_validate(document), InputFacts())
+    assert [problem.param for problem in unknown] == ["recipe.losses[1].pairs[1].student"]

@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from app.recipe.base import Option
-from app.recipe.job import JobSpec
+from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import LOSSES
-from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
+from app.recipe.optimizers import OPTIMIZERS, SCHEDULES, AdamW
 from app.recipe.students import STUDENTS
 
 MINIMAL: dict[str, Any] = {
@@ -109,3 +109,43 @@ def _models(root: type[BaseModel]) -> set[type[BaseModel]]:
 def _parts(annotation: Any) -> list[Any]:
     arguments = getattr(annotation, "__args__", ())
     return [annotation, *(inner for argument in arguments for inner in _parts(argument))]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "number"),
+    [
+        ("lr", "5e-4", 5e-4),
+        ("lr", "1E3", 1000.0),
+        ("lr", "1.5e2", 150.0),
+        ("epochs", "1_000", 1000),
+        ("epochs", "1e2", 100),
+    ],
+)
+def test_numbers_that_readers_of_yaml_1_1_take_for_text_are_numbers(field: str, text: str, number: float) -> None:
+    given = {"optimizer": {"kind": "adamw", "lr": text}} if field == "lr" else {field: text}
+    recipe = Recipe.model_validate({"losses": [{"kind": "cross-entropy", "weight": "5e-1"}], **given})
+    assert (recipe.optimizer.lr if field == "lr" else recipe.epochs) == number
+    assert recipe.losses[0].weight == 0.5
+
+
+@pytest.mark.parametrize("text", ["0.5", "12", "fast", "1e", "nan", "1__0", "0x10", ""])
+def test_other_text_is_no_number(text: str) -> None:
+    with pytest.raises(ValidationError, match="valid number"):
+        AdamW.model_validate({"kind": "adamw", "lr": text})
+
+
+def test_numbers_in_lists_are_read_and_text_stays_text() -> None:
+    job = JobSpec.model_validate(
+        {
+            "name": "5e-4",
+            "labels": {"rate": "1e-3"},
+            "data": {"train": "1e3"},
+            "student": {"architecture": "mlp", "hidden": ["1_6"]},
+            "recipe": {
+                "losses": [{"kind": "cross-entropy"}],
+                "schedule": {"kind": "multi-step", "milestones": ["1e0", 2.5]},
+            },
+        }
+    )
+    assert (job.name, job.labels, job.data.train) == ("5e-4", {"rate": "1e-3"}, "1e3")
+    assert (job.student.hidden, job.recipe.schedule.milestones) == ([16], [1.0, 2.5])

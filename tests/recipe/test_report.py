@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.recipe.report import columns, rows
+from app.recipe.report import columns, rows, summary
 
 REPORT: dict[str, Any] = {
     "teacher": {"bytes": 2_000_000, "accuracy": 0.95},
@@ -46,3 +46,24 @@ def test_what_a_report_lacks_is_left_out() -> None:
     assert columns({"student": {"accuracy": 0.5}, "teacher": None}) == {"model.safetensors": {"accuracy": 0.5}}
     assert columns({}) == {}
     assert list(rows({})) == []
+
+
+def test_a_report_in_short_is_its_main_metric_beside_the_best_teachers() -> None:
+    teachers = {"a": {"perplexity": 12.0}, "b": {"perplexity": 9.0}, "c": {"flops": 1}}
+    found = summary(
+        {"student": {"perplexity": 10.0, "accuracy": 0.5}, "teachers": teachers, "epochs": {"by": "perplexity"}}
+    )
+    assert found == {
+        "metric": "perplexity",
+        "higher_is_better": False,
+        "value": 10.0,
+        "teachers": {"a": 12.0, "b": 9.0},
+        "difference": 1.0,
+    }
+
+
+def test_a_report_without_a_teacher_or_a_metric_says_so() -> None:
+    plain = summary({"student": {"accuracy": 0.5}, "teacher": None, "teachers": {}, "epochs": {"by": "accuracy"}})
+    assert plain == {"metric": "accuracy", "higher_is_better": True, "value": 0.5, "teachers": {}, "difference": None}
+    assert summary({}) is None
+    assert summary({"student": {"flops": 1}}) is None

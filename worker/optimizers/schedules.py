@@ -14,11 +14,11 @@ from app.recipe.plan import StagePlan
 def rate_factor(spec: Schedule, step: int, plan: StagePlan) -> float:
     """Factor of the peak rate at optimizer step `step` of a stage, counted from 0.
 
-    During warm-up the rate rises linearly and reaches its peak at step `warmup_steps - 1`. Cosine and linear schedules
+    During warm-up the rate rises linearly and reaches its peak at its last step. Cosine and linear schedules
     then run from the peak towards their final ratio, which they would reach one step after the last.
     """
-    if step < spec.warmup_steps:
-        return (step + 1) / spec.warmup_steps
+    if step < (warmup := spec.warmup(plan.steps)):
+        return (step + 1) / warmup
     return SHAPES[type(spec)](spec, step, plan)
 
 
@@ -39,7 +39,8 @@ def _multi_step(spec: MultiStep, step: int, plan: StagePlan) -> float:
 
 
 def _progress(spec: Cosine | Linear, step: int, plan: StagePlan) -> float:
-    return (step - spec.warmup_steps) / (plan.steps - spec.warmup_steps)
+    warmup = spec.warmup(plan.steps)
+    return (step - warmup) / (plan.steps - warmup)
 
 
 SHAPES: dict[type, Callable[[Any, int, StagePlan], float]] = {

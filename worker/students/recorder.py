@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from app.recipe.module_paths import suggestions
 from app.recipe.taps import Tap
 
 
@@ -64,9 +65,8 @@ def _find(network: nn.Module, tap: Tap) -> nn.Module:
     try:
         return network.get_submodule(tap.path)
     except AttributeError as error:
-        near = [name for name, _ in network.named_modules() if name.count(".") < 2 and name]
-        known = ", ".join(near[:20])
-        raise NoSuchModule(tap, f"there is no module {tap.path!r}; among others there are {known}") from error
+        near = ", ".join(suggestions(tap.path, [name for name, _ in network.named_modules() if name]))
+        raise NoSuchModule(tap, f"there is no module {tap.path!r}; near it are {near}") from error
 
 
 def _first_tensor(value: Any) -> Tensor | None:

@@ -8,15 +8,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from app.recipe import defaults
 from app.recipe.data import Table
 from app.recipe.documents import DocumentError, parse
 from app.recipe.job import MAX_SEED, JobSpec
+from app.recipe.model import ModelConfig
+from worker.errors import JobError
 from worker.protocol import (
     Assignment,
     CachePlace,
@@ -30,6 +34,7 @@ from worker.protocol import (
     Source,
     Stopped,
 )
+from worker.teachers import read_teacher_config
 from worker.trainer import checkpoint
 from worker.trainer.machine import make_deterministic
 from worker.trainer.run import perform
@@ -80,6 +85,7 @@ def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     missing = [name for name, path in inputs.items() if not Path(path).exists()]
     if missing:
         raise InvalidJob(f"there is no {missing[0]} beside the job file")
+    job, _ = defaults.resolve(job, _described(job, inputs))
     newest = _newest_sound(out / CHECKPOINTS)
     resume = str(newest.relative_to(out)) if newest else None
     place = CachePlace(folder=str(cache.resolve())) if cache else None
@@ -87,6 +93,15 @@ def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     assignment = Assignment(spec=job, inputs=inputs, sources=sources, resume=resume, teacher_cache=place)
     (out / ASSIGNMENT).write_text(assignment.model_dump_json(indent=2), encoding="utf-8")
     return assignment
+
+
+def _described(job: JobSpec, inputs: Mapping[str, str]) -> dict[str, ModelConfig]:
+    """Descriptions of the models that the job names; one that can't be read is the trainer's to refuse."""
+    found = {}
+    for origin in job.origins.values():
+        with suppress(JobError):
+            found[origin.reference] = read_teacher_config(Path(inputs[origin.reference]), origin.source)
+    return found
 
 
 class Screen:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ from typer.testing import CliRunner
 from app.cli import doctor
 from app.cli.main import app
 from app.core import migrate
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +82,35 @@ def test_wrong_settings_are_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_which_kernels_run_is_told(gpu: bool, triton: bool, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"torch": "2", "threads": 1, "gpus": [{"name": "one", "memory": 1}] if gpu else []}
-    monkeypatch.setattr(doctor, "_probe", lambda: {**facts, **({"triton": "3"} if triton else {})})
-    [check] = [check for check in doctor._training() if check.name == "triton"]
-    assert says in check.means
-    assert check.state == ("ok" if triton else "missing")
+    versions = {"torch": "2.11", "triton": "3.6" if triton else None}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    checks = {check.name: check for check in doctor.accelerator(["one, 80 GB"] if gpu else [])}
+    assert says in checks["triton"].means
+    assert (checks["triton"].state == "ok") == triton
+    assert (checks["gpu"].state == "ok") == gpu
+
+
+def test_a_torch_for_cpus_does_not_use_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", {"torch": "2.11+cpu", "triton": "3.6"}.get)
+    gpu, triton = doctor.accelerator(["one, 80 GB"])
+    assert (gpu.state, "built for CPUs" in gpu.means) == ("missing", True)
+    assert "plain PyTorch" in triton.means
+
+
+def test_every_library_of_the_worker_is_looked_for_and_what_it_is_for_is_known() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=;]", line)[0] for line in project["optional-dependencies"]["worker"]}
+    assert set(doctor.worker_libraries()) == wanted == set(doctor.LIBRARIES)
+    assert {check.name: check.state for check in doctor.libraries()} == dict.fromkeys(wanted, "ok")
+
+
+def test_a_missing_library_is_named_with_what_that_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pillow" else "1")
+    [missing] = [check for check in doctor.libraries() if check.state == "missing"]
+    assert (missing.name, missing.means) == ("pillow", "jobs fail on pictures: pip install 'stillhouse[worker]'")
+
+
+def test_no_library_is_imported_for_it() -> None:
+    code = "import sys; from app.cli import doctor; doctor.examine(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "onnxruntime", "pyarrow"} & set(loaded)

@@ -15,6 +15,7 @@ import pytest
 from app.jobs import leases
 from app.jobs.leases import Lease, StoredFile
 from app.jobs.lifecycle import Status
+from app.models.uploads import once
 from tests.app.conftest import Api
 from tests.app.jobs.builders import CONFIG
 from worker.protocol import Progress
@@ -396,3 +397,118 @@ async def test_the_day_that_chats_are_told_is_recorded_once(api: Api) -> None:
     assert again["spec"]["data"]["chat_date"] == "2024-02-29"
     told["data"] = {**job["data"], "chat_date": "2024-02-30"}  # type: ignore[dict-item]
     assert "data.chat_date" in (await api.client.post("/v1/jobs", json=told)).text
+
+
+async def succeed(api: Api, accuracy: float, teacher: float | None = None, **report: Any) -> None:
+    lease = await claim(api)
+    teachers = {} if teacher is None else {"teacher": {"accuracy": teacher}}
+    figures = {"student": {"accuracy": accuracy}, "teachers": teachers, "epochs": {"by": "accuracy"}, **report}
+    key = f"jobs/{lease.job_id}/model.safetensors"
+    await api.services.store.write(key, once(b"weights"))
+    files = [StoredFile("model.safetensors", key, 7, "0" * 64)]
+    async with api.services.database.write() as session:
+        await leases.succeed(session, lease, files, CONFIG, 650, figures)
+
+
+async def teacher_of(api: Api, data: str) -> str:
+    await submit(api, data)
+    await succeed(api, 0.9)
+    model_id: str = (await api.client.get("/v1/models")).json()["data"][0]["id"]
+    return model_id
+
+
+async def test_a_result_stands_beside_its_teacher_and_the_student_alone(api: Api, data: str) -> None:
+    teacher = await teacher_of(api, data)
+    kd = document(data, teacher={"model": teacher}, student={"architecture": "mlp", "hidden": [8]})
+    kd["recipe"]["losses"].append({"kind": "kd"})
+    job = (await api.client.post("/v1/jobs", json=kd)).json()
+    path = f"/v1/jobs/{job['id']}/result"
+    early = await api.client.get(path)
+    assert (early.status_code, error_of(early)["code"]) == (409, "no_result")
+    await succeed(api, 0.8, 0.9, warnings=[{"code": "weak_teacher", "message": "is near chance"}])
+    result = (await api.client.get(path)).json()
+    assert (result["metric"], result["value"], result["teachers"]) == ("accuracy", 0.8, {"teacher": 0.9})
+    assert result["difference"] == pytest.approx(-0.1)
+    assert (result["alone"], result["warnings"]) == (None, [{"code": "weak_teacher", "message": "is near chance"}])
+    assert [file["name"] for file in result["artifacts"]] == ["model.safetensors"]
+    shown = (await api.client.get(f"/v1/jobs/{job['id']}")).json()["result"]
+    assert (shown["value"], shown["higher_is_better"]) == (0.8, True)
+    plain = await submit(api, data, student={"architecture": "mlp", "hidden": [8]}, name="plain")
+    await succeed(api, 0.7)
+    alone = (await api.client.get(path)).json()["alone"]
+    assert (alone["job_id"], alone["name"], alone["value"]) == (plain["id"], "plain", 0.7)
+    assert alone["difference"] == pytest.approx(0.1)
+    await submit(api, data, student={"architecture": "mlp", "hidden": [16]})
+    await succeed(api, 0.1)
+    assert (await api.client.get(path)).json()["alone"]["job_id"] == plain["id"]
+
+
+async def test_a_deleted_job_is_gone_and_its_model_stays(api: Api, data: str) -> None:
+    job = await submit(api, data, name="gone")
+    path = f"/v1/jobs/{job['id']}"
+    refused = await api.client.delete(path)
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "wrong_state")
+    await succeed(api, 0.5)
+    foreigner = await api.foreigner()
+    assert (await foreigner.delete(path)).status_code == 404
+    assert (await api.client.get(path)).status_code == 200
+    assert (await api.client.delete(path)).json() == {"id": job["id"], "object": "job", "deleted": True}
+    for address in (path, f"{path}/events", f"{path}/result", f"{path}/artifacts"):
+        assert (await api.client.get(address)).status_code == 404
+    assert (await api.client.delete(path)).status_code == 404
+    assert (await api.client.get("/v1/jobs")).json()["data"] == []
+    [model] = (await api.client.get("/v1/models")).json()["data"]
+    file = await api.client.get(f"/v1/models/{model['id']}/files/model.safetensors")
+    assert file.content == b"weights"
+    assert (await api.client.delete(f"/v1/models/{model['id']}")).status_code == 200
+
+
+async def test_the_key_of_a_deleted_job_makes_a_new_one(api: Api, data: str) -> None:
+    headers = {"Idempotency-Key": "again"}
+    first = (await api.client.post("/v1/jobs", json=document(data), headers=headers)).json()
+    await api.client.post(f"/v1/jobs/{first['id']}/cancel")
+    await api.client.delete(f"/v1/jobs/{first['id']}")
+    second = await api.client.post("/v1/jobs", json=document(data), headers=headers)
+    assert (second.status_code, second.json()["id"] != first["id"]) == (201, True)
+
+
+async def test_validation_tells_what_was_chosen_what_is_remarkable_and_what_each_device_takes(
+    api: Api, data: str
+) -> None:
+    asked = document(data, student={"architecture": "vit", "patch_size": 2}, resources={"queue": "gpu"})
+    asked["recipe"] |= {"batch_size": 512, "schedule": {"kind": "cosine", "warmup_steps": 50}}
+    view = (await api.client.post("/v1/jobs/validate", json=asked)).json()
+    assert [each["param"] for each in view["defaults"]] == ["recipe.optimizer"]
+    assert view["spec"]["recipe"]["optimizer"]["weight_decay"] == 0.05
+    assert {each["code"] for each in view["warnings"]} == {
+        "batch_exceeds_data",
+        "warmup_exceeds_training",
+        "queue_unserved",
+    }
+    estimate = view["estimate"]
+    gpu, cpu = estimate["devices"]
+    assert (gpu["device"], cpu["device"], cpu["gpu_memory_bytes"]) == ("gpu", "cpu", None)
+    assert estimate["memory_bytes"] == gpu["memory_bytes"] > 400 << 20
+    parts = ("training_seconds", "evaluating_seconds", "exporting_seconds")
+    assert estimate["seconds"] == pytest.approx(sum(estimate[part] for part in parts))
+    made = (await api.client.post("/v1/jobs", json=asked)).json()
+    assert {each["code"] for each in made["warnings"]} == {"batch_exceeds_data", "warmup_exceeds_training"}
+    assert "no worker is running" in made["reason"]
+    assert made["spec"]["recipe"]["optimizer"] == view["spec"]["recipe"]["optimizer"]
+
+
+async def test_the_memory_of_a_model_of_texts_is_told_before_anybody_counts_its_texts(api: Api) -> None:
+    sent = await api.client.post("/v1/files", params={"name": "a.jsonl"}, content=b'{"text": "a b"}\n{"text": "c"}\n')
+    llama = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    data = {"train": sent.json()["id"], "format": "jsonl", "input_columns": ["text"], "tokenizer": {"kind": "bpe"}}
+    recipe = {"losses": [{"kind": "cross-entropy"}]}
+    asked = {
+        "task": "causal-lm",
+        "data": data,
+        "student": {"architecture": "transformers", "config": llama},
+        "recipe": recipe,
+    }
+    view = (await api.client.post("/v1/jobs/validate", json=asked)).json()
+    assert (view["valid"], view["total_steps"], view["parameters"]) == (True, None, None)
+    assert view["estimate"]["memory_bytes"] > 500 << 20
+    assert view["estimate"]["seconds"] is None

@@ -149,3 +149,25 @@ async def test_lineage_is_shown_both_ways(api: Api) -> None:
 async def test_a_file_that_the_bundle_does_not_have_is_404(api: Api) -> None:
     model = await registered(api)
     assert (await api.client.get(f"/v1/models/{model['id']}/files/model.pkl")).status_code == 404
+
+
+async def test_modules_of_a_network_of_the_zoo_are_all_listed(api: Api) -> None:
+    model = await registered(api)
+    found = (await api.client.get(f"/v1/models/{model['id']}/modules")).json()
+    assert (found["model_id"], found["source"], found["complete"]) == (model["id"], "architecture", True)
+    assert found["paths"] == ["0", "1", "2", "3"]
+
+
+async def test_modules_of_a_folder_are_told_by_its_tensors(api: Api) -> None:
+    names = ("bert.embeddings.norm.weight", "bert.layer.10.out.weight", "bert.layer.9.out.weight", "classifier.bias")
+    tensors = save({name: np.ones(2, np.float32) for name in names})
+    sent = {"model.safetensors": tensors, "config.json": b'{"model_type": "bert"}'}
+    files = {name: (await send(api, content, name))["id"] for name, content in sent.items()}
+    made = await api.client.post("/v1/models", json={"files": files})
+    assert made.status_code == 201, made.text
+    found = (await api.client.get(f"/v1/models/{made.json()['id']}/modules")).json()
+    assert (found["source"], found["complete"]) == ("tensors", False)
+    assert found["paths"] == [
+        *("bert", "bert.embeddings", "bert.embeddings.norm", "bert.layer", "bert.layer.9", "bert.layer.9.out"),
+        *("bert.layer.10", "bert.layer.10.out", "classifier"),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from app.recipe.optimizers import SCHEDULES, Constant, Cosine, Linear, MultiStep, Schedule
 from app.recipe.plan import StagePlan
@@ -55,3 +56,18 @@ def test_every_factor_lies_between_zero_and_one(spec: Schedule, warmup: int, ste
     plan = StagePlan(first=0, steps=steps, steps_per_epoch=10)
     factor = rate_factor(spec.model_copy(update={"warmup_steps": warmup}), min(step, steps - 1), plan)
     assert 0.0 <= factor <= 1.0
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear"])
+def test_a_warmup_may_be_a_share_of_the_stage(kind: str) -> None:
+    plan = StagePlan(first=0, steps=40, steps_per_epoch=10)
+    by_share = TypeAdapter(Schedule).validate_python({"kind": kind, "warmup_ratio": 0.1})
+    by_steps = TypeAdapter(Schedule).validate_python({"kind": kind, "warmup_steps": 4})
+    rates = [rate_factor(by_share, step, plan) for step in range(40)]
+    assert rates == [rate_factor(by_steps, step, plan) for step in range(40)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_warmup_is_given_once() -> None:
+    with pytest.raises(ValidationError, match="warmup_steps or warmup_ratio"):
+        Cosine(warmup_steps=4, warmup_ratio=0.1)

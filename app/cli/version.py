@@ -1,0 +1,7 @@
+"""Version of this program."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+VERSION = version("stillhouse")

@@ -1,0 +1,56 @@
+"""What a job came to: its main metric beside its teachers', and beside a student that learned alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.errors import WrongState
+from app.jobs import repository
+from app.jobs.lifecycle import Status
+from app.jobs.schemas import AloneView, ArtifactView, JobResultView, ReportWarning
+from app.jobs.tables import Job, JobInput
+from app.models.tables import Model
+from app.recipe.report import summary
+
+COMPARED = 100
+"""Newest jobs on the same data that are looked through for one without a teacher."""
+
+
+async def result_of(session: AsyncSession, job: Job) -> JobResultView:
+    """The result of a job. Raises `WrongState` for one that has none."""
+    if job.status != Status.SUCCEEDED:
+        raise WrongState("no_result", f"a job that is {job.status} has no result", param="status")
+    model = await session.get(Model, job.model_id) if job.model_id else None
+    report = (model.report if model else None) or {}
+    found: dict[str, Any] = job.result or summary(report) or {}
+    return JobResultView(
+        **found,
+        job_id=job.id,
+        model_id=job.model_id if model and model.deleted_at is None else None,
+        alone=await _alone(session, job, found) if found else None,
+        warnings=[ReportWarning.model_validate(warning) for warning in report.get("warnings") or []],
+        artifacts=[ArtifactView.of(row) for row in await repository.artifacts_of(session, job.id)],
+    )
+
+
+async def _alone(session: AsyncSession, job: Job, found: dict[str, Any]) -> AloneView | None:
+    """The newest job of the same student on the same data without a teacher, where this one has one."""
+    if not _teachers(job.spec):
+        return None
+    mine = (Job.project_id == job.project_id, Job.status == Status.SUCCEEDED, Job.deleted_at.is_(None))
+    on_the_data = select(JobInput.job_id).where(JobInput.reference == job.spec["data"]["train"])
+    newest = select(Job).where(*mine, Job.id.in_(on_the_data)).order_by(Job.id.desc()).limit(COMPARED)
+    for other in await session.scalars(newest):
+        same = all(other.spec[field] == job.spec[field] for field in ("task", "data", "student"))
+        figures = other.result or {}
+        if same and not _teachers(other.spec) and figures.get("metric") == found["metric"]:
+            difference = found["value"] - figures["value"]
+            return AloneView(job_id=other.id, name=other.name, value=figures["value"], difference=difference)
+    return None
+
+
+def _teachers(spec: dict[str, Any]) -> bool:
+    return bool(spec.get("teacher") or spec.get("teachers"))

@@ -1,0 +1,70 @@
+"""Workers that look for jobs, and whether one of them may take a job that waits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.clock import now
+from app.core.database import upsert
+from app.jobs.tables import Worker
+
+ANNOUNCE_SECONDS = 10.0
+"""Between two times that a worker says that it is there."""
+ABSENT_SECONDS = 35.0
+"""Silence after which a worker counts as gone: three announcements in a row were missed."""
+FORGOTTEN_SECONDS = 3600.0
+"""Silence after which the row of a worker that was killed is removed."""
+
+
+class Capability(NamedTuple):
+    """Which jobs a worker takes."""
+
+    queues: frozenset[str]
+    gpus: int
+    nodes: int
+
+
+async def announce(session: AsyncSession, owner: str, queues: Sequence[str], gpus: int, nodes: int) -> None:
+    """Say that a worker looks for jobs."""
+    row = {"owner": owner, "queues": list(queues), "gpus": gpus, "nodes": nodes, "seen_at": now()}
+    await upsert(session, Worker, [row], update=["queues", "gpus", "nodes", "seen_at"])
+    await session.execute(delete(Worker).where(Worker.seen_at < now() - FORGOTTEN_SECONDS))
+
+
+async def leave(session: AsyncSession, owner: str) -> None:
+    """Say that a worker looks for no more jobs."""
+    await session.execute(delete(Worker).where(Worker.owner == owner))
+
+
+async def present(session: AsyncSession) -> frozenset[Capability]:
+    """What the workers that are there now can do."""
+    found = await session.execute(
+        select(Worker.queues, Worker.gpus, Worker.nodes).where(Worker.seen_at > now() - ABSENT_SECONDS)
+    )
+    return frozenset(Capability(frozenset(queues), gpus, nodes) for queues, gpus, nodes in found)
+
+
+def why_unserved(resources: Mapping[str, Any], workers: Collection[Capability]) -> str | None:
+    """Why none of the workers takes a job that asks for these `resources`; none where one does.
+
+    The conditions are those of a claim (`app.jobs.leases.claim`).
+    """
+    queue = resources["queue"]
+    if not workers:
+        return "no worker is running: it waits until one starts (`stillhouse up`, or `python -m worker`)"
+    serving = [worker for worker in workers if queue in worker.queues]
+    if not serving:
+        served = ", ".join(sorted({name for worker in workers for name in worker.queues}))
+        return f"no worker serves the queue {queue!r}: it waits until one does; now served: {served}"
+    processes, nodes = resources.get("processes", 1), resources.get("nodes", 1)
+    if all(worker.nodes < nodes for worker in serving):
+        most = max(worker.nodes for worker in serving)
+        return f"asks for {nodes} machines, and no worker of the queue {queue!r} has more than {most}"
+    if queue == "gpu" and all(worker.gpus < processes or worker.nodes < nodes for worker in serving):
+        most = max(worker.gpus for worker in serving)
+        return f"asks for {processes} GPUs on a machine, and no worker takes more than {most} (STILLHOUSE_WORKER_GPUS)"
+    return None

@@ -1,0 +1,180 @@
+"""Training defaults by student: what a recipe that leaves out optimizer, schedule or epochs gets, and why.
+
+Fine-tuning starts from what pretrained networks want, training from scratch from what a fresh network wants. A value
+that the document gives is never replaced, so a resolved job, which gives all of them, resolves to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from app.recipe.data import ImageData
+from app.recipe.job import JobSpec, Recipe
+from app.recipe.model import ModelConfig
+from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep, Schedule
+from app.recipe.shrink import Unshrinkable, network_of
+from app.recipe.students import Network, Pretrained, Shrink, Student, Transformers, Vit
+from app.recipe.task import CAUSAL_LM, EMBEDDING, TEXT_TASKS
+
+CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
+"""Networks of the Transformers library that get the defaults of convolutional ones; the others get a transformer's."""
+
+
+class TrainingDefaults(NamedTuple):
+    """Values for what a recipe leaves out."""
+
+    reason: str
+    """Which student they are for, and their source."""
+    optimizer: AdamW
+    schedule: Schedule
+    epochs: int = 10
+
+
+class Default(NamedTuple):
+    """A value that was chosen for a field that the document leaves out."""
+
+    param: str
+    value: Any
+    """As it stands in the resolved document: plain data."""
+    reason: str
+
+
+_WARM_COSINE, _WARM_LINEAR = Cosine(warmup_ratio=0.1), Linear(warmup_ratio=0.1)
+_FRESH = TrainingDefaults(
+    "a convolutional network or perceptron that starts from random weights: AdamW at its own defaults (1711.05101)",
+    AdamW(),
+    Constant(),
+)
+_FRESH_VISION = TrainingDefaults(
+    "a vision transformer that starts from random weights: warm-up, cosine and weight decay of DeiT (2012.12877), peak"
+    " rate of ViT on ImageNet alone (2010.11929, table 3)",
+    AdamW(lr=3e-3, weight_decay=0.05),
+    _WARM_COSINE,
+)
+_FRESH_ENCODER = TrainingDefaults(
+    "an encoder of texts that starts from random weights: rate and weight decay as DistilBERT's training (1910.01108)",
+    AdamW(lr=5e-4, weight_decay=0.01),
+    _WARM_COSINE,
+)
+_FRESH_DECODER = TrainingDefaults(
+    "a language model that starts from random weights: rate, betas, weight decay and final rate of the small GPT-3"
+    " (2005.14165)",
+    AdamW(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1),
+    Cosine(warmup_ratio=0.1, final_ratio=0.1),
+)
+_TUNED = TrainingDefaults(
+    "a convolutional network or perceptron that goes on from trained weights: a tenth of the rate for random ones, as"
+    " is usual in fine-tuning (2002.11770)",
+    AdamW(lr=1e-4),
+    _WARM_COSINE,
+)
+_SHRUNK = TrainingDefaults(
+    "a convolutional network or perceptron made of parts of its teacher: the rate for random weights, behind a warm-up",
+    AdamW(),
+    _WARM_COSINE,
+)
+_TUNED_VISION = TrainingDefaults(
+    "a vision transformer that goes on from trained weights: rate and decay of the Transformers library's Trainer",
+    AdamW(lr=5e-5, weight_decay=0.01),
+    _WARM_LINEAR,
+)
+_TUNED_ENCODER = TrainingDefaults(
+    "an encoder of texts that goes on from trained weights: largest of BERT's fine-tuning rates, its weight decay and"
+    " its linear decay (1810.04805, A.2 and A.3)",
+    AdamW(lr=5e-5, weight_decay=0.01),
+    _WARM_LINEAR,
+)
+_TUNED_SENTENCES = TrainingDefaults(
+    "a sentence encoder that goes on from trained weights: rate and warm-up of Sentence-BERT (1908.10084)",
+    AdamW(lr=2e-5, weight_decay=0.01),
+    _WARM_LINEAR,
+)
+_TUNED_DECODER = TrainingDefaults(
+    "a language model that goes on from trained weights: rate, cosine and warm-up of Alpaca's fine-tuning of LLaMA",
+    AdamW(lr=2e-5, weight_decay=0.0),
+    Cosine(warmup_ratio=0.03),
+)
+_SHRUNK_DECODER = TrainingDefaults(
+    "a language model made of parts of its teacher: peak rate of Minitron's retraining of pruned models (2407.14679)",
+    AdamW(lr=1e-4, weight_decay=0.1),
+    _WARM_COSINE,
+)
+PRETRAINED_EPOCHS = 3
+"""Of a pretrained transformer: BERT's fine-tuning takes 2 to 4, Alpaca's 3. A shrunken one has lost layers, and takes
+more."""
+
+
+def resolve(job: JobSpec, models: Mapping[str, ModelConfig]) -> tuple[JobSpec, list[Default]]:
+    """Fill in what the recipe leaves out; the resolved job, and each value that was chosen.
+
+    `models` are descriptions of stored models by the reference that the job names them with; of one that is not known,
+    the task tells the family.
+    """
+    given = job.recipe
+    values, chosen = _missing(given, training_defaults(job, models))
+    return job.model_copy(update={"recipe": given.model_copy(update=values)}), chosen
+
+
+def _missing(recipe: Recipe, wanted: TrainingDefaults) -> tuple[dict[str, Any], list[Default]]:
+    values: dict[str, Any] = {}
+    chosen: list[Default] = []
+    if isinstance(recipe.schedule, MultiStep):
+        wanted = wanted._replace(epochs=recipe.epochs)  # its milestones are epochs, and mean those of the contract
+    for field in ("optimizer", "schedule", "epochs"):
+        if field not in recipe.model_fields_set:
+            values[field] = value = getattr(wanted, field)
+            plain = value if isinstance(value, int) else value.model_dump(mode="json", exclude_none=True)
+            chosen.append(Default(f"recipe.{field}", plain, wanted.reason))
+    optimizer = recipe.optimizer
+    if "optimizer" not in values and isinstance(optimizer, AdamW | AdamP) and "lr" not in optimizer.model_fields_set:
+        values["optimizer"] = optimizer.model_copy(update={"lr": wanted.optimizer.lr})
+        chosen.insert(0, Default("recipe.optimizer.lr", wanted.optimizer.lr, wanted.reason))
+    return values, chosen
+
+
+def training_defaults(job: JobSpec, models: Mapping[str, ModelConfig]) -> TrainingDefaults:
+    """The defaults for a job's student, by its family and by where its weights come from."""
+    student, network = job.student, _network(job, models)
+    if network is not None and not _is_transformer(network):
+        return _TUNED if isinstance(student, Pretrained) else _SHRUNK if _starts_as_teacher(student) else _FRESH
+    reads_texts = network.reads == "texts" if isinstance(network, Transformers) else _has_texts(job, network)
+    if isinstance(student, Pretrained):
+        return _tuned(job, reads_texts, _TUNED_DECODER)._replace(epochs=PRETRAINED_EPOCHS)
+    if _starts_as_teacher(student):
+        return _tuned(job, reads_texts, _SHRUNK_DECODER)
+    if job.task == CAUSAL_LM:
+        return _FRESH_DECODER
+    return _FRESH_ENCODER if reads_texts else _FRESH_VISION
+
+
+def _starts_as_teacher(student: Student) -> bool:
+    return isinstance(student, Shrink) and student.init == "teacher"
+
+
+def _tuned(job: JobSpec, reads_texts: bool, decoder: TrainingDefaults) -> TrainingDefaults:
+    if job.task == CAUSAL_LM:
+        return decoder
+    if job.task == EMBEDDING:
+        return _TUNED_SENTENCES
+    return _TUNED_ENCODER if reads_texts else _TUNED_VISION
+
+
+def _has_texts(job: JobSpec, network: Network | None) -> bool:
+    if network is not None:
+        return False  # no network of the zoo takes texts
+    return job.task in TEXT_TASKS or (job.task == "regression" and not isinstance(job.data, ImageData))
+
+
+def _network(job: JobSpec, models: Mapping[str, ModelConfig]) -> Network | None:
+    """None for a folder that nobody has read yet: in a hub's layout, so of the Transformers library."""
+    try:
+        return network_of(job, models)
+    except Unshrinkable:
+        return None  # the job is refused for it
+
+
+def _is_transformer(network: Network) -> bool:
+    if isinstance(network, Transformers):
+        return network.model_type not in CONVOLUTIONAL_MODEL_TYPES
+    return isinstance(network, Vit)

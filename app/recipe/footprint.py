@@ -1,0 +1,110 @@
+"""Memory that the trainer of a job takes on each kind of device, from descriptions alone.
+
+The constants are measured on trainers of this project (docs/performance.md, "Estimates"), on a CPU; what a GPU takes is
+arithmetic, and what its driver takes is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app.recipe.cost import Cost, student_cost
+from app.recipe.job import JobSpec
+from app.recipe.model import ImageInput, Input, TextInput
+from app.recipe.plan import model_memory
+from app.recipe.shrink import ENCODERS, all_heads
+from app.recipe.students import Mlp, Network, Transformers, Vit
+
+MB = 2**20
+TRAINER_BYTES = 420 * MB
+"""Python, torch and the formats of data, before anything is read."""
+LIBRARY_BYTES = 80 * MB
+"""The Transformers library on top of it."""
+EXPORTER_BYTES = 140 * MB
+"""What ONNX and matplotlib take on top of it, once a student is written."""
+READING_COPIES = 6.0
+"""Memory at the peak of reading and splitting samples, as a multiple of their size."""
+KEPT_COPIES = 1.7
+"""The same while training goes on."""
+EXPORT_COPIES = 5.5
+"""Copies of the weights while graphs are written and held against the live model."""
+CONVOLUTION_FACTOR, DENSE_FACTOR = 1.7, 1.2
+"""Activations, their gradients and the room that kernels work in, as a multiple of the activations that are counted."""
+LEFT_OVER = 0.6
+"""Share of the memory of activations that the process still holds when it exports."""
+CUDA_BYTES = 512 * MB
+"""Assumed for a CUDA context and the libraries' kernels on the GPU."""
+
+
+class Footprint(NamedTuple):
+    """Peaks of one trainer, in bytes."""
+
+    host: int
+    """Main memory, with torch itself."""
+    gpu: int | None = None
+    """Memory of the GPU; none on a CPU."""
+
+
+def footprints(
+    job: JobSpec, network: Network, student: Cost, teachers: Sequence[Cost], samples: int, sample_bytes: int
+) -> dict[str, Footprint]:
+    """Footprints by device, `cpu` and `gpu`. `samples` counts training and evaluation together."""
+    resources = job.resources
+    weights, activations = model_memory(job, student, samples, teachers)
+    activations = round(activations * (DENSE_FACTOR if _is_dense(network) else CONVOLUTION_FACTOR))
+    data = samples * (sample_bytes + 8)
+    base = TRAINER_BYTES + (LIBRARY_BYTES if isinstance(network, Transformers) else 0)
+    reading = base + round(READING_COPIES * data)
+    written = round(EXPORT_COPIES * 4 * student.parameters)
+    training = base + weights + activations + round(KEPT_COPIES * data)
+    exporting = base + EXPORTER_BYTES + max(written, round(LEFT_OVER * activations)) + round(KEPT_COPIES * data)
+    others = (resources.processes - 1) * base
+    on_cpu = Footprint(max(reading, training, exporting) + others)
+    host = max(reading, base + EXPORTER_BYTES + written + round(KEPT_COPIES * data))
+    on_device = CUDA_BYTES * resources.processes + weights + activations + data
+    return {"cpu": on_cpu, "gpu": Footprint(host + others, on_device)}
+
+
+def rough_cost(network: Network, sample: Input, outputs: int) -> Cost | None:
+    """As `student_cost`, and of the Transformers library's commonest encoders and decoders nearly; else none."""
+    if not isinstance(network, Transformers):
+        return student_cost(network, sample, outputs)
+    if network.model_type not in ENCODERS:
+        return None
+    try:
+        return _of_the_library(network, sample, outputs)
+    except (TypeError, ValueError, ArithmeticError):  # sizes that are none are the library's to refuse
+        return None
+
+
+def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
+    encoder, heads = ENCODERS[network.model_type], all_heads(network)
+    depth, width, _, hidden = encoder.sizes(network.config)
+    tokens, vocabulary = _tokens(network, sample)
+    matrices = depth * (2 * width * heads.size * (heads.of + heads.of_shared) + (2 + encoder.gated) * width * hidden)
+    head = vocabulary * width if network.decodes else outputs * width
+    kept = depth * tokens * (8 * width + (2 + encoder.gated) * hidden)
+    flops = 2 * matrices * tokens + 4 * depth * tokens * tokens * width + 2 * head * (tokens if network.decodes else 1)
+    parameters = matrices + vocabulary * width + (0 if network.decodes else head)
+    return Cost(parameters, flops, kept, tokens * max(hidden, 3 * width), matrices)
+
+
+def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
+    """Tokens of one sample, and tokens that have an embedding."""
+    if isinstance(sample, TextInput):
+        return sample.length, sample.vocabulary
+    if not isinstance(sample, ImageInput):
+        raise ValueError("no network of the library takes tables")
+    given = network.config.get("patch_size")
+    patch = given if isinstance(given, int) and given > 0 else 16
+    return (sample.height // patch) * (sample.width // patch) + 1, 0
+
+
+def _is_dense(network: Network) -> bool:
+    return isinstance(network, Mlp | Vit | Transformers)
+
+
+def evaluated(job: JobSpec, held_out: int) -> int:
+    """Samples that evaluations of the whole job look at, those after training among them."""
+    return held_out * (-(-job.recipe.epochs // job.evaluation.every_epochs) + 1)

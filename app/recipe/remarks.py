@@ -1,0 +1,38 @@
+"""What is remarkable about a job although nothing is wrong with it: the job is taken in, and its owner is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from app.recipe.job import JobSpec
+from app.recipe.plan import TrainingPlan
+
+
+class Remark(NamedTuple):
+    """One of them: a stable code, the path of the field, and what to know."""
+
+    code: str
+    param: str
+    message: str
+
+
+def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[Remark]:
+    """What shows once the samples are counted."""
+    recipe, samples = job.recipe, plan.train_samples
+    if recipe.batch_size > samples:
+        found = f"is {recipe.batch_size}, and there are {samples} samples to train on: every step takes all of them"
+        yield Remark("batch_exceeds_data", "recipe.batch_size", f"{found}, and an epoch is one step")
+    stages = [*recipe.stages, None]
+    for number, (stage, laid_out) in enumerate(zip(stages, plan.stages, strict=True)):
+        own = stage is not None and stage.schedule is not None
+        schedule = stage.schedule if stage is not None and stage.schedule is not None else recipe.schedule
+        if schedule.warmup_steps >= laid_out.steps:
+            path = f"recipe.stages[{number}].schedule" if own else "recipe.schedule"
+            found = f"is {schedule.warmup_steps}, and this training has {laid_out.steps} steps"
+            yield Remark(
+                "warmup_exceeds_training", f"{path}.warmup_steps", f"{found}: the rate hardly gets to its peak"
+            )
+    if recipe.max_steps is not None and recipe.max_steps < plan.steps_per_epoch:
+        found = f"is {recipe.max_steps}, and an epoch has {plan.steps_per_epoch} steps: some samples are never seen"
+        yield Remark("less_than_an_epoch", "recipe.max_steps", found)
