@@ -14,11 +14,15 @@ from app.recipe.job import JobSpec, Recipe
 from app.recipe.model import ModelConfig
 from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep, Schedule
 from app.recipe.shrink import Unshrinkable, network_of
-from app.recipe.students import Network, Pretrained, Shrink, Student, Transformers, Vit
+from app.recipe.students import Network, Pretrained, Shrink, Student, Timm, Transformers, Vit
 from app.recipe.task import CAUSAL_LM, EMBEDDING, TEXT_TASKS
 
 CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
 """Networks of the Transformers library that get the defaults of convolutional ones; the others get a transformer's."""
+
+
+TRANSFORMERS_OF_TIMM = ("beit", "cait", "crossvit", "deit", "eva", "flexivit", "mixer", "pit_", "swin", "vit", "xcit")
+"""How names of vision transformers begin in timm, whose other networks get the defaults of convolutional ones."""
 
 
 class TrainingDefaults(NamedTuple):
@@ -51,6 +55,12 @@ _FRESH_VISION = TrainingDefaults(
     " rate of ViT on ImageNet alone (2010.11929, table 3)",
     AdamW(lr=3e-3, weight_decay=0.05),
     _WARM_COSINE,
+)
+_FRESH_SMALL_VISION = TrainingDefaults(
+    "a small vision transformer of the zoo that starts from random weights: AdamW at its own defaults (1711.05101); the"
+    " rates and warm-up of large ones did worse in short trainings on small images",
+    AdamW(),
+    Constant(),
 )
 _FRESH_ENCODER = TrainingDefaults(
     "an encoder of texts that starts from random weights: rate and weight decay as DistilBERT's training (1910.01108)",
@@ -145,7 +155,8 @@ def training_defaults(job: JobSpec, models: Mapping[str, ModelConfig]) -> Traini
         return _tuned(job, reads_texts, _SHRUNK_DECODER)
     if job.task == CAUSAL_LM:
         return _FRESH_DECODER
-    return _FRESH_ENCODER if reads_texts else _FRESH_VISION
+    fresh_vision = _FRESH_SMALL_VISION if isinstance(network, Vit) else _FRESH_VISION
+    return _FRESH_ENCODER if reads_texts else fresh_vision
 
 
 def _starts_as_teacher(student: Student) -> bool:
@@ -177,4 +188,6 @@ def _network(job: JobSpec, models: Mapping[str, ModelConfig]) -> Network | None:
 def _is_transformer(network: Network) -> bool:
     if isinstance(network, Transformers):
         return network.model_type not in CONVOLUTIONAL_MODEL_TYPES
+    if isinstance(network, Timm):
+        return network.model.startswith(TRANSFORMERS_OF_TIMM)
     return isinstance(network, Vit)

@@ -11,6 +11,7 @@ from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig
 
 VIT = {"architecture": "vit", "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
+LARGE_VIT = {"architecture": "transformers", "config": {"model_type": "vit"}}
 RESNET = {"architecture": "cifar-resnet", "depth": 20}
 PRETRAINED = {"architecture": "pretrained", "model": "model_start"}
 LLAMA = {"architecture": "transformers", "config": {"model_type": "llama"}}
@@ -35,7 +36,10 @@ def stored(architecture: dict[str, Any]) -> ModelConfig:
     [
         (RESNET, "image-classification", None, 1e-3, "constant", 10),
         ({"architecture": "mlp"}, "regression", None, 1e-3, "constant", 10),
-        (VIT, "image-classification", None, 3e-3, "cosine", 10),
+        (VIT, "image-classification", None, 1e-3, "constant", 10),
+        ({"architecture": "timm", "model": "vit_tiny_patch16_224"}, "image-classification", None, 3e-3, "cosine", 10),
+        ({"architecture": "timm", "model": "resnet18"}, "image-classification", None, 1e-3, "constant", 10),
+        (LARGE_VIT, "image-classification", None, 3e-3, "cosine", 10),
         (BERT, "text-classification", None, 5e-4, "cosine", 10),
         (LLAMA, "causal-lm", None, 6e-4, "cosine", 10),
         (PRETRAINED, "image-classification", RESNET, 1e-4, "cosine", 10),
@@ -67,7 +71,7 @@ def test_a_shrunken_student_gets_what_its_teachers_network_wants() -> None:
     afresh, _ = resolve(job(shrunk | {"init": "fresh"}, **teacher), {"model_t": stored(VIT)})
     assert (of_vit.recipe.optimizer.lr, of_vit.recipe.schedule.kind, of_vit.recipe.epochs) == (5e-5, "linear", 10)
     assert (of_resnet.recipe.optimizer.lr, of_resnet.recipe.schedule.kind) == (1e-3, "cosine")
-    assert (afresh.recipe.optimizer.lr, afresh.recipe.optimizer.weight_decay) == (3e-3, 0.05)
+    assert (afresh.recipe.optimizer.lr, afresh.recipe.optimizer.weight_decay) == (1e-3, 0.01)
 
 
 def test_what_the_document_gives_is_kept() -> None:

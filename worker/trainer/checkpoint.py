@@ -70,10 +70,14 @@ class Record(BaseModel):
 
 
 def training_digest(job: JobSpec) -> str:
-    """Digest of the parts of a job that decide the weights; its name or its resources may change between attempts."""
-    free = {"name": True, "labels": True, "resources": True, "priority": True, "export": True}
+    """Digest of the parts of a job that decide the weights; its name or its resources may change between attempts.
+
+    Defaults are left out, so that a field that a later version adds leaves the digests of earlier jobs as they were.
+    """
+    free: dict[str, Any] = dict.fromkeys(("name", "labels", "resources", "priority", "export", "card"), True)
     judged = set(Evaluation.model_fields) - {"keep"}  # the weights of the best epoch are only there where kept
-    content = job.model_dump(mode="json", exclude={**free, "evaluation": judged, "recipe": {"checkpoint"}})
+    free |= {"evaluation": judged, "recipe": {"checkpoint"}}
+    content = job.model_dump(mode="json", exclude=free, exclude_defaults=True)
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
