@@ -20,7 +20,6 @@ from app.recipe.task import CAUSAL_LM, EMBEDDING, TEXT_TASKS
 CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
 """Networks of the Transformers library that get the defaults of convolutional ones; the others get a transformer's."""
 
-
 TRANSFORMERS_OF_TIMM = ("beit", "cait", "crossvit", "deit", "eva", "flexivit", "mixer", "pit_", "swin", "vit", "xcit")
 """How names of vision transformers begin in timm, whose other networks get the defaults of convolutional ones."""
 

@@ -43,11 +43,16 @@ _JOB_VIEW: dict[str, Any] = {
         "progress_at": STARTED,
     },
     "queue_position": None,
+    "reason": None,
+    "warnings": [],
+    "result": None,
     "error": None,
     "model_id": None,
     "checkpoint_id": CHECKPOINT,
     "cloned_from": None,
     "attempt": 1,
+    "failures": 0,
+    "interruptions": 0,
     "max_attempts": 3,
     "priority": 50,
     "queue": "any",
@@ -57,6 +62,16 @@ _JOB_VIEW: dict[str, Any] = {
     "status_at": STARTED,
     "deadline_at": ENDED,
     "spec": SPEC,
+}
+_ARTIFACT = {
+    "object": "job.artifact",
+    "id": ARTIFACT,
+    "name": "model.safetensors",
+    "media_type": "application/octet-stream",
+    "size": 5100,
+    "sha256": SHA256,
+    "attempt": 1,
+    "created_at": ENDED,
 }
 _EVENT = {
     "object": "job.event",
@@ -169,6 +184,8 @@ ANSWERS: dict[str, Any] = {
         ],
         "more_errors": 0,
         "spec": None,
+        "defaults": [],
+        "warnings": [],
         "steps_per_epoch": None,
         "total_steps": None,
         "parameters": None,
@@ -192,20 +209,19 @@ ANSWERS: dict[str, Any] = {
             }
         ],
     },
-    "ArtifactList": {
-        "object": "list",
-        "data": [
-            {
-                "object": "job.artifact",
-                "id": ARTIFACT,
-                "name": "model.safetensors",
-                "media_type": "application/octet-stream",
-                "size": 5100,
-                "sha256": SHA256,
-                "attempt": 1,
-                "created_at": ENDED,
-            }
-        ],
+    "ArtifactList": {"object": "list", "data": [_ARTIFACT]},
+    "JobResultView": {
+        "object": "job.result",
+        "job_id": JOB,
+        "model_id": MODEL,
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "value": 0.957,
+        "teachers": {"teacher": 0.982},
+        "difference": -0.025,
+        "alone": {"job_id": JOB, "name": "digits alone", "value": 0.907, "difference": 0.05},
+        "warnings": [],
+        "artifacts": [_ARTIFACT],
     },
     "FileDetailView": _FILE_DETAIL,
     "Page_FileView_": _page(_FILE_VIEW),
@@ -215,6 +231,13 @@ ANSWERS: dict[str, Any] = {
     "ModelView": _MODEL_VIEW,
     "ModelDetailView": {**_MODEL_VIEW, "report": {"student": {"accuracy": 0.957}}, "children": []},
     "Page_ModelView_": _page(_MODEL_VIEW),
+    "ModulesView": {
+        "object": "model.modules",
+        "model_id": MODEL,
+        "source": "architecture",
+        "complete": True,
+        "paths": ["0", "1", "2", "3"],
+    },
     "KeyView": _KEY_VIEW,
     "NewKeyView": {**_KEY_VIEW, "key": "still_…"},
     "Page_KeyView_": _page(_KEY_VIEW),
@@ -222,6 +245,7 @@ ANSWERS: dict[str, Any] = {
     "Page_ProjectView_": _page(_PROJECT_VIEW),
     "OptionList": {"object": "list", "data": [_OPTION]},
     "Health": {"status": "ok", "reasons": {}},
+    "Alive": {"status": "ok"},
     "Version": {"object": "version", "version": "0.1.0"},
 }
 """Bodies of answers, by the name of their schema."""
