@@ -36,6 +36,7 @@ from app.projects.keys import new_key
 from app.recipe.job import Queue
 from tests.deployment import ROOT, VARIABLE, Service, Stage, Unset, compose, interpolate, services, stages
 from tests.servers import S3, PostgreSQL, Valkey
+from tests.servers.ports import reserved_port
 from tests.servers.process import Server
 
 FILLED_IN = {
@@ -250,8 +251,8 @@ class Container(Server):
     service: Service
     addresses: dict[str, str]
 
-    def __init__(self, folder: Path, service: Service, addresses: dict[str, str]) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, service: Service, addresses: dict[str, str], port: int = 0) -> None:
+        super().__init__(folder, port)
         self.service, self.addresses = service, addresses
 
     @property
@@ -321,7 +322,7 @@ class Deployment:
 def deployment(
     postgres_server: PostgreSQL, s3_moto: S3, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    with database_of_the_file(postgres_server), Broker.running() as broker:
+    with database_of_the_file(postgres_server), Broker.running() as broker, reserved_port() as port:
         addresses = {
             "@postgres:5432": f"@127.0.0.1:{postgres_server.port}",
             "@broker:6379": f"@127.0.0.1:{broker.port}",
@@ -329,7 +330,7 @@ def deployment(
         }
         folders = {name: tmp_path_factory.mktemp(name) for name in OURS}
         Container(folders["migrate"], services()["migrate"], addresses).run()
-        api = Api(folders["api"], services()["api"], addresses)
+        api = Api(folders["api"], services()["api"], addresses, port)
         worker = Container(folders["worker"], services()["worker"], addresses)
         try:
             api.start()

@@ -263,6 +263,7 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def noted_in(folder: Path) -> Iterator[None]:
     """Keep in `folder` what this process reads, for whoever has to explain its death with `note_of`."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / _note_name(os.getpid())
     _process.note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

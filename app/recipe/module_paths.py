@@ -26,7 +26,6 @@ from app.recipe.students import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
-    Transformers,
     Vit,
     WideResNet,
 )
@@ -37,8 +36,9 @@ SUGGESTED, MOST = 3, 20
 
 
 def module_paths(network: Network) -> list[str] | None:
-    """Every path of the network, but for its own, which is empty; none: only building it can tell (`transformers`)."""
-    return None if isinstance(network, Transformers) else list(_walk(_TREES[type(network)](network)))
+    """Every path of the network, but for its own, which is empty; none: only building it can tell (`transformers`, `timm`)."""
+    tree = _TREES.get(type(network))
+    return None if tree is None else list(_walk(tree(network)))
 
 
 def paths_of_tensors(names: Iterable[str]) -> list[str]:

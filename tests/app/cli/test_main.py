@@ -426,6 +426,6 @@ def test_another_librarys_config_is_one_sentence(
 def test_validate_tells_what_was_chosen_and_what_is_remarkable(run: Run, job_file: Path) -> None:
     shown = run("validate", job_file, "--set", "student={architecture: vit, patch_size: 2}").stdout
     assert "recipe.schedule" in shown
-    assert "DeiT" in shown
+    assert "a small vision transformer" in shown
     assert "recipe.batch_size is 128, and there are 32 samples" in shown
     assert "torch included" in shown

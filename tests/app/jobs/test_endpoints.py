@@ -479,7 +479,8 @@ async def test_validation_tells_what_was_chosen_what_is_remarkable_and_what_each
     asked["recipe"] |= {"batch_size": 512, "schedule": {"kind": "cosine", "warmup_steps": 50}}
     view = (await api.client.post("/v1/jobs/validate", json=asked)).json()
     assert [each["param"] for each in view["defaults"]] == ["recipe.optimizer"]
-    assert view["spec"]["recipe"]["optimizer"]["weight_decay"] == 0.05
+    assert view["defaults"][0]["value"] == {"kind": "adamw", **view["spec"]["recipe"]["optimizer"]}
+    assert view["defaults"][0]["reason"].startswith("a small vision transformer")
     assert {each["code"] for each in view["warnings"]} == {
         "batch_exceeds_data",
         "warmup_exceeds_training",

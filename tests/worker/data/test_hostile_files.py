@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from app.recipe.job import JobSpec
 from tests.worker.data.formats.builders import options, packed
 from worker import limits
 from worker.data.chats import ChatWriter
@@ -116,18 +117,26 @@ def test_json_that_nests_or_counts_without_end_is_refused_by_row(tmp_path: Path,
 def test_a_message_lists_some_of_many_names() -> None:
     names = [f"{'n' * 50}{number}" for number in range(200_000)]
     with pytest.raises(UserError, match="and 199980 more") as caught:
-        find_classes(options("csv", input_columns=["x"], label_columns=["y"]), None, {"data.train": samples(names)})
+        find_classes(classifying(), {}, {"data.train": samples(names)})
     assert len(caught.value.message) < 5000
 
 
 def test_names_of_classes_must_fit_a_models_description() -> None:
     with pytest.raises(UserError, match="accepted: shorter names") as caught:
-        find_classes(
-            options("csv", input_columns=["x"], label_columns=["y"]),
-            None,
-            {"data.train": samples(["a" * MIB, "b" * MIB])},
-        )
+        find_classes(classifying(), {}, {"data.train": samples(["a" * MIB, "b" * MIB])})
     assert caught.value.code == "invalid_data"
+
+
+def classifying() -> JobSpec:
+    data = options("csv", input_columns=["x"], label_columns=["y"])
+    return JobSpec.model_validate(
+        {
+            "task": "text-classification",
+            "data": data.model_dump(mode="json"),
+            "student": {"architecture": "transformers", "config": {"model_type": "bert"}},
+            "recipe": {"losses": [{"kind": "cross-entropy"}]},
+        }
+    )
 
 
 def samples(names: list[str]) -> Any:

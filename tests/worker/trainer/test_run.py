@@ -60,7 +60,9 @@ def test_every_artifact_is_there_and_its_description_can_be_read(tmp_path: Path)
     folder = tmp_path / "bundle"
     assert ModelConfig.model_validate_json((folder / "config.json").read_text()).classes == CLASSES
     assert JobSpec.model_validate_json((folder / "recipe.json").read_text()).seed == 3
-    assert (folder / "README.md").read_text().startswith("# small one\n")
+    header, _, card = (folder / "README.md").read_text().removeprefix("---\n").partition("\n---\n")
+    assert "pipeline_tag: image-classification" in header
+    assert card.lstrip().startswith("# small one\n")
 
 
 def test_the_report_tells_of_student_teacher_and_training(tmp_path: Path) -> None:
