@@ -36,7 +36,8 @@ SUGGESTED, MOST = 3, 20
 
 
 def module_paths(network: Network) -> list[str] | None:
-    """Every path of the network, but for its own, which is empty; none: only building it can tell (`transformers`, `timm`)."""
+    """Every path of the network, but for its own, which is empty; none: only building it can tell (`transformers`,
+    `timm`)."""
     tree = _TREES.get(type(network))
     return None if tree is None else list(_walk(tree(network)))
 
