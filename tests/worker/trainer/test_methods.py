@@ -164,5 +164,6 @@ def test_a_place_that_a_network_does_not_have_is_blamed_on_the_loss(
     job = small_job({"losses": [CROSS_ENTROPY, {"kind": "hint", "pairs": [pair]}]})
     word = play(assigned(job, inputs, tmp_path), tmp_path).word
     assert isinstance(word, Failed)
-    assert (word.code, word.param) == ("invalid_job", "recipe.losses[1]")
-    assert f"{side}: there is no module 'layers.7'" in word.message
+    assert (word.code, word.param) == ("invalid_job", f"recipe.losses[1].pairs[0].{side}")
+    assert "'layers.7'" in word.message
+    assert "stages" in word.message
