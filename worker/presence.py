@@ -40,7 +40,7 @@ class Presence:
         await asyncio.to_thread(self._thread.join, LEAVE_SECONDS)
 
     async def _announce(self) -> None:
-        database = Database(self._settings.resolved_database_url, 1)
+        database = Database.from_settings(self._settings, 1)
         try:
             while not self._leaving.is_set():
                 await self._write(database, leaving=False)

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy import URL, make_url
 
 from app.cli import connection, schema, views
 from app.cli.client import Client
@@ -140,12 +141,12 @@ async def _services(settings: Settings) -> list[Check]:
 
 async def _database(settings: Settings) -> Check:
     url = settings.resolved_database_url
-    database = Database(url, 1)
-    shown = database.url.render_as_string(hide_password=True)
+    shown = make_url(url).render_as_string(hide_password=True)
+    if not _exists(make_url(url)):  # opening it would make it
+        means = "it is made by `stillhouse up` or `stillhouse migrate`"
+        return Check(name="database", state="missing", found=f"{shown}: not there yet", means=means)
+    database = Database.from_settings(settings, 1)
     try:
-        if database.is_sqlite and not _exists(database):
-            means = "it is made by `stillhouse up` or `stillhouse migrate`"
-            return Check(name="database", state="missing", found=f"{shown}: not there yet", means=means)
         await database.now()
         found = await asyncio.to_thread(schema.read, url)
     except Exception as error:
@@ -209,8 +210,9 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _exists(database: Database) -> bool:
-    return bool(database.url.database) and Path(str(database.url.database)).exists()
+def _exists(url: URL) -> bool:
+    """Whether there is a database to look at; only the file of SQLite can be missing."""
+    return url.get_backend_name() != "sqlite" or (bool(url.database) and Path(str(url.database)).exists())
 
 
 def view(checks: list[Check]) -> Table:
