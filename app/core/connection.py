@@ -18,6 +18,8 @@ from app.core.errors import ErrorBody, ErrorEnvelope
 from app.core.settings import Settings
 
 MAX_HEAD_BYTES = 64 << 10
+MOST_SENT_AHEAD = 128
+"""Requests of one connection that may wait for the answers before them."""
 log = logging.getLogger("stillhouse.connection")
 
 
@@ -52,6 +54,12 @@ def _raw(status: str, type: str, code: str, message: str, *headers: str) -> byte
 
 
 TOO_SLOW = _raw("408 Request Timeout", "timeout", "request_timeout", "the request came too slowly")
+MALFORMED = _raw(
+    "400 Bad Request",
+    "invalid_request",
+    "malformed_request",
+    f"this is no HTTP request, or more than {MOST_SENT_AHEAD} were sent before the first was answered",
+)
 TOO_LONG = _raw(
     "431 Request Header Fields Too Large",
     "invalid_request",
@@ -104,6 +112,8 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
 
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MOST_SENT_AHEAD:
+            raise ValueError("too many requests were sent ahead")  # the parser ends the connection with a 400
         self._received, self._was_paused = 0, False
         self._start(self.waits.body, self._check_body)
         super().on_headers_complete()
@@ -116,6 +126,15 @@ class Connection(HttpToolsProtocol):
         self._stop_reading_clock()
         self.cycle.more_body = False  # uvicorn leaves it when the answer was given before the body had come
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on reading only when all requests that were sent ahead are answered.
+
+        uvicorn reads a further stretch with each answer, so that requests sent without end would pile up in memory.
+        """
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -142,6 +161,11 @@ class Connection(HttpToolsProtocol):
             return self._refuse()
         self._received, self._was_paused = 0, paused
         self._start(self.waits.body, self._check_body)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or more requests at once than we take, and end the connection."""
+        self.transport.write(MALFORMED)
+        self.transport.close()
 
     def _refuse(self) -> None:
         """End a connection whose request does not come, with an answer unless one was begun."""

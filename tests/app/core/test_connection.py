@@ -13,7 +13,7 @@ import uvicorn
 
 from app.cli.embedded import _config, listen
 from app.core import migrate
-from app.core.connection import MAX_HEAD_BYTES
+from app.core.connection import MAX_HEAD_BYTES, MOST_SENT_AHEAD
 from app.core.settings import Settings
 from app.main import create_app
 from app.projects import keys
@@ -29,11 +29,6 @@ async def until(holds: Callable[[], object]) -> None:
         if holds():
             return
         await asyncio.sleep(0.01)
-
-
-async def ask_without_end(sock: socket.socket, request: bytes) -> None:
-    while True:
-        await asyncio.get_running_loop().sock_sendall(sock, request)
 
 
 class Served:
@@ -60,6 +55,15 @@ class Served:
         reader, writer = await self.connect()
         writer.write(text.encode())
         return reader, writer
+
+
+async def ask_without_end(served: Served, sock: socket.socket, request: bytes, at_once: int) -> None:
+    """Send requests, the next ones when the last are answered or the connection is gone."""
+    state, sent = served.server.server_state, 0
+    while True:
+        await asyncio.get_running_loop().sock_sendall(sock, request * at_once)
+        sent += at_once
+        await until(lambda sent=sent: state.total_requests >= sent or not state.connections)
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -135,14 +139,36 @@ async def test_a_refused_body_that_stalls_ends_the_connection(impatient: Served)
 async def test_an_answer_that_is_not_taken_ends_the_connection(tmp_path: Path) -> None:
     """Requests without end on one connection, of which no answer is read."""
     async with Served(settings(tmp_path, write_seconds=0.1, keep_alive_seconds=60.0)) as served:
+        served.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, served.listener.getsockname())
         request = f"GET /v1/jobs/x HTTP/1.1\r\nHost: x\r\n{AUTH}\r\n".encode()
         with pytest.raises(ConnectionError):
-            await ask_without_end(sock, request * 100)
+            await ask_without_end(served, sock, request, 100)
         sock.close()
+
+
+async def test_requests_that_are_sent_ahead_do_not_pile_up(tmp_path: Path) -> None:
+    """Whoever sends few at a time gets all answers, as nothing is read while some wait; others are cut."""
+    async with Served(settings(tmp_path)) as served:
+        request = f"GET /v1/jobs/x HTTP/1.1\r\nHost: x\r\n{AUTH}\r\n"
+        reader, writer = await served.send(request * MOST_SENT_AHEAD)
+        for _ in range(3):
+            for _ in range(MOST_SENT_AHEAD):
+                assert b" 404 " in await reader.readuntil(b"\r\n\r\n")
+                await reader.readuntil(b"}}")
+            writer.write(request.encode() * MOST_SENT_AHEAD)
+        writer.close()
+        reader, _ = await served.send(request * (MOST_SENT_AHEAD + 2))
+        assert await answer(reader) == (400, "malformed_request")
+
+
+async def test_what_is_no_http_is_answered_with_the_envelope(tmp_path: Path) -> None:
+    async with Served(settings(tmp_path)) as served:
+        reader, _ = await served.send("\x16\x03\x01 hello\r\n\r\n")
+        assert await answer(reader) == (400, "malformed_request")
 
 
 async def test_a_connection_without_a_request_is_closed(tmp_path: Path) -> None:
