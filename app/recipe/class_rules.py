@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from app.recipe.classes import ClassList, ClassMismatch, match_classes
-from app.recipe.data import ImageData
+from app.recipe.classes import ClassList, ClassMismatch, match_classes, shown_names
+from app.recipe.data import ImageData, Table
 from app.recipe.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.model import ModelConfig
-from app.recipe.task import CLASSIFICATION
+from app.recipe.task import CLASSIFICATION, NUMBERS
 from app.recipe.teachers import Origin
 
 Models = Mapping[str, ModelConfig]
@@ -47,6 +47,7 @@ def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
         given = {"data": job.data.class_order, **{path: origin.class_order for path, origin in job.origins.items()}}
         for path in (path for path, order in given.items() if order is not None):
             yield Problem(f"{path}.class_order", f"is given, but {job.task} answers with no classes", "null")
+        yield from _target_problems(job, models)
         return
     if job.data.class_order == "teacher" and not job.all_teachers:
         yield Problem("data.class_order", "is teacher, and there is none", "a list of names, or null")
@@ -63,6 +64,19 @@ def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
             yield Problem(f"data.{field}", f"is {told}, the teacher has {theirs.count}", str(theirs.count))
         elif ours is not None:
             yield from _mismatches(ours, theirs, path)
+
+
+def _target_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
+    """Numbers that a model learned from the same columns in another order, or from some of them alone."""
+    if job.task not in NUMBERS or not isinstance(job.data, Table):
+        return
+    ours = job.data.label_columns
+    for path, origin in job.origins.items():
+        theirs = models[origin.reference].target_names if origin.reference in models else None
+        if theirs is None or len(theirs) != len(ours) or theirs == ours or not set(theirs) & set(ours):
+            continue  # where all names differ, only the order can tell
+        found = f"answers with {shown_names(theirs)} in this order, data.label_columns has {shown_names(ours)}"
+        yield Problem(f"{path}.{origin.source}", found, "the same columns in the same order")
 
 
 def _teachers(job: JobSpec, models: Models) -> dict[str, ClassList]:

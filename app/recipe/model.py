@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from app.recipe.base import Positive, Spec
 from app.recipe.embedding import Embedding
@@ -20,6 +20,7 @@ MAX_COLUMNS, MAX_LENGTH = 4096, 8192
 MAX_CLASSES = 100_000
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 MAX_TARGETS = 65_536
+TargetName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -117,6 +118,9 @@ class ModelConfig(Spec):
     """Names of the classes, in the order of the logits."""
     targets: int | None = Field(None, ge=1, le=MAX_TARGETS)
     """Numbers that a regression answers with; for K keypoints 2 K, x before y. Width of an encoder's vectors."""
+    target_names: Annotated[list[TargetName], Field(max_length=MAX_TARGETS, fail_fast=True)] | None = None
+    """Names of these numbers, in the order of the outputs: the columns that they were learned from; none: they had
+    none."""
     target_scaling: TargetScaling | None = None
     """How a regression's outputs become the units of the data; none: they are that already."""
     embedding: Embedding | None = None
@@ -132,6 +136,8 @@ class ModelConfig(Spec):
             raise ValueError(f"a model for {self.task} has {needed} and no {other}")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError("class_names must have one name per class")
+        if self.target_names is not None and len(self.target_names) != self.targets:
+            raise ValueError("target_names must have one name per target")
         if self.preprocessing is None and not isinstance(self.input, TextInput):
             raise ValueError("preprocessing is missing")
         if (self.embedding is not None) != (self.task == EMBEDDING):

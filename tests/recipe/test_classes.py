@@ -178,3 +178,49 @@ def test_a_requirement_names_a_metric_of_the_task() -> None:
     alone = {"teacher": None, "recipe": {"losses": [{"kind": "cross-entropy"}]}}
     found = problems({}, evaluation={"require_teacher": {"accuracy": 0.5}}, **alone)
     assert [problem.param for problem in found] == ["evaluation.require_teacher"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refused"),
+    [
+        (["width", "height"], False),
+        (None, False),
+        (["w", "h"], False),  # none of the names is the same: only the order can tell
+        (["height", "width"], True),
+        (["height", "depth"], True),
+    ],
+)
+def test_numbers_that_were_learned_from_other_columns_are_refused(theirs: Names, refused: bool) -> None:
+    job = JobSpec.model_validate(
+        {
+            "task": "regression",
+            "data": {"train": "file_a", "format": "csv", "input_columns": ["x"], "label_columns": ["width", "height"]},
+            "teacher": {"model": "model_t"},
+            "student": {"architecture": "mlp"},
+            "recipe": {"losses": [{"kind": "mse", "target": "teacher"}]},
+        }
+    )
+    stored = {
+        "architecture": {"architecture": "mlp"},
+        "input": {"columns": 1},
+        "preprocessing": {"mean": [0], "std": [1]},
+    }
+    teacher = ModelConfig.model_validate({**stored, "task": "regression", "targets": 2, "target_names": theirs})
+    problems = [
+        each for each in find_problems(job, InputFacts(teachers={"model_t": teacher})) if "columns" in each.message
+    ]
+    assert [each.param for each in problems] == (["teacher.model"] if refused else [])
+
+
+def test_a_model_of_numbers_has_a_name_for_each_or_none() -> None:
+    with pytest.raises(ValidationError, match="one name per target"):
+        ModelConfig.model_validate(
+            {
+                "task": "regression",
+                "architecture": {"architecture": "mlp"},
+                "input": {"columns": 1},
+                "preprocessing": {"mean": [0], "std": [1]},
+                "targets": 2,
+                "target_names": ["a"],
+            }
+        )

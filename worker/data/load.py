@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.recipe.augmentation import TextAugmentation
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.data import Data, HfData, ImageData
+from app.recipe.data import Data, HfData, ImageData, Table
 from app.recipe.data import Texts as TextOptions
 from app.recipe.facts import Archive, Known, Problem, SampleFacts
 from app.recipe.generation import Writing
@@ -353,8 +353,15 @@ def _describe(
         classes=classes.count if classes else None,
         class_names=classes.names if classes else None,
         targets=None if classes else train.targets.shape[1],
+        target_names=None if classes else _target_names(job.data, train.targets.shape[1]),
         target_scaling=None if classes else _target_scaling(train.targets, inherited),
     )
+
+
+def _target_names(data: Data, width: int) -> list[str] | None:
+    """The columns of the numbers to learn; none where they come as lists, or from a format without columns."""
+    columns = data.label_columns if isinstance(data, Table) else []
+    return list(columns) if len(columns) == width else None
 
 
 def _preprocessing(raw: Tensor | None, inherited: ModelConfig | None) -> Preprocessing | None:

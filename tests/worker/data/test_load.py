@@ -350,3 +350,18 @@ def test_two_splits_of_one_saved_set(tmp_path: Path) -> None:
 
 
 SPLITS = {"train": 3, "dev": 2}
+
+
+def test_numbers_are_called_after_their_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,width,height\n" + "".join(f"{n},{n % 3},{n % 5}\n" for n in range(20)))
+    data = {"train": "t.csv", "format": "csv", "input_columns": ["x"], "label_columns": ["height", "width"]}
+    job = JobSpec.model_validate(
+        {
+            "task": "regression",
+            "data": data,
+            "student": {"architecture": "mlp"},
+            "recipe": {"losses": [{"kind": "mse"}]},
+        }
+    )
+    task = load_task(job, {"t.csv": tmp_path / "t.csv"}, {}, seed=1)
+    assert task.model.target_names == ["height", "width"]
