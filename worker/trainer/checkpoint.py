@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from app.recipe.job import Evaluation, JobSpec
+from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.trainer.history import History, Point
 from worker.trainer.meter import refuse_spoilt
@@ -75,9 +75,9 @@ def training_digest(job: JobSpec) -> str:
     Defaults are left out, so that a field that a later version adds leaves the digests of earlier jobs as they were.
     """
     free: dict[str, Any] = dict.fromkeys(("name", "labels", "resources", "priority", "export", "card"), True)
-    judged = set(Evaluation.model_fields) - {"keep"}  # the weights of the best epoch are only there where kept
-    free |= {"evaluation": judged, "recipe": {"checkpoint"}}
+    free |= {"evaluation": True, "recipe": {"checkpoint"}}
     content = job.model_dump(mode="json", exclude=free, exclude_defaults=True)
+    content["keep"] = job.evaluation.keep  # the weights of the best epoch are only there where kept
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
