@@ -6,6 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from app.recipe.classes import fold
 from worker.data.formats.columns import is_whole
 from worker.data.formats.faults import shown
 
@@ -19,10 +20,11 @@ def odd_names(names: Sequence[str]) -> Iterator[str]:
         yield f"a class has the name {shown(blank[0])}, which is nothing but spaces"
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        alike[" ".join(unicodedata.normalize("NFKC", name).split())].append(name)
+        alike[fold(" ".join(unicodedata.normalize("NFKC", name).split()))].append(name)
     for same in alike.values():
         if len(same) > 1:
-            yield f"the classes {_listed(same)} differ only in spaces or in how characters are encoded"
+            how = "capitals, spaces, leading zeros or how characters are encoded"
+            yield f"the classes {_listed(same)} differ only in {how}"
     numbers = [name for name in names if is_whole(name)]
     if numbers and len(numbers) < len(names):
         others = [name for name in names if not is_whole(name)]

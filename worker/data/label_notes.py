@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from app.recipe.classes import fold, shown_names
+from app.recipe.classes import shown_names
 from app.recipe.model import ModelConfig
 from app.recipe.task import CLASSIFICATION, EMBEDDING
+from worker.data.class_names import odd_names
 
 
 def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
@@ -18,7 +18,7 @@ def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
     if model.task in CLASSIFICATION and model.classes is not None:
         names = model.class_names or [str(number) for number in range(model.classes)]
         counts = [torch.bincount(targets, minlength=model.classes).tolist() for targets in (train, evaluation)]
-        return [*_class_notes(counts[0], counts[1], names), *_alike(model.class_names or [])]
+        return [*_class_notes(counts[0], counts[1], names), *odd_names(model.class_names or [])]
     return list(_number_notes(train)) if model.task != EMBEDDING else []
 
 
@@ -38,15 +38,6 @@ def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequenc
         yield f"classes that are evaluated and have no training sample: {shown_names(unseen)}"
     if single := [name for name, count in zip(names, train, strict=True) if count == 1]:
         yield f"classes with a single training sample: {shown_names(single)}"
-
-
-def _alike(names: Sequence[str]) -> Iterator[str]:
-    """Names that may have been meant to be one."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[fold(name)].append(name)
-    if twins := [name for group in groups.values() if len(group) > 1 for name in group]:
-        yield f"classes whose names differ in capitals, outer spaces or leading zeros alone: {shown_names(twins)}"
 
 
 def _number_notes(train: Tensor) -> Iterator[str]:

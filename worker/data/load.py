@@ -34,7 +34,6 @@ from app.recipe.students import Transformers
 from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
-from worker.data.class_names import odd_names
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, Texts
@@ -130,7 +129,6 @@ def load_task(
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(job, facts["data.train"].input, train, classes, teachers)
     notes += told + label_notes(train.targets, evaluation.targets, model)
-    notes += odd_names((classes and classes.names) or [])
     places = classes.places if classes else {}
     return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
 

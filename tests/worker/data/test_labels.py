@@ -164,7 +164,8 @@ def test_oddities_of_labels_are_told_by_name() -> None:
     assert "classes that are evaluated and have no training sample: 'c'" in notes([0, 0, 1, 1], [2], ["a", "b", "c"])
     assert "classes with a single training sample: 'b'" in notes([0, 0, 1], [0], ["a", "b"])
     assert any("all training samples are of class 'b'" in note for note in notes([1, 1], [0], ["a", "b"]))
-    (twins,) = notes([0, 0, 1, 1, 2, 2], [0], ["7", "007", "x"])
+    twins, mixed = notes([0, 0, 1, 1, 2, 2], [0], ["7", "007", "x"])
+    assert "read as names" in mixed
     assert "'7', '007'" in twins
     many = notes([0, 0], [0], [f"c{number}" for number in range(500)])
     assert "and 479 more" in many[0]
