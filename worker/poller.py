@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import suppress
 
 from app.core.database import DATABASE_LOST
 from app.core.settings import Settings
+from app.core.tasks import is_set
 from app.recipe.job import Queue
 from worker.context import Context, open_context
 from worker.gpus import visible_gpus
@@ -43,8 +43,7 @@ async def poll(context: Context) -> None:
         except DATABASE_LOST:
             logger.warning("the database can't be reached", exc_info=True)
             pause = min(2 * max(pause, context.settings.poll_seconds), LONGEST_PAUSE_SECONDS)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(context.stop.wait(), pause)
+        await is_set(context.stop, pause)
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

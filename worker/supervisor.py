@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import logs
 from app.core.database import DATABASE_LOST
+from app.core.tasks import is_set
 from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.access import Access
@@ -274,10 +275,8 @@ class Attempt:
         if self._trainer is None:
             raise HandBack(reason)
         await self._trainer.send(Stop())
-        try:
-            await asyncio.wait_for(self._last_word.wait(), self._context.settings.stop_seconds)
-        except TimeoutError:
-            raise HandBack(reason) from None
+        if not await is_set(self._last_word, self._context.settings.stop_seconds):
+            raise HandBack(reason)
         await asyncio.Future()
         raise AssertionError("unreachable")
 

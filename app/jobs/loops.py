@@ -15,6 +15,7 @@ from typing import Any
 from app.core.outbox import HANDLERS, handles
 from app.core.relay import relay
 from app.core.services import Services
+from app.core.tasks import stop_tasks
 from app.files.service import expire_uploads
 from app.jobs.collector import Collector
 from app.jobs.reaper import Reaper
@@ -66,9 +67,7 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_tasks(tasks)
 
 
 async def _forever(work: Round, pause: float) -> None:

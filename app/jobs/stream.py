@@ -12,7 +12,7 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import DATABASE_LOST, Database, first_line
 from app.core.errors import TooMany, Unavailable
+from app.core.tasks import is_set, stop_tasks
 from app.jobs import repository
 from app.jobs.bell import run_bell
 from app.jobs.repository import EventState
@@ -81,9 +82,7 @@ class StreamReader:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await stop_tasks(tasks)
             await self._database.close()
 
     def open(self, caller: Caller, job_id: str, seq: int) -> AsyncIterator[bytes]:
@@ -111,7 +110,7 @@ class StreamReader:
                     stream.seq = seq
                 if page.over:
                     return
-                while not page.chunks and not await _is_set(stream.news, KEEPALIVE_SECONDS):
+                while not page.chunks and not await is_set(stream.news, KEEPALIVE_SECONDS):
                     yield KEEPALIVE_COMMENT
         finally:
             self._remove(stream)
@@ -172,7 +171,7 @@ class StreamReader:
     async def _look_forever(self) -> None:
         while True:
             await self._needed.wait()
-            await _is_set(self._look, LOOK_SECONDS)
+            await is_set(self._look, LOOK_SECONDS)
             self._look.clear()
             try:
                 await self._look_at_all()
@@ -212,13 +211,6 @@ def _chunk(event: Event) -> bytes:
 def _batches(ids: set[str]) -> Iterator[list[str]]:
     ordered = sorted(ids)
     return (ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH))
-
-
-async def _is_set(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, but no longer than that; whether it was set."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
-    return event.is_set()
 
 
 async def _stream_reader(request: Request) -> StreamReader:

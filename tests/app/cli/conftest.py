@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import shutil
 import socket
@@ -36,6 +37,8 @@ from app.projects.tables import Project
 from tests.app.jobs.builders import CONFIG
 
 Result = TypeVar("Result")
+PATIENCE = 120.0
+"""Seconds for the service to start, and to stop."""
 Fault = Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]]
 
 
@@ -211,13 +214,17 @@ def live(data_dir: Path, template: Path) -> Iterator[LiveService]:
     thread = threading.Thread(target=_serve, args=(server, loop, started))
     thread.start()
     try:
-        assert started.wait(20)
+        assert started.wait(PATIENCE)
         port = server.servers[0].sockets[0].getsockname()[1]
         key = settings.bootstrap_key.get_secret_value()
         yield LiveService(f"http://127.0.0.1:{port}", key, settings, faults, loop, app.state.services)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
+        if thread.is_alive():
+            faulthandler.dump_traceback()
+            tasks = "\n".join(map(str, asyncio.all_tasks(loop)))
+            pytest.fail(f"the service has not stopped after {PATIENCE} s; its tasks:\n{tasks}")
         loop.close()
 
 
