@@ -20,6 +20,7 @@ COPY requirements requirements
 FROM build AS build-api
 COPY pyproject.toml README.md ./
 COPY app app
+COPY stillhouse stillhouse
 COPY worker worker
 COPY migrations migrations
 RUN --mount=type=cache,target=/root/.cache/pip pip install .
@@ -34,6 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     else pip install "torch==$TORCH"; fi
 COPY pyproject.toml README.md ./
 COPY app app
+COPY stillhouse stillhouse
 COPY worker worker
 COPY migrations migrations
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -55,4 +57,4 @@ ENV STILLHOUSE_WORKER_TICK_FILE=/tmp/stillhouse-worker-tick
 # Celery can lose its broker and stay alive, consuming nothing: only the tick says that it works.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, sys, time; sys.exit(time.time() - os.stat(os.environ['STILLHOUSE_WORKER_TICK_FILE']).st_mtime > 60)"]
-CMD ["celery", "-A", "worker.celery_app", "worker", "--pool", "prefork", "--concurrency", "1", "-Q", "any,cpu"]
+CMD ["celery", "-A", "worker.supervisor.celery_app", "worker", "--pool", "prefork", "--concurrency", "1", "-Q", "any,cpu"]

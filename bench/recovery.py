@@ -20,11 +20,11 @@ from pathlib import Path
 
 import psutil
 
-from app.cli.client import Client
 from bench.rows import Row, Target
 from bench.servers import PATIENCE_SECONDS, ROOT, Embedded, Service, await_rest, await_that, started
 from bench.start import await_step, tiny_job
 from examples.digits import write_digits
+from stillhouse.client import Client
 
 LEASE_SECONDS = 15.0
 NOTICE_SECONDS = 2.0

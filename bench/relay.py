@@ -13,14 +13,14 @@ from typing import Any
 
 import psutil
 
-from app.cli.client import Client
 from app.core.settings import Settings
 from bench.rows import Row, Target
 from bench.servers import PATIENCE_SECONDS, ROOT, Service, await_rest, cpu_share, started
 from bench.start import await_step, tiny_job
 from examples.digits import write_digits
-from worker.context import open_context
-from worker.poller import poll, stop_on_signals
+from stillhouse.client import Client
+from worker.supervisor.context import open_context
+from worker.supervisor.poller import poll, stop_on_signals
 
 UNIT = "% of wall time"
 

@@ -13,10 +13,10 @@ from typing import ClassVar, TypeVar
 import httpx
 import psutil
 
-from app.cli.client import Client
 from app.core import migrate
 from app.core.settings import Settings
 from app.projects import keys
+from stillhouse.client import Client
 from tests.servers.ports import reserved_port
 from tests.servers.process import Server
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 
-from app.cli.client import Client
 from bench.rows import Row, Target
 from bench.servers import PATIENCE_SECONDS, Embedded, await_rest, await_that, started
 from examples.digits import write_digits
+from stillhouse.client import Client
 
 
 @dataclass(frozen=True)

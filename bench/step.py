@@ -26,21 +26,21 @@ from typing import Any, NamedTuple
 import torch
 
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.plan import plan_training
-from app.recipe.students import WideResNet
-from app.recipe.teacher_cache import DenseCache
+from app.recipe.students.architectures import WideResNet
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.teachers.cache import DenseCache
 from bench.quality import ALONE, CLASSES, STUDENT, TEACHER, read_methods
 from bench.report import replace_part, system, versions
 from worker.data.batches import Batch, Batches, whole_split
-from worker.protocol import CachePlace
 from worker.students.model import Model
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, Subject
-from worker.trainer.courses import TaughtBy, build_courses, fresh_optimizer, teach
-from worker.trainer.loop import set_rate, take_step
-from worker.trainer.machine import make_deterministic
-from worker.trainer.state import initial_state
+from worker.trainer.protocol import CachePlace
+from worker.training.loop import set_rate, take_step
+from worker.training.machine import make_deterministic
+from worker.training.stages import TaughtBy, build_courses, fresh_optimizer, teach
+from worker.training.state import initial_state
 
 WARM, COLD = 1.10, 1.05
 """Largest ratios, of methods that look at logits alone: with all of the teacher's answers kept, over the plain step;

@@ -9,7 +9,7 @@ import select
 import sys
 import time
 
-from worker.protocol import COMMANDS, Message, Metrics, PhaseBegan, Progress, Ready, Start
+from worker.trainer.protocol import COMMANDS, Message, Metrics, PhaseBegan, Progress, Ready, Start
 
 PROGRESS_PER_SECOND = 10
 

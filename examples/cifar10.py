@@ -16,9 +16,9 @@ from pathlib import Path
 from archives import write_parts
 from session import HERE, alone, fetch, finish, options_of, play, read_job, report_of, say, show, submit
 
-from app.cli import documents
-from app.cli.client import Client
-from app.cli.objects import Model
+from stillhouse import documents
+from stillhouse.client import Client
+from stillhouse.objects import Model
 
 TEACHER = HERE / "teachers" / "cifar-resnet56.yaml"
 JOB = "cifar10.yaml"

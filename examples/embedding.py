@@ -20,9 +20,9 @@ from rich.table import Table
 from session import alone, console, fetch, finish, options_of, play, read_job, report_of, say, submit
 from sst2 import write_rows
 
-from app.cli import views
-from app.cli.client import Client
-from app.recipe.hugging_face import is_model_file
+from app.recipe.students.hugging_face import is_model_file
+from stillhouse.cli import views
+from stillhouse.client import Client
 
 TRAIN, EVAL = "sts.tsv.gz", "sts-dev.tsv.gz"
 

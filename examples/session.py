@@ -18,10 +18,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from app.cli import documents, views
-from app.cli.board import follow
-from app.cli.client import Client, ClientError
-from app.cli.objects import Job
+from stillhouse import documents
+from stillhouse.cli import views
+from stillhouse.cli.board import follow
+from stillhouse.client import Client, ClientError
+from stillhouse.objects import Job
 
 HERE = Path(__file__).parent
 START_SECONDS = 60

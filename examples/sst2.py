@@ -19,8 +19,8 @@ from pathlib import Path
 
 from session import ExampleError, alone, fetch, finish, options_of, play, read_job, report_of, say, show, submit
 
-from app.cli.client import Client
-from app.recipe.hugging_face import is_model_file
+from app.recipe.students.hugging_face import is_model_file
+from stillhouse.client import Client
 
 TRAIN, EVAL = "sst2.tsv.gz", "sst2-dev.tsv.gz"
 MADE_HERE = 4

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import yaml
 
-from app.recipe.embedding import Embedding
+from app.recipe.data.tokenizers import BytePairs, WordPiece
 from app.recipe.losses import LOSSES, LossTerm
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
-from app.recipe.students import Transformers, Vit, WideResNet
-from app.recipe.task import CAUSAL_LM, EMBEDDING, NUMBERS, Task
-from app.recipe.tokenizers import BytePairs, WordPiece
+from app.recipe.students.architectures import Transformers, Vit, WideResNet
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
+from app.recipe.tasks.embedding import Embedding
+from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING, NUMBERS, Task
 from worker.data.formats.columns import Texts
 from worker.data.tokens import train_tokenizer, train_writer
 from worker.students.hugging_face_folder import write_tokenizer

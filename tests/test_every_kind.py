@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from app.cli.client import Client
-from app.cli.objects import Job
-from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Option
-from app.recipe.hugging_face import is_model_file
+from app.recipe.data.augmentation import AUGMENTATIONS
 from app.recipe.losses import LOSSES
-from app.recipe.students import STUDENTS
-from app.recipe.task import ALL_TASKS
+from app.recipe.students.architectures import STUDENTS
+from app.recipe.students.hugging_face import is_model_file
+from app.recipe.tasks.task import ALL_TASKS
+from stillhouse.client import Client
+from stillhouse.objects import Job
 from tests import kinds
-from tests.app.cli.process import environment, running
 from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
+from tests.stillhouse.process import environment, running
 
 Document = dict[str, Any]
 WEIGHTS = "model.safetensors"

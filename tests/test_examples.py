@@ -22,15 +22,15 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from app.cli import documents
-from app.cli.client import Client
-from app.cli.local_data import send_data
-from app.cli.objects import Job
 from app.recipe.losses import LOSSES
-from app.recipe.model import ModelConfig
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
-from app.recipe.students import STUDENTS
-from tests.app.cli.process import environment, running
+from app.recipe.students.architectures import STUDENTS
+from app.recipe.students.model import ModelConfig
+from stillhouse import documents
+from stillhouse.client import Client
+from stillhouse.local_data import send_data
+from stillhouse.objects import Job
+from tests.stillhouse.process import environment, running
 from worker.errors import UserError
 from worker.students import timm_network
 from worker.students.model import Model

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(
-    path for folder in ("app", "worker", "migrations", "bench", "examples") for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("app", "stillhouse", "worker", "migrations", "bench", "examples")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 THE_ONE_PLACE = ROOT / "app" / "jobs" / "lifecycle.py"
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

@@ -22,10 +22,12 @@ def test_the_import_contracts_hold() -> None:
     ("module", "unwanted"),
     [
         pytest.param("app.main", ["torch", "triton", "onnxruntime", "sklearn"], id="the API starts without torch"),
-        pytest.param("app.cli.main", ["torch", "sqlalchemy", "fastapi"], id="the command line speaks HTTP only"),
+        pytest.param("stillhouse.cli.main", ["torch", "sqlalchemy", "fastapi"], id="the command line speaks HTTP only"),
         pytest.param("app.recipe.job", ["torch", "numpy", "sqlalchemy"], id="the contract computes nothing"),
         pytest.param(
-            "worker.celery_app, worker.tasks", ["torch", "triton"], id="CUDA cannot be used after Celery's fork"
+            "worker.supervisor.celery_app, worker.supervisor.celery_task",
+            ["torch", "triton"],
+            id="CUDA cannot be used after Celery's fork",
         ),
         pytest.param(
             "worker.trainer.__main__",

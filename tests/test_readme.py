@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from app.cli.main import app
 from app.models.schemas import ModelRequest
 from app.recipe import documents
 from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
-from app.recipe.teachers import Teacher
+from app.recipe.teachers.teacher import Teacher
+from stillhouse.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.cli.client import Client
-from app.cli.objects import Job
+from stillhouse.client import Client
+from stillhouse.objects import Job
 from tests import kinds
-from tests.app.cli.process import STILLHOUSE, environment, running
 from tests.servers.ports import reserved_port
+from tests.stillhouse.process import STILLHOUSE, environment, running
 
 LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 300, "batch_size": 4, "checkpoint": {"every_steps": 100}}
 QUICKLY = {"STILLHOUSE_RETRY_BACKOFF_SECONDS": "0.1"}

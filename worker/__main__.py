@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from app.core import logs
 from app.core.settings import Settings
-from worker.gpus import NoGpu
-from worker.poller import serve
+from worker.supervisor.gpus import NoGpu
+from worker.supervisor.poller import serve
 from worker.trainer.parent import die_with_parent
 
 

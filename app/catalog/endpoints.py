@@ -11,15 +11,15 @@ from fastapi import APIRouter, Depends
 from app.core.json_body import JsonRoute
 from app.core.views import View
 from app.projects.auth import Caller, require
-from app.recipe.augmentation import AUGMENTATIONS
 from app.recipe.base import Spec
-from app.recipe.data import FORMATS
-from app.recipe.generation import GENERATIONS
+from app.recipe.data.augmentation import AUGMENTATIONS
+from app.recipe.data.sources import FORMATS
+from app.recipe.data.tokenizers import TOKENIZERS
 from app.recipe.losses import LOSSES
+from app.recipe.methods.generation import GENERATIONS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
-from app.recipe.students import STUDENTS
-from app.recipe.teacher_cache import TEACHER_CACHES
-from app.recipe.tokenizers import TOKENIZERS
+from app.recipe.students.architectures import STUDENTS
+from app.recipe.teachers.cache import TEACHER_CACHES
 
 router = APIRouter(prefix="/v1/catalog", tags=["catalog"], route_class=JsonRoute)
 Reader = Annotated[Caller, Depends(require("read"))]

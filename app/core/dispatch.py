@@ -14,7 +14,7 @@ from app.core.settings import Settings
 if TYPE_CHECKING:
     from celery import Celery
 
-RUN_JOB = "worker.tasks.run_job"
+RUN_JOB = "stillhouse.run_job"
 """Name of the task that runs one job; its one argument is the job's id."""
 CONNECT_SECONDS = 5.0
 ONE_TRY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}

@@ -15,8 +15,8 @@ from app.core import private
 from app.core.logs import LogFormat, LogLevel
 from app.recipe.base import Positive
 from app.recipe.job import Queue
-from app.recipe.teacher_cache import DEFAULT_BYTES
-from app.recipe.teachers import Outside
+from app.recipe.teachers.cache import DEFAULT_BYTES
+from app.recipe.teachers.teacher import Outside
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 PORT = r"([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"

@@ -13,14 +13,14 @@ from app.jobs.tables import Phase
 from app.models.tables import Model
 from app.recipe.checks import InputFacts
 from app.recipe.cost import Cost, known_costs, student_cost
-from app.recipe.data import Texts
-from app.recipe.facts import SampleFacts, sample_facts
+from app.recipe.data.facts import SampleFacts, sample_facts
+from app.recipe.data.sources import Texts
+from app.recipe.data.tokenizers import Trained
 from app.recipe.footprint import Footprint, evaluated, footprints, rough_cost
 from app.recipe.job import JobSpec
-from app.recipe.model import Input, ModelConfig, TextInput
 from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops
-from app.recipe.shrink import network_of, student_input
-from app.recipe.tokenizers import Trained
+from app.recipe.students.model import Input, ModelConfig, TextInput
+from app.recipe.students.shrink import network_of, student_input
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 5e9, "gpu": 5e12}
 """Taken while the project has finished no job on such a device; two cores reach about the first on small layers."""

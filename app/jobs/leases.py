@@ -23,8 +23,8 @@ from app.jobs.requeue import PAUSED_SECONDS, Cause, dispatch, requeue, settle_de
 from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
 from app.models.tables import Model
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig
 from app.recipe.report import summary
+from app.recipe.students.model import ModelConfig
 
 Fault = Literal["user", "system", "capacity", "deadline"]
 KEPT_CHECKPOINTS = 2
@@ -78,7 +78,7 @@ class Orders(NamedTuple):
 
 
 class Progress(Protocol):
-    """Where training stands; `worker.protocol.Progress` is one."""
+    """Where training stands; `worker.trainer.protocol.Progress` is one."""
 
     @property
     def step(self) -> int: ...

@@ -12,10 +12,10 @@ from app.core.views import View
 from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
 from app.recipe.base import Spec
-from app.recipe.data import AnyData
+from app.recipe.data.sources import AnyData
 from app.recipe.job import Evaluation, Labels, Name, Recipe, Resources
-from app.recipe.students import Student
-from app.recipe.teachers import Teacher, Weighting
+from app.recipe.students.architectures import Student
+from app.recipe.teachers.teacher import Teacher, Weighting
 
 
 class PhaseView(View):

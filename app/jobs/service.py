@@ -27,11 +27,11 @@ from app.jobs.tables import Job, JobInput, JobLabel
 from app.models.tables import Model
 from app.recipe import defaults
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.facts import ArrayFacts, FirstLine, Known, Problem
+from app.recipe.data.facts import ArrayFacts, FirstLine, Known, Problem
 from app.recipe.job import MAX_SEED, JobSpec
-from app.recipe.model import ModelConfig
 from app.recipe.remarks import Remark, remarks
-from app.recipe.teachers import Outside
+from app.recipe.students.model import ModelConfig
+from app.recipe.teachers.teacher import Outside
 
 CANCEL_SECONDS = 60.0
 """Time in which a worker must stop a cancelled job; after that the reaper takes it away."""

@@ -9,9 +9,9 @@ from app.core.store import Store
 from app.files.inspect import inspect
 from app.models.schemas import ModulesView
 from app.models.tables import Model
-from app.recipe.hugging_face import is_weights
-from app.recipe.model import ModelConfig
-from app.recipe.module_paths import module_paths, paths_of_tensors
+from app.recipe.students.hugging_face import is_weights
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.module_paths import module_paths, paths_of_tensors
 
 
 async def modules_of(model: Model, store: Store) -> ModulesView:

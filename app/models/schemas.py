@@ -10,11 +10,11 @@ from app.core.clock import Time
 from app.core.views import View
 from app.models.tables import Model
 from app.recipe.base import Reference, Spec
-from app.recipe.hugging_face import is_model_file
 from app.recipe.job import Name
-from app.recipe.key_map import CheckpointKey, Conversion, KeyMap
-from app.recipe.key_maps import AnyKeyMap
-from app.recipe.model import ModelConfig
+from app.recipe.students.hugging_face import is_model_file
+from app.recipe.students.model import ModelConfig
+from app.recipe.teachers.key_map import CheckpointKey, Conversion, KeyMap
+from app.recipe.teachers.key_maps import AnyKeyMap
 
 MAX_FILES = 1000
 

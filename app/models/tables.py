@@ -27,7 +27,7 @@ class Model(Base):
     teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     """The model it learned from."""
     config: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
-    """`app.recipe.model.ModelConfig`; JSON's null for a folder that only describes itself in the Hugging Face way."""
+    """The contract's `ModelConfig`; JSON's null for a folder that only describes itself in the Hugging Face way."""
     parameters: Mapped[int] = mapped_column(BigInteger)
     """Trained weights; 0: not known before its file is converted."""
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)

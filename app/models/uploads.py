@@ -18,7 +18,7 @@ from app.files.tables import File
 from app.models.schemas import ModelRequest
 from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
-from app.recipe.hugging_face import (
+from app.recipe.students.hugging_face import (
     CONFIG,
     DOCUMENTS,
     INDEX,
@@ -30,9 +30,9 @@ from app.recipe.hugging_face import (
     parse_object,
     read_index,
 )
-from app.recipe.key_map import Conversion
-from app.recipe.model import ImageInput, Input, ModelConfig
-from app.recipe.timm import is_timm
+from app.recipe.students.model import ImageInput, Input, ModelConfig
+from app.recipe.students.timm import is_timm
+from app.recipe.teachers.key_map import Conversion
 
 DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
 """Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""

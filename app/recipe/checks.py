@@ -12,28 +12,28 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from app.recipe.class_rules import class_problems
 from app.recipe.cost import least_weights
-from app.recipe.data import Table, Texts
-from app.recipe.exports import is_too_large
-from app.recipe.facts import Known, Problem, SampleFacts, data_problems, sample_facts
-from app.recipe.generation import SequenceLevel
-from app.recipe.generation_rules import generation_problems
-from app.recipe.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
+from app.recipe.data.class_rules import class_problems
+from app.recipe.data.facts import Known, Problem, SampleFacts, data_problems, sample_facts
+from app.recipe.data.sources import Table, Texts
+from app.recipe.data.tokenizers import Trained
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
-from app.recipe.metrics import requirement_problems
-from app.recipe.model import ImageInput, Input, ModelConfig, TableInput, TextInput
-from app.recipe.module_rules import module_problems
+from app.recipe.losses.module_rules import module_problems
+from app.recipe.methods.generation import SequenceLevel
+from app.recipe.methods.generation_rules import generation_problems
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
-from app.recipe.other_tokens import other_tokens_problems
 from app.recipe.processes import processes_problems
-from app.recipe.shrink import Unshrinkable, network_of, student_input
-from app.recipe.students import Mlp, Network, Pretrained, Transformers, Vit
-from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
-from app.recipe.teacher_cache import NoCache, TopKCache
-from app.recipe.tokenizers import Trained
+from app.recipe.students.architectures import Mlp, Network, Pretrained, Transformers, Vit
+from app.recipe.students.exports import is_too_large
+from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
+from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput, TextInput
+from app.recipe.students.shrink import Unshrinkable, network_of, student_input
+from app.recipe.tasks.metrics import requirement_problems
+from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TEXT_TASKS, Task
+from app.recipe.teachers.cache import NoCache, TopKCache
+from app.recipe.teachers.other_tokens import other_tokens_problems
 
 MODEL_TYPES_OF: dict[Task, tuple[str, ...]] = {
     "image-classification": IMAGE_MODEL_TYPES,

@@ -7,21 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from app.recipe.model import ImageInput, Input, TableInput, TextInput
-from app.recipe.shapes import (
-    SHUFFLENET_BLOCKS,
-    SHUFFLENET_STEM,
-    STAGES,
-    VGG_HALVINGS,
-    WRN_BASE,
-    basic_blocks,
-    feed_forward_width,
-    mobilenet_shape,
-    shufflenet_widths,
-    vgg_stages,
-)
-from app.recipe.shrink import ENCODERS, all_heads
-from app.recipe.students import (
+from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
     Mlp,
@@ -33,6 +19,20 @@ from app.recipe.students import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.model import ImageInput, Input, TableInput, TextInput
+from app.recipe.students.shapes import (
+    SHUFFLENET_BLOCKS,
+    SHUFFLENET_STEM,
+    STAGES,
+    VGG_HALVINGS,
+    WRN_BASE,
+    basic_blocks,
+    feed_forward_width,
+    mobilenet_shape,
+    shufflenet_widths,
+    vgg_stages,
+)
+from app.recipe.students.shrink import ENCODERS, all_heads
 
 LARGEST_GRAPH = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.recipe.data import ImageData
+from app.recipe.data.sources import ImageData
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.model import ModelConfig
 from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep, Schedule
-from app.recipe.shrink import Unshrinkable, network_of
-from app.recipe.students import Network, Pretrained, Shrink, Student, Timm, Transformers, Vit
-from app.recipe.task import CAUSAL_LM, EMBEDDING, TEXT_TASKS
+from app.recipe.students.architectures import Network, Pretrained, Shrink, Student, Timm, Transformers, Vit
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING, TEXT_TASKS
 
 CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
 """Networks of the Transformers library that get the defaults of convolutional ones; the others get a transformer's."""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from app.recipe.cost import Cost, student_cost
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, Input, TextInput
 from app.recipe.plan import model_memory
-from app.recipe.shrink import ENCODERS, all_heads
-from app.recipe.students import Mlp, Network, Transformers, Vit
+from app.recipe.students.architectures import Mlp, Network, Transformers, Vit
+from app.recipe.students.model import ImageInput, Input, TextInput
+from app.recipe.students.shrink import ENCODERS, all_heads
 
 MB = 2**20
 TRAINER_BYTES = 420 * MB

@@ -9,16 +9,16 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
 from app.recipe.card import Card
-from app.recipe.data import AnyData, Table
-from app.recipe.embedding import Embedding
-from app.recipe.generation import Generation
+from app.recipe.data.sources import AnyData, Table
 from app.recipe.losses import Loss
-from app.recipe.model import Side
+from app.recipe.methods.generation import Generation
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
-from app.recipe.students import Pretrained, Student
-from app.recipe.task import CAUSAL_LM, Task
-from app.recipe.teacher_cache import DenseCache, TeacherCache
-from app.recipe.teachers import Origin, Teacher, Weighting
+from app.recipe.students.architectures import Pretrained, Student
+from app.recipe.students.model import Side
+from app.recipe.tasks.embedding import Embedding
+from app.recipe.tasks.task import CAUSAL_LM, Task
+from app.recipe.teachers.cache import DenseCache, TeacherCache
+from app.recipe.teachers.teacher import Origin, Teacher, Weighting
 
 MAX_SEED = 2**63 - 1
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]

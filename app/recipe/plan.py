@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from app.recipe.cost import Cost
-from app.recipe.data import Data
+from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.optimizers import AdamP, AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd, SinkGd, Swan
 

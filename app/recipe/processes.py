@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.recipe.facts import Problem
+from app.recipe.data.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
 from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
-from app.recipe.teacher_cache import NoCache
+from app.recipe.teachers.cache import NoCache
 
 FIELD = "resources.processes"
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.recipe.data.tokenizers import WordPiece
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.students import Transformers
-from app.recipe.tokenizers import WordPiece
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.batches import Batches
 from worker.data.formats.columns import Texts
 from worker.data.load import load_task
@@ -29,7 +29,7 @@ from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import save_model
 from worker.teachers import read_teacher_config
-from worker.trainer.state import fresh_student
+from worker.training.state import fresh_student
 
 Objective = Literal["kd", "mse"]
 """`kd`: half cross-entropy with the labels, half KL at TEMPERATURE times its square; the teacher runs in every step.

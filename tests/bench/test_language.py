@@ -10,7 +10,7 @@ from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
 from bench import language
 from bench.language import ALONE, job_of, read_methods, teacher_job
-from tests.worker.trainer.language import sentences
+from tests.worker.tasks.language import sentences
 
 
 @pytest.mark.parametrize("name", read_methods())

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import Loss
-from app.recipe.teachers import Teacher
+from app.recipe.teachers.teacher import Teacher
 from tests.golden import Case
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.objective import TOTAL, Objective, Seen
-from worker.losses.workshop import Workshop
 from worker.teachers import TeacherSignal
 
 SMALL = 1e-3

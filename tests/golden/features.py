@@ -22,10 +22,11 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.taps import Pair, Tap
+from app.recipe.losses.taps import Pair, Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison
 from worker.losses.base import Features, Rows, Term
+from worker.losses.builder import TeacherSide, Workshop
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.features.adapters import Adapter
 from worker.losses.features.attention_relation import relations
@@ -33,7 +34,6 @@ from worker.losses.features.inheritance import explore_loss, inherit_loss, mean_
 from worker.losses.features.lipschitz import LipschitzTerm, spectral_norm, transmitting_matrix
 from worker.losses.features.mi_alpha import MiAlphaTerm, mi_alpha
 from worker.losses.features.overhaul import OverhaulTerm, margins, partial_squares
-from worker.losses.workshop import TeacherSide, Workshop
 
 Comparisons = Iterator[Comparison]
 Named = Mapping[str, Tensor]

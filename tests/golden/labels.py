@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from app.recipe.augmentation import SelfMix
+from app.recipe.data.augmentation import SelfMix
 from app.recipe.losses.labels import Ferkd, Uskd
 from app.recipe.losses.numbers import Assistive
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison, compare
 from worker.data.augment.mixing import MixStep
@@ -18,11 +18,11 @@ from worker.data.batches import Batch
 from worker.data.soft_landmarks import fit_shapes
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import Features, Rows, Term
+from worker.losses.builder import Workshop
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.soft_labels import recover
 from worker.losses.softened import log_probs
 from worker.losses.uskd import UskdTerm
-from worker.losses.workshop import Workshop
 
 Comparisons = Iterator[Comparison]
 TAP = Tap(path="feature")

@@ -1,4 +1,4 @@
-"""Databases for the tests of the worker's life with jobs."""
+"""Databases for the tests of the worker's life with jobs, and settings that all tests of training share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.core.database import Database
 from app.core.settings import Settings
-from tests.worker.stage import furnish, settings_for
+from tests.worker.supervisor.stage import furnish, settings_for
+from worker.training.machine import make_deterministic
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine() -> None:
+    """Deterministic kernels on one thread, as in the process that the tests stand for."""
+    make_deterministic()
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SOURCES, ORDER = ("weights.pt", "weights.safetensors"), "convert.json"
 """Files of a model that is still to be converted: weights of either format; the order is
-`app.recipe.key_map.Conversion`."""
+`app.recipe.teachers.key_map.Conversion`."""
 CONVERTER = 1
 """Raised when the same file would be converted to something else, so that no worker takes what an older one kept."""
 REFUSED = 3

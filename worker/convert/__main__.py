@@ -35,7 +35,7 @@ def main() -> int:
 def _convert(folder: Path) -> None:
     import torch  # only now: no thread may run before the network is left
 
-    from app.recipe.key_map import Conversion
+    from app.recipe.teachers.key_map import Conversion
     from worker.convert.checkpoint import convert, expected_tensors
     from worker.students.weights import WEIGHTS, read_config
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.recipe.key_map import Conversion
-from app.recipe.model import ModelConfig
+from app.recipe.students.model import ModelConfig
+from app.recipe.teachers.key_map import Conversion
 from worker import students
 from worker.convert import Unconvertible
 

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from app.recipe.facts import Archive, ArrayFacts
+from app.recipe.data.facts import Archive, ArrayFacts
 from worker.errors import UserError
 
 MAX_ARRAY_BYTES = 8 * 2**30

@@ -6,7 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from app.recipe.classes import fold
+from app.recipe.data.classes import fold
 from worker.data.formats.columns import is_whole
 from worker.data.formats.faults import shown
 

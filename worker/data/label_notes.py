@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from app.recipe.classes import shown_names
-from app.recipe.model import ModelConfig
-from app.recipe.task import CLASSIFICATION, EMBEDDING
+from app.recipe.data.classes import shown_names
+from app.recipe.students.model import ModelConfig
+from app.recipe.tasks.task import CLASSIFICATION, EMBEDDING
 from worker.data.class_names import odd_names
 
 

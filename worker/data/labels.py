@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.class_rules import WAY_OUT, model_classes, told_classes
-from app.recipe.classes import ClassList, ClassMatch, ClassMismatch, match_classes
-from app.recipe.data import Data, ImageData
+from app.recipe.data.class_rules import WAY_OUT, model_classes, told_classes
+from app.recipe.data.classes import ClassList, ClassMatch, ClassMismatch, match_classes
+from app.recipe.data.sources import Data, ImageData
 from app.recipe.job import JobSpec
-from app.recipe.model import MAX_CLASSES, ModelConfig
+from app.recipe.students.model import MAX_CLASSES, ModelConfig
 from worker.data.archive import NDArray
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid, listed, shown

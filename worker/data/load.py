@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.augmentation import TextAugmentation
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.data import Data, HfData, ImageData, Table
-from app.recipe.data import Texts as TextOptions
-from app.recipe.facts import Archive, Known, Problem, SampleFacts
-from app.recipe.generation import Writing
+from app.recipe.data.augmentation import TextAugmentation
+from app.recipe.data.facts import Archive, Known, Problem, SampleFacts
+from app.recipe.data.sources import Data, HfData, ImageData, Table
+from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
-from app.recipe.model import (
+from app.recipe.methods.generation import Writing
+from app.recipe.plan import split_counts
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.model import (
     MAX_COLUMNS,
     ImageInput,
     Input,
@@ -28,10 +30,8 @@ from app.recipe.model import (
     TargetScaling,
     TextInput,
 )
-from app.recipe.plan import split_counts
-from app.recipe.shrink import embedding_of, network_of, start_of, student_input
-from app.recipe.students import Transformers
-from app.recipe.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from app.recipe.students.shrink import embedding_of, network_of, start_of, student_input
+from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import end_of, read_documents

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from app.recipe.data import Texts as TextOptions
+from app.recipe.data.sources import Texts as TextOptions
+from app.recipe.data.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.other_tokens import other_tokens_problems
-from app.recipe.students import Pretrained
-from app.recipe.tokenizers import BytePairs, TeacherTokenizer, WordPiece
+from app.recipe.students.architectures import Pretrained
+from app.recipe.students.model import ModelConfig, TextInput
+from app.recipe.teachers.other_tokens import other_tokens_problems
 from worker.data.formats.columns import Texts
 from worker.data.text_limits import reading_tokenizer, tokenizer_subject
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.recipe.data import Data, Table
+from app.recipe.data.sources import Data, Table
 from worker.data.alignment import Aligner, aligning, open_aligned, read_both
 from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents

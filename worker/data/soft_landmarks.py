@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.targets import SoftLandmarks
+from app.recipe.data.targets import SoftLandmarks
 from worker.errors import UserError
 
 

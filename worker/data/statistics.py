@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.recipe.model import Preprocessing, TargetScaling
+from app.recipe.students.model import Preprocessing, TargetScaling
 
 STD_FLOOR = 1e-3
 """In scaled units; a channel that is nearly constant is centred but not blown up."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.students import Pretrained
+from app.recipe.students.architectures import Pretrained
+from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.formats.faults import shown
 from worker.data.readers import Readers
 from worker.data.tokens import TextTokenizer

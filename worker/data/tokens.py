@@ -21,8 +21,8 @@ import torch
 from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from app.recipe.hugging_face import check_document
-from app.recipe.tokenizers import BytePairs, Trained
+from app.recipe.data.tokenizers import BytePairs, Trained
+from app.recipe.students.hugging_face import check_document
 from worker.data.archive import NDArray
 from worker.data.formats.columns import Texts, in_runs
 from worker.data.library_tokenizers import BYTE_PAIRS, FILE, SETTINGS, VOCABULARY, open_tokenizer

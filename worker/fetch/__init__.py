@@ -11,8 +11,8 @@ import hashlib
 from pathlib import Path
 
 from app.core.settings import Settings
-from app.recipe.hugging_face import DOCUMENTS, INDEX, MAX_INDEX_BYTES, check_document, chosen, read_index
-from app.recipe.teachers import Origin
+from app.recipe.students.hugging_face import DOCUMENTS, INDEX, MAX_INDEX_BYTES, check_document, chosen, read_index
+from app.recipe.teachers.teacher import Origin
 from worker.errors import UserError, unusable_model
 from worker.fetch import hub, objects
 from worker.fetch.refusal import Refused

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from app.core.settings import Settings
 from app.core.store import Damaged, MissingObject, Store
-from app.recipe.sentence_folder import POOLING
+from app.recipe.students.sentence_folder import POOLING
 from worker.fetch.refusal import Refused, choose
 
 

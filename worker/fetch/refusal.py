@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.recipe.hugging_face import chosen
+from app.recipe.students.hugging_face import chosen
 
 
 class Refused(Exception):

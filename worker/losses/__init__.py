@@ -9,6 +9,7 @@ from app.recipe import losses as spec
 from app.recipe.losses import LossTerm
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import Term
+from worker.losses.builder import Workshop
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import (
@@ -30,7 +31,6 @@ from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm
-from worker.losses.workshop import Workshop
 
 TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
     spec.CrossEntropy: CrossEntropyTerm,

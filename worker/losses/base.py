@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 
 IGNORED = -100
 """Label of a row that counts for nothing."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from app.recipe.losses.embeddings import Contrastive, EmbeddingDistance, PairScore, SimilarityMatrix
 from worker.data.pairs import SCORE, TEXT
 from worker.losses.base import Rows, at_least_float32, teacher_logits
-from worker.losses.workshop import Workshop
+from worker.losses.builder import Workshop
 
 
 class EmbeddingDistanceTerm:

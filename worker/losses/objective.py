@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.losses import CrossEntropy, Loss
-from app.recipe.taps import Tap
-from app.recipe.teachers import Teacher, Weighting
-from app.recipe.weights import weight_at
+from app.recipe.losses.taps import Tap
+from app.recipe.losses.weights import weight_at
+from app.recipe.teachers.teacher import Teacher, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Features, Rows, Term
+from worker.losses.builder import Workshop
 from worker.losses.passes import Pass, divergence_of, in_kernels
 from worker.losses.softened import surely_none
-from worker.losses.workshop import Workshop
-from worker.students.last_states import LastStates
+from worker.students.hidden_states import LastStates
 from worker.teachers.signal import TeacherSignal
 
 TOTAL = "loss"

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from app.recipe.taps import Taps
-from app.recipe.weights import weight_at
+from app.recipe.losses.taps import Taps
+from app.recipe.losses.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
 from worker.kernels.sparse import Kept, TopKTeacher
 from worker.losses.base import IGNORED, Features, Rows, Term
 from worker.losses.objective import TOTAL, Objective, Seen
 from worker.losses.passes import Pass, in_kernels
-from worker.students.last_states import LastStates, LikeliestTokens
+from worker.students.hidden_states import LastStates, LikeliestTokens
 from worker.teachers.signal import TeacherSignal
 
 CHUNK = 1 << 24

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from app.recipe.losses import CrossEntropy
 from app.recipe.losses.labels import Uskd
 from worker.losses.base import Rows, at_least_float32
+from worker.losses.builder import Workshop
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.features.activations import describe, of_student, vectors, width_of
 from worker.losses.softened import FLOOR
-from worker.losses.workshop import Workshop
 
 EPS = 1e-6
 """Added to what is left beside the label, as in the authors' code."""

@@ -9,9 +9,7 @@ from typing import Any
 from torch import nn
 
 from app.recipe.cost import as_image
-from app.recipe.embedding import Embedding
-from app.recipe.model import ImageInput, Input
-from app.recipe.students import (
+from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
     Mlp,
@@ -23,6 +21,8 @@ from app.recipe.students import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.model import ImageInput, Input
+from app.recipe.tasks.embedding import Embedding
 from worker.students import (
     cifar_resnet,
     cifar_vgg,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput
-from app.recipe.shapes import STAGES, basic_blocks
-from app.recipe.students import CifarResNet
+from app.recipe.students.architectures import CifarResNet
+from app.recipe.students.model import ImageInput
+from app.recipe.students.shapes import STAGES, basic_blocks
 from worker.students.layers import BatchNorm2d, conv3x3, init_residual
 
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput
-from app.recipe.shapes import VGG_HALVINGS, vgg_stages
-from app.recipe.students import CifarVgg
+from app.recipe.students.architectures import CifarVgg
+from app.recipe.students.model import ImageInput
+from app.recipe.students.shapes import VGG_HALVINGS, vgg_stages
 from worker.students.layers import BatchNorm2d, init_residual
 
 

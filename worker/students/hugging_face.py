@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.recipe.embedding import Embedding
-from app.recipe.model import ImageInput, Input, ModelConfig, TextInput
-from app.recipe.students import Transformers
-from app.recipe.task import CAUSAL_LM, EMBEDDING
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
+from app.recipe.tasks.embedding import Embedding
+from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.limits import unbounded
-from worker.students.last_states import LastStates
+from worker.students.hidden_states import LastStates
 from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
 

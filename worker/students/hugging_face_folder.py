@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.recipe.hugging_face import DOCUMENTS, parse_object, refuse_code
-from app.recipe.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
-from app.recipe.students import SET_FROM_THE_JOB, Transformers
-from app.recipe.task import CAUSAL_LM, Task
+from app.recipe.students.architectures import SET_FROM_THE_JOB, Transformers
+from app.recipe.students.hugging_face import DOCUMENTS, parse_object, refuse_code
+from app.recipe.students.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
+from app.recipe.tasks.task import CAUSAL_LM, Task
 from worker.data.formats.columns import CLASS_NAME, is_class_name
 from worker.data.formats.faults import shown
 from worker.data.library_tokenizers import SETTINGS

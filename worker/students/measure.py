@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.recipe.cost import Cost, student_cost
-from app.recipe.model import ImageInput, Input, ModelConfig, TableInput
+from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
 

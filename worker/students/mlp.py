@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from app.recipe.model import ImageInput
-from app.recipe.students import Mlp
+from app.recipe.students.architectures import Mlp
+from app.recipe.students.model import ImageInput
 
 
 def build(student: Mlp, image: ImageInput, classes: int) -> nn.Module:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput
-from app.recipe.shapes import InvertedResidual as Shape
-from app.recipe.shapes import MobileNetShape, mobilenet_shape
-from app.recipe.students import MobileNetV2
+from app.recipe.students.architectures import MobileNetV2
+from app.recipe.students.model import ImageInput
+from app.recipe.students.shapes import InvertedResidual as Shape
+from app.recipe.students.shapes import MobileNetShape, mobilenet_shape
 from worker.students.layers import conv_norm, init_residual
 
 

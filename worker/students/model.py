@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
-from app.recipe.task import CAUSAL_LM
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
+from app.recipe.tasks.task import CAUSAL_LM
 from worker import students
 from worker.students import hugging_face
-from worker.students.last_states import LastStates
+from worker.students.hidden_states import LastStates
 
 VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
 """What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from app.recipe.module_paths import suggestions
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
+from app.recipe.students.module_paths import suggestions
 
 
 class NoSuchModule(Exception):

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.recipe.embedding import Embedding
-from app.recipe.hugging_face import check_document
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.sentence_folder import (
+from app.recipe.students.hugging_face import check_document
+from app.recipe.students.model import ModelConfig, TextInput
+from app.recipe.students.sentence_folder import (
     ENCODER,
     FILES,
     GENERAL,
@@ -20,6 +19,7 @@ from app.recipe.sentence_folder import (
     pooling_of,
     require_modules,
 )
+from app.recipe.tasks.embedding import Embedding
 from worker.students.faults import InvalidModel
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.model import Input, TextInput
-from app.recipe.shrink import Heads, kept_heads, kept_layers, shrunk_teacher, teacher_depth
-from app.recipe.students import Shrink
-from app.recipe.task import CAUSAL_LM, EMBEDDING
+from app.recipe.students.architectures import Shrink
+from app.recipe.students.model import Input, TextInput
+from app.recipe.students.shrink import Heads, kept_heads, kept_layers, shrunk_teacher, teacher_depth
+from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.students.model import Model
 

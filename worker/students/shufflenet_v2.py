@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput
-from app.recipe.shapes import SHUFFLENET_BLOCKS, SHUFFLENET_STEM, shufflenet_widths
-from app.recipe.students import ShuffleNetV2
+from app.recipe.students.architectures import ShuffleNetV2
+from app.recipe.students.model import ImageInput
+from app.recipe.students.shapes import SHUFFLENET_BLOCKS, SHUFFLENET_STEM, shufflenet_widths
 from worker.students.layers import conv_norm, init_residual
 
 

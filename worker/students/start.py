@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.recipe.class_rules import model_classes
-from app.recipe.classes import ClassList, ClassMismatch, match_classes
+from app.recipe.data.class_rules import model_classes
+from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.job import JobSpec
-from app.recipe.students import Pretrained, Timm, Transformers
-from app.recipe.task import CLASSIFICATION
+from app.recipe.students.architectures import Pretrained, Timm, Transformers
+from app.recipe.tasks.task import CLASSIFICATION
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
 from worker.students.model import Model

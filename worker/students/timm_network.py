@@ -19,9 +19,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from app.recipe.hugging_face import refuse_code
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing
-from app.recipe.students import Timm
+from app.recipe.students.architectures import Timm
+from app.recipe.students.hugging_face import refuse_code
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.errors import UserError
 from worker.students.faults import InvalidModel
 

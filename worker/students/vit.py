@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput
-from app.recipe.shapes import feed_forward_width
-from app.recipe.students import Vit
+from app.recipe.students.architectures import Vit
+from app.recipe.students.model import ImageInput
+from app.recipe.students.shapes import feed_forward_width
 
 INIT_STD = 0.02
 

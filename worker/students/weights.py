@@ -15,10 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.recipe.hugging_face import INDEX, MAX_DESCRIPTION_BYTES, MAX_INDEX_BYTES, WEIGHTS, parse_object, read_index
-from app.recipe.model import DESCRIPTIONS, ModelConfig
-from app.recipe.students import Timm, Transformers
-from app.recipe.timm import is_timm
+from app.recipe.students.architectures import Timm, Transformers
+from app.recipe.students.hugging_face import (
+    INDEX,
+    MAX_DESCRIPTION_BYTES,
+    MAX_INDEX_BYTES,
+    WEIGHTS,
+    parse_object,
+    read_index,
+)
+from app.recipe.students.model import DESCRIPTIONS, ModelConfig
+from app.recipe.students.timm import is_timm
 from worker import students
 from worker.errors import UserError
 from worker.limits import SECONDS, Subject, reading, room_for

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput
-from app.recipe.shapes import STAGES, WRN_BASE, basic_blocks
-from app.recipe.students import WideResNet
+from app.recipe.students.architectures import WideResNet
+from app.recipe.students.model import ImageInput
+from app.recipe.students.shapes import STAGES, WRN_BASE, basic_blocks
 from worker.students.layers import BatchNorm2d, conv3x3, init_residual
 
 

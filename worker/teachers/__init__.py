@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.recipe.model import ModelConfig
+from app.recipe.students.model import ModelConfig
 from worker.data.text_limits import tokenizer_room
 from worker.errors import unusable_model
 from worker.limits import Subject, reading

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.recipe.teacher_cache import Kept
+from app.recipe.teachers.cache import Kept
 from worker.data.batches import Batch
-from worker.protocol import CachePlace
 from worker.teachers.encoding import Columns, build_encoding
 from worker.teachers.kept_rows import Layout
 from worker.teachers.shelf import Held, NoRoom, Shelf
 from worker.teachers.signal import Source, TeacherSignal
+from worker.trainer.protocol import CachePlace
 
 FORMAT = 1
 """Raise it with any change of how rows are laid out, or of how this code makes a teacher's answer from its files."""

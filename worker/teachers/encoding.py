@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from app.recipe.teacher_cache import Kept, TopKCache
+from app.recipe.teachers.cache import Kept, TopKCache
 from worker.errors import UserError
-from worker.students.last_states import LastStates, LikeliestTokens
+from worker.students.hidden_states import LastStates, LikeliestTokens
 from worker.teachers.signal import Answer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from app.recipe.teachers import Arithmetic
+from app.recipe.teachers.teacher import Arithmetic
 from worker.students.model import Model
 from worker.teachers.signal import last_layer
 

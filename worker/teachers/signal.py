@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 from worker.data.batches import ROWS, Batch
-from worker.students.last_states import LastStates, LikeliestTokens
+from worker.students.hidden_states import LastStates, LikeliestTokens
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from worker.protocol import COMMANDS, Assignment, Failed, Message, Ready, Start, Stop
+from worker.trainer.protocol import COMMANDS, Assignment, Failed, Message, Ready, Start, Stop
 
 ASSIGNMENT = "assignment.json"
 SECONDS_QUIET = 0.25
@@ -60,7 +60,7 @@ class Channel:
 
 def serve(channel: Channel) -> None:
     """Get warm, wait for one job, do it, say the last word; returns early when none comes."""
-    from worker.trainer import warmth  # torch takes seconds: only after stdout was made safe
+    from worker.trainer import warm_up as warmth  # torch takes seconds: only after stdout was made safe
 
     warmth.warm_up()
     channel.send(Ready())
@@ -72,7 +72,7 @@ def serve(channel: Channel) -> None:
 
 
 def _work(folder: Path, channel: Channel) -> Message:
-    from worker.trainer.run import perform
+    from worker.training.run import perform
 
     try:
         assignment = Assignment.model_validate_json((folder / ASSIGNMENT).read_bytes())

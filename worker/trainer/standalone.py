@@ -16,12 +16,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.recipe import defaults
-from app.recipe.data import Table
+from app.recipe.data.sources import Table
 from app.recipe.documents import DocumentError, parse
 from app.recipe.job import MAX_SEED, JobSpec
-from app.recipe.model import ModelConfig
+from app.recipe.students.model import ModelConfig
 from worker.errors import JobError
-from worker.protocol import (
+from worker.teachers import read_teacher_config
+from worker.trainer.protocol import (
     Assignment,
     CachePlace,
     CheckpointSaved,
@@ -34,12 +35,11 @@ from worker.protocol import (
     Source,
     Stopped,
 )
-from worker.teachers import read_teacher_config
-from worker.trainer import checkpoint
-from worker.trainer.machine import make_deterministic
-from worker.trainer.run import perform
 from worker.trainer.service import ASSIGNMENT
-from worker.trainer.watch import CHECKPOINTS
+from worker.training import checkpoint
+from worker.training.machine import make_deterministic
+from worker.training.monitor import CHECKPOINTS
+from worker.training.run import perform
 
 SECONDS_BETWEEN_LINES = 1.0
 EXIT_FAILED, EXIT_INVALID, EXIT_STOPPED = 1, 2, 130

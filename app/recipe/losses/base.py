@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from app.recipe.base import Option
-from app.recipe.taps import Taps
-from app.recipe.task import CAUSAL_LM, CLASSIFICATION, Task
-from app.recipe.teachers import TeacherName
-from app.recipe.weights import Weight
+from app.recipe.losses.taps import Taps
+from app.recipe.losses.weights import Weight
+from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, Task
+from app.recipe.teachers.teacher import TeacherName
 
 Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 """Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from app.recipe.base import Paper
 from app.recipe.losses.base import LossTerm, Temperature
 from app.recipe.losses.features import PartName
-from app.recipe.task import EMBEDDING, Task
+from app.recipe.tasks.task import EMBEDDING, Task
 
 Score = Annotated[float, Field(allow_inf_nan=False)]
 

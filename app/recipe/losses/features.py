@@ -13,9 +13,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share, Spec
 from app.recipe.losses.base import LossTerm
-from app.recipe.taps import PATH, Pair, Tap, Taps, taps_of
-from app.recipe.task import ALL_TASKS, CAUSAL_LM, Task
-from app.recipe.weights import Weight
+from app.recipe.losses.taps import PATH, Pair, Tap, Taps, taps_of
+from app.recipe.losses.weights import Weight
+from app.recipe.tasks.task import ALL_TASKS, CAUSAL_LM, Task
 
 PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """Names what a term trains; terms and stages that give the same name for the same places share it."""

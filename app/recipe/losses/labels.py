@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from app.recipe.base import NonNegative, Paper, Share
 from app.recipe.losses.base import LossTerm
 from app.recipe.losses.features import Reduction
-from app.recipe.taps import Tap, Taps
+from app.recipe.losses.taps import Tap, Taps
 
 
 class Uskd(LossTerm):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share
 from app.recipe.losses.base import BY_ROW, LossTerm, Softened, Temperature
-from app.recipe.task import Task
+from app.recipe.tasks.task import Task
 
 Skew = Annotated[float, Field(ge=0.0, lt=1.0)]
 DISTILLM = Paper("DistiLLM: Towards Streamlined Distillation for Large Language Models", "2402.03898")

@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share
+from app.recipe.data.targets import KD_LOSS
 from app.recipe.losses.base import LossTerm
-from app.recipe.targets import KD_LOSS
-from app.recipe.task import NUMBERS, Task
-from app.recipe.teachers import TeacherName
+from app.recipe.tasks.task import NUMBERS, Task
+from app.recipe.teachers.teacher import TeacherName
 
 Factor = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from app.recipe.base import Paper
 from app.recipe.losses.base import LossTerm, Temperature
-from app.recipe.task import CAUSAL_LM, Task
-from app.recipe.weights import Weight
+from app.recipe.losses.weights import Weight
+from app.recipe.tasks.task import CAUSAL_LM, Task
 
 
 class Uld(LossTerm):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pydantic import TypeAdapter
 
 from app.catalog.endpoints import GROUPS
-from app.recipe.augmentation import Augment
-from app.recipe.data import AnyData
-from app.recipe.generation import Generation
+from app.recipe.data.augmentation import Augment
+from app.recipe.data.sources import AnyData
+from app.recipe.data.tokenizers import Tokenizer
 from app.recipe.losses import Loss
+from app.recipe.methods.generation import Generation
 from app.recipe.optimizers import Optimizer, Schedule
-from app.recipe.students import Student
-from app.recipe.teacher_cache import TeacherCache
-from app.recipe.tokenizers import Tokenizer
+from app.recipe.students.architectures import Student
+from app.recipe.teachers.cache import TeacherCache
 from tests.app.conftest import Api
 
 UNIONS = {

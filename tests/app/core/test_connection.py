@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from app.cli.embedded import _config, listen
 from app.core import migrate
 from app.core.connection import MAX_HEAD_BYTES, MOST_SENT_AHEAD
 from app.core.settings import Settings
 from app.main import create_app
 from app.projects import keys
+from stillhouse.cli.embedded import _config, listen
 
 KEY = keys.new_key()
 TINY = {"header_seconds": 0.1, "body_seconds": 0.1, "min_bytes_per_second": 1e6, "write_seconds": 0.1}

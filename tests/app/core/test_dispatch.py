@@ -43,7 +43,7 @@ async def test_a_job_becomes_one_message_in_its_queue(broker: redis.Redis) -> No
     assert broker.llen("any") == 0
     envelope = json.loads(message)
     assert envelope["content-type"] == "application/json"
-    assert envelope["headers"]["task"] == "worker.tasks.run_job"
+    assert envelope["headers"]["task"] == "stillhouse.run_job"
     assert envelope["headers"]["argsrepr"] == "('job_1',)"
     assert envelope["headers"]["eta"] is None
 

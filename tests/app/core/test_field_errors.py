@@ -11,9 +11,9 @@ from app.core.errors import FieldError
 from app.core.field_errors import of_validation
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
-from app.recipe.model import ModelConfig
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
-from app.recipe.students import STUDENTS
+from app.recipe.students.architectures import STUDENTS
+from app.recipe.students.model import ModelConfig
 
 JOB: dict[str, Any] = {
     "data": {"train": "file_1"},

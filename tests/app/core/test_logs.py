@@ -34,10 +34,10 @@ def records(stream: io.StringIO) -> list[dict[str, str]]:
 
 
 def test_a_record_is_one_object_on_one_line(lines: io.StringIO) -> None:
-    logging.getLogger("worker.supervisor").info("two\nlines of %s", "text")
+    logging.getLogger("worker.supervisor.attempt").info("two\nlines of %s", "text")
     [record] = records(lines)
     assert record.pop("time").endswith("Z")
-    assert record == {"level": "info", "logger": "worker.supervisor", "message": "two\nlines of text"}
+    assert record == {"level": "info", "logger": "worker.supervisor.attempt", "message": "two\nlines of text"}
 
 
 def test_an_exception_is_a_field(lines: io.StringIO) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.cli import connection
-from app.cli.connection import Connection
 from app.core import migrate
 from app.core.database import Database
 from app.core.settings import Settings
 from app.projects.service import ensure_first_key
+from stillhouse import connection
+from stillhouse.connection import Connection
 
 
 @pytest.fixture(autouse=True)

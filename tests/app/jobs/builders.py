@@ -16,7 +16,7 @@ from app.jobs.tables import Event, Job
 from app.models.tables import Model
 from app.projects.tables import Project
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig
+from app.recipe.students.model import ModelConfig
 
 PROJECT = "proj_test"
 CONFIG = ModelConfig.model_validate(

@@ -18,7 +18,7 @@ from app.jobs.lifecycle import Status
 from app.models.uploads import once
 from tests.app.conftest import Api
 from tests.app.jobs.builders import CONFIG
-from worker.protocol import Progress
+from worker.trainer.protocol import Progress
 
 
 def archive(images: int = 20) -> bytes:

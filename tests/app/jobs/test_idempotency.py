@@ -19,9 +19,9 @@ from app.jobs import service
 from app.jobs.service import Idempotency
 from app.jobs.tables import IdempotencyKey
 from app.projects import keys
-from tests.app.cli.process import STILLHOUSE, environment
 from tests.app.jobs.builders import PROJECT, add_inputs, job_spec
 from tests.servers import PostgreSQL
+from tests.stillhouse.process import STILLHOUSE, environment
 
 KEY = keys.new_key()
 DOCUMENT = {

@@ -30,7 +30,7 @@ from app.jobs.requeue import Cause
 from app.jobs.service import Idempotency
 from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, Job
 from tests.app.jobs.builders import CONFIG, PROJECT, add_inputs, job_spec, let_deadline_pass, let_lease_run_out
-from worker.protocol import Progress
+from worker.trainer.protocol import Progress
 
 T = TypeVar("T")
 FILE = StoredFile("model.safetensors", "key", 1, "0" * 64)

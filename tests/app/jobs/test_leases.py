@@ -32,7 +32,7 @@ from tests.app.jobs.builders import (
     running,
     submit,
 )
-from worker.protocol import Progress
+from worker.trainer.protocol import Progress
 
 FILE = StoredFile("model.safetensors", "some/key", 4, "a" * 64)
 

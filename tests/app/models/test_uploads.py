@@ -15,10 +15,10 @@ import yaml
 from safetensors.numpy import save
 
 from app.models import uploads
-from app.recipe.embedding import Embedding
-from app.recipe.hugging_face import DOCUMENTS
-from app.recipe.key_map import Conversion
-from app.recipe.sentence_folder import POOLING, modules_of, pooling_of
+from app.recipe.students.hugging_face import DOCUMENTS
+from app.recipe.students.sentence_folder import POOLING, modules_of, pooling_of
+from app.recipe.tasks.embedding import Embedding
+from app.recipe.teachers.key_map import Conversion
 from tests.app.conftest import Api
 from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle
 from tests.app.models.test_endpoints import CONFIG, weights

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.recipe.key_map import Conversion
-from app.recipe.model import ModelConfig
+from app.recipe.students.model import ModelConfig
+from app.recipe.teachers.key_map import Conversion
 from worker import students
 from worker.convert import Unconvertible, checkpoint, convert
 from worker.students.weights import load_model

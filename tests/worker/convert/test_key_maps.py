@@ -11,9 +11,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from app.recipe.key_map import Conversion
-from app.recipe.key_maps import KEY_MAPS
-from app.recipe.model import ModelConfig
+from app.recipe.students.model import ModelConfig
+from app.recipe.teachers.key_map import Conversion
+from app.recipe.teachers.key_maps import KEY_MAPS
 from worker.convert import convert
 from worker.students.weights import load_model
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from app.recipe.tokenizers import BytePairs
+from app.recipe.data.tokenizers import BytePairs
 from worker.data import alignment
 from worker.data.alignment import aligning, open_aligned, read_both
 from worker.data.batches import NEXT, ROWS

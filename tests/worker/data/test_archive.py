@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from app.recipe.facts import ArrayFacts
+from app.recipe.data.facts import ArrayFacts
 from worker.data import archive
 from worker.data.archive import read_array, read_headers
 from worker.errors import UserError

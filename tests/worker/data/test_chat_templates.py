@@ -12,7 +12,7 @@ import pytest
 import transformers.utils.chat_template_utils as theirs
 from transformers import PreTrainedTokenizerFast
 
-from app.recipe.tokenizers import BytePairs
+from app.recipe.data.tokenizers import BytePairs
 from worker.data.chats import ChatWriter
 from worker.data.documents import Document, read_documents
 from worker.data.formats.columns import Chats, Place, Talks

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from app.recipe.tokenizers import BytePairs
+from app.recipe.data.tokenizers import BytePairs
 from worker.data.chats import ChatWriter
 from worker.data.documents import Document, read_documents
 from worker.data.formats.columns import Chats, Message, Texts

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from app.recipe.job import JobSpec
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.students import Mlp
+from app.recipe.students.architectures import Mlp
+from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.formats.columns import Samples, Texts
 from worker.data.label_notes import label_notes
 from worker.data.labels import class_targets, find_classes

@@ -10,15 +10,15 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from app.recipe.data import ImageData
+from app.recipe.data.sources import ImageData
+from app.recipe.data.targets import SoftLandmarks
+from app.recipe.data.tokenizers import WordPiece
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd, Mse
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
-from app.recipe.students import Mlp, Vit
-from app.recipe.targets import SoftLandmarks
-from app.recipe.task import CLASSIFICATION
-from app.recipe.teachers import Teacher
-from app.recipe.tokenizers import WordPiece
+from app.recipe.students.architectures import Mlp, Vit
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
+from app.recipe.tasks.task import CLASSIFICATION
+from app.recipe.teachers.teacher import Teacher
 from tests.worker.data.formats.builders import packed, picture
 from worker.data.augment import build_augmenter
 from worker.data.formats.columns import Texts

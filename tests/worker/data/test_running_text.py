@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.data import CsvData, Data, HfData, JsonlData, ParquetData
+from app.recipe.data.sources import CsvData, Data, HfData, JsonlData, ParquetData
 from app.recipe.job import JobSpec
 from tests.worker.data.test_documents import TEMPLATE, talking
 from worker.data import running_text

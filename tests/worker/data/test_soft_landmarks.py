@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.targets import SoftLandmarks
+from app.recipe.data.targets import SoftLandmarks
 from worker.data.soft_landmarks import fit_shapes, soft_landmarks
 from worker.errors import UserError
 

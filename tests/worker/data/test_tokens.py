@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.recipe.tokenizers import BytePairs, Trained, WordPiece
+from app.recipe.data.tokenizers import BytePairs, Trained, WordPiece
 from worker.data.formats.columns import Texts
 from worker.data.tokens import load_tokenizer, train_tokenizer
 from worker.errors import UserError
@@ -19,7 +19,7 @@ from worker.errors import UserError
 TEXTS = Texts([f"the quick brown fox number {i} jumps, naïvely, over {i * 7} lazy dogs" for i in range(50)])
 SPECS = [WordPiece(vocabulary=200), BytePairs(vocabulary=600)]
 AGAIN = """
-from app.recipe.tokenizers import BytePairs, WordPiece
+from app.recipe.data.tokenizers import BytePairs, WordPiece
 from tests.worker.data.test_tokens import SPECS, TEXTS
 from worker.data.tokens import train_tokenizer
 print(*(train_tokenizer(spec, TEXTS).digest for spec in SPECS))

@@ -13,9 +13,9 @@ from safetensors.numpy import save
 
 from app.core.settings import Settings
 from app.core.store import Store
-from app.recipe.embedding import Embedding
-from app.recipe.sentence_folder import modules_of, pooling_of
-from app.recipe.teachers import Teacher
+from app.recipe.students.sentence_folder import modules_of, pooling_of
+from app.recipe.tasks.embedding import Embedding
+from app.recipe.teachers.teacher import Teacher
 from tests.servers.s3 import S3
 from tests.worker.fetch.hub_server import Hub, serving
 from worker.errors import UserError

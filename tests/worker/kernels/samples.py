@@ -11,12 +11,12 @@ from torch import Tensor
 
 from app.recipe import losses as recipe
 from app.recipe.losses import Loss
-from app.recipe.teachers import Teacher
+from app.recipe.teachers.teacher import Teacher
 from worker.kernels.rows import Inputs
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED
+from worker.losses.builder import Workshop
 from worker.losses.objective import Objective, Seen
-from worker.losses.workshop import Workshop
 from worker.teachers import TeacherSignal
 
 LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)

@@ -8,7 +8,7 @@ from app.recipe import losses
 from app.recipe.losses import LOSSES, CrossEntropy, Kd, Loss, Nkd, logits
 from worker.losses import build_term
 from worker.losses.base import Rows, Term
-from worker.losses.workshop import Workshop
+from worker.losses.builder import Workshop
 
 CLASSES = 5
 PARENTS = [0, 1, 0, 1, 0]

@@ -17,7 +17,7 @@ from worker.data.randomness import generator
 from worker.errors import UserError
 from worker.losses import build_term
 from worker.losses.base import Rows, Term
-from worker.losses.workshop import TeacherSide, Workshop
+from worker.losses.builder import TeacherSide, Workshop
 
 WIDTH, TAUGHT = 5, 7
 SPECS: list[Loss] = [

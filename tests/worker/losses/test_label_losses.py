@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from app.recipe.losses import CrossEntropy, Kd
 from app.recipe.losses.labels import Ferkd, Uskd
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 from tests.worker.losses.samples import CLASSES, draw
 from worker.errors import UserError
 from worker.losses.base import Features, Rows
+from worker.losses.builder import Workshop
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.ferkd import EASY, HARD, LOST, SURE, FerkdTerm
 from worker.losses.kd import KdTerm
 from worker.losses.soft_labels import recover
 from worker.losses.uskd import UskdTerm, named_classes, others_part
-from worker.losses.workshop import Workshop
 
 TAP = Tap(path="stages.1")
 WIDTH = 3

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import Akl, CrossEntropy, Dist, Kd, Loss, Nkd
-from app.recipe.teachers import Teacher
-from app.recipe.weights import LinearWeight
+from app.recipe.losses.weights import LinearWeight
+from app.recipe.teachers.teacher import Teacher
 from tests.worker.losses.samples import CLASSES, SPECS, draw, term_of
 from worker.kernels.rows import RowLosses, row_loss
 from worker.losses import objective as module
 from worker.losses.base import IGNORED, Rows
+from worker.losses.builder import Workshop
 from worker.losses.objective import Objective, Seen, unique_names
-from worker.losses.workshop import Workshop
 from worker.teachers import TeacherSignal
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

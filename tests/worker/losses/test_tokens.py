@@ -11,16 +11,16 @@ from torch import Tensor
 
 from app.recipe import losses as spec
 from app.recipe.losses import Loss
-from app.recipe.teachers import Teacher
-from app.recipe.weights import LinearWeight
+from app.recipe.losses.weights import LinearWeight
+from app.recipe.teachers.teacher import Teacher
 from worker.losses import build_term
 from worker.losses.base import IGNORED, Rows
+from worker.losses.builder import Workshop
 from worker.losses.objective import TOTAL, Seen
 from worker.losses.passes import divergence_of, in_kernels
 from worker.losses.softened import log_probs
 from worker.losses.tokens import TokenObjective
-from worker.losses.workshop import Workshop
-from worker.students.last_states import LastStates
+from worker.students.hidden_states import LastStates
 from worker.teachers.signal import TeacherSignal
 
 B, S, H, V = 3, 5, 6, 11

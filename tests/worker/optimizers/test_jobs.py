@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from app.recipe.optimizers import OPTIMIZERS, Inner
-from tests.worker.trainer.builders import play, stage, weights
-from worker.protocol import CheckpointSaved, Failed, Finished, Stopped
+from tests.worker.training.builders import play, stage, weights
+from worker.trainer.protocol import CheckpointSaved, Failed, Finished, Stopped
 
 RESNET = {"architecture": "cifar-resnet", "depth": 8, "width": 2}
 VIT = {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2}

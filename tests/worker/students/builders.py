@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TextInput
-from app.recipe.students import Transformers
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
 from worker.students.model import Model
 
 SIDE, LENGTH, VOCABULARY, PAD, SEPARATOR = 32, 12, 30, 1, 3

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.recipe.cost import least_weights
-from app.recipe.hugging_face import DECODER_MODEL_TYPES
-from app.recipe.shrink import ENCODERS, Unshrinkable, kept_heads, kept_layers, shrunk, teacher_depth
-from app.recipe.students import Shrink, Transformers
+from app.recipe.students.architectures import Shrink, Transformers
+from app.recipe.students.hugging_face import DECODER_MODEL_TYPES
+from app.recipe.students.shrink import ENCODERS, Unshrinkable, kept_heads, kept_layers, shrunk, teacher_depth
 from tests.worker.students import builders
-from worker.students.last_states import LastStates
+from worker.students.hidden_states import LastStates
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import take_over

@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
-from app.recipe.model import ImageInput, TextInput
-from app.recipe.students import Transformers
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.model import ImageInput, TextInput
 from tests.worker.students import builders
 from worker.errors import UserError
 from worker.students import build

@@ -19,7 +19,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from app.recipe.model import ImageInput, TextInput
+from app.recipe.students.model import ImageInput, TextInput
 from tests.worker.students import builders
 from worker.data.formats.columns import Texts
 from worker.data.tokens import TextTokenizer, load_tokenizer

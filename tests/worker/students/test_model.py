@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling
-from app.recipe.students import CifarResNet, Mlp
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
+from app.recipe.students.architectures import CifarResNet, Mlp
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 

@@ -6,9 +6,7 @@ from typing import get_args
 
 import pytest
 
-from app.recipe.model import ImageInput
-from app.recipe.module_paths import module_paths, paths_of_tensors
-from app.recipe.students import (
+from app.recipe.students.architectures import (
     ZOO,
     CifarResNet,
     CifarVgg,
@@ -20,6 +18,8 @@ from app.recipe.students import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.model import ImageInput
+from app.recipe.students.module_paths import module_paths, paths_of_tensors
 from worker.students import build
 
 IMAGE = ImageInput(channels=3, height=32, width=32)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from app.recipe.embedding import Embedding
-from app.recipe.hugging_face import TEXT_MODEL_TYPES
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.students import Transformers
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.hugging_face import TEXT_MODEL_TYPES
+from app.recipe.students.model import ModelConfig, TextInput
+from app.recipe.tasks.embedding import Embedding
 from worker.errors import UserError
 from worker.students import hugging_face
 from worker.students.model import Model

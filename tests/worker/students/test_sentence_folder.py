@@ -12,10 +12,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from app.recipe.embedding import Embedding
-from app.recipe.hugging_face import check_document, is_model_file
-from app.recipe.model import TextInput
-from app.recipe.sentence_folder import FILES, GENERAL, MODULES, POOLING, embedding_of, modules_of, pooling_of
+from app.recipe.students.hugging_face import check_document, is_model_file
+from app.recipe.students.model import TextInput
+from app.recipe.students.sentence_folder import FILES, GENERAL, MODULES, POOLING, embedding_of, modules_of, pooling_of
+from app.recipe.tasks.embedding import Embedding
 from tests.kinds import write_encoder
 from worker.data.formats.columns import Texts
 from worker.data.tokens import load_tokenizer

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.facts import SampleFacts
+from app.recipe.data.facts import SampleFacts
 from app.recipe.job import JobSpec
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing, TextInput
-from app.recipe.shrink import student_input
-from app.recipe.students import CifarResNet, Mlp, Network
+from app.recipe.students.architectures import CifarResNet, Mlp, Network
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
+from app.recipe.students.shrink import student_input
 from tests.worker.students import builders
 from worker.errors import UserError
 from worker.students.model import Model

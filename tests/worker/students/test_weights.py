@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing
-from app.recipe.students import CifarResNet, Mlp, Student
+from app.recipe.students.architectures import CifarResNet, Mlp, Student
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.errors import UserError
 from worker.students.model import Model
 from worker.students.weights import CONFIG, WEIGHTS, load_model, save_model

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.recipe.model import ImageInput
-from app.recipe.students import CifarResNet, CifarVgg, Mlp, MobileNetV2, ShuffleNetV2, Student, Vit, WideResNet
+from app.recipe.students.architectures import (
+    CifarResNet,
+    CifarVgg,
+    Mlp,
+    MobileNetV2,
+    ShuffleNetV2,
+    Student,
+    Vit,
+    WideResNet,
+)
+from app.recipe.students.model import ImageInput
 from worker.students import build
 from worker.students.cifar_resnet import BasicBlock
 from worker.students.layers import BatchNorm2d

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.recipe.teacher_cache import DenseCache, Kept, TopKCache
+from app.recipe.teachers.cache import DenseCache, Kept, TopKCache
 from worker.data.batches import Batch, Batches, whole_split
 from worker.errors import UserError
-from worker.protocol import CachePlace
 from worker.teachers.cache import CachedTeacher, Subject
 from worker.teachers.signal import TeacherSignal
+from worker.trainer.protocol import CachePlace
 
 SAMPLES, CLASSES, COLUMNS = 40, 5, 6
 SUBJECT = Subject(teacher="t", data="d", samples=SAMPLES, outputs=CLASSES, arithmetic="fp32 on cpu")

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing
-from app.recipe.students import CifarResNet, CifarVgg, Mlp, MobileNetV2, Network, ShuffleNetV2, Vit, WideResNet
+from app.recipe.students.architectures import (
+    CifarResNet,
+    CifarVgg,
+    Mlp,
+    MobileNetV2,
+    Network,
+    ShuffleNetV2,
+    Vit,
+    WideResNet,
+)
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from tests.worker.students import builders
 from worker.students.model import Model
 from worker.teachers import head_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.teacher_cache import DenseCache, TopKCache
+from app.recipe.teachers.cache import DenseCache, TopKCache
 from worker.errors import UserError
 from worker.teachers.encoding import Encoding, build_encoding
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.model import ImageInput, ModelConfig, Preprocessing
-from app.recipe.students import Mlp, Student, WideResNet
+from app.recipe.students.architectures import Mlp, Student, WideResNet
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.students.model import Model
 from worker.teachers import precision
 from worker.teachers.precision import CannotLower, EightBitLinear, lower, narrow

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.recipe.taps import Tap
-from tests.worker.trainer.builders import SIDE, write_teacher
+from app.recipe.losses.taps import Tap
+from tests.worker.training.builders import SIDE, write_teacher
 from worker.data.batches import Batch, whole_split
 from worker.students.recorder import Recorder
 from worker.students.weights import load_model

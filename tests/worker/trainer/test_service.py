@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.trainer.builders import play, stage, weights
-from worker.protocol import (
+from tests.worker.training.builders import play, stage, weights
+from worker.trainer.protocol import (
     REPORTS,
     Assignment,
     CheckpointSaved,
@@ -28,7 +28,7 @@ from worker.protocol import (
     Stop,
     Stopped,
 )
-from worker.trainer import checkpoint
+from worker.training import checkpoint
 
 COMMAND = [sys.executable, "-P", "-m", "worker.trainer", "--spare"]
 LONG = {"epochs": 100_000}
@@ -185,7 +185,7 @@ def test_a_trainer_dies_with_its_parent() -> None:
 def test_what_libraries_print_stays_out_of_the_protocol() -> None:
     code = (
         "from worker.trainer.service import Channel\n"
-        "from worker.protocol import Ready\n"
+        "from worker.trainer.protocol import Ready\n"
         "import os\n"
         "channel = Channel()\n"
         "print('stray', flush=True)\n"
@@ -200,6 +200,6 @@ def test_what_libraries_print_stays_out_of_the_protocol() -> None:
 
 def test_a_spare_does_not_touch_cuda() -> None:
     code = (
-        "import torch\nfrom worker.trainer.warmth import warm_up\nwarm_up()\nassert not torch.cuda.is_initialized()\n"
+        "import torch\nfrom worker.trainer.warm_up import warm_up\nwarm_up()\nassert not torch.cuda.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

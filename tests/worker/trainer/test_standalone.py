@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.worker.trainer.builders import document, weights, write_data, write_teacher
+from tests.worker.training.builders import document, weights, write_data, write_teacher
 from worker.trainer.standalone import EXIT_FAILED, EXIT_INVALID, EXIT_STOPPED, prepare, train_file
 
 

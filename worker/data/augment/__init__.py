@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.augmentation import (
+from app.recipe.data.augmentation import (
     Augment,
     Crop,
     CutMix,
@@ -29,7 +29,7 @@ from app.recipe.augmentation import (
     TokenDelete,
     TokenMask,
 )
-from app.recipe.data import Data
+from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec
 from worker.data.augment.base import Draws, Random, Scene, Step
 from worker.data.augment.geometry import IMAGES, CropStep, CutoutStep, FlipStep

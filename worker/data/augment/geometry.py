@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from app.recipe.augmentation import Crop, Cutout, Flip
+from app.recipe.data.augmentation import Crop, Cutout, Flip
 from worker.data.augment.base import Draws, Random, Scene, happens, integers, per_row
 from worker.data.batches import Batch
 

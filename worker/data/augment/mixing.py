@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.augmentation import CutMix, Mixup, SelfMix
+from app.recipe.data.augmentation import CutMix, Mixup, SelfMix
 from worker.data.augment.base import Draws, Random, Scene, happens, per_row
 from worker.data.augment.geometry import IMAGES
 from worker.data.batches import Batch

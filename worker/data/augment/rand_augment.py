@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.augmentation import RandAugment
+from app.recipe.data.augmentation import RandAugment
 from worker.data.augment.base import Draws, Random, Scene, per_row
 from worker.data.augment.geometry import IMAGES, with_images
 from worker.data.batches import Batch

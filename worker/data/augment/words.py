@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from app.recipe.augmentation import TokenDelete, TokenMask
+from app.recipe.data.augmentation import TokenDelete, TokenMask
 from worker.data.augment.base import Draws, Random, Scene
 from worker.data.batches import Batch
 from worker.data.readers import WORDS, Special

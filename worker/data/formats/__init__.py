@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.recipe.data import CsvData, Data, HfData, ImageData, ImageFolderData, JsonlData, ParquetData
-from app.recipe.task import Task
+from app.recipe.data.sources import CsvData, Data, HfData, ImageData, ImageFolderData, JsonlData, ParquetData
+from app.recipe.tasks.task import Task
 from worker.data.formats.columns import Chats, Samples, Texts
 from worker.data.formats.folder import read_folder
 from worker.data.formats.lines import csv_pieces, jsonl_pieces, read_csv, read_jsonl

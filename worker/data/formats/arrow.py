@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from app.recipe.data import HfData, ParquetData
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.data.sources import HfData, ParquetData
+from app.recipe.tasks.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray
 from worker.data.formats.columns import (
     CLASS_NAME,

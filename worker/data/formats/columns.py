@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
-from app.recipe.task import CLASSIFICATION, EMBEDDING, Task
+from app.recipe.tasks.task import CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray
 from worker.data.formats.faults import invalid, shown
 from worker.errors import UserError

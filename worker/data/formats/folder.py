@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from app.recipe.data import ImageFolderData
-from app.recipe.task import Task
+from app.recipe.data.sources import ImageFolderData
+from app.recipe.tasks.task import Task
 from worker.data.formats.columns import CLASS_NAME, Samples, is_class_name
 from worker.data.formats.faults import invalid, shown
 from worker.data.formats.packs import members

@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from app.recipe.data import CsvData, JsonlData, Table
-from app.recipe.task import Task
+from app.recipe.data.sources import CsvData, JsonlData, Table
+from app.recipe.tasks.task import Task
 from worker.data.formats.columns import (
     Chats,
     Labels,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.recipe.data import ImageData
-from app.recipe.task import CLASSIFICATION, Task
+from app.recipe.data.sources import ImageData
+from app.recipe.tasks.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray, read_array
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from app.recipe.data import Pictures
-from app.recipe.model import MAX_SIDE
+from app.recipe.data.sources import Pictures
+from app.recipe.students.model import MAX_SIDE
 from worker.data.archive import NDArray
 from worker.data.formats.faults import MAX_BYTES, invalid, shown
 from worker.errors import UserError

@@ -12,6 +12,7 @@ from typing import Any
 from app.recipe.losses import LossTerm
 from app.recipe.losses import features as spec
 from worker.losses.base import Term
+from worker.losses.builder import Workshop
 from worker.losses.features.activation_boundary import ActivationBoundaryTerm
 from worker.losses.features.attention_relation import AttentionRelationTerm
 from worker.losses.features.hint import HintTerm
@@ -20,7 +21,6 @@ from worker.losses.features.lipschitz import LipschitzTerm
 from worker.losses.features.mi_alpha import MiAlphaTerm
 from worker.losses.features.overhaul import OverhaulTerm
 from worker.losses.features.rkd import RkdTerm
-from worker.losses.workshop import Workshop
 
 FEATURE_TERMS: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
     spec.Hint: HintTerm,

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from app.recipe.losses.features import ActivationBoundary
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.adapters import Joiner
 from worker.losses.features.overhaul import weigh_stages
-from worker.losses.workshop import Workshop
 
 
 class ActivationBoundaryTerm:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses.features import Reduction
-from app.recipe.taps import Pair, Tap
+from app.recipe.losses.taps import Pair, Tap
 from worker.losses.base import Rows, at_least_float32
 
 

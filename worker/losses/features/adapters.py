@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.losses.features import Reduction
-from app.recipe.taps import Pair, Tap
+from app.recipe.losses.taps import Pair, Tap
 from worker.errors import UserError
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import (
     along_channels,
     both,
@@ -23,7 +24,6 @@ from worker.losses.features.activations import (
     same_size,
     width_of,
 )
-from worker.losses.workshop import Workshop
 
 Choice = Literal["auto", "linear", "conv1x1", "connector", "none"]
 KINDS = {2: "vectors (B, D)", 3: "tokens (B, S, D)", 4: "maps (B, C, H, W)"}

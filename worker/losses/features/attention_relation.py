@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses.features import AttentionRelation, Projections
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import describe, of_student, of_teacher
 from worker.losses.features.adapters import require_kind, require_same_tokens
 from worker.losses.softened import FLOOR
-from worker.losses.workshop import Workshop
 
 
 class AttentionRelationTerm:

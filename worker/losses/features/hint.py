@@ -7,8 +7,8 @@ from torch import Tensor
 
 from app.recipe.losses.features import Hint
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.adapters import Joiner
-from worker.losses.workshop import Workshop
 
 
 class HintTerm:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.losses.features import Factors, FeatureAutoencoder, InheritanceExploration
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import both, of_teacher, row_shares, same_size
 from worker.losses.features.adapters import RowNorm, part_key, require_kind
-from worker.losses.workshop import Workshop
 
 SLOPE = 0.1
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from app.recipe.losses.features import Lipschitz
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import same_size
 from worker.losses.features.adapters import Joiner, require_kind
 from worker.losses.features.overhaul import weigh_stages
-from worker.losses.workshop import Workshop
 
 LEAST = 1e-12
 """Norm of the iterated vector below which features are dead: there is no gradient then."""

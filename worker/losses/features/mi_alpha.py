@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from app.recipe.losses.features import MiAlpha
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import both_vectors, width_of
 from worker.losses.features.adapters import part_key, require_kind
 from worker.losses.softened import FLOOR
-from worker.losses.workshop import Workshop
 
 LARGEST = 0.7
 """Share of the dtype's range of exponents that scores may take up: 62 in float32. Beyond it they have no gradient."""

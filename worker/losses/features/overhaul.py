@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from app.recipe.losses.features import MarginPair, Overhaul
 from worker.losses.base import Rows
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import along_channels, width_of
 from worker.losses.features.adapters import Joiner, Joint
-from worker.losses.workshop import Workshop
 
 RARE = 1e-3
 """Channels that are negative less often than this get a margin of three deviations."""

@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from app.recipe.losses.features import Rkd
 from worker.losses.base import Rows, at_least_float32, teacher_logits
+from worker.losses.builder import Workshop
 from worker.losses.features.activations import both_vectors
 from worker.losses.features.adapters import require_kind
-from worker.losses.workshop import Workshop
 
 CLOSEST = 1e-6
 """Distances are at least this, as in the authors' code (1e-12 of their squares), where they have no gradient."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from app.recipe.data import AnyData, Data
+from app.recipe.data.sources import AnyData, Data
 from worker.data.augment import Augmenter
 from worker.data.batches import Batch, Batches, whole_split
 from worker.data.readers import WORDS, Special

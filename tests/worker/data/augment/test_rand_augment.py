@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from app.recipe.augmentation import RandAugment
+from app.recipe.data.augmentation import RandAugment
 from worker.data.augment.base import Scene
 from worker.data.augment.rand_augment import OPERATIONS, RandAugmentStep
 from worker.data.batches import whole_split

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from app.recipe.data import AnyData, Data
-from app.recipe.task import Task
+from app.recipe.data.sources import AnyData, Data
+from app.recipe.tasks.task import Task
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples
 from worker.errors import UserError

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from app.recipe.data import Data
-from app.recipe.task import Task
+from app.recipe.data.sources import Data
+from app.recipe.tasks.task import Task
 from tests.worker.data.formats.builders import PARAM, array, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
 from worker.data.formats.columns import Samples, Texts

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.recipe.data import Data
-from app.recipe.task import Task
+from app.recipe.data.sources import Data
+from app.recipe.tasks.task import Task
 from tests.worker.data.formats.builders import PARAM, array, options, refusal
 from worker.data.formats import lines, read_pieces, read_samples
 from worker.data.formats.columns import Samples, Texts

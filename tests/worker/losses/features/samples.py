@@ -23,10 +23,10 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.taps import Pair, Tap
+from app.recipe.losses.taps import Pair, Tap
 from worker.losses import build_term
 from worker.losses.base import Features, Rows, Term
-from worker.losses.workshop import TeacherSide, Workshop
+from worker.losses.builder import TeacherSide, Workshop
 
 ROWS = 5
 STUDENT = {

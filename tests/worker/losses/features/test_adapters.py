@@ -22,13 +22,13 @@ from app.recipe.losses.features import (
     Overhaul,
     Rkd,
 )
-from app.recipe.taps import Pair, Tap
+from app.recipe.losses.taps import Pair, Tap
 from tests.worker.losses.features.samples import SEPARATE, build, fused, margin_pair, pair, workshop
 from worker.errors import UserError
 from worker.losses import build_term
+from worker.losses.builder import TeacherSide, Workshop
 from worker.losses.features.activations import same_size, vectors
 from worker.losses.features.adapters import Adapter, RowNorm
-from worker.losses.workshop import TeacherSide, Workshop
 
 
 @pytest.mark.parametrize(

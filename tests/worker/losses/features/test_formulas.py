@@ -25,7 +25,7 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.taps import Tap
+from app.recipe.losses.taps import Tap
 from tests.worker.losses.features.samples import (
     FUSED,
     QKV,

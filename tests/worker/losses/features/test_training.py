@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from app.recipe.losses import Hint
-from app.recipe.model import ModelConfig, TextInput
-from app.recipe.students import CifarResNet, Mlp, Student, Vit
-from app.recipe.taps import Pair, Tap
-from app.recipe.teachers import Teacher
-from tests.worker.trainer.builders import play, stage, weights, write_teacher
+from app.recipe.losses.taps import Pair, Tap
+from app.recipe.students.architectures import CifarResNet, Mlp, Student, Vit
+from app.recipe.students.model import ModelConfig, TextInput
+from app.recipe.teachers.teacher import Teacher
+from tests.worker.training.builders import play, stage, weights, write_teacher
+from worker.losses.builder import TeacherSide, Workshop
 from worker.losses.objective import Objective, Seen
-from worker.losses.workshop import TeacherSide, Workshop
-from worker.protocol import Assignment, CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.model import Model
 from worker.students.weights import load_model
 from worker.teachers import TeacherSignal
+from worker.trainer.protocol import Assignment, CheckpointSaved, Finished, Metrics, Stopped
 
 RESNET: dict[str, Any] = {"architecture": "cifar-resnet", "depth": 8, "width": 4}
 VIT: dict[str, Any] = {"architecture": "vit", "patch_size": 3, "width": 12, "depth": 1, "heads": 2}

@@ -1,0 +1,1 @@
+"""Data: where samples come from, how they are read and changed."""

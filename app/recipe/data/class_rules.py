@@ -1,0 +1,106 @@
+"""Rules of the classes of a job, as far as the document and the descriptions of its models tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from app.recipe.data.classes import ClassList, ClassMismatch, match_classes, shown_names
+from app.recipe.data.facts import Problem
+from app.recipe.data.sources import ImageData, Table
+from app.recipe.job import JobSpec
+from app.recipe.students.model import ModelConfig
+from app.recipe.tasks.task import CLASSIFICATION, NUMBERS
+from app.recipe.teachers.teacher import Origin
+
+Models = Mapping[str, ModelConfig]
+"""Descriptions of stored models, by their reference."""
+WAY_OUT = "the same names, or data.class_order or {path}.class_order: the names in the order of the numbers"
+"""What is accepted instead of lists that do not match."""
+
+
+def model_classes(job: JobSpec, origin: Origin, path: str, model: ModelConfig) -> ClassList:
+    """Classes of a stored model in the order of its outputs: named as the job says, as the model does, or where neither
+    does by `data.class_order`."""
+    order = job.data.class_order
+    names = origin.class_order or model.class_names
+    if names is None and isinstance(order, list) and len(order) == model.classes:
+        names = order
+    return ClassList(f"{path}.{origin.source}", model.classes or 0, names)
+
+
+def told_classes(job: JobSpec, models: Models) -> ClassList | None:
+    """The classes that `data.class_order` tells; none: it is not given, or that of a teacher which is not known."""
+    order = job.data.class_order
+    if isinstance(order, list):
+        return ClassList("data.class_order", len(order), order)
+    first = next(iter(job.all_teachers), None)
+    if order is None or first is None or first.reference not in models:
+        return None
+    taken = model_classes(job, first, job.teacher_path(0), models[first.reference])
+    return replace(taken, whose="data.class_order")
+
+
+def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
+    """What is wrong with the orders of classes, and classes of teachers that are known not to be those of the data."""
+    if job.task not in CLASSIFICATION:
+        given = {"data": job.data.class_order, **{path: origin.class_order for path, origin in job.origins.items()}}
+        for path in (path for path, order in given.items() if order is not None):
+            yield Problem(f"{path}.class_order", f"is given, but {job.task} answers with no classes", "null")
+        yield from _target_problems(job, models)
+        return
+    if job.data.class_order == "teacher" and not job.all_teachers:
+        yield Problem("data.class_order", "is teacher, and there is none", "a list of names, or null")
+    if job.data.classes not in (None, job.data.told_classes):
+        found = f"has {job.data.told_classes} names, data.classes is {job.data.classes}"
+        yield Problem("data.class_order", found, "one name for each class")
+    for path, origin in job.origins.items():
+        if origin.reference in models:
+            yield from _length_problems(origin, path, models[origin.reference])
+    ours, told = told_classes(job, models) or _numbers(job), job.data.told_classes
+    for path, theirs in _teachers(job, models).items():
+        if theirs.names is None and told not in (None, theirs.count):
+            field = "classes" if job.data.classes else "class_order"
+            yield Problem(f"data.{field}", f"is {told}, the teacher has {theirs.count}", str(theirs.count))
+        elif ours is not None:
+            yield from _mismatches(ours, theirs, path)
+
+
+def _target_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
+    """Numbers that a model learned from the same columns in another order, or from some of them alone."""
+    if job.task not in NUMBERS or not isinstance(job.data, Table):
+        return
+    ours = job.data.label_columns
+    for path, origin in job.origins.items():
+        theirs = models[origin.reference].target_names if origin.reference in models else None
+        if theirs is None or len(theirs) != len(ours) or theirs == ours or not set(theirs) & set(ours):
+            continue  # where all names differ, only the order can tell
+        found = f"answers with {shown_names(theirs)} in this order, data.label_columns has {shown_names(ours)}"
+        yield Problem(f"{path}.{origin.source}", found, "the same columns in the same order")
+
+
+def _teachers(job: JobSpec, models: Models) -> dict[str, ClassList]:
+    """Classes of the teachers that are known and have a name for each output, or for none; by the path of the field."""
+    known = [(job.teacher_path(index), each) for index, each in enumerate(job.all_teachers) if each.reference in models]
+    found = {path: model_classes(job, each, path, models[each.reference]) for path, each in known}
+    return {
+        path: each for path, each in found.items() if each.count and len(each.names or range(each.count)) == each.count
+    }
+
+
+def _length_problems(origin: Origin, path: str, model: ModelConfig) -> Iterator[Problem]:
+    if origin.class_order is not None and model.classes not in (None, len(origin.class_order)):
+        found = f"has {len(origin.class_order)} names, the model has {model.classes} classes"
+        yield Problem(f"{path}.class_order", found, f"{model.classes} names")
+
+
+def _numbers(job: JobSpec) -> ClassList | None:
+    """Classes of a format that has no place for names."""
+    return ClassList("data.train", job.data.classes or 0) if isinstance(job.data, ImageData) else None
+
+
+def _mismatches(ours: ClassList, theirs: ClassList, path: str) -> Iterator[Problem]:
+    try:
+        match_classes(ours if ours.count else replace(ours, count=theirs.count), theirs)
+    except ClassMismatch as error:
+        yield Problem(theirs.whose, str(error), WAY_OUT.format(path=path))

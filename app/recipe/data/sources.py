@@ -1,0 +1,250 @@
+"""Where a job's samples come from, and how they are read."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from app.recipe.base import Fraction, Reference, Spec
+from app.recipe.data.augmentation import Augment
+from app.recipe.data.classes import ClassOrder
+from app.recipe.data.targets import SoftLandmarks
+from app.recipe.data.tokenizers import Tokenizer
+
+Key = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
+Shade = Annotated[int, Field(ge=0, le=255)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _day(given: Any) -> Any:
+    """Text as a day of the calendar; strict validation takes none from it where it was not read as JSON."""
+    try:
+        return date.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        raise ValueError("is no day such as 2025-12-31") from None
+
+
+Day = Annotated[date, BeforeValidator(_day)]
+
+
+def _each_once(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("names a column twice")
+    return names
+
+
+def _mixes_last(steps: list[Augment]) -> list[Augment]:
+    mixing = [step.mixes for step in steps]
+    if mixing != sorted(mixing):
+        raise ValueError("what mixes samples (mixup, cutmix, self-mix) must come last")
+    return steps
+
+
+Columns = Annotated[list[Key], Field(min_length=1, max_length=4096), AfterValidator(_each_once)]
+MaybeColumns = Annotated[list[Key], Field(max_length=4096), AfterValidator(_each_once)]
+
+
+class Data(Spec):
+    """What all formats have."""
+
+    file_formats: ClassVar[tuple[str, ...]] = ()
+    """What a file of this format is found to be when it is uploaded."""
+
+    train: Reference
+    """File with the samples to train on."""
+
+    eval: Reference | None = None
+    """File with the samples to evaluate on; none: a share of `train` is held out."""
+
+    classes: int | None = Field(None, ge=2, le=100_000)
+    """Number of classes; none: the teacher's, or as many as have names, or else the largest label plus one."""
+
+    class_order: ClassOrder | Literal["teacher"] | None = None
+    """Names of the classes in the order of their numbers. It names the labels of files that hold numbers, and the
+    outputs of teachers that have no names; of files with names it says which classes the student has, in which order,
+    and of a teacher with more classes the others are left out. `teacher`: the list is that of the (first) teacher,
+    whose numbers the labels are. None: names as the files have them, matched with those of teachers; where one side
+    has names and the other numbers, the job is refused."""
+
+    eval_fraction: Fraction = 0.2
+    """Share of `train` held out when `eval` is not given (stratified by class, drawn from the seed)."""
+
+    augment: Annotated[list[Augment], Field(max_length=16), AfterValidator(_mixes_last)] = []
+    """How training samples are changed as they are seen, one after the other. Of several that mix samples, each sample
+    draws one."""
+
+    targets_transform: SoftLandmarks | None = None
+    """Changes the targets to train on, for keypoints and regression; those to evaluate on stay as they are."""
+
+    augment_epochs: int | None = Field(None, ge=1, le=100_000)
+    """Epochs after which the same draws come again, so that a teacher's answers can be kept; none: every epoch draws
+    anew."""
+
+    @property
+    def told_classes(self) -> int | None:
+        """How many classes the document names or counts; none: only the data or a teacher tell."""
+        return len(self.class_order) if isinstance(self.class_order, list) else self.classes
+
+    @property
+    def holds_out(self) -> bool:
+        """True when the samples to evaluate on are taken from `train`."""
+        return self.eval is None
+
+    def at(self, param: str) -> Self:
+        """The same as it holds for the file that the field `param` names."""
+        return self
+
+    @model_validator(mode="after")
+    def _cycles_something(self) -> Self:
+        if self.augment_epochs is not None and not self.augment:
+            raise ValueError("augment_epochs is given, but augment is empty")
+        return self
+
+
+class Pictures(Data):
+    """Formats of encoded images (PNG, JPEG, WebP, BMP), which are turned upright as their EXIF orientation says."""
+
+    image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    """Height and width, in pixels, that images are stretched to; required when their sizes differ."""
+
+    channels: Literal[1, 3] | None = None
+    """1: images are read as grey, 3: as red, green and blue; none: grey when all of them are."""
+
+    background: Annotated[list[Shade], Field(min_length=3, max_length=3)] = [255, 255, 255]
+    """Red, green and blue of what shows through where an image is transparent."""
+
+
+class Texts(Data):
+    """Formats that may hold texts."""
+
+    tokenizer: Tokenizer | None = None
+    """Where the student's tokens come from; none: the teacher's tokenizer, or without one a WordPiece of the training
+    texts, and for causal-lm byte pairs of them with their capitals."""
+
+    max_length: int = Field(128, ge=4, le=8192)
+    """Tokens of a text (or of a pair of them), special ones included; what is longer loses its end. For causal-lm: of
+    a sequence, which texts are packed into one after the other; nothing is lost."""
+
+
+class Table(Texts):
+    """Formats with named columns."""
+
+    input_columns: Columns
+    """What the model reads: one column of texts, two for pairs of texts, one of images, or any number of columns of
+    numbers. For causal-lm one column of texts, or of chats: lists of messages with `role` and `content`, of which what
+    the role `assistant` says is learned."""
+
+    label_columns: MaybeColumns = []
+    """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
+    keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
+    a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
+
+    chat_date: Day | None = None
+    """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;
+    none: the day on which the job is made, which is recorded."""
+
+    eval_input_columns: Columns | None = None
+    """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""
+
+    eval_label_columns: MaybeColumns | None = None
+    """For embeddings: the column of scores in `eval`, where `train` has another; none: as in `train`."""
+
+    def at(self, param: str) -> Self:
+        if param != "data.eval":
+            return self
+        own = {"input_columns": self.eval_input_columns, "label_columns": self.eval_label_columns}
+        return self.model_copy(update={field: names for field, names in own.items() if names is not None})
+
+    def field(self, name: Literal["input_columns", "label_columns"], param: str) -> str:
+        """Path of the field that names these columns of the file that the field `param` names."""
+        own = self.eval_input_columns if name == "input_columns" else self.eval_label_columns
+        return f"data.{'eval_' if param == 'data.eval' and own is not None else ''}{name}"
+
+
+class ImageData(Data):
+    """Images or tables of numbers in NumPy archives (`.npz`)."""
+
+    file_formats: ClassVar[tuple[str, ...]] = ("npz",)
+
+    format: Literal["npz"] = "npz"
+    """File format: a NumPy archive with one array of samples and one of labels."""
+
+    input_key: Key = "x"
+    """Name of the array of samples: images (N, H, W) or (N, H, W, C), or rows of numbers (N, D); uint8 or floating
+    point."""
+
+    label_key: Key = "y"
+    """Name of the array of labels: (N,) integers from 0 to classes - 1; for regression numbers (N,) or (N, T); for
+    keypoints (N, K, 2), x before y, as fractions of the image's width and height."""
+
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    """Order of the axes of a four-dimensional array of images."""
+
+
+class ParquetData(Table, Pictures):
+    """A Parquet file. Images are columns of encoded bytes, or of structs with a field `bytes`."""
+
+    file_formats: ClassVar[tuple[str, ...]] = ("parquet",)
+    format: Literal["parquet"]
+    """File format."""
+
+
+class CsvData(Table):
+    """Rows of text with a header line, in UTF-8, plain or packed by gzip."""
+
+    file_formats: ClassVar[tuple[str, ...]] = ("text", "gzip")
+    format: Literal["csv"]
+    """File format."""
+    delimiter: Literal[",", ";", "\t", "|"] = ","
+    """What stands between two values."""
+    quoted: bool = True
+    """A value may stand in double quotes; false: a quote is a character like any other."""
+
+
+class JsonlData(Table):
+    """One JSON object a line, in UTF-8, plain or packed by gzip."""
+
+    file_formats: ClassVar[tuple[str, ...]] = ("text", "gzip")
+    format: Literal["jsonl"]
+    """File format."""
+
+
+class ImageFolderData(Pictures):
+    """An archive (tar, tar.gz or zip) with a folder of images for each class; a folder's name is its class's name.
+
+    A single folder around all others is looked through.
+    """
+
+    file_formats: ClassVar[tuple[str, ...]] = ("tar", "gzip", "zip")
+    format: Literal["image-folder"]
+    """File format."""
+
+
+class HfData(Table, Pictures):
+    """A data set of Hugging Face `datasets`, written by `save_to_disk` and packed as tar, tar.gz or zip."""
+
+    file_formats: ClassVar[tuple[str, ...]] = ("tar", "gzip", "zip")
+    format: Literal["hf-dataset"]
+    """File format."""
+    split: SplitName | None = None
+    """Split to train on, of a file with several."""
+    eval_split: SplitName | None = None
+    """Split to evaluate on, of `eval` or else of `train`."""
+
+    @property
+    def holds_out(self) -> bool:
+        return self.eval is None and self.eval_split is None
+
+
+def _npz_by_default(given: Any) -> Any:
+    return {"format": "npz", **given} if isinstance(given, dict) else given
+
+
+AnyData = Annotated[
+    Annotated[ImageData | ParquetData | CsvData | JsonlData | ImageFolderData | HfData, Field(discriminator="format")],
+    BeforeValidator(_npz_by_default),
+]
+FORMATS: tuple[type[Data], ...] = (ImageData, ParquetData, CsvData, JsonlData, ImageFolderData, HfData)

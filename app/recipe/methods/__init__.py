@@ -1,0 +1,1 @@
+"""Training methods beyond a sum of losses."""

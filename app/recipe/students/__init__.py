@@ -1,0 +1,1 @@
+"""Students and stored models: architectures, their shapes and costs."""

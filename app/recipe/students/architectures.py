@@ -1,0 +1,226 @@
+"""The built-in zoo: which architectures can be built, and the numbers that shape each."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
+
+from app.recipe.base import Option, Paper
+from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.students.timm import MODEL_NAME, plain_arguments
+from app.recipe.teachers.teacher import Origin
+
+Width = Annotated[int, Field(ge=1, le=16_384)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+LayerNumber = Annotated[int, Field(ge=0, lt=1000)]
+
+
+class Mlp(Option):
+    """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
+
+    architecture: Literal["mlp"] = "mlp"
+    hidden: list[Width] = Field(default=[64], max_length=16)
+    """Width of each hidden layer, in units; an empty list gives a linear classifier."""
+
+
+class CifarResNet(Option):
+    """ResNet for small images: three stages of basic blocks, parameter-free (option A) shortcuts."""
+
+    paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
+    architecture: Literal["cifar-resnet"] = "cifar-resnet"
+    depth: Literal[8, 14, 20, 32, 44, 56, 110] = 20
+    """Number of weighted layers: 6n + 2."""
+    width: Width = 16
+    """Channels of the first stage; each later stage doubles them."""
+    padding: Literal["end", "both"] = "end"
+    """Where a shortcut to a wider stage puts its zeros: behind the channels that there are, or half of them before; the
+    paper leaves it open, and weights fit only the one that they were trained with."""
+
+
+class WideResNet(Option):
+    """Wide residual network: pre-activation basic blocks in three stages, 1x1 shortcuts where the width changes."""
+
+    paper: ClassVar[Paper | None] = Paper("Wide Residual Networks", "1605.07146")
+    architecture: Literal["wide-resnet"] = "wide-resnet"
+    depth: Literal[10, 16, 22, 28, 40] = 16
+    """Number of weighted layers: 6n + 4."""
+    widen: int = Field(1, ge=1, le=20)
+    """Multiple of the base widths 16, 32, 64."""
+
+
+class Vit(Option):
+    """Small vision transformer: patch embedding, class token, learned positions, pre-norm blocks."""
+
+    paper: ClassVar[Paper | None] = Paper("An Image is Worth 16x16 Words", "2010.11929")
+    architecture: Literal["vit"] = "vit"
+    patch_size: int = Field(4, ge=1, le=64)
+    """Side of a square patch, in pixels; must divide the image's height and width."""
+    width: Width = 64
+    """Size of a token's embedding; must be a multiple of `heads`."""
+    depth: int = Field(4, ge=1, le=64)
+    """Number of transformer blocks."""
+    heads: int = Field(4, ge=1, le=64)
+    """Number of attention heads."""
+    mlp_ratio: float = Field(4.0, gt=0.0, le=16.0)
+    """Width of a block's feed-forward layer as a multiple of `width`."""
+
+
+class CifarVgg(Option):
+    """VGG with batch norm for small images: five stages of 3x3 convolutions, halved after the first three stages."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Very Deep Convolutional Networks for Large-Scale Image Recognition", "1409.1556"
+    )
+    architecture: Literal["cifar-vgg"] = "cifar-vgg"
+    depth: Literal[8, 11, 13, 16, 19] = 8
+    """Weighted layers, with the two fully connected ones of the paper that small images do without counted in."""
+    width: Width = 64
+    """Channels of the first stage; the next ones have 2, 4, 8 and 8 times as many."""
+
+
+class MobileNetV2(Option):
+    """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
+
+    paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
+    architecture: Literal["mobilenet-v2"] = "mobilenet-v2"
+    multiplier: float = Field(0.5, ge=0.1, le=4.0)
+    """Multiple of the paper's widths, rounded down."""
+    expansion: int = Field(6, ge=1, le=16)
+    """Channels inside a block as a multiple of those that enter it."""
+
+
+class ShuffleNetV2(Option):
+    """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", "1807.11164"
+    )
+    architecture: Literal["shufflenet-v2"] = "shufflenet-v2"
+    size: Literal["0.5x", "1x", "1.5x", "2x"] = "1x"
+    """Row of the paper's table of widths."""
+
+
+MAX_CONFIG_CHARACTERS = 65_536
+SET_FROM_THE_JOB = frozenset(
+    {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
+    | {"transformers_version"}
+)
+"""Keys of a Hugging Face configuration that describe a stored model or its answer, not its network."""
+
+
+def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
+    if told := sorted(SET_FROM_THE_JOB & config.keys()):
+        raise ValueError(f"{told[0]} is set from the job and its data; leave it out")
+    if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
+        raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
+    return require_model_type(config)
+
+
+Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
+"""Of the layers, or of a layer's heads, from 0."""
+
+
+class Transformers(Option):
+    """A network of the Transformers library, built from its configuration; its weights open in that library."""
+
+    architecture: Literal["transformers"] = "transformers"
+    config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
+    """A `config.json` in the Hugging Face layout, as an object: `model_type` and whatever differs from its defaults.
+    What follows from the data (classes and their names, channels, vocabulary, size of the images) is left out;
+    `student_image_size` says what images are brought to."""
+
+    @property
+    def model_type(self) -> str:
+        """Which network it is."""
+        return str(self.config["model_type"])
+
+    @property
+    def reads(self) -> Literal["images", "texts"]:
+        """What its samples are."""
+        return "images" if self.model_type in IMAGE_MODEL_TYPES else "texts"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it says at every token of a text which one comes next; else it answers once for a whole sample."""
+        return self.model_type in DECODER_MODEL_TYPES
+
+
+class Timm(Option):
+    """A network of the library timm, by its name; its weights open in that library. For workers that have it."""
+
+    architecture: Literal["timm"] = "timm"
+    model: Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+    """Its name in the library, such as `resnet18` or `convnext_atto`, without the tag of any weights; the worker, which
+    has the library, refuses one that it does not know."""
+    args: Annotated[dict[str, JsonValue], AfterValidator(plain_arguments)] = {}
+    """Arguments of the network that differ from its defaults. Classes, channels and size of the images follow from the
+    data."""
+
+
+class Shrink(Option):
+    """The teacher's own architecture with fewer layers or heads, or narrower ones, that starts from the teacher's
+    weights."""
+
+    paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
+    architecture: Literal["shrink"] = "shrink"
+    teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Name of the teacher to shrink; none: the first one."""
+    layers: Annotated[int, Field(ge=1)] | Numbers | None = None
+    """How many layers are kept, evenly chosen from the first to the last; or the numbers of those kept, from 0. Of a
+    residual network: blocks of each stage, whose first one always stays. None: all."""
+    width: Width | None = None
+    """Size of a token's embedding, or channels of the first stage; what is kept of a weight is its leading part.
+    None: the teacher's."""
+    heads: Annotated[int, Field(ge=1)] | Numbers | None = None
+    """How many of a transformer's heads of attention are kept in each layer, the leading ones; or the numbers of those
+    kept, from 0. Of heads that share their keys and values as many must stay wherever one does. None: as many as fit
+    `width`, for a head keeps its size; where heads make up the width, as in `gpt2`, only `width` can be narrower."""
+    hidden: Width | None = None
+    """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
+    init: Literal["teacher", "fresh"] = "teacher"
+    """Where the weights come from."""
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        if all(given is None for given in (self.layers, self.width, self.heads, self.hidden)):
+            raise ValueError("must give at least one of layers, width, heads and hidden")
+        for field, given in (("layers", self.layers), ("heads", self.heads)):
+            if isinstance(given, list) and sorted(set(given)) != given:
+                raise ValueError(f"{field} must rise")
+        return self
+
+
+class Pretrained(Option, Origin):
+    """A stored model as it is, that goes on learning: its network, its weights, and how it reads its samples.
+
+    Where it answers with other outputs than the job asks for, its last layer begins anew.
+    """
+
+    architecture: Literal["pretrained"] = "pretrained"
+
+
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+"""Networks whose cost is counted from their description."""
+Network = Annotated[
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
+    Field(discriminator="architecture"),
+]
+"""What can be built as it stands."""
+Student = Annotated[
+    Mlp
+    | CifarResNet
+    | WideResNet
+    | CifarVgg
+    | MobileNetV2
+    | ShuffleNetV2
+    | Vit
+    | Transformers
+    | Timm
+    | Shrink
+    | Pretrained,
+    Field(discriminator="architecture"),
+]
+"""What a job can ask for."""
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Pretrained)

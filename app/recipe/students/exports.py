@@ -1,0 +1,37 @@
+"""Which files a student is exported to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from app.recipe.cost import LARGEST_GRAPH
+from app.recipe.job import ExportFormat, JobSpec
+from app.recipe.students.architectures import Network, Timm, Transformers
+
+
+class Exports(NamedTuple):
+    """Formats to write, and why others of the default are left out."""
+
+    formats: list[ExportFormat]
+    left_out: dict[ExportFormat, str]
+
+
+def exports_of(job: JobSpec, network: Network, parameters: int) -> Exports:
+    """What the job asks for; else what lets the student be used without this service: its weights as safetensors, ONNX,
+    and of a network that no public library opens by its folder `torch-export`."""
+    if job.export is not None:
+        return Exports(job.export, {})
+    wanted: list[ExportFormat] = ["safetensors", "onnx"]
+    if not isinstance(network, Transformers | Timm):
+        wanted.append("torch-export")
+    if is_too_large(parameters):
+        return Exports([name for name in wanted if name != "onnx"], {"onnx": TOO_LARGE.format(parameters)})
+    return Exports(wanted, {})
+
+
+TOO_LARGE = "{:,} weights are more than one ONNX file can hold"
+
+
+def is_too_large(parameters: int) -> bool:
+    """Whether so many weights of 4 bytes are more than one ONNX file can hold."""
+    return 4 * parameters > LARGEST_GRAPH

@@ -1,0 +1,243 @@
+"""What a model in the Hugging Face layout may say: the model types we build, and no word that names code.
+
+Transformers can fetch and run code that a configuration names. So we read configurations as plain data and hold them
+against these rules before any library sees them: at the HTTP door, while staging, and once more in the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from app.recipe.students.sentence_folder import ENCODER, GENERAL, MODULES, POOLING, require_modules
+
+IMAGE_MODEL_TYPES = (
+    *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers"),
+    *("efficientnet", "focalnet", "hiera", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer"),
+    *("pvt", "pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin", "swinv2", "vit", "vit_msn"),
+)
+"""Values of `model_type` that classify images; each is built from its configuration alone."""
+TEXT_MODEL_TYPES = (
+    *("albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
+    *("mobilebert", "modernbert", "mpnet", "nystromformer", "rembert", "roberta", "roberta-prelayernorm"),
+    *("squeezebert", "xlm-roberta"),
+)
+"""Values of `model_type` that classify or score texts."""
+DECODER_MODEL_TYPES = (
+    *("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"),
+    "starcoder2",
+)
+"""Values of `model_type` that continue texts; the logits of each are one linear layer of its last hidden states, which
+is neither scaled nor capped."""
+MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES, *DECODER_MODEL_TYPES)
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_INDEX_BYTES = 4 << 20
+"""Of the index of shards: 40,000 tensors, where models that fit a worker have some thousand."""
+MAX_DEPTH = 16
+"""Levels of lists and objects within each other."""
+MAX_LAYERS = 1000
+"""Of any kind, in one number: a network is built layer by layer even where it takes no memory."""
+MAX_NUMBER = 2**40
+"""Sizes multiply; these still fit the arithmetic of whoever multiplies them."""
+
+_CODE = frozenset(
+    {"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels", "kernel_config"}
+    | {"quantization_config", "compression_config", "transformers_weights", "adapter_config"}
+    | {"backbone", "use_timm_backbone", "use_pretrained_backbone"}
+)
+"""Keys that name code, or further files to load."""
+_IMPLEMENTATION = re.compile(r".*_implementation(_internal|_autoset)?")
+_IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
+"""Any other name of an implementation may be that of a repository with kernels."""
+_DTYPES = (None, "auto", "float16", "float32", "float64", "bfloat16")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LAYERS = re.compile(r".*(layers?|blocks?|depths?|repeats|depth_coefficient|inner_group_num|hidden_groups)")
+
+
+def parse_object(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Read one JSON object with unique keys. Raises `ValueError` with what is wrong, for the file's owner."""
+    found = _parse(raw, max_bytes)
+    if not isinstance(found, dict):
+        raise ValueError("is not a JSON object")
+    return found
+
+
+def parse_list(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> list[Any]:
+    """Read one JSON list as `parse_object` reads an object."""
+    found = _parse(raw, max_bytes)
+    if not isinstance(found, list):
+        raise ValueError("is not a JSON list")
+    return found
+
+
+def _parse(raw: bytes, max_bytes: int) -> Any:
+    if len(raw) > max_bytes:
+        raise ValueError(f"has {len(raw)} bytes; at most {max_bytes} are accepted")
+    try:
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise ValueError("is not text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    _require_depth(found)
+    return found
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"nests deeper than {MAX_DEPTH} levels")
+
+
+def _require_depth(document: Any) -> None:
+    """Level by level, so that no depth is too deep to be told."""
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(MAX_DEPTH + 2):
+        inner: list[Any] = []
+        for node in level:
+            inner += node.values() if isinstance(node, dict) else node
+        level = [node for node in inner if isinstance(node, dict | list)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON document of a model unchanged, unless it names code, a model type we don't build, or absurd sizes.
+
+    Raises `ValueError` naming the key. It holds for every such file (`config.json`, `preprocessor_config.json`,
+    `tokenizer_config.json`); see `require_model_type` for what only the first must have.
+    """
+    for path, key, value in _entries(document, ""):
+        if any(isinstance(text, str) and _SURROGATE.search(text) for text in (key, value)):
+            raise ValueError(f"{path!a} holds half of a surrogate pair, which is no character")
+        if key in _CODE and value not in (None, False):
+            raise ValueError(f"{path} names code or files that would be loaded; only plain settings are accepted")
+        if _IMPLEMENTATION.fullmatch(key) and value not in _IMPLEMENTATIONS:
+            raise ValueError(f"{path} is {value!r}; accepted is eager or sdpa")
+        if key in ("dtype", "torch_dtype") and value not in _DTYPES:
+            raise ValueError(f"{path} is {value!r}; accepted is one of float16, float32, float64, bfloat16")
+        if key == "model_type" and value not in MODEL_TYPES:
+            raise ValueError(f"{path} is {value!r}; accepted is one of {', '.join(MODEL_TYPES)}")
+        _require_bounds(path, key, value)
+    return document
+
+
+def require_model_type(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` unchanged. Raises `ValueError` unless `refuse_code` accepts it and it has a model type."""
+    if "\\u0000" in json.dumps(config):
+        raise ValueError("holds the character NUL")
+    if "model_type" not in config:
+        raise ValueError(f"model_type is missing; accepted is one of {', '.join(MODEL_TYPES)}")
+    return refuse_code(config)
+
+
+def _entries(node: object, path: str, depth: int = 0) -> Iterator[tuple[str, str, object]]:
+    """Path, key and value of everything in `node`; items of a list have the key of their list."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{path or 'the document'} nests deeper than {MAX_DEPTH} levels")
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            inner = f"{path}.{key}" if path else key
+            yield inner, key, value
+            yield from _entries(value, inner, depth + 1)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _entries(value, f"{path}[{number}]", depth + 1)
+
+
+def _require_bounds(path: str, key: str, value: object) -> None:
+    if key == "model_max_length":  # the library writes 1e30 for a tokenizer that sets no bound
+        return
+    numbers = list(_numbers(value))
+    if any(not -MAX_NUMBER <= n <= MAX_NUMBER for n in numbers):
+        raise ValueError(f"{path} is larger than {MAX_NUMBER}")
+    if _LAYERS.fullmatch(key) and sum(abs(n) for n in numbers) > MAX_LAYERS:
+        raise ValueError(f"{path} asks for more than {MAX_LAYERS} layers")
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    """The number itself, or those of a list, however deep."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("has a key that comes twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"holds {name}, which is not JSON")
+
+
+MAX_DESCRIPTION_BYTES = 8 << 20
+"""Of the files that name the classes, which may be many."""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+CONFIG = "config.json"
+DOCUMENTS = {
+    CONFIG: MAX_DESCRIPTION_BYTES,
+    "stillhouse.json": MAX_DESCRIPTION_BYTES,
+    "preprocessor_config.json": MAX_CONFIG_BYTES,
+    "tokenizer_config.json": MAX_CONFIG_BYTES,
+    "special_tokens_map.json": MAX_CONFIG_BYTES,
+    "added_tokens.json": MAX_CONFIG_BYTES,
+    **dict.fromkeys((MODULES, POOLING, ENCODER, GENERAL), MAX_CONFIG_BYTES),
+}
+"""JSON files of a model that are held against the rules above, and the bytes that each may have."""
+CARD = "README.md"
+"""Nothing is read of it but its header, which may tell the licence."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, all of them or a shard."""
+    return name == WEIGHTS or _SHARD.fullmatch(name) is not None
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of this name belongs to a model: no other is stored or fetched."""
+    return is_weights(name) or name in (INDEX, CARD) or name in DOCUMENTS or name in VOCABULARIES
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """The files of a folder that make a model; raises `ValueError` where some are missing."""
+    found = {name for name in names if is_model_file(name)}
+    if CONFIG not in found:
+        raise ValueError(f"there is no {CONFIG}")
+    if WEIGHTS in found:
+        found = {name for name in found if name == WEIGHTS or not (is_weights(name) or name == INDEX)}
+    elif INDEX not in found:
+        raise ValueError(f"there are no weights as safetensors: {WEIGHTS}, or {INDEX} and its shards")
+    return sorted(found)
+
+
+def read_index(raw: bytes) -> dict[str, str]:
+    """The shard of each tensor, by an index. Raises `ValueError`."""
+    placed = parse_object(raw, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError("has no weight_map")
+    if wrong := [shard for shard in placed.values() if not isinstance(shard, str) or not _SHARD.fullmatch(shard)]:
+        raise ValueError(f"names {str(wrong[0])[:64]!r}, which is no shard such as model-00001-of-00002.safetensors")
+    return placed
+
+
+def check_document(name: str, raw: bytes) -> dict[str, Any]:
+    """Read one of `DOCUMENTS`; raises `ValueError` unless it is plain settings of a model that we build."""
+    if name == MODULES:
+        return {"modules": require_modules(parse_list(raw))}
+    document = parse_object(raw, DOCUMENTS[name])
+    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own, or timm's
+        return require_model_type(document)
+    if name == GENERAL:
+        document.pop("model_type", None)  # there it is the kind of encoder, and nothing is chosen by it
+    return refuse_code(document)

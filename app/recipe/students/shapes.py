@@ -1,0 +1,80 @@
+"""Proportions of the zoo's networks: what builds them and what counts them must agree on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from app.recipe.students.architectures import CifarResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, WideResNet
+
+STAGES = 3
+"""Of both residual architectures."""
+WRN_BASE = 16
+"""Channels of a wide residual network before it is widened."""
+VGG_HALVINGS = 3
+"""Stages that a max-pooling follows; there are five."""
+_VGG_WIDTHS = (1, 2, 4, 8, 8)
+_VGG_LAYERS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_MOBILENET_STEM, _MOBILENET_LAST = 32, 1280
+_MOBILENET_STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+"""Width, blocks and first stride of each stage."""
+SHUFFLENET_STEM = 24
+"""Channels before the first stage."""
+SHUFFLENET_BLOCKS = (3, 7, 3)
+"""Units of each stage after the one that halves the sides."""
+_SHUFFLENET_WIDTHS = {
+    "0.5x": (48, 96, 192, 1024),
+    "1x": (116, 232, 464, 1024),
+    "1.5x": (176, 352, 704, 1024),
+    "2x": (244, 488, 976, 2048),
+}
+
+
+def basic_blocks(student: CifarResNet | WideResNet) -> int:
+    """Residual blocks in each of the three stages: depth is 6n + 2, or 6n + 4 with its 1x1 shortcuts."""
+    return (student.depth - (2 if isinstance(student, CifarResNet) else 4)) // 6
+
+
+def feed_forward_width(student: Vit) -> int:
+    """Units of the hidden layer of a transformer block's feed-forward part."""
+    return max(1, round(student.width * student.mlp_ratio))
+
+
+def vgg_stages(student: CifarVgg) -> list[list[int]]:
+    """Channels of each convolution of the five stages."""
+    layers = _VGG_LAYERS[student.depth]
+    return [[student.width * factor] * count for factor, count in zip(_VGG_WIDTHS, layers, strict=True)]
+
+
+class InvertedResidual(NamedTuple):
+    """Channels that enter, live in and leave one block, and the stride inside it."""
+
+    inputs: int
+    hidden: int
+    outputs: int
+    stride: int
+
+
+class MobileNetShape(NamedTuple):
+    """Blocks of each stage, and the channels of the last convolution."""
+
+    stages: list[list[InvertedResidual]]
+    last: int
+
+
+def mobilenet_shape(student: MobileNetV2) -> MobileNetShape:
+    """The last convolution grows with the multiplier, but does not shrink."""
+    inputs = max(1, int(_MOBILENET_STEM * student.multiplier))
+    stages: list[list[InvertedResidual]] = []
+    for number, (width, blocks, stride) in enumerate(_MOBILENET_STAGES):
+        outputs, stage = max(1, int(width * student.multiplier)), []
+        for block in range(blocks):
+            hidden = inputs * (student.expansion if number else 1)
+            stage.append(InvertedResidual(inputs, hidden, outputs, 1 if block else stride))
+            inputs = outputs
+        stages.append(stage)
+    return MobileNetShape(stages, int(_MOBILENET_LAST * max(1.0, student.multiplier)))
+
+
+def shufflenet_widths(student: ShuffleNetV2) -> tuple[int, int, int, int]:
+    """Channels of the three stages and of the last convolution."""
+    return _SHUFFLENET_WIDTHS[student.size]

@@ -1,0 +1,338 @@
+"""Which network a student has that is made of another model, and what is left of a teacher that is made smaller: pure
+arithmetic on descriptions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+from app.recipe.job import JobSpec
+from app.recipe.students.architectures import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
+from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
+from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
+from app.recipe.tasks.embedding import Embedding
+from app.recipe.tasks.task import EMBEDDING
+
+
+class Unshrinkable(ValueError):
+    """Why a teacher can't be made smaller so; `field` is the field of `Shrink` to blame."""
+
+    def __init__(self, field: str, message: str, accepted: str) -> None:
+        super().__init__(message)
+        self.field, self.message, self.accepted = field, message, accepted
+
+
+class Encoder(NamedTuple):
+    """What a model type calls its sizes in its configuration, and what they are where it says nothing."""
+
+    layers: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    hidden: str = "intermediate_size"
+    defaults: tuple[int, int, int, int] = (12, 768, 12, 3072)
+    """A feed-forward width of 0 is four times the width."""
+    shared: int | None = None
+    """Heads of the keys and values, each of which several heads of queries may share; none: as many as of queries."""
+    size: int | None = None
+    """Of a head; none: the heads make up the width."""
+    free: bool = False
+    """Whether a configuration can say how large a head is, so that heads need not make up the width."""
+    divides: bool = False
+    """Whether the library wants the number of heads to divide the width all the same."""
+    gated: bool = False
+    """Whether a feed-forward layer has a third matrix, which opens its units."""
+
+    def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
+        """Layers, width, heads and feed-forward width. Raises `Unshrinkable`."""
+        named = zip(self[:4], self.defaults, strict=True)
+        depth, width, heads, hidden = (whole_size(config, name, default) for name, default in named)
+        return depth, width, heads, hidden or 4 * width
+
+
+def whole_size(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A size that a configuration tells, or `default`. Raises `Unshrinkable` where it is no whole number above 0."""
+    told = config.get(name) or default
+    if not isinstance(told, int) or isinstance(told, bool) or told < 0:
+        found = f"is shrink, and the teacher's configuration has {told!r} as {name}"
+        raise Unshrinkable("architecture", found, "a teacher whose sizes are whole numbers")
+    return told
+
+
+class Heads(NamedTuple):
+    """Heads of attention that stay in each layer, by their numbers in the teacher's."""
+
+    queries: list[int]
+    shared: list[int]
+    """Of keys and values."""
+    of: int
+    """Heads that the teacher has."""
+    of_shared: int
+    size: int
+
+
+_BERT = Encoder()
+ONE_TO_ONE = ("gpt2", "gpt_neox")
+"""Decoders whose configurations know no heads that share keys and values."""
+SHARED_HEADS, HEAD_SIZE = "num_key_value_heads", "head_dim"
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Keys of a configuration that list something for each layer."""
+ENCODERS: dict[str, Encoder] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "vit", "deit"), _BERT),
+    "electra": Encoder(defaults=(12, 256, 4, 1024)),
+    "distilbert": Encoder("n_layers", "dim", "n_heads", "hidden_dim", (6, 768, 12, 3072)),
+    "gpt2": Encoder("n_layer", "n_embd", "n_head", "n_inner", (12, 768, 12, 0)),
+    "gpt_neox": Encoder(defaults=(44, 6144, 64, 24576)),
+    "gemma": Encoder(defaults=(28, 3072, 16, 24576), shared=16, size=256, free=True, gated=True),
+    "llama": Encoder(defaults=(32, 4096, 32, 11008), free=True, gated=True, divides=True),
+    "mistral": Encoder(defaults=(32, 4096, 32, 14336), shared=8, free=True, gated=True),
+    "olmo2": Encoder(defaults=(32, 4096, 32, 11008), free=True, gated=True),
+    "phi": Encoder(defaults=(24, 2048, 32, 8192), free=True),
+    "phi3": Encoder(defaults=(32, 3072, 32, 8192), free=True, gated=True),
+    "qwen2": Encoder(defaults=(32, 4096, 32, 22016), shared=32, free=True, gated=True),
+    "qwen3": Encoder(defaults=(32, 4096, 32, 22016), shared=32, size=128, free=True, gated=True),
+    "smollm3": Encoder(defaults=(36, 2048, 16, 11008), shared=4, free=True, gated=True),
+    "stablelm": Encoder(defaults=(32, 2560, 32, 6912), shared=32, gated=True),
+    "starcoder2": Encoder(defaults=(30, 3072, 24, 12288), shared=2, free=True),
+}
+"""Encoders and decoders of the Transformers library that can be shrunk."""
+
+
+def shrunk_teacher(job: JobSpec) -> str | None:
+    """Name of the teacher that the student is made of; none when it is not. Raises `Unshrinkable`."""
+    if not isinstance(job.student, Shrink):
+        return None
+    names = [teacher.name for teacher in job.all_teachers]
+    if not names:
+        raise Unshrinkable("architecture", "is shrink, and there is no teacher to shrink", "a teacher")
+    wanted = job.student.teacher or names[0]
+    if wanted not in names:
+        raise Unshrinkable("teacher", f"there is no teacher {wanted!r}", f"one of {', '.join(names)}")
+    return wanted
+
+
+def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | None:
+    """The network that the job asks for; none while the model that it is made of is not known. Raises `Unshrinkable`.
+
+    `teachers` are descriptions of stored models by the reference that the job names them with.
+    """
+    if isinstance(job.student, Pretrained):
+        start = teachers.get(job.student.reference)
+        return None if start is None else start.architecture
+    if not isinstance(job.student, Shrink):
+        return job.student
+    teacher = _described(job, teachers)
+    return None if teacher is None else shrunk(job.student, teacher.architecture)
+
+
+def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
+    """The model whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    if isinstance(job.student, Pretrained):
+        return teachers.get(job.student.reference)
+    starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
+    return _described(job, teachers) if starts else None
+
+
+def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
+    """What the student takes of samples as they are `given`: images of its own size, and tokens beyond those of its
+    tokenizer where the network that it starts as knows more. Raises `Unshrinkable`."""
+    own = start_of(job, teachers) if isinstance(job.student, Pretrained) else None
+    if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
+        return given.model_copy(update={"vocabulary": own.input.vocabulary})
+    if not isinstance(given, ImageInput):
+        return given
+    start = start_of(job, teachers)
+    if job.student_image_size is not None:
+        height, width = job.student_image_size
+        return ImageInput(channels=given.channels, height=height, width=width)
+    return start.input if start else given
+
+
+def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding | None:
+    """How the student makes one vector of a text; none for other tasks. Raises `Unshrinkable`."""
+    if job.task != EMBEDDING:
+        return None
+    start = start_of(job, teachers) or (_described(job, teachers) if isinstance(job.student, Shrink) else None)
+    return job.embedding or (start.embedding if start else None) or Embedding()
+
+
+def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
+    name = shrunk_teacher(job)
+    return teachers.get(next(teacher.reference for teacher in job.all_teachers if teacher.name == name))
+
+
+def shrunk(student: Shrink, teacher: Network) -> Network:
+    """The architecture that `student` asks for. Raises `Unshrinkable`."""
+    if isinstance(teacher, CifarResNet):
+        return _cifar_resnet(student, teacher)
+    if isinstance(teacher, WideResNet):
+        return _wide_resnet(student, teacher)
+    if isinstance(teacher, Vit):
+        return _vit(student, teacher)
+    if isinstance(teacher, Transformers) and teacher.model_type in ENCODERS:
+        return _of_the_library(student, teacher)
+    name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
+    known = ", ".join(["cifar-resnet", "wide-resnet", "vit", *(name for name in ENCODERS if name != "vit")])
+    raise Unshrinkable("architecture", f"a teacher of type {name} can't be shrunk", f"a teacher of type {known}")
+
+
+def kept_layers(student: Shrink, depth: int) -> list[int]:
+    """Numbers of the teacher's `depth` layers that stay, from the first to the last. Raises `Unshrinkable`."""
+    layers = depth if student.layers is None else student.layers
+    if isinstance(layers, list):
+        if layers[-1] >= depth:
+            raise Unshrinkable("layers", f"names layer {layers[-1]}; the teacher has {depth}", f"0 to {depth - 1}")
+        return layers
+    if layers > depth:
+        raise Unshrinkable("layers", f"is {layers}; the teacher has {depth}", f"1 to {depth}")
+    return [round(i * (depth - 1) / max(layers - 1, 1)) for i in range(layers)]
+
+
+def teacher_depth(teacher: Network) -> int:
+    """Layers of a teacher that can be shrunk; of a residual network, blocks of each stage."""
+    if isinstance(teacher, Transformers):
+        return ENCODERS[teacher.model_type].sizes(teacher.config)[0]
+    if isinstance(teacher, CifarResNet | WideResNet):
+        return basic_blocks(teacher)
+    return teacher.depth if isinstance(teacher, Vit) else 0
+
+
+def _blocks(student: Shrink, teacher: CifarResNet | WideResNet) -> int:
+    for field in ("hidden", "heads"):
+        if getattr(student, field) is not None:
+            raise Unshrinkable(field, f"is not for {teacher.architecture}", "layers and width")
+    kept = kept_layers(student, basic_blocks(teacher))
+    if kept[0] != 0:
+        raise Unshrinkable("layers", "leaves out the first block of a stage, which changes the width", "0, ...")
+    return len(kept)
+
+
+def _depth(layers: int, allowed: tuple[int, ...]) -> Any:
+    if layers not in allowed:
+        raise Unshrinkable("layers", f"leaves {layers} weighted layers", f"one of {', '.join(map(str, allowed))}")
+    return layers
+
+
+def _cifar_resnet(student: Shrink, teacher: CifarResNet) -> CifarResNet:
+    allowed = get_args(CifarResNet.model_fields["depth"].annotation)
+    depth = _depth(6 * _blocks(student, teacher) + 2, allowed)
+    width = _narrower(student, teacher.width)
+    if width < teacher.width and teacher.padding == "both":
+        raise Unshrinkable("width", "moves what the teacher's shortcuts pad on both sides", str(teacher.width))
+    return CifarResNet(depth=depth, width=width, padding=teacher.padding)
+
+
+def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
+    allowed = get_args(WideResNet.model_fields["depth"].annotation)
+    depth = _depth(6 * _blocks(student, teacher) + 4, allowed)
+    width = _narrower(student, WRN_BASE * teacher.widen)
+    if width % WRN_BASE:
+        raise Unshrinkable("width", f"is {width}", f"a multiple of {WRN_BASE}")
+    return WideResNet(depth=depth, widen=width // WRN_BASE)
+
+
+def _vit(student: Shrink, teacher: Vit) -> Vit:
+    heads = kept_heads(student, teacher)
+    assert heads is not None
+    width = _narrower(student, teacher.width)
+    hidden = _hidden(student, feed_forward_width(teacher), width, teacher.width)
+    depth = len(kept_layers(student, teacher.depth))
+    return Vit(
+        patch_size=teacher.patch_size,
+        width=width,
+        depth=depth,
+        heads=len(heads.queries),
+        mlp_ratio=hidden / width,
+    )
+
+
+def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
+    encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
+    assert heads is not None
+    depth, whole, _, hidden = encoder.sizes(teacher.config)
+    kept, width = kept_layers(student, depth), _narrower(student, whole)
+    sizes = (len(kept), width, len(heads.queries), _hidden(student, hidden, width, whole))
+    told: dict[str, Any] = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
+    if teacher.decodes and teacher.model_type not in ONE_TO_ONE:
+        told[SHARED_HEADS] = len(heads.shared)
+    if encoder.free and heads.size * len(heads.queries) != width:
+        told[HEAD_SIZE] = heads.size
+    lists = {key: told[key] for key in PER_LAYER if isinstance(told.get(key), list)}
+    told |= {key: [each[layer] for layer in kept] for key, each in lists.items() if len(each) == depth}
+    return Transformers(config=told)
+
+
+def kept_heads(student: Shrink, teacher: Network) -> Heads | None:
+    """Which heads stay of a transformer; none: the teacher is none. Raises `Unshrinkable`."""
+    if isinstance(teacher, Vit):
+        count = teacher.heads
+        whole = Heads([], [], count, count, teacher.width // count)
+        return _chosen(student, whole, teacher.width, Encoder(), teacher.architecture)
+    if not isinstance(teacher, Transformers):
+        return None
+    encoder = ENCODERS[teacher.model_type]
+    width = encoder.sizes(teacher.config)[1]
+    return _chosen(student, all_heads(teacher), width, encoder, teacher.model_type)
+
+
+def all_heads(network: Transformers) -> Heads:
+    """Those of one of `ENCODERS`, in numbers alone."""
+    encoder, told = ENCODERS[network.model_type], dict[str, Any](network.config)
+    _, width, count, _ = encoder.sizes(told)
+    shared = whole_size(told, SHARED_HEADS, encoder.shared or count)
+    size = whole_size(told, HEAD_SIZE, encoder.size or width // count) if encoder.free else width // count
+    if size < 1:
+        found = f"is shrink, and the teacher's configuration has {count} heads for a width of {width}"
+        raise Unshrinkable("architecture", found, "a teacher whose heads have a width")
+    return Heads([], [], count, shared, size)
+
+
+def _chosen(student: Shrink, whole: Heads, width: int, encoder: Encoder, name: str) -> Heads:
+    """The heads that stay of `whole`, whose numbers are not filled in, and whether the network can do with them."""
+    narrow = _narrower(student, width)
+    queries, blamed = _queries(student, whole.of, width, narrow), "width" if student.heads is None else "heads"
+    count = len(queries)
+    if student.heads is not None and not encoder.free and count * whole.size != narrow:
+        found = f"leaves {count}, and the heads of a {name}, of {whole.size} each, make up its width of {narrow}"
+        raise Unshrinkable("heads", found, f"{narrow / whole.size:g} of them, or width {count * whole.size}")
+    shared = _shared(queries, whole, blamed)
+    if encoder.divides and narrow % count:
+        raise Unshrinkable(blamed, f"leaves {count} heads for a width of {narrow}", "as many as divide the width")
+    return whole._replace(queries=queries, shared=shared)
+
+
+def _queries(student: Shrink, count: int, width: int, narrow: int) -> list[int]:
+    if student.heads is None:
+        head = width // count
+        if narrow % head:
+            raise Unshrinkable("width", f"is {narrow}, and a head of the teacher has {head}", f"a multiple of {head}")
+        return list(range(narrow // head))
+    given = student.heads if isinstance(student.heads, list) else list(range(student.heads))
+    if given[-1] < count:
+        return given
+    if isinstance(student.heads, list):
+        raise Unshrinkable("heads", f"names head {given[-1]}; the teacher has {count}", f"0 to {count - 1}")
+    raise Unshrinkable("heads", f"is {student.heads}; the teacher has {count}", f"1 to {count}")
+
+
+def _shared(queries: list[int], whole: Heads, blamed: str) -> list[int]:
+    """Heads of keys and values that the kept ones of the queries go on with."""
+    sharing = max(1, whole.of // whole.of_shared)
+    counts = Counter(head // sharing for head in queries)
+    if len(set(counts.values())) > 1:
+        found = f"leaves {len(queries)} heads, and {sharing} share their keys: of some that share them more are left"
+        raise Unshrinkable(blamed, found, f"as many of each {sharing}, such as a multiple of {sharing} leading ones")
+    return sorted(counts)
+
+
+def _hidden(student: Shrink, hidden: int, narrow: int, width: int) -> int:
+    inner = student.hidden or max(1, hidden * narrow // width)
+    if inner > hidden:
+        raise Unshrinkable("hidden", f"is {inner}, wider than the teacher's {hidden}", f"1 to {hidden}")
+    return inner
+
+
+def _narrower(student: Shrink, width: int) -> int:
+    if student.width is not None and student.width > width:
+        raise Unshrinkable("width", f"is {student.width}, wider than the teacher's {width}", f"1 to {width}")
+    return student.width or width

@@ -1,0 +1,1 @@
+"""Tasks: what a student may be trained for."""

@@ -1,0 +1,119 @@
+"""Watching jobs: a board of progress bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from stillhouse.cli import views
+from stillhouse.client import Client
+from stillhouse.objects import Job
+
+POLL_SECONDS = 0.3
+PLAIN_SHARE = 0.2
+"""Without a terminal: share of the steps after which progress is told again."""
+LOSS = "train/loss"
+
+
+@dataclass
+class _Watched:
+    """A job on the board, and what was already told of it."""
+
+    job: Job
+    bar: TaskID
+    seq: int = 0
+    loss: float | None = None
+    told: float = 0.0
+    told_status: str = ""
+    told_reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.job.name or self.job.id
+
+    @property
+    def share(self) -> float:
+        if self.job.status == "succeeded":
+            return 1.0
+        progress = self.job.progress
+        return progress.step / progress.total_steps if progress.total_steps else 0.0
+
+
+def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: bool = True) -> list[Job]:
+    """Show jobs until all are final, and return them as they ended; `events` adds their event log.
+
+    It outlasts restarts of the service.
+    """
+    client = client.patient()
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[text]}", markup=False),
+    ]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        watched = [_Watched(job, bars.add_task(job.name or job.id, total=1.0, text="")) for job in jobs]
+        pending = watched
+        while pending:
+            for item in pending:
+                _look(client, item)
+                if events:
+                    _tell_events(client, item, bars.console.print, named=len(jobs) > 1)
+                _tell_reason(item, bars.console.print)
+                bars.update(item.bar, completed=item.share, text=_text(item))
+                if not console.is_terminal:
+                    _tell_progress(item, console, status=not events)
+            pending = [item for item in pending if not item.job.is_final]
+            if pending:
+                time.sleep(POLL_SECONDS)
+    return [item.job for item in watched]
+
+
+def _look(client: Client, item: _Watched) -> None:
+    step = item.job.progress.step
+    item.job = client.job(item.job.id)
+    if item.job.progress.step != step:
+        series = client.metrics(item.job.id, LOSS, points=2)
+        item.loss = next((values.values[-1] for values in series if values.values), item.loss)
+
+
+def _tell_events(client: Client, item: _Watched, tell: Callable[[Text], None], *, named: bool) -> None:
+    for event in client.events(item.job.id, after=item.seq):
+        item.seq = event.seq
+        tell(views.event(event, item.name if named else ""))
+
+
+def _tell_reason(item: _Watched, tell: Callable[[Text], None]) -> None:
+    """Say why a job waits that no worker would take, once for each reason."""
+    if item.job.reason and item.job.reason != item.told_reason:
+        tell(Text.assemble((f"{item.name} waits: ", "yellow"), item.job.reason))
+    item.told_reason = item.job.reason
+
+
+def _tell_progress(item: _Watched, console: Console, *, status: bool) -> None:
+    """Say where a job stands, when that is news."""
+    news = status and item.job.status != item.told_status
+    if news or item.share >= item.told + PLAIN_SHARE:
+        console.print(f"{item.name:<20} {_text(item)}", markup=False, soft_wrap=True)
+        item.told = item.share
+    item.told_status = item.job.status
+
+
+def _text(item: _Watched) -> str:
+    job, progress = item.job, item.job.progress
+    running = job.status == "running"
+    place = job.reason or (f"{job.queue_position} ahead in the queue" if job.queue_position else "")
+    parts = [
+        f"{job.phase if running and job.phase else job.status:<10}",
+        f"step {progress.step}/{progress.total_steps}" if progress.total_steps else place,
+        f"loss {item.loss:.4f}" if item.loss is not None else "",
+        f"{progress.samples_per_second:,.0f} samples/s" if progress.samples_per_second and running else "",
+        f"{views.seconds(progress.seconds_left)} left" if progress.seconds_left is not None and running else "",
+        f"attempt {views.attempt(job)}" if job.attempt > 1 else "",
+        views.failure(job) if job.error else "",
+    ]
+    return "  ".join(part for part in parts if part)

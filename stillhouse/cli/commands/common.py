@@ -1,0 +1,40 @@
+"""Parameters and pieces that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+from stillhouse import transfer
+from stillhouse.cli.output import Answer, err
+from stillhouse.objects import Job
+
+JobId = Annotated[str, typer.Argument(help="A job's id, job_…", show_default=False)]
+JobFile = Annotated[
+    Path, typer.Argument(help="A job in YAML or JSON; its data may be local files or folders.", dir_okay=False)
+]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a value, as in recipe.optimizer.lr=1e-3. May be repeated.")
+]
+Outage = Annotated[float, typer.Option(min=0, help="For how many seconds the service may be away, as in a restart.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+
+
+def status_of(job: Job) -> Answer:
+    """A job after a change of its status."""
+    return Answer(job, lambda console: console.print(f"{job.id} is {job.status}"))
+
+
+def transfers() -> Progress:
+    """Progress bars of files on their way."""
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def bar(bars: Progress, name: str, size: int) -> transfer.Progress:
+    """The bar of one file."""
+    task = bars.add_task(name, total=size)
+    return lambda done, _: bars.update(task, completed=done)

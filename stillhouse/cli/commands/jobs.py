@@ -1,0 +1,186 @@
+"""Commands that send jobs, look at them and steer them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from stillhouse import documents, local_data
+from stillhouse.cli import board, views
+from stillhouse.cli.commands.common import Assignments, JobFile, JobId, Limit, Outage, status_of
+from stillhouse.cli.commands.root import app
+from stillhouse.cli.output import INTERRUPTED, Answer, Stream, command, err
+from stillhouse.client import Client
+from stillhouse.objects import Job, Result
+from stillhouse.transport import OUTAGE_SECONDS
+
+MOST_POINTS = 10_000
+"""So many steps of a series are told apart."""
+
+
+def _read(client: Client, file: Path, assignments: list[str] | None) -> dict[str, Any]:
+    """The job of a file, its local data sent ahead."""
+    document = documents.read(file, assignments or ())
+    return local_data.send_data(
+        lambda path: client.upload(path).id, document, file.parent, lambda line: err.print(line, style="dim")
+    )
+
+
+@command(app)
+def submit(
+    file: JobFile,
+    assignments: Assignments = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Then watch it to its end.")] = False,
+) -> Answer | Stream:
+    """Send a job. Local data is uploaded first, unless the service has it already; a folder of pictures is packed."""
+    client = Client()
+    job = client.submit(_read(client, file, assignments))
+    if watch:
+        return _watch(client, [job])
+    return Answer(job, views.show(views.submitted(job)))
+
+
+@command(app)
+def validate(file: JobFile, assignments: Assignments = None) -> Answer:
+    """Say what would become of a job, and all that is wrong with it. Local data is uploaded for that."""
+    client = Client()
+    result = client.validate(_read(client, file, assignments))
+    return Answer(result, views.show(views.validation(result)), code=0 if result.valid else 1)
+
+
+@command(app)
+def jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Only jobs with this label, as key:value. May be repeated.")
+    ] = None,
+    limit: Limit = 20,
+) -> Answer:
+    """List jobs with their results, newest first."""
+    found = list(Client().jobs(status=status, name=name, labels=label or (), limit=limit))
+    return Answer(found, views.show(views.jobs(found)))
+
+
+@command(app)
+def show(job: JobId) -> Answer:
+    """Show a job, what it came to and its files."""
+    client = Client()
+    found = client.job(job)
+    artifacts = client.artifacts(job)
+    return Answer(found, views.show(views.job(found, artifacts, _result(client, found))))
+
+
+def _result(client: Client, job: Job) -> Result | None:
+    return client.result(job.id) if job.status == "succeeded" else None
+
+
+@command(app)
+def watch(
+    jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…", show_default=False)],
+    outage: Outage = OUTAGE_SECONDS,
+) -> Stream:
+    """Watch jobs to their end: progress bars, event log and results. Fails if one of them does not succeed.
+
+    Ctrl-C ends the watching (exit code 130), not the jobs.
+    """
+    client = Client(outage_seconds=outage)
+    return _watch(client, [client.job(id) for id in jobs])
+
+
+def _watch(client: Client, jobs: list[Job]) -> Stream:
+    def lines(tell: Callable[[Any], None]) -> int:
+        for job in jobs:
+            for event in client.watch(job.id):
+                tell({"job_id": job.id, **event.model_dump(mode="json")})
+        ended = [client.patient().job(job.id) for job in jobs]
+        for result in filter(None, (_result(client, job) for job in ended)):
+            tell(result)
+        return _worst(ended)
+
+    def follow(console: Console) -> int:
+        ended = board.follow(client, jobs, console)
+        for job in ended:
+            console.print(views.outcome(job, _result(client, job)))
+        return _worst(ended)
+
+    return Stream(_interruptible(lines, jobs), _interruptible(follow, jobs))
+
+
+def _interruptible(run: Callable[[Any], int], jobs: list[Job]) -> Callable[[Any], int]:
+    """As `run`; Ctrl-C ends the watching, and the jobs go on."""
+
+    def watching(to: Any) -> int:
+        try:
+            return run(to)
+        except KeyboardInterrupt:
+            err.print(views.still_running(jobs), soft_wrap=True)
+            return INTERRUPTED
+
+    return watching
+
+
+def _worst(jobs: list[Job]) -> int:
+    return 0 if all(job.status == "succeeded" for job in jobs) else 1
+
+
+@command(app)
+def logs(
+    job: JobId,
+    after: Annotated[int, typer.Option(min=0, help="Only events behind this number.")] = 0,
+    level: Annotated[str | None, typer.Option(help="Only events of this level: info, warning or error.")] = None,
+) -> Answer:
+    """Show what happened to a job: changes of status, phases, checkpoints and what its trainer said."""
+    events = [event for event in Client().events(job, after=after) if level in (None, event.level)]
+    lines = [views.event(event) for event in events] or [Text("no events")]
+    return Answer(events, views.show(Text("\n").join(lines)))
+
+
+@command(app)
+def metrics(
+    job: JobId,
+    name: Annotated[str | None, typer.Option(help="Only this series, such as eval/accuracy.")] = None,
+    points: Annotated[
+        int | None, typer.Option(min=2, max=10_000, help="About how many values of a series; default: 20 with --name.")
+    ] = None,
+) -> Answer:
+    """Show the measured series of a job: first, last, smallest and largest values, or with --name those of one."""
+    series = Client().metrics(job, name, points=points or (MOST_POINTS if name is None else 20))
+    return Answer(series, views.show(views.series(series, in_full=name is not None)))
+
+
+@command(app)
+def cancel(job: JobId) -> Answer:
+    """End a job."""
+    return status_of(Client().cancel(job))
+
+
+@command(app)
+def pause(job: JobId) -> Answer:
+    """Halt a job after a checkpoint."""
+    return status_of(Client().pause(job))
+
+
+@command(app)
+def resume(job: JobId) -> Answer:
+    """Let a paused job go on from its checkpoint."""
+    return status_of(Client().resume(job))
+
+
+@command(app)
+def clone(job: JobId, assignments: Assignments = None) -> Answer:
+    """Send a job like another one, with some values replaced."""
+    client = Client()
+    overrides = documents.overrides(client.job(job).spec, assignments or ())
+    return status_of(client.clone(job, overrides))
+
+
+@command(app)
+def prioritise(job: JobId, priority: Annotated[int, typer.Argument(min=0, max=100)]) -> Answer:
+    """Change the priority of a queued job: higher runs first."""
+    return status_of(Client().prioritise(job, priority))

@@ -1,0 +1,157 @@
+"""Commands that run the service, and those that look at it as a whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from stillhouse.cli import views
+from stillhouse.cli.commands.root import app, keys
+from stillhouse.cli.output import Answer, Stream, command
+from stillhouse.client import Client
+from stillhouse.connection import Connection
+from stillhouse.errors import BadRequest
+
+if TYPE_CHECKING:
+    from app.core.settings import Settings
+
+
+@command(app)
+def catalog(
+    group: Annotated[str | None, typer.Argument(help="losses, optimizers, schedules or students")] = None,
+) -> Answer:
+    """Show what a job can ask for."""
+    found = Client().catalog(group)
+    return Answer(found, views.show(views.catalog(found)))
+
+
+@command(keys, "create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    scope: Annotated[list[str] | None, typer.Option(help="What it may do. May be repeated.")] = None,
+) -> Answer:
+    """Make a key. It is shown this once."""
+    key = Client().create_key(name, scope or ())
+    return Answer(key, lambda console: console.print(key.key, soft_wrap=True))
+
+
+@command(keys, "list")
+def list_keys() -> Answer:
+    """List keys."""
+    found = list(Client().api_keys())
+    return Answer(found, views.show(views.keys(found)))
+
+
+@command(keys, "revoke")
+def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", show_default=False)]) -> Answer:
+    """Make a key invalid."""
+    revoked = Client().revoke_key(key)
+    return Answer(revoked, lambda console: console.print(f"{key} is revoked"))
+
+
+@command(app)
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of database, files and secret.")] = None,
+) -> Stream:
+    """Run the service here, in the foreground: API and one worker. Ctrl-C stops both."""
+    settings = _settings(host=host, port=port, data_dir=data_dir)
+    from stillhouse.cli.embedded import up as run  # the whole API: costs half a second
+
+    def lines(tell: Callable[[Any], None]) -> int:
+        return run(settings, lambda mine: tell({"object": "service", **_hello(mine)}))
+
+    def show(console: Console) -> int:
+        return run(settings, lambda mine: console.print(views.facts(_hello(mine).items())))
+
+    return Stream(lines, show)
+
+
+def _hello(mine: Connection) -> dict[str, str]:
+    return {
+        "url": mine.url,
+        "docs": f"{mine.url}/docs",
+        "key": mine.key or "one of yours: the first one is not kept here",
+    }
+
+
+@command(app)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
+) -> Stream:
+    """Run the API alone, as containers do. The database must be migrated."""
+    settings = _settings(host=host, port=port)
+    from stillhouse.cli.embedded import serve as run
+
+    def lines(tell: Callable[[Any], None]) -> int:
+        return run(settings, lambda url: tell({"object": "service", "url": url}))
+
+    return Stream(lines, lambda console: run(settings, lambda url: console.print(f"listening on {url}")))
+
+
+@command(app)
+def node(
+    address: Annotated[
+        str, typer.Argument(help="Host and port of the worker: its STILLHOUSE_WORKER_RENDEZVOUS.", show_default=False)
+    ],
+) -> Stream:
+    """Help a worker on another machine with jobs for several machines, until a signal comes."""
+    from app.core.settings import ADDRESS
+
+    if not re.fullmatch(ADDRESS, address):
+        raise BadRequest(f"{address!r} is no address; accepted: HOST:PORT, the port from 1 to 65535")
+    from worker.distributed.node import serve as run  # torch takes seconds
+
+    def lines(tell: Callable[[Any], None]) -> int:
+        try:
+            run(address, lambda said: tell({"object": "node", "message": said}))
+        except OSError as error:
+            raise BadRequest(f"{address} can't be looked up: {error.strerror}") from error
+        return 0
+
+    return Stream(lines, lambda console: lines(lambda said: console.print(said["message"])))
+
+
+@command(app)
+def migrate() -> Answer:
+    """Bring the database to the newest schema."""
+    settings = _settings()
+    from app.core.migrate import upgrade
+
+    upgrade(settings.resolved_database_url)
+    return Answer(
+        {"object": "migration", "migrated": True}, lambda console: console.print("the database is up to date")
+    )
+
+
+@command(app)
+def doctor() -> Answer:
+    """Say what this machine can do, what is missing, and what that means."""
+    _settings()
+    from stillhouse.cli.doctor import examine, view
+
+    checks = examine()
+    broken = any(check.state == "broken" for check in checks)
+    return Answer(checks, views.show(view(checks)), code=1 if broken else 0)
+
+
+def _settings(**changes: object) -> Settings:
+    """Settings with what the command line says, which the worker inherits too. Raises `BadRequest`."""
+    from pydantic import ValidationError
+
+    from app.core.settings import Settings
+
+    os.environ |= {f"STILLHOUSE_{name.upper()}": str(value) for name, value in changes.items() if value is not None}
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = (": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
+        raise BadRequest("; ".join(lines)) from None

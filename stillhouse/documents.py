@@ -1,0 +1,49 @@
+"""Job files on this machine: read and overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from app.recipe import documents
+from app.recipe.teachers.key_maps import KEY_MAPS
+from stillhouse.errors import BadRequest
+
+
+def read(path: Path, assignments: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a job file and apply `key.path=value` overrides. Raises `BadRequest`."""
+    try:
+        document = documents.parse(path.read_text(encoding="utf-8"))
+        for assignment in assignments:
+            document = documents.override(document, assignment)
+    except (OSError, UnicodeDecodeError, documents.DocumentError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadRequest(f"{path}: {reason}") from None
+    return document
+
+
+def registration(
+    description: dict[str, Any], *, name: str | None, checkpoint_key: str | None, key_map: Path | None
+) -> dict[str, Any]:
+    """What `Client.register_model` takes beside a file of weights, whose `description` is its config, or an object that
+    holds it as `config`; what is not None counts more than what stands there. Raises `BadRequest`."""
+    told = description if "config" in description else {"config": description}
+    if key_map is not None:
+        renames = key_map.name if str(key_map) in KEY_MAPS and not key_map.exists() else read(key_map)
+        told = {**told, "key_map": renames}
+    told = told | {key: value for key, value in (("name", name), ("checkpoint_key", checkpoint_key)) if value}
+    if unknown := sorted(told.keys() - {"config", "name", "checkpoint_key", "key_map"}):
+        raise BadRequest(f"{unknown[0]}: beside config stand name, checkpoint_key and key_map, and nothing else")
+    return told
+
+
+def overrides(spec: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The top-level fields of a spec that `key.path=value` assignments change. Raises `BadRequest`."""
+    changed = spec
+    try:
+        for assignment in assignments:
+            changed = documents.override(changed, assignment)
+    except documents.DocumentError as error:
+        raise BadRequest(str(error)) from None
+    return {key: value for key, value in changed.items() if key not in spec or spec[key] != value}

@@ -1,0 +1,105 @@
+"""Local data of a job: sent ahead, folders of pictures packed, always as the same bytes."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.client import BadRequest, Client
+from stillhouse.local_data import send_data
+from stillhouse.packing import pack
+from tests.stillhouse.conftest import job_document
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A folder of pictures by class, and what systems and people leave beside them."""
+    for name in ("cats/1.png", "cats/2.JPG", "dogs/1.png", "dogs/.DS_Store", "notes.txt"):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "pets"
+
+
+def members(archive: Path) -> list[str]:
+    with tarfile.open(archive) as packed:
+        return packed.getnames()
+
+
+def test_a_folder_of_pictures_is_packed_by_class(pets: Path, tmp_path: Path) -> None:
+    packed = pack(pets, tmp_path, "data.train")
+    assert (packed.format, packed.files, packed.left_out) == ("image-folder", 3, 1)
+    assert members(packed.path) == ["cats/1.png", "cats/2.JPG", "dogs/1.png"]
+
+
+def test_the_same_pictures_are_the_same_archive(pets: Path, tmp_path: Path) -> None:
+    first = pack(pets, tmp_path, "data.train").path.read_bytes()
+    for path in pets.rglob("*"):
+        path.touch()
+    assert pack(pets, tmp_path, "data.train").path.read_bytes() == first
+
+
+def test_a_saved_data_set_is_packed_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow"):
+        (folder / name).write_bytes(b"{}")
+    packed = pack(folder, tmp_path, "data.train")
+    assert packed.format == "hf-dataset"
+    assert len(members(packed.path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["readme.txt"], "holds no pictures"),
+        (["1.png", "cats/2.png"], "outside of classes' folders"),
+        (["train/cats/1.png", "val/cats/1.png"], "folders of folders (train, val)"),
+    ],
+)
+def test_a_folder_that_is_no_set_of_pictures_is_refused(names: list[str], says: str, tmp_path: Path) -> None:
+    for name in names:
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    with pytest.raises(BadRequest, match=r"data\.train") as refused:
+        pack(tmp_path / "folder", tmp_path, "data.train")
+    assert says in str(refused.value)
+
+
+def test_paths_become_ids_and_the_format_is_filled_in(pets: Path) -> None:
+    sent: list[str] = []
+
+    def upload(path: Path) -> str:
+        sent.append(path.name)
+        return f"file_{len(sent)}"
+
+    told: list[str] = []
+    document: dict[str, Any] = {"name": "a", "data": {"train": "pets", "eval": "file_0", "classes": 2}}
+    result = send_data(upload, document, pets.parent, told.append)
+    assert result == {
+        "name": "a",
+        "data": {"train": "file_1", "eval": "file_0", "classes": 2, "format": "image-folder"},
+    }
+    assert sent == ["pets.tar"]
+    assert "packed 3 files" in told[0]
+    assert document["data"]["train"] == "pets"
+
+
+def test_a_folder_for_another_format_is_refused(pets: Path) -> None:
+    document = {"data": {"train": str(pets), "format": "csv"}}
+    with pytest.raises(BadRequest, match=r"image-folder, and data\.format is csv"):
+        send_data(lambda path: "file_1", document, pets.parent)
+
+
+def test_the_python_client_sends_local_data_too(client: Client, data_file: Path) -> None:
+    by_folder = client.submit(job_document(data_file.name), folder=data_file.parent)
+    by_path = client.submit(job_document(str(data_file)))
+    [file] = client.files()
+    assert by_folder.spec["data"]["train"] == by_path.spec["data"]["train"] == file.id
+    assert client.validate(job_document(str(data_file))).valid
+    with pytest.raises(BadRequest, match=r"data\.train: there is no file"):
+        client.submit(job_document("nowhere.npz"))

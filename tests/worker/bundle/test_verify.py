@@ -1,0 +1,52 @@
+"""What exported files may differ in, and what they must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from app.recipe.job import JobSpec
+from tests.worker.training.builders import document
+from worker.bundle.verify import TOLERANCE, require_finite, require_same, require_same_metrics
+from worker.errors import SystemFault
+
+
+def job(task: str, **changes: Any) -> JobSpec:
+    return JobSpec.model_validate(document(task=task, **changes))
+
+
+def test_outputs_within_the_tolerance_pass_and_beyond_it_fail() -> None:
+    live = torch.tensor([[10.0, -3.0], [0.0, 1.0]])
+    require_same("model.onnx", live + 9e-4, live)
+    with pytest.raises(SystemFault, match=r"model\.onnx gives other outputs"):
+        require_same("model.onnx", live + 2e-3, live)
+    with pytest.raises(SystemFault):
+        require_same("model.onnx", live * torch.nan, live)
+
+
+def test_a_file_that_may_differ_must_still_give_numbers() -> None:
+    require_finite("model.int8.onnx", torch.ones(2, 2))
+    with pytest.raises(SystemFault, match=r"model\.int8\.onnx"):
+        require_finite("model.int8.onnx", torch.tensor([[1.0, torch.inf]]))
+
+
+def test_choices_may_only_swap_where_the_tolerance_explains_it() -> None:
+    logits, labels = torch.tensor([[5.0, 0.0], [5.0, 5.0], [5.0, 0.0], [0.0, 5.0]]), torch.zeros(4, dtype=torch.int64)
+    live, spec = {"accuracy": 0.75, "nll": 0.2}, job("image-classification")
+    require_same_metrics("f", spec, {"accuracy": 0.5, "nll": 0.2}, live, logits, labels)  # the second sample is a tie
+    with pytest.raises(SystemFault, match="accuracy"):
+        require_same_metrics("f", spec, {"accuracy": 0.25, "nll": 0.2}, live, logits, labels)
+    with pytest.raises(SystemFault, match="nll"):
+        require_same_metrics("f", spec, {"accuracy": 0.75, "nll": 0.21}, live, logits, labels)
+
+
+@pytest.mark.parametrize(("task", "metric", "slack"), [("regression", "rmse", 1.0), ("keypoints", "nme", 2**0.5 / 4)])
+def test_errors_may_only_move_as_far_as_the_tolerance_can_move_them(task: str, metric: str, slack: float) -> None:
+    """The four points of each sample span a square of side 4."""
+    targets = torch.tensor([0.0, 0.0, 0.0, 4.0, 4.0, 0.0, 4.0, 4.0]).repeat(3, 1)
+    spec, allowed = job(task), 4 * TOLERANCE * slack
+    require_same_metrics("f", spec, {metric: 0.5 + 0.99 * allowed}, {metric: 0.5}, targets, targets)
+    with pytest.raises(SystemFault, match=metric):
+        require_same_metrics("f", spec, {metric: 0.5 + 1.01 * allowed}, {metric: 0.5}, targets, targets)

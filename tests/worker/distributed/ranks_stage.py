@@ -1,0 +1,112 @@
+"""Processes that play jobs together: started once, because torch takes seconds to import."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import TCPStore
+from torch.multiprocessing import spawn
+
+from tests.worker.training.builders import NEVER, Played, play
+from worker.bundle import writer as bundle
+from worker.distributed import launch
+from worker.distributed.launch import Ends
+from worker.distributed.ranks import Replicas, join
+from worker.distributed.shards import Shards
+from worker.trainer.protocol import REPORTS, Assignment, Failed
+from worker.training import checkpoint, measure
+from worker.training import monitor as watch
+from worker.training.machine import make_deterministic
+
+SIZE = 2
+
+
+class Act(NamedTuple):
+    """A job to play to the end, or for so many steps."""
+
+    assignment: Assignment
+    folder: Path
+    steps: int = NEVER
+
+
+def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
+    """What the first rank says in each."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    folder = next(iter(acts.values())).folder
+    spawn(_play_all, (acts, str(store.port), folder / "played", size), nprocs=size)
+    told = json.loads((folder / "played").read_text())
+    runs = {name: [REPORTS.validate_python(said) for said in run] for name, run in told.items()}
+    return {name: Played(reports, word) for name, (*reports, word) in runs.items()}
+
+
+def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int) -> None:
+    where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    where |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # so that the first rank opens no store of its own there
+    os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(size)}
+    torch.set_num_threads(1)
+    make_deterministic()
+    tell_every_step(pytest.MonkeyPatch())
+    join(cpu := torch.device("cpu"))
+    played = {}
+    for name, act in acts.items():
+        sharded = act.assignment.spec.resources.sharding == "fsdp"
+        played[name] = play(*act, Shards(cpu) if sharded else Replicas())
+    if number == 0:
+        said = {name: [*run.reports, run.word] for name, run in played.items()}
+        out.write_text(json.dumps({name: [each.model_dump(mode="json") for each in run] for name, run in said.items()}))
+
+
+def fail_in_the_second(ends: Ends) -> None:
+    """What a rank does of which the second alone meets an error; the first says so, too late."""
+    number = int(os.environ["RANK"])
+    if number == 0:
+        time.sleep(30)
+    word = Failed(fault="capacity", code=f"full_{number}", message="no room")
+    ends.reports[number].send_bytes(word.model_dump_json().encode())
+    os._exit(1)
+
+
+def die_while_saving(ends: Ends) -> None:
+    """What a rank does of which the second is killed with half of its second checkpoint on the disk."""
+    write, times = checkpoint.save_file, iter(range(10))
+
+    def killed(tensors: dict[str, Tensor], path: Path) -> None:
+        write(tensors, path)
+        if next(times) == 1 and os.environ["RANK"] == "1":
+            path.write_bytes(path.read_bytes()[:100])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = killed
+    launch._be_a_rank(ends)
+
+
+def tell_every_step(patch: pytest.MonkeyPatch) -> None:
+    """Have metrics told after each step in this process, and do without what takes longer than the steps."""
+    patch.setattr(watch, "SECONDS_BETWEEN_REPORTS", float("-inf"))
+    patch.setattr(bundle, "draw_curves", lambda *_: None)
+    patch.setattr(measure, "RUNS", 1)
+
+
+def tell_all(ends: Ends) -> None:
+    """What a rank does, and tells after each step."""
+    tell_every_step(pytest.MonkeyPatch())
+    launch._be_a_rank(ends)
+
+
+def full(ends: Ends) -> None:
+    """What a rank does that meets the others and finds no room for the files."""
+    launch.hand_out = _no_room
+    launch._be_a_rank(ends)
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no room")

@@ -1,0 +1,187 @@
+"""A job on several machines, which are played by processes of this one."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from tests.servers.ports import reserved_port
+from tests.worker.distributed.ranks_stage import tell_all, tell_every_step
+from tests.worker.training.builders import Played, play, stage
+from worker.distributed import launch, nodes
+from worker.distributed.nodes import called, come
+from worker.errors import SystemFault
+from worker.students.weights import WEIGHTS
+from worker.trainer.protocol import Assignment, Failed, Finished, Metrics, Report
+from worker.training.checkpoint import read_record, saved
+from worker.training.run import perform
+
+VIT = {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2}
+JOB: dict[str, Any] = {
+    **{"student": VIT, "teacher": True, "teacher_cache": {"store": "off"}},
+    "recipe": {"batch_size": 13, "accumulate": 2, "checkpoint": {"every_steps": 4}},
+}
+TWO = {"nodes": 2, "queue": "cpu"}
+COME = (
+    "import sys; from functools import partial; "
+    "from worker.distributed import launch; from worker.distributed.node import serve; "
+    "launch.JOIN_SECONDS = float(sys.argv[2]); serve(sys.argv[1], partial(print, flush=True))"
+)
+
+FULL = (
+    "from worker.distributed import launch; from tests.worker.distributed.ranks_stage import full; "
+    "launch._be_a_rank = full; "
+)
+
+
+PATIENT = 240.0
+"""Seconds that machines wait for each other here, where all of them share a few busy cores."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    with reserved_port() as port:
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture(autouse=True)
+def _on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(launch, "JOIN_SECONDS", PATIENT)
+    monkeypatch.setattr(nodes, "SILENT_SECONDS", PATIENT)
+
+
+@contextmanager
+def node(address: str, first: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Another machine that has begun to wait for jobs, after running some code."""
+    command = [sys.executable, "-c", first + COME, address, str(PATIENT)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert "waiting for jobs" in process.stdout.readline()
+        yield process
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            one.kill()
+
+
+def met(folder: Path, address: str | None, **changes: Any) -> Assignment:
+    return stage(folder, **{**JOB, "resources": TWO, **changes}).model_copy(update={"rendezvous": address})
+
+
+def performed(assignment: Assignment, folder: Path) -> Played:
+    said: list[Report] = []
+    return Played(said, perform(assignment, folder, said.append, lambda: False))
+
+
+def curves(played: Played) -> dict[tuple[int, str], float]:
+    values = {(said.step, name): value for said in played.of(Metrics) for name, value in said.values.items()}
+    return {key: value for key, value in values.items() if key[1].startswith(("train/loss", "train/grad", "eval/"))}
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_machines_take_the_steps_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, sharding: str
+) -> None:
+    tell_every_step(monkeypatch)
+    monkeypatch.setattr(launch, "_be_a_rank", tell_all)
+    alone = play(stage(tmp_path / "alone", **JOB), tmp_path / "alone")
+    folder = tmp_path / "head"
+    assignment = met(folder, address, resources={**TWO, "sharding": sharding})
+    with node(address):
+        together = performed(assignment, folder)
+        earlier = saved(folder / "checkpoints")[-1]
+        again = performed(assignment.model_copy(update={"resume": f"checkpoints/{earlier.name}"}), folder)
+    assert isinstance(together.word, Finished), together.word
+    assert isinstance(again.word, Finished), again.word
+    assert curves(together) == pytest.approx(curves(alone), rel=1e-4, abs=1e-6)
+    assert len(read_record(earlier).parts) == (1 if sharding == "fsdp" else 0)
+    ours, theirs = (load_file(tmp_path / name / "bundle" / WEIGHTS) for name in ("head", "alone"))
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_on_another_machine_is_the_job_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """What the head says of itself is only that it lost the other."""
+    folder = tmp_path / "head"
+    with node(address, FULL):
+        word = performed(met(folder, address), folder).word
+    assert word == Failed(fault="capacity", code="disk_full", message="the worker's disk is full")
+
+
+def test_a_machine_that_does_not_come_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
+    word = performed(met(tmp_path, address), tmp_path).word
+    assert isinstance(word, Failed)
+    assert (word.fault, word.code, word.param) == ("capacity", "too_few_nodes", "resources.nodes")
+
+
+def test_a_worker_without_other_machines_says_so(tmp_path: Path) -> None:
+    word = performed(met(tmp_path, None), tmp_path).word
+    assert isinstance(word, Failed)
+    assert (word.fault, word.code) == ("system", "no_rendezvous")
+
+
+def test_nobody_comes_where_nobody_calls_or_all_seats_are_taken(tmp_path: Path, address: str) -> None:
+    assert come(address, set()) is None
+    with called(met(tmp_path, address)) as (place, store):
+        assert store is not None
+        known: set[str] = set()
+        found = come(address, known)
+        assert found is not None
+        assert (found.place.run, found.place.nodes, found.place.head) == (place.run, 2, False)
+        assert come(address, known) is None
+        assert come(address, set()) is None
+
+
+def test_an_address_where_something_else_listens_or_that_leads_nowhere_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.distributed.nodes.LOOK_SECONDS", 0.5)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # it hangs up
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(SystemFault, match="does not answer"):
+            come(f"127.0.0.1:{other.server_address[1]}", set())
+        other.shutdown()
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(OSError, match="unknown"):
+        come("nowhere:1", set())
+
+
+def unknown(*_: object, **__: object) -> None:
+    raise socket.gaierror(-2, "unknown")
+
+
+def test_only_one_job_at_a_time_calls_at_an_address(tmp_path: Path, address: str) -> None:
+    assignment = met(tmp_path, address)
+    with called(assignment), pytest.raises(SystemFault, match="listened"), called(assignment):
+        pass
+
+
+def test_a_machine_that_comes_when_the_others_have_given_up_leaves_the_reason_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
+    assignment = met(tmp_path, address)
+    with called(assignment) as (place, store):
+        assert store is not None
+        helper = come(address, set())
+        assert helper is not None
+        head = launch._launch(assignment, tmp_path, lambda _: None, lambda: False, place)
+        late = launch.assist(helper, tmp_path / "late")
+        assert not store.check([nodes.WORD])
+    assert isinstance(head, Failed)
+    assert head.code == "too_few_nodes"
+    assert late is not None
+    assert late.code == "rank_lost"

@@ -1,0 +1,640 @@
+"""One attempt at a job, with a scripted trainer, on a real database and a real store: all the ways that it can go."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from app.core.database import Database
+from app.core.settings import Settings
+from app.core.store import Store, StoredObject
+from app.files.tables import File
+from app.jobs import leases, service
+from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
+from app.models.tables import Model
+from tests.app.jobs.builders import events, let_backoff_pass, let_lease_run_out, load
+from tests.servers import postgresql
+from tests.worker.supervisor.stage import (
+    HASTE,
+    PROJECT,
+    alive,
+    ask,
+    eventually,
+    furnish,
+    processes_in,
+    scripted,
+    settings_for,
+    submit,
+    until_status,
+    until_step,
+    worker,
+)
+from worker.memory import oom_kills
+from worker.supervisor.attempt import run_next
+from worker.supervisor.context import Context, open_context
+
+TRAIN = ("start", "phase=training")
+
+
+@asynccontextmanager
+async def running(context: Context, database: Database, step: int = 1, **fields: object) -> AsyncIterator[str]:
+    """A job that has reached a step; waits for the end of its attempt."""
+    job_id = await submit(database, **fields)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run_next(context))
+        await until_step(database, job_id, step)
+        yield job_id
+
+
+async def objects(settings: Settings, prefix: str = "projects") -> list[str]:
+    """Keys in the local store."""
+    root = settings.data_dir / "store"
+    return sorted(str(path.relative_to(root)) for path in (root / prefix).rglob("*") if path.is_file())
+
+
+async def checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
+    async with database.read() as session:
+        alive = (Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        return list(await session.scalars(select(Checkpoint).where(*alive).order_by(Checkpoint.id)))
+
+
+async def attempts(database: Database, job_id: str) -> list[Attempt]:
+    async with database.read() as session:
+        return list(await session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
+
+
+def nothing_is_left(context: Context) -> bool:
+    """No trainer but the spare, no folder of an attempt."""
+    return not [path for path in context.scratch.path.iterdir() if path.is_dir() and path.name != "trainers"]
+
+
+# ---- success
+
+
+async def test_a_job_goes_from_the_queue_to_its_artifacts(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    acts = (*TRAIN, "steps=3", "save", "steps=2", "phase=evaluating", "phase=exporting", "finish")
+    async with worker(settings, *acts) as context:
+        assert await run_next(context)
+        assert nothing_is_left(context)
+    job = await load(database, job_id)
+    assert (job.status, job.step, job.total_steps, job.attempt) == ("succeeded", 5, 1000, 1)
+    async with database.read() as session:
+        artifacts = list(await session.scalars(select(Artifact).where(Artifact.job_id == job_id)))
+        model = (await session.scalars(select(Model).where(Model.id == job.model_id))).one()
+        losses = {metric.step: metric.value for metric in await session.scalars(select(Metric))}
+        phases = set(await session.scalars(select(Phase.phase).where(Phase.ended_at.is_not(None))))
+    assert losses == {step: 1.0 / step for step in range(1, 6)}
+    assert phases == {"staging", "training", "evaluating", "exporting", "publishing"}
+    assert sorted(artifact.name for artifact in artifacts) == ["config.json", "model.safetensors", "report.json"]
+    for artifact in artifacts:
+        content = (settings.data_dir / "store" / artifact.key).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (artifact.size, artifact.sha256)
+        assert artifact.key.startswith(f"projects/{PROJECT}/jobs/{job_id}/a1/artifacts/")
+    assert (model.parameters, model.config["classes"]) == (650, 10)
+
+
+async def test_nothing_to_claim_is_no_attempt(settings: Settings, database: Database) -> None:
+    async with worker(settings, *TRAIN) as context:
+        assert not await run_next(context)
+        assert not await run_next(context, "job_unknown")
+
+
+async def test_a_job_that_another_worker_holds_is_left_alone(settings: Settings, database: Database) -> None:
+    async with (
+        worker(settings, *TRAIN, "work_until_stop") as first,
+        worker(settings, *TRAIN) as second,
+        running(first, database) as job_id,
+    ):
+        assert not await run_next(second, job_id)
+        first.stop.set()
+    assert [attempt.outcome for attempt in await attempts(database, job_id)] == ["released"]
+
+
+async def test_values_that_are_no_numbers_are_left_out(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "nan", "finish") as context:
+        await run_next(context)
+    async with database.read() as session:
+        names = list(await session.scalars(select(Metric.name)))
+    assert names == ["train/lr"]
+    assert (await load(database, job_id)).status == "succeeded"
+
+
+async def test_what_was_said_before_the_end_is_written_before_it(settings: Settings, database: Database) -> None:
+    patience = replace(HASTE, flush=600.0)
+    job_id = await submit(database)
+    acts = (*TRAIN, "steps=50", "log=half", "steps=50", "save", "steps=7", "fail=user")
+    async with worker(settings, *acts, patience=patience) as context:
+        await run_next(context)
+    async with database.read() as session:
+        steps = list(await session.scalars(select(Metric.step).order_by(Metric.step)))
+    assert steps == list(range(1, 108))
+    told = [(event.type, event.message) for event in await events(database, job_id)]
+    assert [type for type, message in told[-3:]] == ["log", "checkpoint", "status"]
+
+
+async def test_old_checkpoints_are_deleted_from_the_store(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    saves = [act for _ in range(4) for act in ("steps=1", "save", "await_go")]
+    async with worker(settings, *TRAIN, *saves, "fail=user") as context:
+        attempt = asyncio.create_task(run_next(context))
+        for number in range(1, 5):
+            await eventually(lambda n=number: published(database, job_id, n))
+            await say_go(context)
+        await attempt
+    kept = await checkpoints(database, job_id)
+    assert [checkpoint.step for checkpoint in kept] == [3, 4]
+    prefix = f"projects/{PROJECT}/jobs/{job_id}/a1/checkpoints"
+    names = [f"{prefix}/step-{step}/{name}" for step in (3, 4) for name in ("state.json", "weights.bin")]
+    assert await objects(settings) == names
+
+
+async def published(database: Database, job_id: str, step: int) -> bool:
+    return any(checkpoint.step == step for checkpoint in await checkpoints(database, job_id))
+
+
+async def say_go(context: Context) -> None:
+    """Let a trainer that waits go on."""
+    (attempt,) = [path for path in context.scratch.path.glob("job_*/a*")]
+    (attempt / "go").touch()
+
+
+# ---- failures
+
+
+async def test_the_users_fault_ends_the_job_with_its_step_and_keeps_the_checkpoint(
+    settings: Settings, database: Database
+) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "steps=4", "save", "steps=2", "fail=user") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.status == "failed"
+    message = "the loss is NaN at step 6"
+    assert job.error == {"fault": "user", "code": "nan_loss", "message": message, "param": "recipe", "step": 6}
+    assert [checkpoint.step for checkpoint in await checkpoints(database, job_id)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("act", "word", "failures"),
+    [
+        *(("die=SIGSEGV", "SIGSEGV", 1), ("die=SIGABRT", "SIGABRT", 1), ("exit=3", "status 3", 1)),
+        *(("die=SIGKILL", "SIGKILL", 0), ("die=SIGTERM", "SIGTERM", 0)),
+    ],
+)
+async def test_a_dead_trainer_is_tried_again_from_its_checkpoint_and_only_its_own_death_is_a_failure(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture, act: str, word: str, failures: int
+) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "grumble=CUDA said no", "steps=3", "save", "steps=1", act) as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions) == ("queued", failures, 1 - failures)
+    assert word in (await events(database, job_id))[-1].message
+    assert "CUDA said no" in caplog.text
+    assert all("CUDA" not in event.message for event in await events(database, job_id)), "stderr is not for users"
+    await let_backoff_pass(database, job_id)
+    async with worker(settings, *TRAIN, "steps=1", "finish") as context:
+        await run_next(context)
+    first, second = await attempts(database, job_id)
+    ended = "failed" if failures else "interrupted"
+    assert (first.outcome, second.outcome, second.start_step) == (ended, "succeeded", 3)
+    assert (await load(database, job_id)).step == 4
+
+
+async def test_a_job_that_is_only_killed_and_paused_never_fails(settings: Settings, database: Database) -> None:
+    """Killed at one step again and again with no new checkpoint, with a pause in between."""
+    job_id = await submit(database, resources={"max_attempts": 1})
+    for number in range(6):
+        async with worker(settings, *TRAIN, "steps=4", "die=SIGKILL") as context:
+            await run_next(context)
+        if number == 3:
+            await ask(database, service.pause, job_id, 20.0)
+            await ask(database, service.resume, job_id)
+        await let_backoff_pass(database, job_id)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions, job.attempt) == ("queued", 0, 6, 6)
+
+
+async def test_a_trainer_that_is_killed_while_it_warms_up_counts_no_failure(
+    settings: Settings, database: Database
+) -> None:
+    job_id = await submit(database, resources={"max_attempts": 1})
+    async with worker(settings, "die=SIGKILL") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions) == ("queued", 0, 1)
+
+
+@pytest.mark.parametrize(("code", "failures"), [("trainer_killed", 0), ("node_lost", 0), ("trainer_died", 1)])
+async def test_a_trainer_tells_whether_its_processes_were_killed(
+    settings: Settings, database: Database, code: str, failures: int
+) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "steps=1", f"fail_with={code}") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.failures, job.interruptions) == ("queued", failures, 1 - failures)
+
+
+async def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    saves = ("steps=3", "save", "await_go", "steps=2", "save", "await_go")
+    async with worker(settings, *TRAIN, *saves, "exit=3") as context:
+        attempt = asyncio.create_task(run_next(context))
+        for number in (3, 5):
+            await eventually(lambda step=number: published(database, job_id, step))
+            await say_go(context)
+        await attempt
+    older, newer = await checkpoints(database, job_id)
+    for file in newer.files:
+        (settings.data_dir / "store" / file["key"]).write_bytes(b"damaged")
+    async with worker(settings, *TRAIN, "steps=1", "finish") as context:
+        for _ in range(2):
+            await let_backoff_pass(database, job_id)
+            await run_next(context)
+    assert [attempt.start_step for attempt in await attempts(database, job_id)] == [0, newer.step, older.step]
+    job = await load(database, job_id)
+    assert (job.status, job.step) == ("succeeded", older.step + 1)
+    assert "the checkpoint at step 5 can't be used" in [event.message for event in await events(database, job_id)]
+
+
+async def test_a_trainer_that_leaves_unasked_has_failed(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "stopped") as context:
+        await run_next(context)
+    (attempt,) = await attempts(database, job_id)
+    assert attempt.outcome == "failed"
+
+
+async def test_a_trainer_that_hangs_is_killed(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "steps=1", "hang", patience=replace(HASTE, hang=0.3)) as context:
+        await run_next(context)
+        assert nothing_is_left(context)
+    assert "nothing was heard" in (await events(database, job_id))[-1].message
+
+
+@pytest.mark.parametrize("act", ["garble", "shout", "finish_with_link", "finish_outside"])
+async def test_a_trainer_that_breaks_the_rules_publishes_nothing(
+    settings: Settings, database: Database, act: str
+) -> None:
+    job_id = await submit(database, resources={"max_attempts": 1})
+    async with worker(settings, *TRAIN, act, "hang") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.status, job.error["code"]) == ("failed", "trainer_protocol")
+    assert "passwd" not in job.error["message"]
+    assert await objects(settings) == []
+
+
+async def test_a_trainer_that_does_not_start_fails_the_attempt(settings: Settings, database: Database) -> None:
+    job_id = await submit(database, resources={"max_attempts": 1})
+    async with worker(settings, "exit=1") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"]) == ("system", "trainer_not_started")
+
+
+async def test_an_input_that_is_gone_is_named(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with database.write() as session:
+        await session.execute(delete(File))
+    async with worker(settings, *TRAIN) as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.error["fault"], job.error["param"]) == ("user", "data.train")
+
+
+async def test_a_damaged_input_never_reaches_the_trainer(settings: Settings, database: Database) -> None:
+    job_id = await submit(database, resources={"max_attempts": 1})
+    (settings.data_dir / "store" / "files" / "data").write_bytes(b"something else")
+    async with worker(settings, *TRAIN, "steps=1", "finish") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.error["code"], job.step) == ("damaged_object", 0)
+
+
+def test_oom_kills_are_counted_where_the_kernel_counts_them(tmp_path: Path) -> None:
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 100\noom_kill 7\ndrop_pagecache 0\n")
+    assert oom_kills(counters) == 7
+    assert oom_kills(tmp_path / "missing") == 0
+    assert oom_kills() >= 0
+
+
+@pytest.mark.parametrize(("act", "word"), [("die=SIGABRT", "SIGABRT"), ("exit=1", "takes longer than 60 s")])
+async def test_a_file_that_ends_its_reader_is_its_owners_fault_and_is_not_read_again(
+    settings: Settings, database: Database, act: str, word: str
+) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "read=a tokenizer", act) as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"], job.error["param"]) == ("user", "invalid_teacher", "teacher")
+    assert job.error["message"].startswith("a tokenizer ")
+    assert word in job.error["message"]
+
+
+async def test_a_trainer_that_is_killed_while_it_reads_is_tried_again(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with worker(settings, *TRAIN, "read=a tokenizer", "die=SIGKILL") as context:
+        await run_next(context)
+    assert (await load(database, job_id)).status == "queued"
+
+
+async def test_a_trainer_killed_for_want_of_memory_is_a_fault_of_capacity(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = count(7)
+    monkeypatch.setattr("worker.supervisor.attempt.oom_kills", lambda: next(kills))
+    job_id = await submit(database, resources={"max_attempts": 1})
+    async with worker(settings, *TRAIN, "die=SIGKILL") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"]) == ("capacity", "out_of_memory")
+
+
+# ---- orders
+
+
+async def test_cancel_ends_a_trainer_that_ignores_sigterm(settings: Settings, database: Database) -> None:
+    async with worker(settings, "ignore_sigterm", *TRAIN, "steps=1", "hang") as context:
+        async with running(context, database) as job_id:
+            (trainer,) = processes_in(context.scratch.path / "trainers" / "1")
+            await ask(database, service.cancel, job_id)
+        assert not alive(trainer)
+        assert nothing_is_left(context)
+    assert (await load(database, job_id)).status == "cancelled"
+
+
+async def test_a_trainer_that_talks_hears_of_orders_before_the_next_heartbeat(
+    settings: Settings, database: Database
+) -> None:
+    slow = settings.model_copy(update={"lease_seconds": 4000.0, "heartbeat_seconds": 1000.0})
+    async with worker(slow, *TRAIN, "work_until_stop") as context, running(context, database) as job_id:
+        await ask(database, service.pause, job_id, 20.0)
+        await until_status(database, job_id, "paused")
+
+
+async def test_cancel_while_publishing_publishes_nothing(settings: Settings, database: Database) -> None:
+    store = SlowStore.from_settings(settings)
+    async with worker(settings, *TRAIN, "steps=1", "finish") as plain:
+        context = replace(plain, store=store)
+        async with running(context, database) as job_id:
+            await store.asked.wait()
+            await ask(database, service.cancel, job_id)
+    assert (await load(database, job_id)).status == "cancelled"
+    async with database.read() as session:
+        assert list(await session.scalars(select(Artifact))) == []
+
+
+async def test_pause_saves_and_resume_goes_on_from_there(settings: Settings, database: Database) -> None:
+    async with worker(settings, *TRAIN, "work_until_stop") as context, running(context, database, step=2) as job_id:
+        await ask(database, service.pause, job_id, 20.0)
+    job = await load(database, job_id)
+    assert (job.status, job.failures) == ("paused", 0)
+    (checkpoint,) = await checkpoints(database, job_id)
+    await ask(database, service.resume, job_id)
+    async with worker(settings, *TRAIN, "steps=1", "finish") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.step) == ("succeeded", checkpoint.step + 1)
+
+
+async def test_a_trainer_that_does_not_stop_for_a_pause_is_killed(settings: Settings, database: Database) -> None:
+    hurried = settings.model_copy(update={"stop_seconds": 0.2})
+    acts = (*TRAIN, "steps=1", "save", "steps=1", "hang")
+    async with worker(hurried, *acts) as context, running(context, database, step=2) as job_id:
+        await ask(database, service.pause, job_id, 20.0)
+    assert (await load(database, job_id)).status == "paused"
+    assert [checkpoint.step for checkpoint in await checkpoints(database, job_id)] == [1]
+
+
+async def test_a_job_that_runs_too_long_fails_with_its_deadline(settings: Settings, database: Database) -> None:
+    async with worker(settings, *TRAIN, "steps=1", "hang") as context:
+        job_id = await submit(database, resources={"max_seconds": 0.5})
+        await run_next(context)
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.status, job.error["fault"], job.error["param"]) == ("failed", "deadline", "resources.max_seconds")
+
+
+async def test_a_worker_that_stops_saves_and_hands_back(settings: Settings, database: Database) -> None:
+    async with worker(settings, *TRAIN, "work_until_stop") as context:
+        async with running(context, database, step=2) as job_id:
+            context.stop.set()
+        assert nothing_is_left(context)
+    job = await load(database, job_id)
+    assert (job.status, job.failures) == ("queued", 0)
+    (checkpoint,) = await checkpoints(database, job_id)
+    async with worker(settings, *TRAIN, "finish") as context:
+        await run_next(context)
+    job = await load(database, job_id)
+    assert (job.status, job.step, job.attempt) == ("succeeded", checkpoint.step, 2)
+
+
+async def test_a_worker_that_stops_before_training_began_hands_back(settings: Settings, database: Database) -> None:
+    job_id = await submit(database)
+    async with worker(settings, "hang") as context:
+        attempt = asyncio.create_task(run_next(context))
+        await until_status(database, job_id, "leased")
+        context.stop.set()
+        await attempt
+    assert (await load(database, job_id)).status == "queued"
+
+
+async def test_a_worker_that_stops_while_publishing_finishes(settings: Settings, database: Database) -> None:
+    store = SlowStore.from_settings(settings)
+    async with worker(settings, *TRAIN, "steps=1", "finish") as plain:
+        context = replace(plain, store=store)
+        async with running(context, database) as job_id:
+            await store.asked.wait()
+            context.stop.set()
+            store.go.set()
+    assert (await load(database, job_id)).status == "succeeded"
+
+
+# ---- the lease
+
+
+async def test_a_lost_lease_kills_the_trainer_and_silences_the_attempt(settings: Settings, database: Database) -> None:
+    async with worker(settings, *TRAIN, "steps=1", "save", "await_stop") as context:
+        async with running(context, database) as job_id:
+            (trainer,) = processes_in(context.scratch.path / "trainers" / "1")
+            await let_lease_run_out(database, job_id)
+            async with database.write() as session:
+                job = (await session.scalars(select(Job).where(Job.id == job_id))).one()
+                await leases.settle_death(session, job, {"message": "lost"}, 0.0)
+            told = len(await events(database, job_id))
+        assert not alive(trainer)
+        assert nothing_is_left(context)
+    assert len(await events(database, job_id)) == told
+    assert (await load(database, job_id)).status == "queued"
+
+
+async def test_beats_go_on_while_a_checkpoint_is_uploaded(settings: Settings, database: Database) -> None:
+    store = SlowStore.from_settings(settings)
+    async with worker(settings, *TRAIN, "steps=1", "save", "steps=1", "work_until_stop") as plain:
+        context = replace(plain, store=store)
+        async with running(context, database, step=2) as job_id:
+            await store.asked.wait()
+            expiry = (await load(database, job_id)).lease_expires_at or 0.0
+            await eventually(lambda: expires_after(database, job_id, expiry + 0.2))
+            await until_step(database, job_id, (await load(database, job_id)).step + 2)
+            store.go.set()
+            await eventually(lambda: published(database, job_id, 1))
+            context.stop.set()
+
+
+async def expires_after(database: Database, job_id: str, moment: float) -> bool:
+    return ((await load(database, job_id)).lease_expires_at or 0.0) > moment
+
+
+async def test_the_trainer_dies_before_the_lease_when_the_database_is_gone(tmp_path: Path) -> None:
+    with postgresql() as server, server.database() as url:
+        settings = settings_for(tmp_path, url, lease_seconds=1.5)
+        await furnish(settings)
+        database = Database(url)
+        async with worker(settings, *TRAIN, "steps=1", "hang") as context:
+            job_id = await submit(database)
+            attempt = asyncio.create_task(run_next(context))
+            await until_step(database, job_id, 1)
+            (trainer,) = processes_in(context.scratch.path / "trainers" / "1")
+            await database.close()
+            server.stop()
+            await attempt
+            assert not alive(trainer)
+            assert nothing_is_left(context)
+            server.start()
+            job = await load(database, job_id)
+            assert job.status == "running", "nobody could write that it is over: that is for the reaper"
+            await database.close()
+
+
+async def test_an_attempt_outlives_a_restart_of_the_database(tmp_path: Path) -> None:
+    with postgresql() as server, server.database() as url:
+        settings = settings_for(tmp_path, url, lease_seconds=30.0)
+        await furnish(settings)
+        database = Database(url)
+        acts = (*TRAIN, "steps=1", "work_until_stop")
+        async with worker(settings, *acts) as context, running(context, database) as job_id:
+            step = (await load(database, job_id)).step
+            server.stop()
+            server.start()
+            await until_step(database, job_id, step + 5)
+            context.stop.set()
+        assert (await load(database, job_id)).status == "queued"
+        assert len(await checkpoints(database, job_id)) == 1
+        await database.close()
+
+
+# ---- the store
+
+
+class SlowStore(Store):
+    """A store whose uploads wait for permission."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def upload(self, path: Path, key: str) -> StoredObject:
+        self.asked.set()
+        await self.go.wait()
+        return await super().upload(path, key)
+
+
+@asynccontextmanager
+async def lost_store(settings: Settings) -> AsyncIterator[None]:
+    """The local store as if its disk had gone: a file lies where its folder was."""
+    folder = settings.data_dir / "store"
+    folder.rename(folder.with_name("unmounted"))
+    folder.touch()
+    yield
+    folder.unlink()
+    folder.with_name("unmounted").rename(folder)
+
+
+async def test_an_upload_waits_for_a_store_that_comes_back(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def warned() -> bool:
+        return "the store can't be reached" in caplog.text
+
+    caplog.set_level(logging.WARNING)
+    acts = (*TRAIN, "steps=1", "work_until_stop", "hang")
+    async with worker(settings, *acts) as context, running(context, database) as job_id, lost_store(settings):
+        await ask(database, service.pause, job_id, 20.0)
+        await eventually(warned)
+    assert (await load(database, job_id)).status == "paused"
+    assert len(await checkpoints(database, job_id)) == 1
+
+
+async def test_a_store_that_stays_away_fails_the_attempt(settings: Settings, database: Database) -> None:
+    patience = replace(HASTE, store=0.1)
+    acts = (*TRAIN, "steps=1", "await_go", "save", "hang")
+    once = {"max_attempts": 1}
+    async with (
+        worker(settings, *acts, patience=patience) as context,
+        running(context, database, resources=once) as job_id,
+        lost_store(settings),
+    ):
+        await say_go(context)
+        await until_status(database, job_id, "failed")
+    job = await load(database, job_id)
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"]) == ("system", "store_unavailable")
+
+
+# ---- many at once
+
+
+async def test_many_workers_finish_many_jobs_once_each(settings: Settings, database: Database) -> None:
+    jobs = [await submit(database) for _ in range(12)]
+    async with worker(settings, *TRAIN, "steps=2", "save", "finish") as a, worker(settings, *TRAIN, "finish") as b:
+        third = open_context(settings, ["any"], scripted(*TRAIN, "steps=1", "finish"), HASTE)
+        async with third as c:
+
+            async def drain(context: Context) -> None:
+                while await run_next(context):
+                    pass
+
+            await asyncio.gather(drain(a), drain(b), drain(c))
+    for job_id in jobs:
+        job = await load(database, job_id)
+        assert (job.status, job.attempt) == ("succeeded", 1)
+        assert [event.seq for event in await events(database, job_id)] == list(range(1, job.last_seq + 1))
+
+
+async def test_an_attempt_cut_off_at_any_moment_leaves_a_job_that_can_go_on(
+    settings: Settings, database: Database
+) -> None:
+    """Cancelled in the middle of whatever it does: connections stay usable, no lease is held by a living trainer."""
+    async with worker(settings, *TRAIN, "steps=3", "save", "steps=3", "finish") as context:
+        for number in range(15):
+            job_id = await submit(database)
+            attempt = asyncio.create_task(run_next(context, job_id))
+            await asyncio.wait([attempt], timeout=0.01 * number)
+            attempt.cancel()
+            await asyncio.wait([attempt])
+            assert nothing_is_left(context)
+            async with database.write() as session:
+                await session.execute(update(Job).where(Job.id == job_id).values(name="written"))

@@ -1,0 +1,228 @@
+"""Jobs of sentence encoders: what they leave behind opens where its users open it, and gives the same vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from app.recipe.job import JobSpec
+from tests import kinds
+from tests.kinds import BERT, ENCODER, PAIRS, small_job
+from tests.worker.training.builders import Played, play
+from worker.bundle import writer as bundle
+from worker.data.formats.columns import Texts
+from worker.data.tokens import load_tokenizer
+from worker.students.weights import load_model
+from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Metrics
+from worker.training import measure
+
+Document = dict[str, Any]
+TEXTS = ["red cat runs", "blue", "the old old tree sleeps and runs and sleeps", "house unknown"]
+DISTANCE: Document = {"kind": "embedding-distance"}
+LEARNED: Document = {"losses": [DISTANCE, {"kind": "similarity-matrix"}]}
+MAKINGS: dict[str, Document] = {
+    "mean": {},
+    "cls": {"pooling": "cls"},
+    "normalised mean": {"normalise": True},
+    "normalised cls": {"pooling": "cls", "normalise": True},
+}
+SENTENCES: Document = {
+    **PAIRS,
+    **{"input_columns": ["one"], "label_columns": []},
+    **{"eval": "pairs", "eval_input_columns": ["one", "other"], "eval_label_columns": ["score"]},
+}
+UNSCORED: Document = {**PAIRS, "label_columns": []}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    kinds.write_data(folder)
+    kinds.write_encoder(folder / "encoder")
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(measure, "RUNS", 1)
+
+
+def played(inputs: dict[str, str], folder: Path, recipe: Document = LEARNED, **more: Any) -> Played:
+    job = JobSpec.model_validate(small_job(recipe, more.pop("student", ENCODER), "embedding", **more))
+    named = {name: inputs[name] for name in job.references.values()}
+    place = CachePlace(folder=str(folder.parent / "teachers"))
+    return play(Assignment(spec=job, inputs=named, teacher_cache=place), folder)
+
+
+def finished(inputs: dict[str, str], folder: Path, **more: Any) -> Path:
+    word = played(inputs, folder, **more).word
+    assert isinstance(word, Finished), word
+    return folder / "bundle"
+
+
+def report(folder: Path) -> Document:
+    found: Document = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def tokens(folder: Path) -> Tensor:
+    return load_tokenizer(folder, "").encode(Texts(TEXTS), 8).ids
+
+
+def plain(folder: Path, making: Document) -> Tensor:
+    """What the published recipe for such a folder gives: the library's states, pooled by hand."""
+    read = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder).eval()(**read).last_hidden_state
+    seen = read["attention_mask"].unsqueeze(-1)
+    vectors = states[:, 0] if making.get("pooling") == "cls" else (states * seen).sum(1) / seen.sum(1)
+    return vectors / vectors.norm(dim=1, keepdim=True) if making.get("normalise") else vectors
+
+
+@pytest.mark.parametrize("making", MAKINGS)
+def test_every_reader_of_the_folder_gives_the_same_vectors(inputs: dict[str, str], tmp_path: Path, making: str) -> None:
+    wanted = MAKINGS[making]
+    formats = ["safetensors", "onnx", "torch-export"]
+    folder = finished(inputs, tmp_path / "job", embedding=wanted, export=formats)
+    ours = load_model(folder)(tokens(folder))
+    assert ours.shape == (len(TEXTS), BERT["hidden_size"])
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    assert encoder.max_seq_length == 8
+    readers = {
+        "sentence-transformers": torch.from_numpy(encoder.encode(TEXTS)),
+        "transformers": plain(folder, wanted),
+        "onnx": torch.from_numpy(
+            onnxruntime.InferenceSession(folder / "model.onnx").run(["embeddings"], {"tokens": tokens(folder).numpy()})[
+                0
+            ]
+        ),
+        "torch-export": torch.export.load(folder / "model.pt2").module()(tokens(folder)),
+    }
+    for name, found in readers.items():
+        torch.testing.assert_close(found, ours, rtol=0.0, atol=1e-5, msg=name)
+
+
+def test_the_graph_takes_any_number_of_texts_of_any_length(inputs: dict[str, str], tmp_path: Path) -> None:
+    folder = finished(inputs, tmp_path / "job", export=["safetensors", "onnx"], embedding={"normalise": True})
+    session, model = onnxruntime.InferenceSession(folder / "model.onnx"), load_model(folder)
+    draw = np.random.default_rng(0)
+    for count, length in ((1, 8), (3, 5), (70, 4)):
+        ids = draw.integers(5, 20, (count, length))
+        ids[0, 3:] = 0
+        found = torch.from_numpy(session.run(None, {"tokens": ids})[0])
+        torch.testing.assert_close(found, model(torch.from_numpy(ids)), rtol=0.0, atol=1e-5)
+
+
+def test_the_folder_says_how_vectors_are_made(inputs: dict[str, str], tmp_path: Path) -> None:
+    folder = finished(inputs, tmp_path / "job", embedding={"pooling": "cls", "normalise": True})
+    modules = json.loads((folder / "modules.json").read_text())
+    assert [(module["path"], module["type"].rpartition(".")[2]) for module in modules] == [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Normalize", "Normalize"),
+    ]
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert pooling == {
+        "word_embedding_dimension": 8,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_cls_token": True,
+    }
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertModel"]
+    card = (folder / "README.md").read_text()
+    assert "SentenceTransformer" in card
+    assert "`embeddings` (N, 8)" not in card  # there is no graph
+
+
+def test_a_projection_is_learned_and_left_out_of_the_model(inputs: dict[str, str], tmp_path: Path) -> None:
+    """The teacher's vectors are twice as wide."""
+    run = played(inputs, tmp_path / "job", export=["safetensors", "onnx"])
+    assert isinstance(run.word, Finished)
+    folder = tmp_path / "job" / "bundle"
+    assert not [name for name in load_file(folder / "model.safetensors") if "projection" in name]
+    told = report(folder)
+    assert (told["targets"], told["teacher"]["parameters"] > told["student"]["parameters"]) == (8, True)
+    assert "teacher_cosine" not in told["student"]
+    assert -1.0 <= told["student"]["teacher_correlation"] <= 1.0
+    assert "`embeddings` (N, 8)" in (folder / "README.md").read_text()
+
+
+def test_widths_that_differ_without_a_projection_are_refused(inputs: dict[str, str], tmp_path: Path) -> None:
+    word = played(inputs, tmp_path / "job", {"losses": [{**DISTANCE, "projection": "none"}]}).word
+    assert isinstance(word, Failed)
+    assert (word.fault, word.code, word.param) == ("user", "invalid_job", "recipe.losses[0].projection")
+
+
+def test_scores_are_met_by_ranks_and_the_teachers_figures_stand_beside(inputs: dict[str, str], tmp_path: Path) -> None:
+    told = report(finished(inputs, tmp_path / "job", data=SENTENCES))
+    assert told["samples"] == {"train": 30, "eval": 30}
+    for side in (told["student"], told["teacher"], told["epochs"]["last"], told["epochs"]["best"]):
+        assert {"spearman", "pearson"} <= side.keys()
+        assert "mrr" not in side
+    assert told["epochs"]["by"] == "spearman"
+
+
+def test_pairs_without_scores_are_looked_for(inputs: dict[str, str], tmp_path: Path) -> None:
+    told = report(finished(inputs, tmp_path / "job", data=UNSCORED))
+    assert {"mrr", "recall_at_1", "recall_at_5", "recall_at_10"} <= told["student"].keys() & told["teacher"].keys()
+    assert "spearman" not in told["student"]
+    assert told["epochs"]["by"] == "mrr"
+
+
+def test_a_student_that_learns_comes_near_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:
+    recipe = {"losses": [DISTANCE], "epochs": 30, "optimizer": {"kind": "adamw", "lr": 1e-2}}
+    student = {"architecture": "shrink", "layers": 1, "init": "fresh"}
+    run = played(inputs, tmp_path / "job", recipe, student=student, data=SENTENCES)
+    cosines = [said.values["eval/teacher_cosine"] for said in run.of(Metrics) if "eval/teacher_cosine" in said.values]
+    assert 1.0 - cosines[-1] < (1.0 - cosines[0]) / 2
+
+
+def test_a_smaller_copy_begins_as_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:
+    """With all layers kept and a rate of all but nothing, it stays there."""
+    recipe = {"losses": [DISTANCE], "epochs": 1, "optimizer": {"kind": "adamw", "lr": 1e-12}}
+    student = {"architecture": "shrink", "layers": 2}
+    folder = finished(inputs, tmp_path / "job", recipe=recipe, student=student)
+    assert report(folder)["student"]["teacher_cosine"] == pytest.approx(1.0, abs=1e-6)
+    narrow = {"architecture": "shrink", "width": 8}
+    small = load_file(finished(inputs, tmp_path / "narrow", recipe=recipe, student=narrow) / "model.safetensors")
+    whole = load_file(Path(inputs["encoder"]) / "model.safetensors")
+    for name, tensor in small.items():
+        leading = whole[name][tuple(slice(0, size) for size in tensor.shape)]
+        torch.testing.assert_close(tensor, leading, rtol=0.0, atol=1e-6, msg=name)
+
+
+def test_what_a_teacher_says_of_a_text_is_kept_for_the_next_job(inputs: dict[str, str], tmp_path: Path) -> None:
+    """30 pairs in either job; other pairs are held out."""
+    first = report(finished(inputs, tmp_path / "first", seed=1))["train"]["teacher_cache"]["teacher"]
+    again = report(finished(inputs, tmp_path / "again", seed=2, recipe={"losses": [{"kind": "similarity-matrix"}]}))
+    kept = again["train"]["teacher_cache"]["teacher"]
+    assert (first["misses"], first["hits"]) == (48, 48)
+    assert kept["key"] == first["key"]
+    assert 0 < kept["misses"] < 48
+
+
+def test_a_job_s_encoder_teaches_the_next_one(inputs: dict[str, str], tmp_path: Path) -> None:
+    folder = finished(inputs, tmp_path / "first", embedding={"pooling": "cls"})
+    made = {**inputs, "encoder": str(folder)}
+    told = report(finished(made, tmp_path / "second", student={"architecture": "shrink", "layers": 1}))
+    pooling = json.loads((tmp_path / "second" / "bundle" / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode_cls_token"]
+    assert "teacher_cosine" in told["student"]
+
+
+def test_a_classifier_can_not_teach_vectors(inputs: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    kinds.write_teachers(tmp_path / "models")
+    word = played({**inputs, "encoder": str(tmp_path / "models" / "cnn")}, tmp_path / "job").word
+    assert isinstance(word, Failed)
+    assert (word.fault, word.param) == ("user", "teacher.model")

@@ -1,0 +1,120 @@
+"""Stages small jobs and plays them in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from app.recipe.job import JobSpec
+from app.recipe.students.architectures import Mlp, Student
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from worker.distributed.ranks import ALONE, Alone
+from worker.students.model import Model
+from worker.students.weights import WEIGHTS, save_model
+from worker.trainer.protocol import Assignment, CheckpointSaved, Failed, Finished, Report, Stopped
+from worker.training.run import run
+
+SIDE, CLASSES, SAMPLES = 6, 4, 50
+NEVER = 10**9
+Message = TypeVar("Message")
+
+
+class Played(NamedTuple):
+    """What a run said, and its last word."""
+
+    reports: list[Report]
+    word: Finished | Stopped | Failed
+
+    def of(self, kind: type[Message]) -> list[Message]:
+        """All reports of one kind."""
+        return [report for report in self.reports if isinstance(report, kind)]
+
+
+def write_data(path: Path, **changes: Any) -> None:
+    """Pictures of four classes that a small network can tell apart: 40 to train on, 10 to hold out."""
+    random = np.random.default_rng(0)
+    templates = random.integers(40, 216, (CLASSES, SIDE, SIDE))
+    labels = np.arange(SAMPLES) % CLASSES
+    images = (templates[labels] + random.integers(-30, 30, (SAMPLES, SIDE, SIDE))).astype(np.uint8)
+    np.savez(path, **{"x": images, "y": labels, **changes})
+
+
+def write_teacher(folder: Path, student: Student | None = None, classes: int = CLASSES, side: int = SIDE) -> None:
+    """A model with random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(5)
+    config = ModelConfig(
+        architecture=student or Mlp(hidden=[12]),
+        input=ImageInput(channels=1, height=side, width=side),
+        preprocessing=Preprocessing(scale=1 / 255, mean=[0.5], std=[0.3]),
+        classes=classes,
+    )
+    save_model(Model(config), folder)
+
+
+def document(teacher: bool = False, **changes: Any) -> dict[str, Any]:
+    """A job as a document; `recipe` in `changes` replaces single fields of the recipe."""
+    losses = [{"kind": "cross-entropy"}, *([{"kind": "nkd"}] if teacher else [])]
+    recipe = {"losses": losses, "epochs": 3, "batch_size": 16, **changes.pop("recipe", {})}
+    base: dict[str, Any] = {
+        "data": {"train": "data"},
+        "student": {"architecture": "mlp", "hidden": [8]},
+        "export": ["safetensors"],
+        "seed": 3,
+        "recipe": recipe,
+    }
+    return base | ({"teacher": {"model": "teacher"}} if teacher else {}) | changes
+
+
+def stage(folder: Path, **changes: Any) -> Assignment:
+    """Put a job's inputs into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_data(folder / "data.npz")
+    write_teacher(folder / "teacher")
+    spec = JobSpec.model_validate_json(JobSpec.model_validate(document(**changes)).model_dump_json())
+    return Assignment(spec=spec, inputs={"data": "data.npz", "teacher": "teacher"})
+
+
+def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: Alone = ALONE) -> Played:
+    """Run the job, or a rank's share of it; the supervisor asks to stop once `steps` steps are done."""
+    reports: list[Report] = []
+    left = iter(range(steps - 1, -1, -1))
+    word = run(assignment, folder, reports.append, lambda: next(left) == 0, ranks)
+    return Played(reports, word)
+
+
+def weights(folder: Path) -> bytes:
+    """The exported weights, byte by byte."""
+    return (folder / "bundle" / WEIGHTS).read_bytes()
+
+
+def with_teacher(folder: Path, job: dict[str, Any], teacher: Path | None) -> Assignment:
+    """A job on the file `texts` in `folder`, where a copy of the teacher's files goes, too."""
+    inputs = {"texts": "texts"}
+    if teacher is not None:
+        shutil.copytree(teacher, folder / "teacher")
+        inputs["teacher"] = "teacher"
+        job = {**job, "teacher": {"model": "teacher"}}
+    return Assignment(spec=JobSpec.model_validate(job), inputs=inputs)
+
+
+def finished(folder: Path, assignment: Assignment) -> Path:
+    """The bundle of a job that must succeed."""
+    word = play(assignment, folder).word
+    assert isinstance(word, Finished), word
+    return folder / "bundle"
+
+
+def require_same_bits(make: Callable[[Path], Assignment], scratch: Path) -> None:
+    """A job that is stopped after two steps and goes on ends with the weights of one that ran through."""
+    straight, halting = scratch / "straight", scratch / "halting"
+    finished(straight, make(straight))
+    assignment = make(halting)
+    saved = play(assignment, halting, steps=2).of(CheckpointSaved)[-1].path
+    finished(halting, assignment.model_copy(update={"resume": saved}))
+    assert weights(halting) == weights(straight)

@@ -1,0 +1,61 @@
+"""The student as training runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.recipe.job import JobSpec
+from tests.worker.training.builders import document, finished, stage
+from worker.students.weights import load_model
+from worker.training import compiled
+from worker.training.compiled import graphed, suits_graphs, training_forward
+
+GPU = torch.device("cuda")
+HINT = {"kind": "hint", "pairs": [{"teacher": "2", "student": "2"}]}
+INSIDE = {"losses": [{"kind": "cross-entropy"}, HINT]}
+STAGED = {"stages": [{"losses": [HINT], "epochs": 1, "trains": "terms"}]}
+
+
+def job(**recipe: Any) -> JobSpec:
+    return JobSpec.model_validate(document(teacher=True, recipe=recipe))
+
+
+@pytest.mark.parametrize("recipe", [{"accumulate": 2}, INSIDE, STAGED], ids=["parts", "inside", "terms"])
+def test_graphs_are_for_steps_that_run_the_student_once_and_look_at_its_answer(recipe: dict[str, Any]) -> None:
+    assert suits_graphs(job(), GPU)
+    assert not suits_graphs(job(), torch.device("cpu"))
+    assert not suits_graphs(job(**recipe), GPU)
+
+
+def test_a_student_that_is_not_to_be_compiled_is_left_alone() -> None:
+    student = torch.nn.Identity()
+    assert training_forward(student, job(), GPU) is student  # type: ignore[arg-type]  # it is not looked at
+
+
+def test_each_run_of_graphs_begins_a_step_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    def compile_(module: Any, **options: Any) -> Any:
+        told.append(options)
+        return module
+
+    monkeypatch.setattr(compiled.torch, "compile", compile_)
+    monkeypatch.setattr(compiled.torch.compiler, "cudagraph_mark_step_begin", lambda: told.append("step"))
+    forward, samples = graphed(torch.nn.Identity()), torch.ones(2)  # type: ignore[arg-type]  # as above
+    answers = [forward(samples), forward(samples)]
+    assert all(isinstance(answer, Tensor) and torch.equal(answer, samples) for answer in answers)
+    assert told == [{"mode": "reduce-overhead", "dynamic": False}, "step", "step"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_steps_of_graphs_are_those_of_the_student_itself(tmp_path: Path) -> None:
+    for name, compile_ in (("plain", False), ("graphs", True)):
+        recipe = {"epochs": 3, "batch_size": 16, "compile": compile_, "optimizer": {"kind": "sgd", "lr": 0.1}}
+        finished(tmp_path / name, stage(tmp_path / name, teacher=True, recipe=recipe))  # the last batch has 8 samples
+    plain, graphs = (load_model(tmp_path / name / "bundle").state_dict() for name in ("plain", "graphs"))
+    torch.testing.assert_close(graphs, plain, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,47 @@
+"""Reading what the steps measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worker.errors import UserError
+from worker.training.metric_logger import Meter
+
+
+def filled(*losses: float) -> Meter:
+    meter = Meter()
+    for loss in losses:
+        meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(1.0)})
+    return meter
+
+
+def test_a_reading_is_the_mean_since_the_last_one() -> None:
+    meter = filled(1.0, 2.0, 6.0)
+    assert meter.read(3) == {"loss": 3.0, "grad_norm": 1.0}
+    assert meter.read(3) == {}
+
+
+def test_a_value_that_only_some_steps_measure_is_a_mean_over_them() -> None:
+    meter = filled(1.0, 2.0)
+    meter.add({"loss": torch.tensor(6.0), "loss/late": torch.tensor(5.0)})
+    assert meter.read(3) == {"loss": 3.0, "grad_norm": 1.0, "loss/late": 5.0}
+
+
+def test_a_check_leaves_the_values_unread() -> None:
+    meter = filled(1.0, 3.0)
+    meter.check(2)
+    assert meter.read(2)["loss"] == 2.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_bad_step_is_named(bad: float) -> None:
+    with pytest.raises(UserError, match=rf"loss became {bad} at step 12;"):
+        filled(1.0, bad, bad, 1.0).check(14)
+
+
+def test_a_bad_gradient_counts_too() -> None:
+    meter = filled(1.0)
+    meter.add({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.inf)})
+    with pytest.raises(UserError, match="grad_norm became inf at step 2;"):
+        meter.read(2)

@@ -1,0 +1,1 @@
+"""The bundle of a trained student: export, verification by reloading, report and model card."""

@@ -1,0 +1,301 @@
+"""The model card (`README.md` of a bundle): for people who meet the model without the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from app.recipe.card import UNKNOWN
+from app.recipe.job import JobSpec
+from app.recipe.losses import Loss
+from app.recipe.losses.weights import Weight
+from app.recipe.optimizers import Optimizer, Schedule
+from app.recipe.report import GRAPHS, Figures, columns, rows
+from app.recipe.students.architectures import Pretrained, Shrink, Timm, Transformers
+from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
+from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from worker.bundle.snippets import snippets
+from worker.students.weights import WEIGHTS
+from worker.tasks.evaluation import MAIN_METRICS
+
+LISTED_CLASSES = 100
+"""With more classes the card shows the first of them."""
+FORBIDDEN = str.maketrans({"`": "'", "|": "/", "<": "(", ">": ")"})
+"""What would end a cell or a piece of code, or begin an element."""
+
+
+def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
+    """Markdown with a YAML header: where the model comes from, how it was trained, what it achieves, how to use it."""
+    threads, kept = report["train"]["threads"], report["epochs"]["kept"]
+    measured = f"{report['samples']['eval']} held-out samples"
+    sections = [
+        f"# {job.name or config.architecture.architecture}",
+        f"A `{config.architecture.architecture}` for {job.task}, {_lineage(job)}, on `{job.data.train}`.",
+        *_warnings(report),
+        "\n".join(_recipe(job, report)),
+        "## Results",
+        f"Measured on {measured}: teachers and epochs from their weights, the files of this folder as they were opened "
+        f"again. These hold the weights of the {kept} epoch.",
+        "\n".join(_table(report)),
+        "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies "
+        f"are those of one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or where the name says so on "
+        "the GPU.",
+        "![What was measured while the model was trained](curves.png)",
+        "## Use",
+        *_use(job, config, report),
+        *_labels(config),
+        "## Made from",
+        "\n".join(_sources(report)),
+        "## Licence",
+        "\n".join(_licence(job, report)),
+    ]
+    return f"---\n{_header(job, config, report)}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+PIPELINES: dict[Task, str | None] = {
+    "image-classification": "image-classification",
+    "text-classification": "text-classification",
+    "keypoints": "keypoint-detection",
+    "embedding": "sentence-similarity",
+    "causal-lm": "text-generation",
+    "regression": None,
+}
+"""What the hub calls a task; it has no word for numbers that are answered to images and texts."""
+
+
+def _header(job: JobSpec, config: ModelConfig, report: Figures) -> str:
+    """The YAML that hubs read."""
+    from huggingface_hub import EvalResult, ModelCardData  # a fifth of a second that training need not wait for
+
+    main, student = MAIN_METRICS[job.task].of(report["student"]), report["student"]
+    pipeline = _pipeline(config)
+    result = EvalResult(
+        task_type=pipeline or job.task,
+        dataset_type="held-out",
+        dataset_name=_plain(_title(report, "data.eval" if job.data.eval else "data.train")),
+        metric_type=main,
+        metric_value=student[main],
+    )
+    fields: dict[str, Any] = {"base_model": [base] if (base := _base(job)) else None, "library_name": _library(config)}
+    data = ModelCardData(
+        license=(job.card.license or UNKNOWN).lower(),
+        pipeline_tag=pipeline,
+        tags=sorted({"distillation", "onnx"} & _tags(job, report)),
+        model_name=_plain(job.name or config.architecture.architecture),
+        eval_results=[result],
+        **fields,
+    )
+    return data.to_yaml()
+
+
+def _pipeline(config: ModelConfig) -> str | None:
+    if isinstance(config.input, TableInput):
+        return "tabular-classification" if config.task in CLASSIFICATION else "tabular-regression"
+    return PIPELINES[config.task]
+
+
+def _tags(job: JobSpec, report: Figures) -> set[str]:
+    return {*(["distillation"] if job.all_teachers else []), *(["onnx"] if "onnx" in report["student"] else [])}
+
+
+def _library(config: ModelConfig) -> str | None:
+    """The library that opens the folder; none: of the zoo there is none."""
+    if config.task == EMBEDDING:
+        return "sentence-transformers"
+    if isinstance(config.architecture, Timm):
+        return "timm"
+    return "transformers" if isinstance(config.architecture, Transformers) else None
+
+
+def _base(job: JobSpec) -> str | None:
+    """The hub's model whose weights the student began with."""
+    if isinstance(job.student, Pretrained):
+        return job.student.hub
+    if isinstance(job.student, Shrink) and job.student.init == "teacher" and job.all_teachers:
+        name = job.student.teacher
+        return (job.teacher_named(name) if name else job.all_teachers[0]).hub
+    return None
+
+
+def _plain(name: str) -> str:
+    """Somebody's name, fit for a cell and for code."""
+    return "".join(letter if letter.isprintable() else " " for letter in name.translate(FORBIDDEN))
+
+
+def _title(report: Figures, path: str) -> str:
+    """How people call an input."""
+    source = report["sources"][path]
+    return source["name"] or source["reference"]  # type: ignore[no-any-return]
+
+
+def _warnings(report: Figures) -> Iterator[str]:
+    """What the job was warned of."""
+    if told := report.get("warnings"):
+        yield "## Warnings"
+        yield "\n".join(f"- **{_plain(each['code'])}**: {_plain(each['message'])}" for each in told)
+
+
+def _sources(report: Figures) -> Iterator[str]:
+    yield "| | name | sha256 | licence |"
+    yield "|---|---|---|---|"
+    for path, source in report["sources"].items():
+        licence = (source["licence"] or "not known") if "licence" in source else "not known"
+        name = " ".join(f"`{_plain(told)}`" for told in dict.fromkeys((source["name"], source["reference"])) if told)
+        yield f"| {path} | {name} | `{source['sha256']}` | {_plain(licence)} |"
+
+
+def _licence(job: JobSpec, report: Figures) -> Iterator[str]:
+    if job.card.license:
+        yield f"{job.card.license}, as whoever sent the job says."
+    else:
+        yield "Not known: the job named none, and this folder grants none."
+    models = [path for path, source in report["sources"].items() if "licence" in source]
+    known = [f"{path}: {_plain(licence)}" for path in models if (licence := report["sources"][path]["licence"])]
+    if known:
+        yield f"Of what it was made from, these are known: {'; '.join(known)}."
+    yield (
+        "What may be done with the weights also follows from the terms of the training data, of the teachers where "
+        "there are any, and of whatever these were made from: settle them before you pass the model on."
+    )
+
+
+def _lineage(job: JobSpec) -> str:
+    names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
+    start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
+    return start + (f"distilled from {names}" if names else "trained on labels alone")
+
+
+def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
+    recipe, train = job.recipe, report["train"]
+    for number, stage in enumerate(recipe.stages, start=1):
+        learns = "" if stage.trains == "student" else ", for the losses' own weights"
+        yield f"- stage {number}: {_losses(stage.losses)}, {stage.epochs} epochs{learns}"
+    yield f"- losses: {_losses(recipe.losses)}"
+    yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
+    yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
+    if written := train.get("written"):
+        texts = f"{written['texts']:,} texts of {written['mean_tokens']:.0f} tokens"
+        yield f"- {written['steps']} of these steps on texts that the {written['by']} wrote, {texts}"
+    yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
+    yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
+
+
+def _arithmetic(train: Figures) -> str:
+    teachers = f", {train['teacher_flops']:.3g} of the teachers" if "teacher_flops" in train else ""
+    rate = f"{train['peak_flops_per_second']:.3g} a second ({train['peak']})"
+    return f"{train['student_flops']:.3g} floating-point operations of the student{teachers}, on a machine for {rate}"
+
+
+def _fidelity(name: str, figures: Figures) -> str:
+    """How a teacher of fewer bits differs from its weights."""
+    told = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
+    found = f"{', '.join(told)} to its weights in fp32, on {figures['samples']} held out"
+    return f"- `{name}` taught in {figures['precision']}: {found}"
+
+
+def _losses(terms: list[Loss]) -> str:
+    return ", ".join(f"{term.kind} (weight {_weight(term.weight)})" for term in terms)
+
+
+def _weight(weight: Weight) -> str:
+    return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.first:g} to {weight.last:g}"
+
+
+def _steps(optimizer: Optimizer, schedule: Schedule) -> str:
+    return f"{optimizer.kind}, learning rate {optimizer.lr:g}, {schedule.kind}"
+
+
+def _table(report: Figures) -> Iterator[str]:
+    shown = columns(report)
+    yield "| | " + " | ".join(shown) + " |"
+    yield "|---" * (len(shown) + 1) + "|"
+    for name, cells in rows(shown):
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _use(job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:
+    """How samples are prepared, what the graphs take, and a program for each file."""
+    yield _preparation(config)
+    graphs = {key: file for key, file in GRAPHS.items() if key in report["student"]}
+    if graphs:
+        name, shape, dtype = _input(config)
+        files, output = ", ".join(f"`{file}`" for file in graphs.values()), _output(config)
+        yield f"{files}: `{name}` {shape} of {dtype} in, for any N, {output} out; what is done to numbers is inside."
+    for kind, reason in report.get("left_out", {}).items():
+        yield f"There is no {kind}: {_plain(reason)}."
+    yield "Each of these programs runs in this folder as it stands."
+    for snippet in snippets(job, config, [WEIGHTS, *graphs.values()]):
+        yield f"`{snippet.file}`:\n\n```python\n{snippet.code}\n```"
+    yield (
+        f"`{config.file_name}` describes the weights in `{WEIGHTS}`; `recipe.json` is the whole job, and `report.json` "
+        "has all figures."
+    )
+
+
+def _preparation(config: ModelConfig) -> str:
+    """What is done to a sample before the network sees it, with the numbers."""
+    sample, scaling = config.input, config.preprocessing
+    if isinstance(sample, TextInput):
+        return _reading(config, sample)
+    assert scaling is not None
+    one = "column" if isinstance(sample, TableInput) else "channel"
+    numbers = f"(value × {scaling.scale:.6g} − mean) / deviation, for each {one}"
+    told = "" if len(scaling.mean) > 16 else f": mean {_row(scaling.mean)}, deviation {_row(scaling.std)}"
+    if isinstance(sample, TableInput):
+        return f"Rows of {sample.columns} numbers become {numbers}{told}."
+    sides = f"{sample.height} x {sample.width}"
+    colours = {1: " of one channel", 3: " in RGB"}.get(sample.channels, f" of {sample.channels} channels")
+    part = "" if scaling.crop is None else f", of which the middle {scaling.crop:.4g} of the sides is looked at"
+    brought = f"brought to {sides} pixels (height, width; {scaling.interpolation}, antialiased){part}"
+    return f"Images{colours} are {brought}, and their values become {numbers}{told}."
+
+
+def _row(values: list[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _reading(config: ModelConfig, sample: TextInput) -> str:
+    tokenizer = (
+        "`tokenizer.json` and `tokenizer_config.json` turn texts into ids, with the tokens that begin and end one"
+    )
+    if config.task == CAUSAL_LM:
+        return f"{tokenizer}; the model reads {sample.length} of them, and token {sample.pad} ends a text."
+    ends = f" Two texts are joined by token {sample.separator}." if sample.separator is not None else ""
+    padding = f"Shorter ones are padded behind with {sample.pad}, which is not attended to."
+    return f"{tokenizer}; texts of more than {sample.length} ids lose their end. {padding}{ends}"
+
+
+def _labels(config: ModelConfig) -> Iterator[str]:
+    """Classes by the numbers of their logits."""
+    if config.classes is None:
+        return
+    yield "### Labels"
+    if config.class_names is None:
+        yield f"Class n is the label n of the training data, from 0 to {config.classes - 1}."
+        return
+    lines = ["| logit | label |", "|---|---|"]
+    lines += [f"| {number} | {_plain(name)} |" for number, name in enumerate(config.class_names[:LISTED_CLASSES])]
+    yield "\n".join(lines)
+    if config.classes > LISTED_CLASSES:
+        yield f"and so on: `{config.file_name}` names all {config.classes:,}."
+
+
+def _output(config: ModelConfig) -> str:
+    """Name and shape of a graph's output."""
+    if config.embedding is not None:
+        return f"`embeddings` (N, {config.targets})"
+    if config.task == CAUSAL_LM:
+        return f"`logits` (N, S, {config.outputs}) of the token behind each one"
+    return f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
+
+
+def _input(config: ModelConfig) -> tuple[str, str, str]:
+    """Name, shape and type of a graph's input."""
+    sample = config.input
+    if isinstance(sample, ImageInput):
+        return "images", f"(N, {sample.channels}, {sample.height}, {sample.width})", "raw pixels as float32"
+    if isinstance(sample, TableInput):
+        return "table", f"(N, {sample.columns})", "raw numbers as float32"
+    if config.task == CAUSAL_LM:
+        return "tokens", f"(N, S), S up to {sample.length},", "token ids as int64"
+    return "tokens", f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"

@@ -1,0 +1,175 @@
+"""Writes a model in every format asked for and opens each file with the reader that a user would use.
+
+The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
+`table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes),
+of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width). A classifier's hold
+the names of its classes as JSON: ONNX in its metadata under `id2label`, torch's in the extra file `id2label.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput, TextInput
+from worker.bundle.snippets import LABELS
+from worker.students.model import Model
+from worker.students.weights import load_model, save_model
+
+QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
+"""Operators whose constant weights become int8: convolutions, linear layers, embeddings."""
+SHORTEST = 3
+"""Tokens of a text that is not empty, with its ends; networks with convolutions over tokens have no graph for fewer."""
+Call = Callable[[Tensor], Tensor]
+
+
+def input_name(model: Model) -> str:
+    """Name of the graph's input: the view that the model reads, without what tells tokenizers apart."""
+    return model.view.partition(":")[0]
+
+
+def output_name(model: Model) -> str:
+    """Name of the graph's output."""
+    if model.config.embedding is not None:
+        return "embeddings"
+    return "logits" if model.config.chooses else "outputs"
+
+
+def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
+    """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
+    save_model(model, folder)
+    loaded = load_model(folder)
+    loaded.view = model.view
+    return loaded.to(device)
+
+
+def export_onnx(model: Model, folder: Path) -> Call:
+    """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime."""
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (_example(model.config.input),),
+            input_names=[input_name(model)],
+            output_names=[output_name(model)],
+            dynamic_shapes=(_free(model.config.input),),
+            dynamo=True,
+            verbose=False,
+        )
+        for node in program.model.graph.all_nodes():  # type: ignore[union-attr]  # with dynamo it is a program
+            node.metadata_props.clear()  # lines of our sources, with the paths of this machine
+        program.model.metadata_props.update(_labels(model.config))  # type: ignore[union-attr]
+        program.save(folder / ONNX, external_data=False)  # type: ignore[union-attr]
+    return open_onnx(folder / ONNX)
+
+
+def export_int8(model: Model, folder: Path) -> Call:
+    """Write `model.int8.onnx` from the `model.onnx` in `folder`, and open it in ONNX Runtime.
+
+    Weights are stored in 8 bits, one scale per channel of a linear layer and one per convolution; activations are
+    quantised while the graph runs, over the range that each has just then (which takes no data to calibrate with).
+    Weights are unsigned: ONNX Runtime was seen to take five times as long for convolutions with signed ones on the CPU,
+    and products of unsigned numbers do not overflow on older processors.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(folder / ONNX)
+    del graph.graph.value_info[:]  # the quantiser transposes weights; the shapes noted of them would contradict it
+    with _quiet():
+        quantize_dynamic(graph, folder / INT8, QUANTISED, per_channel=True, weight_type=QuantType.QUInt8)
+    return open_onnx(folder / INT8)
+
+
+def export_program(model: Model, folder: Path) -> Call:
+    """Write `model.pt2` from `model` (on the CPU) and open it with `torch.export.load`."""
+    with _quiet():
+        sample = model.config.input
+        program = torch.export.export(model, (_example(sample),), dynamic_shapes=(_free(sample),))
+        _forget_sources(program.graph_module)
+        labels = {f"{name}.json": content for name, content in _labels(model.config).items()}
+        torch.export.save(program, folder / PROGRAM, extra_files=labels)
+        opened = torch.export.load(folder / PROGRAM).module()
+
+    def call(samples: Tensor) -> Tensor:
+        outputs: Tensor = opened(_as_input(samples).cpu())
+        return outputs
+
+    return call
+
+
+def _labels(config: ModelConfig) -> dict[str, str]:
+    """Names of a classifier's classes by the numbers of its logits, as JSON; without names their numbers."""
+    if config.classes is None:
+        return {}
+    names = config.class_names or [str(number) for number in range(config.classes)]
+    return {LABELS: json.dumps({str(number): name for number, name in enumerate(names)}, ensure_ascii=False)}
+
+
+def _forget_sources(graph: torch.fx.GraphModule) -> None:
+    """Every node remembers the lines of our sources that it came from, with the paths of this machine."""
+    for module in graph.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+def open_onnx(path: Path) -> Call:
+    """The exported graph as a function from raw samples of any numeric dtype to outputs, on the CPU."""
+    import onnxruntime  # a tenth of a second that training need not wait for
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def call(samples: Tensor) -> Tensor:
+        values: np.ndarray[Any, Any] = _as_input(samples).cpu().numpy()
+        return torch.from_numpy(session.run(None, {name: values})[0])
+
+    return call
+
+
+def _as_input(samples: Tensor) -> Tensor:
+    """Token ids are int64, all else float32."""
+    return samples if samples.dtype == torch.int64 else samples.float()
+
+
+def _example(sample: Input) -> Tensor:
+    """Two samples: of one, torch.export would make a constant."""
+    if isinstance(sample, ImageInput):
+        return torch.zeros(2, sample.channels, sample.height, sample.width)
+    if isinstance(sample, TableInput):
+        return torch.zeros(2, sample.columns)
+    return torch.zeros(2, sample.length, dtype=torch.int64)
+
+
+def _free(sample: Input) -> dict[int, torch.export.Dim]:
+    """The axes that may have any length: the samples, and the tokens of a text as far as the model takes them."""
+    free = {0: torch.export.Dim("batch")}
+    if isinstance(sample, TextInput) and sample.length > SHORTEST:
+        free[1] = torch.export.Dim("tokens", min=SHORTEST, max=sample.length)
+    return free
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, warnings about its own internals and notes on absent packages to itself."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

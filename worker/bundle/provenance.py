@@ -1,0 +1,89 @@
+"""What a student was made from: names, digests and licences of data and models, for its report and its card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from app.recipe.documents import DocumentError, parse
+from app.recipe.students.hugging_face import CARD, MAX_CONFIG_BYTES
+from app.recipe.teachers.teacher import Origin
+from worker.students.weights import weight_files
+from worker.trainer.protocol import Assignment, Source
+
+RECIPE = "recipe.json"
+"""The job of a model that an earlier job made, beside its weights."""
+_HEADER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+LICENCE_CHARACTERS = 64
+
+
+def provenance(assignment: Assignment, folder: Path) -> dict[str, dict[str, Any]]:
+    """Of every input staged in `folder`, by the path of its field: `reference`, `name` (or null) and `sha256`, of a
+    model of its weights (of several files, of their digests in order); of a model also `licence`, or null where nothing
+    tells it.
+
+    Reads every model's weights, and data whose digest is not told.
+    """
+    job, told = assignment.spec, assignment.sources
+    inputs = {reference: folder / path for reference, path in assignment.inputs.items()}
+    data = {"data.train": job.data.train} | ({"data.eval": job.data.eval} if job.data.eval else {})
+    found = {path: _of_data(reference, inputs[reference], told) for path, reference in data.items()}
+    return found | {path: _of_model(origin, inputs[origin.reference], told) for path, origin in job.origins.items()}
+
+
+def _of_data(reference: str, path: Path, told: Mapping[str, Source]) -> dict[str, Any]:
+    source = told.get(reference, Source())
+    return {"reference": reference, "name": source.name, "sha256": source.sha256 or _digest(path)}
+
+
+def _of_model(origin: Origin, folder: Path, told: Mapping[str, Source]) -> dict[str, Any]:
+    name = told.get(origin.reference, Source()).name or origin.hub
+    digests = [_digest(path) for path in weight_files(folder)]
+    whole = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+    return {"reference": origin.reference, "name": name, "sha256": whole, "licence": licence_of(folder)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def licence_of(folder: Path) -> str | None:
+    """What a model's card says of its licence in its header; of an earlier job's student what that job said."""
+    if (folder / RECIPE).is_file():
+        told = _json(folder / RECIPE).get("card")
+        return _plain(told.get("license")) if isinstance(told, dict) else None
+    header = _header(folder / CARD)
+    told = header.get("license")
+    named = header.get("license_name") if told == "other" else told
+    return _plain(named or told)
+
+
+def _plain(told: object) -> str | None:
+    """A short word or several on one line."""
+    words = [word for word in (told if isinstance(told, list) else [told]) if isinstance(word, str)]
+    line = " ".join(words)
+    return line if line.isprintable() and 0 < len(line) <= LICENCE_CHARACTERS else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read."""
+    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+        return {}
+    found = _HEADER.match(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        return parse(found[1]) if found else {}
+    except (DocumentError, RecursionError):
+        return {}

@@ -1,0 +1,74 @@
+"""What the job tells of its result, for programs: the content of `report.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from app.recipe.job import JobSpec
+from app.recipe.plan import TrainingPlan
+from app.recipe.students.architectures import Pretrained, Shrink
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, teacher_depth
+from worker.tasks.evaluation import ClassRow, MainMetric
+from worker.training.history import Point
+
+Report = dict[str, Any]
+Figures = dict[str, Any]
+
+
+def epochs_figures(plan: TrainingPlan, main: MainMetric, kept: str, last: Point, best: Point) -> Figures:
+    """The last and the best evaluated epoch, which metric decides, and which of both was exported."""
+    rows = {"last": last, "best": best}
+    told = {name: {"step": row.step, "epoch": plan.epoch_at(row.step), **row.values} for name, row in rows.items()}
+    return {"kept": kept, "by": main.of(last.values), **told}
+
+
+def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures | None:
+    """What the student began as: a stored model, or which layers and heads of which teacher, by their numbers there;
+    null where it began anew. `teachers` are known by their names."""
+    if isinstance(job.student, Pretrained):
+        return {"started_from": job.student.reference}
+    name = shrunk_teacher(job)
+    if name is None or not isinstance(job.student, Shrink):
+        return None
+    network = teachers[name].architecture
+    depth, heads = teacher_depth(network), kept_heads(job.student, network)
+    told = {"teacher": name, "init": job.student.init, "layers": kept_layers(job.student, depth), "of_layers": depth}
+    if heads is None:
+        return told
+    kept = {"heads": heads.queries, "of_heads": heads.of}
+    return told | kept | {"shared_heads": heads.shared, "of_shared_heads": heads.of_shared}
+
+
+def class_figures(
+    student: Sequence[ClassRow] | None, teacher: Sequence[ClassRow] | None, names: Sequence[str] | None
+) -> list[Figures] | None:
+    """The table of classes: accuracy of student and teacher on each; null where a class has no sample."""
+    if student is None:
+        return None
+    rows: list[Figures] = [{"class": row.number, "samples": row.samples, "student": row.accuracy} for row in student]
+    for row, name in zip(rows, names or (), strict=False):
+        row["name"] = name
+    for row, other in zip(rows, teacher or (), strict=False):
+        row["teacher"] = other.accuracy
+    return rows
+
+
+def train_figures(
+    plan: TrainingPlan, seconds: float, device: torch.device, student_flops: int, teacher_flops: Sequence[int]
+) -> Figures:
+    """What the training took; seconds are over all attempts."""
+    samples = plan.samples_until(plan.total_steps)
+    return {
+        "steps": plan.total_steps,
+        "epochs": plan.epoch_at(plan.total_steps),
+        "seconds": seconds,
+        "samples_per_second": samples / max(seconds, 1e-9),
+        "flops": (3 * student_flops + sum(teacher_flops)) * samples,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

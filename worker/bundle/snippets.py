@@ -1,0 +1,216 @@
+"""Programs for a model card: each opens one file of the bundle in its folder, without this project, and answers.
+
+They run as they stand, on samples that they make themselves: raw pixels, rows of a table, or texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from app.recipe.job import JobSpec
+from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.students.architectures import Timm, Transformers
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
+from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION
+from worker.students.weights import WEIGHTS
+
+LABELS = "id2label"
+"""Key of a graph's metadata, and begin of the name of a program's extra file: names of the classes, as JSON."""
+LABELS_FILE = f"{LABELS}.json"
+
+
+class Snippet(NamedTuple):
+    """A program, and what it opens."""
+
+    file: str
+    code: str
+
+
+def snippets(job: JobSpec, config: ModelConfig, files: list[str]) -> list[Snippet]:
+    """One for each of the bundle's `files` that can be opened, in this order."""
+    writers: dict[str, Callable[[JobSpec, ModelConfig], str]] = {WEIGHTS: _weights, PROGRAM: _program}
+    writers |= {name: _session(name) for name in (ONNX, INT8)}
+    return [Snippet(name, writers[name](job, config)) for name in files if name in writers]
+
+
+def _weights(job: JobSpec, config: ModelConfig) -> str:
+    """A folder of the libraries sentence-transformers or Transformers; of the zoo nothing but tensors by name."""
+    if config.embedding is not None:
+        return SENTENCES
+    if config.task == CAUSAL_LM:
+        return CAUSAL
+    if isinstance(config.architecture, Timm):
+        return _timm(job, config)
+    if not isinstance(config.architecture, Transformers):
+        return TENSORS
+    kind = "SequenceClassification" if isinstance(config.input, TextInput) else "ImageClassification"
+    head = f"from transformers import AutoModelFor{kind}" + (", AutoTokenizer" if _reads(config) else "")
+    given = "**samples" if _reads(config) else "samples"
+    lines = [
+        *("import torch", head, ""),
+        f'model = AutoModelFor{kind}.from_pretrained(".").eval()',
+        *_samples(job, config, "torch"),
+        *_prepared(config),
+        "with torch.no_grad():",
+        f"    {_answer(config)} = model({given}).logits",
+        *_rescaled(config),
+        *_told(config, "torch", "model.config.id2label[int(number)]"),
+    ]
+    return "\n".join(lines)
+
+
+def _timm(job: JobSpec, config: ModelConfig) -> str:
+    lines = [
+        *("import torch", "import timm", ""),
+        'model = timm.create_model("local-dir:.", pretrained=True).eval()',
+        *_samples(job, config, "torch"),
+        *_prepared(config),
+        "with torch.no_grad():",
+        f"    {_answer(config)} = model(samples)",
+        *_rescaled(config),
+        *_told(config, "torch", _NAMED if config.class_names else "str(int(number))"),
+    ]
+    return "\n".join(lines)
+
+
+_NAMED = 'model.pretrained_cfg["label_names"][int(number)]'
+
+
+def _session(file: str) -> Callable[[JobSpec, ModelConfig], str]:
+    def write(job: JobSpec, config: ModelConfig) -> str:
+        named = config.task in CLASSIFICATION
+        lines = [
+            *(["import json", ""] if named else []),
+            *("import numpy as np", "import onnxruntime", *_reader(config), ""),
+            f'session = onnxruntime.InferenceSession("{file}")',
+            *_samples(job, config, "np"),
+            f'({_answer(config)},) = session.run(None, {{"{_name(config)}": samples}})',
+            *([f'names = json.loads(session.get_modelmeta().custom_metadata_map["{LABELS}"])'] if named else []),
+            *_told(config, "np", "names[str(number)]"),
+        ]
+        return "\n".join(lines)
+
+    return write
+
+
+def _program(job: JobSpec, config: ModelConfig) -> str:
+    named = config.task in CLASSIFICATION
+    extra = ", extra_files=extra" if named else ""
+    lines = [
+        *(["import json", ""] if named else []),
+        *("import torch", *_reader(config), ""),
+        *([f'extra = {{"{LABELS_FILE}": ""}}'] if named else []),
+        f'model = torch.export.load("{PROGRAM}"{extra}).module()',
+        *_samples(job, config, "graph"),
+        "with torch.no_grad():",
+        f"    {_answer(config)} = model(samples)",
+        *([f'names = json.loads(extra["{LABELS_FILE}"])'] if named else []),
+        *_told(config, "torch", "names[str(int(number))]"),
+    ]
+    return "\n".join(lines)
+
+
+def _reads(config: ModelConfig) -> bool:
+    return isinstance(config.input, TextInput)
+
+
+def _reader(config: ModelConfig) -> list[str]:
+    return ["from transformers import AutoTokenizer"] if _reads(config) else []
+
+
+def _name(config: ModelConfig) -> str:
+    """Of a graph's input."""
+    return {ImageInput: "images", TableInput: "table", TextInput: "tokens"}[type(config.input)]
+
+
+def _answer(config: ModelConfig) -> str:
+    """Of a graph's output."""
+    if config.embedding is not None:
+        return "embeddings"
+    return "logits" if config.chooses else "outputs"
+
+
+def _samples(job: JobSpec, config: ModelConfig, kind: str) -> list[str]:
+    """Lines that make samples: `np` arrays, `torch` tensors or what a library takes, or tensors for a `graph`."""
+    sample, arrays = config.input, kind == "np"
+    if isinstance(sample, TextInput):
+        return _texts(job, config, sample, kind)
+    if isinstance(sample, ImageInput):
+        shape = f"2, {sample.channels}, {sample.height}, {sample.width}"
+        said = f"  # raw pixels, as they lie in the file: {'0 to 255, ' if _bytes(config) else ''}N x C x H x W"
+    else:
+        shape, said = f"2, {sample.columns}", f"  # rows of raw numbers{_columns(job)}"
+    code = f"np.zeros(({shape}), np.float32)" if arrays else f"torch.zeros({shape})"
+    return [f"samples = {code}{said}"]
+
+
+def _bytes(config: ModelConfig) -> bool:
+    return config.preprocessing is not None and config.preprocessing.scale < 0.01
+
+
+def _columns(job: JobSpec) -> str:
+    columns = getattr(job.data, "input_columns", None)
+    return f": {', '.join(map(_on_a_line, columns))}" if columns and len(columns) <= 32 else ""
+
+
+def _on_a_line(name: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in name)
+
+
+def _texts(job: JobSpec, config: ModelConfig, sample: TextInput, kind: str) -> list[str]:
+    columns = getattr(job.data, "input_columns", None) or []
+    pair = len(columns) == 2 and config.embedding is None
+    texts = '["a text", "another one"]' + (', ["and its second part", "and its own"]' if pair else "")
+    options = f'padding="max_length", truncation=True, max_length={sample.length}'
+    if config.task == CAUSAL_LM:
+        texts, options = '["Once"]', "truncation=True"
+    made = "np" if kind == "np" else "pt"
+    lines = ['tokenizer = AutoTokenizer.from_pretrained(".")']
+    lines.append(f'samples = tokenizer({texts}, {options}, return_tensors="{made}")')
+    if kind == "np":
+        lines.append('samples = samples["input_ids"].astype(np.int64)')
+    elif kind == "graph":
+        lines.append('samples = samples["input_ids"]')
+    return lines
+
+
+def _prepared(config: ModelConfig) -> list[str]:
+    """What is inside a graph, and is not inside a network of the library."""
+    if _reads(config) or config.preprocessing is None:
+        return []
+    told: Preprocessing = config.preprocessing
+    return [
+        f"mean, std = torch.tensor({told.mean}), torch.tensor({told.std})",
+        f"samples = (samples * {told.scale!r} - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)",
+    ]
+
+
+def _rescaled(config: ModelConfig) -> list[str]:
+    if config.target_scaling is None:
+        return []
+    told = config.target_scaling
+    return [f"outputs = outputs * torch.tensor({told.std}) + torch.tensor({told.mean})  # in the units of the data"]
+
+
+def _told(config: ModelConfig, kind: str, named: str) -> list[str]:
+    """Lines that print what the answer means."""
+    answer = _answer(config)
+    if config.task in CLASSIFICATION:
+        return [f"print([{named} for number in {answer}.argmax({'-1' if kind == 'np' else 'dim=-1'})])"]
+    if config.task == CAUSAL_LM:
+        return [f"print(tokenizer.decode([int({answer}[0, -1].argmax())]))"]
+    return [f"print({answer})"]
+
+
+TENSORS = f"""from safetensors.torch import load_file
+
+for name, tensor in load_file("{WEIGHTS}").items():
+    print(name, tuple(tensor.shape))"""
+SENTENCES = """from sentence_transformers import SentenceTransformer
+
+print(SentenceTransformer(".").encode(["a text", "another one"]))"""
+CAUSAL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=50)[0]))"""

@@ -1,0 +1,311 @@
+"""From the trained student to its bundle: export, read back, compare, measure, describe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.recipe.job import ExportFormat, JobSpec
+from app.recipe.plan import EVAL_BATCH, TrainingPlan
+from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.students.exports import TOO_LARGE, exports_of, is_too_large
+from app.recipe.students.model import DESCRIPTIONS
+from app.recipe.students.sentence_folder import FILES as FOLDER
+from worker.bundle import export
+from worker.bundle.card import model_card
+from worker.bundle.curves import draw_curves
+from worker.bundle.report import Figures, Report, class_figures, epochs_figures, origin_figures, train_figures
+from worker.bundle.verify import require_finite, require_same, require_same_metrics
+from worker.data.batches import Batch
+from worker.data.library_tokenizers import FILE, SETTINGS
+from worker.data.tokens import TextTokenizer
+from worker.errors import UserError
+from worker.students import sentence_folder
+from worker.students.hugging_face import GENERATION
+from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
+from worker.students.model import Model
+from worker.students.weights import WEIGHTS, weight_files
+from worker.tasks.evaluation import MAIN_METRICS, Call, Judgement, Metrics, judge, predict, predict_with
+from worker.trainer.protocol import Artifact
+from worker.training.best import chosen
+from worker.training.history import Point
+from worker.training.measure import BATCH, flops, speed
+from worker.training.state import TrainState
+
+BUNDLE = "bundle"
+NO_GRAPH = "its exporter can't follow what the network computes"
+REPORT, RECIPE, CARD, CURVES = "report.json", "recipe.json", "README.md", "curves.png"
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
+"""By the ending of a file's name; all others are plain bytes."""
+
+
+class Trained(NamedTuple):
+    """All that the report tells of."""
+
+    job: JobSpec
+    plan: TrainingPlan
+    state: TrainState
+    """After its last step and its last evaluation."""
+    teachers: dict[str, tuple[Model, Path]]
+    """Their models and files, by their names."""
+    samples: Batch
+    """To evaluate on."""
+    teacher_outputs: Tensor | None
+    """Of all teachers together on these samples, (N, C) on the CPU."""
+    teacher_cache: Figures
+    """What was kept of the teachers' answers, by their names."""
+    teacher_fidelity: Figures
+    """How teachers of fewer bits differ from their weights, by their names."""
+    arithmetic: Figures
+    """What student and teachers computed in training."""
+    tokenizer: TextTokenizer | None = None
+    """What the student reads texts with; none: it reads none."""
+    tokenizers: Mapping[str, TextTokenizer] = {}
+    """Those of a language model's teachers that read other tokens, by their names."""
+    sources: Figures = {}
+    """What it was made from, by the path of the field (see `provenance`)."""
+    alignment: Figures = {}
+    """What share of the student's tokens these teach, by their names."""
+    bytes: int = 0
+    """Of text, in UTF-8, that a language model is to predict of the samples; 0: there is none."""
+    warnings: Sequence[Figures] = ()
+    """What the job was warned of: `code` and `message` of each."""
+
+
+class Answers(NamedTuple):
+    """What a model says of the samples."""
+
+    outputs: Tensor
+    """(n, C) on the CPU, to hold an exported file against the live model: of all samples, or of the first rows."""
+    judgement: Judgement
+    """Over all samples."""
+
+
+class _Graph(NamedTuple):
+    """How one format is written and opened."""
+
+    key: str
+    """In the report."""
+    file: str
+    runtime: str
+    write: Callable[[Model, Path], Call]
+    exact: bool = True
+    """Whether the file must answer as the live model does."""
+
+
+GRAPHS: dict[ExportFormat, _Graph] = {
+    "onnx": _Graph("onnx", ONNX, "onnxruntime", export.export_onnx),
+    "onnx-int8": _Graph("onnx_int8", INT8, "onnxruntime", export.export_int8, exact=False),
+    "torch-export": _Graph("torch_export", PROGRAM, "torch", export.export_program),
+}
+"""In the order in which they are written: the one with 8 bits is made from the one before."""
+
+
+def require_exportable(job: JobSpec, parameters: int) -> None:
+    """Raise UserError (`invalid_job`) for a graph that is asked for and that no single file can hold."""
+    if "onnx" in (job.export or ()) and is_too_large(parameters):
+        raise UserError("invalid_job", f"export: {TOO_LARGE.format(parameters)}; accepted: safetensors", "export")
+
+
+def write_bundle(
+    trained: Trained,
+    folder: Path,
+    device: torch.device,
+    kind: type[Examination] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[Artifact]:
+    """Write `folder/bundle`; every figure of its report is measured on the files just written, by an examination of the
+    `kind` that the task has. `warn` is told what the default would have exported and can't.
+
+    Raises SystemFault (`export_mismatch`) when a file does not give what the live model gives, and UserError
+    (`not_exportable`) when a format that the job asks for can't hold the network.
+    """
+    bundle = folder / BUNDLE
+    shutil.rmtree(bundle, ignore_errors=True)
+    bundle.mkdir(parents=True)
+    examination = (kind or Examination)(trained, bundle, device)
+    report = examination.report()
+    for name, reason in report["left_out"].items():
+        warn(f"the student is not exported as {name}: {reason}")
+    best = trained.state.best
+    draw_curves(trained.state.history.points, bundle / CURVES, best.found.step if best else None)
+    (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
+    reading = (GENERATION, PREPROCESSOR, FILE, SETTINGS, *FOLDER)
+    names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
+    return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
+
+
+class Examination:
+    """Writes the student's files into `bundle`, and finds out about each of them what the report tells."""
+
+    def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
+        self._trained, self._bundle, self._device = trained, bundle, device
+        self._model = chosen(trained.state)
+        self._inputs = _fitted(self._model, self._looked_at)
+        """The graphs take samples of the student's own size."""
+        self._live = self._ask(self._model)
+        self._loaded = export.export_weights(self._model, bundle, device)
+        self.config = self._loaded.config
+        parameters = sum(parameter.numel() for parameter in self._loaded.parameters())
+        self._exports = exports_of(trained.job, self.config.architecture, parameters)
+        if trained.tokenizer is not None:
+            write_tokenizer(trained.tokenizer, self.config, bundle)
+        if self.config.embedding is not None:
+            sentence_folder.write(self.config, self.config.embedding, bundle)
+
+    def report(self) -> Report:
+        """The whole of it."""
+        trained, config = self._trained, self.config
+        student = self._student()
+        teachers = {name: self._teacher(*files) for name, files in trained.teachers.items()}
+        costs = [figures["flops"] for figures in teachers.values()]
+        return {
+            "task": trained.job.task,
+            "samples": {"train": trained.plan.train_samples, "eval": trained.samples.samples},
+            "classes": config.classes,
+            "targets": config.targets,
+            "student": student,
+            "left_out": self._exports.left_out,
+            "sources": trained.sources,
+            "origin": origin_figures(
+                trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
+            ),
+            "teacher": next(iter(teachers.values()), None),
+            "teachers": teachers,
+            "epochs": self._epochs(),
+            "per_class": self._classes(),
+            "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
+            | trained.arithmetic
+            | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
+            "seed": trained.job.seed,
+            "warnings": list(trained.warnings),
+        }
+
+    def _student(self) -> Figures:
+        figures = self._torch_figures(self._loaded, self._bundle / WEIGHTS)
+        figures |= self._exact(WEIGHTS, self._ask(self._loaded))
+        figures |= self._torch_speed(self._loaded)
+        for name, graph in GRAPHS.items():
+            if name in self._exports.formats and (found := self._graph(name, graph)) is not None:
+                figures[graph.key] = found
+        return figures
+
+    def _graph(self, name: ExportFormat, graph: _Graph) -> Figures | None:
+        """None: the network can't be written so, and nobody has asked for it."""
+        try:
+            call = graph.write(self._loaded.cpu(), self._bundle)
+        except (MemoryError, torch.OutOfMemoryError, OSError):
+            raise
+        except Exception as error:  # of whatever kind the exporters raise for what they can't follow
+            (self._bundle / graph.file).unlink(missing_ok=True)
+            if self._trained.job.export is not None:
+                raise UserError("not_exportable", f"{name} can't hold this network: {NO_GRAPH}", "export") from error
+            self._exports.left_out[name] = NO_GRAPH
+            return None
+        said = self._ask_graph(call)
+        figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
+        figures |= self._exact(graph.file, said) if graph.exact else self._inexact(graph.file, said)
+        return figures | {"latency_runtime": graph.runtime, **speed(call, self._timed.cpu())}
+
+    @property
+    def _looked_at(self) -> Batch:
+        """The samples that are held in memory."""
+        return self._trained.samples
+
+    @property
+    def _timed(self) -> Tensor:
+        """What a graph is timed with."""
+        return self._inputs[:BATCH]
+
+    def _ask(self, model: Model) -> Answers:
+        return self._judged(predict(model, self._inputs))
+
+    def _ask_graph(self, call: Call) -> Answers:
+        return self._judged(predict_with(call, self._inputs))
+
+    def _ask_teacher(self, teacher: Model) -> Metrics:
+        """What it is measured by on its own."""
+        said, job = predict(teacher, self._trained.samples.inputs[teacher.view]), self._trained.job
+        return judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
+
+    def _judged(self, outputs: Tensor) -> Answers:
+        return Answers(outputs, self._judge(outputs))
+
+    def _exact(self, file: str, said: Answers) -> Figures:
+        """Metrics of a file that must answer as the live model does."""
+        live, found = self._live, said.judgement.metrics
+        require_same(file, said.outputs, live.outputs)
+        targets = self._trained.samples.targets
+        require_same_metrics(file, self._trained.job, found, live.judgement.metrics, live.outputs, targets)
+        return dict(found)
+
+    def _inexact(self, file: str, said: Answers) -> Figures:
+        """Metrics of a file that may answer otherwise, and by how much it does."""
+        require_finite(file, said.outputs)
+        outputs, live = said.outputs, self._live.outputs
+        figures: Figures = {**said.judgement.metrics}
+        figures["max_difference"] = float((outputs - live).abs().max())
+        if self.config.chooses:
+            figures["same_choice"] = float((outputs.argmax(-1) == live.argmax(-1)).double().mean())
+        return figures
+
+    def _teacher(self, teacher: Model, folder: Path) -> Figures:
+        figures = self._torch_figures(teacher, *weight_files(folder))
+        figures |= self._ask_teacher(teacher)
+        return figures | self._torch_speed(teacher)
+
+    def _torch_figures(self, model: Model, *weights: Path) -> Figures:
+        sample = self._trained.samples.between(0, 1).inputs[model.view]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        size = sum(path.stat().st_size for path in weights)
+        return {"parameters": parameters, "flops": self._flops(model, sample), "bytes": size}
+
+    def _flops(self, model: Model, sample: Tensor) -> int:
+        return flops(model, sample)
+
+    def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
+        return speed(model, samples, prefix)
+
+    def _torch_speed(self, model: Model) -> Figures:
+        """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
+        samples = self._trained.samples.between(0, BATCH).inputs[model.view]
+        on_gpu = self._speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
+        return {"latency_runtime": "torch", **self._speed(model.cpu(), samples.cpu()), **on_gpu}
+
+    def _epochs(self) -> Figures:
+        trained, state = self._trained, self._trained.state
+        last = self._live if self._model is state.judged else self._ask(state.judged)
+        row = Point(step=state.step, values=last.judgement.metrics)
+        kept, main = trained.job.evaluation.keep, MAIN_METRICS[trained.job.task]
+        return epochs_figures(trained.plan, main, kept, row, state.best.found if state.best else row)
+
+    def _classes(self) -> list[Figures] | None:
+        outputs = self._trained.teacher_outputs
+        teacher = self._judge(outputs).classes if outputs is not None else None
+        return class_figures(self._live.judgement.classes, teacher, self.config.class_names)
+
+    def _judge(self, outputs: Tensor) -> Judgement:
+        trained = self._trained
+        return judge(
+            trained.job.task, outputs, trained.samples.targets, trained.job.evaluation, trained.teacher_outputs
+        )
+
+
+def _fitted(model: Model, samples: Batch) -> Tensor:
+    raw = samples.inputs[model.view]
+    if model.fit(raw[:1]).shape == raw[:1].shape:
+        return raw
+    return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])
+
+
+def _artifact(bundle: Path, name: str) -> Artifact:
+    media_type = MEDIA_TYPES.get((bundle / name).suffix, "application/octet-stream")
+    return Artifact(name=name, path=f"{BUNDLE}/{name}", media_type=media_type)

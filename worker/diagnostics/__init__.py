@@ -1,0 +1,1 @@
+"""Examinations of a trained model beyond its task's metrics."""

@@ -1,0 +1,1 @@
+"""Training methods: programs that change the loop itself."""

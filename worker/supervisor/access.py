@@ -1,0 +1,68 @@
+"""How one attempt reaches the database and the store: again and again, for as long as it makes sense."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.database import DATABASE_LOST, Database
+from app.core.errors import Unavailable
+from app.core.store import Store
+from app.jobs.leases import Lease
+from worker.supervisor.context import Context, Patience
+from worker.supervisor.race import unbroken
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Access:
+    """The database and the store, in the name of one lease."""
+
+    def __init__(self, lease: Lease, context: Context) -> None:
+        self.lease = lease
+        self.store: Store = context.store
+        self._database: Database = context.database
+        self._patience: Patience = context.patience
+
+    async def once(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
+        """One transaction. Raises one of `DATABASE_LOST`.
+
+        A cancellation waits for its end: broken off, it could leave a connection that holds the database's lock.
+        """
+        return await unbroken(self._transaction(operation))
+
+    async def write(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
+        """One transaction, repeated while the database can't be reached; whoever guards the lease ends the trying.
+
+        A commit whose answer was lost is made twice: operations must bear that, or raise `LeaseLost`.
+        """
+        while True:
+            try:
+                return await self.once(operation)
+            except DATABASE_LOST:
+                logger.warning("%s: the database can't be reached", self.lease.job_id, exc_info=True)
+                await asyncio.sleep(self._patience.retry)
+
+    async def patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """An access to the store, repeated at doubling intervals while it can't be reached; at last `Unavailable`."""
+        pause, until = self._patience.retry, time.monotonic() + self._patience.store
+        while True:
+            try:
+                return await operation()
+            except Unavailable:
+                if time.monotonic() + pause > until:
+                    raise
+                logger.warning("%s: the store can't be reached", self.lease.job_id, exc_info=True)
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _transaction(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
+        async with self._database.write() as session:
+            return await operation(session, self.lease)

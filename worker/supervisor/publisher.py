@@ -1,0 +1,110 @@
+"""Publishes what a trainer wrote: uploads the files, then makes the row that counts, under the lease's token.
+
+Keys contain the attempt, so an attempt that has lost its lease can only litter a folder of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from app.core.errors import Unavailable
+from app.jobs import leases
+from app.jobs.leases import LeaseLost, StoredFile
+from app.recipe.students.model import DESCRIPTIONS, ModelConfig
+from worker.supervisor.access import Access
+from worker.supervisor.staging import file_within, files_of, folder_within, safe_place
+from worker.trainer.protocol import CheckpointSaved, Finished
+
+BINARY = "application/octet-stream"
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Checkpoints and the bundle of one attempt, which lie below `folder`."""
+
+    def __init__(self, access: Access, folder: Path) -> None:
+        self._access, self._folder = access, folder
+        lease = access.lease
+        self._prefix = f"projects/{lease.project_id}/jobs/{lease.job_id}/a{lease.attempt}"
+        self._saved: dict[int, Path] = {}
+        self._more = asyncio.Event()
+
+    def offer(self, saved: CheckpointSaved) -> None:
+        """A checkpoint lies complete on the disk. It is moved aside, since the trainer removes its older ones."""
+        target = self._folder / "saved" / f"step-{saved.step}"
+        target.parent.mkdir(exist_ok=True)
+        try:
+            folder_within(self._folder, saved.path).rename(target)
+        except FileNotFoundError:
+            return  # removed already: newer ones have been announced
+        self._saved[saved.step] = target
+        self._more.set()
+
+    async def publish_checkpoints(self) -> NoReturn:
+        """Publish what is offered, for as long as this runs. Training goes on meanwhile."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            await self.publish_checkpoint()
+
+    async def publish_checkpoint(self) -> None:
+        """Publish the newest checkpoint. Older ones that wait with it have lost their use."""
+        step = max(self._saved, default=-1)
+        if step < 0:
+            return
+        paths = await asyncio.to_thread(files_of, self._saved[step])
+        files = [await self._upload(path, f"checkpoints/step-{step}/{path.name}", path.name) for path in paths]
+        superseded = await self._access.write(partial(leases.publish_checkpoint, step=step, files=files))
+        await self._remove_up_to(step)
+        await self._delete(superseded)
+
+    async def salvage(self) -> None:
+        """Publish the newest checkpoint if that is possible, at the end of an attempt that failed or was stopped."""
+        try:
+            await self.publish_checkpoint()
+        except LeaseLost:
+            raise
+        except Exception:
+            logger.warning("%s: the last checkpoint could not be saved", self._access.lease.job_id, exc_info=True)
+
+    async def publish_bundle(self, finished: Finished) -> None:
+        """Upload all artifacts, then publish them and the model and end the job, in one transaction."""
+        await self._access.write(partial(leases.begin_phase, phase="publishing"))
+        paths = {safe_place(item.name): file_within(self._folder, item.path) for item in finished.artifacts}
+        config, report = await asyncio.to_thread(_describe, paths)
+        artifacts = [
+            await self._upload(paths[item.name], f"artifacts/{item.name}", item.name, item.media_type)
+            for item in finished.artifacts
+        ]
+        made = {"config": config, "parameters": report["student"]["parameters"], "report": report}
+        await self._access.write(partial(leases.succeed, artifacts=artifacts, **made))
+
+    async def _upload(self, path: Path, key: str, name: str, media_type: str = BINARY) -> StoredFile:
+        upload = partial(self._access.store.upload, path, f"{self._prefix}/{key}")
+        stored = await self._access.patiently(upload)
+        return StoredFile(name, stored.key, stored.size, stored.sha256, media_type)
+
+    async def _remove_up_to(self, step: int) -> None:
+        for done in [saved for saved in self._saved if saved <= step]:
+            await asyncio.to_thread(shutil.rmtree, self._saved.pop(done), ignore_errors=True)
+
+    async def _delete(self, keys: list[str]) -> None:
+        try:
+            await self._access.store.delete(keys)
+        except Unavailable:
+            logger.warning("%s: superseded checkpoints stay in the store", self._access.lease.job_id, exc_info=True)
+
+
+def _describe(artifacts: dict[str, Path]) -> tuple[ModelConfig, dict[str, Any]]:
+    """What the bundle says of itself: its description and its `report.json`."""
+    name = next(name for name in DESCRIPTIONS if name in artifacts)
+    config = ModelConfig.model_validate_json(artifacts[name].read_bytes())
+    report: dict[str, Any] = json.loads(artifacts["report.json"].read_bytes())
+    return config, report

@@ -1,0 +1,1 @@
+"""Tasks: targets, evaluation and description of what a student is trained for."""

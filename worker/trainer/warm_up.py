@@ -1,0 +1,70 @@
+"""Pays ahead of time for what the first step would wait for: imports, thread pools, lazily loaded kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+
+import torch
+
+from app.recipe.data.sources import ImageData
+from app.recipe.job import JobSpec, Recipe
+from app.recipe.losses import CrossEntropy
+from app.recipe.optimizers import AdamW
+from app.recipe.plan import plan_training
+from app.recipe.students.architectures import CifarResNet
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from worker.data.batches import Batches, whole_split
+from worker.training import run  # noqa: F401  # all that a job needs is imported by it
+from worker.training.loop import set_rate, take_step
+from worker.training.machine import make_deterministic
+from worker.training.peak import peak_of
+from worker.training.stages import build_courses, fresh_optimizer
+from worker.training.state import fresh_student, initial_state
+
+EXPORT_IMPORTS = (
+    "onnxruntime",
+    "onnxscript",
+    "torch.onnx._internal.exporter._core",
+    "onnxscript.function_libs.torch_lib",
+    "torch.export._trace",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+)
+"""What the export loads when it first runs, in pieces of at most 0.4 s: together 1.6 s and 130 MB. Some names are
+private to torch; where one is gone, the export imports its successor itself."""
+
+
+def warm_up() -> None:
+    """Take one step of a tiny job on the CPU, and measure the CPU's rate.
+
+    CUDA stays untouched, for a spare must not hold a GPU's memory.
+    """
+    make_deterministic()
+    recipe = Recipe(losses=[CrossEntropy()], optimizer=AdamW(), epochs=1, batch_size=2)
+    model = ModelConfig(
+        architecture=CifarResNet(depth=8, width=1),
+        input=ImageInput(channels=1, height=8, width=8),
+        preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
+        classes=2,
+    )
+    job = JobSpec(data=ImageData(train="x"), student=model.architecture, recipe=recipe)
+    samples = whole_split({"images": torch.zeros(2, 1, 8, 8)}, torch.tensor([0, 1]))
+    state = initial_state(recipe, fresh_student(model, 0))
+    [course] = build_courses(job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)
+    state.optimizer = fresh_optimizer(course, state.student)
+    set_rate(course, state)
+    take_step(course, state, course.lesson(0))
+    for threads in sorted({1, torch.get_num_threads()}):  # what `choose_threads` chooses from
+        torch.set_num_threads(threads)
+        peak_of(torch.device("cpu"), recipe.precision)
+
+
+def get_warmer(idle: Callable[[], bool]) -> None:
+    """Import what the export will need, piece by piece for as long as `idle` says so before each."""
+    for name in EXPORT_IMPORTS:
+        if not idle():
+            return
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)

@@ -1,0 +1,1 @@
+"""Stages, loop, state, checkpoints and metrics of one training."""

@@ -1,0 +1,170 @@
+"""Lays out a job's training: one course per stage, with its objective, over the same student, teachers and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from app.recipe.job import JobSpec, Stage
+from app.recipe.losses import Loss
+from app.recipe.losses.taps import Tap
+from app.recipe.plan import TrainingPlan
+from app.recipe.tasks.task import CAUSAL_LM
+from worker.data.batches import Batch, Batches
+from worker.distributed.ranks import ALONE, Alone
+from worker.errors import UserError
+from worker.losses.builder import Shapes, TeacherSide, Workshop
+from worker.losses.objective import Objective
+from worker.losses.tokens import TokenObjective
+from worker.optimizers import build_optimizer
+from worker.students.model import Model
+from worker.students.recorder import NoSuchModule, Recorder
+from worker.teachers import Source, Teacher
+from worker.training.compiled import training_forward
+from worker.training.loop import Course, Whole
+from worker.training.state import TrainState
+from worker.training.step_inputs import choose_lane
+
+DRY_SAMPLES = 2
+
+
+class TaughtBy(NamedTuple):
+    """One teacher of a job."""
+
+    model: Model
+    recorder: Recorder
+    """Reads the activations that the job's losses look at."""
+    source: Source
+    """Its signal: from the model itself, or remembered."""
+
+
+def teach(model: Model, job: JobSpec, name: str) -> TaughtBy:
+    """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
+    recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
+    autocast = job.teacher_named(name).precision is None and job.recipe.precision == "bf16"
+    return TaughtBy(model, recorder, Teacher(model, recorder, autocast=autocast))
+
+
+def student_taps(job: JobSpec) -> dict[Tap, str]:
+    """Every place in the student that a loss of the job looks at, and the path of the first that does."""
+    return _by_place((path, term.taps().student) for path, term in _terms(job))
+
+
+def teacher_taps(job: JobSpec, name: str) -> dict[Tap, str]:
+    """Every place in the teacher called `name` that a loss of the job looks at, and the path of the first that does."""
+    terms = ((path, term) for path, term in _terms(job) if name in (term.named_teachers().values() or [name]))
+    return _by_place((path, term.taps().teacher) for path, term in terms)
+
+
+def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> Shapes:
+    """Shapes of the activations on the first samples; raises UserError (`invalid_job`, blaming `param`)."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().look(samples.between(0, DRY_SAMPLES).inputs[model.view])
+        return {tap: seen.shape for tap, seen in recorder.take().items()}
+    except NoSuchModule as error:
+        raise UserError("invalid_job", f"{param}: {error}", param) from error
+    finally:
+        model.train(was_training)
+
+
+def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
+    """Raises UserError (`invalid_job`, blaming the loss) when the network on this side has no such module."""
+    try:
+        return Recorder(model.network, taps)
+    except NoSuchModule as error:
+        raise UserError("invalid_job", f"{side}: {error}", taps[error.tap]) from error
+
+
+def build_courses(
+    job: JobSpec,
+    plan: TrainingPlan,
+    batches: Batches,
+    state: TrainState,
+    teachers: Mapping[str, TaughtBy],
+    seed: int,
+    ranks: Alone = ALONE,
+) -> list[Course]:
+    """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
+    student, samples = state.student, batches.samples
+    recorder = open_recorder(student, student_taps(job), "student")
+    sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
+    shapes = dry_shapes(student, recorder, samples, "student")
+    workshop = Workshop(shapes, sides, student.config.outputs, seed)
+    forward = training_forward(student, job, samples.device)
+    kind = TokenObjective if job.task == CAUSAL_LM else Objective
+    objectives = [
+        kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
+    ]
+    state.parts = workshop.parts.to(samples.device)
+    whole = ranks.wrap(Whole(student, state.parts))
+    courses, device = [], samples.device
+    lane = choose_lane(device)
+    stages: list[Stage | None] = [*job.recipe.stages, None]
+    for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
+        courses.append(
+            Course(
+                recipe=job.recipe,
+                plan=stage_plan,
+                optimizer=(stage and stage.optimizer) or job.recipe.optimizer,
+                schedule=(stage and stage.schedule) or job.recipe.schedule,
+                batches=batches,
+                objective=objective,
+                teachers={name: teachers[name].source for name in sorted(objective.teachers)},
+                forward=forward,
+                recorder=recorder,
+                view=student.view,
+                device=device,
+                whole=whole,
+                seed=seed,
+                trains_student=stage is None or stage.trains == "student",
+                ranks=ranks,
+                lane=lane,
+                asks_ahead=_asks_ahead(job, objective),
+            )
+        )
+    return courses
+
+
+def _asks_ahead(job: JobSpec, objective: Objective) -> bool:
+    """Not language models, whose states of a whole batch are large; not teachers of whose weights other processes hold
+    a part; and not for activations of a batch that comes in micro-batches because it is large."""
+    looks_inside = any(teacher_taps(job, name) for name in objective.teachers)
+    divided = job.resources.sharding != "none" or (looks_inside and job.recipe.accumulate > 1)
+    return job.task != CAUSAL_LM and not divided
+
+
+def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:
+    shapes = dry_shapes(by.model, by.recorder, samples, param)
+    same = by.model.view == student.view
+    return TeacherSide(by.model.network, shapes, same_tokens=same, outputs=by.model.config.outputs)
+
+
+def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
+    learning = course.learning(student)
+    if not learning:
+        raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
+    return build_optimizer(course.optimizer, learning, [student, *course.objective.trained.children()])
+
+
+def _path(job: JobSpec, name: str) -> str:
+    return next(job.teacher_path(index) for index, teacher in enumerate(job.all_teachers) if teacher.name == name)
+
+
+def _terms(job: JobSpec) -> Iterator[tuple[str, Loss]]:
+    """Every loss, with its path."""
+    for path, losses in job.objectives.items():
+        yield from ((f"{path}[{index}]", term) for index, term in enumerate(losses))
+
+
+def _by_place(places: Iterable[tuple[str, tuple[Tap, ...]]]) -> dict[Tap, str]:
+    found: dict[Tap, str] = {}
+    for path, taps in places:
+        for tap in taps:
+            found.setdefault(tap, path)
+    return found

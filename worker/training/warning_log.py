@@ -1,0 +1,40 @@
+"""What a job was warned of, for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from worker.trainer.protocol import Log, Report
+
+OTHER = "other"
+"""Code of warnings that say of none."""
+
+
+class Warned(NamedTuple):
+    """One warning."""
+
+    code: str
+    """What kind it is, stable, in snake_case."""
+    message: str
+
+
+class WarningLog:
+    """Passes on what the trainer says, and remembers the warnings of this attempt, each once."""
+
+    def __init__(self, send: Callable[[Report], None]) -> None:
+        self._send = send
+        self._warned: dict[str, Warned] = {}
+
+    def __call__(self, report: Report) -> None:
+        self._send(report)
+        if isinstance(report, Log) and report.level == "warning":
+            self._warned.setdefault(report.message, Warned(report.code or OTHER, report.message))
+
+    def warn(self, code: str, message: str) -> None:
+        """Send a warning."""
+        self(Log(level="warning", message=message, code=code))
+
+    def figures(self) -> list[dict[str, str]]:
+        """For the report, in the order in which they came."""
+        return [warned._asdict() for warned in self._warned.values()]
