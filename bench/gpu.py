@@ -26,7 +26,7 @@ from bench import optimizers
 from bench.kernels import page, plans
 from bench.kernels.contest import Machine
 from bench.kernels.heads import OURS
-from bench.kernels.plans import Held, Plan
+from bench.kernels.plans import OpenEntry, Plan
 from bench.report import system, versions
 from bench.rows import Row, markdown
 
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(
     plan: Plan, out: Path, seconds: float, device: dict[str, Any], steps: Callable[[], Iterable[Row]]
-) -> list[Held]:
+) -> list[OpenEntry]:
     """Hold every contest of `plan`, then take the `steps` of optimizers, and leave the results in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    begun, machine, held = time.monotonic(), plan.rates(), list[Held]()
+    begun, machine, held = time.monotonic(), plan.rates(), list[OpenEntry]()
 
     def write_all(rows: Sequence[Row]) -> None:
         facts = {**machine_facts(), **device, "seconds": round(time.monotonic() - begun, 1)}
@@ -67,7 +67,7 @@ def measure(
     return held
 
 
-def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[Held], steps: Sequence[Row]) -> None:
+def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[OpenEntry], steps: Sequence[Row]) -> None:
     """Both files."""
     contests, rows = [each.data for each in held], [dataclasses.asdict(row) for row in steps]
     document = {**facts, "machine": machine._asdict(), "contests": contests, "optimizers": rows}

@@ -35,11 +35,11 @@ from bench.report import replace_part, system, versions
 from worker.data.batches import Batch, Batches, whole_split
 from worker.students.model import Model
 from worker.teachers import head_of
-from worker.teachers.cache import CachedTeacher, Subject
+from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.trainer.protocol import CachePlace
 from worker.training.loop import set_rate, take_step
 from worker.training.machine import make_deterministic
-from worker.training.stages import TaughtBy, build_courses, fresh_optimizer, teach
+from worker.training.stages import TeacherHandle, build_stages, fresh_optimizer, teach
 from worker.training.state import initial_state
 
 WARM, COLD = 1.10, 1.05
@@ -108,11 +108,11 @@ class _Bench:
             found["warm"] = self._step(self.job, taught._replace(source=self._kept(taught)))
         return found
 
-    def _step(self, job: JobSpec, teacher: TaughtBy | None) -> Step:
+    def _step(self, job: JobSpec, teacher: TeacherHandle | None) -> Step:
         state = initial_state(job.recipe, _model(STUDENT, self._size))
         batches = Batches(self._samples, self._size.batch, SEED)
         plan = plan_training(job.recipe, len(self._samples))
-        course = build_courses(job, plan, batches, state, {"teacher": teacher} if teacher else {}, SEED)[-1]
+        course = build_stages(job, plan, batches, state, {"teacher": teacher} if teacher else {}, SEED)[-1]
         course.objective.prepare()
         state.optimizer, state.step = fresh_optimizer(course, state.student), course.plan.first
 
@@ -133,9 +133,9 @@ class _Bench:
 
         return forward
 
-    def _kept(self, taught: TaughtBy) -> CachedTeacher:
+    def _kept(self, taught: TeacherHandle) -> CachedTeacher:
         """All answers are there."""
-        subject = Subject("teacher", "data", len(self._samples), CLASSES, self._size.device)
+        subject = CacheKey("teacher", "data", len(self._samples), CLASSES, self._size.device)
         place = CachePlace(folder=str(self._folder))
         kept = CachedTeacher(taught.source, DenseCache(), subject, place, _complain, head_of(taught.model))
         kept(self._samples)

@@ -7,7 +7,7 @@ import json
 import sys
 
 from app.recipe import losses
-from app.recipe.losses import LOSSES, LossTerm
+from app.recipe.losses import LOSSES, LossSpec
 
 HEAD = """# Losses
 
@@ -30,7 +30,7 @@ def page() -> str:
     return "\n".join([HEAD.format(notation=notation), *(entry(term) for term in LOSSES)])
 
 
-def entry(term: type[LossTerm]) -> str:
+def entry(term: type[LossSpec]) -> str:
     """What there is to know of one loss."""
     source = f"[{term.paper.title}](https://arxiv.org/abs/{term.paper.arxiv})" if term.paper else "none"
     return f"""## `{term.model_fields["kind"].default}`
@@ -44,9 +44,9 @@ def entry(term: type[LossTerm]) -> str:
 """
 
 
-def defaults(term: type[LossTerm]) -> str:
+def defaults(term: type[LossSpec]) -> str:
     """Fields and what they are when a job leaves them out."""
-    usual = {name: field.default for name, field in LossTerm.model_fields.items()}
+    usual = {name: field.default for name, field in LossSpec.model_fields.items()}
     fields = {
         name: field
         for name, field in term.model_fields.items()

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from app.recipe.data.tokenizers import BytePairs, WordPiece
-from app.recipe.losses import LOSSES, LossTerm
+from app.recipe.losses import LOSSES, LossSpec
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from app.recipe.tasks.embedding import Embedding
@@ -83,7 +83,7 @@ def term(kind: str) -> Document:
 
 def job_of(kind: str) -> Document:
     """A job that learns by a loss of this kind, in a stage before the main training and beside the labels in it."""
-    found: type[LossTerm] = next(one for one in LOSSES if one.model_fields["kind"].default == kind)
+    found: type[LossSpec] = next(one for one in LOSSES if one.model_fields["kind"].default == kind)
     task = task_of(found)
     labels = {"keypoints": {"kind": "mse"}, EMBEDDING: term("pair-score")}.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
@@ -94,7 +94,7 @@ def job_of(kind: str) -> Document:
     return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
 
 
-def task_of(kind: type[LossTerm]) -> Task:
+def task_of(kind: type[LossSpec]) -> Task:
     """The task that a kind of loss is shown with."""
     if kind.tasks in ((EMBEDDING,), (CAUSAL_LM,)):
         return kind.tasks[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.recipe.losses import LOSSES, LossTerm
+from app.recipe.losses import LOSSES, LossSpec
 from scripts.losses_page import page
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
@@ -17,6 +17,6 @@ def test_the_page_is_as_the_contract_writes_it() -> None:
 
 
 @pytest.mark.parametrize("term", LOSSES, ids=lambda term: term.__name__)
-def test_every_loss_has_an_equation_and_describes_its_fields(term: type[LossTerm]) -> None:
+def test_every_loss_has_an_equation_and_describes_its_fields(term: type[LossSpec]) -> None:
     assert term.equation
     assert all(field.description for name, field in term.model_fields.items() if name != "kind")

@@ -13,7 +13,7 @@ from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
 from app.recipe.base import Spec
 from app.recipe.data.sources import AnyData
-from app.recipe.job import Evaluation, Labels, Name, Recipe, Resources
+from app.recipe.job import EvaluationSpec, Labels, Name, Recipe, Resources
 from app.recipe.students.architectures import Student
 from app.recipe.teachers.teacher import Teacher, Weighting
 
@@ -216,7 +216,7 @@ class CloneOverrides(Spec):
     """The network that learns."""
     recipe: Recipe | None = None
     """How the student is trained."""
-    evaluation: Evaluation | None = None
+    evaluation: EvaluationSpec | None = None
     """How the student is judged."""
     resources: Resources | None = None
     """Where the clone may run, and how long."""

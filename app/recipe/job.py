@@ -57,7 +57,7 @@ class Checkpointing(Spec):
     """Seconds between two checkpoints."""
 
 
-class Stage(Spec):
+class StageSpec(Spec):
     """A stage of training that comes before the main one, with an objective of its own."""
 
     losses: list[Loss] = Field(min_length=1, max_length=16)
@@ -77,7 +77,7 @@ class Recipe(Spec):
 
     losses: list[Loss] = Field(min_length=1, max_length=16)
     """Terms of the objective; their weighted sum is minimised."""
-    stages: list[Stage] = Field(default=[], max_length=8)
+    stages: list[StageSpec] = Field(default=[], max_length=8)
     """What comes before this main training, in this order."""
     generation: Generation | None = None
     """For causal-lm: texts that the main training learns from besides those of the data, written by the student
@@ -113,7 +113,7 @@ class Recipe(Spec):
     """How often the state of training is saved."""
 
 
-class Evaluation(Spec):
+class EvaluationSpec(Spec):
     """How the student is judged."""
 
     every_epochs: int = Field(1, ge=1)
@@ -199,7 +199,7 @@ class JobSpec(Spec):
     copy of, else the mean of its tokens."""
     recipe: Recipe
     """How the student is trained."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSpec = EvaluationSpec()
     """How the student is judged."""
     export: Annotated[list[ExportFormat], Field(max_length=8), AfterValidator(_go_together)] | None = None
     """Formats of the exported student: `torch-export` for `torch.export.load`; `onnx-int8` is the ONNX graph with

@@ -157,7 +157,7 @@ def turn(contender: Contender, contest: Contest) -> Turn:
     return Turn(forward, first + second, max(0, memory - before), float(loss))
 
 
-def _steady(contender: Contender, contest: Contest, meter: Meter) -> tuple[float, float]:
+def _steady(contender: Contender, contest: Contest, meter: MetricLogger) -> tuple[float, float]:
     """Seconds of a forward pass, and of one with the backward pass, where one follows the other."""
 
     def both() -> None:
@@ -170,7 +170,7 @@ def _steady(contender: Contender, contest: Contest, meter: Meter) -> tuple[float
     return forward, _each(both, contest, meter)
 
 
-def _each(call: Callable[[], object], contest: Contest, meter: Meter) -> float:
+def _each(call: Callable[[], object], contest: Contest, meter: MetricLogger) -> float:
     contest.reset()
     run = _graph(call, contest.repeats) if contest.device.type == "cuda" else partial(_loop, call, contest.repeats)
     meter.wait()
@@ -210,7 +210,7 @@ class Timed(NamedTuple):
     result: Tensor
 
 
-def _timed(call: Callable[[], Tensor], meter: Meter) -> Timed:
+def _timed(call: Callable[[], Tensor], meter: MetricLogger) -> Timed:
     meter.wait()
     begin = time.perf_counter()
     result = call()
@@ -218,7 +218,7 @@ def _timed(call: Callable[[], Tensor], meter: Meter) -> Timed:
     return Timed(time.perf_counter() - begin, meter.highest(), result)
 
 
-class Meter(NamedTuple):
+class MetricLogger(NamedTuple):
     """How a device is measured."""
 
     wait: Callable[[], None]
@@ -260,9 +260,9 @@ def _highest_allocated() -> int:
     return highest
 
 
-PROCESSOR = Meter(lambda: None, _settled_processor, _highest_resident)
+PROCESSOR = MetricLogger(lambda: None, _settled_processor, _highest_resident)
 """By the process's resident set, of Linux."""
-CUDA = Meter(torch.cuda.synchronize, _settled_cuda, _highest_allocated)
+CUDA = MetricLogger(torch.cuda.synchronize, _settled_cuda, _highest_allocated)
 """By torch's allocator."""
 
 

@@ -66,7 +66,7 @@ def plan(
     return Plan(device, dtype, entries, lambda: machine_rates(device, dtype, *rates))
 
 
-class Held(NamedTuple):
+class OpenEntry(NamedTuple):
     """A contest that is over, without its inputs: those of the next one need the memory."""
 
     data: dict[str, Any]
@@ -75,7 +75,7 @@ class Held(NamedTuple):
     """Of our own loss, where it is another one than the plain one's."""
 
 
-def held(plan: Plan, machine: Machine, seconds: float) -> Iterator[Held]:
+def held(plan: Plan, machine: Machine, seconds: float) -> Iterator[OpenEntry]:
     """One after the other, each roughly so long."""
     for entry in plan.entries:
         result = _over(hold(entry.make(), seconds), machine, entry.verdicts)
@@ -84,5 +84,5 @@ def held(plan: Plan, machine: Machine, seconds: float) -> Iterator[Held]:
         yield result
 
 
-def _over(outcome: Outcome, machine: Machine, verdicts: Sequence[Verdict]) -> Held:
-    return Held(page.data(outcome), page.section(outcome, machine, verdicts), outcome.wrong.get(heads.OURS))
+def _over(outcome: Outcome, machine: Machine, verdicts: Sequence[Verdict]) -> OpenEntry:
+    return OpenEntry(page.data(outcome), page.section(outcome, machine, verdicts), outcome.wrong.get(heads.OURS))

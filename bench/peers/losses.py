@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import Jsd, Kd, LossTerm
+from app.recipe.losses import Jsd, Kd, LossSpec
 from bench.peers.absence import why
 from bench.peers.ground import SEED
 from worker.kernels.linear import HiddenTeacher, linear_distillation
 from worker.kernels.spec import RowSpec
 from worker.losses import TERMS
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.passes import divergence_of
 
 SCALE = 3.0
@@ -47,7 +47,7 @@ class Pair(NamedTuple):
 
     what: str
     peer: str
-    ours: LossTerm
+    ours: LossSpec
     load: Callable[[], Loss]
     """Imports the peer's; raises whatever keeps it from being here."""
     with_head: bool = False
@@ -102,13 +102,13 @@ def _compare(pair: Pair, theirs: Loss, shape: Shape, calls: int) -> Compared:
     return Compared(pair, shape, abs(value / expected - 1), max(gaps), *taken)
 
 
-def mean_of_rows(spec: LossTerm, student: Side, teacher: Side) -> Tensor:
+def mean_of_rows(spec: LossSpec, student: Side, teacher: Side) -> Tensor:
     """The term as the objective calls it."""
     labels = torch.zeros(len(student[0]), dtype=torch.int64)
-    return TERMS[type(spec)](spec)(Rows(student[0], labels, teacher[0])).mean()
+    return TERMS[type(spec)](spec)(LossInputs(student[0], labels, teacher[0])).mean()
 
 
-def at_the_last_layer(spec: LossTerm, student: Side, teacher: Side) -> Tensor:
+def at_the_last_layer(spec: LossSpec, student: Side, teacher: Side) -> Tensor:
     """The same of hidden states and a head, as language models are trained."""
     return linear_distillation(*student, HiddenTeacher(*teacher), None, RowSpec(divergence_of(spec))).total
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from app.recipe.losses import Loss
 from app.recipe.teachers.teacher import Teacher
 from tests.golden import Case
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
-from worker.losses.objective import TOTAL, Objective, Seen
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
+from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.teachers import TeacherSignal
 
 SMALL = 1e-3
@@ -54,20 +54,20 @@ class Comparison:
         return self.error <= self.allowed  # not so when the error is NaN
 
 
-def rows_of(case: Case) -> Rows:
+def rows_of(case: Case) -> LossInputs:
     """The logits and labels of a case as rows; tokens and pixels are rows too. Without labels every row counts."""
     student, teacher = (_flat(_first(case, names)) for names in (("logit_s", "logits"), ("logit_t", "teacher_logits")))
     named = [case.inputs[name] for name in ("label", "labels", "label_soft") if name in case.inputs]
     labels = named[0] if named else torch.zeros(len(student), dtype=torch.int64)
-    return Rows(student, labels.flatten() if not labels.is_floating_point() else labels, teacher)
+    return LossInputs(student, labels.flatten() if not labels.is_floating_point() else labels, teacher)
 
 
-def evaluate(terms: Sequence[Loss], rows: Rows, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def evaluate(terms: Sequence[Loss], inputs: LossInputs, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Value of the weighted terms over all valid rows, and its gradient at the student's logits (B, C)."""
-    student = rows.student.clone().requires_grad_()
-    objective = Objective(terms, Workshop({}, {}, student.shape[-1]), [Teacher(model="golden")])
-    signals = {} if rows.teacher is None else {"teacher": TeacherSignal(rows.teacher, head)}
-    loss = objective(Seen(student, rows.labels, signals), objective.count(rows.labels))[TOTAL]
+    student = inputs.student.clone().requires_grad_()
+    objective = Objective(terms, LossBuilder({}, {}, student.shape[-1]), [Teacher(model="golden")])
+    signals = {} if inputs.teacher is None else {"teacher": TeacherSignal(inputs.teacher, head)}
+    loss = objective(BatchOutputs(student, inputs.labels, signals), objective.count(inputs.labels))[TOTAL]
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
 

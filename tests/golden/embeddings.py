@@ -10,7 +10,7 @@ from torch import Tensor
 from app.recipe.losses import Contrastive
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, evaluate
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 
 KIND = "contrastive"
 
@@ -29,7 +29,7 @@ def ntxent(case: Case) -> Iterator[Comparison]:
     vectors = torch.stack(views, 1).flatten(0, 1)
     labels = torch.stack([torch.zeros(len(vectors)), torch.arange(len(vectors))], 1)
     spec = Contrastive(temperature=case.hyper["temperature"], anchors="both", others="all")
-    loss, gradient = evaluate([spec], Rows(vectors, labels, None))
+    loss, gradient = evaluate([spec], LossInputs(vectors, labels, None))
     yield Comparison(KIND, "loss", scale * loss, case.outputs["loss"])
     if "loss_mean_2B" in case.outputs:
         yield Comparison(KIND, "loss_mean_2B", loss, case.outputs["loss_mean_2B"])

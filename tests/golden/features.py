@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.losses import LossTerm
+from app.recipe.losses import LossSpec
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -25,8 +25,8 @@ from app.recipe.losses.features import (
 from app.recipe.losses.taps import Pair, Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison
-from worker.losses.base import Features, Rows, Term
-from worker.losses.builder import TeacherSide, Workshop
+from worker.losses.base import Features, LossInputs, LossTerm
+from worker.losses.builder import LossBuilder, TeacherSide
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.features.adapters import Adapter
 from worker.losses.features.attention_relation import relations
@@ -42,7 +42,7 @@ LIKENESS = {"inherit": inherit_loss, "explore": explore_loss}
 
 
 class Bench:
-    """Features of a case under the names of its inputs, and the workshop that a term is built in.
+    """Features of a case under the names of its inputs, and the builder that a term is built in.
 
     `of_teacher` names those that are the teacher's; `network` holds modules of the teacher.
     """
@@ -54,17 +54,19 @@ class Bench:
         self.own = {name: inputs[name].clone().requires_grad_() for name in inputs if name not in of_teacher}
         student, teacher = ({Tap(path=name): seen for name, seen in side.items()} for side in (self.own, taught))
         count = len(next(iter(self.own.values())))
-        self.rows = Rows(torch.zeros(count, 1), torch.zeros(count), None, features=Features(student, teacher, tokens))
+        self.rows = LossInputs(
+            torch.zeros(count, 1), torch.zeros(count), None, features=Features(student, teacher, tokens)
+        )
         shapes = [{tap: seen.shape for tap, seen in side.items()} for side in (student, teacher)]
-        self.workshop = Workshop(shapes[0], {"teacher": TeacherSide(network or nn.Module(), shapes[1])}, 1)
+        self.builder = LossBuilder(shapes[0], {"teacher": TeacherSide(network or nn.Module(), shapes[1])}, 1)
 
-    def build(self, spec: LossTerm) -> Term:
+    def build(self, spec: LossSpec) -> LossTerm:
         """The term of `spec`, with parts in float64."""
-        term = FEATURE_TERMS[type(spec)](spec, self.workshop)
-        self.workshop.parts.double()
+        term = FEATURE_TERMS[type(spec)](spec, self.builder)
+        self.builder.aux_modules.double()
         return term
 
-    def run(self, term: Term) -> tuple[Tensor, Named]:
+    def run(self, term: LossTerm) -> tuple[Tensor, Named]:
         """The mean over the rows, and its gradient at each of the student's features."""
         return grade(term(self.rows).mean(), self.own)
 
@@ -107,7 +109,7 @@ def ab(case: Case) -> Comparisons:
     bench = Bench(case.inputs, [f"teacher{stage}" for stage in stages])
     pairs = [pair(f"student{stage}", f"teacher{stage}") for stage in stages]
     spec = ActivationBoundary(pairs=pairs, margin=case.hyper["margin"], adapter="none")
-    value, scale = ("loss", weight_of(spec)) if "loss" in case.outputs else ("loss_sum", len(bench.rows.student))
+    value, scale = ("loss", weight_of(spec)) if "loss" in case.outputs else ("loss_sum", len(bench.inputs.student))
     yield from compare(case, "activation-boundary", bench.run(bench.build(spec)), value, scale=scale)
 
 
@@ -250,7 +252,7 @@ def numbered(case: Case, prefix: str) -> list[str]:
     return sorted((match[1] for match in found if match), key=int)
 
 
-def weight_of(spec: LossTerm) -> float:
+def weight_of(spec: LossSpec) -> float:
     """The default, which is the authors'."""
     assert isinstance(spec.weight, float)
     return spec.weight

@@ -17,8 +17,8 @@ from worker.data.augment.mixing import MixStep
 from worker.data.batches import Batch
 from worker.data.soft_landmarks import fit_shapes
 from worker.losses.assistive import AssistiveTerm
-from worker.losses.base import Features, Rows, Term
-from worker.losses.builder import Workshop
+from worker.losses.base import Features, LossInputs, LossTerm
+from worker.losses.builder import LossBuilder
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.soft_labels import recover
 from worker.losses.softened import log_probs
@@ -35,11 +35,11 @@ def uskd(case: Case) -> Comparisons:
     logits = inputs["logit_s"].clone().requires_grad_()
     term = UskdTerm(
         Uskd(feature=TAP, **{name: hyper[name] for name in ("alpha", "beta", "mu")}),
-        Workshop({TAP: feature.shape}, {}, logits.shape[-1]),
+        LossBuilder({TAP: feature.shape}, {}, logits.shape[-1]),
     )
     weight, bias = _load(term.head, inputs["fc_weight"], inputs["fc_bias"])
     labels = inputs["label_soft"] if "label_soft" in inputs else inputs["label"]
-    loss = term(Rows(logits, labels, None, features=Features({TAP: feature}, {}))).mean()
+    loss = term(LossInputs(logits, labels, None, features=Features({TAP: feature}, {}))).mean()
     gradients = torch.autograd.grad(loss, (logits, feature, weight, bias))
     value = loss.detach()
     for name, gradient in zip(("logit_s", "fea_mid", "fc_weight", "fc_bias"), gradients, strict=True):
@@ -53,8 +53,8 @@ def ferkd(case: Case) -> Comparisons:
     hyper, inputs = case.hyper, case.inputs
     thresholds = {"low": hyper["t_low"], "middle": hyper["t_mid"], "high": hyper["t_high"]}
     term = FerkdTerm(Ferkd(smoothing=hyper["smoothing"], confidence=hyper["confidence"], **thresholds))
-    rows = Rows(inputs["logit_s"], inputs["label"], inputs["soft_label"].log())
-    _, log_p, masked = log_probs(rows.student, inputs["soft_label"].log())
+    rows = LossInputs(inputs["logit_s"], inputs["label"], inputs["soft_label"].log())
+    _, log_p, masked = log_probs(inputs.student, inputs["soft_label"].log())
     calibrated = term.calibrate(log_p, masked, rows)
     yield from compare(case, "ferkd", _loss(term, rows), "loss", "grad_logit_s")
     yield Comparison("ferkd", "kind", calibrated.kinds, case.outputs["kind"])
@@ -70,7 +70,7 @@ def fkd_soft_labels(case: Case) -> Comparisons:
     labels = recover(columns, probabilities, torch.ones_like(logits, dtype=torch.bool), left)
     yield Comparison("ferkd", "soft_label", labels, case.outputs["soft_label"])
     term = FerkdTerm(Ferkd(low=0.0, middle=0.0, high=1.0))
-    rows = Rows(logits, torch.zeros(len(logits), dtype=torch.int64), labels.log())
+    rows = LossInputs(logits, torch.zeros(len(logits), dtype=torch.int64), labels.log())
     yield from compare(case, "ferkd", _loss(term, rows), "loss", "grad_logit_s")
 
 
@@ -83,7 +83,7 @@ def facial_kd_loss(case: Case) -> Comparisons:
     spec = _assistive(case)
     term = AssistiveTerm(spec)
     teachers = {"tolerant": inputs["x_tol"], "tough": inputs["x_tough"]}
-    rows = Rows(inputs["x_pr"], inputs["x_gt"], None, teachers=teachers)
+    rows = LossInputs(inputs["x_pr"], inputs["x_gt"], None, teachers=teachers)
     yield from compare(case, "assistive", _loss(term, rows), "loss", "grad_x_pr")
     label, tolerant, tough = (part.mean() for part in term.parts(rows))
     yield Comparison("assistive", "loss_main", spec.label_weight * label, case.outputs["loss_main"])
@@ -143,10 +143,10 @@ def _crops(case: Case, side: str) -> Batch:
     return Batch({"images": case.inputs[f"crop_{side}"]}, labels, torch.arange(len(labels)))
 
 
-def _loss(term: Term, rows: Rows) -> tuple[Tensor, Tensor]:
+def _loss(term: LossTerm, inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """Mean over the rows, and its gradient at the student's outputs."""
-    student = rows.student.clone().requires_grad_()
-    loss = term(rows._replace(student=student)).mean()
+    student = inputs.student.clone().requires_grad_()
+    loss = term(inputs._replace(student=student)).mean()
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
 

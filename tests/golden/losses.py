@@ -28,12 +28,12 @@ from app.recipe.losses import (
 from tests.golden import Case
 from tests.golden.comparison import Comparison, compare, evaluate, rows_of
 from worker.losses import build_term
-from worker.losses.builder import Workshop
+from worker.losses.builder import LossBuilder
 from worker.losses.divergences import AklTerm
 from worker.losses.nkd import NkdTerm
 from worker.losses.softened import entropy, soften
 
-NOTHING = Workshop({}, {}, outputs=0)
+NOTHING = LossBuilder({}, {}, outputs=0)
 
 Comparisons = Iterator[Comparison]
 

@@ -35,8 +35,8 @@ Call = Callable[[Tensor], Tensor]
 
 
 def input_name(model: Model) -> str:
-    """Name of the graph's input: the view that the model reads, without what tells tokenizers apart."""
-    return model.view.partition(":")[0]
+    """Name of the graph's input: the input key that the model reads, without what tells tokenizers apart."""
+    return model.input_key.partition(":")[0]
 
 
 def output_name(model: Model) -> str:
@@ -50,7 +50,7 @@ def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
     """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
     save_model(model, folder)
     loaded = load_model(folder)
-    loaded.view = model.view
+    loaded.input_key = model.input_key
     return loaded.to(device)
 
 

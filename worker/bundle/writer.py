@@ -31,7 +31,7 @@ from worker.students.hugging_face import GENERATION
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
-from worker.tasks.evaluation import MAIN_METRICS, Call, Judgement, Metrics, judge, predict, predict_with
+from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics, judge, predict, predict_with
 from worker.trainer.protocol import Artifact
 from worker.training.best import chosen
 from worker.training.history import Point
@@ -83,7 +83,7 @@ class Answers(NamedTuple):
 
     outputs: Tensor
     """(n, C) on the CPU, to hold an exported file against the live model: of all samples, or of the first rows."""
-    judgement: Judgement
+    judgement: Evaluation
     """Over all samples."""
 
 
@@ -117,7 +117,7 @@ def write_bundle(
     trained: Trained,
     folder: Path,
     device: torch.device,
-    kind: type[Examination] | None = None,
+    kind: type[BundleWriter] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Artifact]:
     """Write `folder/bundle`; every figure of its report is measured on the files just written, by an examination of the
@@ -129,7 +129,7 @@ def write_bundle(
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
-    examination = (kind or Examination)(trained, bundle, device)
+    examination = (kind or BundleWriter)(trained, bundle, device)
     report = examination.report()
     for name, reason in report["left_out"].items():
         warn(f"the student is not exported as {name}: {reason}")
@@ -143,7 +143,7 @@ def write_bundle(
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
-class Examination:
+class BundleWriter:
     """Writes the student's files into `bundle`, and finds out about each of them what the report tells."""
 
     def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
@@ -233,7 +233,7 @@ class Examination:
 
     def _ask_teacher(self, teacher: Model) -> Metrics:
         """What it is measured by on its own."""
-        said, job = predict(teacher, self._trained.samples.inputs[teacher.view]), self._trained.job
+        said, job = predict(teacher, self._trained.samples.inputs[teacher.input_key]), self._trained.job
         return judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
 
     def _judged(self, outputs: Tensor) -> Answers:
@@ -263,7 +263,7 @@ class Examination:
         return figures | self._torch_speed(teacher)
 
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
-        sample = self._trained.samples.between(0, 1).inputs[model.view]
+        sample = self._trained.samples.between(0, 1).inputs[model.input_key]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = sum(path.stat().st_size for path in weights)
         return {"parameters": parameters, "flops": self._flops(model, sample), "bytes": size}
@@ -276,7 +276,7 @@ class Examination:
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
-        samples = self._trained.samples.between(0, BATCH).inputs[model.view]
+        samples = self._trained.samples.between(0, BATCH).inputs[model.input_key]
         on_gpu = self._speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
         return {"latency_runtime": "torch", **self._speed(model.cpu(), samples.cpu()), **on_gpu}
 
@@ -292,7 +292,7 @@ class Examination:
         teacher = self._judge(outputs).classes if outputs is not None else None
         return class_figures(self._live.judgement.classes, teacher, self.config.class_names)
 
-    def _judge(self, outputs: Tensor) -> Judgement:
+    def _judge(self, outputs: Tensor) -> Evaluation:
         trained = self._trained
         return judge(
             trained.job.task, outputs, trained.samples.targets, trained.job.evaluation, trained.teacher_outputs
@@ -300,7 +300,7 @@ class Examination:
 
 
 def _fitted(model: Model, samples: Batch) -> Tensor:
-    raw = samples.inputs[model.view]
+    raw = samples.inputs[model.input_key]
     if model.fit(raw[:1]).shape == raw[:1].shape:
         return raw
     return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])

@@ -61,7 +61,7 @@ class Stream(NamedTuple):
         return Stream(*(side[first:end] for side in self))
 
 
-class Told(NamedTuple):
+class RenderedText(NamedTuple):
     """A text as one side is told it."""
 
     text: str
@@ -75,24 +75,24 @@ class Told(NamedTuple):
     """Whether tokens are to be predicted that have any character in `learned`; else those that begin there."""
 
 
-class _Teller:
+class _TextRenderer:
     """Tells the samples of the file that the field `param` names to the side with this tokenizer."""
 
     def __init__(self, reader: TextTokenizer, param: str, day: date | None) -> None:
         self._reader, self._param, self._day, self._row = reader, param, day, 0
         self._writer: ChatWriter | None = None
 
-    def tell(self, samples: Texts | Chats) -> list[Told]:
+    def tell(self, samples: Texts | Chats) -> list[RenderedText]:
         """Some samples after the other. Raises UserError (`invalid_job`, `invalid_data`)."""
         if isinstance(samples, Texts):
-            return [Told(text, [(0, len(text))]) for text in samples.first]
+            return [RenderedText(text, [(0, len(text))]) for text in samples.first]
         with reading_template():
             self._writer = writer = self._writer or ChatWriter(self._reader, self._param, self._day)
         first, self._row = self._row, self._row + len(samples.talks)
         written = enumerate(write_all(writer, samples.talks, first))
         return [self._chat(writer, samples.talks[index], *both, first + index) for index, both in written]
 
-    def _chat(self, writer: ChatWriter, talk: Talk, text: str, spans: list[Span], row: int) -> Told:
+    def _chat(self, writer: ChatWriter, talk: Talk, text: str, spans: list[Span], row: int) -> RenderedText:
         answers = sum(message.role == LEARNER for message in talk)
         if len(spans) != answers:
             found = f"row {row} of {self._param}: the chat template marks {len(spans)} stretches in {answers} answers"
@@ -100,7 +100,7 @@ class _Teller:
         return _chat(talk, text, spans)._replace(touched=writer.marks)
 
 
-def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:
+def _chat(talk: Talk, text: str, answers: list[Span]) -> RenderedText:
     """Templates may strip what is said, and so it is stripped here. What stands nowhere is taken for the text at its
     place: then nothing of the chat is compared, if it is an answer."""
     shared, found, cursor = list[Span](), True, 0
@@ -117,17 +117,17 @@ def _chat(talk: Talk, text: str, answers: list[Span]) -> Told:
         shared.append((cursor, cursor + len(words)))
         if learned:
             cursor, upcoming = end, next(following)
-    return Told(text, shared, answers, found)
+    return RenderedText(text, shared, answers, found)
 
 
-Reading = tuple["Read", "Read"]
+Reading = tuple["TokenizedText", "TokenizedText"]
 """One text in the tokens of student and teacher."""
 
 
-class Read(NamedTuple):
+class TokenizedText(NamedTuple):
     """One text in the tokens of one side."""
 
-    told: Told
+    told: RenderedText
     encoding: Encoding
     begin: list[int]
     """What stands before it; nothing before a chat."""
@@ -136,11 +136,11 @@ class Read(NamedTuple):
     """Whether the tokens say what both sides are told."""
 
 
-def _read(told: Sequence[Told], reader: TextTokenizer) -> Iterator[Read]:
+def _read(told: Sequence[RenderedText], reader: TextTokenizer) -> Iterator[TokenizedText]:
     begin, end = reader.begin, end_of(reader)
     for one, encoding in zip(told, reader.encode_whole([each.text for each in told]), strict=True):
         unchanged = one.found and all(_says(reader, encoding, one.text, span) for span in one.shared)
-        yield Read(one, encoding, begin if one.learned is None else [], end, unchanged)
+        yield TokenizedText(one, encoding, begin if one.learned is None else [], end, unchanged)
 
 
 def _says(reader: TextTokenizer, encoding: Encoding, text: str, span: Span) -> bool:
@@ -150,12 +150,12 @@ def _says(reader: TextTokenizer, encoding: Encoding, text: str, span: Span) -> b
     return text[start:end] in reader.text(ids)
 
 
-def _characters(told: Told) -> int:
+def _characters(told: RenderedText) -> int:
     """Places that a text takes."""
     return sum(end - start + BETWEEN for start, end in told.shared)
 
 
-def _placed(read: Read, base: int, comparable: bool) -> Stream:
+def _placed(read: TokenizedText, base: int, comparable: bool) -> Stream:
     """A text whose first place is `base`. The token that ends it predicts the next text, where no other token begins
     one; behind a chat comes what a template writes."""
     told, begin = read.told, read.begin
@@ -196,7 +196,7 @@ def read_both(
 
     Raises UserError (`invalid_job`, `invalid_data`).
     """
-    tellers = [(_Teller(reader, param, day), reader) for reader in (student, teacher)]
+    tellers = [(_TextRenderer(reader, param, day), reader) for reader in (student, teacher)]
     for piece in pieces:
         ours, theirs = (_read(teller.tell(piece), reader) for teller, reader in tellers)
         yield from zip(ours, theirs, strict=True)
@@ -301,7 +301,7 @@ def aligning(path: Path, teacher: TextTokenizer, length: int) -> Iterator[Aligne
 class OtherTokens(NamedTuple):
     """What `aligning` wrote, mapped."""
 
-    view: str
+    input_key: str
     codes: Tensor
     """(T + 1,): as they are stored."""
     edges: Tensor
@@ -322,7 +322,11 @@ class OtherTokens(NamedTuple):
         codes, behind = self.codes[at].long(), self.codes[at + 1].long()
         tokens = torch.where(codes >= 0, codes, ~codes).where(inside, self.fill)
         targets = behind.where(inside & (behind >= 0), IGNORED)
-        return {self.view: tokens, NEXT + self.view: targets, ROWS + self.view: self.rows[numbers].long()}
+        return {
+            self.input_key: tokens,
+            NEXT + self.input_key: targets,
+            ROWS + self.input_key: self.rows[numbers].long(),
+        }
 
 
 def open_aligned(path: Path, teacher: TextTokenizer, length: int) -> OtherTokens:
@@ -335,7 +339,7 @@ def open_aligned(path: Path, teacher: TextTokenizer, length: int) -> OtherTokens
         )
     )
     width = max(1, int(edges.diff().max()))
-    return OtherTokens(teacher.view, codes, edges, rows.view(-1, length), width, end_of(teacher))
+    return OtherTokens(teacher.input_key, codes, edges, rows.view(-1, length), width, end_of(teacher))
 
 
 def _same_places(student: Stream, teacher: Stream) -> tuple[NDArray, NDArray]:

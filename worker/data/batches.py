@@ -11,8 +11,8 @@ from torch import Tensor
 from worker.data.randomness import generator
 
 ROWS, NEXT = "rows:", "next:"
-"""Begin the names of inputs about a view with the tokens of a teacher's own: the places in it that have read what the
-student has (see `TeacherSignal.rows`), and what comes behind each of its tokens."""
+"""Begin the names of inputs about tokens of a teacher's own: the places in them that have read what the student
+has (see `TeacherSignal.rows`), and what comes behind each of its tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +20,14 @@ class Batch:
     """Samples, or a whole split of them."""
 
     inputs: dict[str, Tensor]
-    """Raw samples as stored, one tensor (B, ...) per view: what different models read may differ (see `Model.view`)."""
+    """Raw samples as stored, one tensor (B, ...) per input key: what models read may differ (`Model.input_key`)."""
     targets: Tensor
     """(B,) int64 classes, (B, C) probabilities of classes, or (B, C) numbers."""
     index: Tensor
     """(B,) int64: number of each sample within its split."""
     epoch: int = 0
     """Which of the augmentation epochs the samples were drawn in."""
-    together: int = 1
+    rows_per_sample: int = 1
     """Rows that make one sample and lie one after the other: 2 for pairs of texts that are read one by one. All other
     shapes here count rows."""
 
@@ -37,10 +37,10 @@ class Batch:
     @property
     def samples(self) -> int:
         """Rows, or pairs of them."""
-        return len(self) // self.together
+        return len(self) // self.rows_per_sample
 
     @property
-    def home(self) -> torch.device:
+    def storage_device(self) -> torch.device:
         """Where the rows lie."""
         return self.targets.device
 
@@ -51,23 +51,23 @@ class Batch:
 
     def take(self, chosen: Tensor) -> Batch:
         """The rows at `chosen` (any number of int64 positions)."""
-        inputs = {view: samples[chosen] for view, samples in self.inputs.items()}
+        inputs = {input_key: samples[chosen] for input_key, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets[chosen], index=self.index[chosen])
 
     def take_samples(self, chosen: Tensor) -> Batch:
         """All rows of the samples at `chosen` (any number of int64 positions)."""
-        within = torch.arange(self.together, device=chosen.device)
-        return self.take((chosen.unsqueeze(1) * self.together + within).flatten())
+        within = torch.arange(self.rows_per_sample, device=chosen.device)
+        return self.take((chosen.unsqueeze(1) * self.rows_per_sample + within).flatten())
 
     def split(self, parts: int) -> Iterator[Batch]:
         """At most `parts` micro-batches of nearly equal size, none of them empty; no sample is torn apart."""
         for part in torch.arange(self.samples).tensor_split(min(parts, self.samples)):
-            yield self.between(int(part[0]) * self.together, (int(part[-1]) + 1) * self.together)
+            yield self.between(int(part[0]) * self.rows_per_sample, (int(part[-1]) + 1) * self.rows_per_sample)
 
     def between(self, first: int, end: int) -> Batch:
         """The rows from `first` on that come before `end`, as far as there are any."""
         rows = slice(first, end)
-        inputs = {view: samples[rows] for view, samples in self.inputs.items()}
+        inputs = {input_key: samples[rows] for input_key, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
 
     def parts(self, rows: int) -> Iterator[Batch]:
@@ -76,14 +76,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
-        inputs = {view: samples.to(device) for view, samples in self.inputs.items()}
+        inputs = {input_key: samples.to(device) for input_key, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets.to(device), index=self.index.to(device))
 
     def settle(self, device: torch.device, room: float) -> Batch:
         """The same for rows to be taken on `device`: there, or where they take more than `room` bytes on the host."""
         if sum(tensor.nbytes for tensor in (*self.inputs.values(), self.targets, self.index)) <= room:
             return self.to(device)
-        return OnHost(self.inputs, self.targets, self.index, self.epoch, self.together, place=device)
+        return OnHost(self.inputs, self.targets, self.index, self.epoch, self.rows_per_sample, place=device)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,10 +99,10 @@ class OnHost(Batch):
         return self.place
 
     def take(self, chosen: Tensor) -> Batch:
-        rows = chosen.to(self.home)
-        inputs = {view: self._send(samples, rows) for view, samples in self.inputs.items()}
+        rows = chosen.to(self.storage_device)
+        inputs = {input_key: self._send(samples, rows) for input_key, samples in self.inputs.items()}
         targets, index = self._send(self.targets, rows), self._send(self.index, rows)
-        return Batch(inputs, targets, index, self.epoch, self.together)
+        return Batch(inputs, targets, index, self.epoch, self.rows_per_sample)
 
     def between(self, first: int, end: int) -> Batch:
         return self.take(torch.arange(first, min(end, len(self))))
@@ -113,9 +113,9 @@ class OnHost(Batch):
         return torch.index_select(values, 0, rows, out=staged).to(self.place, non_blocking=True)
 
 
-def whole_split(inputs: dict[str, Tensor], targets: Tensor, together: int = 1) -> Batch:
+def whole_split(inputs: dict[str, Tensor], targets: Tensor, rows_per_sample: int = 1) -> Batch:
     """All samples of a split, numbered from 0."""
-    return Batch(inputs, targets, torch.arange(len(targets), device=targets.device), together=together)
+    return Batch(inputs, targets, torch.arange(len(targets), device=targets.device), rows_per_sample=rows_per_sample)
 
 
 Augment = Callable[[Batch, int], Batch]
@@ -148,5 +148,5 @@ class Batches:
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             order = torch.randperm(self.samples.samples, generator=generator(self._seed, "order", epoch))
-            self._epoch, self._order = epoch, order.to(self.samples.home)
+            self._epoch, self._order = epoch, order.to(self.samples.storage_device)
         return self._order

@@ -44,7 +44,7 @@ from worker.data.labels import Classes, class_targets, find_classes
 from worker.data.pairs import as_rows
 from worker.data.prompts import Prompts, beginnings, questions
 from worker.data.readers import Readers, open_reader, open_readers
-from worker.data.running_text import TextFile, Workplace, align_file, halves_of, map_files, pack_file
+from worker.data.running_text import PackingDir, TextFile, align_file, halves_of, map_files, pack_file
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing, fit_targets
 from worker.data.tokenizer_checks import check_tokenizers, sampled
@@ -78,17 +78,17 @@ class TaskData:
     places: Mapping[str, list[int]] = field(default_factory=dict)
     """By the name of a classifier's teacher: for each class of the job its number among the teacher's outputs."""
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
-    """By the view that a teacher with another tokenizer reads: the shares of the student's tokens, by split, that it
+    """By the input key of a teacher with another tokenizer: the shares of the student's tokens, by split, that it
     has something to say about."""
 
     @property
-    def view(self) -> str | None:
+    def input_key(self) -> str | None:
         """Which of the inputs the student reads; none: its kind's usual one."""
-        return self.readers.student.view if self.readers else None
+        return self.readers.student.input_key if self.readers else None
 
-    def view_of(self, teacher: str) -> str | None:
+    def input_key_of(self, teacher: str) -> str | None:
         """Which of the inputs the teacher of this reference reads; none: its kind's usual one."""
-        return self.readers.by_teacher[teacher].view if self.readers else None
+        return self.readers.by_teacher[teacher].input_key if self.readers else None
 
 
 def load_task(
@@ -96,7 +96,7 @@ def load_task(
     inputs: Mapping[str, Path],
     teachers: Mapping[str, ModelConfig],
     seed: int,
-    workplace: Workplace | None = None,
+    workplace: PackingDir | None = None,
 ) -> TaskData:
     """Read and check the data of `job`.
 
@@ -121,7 +121,7 @@ def load_task(
     _refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     words = any(isinstance(step, TextAugmentation) for step in data.augment)
     splits = {
-        param: whole_split(_views(one, readers, words=words), targets[param], one.together)
+        param: whole_split(_inputs_by_key(one, readers, words=words), targets[param], one.rows_per_sample)
         for param, one in samples.items()
     }
     train, evaluation, numbers = _split(splits, job, seed)
@@ -139,7 +139,7 @@ def _running_text(
     teachers: Mapping[str, ModelConfig],
     files: Mapping[str, TextFile],
     seed: int,
-    workplace: Workplace,
+    workplace: PackingDir,
 ) -> TaskData:
     """The same for a language model: whole texts are held out, and each split is packed into sequences."""
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
@@ -154,7 +154,9 @@ def _running_text(
     paths = [workplace.folder / name for name in ("train", "eval")]
     portions = _portions(job, files, counts, seed, paths) if workplace.packs else []
     sizes = [size for part in portions for size in pack_file(part.file, reader, length, part.halves, part.paths)]
-    shares = {view: _aligned(job, readers, view, portions) for view in readers.others} if portions else {}
+    shares = (
+        {input_key: _aligned(job, readers, input_key, portions) for input_key in readers.others} if portions else {}
+    )
     packed = map_files(paths, workplace, reader, length, list(readers.others.values()))
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
@@ -183,11 +185,13 @@ def _portions(
     return [_Portion(files["data.train"], halves_of(counts["data.train"], held_out, seed), paths)]
 
 
-def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[_Portion]) -> dict[str, float]:
+def _aligned(job: JobSpec, readers: Readers, input_key: str, portions: Sequence[_Portion]) -> dict[str, float]:
     """Write the texts in the tokens of a teacher's own; returns the share of the student's tokens, by split, that it
     has something to say about. Raises UserError blaming the teacher, or sequences that are too long for it."""
-    teacher, length = readers.others[view], readers.lengths[readers.student.view]
-    index = next(i for i, each in enumerate(job.all_teachers) if readers.by_teacher[each.reference].view == view)
+    teacher, length = readers.others[input_key], readers.lengths[readers.student.input_key]
+    index = next(
+        i for i, each in enumerate(job.all_teachers) if readers.by_teacher[each.reference].input_key == input_key
+    )
     param, name = job.teacher_param(index), job.all_teachers[index].name
     try:
         train, evaluation = (
@@ -199,7 +203,7 @@ def _aligned(job: JobSpec, readers: Readers, view: str, portions: Sequence[_Port
         if error.param != "data.tokenizer":
             raise
         raise UserError("invalid_teacher", f"{param}: {error.message}", param) from error
-    longest, most = max(train.longest, evaluation.longest), readers.lengths[view]
+    longest, most = max(train.longest, evaluation.longest), readers.lengths[input_key]
     if longest > most:
         found = f"is {length}, and what is read in so many tokens is up to {longest} of {name!r}, which reads {most}"
         accepted = f"about {length * most // longest} at most"
@@ -216,10 +220,10 @@ def _prompts(job: JobSpec, wanted: Writing, train: _Portion, packed: Batch, read
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
     file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
     if not file.talks():
-        return beginnings(packed, reader.view, wanted.prompt_tokens, end)
+        return beginnings(packed, reader.input_key, wanted.prompt_tokens, end)
     read = read_documents(file.pieces("finding what to write on in"), reader, file.param, file.day)
     documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
-    found = questions(documents, reader.view, room, end, [*reader.special, end])
+    found = questions(documents, reader.input_key, room, end, [*reader.special, end])
     if not len(found.samples):
         told = f"no answer of data.train has at most {room} tokens before it, which recipe.generation.new_tokens leaves"
         raise invalid(f"{told} of data.max_length", "recipe.generation.new_tokens")
@@ -300,7 +304,7 @@ def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Tas
     if isinstance(stored, Texts):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
-        count, size = len(targets) // samples.together, 8 * readers.input.length * samples.together
+        count, size = len(targets) // samples.rows_per_sample, 8 * readers.input.length * samples.rows_per_sample
         return SampleFacts(count, readers.input, size, targets=numbers)
     pixels = stored.ndim == 4 and stored.dtype == np.uint8
     return SampleFacts(len(targets), _input(stored.shape[1:]), stored[0].nbytes, pixels, numbers)
@@ -314,7 +318,7 @@ def _input(shape: tuple[int, ...]) -> Input:
     return TableInput(columns=shape[0])
 
 
-def _views(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
+def _inputs_by_key(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
     if isinstance(samples.inputs, Texts):
         return readers.read(samples.inputs, words=words) if readers else {}
     return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
@@ -328,14 +332,14 @@ def _split(splits: Mapping[str, Batch], job: JobSpec, seed: int) -> tuple[Batch,
     classes = job.task in CLASSIFICATION
     halves = hold_out(train.targets, count, seed) if classes else hold_out_any(train.samples, count, seed)
     kept, held = (train.take_samples(chosen) for chosen in halves)
-    own, others = (whole_split(half.inputs, half.targets, half.together) for half in (kept, held))
+    own, others = (whole_split(half.inputs, half.targets, half.rows_per_sample) for half in (kept, held))
     return own, others, (kept.index, held.index)
 
 
 def _describe(
     job: JobSpec, given: Input, train: Batch, classes: Classes | None, teachers: Mapping[str, ModelConfig]
 ) -> ModelConfig:
-    raw = next((samples for view, samples in train.inputs.items() if view in (IMAGES, TABLE)), None)
+    raw = next((samples for input_key, samples in train.inputs.items() if input_key in (IMAGES, TABLE)), None)
     network, inherited = network_of(job, teachers), start_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     embedding = embedding_of(job, teachers)

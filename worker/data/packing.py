@@ -84,7 +84,7 @@ class PackedTexts(Batch):
     """What else is read of each sequence, under names of its own."""
 
     @property
-    def home(self) -> torch.device:
+    def storage_device(self) -> torch.device:
         return self.rows.device
 
     @property
@@ -118,12 +118,12 @@ class PackedTexts(Batch):
         codes = staged.to(self.place, non_blocking=True).long()
         counted = codes >= 0
         ids, targets = torch.where(counted, codes, ~codes), torch.where(counted, codes, IGNORED)
-        view = next(iter(self.inputs))
+        input_key = next(iter(self.inputs))
         more = {name: side.to(self.place) for other in self.others for name, side in other.take(index).items()}
-        return Batch({view: ids[:, :-1].contiguous(), **more}, targets[:, 1:].contiguous(), index.to(self.place))
+        return Batch({input_key: ids[:, :-1].contiguous(), **more}, targets[:, 1:].contiguous(), index.to(self.place))
 
 
-def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTexts:
+def open_packed(path: Path, vocabulary: int, length: int, input_key: str) -> PackedTexts:
     """The sequences (N, S) of a file that `packing` wrote: token ids and targets, both int64.
 
     Every token but the very first is a target once, unless it is not counted: then its target is IGNORED. The last
@@ -133,7 +133,7 @@ def open_packed(path: Path, vocabulary: int, length: int, view: str) -> PackedTe
     count = path.stat().st_size // dtype.itemsize
     stream = torch.from_file(str(path), shared=False, size=count, dtype=dtype)
     shape = torch.empty((count - 1) // length, length, dtype=torch.int64, device="meta")
-    blank = whole_split({view: shape}, shape)
+    blank = whole_split({input_key: shape}, shape)
     index = torch.arange(len(shape))
     rows = stream.as_strided((len(shape), length + 1), (length, 1))
     return PackedTexts(inputs=blank.inputs, targets=blank.targets, index=index, rows=rows)

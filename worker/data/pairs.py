@@ -31,7 +31,7 @@ def as_rows(samples: Samples, param: str) -> Samples:
     scores = np.asarray(samples.labels)
     if scores.shape[1]:
         targets[:, SCORE] = np.repeat(_single(scores, param), len(sides))
-    return Samples(Texts(rows), targets, together=len(sides))
+    return Samples(Texts(rows), targets, rows_per_sample=len(sides))
 
 
 def _single(scores: NDArray, param: str) -> NDArray:

@@ -23,7 +23,7 @@ class Prompts:
     """Texts to be written on."""
 
     samples: Batch
-    """Token ids (N, P) of one view, int64, filled up at their end; targets are their lengths (N,) int64, at least 1."""
+    """Token ids (N, P) of one input key, int64, padded at the end; targets are their lengths (N,) int64, at least 1."""
     ends: tuple[int, ...]
     """Token ids that end what is written."""
     left_out: int = 0
@@ -39,20 +39,20 @@ class Prompts:
         return replace(self, samples=self.samples.to(device))
 
 
-def beginnings(sequences: Batch, view: str, most: int, end: int) -> Prompts:
+def beginnings(sequences: Batch, input_key: str, most: int, end: int) -> Prompts:
     """The first `most` tokens of packed sequences (N, S); fewer of one that was filled up before."""
-    tokens, lengths = zip(*(_begun(part, view, most) for part in sequences.parts(TOGETHER)), strict=True)
-    return Prompts(whole_split({view: torch.cat(tokens)}, torch.cat(lengths)), (end,))
+    tokens, lengths = zip(*(_begun(part, input_key, most) for part in sequences.parts(TOGETHER)), strict=True)
+    return Prompts(whole_split({input_key: torch.cat(tokens)}, torch.cat(lengths)), (end,))
 
 
-def _begun(sequences: Batch, view: str, most: int) -> tuple[Tensor, Tensor]:
+def _begun(sequences: Batch, input_key: str, most: int) -> tuple[Tensor, Tensor]:
     places = torch.arange(1, sequences.targets.shape[1] + 1)
     known = torch.where(sequences.targets != IGNORED, places, 0).amax(1)
     chosen = known.nonzero().squeeze(1)
-    return sequences.inputs[view][chosen, :most], known[chosen].clamp(max=most)
+    return sequences.inputs[input_key][chosen, :most], known[chosen].clamp(max=most)
 
 
-def questions(documents: Iterable[Document], view: str, most: int, fill: int, ends: Sequence[int]) -> Prompts:
+def questions(documents: Iterable[Document], input_key: str, most: int, fill: int, ends: Sequence[int]) -> Prompts:
     """All that precedes each answer of chats, where it has at most `most` tokens."""
     found = [prompt for document in documents for prompt in _before_answers(document)]
     fitting = [prompt for prompt in found if len(prompt) <= most]
@@ -60,7 +60,7 @@ def questions(documents: Iterable[Document], view: str, most: int, fill: int, en
     tokens = torch.full((len(fitting), max(map(len, fitting), default=0)), fill)
     for row, prompt in enumerate(fitting):
         tokens[row, : len(prompt)] = torch.from_numpy(prompt)
-    return Prompts(whole_split({view: tokens}, lengths), tuple(ends), len(found) - len(fitting))
+    return Prompts(whole_split({input_key: tokens}, lengths), tuple(ends), len(found) - len(fitting))
 
 
 def _before_answers(document: Document) -> Iterator[NDArray]:

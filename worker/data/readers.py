@@ -23,11 +23,11 @@ from worker.errors import UserError
 MOST = 1 << 31
 """More tokens than any model reads at a time."""
 WORDS = "words:"
-"""Begins the name of the input that tells the words of a view's tokens."""
+"""Begins the name of the input that tells the words of an input key's tokens."""
 
 
 class Special(NamedTuple):
-    """Token ids of a view that mean no text."""
+    """Token ids of an input key that mean no text."""
 
     pad: int
     mask: int | None
@@ -41,36 +41,38 @@ class Readers:
     by_teacher: Mapping[str, TextTokenizer]
     """By the teacher's reference."""
     lengths: Mapping[str, int]
-    """Most tokens of a text, by view: what all that read it can take."""
+    """Most tokens of a text, by input key: what all that read it can take."""
 
     @property
     def input(self) -> TextInput:
         """What the student takes."""
         own = self.student
-        return TextInput(length=self.lengths[own.view], vocabulary=own.vocabulary, pad=own.pad, separator=own.separator)
+        return TextInput(
+            length=self.lengths[own.input_key], vocabulary=own.vocabulary, pad=own.pad, separator=own.separator
+        )
 
     @property
     def special(self) -> dict[str, Special]:
-        """By view."""
-        return {reader.view: Special(reader.pad, reader.mask) for reader in self._all}
+        """By input key."""
+        return {reader.input_key: Special(reader.pad, reader.mask) for reader in self._all}
 
     @property
     def others(self) -> dict[str, TextTokenizer]:
-        """Tokenizers of teachers that don't read as the student does, by view."""
-        return {reader.view: reader for reader in self._all if reader.view != self.student.view}
+        """Tokenizers of teachers that don't read as the student does, by input key."""
+        return {reader.input_key: reader for reader in self._all if reader.input_key != self.student.input_key}
 
     @property
     def _all(self) -> list[TextTokenizer]:
         return [self.student, *self.by_teacher.values()]
 
     def read(self, texts: Texts, *, words: bool) -> dict[str, Tensor]:
-        """Token ids (N, S) by view; with `words`, the words of the tokens too, under the view's name after `WORDS`."""
+        """Token ids (N, S) by input key; with `words`, the words of the tokens too, under the key after `WORDS`."""
         found: dict[str, Tensor] = {}
         for reader in self._all:
-            if reader.view not in found:
-                encoded = reader.encode(texts, self.lengths[reader.view])
-                found[reader.view] = encoded.ids
-                found |= {WORDS + reader.view: encoded.words} if words else {}
+            if reader.input_key not in found:
+                encoded = reader.encode(texts, self.lengths[reader.input_key])
+                found[reader.input_key] = encoded.ids
+                found |= {WORDS + reader.input_key: encoded.words} if words else {}
         return found
 
 
@@ -86,9 +88,9 @@ def open_readers(
         for index, teacher in enumerate(job.all_teachers)
     }
     student = _students(job, options, folders, list(by_teacher.values()), train)
-    lengths = {student.view: options.max_length}
+    lengths = {student.input_key: options.max_length}
     for reference, reader in by_teacher.items():
-        lengths[reader.view] = min(lengths.get(reader.view, options.max_length), _most(teachers[reference]))
+        lengths[reader.input_key] = min(lengths.get(reader.input_key, options.max_length), _most(teachers[reference]))
     return Readers(student, by_teacher, lengths)
 
 
@@ -112,12 +114,12 @@ def open_reader(
         student = train_writer(wanted, train)
     else:
         student = _students(job, options, folders, readers, Texts([]))
-    by_teacher, lengths = {}, {student.view: options.max_length}
+    by_teacher, lengths = {}, {student.input_key: options.max_length}
     for index, (teacher, reader) in enumerate(zip(job.all_teachers, readers, strict=True)):
         by_teacher[teacher.reference] = own = student if student.reads_like(reader) else reader
         if own is not student:
             _require_comparable(job, index, own)
-            lengths[own.view] = min(lengths.get(own.view, MOST), _most(teachers[teacher.reference]))
+            lengths[own.input_key] = min(lengths.get(own.input_key, MOST), _most(teachers[teacher.reference]))
     return Readers(student, by_teacher, lengths)
 
 

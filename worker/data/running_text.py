@@ -42,7 +42,7 @@ def _silent(_: str) -> None:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class PackingDir:
     """Where texts are packed, and with whom."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Workplace:
     say: Callable[[str], None] = _silent
     packs: bool = True
     """Whether this process writes the files that all processes of its machine map."""
-    meet: Callable[[], None] = _nothing
+    barrier: Callable[[], None] = _nothing
     """Waits until all processes of the job are here."""
 
     @contextmanager
@@ -72,7 +72,7 @@ class TextFile:
     data: Data
     param: str
     """The field that names it."""
-    workplace: Workplace
+    workplace: PackingDir
 
     @property
     def day(self) -> date | None:
@@ -165,19 +165,19 @@ def align_file(
 
 def map_files(
     paths: Sequence[Path],
-    workplace: Workplace,
+    workplace: PackingDir,
     reader: TextTokenizer,
     length: int,
     others: Sequence[TextTokenizer] = (),
 ) -> list[PackedTexts]:
     """What the first process of the machine has packed and aligned, for all of its processes; the files may go
     afterwards."""
-    workplace.meet()
+    workplace.barrier()
     mapped = [
-        open_packed(path, reader.vocabulary, length, reader.view).beside(
+        open_packed(path, reader.vocabulary, length, reader.input_key).beside(
             [open_aligned(path, other, length) for other in others]
         )
         for path in paths
     ]
-    workplace.meet()
+    workplace.barrier()
     return mapped

@@ -84,7 +84,7 @@ class TextTokenizer:
         self.digest = sha256(told.encode()).hexdigest()[:16]
 
     @property
-    def view(self) -> str:
+    def input_key(self) -> str:
         """Name of its ids in `Batch.inputs`."""
         return f"tokens:{self.digest}"
 

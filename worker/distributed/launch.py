@@ -32,7 +32,7 @@ from worker.distributed.nodes import (
     JOIN_SECONDS,
     Beats,
     Node,
-    Place,
+    RendezvousSpec,
     beat,
     called,
     done,
@@ -49,7 +49,7 @@ from worker.trainer.parent import die_with_parent
 from worker.trainer.protocol import REPORTS, TRAINER_KILLED, Assignment, Failed, Finished, Report, Stopped
 from worker.training.machine import choose_device, make_deterministic
 from worker.training.monitor import Send, Stop
-from worker.training.run import RANK_LOST, Word, failed, run
+from worker.training.run import RANK_LOST, TrainerResult, failed, run
 
 LOOK_SECONDS = 0.05
 """Between two looks whether the job shall stop."""
@@ -63,7 +63,7 @@ Died = ChildFailedError | RendezvousTimeoutError | RendezvousClosedError | None
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
-class Ends(NamedTuple):
+class RankArgs(NamedTuple):
     """What all ranks are started with."""
 
     assignment: str
@@ -73,10 +73,10 @@ class Ends(NamedTuple):
     """Of every rank, to write to."""
     wish: Connection
     """Of the first rank, to read from: something comes when the job shall stop."""
-    place: Place
+    place: RendezvousSpec
 
 
-def launch(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
+def launch(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> TrainerResult:
     """As `run`, on as many processes as the job says; must be called in the main thread."""
     try:
         with called(assignment) as (place, store):
@@ -108,7 +108,9 @@ def _pass_on(node: Node, report: Report) -> None:
         tell(node.store, report)
 
 
-def _launch(assignment: Assignment, folder: Path, send: Send, stop: Stop, place: Place, told: Send = _ignore) -> Word:
+def _launch(
+    assignment: Assignment, folder: Path, send: Send, stop: Stop, place: RendezvousSpec, told: Send = _ignore
+) -> TrainerResult:
     """`told` hears the last word as soon as it is said."""
     size, gpus = assignment.spec.resources.processes, assignment.spec.resources.queue == "gpu"
     if gpus and 0 < torch.cuda.device_count() < size:
@@ -117,7 +119,7 @@ def _launch(assignment: Assignment, folder: Path, send: Send, stop: Stop, place:
     context, kills = get_context("spawn"), oom_kills()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     wish, wisher = context.Pipe(duplex=False)
-    ends = Ends(assignment.model_dump_json(), str(folder), os.getpid(), [out for _, out in pipes], wish, place)
+    ends = RankArgs(assignment.model_dump_json(), str(folder), os.getpid(), [out for _, out in pipes], wish, place)
     relay = _Relay([end for end, _ in pipes], send, told)
     with closing(wisher), relay.running(), _minding(stop, wisher):
         died = _start(size, ends, gpus=gpus)
@@ -126,7 +128,7 @@ def _launch(assignment: Assignment, folder: Path, send: Send, stop: Stop, place:
     return relay.word or _explain(died, folder, killed_for_memory=oom_kills() > kills)
 
 
-def _start(size: int, ends: Ends, *, gpus: bool) -> Died:
+def _start(size: int, ends: RankArgs, *, gpus: bool) -> Died:
     """See all ranks to their end; which of them died first, if one did."""
     place = ends.place
     if place.nodes == 1:
@@ -158,7 +160,7 @@ def _start(size: int, ends: Ends, *, gpus: bool) -> Died:
     return None
 
 
-def _be_a_rank(ends: Ends) -> None:
+def _be_a_rank(ends: RankArgs) -> None:
     """What each process does; it leaves with status 1 unless its share of the job is done."""
     die_with_parent(ends.launcher)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -200,7 +202,7 @@ class _Relay:
 
     def __init__(self, ends: list[Connection], send: Send, told: Send) -> None:
         self._ends, self._send, self._told = ends, send, told
-        self.word: Word | None = None
+        self.word: TrainerResult | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:

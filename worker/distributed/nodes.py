@@ -56,7 +56,7 @@ class Call(BaseModel):
     assignment: Assignment
 
 
-class Place(NamedTuple):
+class RendezvousSpec(NamedTuple):
     """Where the launchers of a job meet, and how many."""
 
     run: str
@@ -71,7 +71,7 @@ class Place(NamedTuple):
 class Node(NamedTuple):
     """What a machine that was called has to do."""
 
-    place: Place
+    place: RendezvousSpec
     assignment: Assignment
     store: Store
     seat: int
@@ -142,12 +142,12 @@ def done(node: Node) -> None:
 
 
 @contextmanager
-def called(assignment: Assignment) -> Iterator[tuple[Place, Store | None]]:
+def called(assignment: Assignment) -> Iterator[tuple[RendezvousSpec, Store | None]]:
     """Where the processes of a job meet: on this machine, or, for several, where they are called to. Raises SystemFault
     when nobody can be called."""
     nodes = assignment.spec.resources.nodes
     if nodes == 1:
-        yield Place(str(os.getpid()), "127.0.0.1:0", "127.0.0.1"), None
+        yield RendezvousSpec(str(os.getpid()), "127.0.0.1:0", "127.0.0.1"), None
         return
     if assignment.rendezvous is None:
         raise SystemFault("no_rendezvous", "this worker has no address at which other machines would meet it")
@@ -158,7 +158,7 @@ def called(assignment: Assignment) -> Iterator[tuple[Place, Store | None]]:
     except (RuntimeError, OSError) as error:
         raise SystemFault("no_rendezvous", "the address at which machines meet can't be listened on") from error
     store.set(CALL, call.model_dump_json())
-    yield Place(call.run, assignment.rendezvous, host, nodes), store
+    yield RendezvousSpec(call.run, assignment.rendezvous, host, nodes), store
 
 
 def come(address: str, known: set[str]) -> Node | None:
@@ -180,7 +180,7 @@ def come(address: str, known: set[str]) -> Node | None:
         message = f"what listens at {address} does not answer as a worker of this version; trying on"
         raise SystemFault("no_rendezvous", message) from error
     known.add(call.run)
-    place = Place(call.run, address, own, call.nodes, head=False)
+    place = RendezvousSpec(call.run, address, own, call.nodes, head=False)
     return Node(place, call.assignment, store, seat) if 0 < seat < call.nodes else None
 
 
@@ -190,7 +190,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def number_of(place: Place) -> int:
+def number_of(place: RendezvousSpec) -> int:
     """Of this process, counted from the first one of the head; the launcher's own order goes by addresses."""
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if place.nodes == 1:

@@ -31,7 +31,7 @@ PATIENCE = timedelta(days=7)
 """Longest wait of a rank for another, which may be evaluating. Whoever dies is noticed by the launcher at once."""
 
 
-class Alone:
+class SingleProcess:
     """A single process, which has nobody to agree with."""
 
     number = 0
@@ -53,7 +53,7 @@ class Alone:
         """Number of this machine among those of the job."""
         return 0
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until everybody is here."""
 
     def share(self, rows: Tensor) -> Tensor:
@@ -106,14 +106,14 @@ class Alone:
         """What this rank has to save of the tensors that make its next step."""
         return tensors
 
-    def bring(self, files: list[Path]) -> None:
+    def gather_files(self, files: list[Path]) -> None:
         """Have what ranks on other machines wrote, one of `files` each, lie beside what the first one wrote."""
 
-    def tell(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         """What each rank that saves something says; all of them wait for it."""
         return [value]
 
-    def together(self, act: Callable[[], Result]) -> Callable[[], Result]:
+    def collectively(self, act: Callable[[], Result]) -> Callable[[], Result]:
         """`act` for the first rank to call, with all ranks that hold parts of what it needs. They say so for the same
         acts, in the same order."""
         return act
@@ -129,7 +129,7 @@ class Alone:
         """Called by the first rank when it has no more use for the others."""
 
 
-class Replicas(Alone):
+class DataParallel(SingleProcess):
     """Every rank has the whole student, and gradients are summed while the backward pass runs."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Replicas(Alone):
     def machine(self) -> int:
         return int(os.environ.get("GROUP_RANK", 0))
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         self.sum(torch.zeros(()))
 
     def share(self, rows: Tensor) -> Tensor:
@@ -189,10 +189,10 @@ class Replicas(Alone):
         return nullcontext() if last else whole.no_sync()
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-def join(device: torch.device, sharding: Sharding = "none", number: int | None = None) -> Replicas:
+def join(device: torch.device, sharding: Sharding = "none", number: int | None = None) -> DataParallel:
     """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs.
 
     `number` is this one's among them, where the launcher has another order.
@@ -203,10 +203,10 @@ def join(device: torch.device, sharding: Sharding = "none", number: int | None =
         backend, timeout=PATIENCE, rank=int(os.environ["RANK"]) if number is None else number, world_size=size
     )
     if sharding == "none":
-        return Replicas()
-    from worker.distributed.shards import Shards  # which takes a while to import
+        return DataParallel()
+    from worker.distributed.shards import FullyShardedDataParallel  # which takes a while to import
 
-    return Shards(device)
+    return FullyShardedDataParallel(device)
 
 
 def is_lost(error: BaseException) -> bool:

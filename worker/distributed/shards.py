@@ -23,14 +23,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from app.recipe.tasks.task import CAUSAL_LM
 from worker.distributed.nodes import bring
 from worker.distributed.parts import Stored
-from worker.distributed.ranks import Replicas, Result, Tensors
+from worker.distributed.ranks import DataParallel, Result, Tensors
 from worker.students.model import Model
 
 GO, LEAVE, ACTS = 0, 1, 2
 """What the first rank says: go on, leave, or from `ACTS` on the number of what all shall do."""
 
 
-class Shards(Replicas):
+class FullyShardedDataParallel(DataParallel):
     """Weights are divided along their first dimension; gradients are summed and divided alike."""
 
     def __init__(self, device: torch.device) -> None:
@@ -92,17 +92,17 @@ class Shards(Replicas):
         mine = {name: self.own(tensor) for name, tensor in tensors.items() if self.first or isinstance(tensor, DTensor)}
         return {name: tensor for name, tensor in mine.items() if self.first or len(tensor)}
 
-    def bring(self, files: list[Path]) -> None:
+    def gather_files(self, files: list[Path]) -> None:
         for number in range(int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), self.size):
             if self.number in (0, number):
                 bring(files[number], number)
 
-    def tell(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         said = [torch.empty_like(value) for _ in range(self.size)]
         dist.all_gather(said, value)
         return said
 
-    def together(self, act: Callable[[], Result]) -> Callable[[], Result]:
+    def collectively(self, act: Callable[[], Result]) -> Callable[[], Result]:
         number = len(self._acts)
         self._acts.append(act)
 
@@ -113,11 +113,11 @@ class Shards(Replicas):
         return call
 
     def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
-        gather = self.together(lambda: self._gather(get().state_dict()))
+        gather = self.collectively(lambda: self._gather(get().state_dict()))
 
         def rebuild() -> Model:
             model = get()
-            copy = Model(model.config, view=model.view)
+            copy = Model(model.config, input_key=model.input_key)
             copy.load_state_dict(gather())
             return copy.to(next(model.parameters()).device).eval()
 

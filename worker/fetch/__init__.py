@@ -16,10 +16,10 @@ from app.recipe.teachers.teacher import Origin
 from worker.errors import UserError, unusable_model
 from worker.fetch import hub, objects
 from worker.fetch.refusal import Refused
-from worker.fetch.shelf import Shelf, files_in
+from worker.fetch.shelf import FetchCache, files_in
 
 
-async def fetch(origin: Origin, param: str, settings: Settings, shelf: Shelf, target: Path) -> None:
+async def fetch(origin: Origin, param: str, settings: Settings, shelf: FetchCache, target: Path) -> None:
     """Put the files of a model from outside into the folder `target`.
 
     Raises: `UserError` blaming `param`, the field that names it; `Unavailable`; `OSError` when the disk is full.

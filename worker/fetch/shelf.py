@@ -20,7 +20,7 @@ LEAVING = ".leaving-"
 SECONDS_TO_LEAVE = 3600.0
 
 
-class Shelf:
+class FetchCache:
     """Holds up to `max_bytes` in folders under `root`."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:

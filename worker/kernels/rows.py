@@ -23,7 +23,7 @@ from app.recipe import losses as recipe
 from worker.kernels import processor_rows
 from worker.kernels.devices import HAS_TRITON
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import Rows, Term, at_least_float32
+from worker.losses.base import LossInputs, LossTerm, at_least_float32
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.divergences import BdKdTerm, JsdTerm, ReverseKlTerm, SkewKlTerm, SkewReverseKlTerm, TvdTerm
 from worker.losses.dkd import DkdTerm
@@ -60,7 +60,7 @@ class Inputs(NamedTuple):
     """(R,) float32."""
 
 
-TERMS: dict[DivergenceKind, Callable[[Divergence], Term]] = {
+TERMS: dict[DivergenceKind, Callable[[Divergence], LossTerm]] = {
     "forward-kl": lambda d: KdTerm(recipe.Kd(temperature=d.temperature)),
     "reverse-kl": lambda d: ReverseKlTerm(recipe.ReverseKl(temperature=d.temperature)),
     "jsd": lambda d: JsdTerm(recipe.Jsd(temperature=d.temperature, beta=d.beta)),
@@ -165,7 +165,7 @@ def needs_labels(spec: RowSpec) -> bool:
 
 
 @cache
-def term_of(divergence: Divergence | None) -> Term | None:
+def term_of(divergence: Divergence | None) -> LossTerm | None:
     """The term that defines a divergence; raises ValueError for values that the contract refuses."""
     if divergence is None:
         return None
@@ -245,7 +245,7 @@ def _values(raw: Tensor, inputs: Inputs, spec: RowSpec, valid: Tensor) -> tuple[
     if term is not None and inputs.teacher is not None:
         teacher = headed(at_least_float32(inputs.teacher.detach()), spec.divergence)
         width = max(student.shape[-1], teacher.shape[-1])
-        divergence = term(Rows(widened(student, width), labels, widened(teacher, width), valid))
+        divergence = term(LossInputs(widened(student, width), labels, widened(teacher, width), valid))
     if spec.ce_weight != 0.0:
         cross_entropy = _cross_entropy(student, labels, inputs.class_weights, spec.label_smoothing)
     return divergence, cross_entropy
@@ -270,7 +270,7 @@ def widened(logits: Tensor, width: int) -> Tensor:
 def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
     """The term's, or with a weight for each class."""
     if weights is None:
-        return cross_entropy_of(smoothing)(Rows(logits, labels, None))
+        return cross_entropy_of(smoothing)(LossInputs(logits, labels, None))
     logs, masked = F.log_softmax(logits, dim=-1), logits.isneginf()
     hard = logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1) * weights[labels]
     even = (logs.masked_fill(masked, 0.0) * weights).sum(-1) / (~masked).sum(-1)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from app.recipe import losses as spec
-from app.recipe.losses import LossTerm
+from app.recipe.losses import LossSpec
 from worker.losses.assistive import AssistiveTerm
-from worker.losses.base import Term
-from worker.losses.builder import Workshop
+from worker.losses.base import LossTerm
+from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import (
@@ -32,7 +32,7 @@ from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTer
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm
 
-TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
+TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.CrossEntropy: CrossEntropyTerm,
     spec.Kd: KdTerm,
     spec.Nkd: NkdTerm,
@@ -63,7 +63,7 @@ TERMS: dict[type[LossTerm], Callable[[Any], Term]] = {
 """Terms that look at outputs alone."""
 
 
-BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
+BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Uskd: UskdTerm,
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
     **FEATURE_TERMS,
@@ -71,7 +71,7 @@ BUILT: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
 """Terms that tap activations or train parts of their own."""
 
 
-def build_term(spec: LossTerm, workshop: Workshop) -> Term:
+def build_term(spec: LossSpec, builder: LossBuilder) -> LossTerm:
     """The term that `spec` describes, without its weight."""
     plain = TERMS.get(type(spec))
-    return plain(spec) if plain else BUILT[type(spec)](spec, workshop)
+    return plain(spec) if plain else BUILT[type(spec)](spec, builder)

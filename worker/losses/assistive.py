@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses.numbers import Assistive
-from worker.losses.base import Rows, at_least_float32
+from worker.losses.base import LossInputs, at_least_float32
 
 
 class Parts(NamedTuple):
@@ -29,15 +29,15 @@ class AssistiveTerm:
     def __init__(self, spec: Assistive) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        parts, spec = self.parts(rows), self.spec
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        parts, spec = self.parts(inputs), self.spec
         return spec.label_weight * parts.label + spec.tolerant_weight * parts.tolerant + spec.tough_weight * parts.tough
 
-    def parts(self, rows: Rows) -> Parts:
+    def parts(self, inputs: LossInputs) -> Parts:
         """Raises ValueError when a teacher's outputs are missing."""
-        outputs, spec = at_least_float32(rows.student), self.spec
-        label = rows.labels.to(outputs.dtype)
-        tolerant, tough = (reflected(outputs, label, _answers(rows, name)) for name in (spec.tolerant, spec.tough))
+        outputs, spec = at_least_float32(inputs.student), self.spec
+        label = inputs.labels.to(outputs.dtype)
+        tolerant, tough = (reflected(outputs, label, _answers(inputs, name)) for name in (spec.tolerant, spec.tough))
         return Parts(
             main(outputs, label, tolerant).mean(-1),
             assist(outputs, label, tolerant, spec.tolerant_outer, spec.tolerant_inner, spec.near).mean(-1),
@@ -66,7 +66,7 @@ def assist(outputs: Tensor, label: Tensor, teacher: Tensor, outer: float, inner:
     return factor * (teacher - outputs).abs()
 
 
-def _answers(rows: Rows, name: str) -> Tensor:
-    if name not in rows.teachers:
+def _answers(inputs: LossInputs, name: str) -> Tensor:
+    if name not in inputs.teachers:
         raise ValueError(f"this term needs the outputs of the teacher {name!r}")
-    return at_least_float32(rows.teachers[name]).detach()
+    return at_least_float32(inputs.teachers[name]).detach()

@@ -30,7 +30,7 @@ class Features(NamedTuple):
     """The same of the teacher, whose tokenizer may be another."""
 
 
-class Rows(NamedTuple):
+class LossInputs(NamedTuple):
     """What a term sees of a batch."""
 
     student: Tensor
@@ -49,10 +49,10 @@ class Rows(NamedTuple):
     """What every teacher says (B, C), by its name, for terms that need more than one."""
 
 
-class Term(Protocol):
+class LossTerm(Protocol):
     """One term of the objective."""
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """Loss of each row (B,); the caller masks ignored rows, sums and divides.
 
         Whatever couples rows is shared out so that the mean over the rows that count is right.
@@ -65,11 +65,11 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def teacher_logits(rows: Rows) -> Tensor:
+def teacher_logits(inputs: LossInputs) -> Tensor:
     """The teacher's logits; raises ValueError when the caller brought none."""
-    if rows.teacher is None:
+    if inputs.teacher is None:
         raise ValueError("this term needs a teacher's logits")
-    return at_least_float32(rows.teacher).detach()
+    return at_least_float32(inputs.teacher).detach()
 
 
 def target_column(labels: Tensor) -> Tensor:

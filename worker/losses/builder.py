@@ -28,7 +28,7 @@ class TeacherSide:
     """Classes, or numbers per sample."""
 
 
-class Workshop:
+class LossBuilder:
     """Shapes and trainable parts for the terms of a job.
 
     A part has a name; terms and stages that ask for the same name share it. A fresh part depends on the job's seed and
@@ -43,7 +43,7 @@ class Workshop:
         """Classes, or numbers per sample."""
         self.param = param
         """Path of the term that is being built, for what is to be blamed on it."""
-        self.parts = nn.ModuleDict()
+        self.aux_modules = nn.ModuleDict()
         """Every part made so far."""
         self.trained: set[str] = set()
         """Names of the parts that the terms built since the last `new_stage` train."""
@@ -79,12 +79,12 @@ class Workshop:
 
     def part(self, name: str, make: Callable[[], nn.Module], *, frozen: bool = False) -> nn.Module:
         """The part called `name`, made on first use; `frozen` when the term uses it as it is, in evaluation mode."""
-        if name not in self.parts:
+        if name not in self.aux_modules:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self._seed, "part", name))
-                self.parts[name] = make()
+                self.aux_modules[name] = make()
         (self.frozen if frozen else self.trained).add(name)
-        return self.parts[name]
+        return self.aux_modules[name]
 
     def refuse(self, message: str, field: str = "") -> UserError:
         """What a term raises that can't be built; `field` is below the term's own path."""

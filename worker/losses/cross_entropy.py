@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import CrossEntropy
-from worker.losses.base import Rows, at_least_float32
+from worker.losses.base import LossInputs, at_least_float32
 
 
 class CrossEntropyTerm:
@@ -18,16 +18,16 @@ class CrossEntropyTerm:
     def __init__(self, spec: CrossEntropy) -> None:
         self.smoothing = spec.label_smoothing
 
-    def __call__(self, rows: Rows) -> Tensor:
-        logits = at_least_float32(rows.student)
-        logs, soft = F.log_softmax(logits, dim=-1), rows.labels.is_floating_point()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        logits = at_least_float32(inputs.student)
+        logs, soft = F.log_softmax(logits, dim=-1), inputs.labels.is_floating_point()
         if not soft:
-            hard = logs.gather(-1, rows.labels.unsqueeze(-1)).squeeze(-1)
+            hard = logs.gather(-1, inputs.labels.unsqueeze(-1)).squeeze(-1)
             if self.smoothing == 0.0:
                 return -hard
         masked = logits.isneginf()
         finite = logs.masked_fill(masked, 0.0)
         if soft:
-            hard = (rows.labels.to(logits.dtype) * finite).sum(-1)
+            hard = (inputs.labels.to(logits.dtype) * finite).sum(-1)
         even = finite.sum(-1) / (~masked).sum(-1)
         return -(1.0 - self.smoothing) * hard - self.smoothing * even

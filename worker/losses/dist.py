@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import Dist
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.softened import log_probs, prepare, surely_none
 
 EPS = 1e-8
@@ -24,10 +24,10 @@ class DistTerm:
     def __init__(self, spec: Dist) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = (logits / self.spec.temperature for logits in prepare(rows, standardized=False))
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = (logits / self.spec.temperature for logits in prepare(inputs, standardized=False))
         log_q, log_p, masked = log_probs(student, teacher)
-        ignored = masked if rows.valid is None else masked | ~rows.valid.unsqueeze(-1)
+        ignored = masked if inputs.valid is None else masked | ~inputs.valid.unsqueeze(-1)
         counted = None if surely_none(ignored) else ~ignored
         q, p = log_q.exp(), log_p.exp()
         within = 1.0 - correlation(q, p, counted, dim=1)

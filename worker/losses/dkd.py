@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import Dkd
-from worker.losses.base import Rows, target_column
+from worker.losses.base import LossInputs, target_column
 from worker.losses.softened import FLOOR, kl, log_probs, log_probs_beside, prepare
 
 
@@ -21,14 +21,14 @@ class DkdTerm:
     def __init__(self, spec: Dkd) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        target, others = self.parts(rows)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        target, others = self.parts(inputs)
         return self.spec.temperature**2 * (self.spec.alpha * target + self.spec.beta * others)
 
-    def parts(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def parts(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """TCKD and NCKD of each row, (B,) each, without weights."""
-        column = target_column(rows.labels)
-        student, teacher = (logits / self.spec.temperature for logits in prepare(rows, self.spec.standardize))
+        column = target_column(inputs.labels)
+        student, teacher = (logits / self.spec.temperature for logits in prepare(inputs, self.spec.standardize))
         log_q, log_p, _ = log_probs(student, teacher)
         rest_q, rest_p, _ = log_probs_beside(column, student, teacher)
         return kl(_against_rest(column, log_p), _against_rest(column, log_q)), kl(rest_p, rest_q)

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from app.recipe.losses.embeddings import Contrastive, EmbeddingDistance, PairScore, SimilarityMatrix
 from worker.data.pairs import SCORE, TEXT
-from worker.losses.base import Rows, at_least_float32, teacher_logits
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.builder import LossBuilder
 
 
 class EmbeddingDistanceTerm:
     """Between the student's vectors, behind a projection where one is needed, and the teacher's (2004.09813)."""
 
-    def __init__(self, spec: EmbeddingDistance, workshop: Workshop) -> None:
+    def __init__(self, spec: EmbeddingDistance, builder: LossBuilder) -> None:
         self.distance = spec.distance
-        self.projection = _projection(spec, workshop)
+        self.projection = _projection(spec, builder)
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = at_least_float32(rows.student), teacher_logits(rows)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = at_least_float32(inputs.student), teacher_logits(inputs)
         if self.projection is not None:
             student = self.projection(student)
         if self.distance == "cosine":
@@ -31,16 +31,16 @@ class EmbeddingDistanceTerm:
         return (student - teacher).square().mean(1)
 
 
-def _projection(spec: EmbeddingDistance, workshop: Workshop) -> nn.Module | None:
+def _projection(spec: EmbeddingDistance, builder: LossBuilder) -> nn.Module | None:
     """Raises UserError where the widths differ and nothing brings them together."""
-    own, wanted = workshop.outputs, workshop.teacher_outputs(spec.teacher)
+    own, wanted = builder.outputs, builder.teacher_outputs(spec.teacher)
     if spec.projection == "none" and own != wanted:
         found = f"the student's vectors have {own} numbers and the teacher's {wanted}"
-        raise workshop.refuse(f"{found} (accepted: auto or linear, or a student of the same width)", "projection")
+        raise builder.refuse(f"{found} (accepted: auto or linear, or a student of the same width)", "projection")
     if spec.projection == "none" or (spec.projection == "auto" and own == wanted):
         return None
     key = f"{spec.name}-projection-{spec.teacher or 'teacher'}"
-    return workshop.part(key, lambda: nn.Linear(own, wanted))
+    return builder.part(key, lambda: nn.Linear(own, wanted))
 
 
 class SimilarityMatrixTerm:
@@ -49,8 +49,8 @@ class SimilarityMatrixTerm:
     def __init__(self, spec: SimilarityMatrix) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = (cosines(side) for side in (at_least_float32(rows.student), teacher_logits(rows)))
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = (cosines(side) for side in (at_least_float32(inputs.student), teacher_logits(inputs)))
         seen = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
         if self.spec.compare == "mse":
             return (student - teacher).square().where(seen, 0.0).sum(1) / seen.sum(1).clamp(min=1)
@@ -68,15 +68,15 @@ class ContrastiveTerm:
     def __init__(self, spec: Contrastive) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        logits = cosines(at_least_float32(rows.student)) / self.spec.temperature
-        seen = self._seen(rows.labels[:, TEXT])
-        losses = self._taught(rows, logits, seen) if self.spec.target == "teacher" else _found(logits, seen)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        logits = cosines(at_least_float32(inputs.student)) / self.spec.temperature
+        seen = self._seen(inputs.labels[:, TEXT])
+        losses = self._taught(inputs, logits, seen) if self.spec.target == "teacher" else _found(logits, seen)
         return losses if self.spec.anchors == "both" else losses[0::2].repeat_interleave(2)
 
-    def _taught(self, rows: Rows, logits: Tensor, seen: Tensor) -> Tensor:
+    def _taught(self, inputs: LossInputs, logits: Tensor, seen: Tensor) -> Tensor:
         warmth = self.spec.teacher_temperature or self.spec.temperature
-        return divergence(logits, cosines(teacher_logits(rows)) / warmth, seen)
+        return divergence(logits, cosines(teacher_logits(inputs)) / warmth, seen)
 
     def _seen(self, texts: Tensor) -> Tensor:
         """(R, R) bool: which rows each row looks through; `texts` (R,) are numbers that equal texts share."""
@@ -95,10 +95,10 @@ class PairScoreTerm:
     def __init__(self, spec: PairScore) -> None:
         self.lowest, self.span = spec.lowest, spec.highest - spec.lowest
 
-    def __call__(self, rows: Rows) -> Tensor:
-        vectors = at_least_float32(rows.student)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        vectors = at_least_float32(inputs.student)
         found = F.cosine_similarity(vectors[0::2], vectors[1::2])
-        wanted = (rows.labels[0::2, SCORE].to(found.dtype) - self.lowest) / self.span
+        wanted = (inputs.labels[0::2, SCORE].to(found.dtype) - self.lowest) / self.span
         return (found - wanted).square().repeat_interleave(2)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses.labels import Ferkd
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.soft_labels import recover
 from worker.losses.softened import log_probs, prepare
 
@@ -37,17 +37,17 @@ class FerkdTerm:
     def __init__(self, spec: Ferkd) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = prepare(rows, standardized=False)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = prepare(inputs, standardized=False)
         log_q, log_p, masked = log_probs(student, teacher)
-        calibrated = self.calibrate(log_p, masked, rows)
+        calibrated = self.calibrate(log_p, masked, inputs)
         losses = -(calibrated.labels * log_q.masked_fill(masked, 0.0)).sum(-1)
-        counted = len(losses) if rows.valid is None else rows.valid.sum()
+        counted = len(losses) if inputs.valid is None else inputs.valid.sum()
         return losses.where(calibrated.kept, 0.0) * counted / calibrated.kept.sum().clamp(min=1)
 
-    def calibrate(self, log_p: Tensor, masked: Tensor, rows: Rows) -> Calibrated:
+    def calibrate(self, log_p: Tensor, masked: Tensor, inputs: LossInputs) -> Calibrated:
         """Labels out of the teacher's log-probabilities (B, C), of which the `masked` ones (B, C) bool don't count."""
-        p, true, valid = log_p.exp(), self._true_labels(rows, log_p), _valid(rows)
+        p, true, valid = log_p.exp(), self._true_labels(inputs, log_p), _valid(inputs)
         confidence = p.amax(-1) if self.spec.confidence == "top1" else (p * true).sum(-1)
         kinds = self._kinds(confidence, valid)
         hard = kinds == HARD
@@ -63,11 +63,11 @@ class FerkdTerm:
         kinds: Tensor = (confidence >= low).long() + (confidence >= middle) + (confidence > high)
         return kinds
 
-    def _true_labels(self, rows: Rows, like: Tensor) -> Tensor:
+    def _true_labels(self, inputs: LossInputs, like: Tensor) -> Tensor:
         """(B, C) probabilities."""
-        if rows.labels.is_floating_point():
-            return rows.labels.to(like.dtype)
-        return torch.zeros_like(like).scatter(-1, rows.labels.unsqueeze(-1), 1.0)
+        if inputs.labels.is_floating_point():
+            return inputs.labels.to(like.dtype)
+        return torch.zeros_like(like).scatter(-1, inputs.labels.unsqueeze(-1), 1.0)
 
     def _smoothed(self, true: Tensor, masked: Tensor) -> Tensor:
         """`smoothing` of every class's share of the label, spread evenly over the classes that it is not."""
@@ -83,6 +83,6 @@ class FerkdTerm:
         return recover(columns, values, ~masked, left)
 
 
-def _valid(rows: Rows) -> Tensor:
-    every = torch.ones(len(rows.student), dtype=torch.bool, device=rows.student.device)
-    return every if rows.valid is None else rows.valid
+def _valid(inputs: LossInputs) -> Tensor:
+    every = torch.ones(len(inputs.student), dtype=torch.bool, device=inputs.student.device)
+    return every if inputs.valid is None else inputs.valid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from app.recipe.losses import LogitMse
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.softened import SoftenedTerm, kl, prepare
 
 
@@ -26,8 +26,8 @@ class LogitMseTerm:
     def __init__(self, spec: LogitMse) -> None:
         self.centered = spec.centered
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = prepare(rows, standardized=False)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = prepare(inputs, standardized=False)
         masked = student.isneginf() | teacher.isneginf()
         classes = (~masked).sum(-1, keepdim=True).clamp(min=1)
         gap = student.masked_fill(masked, 0.0) - teacher.masked_fill(masked, 0.0)

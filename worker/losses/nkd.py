@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import Nkd
-from worker.losses.base import Rows, target_column
+from worker.losses.base import LossInputs, target_column
 from worker.losses.softened import log_probs_beside, prepare
 
 
@@ -21,14 +21,14 @@ class NkdTerm:
     def __init__(self, spec: Nkd) -> None:
         self.gamma, self.temperature = spec.gamma, spec.temperature
 
-    def __call__(self, rows: Rows) -> Tensor:
-        target, others = self.parts(rows)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        target, others = self.parts(inputs)
         return target + self.gamma * self.temperature**2 * others
 
-    def parts(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def parts(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Target part and bare non-target part of each row, (B,) each."""
-        student, teacher = prepare(rows, standardized=False)
-        column = target_column(rows.labels)
+        student, teacher = prepare(inputs, standardized=False)
+        column = target_column(inputs.labels)
         p_target, log_q_target = _of(column, teacher).exp(), _of(column, student)
         target = -p_target * log_q_target.where(p_target > 0.0, 0.0)
         others = log_probs_beside(column, *(logits / self.temperature for logits in (student, teacher)))

@@ -19,11 +19,11 @@ from app.recipe.teachers.teacher import Teacher, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
-from worker.losses.base import IGNORED, Features, Rows, Term
-from worker.losses.builder import Workshop
+from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
+from worker.losses.builder import LossBuilder
 from worker.losses.passes import Pass, divergence_of, in_kernels
 from worker.losses.softened import surely_none
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.teachers.signal import TeacherSignal
 
 TOTAL = "loss"
@@ -31,10 +31,10 @@ NO_FEATURES: Mapping[Tap, Tensor] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class BatchOutputs:
     """What both sides say of a part (B rows) of a batch."""
 
-    answer: Tensor | LastStates
+    answer: Tensor | HiddenStates
     """The student's logits or numbers (B, C), or what the last layer of a language model would make logits of."""
     targets: Tensor
     """(B,) int64, or (B, C) probabilities or numbers; of a language model (B, S) int64."""
@@ -53,7 +53,7 @@ class Seen:
         return self.answer
 
     @property
-    def states(self) -> LastStates:
+    def states(self) -> HiddenStates:
         """The answer of a language model. Raises TypeError for any other."""
         if isinstance(self.answer, Tensor):
             raise TypeError("the answers for whole samples have no last states")
@@ -62,7 +62,7 @@ class Seen:
 
 class _Weighted(NamedTuple):
     spec: Loss
-    term: Term
+    term: LossTerm
 
 
 class Objective:
@@ -75,20 +75,20 @@ class Objective:
     def __init__(
         self,
         specs: Sequence[Loss],
-        workshop: Workshop,
+        builder: LossBuilder,
         teachers: Sequence[Teacher] = (),
         weighting: Weighting = "fixed",
         path: str = "recipe.losses",
     ) -> None:
-        workshop.new_stage()
+        builder.new_stage()
         self._teachers, self._weighting = {teacher.name: teacher.weight for teacher in teachers}, weighting
         self._terms: dict[str, _Weighted] = {}
         for index, (name, spec) in enumerate(zip(unique_names([spec.kind for spec in specs]), specs, strict=True)):
-            workshop.param = f"{path}[{index}]"
-            self._terms[name] = _Weighted(spec, build_term(spec, workshop))
-        self.trained = nn.ModuleList(workshop.parts[name] for name in sorted(workshop.trained - workshop.frozen))
+            builder.param = f"{path}[{index}]"
+            self._terms[name] = _Weighted(spec, build_term(spec, builder))
+        self.trained = nn.ModuleList(builder.aux_modules[name] for name in sorted(builder.trained - builder.frozen))
         """Parts that learn together with the student."""
-        self.frozen = nn.ModuleList(workshop.parts[name] for name in sorted(workshop.frozen))
+        self.frozen = nn.ModuleList(builder.aux_modules[name] for name in sorted(builder.frozen))
 
     @property
     def teachers(self) -> set[str]:
@@ -115,7 +115,7 @@ class Objective:
         own = _valid(targets).sum()
         return (everywhere(own) if everywhere else own).clamp(min=1)
 
-    def __call__(self, seen: Seen, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
+    def __call__(self, seen: BatchOutputs, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
         """Share of a part of a batch with `count` valid rows: `loss`, and each term's `loss/<kind>` before its weight.
 
         `epoch` of the stage's `epochs`, both with fraction, decide weights that change.
@@ -133,7 +133,7 @@ class Objective:
                 totals.append(weights[name] * values[name])
         return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
 
-    def _suits_kernels(self, seen: Seen, weights: Mapping[str, float]) -> bool:
+    def _suits_kernels(self, seen: BatchOutputs, weights: Mapping[str, float]) -> bool:
         """Whether row kernels compute the terms that they know, with one share for all rows, and leave out no value
         because it weighs nothing. On a processor there are none, and few rows of few classes take longer there in the
         row losses than in the terms."""
@@ -143,7 +143,7 @@ class Objective:
         return all(weights[name] != 0.0 for name, (spec, _) in self._terms.items() if in_kernels(spec))
 
     def _at_rows(
-        self, seen: Seen, weights: Mapping[str, float], count: Tensor
+        self, seen: BatchOutputs, weights: Mapping[str, float], count: Tensor
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Shares in the loss, and the values by name, of the terms that the kernels know: one launch for cross-entropy
         and a divergence, gradient included.
@@ -185,7 +185,7 @@ class Objective:
         names = self._names(self._terms[name].spec)
         return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
 
-    def _loss(self, spec: Loss, term: Term, seen: Seen, targets: Tensor, valid: Tensor | None) -> Tensor:
+    def _loss(self, spec: Loss, term: LossTerm, seen: BatchOutputs, targets: Tensor, valid: Tensor | None) -> Tensor:
         """Of each row (B,): against the teacher that the term names, or shared by all of them."""
         names = self._names(spec)
         if len(names) < 2 or spec.joint:
@@ -199,7 +199,7 @@ class Objective:
             return []
         return list(spec.named_teachers().values())[:1] or list(self._teachers)
 
-    def _shares(self, seen: Seen, names: list[str]) -> Tensor:
+    def _shares(self, seen: BatchOutputs, names: list[str]) -> Tensor:
         """Weights of the teachers (T, B) or (T, 1); they add up to 1."""
         weights = seen.outputs.new_tensor([self._teachers[name] for name in names], dtype=torch.float32).unsqueeze(-1)
         if self._weighting == "entropy":
@@ -218,14 +218,14 @@ def unique_names(kinds: Sequence[str]) -> list[str]:
     return names
 
 
-def _rows(seen: Seen, targets: Tensor, valid: Tensor | None, name: str | None) -> Rows:
+def _rows(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: str | None) -> LossInputs:
     said = seen.signals[name] if name is not None else None
     features = Features(
         seen.features, said.features if said else NO_FEATURES, seen.tokens, said.tokens if said else None
     )
     everyone = {other: signal.logits for other, signal in seen.signals.items()}
     logits, head = (said.logits, said.head) if said else (None, None)
-    return Rows(seen.outputs, targets, logits, valid, head, features, everyone)
+    return LossInputs(seen.outputs, targets, logits, valid, head, features, everyone)
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses.numbers import DistanceLoss, SmoothL1, Wing
-from worker.losses.base import Rows, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, at_least_float32, teacher_logits
 
 
 class DistanceTerm:
@@ -18,9 +18,9 @@ class DistanceTerm:
     def __init__(self, spec: DistanceLoss) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        outputs = at_least_float32(rows.student)
-        target = teacher_logits(rows) if self.spec.needs_teacher else rows.labels
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        outputs = at_least_float32(inputs.student)
+        target = teacher_logits(inputs) if self.spec.needs_teacher else inputs.labels
         return self.cost(outputs - target.to(outputs.dtype)).mean(-1)
 
     def cost(self, gap: Tensor) -> Tensor:

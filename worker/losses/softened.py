@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import Softened
-from worker.losses.base import Rows, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, at_least_float32, teacher_logits
 
 FLOOR = -1e9
 """Log of what counts as no probability: finite, so that differences of two such logs are 0 and products no NaN."""
@@ -52,14 +52,14 @@ def log_probs_beside(column: Tensor, student: Tensor, teacher: Tensor) -> LogPro
     return LogProbs(log_q, log_p, masked)
 
 
-def soften(rows: Rows, spec: Softened) -> LogProbs:
+def soften(inputs: LossInputs, spec: Softened) -> LogProbs:
     """Both sides of `rows`, standardised if asked for, at the temperature."""
-    return log_probs(*(logits / spec.temperature for logits in prepare(rows, spec.standardize)))
+    return log_probs(*(logits / spec.temperature for logits in prepare(inputs, spec.standardize)))
 
 
-def prepare(rows: Rows, standardized: bool) -> tuple[Tensor, Tensor]:
+def prepare(inputs: LossInputs, standardized: bool) -> tuple[Tensor, Tensor]:
     """Logits of student and teacher in at least float32, standardised if asked for."""
-    student, teacher = at_least_float32(rows.student), teacher_logits(rows)
+    student, teacher = at_least_float32(inputs.student), teacher_logits(inputs)
     return (standardize(student), standardize(teacher)) if standardized else (student, teacher)
 
 
@@ -112,8 +112,8 @@ class SoftenedTerm:
     def __init__(self, spec: Softened) -> None:
         self.spec = spec
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher, _ = soften(rows, self.spec)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher, _ = soften(inputs, self.spec)
         return self.divergence(student, teacher)
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:

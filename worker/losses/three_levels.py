@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import KdPt, KdRel, KdSim, KdTopk
-from worker.losses.base import Rows, at_least_float32, target_column
+from worker.losses.base import LossInputs, at_least_float32, target_column
 from worker.losses.soft_labels import evenly, recover
 from worker.losses.softened import prepare
 
@@ -22,9 +22,9 @@ class KdPtTerm:
     def __init__(self, spec: KdPt) -> None:
         self.temperature = spec.temperature
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = prepare(rows, standardized=False)
-        target = keep(target_column(rows.labels), teacher / self.temperature)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = prepare(inputs, standardized=False)
+        target = keep(target_column(inputs.labels), teacher / self.temperature)
         return self.temperature**2 * cross_entropy(target, student / self.temperature)
 
 
@@ -34,8 +34,8 @@ class KdTopkTerm:
     def __init__(self, spec: KdTopk) -> None:
         self.temperature, self.k = spec.temperature, spec.k
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = prepare(rows, standardized=False)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = prepare(inputs, standardized=False)
         classes = teacher.shape[-1]
         kept = teacher.topk(min(self.k or max(1, classes // 20), classes), dim=-1).indices
         return self.temperature**2 * cross_entropy(keep(kept, teacher / self.temperature), student / self.temperature)
@@ -47,12 +47,12 @@ class KdSimTerm:
     def __init__(self, spec: KdSim) -> None:
         self.tau = spec.tau
 
-    def __call__(self, rows: Rows) -> Tensor:
-        if rows.head is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.head is None:
             raise ValueError("this term needs a teacher that ends in a linear layer")
-        logits = at_least_float32(rows.student)
-        directions = F.normalize(at_least_float32(rows.head).detach(), dim=-1)
-        cosines = directions[target_column(rows.labels).squeeze(-1)] @ directions.T
+        logits = at_least_float32(inputs.student)
+        directions = F.normalize(at_least_float32(inputs.head).detach(), dim=-1)
+        cosines = directions[target_column(inputs.labels).squeeze(-1)] @ directions.T
         likeness = (cosines / self.tau).masked_fill(logits.isneginf(), -torch.inf)
         return cross_entropy(torch.softmax(likeness, dim=-1), logits)
 
@@ -67,8 +67,8 @@ class KdRelTerm:
         self.siblings, self.others = spec.siblings, spec.others
         self.parents = torch.tensor(spec.parents)
 
-    def __call__(self, rows: Rows) -> Tensor:
-        logits, column = at_least_float32(rows.student), target_column(rows.labels)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        logits, column = at_least_float32(inputs.student), target_column(inputs.labels)
         self.parents = self.parents.to(logits.device)
         others = (~logits.isneginf()).scatter(-1, column, False)
         alike = self.parents == self.parents[column]

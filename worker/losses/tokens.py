@@ -19,10 +19,10 @@ from app.recipe.losses.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
 from worker.kernels.sparse import Kept, TopKTeacher
-from worker.losses.base import IGNORED, Features, Rows, Term
-from worker.losses.objective import TOTAL, Objective, Seen
+from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
+from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.losses.passes import Pass, in_kernels
-from worker.students.hidden_states import LastStates, LikeliestTokens
+from worker.students.hidden_states import HiddenStates, LikeliestTokens
 from worker.teachers.signal import TeacherSignal
 
 CHUNK = 1 << 24
@@ -36,7 +36,7 @@ class TokenObjective(Objective):
     whole sequence counts as often as the sequence has tokens that count.
     """
 
-    def __call__(self, seen: Seen, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
+    def __call__(self, seen: BatchOutputs, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
         """See `Objective`."""
         weights = {name: weight_at(spec.weight, epoch, epochs) for name, (spec, _) in self._terms.items()}
         total = torch.zeros((), device=seen.targets.device)
@@ -56,13 +56,13 @@ class TokenObjective(Objective):
                 total = total + weights[name] * values[name]
         return {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in values.items()}}
 
-    def _at_last_layer(self, each: Pass, weights: Mapping[str, float], seen: Seen, count: Tensor) -> RowLosses:
+    def _at_last_layer(self, each: Pass, weights: Mapping[str, float], seen: BatchOutputs, count: Tensor) -> RowLosses:
         teacher = NoTeacher() if each.teacher is None else kernel_teacher(seen.signals[each.teacher])
         row, states = self._spec_of(each, weights), seen.states
         labels = seen.targets.flatten()
         return linear_distillation(states.rows, states.weight, teacher, labels, row, bias=states.bias, divisor=count)
 
-    def _some_rows_at_a_time(self, name: str, term: Term, seen: Seen) -> Tensor:
+    def _some_rows_at_a_time(self, name: str, term: LossTerm, seen: BatchOutputs) -> Tensor:
         """Sum of a term's losses over all rows that count."""
         rows = (seen.targets.flatten() != IGNORED).nonzero().squeeze(1)
         total = torch.zeros((), device=rows.device)
@@ -76,7 +76,7 @@ class TokenObjective(Objective):
                 total = total + self._share(by, name) * loss
         return total
 
-    def _of_rows(self, term: Term, seen: Seen, by: str, rows: Tensor, theirs: Tensor) -> Tensor:
+    def _of_rows(self, term: LossTerm, seen: BatchOutputs, by: str, rows: Tensor, theirs: Tensor) -> Tensor:
         """Sum over some of the student's rows, each against the one at the same place of the teacher's."""
         labels, own, said = (
             seen.targets.flatten()[rows],
@@ -84,15 +84,15 @@ class TokenObjective(Objective):
             plain_logits(seen.signals[by], theirs),
         )
         width = max(own.shape[1], said.shape[1])
-        return term(Rows(widened(own, width), labels, widened(said, width))).sum()
+        return term(LossInputs(widened(own, width), labels, widened(said, width))).sum()
 
-    def _by_sequence(self, name: str, term: Term, seen: Seen) -> Tensor:
+    def _by_sequence(self, name: str, term: LossTerm, seen: BatchOutputs) -> Tensor:
         """Sum of a term's losses over all sequences, each as often as it has tokens that count."""
         tokens, states = (seen.targets != IGNORED).sum(1), seen.states.hidden[:, 0]
         losses = torch.zeros((), device=tokens.device)
         for by in self._names(self._terms[name].spec):
             features = Features(seen.features, seen.signals[by].features)
-            given = Rows(states, seen.targets[:, 0], None, tokens > 0, None, features)
+            given = LossInputs(states, seen.targets[:, 0], None, tokens > 0, None, features)
             losses = losses + self._share(by, name) * (term(given) * tokens).sum()
         return losses
 
@@ -103,7 +103,7 @@ def kernel_teacher(signal: TeacherSignal) -> Teacher:
     if isinstance(said, LikeliestTokens):
         kept = Kept(said.indices.flatten(0, 1), said.values.flatten(0, 1), said.rest.flatten().unsqueeze(1))
         return TopKTeacher(kept, said.vocabulary)
-    assert isinstance(said, LastStates)  # of a language model
+    assert isinstance(said, HiddenStates)  # of a language model
     return HiddenTeacher(said.rows, said.weight, said.bias)
 
 
@@ -111,7 +111,7 @@ def same_text(signal: TeacherSignal, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Those of the student's `rows` (n,), counted over all sequences, that a teacher has a row for, and which."""
     if signal.rows is None:
         return rows, rows
-    assert isinstance(signal.answer, LastStates)  # nothing is kept of a teacher with tokens of its own
+    assert isinstance(signal.answer, HiddenStates)  # nothing is kept of a teacher with tokens of its own
     places = signal.rows.flatten()[rows]
     theirs = rows // signal.rows.shape[1] * signal.answer.hidden.shape[1] + places
     there = places >= 0

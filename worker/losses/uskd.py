@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from app.recipe.losses import CrossEntropy
 from app.recipe.losses.labels import Uskd
-from worker.losses.base import Rows, at_least_float32
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs, at_least_float32
+from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.features.activations import describe, of_student, vectors, width_of
 from worker.losses.softened import FLOOR
@@ -50,34 +50,34 @@ class UskdTerm:
     The mean over the rows couples them, but has no gradient. Masked columns (logits of -inf) take no part.
     """
 
-    def __init__(self, spec: Uskd, workshop: Workshop) -> None:
+    def __init__(self, spec: Uskd, builder: LossBuilder) -> None:
         self.spec = spec
-        shape = workshop.student(spec.feature)
+        shape = builder.student(spec.feature)
         if len(shape) not in (2, 3, 4):
-            raise workshop.refuse(f"gives {describe(shape)}; accepted: vectors, tokens or maps", "feature")
+            raise builder.refuse(f"gives {describe(shape)}; accepted: vectors, tokens or maps", "feature")
         place = f"{spec.feature.path}:{spec.feature.at}:{spec.reduction}".replace(".", "/")
-        self.head = workshop.part(f"uskd:{place}", lambda: nn.Linear(width_of(shape), workshop.outputs))
+        self.head = builder.part(f"uskd:{place}", lambda: nn.Linear(width_of(shape), builder.outputs))
         self._weak_loss = CrossEntropyTerm(CrossEntropy(label_smoothing=SMOOTHING))
 
-    def __call__(self, rows: Rows) -> Tensor:
-        parts, spec = self.parts(rows), self.spec
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        parts, spec = self.parts(inputs), self.spec
         return spec.alpha * parts.target + spec.beta * parts.others + spec.mu * parts.weak
 
-    def parts(self, rows: Rows) -> Parts:
+    def parts(self, inputs: LossInputs) -> Parts:
         """Each with the gradient that it has."""
-        logits = at_least_float32(rows.student)
-        weak = self._weak_logits(rows, logits)
-        named = named_classes(rows.labels, logits)
+        logits = at_least_float32(inputs.student)
+        weak = self._weak_logits(inputs, logits)
+        named = named_classes(inputs.labels, logits)
         order = self.order(logits.detach(), weak.detach(), named)
         return Parts(
-            target_part(logits, named, rows.valid),
+            target_part(logits, named, inputs.valid),
             others_part(logits, named, order),
-            self._weak_loss(Rows(weak, rows.labels, None)),
+            self._weak_loss(LossInputs(weak, inputs.labels, None)),
         )
 
-    def _weak_logits(self, rows: Rows, logits: Tensor) -> Tensor:
-        feature = of_student(rows, self.spec.feature)
-        pooled = vectors(feature, self.spec.reduction, rows.features.student_tokens)
+    def _weak_logits(self, inputs: LossInputs, logits: Tensor) -> Tensor:
+        feature = of_student(inputs, self.spec.feature)
+        pooled = vectors(feature, self.spec.reduction, inputs.features.student_tokens)
         weak: Tensor = self.head(pooled)
         return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import Uld
-from worker.losses.base import Rows, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, at_least_float32, teacher_logits
 
 
 class UldTerm:
@@ -20,9 +20,9 @@ class UldTerm:
     def __init__(self, spec: Uld) -> None:
         self._temperature = spec.temperature
 
-    def __call__(self, rows: Rows) -> Tensor:
-        ours = self._sorted(at_least_float32(rows.student))
-        theirs = self._sorted(teacher_logits(rows))
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        ours = self._sorted(at_least_float32(inputs.student))
+        theirs = self._sorted(teacher_logits(inputs))
         width = max(ours.shape[1], theirs.shape[1])
         ours, theirs = (F.pad(side, (0, width - side.shape[1])) for side in (ours, theirs))
         return (theirs - ours).abs().sum(-1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
 
 
@@ -72,7 +72,7 @@ def write(
     own, done, memory = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(lengths, dtype=torch.bool), None
     fresh = tokens[:, :begin]
     for place in range(begin, tokens.shape[1]):
-        states, memory = model.read_on(fresh, memory)
+        states, memory = model.decode_step(fresh, memory)
         chosen = manner.choose(last_logits(states), draw)
         writes = (lengths <= place) & ~done
         tokens[:, place] = torch.where(writes, chosen, tokens[:, place])
@@ -93,11 +93,11 @@ def write_on(model: Model, tokens: Tensor, count: int) -> Tensor:
 
 def next_logits(model: Model, tokens: Tensor) -> Tensor:
     """Logits (N, V) of what comes behind token ids (N, S)."""
-    states = model.look(tokens)
-    assert isinstance(states, LastStates)
+    states = model.forward_hidden(tokens)
+    assert isinstance(states, HiddenStates)
     return last_logits(states)
 
 
-def last_logits(states: LastStates) -> Tensor:
+def last_logits(states: HiddenStates) -> Tensor:
     """Logits (N, V) of what comes behind all tokens."""
     return F.linear(states.hidden[:, -1], states.weight, states.bias)

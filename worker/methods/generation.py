@@ -29,10 +29,10 @@ from worker.students.model import Model
 from worker.teachers.digests import digest_folder
 from worker.trainer.protocol import CachePlace, Log
 from worker.training.flop_counter import BACKWARD
-from worker.training.loop import Course, take_step
+from worker.training.loop import Stage, take_step
 from worker.training.stages import teach
 from worker.training.state import TrainState
-from worker.training.step_inputs import Lesson
+from worker.training.step_inputs import StepInputs
 
 TEXTS = "texts"
 """Folder of what a teacher wrote, within that of its job, where the machine keeps no answers for all."""
@@ -51,8 +51,8 @@ class Pages(Protocol):
 class OwnPages:
     """Written by the student as it is at that step."""
 
-    def __init__(self, author: Author, cost: Reading, prompts: Prompts, view: str, size: int, seed: int) -> None:
-        self._author, self._cost, self._view = author, cost, view
+    def __init__(self, author: Author, cost: Reading, prompts: Prompts, input_key: str, size: int, seed: int) -> None:
+        self._author, self._cost, self._view = author, cost, input_key
         self._prompts = Batches(prompts.samples, size, seed)
 
     def batch(self, state: TrainState) -> Batch:
@@ -86,11 +86,11 @@ class WrittenSteps:
     `written` is the training with what a written batch is learned by; `student` and `teachers` say what reading takes.
     """
 
-    def __init__(self, share: float, written: Course, pages: Pages, student: Reading, teachers: list[Reading]) -> None:
+    def __init__(self, share: float, written: Stage, pages: Pages, student: Reading, teachers: list[Reading]) -> None:
         self._share, self._written, self._pages = share, written, pages
         self._student, self._teachers = student, teachers
 
-    def __call__(self, course: Course, state: TrainState, lesson: Lesson) -> dict[str, Tensor]:
+    def __call__(self, course: Stage, state: TrainState, lesson: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
         device = course.device
         if not self._is_written(state.step):
@@ -99,7 +99,7 @@ class WrittenSteps:
         tokens = (page.targets != IGNORED).sum() / len(page)
         self._note(state, page, replaced=len(lesson.batch))
         parts = list(page.split(course.recipe.accumulate))
-        return take_step(self._written, state, Lesson(page, parts, None)) | {
+        return take_step(self._written, state, StepInputs(page, parts, None)) | {
             SHARE: torch.ones((), device=device),
             TOKENS: tokens,
         }
@@ -127,7 +127,7 @@ class Opening(NamedTuple):
     place: CachePlace
     """Where a teacher's texts are kept."""
 
-    def steps(self, course: Course, state: TrainState, send: Send, stop: Stop) -> WrittenSteps | None:
+    def steps(self, course: Stage, state: TrainState, send: Send, stop: Stop) -> WrittenSteps | None:
         """Of a main training, once a teacher has written what it is to write; none: nothing is to be written.
 
         Teachers are asked anew about what is written: whatever is kept of their answers is about the data. Raises
@@ -136,17 +136,17 @@ class Opening(NamedTuple):
         wanted = self.job.recipe.generation
         if wanted is None or not wanted.share:
             return None
-        self._require_same_tokens(course.view)
+        self._require_same_tokens(course.input_key)
         student = state.student.config
         write = partial(Author, wanted, self.prompts, student.outputs, course.seed)
         cost, size = reading(student), course.recipe.batch_size
         if isinstance(wanted, SequenceLevel):
             texts = self._texts(wanted, write, course, state, send, stop)
-            pages: Pages = KeptPages(as_batch(texts, course.view), size, course.seed)
+            pages: Pages = KeptPages(as_batch(texts, course.input_key), size, course.seed)
             objective = course.objective
         else:
             author = write(autocast=course.recipe.precision == "bf16")
-            pages = OwnPages(author, cost, self.prompts, course.view, size, course.seed)
+            pages = OwnPages(author, cost, self.prompts, course.input_key, size, course.seed)
             objective = course.objective.only(judges)
         asked = {name: self.teachers[name] for name in sorted(objective.teachers)}
         live = {name: teach(model, self.job, name).source for name, model in asked.items()}
@@ -154,8 +154,8 @@ class Opening(NamedTuple):
         written = replace(course, objective=objective, teachers=live)
         return WrittenSteps(wanted.share, written, pages, cost, costs)
 
-    def _require_same_tokens(self, view: str) -> None:
-        others = [name for name, model in self.teachers.items() if model.view != view]
+    def _require_same_tokens(self, input_key: str) -> None:
+        others = [name for name, model in self.teachers.items() if model.input_key != input_key]
         if others:
             told = f"{FIELD}: {others[0]!r} reads other tokens than the student, and what is written are the student's"
             raise UserError("invalid_job", f"{told}; accepted: teachers with its tokenizer, or null", FIELD)
@@ -164,7 +164,7 @@ class Opening(NamedTuple):
         self,
         wanted: SequenceLevel,
         write: Callable[..., Author],
-        course: Course,
+        course: Stage,
         state: TrainState,
         send: Send,
         stop: Stop,

@@ -38,7 +38,7 @@ class Author:
         self._ends = torch.tensor(prompts.ends, device=device)
 
     def write(self, model: Model, cost: Reading, prompts: Batch, *purpose: str | int) -> Text:
-        """Texts on all `prompts` (token ids in its only view, lengths as its targets), without dropout."""
+        """Texts on all `prompts` (token ids in its only input key, lengths as its targets), without dropout."""
         [tokens], was_training = prompts.inputs.values(), model.training
         model.eval()
         parts = [torch.split(side, TOGETHER) for side in (tokens, prompts.targets)]
@@ -63,7 +63,7 @@ def _widened(written: Written, length: int) -> Written:
     return Written(F.pad(written.tokens, (0, missing)), F.pad(written.own, (0, missing)))
 
 
-def as_batch(written: Written, view: str) -> Batch:
+def as_batch(written: Written, input_key: str) -> Batch:
     """To learn from: the target of a token is the one behind it where the model wrote that, all others are ignored."""
     targets = torch.where(written.own, written.tokens, IGNORED)[:, 1:]
-    return whole_split({view: written.tokens[:, :-1]}, targets)
+    return whole_split({input_key: written.tokens[:, :-1]}, targets)

@@ -27,7 +27,7 @@ from worker.students.model import Model
 from worker.teachers.digests import digest_samples
 from worker.teachers.encoding import Column, Columns
 from worker.teachers.kept_rows import Layout
-from worker.teachers.shelf import Held, NoRoom, Shelf
+from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
 from worker.trainer.protocol import CachePlace, Log, Report
 
 FORMAT = 1
@@ -77,15 +77,15 @@ class Scribe:
                     held.rows.sync()
                 held.close()
 
-    def _open(self, told: dict[str, Any], layout: Layout) -> Held | None:
+    def _open(self, told: dict[str, Any], layout: Layout) -> OpenEntry | None:
         key = sha256(json.dumps({**told, "owner": self._place.owner}, sort_keys=True).encode()).hexdigest()
         try:
-            return Shelf(Path(self._place.folder), self._place.max_bytes).open(key, layout)
+            return DiskCache(Path(self._place.folder), self._place.max_bytes).open(key, layout)
         except (NoRoom, OSError):
             self._send(Log(level="warning", message="the texts that the teacher writes are not kept: there is no room"))
             return None
 
-    def _all(self, held: Held | None, stop: Stop) -> Corpus | None:
+    def _all(self, held: OpenEntry | None, stop: Stop) -> Corpus | None:
         parts, spent, count = [], 0, len(self._prompts.samples)
         for begin in range(0, count, TOGETHER):
             numbers = torch.arange(begin, min(begin + TOGETHER, count))
@@ -123,7 +123,7 @@ class Scribe:
             self._send(Log(message=f"the teacher has written {done} of {count} texts"))
 
 
-def _keep(held: Held, numbers: Tensor, fresh: Columns) -> None:
+def _keep(held: OpenEntry, numbers: Tensor, fresh: Columns) -> None:
     """A disk that fails must not fail the job: texts can be written again."""
     with suppress(OSError):
         held.rows.write(numbers, fresh)

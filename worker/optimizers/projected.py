@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from worker.kernels.devices import HAS_TRITON
 from worker.optimizers.base import MASTER, Foreach, State, laid_out
-from worker.optimizers.tables import Pointers, Rows, seen_in_rows
+from worker.optimizers.tables import Pointers, TableRows, seen_in_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -68,7 +68,7 @@ class Projected(Foreach, ABC):
         """Of a group."""
 
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        quick, others = list[tuple[nn.Parameter, Rows]](), list[nn.Parameter]()
+        quick, others = list[tuple[nn.Parameter, TableRows]](), list[nn.Parameter]()
         for parameter in parameters:
             seen = seen_in_rows(parameter) if runs_on_triton(parameter) else None
             if seen is None:
@@ -80,11 +80,11 @@ class Projected(Foreach, ABC):
         if others:
             super()._step(others, group)
 
-    def _launch(self, parameters: list[tuple[nn.Parameter, Rows]], group: dict[str, Any]) -> None:
+    def _launch(self, parameters: list[tuple[nn.Parameter, TableRows]], group: dict[str, Any]) -> None:
         from worker.optimizers.projected_kernels import launch  # Triton is there on Linux alone
 
         exact = torch.promote_types(parameters[0][0].dtype, torch.float32)
-        batches: defaultdict[bool, list[tuple[Rows, Pointers]]] = defaultdict(list)
+        batches: defaultdict[bool, list[tuple[TableRows, Pointers]]] = defaultdict(list)
         gradients = list[Tensor]()  # where they had to be laid out anew, nobody else holds them
         for parameter, seen in parameters:
             assert parameter.grad is not None  # or it would not be here
@@ -107,6 +107,6 @@ def runs_on_triton(parameter: nn.Parameter) -> bool:
     return HAS_TRITON and parameter.is_cuda and parameter.dtype in DTYPES and type(parameter) is nn.Parameter
 
 
-def _aligned(seen: Rows, found: Pointers) -> bool:
+def _aligned(seen: TableRows, found: Pointers) -> bool:
     """Whether four numbers can be read at a time."""
     return seen.length % 4 == 0 and all(place % 16 == 0 for place in found._replace(age=0))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from worker.kernels.devices import device_of
 from worker.optimizers import tables as sizes
-from worker.optimizers.tables import Pointers, Rows, addresses_of, layout_of
+from worker.optimizers.tables import Pointers, TableRows, addresses_of, layout_of
 
 if TYPE_CHECKING:
     from worker.optimizers.projected import Rule
@@ -349,7 +349,7 @@ def cut_of(dtype: torch.dtype, aligned: bool) -> dict[str, Any]:
     return {"TYPE": TYPES[dtype], "ALIGNED": aligned, "PIECE": sizes.PIECE, "BLOCK": block}
 
 
-def launch(batch: Sequence[tuple[Rows, Pointers]], rule: Rule, like: Tensor, aligned: bool) -> None:
+def launch(batch: Sequence[tuple[TableRows, Pointers]], rule: Rule, like: Tensor, aligned: bool) -> None:
     """Take the step of parameters that are of the dtype of `like` and on its device.
 
     Their rows lie in memory in one piece, in the same order of elements as their gradients and states, which are

@@ -30,7 +30,7 @@ class Pointers(NamedTuple):
     image: int
 
 
-class Rows(NamedTuple):
+class TableRows(NamedTuple):
     """How the kernels see a tensor."""
 
     rows: int
@@ -64,12 +64,12 @@ class Layout(NamedTuple):
     """Pieces of rows that all have together."""
 
 
-def seen_in_rows(tensor: Tensor) -> Rows | None:
+def seen_in_rows(tensor: Tensor) -> TableRows | None:
     """Rows are output channels, and a single one of what has no channels; None: a row does not lie in one piece."""
     if tensor.numel() == 0 or not _is_dense(tensor):
         return None
     rows = len(tensor) if tensor.ndim > 1 else 1
-    return Rows(rows, tensor.numel() // rows, projected=tensor.ndim > 1)
+    return TableRows(rows, tensor.numel() // rows, projected=tensor.ndim > 1)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -78,7 +78,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 @lru_cache(maxsize=32)
-def layout_of(tensors: tuple[Rows, ...], device: torch.device) -> Layout:
+def layout_of(tensors: tuple[TableRows, ...], device: torch.device) -> Layout:
     """Of tensors, on their device."""
     tiles, sums = [each.tiles for each in tensors], [each.rows * each.pieces for each in tensors]
     columns = zip(_starts(tiles), tensors, _starts(sums), strict=True)

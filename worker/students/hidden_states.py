@@ -29,7 +29,7 @@ class LikeliestTokens(NamedTuple):
         return each.repeat(1, self.vocabulary).scatter_(1, self.indices.flatten(0, 1)[rows].long(), values)
 
 
-class LastStates(NamedTuple):
+class HiddenStates(NamedTuple):
     """What the last layer of a decoder is given, and that layer; N sequences of S tokens."""
 
     hidden: Tensor

@@ -25,7 +25,7 @@ from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.limits import unbounded
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
 
@@ -289,17 +289,17 @@ def _network_class(config: Any, student: Transformers, sample: Input, embedding:
     return type(base.__name__, (base,), {"forward": forward})
 
 
-def last_states(network: Any, tokens: Tensor) -> LastStates:
+def hidden_states(network: Any, tokens: Tensor) -> HiddenStates:
     """What a decoder's last layer is given for token ids (N, S); all of it in the dtype of an autocast around the call.
 
     There is no mask: a token sees all that come before it.
     """
     hidden = network.base_model(**_decoder_arguments(tokens)).last_hidden_state
     layer = network.get_output_embeddings()
-    return LastStates(*as_autocast(hidden, layer.weight, layer.bias))
+    return HiddenStates(*as_autocast(hidden, layer.weight, layer.bias))
 
 
-def read_on(network: Any, tokens: Tensor, memory: Any = None) -> tuple[LastStates, Any]:
+def decode_step(network: Any, tokens: Tensor, memory: Any = None) -> tuple[HiddenStates, Any]:
     """The same for token ids (N, S) that come behind all that `memory` has the keys and values of; and the memory, now
     with theirs: it is the library's own, and changes in place. None: there is nothing before them.
 
@@ -309,7 +309,7 @@ def read_on(network: Any, tokens: Tensor, memory: Any = None) -> tuple[LastState
     memory = library().DynamicCache() if memory is None else memory
     said = network.base_model(input_ids=tokens, past_key_values=memory, use_cache=True)
     layer = network.get_output_embeddings()
-    return LastStates(*as_autocast(said.last_hidden_state, layer.weight, layer.bias)), memory
+    return HiddenStates(*as_autocast(said.last_hidden_state, layer.weight, layer.bias)), memory
 
 
 def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:

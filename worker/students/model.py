@@ -12,9 +12,9 @@ from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, Ta
 from app.recipe.tasks.task import CAUSAL_LM
 from worker import students
 from worker.students import hugging_face
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 
-VIEWS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
+INPUT_KEYS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
 """What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""
 
 
@@ -82,10 +82,10 @@ class Model(nn.Module):
     """Raw samples to logits, numbers or vectors (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype,
     or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one."""
 
-    def __init__(self, config: ModelConfig, network: nn.Module | None = None, view: str | None = None) -> None:
+    def __init__(self, config: ModelConfig, network: nn.Module | None = None, input_key: str | None = None) -> None:
         super().__init__()
         self.config = config
-        self.view = view or VIEWS[type(config.input)]
+        self.input_key = input_key or INPUT_KEYS[type(config.input)]
         """Which of a batch's inputs it reads."""
         self.ignored: list[str] = []
         """Stored tensors that were passed over when it was loaded."""
@@ -99,14 +99,14 @@ class Model(nn.Module):
         outputs: Tensor = self.rescale(self.network(self.preprocess(self.fit(samples))))
         return outputs
 
-    def look(self, samples: Tensor) -> Tensor | LastStates:
+    def forward_hidden(self, samples: Tensor) -> Tensor | HiddenStates:
         """What training looks at: the outputs, or of a language model what its last layer would make them of."""
-        return hugging_face.last_states(self.network, samples) if self.config.task == CAUSAL_LM else self(samples)
+        return hugging_face.hidden_states(self.network, samples) if self.config.task == CAUSAL_LM else self(samples)
 
-    def read_on(self, tokens: Tensor, memory: Any = None) -> tuple[LastStates, Any]:
+    def decode_step(self, tokens: Tensor, memory: Any = None) -> tuple[HiddenStates, Any]:
         """Of a language model: what its last layer is given for token ids (N, S) behind those that `memory` knows, and
         the memory of them all; none: there is nothing before."""
-        return hugging_face.read_on(self.network, tokens, memory)
+        return hugging_face.decode_step(self.network, tokens, memory)
 
     def tokens(self, samples: Tensor) -> Tensor | None:
         """(N, S) bool: which token ids of `samples` aren't padding; none where all are that count, or where samples are

@@ -114,7 +114,7 @@ def _last_layers(student: Model) -> set[str]:
 
 
 def _require_same_reading(student: Model, teacher: Model) -> None:
-    if student.view != teacher.view or not _reads_as(student.config.input, teacher.config.input):
+    if student.input_key != teacher.input_key or not _reads_as(student.config.input, teacher.config.input):
         raise UserError(
             "invalid_job",
             "the student can't take over the teacher's weights, for it reads other tokens; accepted: the teacher's "

@@ -14,7 +14,7 @@ from app.core.database import DATABASE_LOST, Database
 from app.core.errors import Unavailable
 from app.core.store import Store
 from app.jobs.leases import Lease
-from worker.supervisor.context import Context, Patience
+from worker.supervisor.context import Context, Timeouts
 from worker.supervisor.race import unbroken
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Access:
         self.lease = lease
         self.store: Store = context.store
         self._database: Database = context.database
-        self._patience: Patience = context.patience
+        self._patience: Timeouts = context.patience
 
     async def once(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
         """One transaction. Raises one of `DATABASE_LOST`.

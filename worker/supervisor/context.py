@@ -17,7 +17,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
 from app.jobs.requeue import disown
-from worker.fetch.shelf import Shelf
+from worker.fetch.shelf import FetchCache
 from worker.supervisor.gpus import hold_gpus
 from worker.supervisor.presence import Presence
 from worker.supervisor.staging import Scratch, Sources
@@ -33,7 +33,7 @@ def new_owner() -> str:
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long a supervisor waits for what, in seconds."""
 
     gather: float = 0.02
@@ -63,14 +63,14 @@ class Context:
     queues: Sequence[str]
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the worker must leave: what runs is saved and handed back."""
-    patience: Patience = Patience()
+    patience: Timeouts = Timeouts()
     owner: str = field(default_factory=new_owner)
     """Names this process in leases; no later one has the same name."""
 
     @property
     def sources(self) -> Sources:
         """Where the inputs of attempts come from; what is kept of them is kept for all workers of the machine."""
-        shelf = Shelf(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
+        shelf = FetchCache(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
         return Sources(self.store, self.settings, shelf)
 
     def teacher_cache(self, project_id: str) -> CachePlace | None:
@@ -92,7 +92,7 @@ async def open_context(
     settings: Settings,
     queues: Sequence[str],
     command: tuple[str, ...] | None = None,
-    patience: Patience = Patience(),
+    patience: Timeouts = Timeouts(),
 ) -> AsyncIterator[Context]:
     """Open all that a worker needs, and begin to warm its first trainer up.
 

@@ -25,7 +25,7 @@ from app.recipe.job import JobSpec
 from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
 from worker.errors import unusable_model
 from worker.fetch import fetch
-from worker.fetch.shelf import Shelf
+from worker.fetch.shelf import FetchCache
 from worker.trainer.protocol import Assignment, CachePlace, Source
 
 LOCK = "lock"
@@ -107,7 +107,7 @@ class Sources:
 
     store: Store
     settings: Settings
-    shelf: Shelf
+    shelf: FetchCache
     """What was fetched or converted for earlier jobs."""
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.recipe.job import Evaluation
+from app.recipe.job import EvaluationSpec
 from app.recipe.plan import EVAL_BATCH
 from app.recipe.tasks.task import CLASSIFICATION, EMBEDDING, Task
 from worker.data.pairs import SCORE, TEXT
@@ -70,7 +70,7 @@ class ClassRow(NamedTuple):
     """Share of its samples that were recognised; none where it has no sample."""
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """What was found out about outputs."""
 
     metrics: Metrics
@@ -109,8 +109,8 @@ def together(said: list[Tensor], weights: list[float], task: Task) -> Tensor:
 
 
 def judge(
-    task: Task, outputs: Tensor, targets: Tensor, options: Evaluation, teacher: Tensor | None = None
-) -> Judgement:
+    task: Task, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
+) -> Evaluation:
     """Hold `outputs` (N, C) against `targets`, (N,) int64 classes or (N, C) numbers, and the teacher's outputs (N, C).
     For pairs of texts, two rows each, the targets are those of `worker.data.pairs`, and the teacher may be wider.
 
@@ -125,14 +125,14 @@ def judge(
     if task in CLASSIFICATION:
         return _judge_classes(outputs, targets, options, teacher)
     if task == EMBEDDING:
-        return Judgement(_floats(_judge_vectors(outputs, targets) | _likeness(outputs, teacher)))
+        return Evaluation(_floats(_judge_vectors(outputs, targets) | _likeness(outputs, teacher)))
     found = _judge_points(outputs, targets, options) if task == "keypoints" else _judge_numbers(outputs, targets)
     if teacher is not None:
         found["teacher_rmse"] = regression.root_mean_squared_error(outputs, teacher)
-    return Judgement(_floats(found))
+    return Evaluation(_floats(found))
 
 
-def _judge_classes(logits: Tensor, labels: Tensor, options: Evaluation, teacher: Tensor | None) -> Judgement:
+def _judge_classes(logits: Tensor, labels: Tensor, options: EvaluationSpec, teacher: Tensor | None) -> Evaluation:
     found = {
         "accuracy": classification.accuracy(logits, labels),
         "nll": classification.negative_log_likelihood(logits, labels),
@@ -144,7 +144,7 @@ def _judge_classes(logits: Tensor, labels: Tensor, options: Evaluation, teacher:
         found["agreement"] = classification.agreement(logits, teacher)
         found["kl"] = classification.divergence(logits, teacher)
     table = _class_table(logits, labels) if logits.shape[-1] <= LISTED_CLASSES else None
-    return Judgement(_floats(found), table)
+    return Evaluation(_floats(found), table)
 
 
 def _judge_numbers(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -157,7 +157,7 @@ def _judge_numbers(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _judge_points(outputs: Tensor, targets: Tensor, options: Evaluation) -> dict[str, Tensor]:
+def _judge_points(outputs: Tensor, targets: Tensor, options: EvaluationSpec) -> dict[str, Tensor]:
     errors = keypoints.sample_errors(outputs, targets, _lengths(targets, options))
     return {
         "nme": keypoints.normalised_mean_error(errors),
@@ -187,7 +187,7 @@ def _likeness(vectors: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
     return found | ({"teacher_cosine": embeddings.teacher_cosine(vectors, teacher)} if same else {})
 
 
-def _lengths(targets: Tensor, options: Evaluation) -> Tensor:
+def _lengths(targets: Tensor, options: EvaluationSpec) -> Tensor:
     """A single point has no size of its own: its error stays in the unit of the targets."""
     if targets.shape[-1] == 2:
         return torch.ones(len(targets), dtype=torch.float64)

@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.job import Evaluation, JobSpec
+from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.students.model import TextInput
 from worker.bundle.report import Figures, Report
-from worker.bundle.writer import Answers, Examination
+from worker.bundle.writer import Answers, BundleWriter
 from worker.data.batches import NEXT, ROWS, Batch
 from worker.data.tokens import TextTokenizer
 from worker.losses.base import IGNORED
 from worker.losses.tokens import CHUNK
 from worker.methods.decoding import next_logits, write_on
 from worker.metrics.language import TokenTally
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
-from worker.tasks.evaluation import MAIN_METRICS, Call, Judgement, Metrics
+from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics
 from worker.training.best import consider
 from worker.training.measure import flops, speed
 from worker.training.metric_logger import diverged
@@ -57,8 +57,8 @@ class Whole(NamedTuple):
         return self.values.flatten(0, 1)[rows]
 
 
-class Held(NamedTuple):
-    """Held-out texts."""
+class HeldOutTexts(NamedTuple):
+    """HeldOutTexts-out texts."""
 
     samples: Batch
     bytes: int
@@ -71,17 +71,17 @@ class Taught(NamedTuple):
     models: Sequence[Model]
     weights: Sequence[float]
 
-    def alike(self, view: str) -> Taught:
+    def alike(self, input_key: str) -> Taught:
         """Those that read the same tokens: what others say is about other tokens, and can't be held against it."""
         pairs = zip(self.models, self.weights, strict=True)
-        same = [(model, weight) for model, weight in pairs if model.view == view]
+        same = [(model, weight) for model, weight in pairs if model.input_key == input_key]
         return Taught([model for model, _ in same], [weight for _, weight in same])
 
-    def says(self, tokens: Tensor) -> list[LastStates]:
+    def says(self, tokens: Tensor) -> list[HiddenStates]:
         """Of each teacher."""
         return [states_of(model, tokens) for model in self.models]
 
-    def log_probabilities(self, said: Sequence[LastStates], rows: Tensor) -> Tensor | None:
+    def log_probabilities(self, said: Sequence[HiddenStates], rows: Tensor) -> Tensor | None:
         """Of their mixture (n, V), where a vocabulary that is shorter ends with nothing; none: there is no teacher."""
         logs = [F.log_softmax(each.logits(rows).float(), dim=-1) for each in said]
         if len(logs) < 2:
@@ -92,26 +92,28 @@ class Taught(NamedTuple):
         return torch.stack([each + share for each, share in zip(wide, shares, strict=True)]).logsumexp(0)
 
 
-def states_of(model: Model, tokens: Tensor) -> LastStates:
+def states_of(model: Model, tokens: Tensor) -> HiddenStates:
     """What a language model says of token ids (B, S)."""
-    said = model.look(tokens)
-    assert isinstance(said, LastStates)
+    said = model.forward_hidden(tokens)
+    assert isinstance(said, HiddenStates)
     return said
 
 
 @torch.inference_mode()
-def examine(says: Callable[[Tensor], Said], held: Held, view: str, taught: Taught, at_once: int) -> Answers:
+def examine(
+    says: Callable[[Tensor], Said], held: HeldOutTexts, input_key: str, taught: Taught, at_once: int
+) -> Answers:
     """Measures over all tokens that count, `at_once` sequences at a time, and the first rows of logits. Of teachers
     those that read the same tokens are heard."""
-    tally, first, taught = TokenTally(), torch.empty(0), taught.alike(view)
+    tally, first, taught = TokenTally(), torch.empty(0), taught.alike(input_key)
     for part in held.samples.parts(at_once):
-        said, known = says(tokens := part.inputs[view]), taught.says(tokens)
-        labels = part.inputs.get(NEXT + view, part.targets).flatten()
+        said, known = says(tokens := part.inputs[input_key]), taught.says(tokens)
+        labels = part.inputs.get(NEXT + input_key, part.targets).flatten()
         for rows in torch.split((labels != IGNORED).nonzero().squeeze(1), _rows_at_a_time(said)):
             logits = said.logits(rows)
             first = _more(first, logits)
             tally.add(logits, labels[rows], taught.log_probabilities(known, rows))
-    return Answers(first, Judgement(tally.metrics(held.bytes)))
+    return Answers(first, Evaluation(tally.metrics(held.bytes)))
 
 
 def _more(first: Tensor, logits: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
     most = min(most, max(1, CHUNK // model.config.outputs))
     found = torch.empty(0, model.config.outputs)
     for some in samples.parts(1):
-        tokens, targets = some.inputs[model.view], some.inputs.get(NEXT + model.view, some.targets)
+        tokens, targets = some.inputs[model.input_key], some.inputs.get(NEXT + model.input_key, some.targets)
         rows = (targets.flatten() != IGNORED).nonzero().squeeze(1)[: most - len(found)]
         found = torch.cat((found, states_of(model, tokens).logits(rows).float().cpu()))
         if len(found) == most:
@@ -138,18 +140,20 @@ def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
     return found
 
 
-def examine_model(model: Model, held: Held, taught: Taught) -> Answers:
+def examine_model(model: Model, held: HeldOutTexts, taught: Taught) -> Answers:
     """The same of a model, in evaluation mode and full float32 (see `predict`)."""
     was_training = model.training
     model.eval()
-    length = held.samples.inputs[model.view].shape[1]
+    length = held.samples.inputs[model.input_key].shape[1]
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        found = examine(lambda tokens: states_of(model, tokens), held, model.view, taught, max(1, TOGETHER // length))
+        found = examine(
+            lambda tokens: states_of(model, tokens), held, model.input_key, taught, max(1, TOGETHER // length)
+        )
     model.train(was_training)
     return found
 
 
-class LanguageJudges:
+class LanguageEvaluator:
     """Evaluates students on the held-out texts, beside their teachers."""
 
     teacher_logits = None
@@ -158,13 +162,13 @@ class LanguageJudges:
     def __init__(
         self,
         job: JobSpec,
-        held: Held,
-        view: str,
+        held: HeldOutTexts,
+        input_key: str,
         judged: Callable[[], Model],
         teachers: Sequence[Callable[[], Model]],
     ) -> None:
-        """`view` is what the student reads."""
-        self._job, self._held, self._view, self._judged, self._teachers = job, held, view, judged, teachers
+        """`input_key` is what the student reads."""
+        self._job, self._held, self._view, self._judged, self._teachers = job, held, input_key, judged, teachers
         self._weights = [teacher.weight for teacher in job.all_teachers]
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -189,7 +193,7 @@ def _brought_to(device: torch.device, models: Sequence[Model]) -> Iterator[None]
         model.to(home)
 
 
-class LanguageExamination(Examination):
+class LanguageBundleWriter(BundleWriter):
     """Of a language model: measured token by token, and asked to write."""
 
     def report(self) -> Report:
@@ -201,8 +205,8 @@ class LanguageExamination(Examination):
         return told | {"vocabulary": sample.vocabulary, **alignment, "continuations": self._continuations()}
 
     @property
-    def _held(self) -> Held:
-        return Held(self._trained.samples, self._trained.bytes)
+    def _held(self) -> HeldOutTexts:
+        return HeldOutTexts(self._trained.samples, self._trained.bytes)
 
     @property
     def _taught(self) -> Taught:
@@ -221,12 +225,12 @@ class LanguageExamination(Examination):
         for model in taught.models:
             model.cpu()
         held = self._held._replace(samples=self._held.samples.to(torch.device("cpu")))
-        return examine(lambda tokens: Whole(call(tokens)), held, self._model.view, taught, at_once=1)
+        return examine(lambda tokens: Whole(call(tokens)), held, self._model.input_key, taught, at_once=1)
 
     def _flops(self, model: Model, sample: Tensor) -> int:
         """Of a sequence; the last layer is applied to every token."""
         states = states_of(model.to(sample.device), sample)
-        return flops(model.look, sample) + 2 * sample.numel() * states.weight.numel()
+        return flops(model.forward_hidden, sample) + 2 * sample.numel() * states.weight.numel()
 
     def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
         """Of reading a sequence, and saying what comes next."""
@@ -266,7 +270,7 @@ class LanguageExamination(Examination):
         """How a teacher with another tokenizer goes on behind all that it has read when the prompts end, which may be
         some characters less."""
         options, part = self._trained.job.evaluation, self._looked_at.to(torch.device("cpu"))
-        texts, places = part.inputs[teacher.view], part.inputs[ROWS + teacher.view]
+        texts, places = part.inputs[teacher.input_key], part.inputs[ROWS + teacher.input_key]
         begin, count = _lengths(options, places.shape[1])
         told = []
         for text, known in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
@@ -282,7 +286,7 @@ def _context(model: Model) -> int:
     return model.config.input.length
 
 
-def _lengths(options: Evaluation, length: int) -> tuple[int, int]:
+def _lengths(options: EvaluationSpec, length: int) -> tuple[int, int]:
     """Tokens to begin with, and to write behind them, in sequences of `length`."""
     begin = min(options.prompt_tokens, max(1, length // 2))
     return begin, min(options.new_tokens, length - begin)

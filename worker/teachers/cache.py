@@ -1,6 +1,6 @@
 """A teacher that remembers: what it has said about a sample once, no job on this machine asks it again.
 
-Answers are kept by content. A key is the digest of all that decides them (`Subject`, and what of an answer is kept), so
+Answers are kept by content. A key is the digest of all that decides them (`CacheKey`, what of an answer is kept), so
 nothing ever needs to be invalidated: another teacher, other samples or another augmentation have another key. Rows are
 numbered by augmentation epoch and sample, K epochs of N samples, and filled as training asks for them.
 
@@ -32,7 +32,7 @@ from app.recipe.teachers.cache import Kept
 from worker.data.batches import Batch
 from worker.teachers.encoding import Columns, build_encoding
 from worker.teachers.kept_rows import Layout
-from worker.teachers.shelf import Held, NoRoom, Shelf
+from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
 from worker.teachers.signal import Source, TeacherSignal
 from worker.trainer.protocol import CachePlace
 
@@ -45,7 +45,7 @@ Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Subject:
+class CacheKey:
     """All that decides what is kept in a row; two jobs share rows when all of it is equal."""
 
     teacher: str
@@ -82,7 +82,7 @@ class CachedTeacher:
         self,
         teacher: Source,
         kept: Kept,
-        subject: Subject,
+        subject: CacheKey,
         place: CachePlace | None,
         warn: Warn,
         head: Tensor | None = None,
@@ -173,9 +173,9 @@ class CachedTeacher:
         self.misses += len(batch)
         return self._encoding.encode(self._teacher(batch).answer)
 
-    def _open(self, place: CachePlace) -> Held | None:
+    def _open(self, place: CachePlace) -> OpenEntry | None:
         try:
-            held = Shelf(Path(place.folder), place.max_bytes).open(self.key, self._layout)
+            held = DiskCache(Path(place.folder), place.max_bytes).open(self.key, self._layout)
         except (NoRoom, OSError) as error:
             self._warn(f"the teacher's answers are not kept: {_told(error)}")
             return None

@@ -25,13 +25,13 @@ def digest_folder(folder: Path) -> str:
 
 
 def digest_samples(samples: Batch) -> str:
-    """SHA-256 over the samples of a split as models see them, view by view, without their targets.
+    """SHA-256 over the samples of a split as models see them, input key by input key, without their targets.
 
     Reads about 1.6 GB a second; samples on a GPU are copied to the CPU, some at a time.
     """
     whole = sha256()
-    for view, told in sorted(samples.inputs.items()):
-        whole.update(f"{view}\0{told.dtype}\0{tuple(told.shape)}\n".encode())
+    for input_key, told in sorted(samples.inputs.items()):
+        whole.update(f"{input_key}\0{told.dtype}\0{tuple(told.shape)}\n".encode())
         for part in samples.parts(ROWS):
-            whole.update(part.inputs[view].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            whole.update(part.inputs[input_key].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.recipe.teachers.cache import Kept, TopKCache
 from worker.errors import UserError
-from worker.students.hidden_states import LastStates, LikeliestTokens
+from worker.students.hidden_states import HiddenStates, LikeliestTokens
 from worker.teachers.signal import Answer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -110,7 +110,7 @@ class TopKTokens:
 
     def encode(self, answer: Answer) -> Columns:
         """The columns, made of the logits of some tokens at a time."""
-        assert isinstance(answer, LastStates)  # of a language model
+        assert isinstance(answer, HiddenStates)  # of a language model
         count = len(answer.rows)
         size = max(1, CHUNK // self._outputs)
         parts = [self._each.encode(answer.logits(slice(begin, begin + size))) for begin in range(0, count, size)]

@@ -125,7 +125,7 @@ class KeptRows:
             for name, column in layout.columns.items()
         }
         with ExitStack() as stack:
-            # Held open from the start, so that no failure to write back escapes `fsync`.
+            # OpenEntry open from the start, so that no failure to write back escapes `fsync`.
             self._column_files = [stack.enter_context((folder / f"{name}.bin").open("rb")) for name in layout.columns]
             self._states_file = stack.enter_context((folder / STATES).open("rb"))
             self._writer = stack.enter_context((folder / WRITER).open("rb"))

@@ -33,7 +33,7 @@ class NoRoom(Exception):
     """The shelf is too small, or what is on it is in use; the text says which."""
 
 
-class Held(NamedTuple):
+class OpenEntry(NamedTuple):
     """An open entry; it is not thrown away before it is closed, or its process ends."""
 
     rows: KeptRows
@@ -47,13 +47,13 @@ class Held(NamedTuple):
         self.lock.close()
 
 
-class Shelf:
+class DiskCache:
     """Entries by key in `folder`, of at most `max_bytes` together; the least recently used go first."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
-    def open(self, key: str, layout: Layout) -> Held:
+    def open(self, key: str, layout: Layout) -> OpenEntry:
         """The entry of `key`, made if there is none; raises NoRoom, or OSError when the disk is full or unfit."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _alone(self._folder / LOCK):
@@ -105,14 +105,14 @@ class Shelf:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _hold(entry: Path, layout: Layout) -> Held:
+def _hold(entry: Path, layout: Layout) -> OpenEntry:
     lock = (entry / IN_USE).open("rb")
     try:
         if _try_lock(lock):
             kept_rows.recover(entry)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.utime(lock.fileno())
-        return Held(KeptRows(entry, layout), lock)
+        return OpenEntry(KeptRows(entry, layout), lock)
     except BaseException:
         lock.close()
         raise

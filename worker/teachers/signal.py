@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from app.recipe.losses.taps import Tap
 from worker.data.batches import ROWS, Batch
-from worker.students.hidden_states import LastStates, LikeliestTokens
+from worker.students.hidden_states import HiddenStates, LikeliestTokens
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 
-Answer = Tensor | LastStates | LikeliestTokens
+Answer = Tensor | HiddenStates | LikeliestTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +68,16 @@ class Teacher:
 
     def __call__(self, batch: Batch) -> TeacherSignal:
         self.answered += len(batch)
-        samples = batch.inputs[self.model.view]
+        samples = batch.inputs[self.model.input_key]
         if next(self.model.parameters()).device != samples.device:  # it may have left to make room
             self.model.to(samples.device)
         with torch.autocast(samples.device.type, torch.bfloat16, enabled=self._autocast), torch.inference_mode():
-            answer = self.model.look(samples)
+            answer = self.model.forward_hidden(samples)
         head = None if self._head is None else self._head.weight.detach()
         # an inference tensor could not be saved for the backward pass
         told = answer.clone() if isinstance(answer, Tensor) else answer._replace(hidden=answer.hidden.clone())
         features = {tap: seen.clone() for tap, seen in self._recorder.take().items()}
-        rows = batch.inputs.get(ROWS + self.model.view)
+        rows = batch.inputs.get(ROWS + self.model.input_key)
         return TeacherSignal(told, head, features, self.model.tokens(samples), rows)
 
 

@@ -20,7 +20,7 @@ from worker.training import run  # noqa: F401  # all that a job needs is importe
 from worker.training.loop import set_rate, take_step
 from worker.training.machine import make_deterministic
 from worker.training.peak import peak_of
-from worker.training.stages import build_courses, fresh_optimizer
+from worker.training.stages import build_stages, fresh_optimizer
 from worker.training.state import fresh_student, initial_state
 
 EXPORT_IMPORTS = (
@@ -52,7 +52,7 @@ def warm_up() -> None:
     job = JobSpec(data=ImageData(train="x"), student=model.architecture, recipe=recipe)
     samples = whole_split({"images": torch.zeros(2, 1, 8, 8)}, torch.tensor([0, 1]))
     state = initial_state(recipe, fresh_student(model, 0))
-    [course] = build_courses(job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)
+    [course] = build_stages(job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)
     state.optimizer = fresh_optimizer(course, state.student)
     set_rate(course, state)
     take_step(course, state, course.lesson(0))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.distributed.parts import Stored, open_pieces
-from worker.distributed.ranks import ALONE, Alone
+from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.training.history import History, Point
 from worker.training.metric_logger import refuse_spoilt
 from worker.training.state import Best, Ledger, TrainState
@@ -81,7 +81,9 @@ def training_digest(job: JobSpec) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path, ranks: Alone = ALONE) -> Path:
+def save(
+    state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path, ranks: SingleProcess = SINGLE_PROCESS
+) -> Path:
     """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one.
 
     To be called by all `ranks` that have something to save, each of which writes it. Raises UserError (`nan_loss`).
@@ -92,12 +94,14 @@ def save(state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path, ranks:
         draft.mkdir(parents=True)
     mine, files = _apart(ranks.mine(tensors(state))), [draft / _file(number) for number in range(ranks.size)]
     refuse_spoilt(mine, state.step)
-    ranks.tell(torch.zeros(()))  # the folder is there, on the first one's machine
+    ranks.all_gather(torch.zeros(()))  # the folder is there, on the first one's machine
     draft.mkdir(parents=True, exist_ok=True)
     save_file(mine, path := files[ranks.number])
     _sync(path)
-    digests = [bytes(said.tolist()).hex() for said in ranks.tell(torch.tensor(list(bytes.fromhex(_digest(path)))))]
-    ranks.bring(files)
+    digests = [
+        bytes(said.tolist()).hex() for said in ranks.all_gather(torch.tensor(list(bytes.fromhex(_digest(path)))))
+    ]
+    ranks.gather_files(files)
     if ranks.first:
         _seal(_record(state, job, plan, digests), draft, final)
         _prune(root, state.step)
@@ -157,7 +161,9 @@ def read_for(job: JobSpec, plan: TrainingPlan, folder: Path) -> Record:
     return record
 
 
-def restore(state: TrainState, record: Record, plan: TrainingPlan, folder: Path, ranks: Alone = ALONE) -> None:
+def restore(
+    state: TrainState, record: Record, plan: TrainingPlan, folder: Path, ranks: SingleProcess = SINGLE_PROCESS
+) -> None:
     """Bring `state`, fresh from the same job, to where it was when `folder` was saved; raises CheckpointError.
 
     The optimizer must be that of the stage that goes on; where the checkpoint ends a stage, it is left fresh. Each of
@@ -181,7 +187,7 @@ def tensors(state: TrainState) -> dict[str, Tensor]:
     named = {f"student/{name}": tensor for name, tensor in state.student.state_dict().items()}
     if state.ema is not None:
         named |= {f"ema/{name}": tensor for name, tensor in state.ema.model.state_dict().items()}
-    named |= {f"parts/{name}": tensor for name, tensor in state.parts.state_dict().items()}
+    named |= {f"parts/{name}": tensor for name, tensor in state.aux_modules.state_dict().items()}
     for index, values in state.optimizer.state_dict()["state"].items():
         named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
     if state.best is not None and state.best.weights is not None:
@@ -204,11 +210,13 @@ def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _load(state: TrainState, tensors: dict[str, Stored], groups: list[dict[str, Any]] | None, ranks: Alone) -> None:
+def _load(
+    state: TrainState, tensors: dict[str, Stored], groups: list[dict[str, Any]] | None, ranks: SingleProcess
+) -> None:
     _take_in(state.student, _under("student/", tensors), ranks)
     if state.ema is not None:
         _take_in(state.ema.model, _under("ema/", tensors), ranks)
-    _take_in(state.parts, _under("parts/", tensors), ranks)
+    _take_in(state.aux_modules, _under("parts/", tensors), ranks)
     if groups is not None:
         owners = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         state.optimizer.load_state_dict({"state": _moments(tensors, owners, ranks), "param_groups": groups})
@@ -218,12 +226,12 @@ def _load(state: TrainState, tensors: dict[str, Stored], groups: list[dict[str, 
         torch.cuda.set_rng_state(tensors["rng/cuda"].read())
 
 
-def _take_in(module: nn.Module, tensors: dict[str, Stored], ranks: Alone) -> None:
+def _take_in(module: nn.Module, tensors: dict[str, Stored], ranks: SingleProcess) -> None:
     own = module.state_dict()
     module.load_state_dict({name: ranks.place(stored, own[name]) for name, stored in tensors.items()})
 
 
-def _moments(tensors: dict[str, Stored], owners: list[Tensor], ranks: Alone) -> dict[int, dict[str, Tensor]]:
+def _moments(tensors: dict[str, Stored], owners: list[Tensor], ranks: SingleProcess) -> dict[int, dict[str, Tensor]]:
     moments: dict[int, dict[str, Tensor]] = {}
     for name, stored in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")

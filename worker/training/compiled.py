@@ -13,15 +13,15 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.tasks.task import CAUSAL_LM
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
 
-Forward = Callable[[Tensor], Tensor | LastStates]
+Forward = Callable[[Tensor], Tensor | HiddenStates]
 
 
 def training_forward(student: Model, job: JobSpec, device: torch.device) -> Forward:
     """Runs `student` in the steps of `job`."""
-    look = student.look if job.task == CAUSAL_LM else student
+    look = student.forward_hidden if job.task == CAUSAL_LM else student
     if not job.recipe.compile:
         return look
     return graphed(student) if suits_graphs(job, device) else torch.compile(look)

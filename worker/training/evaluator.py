@@ -15,7 +15,7 @@ from worker.training.metric_logger import diverged
 from worker.training.state import TrainState
 
 
-class Judges:
+class Evaluator:
     """Evaluates students on the held-out samples; the teachers are asked once, unless they have answered before."""
 
     def __init__(
@@ -44,11 +44,11 @@ class Judges:
         if name in self._answers:
             return self._answers[name]
         model = self._teachers[name]()
-        return predict(model, self._samples.inputs[model.view])
+        return predict(model, self._samples.inputs[model.input_key])
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(judged := self._judged(), self._samples.inputs[state.student.view])
+        logits = predict(judged := self._judged(), self._samples.inputs[state.student.input_key])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         job = self._job

@@ -58,7 +58,7 @@ def _said(job: JobSpec, model: Model, held_out: Batch) -> Tensor:
     """Rows of what it answers (N, C), on the CPU."""
     if job.task == CAUSAL_LM:
         return first_logits(model.eval(), held_out, COMPARED)
-    return predict(model, held_out.inputs[model.view][:COMPARED])
+    return predict(model, held_out.inputs[model.input_key][:COMPARED])
 
 
 def _compare(job: JobSpec, before: Tensor, after: Tensor) -> dict[str, float]:

@@ -15,7 +15,7 @@ BACKWARD = 2
 """Operations of a backward pass, in forward passes."""
 
 
-class Asked(NamedTuple):
+class TeacherCost(NamedTuple):
     """A teacher, and what it takes to ask it."""
 
     source: Source
@@ -23,7 +23,7 @@ class Asked(NamedTuple):
     """Of its forward pass on one sample."""
 
 
-class Account:
+class FlopCounter:
     """Counts floating-point operations over the steps; made before the first step of an attempt.
 
     They are those of the networks' matrix products, convolutions and attention: three forward passes of the student for
@@ -37,7 +37,7 @@ class Account:
         job: JobSpec,
         plan: TrainingPlan,
         student_flops: int,
-        teachers: Mapping[str, Asked],
+        teachers: Mapping[str, TeacherCost],
         peak: Peak,
         state: TrainState,
     ) -> None:

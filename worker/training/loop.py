@@ -18,22 +18,22 @@ from app.recipe.job import Recipe
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.plan import StagePlan
 from worker.data.batches import Batch, Batches
-from worker.distributed.ranks import ALONE, Alone
-from worker.losses.objective import TOTAL, Objective, Seen
+from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
+from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.optimizers.base import Listener
 from worker.optimizers.schedules import rate_factor
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import Source
 from worker.training.state import TrainState
-from worker.training.step_inputs import Lane, Lesson, Lessons, Signals
+from worker.training.step_inputs import Prefetcher, SideStream, Signals, StepInputs
 
 GRAD_NORM = "grad_norm"
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class Stage:
     """What training does not change: one stage of a job."""
 
     recipe: Recipe
@@ -44,20 +44,20 @@ class Course:
     objective: Objective
     teachers: Mapping[str, Source]
     """Those that this stage learns from."""
-    forward: Callable[[Tensor], Tensor | LastStates]
+    forward: Callable[[Tensor], Tensor | HiddenStates]
     """The student as training runs it: itself, or compiled."""
     recorder: Recorder
     """Reads the student's activations."""
-    view: str
+    input_key: str
     """Which of a batch's inputs the student reads."""
     device: torch.device
     whole: nn.Module
-    """The job's `Whole`, as its ranks have wrapped it."""
+    """The job's `TrainableModule`, as its ranks have wrapped it."""
     seed: int
     trains_student: bool = True
-    ranks: Alone = ALONE
+    ranks: SingleProcess = SINGLE_PROCESS
     """The processes that take every step together."""
-    lane: Lane | None = None
+    lane: SideStream | None = None
     """Where the next lesson is prepared while a step runs; none: it is made when it is needed."""
     asks_ahead: bool = True
     """Whether the teachers are asked in it too: not where what they say of a whole batch is too much to keep."""
@@ -67,19 +67,19 @@ class Course:
         students = list(student.parameters()) if self.trains_student else []
         return students + list(self.objective.trained.parameters())
 
-    def lesson(self, step: int) -> Lesson:
+    def lesson(self, step: int) -> StepInputs:
         """What step number `step` learns from, prepared as far as it can be."""
         batch = self.batches.at(step)
         parts = list(batch.split(self.ranks.least(min(self.recipe.accumulate, batch.samples))))
         ahead = self.lane is not None and self.asks_ahead
-        return Lesson(batch, parts, [self.ask(part) for part in parts] if ahead else None)
+        return StepInputs(batch, parts, [self.ask(part) for part in parts] if ahead else None)
 
     def ask(self, part: Batch) -> Signals:
         """What the teachers say of it."""
         return {name: teacher(part) for name, teacher in self.teachers.items()}
 
 
-class Whole(nn.Module):
+class TrainableModule(nn.Module):
     """The student and all that the losses of a job train, as the one module that several processes keep alike."""
 
     def __init__(self, student: Model, parts: nn.Module) -> None:
@@ -88,7 +88,7 @@ class Whole(nn.Module):
 
     def forward(
         self,
-        course: Course,
+        course: Stage,
         optimizer: torch.optim.Optimizer,
         part: Batch,
         signals: Signals,
@@ -105,10 +105,10 @@ class Whole(nn.Module):
 class Step(Protocol):
     """Takes one optimizer step, and tells what it measured, still on the device."""
 
-    def __call__(self, course: Course, state: TrainState, lesson: Lesson) -> dict[str, Tensor]: ...
+    def __call__(self, course: Stage, state: TrainState, lesson: StepInputs) -> dict[str, Tensor]: ...
 
 
-class Watch(Protocol):
+class Monitor(Protocol):
     """Looks on between the steps."""
 
     def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
@@ -116,10 +116,10 @@ class Watch(Protocol):
         ...
 
 
-def train(course: Course, state: TrainState, watch: Watch, step: Step | None = None) -> bool:
+def train(course: Stage, state: TrainState, watch: Monitor, step: Step | None = None) -> bool:
     """Train `state` to the end of the stage; false when `watch` asked to leave before it."""
     take = step or take_step
-    lessons = Lessons(course.lesson, course.plan.end, course.lane)
+    lessons = Prefetcher(course.lesson, course.plan.end, course.lane)
     course.objective.prepare()
     while state.step < course.plan.end:
         set_rate(course, state)
@@ -131,14 +131,14 @@ def train(course: Course, state: TrainState, watch: Watch, step: Step | None = N
     return True
 
 
-def set_rate(course: Course, state: TrainState) -> None:
+def set_rate(course: Stage, state: TrainState) -> None:
     """Give the optimizer the learning rate of the next step."""
     factor = rate_factor(course.schedule, state.step - course.plan.first, course.plan)
     for group in state.optimizer.param_groups:
         group["lr"] = course.optimizer.lr * factor
 
 
-def take_step(course: Course, state: TrainState, lesson: Lesson) -> dict[str, Tensor]:
+def take_step(course: Stage, state: TrainState, lesson: StepInputs) -> dict[str, Tensor]:
     """One optimizer step; what it measured: the loss, its terms, the gradient's norm before clipping.
 
     Every part divides by the count of the whole batch, so the number of parts and of processes does not change the step
@@ -165,15 +165,15 @@ def take_step(course: Course, state: TrainState, lesson: Lesson) -> dict[str, Te
     return values
 
 
-def _look(course: Course, student: Model, part: Batch, signals: Signals) -> Seen:
+def _look(course: Stage, student: Model, part: Batch, signals: Signals) -> BatchOutputs:
     """Have the student run; one that does not learn leaves no graph."""
     bf16 = torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16")
     with bf16, torch.set_grad_enabled(course.trains_student):
-        outputs = course.forward(samples := part.inputs[course.view])
-    return Seen(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
+        outputs = course.forward(samples := part.inputs[course.input_key])
+    return BatchOutputs(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
 
 
-def _clip(course: Course, learning: list[nn.Parameter]) -> Tensor:
+def _clip(course: Stage, learning: list[nn.Parameter]) -> Tensor:
     parameters = [parameter for parameter in learning if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = course.ranks.whole(get_total_norm(gradients))

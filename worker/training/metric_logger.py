@@ -13,7 +13,7 @@ WEIGHTS = ("student/", "ema/", "parts/")
 """Names of a checkpoint's tensors that are weights begin with one of these."""
 
 
-class Meter:
+class MetricLogger:
     """Values of the steps since the last reading, still on the device."""
 
     def __init__(self) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from worker.trainer.protocol import CheckpointSaved, Metrics, Progress, Report
-from worker.training.flop_counter import Account
-from worker.training.metric_logger import Meter
+from worker.training.flop_counter import FlopCounter
+from worker.training.metric_logger import MetricLogger
 from worker.training.state import TrainState
-from worker.training.teacher_caches import Memories
+from worker.training.teacher_caches import TeacherCaches
 
 SECONDS_BETWEEN_REPORTS = 0.1
 CHECKPOINTS = "checkpoints"
@@ -26,7 +26,7 @@ Stop = Callable[[], bool]
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
-class Onlooker:
+class NullMonitor:
     """The watch of a rank that isn't the first: it has nothing to tell, and leaves when the first one does."""
 
     def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
@@ -34,7 +34,7 @@ class Onlooker:
         return False
 
 
-class Supervision:
+class TrainingMonitor:
     """The loop's watch; its clocks start when it is made, just before the first step.
 
     `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the
@@ -50,13 +50,13 @@ class Supervision:
         stop: Stop,
         evaluate: Evaluate,
         state: TrainState,
-        memories: Memories,
+        memories: TeacherCaches,
         save: Callable[[], Path],
-        account: Account,
+        account: FlopCounter,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
         self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
-        self._write, self._account, self._meter, self._apart = save, account, Meter(), 0.0
+        self._write, self._account, self._meter, self._apart = save, account, MetricLogger(), 0.0
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
         self._seconds_before, self._first = state.seconds, state.step

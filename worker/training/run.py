@@ -24,9 +24,9 @@ from worker.bundle.writer import Trained, require_exportable, write_bundle
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
-from worker.data.running_text import Workplace
+from worker.data.running_text import PackingDir
 from worker.data.tokens import TextTokenizer
-from worker.distributed.ranks import ALONE, Alone, is_lost
+from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess, is_lost
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.limits import Subject, is_panic, noted_in, reading
 from worker.methods.generation import Interrupted, Opening, figures, place_of
@@ -36,21 +36,21 @@ from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.students.start import start
-from worker.tasks.language import Held, LanguageExamination, LanguageJudges
+from worker.tasks.language import HeldOutTexts, LanguageBundleWriter, LanguageEvaluator
 from worker.teachers import load_teacher, read_teacher_config
 from worker.teachers.class_places import take_classes
 from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.training import checkpoint
-from worker.training.evaluator import Judges
+from worker.training.evaluator import Evaluator
 from worker.training.fidelity import lower_teachers
-from worker.training.flop_counter import Account, Asked
-from worker.training.loop import Course, Step, Watch, train
+from worker.training.flop_counter import FlopCounter, TeacherCost
+from worker.training.loop import Monitor, Stage, Step, train
 from worker.training.machine import choose_device, choose_threads, room_for_samples
-from worker.training.monitor import CHECKPOINTS, Onlooker, Send, Stop, Supervision
+from worker.training.monitor import CHECKPOINTS, NullMonitor, Send, Stop, TrainingMonitor
 from worker.training.peak import peak_of
-from worker.training.stages import TaughtBy, build_courses, fresh_optimizer, teach
+from worker.training.stages import TeacherHandle, build_stages, fresh_optimizer, teach
 from worker.training.state import TrainState, fresh_student, initial_state
-from worker.training.teacher_caches import Memories
+from worker.training.teacher_caches import TeacherCaches
 from worker.training.teacher_checks import check_teachers
 from worker.training.warning_log import WarningLog
 
@@ -81,8 +81,8 @@ class _Made(NamedTuple):
     inputs: _Inputs
     plan: TrainingPlan
     state: TrainState
-    teachers: dict[str, TaughtBy]
-    courses: list[Course]
+    teachers: dict[str, TeacherHandle]
+    courses: list[Stage]
     """The stages."""
     fidelity: dict[str, Figures]
     """Of teachers that teach with fewer bits."""
@@ -95,12 +95,12 @@ WHOLE_MACHINE, BUILDING_SECONDS = 1 << 50, 500
 """Bounds on building the student: a large one is nobody's fault, but must leave room to the others on the machine."""
 PACKED = "packed"
 """Begins the name of a folder in which texts are packed."""
-Word = Finished | Stopped | Failed
+TrainerResult = Finished | Stopped | Failed
 RANK_LOST = "rank_lost"
 """Code of the failure of a process that misses another one, which knows better what happened."""
 
 
-def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Word:
+def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> TrainerResult:
     """`run` in this process or, where the job asks for several, in processes of their own."""
     if assignment.spec.resources.size == 1:
         return run(assignment, folder, send, stop)
@@ -109,7 +109,9 @@ def perform(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> Wor
     return launch(assignment, folder, send, stop)
 
 
-def run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone = ALONE) -> Word:
+def run(
+    assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: SingleProcess = SINGLE_PROCESS
+) -> TrainerResult:
     """Do the work staged in `folder`: never raises; the last word is returned, all before it goes to `send`.
 
     One of several `ranks` does its share of it: the first one speaks, saves and exports, the others leave with
@@ -133,14 +135,14 @@ def failed(error: BaseException) -> Failed:
     return Failed(fault=problem.fault, **told)
 
 
-def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: Alone) -> Finished | Stopped:
+def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: SingleProcess) -> Finished | Stopped:
     warnings = WarningLog(send)
-    with Memories(assignment.spec, assignment.teacher_cache, warnings) as memories:
+    with TeacherCaches(assignment.spec, assignment.teacher_cache, warnings) as memories:
         return _work(assignment, folder, warnings, stop, ranks, memories)
 
 
 def _work(
-    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: Alone, memories: Memories
+    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: SingleProcess, memories: TeacherCaches
 ) -> Finished | Stopped:
     made = _prepare(assignment, folder, send, stop, ranks, memories)
     job, plan, state = made.job, made.plan, made.state
@@ -150,11 +152,11 @@ def _work(
         return Stopped(step=state.step)
     offered = _offer(job, made.inputs, state, ranks)
     judges = _judges(job, made.inputs, offered, made.answers)
-    save = ranks.together(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
+    save = ranks.collectively(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(made, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = Supervision(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
-    done = _train(made.courses, plan, state, watch if ranks.first else Onlooker(), steps)
+    watch = TrainingMonitor(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
+    done = _train(made.courses, plan, state, watch if ranks.first else NullMonitor(), steps)
     memories.add_up(ranks.sum)
     if not (done and ranks.first):
         if done:
@@ -170,13 +172,13 @@ def _work(
     trained = _trained(made, offered, judges.teacher_logits, memories, account)
     trained = trained._replace(sources=provenance(assignment, folder), warnings=send.figures())
     ranks.dismiss()
-    kind = LanguageExamination if job.task == CAUSAL_LM else None
+    kind = LanguageBundleWriter if job.task == CAUSAL_LM else None
     artifacts = write_bundle(trained, folder, made.device, kind, lambda said: send(Log(level="warning", message=said)))
     return Finished(artifacts=artifacts, step=state.step)
 
 
 def _prepare(
-    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: Alone, memories: Memories
+    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: SingleProcess, memories: TeacherCaches
 ) -> _Made:
     """Data and models as training finds them at its first step here."""
     job, device = assignment.spec, choose_device()
@@ -188,7 +190,7 @@ def _prepare(
     plan = plan_training(job.recipe, inputs.task.train.samples)
     with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
         student = fresh_student(inputs.task.model, seed)
-    student.view = inputs.task.view or student.view
+    student.input_key = inputs.task.input_key or student.input_key
     student = start(inherit(student, job, inputs.models), job, paths, partial(send.warn, "fresh_layer")).to(device)
     for name, model in (*inputs.models.items(), ("the student", student)):
         if model.ignored:
@@ -205,7 +207,7 @@ def _prepare(
     augment = build_augmenter(job, inputs.task, seed)
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = memories.give(taught, inputs.folders, inputs.task, batches.augment)
-    courses = build_courses(job, plan, batches, state, teachers, seed, ranks)
+    courses = build_stages(job, plan, batches, state, teachers, seed, ranks)
     for model in (*inputs.models.values(), *([state.ema.model] if state.ema else [])):
         ranks.split(model)
     memories.label(batches, teachers, stop, ranks)
@@ -214,7 +216,7 @@ def _prepare(
 
 
 def _trained(
-    made: _Made, offered: _Offered, teacher_outputs: Tensor | None, memories: Memories, account: Account
+    made: _Made, offered: _Offered, teacher_outputs: Tensor | None, memories: TeacherCaches, account: FlopCounter
 ) -> Trained:
     """What the bundle is written of."""
     job, task, state = made.job, made.inputs.task, made.state
@@ -231,12 +233,12 @@ def _trained(
         arithmetic=account.figures(state) | figures(job, state),
         tokenizer=task.readers.student if task.readers else None,
         tokenizers=others,
-        alignment={name: task.alignment[reader.view] for name, reader in others.items()},
+        alignment={name: task.alignment[reader.input_key] for name, reader in others.items()},
         bytes=task.bytes,
     )
 
 
-def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: Alone) -> _Offered:
+def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: SingleProcess) -> _Offered:
     asked = {name: ranks.offer_model(partial(_same, model)) for name, model in inputs.models.items()}
     stored = {
         name: partial(_as_stored, model, inputs.folders[name], inputs.task.places.get(name))
@@ -251,7 +253,7 @@ def _other_tokens(job: JobSpec, task: TaskData) -> dict[str, TextTokenizer]:
     if task.readers is None or job.task != CAUSAL_LM:
         return {}
     by_name = {teacher.name: task.readers.by_teacher[teacher.reference] for teacher in job.all_teachers}
-    return {name: reader for name, reader in by_name.items() if reader.view in task.alignment}
+    return {name: reader for name, reader in by_name.items() if reader.input_key in task.alignment}
 
 
 def _as_stored(model: Model, folder: Path, places: list[int] | None) -> Model:
@@ -260,21 +262,23 @@ def _as_stored(model: Model, folder: Path, places: list[int] | None) -> Model:
     stored = load_teacher(folder, "teacher").to(device).eval()
     if places is not None:
         take_classes(stored, places, model.config.class_names)
-    stored.view = model.view
+    stored.input_key = model.input_key
     return stored
 
 
-def _judges(job: JobSpec, inputs: _Inputs, offered: _Offered, answers: dict[str, Tensor]) -> Judges | LanguageJudges:
+def _judges(
+    job: JobSpec, inputs: _Inputs, offered: _Offered, answers: dict[str, Tensor]
+) -> Evaluator | LanguageEvaluator:
     """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
     require_exportable(job, network_cost(inputs.task.model).parameters)
     if job.task != CAUSAL_LM:
-        return Judges(job, inputs.task.eval, offered.judged, offered.teachers, answers)
+        return Evaluator(job, inputs.task.eval, offered.judged, offered.teachers, answers)
     task, teachers = inputs.task, list(offered.asked.values())
-    return LanguageJudges(job, Held(task.eval, task.bytes), task.view or "", offered.judged, teachers)
+    return LanguageEvaluator(job, HeldOutTexts(task.eval, task.bytes), task.input_key or "", offered.judged, teachers)
 
 
 def _enter(
-    state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Course], resume: Path | None, ranks: Alone
+    state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Stage], resume: Path | None, ranks: SingleProcess
 ) -> None:
     """Bring `state` to its first step here: with a fresh optimizer, or as the checkpoint left it."""
     if resume is None:
@@ -298,7 +302,7 @@ def _written_steps(made: _Made, place: CachePlace, send: Send, stop: Stop) -> St
 
 
 def _train(
-    courses: list[Course], plan: TrainingPlan, state: TrainState, watch: Watch, main: Step | None = None
+    courses: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step | None = None
 ) -> bool:
     """Go through the stages that are left, the last one with the step `main`; false when the watch asked to leave."""
     for course in courses[plan.stage_at(state.step) :]:
@@ -309,14 +313,14 @@ def _train(
     return True
 
 
-def _workplace(folder: Path, send: Send, ranks: Alone) -> Workplace:
+def _workplace(folder: Path, send: Send, ranks: SingleProcess) -> PackingDir:
     """Processes of one machine map what its first one has packed."""
     own = folder / f"{PACKED}-{ranks.machine}"
-    return Workplace(own, lambda said: send(Log(message=said)), ranks.first_here, ranks.meet)
+    return PackingDir(own, lambda said: send(Log(message=said)), ranks.first_here, ranks.barrier)
 
 
 def _load_inputs(
-    job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, workplace: Workplace
+    job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, workplace: PackingDir
 ) -> _Inputs:
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
@@ -327,7 +331,7 @@ def _load_inputs(
     task = load_task(job, paths, described, seed, workplace)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
-        models[teacher.name].view = task.view_of(teacher.reference) or models[teacher.name].view
+        models[teacher.name].input_key = task.input_key_of(teacher.reference) or models[teacher.name].input_key
         if teacher.name in task.places:
             take_classes(models[teacher.name], task.places[teacher.name], task.model.class_names)
         if job.recipe.channels_last:
@@ -341,20 +345,20 @@ def _same(model: Model) -> Model:
     return model
 
 
-def _open_account(made: _Made, processes: int) -> Account:
+def _open_account(made: _Made, processes: int) -> FlopCounter:
     """Chooses the threads too, which the rate depends on. Of several processes each has a share of the samples, asks
     teachers about as many as the others, and has a rate of its own."""
     job, plan, task = made.job, made.plan, made.inputs.task
-    flops = network_cost(task.model).flops * task.train.together
+    flops = network_cost(task.model).flops * task.train.rows_per_sample
     samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
     choose_threads(samples * flops, made.device)
     asked = {
-        name: Asked(by.source, processes * network_cost(_as_asked(by.model.config, task)).flops)
+        name: TeacherCost(by.source, processes * network_cost(_as_asked(by.model.config, task)).flops)
         for name, by in made.teachers.items()
     }
     peak = peak_of(made.device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
-    return Account(job, plan, flops, asked, peak, made.state)
+    return FlopCounter(job, plan, flops, asked, peak, made.state)
 
 
 def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:

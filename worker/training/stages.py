@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from app.recipe.job import JobSpec, Stage
+from app.recipe.job import JobSpec, StageSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
 from app.recipe.plan import TrainingPlan
 from app.recipe.tasks.task import CAUSAL_LM
 from worker.data.batches import Batch, Batches
-from worker.distributed.ranks import ALONE, Alone
+from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.errors import UserError
-from worker.losses.builder import Shapes, TeacherSide, Workshop
+from worker.losses.builder import LossBuilder, Shapes, TeacherSide
 from worker.losses.objective import Objective
 from worker.losses.tokens import TokenObjective
 from worker.optimizers import build_optimizer
@@ -24,14 +24,14 @@ from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.teachers import Source, Teacher
 from worker.training.compiled import training_forward
-from worker.training.loop import Course, Whole
+from worker.training.loop import Stage, TrainableModule
 from worker.training.state import TrainState
-from worker.training.step_inputs import choose_lane
+from worker.training.step_inputs import choose_side_stream
 
 DRY_SAMPLES = 2
 
 
-class TaughtBy(NamedTuple):
+class TeacherHandle(NamedTuple):
     """One teacher of a job."""
 
     model: Model
@@ -41,11 +41,11 @@ class TaughtBy(NamedTuple):
     """Its signal: from the model itself, or remembered."""
 
 
-def teach(model: Model, job: JobSpec, name: str) -> TaughtBy:
+def teach(model: Model, job: JobSpec, name: str) -> TeacherHandle:
     """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
     recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
     autocast = job.teacher_named(name).precision is None and job.recipe.precision == "bf16"
-    return TaughtBy(model, recorder, Teacher(model, recorder, autocast=autocast))
+    return TeacherHandle(model, recorder, Teacher(model, recorder, autocast=autocast))
 
 
 def student_taps(job: JobSpec) -> dict[Tap, str]:
@@ -64,7 +64,7 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval().look(samples.between(0, DRY_SAMPLES).inputs[model.view])
+            model.eval().forward_hidden(samples.between(0, DRY_SAMPLES).inputs[model.input_key])
         return {tap: seen.shape for tap, seen in recorder.take().items()}
     except NoSuchModule as error:
         raise UserError("invalid_job", f"{param}: {error}", param) from error
@@ -80,34 +80,34 @@ def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
         raise UserError("invalid_job", f"{side}: {error}", taps[error.tap]) from error
 
 
-def build_courses(
+def build_stages(
     job: JobSpec,
     plan: TrainingPlan,
     batches: Batches,
     state: TrainState,
-    teachers: Mapping[str, TaughtBy],
+    teachers: Mapping[str, TeacherHandle],
     seed: int,
-    ranks: Alone = ALONE,
-) -> list[Course]:
-    """The stages of a job in their order; the parts that their losses train go into `state.parts`."""
+    ranks: SingleProcess = SINGLE_PROCESS,
+) -> list[Stage]:
+    """The stages of a job in their order; the parts that their losses train go into `state.aux_modules`."""
     student, samples = state.student, batches.samples
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
-    workshop = Workshop(shapes, sides, student.config.outputs, seed)
+    builder = LossBuilder(shapes, sides, student.config.outputs, seed)
     forward = training_forward(student, job, samples.device)
     kind = TokenObjective if job.task == CAUSAL_LM else Objective
     objectives = [
-        kind(losses, workshop, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
+        kind(losses, builder, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
     ]
-    state.parts = workshop.parts.to(samples.device)
-    whole = ranks.wrap(Whole(student, state.parts))
+    state.aux_modules = builder.aux_modules.to(samples.device)
+    whole = ranks.wrap(TrainableModule(student, state.aux_modules))
     courses, device = [], samples.device
-    lane = choose_lane(device)
-    stages: list[Stage | None] = [*job.recipe.stages, None]
+    lane = choose_side_stream(device)
+    stages: list[StageSpec | None] = [*job.recipe.stages, None]
     for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
         courses.append(
-            Course(
+            Stage(
                 recipe=job.recipe,
                 plan=stage_plan,
                 optimizer=(stage and stage.optimizer) or job.recipe.optimizer,
@@ -117,7 +117,7 @@ def build_courses(
                 teachers={name: teachers[name].source for name in sorted(objective.teachers)},
                 forward=forward,
                 recorder=recorder,
-                view=student.view,
+                input_key=student.input_key,
                 device=device,
                 whole=whole,
                 seed=seed,
@@ -138,13 +138,13 @@ def _asks_ahead(job: JobSpec, objective: Objective) -> bool:
     return job.task != CAUSAL_LM and not divided
 
 
-def _side(by: TaughtBy, student: Model, samples: Batch, param: str) -> TeacherSide:
+def _side(by: TeacherHandle, student: Model, samples: Batch, param: str) -> TeacherSide:
     shapes = dry_shapes(by.model, by.recorder, samples, param)
-    same = by.model.view == student.view
+    same = by.model.input_key == student.input_key
     return TeacherSide(by.model.network, shapes, same_tokens=same, outputs=by.model.config.outputs)
 
 
-def fresh_optimizer(course: Course, student: nn.Module) -> torch.optim.Optimizer:
+def fresh_optimizer(course: Stage, student: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
     learning = course.learning(student)
     if not learning:

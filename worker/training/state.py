@@ -50,14 +50,14 @@ class TrainState:
     ema: Ema | None
     optimizer: torch.optim.Optimizer
     """Of the stage that `step` lies in; every stage begins with a fresh one."""
-    parts: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    aux_modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     """What the losses themselves train; never exported."""
     step: int = 0
     """Optimizer steps done, over all stages and attempts."""
     seconds: float = 0.0
     """Seconds trained, over all attempts."""
     teacher_flops: int = 0
-    """Operations of teachers, over all attempts (see `Account`)."""
+    """Operations of teachers, over all attempts (see `FlopCounter`)."""
     ledger: Ledger = field(default_factory=Ledger)
     best: Best | None = None
     history: History = field(default_factory=History)

@@ -22,7 +22,7 @@ Signals = dict[str, TeacherSignal]
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class StepInputs:
     """Of one step."""
 
     batch: Batch
@@ -39,39 +39,39 @@ class Lesson:
                 yield from _tensors(signal)
 
 
-class Lane(Protocol):
+class SideStream(Protocol):
     """Where lessons are prepared while a step runs."""
 
     def begin(self) -> None:
         """Called before the first lesson: weights and samples are there."""
         ...
 
-    def start(self, make: Callable[[], Lesson]) -> Lesson:
+    def start(self, make: Callable[[], StepInputs]) -> StepInputs:
         """The lesson, which may not be there yet on the device."""
         ...
 
-    def hand_over(self, lesson: Lesson) -> None:
+    def hand_over(self, lesson: StepInputs) -> None:
         """Have the step that is taken next wait for the last lesson that was started, which is this one."""
         ...
 
 
-class SideStream:
+class CudaSideStream:
     """A CUDA stream beside the current one."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
-        """See `Lane`."""
+        """See `SideStream`."""
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
-    def start(self, make: Callable[[], Lesson]) -> Lesson:
-        """See `Lane`."""
+    def start(self, make: Callable[[], StepInputs]) -> StepInputs:
+        """See `SideStream`."""
         with torch.cuda.stream(self._stream):
             return make()
 
-    def hand_over(self, lesson: Lesson) -> None:
-        """See `Lane`; memory that this stream has allocated is not used again before the step is done with it."""
+    def hand_over(self, lesson: StepInputs) -> None:
+        """See `SideStream`; memory that this stream has allocated is not used again before the step is done with it."""
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
         for tensor in lesson.tensors():
@@ -79,21 +79,21 @@ class SideStream:
                 tensor.record_stream(current)
 
 
-def choose_lane(device: torch.device) -> Lane | None:
+def choose_side_stream(device: torch.device) -> SideStream | None:
     """A processor has nothing to spare beside a step."""
-    return SideStream(device) if device.type == "cuda" else None
+    return CudaSideStream(device) if device.type == "cuda" else None
 
 
-class Lessons:
+class Prefetcher:
     """The lessons of consecutive steps, made by `make`; in a lane, each one ahead of its step and none beyond `end`."""
 
-    def __init__(self, make: Callable[[int], Lesson], end: int, lane: Lane | None) -> None:
+    def __init__(self, make: Callable[[int], StepInputs], end: int, lane: SideStream | None) -> None:
         self._make, self._end, self._lane = make, end, lane
-        self._ahead: tuple[int, Lesson] | None = None
+        self._ahead: tuple[int, StepInputs] | None = None
         if lane is not None:
             lane.begin()
 
-    def at(self, step: int) -> Lesson:
+    def at(self, step: int) -> StepInputs:
         """That of this step; the current stream may use it."""
         if self._lane is None:
             return self._make(step)

@@ -18,18 +18,18 @@ from app.recipe.teachers.cache import Kept, NoCache, TopKCache
 from worker.data.augment import Augmenter
 from worker.data.batches import Augment, Batch, Batches, whole_split
 from worker.data.load import TaskData
-from worker.distributed.ranks import Alone
+from worker.distributed.ranks import SingleProcess
 from worker.students.model import Model
 from worker.teachers import head_of
-from worker.teachers.cache import CachedTeacher, Subject
+from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.teachers.digests import digest_folder, digest_samples
 from worker.trainer.protocol import CachePlace, Log, Report
-from worker.training.stages import TaughtBy, teacher_taps
+from worker.training.stages import TeacherHandle, teacher_taps
 
 Send = Callable[[Report], None]
 
 
-class Memories:
+class TeacherCaches:
     """The teachers of a job that remember, by name; used as a context, so that all is on the disk after the job.
 
     A teacher whose activations a loss looks at runs on every batch, so nothing of it is kept.
@@ -47,8 +47,12 @@ class Memories:
             cached.close()
 
     def give(
-        self, teachers: Mapping[str, TaughtBy], folders: Mapping[str, Path], task: TaskData, augment: Augment | None
-    ) -> dict[str, TaughtBy]:
+        self,
+        teachers: Mapping[str, TeacherHandle],
+        folders: Mapping[str, Path],
+        task: TaskData,
+        augment: Augment | None,
+    ) -> dict[str, TeacherHandle]:
         """The teachers, those that can remember doing so; `augment` is what changes the training samples of `task`."""
         kept = self._job.teacher_cache
         place = self._place_for(augment)
@@ -112,11 +116,11 @@ class Memories:
 
     def _subject(
         self, name: str, model: Model, folder: Path, task: TaskData, augment: Augment | None
-    ) -> tuple[Subject, Tensor | None]:
+    ) -> tuple[CacheKey, Tensor | None]:
         """What the rows are about, and which of them are those of the training samples."""
         arithmetic = f"{self._job.arithmetic_of(name)} on {task.train.device.type}"
-        samples, numbers = _origin(task, model.view) if augment is None else (task.train, None)
-        subject = Subject(
+        samples, numbers = _origin(task, model.input_key) if augment is None else (task.train, None)
+        subject = CacheKey(
             teacher=digest_folder(folder) + _order(task.places.get(name, ())),
             data=digest_samples(samples),
             samples=len(samples),
@@ -132,11 +136,13 @@ class Memories:
     def _writes(self) -> bool:
         return self._job.task == CAUSAL_LM
 
-    def _length(self, task: TaskData, taught: TaughtBy) -> int | None:
+    def _length(self, task: TaskData, taught: TeacherHandle) -> int | None:
         """Tokens of a sequence; none: answers are about whole samples."""
-        return task.train.inputs[taught.model.view].shape[1] if self._writes else None
+        return task.train.inputs[taught.model.input_key].shape[1] if self._writes else None
 
-    def label(self, batches: Batches, teachers: Mapping[str, TaughtBy], stop: Callable[[], bool], ranks: Alone) -> None:
+    def label(
+        self, batches: Batches, teachers: Mapping[str, TeacherHandle], stop: Callable[[], bool], ranks: SingleProcess
+    ) -> None:
         """Have language models of which the largest logits are kept say all that training will ask them, and leave the
         device; `stop` asks to leave it at that. Without a place to keep it in, nothing is said before it is asked.
 
@@ -149,7 +155,7 @@ class Memories:
             for begin in range(0, len(samples), size):
                 if ranks.agree(stop()):
                     return
-                rows = ranks.share(torch.arange(begin, min(begin + size, len(samples)), device=samples.home))
+                rows = ranks.share(torch.arange(begin, min(begin + size, len(samples)), device=samples.storage_device))
                 cached(samples.take(rows))
             cached.sync()
         ranks.sum(torch.zeros(()))  # or the last of what others were told would be asked again
@@ -171,17 +177,17 @@ def _sparse(kept: Kept | NoCache) -> bool:
     return isinstance(kept, TopKCache)
 
 
-def _origin(task: TaskData, view: str) -> tuple[Batch, Tensor | None]:
+def _origin(task: TaskData, input_key: str) -> tuple[Batch, Tensor | None]:
     """All samples of the file that the training samples were taken from, and their numbers in it, so that jobs which
     hold out different samples share what is said about the rest.
 
     Not for augmented samples, whose changes depend on their number within the split and on the other samples in it; nor
     for packed texts, which lie in other sequences once others are held out.
     """
-    train, held = task.train.inputs[view], task.eval.inputs[view]
+    train, held = task.train.inputs[input_key], task.eval.inputs[input_key]
     if task.numbers is None:
-        return replace(task.train, inputs={view: train}), None
+        return replace(task.train, inputs={input_key: train}), None
     whole = train.new_empty(len(train) + len(held), *train.shape[1:], device="cpu")
     for numbers, samples in zip(task.numbers, (train, held), strict=True):
         whole[numbers] = samples.cpu()
-    return whole_split({view: whole}, torch.empty(len(whole))), task.numbers[0]
+    return whole_split({input_key: whole}, torch.empty(len(whole))), task.numbers[0]

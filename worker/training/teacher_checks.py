@@ -23,11 +23,11 @@ from worker.losses.base import IGNORED
 from worker.metrics.permutation import Moved, moved_classes, moved_places, permuted_hits
 from worker.students.model import Model
 from worker.tasks.evaluation import MAIN_METRICS, Metrics, judge, predict
-from worker.tasks.language import Held, Taught, examine_model
+from worker.tasks.language import HeldOutTexts, Taught, examine_model
 from worker.training.warning_log import Warned
 
 CHECKED = 1024
-"""Held-out samples that a teacher is asked about, where no more are needed; drawn from the seed."""
+"""HeldOutTexts-out samples that a teacher is asked about, where no more are needed; drawn from the seed."""
 CHECKED_TOKENS = 4096
 """The same for language models, in whole sequences."""
 COUNTED = 256
@@ -150,12 +150,12 @@ class _Samples:
         held = task.eval
         if not whole and held.samples > CHECKED:
             chosen = torch.randperm(held.samples, generator=generator(seed, "teacher-check"))[:CHECKED].sort().values
-            held = held.take_samples(chosen.to(held.home))
+            held = held.take_samples(chosen.to(held.storage_device))
         self._held, self.samples = held, held.samples
 
     def measure(self, model: Model) -> tuple[Metrics, Tensor | None]:
         """See `_Examiner`."""
-        answers = predict(model, self._held.inputs[model.view])
+        answers = predict(model, self._held.inputs[model.input_key])
         return self._judge(answers), answers
 
     def trivial(self, model: Model) -> tuple[Metrics, str]:
@@ -220,21 +220,21 @@ class _Texts:
         most = max(1, CHECKED_TOKENS // length)
         if not whole and self._held.samples > most:
             chosen = torch.linspace(0, self._held.samples - 1, most).long()
-            self._held = self._held.take(chosen.to(self._held.home))
+            self._held = self._held.take(chosen.to(self._held.storage_device))
         self._bytes = task.bytes if self._held is task.eval else 0
-        self.samples = len(_labels(self._held, task.view or ""))
+        self.samples = len(_labels(self._held, task.input_key or ""))
 
     def measure(self, model: Model) -> tuple[Metrics, Tensor | None]:
         """See `_Examiner`; logits are not kept."""
-        return examine_model(model, Held(self._held, self._bytes), Taught((), ())).judgement.metrics, None
+        return examine_model(model, HeldOutTexts(self._held, self._bytes), Taught((), ())).judgement.metrics, None
 
     def trivial(self, model: Model) -> tuple[Metrics, str]:
         """How often each token comes in training texts, once more than that for each."""
         train, width = self._task.train, model.config.outputs
         some = train.between(0, min(len(train), COUNTED))
-        counts = torch.bincount(_labels(some, model.view), minlength=width).double() + 1
+        counts = torch.bincount(_labels(some, model.input_key), minlength=width).double() + 1
         logs = F.log_softmax(counts.log(), dim=0)
-        nll = -float(logs[_labels(self._held, model.view)].mean())
+        nll = -float(logs[_labels(self._held, model.input_key)].mean())
         return {"perplexity": math.exp(min(nll, 700.0))}, "how often each token comes"
 
     def oddities(self, answers: Tensor | None) -> Iterator[str]:
@@ -242,8 +242,8 @@ class _Texts:
         yield from ()
 
 
-def _labels(samples: Batch, view: str) -> Tensor:
+def _labels(samples: Batch, input_key: str) -> Tensor:
     """Tokens (n,) that a model is to say, on the CPU; packed texts give them some rows at a time."""
-    parts = (part.inputs.get(NEXT + view, part.targets).flatten().cpu() for part in samples.parts(COUNTED))
+    parts = (part.inputs.get(NEXT + input_key, part.targets).flatten().cpu() for part in samples.parts(COUNTED))
     labels = torch.cat(list(parts))
     return labels[labels != IGNORED]

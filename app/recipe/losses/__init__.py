@@ -11,7 +11,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from app.recipe.losses.base import LossTerm, Softened, Temperature
+from app.recipe.losses.base import LossSpec, Softened, Temperature
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -87,7 +87,7 @@ __all__ = [
     "Lipschitz",
     "LogitMse",
     "Loss",
-    "LossTerm",
+    "LossSpec",
     "MiAlpha",
     "Mse",
     "Nkd",
@@ -147,5 +147,5 @@ Loss = Annotated[
     | PairScore,
     Field(discriminator="kind"),
 ]
-LOSSES: tuple[type[LossTerm], ...] = get_args(get_args(Loss)[0])
+LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])
 """All kinds."""

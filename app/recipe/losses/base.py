@@ -20,7 +20,7 @@ BY_ROW: tuple[Task, ...] = (*CLASSIFICATION, CAUSAL_LM)
 """Tasks of a term that looks at one row of logits at a time: the answer for a sample, or for the next token."""
 
 
-class LossTerm(Option):
+class LossSpec(Option):
     """What every term has: its weight in the objective, what it learns from, and the tasks that it is for."""
 
     needs_teacher: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class LossTerm(Option):
         return {"teacher": self.teacher} if self.teacher is not None else {}
 
 
-class Softened(LossTerm):
+class Softened(LossSpec):
     """A term that sees nothing but the softened distributions of both sides."""
 
     temperature: Temperature = 1.0

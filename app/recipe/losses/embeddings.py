@@ -11,14 +11,14 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import Paper
-from app.recipe.losses.base import LossTerm, Temperature
+from app.recipe.losses.base import LossSpec, Temperature
 from app.recipe.losses.features import PartName
 from app.recipe.tasks.task import EMBEDDING, Task
 
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class EmbeddingTerm(LossTerm):
+class EmbeddingTerm(LossSpec):
     """A term of nothing but vectors of texts."""
 
     tasks: ClassVar[tuple[Task, ...]] = (EMBEDDING,)

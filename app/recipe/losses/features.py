@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share, Spec
-from app.recipe.losses.base import LossTerm
+from app.recipe.losses.base import LossSpec
 from app.recipe.losses.taps import PATH, Pair, Tap, Taps, taps_of
 from app.recipe.losses.weights import Weight
 from app.recipe.tasks.task import ALL_TASKS, CAUSAL_LM, Task
@@ -29,7 +29,7 @@ IE_KD = Paper(
 )
 
 
-class FeatureTerm(LossTerm):
+class FeatureTerm(LossSpec):
     """A term that compares features; what it does not need of a task's answer makes it fit for every task, but for
     causal-lm, whose rows are tokens, only where it says so."""
 

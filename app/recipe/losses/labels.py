@@ -10,12 +10,12 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Share
-from app.recipe.losses.base import LossTerm
+from app.recipe.losses.base import LossSpec
 from app.recipe.losses.features import Reduction
 from app.recipe.losses.taps import Tap, Taps
 
 
-class Uskd(LossTerm):
+class Uskd(LossSpec):
     """Universal self-KD: soft labels out of the student's own prediction and that of a weak head on an earlier feature.
 
     The weak head is one linear layer that is trained along and is not exported. The cross-entropy with the labels is
@@ -58,7 +58,7 @@ class Uskd(LossTerm):
         return Taps(student=(self.feature,))
 
 
-class Ferkd(LossTerm):
+class Ferkd(LossSpec):
     """FerKD: by how sure the teacher is of it, a crop keeps the teacher's label, gets the true one, or is dropped.
 
     The teacher sees the crop that the student sees, so its prediction is that region's soft label. Where nothing of a

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share
-from app.recipe.losses.base import BY_ROW, LossTerm, Softened, Temperature
+from app.recipe.losses.base import BY_ROW, LossSpec, Softened, Temperature
 from app.recipe.tasks.task import Task
 
 Skew = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -15,7 +15,7 @@ DISTILLM = Paper("DistiLLM: Towards Streamlined Distillation for Large Language 
 THREE_LEVELS = Paper("Understanding and Improving Knowledge Distillation", "2002.03532")
 
 
-class CrossEntropy(LossTerm):
+class CrossEntropy(LossSpec):
     """Cross-entropy with the labels."""
 
     needs_teacher: ClassVar[bool] = False
@@ -38,7 +38,7 @@ class Kd(Softened):
     """Divides both sides' logits. Above 1000 the divergence is lost in rounding: `logit-mse` is its limit."""
 
 
-class Nkd(LossTerm):
+class Nkd(LossSpec):
     """Normalised KD: the target's own term, plus cross-entropy over the renormalised non-target classes."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -56,7 +56,7 @@ class Nkd(LossTerm):
     """Divides the non-target logits of both sides."""
 
 
-class LogitMse(LossTerm):
+class LogitMse(LossSpec):
     """Logits matching: half the mean squared difference of the logits."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -88,7 +88,7 @@ class Dkd(Softened):
     """Weight of the other classes among themselves; 2 to 8 on CIFAR-100, 0.5 on ImageNet."""
 
 
-class Dist(LossTerm):
+class Dist(LossSpec):
     """DIST: correlation of the predictions, of each row over the classes and of each class over the rows."""
 
     paper: ClassVar[Paper | None] = Paper("Knowledge Distillation from A Stronger Teacher", "2205.10536")
@@ -202,7 +202,7 @@ class Akl(Softened):
     """Counts the class that crosses `mu` into the head; the authors' code does not."""
 
 
-class KdPt(LossTerm):
+class KdPt(LossSpec):
     """Only the teacher's confidence in the target (the instance's level of its knowledge); the rest evenly spread."""
 
     paper: ClassVar[Paper | None] = THREE_LEVELS
@@ -213,7 +213,7 @@ class KdPt(LossTerm):
     """Divides both sides' logits; the value is multiplied by its square."""
 
 
-class KdSim(LossTerm):
+class KdSim(LossSpec):
     """Only how alike the classes are to the teacher (the domain's level of its knowledge), read off its last layer."""
 
     paper: ClassVar[Paper | None] = THREE_LEVELS
@@ -226,7 +226,7 @@ class KdSim(LossTerm):
     """Divides the cosines; smaller is nearer to the label alone."""
 
 
-class KdTopk(LossTerm):
+class KdTopk(LossSpec):
     """The teacher's likeliest classes as they are; what is left evenly spread."""
 
     paper: ClassVar[Paper | None] = THREE_LEVELS
@@ -238,7 +238,7 @@ class KdTopk(LossTerm):
     """Classes kept; none: a twentieth of them, at least one."""
 
 
-class KdRel(LossTerm):
+class KdRel(LossSpec):
     """Relations of the classes by hand: a hierarchy instead of a teacher."""
 
     needs_teacher: ClassVar[bool] = False

@@ -12,14 +12,14 @@ from pydantic import Field, model_validator
 
 from app.recipe.base import NonNegative, Paper, Positive, Share
 from app.recipe.data.targets import KD_LOSS
-from app.recipe.losses.base import LossTerm
+from app.recipe.losses.base import LossSpec
 from app.recipe.tasks.task import NUMBERS, Task
 from app.recipe.teachers.teacher import TeacherName
 
 Factor = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class DistanceLoss(LossTerm):
+class DistanceLoss(LossSpec):
     """A term that sees nothing but the difference between the student's numbers and their target."""
 
     tasks: ClassVar[tuple[Task, ...]] = NUMBERS
@@ -71,7 +71,7 @@ class Wing(DistanceLoss):
     of a side of 256."""
 
 
-class Assistive(LossTerm):
+class Assistive(LossSpec):
     """KD-Loss of two teachers: the label leads, and each teacher draws the student in or pushes it on.
 
     Every teacher's answer is reflected to the student's side of the label. A student that is further from the label

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from app.recipe.base import Paper
-from app.recipe.losses.base import LossTerm, Temperature
+from app.recipe.losses.base import LossSpec, Temperature
 from app.recipe.losses.weights import Weight
 from app.recipe.tasks.task import CAUSAL_LM, Task
 
 
-class Uld(LossTerm):
+class Uld(LossSpec):
     """Universal logit distillation: how far apart the sorted probabilities of both sides are, whatever their tokens
     stand for.
 

@@ -74,7 +74,7 @@ def text_model() -> tuple[Model, Tensor]:
     config = ModelConfig(task="text-classification", architecture=Mlp(), input=described, classes=3)
     tokens = torch.randint(1, 5000, (3, 9))
     tokens[1, 5:] = 0
-    return Model(config, Reader(), view="tokens:0a1b"), tokens
+    return Model(config, Reader(), input_key="tokens:0a1b"), tokens
 
 
 def table_model() -> tuple[Model, Tensor]:

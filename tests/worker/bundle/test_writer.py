@@ -20,7 +20,7 @@ from worker.bundle import writer as bundle
 from worker.bundle.writer import Trained, write_bundle
 from worker.data.batches import whole_split
 from worker.errors import SystemFault
-from worker.students.model import VIEWS, Model
+from worker.students.model import INPUT_KEYS, Model
 from worker.students.weights import save_model
 from worker.tasks.evaluation import MAIN_METRICS, judge, predict
 from worker.trainer.protocol import Finished
@@ -46,11 +46,11 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     shape = (12, 5) if isinstance(sample, TableInput) else (12, 1, 4, 4)
     student, teacher = (numbers_model(task, sample, seed) for seed in (1, 2))
     save_model(teacher, folder)
-    samples = whole_split({VIEWS[type(sample)]: torch.randn(shape)}, torch.rand(12, 4))
-    said = predict(teacher, samples.inputs[teacher.view])
+    samples = whole_split({INPUT_KEYS[type(sample)]: torch.randn(shape)}, torch.rand(12, 4))
+    said = predict(teacher, samples.inputs[teacher.input_key])
     state = initial_state(job.recipe, student)
     state.step = 9
-    found = judge(task, predict(student, samples.inputs[student.view]), samples.targets, job.evaluation, said)
+    found = judge(task, predict(student, samples.inputs[student.input_key]), samples.targets, job.evaluation, said)
     consider(state, MAIN_METRICS[task], found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}

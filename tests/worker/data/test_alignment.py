@@ -109,7 +109,7 @@ def aligned_pieces(
                 aligner.add(both)
         found = open_aligned(path, teacher, length)
     taken = found.take(torch.arange(len(found.rows)))
-    tokens, targets, rows = (taken[name + teacher.view] for name in ("", NEXT, ROWS))
+    tokens, targets, rows = (taken[name + teacher.input_key] for name in ("", NEXT, ROWS))
     return Aligned(tokens, targets, rows, aligner.share, aligner.longest)
 
 
@@ -195,9 +195,9 @@ def packed_pieces(
         with packing(path, reader.vocabulary, length, int(reader.end or 0)) as packer:
             for document in read_documents(pieces, reader, ""):
                 packer.add(document)
-        whole = open_packed(path, reader.vocabulary, length, reader.view)
+        whole = open_packed(path, reader.vocabulary, length, reader.input_key)
     batch = whole.between(0, len(whole))
-    return batch.inputs[reader.view], batch.targets
+    return batch.inputs[reader.input_key], batch.targets
 
 
 def test_sequences_by_hand() -> None:

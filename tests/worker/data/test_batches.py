@@ -97,12 +97,12 @@ def test_batches_are_the_same_wherever_their_samples_lie() -> None:
 
 
 def test_pairs_stay_together_on_the_host() -> None:
-    pairs = whole_split({"tokens": torch.arange(12).view(12, 1)}, torch.arange(12), together=2)
+    pairs = whole_split({"tokens": torch.arange(12).view(12, 1)}, torch.arange(12), rows_per_sample=2)
     far = pairs.settle(torch.device("cpu"), room=0)
     for step in range(3):
         batch, wanted = Batches(far, 2, 0).at(step), Batches(pairs, 2, 0).at(step)
         assert torch.equal(batch.inputs["tokens"], wanted.inputs["tokens"])
-        assert batch.together == 2
+        assert batch.rows_per_sample == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -25,7 +25,7 @@ from worker.data.formats.faults import FREE_BYTES, data_room, data_subject, most
 from worker.data.labels import find_classes
 from worker.data.load import _refuse
 from worker.data.readers import _stored
-from worker.data.running_text import TextFile, Workplace
+from worker.data.running_text import PackingDir, TextFile
 from worker.data.text_limits import reading_template, write_all
 from worker.errors import UserError
 from worker.limits import reading
@@ -103,7 +103,7 @@ def test_texts_that_are_read_some_at_a_time_are_bounded_together(
     path.write_bytes(gzip.compress(b'{"x": "aaaaaaaaaaaaaaaaaaaa"}\n' * 100_000))
     data = options("jsonl", input_columns=["x"], label_columns=[])
     with pytest.raises(UserError, match="accepted: at most 100 times as many as the file has bytes") as caught:
-        TextFile(path, data, "data.train", Workplace(tmp_path)).count()
+        TextFile(path, data, "data.train", PackingDir(tmp_path)).count()
     assert caught.value.param == "data.train"
 
 

@@ -269,11 +269,11 @@ def test_names_of_classes_are_sorted_and_texts_become_tokens(tmp_path: Path) -> 
     assert task.model.class_names == ["a", "b", "c"]
     assert task.eval.targets.tolist() == [2, 0]
     assert task.readers is not None
-    assert task.view is not None
+    assert task.input_key is not None
     expected = TextInput(length=12, vocabulary=task.readers.student.vocabulary, pad=0, separator=3)
     assert task.model.input == task.readers.input == expected
-    assert task.train.inputs[task.view].shape == (15, 8)
-    assert list(task.train.inputs) == [task.view]
+    assert task.train.inputs[task.input_key].shape == (15, 8)
+    assert list(task.train.inputs) == [task.input_key]
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_the_teachers_tokenizer_order_and_length_are_taken(tmp_path: Path) -> No
     job = job_for("text-classification", CSV, teacher=True)
     task = load_task(job, files, {"t": config}, seed=1)
     assert task.model.class_names == ["b", "a"]
-    assert task.view == task.view_of("t")
+    assert task.input_key == task.input_key_of("t")
     assert isinstance(task.model.input, TextInput)
     assert task.model.input.length == 10
 
@@ -307,12 +307,12 @@ def test_with_a_tokenizer_of_its_own_there_are_two_views(tmp_path: Path) -> None
     files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "t": tmp_path / "t"}
     data = {**CSV, "tokenizer": {"kind": "bpe", "vocabulary": 600}, "augment": [{"kind": "token-mask"}]}
     task = load_task(job_for("text-classification", data, teacher=True), files, {"t": config}, seed=1)
-    views = {task.view, task.view_of("t")}
-    assert len(views) == 2
-    assert set(task.train.inputs) == views | {f"words:{view}" for view in views}
+    input_keys = {task.input_key, task.input_key_of("t")}
+    assert len(input_keys) == 2
+    assert set(task.train.inputs) == input_keys | {f"words:{input_key}" for input_key in input_keys}
     augmenter = build_augmenter(job_for("text-classification", data, teacher=True), task, 1)
     assert augmenter is not None
-    assert set(augmenter(task.train, 0).inputs) == views
+    assert set(augmenter(task.train, 0).inputs) == input_keys
 
 
 def test_there_is_no_tokenizer_of_a_teacher_without_one(tmp_path: Path) -> None:

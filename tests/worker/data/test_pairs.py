@@ -28,7 +28,7 @@ BERT = {"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2, "max_p
 def pairs(count: int) -> Batch:
     """Rows 0 to 2 count - 1, whose only target is their number."""
     rows = torch.arange(2 * count)
-    return whole_split({"tokens": rows.unsqueeze(1)}, rows.unsqueeze(1).float(), together=2)
+    return whole_split({"tokens": rows.unsqueeze(1)}, rows.unsqueeze(1).float(), rows_per_sample=2)
 
 
 def write(path: Path, form: str, rows: list[tuple[Any, ...]] = ROWS) -> None:
@@ -60,13 +60,13 @@ def load(folder: Path, form: str = "csv", rows: list[tuple[Any, ...]] = ROWS, **
 def test_texts_of_a_pair_become_rows_that_share_their_score() -> None:
     found = as_rows(Samples(Texts(["x", "y"], ["y", "z"]), np.float32([[0.5], [2.0]])), "data.train")
     assert found.inputs == Texts(["x", "y", "y", "z"])
-    assert found.together == 2
+    assert found.rows_per_sample == 2
     np.testing.assert_array_equal(found.labels, [[0.5, 0], [0.5, 1], [2.0, 1], [2.0, 2]])
 
 
 def test_single_texts_have_no_score() -> None:
     found = as_rows(Samples(Texts(["x", "y", "x"]), np.empty((3, 0), np.float32)), "data.train")
-    assert (found.inputs, found.together) == (Texts(["x", "y", "x"]), 1)
+    assert (found.inputs, found.rows_per_sample) == (Texts(["x", "y", "x"]), 1)
     np.testing.assert_array_equal(found.labels, [[np.nan, 0], [np.nan, 1], [np.nan, 0]])
 
 
@@ -87,7 +87,7 @@ def test_numbers_for_texts_and_lists_for_scores_are_refused(samples: Samples) ->
 @pytest.mark.parametrize("scores", [[], ["score"]])
 def test_every_format_gives_pairs(tmp_path: Path, form: str, scores: list[str]) -> None:
     found = load(tmp_path, form, label_columns=scores, eval="file")
-    assert (found.train.samples, len(found.train), found.train.together) == (4, 8, 2)
+    assert (found.train.samples, len(found.train), found.train.rows_per_sample) == (4, 8, 2)
     expected = [score for *_, score in ROWS for _ in range(2)] if scores else [np.nan] * 8
     np.testing.assert_allclose(found.train.targets[:, 0], expected)
     assert found.train.targets[:, 1].tolist() == [0, 1, 0, 2, 3, 2, 4, 5]
@@ -134,6 +134,6 @@ def test_batches_keep_pairs_together_and_count_them() -> None:
 def test_parts_of_a_batch_tear_no_pair_apart(parts: int) -> None:
     found = list(pairs(5).split(parts))
     assert len(found) == min(parts, 5)
-    assert all(len(part) == 2 * part.samples and part.together == 2 for part in found)
+    assert all(len(part) == 2 * part.samples and part.rows_per_sample == 2 for part in found)
     assert torch.equal(torch.cat([part.index for part in found]), torch.arange(10))
     assert max(part.samples for part in found) - min(part.samples for part in found) <= 1

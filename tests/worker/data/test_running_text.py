@@ -29,7 +29,7 @@ from worker.data.formats import read_pieces
 from worker.data.formats.columns import RUN_CHARACTERS, Chats, in_runs
 from worker.data.holdout import hold_out_any
 from worker.data.load import TaskData, load_task
-from worker.data.running_text import TextFile, Workplace, halves_of, map_files, pack_file
+from worker.data.running_text import PackingDir, TextFile, halves_of, map_files, pack_file
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.errors import UserError
 from worker.losses.base import IGNORED
@@ -120,7 +120,7 @@ def whole(split: Batch) -> tuple[Tensor, Tensor]:
 
 
 def loaded(job: JobSpec, folder: Path, **files: Path) -> TaskData:
-    return load_task(job, files, {}, seed=5, workplace=Workplace(folder / "packed"))
+    return load_task(job, files, {}, seed=5, workplace=PackingDir(folder / "packed"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -164,7 +164,7 @@ def peak_of(rows: int, folder: Path, reader: TextTokenizer) -> int:
         for row in range(rows):
             out.write(json.dumps({"text": TEXTS[row % ROWS] * 20}) + "\n")
     data = job_of(format="jsonl").data
-    place = Workplace(folder)
+    place = PackingDir(folder)
     file = TextFile(folder / "file", data, "data.train", place)
     gc.collect()
     tracemalloc.start()
@@ -206,7 +206,7 @@ def test_chats_are_counted_across_pieces(tmp_path: Path, reader: TextTokenizer) 
     wrong = [{"role": "user", "content": "raise"}]
     path = jsonl(tmp_path / "file", [*[once] * 1100, wrong])
     template = TEMPLATE.replace("<s>{{", "{% if message.content == 'raise' %}{{ 1 / 0 }}{% endif %}<s>{{", 1)
-    file = TextFile(path, job_of(format="jsonl").data, "data.train", Workplace(tmp_path))
+    file = TextFile(path, job_of(format="jsonl").data, "data.train", PackingDir(tmp_path))
     assert all(isinstance(piece, Chats) for piece in file.pieces(""))
     with pytest.raises(UserError, match=r"row 1100 of data\.train"):
         pack_file(file, talking(reader, template), LENGTH, halves_of(1101, 0, 0), [tmp_path / "train"])
@@ -221,7 +221,7 @@ def test_chats_and_texts_in_one_column_are_refused(tmp_path: Path) -> None:
 def test_who_takes_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running_text, "SECONDS_BETWEEN_WORDS", 0.0)
     said: list[str] = []
-    place = replace(Workplace(tmp_path), say=said.append)
+    place = replace(PackingDir(tmp_path), say=said.append)
     assert TextFile(jsonl(tmp_path / "file"), job_of(format="jsonl").data, "data.train", place).count() == ROWS
     assert said[-1] == "reading data.train: 2,600 texts so far"
 
@@ -235,10 +235,10 @@ def test_another_process_maps_what_the_first_has_packed(tmp_path: Path) -> None:
         """The other one comes to its first meeting, and is through before the first process goes on."""
         met.append(1)
         if len(met) == 1:
-            other = Workplace(folder, packs=False)
+            other = PackingDir(folder, packs=False)
             theirs.append(load_task(job_of(format="jsonl"), {"t": path}, {}, seed=5, workplace=other))
 
-    ours = load_task(job_of(format="jsonl"), {"t": path}, {}, 5, Workplace(folder, meet=first_is_done))
+    ours = load_task(job_of(format="jsonl"), {"t": path}, {}, 5, PackingDir(folder, meet=first_is_done))
     assert len(met) == 2
     assert not folder.exists()
     for one, other in ((ours.train, theirs[0].train), (ours.eval, theirs[0].eval)):

@@ -19,9 +19,9 @@ from torch.multiprocessing import spawn
 from tests.worker.training.builders import NEVER, Played, play
 from worker.bundle import writer as bundle
 from worker.distributed import launch
-from worker.distributed.launch import Ends
-from worker.distributed.ranks import Replicas, join
-from worker.distributed.shards import Shards
+from worker.distributed.launch import RankArgs
+from worker.distributed.ranks import DataParallel, join
+from worker.distributed.shards import FullyShardedDataParallel
 from worker.trainer.protocol import REPORTS, Assignment, Failed
 from worker.training import checkpoint, measure
 from worker.training import monitor as watch
@@ -59,13 +59,13 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int
     played = {}
     for name, act in acts.items():
         sharded = act.assignment.spec.resources.sharding == "fsdp"
-        played[name] = play(*act, Shards(cpu) if sharded else Replicas())
+        played[name] = play(*act, FullyShardedDataParallel(cpu) if sharded else DataParallel())
     if number == 0:
         said = {name: [*run.reports, run.word] for name, run in played.items()}
         out.write_text(json.dumps({name: [each.model_dump(mode="json") for each in run] for name, run in said.items()}))
 
 
-def fail_in_the_second(ends: Ends) -> None:
+def fail_in_the_second(ends: RankArgs) -> None:
     """What a rank does of which the second alone meets an error; the first says so, too late."""
     number = int(os.environ["RANK"])
     if number == 0:
@@ -75,7 +75,7 @@ def fail_in_the_second(ends: Ends) -> None:
     os._exit(1)
 
 
-def die_while_saving(ends: Ends) -> None:
+def die_while_saving(ends: RankArgs) -> None:
     """What a rank does of which the second is killed with half of its second checkpoint on the disk."""
     write, times = checkpoint.save_file, iter(range(10))
 
@@ -96,13 +96,13 @@ def tell_every_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(measure, "RUNS", 1)
 
 
-def tell_all(ends: Ends) -> None:
+def tell_all(ends: RankArgs) -> None:
     """What a rank does, and tells after each step."""
     tell_every_step(pytest.MonkeyPatch())
     launch._be_a_rank(ends)
 
 
-def full(ends: Ends) -> None:
+def full(ends: RankArgs) -> None:
     """What a rank does that meets the others and finds no room for the files."""
     launch.hand_out = _no_room
     launch._be_a_rank(ends)

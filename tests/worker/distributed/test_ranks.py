@@ -106,7 +106,7 @@ class Scene:
         self.play("one-sharded", 4, **CASES["sharded"])
         begun = self.act("one-sharded", **CASES["sharded"])
         acts["one-sharded"] = begun._replace(assignment=resumed(begun, "step-4"))
-        self.together = play_together(acts)
+        self.rows_per_sample = play_together(acts)
         more = acts["sharded-three"]
         again = {"sharded-three": Act(resumed(more, "step-4"), more.folder)}
         self.more = play_together(again, size=3)["sharded-three"]
@@ -151,7 +151,7 @@ def curves(played: Played) -> dict[tuple[int, str], float]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_loss_and_metric_is_that_of_one_process(scene: Scene, name: str) -> None:
-    alone, together = scene.alone[name], scene.together[name]
+    alone, together = scene.alone[name], scene.rows_per_sample[name]
     assert isinstance(together.word, Finished), together.word
     assert isinstance(alone.word, Finished)
     assert together.word.step == alone.word.step > 6
@@ -161,26 +161,26 @@ def test_every_loss_and_metric_is_that_of_one_process(scene: Scene, name: str) -
 
 
 def test_a_resumed_run_ends_bit_equal_and_drops_what_it_would_have_dropped(scene: Scene) -> None:
-    assert scene.together["half"].word == Stopped(step=5)
-    assert isinstance(scene.together["half-again"].word, Finished)
+    assert scene.rows_per_sample["half"].word == Stopped(step=5)
+    assert isinstance(scene.rows_per_sample["half-again"].word, Finished)
     assert weights(scene.root / "half") == weights(scene.root / "straight")
 
 
 def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scene: Scene) -> None:
-    stopped = scene.together["two-one"]
+    stopped = scene.rows_per_sample["two-one"]
     assert [saved.step for saved in stopped.of(CheckpointSaved)] == [4]
     assert isinstance(scene.ended.word, Finished)
-    assert isinstance(scene.together["one-two"].word, Finished)
+    assert isinstance(scene.rows_per_sample["one-two"].word, Finished)
     assert_close(scene.weights("two-one"), scene.weights("one"), rtol=1e-4, atol=1e-6)
     assert_close(scene.weights("one-two"), scene.weights("one"), rtol=1e-4, atol=1e-6)
 
 
 def test_divided_weights_are_resumed_by_any_number_of_processes(scene: Scene) -> None:
-    assert scene.together["sharded-half"].word == Stopped(step=4)
-    assert isinstance(scene.together["sharded-again"].word, Finished)
+    assert scene.rows_per_sample["sharded-half"].word == Stopped(step=4)
+    assert isinstance(scene.rows_per_sample["sharded-again"].word, Finished)
     assert weights(scene.root / "sharded-half") == weights(scene.root / "sharded")
     assert isinstance(scene.unsharded.word, Finished)
-    assert isinstance(scene.together["one-sharded"].word, Finished)
+    assert isinstance(scene.rows_per_sample["one-sharded"].word, Finished)
     assert isinstance(scene.more.word, Finished)
     for name in ("sharded-one", "one-sharded", "sharded-three"):
         assert_close(scene.weights(name), scene.weights("sharded"), rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ class Scene:
         acts["half"] = self.act("half", **CASES["sharded-untied"], steps=3)
         self.begun = play(*self.act("begun", **CASES["sharded-untied"], steps=3))
         acts["begun"] = resumed(acts["half"]._replace(folder=root / "begun"))
-        self.together = play_together(acts)
+        self.rows_per_sample = play_together(acts)
         half = resumed(acts["half"])
         self.ended = play(half.assignment, half.folder)
 
@@ -77,7 +77,7 @@ def curves(played: Played) -> dict[tuple[int, str], float]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_loss_and_metric_is_that_of_one_process(scene: Scene, name: str) -> None:
-    alone, together = scene.alone[name], scene.together[name]
+    alone, together = scene.alone[name], scene.rows_per_sample[name]
     assert isinstance(together.word, Finished), together.word
     assert isinstance(alone.word, Finished), alone.word
     assert curves(together) == pytest.approx(curves(alone), rel=1e-3, abs=1e-5)
@@ -86,15 +86,15 @@ def test_every_loss_and_metric_is_that_of_one_process(scene: Scene, name: str) -
 
 
 def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scene: Scene) -> None:
-    assert scene.together["half"].word == scene.begun.word == Stopped(step=3)
+    assert scene.rows_per_sample["half"].word == scene.begun.word == Stopped(step=3)
     assert isinstance(scene.ended.word, Finished), scene.ended.word
-    assert isinstance(scene.together["begun"].word, Finished)
+    assert isinstance(scene.rows_per_sample["begun"].word, Finished)
     scene.require_equal("half", "sharded-untied-alone")
     scene.require_equal("begun", "sharded-untied-alone")
 
 
 def test_each_has_the_teacher_say_its_share_before_training(scene: Scene) -> None:
-    kept = scene.together["kept"]
+    kept = scene.rows_per_sample["kept"]
     assert isinstance(kept.word, Finished), kept.word
     told = json.loads((scene.root / "kept" / "bundle" / "report.json").read_text())["train"]
     figures = told["teacher_cache"]["teacher"]

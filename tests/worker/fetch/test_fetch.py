@@ -21,7 +21,7 @@ from tests.worker.fetch.hub_server import Hub, serving
 from worker.errors import UserError
 from worker.fetch import fetch
 from worker.fetch.hub import HubUnavailable
-from worker.fetch.shelf import Shelf
+from worker.fetch.shelf import FetchCache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny-bert"
@@ -64,7 +64,7 @@ async def fetched(tmp_path: Path, teacher: Teacher, settings: Settings, number: 
     """What a worker ends up with, by file name."""
     target = tmp_path / "attempt" / str(number)
     target.mkdir(parents=True)
-    await fetch(teacher, "teacher.hub", settings, Shelf(tmp_path / "shelf", settings.model_cache_bytes), target)
+    await fetch(teacher, "teacher.hub", settings, FetchCache(tmp_path / "shelf", settings.model_cache_bytes), target)
     return {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from worker.fetch.shelf import LEAVING, Shelf
+from worker.fetch.shelf import LEAVING, FetchCache
 
 
 class Maker:
@@ -25,7 +25,7 @@ def only_file(folder: Path) -> bytes:
     return (folder / "weights").read_bytes()
 
 
-async def placed(shelf: Shelf, digest: str, target: Path, maker: Maker) -> bytes:
+async def placed(shelf: FetchCache, digest: str, target: Path, maker: Maker) -> bytes:
     await shelf.place(digest, target, maker)
     return only_file(target)
 
@@ -33,20 +33,20 @@ async def placed(shelf: Shelf, digest: str, target: Path, maker: Maker) -> bytes
 async def test_what_was_made_once_is_there_for_the_next(tmp_path: Path) -> None:
     maker = Maker()
     for number in range(3):  # a new shelf each time, as another process has
-        shelf = Shelf(tmp_path / "shelf", 100)
+        shelf = FetchCache(tmp_path / "shelf", 100)
         assert await placed(shelf, "a", tmp_path / f"attempt{number}", maker) == maker.content
     assert maker.made == 1
 
 
 async def test_a_folder_that_is_filled_again_is_made_whole(tmp_path: Path) -> None:
-    shelf, maker = Shelf(tmp_path / "shelf", 100), Maker()
+    shelf, maker = FetchCache(tmp_path / "shelf", 100), Maker()
     await placed(shelf, "a", tmp_path / "attempt", maker)
     assert await placed(shelf, "a", tmp_path / "attempt", maker) == maker.content
     assert maker.made == 1
 
 
 async def test_those_not_used_for_longest_go_first(tmp_path: Path) -> None:
-    shelf, maker = Shelf(tmp_path / "shelf", 25), Maker()
+    shelf, maker = FetchCache(tmp_path / "shelf", 25), Maker()
     for number, digest in enumerate(["a", "b"]):
         await placed(shelf, digest, tmp_path / digest, maker)
         os.utime(tmp_path / "shelf" / digest, (number, number))
@@ -57,13 +57,13 @@ async def test_those_not_used_for_longest_go_first(tmp_path: Path) -> None:
 
 
 async def test_what_is_larger_than_the_shelf_is_used_and_not_kept(tmp_path: Path) -> None:
-    shelf, maker = Shelf(tmp_path / "shelf", 5), Maker()
+    shelf, maker = FetchCache(tmp_path / "shelf", 5), Maker()
     assert await placed(shelf, "a", tmp_path / "attempt", maker) == maker.content
     assert list((tmp_path / "shelf").iterdir()) == []
 
 
 async def test_what_a_killed_worker_left_is_swept_in_time(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "shelf", 100)
+    shelf = FetchCache(tmp_path / "shelf", 100)
     old, new = (tmp_path / "shelf" / f"{LEAVING}{name}" for name in ("old", "new"))
     old.mkdir(parents=True)
     new.mkdir()
@@ -74,7 +74,7 @@ async def test_what_a_killed_worker_left_is_swept_in_time(tmp_path: Path) -> Non
 
 async def test_many_at_once_all_get_it(tmp_path: Path) -> None:
     maker = Maker()
-    shelves = [Shelf(tmp_path / "shelf", 15) for _ in range(8)]
+    shelves = [FetchCache(tmp_path / "shelf", 15) for _ in range(8)]
     found = await asyncio.gather(
         *(placed(shelf, "ab"[number % 2], tmp_path / f"{number}", maker) for number, shelf in enumerate(shelves))
     )

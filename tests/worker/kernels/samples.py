@@ -15,8 +15,8 @@ from app.recipe.teachers.teacher import Teacher
 from worker.kernels.rows import Inputs
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
 from worker.losses.base import IGNORED
-from worker.losses.builder import Workshop
-from worker.losses.objective import Objective, Seen
+from worker.losses.builder import LossBuilder
+from worker.losses.objective import BatchOutputs, Objective
 from worker.teachers import TeacherSignal
 
 LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
@@ -59,9 +59,9 @@ def objective_of(inputs: Inputs, spec: RowSpec) -> tuple[Tensor, Tensor]:
         weighted_loss(divergence, spec.divergence_weight),
         recipe.CrossEntropy(weight=spec.ce_weight, label_smoothing=spec.label_smoothing),
     ]
-    objective = Objective(losses, Workshop({}, {}, inputs.student.shape[1]), [Teacher(model="m")])
+    objective = Objective(losses, LossBuilder({}, {}, inputs.student.shape[1]), [Teacher(model="m")])
     student = inputs.student.clone().requires_grad_()
-    seen = Seen(student, inputs.labels, {"teacher": TeacherSignal(inputs.teacher, None)})
+    seen = BatchOutputs(student, inputs.labels, {"teacher": TeacherSignal(inputs.teacher, None)})
     loss = objective(seen, objective.count(inputs.labels))["loss"]
     return loss.detach(), torch.autograd.grad(loss, student)[0]
 

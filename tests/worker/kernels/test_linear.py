@@ -16,7 +16,7 @@ from worker.kernels.linear import HiddenTeacher, LogitsTeacher, NoTeacher, Teach
 from worker.kernels.rows import TERMS, RowLosses, headed, widened
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED, Rows
+from worker.losses.base import IGNORED, LossInputs
 
 KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
 KD = RowSpec(Divergence("forward-kl", temperature=2.0), divergence_weight=0.7, ce_weight=0.3)
@@ -78,7 +78,7 @@ def plain(
     given = sides.teacher_logits if teacher_logits is None else teacher_logits
     student = headed(F.linear(sides.hidden, sides.weight, sides.bias), spec.divergence)
     width, valid = max(student.shape[1], given.shape[1]), sides.labels != IGNORED
-    rows = Rows(
+    rows = LossInputs(
         widened(student, width), sides.labels.where(valid, 0), widened(headed(given, spec.divergence), width), valid
     )
     divergence = TERMS[spec.divergence.kind](spec.divergence)(rows)[valid].mean()

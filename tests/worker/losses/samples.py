@@ -7,8 +7,8 @@ import torch
 from app.recipe import losses
 from app.recipe.losses import LOSSES, CrossEntropy, Kd, Loss, Nkd, logits
 from worker.losses import build_term
-from worker.losses.base import Rows, Term
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs, LossTerm
+from worker.losses.builder import LossBuilder
 
 CLASSES = 5
 PARENTS = [0, 1, 0, 1, 0]
@@ -33,14 +33,14 @@ SPECS: list[Loss] = [
 ]
 
 
-def term_of(spec: Loss) -> Term:
+def term_of(spec: Loss) -> LossTerm:
     """A term that taps nothing and trains nothing."""
-    return build_term(spec, Workshop({}, {}, CLASSES))
+    return build_term(spec, LossBuilder({}, {}, CLASSES))
 
 
-def draw(rows: int = 6, classes: int = CLASSES, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> Rows:
+def draw(rows: int = 6, classes: int = CLASSES, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> LossInputs:
     random = torch.Generator().manual_seed(0)
     student, teacher = (scale * torch.randn(rows, classes, generator=random, dtype=dtype) for _ in range(2))
     labels = torch.randint(classes, (rows,), generator=random)
     head = torch.randn(classes, 3, generator=random, dtype=dtype)
-    return Rows(student.requires_grad_(), labels, teacher, head=head)
+    return LossInputs(student.requires_grad_(), labels, teacher, head=head)

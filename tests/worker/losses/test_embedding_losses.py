@@ -16,8 +16,8 @@ from app.recipe.losses import Contrastive, EmbeddingDistance, Loss, PairScore, S
 from worker.data.randomness import generator
 from worker.errors import UserError
 from worker.losses import build_term
-from worker.losses.base import Rows, Term
-from worker.losses.builder import TeacherSide, Workshop
+from worker.losses.base import LossInputs, LossTerm
+from worker.losses.builder import LossBuilder, TeacherSide
 
 WIDTH, TAUGHT = 5, 7
 SPECS: list[Loss] = [
@@ -43,21 +43,21 @@ AGREEING: list[Loss] = [
 """Terms that ask for nothing but what the teacher says."""
 
 
-def workshop(taught: int = WIDTH) -> Workshop:
-    return Workshop({}, {"teacher": TeacherSide(nn.Identity(), {}, outputs=taught)}, WIDTH, param="recipe.losses[0]")
+def builder(taught: int = WIDTH) -> LossBuilder:
+    return LossBuilder({}, {"teacher": TeacherSide(nn.Identity(), {}, outputs=taught)}, WIDTH, param="recipe.losses[0]")
 
 
-def term_of(spec: Loss, taught: int = WIDTH) -> Term:
-    return build_term(spec, workshop(taught))
+def term_of(spec: Loss, taught: int = WIDTH) -> LossTerm:
+    return build_term(spec, builder(taught))
 
 
-def draw(pairs: int = 4, taught: int = WIDTH, dtype: torch.dtype = torch.float64, seed: int = 0) -> Rows:
+def draw(pairs: int = 4, taught: int = WIDTH, dtype: torch.dtype = torch.float64, seed: int = 0) -> LossInputs:
     """Rows of pairs whose texts all differ."""
     random = generator(seed, "vectors")
     student, teacher = (torch.randn(2 * pairs, width, generator=random, dtype=dtype) for width in (WIDTH, taught))
     scores = 5.0 * torch.rand(pairs, generator=random, dtype=torch.float64).repeat_interleave(2)
     labels = torch.stack([scores, torch.arange(2.0 * pairs, dtype=torch.float64)], 1)
-    return Rows(student.requires_grad_(), labels, teacher)
+    return LossInputs(student.requires_grad_(), labels, teacher)
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def test_the_order_of_the_pairs_does_not_count(spec: Loss, pairs: int, seed: int
     order = torch.randperm(pairs, generator=generator(seed, "order"))
     places = (2 * order.unsqueeze(1) + torch.arange(2)).flatten()
     assert rows.teacher is not None
-    moved = Rows(rows.student[places], rows.labels[places], rows.teacher[places])
+    moved = LossInputs(rows.student[places], rows.labels[places], rows.teacher[places])
     torch.testing.assert_close(term(moved), term(rows)[places], rtol=1e-9, atol=1e-10)
 
 
@@ -145,7 +145,7 @@ def test_vectors_of_unit_length_have_a_squared_distance_of_twice_their_cosine_s(
 
 
 def test_a_projection_brings_the_student_to_its_teachers_width_and_learns() -> None:
-    shop = workshop(TAUGHT)
+    shop = builder(TAUGHT)
     term = build_term(EmbeddingDistance(), shop)
     (name,) = shop.trained
     (projection,) = shop.parts.double().children()
@@ -161,7 +161,7 @@ def test_a_projection_brings_the_student_to_its_teachers_width_and_learns() -> N
     ("choice", "taught", "parts"), [("auto", WIDTH, 0), ("auto", TAUGHT, 1), ("linear", WIDTH, 1), ("none", WIDTH, 0)]
 )
 def test_there_is_a_projection_where_it_is_needed_or_asked_for(choice: Any, taught: int, parts: int) -> None:
-    shop = workshop(taught)
+    shop = builder(taught)
     build_term(EmbeddingDistance(projection=choice), shop)
     assert len(shop.parts) == parts
 
@@ -236,7 +236,7 @@ def test_a_score_is_what_the_cosine_of_its_pair_becomes() -> None:
     """Cosines 1 and 0 with scores 5 and 1 on a scale from 1 to 5."""
     vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     labels = torch.tensor([[5.0, 0.0], [5.0, 1.0], [1.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
-    loss = term_of(PairScore(lowest=1.0, highest=5.0))(Rows(vectors, labels, None))
+    loss = term_of(PairScore(lowest=1.0, highest=5.0))(LossInputs(vectors, labels, None))
     torch.testing.assert_close(loss, torch.zeros(4, dtype=torch.float64))
-    loss = term_of(PairScore(lowest=1.0, highest=9.0))(Rows(vectors, labels, None))
+    loss = term_of(PairScore(lowest=1.0, highest=9.0))(LossInputs(vectors, labels, None))
     torch.testing.assert_close(loss, torch.tensor([0.25, 0.25, 0.0, 0.0], dtype=torch.float64))

@@ -15,8 +15,8 @@ from app.recipe.losses.labels import Ferkd, Uskd
 from app.recipe.losses.taps import Tap
 from tests.worker.losses.samples import CLASSES, draw
 from worker.errors import UserError
-from worker.losses.base import Features, Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import Features, LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.ferkd import EASY, HARD, LOST, SURE, FerkdTerm
 from worker.losses.kd import KdTerm
@@ -40,15 +40,15 @@ USKDS = [Uskd(feature=TAP), Uskd(feature=TAP, alpha=0.1, mu=0.1), Uskd(feature=T
 
 
 def uskd(spec: Uskd, classes: int = CLASSES, shape: tuple[int, ...] = (2, WIDTH)) -> UskdTerm:
-    term = UskdTerm(spec, Workshop({TAP: torch.Size(shape)}, {}, classes, param="recipe.losses[0]"))
+    term = UskdTerm(spec, LossBuilder({TAP: torch.Size(shape)}, {}, classes, param="recipe.losses[0]"))
     term.head.double()
     return term
 
 
-def with_feature(rows: Rows) -> Rows:
+def with_feature(inputs: LossInputs) -> LossInputs:
     random = torch.Generator().manual_seed(1)
-    feature = torch.randn(len(rows.student), WIDTH, generator=random, dtype=torch.float64).requires_grad_()
-    return rows._replace(features=Features({TAP: feature}, {}), teacher=None)
+    feature = torch.randn(len(inputs.student), WIDTH, generator=random, dtype=torch.float64).requires_grad_()
+    return inputs._replace(features=Features({TAP: feature}, {}), teacher=None)
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
     return found
 
 
-def mixed(rows: Rows) -> Rows:
+def mixed(inputs: LossInputs) -> LossInputs:
     """Labels of two classes each."""
-    first, second = rows.labels, (rows.labels + 1) % CLASSES
-    return rows._replace(labels=0.7 * F.one_hot(first, CLASSES) + 0.3 * F.one_hot(second, CLASSES).double())
+    first, second = inputs.labels, (inputs.labels + 1) % CLASSES
+    return inputs._replace(labels=0.7 * F.one_hot(first, CLASSES) + 0.3 * F.one_hot(second, CLASSES).double())
 
 
 @pytest.mark.parametrize("spec", USKDS)
@@ -121,7 +121,9 @@ def test_the_gradient_of_a_self_taught_row_sums_to_zero(spec: Uskd) -> None:
 @pytest.mark.parametrize("spec", USKDS)
 def test_rows_that_do_not_count_change_nothing_for_the_others(spec: Uskd) -> None:
     rows = with_feature(draw())
-    fewer = Rows(rows.student[:4], rows.labels[:4], None, features=Features({TAP: rows.features.student[TAP][:4]}, {}))
+    fewer = LossInputs(
+        rows.student[:4], rows.labels[:4], None, features=Features({TAP: rows.features.student[TAP][:4]}, {})
+    )
     term = uskd(spec)
     masked = term(rows._replace(valid=torch.arange(6) < 4))
     torch.testing.assert_close(masked[:4], term(fewer))
@@ -163,7 +165,9 @@ def test_a_label_that_names_all_classes_leaves_no_others() -> None:
 @pytest.mark.parametrize("spec", USKDS)
 def test_huge_logits_of_a_self_taught_student_stay_finite(spec: Uskd, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -1e4, 1.0], [-1e4, 1e4, 1e4, 0.0, -1e4]], dtype=dtype).requires_grad_()
-    rows = Rows(logits, torch.tensor([1, 0]), None, features=Features({TAP: torch.full((2, WIDTH), 1e4).to(dtype)}, {}))
+    rows = LossInputs(
+        logits, torch.tensor([1, 0]), None, features=Features({TAP: torch.full((2, WIDTH), 1e4).to(dtype)}, {})
+    )
     term = uskd(spec)
     term.head.float()
     loss = term(rows)
@@ -173,10 +177,10 @@ def test_huge_logits_of_a_self_taught_student_stay_finite(spec: Uskd, dtype: tor
 
 
 def test_two_terms_on_the_same_feature_share_one_weak_head() -> None:
-    workshop = Workshop({TAP: torch.Size((2, 3))}, {}, CLASSES)
-    first, second = (UskdTerm(Uskd(feature=TAP, mu=mu), workshop) for mu in (0.1, 0.2))
+    builder = LossBuilder({TAP: torch.Size((2, 3))}, {}, CLASSES)
+    first, second = (UskdTerm(Uskd(feature=TAP, mu=mu), builder) for mu in (0.1, 0.2))
     assert first.head is second.head
-    assert len(workshop.parts) == len(workshop.trained) == 1
+    assert len(builder.aux_modules) == len(builder.trained) == 1
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 7, 3), (2, 3, 4, 4)])
@@ -204,17 +208,17 @@ def test_a_feature_that_has_no_vector_is_refused(shape: tuple[int, ...]) -> None
     assert caught.value.param == "recipe.losses[0].feature"
 
 
-def ferkd_rows(*confidences: float) -> Rows:
+def ferkd_rows(*confidences: float) -> LossInputs:
     """Rows with these largest probabilities, of class 0, out of three; the label is class 1."""
     p = torch.tensor([[c, (1.0 - c) * 0.6, (1.0 - c) * 0.4] for c in confidences], dtype=torch.float64)
     student = torch.randn(len(p), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Rows(student.requires_grad_(), torch.ones(len(p), dtype=torch.int64), p.log())
+    return LossInputs(student.requires_grad_(), torch.ones(len(p), dtype=torch.int64), p.log())
 
 
 def test_crops_are_sorted_by_the_confidence_of_the_teacher() -> None:
     """Thresholds belong to the side that is kept, or keeps its soft label."""
     p = torch.tensor([[0.4375, 0.3125, 0.25], [0.5, 0.25, 0.25], [0.625, 0.25, 0.125], [0.75, 0.25, 0.0]]).double()
-    rows = Rows(torch.zeros(4, 3).double(), torch.tensor([1, 1, 2, 0]), p.log())
+    rows = LossInputs(torch.zeros(4, 3).double(), torch.tensor([1, 1, 2, 0]), p.log())
     term = FerkdTerm(Ferkd(low=0.5, middle=0.625, high=0.7, smoothing=0.2))
     found = term.calibrate(p.log(), torch.zeros(4, 3, dtype=torch.bool), rows)
     assert found.kinds.tolist() == [LOST, HARD, SURE, EASY]
@@ -276,8 +280,8 @@ def test_crops_that_do_not_count_change_nothing(spec: Ferkd) -> None:
     student, labels, teacher, *_ = draw(10)
     assert teacher is not None
     valid = torch.arange(10) < 7
-    expected = FerkdTerm(spec)(Rows(student[:7], labels[:7], teacher[:7])).mean()
-    found = FerkdTerm(spec)(Rows(student, labels, teacher, valid)).where(valid, 0.0).sum() / 7
+    expected = FerkdTerm(spec)(LossInputs(student[:7], labels[:7], teacher[:7])).mean()
+    found = FerkdTerm(spec)(LossInputs(student, labels, teacher, valid)).where(valid, 0.0).sum() / 7
     torch.testing.assert_close(found, expected)
 
 
@@ -329,7 +333,7 @@ def test_a_column_that_both_sides_mask_takes_no_part_in_calibrated_labels(spec: 
 @pytest.mark.parametrize("spec", FERKDS)
 def test_huge_logits_are_calibrated_without_overflow(spec: Ferkd, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, -1e4, 1.0], [-1e4, 1e4, 1e4, 0.0, -1e4]], dtype=dtype)
-    rows = Rows(logits.clone().requires_grad_(), torch.tensor([1, 0]), logits.flip(0))
+    rows = LossInputs(logits.clone().requires_grad_(), torch.tensor([1, 0]), logits.flip(0))
     values = FerkdTerm(spec)(rows)
     assert values.dtype == torch.float32
     assert values.isfinite().all()

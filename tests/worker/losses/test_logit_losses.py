@@ -15,7 +15,7 @@ from app.recipe.losses import (
     Jsd,
     Kd,
     LogitMse,
-    LossTerm,
+    LossSpec,
     Nkd,
     ReverseKl,
     SkewKl,
@@ -23,7 +23,7 @@ from app.recipe.losses import (
     Softened,
 )
 from tests.worker.losses.samples import draw, term_of
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.divergences import AklTerm
 from worker.losses.dkd import DkdTerm
 from worker.losses.nkd import NkdTerm
@@ -32,17 +32,17 @@ from worker.losses.softened import soften, standardize
 SOFTENED = [spec for spec in losses.LOSSES if issubclass(spec, Softened)]
 
 
-def both(spec: LossTerm, rows: Rows) -> tuple[Tensor, Tensor]:
+def both(spec: LossSpec, inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """Values of the rows, and the gradient of their sum."""
-    values = term_of(spec)(rows)
-    (gradient,) = torch.autograd.grad(values.sum(), rows.student)
+    values = term_of(spec)(inputs)
+    (gradient,) = torch.autograd.grad(values.sum(), inputs.student)
     return values.detach(), gradient
 
 
-def equal_means(rows: Rows) -> Rows:
-    assert rows.teacher is not None
-    gap = rows.student.detach().mean(-1, keepdim=True) - rows.teacher.mean(-1, keepdim=True)
-    return rows._replace(teacher=rows.teacher + gap)
+def equal_means(inputs: LossInputs) -> LossInputs:
+    assert inputs.teacher is not None
+    gap = inputs.student.detach().mean(-1, keepdim=True) - inputs.teacher.mean(-1, keepdim=True)
+    return inputs._replace(teacher=inputs.teacher + gap)
 
 
 def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], rtol: float, atol: float) -> None:
@@ -80,7 +80,7 @@ def test_logits_matching_pulls_at_the_mean_only_when_the_means_differ() -> None:
         (Akl(mu=1.0, boundary_in_head=True), Kd(temperature=1.0)),
     ],
 )
-def test_at_its_limits_a_mixture_is_forward_or_reverse_kl_exactly(spec: LossTerm, same: LossTerm) -> None:
+def test_at_its_limits_a_mixture_is_forward_or_reverse_kl_exactly(spec: LossSpec, same: LossSpec) -> None:
     assert_same(both(spec, draw()), both(same, draw()), rtol=0, atol=0)
 
 
@@ -115,7 +115,7 @@ def test_dkd_of_two_classes_has_no_part_among_the_others() -> None:
 def test_bd_kd_leans_forward_where_the_student_is_more_certain_than_its_teacher() -> None:
     sharp, flat = torch.tensor([[4.0, 0.0, 0.0]]).double(), torch.tensor([[0.5, 0.0, 0.0]]).double()
     for student, teacher, favoured in ((sharp, flat, Kd(temperature=1.0)), (flat, sharp, ReverseKl())):
-        rows = Rows(student.clone().requires_grad_(), torch.tensor([0]), teacher)
+        rows = LossInputs(student.clone().requires_grad_(), torch.tensor([0]), teacher)
         extra = both(BdKd(delta=3.0), rows)[0] - both(BdKd(delta=1.0), rows)[0]
         torch.testing.assert_close(extra, 2.0 * both(favoured, rows)[0], rtol=1e-12, atol=1e-12)
 
@@ -225,7 +225,7 @@ def test_masses_of_a_hierarchy_can_not_exceed_one_together() -> None:
 
 @pytest.mark.parametrize("spec", [Nkd(), Dkd(), Dkd(standardize=True)])
 @pytest.mark.parametrize("masks", ["student", "teacher", "both"])
-def test_where_the_target_alone_is_offered_the_other_classes_say_nothing(spec: LossTerm, masks: str) -> None:
+def test_where_the_target_alone_is_offered_the_other_classes_say_nothing(spec: LossSpec, masks: str) -> None:
     rows = draw()
     assert rows.teacher is not None
     others = torch.nn.functional.one_hot(rows.labels, rows.teacher.shape[1]) == 0

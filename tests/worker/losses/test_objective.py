@@ -15,9 +15,9 @@ from app.recipe.teachers.teacher import Teacher
 from tests.worker.losses.samples import CLASSES, SPECS, draw, term_of
 from worker.kernels.rows import RowLosses, row_loss
 from worker.losses import objective as module
-from worker.losses.base import IGNORED, Rows
-from worker.losses.builder import Workshop
-from worker.losses.objective import Objective, Seen, unique_names
+from worker.losses.base import IGNORED, LossInputs
+from worker.losses.builder import LossBuilder
+from worker.losses.objective import BatchOutputs, Objective, unique_names
 from worker.teachers import TeacherSignal
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -26,11 +26,11 @@ MIXED: list[Loss] = [CrossEntropy(weight=0.5), Kd(weight=2.0), Nkd()]
 
 def objective_of(specs: Sequence[Loss], **settings: Any) -> Objective:
     teachers = settings.pop("teachers", [Teacher(model="m")])
-    return Objective(specs, Workshop({}, {}, CLASSES), teachers, **settings)
+    return Objective(specs, LossBuilder({}, {}, CLASSES), teachers, **settings)
 
 
-def seen(student: Tensor, labels: Tensor, teacher: Tensor, head: Tensor | None = None) -> Seen:
-    return Seen(student, labels, {"teacher": TeacherSignal(teacher, head)})
+def seen(student: Tensor, labels: Tensor, teacher: Tensor, head: Tensor | None = None) -> BatchOutputs:
+    return BatchOutputs(student, labels, {"teacher": TeacherSignal(teacher, head)})
 
 
 def loss_and_gradient(objective: Objective, parts: int) -> tuple[Tensor, Tensor]:
@@ -93,20 +93,20 @@ def test_terms_of_the_same_kind_have_names_of_their_own() -> None:
     assert unique_names(["kd", "nkd", "kd"]) == ["kd-1", "nkd", "kd-2"]
 
 
-def two_sides() -> tuple[Seen, Seen, Seen]:
+def two_sides() -> tuple[BatchOutputs, BatchOutputs, BatchOutputs]:
     """What is seen of one teacher, of another, and of both."""
     rows = draw(dtype=torch.float32)
     assert rows.teacher is not None
     one, other = TeacherSignal(rows.teacher), TeacherSignal(3.0 * rows.teacher.flip(0))
     sides = ({"one": one}, {"other": other}, {"one": one, "other": other})
-    first, second, both = (Seen(rows.student, rows.labels, signals) for signals in sides)
+    first, second, both = (BatchOutputs(rows.student, rows.labels, signals) for signals in sides)
     return first, second, both
 
 
 TEACHERS = [Teacher(model="a", name="one", weight=3.0), Teacher(model="b", name="other", weight=1.0)]
 
 
-def value(seen: Seen, spec: Loss, **settings: Any) -> Tensor:
+def value(seen: BatchOutputs, spec: Loss, **settings: Any) -> Tensor:
     objective = objective_of([spec], **settings)
     return objective(seen, objective.count(seen.targets))["loss"].detach()
 
@@ -128,7 +128,7 @@ def test_a_teacher_that_is_surer_of_a_sample_may_weigh_more() -> None:
     losses, logs = [], []
     for name, signal in both.signals.items():
         term = term_of(Kd(teacher=name))
-        losses.append(term(Rows(both.outputs, both.targets, signal.logits)).detach())
+        losses.append(term(LossInputs(both.outputs, both.targets, signal.logits)).detach())
         logs.append(signal.logits.log_softmax(-1))
     certainty = torch.stack([(log.exp() * log).sum(-1).exp() for log in logs])
     weights = certainty * torch.tensor([[3.0], [1.0]])
@@ -176,7 +176,9 @@ def test_row_kernels_give_what_the_terms_give(monkeypatch: pytest.MonkeyPatch, s
         monkeypatch.setattr(module, "row_loss", counted := Counted())
         leaf = rows.student.detach().to(device).requires_grad_()
         told = {name: TeacherSignal(logits.to(device)) for name, logits in signals.items()}
-        values = objective(Seen(leaf, rows.labels.to(device), told), objective.count(rows.labels.to(device)), 1.0, 4.0)
+        values = objective(
+            BatchOutputs(leaf, rows.labels.to(device), told), objective.count(rows.labels.to(device)), 1.0, 4.0
+        )
         values["loss"].backward()
         assert leaf.grad is not None
         found.append({**{name: value.detach().cpu() for name, value in values.items()}, "gradient": leaf.grad.cpu()})
@@ -203,7 +205,7 @@ def test_a_gpu_takes_one_launch_of_a_kernel_for_labels_and_teacher(monkeypatch: 
     assert rows.teacher is not None
     monkeypatch.setattr(module, "row_loss", counted := Counted())
     told = {"teacher": TeacherSignal(rows.teacher.float().cuda())}
-    given = Seen(rows.student.detach().float().cuda().requires_grad_(), rows.labels.cuda(), told)
+    given = BatchOutputs(rows.student.detach().float().cuda().requires_grad_(), rows.labels.cuda(), told)
     loss = objective(given, objective.count(given.targets))["loss"]
     expected = objective(seen(rows.student, rows.labels, rows.teacher), objective.count(rows.labels))["loss"]
     torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-4, atol=1e-5)

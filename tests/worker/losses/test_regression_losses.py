@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.recipe.losses.numbers import Assistive, DistanceLoss, Mse, SmoothL1, Wing
 from worker.losses.assistive import AssistiveTerm
-from worker.losses.base import Rows, Term
+from worker.losses.base import LossInputs, LossTerm
 from worker.losses.regression import DistanceTerm, MseTerm, SmoothL1Term, WingTerm
 
 DISTANCES: list[DistanceLoss] = [Mse(), SmoothL1(), SmoothL1(beta=0.3), Wing(), Wing(w=1.0, epsilon=0.5)]
@@ -19,19 +19,19 @@ TERMS: dict[type[DistanceLoss], type[DistanceTerm]] = {Mse: MseTerm, SmoothL1: S
 BOTH = Assistive(tolerant="soft", tough="hard")
 
 
-def build(spec: DistanceLoss | Assistive) -> Term:
+def build(spec: DistanceLoss | Assistive) -> LossTerm:
     return AssistiveTerm(spec) if isinstance(spec, Assistive) else TERMS[type(spec)](spec)
 
 
-def draw(rows: int = 4, numbers: int = 6, dtype: torch.dtype = torch.float64) -> Rows:
+def draw(rows: int = 4, numbers: int = 6, dtype: torch.dtype = torch.float64) -> LossInputs:
     random = torch.Generator().manual_seed(0)
     student, labels, soft, hard = (torch.randn(rows, numbers, generator=random, dtype=dtype) for _ in range(4))
-    return Rows(student.requires_grad_(), labels, hard, teachers={"soft": soft, "hard": hard})
+    return LossInputs(student.requires_grad_(), labels, hard, teachers={"soft": soft, "hard": hard})
 
 
 def cost(spec: DistanceLoss, gap: float) -> float:
     outputs = torch.tensor([[gap]], dtype=torch.float64)
-    return float(build(spec)(Rows(outputs, torch.zeros(1, 1), None)))
+    return float(build(spec)(LossInputs(outputs, torch.zeros(1, 1), None)))
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_the_value(spec: DistanceLoss | Assistive) -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(spec: DistanceLoss | Assistive, dtype: torch.dtype) -> None:
     coarse = draw(dtype=dtype)
-    fine = Rows(
+    fine = LossInputs(
         coarse.student.float(), coarse.labels.float(), None, teachers={k: v.float() for k, v in coarse.teachers.items()}
     )
     assert build(spec)(coarse).dtype == torch.float32
@@ -118,7 +118,7 @@ def test_an_exact_answer_costs_nothing_and_stays(spec: DistanceLoss | Assistive)
 def assisted(outputs: float, tough: float, tolerant: float, spec: Assistive = BOTH) -> float:
     """For a label of 1."""
     one = torch.ones(1, 1, dtype=torch.float64)
-    rows = Rows(outputs * one, one, None, teachers={"soft": tolerant * one, "hard": tough * one})
+    rows = LossInputs(outputs * one, one, None, teachers={"soft": tolerant * one, "hard": tough * one})
     return float(AssistiveTerm(spec)(rows))
 
 

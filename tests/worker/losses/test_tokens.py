@@ -14,13 +14,13 @@ from app.recipe.losses import Loss
 from app.recipe.losses.weights import LinearWeight
 from app.recipe.teachers.teacher import Teacher
 from worker.losses import build_term
-from worker.losses.base import IGNORED, Rows
-from worker.losses.builder import Workshop
-from worker.losses.objective import TOTAL, Seen
+from worker.losses.base import IGNORED, LossInputs
+from worker.losses.builder import LossBuilder
+from worker.losses.objective import TOTAL, BatchOutputs
 from worker.losses.passes import divergence_of, in_kernels
 from worker.losses.softened import log_probs
 from worker.losses.tokens import TokenObjective
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.teachers.signal import TeacherSignal
 
 B, S, H, V = 3, 5, 6, 11
@@ -42,13 +42,13 @@ KINDS: list[Loss] = [
 IDS = [f"{term.kind}{'-outside' * (not in_kernels(term))}" for term in KINDS]
 
 
-def states(seed: int, vocabulary: int = V, width: int = H) -> LastStates:
+def states(seed: int, vocabulary: int = V, width: int = H) -> HiddenStates:
     draw = torch.Generator().manual_seed(seed)
 
     def make(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
 
-    return LastStates(make(B, S, width), make(vocabulary, width), make(vocabulary))
+    return HiddenStates(make(B, S, width), make(vocabulary, width), make(vocabulary))
 
 
 def targets() -> Tensor:
@@ -59,15 +59,15 @@ def targets() -> Tensor:
 
 def objective(*terms: Loss, teachers: dict[str, float] | None = None) -> TokenObjective:
     named = [Teacher(model=name, name=name, weight=weight) for name, weight in (teachers or {"teacher": 1.0}).items()]
-    return TokenObjective(terms, Workshop({}, {}, V), named)
+    return TokenObjective(terms, LossBuilder({}, {}, V), named)
 
 
-def seen(student: LastStates, labels: Tensor, **teachers: LastStates) -> Seen:
+def seen(student: HiddenStates, labels: Tensor, **teachers: HiddenStates) -> BatchOutputs:
     signals = {name: TeacherSignal(said._replace(hidden=said.hidden.detach())) for name, said in teachers.items()}
-    return Seen(student, labels, signals)
+    return BatchOutputs(student, labels, signals)
 
 
-def plain(term: Loss, student: LastStates, teacher: LastStates, labels: Tensor) -> Tensor:
+def plain(term: Loss, student: HiddenStates, teacher: HiddenStates, labels: Tensor) -> Tensor:
     """The mean over the tokens that count, of logits made at once."""
     rows = (labels.flatten() != IGNORED).nonzero().squeeze(1)
     ours, theirs = student.logits(rows), teacher.logits(rows).detach()
@@ -75,11 +75,11 @@ def plain(term: Loss, student: LastStates, teacher: LastStates, labels: Tensor) 
     ours, theirs = (
         torch.nn.functional.pad(side, (0, width - side.shape[1]), value=-torch.inf) for side in (ours, theirs)
     )
-    made: Any = build_term(term, Workshop({}, {}, V))
-    return made(Rows(ours, labels.flatten()[rows], theirs)).mean()
+    made: Any = build_term(term, LossBuilder({}, {}, V))
+    return made(LossInputs(ours, labels.flatten()[rows], theirs)).mean()
 
 
-def gradients(loss: Tensor, student: LastStates) -> list[Tensor]:
+def gradients(loss: Tensor, student: HiddenStates) -> list[Tensor]:
     return list(torch.autograd.grad(loss, [part for part in student if part is not None]))
 
 
@@ -106,10 +106,10 @@ def test_a_teacher_with_its_own_tokens_is_asked_where_both_have_read_the_same(
     student, labels = states(1), targets()
     draw = torch.Generator().manual_seed(4)
     hidden, weight = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((B, 7, 4), (V + 3, 4)))
-    teacher = LastStates(hidden, weight)
+    teacher = HiddenStates(hidden, weight)
     places = torch.tensor([[0, 2, -1, 3, 6], [-1, -1, 4, -1, 5], [0, 1, 2, 3, 4]])
     whole, count = objective(spec.CrossEntropy(), spec.Uld(weight=0.7)), (labels != IGNORED).sum()
-    found = whole(Seen(student, labels, {"teacher": TeacherSignal(teacher, rows=places)}), count)
+    found = whole(BatchOutputs(student, labels, {"teacher": TeacherSignal(teacher, rows=places)}), count)
     expected = torch.zeros((), dtype=torch.float64)
     for text, row in ((0, 3), (0, 4), (1, 2), (1, 4)):
         ours = F.softmax(student.logits(torch.tensor([text * S + row]))[0], -1).sort(descending=True).values
@@ -186,7 +186,7 @@ def test_it_never_holds_all_logits(term: Loss, monkeypatch: pytest.MonkeyPatch) 
     largest = 0
     full = B * S * V
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Monitor(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             made = function(*args, **(kwargs or {}))
@@ -197,7 +197,7 @@ def test_it_never_holds_all_logits(term: Loss, monkeypatch: pytest.MonkeyPatch) 
     student, teacher = states(1), states(2)
     labels = torch.zeros(B, S, dtype=torch.int64)
     whole = objective(spec.CrossEntropy(), term)
-    with Watch():
+    with Monitor():
         gradients(whole(seen(student, labels, teacher=teacher), whole.count(labels))[TOTAL], student)
     assert 0 < largest < full
 

@@ -9,7 +9,7 @@ import torch
 
 from app.recipe.losses import Uld
 from tests.worker.losses.samples import term_of
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 
 LABELS = torch.zeros(1, dtype=torch.int64)
 
@@ -17,7 +17,7 @@ LABELS = torch.zeros(1, dtype=torch.int64)
 def distance(student: list[float], teacher: list[float], temperature: float = 1.0) -> float:
     """Of probabilities, given as such."""
     ours, theirs = (torch.tensor([side], dtype=torch.float64).log() for side in (student, teacher))
-    return float(term_of(Uld(temperature=temperature))(Rows(ours, LABELS, theirs)))
+    return float(term_of(Uld(temperature=temperature))(LossInputs(ours, LABELS, theirs)))
 
 
 @pytest.mark.parametrize(

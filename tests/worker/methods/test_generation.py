@@ -17,7 +17,7 @@ from tests.worker.tasks.language import CHATS, DISTILLED, GPT2, LENGTH, LLAMA, D
 from tests.worker.training.builders import Played, finished, play, require_same_bits, weights
 from worker.data.load import load_task
 from worker.data.randomness import derive_seed, generator
-from worker.data.running_text import Workplace
+from worker.data.running_text import PackingDir
 from worker.data.tokens import load_tokenizer
 from worker.methods.decoding import Manner, next_logits
 from worker.students.measure import reading
@@ -128,7 +128,7 @@ def prompts_of(folder: Path, teacher: Path) -> Tensor:
     """Of the first step of a job whose batch is all there is."""
     assignment = job(folder / "again", teacher, ALWAYS, JUDGED)
     inputs = {name: folder / "again" / path for name, path in assignment.inputs.items()}
-    task = load_task(assignment.spec, inputs, {"teacher": read_config(teacher)}, SEED, Workplace(folder / "packed"))
+    task = load_task(assignment.spec, inputs, {"teacher": read_config(teacher)}, SEED, PackingDir(folder / "packed"))
     assert task.prompts is not None
     order = torch.randperm(task.train.samples, generator=generator(SEED, "order", 0))
     return task.prompts.tokens[order]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpreter
 from worker.optimizers import AdamP, SgdP, projected, tables
 from worker.optimizers.projected import runs_on_triton
-from worker.optimizers.tables import Rows, layout_of, seen_in_rows
+from worker.optimizers.tables import TableRows, layout_of, seen_in_rows
 
 CPU = torch.device("cpu")
 POINTERS = {
@@ -56,23 +56,23 @@ def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
 @pytest.mark.parametrize(
     ("tensor", "seen"),
     [
-        (torch.zeros(4, 3, 2, 2), Rows(4, 12, True)),
-        (torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last), Rows(4, 12, True)),
-        (torch.zeros(5), Rows(1, 5, False)),
-        (torch.zeros(()), Rows(1, 1, False)),
+        (torch.zeros(4, 3, 2, 2), TableRows(4, 12, True)),
+        (torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last), TableRows(4, 12, True)),
+        (torch.zeros(5), TableRows(1, 5, False)),
+        (torch.zeros(()), TableRows(1, 1, False)),
         (torch.zeros(3, 5).t(), None),
         (torch.zeros(4, 6)[:, :3], None),
         (torch.zeros(0, 2), None),
     ],
 )
-def test_a_tensor_is_seen_in_rows_where_these_lie_in_one_piece(tensor: Tensor, seen: Rows | None) -> None:
+def test_a_tensor_is_seen_in_rows_where_these_lie_in_one_piece(tensor: Tensor, seen: TableRows | None) -> None:
     assert seen_in_rows(tensor) == seen
 
 
 def test_tiles_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "BLOCK", 64)
     monkeypatch.setattr(tables, "PIECE", 128)
-    tensors = (Rows(33, 8, True), Rows(1, 300, False), Rows(5, 32, True), Rows(2, 129, True))
+    tensors = (TableRows(33, 8, True), TableRows(1, 300, False), TableRows(5, 32, True), TableRows(2, 129, True))
     assert [each.together for each in tensors] == [16, 1, 4, 1]
     layout = layout_of(tensors, CPU)
     assert layout.owners.tolist() == [0] * 3 + [1] * 3 + [2] * 2 + [3] * 4

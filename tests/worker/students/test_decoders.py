@@ -15,7 +15,7 @@ from app.recipe.students.architectures import Shrink, Transformers
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.students.shrink import ENCODERS, Unshrinkable, kept_heads, kept_layers, shrunk, teacher_depth
 from tests.worker.students import builders
-from worker.students.hidden_states import LastStates
+from worker.students.hidden_states import HiddenStates
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import take_over
@@ -33,9 +33,9 @@ def tokens(rows: int = 2) -> torch.Tensor:
     return torch.randint(0, builders.VOCABULARY, (rows, builders.LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def states(model: Model, ids: torch.Tensor) -> LastStates:
-    said = model.look(ids)
-    assert isinstance(said, LastStates)
+def states(model: Model, ids: torch.Tensor) -> HiddenStates:
+    said = model.forward_hidden(ids)
+    assert isinstance(said, HiddenStates)
     return said
 
 

@@ -22,13 +22,13 @@ from app.jobs.tables import Job
 from app.projects.tables import Project
 from app.recipe.job import JobSpec
 from tests.app.jobs.builders import load
-from worker.supervisor.context import Context, Patience, open_context
+from worker.supervisor.context import Context, Timeouts, open_context
 
 PROJECT = "proj_stage"
 DATA = b"pictures"
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("scripted_trainer.py")
-HASTE = Patience(flush=0.05, kill=0.2, hang=20.0, store=20.0, retry=0.02)
+HASTE = Timeouts(flush=0.05, kill=0.2, hang=20.0, store=20.0, retry=0.02)
 
 
 def scripted(*acts: str) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ async def ask(database: Database, verb: Callable[..., Awaitable[Job]], job_id: s
 
 
 @asynccontextmanager
-async def worker(settings: Settings, *acts: str, patience: Patience = HASTE) -> AsyncIterator[Context]:
+async def worker(settings: Settings, *acts: str, patience: Timeouts = HASTE) -> AsyncIterator[Context]:
     """A worker whose trainers play `acts`."""
     async with open_context(settings, ["any", "cpu"], scripted(*acts), patience) as context:
         yield context

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from app.recipe.teachers.cache import DenseCache, Kept, TopKCache
 from worker.data.batches import Batch, Batches, whole_split
 from worker.errors import UserError
-from worker.teachers.cache import CachedTeacher, Subject
+from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.teachers.signal import TeacherSignal
 from worker.trainer.protocol import CachePlace
 
 SAMPLES, CLASSES, COLUMNS = 40, 5, 6
-SUBJECT = Subject(teacher="t", data="d", samples=SAMPLES, outputs=CLASSES, arithmetic="fp32 on cpu")
+SUBJECT = CacheKey(teacher="t", data="d", samples=SAMPLES, outputs=CLASSES, arithmetic="fp32 on cpu")
 EVERYTHING = torch.arange(SAMPLES)
 
 
@@ -58,7 +58,7 @@ class Desk:
     """One job's teacher, and what it was told."""
 
     def __init__(
-        self, folder: Path | None, kept: Kept = DenseCache(), subject: Subject = SUBJECT, **place: Any
+        self, folder: Path | None, kept: Kept = DenseCache(), subject: CacheKey = SUBJECT, **place: Any
     ) -> None:
         self.teacher, self.warnings = CountingTeacher(), []
         where = CachePlace(folder=str(folder), **place) if folder else None
@@ -149,7 +149,7 @@ def test_different_splits_of_one_set_share_what_is_said_about_it(tmp_path: Path)
     assert asked == [30, 10]
 
 
-VARIANTS: list[tuple[Subject, Kept]] = [
+VARIANTS: list[tuple[CacheKey, Kept]] = [
     (SUBJECT, DenseCache()),
     (replace(SUBJECT, teacher="other"), DenseCache()),
     (replace(SUBJECT, data="other"), DenseCache()),

@@ -19,7 +19,7 @@ import torch
 from worker.teachers import shelf as shelf_module
 from worker.teachers.encoding import Column
 from worker.teachers.kept_rows import Layout
-from worker.teachers.shelf import DRAFT, IN_USE, LOCK, Held, NoRoom, Shelf
+from worker.teachers.shelf import DRAFT, IN_USE, LOCK, DiskCache, NoRoom, OpenEntry
 
 LAYOUT = Layout(100, {"logits": Column(torch.float32, 10)}, {})
 ENTRY = 4800
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shelf"
 
 
-def put(shelf: Shelf, *names: str, layout: Layout = LAYOUT) -> None:
+def put(shelf: DiskCache, *names: str, layout: Layout = LAYOUT) -> None:
     """Open and close entries, one after the other, with a little time between."""
     for name in names:
         shelf.open(key(name), layout).close()
@@ -45,24 +45,24 @@ def put(shelf: Shelf, *names: str, layout: Layout = LAYOUT) -> None:
         os.utime(mark, ns=(0, next(CLOCK)))
 
 
-def names(shelf: Shelf, *candidates: str) -> list[str]:
+def names(shelf: DiskCache, *candidates: str) -> list[str]:
     known = {key(name): name for name in candidates}
     return [known[found] for found in shelf.contents()]
 
 
 def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
-    shelf = Shelf(folder, 10 * ENTRY)
+    shelf = DiskCache(folder, 10 * ENTRY)
     held = shelf.open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
     held.close()
-    again = Shelf(folder, 10 * ENTRY).open(key("a"), LAYOUT)
+    again = DiskCache(folder, 10 * ENTRY).open(key("a"), LAYOUT)
     assert again.rows.filled(torch.tensor([4, 5])).tolist() == [False, True]
     again.close()
     assert sorted(path.name for path in folder.iterdir()) == sorted([key("a"), LOCK])
 
 
 def test_the_entry_that_was_not_used_for_longest_makes_room(folder: Path) -> None:
-    shelf = Shelf(folder, 3 * ENTRY)
+    shelf = DiskCache(folder, 3 * ENTRY)
     put(shelf, "a", "b", "c")
     put(shelf, "a")
     assert names(shelf, "a", "b", "c") == ["b", "c", "a"]
@@ -71,7 +71,7 @@ def test_the_entry_that_was_not_used_for_longest_makes_room(folder: Path) -> Non
 
 
 def test_opening_an_entry_counts_as_use(folder: Path) -> None:
-    shelf = Shelf(folder, 3 * ENTRY)
+    shelf = DiskCache(folder, 3 * ENTRY)
     put(shelf, "a", "b")
     held = shelf.open(key("a"), LAYOUT)
     assert names(shelf, "a", "b") == ["b", "a"]
@@ -79,14 +79,14 @@ def test_opening_an_entry_counts_as_use(folder: Path) -> None:
 
 
 def test_no_more_is_thrown_away_than_must_be(folder: Path) -> None:
-    shelf = Shelf(folder, 4 * ENTRY)
+    shelf = DiskCache(folder, 4 * ENTRY)
     put(shelf, "a", "b", "c", "d")
     put(shelf, "large", layout=Layout(200, LAYOUT.columns, {}))
     assert names(shelf, "a", "b", "c", "d", "large") == ["c", "d", "large"]
 
 
 def test_an_entry_in_use_stays(folder: Path) -> None:
-    shelf = Shelf(folder, 2 * ENTRY)
+    shelf = DiskCache(folder, 2 * ENTRY)
     held = shelf.open(key("a"), LAYOUT)
     put(shelf, "b", "c")
     assert set(names(shelf, "a", "b", "c")) == {"a", "c"}
@@ -96,7 +96,7 @@ def test_an_entry_in_use_stays(folder: Path) -> None:
 
 
 def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
-    shelf = Shelf(folder, 2 * ENTRY)
+    shelf = DiskCache(folder, 2 * ENTRY)
     put(shelf, "idle")
     held = shelf.open(key("used"), LAYOUT)
     with pytest.raises(NoRoom, match="other jobs"):
@@ -106,7 +106,7 @@ def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
 
 
 def test_what_is_larger_than_the_shelf_has_no_room(folder: Path) -> None:
-    shelf = Shelf(folder, ENTRY)
+    shelf = DiskCache(folder, ENTRY)
     put(shelf, "a")
     with pytest.raises(NoRoom, match="may be kept"):
         shelf.open(key("b"), Layout(200, LAYOUT.columns, {}))
@@ -114,7 +114,7 @@ def test_what_is_larger_than_the_shelf_has_no_room(folder: Path) -> None:
 
 
 def test_an_entry_is_in_use_until_its_last_holder_lets_go(folder: Path) -> None:
-    shelf = Shelf(folder, ENTRY)
+    shelf = DiskCache(folder, ENTRY)
     first, second = shelf.open(key("a"), LAYOUT), shelf.open(key("a"), LAYOUT)
     first.close()
     with pytest.raises(NoRoom):
@@ -130,9 +130,9 @@ from pathlib import Path
 import torch
 from worker.teachers.encoding import Column
 from worker.teachers.kept_rows import Layout
-from worker.teachers.shelf import Shelf
+from worker.teachers.shelf import DiskCache
 
-held = Shelf(Path(sys.argv[1]), 10**6).open(sys.argv[2], Layout(100, {"logits": Column(torch.float32, 10)}, {}))
+held = DiskCache(Path(sys.argv[1]), 10**6).open(sys.argv[2], Layout(100, {"logits": Column(torch.float32, 10)}, {}))
 held.rows.write(torch.tensor([1]), {"logits": torch.ones(1, 10)})
 print("held", flush=True)
 sys.stdin.read()
@@ -144,7 +144,7 @@ def test_another_process_holds_an_entry_until_it_dies(folder: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        shelf = Shelf(folder, ENTRY)
+        shelf = DiskCache(folder, ENTRY)
         held = shelf.open(key("a"), LAYOUT)
         assert held.rows.count() == 1
         held.close()
@@ -157,7 +157,7 @@ def test_another_process_holds_an_entry_until_it_dies(folder: Path) -> None:
 
 
 def test_a_damaged_entry_is_made_anew(folder: Path) -> None:
-    shelf = Shelf(folder, 10 * ENTRY)
+    shelf = DiskCache(folder, 10 * ENTRY)
     held = shelf.open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
     held.close()
@@ -171,15 +171,15 @@ def test_a_draft_that_nobody_finished_is_swept(folder: Path) -> None:
     draft = folder / f"{DRAFT}{key('a')}"
     draft.mkdir(parents=True)
     (draft / "logits.bin").write_bytes(b"half")
-    put(Shelf(folder, ENTRY), "a")
+    put(DiskCache(folder, ENTRY), "a")
     assert not draft.exists()
 
 
 def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with full_disk(monkeypatch), pytest.raises(OSError, match="No space left"):
-        Shelf(folder, ENTRY).open(key("a"), LAYOUT)
+        DiskCache(folder, ENTRY).open(key("a"), LAYOUT)
     assert [path.name for path in folder.iterdir()] == [LOCK]
-    put(Shelf(folder, ENTRY), "a")
+    put(DiskCache(folder, ENTRY), "a")
 
 
 def test_a_shelf_that_another_process_has_locked_for_long_is_an_error(
@@ -190,20 +190,20 @@ def test_a_shelf_that_another_process_has_locked_for_long_is_an_error(
     with (folder / LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(TimeoutError):
-            Shelf(folder, ENTRY).open(key("a"), LAYOUT)
+            DiskCache(folder, ENTRY).open(key("a"), LAYOUT)
 
 
 def test_other_files_in_the_folder_are_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "notes").write_text("mine")
     (folder / "photographs").mkdir()
-    put(Shelf(folder, ENTRY), "a", "b")
+    put(DiskCache(folder, ENTRY), "a", "b")
     assert (folder / "notes").read_text() == "mine"
     assert (folder / "photographs").is_dir()
 
 
 def test_rows_that_are_thrown_away_stay_readable_where_they_are_open(folder: Path) -> None:
-    held: Held = Shelf(folder, ENTRY).open(key("a"), LAYOUT)
+    held: OpenEntry = DiskCache(folder, ENTRY).open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
     shelf_module._throw_away(folder / key("a"))
     assert torch.equal(held.rows.read(torch.tensor([5]))["logits"], torch.ones(1, 10))

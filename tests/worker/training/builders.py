@@ -13,7 +13,7 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Mlp, Student
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
-from worker.distributed.ranks import ALONE, Alone
+from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, save_model
 from worker.trainer.protocol import Assignment, CheckpointSaved, Failed, Finished, Report, Stopped
@@ -80,7 +80,7 @@ def stage(folder: Path, **changes: Any) -> Assignment:
     return Assignment(spec=spec, inputs={"data": "data.npz", "teacher": "teacher"})
 
 
-def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: Alone = ALONE) -> Played:
+def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: SingleProcess = SINGLE_PROCESS) -> Played:
     """Run the job, or a rank's share of it; the supervisor asks to stop once `steps` steps are done."""
     reports: list[Report] = []
     left = iter(range(steps - 1, -1, -1))

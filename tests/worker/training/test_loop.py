@@ -18,8 +18,8 @@ from worker.data.batches import Batches, whole_split
 from worker.errors import UserError
 from worker.students.model import Model
 from worker.teachers import Teacher
-from worker.training.loop import Course, set_rate, take_step, train
-from worker.training.stages import build_courses, fresh_optimizer, teach
+from worker.training.loop import Stage, set_rate, take_step, train
+from worker.training.stages import build_stages, fresh_optimizer, teach
 from worker.training.state import TrainState, fresh_student, initial_state
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
@@ -27,7 +27,7 @@ SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
 
 def prepare(
     student: Student | None = None, teacher: bool = False, first: bool = False, **settings: Any
-) -> tuple[Course, TrainState]:
+) -> tuple[Stage, TrainState]:
     losses = [{"kind": "cross-entropy"}, *([{"kind": "kd"}] if teacher else [])]
     recipe = Recipe.model_validate({"losses": losses, "optimizer": SGD, "batch_size": 10, **settings})
     config = ModelConfig(
@@ -48,7 +48,7 @@ def prepare(
     torch.manual_seed(1)
     teachers = {"teacher": teach(Model(config), job, "teacher")} if teacher else {}
     state = initial_state(recipe, fresh_student(config, 0))
-    courses = build_courses(job, plan_training(recipe, 25), batches, state, teachers, 0)
+    courses = build_stages(job, plan_training(recipe, 25), batches, state, teachers, 0)
     course = courses[0 if first else -1]
     state.optimizer = fresh_optimizer(course, state.student)
     return course, state
@@ -150,7 +150,7 @@ def test_the_average_is_normalised_to_the_steps_there_are() -> None:
 
 
 def test_the_loop_ends_with_the_plan_or_when_it_is_asked_to() -> None:
-    class Watch:
+    class Monitor:
         def __init__(self, last: int) -> None:
             self.steps: list[int] = []
             self.last = last
@@ -160,7 +160,7 @@ def test_the_loop_ends_with_the_plan_or_when_it_is_asked_to() -> None:
             return state.step == self.last
 
     course, state = prepare(epochs=2)
-    patient, impatient = Watch(99), Watch(4)
+    patient, impatient = Monitor(99), Monitor(4)
     assert not train(course, state, impatient)
     assert train(course, state, patient)
     assert (impatient.steps, patient.steps) == ([1, 2, 3, 4], [5, 6])

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from worker.errors import UserError
-from worker.training.metric_logger import Meter
+from worker.training.metric_logger import MetricLogger
 
 
-def filled(*losses: float) -> Meter:
-    meter = Meter()
+def filled(*losses: float) -> MetricLogger:
+    meter = MetricLogger()
     for loss in losses:
         meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(1.0)})
     return meter

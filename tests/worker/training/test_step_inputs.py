@@ -1,4 +1,4 @@
-"""Lessons that are prepared ahead of their steps."""
+"""Prefetcher that are prepared ahead of their steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.teachers.signal import TeacherSignal
 from worker.trainer.protocol import Assignment, CachePlace
 from worker.training import loop, measure, run
 from worker.training import stages as courses
-from worker.training.step_inputs import Lesson, Lessons, SideStream
+from worker.training.step_inputs import CudaSideStream, Prefetcher, StepInputs
 
 KD = [{"kind": "cross-entropy"}, {"kind": "kd"}]
 TWO = [{"model": "teacher", "name": "one"}, {"model": "teacher", "name": "two", "weight": 2.0}]
@@ -37,17 +37,17 @@ class Beside:
 
     def __init__(self) -> None:
         self.begun = 0
-        self.started: list[Lesson] = []
-        self.taken: list[Lesson] = []
+        self.started: list[StepInputs] = []
+        self.taken: list[StepInputs] = []
 
     def begin(self) -> None:
         self.begun += 1
 
-    def start(self, make: Callable[[], Lesson]) -> Lesson:
+    def start(self, make: Callable[[], StepInputs]) -> StepInputs:
         self.started.append(make())
         return self.started[-1]
 
-    def hand_over(self, lesson: Lesson) -> None:
+    def hand_over(self, lesson: StepInputs) -> None:
         assert lesson is self.started[-1]
         self.taken.append(lesson)
 
@@ -62,7 +62,7 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 def beside(monkeypatch: pytest.MonkeyPatch) -> Beside:
     """The lane of all jobs from here on."""
     lane = Beside()
-    monkeypatch.setattr(courses, "choose_lane", lambda device: lane)
+    monkeypatch.setattr(courses, "choose_side_stream", lambda device: lane)
     return lane
 
 
@@ -106,7 +106,7 @@ def test_a_lesson_is_begun_once_the_step_before_it_is_queued(tmp_path: Path, mon
     lane, real = beside(monkeypatch), loop.take_step
     start = lane.start
 
-    def starting(make: Callable[[], Lesson]) -> Lesson:
+    def starting(make: Callable[[], StepInputs]) -> StepInputs:
         order.append("lesson")
         return start(make)
 
@@ -120,9 +120,9 @@ def test_a_lesson_is_begun_once_the_step_before_it_is_queued(tmp_path: Path, mon
     assert order == ["lesson", "step", "lesson", "step", "lesson", "step"]
 
 
-def lesson_of(batch: Batch) -> Lesson:
+def lesson_of(batch: Batch) -> StepInputs:
     signal = TeacherSignal(batch.inputs["images"] + 1.0, torch.ones(2, device=batch.targets.device))
-    return Lesson(batch, [batch], [{"teacher": signal}])
+    return StepInputs(batch, [batch], [{"teacher": signal}])
 
 
 def test_a_lesson_knows_all_its_tensors() -> None:
@@ -138,11 +138,11 @@ def test_a_side_stream_hands_over_what_is_finished() -> None:
     device = torch.device("cuda")
     made = torch.arange(1 << 22, device=device).float()
 
-    def make(step: int) -> Lesson:
+    def make(step: int) -> StepInputs:
         rows = (made.view(-1, 2) * step).sin().cos()  # takes a while
         return lesson_of(whole_split({"images": rows}, torch.zeros(len(rows), dtype=torch.int64, device=device)))
 
-    lessons = Lessons(make, 20, SideStream(device))
+    lessons = Prefetcher(make, 20, CudaSideStream(device))
     for step in range(20):
         lesson = lessons.at(step)
         assert lesson.signals is not None
@@ -154,6 +154,6 @@ def test_a_side_stream_hands_over_what_is_finished() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_jobs_on_a_gpu_take_the_same_steps_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(tmp_path / "ahead", staged(tmp_path / "ahead", "one"))
-    monkeypatch.setattr(courses, "choose_lane", lambda device: None)
+    monkeypatch.setattr(courses, "choose_side_stream", lambda device: None)
     finished(tmp_path / "plain", staged(tmp_path / "plain", "one"))
     assert weights(tmp_path / "ahead") == weights(tmp_path / "plain")

@@ -277,7 +277,7 @@ def test_answers_to_all_samples_are_not_asked_for_twice(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the check was told is what the student is evaluated against."""
-    monkeypatch.setattr(judges.Judges, "_teachers", None, raising=False)
+    monkeypatch.setattr(judges.Evaluator, "_teachers", None, raising=False)
     played = run(files, tmp_path / "job", job(data_of("words"), {"model": "words-teacher"}))
     assert isinstance(played.word, Finished), played.word
     assert any("eval/agreement" in metrics.values for metrics in played.of(Metrics))

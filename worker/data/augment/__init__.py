@@ -70,7 +70,7 @@ class Augmenter:
         points: bool = False,
     ) -> None:
         """`samples` is the whole training split; `classes` is none for numbers, which are x and y of `points` or not;
-        `special` describes views of texts."""
+        `special` describes input keys of texts."""
         self._samples, self._classes, self._seed = samples, classes, seed
         self._data, self._special = data, special or {}
         self._steps = [_step(spec, self._special, points=points) for spec in data.augment if not spec.mixes]
@@ -104,7 +104,7 @@ class Augmenter:
         others = {within: self._other(batch, drawn, within=within) for within in {mix.within for mix in self._mixes}}
         for mix, draws in zip(self._mixes, drawn.mixes, strict=True):
             own = mix.join(own, others[mix.within], _rows(draws, batch.index))
-        inputs = {view: samples for view, samples in own.inputs.items() if not view.startswith(WORDS)}
+        inputs = {input_key: samples for input_key, samples in own.inputs.items() if not input_key.startswith(WORDS)}
         return replace(own, inputs=inputs, epoch=self.cycle(epoch))
 
     def _other(self, batch: Batch, drawn: _Epoch, *, within: bool) -> Batch:
@@ -114,7 +114,10 @@ class Augmenter:
 
     def _apart(self, batch: Batch, drawn: list[Draws]) -> Batch:
         """Each sample changed on its own."""
-        raw = {view: samples.float() if view == IMAGES else samples for view, samples in batch.inputs.items()}
+        raw = {
+            input_key: samples.float() if input_key == IMAGES else samples
+            for input_key, samples in batch.inputs.items()
+        }
         changed = replace(batch, inputs=raw, targets=self._targets(batch.targets))
         for step, draws in zip(self._steps, drawn, strict=True):
             changed = step.apply(changed, _rows(draws, batch.index))
@@ -190,7 +193,7 @@ def build_augmenter(job: JobSpec, task: TaskData, seed: int) -> Augmenter | None
         return None
     special = task.readers.special if task.readers else {}
     for index, spec in enumerate(job.data.augment):
-        if isinstance(spec, TokenMask) and any(view.mask is None for view in special.values()):
+        if isinstance(spec, TokenMask) and any(input_key.mask is None for input_key in special.values()):
             message = "a tokenizer has no mask token (accepted: token-delete, or tokenizers with one such as [MASK])"
             raise UserError("invalid_job", f"data.augment[{index}]: {message}", f"data.augment[{index}].kind")
     return Augmenter(job.data, task.train, task.model.classes, seed, special, points=job.task == "keypoints")

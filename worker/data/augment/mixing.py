@@ -36,13 +36,13 @@ class MixStep:
 
     def join(self, batch: Batch, other: Batch, draws: Draws) -> Batch:
         """Mix `batch` with `other`, row by row, where `mixed` says so."""
-        view = IMAGES if IMAGES in batch.inputs else TABLE
-        own, theirs, chosen = batch.inputs[view], other.inputs[view], draws["mixed"]
+        input_key = IMAGES if IMAGES in batch.inputs else TABLE
+        own, theirs, chosen = batch.inputs[input_key], other.inputs[input_key], draws["mixed"]
         both = paste(own, theirs, draws["box"]) if self._boxed else _blend(own, theirs, draws["share"])
         labels = _blend(batch.targets, other.targets, both.share).images
         mixed = torch.where(per_row(chosen, own), both.images, own)
         targets = torch.where(per_row(chosen, labels), labels, batch.targets)
-        return replace(batch, inputs={**batch.inputs, view: mixed}, targets=targets)
+        return replace(batch, inputs={**batch.inputs, input_key: mixed}, targets=targets)
 
 
 def _blend(first: Tensor, second: Tensor, share: Tensor) -> Mixed:

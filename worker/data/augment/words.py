@@ -1,4 +1,4 @@
-"""Hides words of texts, or takes them out, alike in every view."""
+"""Hides words of texts, or takes them out, alike in every input key."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class WordStep:
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:
         inputs = dict(batch.inputs)
-        for view, special in self._special.items():
-            ids, words = inputs[view], inputs[WORDS + view]
+        for input_key, special in self._special.items():
+            ids, words = inputs[input_key], inputs[WORDS + input_key]
             chosen = self._chosen(words, draws["key"])
             if self._deletes:
                 ids, words = _without(ids, words, chosen, special.pad)
             elif special.mask is not None:
                 ids = ids.masked_fill(chosen, special.mask)
-            inputs |= {view: ids, WORDS + view: words}
+            inputs |= {input_key: ids, WORDS + input_key: words}
         return replace(batch, inputs=inputs)
 
     def _chosen(self, words: Tensor, key: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Samples(NamedTuple):
     """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., where the file tells them."""
-    together: int = 1
+    rows_per_sample: int = 1
     """Rows that make one sample: 2 for pairs of texts that are read one by one."""
     notes: tuple[str, ...] = ()
     """Oddities worth a warning."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe.losses import LossTerm
+from app.recipe.losses import LossSpec
 from app.recipe.losses import features as spec
-from worker.losses.base import Term
-from worker.losses.builder import Workshop
+from worker.losses.base import LossTerm
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activation_boundary import ActivationBoundaryTerm
 from worker.losses.features.attention_relation import AttentionRelationTerm
 from worker.losses.features.hint import HintTerm
@@ -22,7 +22,7 @@ from worker.losses.features.mi_alpha import MiAlphaTerm
 from worker.losses.features.overhaul import OverhaulTerm
 from worker.losses.features.rkd import RkdTerm
 
-FEATURE_TERMS: dict[type[LossTerm], Callable[[Any, Workshop], Term]] = {
+FEATURE_TERMS: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Hint: HintTerm,
     spec.Rkd: RkdTerm,
     spec.AttentionRelation: AttentionRelationTerm,

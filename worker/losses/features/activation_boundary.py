@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from app.recipe.losses.features import ActivationBoundary
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.adapters import Joiner
 from worker.losses.features.overhaul import weigh_stages
 
@@ -17,13 +17,13 @@ class ActivationBoundaryTerm:
     A feature of the teacher that is exactly 0 counts as not active.
     """
 
-    def __init__(self, spec: ActivationBoundary, workshop: Workshop) -> None:
+    def __init__(self, spec: ActivationBoundary, builder: LossBuilder) -> None:
         self.margin = spec.margin
-        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter)
+        joiner = Joiner(builder, spec.name, spec.teacher, spec.adapter)
         self.joints = [joiner.join(pair, f"pairs[{index}]") for index, pair in enumerate(spec.pairs)]
 
-    def __call__(self, rows: Rows) -> Tensor:
-        sides = [joint(rows) for joint in self.joints]
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        sides = [joint(inputs) for joint in self.joints]
         return weigh_stages([hinge_squares(student, teacher, self.margin) for student, teacher in sides])
 
 

@@ -8,32 +8,32 @@ from torch import Tensor
 
 from app.recipe.losses.features import Reduction
 from app.recipe.losses.taps import Pair, Tap
-from worker.losses.base import Rows, at_least_float32
+from worker.losses.base import LossInputs, at_least_float32
 
 
-def of_student(rows: Rows, tap: Tap) -> Tensor:
+def of_student(inputs: LossInputs, tap: Tap) -> Tensor:
     """The student's feature at `tap`."""
-    return at_least_float32(rows.features.student[tap])
+    return at_least_float32(inputs.features.student[tap])
 
 
-def of_teacher(rows: Rows, tap: Tap) -> Tensor:
+def of_teacher(inputs: LossInputs, tap: Tap) -> Tensor:
     """The teacher's feature at `tap`; raises ValueError when the caller brought none."""
-    if tap not in rows.features.teacher:
+    if tap not in inputs.features.teacher:
         raise ValueError("this term needs a teacher's features")
-    return at_least_float32(rows.features.teacher[tap]).detach()
+    return at_least_float32(inputs.features.teacher[tap]).detach()
 
 
-def both(rows: Rows, pair: Pair) -> tuple[Tensor, Tensor]:
+def both(inputs: LossInputs, pair: Pair) -> tuple[Tensor, Tensor]:
     """Student's and teacher's feature of `pair`."""
-    return of_student(rows, pair.student), of_teacher(rows, pair.teacher)
+    return of_student(inputs, pair.student), of_teacher(inputs, pair.teacher)
 
 
-def both_vectors(rows: Rows, pair: Pair, reduction: Reduction) -> tuple[Tensor, Tensor]:
+def both_vectors(inputs: LossInputs, pair: Pair, reduction: Reduction) -> tuple[Tensor, Tensor]:
     """The same as vectors (B, D)."""
-    student, teacher = both(rows, pair)
+    student, teacher = both(inputs, pair)
     return (
-        vectors(student, reduction, rows.features.student_tokens),
-        vectors(teacher, reduction, rows.features.teacher_tokens),
+        vectors(student, reduction, inputs.features.student_tokens),
+        vectors(teacher, reduction, inputs.features.teacher_tokens),
     )
 
 

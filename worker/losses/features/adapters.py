@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from app.recipe.losses.features import Reduction
 from app.recipe.losses.taps import Pair, Tap
 from worker.errors import UserError
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import (
     along_channels,
     both,
@@ -101,21 +101,21 @@ class Joint(NamedTuple):
     adapter: nn.Module | None
     reduction: Literal["none"] | Reduction = "none"
 
-    def __call__(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """The student's feature behind its adapter, and the teacher's; maps are of one size."""
-        student, teacher = self._read(rows)
-        return (student if self.adapter is None else self.adapter(student, rows.valid)), teacher
+        student, teacher = self._read(inputs)
+        return (student if self.adapter is None else self.adapter(student, inputs.valid)), teacher
 
-    def _read(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _read(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         if self.reduction == "none":
-            return same_size(*both(rows, self.pair))
-        return both_vectors(rows, self.pair, self.reduction)
+            return same_size(*both(inputs, self.pair))
+        return both_vectors(inputs, self.pair, self.reduction)
 
 
 class Joiner(NamedTuple):
     """Makes the joints of one term; refuses what does not fit together, naming the field."""
 
-    workshop: Workshop
+    builder: LossBuilder
     name: str
     teacher: str | None
     choice: Choice
@@ -128,7 +128,7 @@ class Joiner(NamedTuple):
         if len(student) != len(teacher):
             raise self._refuse(student, teacher, "features of one kind, or a reduction to vectors", field)
         if len(student) == 3:
-            require_same_tokens(self.workshop, student, teacher, self.teacher, field)
+            require_same_tokens(self.builder, student, teacher, self.teacher, field)
         adapter = self._adapter(pair, student, teacher)
         if adapter is None and not widths_differ and width_of(student) != width_of(teacher):
             raise self._refuse(student, teacher, "equal widths, or an adapter", field)
@@ -136,9 +136,9 @@ class Joiner(NamedTuple):
 
     def _shapes(self, pair: Pair, field: str) -> tuple[torch.Size, torch.Size]:
         """Of what the pair gives after its reduction."""
-        shapes = self.workshop.student(pair.student), self.workshop.teacher(pair.teacher, self.teacher)
+        shapes = self.builder.student(pair.student), self.builder.teacher(pair.teacher, self.teacher)
         for shape in shapes:
-            require_kind(self.workshop, shape, (2, 3, 4), field)
+            require_kind(self.builder, shape, (2, 3, 4), field)
         if self.reduction == "none":
             return shapes
         student, teacher = (torch.Size((shape[0], width_of(shape))) for shape in shapes)
@@ -150,7 +150,7 @@ class Joiner(NamedTuple):
             return None
         inputs, outputs = width_of(student), width_of(teacher)
         key = part_key(self.name, choice, [pair.student, pair.teacher], self.teacher)
-        return self.workshop.part(key, lambda: Adapter(rank, inputs, outputs, choice == "connector"))
+        return self.builder.part(key, lambda: Adapter(rank, inputs, outputs, choice == "connector"))
 
     def _resolve(self, student: torch.Size, teacher: torch.Size) -> Choice:
         """What `auto` means here; raises UserError for an adapter of another kind of feature."""
@@ -158,30 +158,30 @@ class Joiner(NamedTuple):
         if self.choice == "auto":
             return "none" if width_of(student) == width_of(teacher) else fitting
         if self.choice in ("linear", "conv1x1") and self.choice != fitting:
-            raise self.workshop.refuse(f"{self.choice} does not fit {describe(student)}; {fitting} does", "adapter")
+            raise self.builder.refuse(f"{self.choice} does not fit {describe(student)}; {fitting} does", "adapter")
         return self.choice
 
     def _refuse(self, student: torch.Size, teacher: torch.Size, accepted: str, field: str) -> UserError:
         found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
-        return self.workshop.refuse(f"{found}; needed are {accepted}", field)
+        return self.builder.refuse(f"{found}; needed are {accepted}", field)
 
 
-def require_kind(workshop: Workshop, shape: torch.Size, ranks: tuple[int, ...], field: str) -> None:
+def require_kind(builder: LossBuilder, shape: torch.Size, ranks: tuple[int, ...], field: str) -> None:
     """Raises UserError unless a feature has one of these numbers of axes, its batch axis with it."""
     if len(shape) not in ranks:
         accepted = " or ".join(KINDS[rank] for rank in ranks)
-        raise workshop.refuse(f"the feature has {describe(shape)}; needed are {accepted}", field)
+        raise builder.refuse(f"the feature has {describe(shape)}; needed are {accepted}", field)
 
 
 def require_same_tokens(
-    workshop: Workshop, student: torch.Size, teacher: torch.Size, name: str | None, field: str
+    builder: LossBuilder, student: torch.Size, teacher: torch.Size, name: str | None, field: str
 ) -> None:
     """Raises UserError unless tokens (B, S, D) of the student and of the teacher called `name` are the same ones."""
-    if not workshop.same_tokens(name):
-        raise workshop.refuse("student and teacher have different tokenizers; needed is data.tokenizer teacher", field)
+    if not builder.same_tokens(name):
+        raise builder.refuse("student and teacher have different tokenizers; needed is data.tokenizer teacher", field)
     if student[1] != teacher[1]:
         found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
-        raise workshop.refuse(f"{found}; needed are as many tokens on both sides", field)
+        raise builder.refuse(f"{found}; needed are as many tokens on both sides", field)
 
 
 def part_key(name: str, what: str, taps: Sequence[Tap], teacher: str | None) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from app.recipe.losses.features import AttentionRelation, Projections
 from app.recipe.losses.taps import Tap
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import describe, of_student, of_teacher
 from worker.losses.features.adapters import require_kind, require_same_tokens
 from worker.losses.softened import FLOOR
@@ -25,36 +25,36 @@ class AttentionRelationTerm:
     with its number of tokens; `mse` is a mean over all entries of a row.
     """
 
-    def __init__(self, spec: AttentionRelation, workshop: Workshop) -> None:
+    def __init__(self, spec: AttentionRelation, builder: LossBuilder) -> None:
         self.spec = spec
         shapes = {
-            "student": _shapes(spec.layer.student, {tap: workshop.student(tap) for tap in spec.taps().student}),
+            "student": _shapes(spec.layer.student, {tap: builder.student(tap) for tap in spec.taps().student}),
             "teacher": _shapes(
-                spec.layer.teacher, {tap: workshop.teacher(tap, spec.teacher) for tap in spec.taps().teacher}
+                spec.layer.teacher, {tap: builder.teacher(tap, spec.teacher) for tap in spec.taps().teacher}
             ),
         }
         for side, several in shapes.items():
             for shape in several:
-                self._check(workshop, shape, f"layer.{side}")
-        require_same_tokens(workshop, shapes["student"][0], shapes["teacher"][0], spec.teacher, "layer")
+                self._check(builder, shape, f"layer.{side}")
+        require_same_tokens(builder, shapes["student"][0], shapes["teacher"][0], spec.teacher, "layer")
 
-    def _check(self, workshop: Workshop, shape: torch.Size, field: str) -> None:
-        require_kind(workshop, shape, (3,), field)
+    def _check(self, builder: LossBuilder, shape: torch.Size, field: str) -> None:
+        require_kind(builder, shape, (3,), field)
         if shape[2] < self.spec.relation_heads:
             found = f"{self.spec.relation_heads} is more than the width of {describe(shape)}"
-            raise workshop.refuse(f"{found}; at most {shape[2]}", "relation_heads")
+            raise builder.refuse(f"{found}; at most {shape[2]}", "relation_heads")
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         layer, heads = self.spec.layer, self.spec.relation_heads
-        students = _split(layer.student, {tap: of_student(rows, tap) for tap in layer.student.taps()})
-        teachers = _split(layer.teacher, {tap: of_teacher(rows, tap) for tap in layer.teacher.taps()})
+        students = _split(layer.student, {tap: of_student(inputs, tap) for tap in layer.student.taps()})
+        teachers = _split(layer.teacher, {tap: of_teacher(inputs, tap) for tap in layer.teacher.taps()})
         pairs = [(relations(s, heads), relations(t, heads)) for s, t in zip(students, teachers, strict=True)]
         if self.spec.relation == "mse":
             return torch.stack([(s - t).square().mean((1, 2, 3)) for s, t in pairs]).sum(0)
-        tokens = rows.features.student_tokens
+        tokens = inputs.features.student_tokens
         if tokens is None:
             tokens = torch.ones(students[0].shape[:2], dtype=torch.bool, device=students[0].device)
-        return torch.stack([relation_kl(s, t, tokens, rows.valid) for s, t in pairs]).sum(0)
+        return torch.stack([relation_kl(s, t, tokens, inputs.valid) for s, t in pairs]).sum(0)
 
 
 def relations(states: Tensor, heads: int) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses.features import Hint
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.adapters import Joiner
 
 
@@ -17,10 +17,10 @@ class HintTerm:
     Of tokens, padding counts like the others unless `reduction` is `mean`.
     """
 
-    def __init__(self, spec: Hint, workshop: Workshop) -> None:
-        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter, spec.reduction)
+    def __init__(self, spec: Hint, builder: LossBuilder) -> None:
+        joiner = Joiner(builder, spec.name, spec.teacher, spec.adapter, spec.reduction)
         self.joints = [joiner.join(pair, f"pairs[{index}]") for index, pair in enumerate(spec.pairs)]
 
-    def __call__(self, rows: Rows) -> Tensor:
-        sides = [joint(rows) for joint in self.joints]
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        sides = [joint(inputs) for joint in self.joints]
         return torch.stack([(student - teacher).square().flatten(1).mean(1) for student, teacher in sides]).sum(0)

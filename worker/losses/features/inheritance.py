@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from app.recipe.losses.features import Factors, FeatureAutoencoder, InheritanceExploration
 from app.recipe.losses.taps import Tap
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import both, of_teacher, row_shares, same_size
 from worker.losses.features.adapters import RowNorm, part_key, require_kind
 
@@ -67,46 +67,46 @@ class Encoders(nn.Module):
 class FeatureAutoencoderTerm:
     """What the autoencoder loses of the teacher's feature."""
 
-    def __init__(self, spec: FeatureAutoencoder, workshop: Workshop) -> None:
+    def __init__(self, spec: FeatureAutoencoder, builder: LossBuilder) -> None:
         self.tap, self.p = spec.tap, spec.p
-        width = _channels(workshop.teacher(spec.tap, spec.teacher), workshop, "tap")
+        width = _channels(builder.teacher(spec.tap, spec.teacher), builder, "tap")
         factors = spec.factors or _half(width)
         key = _key(spec, spec.tap, factors)
-        if key in workshop.frozen:
-            raise workshop.refuse(f"{spec.name!r} is used in the same stage, where it does not change", "name")
-        self.coder = workshop.part(key, lambda: Autoencoder(width, factors))
+        if key in builder.frozen:
+            raise builder.refuse(f"{spec.name!r} is used in the same stage, where it does not change", "name")
+        self.coder = builder.part(key, lambda: Autoencoder(width, factors))
 
-    def __call__(self, rows: Rows) -> Tensor:
-        feature = of_teacher(rows, self.tap)
-        return mean_power(feature - self.coder(feature, rows.valid), self.p, rows.valid)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        feature = of_teacher(inputs, self.tap)
+        return mean_power(feature - self.coder(feature, inputs.valid), self.p, inputs.valid)
 
 
 class InheritanceExplorationTerm:
     """How far the code of the half that inherits is from the teacher's, less how far that of the other half is."""
 
-    def __init__(self, spec: InheritanceExploration, workshop: Workshop) -> None:
+    def __init__(self, spec: InheritanceExploration, builder: LossBuilder) -> None:
         self.spec = spec
-        taught = _channels(workshop.teacher(spec.pair.teacher, spec.teacher), workshop, "pair.teacher")
-        width = _channels(workshop.student(spec.pair.student), workshop, "pair.student")
+        taught = _channels(builder.teacher(spec.pair.teacher, spec.teacher), builder, "pair.teacher")
+        width = _channels(builder.student(spec.pair.student), builder, "pair.student")
         if width < 2:
-            raise workshop.refuse("the student has one channel there; needed are two or more", "pair.student")
+            raise builder.refuse("the student has one channel there; needed are two or more", "pair.student")
         factors = spec.factors or _half(taught)
         tap = spec.pair.teacher
         key = _key(spec, tap, factors)
-        if key not in workshop.parts or key in workshop.trained:
+        if key not in builder.aux_modules or key in builder.trained:
             found = f"no stage before this one has a feature-autoencoder called {spec.name!r} of {factors} factors"
-            raise workshop.refuse(f"{found} at {tap.path!r} of the teacher", "name")
-        self.encode = workshop.part(key, lambda: Autoencoder(taught, factors), frozen=True).get_submodule("encode")
+            raise builder.refuse(f"{found} at {tap.path!r} of the teacher", "name")
+        self.encode = builder.part(key, lambda: Autoencoder(taught, factors), frozen=True).get_submodule("encode")
         own = part_key(spec.name, f"encoders-{factors}", [spec.pair.student, tap], spec.teacher)
-        self.encoders = workshop.part(own, lambda: Encoders(width, factors))
+        self.encoders = builder.part(own, lambda: Encoders(width, factors))
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = both(rows, self.spec.pair)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = both(inputs, self.spec.pair)
         with torch.no_grad():
             source = self.encode(teacher)
-        inherited, explored = self.encoders(student, rows.valid)
-        like = inherit_loss(self.spec, *same_size(inherited, source), rows.valid)
-        return like + explore_loss(self.spec, *same_size(explored, source), rows.valid)
+        inherited, explored = self.encoders(student, inputs.valid)
+        like = inherit_loss(self.spec, *same_size(inherited, source), inputs.valid)
+        return like + explore_loss(self.spec, *same_size(explored, source), inputs.valid)
 
 
 def inherit_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
@@ -140,8 +140,8 @@ def mean_power(gaps: Tensor, p: float, valid: Tensor | None) -> Tensor:
     return mean.clamp(min=torch.finfo(mean.dtype).tiny).pow(1.0 / p).expand(len(means))  # a root of 0 has no gradient
 
 
-def _channels(shape: torch.Size, workshop: Workshop, field: str) -> int:
-    require_kind(workshop, shape, (4,), field)
+def _channels(shape: torch.Size, builder: LossBuilder, field: str) -> int:
+    require_kind(builder, shape, (4,), field)
     return shape[1]
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses.features import Lipschitz
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import same_size
 from worker.losses.features.adapters import Joiner, require_kind
 from worker.losses.features.overhaul import weigh_stages
@@ -22,15 +22,15 @@ LEAST = 1e-12
 class LipschitzTerm:
     """Squared differences of the norms of each row, over consecutive stages."""
 
-    def __init__(self, spec: Lipschitz, workshop: Workshop) -> None:
+    def __init__(self, spec: Lipschitz, builder: LossBuilder) -> None:
         self.iterations = spec.iterations
         for index, pair in enumerate(spec.pairs):
-            require_kind(workshop, workshop.student(pair.student), (4,), f"pairs[{index}].student")
-        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter)
+            require_kind(builder, builder.student(pair.student), (4,), f"pairs[{index}].student")
+        joiner = Joiner(builder, spec.name, spec.teacher, spec.adapter)
         self.joints = [joiner.join(pair, f"pairs[{i}]", widths_differ=True) for i, pair in enumerate(spec.pairs)]
 
-    def __call__(self, rows: Rows) -> Tensor:
-        students, teachers = zip(*(joint(rows) for joint in self.joints), strict=True)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        students, teachers = zip(*(joint(inputs) for joint in self.joints), strict=True)
         gaps = [
             (self._norm(*student) - self._norm(*teacher)).square()
             for student, teacher in zip(pairwise(students), pairwise(teachers), strict=True)

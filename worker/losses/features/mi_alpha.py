@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.losses.features import MiAlpha
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import both_vectors, width_of
 from worker.losses.features.adapters import part_key, require_kind
 from worker.losses.softened import FLOOR
@@ -36,21 +36,23 @@ class Critic(nn.Module):
 class MiAlphaTerm:
     """Negative lower bound; a row's share of it is what its own scores contribute. 0 where a row is alone."""
 
-    def __init__(self, spec: MiAlpha, workshop: Workshop) -> None:
+    def __init__(self, spec: MiAlpha, builder: LossBuilder) -> None:
         self.spec = spec
         self.logs: tuple[Tensor | float, Tensor | float] = (_log(spec.alpha), _log(1.0 - spec.alpha))
-        student, teacher = workshop.student(spec.pair.student), workshop.teacher(spec.pair.teacher, spec.teacher)
-        require_kind(workshop, student, (2, 3, 4), "pair.student")
-        require_kind(workshop, teacher, (2, 3, 4), "pair.teacher")
+        student, teacher = builder.student(spec.pair.student), builder.teacher(spec.pair.teacher, spec.teacher)
+        require_kind(builder, student, (2, 3, 4), "pair.student")
+        require_kind(builder, teacher, (2, 3, 4), "pair.teacher")
         taps = [spec.pair.student, spec.pair.teacher]
-        self.critic = workshop.part(
+        self.critic = builder.part(
             part_key(spec.name, f"critic-{spec.hidden}-{spec.embedding}", taps, spec.teacher),
             lambda: Critic(width_of(student), width_of(teacher), spec.hidden, spec.embedding),
         )
 
-    def __call__(self, rows: Rows) -> Tensor:
-        scores, baseline = self.critic(*both_vectors(rows, self.spec.pair, self.spec.reduction))
-        valid = torch.ones(len(scores), dtype=torch.bool, device=scores.device) if rows.valid is None else rows.valid
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        scores, baseline = self.critic(*both_vectors(inputs, self.spec.pair, self.spec.reduction))
+        valid = (
+            torch.ones(len(scores), dtype=torch.bool, device=scores.device) if inputs.valid is None else inputs.valid
+        )
         if self.spec.bound == "infonce":
             return infonce(scores, valid)
         return mi_alpha(scores, baseline, self.logs, valid)

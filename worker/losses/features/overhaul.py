@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.losses.features import MarginPair, Overhaul
-from worker.losses.base import Rows
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import along_channels, width_of
 from worker.losses.features.adapters import Joiner, Joint
 
@@ -20,18 +20,18 @@ RARE = 1e-3
 class OverhaulTerm:
     """Partial squared distance to the teacher's features behind their margin ReLU, summed over entries and stages."""
 
-    def __init__(self, spec: Overhaul, workshop: Workshop) -> None:
-        joiner = Joiner(workshop, spec.name, spec.teacher, spec.adapter)
+    def __init__(self, spec: Overhaul, builder: LossBuilder) -> None:
+        joiner = Joiner(builder, spec.name, spec.teacher, spec.adapter)
         self.stages = [
-            (joiner.join(pair, f"pairs[{index}]"), _margins_of(pair, f"pairs[{index}]", spec.teacher, workshop))
+            (joiner.join(pair, f"pairs[{index}]"), _margins_of(pair, f"pairs[{index}]", spec.teacher, builder))
             for index, pair in enumerate(spec.pairs)
         ]
 
-    def __call__(self, rows: Rows) -> Tensor:
-        return weigh_stages([self._stage(joint, margins, rows) for joint, margins in self.stages])
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return weigh_stages([self._stage(joint, margins, inputs) for joint, margins in self.stages])
 
-    def _stage(self, joint: Joint, margins: Tensor, rows: Rows) -> Tensor:
-        student, teacher = joint(rows)
+    def _stage(self, joint: Joint, margins: Tensor, inputs: LossInputs) -> Tensor:
+        student, teacher = joint(inputs)
         limits = along_channels(margins.to(teacher), teacher.ndim)
         return partial_squares(student, torch.maximum(teacher, limits))
 
@@ -55,16 +55,16 @@ def margins(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.where(share > RARE, mean - deviation * density / share, -3.0 * deviation)
 
 
-def _margins_of(pair: MarginPair, field: str, teacher: str | None, workshop: Workshop) -> Tensor:
+def _margins_of(pair: MarginPair, field: str, teacher: str | None, builder: LossBuilder) -> Tensor:
     path = pair.batch_norm or pair.teacher.path
-    module = workshop.teacher_module(path, teacher)
+    module = builder.teacher_module(path, teacher)
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not _is_batch_norm(module) or weight is None or bias is None:
         found = f"{path!r} of the teacher is a {type(module).__name__}"
-        raise workshop.refuse(f"{found}; needed is a batch norm with weight and bias", f"{field}.batch_norm")
-    if len(weight) != (width := width_of(workshop.teacher(pair.teacher, teacher))):
+        raise builder.refuse(f"{found}; needed is a batch norm with weight and bias", f"{field}.batch_norm")
+    if len(weight) != (width := width_of(builder.teacher(pair.teacher, teacher))):
         found = f"{path!r} of the teacher has {len(weight)} channels"
-        raise workshop.refuse(f"{found}; needed are {width}, as at the tap", f"{field}.batch_norm")
+        raise builder.refuse(f"{found}; needed are {width}, as at the tap", f"{field}.batch_norm")
     return margins(weight.detach(), bias.detach())
 
 

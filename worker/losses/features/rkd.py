@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from app.recipe.losses.features import Rkd
-from worker.losses.base import Rows, at_least_float32, teacher_logits
-from worker.losses.builder import Workshop
+from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import both_vectors
 from worker.losses.features.adapters import require_kind
 
@@ -26,15 +26,17 @@ class RkdTerm:
     Pairs of a row with itself count as 0, and in the means' denominators, as in the authors' code.
     """
 
-    def __init__(self, spec: Rkd, workshop: Workshop) -> None:
+    def __init__(self, spec: Rkd, builder: LossBuilder) -> None:
         self.spec = spec
         if spec.pair:
-            require_kind(workshop, workshop.student(spec.pair.student), (2, 3, 4), "pair.student")
-            require_kind(workshop, workshop.teacher(spec.pair.teacher, spec.teacher), (2, 3, 4), "pair.teacher")
+            require_kind(builder, builder.student(spec.pair.student), (2, 3, 4), "pair.student")
+            require_kind(builder, builder.teacher(spec.pair.teacher, spec.teacher), (2, 3, 4), "pair.teacher")
 
-    def __call__(self, rows: Rows) -> Tensor:
-        student, teacher = self._embeddings(rows)
-        valid = torch.ones(len(student), dtype=torch.bool, device=student.device) if rows.valid is None else rows.valid
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = self._embeddings(inputs)
+        valid = (
+            torch.ones(len(student), dtype=torch.bool, device=student.device) if inputs.valid is None else inputs.valid
+        )
         loss = student.new_zeros(len(student))
         if self.spec.distance:
             loss = loss + self.spec.distance * distance_loss(student, teacher, valid, self.spec.delta)
@@ -42,10 +44,10 @@ class RkdTerm:
             loss = loss + self.spec.angle * angle_loss(student, teacher, valid, self.spec.delta)
         return loss
 
-    def _embeddings(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _embeddings(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         if self.spec.pair:
-            return both_vectors(rows, self.spec.pair, self.spec.reduction)
-        return at_least_float32(rows.student), teacher_logits(rows)
+            return both_vectors(inputs, self.spec.pair, self.spec.reduction)
+        return at_least_float32(inputs.student), teacher_logits(inputs)
 
 
 def distance_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float) -> Tensor:

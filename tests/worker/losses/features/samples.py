@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from app.recipe.losses import LossTerm
+from app.recipe.losses import LossSpec
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -25,8 +25,8 @@ from app.recipe.losses.features import (
 )
 from app.recipe.losses.taps import Pair, Tap
 from worker.losses import build_term
-from worker.losses.base import Features, Rows, Term
-from worker.losses.builder import TeacherSide, Workshop
+from worker.losses.base import Features, LossInputs, LossTerm
+from worker.losses.builder import LossBuilder, TeacherSide
 
 ROWS = 5
 STUDENT = {
@@ -80,7 +80,7 @@ QKV = Projections(queries=Tap(path="q"), keys=Tap(path="k"), values=Tap(path="v"
 SEPARATE = AttentionPair(student=QKV, teacher=QKV)
 FUSED = AttentionPair(student=fused("qkv"), teacher=fused("qkv"))
 MAP = Tap(path="map")
-SPECS: list[LossTerm] = [
+SPECS: list[LossSpec] = [
     Hint(pairs=[pair("vector")]),
     Hint(pairs=[pair("tokens"), pair("map")]),
     Hint(pairs=[pair("map", "large")]),
@@ -122,7 +122,7 @@ def random_features(shapes: Mapping[str, tuple[int, ...]], seed: int, rows: int 
     }
 
 
-def draw(rows: int = ROWS, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> Rows:
+def draw(rows: int = ROWS, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> LossInputs:
     """Rows with features at every tap of STUDENT and TEACHER, and outputs of the same widths as the vectors."""
     sides = random_features(STUDENT, 0, rows), random_features(TEACHER, 1, rows)
     student, teacher = ({tap: (scale * value).to(dtype) for tap, value in side.items()} for side in sides)
@@ -130,12 +130,12 @@ def draw(rows: int = ROWS, dtype: torch.dtype = torch.float64, scale: float = 1.
         value.requires_grad_()
     outputs = (scale * torch.randn(rows, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).to(dtype)
     said = teacher[Tap(path="same.vector")]
-    return Rows(
+    return LossInputs(
         outputs.requires_grad_(), torch.zeros(rows, dtype=torch.int64), said, features=Features(student, teacher)
     )
 
 
-def workshop(dtype: torch.dtype = torch.float64) -> Workshop:
+def builder(dtype: torch.dtype = torch.float64) -> LossBuilder:
     """One that knows the shapes of `draw`, and a teacher with the batch norms that `margin_pair` names."""
     network = nn.Module()
     network.norms = nn.ModuleDict({name.replace(".", "_"): _norm(width) for name, width in NORMS.items()})
@@ -143,7 +143,7 @@ def workshop(dtype: torch.dtype = torch.float64) -> Workshop:
     student, teacher = (
         {Tap(path=name): torch.Size((2, *shape)) for name, shape in shapes.items()} for shapes in (STUDENT, TEACHER)
     )
-    return Workshop(student, {"teacher": TeacherSide(network.to(dtype), teacher)}, 3, param="recipe.losses[1]")
+    return LossBuilder(student, {"teacher": TeacherSide(network.to(dtype), teacher)}, 3, param="recipe.losses[1]")
 
 
 def _norm(width: int) -> nn.Module:
@@ -160,17 +160,17 @@ def _norm(width: int) -> nn.Module:
 class Built:
     """A term, and what it was built with."""
 
-    term: Term
+    term: LossTerm
     parts: nn.ModuleDict
     trained: list[nn.Parameter]
 
-    def __call__(self, rows: Rows) -> Tensor:
-        return self.term(rows)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return self.term(inputs)
 
 
-def build(spec: LossTerm, dtype: torch.dtype = torch.float64) -> Built:
+def build(spec: LossSpec, dtype: torch.dtype = torch.float64) -> Built:
     """The term with all its parts in `dtype`; what a stage before it must have trained is there, untrained."""
-    shop = workshop()
+    shop = builder()
     if isinstance(spec, InheritanceExploration):
         before = FeatureAutoencoder(tap=spec.pair.teacher, factors=spec.factors, name=spec.name)
         build_term(before, shop)
@@ -183,14 +183,18 @@ def build(spec: LossTerm, dtype: torch.dtype = torch.float64) -> Built:
     return Built(term, parts, [parameter for name in names for parameter in parts[name].parameters()])
 
 
-def inputs(spec: LossTerm, rows: Rows) -> list[Tensor]:
+def inputs(spec: LossSpec, inputs: LossInputs) -> list[Tensor]:
     """What of the student's the term sees."""
-    return [rows.features.student[tap] for tap in spec.taps().student] or (
-        [rows.student] if isinstance(spec, Rkd) else []
+    return [inputs.features.student[tap] for tap in spec.taps().student] or (
+        [inputs.student] if isinstance(spec, Rkd) else []
     )
 
 
-def total(built: Built, rows: Rows) -> Tensor:
+def total(built: Built, inputs: LossInputs) -> Tensor:
     """The loss of the batch: the mean over the rows that count."""
-    values = built(rows)
-    return values.mean() if rows.valid is None else values.where(rows.valid, 0.0).sum() / rows.valid.sum().clamp(min=1)
+    values = built(inputs)
+    return (
+        values.mean()
+        if inputs.valid is None
+        else values.where(inputs.valid, 0.0).sum() / inputs.valid.sum().clamp(min=1)
+    )

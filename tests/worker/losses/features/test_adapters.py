@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.recipe.losses import LossTerm
+from app.recipe.losses import LossSpec
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -23,10 +23,10 @@ from app.recipe.losses.features import (
     Rkd,
 )
 from app.recipe.losses.taps import Pair, Tap
-from tests.worker.losses.features.samples import SEPARATE, build, fused, margin_pair, pair, workshop
+from tests.worker.losses.features.samples import SEPARATE, build, builder, fused, margin_pair, pair
 from worker.errors import UserError
 from worker.losses import build_term
-from worker.losses.builder import TeacherSide, Workshop
+from worker.losses.builder import LossBuilder, TeacherSide
 from worker.losses.features.activations import same_size, vectors
 from worker.losses.features.adapters import Adapter, RowNorm
 
@@ -86,7 +86,7 @@ def test_statistics_remember_only_rows_that_count() -> None:
 
 
 def test_terms_of_one_name_share_connectors_of_the_same_pairs() -> None:
-    shop = workshop()
+    shop = builder()
     build_term(Overhaul(pairs=[margin_pair("map"), margin_pair("late")]), shop)
     made = set(shop.parts)
     build_term(Lipschitz(pairs=[pair("map"), pair("late")]), shop)
@@ -101,7 +101,7 @@ def test_terms_of_several_teachers_have_adapters_of_their_own() -> None:
         name: TeacherSide(nn.Module(), {Tap(path="vector"): torch.Size((2, width))})
         for name, width in (("a", 4), ("b", 5))
     }
-    shop = Workshop(shapes, sides, 3)
+    shop = LossBuilder(shapes, sides, 3)
     for name in sides:
         build_term(Hint(pairs=[pair("vector")], teacher=name), shop)
     assert sorted(part.map.out_features for part in shop.parts.values()) == [4, 5]  # type: ignore[union-attr]
@@ -121,7 +121,7 @@ def test_padding_is_no_part_of_a_mean_over_tokens() -> None:
     torch.testing.assert_close(vectors(feature, "first", tokens), feature[:, 0])
 
 
-REFUSED: list[tuple[LossTerm, str, str]] = [
+REFUSED: list[tuple[LossSpec, str, str]] = [
     (Hint(pairs=[pair("map", "map"), pair("map", "tokens")]), "pairs[1]", "features of one kind, or a reduction"),
     (Hint(pairs=[pair("tokens", "short")]), "pairs[0]", "as many tokens on both sides"),
     (Hint(pairs=[pair("map")], adapter="none"), "pairs[0]", "equal widths, or an adapter"),
@@ -161,8 +161,8 @@ REFUSED: list[tuple[LossTerm, str, str]] = [
 
 
 @pytest.mark.parametrize(("spec", "field", "message"), REFUSED, ids=lambda value: getattr(value, "kind", None))
-def test_what_does_not_fit_is_refused_by_name(spec: LossTerm, field: str, message: str) -> None:
+def test_what_does_not_fit_is_refused_by_name(spec: LossSpec, field: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as raised:
-        build_term(spec, workshop())
+        build_term(spec, builder())
     assert raised.value.param == ".".join(["recipe.losses[1]", *([field] if field else [])])
     assert raised.value.code == "invalid_job"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.losses import LOSSES, Hint, Lipschitz, LossTerm, Overhaul, Rkd, features
+from app.recipe.losses import LOSSES, Hint, Lipschitz, LossSpec, Overhaul, Rkd, features
 from tests.worker.losses.features.samples import (
     ROWS,
     SPECS,
@@ -18,30 +18,30 @@ from tests.worker.losses.features.samples import (
     pair,
     total,
 )
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.features import FEATURE_TERMS
 
 FEATURE_LOSSES = [kind for kind in LOSSES if kind.__module__ == features.__name__]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{SPECS.index(spec)}")
 
 
-def gradients(spec: LossTerm, built: Built, rows: Rows) -> list[Tensor]:
+def gradients(spec: LossSpec, built: Built, inputs: LossInputs) -> list[Tensor]:
     """Of the loss of the batch, at the student's features and at the parts that learn; 0 where there is none."""
-    wanted = [*inputs(spec, rows), *built.trained]
-    found = torch.autograd.grad(total(built, rows), wanted, allow_unused=True)
+    wanted = [*inputs(spec, inputs), *built.trained]
+    found = torch.autograd.grad(total(built, inputs), wanted, allow_unused=True)
     return [torch.zeros_like(at) if grad is None else grad for at, grad in zip(wanted, found, strict=True)]
 
 
-def select(rows: Rows, which: slice) -> Rows:
+def select(inputs: LossInputs, which: slice) -> LossInputs:
     """Some of the rows, as a part of a batch."""
-    assert rows.teacher is not None
-    features = rows.features._replace(
-        student={tap: value[which] for tap, value in rows.features.student.items()},
-        teacher={tap: value[which] for tap, value in rows.features.teacher.items()},
-        student_tokens=None if rows.features.student_tokens is None else rows.features.student_tokens[which],
+    assert inputs.teacher is not None
+    features = inputs.features._replace(
+        student={tap: value[which] for tap, value in inputs.features.student.items()},
+        teacher={tap: value[which] for tap, value in inputs.features.teacher.items()},
+        student_tokens=None if inputs.features.student_tokens is None else inputs.features.student_tokens[which],
     )
-    return rows._replace(
-        student=rows.student[which], labels=rows.labels[which], teacher=rows.teacher[which], features=features
+    return inputs._replace(
+        student=inputs.student[which], labels=inputs.labels[which], teacher=inputs.teacher[which], features=features
     )
 
 
@@ -50,21 +50,21 @@ def test_every_kind_has_a_term_and_a_sample() -> None:
 
 
 @pytest.mark.parametrize("kind", FEATURE_LOSSES, ids=lambda kind: kind.__name__)
-def test_every_kind_says_where_it_comes_from_and_describes_its_fields(kind: type[LossTerm]) -> None:
+def test_every_kind_says_where_it_comes_from_and_describes_its_fields(kind: type[LossSpec]) -> None:
     assert kind.paper
     assert kind.equation
     assert [name for name, field in kind.model_fields.items() if not field.description and name != "kind"] == []
 
 
 @every_spec
-def test_gives_one_number_per_row(spec: LossTerm) -> None:
+def test_gives_one_number_per_row(spec: LossSpec) -> None:
     value = build(spec)(draw())
     assert value.shape == (ROWS,)
     assert value.isfinite().all()
 
 
 @every_spec
-def test_gradient_is_that_of_the_value(spec: LossTerm) -> None:
+def test_gradient_is_that_of_the_value(spec: LossSpec) -> None:
     rows, built = draw(3), build(spec)
     wanted = [*inputs(spec, rows), *built.trained]
 
@@ -75,24 +75,24 @@ def test_gradient_is_that_of_the_value(spec: LossTerm) -> None:
 
 
 @every_spec
-def test_gradient_reaches_the_student_and_the_parts_that_learn_and_nothing_else(spec: LossTerm) -> None:
+def test_gradient_reaches_the_student_and_the_parts_that_learn_and_nothing_else(spec: LossSpec) -> None:
     rows, built = draw(), build(spec)
-    for value in rows.features.teacher.values():
+    for value in inputs.features.teacher.values():
         value.requires_grad_()
     total(built, rows).backward()  # type: ignore[no-untyped-call]
     assert all(at.grad is not None and at.grad.any() for at in inputs(spec, rows))
     unused = [at for at in built.trained if at.grad is None]
     assert len(unused) == (6 if getattr(spec, "bound", "") == "infonce" else 0)  # it does without the baseline
-    assert all(value.grad is None for value in rows.features.teacher.values())
+    assert all(value.grad is None for value in inputs.features.teacher.values())
     frozen = {id(at) for at in built.parts.parameters()} - {id(at) for at in built.trained}
     assert all(at.grad is None for at in built.parts.parameters() if id(at) in frozen)
 
 
 @every_spec
-def test_rows_that_do_not_count_change_nothing(spec: LossTerm) -> None:
+def test_rows_that_do_not_count_change_nothing(spec: LossSpec) -> None:
     rows = draw(ROWS + 2)
     kept = slice(0, ROWS)
-    for side in (rows.features.student, rows.features.teacher):
+    for side in (inputs.features.student, inputs.features.teacher):
         for value in side.values():
             value.data[ROWS:] *= 100.0
     valid = torch.arange(ROWS + 2) < ROWS
@@ -102,7 +102,7 @@ def test_rows_that_do_not_count_change_nothing(spec: LossTerm) -> None:
     assert_gradients_equal(spec, rows._replace(valid=valid), few, inputs(spec, rows))
 
 
-def assert_gradients_equal(spec: LossTerm, first: Rows, second: Rows, at: list[Tensor]) -> None:
+def assert_gradients_equal(spec: LossSpec, first: LossInputs, second: LossInputs, at: list[Tensor]) -> None:
     """Of the losses of two batches made of `at`, there and at the parts that learn."""
     found = [(build(spec), rows) for rows in (first, second)]
     grads = [torch.autograd.grad(total(built, rows), [*at, *built.trained], allow_unused=True) for built, rows in found]
@@ -110,7 +110,7 @@ def assert_gradients_equal(spec: LossTerm, first: Rows, second: Rows, at: list[T
 
 
 @every_spec
-def test_a_batch_without_a_row_that_counts_costs_nothing(spec: LossTerm) -> None:
+def test_a_batch_without_a_row_that_counts_costs_nothing(spec: LossSpec) -> None:
     rows = draw()._replace(valid=torch.zeros(ROWS, dtype=torch.bool))
     built = build(spec)
     assert total(built, rows) == 0.0
@@ -118,26 +118,26 @@ def test_a_batch_without_a_row_that_counts_costs_nothing(spec: LossTerm) -> None
 
 
 @every_spec
-def test_a_batch_of_one_row_is_finite(spec: LossTerm) -> None:
+def test_a_batch_of_one_row_is_finite(spec: LossSpec) -> None:
     rows, built = draw(1), build(spec)
     assert total(built, rows).isfinite()
     assert all(grad.isfinite().all() for grad in gradients(spec, built, rows))
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.couples_rows], ids=lambda spec: f"{spec.kind}")
-def test_rows_do_not_depend_on_each_other_unless_the_kind_says_so(spec: LossTerm) -> None:
+def test_rows_do_not_depend_on_each_other_unless_the_kind_says_so(spec: LossSpec) -> None:
     rows, built = draw(6), build(spec)
     parts = torch.cat([built(select(rows, part)) for part in (slice(0, 2), slice(2, 6))])
     torch.testing.assert_close(parts, built(rows))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FEATURE_LOSSES if kind.couples_rows], ids=lambda kind: kind.__name__)
-def test_a_kind_that_says_that_rows_are_coupled_has_them_so(kind: type[LossTerm]) -> None:
+def test_a_kind_that_says_that_rows_are_coupled_has_them_so(kind: type[LossSpec]) -> None:
     rows = draw(6)
     lengths = torch.tensor([1, 2, 3, 4, 4, 4]).unsqueeze(1)
-    rows = rows._replace(features=rows.features._replace(student_tokens=torch.arange(4) < lengths))
+    rows = rows._replace(features=inputs.features._replace(student_tokens=torch.arange(4) < lengths))
 
-    def differs(spec: LossTerm) -> bool:
+    def differs(spec: LossSpec) -> bool:
         built = build(spec)
         parts = torch.cat([built(select(rows, part)) for part in (slice(0, 2), slice(2, 6))])
         return not torch.allclose(parts, built(rows))
@@ -145,7 +145,7 @@ def test_a_kind_that_says_that_rows_are_coupled_has_them_so(kind: type[LossTerm]
     assert any(differs(spec) for spec in SPECS if isinstance(spec, kind))
 
 
-SAME: list[LossTerm] = [
+SAME: list[LossSpec] = [
     Hint(pairs=[pair("vector", "same.vector"), pair("map", "same.map"), pair("tokens", "same.tokens")]),
     Hint(pairs=[pair("map", "same.map")], reduction="mean"),
     Rkd(),
@@ -156,14 +156,16 @@ SAME: list[LossTerm] = [
 
 
 @pytest.mark.parametrize("spec", SAME, ids=lambda spec: f"{spec.kind}-{SAME.index(spec)}")
-def test_features_equal_to_the_teachers_cost_nothing(spec: LossTerm) -> None:
+def test_features_equal_to_the_teachers_cost_nothing(spec: LossSpec) -> None:
     rows = draw()
     own = {
-        tap: rows.features.teacher[taught].clone().requires_grad_()
+        tap: inputs.features.teacher[taught].clone().requires_grad_()
         for tap, taught in zip(spec.taps().student, spec.taps().teacher, strict=True)
     }
-    assert rows.teacher is not None
-    same = rows._replace(student=rows.teacher.clone().requires_grad_(), features=rows.features._replace(student=own))
+    assert inputs.teacher is not None
+    same = rows._replace(
+        student=inputs.teacher.clone().requires_grad_(), features=inputs.features._replace(student=own)
+    )
     built = build(spec)
     torch.testing.assert_close(total(built, same), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(
@@ -173,7 +175,7 @@ def test_features_equal_to_the_teachers_cost_nothing(spec: LossTerm) -> None:
 
 @every_spec
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_features_are_computed_in_float32(spec: LossTerm, dtype: torch.dtype) -> None:
+def test_half_precision_features_are_computed_in_float32(spec: LossSpec, dtype: torch.dtype) -> None:
     coarse = draw(dtype=dtype)
     assert coarse.teacher is not None
     fine = coarse._replace(
@@ -191,29 +193,29 @@ def test_half_precision_features_are_computed_in_float32(spec: LossTerm, dtype: 
 
 @every_spec
 @pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_dead_and_huge_features_stay_finite(spec: LossTerm, scale: float) -> None:
+def test_dead_and_huge_features_stay_finite(spec: LossSpec, scale: float) -> None:
     rows, built = draw(dtype=torch.float32, scale=scale), build(spec, torch.float32)
     assert built(rows).isfinite().all()
     assert all(grad.isfinite().all() for grad in gradients(spec, built, rows))
 
 
 @every_spec
-def test_a_teacher_without_features_is_missed(spec: LossTerm) -> None:
+def test_a_teacher_without_features_is_missed(spec: LossSpec) -> None:
     rows = draw()
     with pytest.raises(ValueError, match="teacher"):
-        build(spec)(rows._replace(teacher=None, features=rows.features._replace(teacher={})))
+        build(spec)(rows._replace(teacher=None, features=inputs.features._replace(teacher={})))
 
 
 @every_spec
-def test_a_document_says_it_all(spec: LossTerm) -> None:
+def test_a_document_says_it_all(spec: LossSpec) -> None:
     assert type(spec).model_validate_json(spec.model_dump_json()) == spec
 
 
 @every_spec
-def test_a_term_says_where_it_looks(spec: LossTerm) -> None:
+def test_a_term_says_where_it_looks(spec: LossSpec) -> None:
     rows, built, taps = draw(), build(spec), spec.taps()
     assert bool(taps.teacher) == (spec != Rkd())
-    student = {tap: rows.features.student[tap] for tap in taps.student}
-    teacher = {tap: rows.features.teacher[tap] for tap in taps.teacher}
-    told = rows._replace(features=rows.features._replace(student=student, teacher=teacher))
+    student = {tap: inputs.features.student[tap] for tap in taps.student}
+    teacher = {tap: inputs.features.teacher[tap] for tap in taps.teacher}
+    told = rows._replace(features=inputs.features._replace(student=student, teacher=teacher))
     torch.testing.assert_close(built(told), build(spec)(rows))

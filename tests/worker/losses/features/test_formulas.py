@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from app.recipe.losses import LossTerm
+from app.recipe.losses import LossSpec
 from app.recipe.losses.features import (
     ActivationBoundary,
     AttentionPair,
@@ -31,25 +31,25 @@ from tests.worker.losses.features.samples import (
     QKV,
     SEPARATE,
     build,
+    builder,
     draw,
     fused,
     margin_pair,
     pair,
-    workshop,
 )
 from worker.errors import UserError
 from worker.losses import build_term
-from worker.losses.base import Rows
+from worker.losses.base import LossInputs
 from worker.losses.features import mi_alpha, rkd
 from worker.losses.features.inheritance import Autoencoder
 from worker.losses.features.lipschitz import spectral_norm
 from worker.losses.features.overhaul import margins
 
 
-def with_student(rows: Rows, **features: Tensor) -> Rows:
+def with_student(inputs: LossInputs, **features: Tensor) -> LossInputs:
     """Other features of the student at these taps."""
-    student = {**rows.features.student, **{Tap(path=name): value for name, value in features.items()}}
-    return rows._replace(features=rows.features._replace(student=student))
+    student = {**inputs.features.student, **{Tap(path=name): value for name, value in features.items()}}
+    return inputs._replace(features=inputs.features._replace(student=student))
 
 
 def test_hint_is_a_mean_over_entries_and_a_sum_over_pairs() -> None:
@@ -133,14 +133,14 @@ def test_margins_are_means_of_what_is_negative() -> None:
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(3, affine=False), nn.LayerNorm(3), nn.Conv2d(3, 3, 1)])
 def test_only_a_batch_norm_with_weights_has_margins(norm: nn.Module) -> None:
-    shop = workshop()
+    shop = builder()
     shop.teacher_module("norms").add_module("map", norm)
     with pytest.raises(UserError, match="needed is a batch norm with weight and bias"):
         build_term(Overhaul(pairs=[margin_pair("map")]), shop)
 
 
 def test_the_batch_norm_may_be_the_tap_itself() -> None:
-    shop = workshop()
+    shop = builder()
     shop._teachers["teacher"].shapes[Tap(path="norms.map")] = torch.Size((2, 5, 4, 4))  # type: ignore[index]
     at_norm = MarginPair(student=Tap(path="map"), teacher=Tap(path="norms.map"))
     build_term(Overhaul(pairs=[at_norm]), shop)
@@ -209,7 +209,7 @@ def test_a_critic_learns_that_features_belong_together() -> None:
 
 
 def test_an_autoencoder_learns_and_is_then_left_alone() -> None:
-    shop = workshop()
+    shop = builder()
     first = build_term(FeatureAutoencoder(tap=Tap(path="map")), shop)
     parts, rows = shop.parts.double(), draw()
     before = first(rows).mean().item()
@@ -234,7 +234,7 @@ def test_an_autoencoder_learns_and_is_then_left_alone() -> None:
 
 def test_an_autoencoder_is_not_trained_in_the_stage_that_uses_it() -> None:
     trains, uses = FeatureAutoencoder(tap=Tap(path="map")), InheritanceExploration(pair=pair("map"))
-    shop = workshop()
+    shop = builder()
     build_term(trains, shop)
     with pytest.raises(UserError, match="no stage before this one"):
         build_term(uses, shop)
@@ -267,6 +267,6 @@ def test_halves_of_the_student_are_inherited_and_explored() -> None:
         (Projections, {"queries": Tap(path="q"), "keys": Tap(path="q"), "values": Tap(path="q"), "qkv": Tap(path="q")}),
     ],
 )
-def test_settings_without_sense_are_refused(kind: type[LossTerm], fields: dict[str, Any]) -> None:
+def test_settings_without_sense_are_refused(kind: type[LossSpec], fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         kind(**fields)

@@ -16,8 +16,8 @@ from app.recipe.students.architectures import CifarResNet, Mlp, Student, Vit
 from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.training.builders import play, stage, weights, write_teacher
-from worker.losses.builder import TeacherSide, Workshop
-from worker.losses.objective import Objective, Seen
+from worker.losses.builder import LossBuilder, TeacherSide
+from worker.losses.objective import BatchOutputs, Objective
 from worker.students.model import Model
 from worker.students.weights import load_model
 from worker.teachers import TeacherSignal
@@ -106,10 +106,10 @@ def test_padding_reaches_the_losses_of_both_sides() -> None:
     features = {Tap(path="tokens"): torch.randn(1, 2, 3)}
     signal = TeacherSignal(torch.zeros(1, 3), None, {Tap(path="tokens"): torch.randn(1, 3, 3)}, taught)
     shapes = [{tap: seen.shape for tap, seen in side.items()} for side in (features, signal.features)]
-    workshop = Workshop(shapes[0], {"teacher": TeacherSide(nn.Module(), shapes[1])}, 3)
+    builder = LossBuilder(shapes[0], {"teacher": TeacherSide(nn.Module(), shapes[1])}, 3)
     spec = Hint(pairs=[Pair(teacher=Tap(path="tokens"), student=Tap(path="tokens"))], reduction="mean")
-    objective = Objective([spec], workshop, [Teacher(model="m")])
-    seen = Seen(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64), {"teacher": signal}, features, own)
+    objective = Objective([spec], builder, [Teacher(model="m")])
+    seen = BatchOutputs(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64), {"teacher": signal}, features, own)
     found = objective(seen, torch.tensor(1))["loss"]
     (student,), (teacher,) = features[Tap(path="tokens")], signal.features[Tap(path="tokens")]
     torch.testing.assert_close(found, (student[0] - teacher[:2].mean(0)).square().mean())
