@@ -15,7 +15,7 @@ from app.core.clock import now
 from app.core.database import Database
 from app.core.ids import new_id
 from app.core.store import Store
-from app.jobs.tables import Artifact
+from app.jobs.tables import ArtifactRow
 from bench.fetch import Fetch, fetch
 from bench.fill import fill, job_id
 from bench.rows import Row, Target
@@ -74,6 +74,6 @@ async def _publish(service: Service, size: int) -> Path:
     row = {"name": NAME, "media_type": "application/octet-stream", "attempt": 1, "token": 1}
     async with database.write() as session:
         place = {"key": stored.key, "size": stored.size, "sha256": stored.sha256}
-        session.add(Artifact(id=new_id("art"), job_id=job_id(0), created_at=now(), **row, **place))
+        session.add(ArtifactRow(id=new_id("art"), job_id=job_id(0), created_at=now(), **row, **place))
     await database.close()
     return Path(urlsplit(service.settings.resolved_store_url).path) / stored.key

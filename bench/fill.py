@@ -9,7 +9,7 @@ from sqlalchemy import CTE, JSON, ColumnElement, String, case, cast, insert, lit
 
 from app.core.clock import now
 from app.core.database import Base, Database
-from app.jobs.tables import Job, Phase
+from app.jobs.tables import JobRow, PhaseRow
 from app.projects.tables import Project
 from app.recipe.job import JobSpec
 
@@ -75,11 +75,11 @@ def _numbers(count: int) -> CTE:
 
 def _rows(project: str, numbers: CTE) -> Iterator[tuple[type[Base], dict[str, ColumnElement[Any]]]]:
     id = literal(_PREFIX).concat(cast(numbers.c.n + _FIRST, String))
-    yield Job, _job(id, project, numbers)
+    yield JobRow, _job(id, project, numbers)
     for minutes, phase in enumerate(PHASES):
         began = now() - DAY_SECONDS + 60 * minutes
         times = {"started_at": began, "ended_at": began + 60}
-        yield Phase, {"job_id": id, "attempt": literal(1), "phase": literal(phase), **times}
+        yield PhaseRow, {"job_id": id, "attempt": literal(1), "phase": literal(phase), **times}
 
 
 def _job(id: ColumnElement[str], project: str, numbers: CTE) -> dict[str, ColumnElement[Any]]:

@@ -98,8 +98,8 @@ def _read(name: str) -> Document:
 def _short(job: Document, seed: int, epochs: int | None) -> Document:
     data = {**job["data"], "train": "train", "eval": "test"}
     recipe = job["recipe"] | ({"epochs": epochs} if epochs else {})
-    judged = {"every_epochs": 10_000, "prompts": 0}
-    return {**job, "data": data, "recipe": recipe, "evaluation": judged, "export": ["safetensors"], "seed": seed}
+    evaluated = {"every_epochs": 10_000, "prompts": 0}
+    return {**job, "data": data, "recipe": recipe, "evaluation": evaluated, "export": ["safetensors"], "seed": seed}
 
 
 def write_text(text: str, folder: Path) -> None:

@@ -112,13 +112,13 @@ class _Bench:
         state = initial_state(job.recipe, _model(STUDENT, self._size))
         batches = Batches(self._samples, self._size.batch, SEED)
         plan = plan_training(job.recipe, len(self._samples))
-        course = build_stages(job, plan, batches, state, {"teacher": teacher} if teacher else {}, SEED)[-1]
-        course.objective.prepare()
-        state.optimizer, state.step = fresh_optimizer(course, state.student), course.plan.first
+        stage = build_stages(job, plan, batches, state, {"teacher": teacher} if teacher else {}, SEED)[-1]
+        stage.objective.prepare()
+        state.optimizer, state.step = fresh_optimizer(stage, state.student), stage.plan.first
 
         def step() -> None:
-            set_rate(course, state)
-            take_step(course, state, course.lesson(state.step))
+            set_rate(stage, state)
+            take_step(stage, state, stage.step_inputs(state.step))
             state.step += 1
 
         return step

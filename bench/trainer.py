@@ -9,7 +9,7 @@ import select
 import sys
 import time
 
-from worker.trainer.protocol import COMMANDS, Message, Metrics, PhaseBegan, Progress, Ready, Start
+from worker.trainer.protocol import COMMANDS, Message, Metrics, PhaseBegan, Ready, Start, StepProgress
 
 PROGRESS_PER_SECOND = 10
 
@@ -27,8 +27,8 @@ def main(messages: int, values: int) -> None:
             _say(_progress(step, step / messages))
 
 
-def _progress(step: int, epoch: float) -> Progress:
-    return Progress(step=step, total_steps=1 << 40, epoch=epoch, samples_per_second=1.0, seconds_left=None)
+def _progress(step: int, epoch: float) -> StepProgress:
+    return StepProgress(step=step, total_steps=1 << 40, epoch=epoch, samples_per_second=1.0, seconds_left=None)
 
 
 def _say(message: Message) -> None:

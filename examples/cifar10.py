@@ -18,7 +18,7 @@ from session import HERE, alone, fetch, finish, options_of, play, read_job, repo
 
 from stillhouse import documents
 from stillhouse.client import Client
-from stillhouse.objects import Model
+from stillhouse.objects import StoredModel
 
 TEACHER = HERE / "teachers" / "cifar-resnet56.yaml"
 JOB = "cifar10.yaml"
@@ -55,7 +55,7 @@ def run(client: Client, options: argparse.Namespace) -> None:
     show(rows, with_teacher["samples"]["eval"])
 
 
-def register(client: Client, checkpoint: Path, depth: int) -> Model:
+def register(client: Client, checkpoint: Path, depth: int) -> StoredModel:
     """Upload the checkpoint, and make a model of it as `teachers/cifar-resnet56.yaml` says."""
     words = documents.read(TEACHER, [f"config.architecture.depth={depth}"])
     return client.register_model(client.upload(checkpoint).id, **words)

@@ -25,17 +25,17 @@ from stillhouse.errors import BadRequest, ClientError, FieldProblem, ServiceErro
 from stillhouse.local_data import send_data
 from stillhouse.objects import (
     Artifact,
+    CatalogOption,
     Checkpoint,
     Event,
     File,
     Job,
     Key,
-    Model,
     Modules,
-    Option,
     Reply,
     Result,
     Series,
+    StoredModel,
     Validation,
 )
 from stillhouse.transport import OUTAGE_SECONDS, Transport
@@ -270,13 +270,13 @@ class Client:
         """Remove a file that no live job uses."""
         self._transport.send("DELETE", _path("files", file_id))
 
-    def models(self, *, limit: int | None = None) -> Iterator[Model]:
+    def models(self, *, limit: int | None = None) -> Iterator[StoredModel]:
         """Models, newest first."""
-        return self._pages("/v1/models", Model, {}, limit)
+        return self._pages("/v1/models", StoredModel, {}, limit)
 
-    def model(self, model_id: str) -> Model:
+    def model(self, model_id: str) -> StoredModel:
         """A model, with its configuration, report and files."""
-        return Model.model_validate(self._transport.json("GET", _path("models", model_id)))
+        return StoredModel.model_validate(self._transport.json("GET", _path("models", model_id)))
 
     def modules(self, model_id: str) -> Modules:
         """Paths of the modules within a model's network."""
@@ -290,17 +290,17 @@ class Client:
         *,
         checkpoint_key: str | None = None,
         key_map: Document | str | None = None,
-    ) -> Model:
+    ) -> StoredModel:
         """Make a model of uploaded weights (safetensors, or what torch.save wrote) and a description of them."""
         body = {"file": file_id, "config": config, "name": name, "checkpoint_key": checkpoint_key, "key_map": key_map}
-        return Model.model_validate(self._transport.json("POST", "/v1/models", json=_given(body)))
+        return StoredModel.model_validate(self._transport.json("POST", "/v1/models", json=_given(body)))
 
     def register_folder(
         self, files: Mapping[str, str], config: Document | None = None, name: str | None = None
-    ) -> Model:
+    ) -> StoredModel:
         """Make a model of a folder in the Hugging Face layout: ids of uploaded files by their name in it."""
         body = _given({"files": dict(files), "config": config, "name": name})
-        return Model.model_validate(self._transport.json("POST", "/v1/models", json=body))
+        return StoredModel.model_validate(self._transport.json("POST", "/v1/models", json=body))
 
     def delete_model(self, model_id: str) -> None:
         """Remove a model that no live job uses."""
@@ -316,10 +316,10 @@ class Client:
         url = _path("models", model_id, "files", item.name)
         return transfer.download(self._transport, url, item, folder, progress=progress)
 
-    def catalog(self, group: str | None = None) -> list[Option]:
+    def catalog(self, group: str | None = None) -> list[CatalogOption]:
         """What can be asked for: losses, optimizers, schedules and students, with their schemas."""
         page = self._transport.json("GET", _path("catalog", *([group] if group else [])))
-        return [Option.model_validate(item) for item in page["data"]]
+        return [CatalogOption.model_validate(item) for item in page["data"]]
 
     def api_keys(self) -> Iterator[Key]:
         """Keys of the project."""

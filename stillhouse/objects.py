@@ -131,7 +131,7 @@ class Artifact(Reply):
     sha256: str
 
 
-class Alone(Reply):
+class Baseline(Reply):
     """A job that trained the same student on the same data without a teacher."""
 
     job_id: str
@@ -152,12 +152,12 @@ class Result(Figures):
 
     job_id: str
     model_id: str | None = None
-    alone: Alone | None = None
+    alone: Baseline | None = None
     warnings: list[ReportWarning] = []
     artifacts: list[Artifact] = []
 
 
-class Default(Reply):
+class DefaultChoice(Reply):
     """A value that was chosen for a field that a job leaves out."""
 
     param: str
@@ -197,7 +197,7 @@ class Validation(Reply):
     total_steps: int | None = None
     parameters: int | None = None
     estimate: Estimate | None = None
-    defaults: list[Default] = []
+    defaults: list[DefaultChoice] = []
     warnings: list[Remark] = []
 
 
@@ -229,7 +229,7 @@ class Upload(Reply):
     max_part_bytes: int
 
 
-class Model(Reply):
+class StoredModel(Reply):
     """A teacher or student whose bundle the service keeps."""
 
     id: str
@@ -252,7 +252,7 @@ class Modules(Reply):
     paths: list[str]
 
 
-class Paper(Reply):
+class CatalogPaper(Reply):
     """The source of a method."""
 
     title: str
@@ -260,13 +260,13 @@ class Paper(Reply):
     url: str
 
 
-class Option(Reply):
+class CatalogOption(Reply):
     """One thing that a job can choose."""
 
     group: str
     kind: str
     description: str
-    paper: Paper | None = None
+    paper: CatalogPaper | None = None
     defaults: dict[str, Any]
     json_schema: dict[str, Any]
 

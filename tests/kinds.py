@@ -20,7 +20,7 @@ from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from app.recipe.tasks.embedding import Embedding
 from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING, NUMBERS, Task
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.tokens import train_tokenizer, train_writer
 from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
@@ -180,7 +180,7 @@ def write_teachers(folder: Path) -> None:
 
 def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True)) -> None:
     """A sentence encoder with random weights and its tokenizer."""
-    tokenizer = train_tokenizer(WordPiece(vocabulary=100), Texts(WORDS))
+    tokenizer = train_tokenizer(WordPiece(vocabulary=100), TextSamples(WORDS))
     config = ModelConfig(
         task=EMBEDDING,
         architecture=Transformers(config={**BERT, "hidden_size": 16, "num_hidden_layers": 2}),

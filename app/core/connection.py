@@ -71,7 +71,7 @@ TOO_MANY = _raw(
 )
 
 
-class Connection(HttpToolsProtocol):
+class BoundedConnection(HttpToolsProtocol):
     """uvicorn's protocol with an end to every wait; `waits` is set by `connection_class`."""
 
     waits: Waits
@@ -196,6 +196,6 @@ class Connection(HttpToolsProtocol):
             self._writing = None
 
 
-def connection_class(settings: Settings) -> type[Connection]:
+def connection_class(settings: Settings) -> type[BoundedConnection]:
     """The protocol with the waits of these settings, as uvicorn takes it."""
-    return type("Connection", (Connection,), {"waits": Waits.from_settings(settings)})
+    return type("Connection", (BoundedConnection,), {"waits": Waits.from_settings(settings)})

@@ -93,7 +93,7 @@ class ApiError(Exception):
         self.headers = headers or {}
 
 
-class BadRequest(ApiError):
+class InvalidRequest(ApiError):
     """The request can't be read."""
 
     status, type = 400, "invalid_request"

@@ -24,12 +24,12 @@ from app.core.database import DATABASE_LOST, first_line, is_lock_timeout
 from app.core.errors import (
     MAX_ERRORS,
     ApiError,
-    BadRequest,
     ErrorBody,
     ErrorEnvelope,
     FieldError,
     HeadersTooLarge,
     Invalid,
+    InvalidRequest,
     TooLarge,
     Unavailable,
     UriTooLong,
@@ -146,7 +146,7 @@ def _require_small_address(scope: Scope) -> None:
     if query.count(b"&") >= MAX_QUERY_PARAMETERS:
         raise UriTooLong("too_many_parameters", f"the query has more than {MAX_QUERY_PARAMETERS} parameters")
     if "\0" in path or b"%00" in query:
-        raise BadRequest("invalid_address", "the address contains a NUL")
+        raise InvalidRequest("invalid_address", "the address contains a NUL")
 
 
 class HeadAsGet:
@@ -280,7 +280,7 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     for detail in details:
         if detail["type"] == "json_invalid":
             message = f"the body is not JSON: {detail['ctx']['error']} at character {detail['loc'][-1]}"
-            return _answer(request.scope, BadRequest("malformed_json", message))
+            return _answer(request.scope, InvalidRequest("malformed_json", message))
     of, document = operation(request), request.app.openapi()
     errors = [
         _field_error(of, document, detail, hint=number < MAX_HINTS)

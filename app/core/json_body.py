@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from app.core.errors import BadRequest, UnsupportedMediaType, shortened
+from app.core.errors import InvalidRequest, UnsupportedMediaType, shortened
 
 JSON = "application/json"
 MAX_DEPTH = 32
@@ -52,7 +52,7 @@ def _require_json(request: Request) -> None:
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """The body. Raises `BadRequest` where it exceeds a limit, `JSONDecodeError` where it is no JSON."""
+        """The body. Raises `InvalidRequest` where it exceeds a limit, `JSONDecodeError` where it is no JSON."""
         if not hasattr(self, "_json"):
             self._json = _parsed(await self.body())
         return self._json
@@ -62,7 +62,7 @@ def _parsed(body: bytes) -> Any:
     for mark, most in MOST.items():
         if body.count(mark) > most:
             message = f"the body has the character {mark.decode()} more than {most} times"
-            raise BadRequest("body_too_complex", message, param="body")
+            raise InvalidRequest("body_too_complex", message, param="body")
     try:
         found = json.loads(body)
     except RecursionError:
@@ -70,7 +70,7 @@ def _parsed(body: bytes) -> Any:
     except json.JSONDecodeError:
         raise
     except ValueError as error:
-        raise BadRequest("malformed_json", f"the body is not JSON: {_reason(error)}", param="body") from None
+        raise InvalidRequest("malformed_json", f"the body is not JSON: {_reason(error)}", param="body") from None
     _require_bounds(found)
     return found
 
@@ -79,8 +79,8 @@ def _reason(error: ValueError) -> str:
     return "it is not in UTF-8" if isinstance(error, UnicodeDecodeError) else "a number has too many digits"
 
 
-def _too_deep() -> BadRequest:
-    return BadRequest("body_too_complex", f"the body nests deeper than {MAX_DEPTH} levels", param="body")
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("body_too_complex", f"the body nests deeper than {MAX_DEPTH} levels", param="body")
 
 
 def _require_bounds(document: Any) -> None:
@@ -94,7 +94,7 @@ def _require_bounds(document: Any) -> None:
             elif isinstance(node, list):
                 inner += node
         if keys > MAX_KEYS:
-            raise BadRequest("body_too_complex", f"the body has more than {MAX_KEYS} keys", param="body")
+            raise InvalidRequest("body_too_complex", f"the body has more than {MAX_KEYS} keys", param="body")
         level = [node for node in inner if isinstance(node, dict | list)]
         if not level:
             return

@@ -28,7 +28,7 @@ from app.files.schemas import (
     UploadRequest,
     UploadView,
 )
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.projects.auth import Caller, require
 
 router = APIRouter(prefix="/v1", route_class=JsonRoute)
@@ -140,7 +140,11 @@ async def list_files(
     """The project's files, newest first."""
     async with services.database.read() as session:
         found = await page(
-            session, repository.files(caller.project_id, sha256), File.id, paging, File.project_id == caller.project_id
+            session,
+            repository.files(caller.project_id, sha256),
+            FileRow.id,
+            paging,
+            FileRow.project_id == caller.project_id,
         )
     return found.map(FileView.of)
 

@@ -8,32 +8,32 @@ from sqlalchemy.orm import defer
 
 from app.core.clock import now
 from app.core.database import upsert
-from app.files.tables import File, Upload, UploadPart
+from app.files.tables import FileRow, UploadPart, UploadRow
 
 
-def files(project_id: str, sha256: str | None = None) -> Select[File]:
+def files(project_id: str, sha256: str | None = None) -> Select[FileRow]:
     """The project's files, unordered, without their summaries: these can be long."""
-    mine = (File.project_id == project_id, File.deleted_at.is_(None))
-    statement = select(File).where(*mine).options(defer(File.summary, raiseload=True))
-    return statement if sha256 is None else statement.where(File.sha256 == sha256)
+    mine = (FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
+    statement = select(FileRow).where(*mine).options(defer(FileRow.summary, raiseload=True))
+    return statement if sha256 is None else statement.where(FileRow.sha256 == sha256)
 
 
-async def file(session: AsyncSession, project_id: str, file_id: str, *, lock: bool = False) -> File | None:
-    mine = (File.id == file_id, File.project_id == project_id, File.deleted_at.is_(None))
-    statement = select(File).where(*mine)
+async def file(session: AsyncSession, project_id: str, file_id: str, *, lock: bool = False) -> FileRow | None:
+    mine = (FileRow.id == file_id, FileRow.project_id == project_id, FileRow.deleted_at.is_(None))
+    statement = select(FileRow).where(*mine)
     return await session.scalar(statement.with_for_update() if lock else statement)
 
 
 async def mark_deleted(session: AsyncSession, file_id: str) -> None:
-    await session.execute(update(File).where(File.id == file_id).values(deleted_at=now()))
+    await session.execute(update(FileRow).where(FileRow.id == file_id).values(deleted_at=now()))
 
 
-async def upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> Upload | None:
-    statement = select(Upload).where(Upload.id == upload_id, Upload.project_id == project_id)
+async def upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> UploadRow | None:
+    statement = select(UploadRow).where(UploadRow.id == upload_id, UploadRow.project_id == project_id)
     return await session.scalar(statement.with_for_update() if lock else statement)
 
 
-async def is_over(session: AsyncSession, row: Upload) -> bool:
+async def is_over(session: AsyncSession, row: UploadRow) -> bool:
     """Whether the upload's time has run out, by the database's clock."""
     return bool(await session.scalar(select(now() >= row.expires_at)))
 
@@ -65,8 +65,8 @@ async def drop_parts(session: AsyncSession, upload_id: str) -> list[str]:
     return list(await session.scalars(statement))
 
 
-async def overdue_uploads(session: AsyncSession, limit: int) -> list[Upload]:
+async def overdue_uploads(session: AsyncSession, limit: int) -> list[UploadRow]:
     """Uploads whose time has run out, locked."""
-    overdue = (Upload.status == "pending", Upload.expires_at <= now())
-    statement = select(Upload).where(*overdue).order_by(Upload.id).limit(limit).with_for_update(skip_locked=True)
+    overdue = (UploadRow.status == "pending", UploadRow.expires_at <= now())
+    statement = select(UploadRow).where(*overdue).order_by(UploadRow.id).limit(limit).with_for_update(skip_locked=True)
     return list(await session.scalars(statement))

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from app.core.clock import Time
 from app.core.views import View
 from app.files.inspect import Format
-from app.files.tables import File, Upload, UploadPart
+from app.files.tables import FileRow, UploadPart, UploadRow
 from app.recipe.base import Spec
 
 MAX_PARTS = 10_000
@@ -78,7 +78,7 @@ class UploadView(View):
     """When it is removed, unless it is completed."""
 
     @classmethod
-    def of(cls, row: Upload, parts: list[UploadPart], max_part_bytes: int) -> UploadView:
+    def of(cls, row: UploadRow, parts: list[UploadPart], max_part_bytes: int) -> UploadView:
         own = {name: getattr(row, name) for name in cls.model_fields if name in row.__table__.columns}
         return cls(**own, parts=[PartView.of(part) for part in parts], max_part_bytes=max_part_bytes)
 
@@ -110,7 +110,7 @@ class FileView(View):
     """When it was complete."""
 
     @classmethod
-    def of(cls, row: File) -> FileView:
+    def of(cls, row: FileRow) -> FileView:
         return cls.model_validate(row, from_attributes=True)
 
 
@@ -123,7 +123,7 @@ class FileDetailView(FileView):
     """Of a file of text: the names of its columns, or its first object."""
 
     @classmethod
-    def of(cls, row: File) -> FileDetailView:
+    def of(cls, row: FileRow) -> FileDetailView:
         told = {"arrays": row.summary.get("arrays", {}), "first_line": row.summary.get("first_line")}
         return cls(**FileView.of(row).model_dump(), **told)
 

@@ -26,7 +26,7 @@ from app.core.store import MissingObject, Store, StoredObject
 from app.files import repository
 from app.files.inspect import Inspection, inspect
 from app.files.schemas import UploadRequest
-from app.files.tables import File, Upload, UploadPart
+from app.files.tables import FileRow, UploadPart, UploadRow
 from app.jobs.repository import jobs_using
 from app.models.repository import models_using
 
@@ -48,11 +48,11 @@ def discard(session: AsyncSession, keys: list[str]) -> None:
         post(session, DELETE_OBJECTS, {"keys": keys})
 
 
-async def begin_upload(session: AsyncSession, project_id: str, wanted: UploadRequest, settings: Settings) -> Upload:
+async def begin_upload(session: AsyncSession, project_id: str, wanted: UploadRequest, settings: Settings) -> UploadRow:
     """Open an upload. Raises `TooLarge` when its announced size is more than is accepted."""
     if wanted.size is not None and wanted.size > settings.max_file_bytes:
         raise TooLarge("file_too_large", f"files may have up to {settings.max_file_bytes} bytes", param="size")
-    row = Upload(
+    row = UploadRow(
         id=new_id("upload"),
         project_id=project_id,
         name=wanted.name,
@@ -68,14 +68,14 @@ async def begin_upload(session: AsyncSession, project_id: str, wanted: UploadReq
     return row
 
 
-async def get_upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> Upload:
+async def get_upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> UploadRow:
     row = await repository.upload(session, project_id, upload_id, lock=lock)
     if row is None:
         raise NotFound("upload", upload_id)
     return row
 
 
-async def _open_upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> Upload:
+async def _open_upload(session: AsyncSession, project_id: str, upload_id: str, *, lock: bool = False) -> UploadRow:
     row = await get_upload(session, project_id, upload_id, lock=lock)
     status = "expired" if row.status == "pending" and await repository.is_over(session, row) else row.status
     if status != "pending":
@@ -132,7 +132,7 @@ def _require_digest(stored: StoredObject, *expected: str | None) -> None:
             raise Invalid("digest_mismatch", f"what came has the SHA-256 {stored.sha256}, not {sha256}", param="sha256")
 
 
-async def complete_upload(services: Services, project_id: str, upload_id: str, sha256: str | None) -> File:
+async def complete_upload(services: Services, project_id: str, upload_id: str, sha256: str | None) -> FileRow:
     """Join the parts, verify the whole, and publish it as a file. Doing it again gives the same file.
 
     Two requests at once both do the work, and one of them publishes: no state is held that a crash could leave behind.
@@ -156,7 +156,7 @@ async def complete_upload(services: Services, project_id: str, upload_id: str, s
     return file
 
 
-def _require_whole(upload: Upload, parts: list[UploadPart]) -> None:
+def _require_whole(upload: UploadRow, parts: list[UploadPart]) -> None:
     missing = sorted(set(range(1, parts[-1].number + 1)) - {part.number for part in parts}) if parts else [1]
     if missing:
         shown = ", ".join(str(number) for number in missing[:10]) + (", …" if len(missing) > 10 else "")
@@ -202,7 +202,7 @@ async def _publish(
     parts: list[UploadPart],
     stored: StoredObject,
     inspection: Inspection,
-) -> File:
+) -> FileRow:
     upload = await get_upload(session, project_id, upload_id, lock=True)
     if upload.file_id is not None:
         return await get_file(session, project_id, upload.file_id)
@@ -218,8 +218,8 @@ async def _publish(
 
 async def _insert_file(
     session: AsyncSession, project_id: str, name: str, stored: StoredObject, inspection: Inspection
-) -> File:
-    file = File(
+) -> FileRow:
+    file = FileRow(
         id=new_id("file"),
         project_id=project_id,
         name=name,
@@ -236,7 +236,7 @@ async def _insert_file(
     return file
 
 
-async def cancel_upload(session: AsyncSession, project_id: str, upload_id: str) -> Upload:
+async def cancel_upload(session: AsyncSession, project_id: str, upload_id: str) -> UploadRow:
     """Give an upload up; one that was given up, or ran out of time, stays as it is."""
     upload = await get_upload(session, project_id, upload_id, lock=True)
     if upload.status == "completed":
@@ -246,7 +246,7 @@ async def cancel_upload(session: AsyncSession, project_id: str, upload_id: str) 
     return upload
 
 
-async def _close(session: AsyncSession, upload: Upload, status: str) -> None:
+async def _close(session: AsyncSession, upload: UploadRow, status: str) -> None:
     upload.status = status
     discard(session, await repository.drop_parts(session, upload.id))
 
@@ -262,7 +262,7 @@ async def expire_uploads(database: Database) -> int:
 
 async def receive_file(
     services: Services, project_id: str, name: str, chunks: AsyncIterator[bytes], sha256: str | None
-) -> File:
+) -> FileRow:
     """Store, verify and publish a small file in one go."""
     stored = await services.store.write(_file_key(), chunks, services.settings.max_part_bytes)
     async with _deleted_if_refused(services.store, stored.key):
@@ -274,7 +274,7 @@ async def receive_file(
             return await _insert_file(session, project_id, name, stored, inspection)
 
 
-async def get_file(session: AsyncSession, project_id: str, file_id: str, *, lock: bool = False) -> File:
+async def get_file(session: AsyncSession, project_id: str, file_id: str, *, lock: bool = False) -> FileRow:
     row = await repository.file(session, project_id, file_id, lock=lock)
     if row is None:
         raise NotFound("file", file_id)

@@ -11,7 +11,7 @@ import app.projects.tables  # noqa: F401  # foreign keys name it
 from app.core.database import Base
 
 
-class File(Base):
+class FileRow(Base):
     """A complete, verified file. It never changes."""
 
     __tablename__ = "files"
@@ -32,7 +32,7 @@ class File(Base):
     deleted_at: Mapped[float | None]
 
 
-class Upload(Base):
+class UploadRow(Base):
     """A file on its way in, part by part."""
 
     __tablename__ = "uploads"

@@ -28,11 +28,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.store import KeyTaken, Store
-from app.files.tables import File, Upload, UploadPart
+from app.files.tables import FileRow, UploadPart, UploadRow
 from app.jobs.lifecycle import HELD
-from app.jobs.tables import Artifact, Checkpoint, Job
+from app.jobs.tables import ArtifactRow, CheckpointRow, JobRow
 from app.jobs.turns import take_turn
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from app.projects.tables import Project
 
 FOLDERS = ("files", "models", "projects", "uploads")
@@ -56,7 +56,7 @@ PART = re.compile(r"uploads/(?P<upload>[^/]+)/[^/]+")
 OTHER = re.compile(r"files/[0-9a-f]{32}|models/[0-9a-f]{32}/.+")
 
 log = logging.getLogger("stillhouse.collector")
-Row = TypeVar("Row", File, Model, Checkpoint)
+Row = TypeVar("Row", FileRow, ModelRow, CheckpointRow)
 
 
 class Counts(NamedTuple):
@@ -172,7 +172,7 @@ class Collector:
 
     async def _mourn(self) -> int:
         """Look for the objects of some rows of each kind; how many rows lack one."""
-        return await self._lacking(File) + await self._lacking(Model) + await self._lacking(Checkpoint)
+        return await self._lacking(FileRow) + await self._lacking(ModelRow) + await self._lacking(CheckpointRow)
 
     async def _lacking(self, table: type[Row]) -> int:
         gone = 0
@@ -199,8 +199,8 @@ class Collector:
             return row is not None and row.deleted_at is None
 
 
-def _keys_of(row: File | Model | Checkpoint) -> list[str]:
-    return [row.key] if isinstance(row, File) else [file["key"] for file in row.files]
+def _keys_of(row: FileRow | ModelRow | CheckpointRow) -> list[str]:
+    return [row.key] if isinstance(row, FileRow) else [file["key"] for file in row.files]
 
 
 async def _ours(session: AsyncSession, keys: Sequence[str]) -> set[str]:
@@ -211,9 +211,9 @@ async def _ours(session: AsyncSession, keys: Sequence[str]) -> set[str]:
     uploads: set[str] = set()
     jobs: dict[str, tuple[str, int]] = {}
     for some in _batches({*parts.values()}):
-        uploads |= set(await session.scalars(select(Upload.id).where(Upload.id.in_(some))))
+        uploads |= set(await session.scalars(select(UploadRow.id).where(UploadRow.id.in_(some))))
     for some in _batches({found["job"] for found in attempts.values()}):
-        rows = await session.execute(select(Job.id, Job.status, Job.attempt).where(Job.id.in_(some)))
+        rows = await session.execute(select(JobRow.id, JobRow.status, JobRow.attempt).where(JobRow.id.in_(some)))
         jobs |= {id: (status, attempt) for id, status, attempt in rows}
 
     def is_over(found: re.Match[str]) -> bool:
@@ -229,17 +229,21 @@ async def _referenced(session: AsyncSession, keys: set[str]) -> set[str]:
     """Those of the keys that a row speaks of."""
     found: set[str] = set()
     for some in _batches(keys):
-        for table in (File, UploadPart):
+        for table in (FileRow, UploadPart):
             wanted = select(table.key).where(table.key.in_(some))
-            found |= set(await session.scalars(wanted.where(File.deleted_at.is_(None)) if table is File else wanted))
+            found |= set(
+                await session.scalars(wanted.where(FileRow.deleted_at.is_(None)) if table is FileRow else wanted)
+            )
     for some in _batches({match["job"] for key in keys if (match := ATTEMPT.fullmatch(key))}):
-        kept = (Checkpoint.job_id.in_(some), Checkpoint.deleted_at.is_(None))
-        for files in await session.scalars(select(Checkpoint.files).where(*kept)):
+        kept = (CheckpointRow.job_id.in_(some), CheckpointRow.deleted_at.is_(None))
+        for files in await session.scalars(select(CheckpointRow.files).where(*kept)):
             found |= {file["key"] for file in files}
         # What a job has published goes with its model.
-        published = select(Artifact.key).outerjoin(Model, Model.job_id == Artifact.job_id)
-        found |= set(await session.scalars(published.where(Artifact.job_id.in_(some), Model.deleted_at.is_(None))))
-    uploaded = select(Model.files).where(Model.job_id.is_(None), Model.deleted_at.is_(None))
+        published = select(ArtifactRow.key).outerjoin(ModelRow, ModelRow.job_id == ArtifactRow.job_id)
+        found |= set(
+            await session.scalars(published.where(ArtifactRow.job_id.in_(some), ModelRow.deleted_at.is_(None)))
+        )
+    uploaded = select(ModelRow.files).where(ModelRow.job_id.is_(None), ModelRow.deleted_at.is_(None))
     for files in await session.scalars(uploaded):
         found |= {file["key"] for file in files}
     return keys & found

@@ -45,7 +45,7 @@ from app.jobs.schemas import (
 )
 from app.jobs.service import Idempotency
 from app.jobs.stream import StreamReaderDep
-from app.jobs.tables import Job
+from app.jobs.tables import JobRow
 from app.projects.auth import Caller, require
 from app.recipe import defaults
 from app.recipe.job import JobSpec
@@ -134,7 +134,11 @@ async def list_jobs(
     wanted = JobFilter(status or (), name, labels, _seconds(created_after), _seconds(created_before))
     async with services.database.read() as session:
         found = await page(
-            session, repository.listing(caller.project_id, wanted), Job.id, paging, Job.project_id == caller.project_id
+            session,
+            repository.listing(caller.project_id, wanted),
+            JobRow.id,
+            paging,
+            JobRow.project_id == caller.project_id,
         )
         return found.view(await service.views(session, found.rows))
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.jobs.schemas import DeviceEstimate, EstimateView
-from app.jobs.tables import Phase
-from app.models.tables import Model
+from app.jobs.schemas import DeviceEstimateView, EstimateView
+from app.jobs.tables import PhaseRow
+from app.models.tables import ModelRow
 from app.recipe.checks import InputFacts
 from app.recipe.cost import Cost, known_costs, student_cost
 from app.recipe.data.facts import SampleFacts, sample_facts
@@ -124,7 +124,7 @@ def _estimate(
         seconds = None if needed is None else needed / rates[device]
         host, gpu = memory[device]
         devices.append(
-            DeviceEstimate(
+            DeviceEstimateView(
                 device=device, memory_bytes=host, gpu_memory_bytes=gpu, training_seconds=seconds, basis=basis
             )
         )
@@ -152,8 +152,8 @@ def _rate(took: _Recent, device: str) -> tuple[float, str]:
 
 
 async def _recent(session: AsyncSession, project_id: str) -> _Recent:
-    made_here = (Model.project_id == project_id, Model.report.is_not(None))
-    newest = select(Model.job_id, Model.report).where(*made_here).order_by(Model.id.desc()).limit(RECENT_JOBS)
+    made_here = (ModelRow.project_id == project_id, ModelRow.report.is_not(None))
+    newest = select(ModelRow.job_id, ModelRow.report).where(*made_here).order_by(ModelRow.id.desc()).limit(RECENT_JOBS)
     rows = (await session.execute(newest)).all()
     rates: dict[str, list[float]] = {}
     for train in (report["train"] for _, report in rows if report and "train" in report):
@@ -161,7 +161,7 @@ async def _recent(session: AsyncSession, project_id: str) -> _Recent:
             device = "cpu" if train.get("device", "cpu") == "cpu" else "gpu"
             rates.setdefault(device, []).append(train["flops"] / train["seconds"])
     ids = [job_id for job_id, _ in rows]
-    spans = select(Phase.ended_at - Phase.started_at).where(
-        Phase.job_id.in_(ids), Phase.phase == "exporting", Phase.ended_at.is_not(None)
+    spans = select(PhaseRow.ended_at - PhaseRow.started_at).where(
+        PhaseRow.job_id.in_(ids), PhaseRow.phase == "exporting", PhaseRow.ended_at.is_not(None)
     )
     return _Recent(rates, list(await session.scalars(spans)))

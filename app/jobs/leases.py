@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.clock import now
 from app.core.database import upsert
 from app.core.ids import new_id
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.jobs import lifecycle
 from app.jobs.lifecycle import HELD, Move, Status, emit, move
 from app.jobs.requeue import PAUSED_SECONDS, Cause, dispatch, requeue, settle_death
-from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
-from app.models.tables import Model
+from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, JobRow, Metric, PhaseRow
+from app.models.tables import ModelRow
 from app.recipe.job import JobSpec
 from app.recipe.report import summary
 from app.recipe.students.model import ModelConfig
@@ -77,7 +77,7 @@ class Orders(NamedTuple):
     out_of_time: bool
 
 
-class Progress(Protocol):
+class TrainingProgress(Protocol):
     """Where training stands; `worker.trainer.protocol.Progress` is one."""
 
     @property
@@ -114,21 +114,21 @@ async def claim(
         candidate,
         lifecycle.CLAIM,
         f"claimed by {owner}",
-        lease_token=Job.lease_token + 1,
+        lease_token=JobRow.lease_token + 1,
         lease_owner=owner,
         lease_expires_at=now() + lease_seconds,
-        attempt=Job.attempt + 1,
+        attempt=JobRow.attempt + 1,
         phase=None,
     )
     if job is None:
         return None
     spec = JobSpec.model_validate(job.spec)
-    checkpoint = await session.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+    checkpoint = await session.get(CheckpointRow, job.checkpoint_id) if job.checkpoint_id else None
     start_step = checkpoint.step if checkpoint else 0
     left = spec.resources.max_seconds - job.run_seconds
-    await session.execute(update(Job).where(Job.id == job.id).values(deadline_at=now() + left, step=start_step))
+    await session.execute(update(JobRow).where(JobRow.id == job.id).values(deadline_at=now() + left, step=start_step))
     session.add(
-        Attempt(
+        AttemptRow(
             job_id=job.id,
             number=job.attempt,
             token=job.lease_token,
@@ -152,20 +152,20 @@ async def claim(
 
 def _claimable(queues: Sequence[str], job_id: str | None, gpus: int, nodes: int) -> Select[str]:
     # Read from the document; jobs from before there could be several have no number.
-    processes = func.coalesce(Job.spec["resources"]["processes"].as_integer(), 1)
-    machines = func.coalesce(Job.spec["resources"]["nodes"].as_integer(), 1)
+    processes = func.coalesce(JobRow.spec["resources"]["processes"].as_integer(), 1)
+    machines = func.coalesce(JobRow.spec["resources"]["nodes"].as_integer(), 1)
     statement = (
-        select(Job.id)
-        .where(Job.status == Status.QUEUED, Job.queue.in_(queues), Job.next_run_at <= now())
-        .where(or_(Job.queue != "gpu", processes <= gpus), machines <= nodes)
-        .order_by(Job.priority.desc(), Job.id)
+        select(JobRow.id)
+        .where(JobRow.status == Status.QUEUED, JobRow.queue.in_(queues), JobRow.next_run_at <= now())
+        .where(or_(JobRow.queue != "gpu", processes <= gpus), machines <= nodes)
+        .order_by(JobRow.priority.desc(), JobRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)  # SQLite leaves this out: its writers come one after the other
     )
-    return statement if job_id is None else statement.where(Job.id == job_id)
+    return statement if job_id is None else statement.where(JobRow.id == job_id)
 
 
-def _checkpoint_ref(row: Checkpoint) -> CheckpointRef:
+def _checkpoint_ref(row: CheckpointRow) -> CheckpointRef:
     return CheckpointRef(row.id, row.step, [StoredFile(**file) for file in row.files])
 
 
@@ -177,10 +177,10 @@ async def beat(session: AsyncSession, lease: Lease) -> Orders:
 async def _beat(session: AsyncSession, lease: Lease, conditions: tuple[Any, ...], values: dict[str, Any]) -> Orders:
     """Beat, and write `values` with the same statement; raises `LeaseLost` too when the conditions do not hold."""
     statement = (
-        update(Job)
+        update(JobRow)
         .where(*_mine(lease), *conditions)
         .values(lease_expires_at=now() + lease.seconds, **values)
-        .returning(Job.status, Job.deadline_at, now())
+        .returning(JobRow.status, JobRow.deadline_at, now())
         .execution_options(synchronize_session=False)
     )
     row = (await session.execute(statement)).one_or_none()
@@ -193,27 +193,27 @@ async def _beat(session: AsyncSession, lease: Lease, conditions: tuple[Any, ...]
 
 async def start(session: AsyncSession, lease: Lease, total_steps: int | None = None) -> None:
     """The trainer has begun. If the job is being cancelled or paused by now, it stays so: the next beat tells."""
-    values: dict[str, Any] = {"started_at": func.coalesce(Job.started_at, now())}
+    values: dict[str, Any] = {"started_at": func.coalesce(JobRow.started_at, now())}
     if total_steps is not None:
         values["total_steps"] = total_steps
     job = await move(session, lease.job_id, lifecycle.START, "running", token=lease.token, **values)
     if job is None:
         await beat(session, lease)
-    mine = (Attempt.job_id == lease.job_id, Attempt.number == lease.attempt)
-    await session.execute(update(Attempt).where(*mine).values(started_at=now()))
+    mine = (AttemptRow.job_id == lease.job_id, AttemptRow.number == lease.attempt)
+    await session.execute(update(AttemptRow).where(*mine).values(started_at=now()))
 
 
 async def begin_phase(session: AsyncSession, lease: Lease, phase: str) -> None:
     """Close the phase that was open, open the next."""
     await _emit(session, lease, "phase", phase, data={"phase": phase}, phase=phase)
-    open_phases = (Phase.job_id == lease.job_id, Phase.attempt == lease.attempt, Phase.ended_at.is_(None))
-    await session.execute(update(Phase).where(*open_phases).values(ended_at=now()))
+    open_phases = (PhaseRow.job_id == lease.job_id, PhaseRow.attempt == lease.attempt, PhaseRow.ended_at.is_(None))
+    await session.execute(update(PhaseRow).where(*open_phases).values(ended_at=now()))
     row = {"job_id": lease.job_id, "attempt": lease.attempt, "phase": phase, "started_at": now(), "ended_at": None}
-    await upsert(session, Phase, [row], update=["ended_at"])
+    await upsert(session, PhaseRow, [row], update=["ended_at"])
 
 
 async def record(
-    session: AsyncSession, lease: Lease, progress: Progress | None, metrics: Sequence[tuple[str, int, float]]
+    session: AsyncSession, lease: Lease, progress: TrainingProgress | None, metrics: Sequence[tuple[str, int, float]]
 ) -> Orders:
     """Write down progress and measured values `(name, step, value)`, and beat.
 
@@ -230,7 +230,7 @@ async def record(
             "seconds_left": progress.seconds_left,
             "progress_at": now(),
         }
-        conditions = (Job.step <= progress.step,)
+        conditions = (JobRow.step <= progress.step,)
     orders = await _beat(session, lease, conditions, values)
     rows = {
         (name, step): {"job_id": lease.job_id, "name": name, "attempt": lease.attempt, "step": step, "value": value}
@@ -251,15 +251,15 @@ async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, fil
 
     Made twice, since the answer to the first commit was lost, it does nothing.
     """
-    same = (Checkpoint.job_id == lease.job_id, Checkpoint.attempt == lease.attempt, Checkpoint.step == step)
-    if await session.scalar(select(Checkpoint.id).where(*same)) is not None:
+    same = (CheckpointRow.job_id == lease.job_id, CheckpointRow.attempt == lease.attempt, CheckpointRow.step == step)
+    if await session.scalar(select(CheckpointRow.id).where(*same)) is not None:
         return []
     checkpoint_id = new_id("ckpt")
     await _emit(
         session, lease, "checkpoint", f"checkpoint at step {step}", data={"step": step}, checkpoint_id=checkpoint_id
     )
     session.add(
-        Checkpoint(
+        CheckpointRow(
             id=checkpoint_id,
             job_id=lease.job_id,
             attempt=lease.attempt,
@@ -270,8 +270,8 @@ async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, fil
         )
     )
     await session.flush()
-    alive = select(Checkpoint).where(Checkpoint.job_id == lease.job_id, Checkpoint.deleted_at.is_(None))
-    old = (await session.scalars(alive.order_by(Checkpoint.id.desc()).offset(KEPT_CHECKPOINTS))).all()
+    alive = select(CheckpointRow).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.deleted_at.is_(None))
+    old = (await session.scalars(alive.order_by(CheckpointRow.id.desc()).offset(KEPT_CHECKPOINTS))).all()
     for row in old:
         row.deleted_at = now()
     return [file["key"] for row in old for file in row.files]
@@ -281,9 +281,9 @@ async def give_up_checkpoint(session: AsyncSession, lease: Lease) -> None:
     """The checkpoint that the attempt was to go on from can't be used: the next attempt takes the one before it."""
     if lease.checkpoint is None:
         return
-    await session.execute(update(Checkpoint).where(Checkpoint.id == lease.checkpoint.id).values(deleted_at=now()))
-    kept = select(Checkpoint.id).where(Checkpoint.job_id == lease.job_id, Checkpoint.deleted_at.is_(None))
-    before = await session.scalar(kept.order_by(Checkpoint.id.desc()).limit(1))
+    await session.execute(update(CheckpointRow).where(CheckpointRow.id == lease.checkpoint.id).values(deleted_at=now()))
+    kept = select(CheckpointRow.id).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.deleted_at.is_(None))
+    before = await session.scalar(kept.order_by(CheckpointRow.id.desc()).limit(1))
     message = f"the checkpoint at step {lease.checkpoint.step} can't be used"
     await _emit(session, lease, "log", message, "warning", checkpoint_id=before)
 
@@ -301,9 +301,9 @@ async def succeed(
     job = await _fenced(session, lease, lifecycle.SUCCEED, "succeeded", model_id=model_id, result=summary(report))
     for artifact in artifacts:
         row = {"id": new_id("art"), "job_id": job.id, "attempt": lease.attempt, "token": lease.token}
-        session.add(Artifact(**row, **asdict(artifact), created_at=now()))
+        session.add(ArtifactRow(**row, **asdict(artifact), created_at=now()))
     session.add(
-        Model(
+        ModelRow(
             id=model_id,
             project_id=job.project_id,
             name=job.name,
@@ -333,7 +333,7 @@ async def fail(
 ) -> None:
     """End the attempt with a failure. One of the user's ends the job; `app.jobs.requeue` says what others do."""
     error = {"fault": fault, "code": code, "message": message, "param": param, "step": step}
-    job = await session.scalar(select(Job).where(*_mine(lease)).with_for_update())
+    job = await session.scalar(select(JobRow).where(*_mine(lease)).with_for_update())
     if job is None:
         raise LeaseLost(lease.job_id)
     if fault in ("system", "capacity"):
@@ -354,7 +354,7 @@ async def paused(session: AsyncSession, lease: Lease) -> None:
 
 async def release(session: AsyncSession, lease: Lease, reason: str) -> None:
     """Hand the job back in good order: another worker goes on at once, and no failure is counted."""
-    job = await session.scalar(select(Job).where(*_mine(lease)).with_for_update())
+    job = await session.scalar(select(JobRow).where(*_mine(lease)).with_for_update())
     if job is None:
         raise LeaseLost(lease.job_id)
     if job.status == Status.CANCELLING:
@@ -373,12 +373,14 @@ async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFi
     data = lease.spec.data
     staged: dict[str, list[StoredFile]] = {}
     for reference in {data.train, data.eval} - {None}:
-        file = await session.scalar(select(File).where(File.id == reference, File.project_id == lease.project_id))
+        file = await session.scalar(
+            select(FileRow).where(FileRow.id == reference, FileRow.project_id == lease.project_id)
+        )
         if file is not None:
             staged[file.id] = [StoredFile(file.name, file.key, file.size, file.sha256)]
     for origin in lease.spec.origins.values():
-        wanted = (Model.id == origin.model, Model.project_id == lease.project_id)
-        model = await session.scalar(select(Model).where(*wanted))
+        wanted = (ModelRow.id == origin.model, ModelRow.project_id == lease.project_id)
+        model = await session.scalar(select(ModelRow).where(*wanted))
         if model is not None:
             staged[model.id] = [StoredFile(**file) for file in model.files]
     return staged
@@ -388,16 +390,16 @@ async def model_names(session: AsyncSession, lease: Lease) -> dict[str, str]:
     """Names of the service's models that the spec refers to, by id; those without a name are left out."""
     wanted = {origin.model for origin in lease.spec.origins.values()} - {None}
     rows = await session.execute(
-        select(Model.id, Model.name).where(Model.id.in_(wanted), Model.project_id == lease.project_id)
+        select(ModelRow.id, ModelRow.name).where(ModelRow.id.in_(wanted), ModelRow.project_id == lease.project_id)
     )
     return {model_id: name for model_id, name in rows.all() if name is not None}
 
 
 def _mine(lease: Lease) -> tuple[Any, ...]:
-    return (Job.id == lease.job_id, Job.lease_token == lease.token, Job.status.in_(HELD))
+    return (JobRow.id == lease.job_id, JobRow.lease_token == lease.token, JobRow.status.in_(HELD))
 
 
-async def _fenced(session: AsyncSession, lease: Lease, step: Move, message: str, **values: Any) -> Job:
+async def _fenced(session: AsyncSession, lease: Lease, step: Move, message: str, **values: Any) -> JobRow:
     job = await move(session, lease.job_id, step, message, token=lease.token, **values)
     if job is None:
         raise LeaseLost(lease.job_id)

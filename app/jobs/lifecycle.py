@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
-from app.jobs.tables import Attempt, Event, Job, Phase
+from app.jobs.tables import AttemptRow, EventRow, JobRow, PhaseRow
 
 
 class Status(StrEnum):
@@ -100,7 +100,7 @@ async def move(
     token: int | None = None,
     data: dict[str, Any] | None = None,
     **values: Any,
-) -> Job | None:
+) -> JobRow | None:
     """Make one move and record it; returns the job as it now is, or none if the move was not legal.
 
     `values` are further columns of the job to set in the same statement.
@@ -108,21 +108,21 @@ async def move(
     if step.fenced and token is None:
         raise ValueError("a fenced move needs a lease token")
     statement = (
-        update(Job)
-        .where(Job.id == job_id, Job.status.in_(step.sources))
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.status.in_(step.sources))
         .values(
             status=step.target,
-            previous_status=Job.status,
+            previous_status=JobRow.status,
             status_at=now(),
-            last_seq=Job.last_seq + 1,
+            last_seq=JobRow.last_seq + 1,
             **_consequences(step),
         )
         .values(**values)
-        .returning(Job)
+        .returning(JobRow)
         .execution_options(synchronize_session=False, populate_existing=True)
     )
     if step.fenced:
-        statement = statement.where(Job.lease_token == token)
+        statement = statement.where(JobRow.lease_token == token)
     job = (await session.scalars(statement)).one_or_none()
     if job is None:
         return None
@@ -142,13 +142,13 @@ async def emit(
     level: str,
     data: dict[str, Any],
     **values: Any,
-) -> Job | None:
+) -> JobRow | None:
     """Record an event that is no change of status, under a lease token; none if the token is not the current one."""
     statement = (
-        update(Job)
-        .where(Job.id == job_id, Job.lease_token == token, Job.status.in_(HELD))
-        .values(last_seq=Job.last_seq + 1, **values)
-        .returning(Job)
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.lease_token == token, JobRow.status.in_(HELD))
+        .values(last_seq=JobRow.last_seq + 1, **values)
+        .returning(JobRow)
         .execution_options(synchronize_session=False, populate_existing=True)
     )
     job = (await session.scalars(statement)).one_or_none()
@@ -162,21 +162,21 @@ def _consequences(step: Move) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if step.outcome is not None:
         claimed_at = (
-            select(Attempt.claimed_at)
-            .where(Attempt.job_id == Job.id, Attempt.number == Job.attempt)
-            .correlate(Job)
+            select(AttemptRow.claimed_at)
+            .where(AttemptRow.job_id == JobRow.id, AttemptRow.number == JobRow.attempt)
+            .correlate(JobRow)
             .scalar_subquery()
         )
-        held = {"run_seconds": Job.run_seconds + (now() - claimed_at)}
+        held = {"run_seconds": JobRow.run_seconds + (now() - claimed_at)}
         values |= held | {"lease_owner": None, "lease_expires_at": None, "seconds_left": None, "phase": None}
     if step.target in FINAL:
         values |= {"deadline_at": None, "finished_at": now()}
     return values
 
 
-def _record(session: AsyncSession, job: Job, type: str, message: str, level: str, data: dict[str, Any]) -> None:
+def _record(session: AsyncSession, job: JobRow, type: str, message: str, level: str, data: dict[str, Any]) -> None:
     session.add(
-        Event(
+        EventRow(
             job_id=job.id,
             seq=job.last_seq,
             type=type,
@@ -188,8 +188,8 @@ def _record(session: AsyncSession, job: Job, type: str, message: str, level: str
     )
 
 
-async def _end_attempt(session: AsyncSession, job: Job, outcome: str) -> None:
-    mine = (Attempt.job_id == job.id, Attempt.number == job.attempt)
-    await session.execute(update(Attempt).where(*mine).values(ended_at=now(), outcome=outcome))
-    open_phases = (Phase.job_id == job.id, Phase.attempt == job.attempt, Phase.ended_at.is_(None))
-    await session.execute(update(Phase).where(*open_phases).values(ended_at=now()))
+async def _end_attempt(session: AsyncSession, job: JobRow, outcome: str) -> None:
+    mine = (AttemptRow.job_id == job.id, AttemptRow.number == job.attempt)
+    await session.execute(update(AttemptRow).where(*mine).values(ended_at=now(), outcome=outcome))
+    open_phases = (PhaseRow.job_id == job.id, PhaseRow.attempt == job.attempt, PhaseRow.ended_at.is_(None))
+    await session.execute(update(PhaseRow).where(*open_phases).values(ended_at=now()))

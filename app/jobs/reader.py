@@ -19,7 +19,7 @@ from app.jobs import repository, workers
 from app.jobs.lifecycle import Status
 from app.jobs.repository import State
 from app.jobs.schemas import JobView
-from app.jobs.tables import Job, Phase
+from app.jobs.tables import JobRow, PhaseRow
 from app.jobs.workers import Capability
 
 KEPT = 1024
@@ -32,7 +32,7 @@ Present = frozenset[Capability]
 """What the workers that are there can do."""
 
 
-class Answer(NamedTuple):
+class ReadResult(NamedTuple):
     """What was made of a job, and the state that it was made of."""
 
     project_id: str
@@ -42,11 +42,11 @@ class Answer(NamedTuple):
     """The workers that were there when a queued job was looked at."""
 
 
-class Asked(NamedTuple):
+class ReadRequest(NamedTuple):
     """A request that waits for a job's answer."""
 
     job_id: str
-    answer: asyncio.Future[Answer | None]
+    answer: asyncio.Future[ReadResult | None]
 
 
 class JobReader:
@@ -54,13 +54,13 @@ class JobReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._asked: list[Asked] = []
-        self._kept: dict[str, Answer] = {}
+        self._asked: list[ReadRequest] = []
+        self._kept: dict[str, ReadResult] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def read(self, project_id: str, job_id: str) -> bytes:
         """The project's job as the JSON of its `JobView`; raises `NotFound`."""
-        asked = Asked(job_id, asyncio.get_running_loop().create_future())
+        asked = ReadRequest(job_id, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
@@ -78,7 +78,7 @@ class JobReader:
         finally:
             self._running = None
 
-    async def _answer(self, batch: list[Asked]) -> None:
+    async def _answer(self, batch: list[ReadRequest]) -> None:
         try:
             found = await self._find({asked.job_id for asked in batch})
         except Exception as error:
@@ -90,7 +90,7 @@ class JobReader:
             if not asked.answer.done():  # its client may have left
                 asked.answer.set_result(found.get(asked.job_id))
 
-    async def _find(self, ids: set[str]) -> dict[str, Answer]:
+    async def _find(self, ids: set[str]) -> dict[str, ReadResult]:
         async with self._database.read() as session:
             states = await repository.states(session, ids)
             kept = {id: self._kept[id] for id in states.keys() & self._kept.keys()}
@@ -104,7 +104,7 @@ class JobReader:
         self._keep(known | made)
         return known | made
 
-    def _keep(self, answers: dict[str, Answer]) -> None:
+    def _keep(self, answers: dict[str, ReadResult]) -> None:
         """Put these at the end of those that are kept, and drop what has not been asked for the longest."""
         for id in answers:
             self._kept.pop(id, None)
@@ -113,7 +113,9 @@ class JobReader:
             del self._kept[next(iter(self._kept))]
 
 
-async def _make(session: AsyncSession, positions: dict[str, int | None], present: Present | None) -> dict[str, Answer]:
+async def _make(
+    session: AsyncSession, positions: dict[str, int | None], present: Present | None
+) -> dict[str, ReadResult]:
     """Answers for the jobs with these places in the queue."""
     if not positions:
         return {}
@@ -122,11 +124,11 @@ async def _make(session: AsyncSession, positions: dict[str, int | None], present
     return {id: _answer(job, phases[id], positions[id], present) for id, job in jobs.items()}
 
 
-def _answer(job: Job, phases: list[Phase], position: int | None, present: Present | None) -> Answer:
+def _answer(job: JobRow, phases: list[PhaseRow], position: int | None, present: Present | None) -> ReadResult:
     seen = present if job.status == Status.QUEUED else None
     reason = None if seen is None else workers.why_unserved(job.spec["resources"], seen)
     body = JobView.of(job, phases, position, reason).model_dump_json().encode()
-    return Answer(job.project_id, State.of(job, position), body, seen)
+    return ReadResult(job.project_id, State.of(job, position), body, seen)
 
 
 async def _job_reader(request: Request) -> JobReader:

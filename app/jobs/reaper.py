@@ -16,7 +16,7 @@ from app.core.database import Database
 from app.jobs import lifecycle
 from app.jobs.lifecycle import HELD, Status, move
 from app.jobs.requeue import PAUSED_SECONDS, dispatch, give_up_out_of_time, settle_death
-from app.jobs.tables import IdempotencyKey, Job
+from app.jobs.tables import IdempotencyKey, JobRow
 from app.jobs.turns import take_turn
 
 BATCH = 100
@@ -57,20 +57,20 @@ class Reaper:
     async def pause(self) -> float:
         """Seconds to the next round: fewer where a lease runs out before it, so that its job does not wait."""
         async with self.database.read() as session:
-            expiry = select(func.min(Job.lease_expires_at) - now()).where(Job.status.in_(HELD))
+            expiry = select(func.min(JobRow.lease_expires_at) - now()).where(JobRow.status.in_(HELD))
             left = await session.scalar(expiry)
         return self.every_seconds if left is None else min(self.every_seconds, max(left, SOONEST_SECONDS))
 
     async def _lost_leases(self, session: AsyncSession) -> None:
         """A worker that died or was cut off: its job goes back to the queue, or ends."""
-        lost = select(Job).where(Job.status.in_(HELD), Job.lease_expires_at <= now())
+        lost = select(JobRow).where(JobRow.status.in_(HELD), JobRow.lease_expires_at <= now())
         for job in await session.scalars(_batch(lost)):
             await settle_death(session, job, LEASE_LOST, self.backoff_seconds, lost=True)
 
     async def _overdue_waits(self, session: AsyncSession) -> None:
         """A job that waited too long, for a worker or for its user."""
         waiting = (Status.VALIDATING, Status.QUEUED, Status.PAUSED)
-        overdue = select(Job).where(Job.status.in_(waiting), Job.deadline_at <= now())
+        overdue = select(JobRow).where(JobRow.status.in_(waiting), JobRow.deadline_at <= now())
         for job in await session.scalars(_batch(overdue)):
             message = f"was {job.status} for longer than allowed"
             error = {"fault": "deadline", "code": "expired", "message": message, "param": None, "step": None}
@@ -81,11 +81,11 @@ class Reaper:
 
         Its next beat finds another token or status and so ends the trainer.
         """
-        overdue = select(Job).where(Job.status.in_(HELD), Job.deadline_at <= now() - STOP_SECONDS)
+        overdue = select(JobRow).where(JobRow.status.in_(HELD), JobRow.deadline_at <= now() - STOP_SECONDS)
         for job in await session.scalars(_batch(overdue)):
             await self._take_away(session, job)
 
-    async def _take_away(self, session: AsyncSession, job: Job) -> None:
+    async def _take_away(self, session: AsyncSession, job: JobRow) -> None:
         if job.status == Status.CANCELLING:
             await move(session, job.id, lifecycle.LOSE_CANCELLING, "cancelled", token=job.lease_token)
         elif job.status == Status.PAUSING:
@@ -96,10 +96,10 @@ class Reaper:
 
     async def _untold(self, session: AsyncSession) -> None:
         """A queued job whose message was lost."""
-        queued = (Job.status == Status.QUEUED, Job.next_run_at <= now())
-        untold = select(Job).where(*queued, Job.dispatched_at <= now() - REDISPATCH_SECONDS)
+        queued = (JobRow.status == Status.QUEUED, JobRow.next_run_at <= now())
+        untold = select(JobRow).where(*queued, JobRow.dispatched_at <= now() - REDISPATCH_SECONDS)
         for job in await session.scalars(_batch(untold)):
-            await session.execute(update(Job).where(Job.id == job.id).values(dispatched_at=now()))
+            await session.execute(update(JobRow).where(JobRow.id == job.id).values(dispatched_at=now()))
             dispatch(session, job)
 
     async def _old_keys(self, session: AsyncSession) -> None:
@@ -108,5 +108,5 @@ class Reaper:
         await session.execute(delete(IdempotencyKey).where(tuple_(*row).in_(old)))
 
 
-def _batch(candidates: Select[Job]) -> Select[Job]:
-    return candidates.order_by(Job.id).limit(BATCH).with_for_update(skip_locked=True)
+def _batch(candidates: Select[JobRow]) -> Select[JobRow]:
+    return candidates.order_by(JobRow.id).limit(BATCH).with_for_update(skip_locked=True)

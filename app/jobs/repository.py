@@ -11,8 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.jobs.lifecycle import FINAL, Status
-from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, IdempotencyKey, Job, JobInput, JobLabel, Metric, Phase
-from app.models.tables import Model
+from app.jobs.tables import (
+    ArtifactRow,
+    AttemptRow,
+    CheckpointRow,
+    EventRow,
+    IdempotencyKey,
+    JobInput,
+    JobLabel,
+    JobRow,
+    Metric,
+    PhaseRow,
+)
+from app.models.tables import ModelRow
 
 QUEUE_POSITION_CAP = 1000
 """Places further back than this are not counted: the count would cost as much as the queue is long."""
@@ -29,33 +40,33 @@ class JobFilter:
     created_before: float | None = None
 
 
-def listing(project_id: str, wanted: JobFilter) -> Select[Job]:
+def listing(project_id: str, wanted: JobFilter) -> Select[JobRow]:
     """The project's jobs that meet the filter, unordered and unlimited."""
-    statement = select(Job).where(Job.project_id == project_id, Job.deleted_at.is_(None))
+    statement = select(JobRow).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
     if wanted.statuses:
-        statement = statement.where(Job.status.in_(wanted.statuses))
+        statement = statement.where(JobRow.status.in_(wanted.statuses))
     if wanted.name is not None:
-        statement = statement.where(Job.name == wanted.name)
+        statement = statement.where(JobRow.name == wanted.name)
     if wanted.created_after is not None:
-        statement = statement.where(Job.created_at > wanted.created_after)
+        statement = statement.where(JobRow.created_at > wanted.created_after)
     if wanted.created_before is not None:
-        statement = statement.where(Job.created_at < wanted.created_before)
+        statement = statement.where(JobRow.created_at < wanted.created_before)
     for key, value in wanted.labels:
         carrying = select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == value)
-        statement = statement.where(Job.id.in_(carrying))
+        statement = statement.where(JobRow.id.in_(carrying))
     return statement
 
 
-async def by_ids(session: AsyncSession, ids: Sequence[str]) -> dict[str, Job]:
+async def by_ids(session: AsyncSession, ids: Sequence[str]) -> dict[str, JobRow]:
     """Jobs of any project by id; the caller checks whose they are."""
-    rows = await session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))
+    rows = await session.scalars(select(JobRow).where(JobRow.id.in_(ids), JobRow.deleted_at.is_(None)))
     return {job.id: job for job in rows}
 
 
-async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list[Phase]]:
+async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list[PhaseRow]]:
     """Phases of the given jobs, oldest first."""
-    rows = await session.scalars(select(Phase).where(Phase.job_id.in_(ids)).order_by(Phase.started_at))
-    found: dict[str, list[Phase]] = {id: [] for id in ids}
+    rows = await session.scalars(select(PhaseRow).where(PhaseRow.job_id.in_(ids)).order_by(PhaseRow.started_at))
+    found: dict[str, list[PhaseRow]] = {id: [] for id in ids}
     for phase in rows:
         found[phase.job_id].append(phase)
     return found
@@ -63,14 +74,14 @@ async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list
 
 def _queue_position() -> ColumnElement[int | None]:
     """How many jobs of its queue run before a job; none when it is not queued, or too far back to count."""
-    other = aliased(Job)
-    queued = select(literal(1)).where(other.status == Status.QUEUED, other.queue == Job.queue).correlate(Job)
+    other = aliased(JobRow)
+    queued = select(literal(1)).where(other.status == Status.QUEUED, other.queue == JobRow.queue).correlate(JobRow)
     # Two ranges of the index by which jobs are claimed; joined by OR they would be one scan of all that is queued.
-    higher = queued.where(other.priority > Job.priority)
-    older = queued.where(other.priority == Job.priority, other.id < Job.id)
+    higher = queued.where(other.priority > JobRow.priority)
+    older = queued.where(other.priority == JobRow.priority, other.id < JobRow.id)
     before = union_all(higher, older).limit(QUEUE_POSITION_CAP).subquery()
     count = select(func.nullif(func.count(), QUEUE_POSITION_CAP)).select_from(before).scalar_subquery()
-    return case((Job.status == Status.QUEUED, count))
+    return case((JobRow.status == Status.QUEUED, count))
 
 
 _QUEUE_POSITION = _queue_position()
@@ -78,7 +89,9 @@ _QUEUE_POSITION = _queue_position()
 
 async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[str, int | None]:
     """How many jobs run before each of these, for those that are queued and not too far back to count."""
-    rows = await session.execute(select(Job.id, _QUEUE_POSITION).where(Job.id.in_(ids), Job.status == Status.QUEUED))
+    rows = await session.execute(
+        select(JobRow.id, _QUEUE_POSITION).where(JobRow.id.in_(ids), JobRow.status == Status.QUEUED)
+    )
     return {id: position for id, position in rows}
 
 
@@ -95,14 +108,14 @@ class State(NamedTuple):
         return bool(self.row[_STATUS] == Status.QUEUED)
 
     @classmethod
-    def of(cls, job: Job, queue_position: int | None) -> State:
+    def of(cls, job: JobRow, queue_position: int | None) -> State:
         return cls(tuple(getattr(job, column.key) for column in _CHANGING), queue_position)
 
 
-_CHANGING = [column for column in Job.__table__.columns if column.key not in {"spec", "error", "result", "warnings"}]
+_CHANGING = [column for column in JobRow.__table__.columns if column.key not in {"spec", "error", "result", "warnings"}]
 _STATUS = [column.key for column in _CHANGING].index("status")
-_STATES = select(Job.id, _QUEUE_POSITION, *_CHANGING).where(
-    Job.id.in_(bindparam("ids", expanding=True)), Job.deleted_at.is_(None)
+_STATES = select(JobRow.id, _QUEUE_POSITION, *_CHANGING).where(
+    JobRow.id.in_(bindparam("ids", expanding=True)), JobRow.deleted_at.is_(None)
 )
 
 
@@ -115,9 +128,9 @@ async def states(session: AsyncSession, ids: Collection[str]) -> dict[str, State
 async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> list[str]:
     """Ids of jobs that name this file or model and are not final, at most ten."""
     statement = (
-        select(Job.id)
-        .join(JobInput, JobInput.job_id == Job.id)
-        .where(JobInput.reference == reference, Job.project_id == project_id, Job.status.not_in(FINAL))
+        select(JobRow.id)
+        .join(JobInput, JobInput.job_id == JobRow.id)
+        .where(JobInput.reference == reference, JobRow.project_id == project_id, JobRow.status.not_in(FINAL))
         .limit(10)
     )
     return list(await session.scalars(statement))
@@ -132,29 +145,33 @@ class EventState(NamedTuple):
 
 async def event_states(session: AsyncSession, ids: Collection[str]) -> dict[str, EventState]:
     """States of the events of jobs by id, without those that are gone."""
-    rows = await session.execute(select(Job.id, Job.last_seq, Job.status.in_(FINAL)).where(Job.id.in_(ids)))
+    rows = await session.execute(select(JobRow.id, JobRow.last_seq, JobRow.status.in_(FINAL)).where(JobRow.id.in_(ids)))
     return {id: EventState(last_seq, over) for id, last_seq, over in rows}
 
 
-async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int) -> list[Event]:
+async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int) -> list[EventRow]:
     """Events with a number above `seq`, in order."""
-    statement = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+    statement = (
+        select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > seq).order_by(EventRow.seq).limit(limit)
+    )
     return list(await session.scalars(statement))
 
 
-async def checkpoints_of(session: AsyncSession, job_id: str) -> list[Checkpoint]:
+async def checkpoints_of(session: AsyncSession, job_id: str) -> list[CheckpointRow]:
     """Checkpoints whose objects are kept, newest first."""
-    kept = (Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
-    return list(await session.scalars(select(Checkpoint).where(*kept).order_by(Checkpoint.id.desc())))
+    kept = (CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
+    return list(await session.scalars(select(CheckpointRow).where(*kept).order_by(CheckpointRow.id.desc())))
 
 
-async def artifacts_of(session: AsyncSession, job_id: str) -> list[Artifact]:
+async def artifacts_of(session: AsyncSession, job_id: str) -> list[ArtifactRow]:
     """Published files of a job, by name."""
-    return list(await session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)))
+    return list(
+        await session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name))
+    )
 
 
-async def artifact(session: AsyncSession, job_id: str, name: str) -> Artifact | None:
-    return await session.scalar(select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name))
+async def artifact(session: AsyncSession, job_id: str, name: str) -> ArtifactRow | None:
+    return await session.scalar(select(ArtifactRow).where(ArtifactRow.job_id == job_id, ArtifactRow.name == name))
 
 
 async def metric_names(session: AsyncSession, job_id: str) -> list[str]:
@@ -170,7 +187,9 @@ async def published(session: AsyncSession, job_id: str) -> Any:
     superseded, so that a series has one value per step.
     """
     statement = (
-        select(Attempt.number, Attempt.start_step).where(Attempt.job_id == job_id).order_by(Attempt.number.desc())
+        select(AttemptRow.number, AttemptRow.start_step)
+        .where(AttemptRow.job_id == job_id)
+        .order_by(AttemptRow.number.desc())
     )
     conditions, limit = [], None
     for number, start_step in (await session.execute(statement)).all():
@@ -205,13 +224,23 @@ async def series(session: AsyncSession, job_id: str, name: str, points: int) -> 
 async def remove_history(session: AsyncSession, job_id: str) -> list[str]:
     """Remove all rows of a job but its own; returns the keys of the objects that nobody needs any more."""
     checkpoints = await session.scalars(
-        select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+        select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
     )
     keys = [file["key"] for checkpoint in checkpoints for file in checkpoint.files]
-    kept = await session.scalar(select(Model.files).where(Model.job_id == job_id, Model.deleted_at.is_(None)))
+    kept = await session.scalar(select(ModelRow.files).where(ModelRow.job_id == job_id, ModelRow.deleted_at.is_(None)))
     needed = {file["key"] for file in kept or ()}
-    artifacts = await session.scalars(select(Artifact.key).where(Artifact.job_id == job_id))
+    artifacts = await session.scalars(select(ArtifactRow.key).where(ArtifactRow.job_id == job_id))
     keys += [key for key in artifacts if key not in needed]
-    for table in (Metric, Event, Phase, Attempt, JobLabel, JobInput, Checkpoint, Artifact, IdempotencyKey):
+    for table in (
+        Metric,
+        EventRow,
+        PhaseRow,
+        AttemptRow,
+        JobLabel,
+        JobInput,
+        CheckpointRow,
+        ArtifactRow,
+        IdempotencyKey,
+    ):
         await session.execute(delete(table).where(table.job_id == job_id))
     return keys

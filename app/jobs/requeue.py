@@ -22,7 +22,7 @@ from app.core.clock import now
 from app.core.outbox import post
 from app.jobs import lifecycle
 from app.jobs.lifecycle import HELD, Move, Status, move
-from app.jobs.tables import Attempt, Job
+from app.jobs.tables import AttemptRow, JobRow
 from app.recipe.job import JobSpec
 
 Cause = Literal["trainer", "service", "outside"]
@@ -41,7 +41,7 @@ FREE_RESTARTS = 5
 LONGEST_RESTART_PAUSE = 30.0
 
 
-def dispatch(session: AsyncSession, job: Job) -> None:
+def dispatch(session: AsyncSession, job: JobRow) -> None:
     """Have the workers told of a queued job, once the transaction has committed and the job is due."""
     post(session, DISPATCH, {"job_id": job.id, "queue": job.queue}, available_at=job.next_run_at)
 
@@ -58,13 +58,13 @@ def requeue(spec: JobSpec, pause: float) -> dict[str, Any]:
 
 async def settle_death(
     session: AsyncSession,
-    job: Job,
+    job: JobRow,
     error: dict[str, Any],
     backoff_seconds: float,
     *,
     cause: Cause = "outside",
     lost: bool = False,
-) -> Job | None:
+) -> JobRow | None:
     """Decide what becomes of a job whose attempt has died, and write it.
 
     `job` is the row as it was seen; the move is fenced by its token. `lost`: nobody of the attempt is left to tell.
@@ -89,12 +89,12 @@ async def settle_death(
 
 async def disown(session: AsyncSession, owner: str, backoff_seconds: float) -> None:
     """Give back what a worker holds that is known to be dead, before its leases have run out."""
-    held = select(Job).where(Job.status.in_(HELD), Job.lease_owner == owner).with_for_update(skip_locked=True)
+    held = select(JobRow).where(JobRow.status.in_(HELD), JobRow.lease_owner == owner).with_for_update(skip_locked=True)
     for job in await session.scalars(held):
         await settle_death(session, job, WORKER_DIED, backoff_seconds, lost=True)
 
 
-async def give_up_out_of_time(session: AsyncSession, job: Job) -> Job | None:
+async def give_up_out_of_time(session: AsyncSession, job: JobRow) -> JobRow | None:
     """Fail a job that workers have held for longer than its spec allows."""
     message = "ran for longer than resources.max_seconds"
     error = {"fault": "deadline", "code": "out_of_time", "message": message, "param": "resources.max_seconds"}
@@ -104,7 +104,7 @@ async def give_up_out_of_time(session: AsyncSession, job: Job) -> Job | None:
 
 
 def after_failure(
-    job: Job, error: dict[str, Any], backoff_seconds: float, *, cause: Cause
+    job: JobRow, error: dict[str, Any], backoff_seconds: float, *, cause: Cause
 ) -> tuple[Move, str, dict[str, Any]]:
     """The move, message and columns that a failure leads to."""
     failures = job.failures + 1
@@ -125,7 +125,7 @@ def after_failure(
 
 
 def after_interruption(
-    job: Job, error: dict[str, Any], pause: float, *, lost: bool
+    job: JobRow, error: dict[str, Any], pause: float, *, lost: bool
 ) -> tuple[Move, str, dict[str, Any]]:
     """The move, message and columns that an end from outside leads to."""
     values = {"interruptions": job.interruptions + 1} | requeue(JobSpec.model_validate(job.spec), pause)
@@ -133,21 +133,25 @@ def after_interruption(
     return again, f"{error['message']}; going on, which counts as no failure", values
 
 
-async def _is_out_of_time(session: AsyncSession, job: Job) -> bool:
+async def _is_out_of_time(session: AsyncSession, job: JobRow) -> bool:
     """Whether workers have held the job for as long as they may: the bound on what counts as no failure."""
     moment = await session.scalar(select(now()))
     return moment is not None and job.deadline_at is not None and moment >= job.deadline_at
 
 
-async def _restart_pause(session: AsyncSession, job: Job, backoff_seconds: float) -> float:
-    recent = (Attempt.job_id == job.id, Attempt.outcome.in_(INTERRUPTED), Attempt.ended_at > now() - WINDOW_SECONDS)
-    count = await session.scalar(select(func.count()).select_from(Attempt).where(*recent)) or 0
+async def _restart_pause(session: AsyncSession, job: JobRow, backoff_seconds: float) -> float:
+    recent = (
+        AttemptRow.job_id == job.id,
+        AttemptRow.outcome.in_(INTERRUPTED),
+        AttemptRow.ended_at > now() - WINDOW_SECONDS,
+    )
+    count = await session.scalar(select(func.count()).select_from(AttemptRow).where(*recent)) or 0
     if count < FREE_RESTARTS:
         return 0.0
     return float(min(backoff_seconds * 2 ** (count - FREE_RESTARTS), LONGEST_RESTART_PAUSE))
 
 
-def _is_poison(job: Job) -> bool:
+def _is_poison(job: JobRow) -> bool:
     here = (job.step, job.phase, job.checkpoint_id)
     before = (job.death_step, job.death_phase, job.death_checkpoint_id)
     return job.status == Status.RUNNING and job.death_step is not None and before == here

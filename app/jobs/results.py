@@ -10,20 +10,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.errors import WrongState
 from app.jobs import repository
 from app.jobs.lifecycle import Status
-from app.jobs.schemas import AloneView, ArtifactView, JobResultView, ReportWarning
-from app.jobs.tables import Job, JobInput
-from app.models.tables import Model
+from app.jobs.schemas import AloneView, ArtifactView, JobResultView, ReportWarningView
+from app.jobs.tables import JobInput, JobRow
+from app.models.tables import ModelRow
 from app.recipe.report import summary
 
 COMPARED = 100
 """Newest jobs on the same data that are looked through for one without a teacher."""
 
 
-async def result_of(session: AsyncSession, job: Job) -> JobResultView:
+async def result_of(session: AsyncSession, job: JobRow) -> JobResultView:
     """The result of a job. Raises `WrongState` for one that has none."""
     if job.status != Status.SUCCEEDED:
         raise WrongState("no_result", f"a job that is {job.status} has no result", param="status")
-    model = await session.get(Model, job.model_id) if job.model_id else None
+    model = await session.get(ModelRow, job.model_id) if job.model_id else None
     report = (model.report if model else None) or {}
     found: dict[str, Any] = job.result or summary(report) or {}
     return JobResultView(
@@ -31,18 +31,18 @@ async def result_of(session: AsyncSession, job: Job) -> JobResultView:
         job_id=job.id,
         model_id=job.model_id if model and model.deleted_at is None else None,
         alone=await _alone(session, job, found) if found else None,
-        warnings=[ReportWarning.model_validate(warning) for warning in report.get("warnings") or []],
+        warnings=[ReportWarningView.model_validate(warning) for warning in report.get("warnings") or []],
         artifacts=[ArtifactView.of(row) for row in await repository.artifacts_of(session, job.id)],
     )
 
 
-async def _alone(session: AsyncSession, job: Job, found: dict[str, Any]) -> AloneView | None:
+async def _alone(session: AsyncSession, job: JobRow, found: dict[str, Any]) -> AloneView | None:
     """The newest job of the same student on the same data without a teacher, where this one has one."""
     if not _teachers(job.spec):
         return None
-    mine = (Job.project_id == job.project_id, Job.status == Status.SUCCEEDED, Job.deleted_at.is_(None))
+    mine = (JobRow.project_id == job.project_id, JobRow.status == Status.SUCCEEDED, JobRow.deleted_at.is_(None))
     on_the_data = select(JobInput.job_id).where(JobInput.reference == job.spec["data"]["train"])
-    newest = select(Job).where(*mine, Job.id.in_(on_the_data)).order_by(Job.id.desc()).limit(COMPARED)
+    newest = select(JobRow).where(*mine, JobRow.id.in_(on_the_data)).order_by(JobRow.id.desc()).limit(COMPARED)
     for other in await session.scalars(newest):
         same = all(other.spec[field] == job.spec[field] for field in ("task", "data", "student"))
         figures = other.result or {}

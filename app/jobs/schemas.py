@@ -10,7 +10,7 @@ from app.core.clock import Time
 from app.core.errors import FieldError
 from app.core.views import View
 from app.jobs.lifecycle import FINAL, Status
-from app.jobs.tables import Artifact, Checkpoint, Event, Job, Phase
+from app.jobs.tables import ArtifactRow, CheckpointRow, EventRow, JobRow, PhaseRow
 from app.recipe.base import Spec
 from app.recipe.data.sources import AnyData
 from app.recipe.job import EvaluationSpec, Labels, Name, Recipe, Resources
@@ -48,7 +48,7 @@ class ProgressView(View):
     """When the worker last told its progress."""
 
 
-class JobError(View):
+class JobErrorView(View):
     """Why a job failed, and by whose fault."""
 
     fault: Literal["user", "system", "capacity", "deadline"]
@@ -115,7 +115,7 @@ class JobView(View):
     """What was remarked when it was taken in."""
     result: ResultView | None
     """What it came to, once it has succeeded."""
-    error: JobError | None
+    error: JobErrorView | None
     """Why it failed; null unless it did."""
     model_id: str | None
     """The student, once the job has succeeded."""
@@ -149,7 +149,7 @@ class JobView(View):
     """The job as resolved: all defaults filled, the seed drawn (see the request's schema)."""
 
     @classmethod
-    def of(cls, job: Job, phases: list[Phase], queue_position: int | None, reason: str | None = None) -> JobView:
+    def of(cls, job: JobRow, phases: list[PhaseRow], queue_position: int | None, reason: str | None = None) -> JobView:
         own = {name: getattr(job, name) for name in _OF_THE_ROW}
         return cls(
             **own,
@@ -233,7 +233,7 @@ class CloneOverrides(Spec):
         return value
 
 
-class DeviceEstimate(View):
+class DeviceEstimateView(View):
     """What a job takes on one kind of device."""
 
     device: Literal["cpu", "gpu"]
@@ -263,7 +263,7 @@ class EstimateView(View):
     """Writing, reading and measuring the files: as long as in the newest jobs, or assumed."""
     basis: str
     """Where the rate of training comes from: measured on recent jobs, or assumed."""
-    devices: list[DeviceEstimate]
+    devices: list[DeviceEstimateView]
     """The same by device; a queue that serves both may take either."""
 
 
@@ -322,7 +322,7 @@ class EventView(View):
     """When it happened."""
 
     @classmethod
-    def of(cls, event: Event) -> EventView:
+    def of(cls, event: EventRow) -> EventView:
         return cls.model_validate(event, from_attributes=True)
 
 
@@ -371,7 +371,7 @@ class CheckpointView(View):
     """When it was published."""
 
     @classmethod
-    def of(cls, row: Checkpoint) -> CheckpointView:
+    def of(cls, row: CheckpointRow) -> CheckpointView:
         size = sum(file["size"] for file in row.files)
         return cls(id=row.id, attempt=row.attempt, step=row.step, size=size, created_at=row.created_at)
 
@@ -404,7 +404,7 @@ class ArtifactView(View):
     """When it was published."""
 
     @classmethod
-    def of(cls, row: Artifact) -> ArtifactView:
+    def of(cls, row: ArtifactRow) -> ArtifactView:
         return cls.model_validate(row, from_attributes=True)
 
 
@@ -429,7 +429,7 @@ class AloneView(View):
     """The distilled student's value less this one's."""
 
 
-class ReportWarning(View):
+class ReportWarningView(View):
     """Something that the training found out and that puts its figures in doubt."""
 
     code: str
@@ -458,7 +458,7 @@ class JobResultView(View):
     """The student's value less that of its best teacher."""
     alone: AloneView | None
     """Null where there is no such job, or this one has no teacher."""
-    warnings: list[ReportWarning]
+    warnings: list[ReportWarningView]
     """What the training found out and puts the figures in doubt."""
     artifacts: list[ArtifactView]
     """The files, by name."""

@@ -17,19 +17,19 @@ from app.core.errors import Invalid, NotFound, WrongState
 from app.core.field_errors import of_problems
 from app.core.ids import new_id
 from app.files.service import discard
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.jobs import idempotency, lifecycle, repository, workers
 from app.jobs.estimate import plan_of
 from app.jobs.lifecycle import FINAL, Move, Status, move
 from app.jobs.requeue import PAUSED_SECONDS, dispatch
 from app.jobs.schemas import CloneOverrides, JobView
-from app.jobs.tables import Job, JobInput, JobLabel
-from app.models.tables import Model
+from app.jobs.tables import JobInput, JobLabel, JobRow
+from app.models.tables import ModelRow
 from app.recipe import defaults
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import ArrayFacts, FirstLine, Known, Problem
 from app.recipe.job import MAX_SEED, JobSpec
-from app.recipe.remarks import Remark, remarks
+from app.recipe.remarks import JobRemark, remarks
 from app.recipe.students.model import ModelConfig
 from app.recipe.teachers.teacher import Outside
 
@@ -73,14 +73,14 @@ async def create(
 
 async def _make(
     session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None, outside: Outside
-) -> Job:
+) -> JobRow:
     resolved, told = await _require_sound(session, project_id, spec, outside)
     return await _insert(session, project_id, resolved, told, cloned_from)
 
 
 async def _require_sound(
     session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside
-) -> tuple[JobSpec, list[Remark]]:
+) -> tuple[JobSpec, list[JobRemark]]:
     """The job with its defaults filled in, and what is remarkable; raises `Invalid` with every field that is wrong."""
     problems, facts = await examine(session, project_id, spec, outside)
     if problems:
@@ -89,16 +89,16 @@ async def _require_sound(
     return resolved, remarks_on(resolved, facts)
 
 
-def remarks_on(spec: JobSpec, facts: InputFacts) -> list[Remark]:
+def remarks_on(spec: JobSpec, facts: InputFacts) -> list[JobRemark]:
     """What is remarkable about a resolved job, as far as its samples can be counted by now."""
     plan = plan_of(spec, facts)
     return list(remarks(spec, plan)) if plan else []
 
 
-async def unserved(session: AsyncSession, spec: JobSpec) -> list[Remark]:
+async def unserved(session: AsyncSession, spec: JobSpec) -> list[JobRemark]:
     """That no worker would take the job now."""
     why = workers.why_unserved(spec.resources.model_dump(), await workers.present(session))
-    return [Remark("queue_unserved", "resources.queue", why)] if why else []
+    return [JobRemark("queue_unserved", "resources.queue", why)] if why else []
 
 
 async def examine(
@@ -126,7 +126,7 @@ async def _data_file(
     session: AsyncSession, project_id: str, param: str, spec: JobSpec, problems: list[Problem]
 ) -> Known | None:
     reference = spec.references[param]
-    file = await session.get(File, reference, with_for_update={"read": True})  # not deleted before we have committed
+    file = await session.get(FileRow, reference, with_for_update={"read": True})  # not deleted before we have committed
     if file is None or file.project_id != project_id or file.deleted_at is not None:
         problems.append(Problem(param, f"there is no file {reference!r}", "the id of an uploaded file"))
     elif file.format not in spec.data.file_formats:
@@ -137,7 +137,7 @@ async def _data_file(
     return None
 
 
-def _known(file: File) -> Known | None:
+def _known(file: FileRow) -> Known | None:
     """What was found in the headers of a file of samples."""
     if "first_line" in file.summary:
         return FirstLine(file.summary["first_line"])
@@ -148,7 +148,7 @@ def _known(file: File) -> Known | None:
 async def _model(
     session: AsyncSession, project_id: str, param: str, reference: str, problems: list[Problem]
 ) -> ModelConfig | None:
-    model = await session.get(Model, reference, with_for_update={"read": True})
+    model = await session.get(ModelRow, reference, with_for_update={"read": True})
     if model is None or model.project_id != project_id or model.deleted_at is not None:
         problems.append(Problem(param, f"there is no model {reference!r}", "the id of a model"))
         return None
@@ -156,11 +156,11 @@ async def _model(
 
 
 async def _insert(
-    session: AsyncSession, project_id: str, spec: JobSpec, told: list[Remark], cloned_from: str | None
-) -> Job:
+    session: AsyncSession, project_id: str, spec: JobSpec, told: list[JobRemark], cloned_from: str | None
+) -> JobRow:
     seed = spec.seed if spec.seed is not None else secrets.randbelow(MAX_SEED)
     resolved = spec.settled(seed, datetime.now(UTC).date())
-    job = Job(
+    job = JobRow(
         id=new_id("job"),
         project_id=project_id,
         name=spec.name,
@@ -189,12 +189,12 @@ async def _insert(
     return admitted
 
 
-async def view(session: AsyncSession, job: Job) -> JobView:
+async def view(session: AsyncSession, job: JobRow) -> JobView:
     """The job as its client sees it."""
     return (await views(session, [job]))[0]
 
 
-async def views(session: AsyncSession, jobs: Sequence[Job]) -> list[JobView]:
+async def views(session: AsyncSession, jobs: Sequence[JobRow]) -> list[JobView]:
     """The jobs as their client sees them."""
     ids = [job.id for job in jobs]
     phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
@@ -204,15 +204,15 @@ async def views(session: AsyncSession, jobs: Sequence[Job]) -> list[JobView]:
     return [JobView.of(job, phases[job.id], positions.get(job.id), reasons.get(job.id)) for job in jobs]
 
 
-async def get(session: AsyncSession, project_id: str, job_id: str) -> Job:
+async def get(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
     """The project's job; raises `NotFound` for a missing one and for another project's alike."""
-    job = await session.get(Job, job_id, populate_existing=True)
+    job = await session.get(JobRow, job_id, populate_existing=True)
     if job is None or job.project_id != project_id or job.deleted_at is not None:
         raise NotFound("job", job_id)
     return job
 
 
-async def cancel(session: AsyncSession, project_id: str, job_id: str) -> Job:
+async def cancel(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
     """Cancel a job at once, or ask its worker to. A job that is being cancelled already stays so."""
     in_time = {"deadline_at": now() + CANCEL_SECONDS}
     return await _request(
@@ -225,7 +225,7 @@ async def cancel(session: AsyncSession, project_id: str, job_id: str) -> Job:
     )
 
 
-async def pause(session: AsyncSession, project_id: str, job_id: str, stop_seconds: float) -> Job:
+async def pause(session: AsyncSession, project_id: str, job_id: str, stop_seconds: float) -> JobRow:
     """Pause a job at once, or ask its worker to save a checkpoint and stop."""
     idle, in_time = {"deadline_at": now() + PAUSED_SECONDS}, {"deadline_at": now() + 2 * stop_seconds}
     return await _request(
@@ -238,7 +238,7 @@ async def pause(session: AsyncSession, project_id: str, job_id: str, stop_second
     )
 
 
-async def resume(session: AsyncSession, project_id: str, job_id: str) -> Job:
+async def resume(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
     """Queue a paused job again; it goes on from its newest checkpoint."""
     job = await get(session, project_id, job_id)
     waits = job.spec["resources"]["max_queue_seconds"]
@@ -257,7 +257,7 @@ async def _request(
     verb: str,
     moves: list[tuple[Move, str, dict[str, Any]]],
     already: tuple[Status, ...],
-) -> Job:
+) -> JobRow:
     """Make the first of the moves that is legal; asking for what is so already changes nothing."""
     job = await get(session, project_id, job_id)
     for step, message, values in moves:
@@ -270,14 +270,14 @@ async def _request(
     raise WrongState("wrong_state", f"a job that is {job.status} can't be {verb}", param="status")
 
 
-async def reprioritise(session: AsyncSession, project_id: str, job_id: str, priority: int) -> Job:
+async def reprioritise(session: AsyncSession, project_id: str, job_id: str, priority: int) -> JobRow:
     """Change the priority of a job that is still queued."""
     job = await get(session, project_id, job_id)
     statement = (
-        update(Job)
-        .where(Job.id == job_id, Job.status.in_((Status.QUEUED, Status.PAUSED)))
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.status.in_((Status.QUEUED, Status.PAUSED)))
         .values(priority=priority)
-        .returning(Job)
+        .returning(JobRow)
         .execution_options(populate_existing=True, synchronize_session=False)
     )
     changed = (await session.scalars(statement)).one_or_none()
@@ -290,8 +290,8 @@ async def delete(session: AsyncSession, project_id: str, job_id: str) -> None:
     """Delete a job that is final, with its events, metrics, checkpoints and files. The model that it made stays, with
     the files that both have; raises `WrongState` for a job that is not final."""
     job = await get(session, project_id, job_id)
-    mine = (Job.id == job_id, Job.status.in_(FINAL), Job.deleted_at.is_(None))
-    gone = update(Job).where(*mine).values(deleted_at=now(), checkpoint_id=None).returning(Job.id)
+    mine = (JobRow.id == job_id, JobRow.status.in_(FINAL), JobRow.deleted_at.is_(None))
+    gone = update(JobRow).where(*mine).values(deleted_at=now(), checkpoint_id=None).returning(JobRow.id)
     if await session.scalar(gone.execution_options(synchronize_session=False)) is None:
         message = f"a job that is {job.status} can't be deleted; cancel it first"
         raise WrongState("wrong_state", message, param="status")

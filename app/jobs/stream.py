@@ -27,7 +27,7 @@ from app.jobs import repository
 from app.jobs.bell import run_bell
 from app.jobs.repository import EventState
 from app.jobs.schemas import EventView
-from app.jobs.tables import Event
+from app.jobs.tables import EventRow
 from app.projects.auth import Caller, KeyRing
 from app.projects.repository import valid_keys
 
@@ -42,7 +42,7 @@ BATCH = 500
 log = logging.getLogger(__name__)
 
 
-class Page(NamedTuple):
+class StreamPage(NamedTuple):
     """What comes after an event; `over`: the job is final or gone, and there is no more."""
 
     chunks: Sequence[tuple[int, bytes]]
@@ -50,7 +50,7 @@ class Page(NamedTuple):
 
 
 @dataclass(eq=False)
-class Stream:
+class EventStream:
     """One client that follows a job."""
 
     job_id: str
@@ -68,9 +68,9 @@ class StreamReader:
     def __init__(self, database: Database, ring: KeyRing, most: int, most_per_key: int) -> None:
         self._database, self._key_ring = database, ring
         self._most, self._most_per_key = most, most_per_key
-        self._streams: set[Stream] = set()
+        self._streams: set[EventStream] = set()
         self._by_key: Counter[str] = Counter()
-        self._asked: dict[tuple[str, int], asyncio.Future[Page]] = {}
+        self._asked: dict[tuple[str, int], asyncio.Future[StreamPage]] = {}
         self._wanted, self._needed, self._look = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
@@ -94,13 +94,13 @@ class StreamReader:
             raise TooMany("too_many_streams", f"one key may have {self._most_per_key} open streams of events")
         if len(self._streams) >= self._most:
             raise Unavailable("too_many_streams", f"this server has {self._most} open streams of events, all it may")
-        stream = Stream(job_id, caller.key_id, seq)
+        stream = EventStream(job_id, caller.key_id, seq)
         self._add(stream)
         events = self._events(stream)
         weakref.finalize(events, self._remove, stream)  # a client that is gone before the first event leaves it unread
         return events
 
-    async def _events(self, stream: Stream) -> AsyncIterator[bytes]:
+    async def _events(self, stream: EventStream) -> AsyncIterator[bytes]:
         try:
             while not stream.ended:
                 stream.news.clear()
@@ -115,12 +115,12 @@ class StreamReader:
         finally:
             self._remove(stream)
 
-    def _add(self, stream: Stream) -> None:
+    def _add(self, stream: EventStream) -> None:
         self._streams.add(stream)
         self._by_key[stream.key_id] += 1
         self._needed.set()
 
-    def _remove(self, stream: Stream) -> None:
+    def _remove(self, stream: EventStream) -> None:
         if stream not in self._streams:
             return
         self._streams.remove(stream)
@@ -129,7 +129,7 @@ class StreamReader:
         if not self._streams:
             self._needed.clear()
 
-    def _page(self, job_id: str, seq: int) -> asyncio.Future[Page]:
+    def _page(self, job_id: str, seq: int) -> asyncio.Future[StreamPage]:
         """What comes after event `seq`; streams that ask for the same meanwhile get the same answer."""
         if (job_id, seq) not in self._asked:
             self._asked[job_id, seq] = asyncio.get_running_loop().create_future()
@@ -195,15 +195,15 @@ class StreamReader:
                 stream.news.set()
 
 
-async def _read(session: AsyncSession, job_id: str, seq: int, state: EventState | None) -> Page:
+async def _read(session: AsyncSession, job_id: str, seq: int, state: EventState | None) -> StreamPage:
     if state is None or state.last_seq <= seq:
-        return Page((), state is None or state.over)
+        return StreamPage((), state is None or state.over)
     events = await repository.events_after(session, job_id, seq, PAGE)
     over = state.over and (not events or events[-1].seq >= state.last_seq)
-    return Page([(event.seq, _chunk(event)) for event in events], over)
+    return StreamPage([(event.seq, _chunk(event)) for event in events], over)
 
 
-def _chunk(event: Event) -> bytes:
+def _chunk(event: EventRow) -> bytes:
     body = EventView.of(event).model_dump_json()
     return format_sse_event(data_str=body, event=event.type, id=str(event.seq))
 

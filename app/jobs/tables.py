@@ -11,7 +11,7 @@ import app.projects.tables  # noqa: F401  # foreign keys name it
 from app.core.database import Base
 
 
-class Job(Base):
+class JobRow(Base):
     """What was asked, and where it stands. `status` is written by `app.jobs.lifecycle` alone."""
 
     __tablename__ = "jobs"
@@ -90,7 +90,7 @@ class Job(Base):
 
 
 # In the order of claims, so that the first is found at once, and with all that counting those ahead looks at.
-Index("ix_jobs_claim", Job.status, Job.priority.desc(), Job.id, Job.queue)
+Index("ix_jobs_claim", JobRow.status, JobRow.priority.desc(), JobRow.id, JobRow.queue)
 
 
 class Worker(Base):
@@ -128,7 +128,7 @@ class JobInput(Base):
     reference: Mapped[str] = mapped_column(String(40), primary_key=True, index=True)
 
 
-class Attempt(Base):
+class AttemptRow(Base):
     """One try at a job by one worker."""
 
     __tablename__ = "job_attempts"
@@ -146,7 +146,7 @@ class Attempt(Base):
     """`succeeded`, `failed`, `cancelled`, `paused`, `released`, `interrupted` or `lost`."""
 
 
-class Phase(Base):
+class PhaseRow(Base):
     """A phase of an attempt, with its begin and end."""
 
     __tablename__ = "job_phases"
@@ -158,7 +158,7 @@ class Phase(Base):
     ended_at: Mapped[float | None]
 
 
-class Event(Base):
+class EventRow(Base):
     """Something that happened to a job. Written in the same transaction as the change that it reports."""
 
     __tablename__ = "job_events"
@@ -186,7 +186,7 @@ class Metric(Base):
     value: Mapped[float]
 
 
-class Checkpoint(Base):
+class CheckpointRow(Base):
     """A published state of training, from which an attempt can go on."""
 
     __tablename__ = "checkpoints"
@@ -203,7 +203,7 @@ class Checkpoint(Base):
     """When its objects were given up for a newer one."""
 
 
-class Artifact(Base):
+class ArtifactRow(Base):
     """A published file of a job."""
 
     __tablename__ = "artifacts"

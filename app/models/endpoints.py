@@ -16,7 +16,7 @@ from app.files.schemas import DeletedView
 from app.models import repository, service
 from app.models.modules import modules_of
 from app.models.schemas import ModelDetailView, ModelRequest, ModelView, ModulesView
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from app.projects.auth import Caller, require
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
@@ -35,7 +35,7 @@ async def list_models(caller: Reader, services: ServicesDep, paging: Paging) -> 
     """The project's models, newest first."""
     async with services.database.read() as session:
         found = await page(
-            session, repository.models(caller.project_id), Model.id, paging, Model.project_id == caller.project_id
+            session, repository.models(caller.project_id), ModelRow.id, paging, ModelRow.project_id == caller.project_id
         )
     return found.map(ModelView.of)
 

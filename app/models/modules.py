@@ -8,13 +8,13 @@ from typing import Any, Literal
 from app.core.store import Store
 from app.files.inspect import inspect
 from app.models.schemas import ModulesView
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from app.recipe.students.hugging_face import is_weights
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.module_paths import module_paths, paths_of_tensors
 
 
-async def modules_of(model: Model, store: Store) -> ModulesView:
+async def modules_of(model: ModelRow, store: Store) -> ModulesView:
     """What is known of the network's modules. Raises `Unavailable`."""
     known = module_paths(ModelConfig.model_validate(model.config).architecture) if model.config else None
     if known is not None:
@@ -31,5 +31,5 @@ def _tensors(store: Store, file: dict[str, Any]) -> list[str]:
     return list(inspect(store.reader(file["key"]), file["size"]).summary["arrays"])
 
 
-def _view(model: Model, source: Literal["architecture", "tensors", "none"], paths: list[str]) -> ModulesView:
+def _view(model: ModelRow, source: Literal["architecture", "tensors", "none"], paths: list[str]) -> ModulesView:
     return ModulesView(model_id=model.id, source=source, complete=source == "architecture", paths=paths)

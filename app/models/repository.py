@@ -7,36 +7,36 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
 from app.core.clock import now
-from app.models.tables import Model
+from app.models.tables import ModelRow
 
 MAX_CHILDREN = 100
 
 
-def models(project_id: str) -> Select[Model]:
+def models(project_id: str) -> Select[ModelRow]:
     """The project's models, unordered, without their reports: these can be long."""
-    mine = (Model.project_id == project_id, Model.deleted_at.is_(None))
-    return select(Model).where(*mine).options(defer(Model.report, raiseload=True))
+    mine = (ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    return select(ModelRow).where(*mine).options(defer(ModelRow.report, raiseload=True))
 
 
-async def model(session: AsyncSession, project_id: str, model_id: str, *, lock: bool = False) -> Model | None:
-    mine = (Model.id == model_id, Model.project_id == project_id, Model.deleted_at.is_(None))
-    statement = select(Model).where(*mine)
+async def model(session: AsyncSession, project_id: str, model_id: str, *, lock: bool = False) -> ModelRow | None:
+    mine = (ModelRow.id == model_id, ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    statement = select(ModelRow).where(*mine)
     return await session.scalar(statement.with_for_update() if lock else statement)
 
 
 async def children(session: AsyncSession, project_id: str, model_id: str) -> list[str]:
     """Ids of the newest models that learned from this one."""
-    mine = (Model.teacher_id == model_id, Model.project_id == project_id, Model.deleted_at.is_(None))
-    statement = select(Model.id).where(*mine).order_by(Model.id.desc()).limit(MAX_CHILDREN)
+    mine = (ModelRow.teacher_id == model_id, ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    statement = select(ModelRow.id).where(*mine).order_by(ModelRow.id.desc()).limit(MAX_CHILDREN)
     return list(await session.scalars(statement))
 
 
 async def models_using(session: AsyncSession, project_id: str, key: str) -> list[str]:
     """Ids of the models that have the object `key` among their files. Keys are random, so no other text has it."""
-    mine = (Model.project_id == project_id, Model.deleted_at.is_(None))
-    using = (*mine, cast(Model.files, String).contains(key))
-    return list(await session.scalars(select(Model.id).where(*using).limit(10)))
+    mine = (ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    using = (*mine, cast(ModelRow.files, String).contains(key))
+    return list(await session.scalars(select(ModelRow.id).where(*using).limit(10)))
 
 
 async def mark_deleted(session: AsyncSession, model_id: str) -> None:
-    await session.execute(update(Model).where(Model.id == model_id).values(deleted_at=now()))
+    await session.execute(update(ModelRow).where(ModelRow.id == model_id).values(deleted_at=now()))

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from app.core.clock import Time
 from app.core.views import View
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from app.recipe.base import Reference, Spec
 from app.recipe.job import Name
 from app.recipe.students.hugging_face import is_model_file
@@ -120,7 +120,7 @@ class ModelView(View):
     """When it was registered or published."""
 
     @classmethod
-    def of(cls, row: Model) -> ModelView:
+    def of(cls, row: ModelRow) -> ModelView:
         return cls(**_columns(cls, row))
 
 
@@ -133,11 +133,11 @@ class ModelDetailView(ModelView):
     """Ids of the newest models that learned from it, at most a hundred."""
 
     @classmethod
-    def with_children(cls, row: Model, children: list[str]) -> ModelDetailView:
+    def with_children(cls, row: ModelRow, children: list[str]) -> ModelDetailView:
         return cls(**_columns(cls, row), children=children)
 
 
-def _columns(view: type[ModelView], row: Model) -> dict[str, Any]:
+def _columns(view: type[ModelView], row: ModelRow) -> dict[str, Any]:
     values = {name: getattr(row, name) for name in view.model_fields if name in row.__table__.columns}
     torch = any(file["name"] == "weights.pt" for file in row.files)
     config = ModelConfig.model_validate(row.config) if row.config else None

@@ -14,25 +14,25 @@ from app.core.services import Services
 from app.core.store import StoredObject
 from app.files import repository as file_repository
 from app.files.service import discard
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.jobs.repository import jobs_using
 from app.models import repository
 from app.models.schemas import ModelRequest
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from app.models.uploads import Bundle, bundle_of, once
 
 WRITTEN = "models/"
 """Beginning of the keys of files that the service wrote for an uploaded model."""
 
 
-async def get_model(session: AsyncSession, project_id: str, model_id: str, *, lock: bool = False) -> Model:
+async def get_model(session: AsyncSession, project_id: str, model_id: str, *, lock: bool = False) -> ModelRow:
     row = await repository.model(session, project_id, model_id, lock=lock)
     if row is None:
         raise NotFound("model", model_id)
     return row
 
 
-async def register(services: Services, project_id: str, wanted: ModelRequest) -> Model:
+async def register(services: Services, project_id: str, wanted: ModelRequest) -> ModelRow:
     """Make a model of uploaded files. Raises `Invalid` with everything that does not fit."""
     async with services.database.read() as session:
         files = await _files(session, project_id, wanted)
@@ -49,9 +49,9 @@ async def register(services: Services, project_id: str, wanted: ModelRequest) ->
 
 async def _files(
     session: AsyncSession, project_id: str, wanted: ModelRequest, *, lock: bool = False
-) -> dict[str, File]:
+) -> dict[str, FileRow]:
     """The uploaded files by the field that names each; raises `Invalid` for those that are not there."""
-    found: dict[str, File] = {}
+    found: dict[str, FileRow] = {}
     missing = []
     for field, file_id in sorted(wanted.references.items(), key=lambda item: item[1]):  # locked in one order by all
         file = await file_repository.file(session, project_id, file_id, lock=lock)
@@ -67,14 +67,14 @@ async def _files(
 
 async def _insert(
     session: AsyncSession, project_id: str, wanted: ModelRequest, bundle: Bundle, written: dict[str, StoredObject]
-) -> Model:
+) -> ModelRow:
     documents = [{"name": name, "media_type": _media_type(name), **asdict(stored)} for name, stored in written.items()]
     uploaded = [
         {"name": name, "media_type": _media_type(name), "key": file.key, "size": file.size, "sha256": file.sha256}
         for name, file in bundle.files.items()
     ]
     weights = [file for name, file in bundle.files.items() if not _is_text(name)]
-    row = Model(
+    row = ModelRow(
         id=new_id("model"),
         project_id=project_id,
         name=wanted.name,

@@ -11,7 +11,7 @@ import app.projects.tables  # noqa: F401  # foreign keys name it
 from app.core.database import Base
 
 
-class Model(Base):
+class ModelRow(Base):
     """A model whose bundle lies in the object store. It never changes."""
 
     __tablename__ = "models"

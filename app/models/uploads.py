@@ -14,7 +14,7 @@ from app.core.errors import FieldError, Invalid
 from app.core.field_errors import of_problems, of_validation
 from app.core.settings import Settings
 from app.core.store import Store
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.models.schemas import ModelRequest
 from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
@@ -52,7 +52,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class Bundle:
     """What a model will consist of."""
 
-    files: dict[str, File]
+    files: dict[str, FileRow]
     """Uploaded files by their name in the model."""
     documents: dict[str, bytes]
     """Files that the service writes, by name."""
@@ -62,7 +62,7 @@ class Bundle:
     """Trained weights; 0: not known, as nobody here reads what torch.save wrote."""
 
 
-async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Store, settings: Settings) -> Bundle:
+async def bundle_of(wanted: ModelRequest, files: Mapping[str, FileRow], store: Store, settings: Settings) -> Bundle:
     """Put a model together of files by the field that names them. Raises `Invalid` with everything that is wrong."""
     if wanted.file is None:
         return await _of_folder(
@@ -75,7 +75,7 @@ async def bundle_of(wanted: ModelRequest, files: Mapping[str, File], store: Stor
 # ---- one file, and a description of its architecture
 
 
-def _of_file(file: File, wanted: ModelRequest, config: ModelConfig) -> Bundle:
+def _of_file(file: FileRow, wanted: ModelRequest, config: ModelConfig) -> Bundle:
     if problems := [*_config_problems(config), *_file_problems(file, wanted, config)]:
         raise Invalid.fields(problems)
     documents = {config.file_name: _document(config)}
@@ -105,7 +105,7 @@ def _preprocessed(sample: Input) -> int:
     return sample.channels if isinstance(sample, ImageInput) else getattr(sample, "columns", 0)
 
 
-def _file_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
+def _file_problems(file: FileRow, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
     if file.format not in UNCONVERTED:
         accepted = "a file in safetensors, or one that torch.save wrote"
         yield FieldError(param="file", message=f"file {file.id!r} is {file.format}", accepted=accepted)
@@ -113,7 +113,7 @@ def _file_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Ite
         yield from _weight_problems(file, wanted, config)
 
 
-def _weight_problems(file: File, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
+def _weight_problems(file: FileRow, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
     if wanted.checkpoint_key is not None:
         message = "is given, but a safetensors file holds nothing but weights"
         yield FieldError(param="checkpoint_key", message=message, accepted="null")
@@ -147,7 +147,7 @@ def trained_weights(arrays: Mapping[str, Any]) -> int:
 # ---- a folder in the Hugging Face layout
 
 
-async def _of_folder(wanted: ModelRequest, files: dict[str, File], store: Store, settings: Settings) -> Bundle:
+async def _of_folder(wanted: ModelRequest, files: dict[str, FileRow], store: Store, settings: Settings) -> Bundle:
     problems = [*_folder_problems(files, settings.max_teacher_bytes), *_format_problems(files)]
     if problems:
         raise Invalid.fields(problems)
@@ -155,7 +155,7 @@ async def _of_folder(wanted: ModelRequest, files: dict[str, File], store: Store,
     return await asyncio.to_thread(_described, wanted, files, texts)
 
 
-def _described(wanted: ModelRequest, files: dict[str, File], texts: Mapping[str, bytes]) -> Bundle:
+def _described(wanted: ModelRequest, files: dict[str, FileRow], texts: Mapping[str, bytes]) -> Bundle:
     """A folder whose files are those of a model, once what its documents say is right."""
     if problems := list(_document_problems(texts)):
         raise Invalid.fields(problems)
@@ -172,7 +172,7 @@ def _described(wanted: ModelRequest, files: dict[str, File], texts: Mapping[str,
     return Bundle(files, documents, wanted.config or own, parameters)
 
 
-def _folder_problems(files: Mapping[str, File], max_bytes: int) -> Iterator[FieldError]:
+def _folder_problems(files: Mapping[str, FileRow], max_bytes: int) -> Iterator[FieldError]:
     try:
         used = chosen(files)
     except ValueError as error:
@@ -184,7 +184,7 @@ def _folder_problems(files: Mapping[str, File], max_bytes: int) -> Iterator[Fiel
         yield FieldError(param="files", message=f"have {size} bytes together", accepted=f"at most {max_bytes} bytes")
 
 
-def _format_problems(files: Mapping[str, File]) -> Iterator[FieldError]:
+def _format_problems(files: Mapping[str, FileRow]) -> Iterator[FieldError]:
     for name, file in files.items():
         if is_weights(name) != (file.format == "safetensors") or (not is_weights(name) and file.format in ARRAYS):
             accepted = "a safetensors file" if is_weights(name) else "a text file"
@@ -194,7 +194,7 @@ def _format_problems(files: Mapping[str, File]) -> Iterator[FieldError]:
             yield FieldError(param=f"files.{name}", message=message, accepted=f"at most {most} bytes")
 
 
-async def _text(store: Store, file: File) -> bytes:
+async def _text(store: Store, file: FileRow) -> bytes:
     return b"".join([chunk async for chunk in store.stream(file.key)])
 
 
@@ -206,7 +206,7 @@ def _document_problems(texts: Mapping[str, bytes]) -> Iterator[FieldError]:
             yield FieldError(param=f"files.{name}", message=str(error))
 
 
-def _shard_problems(files: Mapping[str, File], texts: Mapping[str, bytes]) -> Iterator[FieldError]:
+def _shard_problems(files: Mapping[str, FileRow], texts: Mapping[str, bytes]) -> Iterator[FieldError]:
     """An index and its shards must tell of the same tensors."""
     if INDEX not in texts:
         return

@@ -9,7 +9,7 @@ from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 
 
-class Remark(NamedTuple):
+class JobRemark(NamedTuple):
     """One of them: a stable code, the path of the field, and what to know."""
 
     code: str
@@ -17,12 +17,12 @@ class Remark(NamedTuple):
     message: str
 
 
-def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[Remark]:
+def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[JobRemark]:
     """What shows once the samples are counted."""
     recipe, samples = job.recipe, plan.train_samples
     if recipe.batch_size > samples:
         found = f"is {recipe.batch_size}, and there are {samples} samples to train on: every step takes all of them"
-        yield Remark("batch_exceeds_data", "recipe.batch_size", f"{found}, and an epoch is one step")
+        yield JobRemark("batch_exceeds_data", "recipe.batch_size", f"{found}, and an epoch is one step")
     stages = [*recipe.stages, None]
     for number, (stage, laid_out) in enumerate(zip(stages, plan.stages, strict=True)):
         own = stage is not None and stage.schedule is not None
@@ -30,9 +30,9 @@ def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[Remark]:
         if schedule.warmup_steps >= laid_out.steps:
             path = f"recipe.stages[{number}].schedule" if own else "recipe.schedule"
             found = f"is {schedule.warmup_steps}, and this training has {laid_out.steps} steps"
-            yield Remark(
+            yield JobRemark(
                 "warmup_exceeds_training", f"{path}.warmup_steps", f"{found}: the rate hardly gets to its peak"
             )
     if recipe.max_steps is not None and recipe.max_steps < plan.steps_per_epoch:
         found = f"is {recipe.max_steps}, and an epoch has {plan.steps_per_epoch} steps: some samples are never seen"
-        yield Remark("less_than_an_epoch", "recipe.max_steps", found)
+        yield JobRemark("less_than_an_epoch", "recipe.max_steps", found)

@@ -22,7 +22,7 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.batches import Batches
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.load import load_task
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer
 from worker.students.hugging_face_folder import write_tokenizer
@@ -157,7 +157,7 @@ def invent(size: Size, objective: Objective) -> Pairs:
 
 def _lay_teacher(ground: Ground, samples: Pairs) -> None:
     """Train a teacher for a moment, so that what it says depends on the text."""
-    size, texts = ground.size, Texts(samples.first, samples.second)
+    size, texts = ground.size, TextSamples(samples.first, samples.second)
     tokenizer = train_tokenizer(WordPiece(vocabulary=WORDS + 64), texts)
     length = 2 * size.words + 3
     ids = tokenizer.encode(texts, length).ids

@@ -27,7 +27,7 @@ err = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandOutput:
     """The result of a command: its data, how to show it to people, and the exit code."""
 
     data: Any
@@ -36,17 +36,17 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Stream:
+class LineOutput:
     """A result that comes bit by bit. Both functions run to its end and give the exit code; `lines` tells documents."""
 
     lines: Callable[[Callable[[Any], None]], int]
     show: Callable[[Console], int]
 
 
-def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Answer | Stream]], None]:
+def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., CommandOutput | LineOutput]], None]:
     """Register a function as a command with a `--json` flag; its errors become messages and exit codes."""
 
-    def register(function: Callable[..., Answer | Stream]) -> None:
+    def register(function: Callable[..., CommandOutput | LineOutput]) -> None:
         @functools.wraps(function)
         def run(**arguments: Any) -> None:
             as_json = arguments.pop("as_json")
@@ -61,10 +61,10 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
     return register
 
 
-def _run(function: Callable[[], Answer | Stream], as_json: bool) -> int:
+def _run(function: Callable[[], CommandOutput | LineOutput], as_json: bool) -> int:
     try:
         answer = function()
-        if isinstance(answer, Stream):
+        if isinstance(answer, LineOutput):
             return answer.lines(print_json) if as_json else answer.show(out)
         if as_json:
             print_json(answer.data, indent=2)

@@ -14,18 +14,18 @@ from app.recipe import report
 from stillhouse import results
 from stillhouse.objects import (
     Artifact,
-    Default,
+    CatalogOption,
+    DefaultChoice,
     Estimate,
     Event,
     File,
     Job,
     Key,
-    Model,
     Modules,
-    Option,
     Remark,
     Result,
     Series,
+    StoredModel,
     Validation,
 )
 
@@ -251,7 +251,7 @@ def _time(estimate: Estimate) -> Iterator[tuple[str, str]]:
         yield f"training on a {device.device.upper()}", f"{seconds(device.training_seconds)} ({device.basis})"
 
 
-def _defaults(items: Sequence[Default]) -> RenderableType:
+def _defaults(items: Sequence[DefaultChoice]) -> RenderableType:
     """What was chosen for fields that the job leaves out, and for which student."""
     rows = table("chosen", "value")
     for item in items:
@@ -267,7 +267,7 @@ def _steps(item: Validation) -> str:
     return f"{item.total_steps} ({item.steps_per_epoch} per epoch)"
 
 
-def models(items: Sequence[Model]) -> RenderableType:
+def models(items: Sequence[StoredModel]) -> RenderableType:
     """A list of models."""
     rows = table("model", "name", "architecture", "parameters", "made by", "age")
     for item in items:
@@ -282,7 +282,7 @@ def models(items: Sequence[Model]) -> RenderableType:
     return rows if items else Text("no models")
 
 
-def model(item: Model) -> RenderableType:
+def model(item: StoredModel) -> RenderableType:
     """One model in full."""
     about: list[tuple[str, object]] = [
         ("model", item.id),
@@ -317,7 +317,7 @@ def keys(items: Sequence[Key]) -> RenderableType:
     return rows
 
 
-def catalog(options: Sequence[Option]) -> RenderableType:
+def catalog(options: Sequence[CatalogOption]) -> RenderableType:
     """What a job can choose, group by group."""
     rows = table("group", "kind", "what it is", "paper")
     for option in options:

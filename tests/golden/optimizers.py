@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from app.recipe import optimizers as contract
 from tests.golden import Case
 from tests.golden.comparison import Comparison
-from worker.optimizers import AdamP, SgdP, build_optimizer
-from worker.optimizers.nap import Projection
-from worker.optimizers.normalized_gd import NormalizedGd
+from worker.optimizers import AdamPOptimizer, SgdPOptimizer, build_optimizer
+from worker.optimizers.nap import NormProjection
+from worker.optimizers.normalized_gd import NormalizedGdOptimizer
 from worker.optimizers.sinkgd import equal_norms
 from worker.optimizers.swan import newton_schulz, polar_factor, standardized_rows
 
 
 def adamp(case: Case) -> Iterator[Comparison]:
-    yield from _against(case, "adamp", "param.", _run(case, AdamP))
+    yield from _against(case, "adamp", "param.", _run(case, AdamPOptimizer))
 
 
 def sgdp(case: Case) -> Iterator[Comparison]:
-    yield from _against(case, "sgdp", "param.", _run(case, SgdP))
+    yield from _against(case, "sgdp", "param.", _run(case, SgdPOptimizer))
     if not case.hyper["nesterov"]:  # with nesterov the authors' code leaves the buffer clean itself
-        yield from _against(case, "sgdp", "clean_buffer.param.", _run(case, SgdP, project_buffer=False))
+        yield from _against(case, "sgdp", "clean_buffer.param.", _run(case, SgdPOptimizer, project_buffer=False))
 
 
 def sinkgd(case: Case) -> Iterator[Comparison]:
@@ -54,7 +54,7 @@ def nap(case: Case) -> Iterator[Comparison]:
     settings: dict[str, Any] = {"momentum": hyper["momentum"]} if hyper["momentum"] else {"eps": hyper["adam_eps"]}
     optimizer = bases[hyper["base"]](learning, lr=hyper["lr"], **settings)
     weights, pair = ([parameters[name] for name in names] for names in (("linear", "conv"), ("ln_scale", "ln_offset")))
-    Projection(optimizer, weights, [pair], hyper["project_every"])
+    NormProjection(optimizer, weights, [pair], hyper["project_every"])
     yield from _against(case, "nap", "param.", _trajectory(case, parameters, optimizer))
 
 
@@ -68,7 +68,7 @@ def normalized_gd(case: Case) -> Iterator[Comparison]:
         model = nn.Linear(features.shape[1], 1, bias=False).double()
         nn.init.zeros_(model.weight)
         optimizer = build_optimizer(contract.NormalizedGd(lr=float(match[1])), model.parameters())
-        assert isinstance(optimizer, NormalizedGd)
+        assert isinstance(optimizer, NormalizedGdOptimizer)
         for step, expected in enumerate(thetas):
             found = model.weight.detach()[0].clone()
             yield Comparison("normalized-gd", f"{output}, step {step}", found, expected)
@@ -92,7 +92,7 @@ def _one_matrix(case: Case, spec: contract.Optimizer) -> Iterator[Comparison]:
             yield Comparison(spec.kind, output, weight.detach().clone(), case.outputs[output])
 
 
-def _run(case: Case, optimizer_class: type[AdamP] | type[SgdP], **more: bool) -> dict[str, Tensor]:
+def _run(case: Case, optimizer_class: type[AdamPOptimizer] | type[SgdPOptimizer], **more: bool) -> dict[str, Tensor]:
     parameters = _parameters(case)
     return _trajectory(case, parameters, optimizer_class(list(parameters.values()), **case.hyper, **more))
 

@@ -13,7 +13,7 @@ from app.recipe.documents import DocumentError, parse
 from app.recipe.students.hugging_face import CARD, MAX_CONFIG_BYTES
 from app.recipe.teachers.teacher import Origin
 from worker.students.weights import weight_files
-from worker.trainer.protocol import Assignment, Source
+from worker.trainer.protocol import Assignment, InputSource
 
 RECIPE = "recipe.json"
 """The job of a model that an earlier job made, beside its weights."""
@@ -35,13 +35,13 @@ def provenance(assignment: Assignment, folder: Path) -> dict[str, dict[str, Any]
     return found | {path: _of_model(origin, inputs[origin.reference], told) for path, origin in job.origins.items()}
 
 
-def _of_data(reference: str, path: Path, told: Mapping[str, Source]) -> dict[str, Any]:
-    source = told.get(reference, Source())
+def _of_data(reference: str, path: Path, told: Mapping[str, InputSource]) -> dict[str, Any]:
+    source = told.get(reference, InputSource())
     return {"reference": reference, "name": source.name, "sha256": source.sha256 or _digest(path)}
 
 
-def _of_model(origin: Origin, folder: Path, told: Mapping[str, Source]) -> dict[str, Any]:
-    name = told.get(origin.reference, Source()).name or origin.hub
+def _of_model(origin: Origin, folder: Path, told: Mapping[str, InputSource]) -> dict[str, Any]:
+    name = told.get(origin.reference, InputSource()).name or origin.hub
     digests = [_digest(path) for path in weight_files(folder)]
     whole = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
     return {"reference": origin.reference, "name": name, "sha256": whole, "licence": licence_of(folder)}

@@ -32,7 +32,7 @@ from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
 from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics, judge, predict, predict_with
-from worker.trainer.protocol import Artifact
+from worker.trainer.protocol import BundleFile
 from worker.training.best import chosen
 from worker.training.history import Point
 from worker.training.measure import BATCH, flops, speed
@@ -45,7 +45,7 @@ MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "ima
 """By the ending of a file's name; all others are plain bytes."""
 
 
-class Trained(NamedTuple):
+class TrainedJob(NamedTuple):
     """All that the report tells of."""
 
     job: JobSpec
@@ -114,12 +114,12 @@ def require_exportable(job: JobSpec, parameters: int) -> None:
 
 
 def write_bundle(
-    trained: Trained,
+    trained: TrainedJob,
     folder: Path,
     device: torch.device,
     kind: type[BundleWriter] | None = None,
     warn: Callable[[str], None] = lambda _: None,
-) -> list[Artifact]:
+) -> list[BundleFile]:
     """Write `folder/bundle`; every figure of its report is measured on the files just written, by an examination of the
     `kind` that the task has. `warn` is told what the default would have exported and can't.
 
@@ -146,7 +146,7 @@ def write_bundle(
 class BundleWriter:
     """Writes the student's files into `bundle`, and finds out about each of them what the report tells."""
 
-    def __init__(self, trained: Trained, bundle: Path, device: torch.device) -> None:
+    def __init__(self, trained: TrainedJob, bundle: Path, device: torch.device) -> None:
         self._trained, self._bundle, self._device = trained, bundle, device
         self._model = chosen(trained.state)
         self._inputs = _fitted(self._model, self._looked_at)
@@ -282,7 +282,7 @@ class BundleWriter:
 
     def _epochs(self) -> Figures:
         trained, state = self._trained, self._trained.state
-        last = self._live if self._model is state.judged else self._ask(state.judged)
+        last = self._live if self._model is state.evaluated else self._ask(state.evaluated)
         row = Point(step=state.step, values=last.judgement.metrics)
         kept, main = trained.job.evaluation.keep, MAIN_METRICS[trained.job.task]
         return epochs_figures(trained.plan, main, kept, row, state.best.found if state.best else row)
@@ -306,6 +306,6 @@ def _fitted(model: Model, samples: Batch) -> Tensor:
     return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])
 
 
-def _artifact(bundle: Path, name: str) -> Artifact:
+def _artifact(bundle: Path, name: str) -> BundleFile:
     media_type = MEDIA_TYPES.get((bundle / name).suffix, "application/octet-stream")
-    return Artifact(name=name, path=f"{BUNDLE}/{name}", media_type=media_type)
+    return BundleFile(name=name, path=f"{BUNDLE}/{name}", media_type=media_type)

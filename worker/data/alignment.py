@@ -31,7 +31,7 @@ from worker.data.batches import NEXT, ROWS
 from worker.data.chat_templates import Span
 from worker.data.chats import LEARNER, ChatWriter
 from worker.data.documents import end_of, within_spans
-from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.formats.columns import Chats, Talk, TextSamples
 from worker.data.formats.faults import invalid
 from worker.data.packing import stored_dtype
 from worker.data.text_limits import reading_template, write_all
@@ -44,7 +44,7 @@ TOGETHER = 1 << 18
 """Tokens of the student that are looked through at a time."""
 
 
-class Stream(NamedTuple):
+class TokenStream(NamedTuple):
     """Texts in the tokens of one side, T of them."""
 
     ids: NDArray
@@ -56,9 +56,9 @@ class Stream(NamedTuple):
     exact: NDArray
     """(T,) bool: no character is in parts, and what is read is what was given."""
 
-    def part(self, first: int, end: int | None) -> Stream:
+    def part(self, first: int, end: int | None) -> TokenStream:
         """The tokens from `first` on that come before `end`."""
-        return Stream(*(side[first:end] for side in self))
+        return TokenStream(*(side[first:end] for side in self))
 
 
 class RenderedText(NamedTuple):
@@ -82,9 +82,9 @@ class _TextRenderer:
         self._reader, self._param, self._day, self._row = reader, param, day, 0
         self._writer: ChatWriter | None = None
 
-    def tell(self, samples: Texts | Chats) -> list[RenderedText]:
+    def tell(self, samples: TextSamples | Chats) -> list[RenderedText]:
         """Some samples after the other. Raises UserError (`invalid_job`, `invalid_data`)."""
-        if isinstance(samples, Texts):
+        if isinstance(samples, TextSamples):
             return [RenderedText(text, [(0, len(text))]) for text in samples.first]
         with reading_template():
             self._writer = writer = self._writer or ChatWriter(self._reader, self._param, self._day)
@@ -155,7 +155,7 @@ def _characters(told: RenderedText) -> int:
     return sum(end - start + BETWEEN for start, end in told.shared)
 
 
-def _placed(read: TokenizedText, base: int, comparable: bool) -> Stream:
+def _placed(read: TokenizedText, base: int, comparable: bool) -> TokenStream:
     """A text whose first place is `base`. The token that ends it predicts the next text, where no other token begins
     one; behind a chat comes what a template writes."""
     told, begin = read.told, read.begin
@@ -170,7 +170,7 @@ def _placed(read: TokenizedText, base: int, comparable: bool) -> Stream:
     counted = np.arange(len(ids)) >= len(begin)
     if told.learned is not None:
         counted = np.append(within_spans(read.encoding, told.learned, len(told.text), touched=told.touched), False)
-    return Stream(ids, counted, base + places, exact)
+    return TokenStream(ids, counted, base + places, exact)
 
 
 def _count(reached: NDArray, shared: Sequence[Span]) -> tuple[NDArray, NDArray]:
@@ -185,7 +185,7 @@ def _count(reached: NDArray, shared: Sequence[Span]) -> tuple[NDArray, NDArray]:
 
 
 def read_both(
-    pieces: Iterable[Texts | Chats],
+    pieces: Iterable[TextSamples | Chats],
     student: TextTokenizer,
     teacher: TextTokenizer,
     param: str,
@@ -224,7 +224,7 @@ class Aligner:
     def __init__(self, files: Sequence[IO[bytes]], teacher: TextTokenizer, length: int) -> None:
         self._tokens, self._edges, self._rows = files
         self._dtype, self._fill, self._length = stored_dtype(teacher.vocabulary), end_of(teacher), length
-        self._pending: tuple[list[Stream], list[Stream]] = ([], [])
+        self._pending: tuple[list[TokenStream], list[TokenStream]] = ([], [])
         self._held = self._base = self._sequences = self._written = self._asked = self._found = 0
         self.longest = 0
         """Most tokens that the teacher reads in one of the student's sequences."""
@@ -268,7 +268,7 @@ class Aligner:
         self._pending = ([ours.part(len(mine.ids), None)], [theirs.part(len(others.ids), None)])
         self._held = len(self._pending[0][0].ids)
 
-    def _write(self, ours: Stream, theirs: Stream, edges: NDArray, counted: NDArray) -> None:
+    def _write(self, ours: TokenStream, theirs: TokenStream, edges: NDArray, counted: NDArray) -> None:
         """Tokens of some sequences; `edges` are those of the teacher's, `counted` says what the student predicts."""
         lengths = np.diff(edges)
         rows = np.full(len(lengths) * self._length, -1, np.int32)
@@ -285,8 +285,8 @@ class Aligner:
         self._found += int((counted & (rows[: len(counted)] >= 0)).sum())
 
 
-def _joined(streams: Sequence[Stream]) -> Stream:
-    return Stream(*map(np.concatenate, zip(*streams, strict=True)))
+def _joined(streams: Sequence[TokenStream]) -> TokenStream:
+    return TokenStream(*map(np.concatenate, zip(*streams, strict=True)))
 
 
 @contextmanager
@@ -342,14 +342,14 @@ def open_aligned(path: Path, teacher: TextTokenizer, length: int) -> OtherTokens
     return OtherTokens(teacher.input_key, codes, edges, rows.view(-1, length), width, end_of(teacher))
 
 
-def _same_places(student: Stream, teacher: Stream) -> tuple[NDArray, NDArray]:
+def _same_places(student: TokenStream, teacher: TokenStream) -> tuple[NDArray, NDArray]:
     """Numbers of tokens on both sides that end at the same place: the last ones that do, on each side."""
     (own, mine), (others, theirs) = (_last_at(side) for side in (student, teacher))
     _, at, there = np.intersect1d(own, others, assume_unique=True, return_indices=True)
     return mine[at], theirs[there]
 
 
-def _last_at(side: Stream) -> tuple[NDArray, NDArray]:
+def _last_at(side: TokenStream) -> tuple[NDArray, NDArray]:
     """Places that tokens end exactly at, rising, and the last token that does."""
     numbers = side.exact.nonzero()[0]
     places = side.places[numbers]

@@ -12,7 +12,7 @@ from tokenizers import Encoding
 from worker.data.archive import NDArray
 from worker.data.chat_templates import Span
 from worker.data.chats import ChatWriter
-from worker.data.formats.columns import Chats, Talk, Texts
+from worker.data.formats.columns import Chats, Talk, TextSamples
 from worker.data.text_limits import reading_template, write_all
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
@@ -30,13 +30,13 @@ class Document(NamedTuple):
 
 
 def read_documents(
-    pieces: Iterable[Texts | Chats], reader: TextTokenizer, param: str, day: date | None = None
+    pieces: Iterable[TextSamples | Chats], reader: TextTokenizer, param: str, day: date | None = None
 ) -> Iterator[Document]:
     """All samples of the file that the field `param` names, in their order; chats are written as on `day`. Raises
     UserError (`invalid_data`, `invalid_job`)."""
     row, writer = 0, None
     for piece in pieces:
-        if isinstance(piece, Texts):
+        if isinstance(piece, TextSamples):
             yield from _of_texts(piece.first, reader)
         else:
             with reading_template():

@@ -34,7 +34,7 @@ def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequenc
     if not train[0] and not evaluation[0] and names[0] == "0" and sum(train) > 0:
         first = next(number for number, count in enumerate(train) if count)
         yield f"labels begin at {first}, classes are counted from 0: class 0 has no sample in data.train and data.eval"
-    if unseen := [name for name, learned, judged in both if judged and not learned]:
+    if unseen := [name for name, learned, evaluated in both if evaluated and not learned]:
         yield f"classes that are evaluated and have no training sample: {shown_names(unseen)}"
     if single := [name for name, count in zip(names, train, strict=True) if count == 1]:
         yield f"classes with a single training sample: {shown_names(single)}"

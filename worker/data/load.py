@@ -36,7 +36,7 @@ from worker.data.archive import NDArray, read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_samples
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_room, data_subject, invalid
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.label_notes import label_notes
@@ -291,7 +291,7 @@ def _readers(
     job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples
 ) -> tuple[Readers | None, list[str]]:
     """The tokenizers, and oddities of them."""
-    if not isinstance(train.inputs, Texts) or not isinstance(job.data, TextOptions):
+    if not isinstance(train.inputs, TextSamples) or not isinstance(job.data, TextOptions):
         return None, []
     readers = open_readers(job, job.data, inputs, teachers, train.inputs)
     return readers, check_tokenizers(job, readers, teachers, sampled(train.inputs.first))
@@ -301,7 +301,7 @@ def _facts(samples: Samples, readers: Readers | None, targets: Tensor, task: Tas
     """What the samples amount to, now that they are read."""
     numbers = targets.shape[1] if targets.ndim == 2 and task != EMBEDDING else None
     stored = samples.inputs
-    if isinstance(stored, Texts):
+    if isinstance(stored, TextSamples):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
         count, size = len(targets) // samples.rows_per_sample, 8 * readers.input.length * samples.rows_per_sample
@@ -319,7 +319,7 @@ def _input(shape: tuple[int, ...]) -> Input:
 
 
 def _inputs_by_key(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:
-    if isinstance(samples.inputs, Texts):
+    if isinstance(samples.inputs, TextSamples):
         return readers.read(samples.inputs, words=words) if readers else {}
     return {IMAGES if samples.inputs.ndim == 4 else TABLE: torch.from_numpy(samples.inputs)}
 

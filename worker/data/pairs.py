@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from worker.data.archive import NDArray
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import invalid
 
 SCORE, TEXT = 0, 1
@@ -22,7 +22,7 @@ def as_rows(samples: Samples, param: str) -> Samples:
     Raises UserError (`invalid_data`) where the columns hold no texts.
     """
     texts = samples.inputs
-    if not isinstance(texts, Texts):
+    if not isinstance(texts, TextSamples):
         raise invalid(f"the columns of {param} hold no texts; accepted: one or two columns of texts", param)
     sides = [texts.first] if texts.second is None else [texts.first, texts.second]
     rows = [text for sample in zip(*sides, strict=True) for text in sample]
@@ -31,7 +31,7 @@ def as_rows(samples: Samples, param: str) -> Samples:
     scores = np.asarray(samples.labels)
     if scores.shape[1]:
         targets[:, SCORE] = np.repeat(_single(scores, param), len(sides))
-    return Samples(Texts(rows), targets, rows_per_sample=len(sides))
+    return Samples(TextSamples(rows), targets, rows_per_sample=len(sides))
 
 
 def _single(scores: NDArray, param: str) -> NDArray:

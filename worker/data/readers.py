@@ -15,7 +15,7 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Pretrained
 from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.teachers.other_tokens import other_tokens_problems
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.text_limits import reading_tokenizer, tokenizer_subject
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, train_writer
 from worker.errors import UserError
@@ -65,7 +65,7 @@ class Readers:
     def _all(self) -> list[TextTokenizer]:
         return [self.student, *self.by_teacher.values()]
 
-    def read(self, texts: Texts, *, words: bool) -> dict[str, Tensor]:
+    def read(self, texts: TextSamples, *, words: bool) -> dict[str, Tensor]:
         """Token ids (N, S) by input key; with `words`, the words of the tokens too, under the key after `WORDS`."""
         found: dict[str, Tensor] = {}
         for reader in self._all:
@@ -77,7 +77,11 @@ class Readers:
 
 
 def open_readers(
-    job: JobSpec, options: TextOptions, folders: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Texts
+    job: JobSpec,
+    options: TextOptions,
+    folders: Mapping[str, Path],
+    teachers: Mapping[str, ModelConfig],
+    train: TextSamples,
 ) -> Readers:
     """Load the teachers' tokenizers from their `folders`, and make the student's as the job asks.
 
@@ -113,7 +117,7 @@ def open_reader(
     if isinstance(wanted, BytePairs) and not isinstance(job.student, Pretrained):
         student = train_writer(wanted, train)
     else:
-        student = _students(job, options, folders, readers, Texts([]))
+        student = _students(job, options, folders, readers, TextSamples([]))
     by_teacher, lengths = {}, {student.input_key: options.max_length}
     for index, (teacher, reader) in enumerate(zip(job.all_teachers, readers, strict=True)):
         by_teacher[teacher.reference] = own = student if student.reads_like(reader) else reader
@@ -151,7 +155,7 @@ def _students(
     options: TextOptions,
     folders: Mapping[str, Path],
     teachers: list[TextTokenizer],
-    train: Texts,
+    train: TextSamples,
 ) -> TextTokenizer:
     if isinstance(job.student, Pretrained):
         return _stored(folders[job.student.reference], f"student.{job.student.source}")

@@ -22,7 +22,7 @@ from worker.data.alignment import Aligner, aligning, open_aligned, read_both
 from worker.data.archive import NDArray
 from worker.data.documents import end_of, read_documents
 from worker.data.formats import read_pieces
-from worker.data.formats.columns import Chats, Texts
+from worker.data.formats.columns import Chats, TextSamples
 from worker.data.formats.faults import TABLE_RATIO, data_room, data_subject, invalid, most_text
 from worker.data.holdout import hold_out_any
 from worker.data.packing import PackedTexts, open_packed, packing
@@ -79,7 +79,7 @@ class TextFile:
         """The day that templates of chats are told."""
         return self.data.chat_date if isinstance(self.data, Table) else None
 
-    def pieces(self, doing: str) -> Iterator[Texts | Chats]:
+    def pieces(self, doing: str) -> Iterator[TextSamples | Chats]:
         """All of them in their order, some at a time. Raises UserError (`invalid_data`) naming row and value."""
         rows, said = 0, time.monotonic()
         pieces, taken, most = (
@@ -118,11 +118,11 @@ class TextFile:
     def texts(self) -> Iterator[str]:
         """To make a tokenizer of; none of a file of chats."""
         for piece in self.pieces("making a tokenizer of"):
-            yield from piece.first if isinstance(piece, Texts) else ()
+            yield from piece.first if isinstance(piece, TextSamples) else ()
 
 
-def _characters(piece: Texts | Chats) -> int:
-    if isinstance(piece, Texts):
+def _characters(piece: TextSamples | Chats) -> int:
+    if isinstance(piece, TextSamples):
         return sum(map(len, piece.first))
     return sum(len(message.content) for talk in piece.talks for message in talk)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from app.recipe.data.tokenizers import BytePairs, Trained
 from app.recipe.students.hugging_face import check_document
 from worker.data.archive import NDArray
-from worker.data.formats.columns import Texts, in_runs
+from worker.data.formats.columns import TextSamples, in_runs
 from worker.data.library_tokenizers import BYTE_PAIRS, FILE, SETTINGS, VOCABULARY, open_tokenizer
 from worker.data.text_limits import MAX_FILE_BYTES, TRAINED, reading_texts
 from worker.errors import UserError, unusable_model
@@ -48,7 +48,7 @@ WORD_CHARACTERS = 100
 """A longer word is unknown to a WordPiece tokenizer."""
 
 
-class Encoded(NamedTuple):
+class EncodedTexts(NamedTuple):
     """Token ids (N, S) int64, padded; and the number of the word that each token is part of (N, S) int32.
 
     Words are what stands between white spaces, counted from 0 over a text or a pair; -1: special tokens and padding.
@@ -170,7 +170,7 @@ class TextTokenizer:
     def _id(self, role: str) -> int | None:
         return self._tokenizer.token_to_id(self.roles[role]) if role in self.roles else None
 
-    def encode(self, texts: Texts, length: int) -> Encoded:
+    def encode(self, texts: TextSamples, length: int) -> EncodedTexts:
         """Ids of all texts, cut after `length` tokens (of a pair the longer text first) and padded to the longest."""
         self._tokenizer.enable_truncation(length)
         try:
@@ -183,9 +183,9 @@ class TextTokenizer:
         words = np.full((len(rows), width), NO_WORD, np.int32)
         for index, (own, numbers) in enumerate(rows):
             ids[index, : len(own)], words[index, : len(own)] = own, numbers
-        return Encoded(torch.from_numpy(ids), torch.from_numpy(words))
+        return EncodedTexts(torch.from_numpy(ids), torch.from_numpy(words))
 
-    def _encodings(self, texts: Texts) -> Iterator[tuple[Encoding, tuple[str, str]]]:
+    def _encodings(self, texts: TextSamples) -> Iterator[tuple[Encoding, tuple[str, str]]]:
         both = zip(texts.first, texts.second or [""] * len(texts.first), strict=True)
         for pairs in in_runs(both, lambda pair: len(pair[0]) + len(pair[1])):
             given: list[Any] = [first for first, _ in pairs] if texts.second is None else pairs
@@ -305,7 +305,7 @@ _BERT_SPECIAL = ["[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]"]
 _BYTE_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-def train_tokenizer(spec: Trained, texts: Texts) -> TextTokenizer:
+def train_tokenizer(spec: Trained, texts: TextSamples) -> TextTokenizer:
     """A tokenizer made of these texts: the same one from the same texts."""
     made = _train_bytes(spec, _all(texts)) if isinstance(spec, BytePairs) else _train_pieces(spec, texts)
     return TextTokenizer(made)
@@ -320,12 +320,12 @@ def train_writer(spec: Trained, texts: Iterable[str]) -> TextTokenizer:
     return TextTokenizer(made)
 
 
-def _all(texts: Texts) -> Iterator[str]:
+def _all(texts: TextSamples) -> Iterator[str]:
     yield from texts.first
     yield from texts.second or ()
 
 
-def _train_pieces(spec: Trained, texts: Texts) -> tokenizers.Tokenizer:
+def _train_pieces(spec: Trained, texts: TextSamples) -> tokenizers.Tokenizer:
     """WordPiece by way of byte pair merging, as the library does it, but with the same result in every process.
 
     The library numbers pieces that continue a word in the order of a hash table with random keys. Here the characters

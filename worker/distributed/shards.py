@@ -65,7 +65,7 @@ class FullyShardedDataParallel(DataParallel):
             self._split(block)
         self._split(model)
         if isinstance(model, Model) and model.config.task == CAUSAL_LM:
-            register_fsdp_forward_method(model, "look")
+            register_fsdp_forward_method(model, "forward_hidden")
 
     def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         assert isinstance(whole, FSDPModule)

@@ -42,7 +42,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of hidden states, weight and bias."""
 
 
-class Teacher(Protocol):
+class KernelTeacher(Protocol):
     """What the student's logits are held against."""
 
     @property
@@ -86,7 +86,7 @@ class DenseTeacher:
         gradient: bool,
         class_weights: Tensor | None = None,
     ) -> Tensor:
-        """See `Teacher`."""
+        """See `KernelTeacher`."""
         weights = scale.expand(student.shape[0])
         given = row_loss_(
             student,
@@ -112,7 +112,7 @@ class HiddenTeacher(DenseTeacher):
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         hidden, weight, bias = as_autocast(hidden.detach(), weight.detach(), None if bias is None else bias.detach())
-        self.head, self._hidden, self._project = head_of(hidden, weight, bias), hidden, Projection(weight, bias)
+        self.head, self._hidden, self._project = head_of(hidden, weight, bias), hidden, LastLayer(weight, bias)
         self.bytes_per_row = weight.shape[0] * weight.element_size()
 
     def logits(self, rows: Picked) -> Tensor:
@@ -132,7 +132,7 @@ class LogitsTeacher(DenseTeacher):
         return pick(self._logits, rows)
 
 
-class Projection:
+class LastLayer:
     """A last layer that makes the logits of one chunk after the other in the same memory."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -192,7 +192,7 @@ class GradientSums:
 class _Work:
     """What is to be done with the student's side."""
 
-    teacher: Teacher
+    teacher: KernelTeacher
     labels: Tensor | None
     spec: RowSpec
     scale: Tensor
@@ -205,7 +205,7 @@ class _Work:
     def done(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Gradients]:
         """Sums (3,) of the parts of `RowLosses`, the total's times `scale`, and the gradients of that."""
         sums, gradient = self.scale.new_zeros(3), any(self.wanted)
-        project, gradients = Projection(weight, bias), GradientSums(hidden, weight, bias, self.wanted)
+        project, gradients = LastLayer(weight, bias), GradientSums(hidden, weight, bias, self.wanted)
         for rows in self.chunks:
             given = pick(hidden, rows)
             logits, labels = project(given), part(self.labels, rows)
@@ -252,7 +252,7 @@ class _LinearDistillation(torch.autograd.Function):
 def linear_distillation(
     hidden: Tensor,
     weight: Tensor,
-    teacher: Teacher,
+    teacher: KernelTeacher,
     labels: Tensor | None,
     spec: RowSpec,
     *,
@@ -316,7 +316,7 @@ def linear_distillation(
 
 def _tiled_task(
     student: Head,
-    teacher: Teacher,
+    teacher: KernelTeacher,
     labels: Tensor | None,
     spec: RowSpec,
     class_weights: Tensor | None,

@@ -21,7 +21,7 @@ BLOCK_OF_A_THREAD = 1 << 18
 """Logits of a block for each thread: a megabyte in float32, of which two copies are made."""
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Some rows."""
 
     student: Tensor
@@ -59,7 +59,7 @@ def covers_alone(spec: RowSpec) -> bool:
     return kl is None or (spec.divergence_weight == 0.0 and kl.softcap is None and kl.logit_scale == 1.0)
 
 
-def cross_entropy_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+def cross_entropy_(block: RowBlock, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     """No divergence, and the cross-entropy of each row (R,); else as `forward_kl_`."""
     student = at_least_float32(block.student)
     target = student.gather(1, block.labels.unsqueeze(1))
@@ -75,7 +75,7 @@ def block_size() -> int:
     return BLOCK_OF_A_THREAD * torch.get_num_threads()
 
 
-def forward_kl_(block: Block, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor] | None:
+def forward_kl_(block: RowBlock, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor] | None:
     """Divergence and cross-entropy of each row (R,) without its weight; None, and nothing done, at a masked column.
 
     With `gradient`, the student's logits become the gradient of the weighted sum of the rows.

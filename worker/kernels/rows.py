@@ -206,7 +206,7 @@ def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, 
     labels = torch.zeros_like(valid, dtype=torch.int64) if inputs.labels is None else inputs.labels.where(valid, 0)
     weights = counted if inputs.row_weights is None else counted * inputs.row_weights
     teacher = None if inputs.teacher is None else inputs.teacher.detach()
-    block = processor_rows.Block(inputs.student.detach(), teacher, labels, weights)
+    block = processor_rows.RowBlock(inputs.student.detach(), teacher, labels, weights)
     alone = processor_rows.covers_alone(spec)
     losses = (processor_rows.cross_entropy_ if alone else processor_rows.forward_kl_)(block, spec, gradient)
     if losses is None:

@@ -11,7 +11,7 @@ from app.recipe.losses.numbers import Assistive
 from worker.losses.base import LossInputs, at_least_float32
 
 
-class Parts(NamedTuple):
+class AssistiveParts(NamedTuple):
     """What the loss of a row is made of, each (B,) and without its weight."""
 
     label: Tensor
@@ -33,12 +33,12 @@ class AssistiveTerm:
         parts, spec = self.parts(inputs), self.spec
         return spec.label_weight * parts.label + spec.tolerant_weight * parts.tolerant + spec.tough_weight * parts.tough
 
-    def parts(self, inputs: LossInputs) -> Parts:
+    def parts(self, inputs: LossInputs) -> AssistiveParts:
         """Raises ValueError when a teacher's outputs are missing."""
         outputs, spec = at_least_float32(inputs.student), self.spec
         label = inputs.labels.to(outputs.dtype)
         tolerant, tough = (reflected(outputs, label, _answers(inputs, name)) for name in (spec.tolerant, spec.tough))
-        return Parts(
+        return AssistiveParts(
             main(outputs, label, tolerant).mean(-1),
             assist(outputs, label, tolerant, spec.tolerant_outer, spec.tolerant_inner, spec.near).mean(-1),
             assist(outputs, label, tough, spec.tough_outer, spec.tough_inner, spec.near).mean(-1),

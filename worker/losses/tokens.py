@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from app.recipe.losses.taps import Taps
 from app.recipe.losses.weights import weight_at
-from worker.kernels.linear import HiddenTeacher, NoTeacher, Teacher, linear_distillation
+from worker.kernels.linear import HiddenTeacher, KernelTeacher, NoTeacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
 from worker.kernels.sparse import Kept, TopKTeacher
 from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
@@ -97,7 +97,7 @@ class TokenObjective(Objective):
         return losses
 
 
-def kernel_teacher(signal: TeacherSignal) -> Teacher:
+def kernel_teacher(signal: TeacherSignal) -> KernelTeacher:
     """What a teacher says, as the kernels take it."""
     said = signal.answer
     if isinstance(said, LikeliestTokens):

@@ -36,7 +36,7 @@ class Named(NamedTuple):
         return scores / (1.0 - named.sum(-1, keepdim=True) + EPS)
 
 
-class Parts(NamedTuple):
+class UskdParts(NamedTuple):
     """What the loss of a row is made of, each (B,) and without its weight."""
 
     target: Tensor
@@ -63,13 +63,13 @@ class UskdTerm:
         parts, spec = self.parts(inputs), self.spec
         return spec.alpha * parts.target + spec.beta * parts.others + spec.mu * parts.weak
 
-    def parts(self, inputs: LossInputs) -> Parts:
+    def parts(self, inputs: LossInputs) -> UskdParts:
         """Each with the gradient that it has."""
         logits = at_least_float32(inputs.student)
         weak = self._weak_logits(inputs, logits)
         named = named_classes(inputs.labels, logits)
         order = self.order(logits.detach(), weak.detach(), named)
-        return Parts(
+        return UskdParts(
             target_part(logits, named, inputs.valid),
             others_part(logits, named, order),
             self._weak_loss(LossInputs(weak, inputs.labels, None)),

@@ -90,15 +90,15 @@ class WrittenSteps:
         self._share, self._written, self._pages = share, written, pages
         self._student, self._teachers = student, teachers
 
-    def __call__(self, course: Stage, state: TrainState, lesson: StepInputs) -> dict[str, Tensor]:
+    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
-        device = course.device
+        device = stage.device
         if not self._is_written(state.step):
-            return take_step(course, state, lesson) | {SHARE: torch.zeros((), device=device)}
+            return take_step(stage, state, step_inputs) | {SHARE: torch.zeros((), device=device)}
         page = self._pages.batch(state)
         tokens = (page.targets != IGNORED).sum() / len(page)
-        self._note(state, page, replaced=len(lesson.batch))
-        parts = list(page.split(course.recipe.accumulate))
+        self._note(state, page, replaced=len(step_inputs.batch))
+        parts = list(page.split(stage.recipe.accumulate))
         return take_step(self._written, state, StepInputs(page, parts, None)) | {
             SHARE: torch.ones((), device=device),
             TOKENS: tokens,
@@ -127,7 +127,7 @@ class Opening(NamedTuple):
     place: CachePlace
     """Where a teacher's texts are kept."""
 
-    def steps(self, course: Stage, state: TrainState, send: Send, stop: Stop) -> WrittenSteps | None:
+    def steps(self, stage: Stage, state: TrainState, send: Send, stop: Stop) -> WrittenSteps | None:
         """Of a main training, once a teacher has written what it is to write; none: nothing is to be written.
 
         Teachers are asked anew about what is written: whatever is kept of their answers is about the data. Raises
@@ -136,22 +136,22 @@ class Opening(NamedTuple):
         wanted = self.job.recipe.generation
         if wanted is None or not wanted.share:
             return None
-        self._require_same_tokens(course.input_key)
+        self._require_same_tokens(stage.input_key)
         student = state.student.config
-        write = partial(Author, wanted, self.prompts, student.outputs, course.seed)
-        cost, size = reading(student), course.recipe.batch_size
+        write = partial(Author, wanted, self.prompts, student.outputs, stage.seed)
+        cost, size = reading(student), stage.recipe.batch_size
         if isinstance(wanted, SequenceLevel):
-            texts = self._texts(wanted, write, course, state, send, stop)
-            pages: Pages = KeptPages(as_batch(texts, course.input_key), size, course.seed)
-            objective = course.objective
+            texts = self._texts(wanted, write, stage, state, send, stop)
+            pages: Pages = KeptPages(as_batch(texts, stage.input_key), size, stage.seed)
+            objective = stage.objective
         else:
-            author = write(autocast=course.recipe.precision == "bf16")
-            pages = OwnPages(author, cost, self.prompts, course.input_key, size, course.seed)
-            objective = course.objective.only(judges)
+            author = write(autocast=stage.recipe.precision == "bf16")
+            pages = OwnPages(author, cost, self.prompts, stage.input_key, size, stage.seed)
+            objective = stage.objective.only(judges)
         asked = {name: self.teachers[name] for name in sorted(objective.teachers)}
         live = {name: teach(model, self.job, name).source for name, model in asked.items()}
         costs = [reading(model.config) for model in asked.values()]
-        written = replace(course, objective=objective, teachers=live)
+        written = replace(stage, objective=objective, teachers=live)
         return WrittenSteps(wanted.share, written, pages, cost, costs)
 
     def _require_same_tokens(self, input_key: str) -> None:
@@ -164,26 +164,26 @@ class Opening(NamedTuple):
         self,
         wanted: SequenceLevel,
         write: Callable[..., Author],
-        course: Stage,
+        stage: Stage,
         state: TrainState,
         send: Send,
         stop: Stop,
     ) -> Written:
         """What the teacher wrote, on the device; it leaves that if training does not ask it."""
         name = wanted.writer or next(iter(self.teachers))
-        model, own = self.teachers[name].to(course.device), self.job.teacher_named(name).precision
-        author = write(autocast=own is None and course.recipe.precision == "bf16")
+        model, own = self.teachers[name].to(stage.device), self.job.teacher_named(name).precision
+        author = write(autocast=own is None and stage.recipe.precision == "bf16")
         about = wanted.model_dump(exclude={"share", "writer"}) | {
             "teacher": digest_folder(self.folders[name]),
             "vocabulary": state.student.config.outputs,
-            "arithmetic": f"{own or course.recipe.precision} on {course.device.type}",
-            "seed": course.seed,
+            "arithmetic": f"{own or stage.recipe.precision} on {stage.device.type}",
+            "seed": stage.seed,
         }
         scribe = Scribe(author, model, reading(model.config), self.prompts, wanted.new_tokens, self.place, send)
         corpus = scribe.write(about, stop)
         if corpus is None:
             raise Interrupted
-        if name not in course.objective.teachers:
+        if name not in stage.objective.teachers:
             model.cpu()
         ledger, fresh = state.ledger, corpus.written.own
         ledger.texts, ledger.tokens = len(fresh), int(fresh.sum())

@@ -25,8 +25,8 @@ from worker.methods.sampler import TOGETHER, Author
 from worker.students.measure import Reading
 from worker.students.model import Model
 from worker.teachers.digests import digest_samples
-from worker.teachers.encoding import Column, Columns
-from worker.teachers.kept_rows import Layout
+from worker.teachers.encoding import Columns, StoredColumn
+from worker.teachers.kept_rows import RowLayout
 from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
 from worker.trainer.protocol import CachePlace, Log, Report
 
@@ -67,8 +67,8 @@ class Scribe:
             "ends": list(self._prompts.ends),
             **about,
         }
-        columns = {"tokens": Column(torch.int32, self._width), "length": Column(torch.int32, 1)}
-        held = self._open(told, Layout(len(samples), columns, {"texts": told}))
+        columns = {"tokens": StoredColumn(torch.int32, self._width), "length": StoredColumn(torch.int32, 1)}
+        held = self._open(told, RowLayout(len(samples), columns, {"texts": told}))
         try:
             return self._all(held, stop)
         finally:
@@ -77,7 +77,7 @@ class Scribe:
                     held.rows.sync()
                 held.close()
 
-    def _open(self, told: dict[str, Any], layout: Layout) -> OpenEntry | None:
+    def _open(self, told: dict[str, Any], layout: RowLayout) -> OpenEntry | None:
         key = sha256(json.dumps({**told, "owner": self._place.owner}, sort_keys=True).encode()).hexdigest()
         try:
             return DiskCache(Path(self._place.folder), self._place.max_bytes).open(key, layout)

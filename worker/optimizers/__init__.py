@@ -15,14 +15,14 @@ from app.recipe.optimizers import SgdP as SgdPSpec
 from app.recipe.optimizers import SinkGd as SinkGdSpec
 from app.recipe.optimizers import Swan as SwanSpec
 from worker.errors import UserError
-from worker.optimizers.adamp import AdamP
-from worker.optimizers.nap import Projection
-from worker.optimizers.normalized import Normalized
-from worker.optimizers.normalized_gd import NormalizedGd
+from worker.optimizers.adamp import AdamPOptimizer
+from worker.optimizers.nap import NormProjection
+from worker.optimizers.normalized import NormalizedOptimizer
+from worker.optimizers.normalized_gd import NormalizedGdOptimizer
 from worker.optimizers.roles import hidden_matrices, normalisations, scales_and_offsets
-from worker.optimizers.sgdp import SgdP
-from worker.optimizers.sinkgd import SinkGd
-from worker.optimizers.swan import Swan
+from worker.optimizers.sgdp import SgdPOptimizer
+from worker.optimizers.sinkgd import SinkGdOptimizer
+from worker.optimizers.swan import SwanOptimizer
 
 Parameters = Sequence[nn.Parameter]
 Modules = Sequence[nn.Module]
@@ -43,14 +43,14 @@ def _adamw(spec: AdamW, parameters: Parameters, modules: Modules) -> torch.optim
 
 
 def _adamp(spec: AdamPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return AdamP(parameters, **_arguments(spec))
+    return AdamPOptimizer(parameters, **_arguments(spec))
 
 
 def _sgdp(spec: SgdPSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return SgdP(parameters, **_arguments(spec))
+    return SgdPOptimizer(parameters, **_arguments(spec))
 
 
-def _normalized(kind: type[Normalized]) -> Callable[[Any, Parameters, Modules], torch.optim.Optimizer]:
+def _normalized(kind: type[NormalizedOptimizer]) -> Callable[[Any, Parameters, Modules], torch.optim.Optimizer]:
     def build(spec: SinkGdSpec | SwanSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
         matrices = hidden_matrices(parameters, modules)
         hidden = set(matrices)
@@ -72,12 +72,12 @@ def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) ->
         )
     optimizer = build_optimizer(spec.inner, parameters, modules)
     weights = hidden_matrices(kept, normalised)
-    Projection(optimizer, weights, scales_and_offsets(kept, normalised), spec.every_steps)
+    NormProjection(optimizer, weights, scales_and_offsets(kept, normalised), spec.every_steps)
     return optimizer
 
 
 def _normalized_gd(spec: NormalizedGdSpec, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    return NormalizedGd(parameters, **_arguments(spec))
+    return NormalizedGdOptimizer(parameters, **_arguments(spec))
 
 
 OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimizer]] = {
@@ -85,8 +85,8 @@ OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimize
     AdamW: _adamw,
     AdamPSpec: _adamp,
     SgdPSpec: _sgdp,
-    SinkGdSpec: _normalized(SinkGd),
-    SwanSpec: _normalized(Swan),
+    SinkGdSpec: _normalized(SinkGdOptimizer),
+    SwanSpec: _normalized(SwanOptimizer),
     NormalizeAndProject: _nap,
     NormalizedGdSpec: _normalized_gd,
 }

@@ -14,7 +14,7 @@ from worker.optimizers.projected import Projected, Rule
 from worker.optimizers.projection import project
 
 
-class AdamP(Projected):
+class AdamPOptimizer(Projected):
     """Adam with decoupled weight decay, whose update loses its radial part on scale-invariant weights.
 
     Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw

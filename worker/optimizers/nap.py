@@ -17,7 +17,7 @@ STEPS = "nap_steps"
 """Key in the optimizer's groups: steps that were taken."""
 
 
-class Projection:
+class NormProjection:
     """Looks after an optimizer: what it keeps lies in the optimizer's own state and groups, and is saved with them.
 
     `weights` keep the Frobenius norm that they have before their first step. The vectors of each of `pairs`, scale and

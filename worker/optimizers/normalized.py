@@ -13,7 +13,7 @@ from worker.optimizers.adam import adam_steps, fresh_moments
 from worker.optimizers.base import Foreach, State, by_shape, stacked
 
 
-class Normalized(Foreach):
+class NormalizedOptimizer(Foreach):
     """Normalised gradients, without state, for `matrices`; Adam for `others`.
 
     Two parameter groups, in this order. Both hold the same settings, so that whoever sets the rate of all groups keeps

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worker.optimizers.base import Foreach, State
 
 
-class NormalizedGd(Foreach):
+class NormalizedGdOptimizer(Foreach):
     """Divides the gradient by the mean probability of the wrong classes, which it reads off the outputs' gradients.
 
     The gradient of the mean cross-entropy at the logits of sample i is (p_i - onehot_i) / n: its positive and its

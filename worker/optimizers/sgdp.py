@@ -13,7 +13,7 @@ from worker.optimizers.projected import Projected, Rule
 from worker.optimizers.projection import project
 
 
-class SgdP(Projected):
+class SgdPOptimizer(Projected):
     """SGD with momentum, whose update loses its radial part on scale-invariant weights.
 
     The decay is decoupled and divided by (1 - momentum). The authors' code (clovaai/AdamP) also takes the radial part

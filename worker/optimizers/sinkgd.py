@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from worker.optimizers.normalized import Normalized
+from worker.optimizers.normalized import NormalizedOptimizer
 
 SMALLEST = 1e-30
 """Largest entry and squared norms are taken to be at least this, so that a row or column of zeros stays one."""
 
 
-class SinkGd(Normalized):
+class SinkGdOptimizer(NormalizedOptimizer):
     """Settings: `lr`, `matrix_ratio`, `iterations`, `betas`, `eps`, `weight_decay`, as the contract describes them."""
 
     def _normalize(self, gradients: Tensor, group: dict[str, Any]) -> Tensor:

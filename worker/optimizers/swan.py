@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.optimizers.normalized import Normalized
+from worker.optimizers.normalized import NormalizedOptimizer
 
 SMALLEST = 1e-8
 """Added to the variance of a row; norms are taken to be at least this."""
@@ -15,7 +15,7 @@ NULL = 1e-10
 """Singular values below this share of the largest count as 0, as do those below the rounding of the matrix."""
 
 
-class Swan(Normalized):
+class SwanOptimizer(NormalizedOptimizer):
     """Settings: `lr`, `matrix_ratio`, `whitening`, `iterations`, `rescale`, `betas`, `eps`, `weight_decay`, as the
     contract describes them."""
 

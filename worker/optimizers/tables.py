@@ -53,7 +53,7 @@ class TableRows(NamedTuple):
         return -(-self.rows // self.together) * self.pieces
 
 
-class Layout(NamedTuple):
+class TableLayout(NamedTuple):
     """Tiles of several tensors."""
 
     table: Tensor
@@ -78,13 +78,13 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 @lru_cache(maxsize=32)
-def layout_of(tensors: tuple[TableRows, ...], device: torch.device) -> Layout:
+def layout_of(tensors: tuple[TableRows, ...], device: torch.device) -> TableLayout:
     """Of tensors, on their device."""
     tiles, sums = [each.tiles for each in tensors], [each.rows * each.pieces for each in tensors]
     columns = zip(_starts(tiles), tensors, _starts(sums), strict=True)
     table = [(first, *one[:2], one.pieces, one.together, place, int(one.projected)) for first, one, place in columns]
     owners = torch.repeat_interleave(torch.arange(len(tensors), dtype=torch.int32), torch.tensor(tiles))
-    return Layout(_moved(torch.tensor(table).t().contiguous(), device), _moved(owners, device), sum(sums))
+    return TableLayout(_moved(torch.tensor(table).t().contiguous(), device), _moved(owners, device), sum(sums))
 
 
 @lru_cache(maxsize=8)

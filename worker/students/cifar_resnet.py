@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class Network(nn.Module):
+class CifarResNetNetwork(nn.Module):
     """Three stages of basic blocks, global average pooling, a linear classifier."""
 
     def __init__(self, channels: int, width: int, blocks: int, classes: int, padding: str) -> None:
@@ -59,4 +59,4 @@ def _stage(inputs: int, outputs: int, blocks: int, shrink: bool, padding: str) -
 
 def build(student: CifarResNet, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: each of the last two stages halves the sides, rounding up."""
-    return Network(image.channels, student.width, basic_blocks(student), classes, student.padding)
+    return CifarResNetNetwork(image.channels, student.width, basic_blocks(student), classes, student.padding)

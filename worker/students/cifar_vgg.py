@@ -12,7 +12,7 @@ from app.recipe.students.shapes import VGG_HALVINGS, vgg_stages
 from worker.students.layers import BatchNorm2d, init_residual
 
 
-class Network(nn.Module):
+class CifarVggNetwork(nn.Module):
     """Stages of convolutions, global average pooling, a linear classifier; every stage ends in its ReLU."""
 
     def __init__(self, channels: int, stages: list[list[int]], classes: int) -> None:
@@ -40,4 +40,4 @@ def _stage(widths: list[int]) -> nn.Sequential:
 
 def build(student: CifarVgg, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: the sides are halved three times, rounding up."""
-    return Network(image.channels, vgg_stages(student), classes)
+    return CifarVggNetwork(image.channels, vgg_stages(student), classes)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from app.recipe.students.architectures import MobileNetV2
 from app.recipe.students.model import ImageInput
-from app.recipe.students.shapes import InvertedResidual as Shape
+from app.recipe.students.shapes import InvertedResidualShape as Shape
 from app.recipe.students.shapes import MobileNetShape, mobilenet_shape
 from worker.students.layers import conv_norm, init_residual
 
@@ -31,7 +31,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.identity else out
 
 
-class Network(nn.Module):
+class MobileNetV2Network(nn.Module):
     """A strided stem, seven stages of blocks, a 1x1 convolution, global average pooling, a linear classifier."""
 
     def __init__(self, channels: int, shape: MobileNetShape, classes: int) -> None:
@@ -51,4 +51,4 @@ class Network(nn.Module):
 
 def build(student: MobileNetV2, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: the sides are halved four times, rounding up."""
-    return Network(image.channels, mobilenet_shape(student), classes)
+    return MobileNetV2Network(image.channels, mobilenet_shape(student), classes)

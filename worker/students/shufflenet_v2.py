@@ -36,7 +36,7 @@ class DownUnit(nn.Module):
         return _shuffle(self.shortcut(x), self.branch(x))
 
 
-class Network(nn.Module):
+class ShuffleNetV2Network(nn.Module):
     """A 1x1 stem, three stages of units, a 1x1 convolution, global average pooling, a linear classifier."""
 
     def __init__(self, channels: int, widths: tuple[int, int, int, int], classes: int) -> None:
@@ -75,4 +75,4 @@ def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
 
 def build(student: ShuffleNetV2, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: each stage halves the sides, rounding up."""
-    return Network(image.channels, shufflenet_widths(student), classes)
+    return ShuffleNetV2Network(image.channels, shufflenet_widths(student), classes)

@@ -31,7 +31,7 @@ class Attention(nn.Module):
         return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and feed-forward part, each after a layer norm and beside an identity."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
@@ -46,7 +46,7 @@ class Block(nn.Module):
         return out
 
 
-class Network(nn.Module):
+class VitNetwork(nn.Module):
     """Classifies from the class token after the last block."""
 
     def __init__(self, student: Vit, image: ImageInput, classes: int) -> None:
@@ -57,7 +57,7 @@ class Network(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, tokens, width))
         hidden = feed_forward_width(student)
-        self.blocks = nn.Sequential(*(Block(width, student.heads, hidden) for _ in range(student.depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, student.heads, hidden) for _ in range(student.depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
         self._init()
 
@@ -79,4 +79,4 @@ class Network(nn.Module):
 
 def build(student: Vit, image: ImageInput, classes: int) -> nn.Module:
     """Image sides must be multiples of the patch, and the width a multiple of the heads (the contract checks both)."""
-    return Network(student, image, classes)
+    return VitNetwork(student, image, classes)

@@ -27,7 +27,7 @@ class PreActivationBlock(nn.Module):
         return out + identity
 
 
-class Network(nn.Module):
+class WideResNetNetwork(nn.Module):
     """Three stages of pre-activation blocks, a last norm, global average pooling, a linear classifier."""
 
     def __init__(self, channels: int, widen: int, blocks: int, classes: int) -> None:
@@ -53,4 +53,4 @@ def _stage(inputs: int, outputs: int, blocks: int, shrink: bool) -> nn.Sequentia
 
 def build(student: WideResNet, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: each of the last two stages halves the sides, rounding up."""
-    return Network(image.channels, student.widen, basic_blocks(student), classes)
+    return WideResNetNetwork(image.channels, student.widen, basic_blocks(student), classes)

@@ -29,7 +29,7 @@ class Access:
         self.lease = lease
         self.store: Store = context.store
         self._database: Database = context.database
-        self._patience: Timeouts = context.patience
+        self._timeouts: Timeouts = context.timeouts
 
     async def once(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
         """One transaction. Raises one of `DATABASE_LOST`.
@@ -48,11 +48,11 @@ class Access:
                 return await self.once(operation)
             except DATABASE_LOST:
                 logger.warning("%s: the database can't be reached", self.lease.job_id, exc_info=True)
-                await asyncio.sleep(self._patience.retry)
+                await asyncio.sleep(self._timeouts.retry)
 
     async def patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
         """An access to the store, repeated at doubling intervals while it can't be reached; at last `Unavailable`."""
-        pause, until = self._patience.retry, time.monotonic() + self._patience.store
+        pause, until = self._timeouts.retry, time.monotonic() + self._timeouts.store
         while True:
             try:
                 return await operation()

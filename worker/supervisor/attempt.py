@@ -42,9 +42,9 @@ from worker.trainer.protocol import (
     Log,
     Metrics,
     PhaseBegan,
-    Progress,
     Report,
     Start,
+    StepProgress,
     Stop,
     Stopped,
 )
@@ -86,12 +86,12 @@ class Attempt:
     """One try at a job; `run` returns when nothing of it is left on this machine."""
 
     def __init__(self, lease: Lease, context: Context, held_until: float) -> None:
-        self._lease, self._context, self._patience = lease, context, context.patience
+        self._lease, self._context, self._timeouts = lease, context, context.timeouts
         self._held_until = held_until
         self._folder = context.scratch.folder(lease.job_id, f"a{lease.attempt}")
         self._access = Access(lease, context)
         self._publisher = Publisher(self._access, self._folder)
-        self._watchdog = Watchdog(self._patience.hang, self._patience.hang_steps)
+        self._watchdog = Watchdog(self._timeouts.hang, self._timeouts.hang_steps)
         self._trainer: TrainerProcess | None = None
         self._oom_kills = deque([oom_kills()], maxlen=2)
         self._step: int | None = None
@@ -168,7 +168,7 @@ class Attempt:
             match reports[-1]:
                 case CheckpointSaved() as saved:
                     self._publisher.offer(saved)
-                case Progress():
+                case StepProgress():
                     self._context.spares.refill()  # not before training goes: warming up would slow its start down
                 case None:
                     raise await self._death(trainer)
@@ -179,26 +179,28 @@ class Attempt:
     async def _collect(self, trainer: TrainerProcess) -> list[Report | None]:
         """Progress and metrics that may be written together, up to the first report that may not wait."""
         reports = [await self._read(trainer)]
-        soonest = asyncio.get_running_loop().time() + self._patience.gather
+        soonest = asyncio.get_running_loop().time() + self._timeouts.gather
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(max(soonest, self._flushed_at + self._patience.flush)):
-                while isinstance(reports[-1], Progress | Metrics) and len(reports) < BATCH:
+            async with asyncio.timeout_at(max(soonest, self._flushed_at + self._timeouts.flush)):
+                while isinstance(reports[-1], StepProgress | Metrics) and len(reports) < BATCH:
                     reports.append(await self._read(trainer))
         return reports
 
     async def _read(self, trainer: TrainerProcess) -> Report | None:
         report = await trainer.read()
         self._watchdog.heard(report)
-        if isinstance(report, Progress):
+        if isinstance(report, StepProgress):
             self._step = report.step
         return report
 
     async def _flush(self, reports: list[Report | None]) -> None:
         """Write them, and beat with the same commit: so orders reach a trainer that talks in no time."""
-        if any(isinstance(report, Progress | Metrics | Log | PhaseBegan) for report in reports):
+        if any(isinstance(report, StepProgress | Metrics | Log | PhaseBegan) for report in reports):
             asked_at = time.monotonic()
             self._renew(asked_at, await self._access.write(partial(_record, reports=reports)))
-        if isinstance(reports[-1], Progress | Metrics):  # not after a phase began, so that its first step shows at once
+        if isinstance(
+            reports[-1], StepProgress | Metrics
+        ):  # not after a phase began, so that its first step shows at once
             self._flushed_at = asyncio.get_running_loop().time()
 
     def _judge(self, last: Finished | Stopped | Failed) -> Finished:
@@ -215,7 +217,7 @@ class Attempt:
 
     async def _death(self, trainer: TrainerProcess) -> Failure:
         """The trainer ended without a last word."""
-        status = await trainer.exited(self._patience.kill)
+        status = await trainer.exited(self._timeouts.kill)
         if status is None:
             return Failure("system", "trainer_died", "the trainer fell silent")
         if status == -signal.SIGKILL and oom_kills() > self._oom_kills[0]:
@@ -236,7 +238,7 @@ class Attempt:
                 orders = await self._access.once(leases.beat)
             except DATABASE_LOST:
                 logger.warning("%s: no heartbeat: the database can't be reached", self._lease.job_id, exc_info=True)
-                await asyncio.sleep(self._patience.retry)
+                await asyncio.sleep(self._timeouts.retry)
                 continue
             self._renew(asked_at, orders)
             self._oom_kills.append(oom_kills())  # of the last beats alone: others on the machine run out of memory too
@@ -285,7 +287,7 @@ class Attempt:
     async def _settle(self, ending: Ending) -> None:
         """End the trainer, save what it left, and write the job's new state."""
         if self._trainer is not None:
-            await self._trainer.end(self._patience.kill)
+            await self._trainer.end(self._timeouts.kill)
         if ending.salvage:
             await self._publisher.salvage()
         match ending:
@@ -331,7 +333,7 @@ async def _begin_staging(session: AsyncSession, lease: Lease) -> tuple[dict[str,
 
 async def _record(session: AsyncSession, lease: Lease, reports: list[Report | None]) -> Orders:
     """Write a batch in the order in which it was said. Values that are not finite can't be drawn, and are left out."""
-    progress = next((report for report in reversed(reports) if isinstance(report, Progress)), None)
+    progress = next((report for report in reversed(reports) if isinstance(report, StepProgress)), None)
     metrics = [
         (name, report.step, value)
         for report in reports

@@ -63,7 +63,7 @@ class Context:
     queues: Sequence[str]
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the worker must leave: what runs is saved and handed back."""
-    patience: Timeouts = Timeouts()
+    timeouts: Timeouts = Timeouts()
     owner: str = field(default_factory=new_owner)
     """Names this process in leases; no later one has the same name."""
 
@@ -92,7 +92,7 @@ async def open_context(
     settings: Settings,
     queues: Sequence[str],
     command: tuple[str, ...] | None = None,
-    patience: Timeouts = Timeouts(),
+    timeouts: Timeouts = Timeouts(),
 ) -> AsyncIterator[Context]:
     """Open all that a worker needs, and begin to warm its first trainer up.
 
@@ -108,7 +108,7 @@ async def open_context(
         try:
             await _disown(database, scratch.dead, settings.retry_backoff_seconds)
             store = Store.from_settings(settings)
-            context = Context(settings, database, store, scratch, spares, queues, patience=patience, owner=owner)
+            context = Context(settings, database, store, scratch, spares, queues, timeouts=timeouts, owner=owner)
             async with Presence(settings, context.owner, queues):
                 yield context
         finally:

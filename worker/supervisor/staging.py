@@ -26,7 +26,7 @@ from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
 from worker.errors import unusable_model
 from worker.fetch import fetch
 from worker.fetch.shelf import FetchCache
-from worker.trainer.protocol import Assignment, CachePlace, Source
+from worker.trainer.protocol import Assignment, CachePlace, InputSource
 
 LOCK = "lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -146,10 +146,10 @@ async def stage(
     await asyncio.to_thread((folder / "assignment.json").write_text, assignment.model_dump_json())
 
 
-def _sources(inputs: Mapping[str, list[StoredFile]], names: Mapping[str, str]) -> dict[str, Source]:
-    models = {reference: Source(name=name) for reference, name in names.items()}
+def _sources(inputs: Mapping[str, list[StoredFile]], names: Mapping[str, str]) -> dict[str, InputSource]:
+    models = {reference: InputSource(name=name) for reference, name in names.items()}
     data = {key: files[0] for key, files in inputs.items() if not key.startswith("model_")}
-    return models | {key: Source(name=file.name, sha256=file.sha256) for key, file in data.items()}
+    return models | {key: InputSource(name=file.name, sha256=file.sha256) for key, file in data.items()}
 
 
 async def _fetch_checkpoint(store: Store, files: list[StoredFile], folder: Path) -> None:

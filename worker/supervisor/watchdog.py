@@ -8,7 +8,7 @@ from statistics import median
 from typing import NoReturn
 
 from worker.supervisor.race import wait_past
-from worker.trainer.protocol import Progress, Report
+from worker.trainer.protocol import Report, StepProgress
 
 STEPS = 64
 """Pairs of progress reports that the usual step time is taken from."""
@@ -30,7 +30,7 @@ class Watchdog:
     def heard(self, report: Report | None) -> None:
         """The trainer gave a sign of life."""
         self._heard_at = time.monotonic()
-        if isinstance(report, Progress):
+        if isinstance(report, StepProgress):
             self._pace(report.step)
 
     @property

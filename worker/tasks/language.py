@@ -46,7 +46,7 @@ class Said(Protocol):
         ...
 
 
-class Whole(NamedTuple):
+class FullLogits(NamedTuple):
     """The answer of a graph, which knows no other way than to give all logits at once."""
 
     values: Tensor
@@ -164,21 +164,21 @@ class LanguageEvaluator:
         job: JobSpec,
         held: HeldOutTexts,
         input_key: str,
-        judged: Callable[[], Model],
+        evaluated: Callable[[], Model],
         teachers: Sequence[Callable[[], Model]],
     ) -> None:
         """`input_key` is what the student reads."""
-        self._job, self._held, self._view, self._judged, self._teachers = job, held, input_key, judged, teachers
+        self._job, self._held, self._view, self._judged, self._teachers = job, held, input_key, evaluated, teachers
         self._weights = [teacher.weight for teacher in job.all_teachers]
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
         taught = Taught([teacher() for teacher in self._teachers], self._weights).alike(self._view)
         with _brought_to(self._held.samples.device, taught.models):
-            found = examine_model(judged := self._judged(), self._held, taught).judgement.metrics
+            found = examine_model(evaluated := self._judged(), self._held, taught).judgement.metrics
         if not math.isfinite(found["nll"]):
             raise diverged(f"the logits of held-out texts are not finite after step {state.step}", state.step)
-        consider(state, MAIN_METRICS[self._job.task], found, judged if self._job.evaluation.keep == "best" else None)
+        consider(state, MAIN_METRICS[self._job.task], found, evaluated if self._job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}
 
 
@@ -225,7 +225,7 @@ class LanguageBundleWriter(BundleWriter):
         for model in taught.models:
             model.cpu()
         held = self._held._replace(samples=self._held.samples.to(torch.device("cpu")))
-        return examine(lambda tokens: Whole(call(tokens)), held, self._model.input_key, taught, at_once=1)
+        return examine(lambda tokens: FullLogits(call(tokens)), held, self._model.input_key, taught, at_once=1)
 
     def _flops(self, model: Model, sample: Tensor) -> int:
         """Of a sequence; the last layer is applied to every token."""

@@ -31,9 +31,9 @@ from torch import Tensor
 from app.recipe.teachers.cache import Kept
 from worker.data.batches import Batch
 from worker.teachers.encoding import Columns, build_encoding
-from worker.teachers.kept_rows import Layout
+from worker.teachers.kept_rows import RowLayout
 from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
-from worker.teachers.signal import Source, TeacherSignal
+from worker.teachers.signal import TeacherSignal, TeacherSource
 from worker.trainer.protocol import CachePlace
 
 FORMAT = 1
@@ -80,7 +80,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        teacher: Source,
+        teacher: TeacherSource,
         kept: Kept,
         subject: CacheKey,
         place: CachePlace | None,
@@ -94,7 +94,7 @@ class CachedTeacher:
         self._encoding = build_encoding(kept, subject.outputs, tokens)
         self.key = subject.key(kept, place.owner if place else "")
         about = {"format": FORMAT, "subject": asdict(subject), "kept": kept.model_dump()}
-        self._layout = Layout(subject.epochs * subject.samples, self._encoding.columns, about)
+        self._layout = RowLayout(subject.epochs * subject.samples, self._encoding.columns, about)
         self.hits = self.misses = self.found = 0
         self._held = self._open(place) if place else None
         self._synced_at = time.monotonic()

@@ -23,7 +23,7 @@ Columns = dict[str, Tensor]
 """By name, each (B, width)."""
 
 
-class Column(NamedTuple):
+class StoredColumn(NamedTuple):
     """Type of one column."""
 
     dtype: torch.dtype
@@ -37,7 +37,7 @@ class Column(NamedTuple):
 class Encoding(Protocol):
     """Both ways between answers and columns; either stays on the device of what it is given."""
 
-    columns: dict[str, Column]
+    columns: dict[str, StoredColumn]
 
     @property
     def tokens(self) -> int | None:
@@ -59,7 +59,7 @@ class Dense:
     tokens = None
 
     def __init__(self, outputs: int, dtype: torch.dtype) -> None:
-        self.columns = {"logits": Column(dtype, outputs)}
+        self.columns = {"logits": StoredColumn(dtype, outputs)}
 
     def encode(self, answer: Answer) -> Columns:
         """The numbers in the kept type; raises UserError when one is too large for it."""
@@ -79,7 +79,11 @@ class TopK:
     def __init__(self, outputs: int, k: int, dtype: torch.dtype) -> None:
         self._outputs, self._k = outputs, k
         index_type = torch.int16 if outputs <= torch.iinfo(torch.int16).max else torch.int32
-        self.columns = {"values": Column(dtype, k), "indices": Column(index_type, k), "tail": Column(torch.float32, 1)}
+        self.columns = {
+            "values": StoredColumn(dtype, k),
+            "indices": StoredColumn(index_type, k),
+            "tail": StoredColumn(torch.float32, 1),
+        }
 
     def encode(self, answer: Answer) -> Columns:
         """The columns of answers; `tail` is log sum exp over the classes left out, -inf when there are none."""

@@ -32,7 +32,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from worker.teachers.encoding import Column, Columns
+from worker.teachers.encoding import Columns, StoredColumn
 
 EMPTY, WRITTEN, SYNCED = 0, 1, 2
 RECORD, STATES, BOOT, WRITER = "cache.json", "filled.bin", "boot", "writer"
@@ -43,11 +43,11 @@ BLANK = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """What the files look like: `rows` rows of these columns, described for people by `about`."""
 
     rows: int
-    columns: Mapping[str, Column]
+    columns: Mapping[str, StoredColumn]
     about: Mapping[str, Any]
 
     @property
@@ -71,7 +71,7 @@ class Layout:
         return {**self.about, "columns": columns}
 
 
-def create(folder: Path, layout: Layout) -> None:
+def create(folder: Path, layout: RowLayout) -> None:
     """Make the files of `layout`, all rows empty, in the empty `folder`; raises OSError when the disk has no room."""
     for name, size in layout.sizes.items():
         with (folder / name).open("xb") as file:
@@ -82,7 +82,7 @@ def create(folder: Path, layout: Layout) -> None:
     _write(folder / RECORD, json.dumps(layout.record, indent=2) + "\n")
 
 
-def fits(folder: Path, layout: Layout) -> bool:
+def fits(folder: Path, layout: RowLayout) -> bool:
     """Whether the files in `folder` are those of `layout`, complete."""
     try:
         sizes = {name: (folder / name).stat().st_size for name in layout.sizes}
@@ -118,7 +118,7 @@ class KeptRows:
     A row has its first writer's bytes for good: whoever comes later with the same row leaves it alone.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: RowLayout) -> None:
         self._states = _map(folder / STATES, torch.uint8, layout.rows)
         self._columns = {
             name: _map(folder / f"{name}.bin", column.dtype, layout.rows * column.width).view(layout.rows, -1)

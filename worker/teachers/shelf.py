@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from worker.teachers import kept_rows
-from worker.teachers.kept_rows import KeptRows, Layout
+from worker.teachers.kept_rows import KeptRows, RowLayout
 
 LOCK, IN_USE = "lock", "in-use"
 DRAFT = "draft-"
@@ -53,7 +53,7 @@ class DiskCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
-    def open(self, key: str, layout: Layout) -> OpenEntry:
+    def open(self, key: str, layout: RowLayout) -> OpenEntry:
         """The entry of `key`, made if there is none; raises NoRoom, or OSError when the disk is full or unfit."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _alone(self._folder / LOCK):
@@ -71,7 +71,7 @@ class DiskCache:
         entries = [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)]
         return sorted(entries, key=_last_use)
 
-    def _make(self, entry: Path, layout: Layout) -> None:
+    def _make(self, entry: Path, layout: RowLayout) -> None:
         if entry.exists():  # damaged, or of another layout
             _throw_away(entry)
         self._make_room(layout.bytes)
@@ -105,7 +105,7 @@ class DiskCache:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _hold(entry: Path, layout: Layout) -> OpenEntry:
+def _hold(entry: Path, layout: RowLayout) -> OpenEntry:
     lock = (entry / IN_USE).open("rb")
     try:
         if _try_lock(lock):

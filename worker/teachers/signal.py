@@ -43,7 +43,7 @@ class TeacherSignal:
         return self.answer
 
 
-class Source(Protocol):
+class TeacherSource(Protocol):
     """Whatever gives the signal of one teacher."""
 
     @property
@@ -56,7 +56,7 @@ class Source(Protocol):
         ...
 
 
-class Teacher:
+class InProcessTeacher:
     """A frozen model with its own preprocessing, run on the raw samples that the student sees, in the arithmetic of its
     weights or by `autocast` in bf16."""
 

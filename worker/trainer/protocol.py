@@ -51,7 +51,7 @@ class CachePlace(Message):
     """Only jobs of the same owner share answers: that one was kept tells that somebody has this teacher and data."""
 
 
-class Source(Message):
+class InputSource(Message):
     """What the service knows of an input."""
 
     name: str | None = None
@@ -67,7 +67,7 @@ class Assignment(Message):
     """Resolved: the seed is set."""
     inputs: dict[str, str]
     """Staged path of every reference in the spec: a file, or the folder of a model's bundle."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, InputSource] = {}
     """By reference; what is not told of an input is looked up in its files, or not known."""
     resume: str | None = None
     """Folder of the checkpoint to continue from."""
@@ -106,7 +106,7 @@ class PhaseBegan(Message):
     phase: Literal["staging", "training", "evaluating", "exporting"]
 
 
-class Progress(Message):
+class StepProgress(Message):
     """Where training stands; sent at most about ten times a second."""
 
     type: Literal["progress"] = "progress"
@@ -146,7 +146,7 @@ class Log(Message):
     """Of a warning, for the report: what kind it is, stable, in snake_case."""
 
 
-class Artifact(Message):
+class BundleFile(Message):
     """One file of the exported bundle."""
 
     name: str
@@ -159,7 +159,7 @@ class Finished(Message):
     """The student is trained, exported, and was measured from its exported files."""
 
     type: Literal["finished"] = "finished"
-    artifacts: list[Artifact]
+    artifacts: list[BundleFile]
     step: int
 
 
@@ -185,7 +185,7 @@ class Failed(Message):
 
 
 Report = Annotated[
-    Ready | PhaseBegan | Progress | Metrics | CheckpointSaved | Log | Finished | Stopped | Failed,
+    Ready | PhaseBegan | StepProgress | Metrics | CheckpointSaved | Log | Finished | Stopped | Failed,
     Field(discriminator="type"),
 ]
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)

@@ -27,12 +27,12 @@ from worker.trainer.protocol import (
     CachePlace,
     CheckpointSaved,
     Failed,
+    InputSource,
     Log,
     Message,
     Metrics,
     PhaseBegan,
-    Progress,
-    Source,
+    StepProgress,
     Stopped,
 )
 from worker.trainer.service import ASSIGNMENT
@@ -89,7 +89,7 @@ def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     newest = _newest_sound(out / CHECKPOINTS)
     resume = str(newest.relative_to(out)) if newest else None
     place = CachePlace(folder=str(cache.resolve())) if cache else None
-    sources = {name: Source(name=Path(name).name) for name in inputs}
+    sources = {name: InputSource(name=Path(name).name) for name in inputs}
     assignment = Assignment(spec=job, inputs=inputs, sources=sources, resume=resume, teacher_cache=place)
     (out / ASSIGNMENT).write_text(assignment.model_dump_json(indent=2), encoding="utf-8")
     return assignment
@@ -115,7 +115,7 @@ class Screen:
         """Print `message` if it is worth a line now."""
         if isinstance(message, Metrics):
             self._loss = message.values.get("train/loss", self._loss)
-        if isinstance(message, Progress):
+        if isinstance(message, StepProgress):
             if time.monotonic() < self._next and message.step < message.total_steps:
                 return
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
@@ -124,7 +124,7 @@ class Screen:
 
     def _line(self, message: Message) -> str | None:
         match message:
-            case Progress():
+            case StepProgress():
                 rate = f"{message.samples_per_second:.0f} samples/s"
                 left = f"{message.seconds_left or 0:.0f} s left"
                 return f"step {message.step}/{message.total_steps}  loss {self._loss:.4f}  {rate}  {left}"

@@ -23,8 +23,8 @@ def consider(state: TrainState, main: MainMetric, metrics: Metrics, kept: Model 
 def chosen(state: TrainState) -> Model:
     """The model to export: the best one where its weights were kept, else the one that was evaluated last."""
     if state.best is None or state.best.weights is None or state.best.found.step == state.step:
-        return state.judged
-    model = deepcopy(state.judged)
+        return state.evaluated
+    model = deepcopy(state.evaluated)
     model.load_state_dict(state.best.weights)
     return model
 

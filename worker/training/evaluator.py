@@ -22,12 +22,12 @@ class Evaluator:
         self,
         job: JobSpec,
         samples: Batch,
-        judged: Callable[[], Model],
+        evaluated: Callable[[], Model],
         teachers: Mapping[str, Callable[[], Model]],
         answers: Mapping[str, Tensor],
     ) -> None:
         """`answers` (N, C), on the CPU, are those of teachers that were asked about all `samples` before."""
-        self._job, self._samples, self._judged = job, samples, judged
+        self._job, self._samples, self._judged = job, samples, evaluated
         self._teachers, self._answers = teachers, answers
         self._teacher_logits: Tensor | None = None
 
@@ -48,10 +48,10 @@ class Evaluator:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the student as it is now, by their name in the job's metrics; raises UserError (`nan_loss`)."""
-        logits = predict(judged := self._judged(), self._samples.inputs[state.student.input_key])
+        logits = predict(evaluated := self._judged(), self._samples.inputs[state.student.input_key])
         if not bool(logits.isfinite().all()):
             raise diverged(f"the logits of held-out samples are not finite after step {state.step}", state.step)
         job = self._job
         found = judge(job.task, logits, self._samples.targets, job.evaluation, self.teacher_logits).metrics
-        consider(state, MAIN_METRICS[job.task], found, judged if job.evaluation.keep == "best" else None)
+        consider(state, MAIN_METRICS[job.task], found, evaluated if job.evaluation.keep == "best" else None)
         return {f"eval/{name}": value for name, value in found.items()}

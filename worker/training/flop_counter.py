@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
-from worker.teachers import Source
+from worker.teachers import TeacherSource
 from worker.training.peak import Peak
 from worker.training.state import TrainState
 
@@ -18,7 +18,7 @@ BACKWARD = 2
 class TeacherCost(NamedTuple):
     """A teacher, and what it takes to ask it."""
 
-    source: Source
+    source: TeacherSource
     flops: int
     """Of its forward pass on one sample."""
 

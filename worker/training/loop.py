@@ -25,7 +25,7 @@ from worker.optimizers.schedules import rate_factor
 from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
-from worker.teachers import Source
+from worker.teachers import TeacherSource
 from worker.training.state import TrainState
 from worker.training.step_inputs import Prefetcher, SideStream, Signals, StepInputs
 
@@ -42,7 +42,7 @@ class Stage:
     schedule: Schedule
     batches: Batches
     objective: Objective
-    teachers: Mapping[str, Source]
+    teachers: Mapping[str, TeacherSource]
     """Those that this stage learns from."""
     forward: Callable[[Tensor], Tensor | HiddenStates]
     """The student as training runs it: itself, or compiled."""
@@ -57,7 +57,7 @@ class Stage:
     trains_student: bool = True
     ranks: SingleProcess = SINGLE_PROCESS
     """The processes that take every step together."""
-    lane: SideStream | None = None
+    side_stream: SideStream | None = None
     """Where the next lesson is prepared while a step runs; none: it is made when it is needed."""
     asks_ahead: bool = True
     """Whether the teachers are asked in it too: not where what they say of a whole batch is too much to keep."""
@@ -67,11 +67,11 @@ class Stage:
         students = list(student.parameters()) if self.trains_student else []
         return students + list(self.objective.trained.parameters())
 
-    def lesson(self, step: int) -> StepInputs:
+    def step_inputs(self, step: int) -> StepInputs:
         """What step number `step` learns from, prepared as far as it can be."""
         batch = self.batches.at(step)
         parts = list(batch.split(self.ranks.least(min(self.recipe.accumulate, batch.samples))))
-        ahead = self.lane is not None and self.asks_ahead
+        ahead = self.side_stream is not None and self.asks_ahead
         return StepInputs(batch, parts, [self.ask(part) for part in parts] if ahead else None)
 
     def ask(self, part: Batch) -> Signals:
@@ -88,7 +88,7 @@ class TrainableModule(nn.Module):
 
     def forward(
         self,
-        course: Stage,
+        stage: Stage,
         optimizer: torch.optim.Optimizer,
         part: Batch,
         signals: Signals,
@@ -96,16 +96,16 @@ class TrainableModule(nn.Module):
         epoch: float,
     ) -> dict[str, Tensor]:
         """Share of `part` in the loss of a batch of `count` rows that count, over all ranks."""
-        seen = _look(course, self.student, part, signals)
+        seen = _look(stage, self.student, part, signals)
         if isinstance(optimizer, Listener):
             optimizer.listen(seen.outputs)
-        return course.objective(seen, count, epoch, course.plan.epochs)
+        return stage.objective(seen, count, epoch, stage.plan.epochs)
 
 
 class Step(Protocol):
     """Takes one optimizer step, and tells what it measured, still on the device."""
 
-    def __call__(self, course: Stage, state: TrainState, lesson: StepInputs) -> dict[str, Tensor]: ...
+    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]: ...
 
 
 class Monitor(Protocol):
@@ -116,67 +116,67 @@ class Monitor(Protocol):
         ...
 
 
-def train(course: Stage, state: TrainState, watch: Monitor, step: Step | None = None) -> bool:
+def train(stage: Stage, state: TrainState, watch: Monitor, step: Step | None = None) -> bool:
     """Train `state` to the end of the stage; false when `watch` asked to leave before it."""
     take = step or take_step
-    lessons = Prefetcher(course.lesson, course.plan.end, course.lane)
-    course.objective.prepare()
-    while state.step < course.plan.end:
-        set_rate(course, state)
-        values = take(course, state, lessons.at(state.step))
+    prefetcher = Prefetcher(stage.step_inputs, stage.plan.end, stage.side_stream)
+    stage.objective.prepare()
+    while state.step < stage.plan.end:
+        set_rate(stage, state)
+        values = take(stage, state, prefetcher.at(state.step))
         state.step += 1
-        lessons.prepare(state.step)
-        if course.ranks.agree(watch.step_done(state, values)):
+        prefetcher.prepare(state.step)
+        if stage.ranks.agree(watch.step_done(state, values)):
             return False
     return True
 
 
-def set_rate(course: Stage, state: TrainState) -> None:
+def set_rate(stage: Stage, state: TrainState) -> None:
     """Give the optimizer the learning rate of the next step."""
-    factor = rate_factor(course.schedule, state.step - course.plan.first, course.plan)
+    factor = rate_factor(stage.schedule, state.step - stage.plan.first, stage.plan)
     for group in state.optimizer.param_groups:
-        group["lr"] = course.optimizer.lr * factor
+        group["lr"] = stage.optimizer.lr * factor
 
 
-def take_step(course: Stage, state: TrainState, lesson: StepInputs) -> dict[str, Tensor]:
+def take_step(stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
     """One optimizer step; what it measured: the loss, its terms, the gradient's norm before clipping.
 
     Every part divides by the count of the whole batch, so the number of parts and of processes does not change the step
     (but batch norm sees each part on its own). Nothing here waits for the device.
     """
-    state.student.train(course.trains_student)
-    course.ranks.begin(course.seed, state.step)
+    state.student.train(stage.trains_student)
+    stage.ranks.begin(stage.seed, state.step)
     values: dict[str, Tensor] = {}
-    count = course.objective.count(lesson.batch.targets, course.ranks.sum)
-    epoch = (state.step - course.plan.first) / course.plan.steps_per_epoch
-    for number, part in enumerate(lesson.parts):
-        signals = course.ask(part) if lesson.signals is None else lesson.signals[number]
-        with course.ranks.part(course.whole, last=part is lesson.parts[-1]):
-            shares = course.whole(course, state.optimizer, part, signals, count, epoch)
+    count = stage.objective.count(step_inputs.batch.targets, stage.ranks.sum)
+    epoch = (state.step - stage.plan.first) / stage.plan.steps_per_epoch
+    for number, part in enumerate(step_inputs.parts):
+        signals = stage.ask(part) if step_inputs.signals is None else step_inputs.signals[number]
+        with stage.ranks.part(stage.whole, last=part is step_inputs.parts[-1]):
+            shares = stage.whole(stage, state.optimizer, part, signals, count, epoch)
             shares[TOTAL].backward()
         for name, share in shares.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
-    values = course.ranks.sum_all(values)
-    values[GRAD_NORM] = _clip(course, course.learning(state.student))
+    values = stage.ranks.sum_all(values)
+    values[GRAD_NORM] = _clip(stage, stage.learning(state.student))
     state.optimizer.step()
     state.optimizer.zero_grad()
-    if state.ema is not None and course.trains_student:
-        state.ema.update(state.student, state.step + 1, course.ranks.own)
+    if state.ema is not None and stage.trains_student:
+        state.ema.update(state.student, state.step + 1, stage.ranks.own)
     return values
 
 
-def _look(course: Stage, student: Model, part: Batch, signals: Signals) -> BatchOutputs:
+def _look(stage: Stage, student: Model, part: Batch, signals: Signals) -> BatchOutputs:
     """Have the student run; one that does not learn leaves no graph."""
-    bf16 = torch.autocast(course.device.type, torch.bfloat16, enabled=course.recipe.precision == "bf16")
-    with bf16, torch.set_grad_enabled(course.trains_student):
-        outputs = course.forward(samples := part.inputs[course.input_key])
-    return BatchOutputs(outputs, part.targets, signals, course.recorder.take(), student.tokens(samples))
+    bf16 = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16")
+    with bf16, torch.set_grad_enabled(stage.trains_student):
+        outputs = stage.forward(samples := part.inputs[stage.input_key])
+    return BatchOutputs(outputs, part.targets, signals, stage.recorder.take(), student.tokens(samples))
 
 
-def _clip(course: Stage, learning: list[nn.Parameter]) -> Tensor:
+def _clip(stage: Stage, learning: list[nn.Parameter]) -> Tensor:
     parameters = [parameter for parameter in learning if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = course.ranks.whole(get_total_norm(gradients))
-    if course.recipe.clip_norm is not None:
-        clip_grads_with_norm_(parameters, course.recipe.clip_norm, norm)
+    norm = stage.ranks.whole(get_total_norm(gradients))
+    if stage.recipe.clip_norm is not None:
+        clip_grads_with_norm_(parameters, stage.recipe.clip_norm, norm)
     return norm

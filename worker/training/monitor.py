@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
-from worker.trainer.protocol import CheckpointSaved, Metrics, Progress, Report
+from worker.trainer.protocol import CheckpointSaved, Metrics, Report, StepProgress
 from worker.training.flop_counter import FlopCounter
 from worker.training.metric_logger import MetricLogger
 from worker.training.state import TrainState
@@ -50,12 +50,12 @@ class TrainingMonitor:
         stop: Stop,
         evaluate: Evaluate,
         state: TrainState,
-        memories: TeacherCaches,
+        teacher_caches: TeacherCaches,
         save: Callable[[], Path],
         account: FlopCounter,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
-        self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, memories
+        self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, teacher_caches
         self._write, self._account, self._meter, self._apart = save, account, MetricLogger(), 0.0
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
@@ -115,9 +115,9 @@ class TrainingMonitor:
         yield
         self._apart += time.monotonic() - begun
 
-    def _progress(self, state: TrainState, elapsed: float) -> Progress:
+    def _progress(self, state: TrainState, elapsed: float) -> StepProgress:
         plan, steps = self._plan, state.step - self._first
-        return Progress(
+        return StepProgress(
             step=state.step,
             total_steps=plan.total_steps,
             epoch=plan.epoch_at(state.step),

@@ -20,7 +20,7 @@ from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.tasks.task import CAUSAL_LM
 from worker.bundle.provenance import provenance
 from worker.bundle.report import Figures
-from worker.bundle.writer import Trained, require_exportable, write_bundle
+from worker.bundle.writer import TrainedJob, require_exportable, write_bundle
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
 from worker.data.load import TaskData, load_task
@@ -66,7 +66,7 @@ class _Inputs(NamedTuple):
 class _Offered(NamedTuple):
     """Models that the first process can run alone, when it asks for them."""
 
-    judged: Callable[[], Model]
+    evaluated: Callable[[], Model]
     """The student, or the mean of its weights."""
     asked: dict[str, Callable[[], Model]]
     """Teachers as they teach."""
@@ -82,7 +82,7 @@ class _Made(NamedTuple):
     plan: TrainingPlan
     state: TrainState
     teachers: dict[str, TeacherHandle]
-    courses: list[Stage]
+    stages: list[Stage]
     """The stages."""
     fidelity: dict[str, Figures]
     """Of teachers that teach with fewer bits."""
@@ -137,14 +137,19 @@ def failed(error: BaseException) -> Failed:
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: SingleProcess) -> Finished | Stopped:
     warnings = WarningLog(send)
-    with TeacherCaches(assignment.spec, assignment.teacher_cache, warnings) as memories:
-        return _work(assignment, folder, warnings, stop, ranks, memories)
+    with TeacherCaches(assignment.spec, assignment.teacher_cache, warnings) as caches:
+        return _work(assignment, folder, warnings, stop, ranks, caches)
 
 
 def _work(
-    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: SingleProcess, memories: TeacherCaches
+    assignment: Assignment,
+    folder: Path,
+    send: WarningLog,
+    stop: Stop,
+    ranks: SingleProcess,
+    caches: TeacherCaches,
 ) -> Finished | Stopped:
-    made = _prepare(assignment, folder, send, stop, ranks, memories)
+    made = _prepare(assignment, folder, send, stop, ranks, caches)
     job, plan, state = made.job, made.plan, made.state
     try:
         steps = _written_steps(made, place_of(job, assignment.teacher_cache, folder), send, stop)
@@ -155,9 +160,9 @@ def _work(
     save = ranks.collectively(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(made, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = TrainingMonitor(job, plan, folder, send, stop, judges.evaluate, state, memories, save, account)
-    done = _train(made.courses, plan, state, watch if ranks.first else NullMonitor(), steps)
-    memories.add_up(ranks.sum)
+    watch = TrainingMonitor(job, plan, folder, send, stop, judges.evaluate, state, caches, save, account)
+    done = _train(made.stages, plan, state, watch if ranks.first else NullMonitor(), steps)
+    caches.add_up(ranks.sum)
     if not (done and ranks.first):
         if done:
             ranks.serve()
@@ -169,7 +174,7 @@ def _work(
         ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
-    trained = _trained(made, offered, judges.teacher_logits, memories, account)
+    trained = _trained(made, offered, judges.teacher_logits, caches, account)
     trained = trained._replace(sources=provenance(assignment, folder), warnings=send.figures())
     ranks.dismiss()
     kind = LanguageBundleWriter if job.task == CAUSAL_LM else None
@@ -178,7 +183,12 @@ def _work(
 
 
 def _prepare(
-    assignment: Assignment, folder: Path, send: WarningLog, stop: Stop, ranks: SingleProcess, memories: TeacherCaches
+    assignment: Assignment,
+    folder: Path,
+    send: WarningLog,
+    stop: Stop,
+    ranks: SingleProcess,
+    caches: TeacherCaches,
 ) -> _Made:
     """Data and models as training finds them at its first step here."""
     job, device = assignment.spec, choose_device()
@@ -206,29 +216,29 @@ def _prepare(
     state = initial_state(job.recipe, student)
     augment = build_augmenter(job, inputs.task, seed)
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
-    teachers = memories.give(taught, inputs.folders, inputs.task, batches.augment)
-    courses = build_stages(job, plan, batches, state, teachers, seed, ranks)
+    teachers = caches.give(taught, inputs.folders, inputs.task, batches.augment)
+    stages = build_stages(job, plan, batches, state, teachers, seed, ranks)
     for model in (*inputs.models.values(), *([state.ema.model] if state.ema else [])):
         ranks.split(model)
-    memories.label(batches, teachers, stop, ranks)
-    _enter(state, job, plan, courses, folder / assignment.resume if assignment.resume else None, ranks)
-    return _Made(job, device, inputs, plan, state, teachers, courses, fidelity, checked.outputs)
+    caches.label(batches, teachers, stop, ranks)
+    _enter(state, job, plan, stages, folder / assignment.resume if assignment.resume else None, ranks)
+    return _Made(job, device, inputs, plan, state, teachers, stages, fidelity, checked.outputs)
 
 
 def _trained(
-    made: _Made, offered: _Offered, teacher_outputs: Tensor | None, memories: TeacherCaches, account: FlopCounter
-) -> Trained:
+    made: _Made, offered: _Offered, teacher_outputs: Tensor | None, caches: TeacherCaches, account: FlopCounter
+) -> TrainedJob:
     """What the bundle is written of."""
     job, task, state = made.job, made.inputs.task, made.state
     others = _other_tokens(job, task)
-    return Trained(
+    return TrainedJob(
         job=job,
         plan=made.plan,
-        state=replace(state, student=offered.judged(), ema=None),
+        state=replace(state, student=offered.evaluated(), ema=None),
         teachers={name: (offered.teachers[name](), folder) for name, folder in made.inputs.folders.items()},
         samples=task.eval,
         teacher_outputs=teacher_outputs,
-        teacher_cache=memories.figures(),
+        teacher_cache=caches.figures(),
         teacher_fidelity=made.fidelity,
         arithmetic=account.figures(state) | figures(job, state),
         tokenizer=task.readers.student if task.readers else None,
@@ -245,7 +255,7 @@ def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: SingleProces
         for name, model in inputs.models.items()
         if job.teacher_named(name).lowered
     }
-    return _Offered(ranks.offer_model(lambda: state.judged), asked, asked | stored)
+    return _Offered(ranks.offer_model(lambda: state.evaluated), asked, asked | stored)
 
 
 def _other_tokens(job: JobSpec, task: TaskData) -> dict[str, TextTokenizer]:
@@ -272,21 +282,23 @@ def _judges(
     """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
     require_exportable(job, network_cost(inputs.task.model).parameters)
     if job.task != CAUSAL_LM:
-        return Evaluator(job, inputs.task.eval, offered.judged, offered.teachers, answers)
+        return Evaluator(job, inputs.task.eval, offered.evaluated, offered.teachers, answers)
     task, teachers = inputs.task, list(offered.asked.values())
-    return LanguageEvaluator(job, HeldOutTexts(task.eval, task.bytes), task.input_key or "", offered.judged, teachers)
+    return LanguageEvaluator(
+        job, HeldOutTexts(task.eval, task.bytes), task.input_key or "", offered.evaluated, teachers
+    )
 
 
 def _enter(
-    state: TrainState, job: JobSpec, plan: TrainingPlan, courses: list[Stage], resume: Path | None, ranks: SingleProcess
+    state: TrainState, job: JobSpec, plan: TrainingPlan, stages: list[Stage], resume: Path | None, ranks: SingleProcess
 ) -> None:
     """Bring `state` to its first step here: with a fresh optimizer, or as the checkpoint left it."""
     if resume is None:
-        state.optimizer = fresh_optimizer(courses[0], state.student)
+        state.optimizer = fresh_optimizer(stages[0], state.student)
         return
     try:
         record = checkpoint.read_for(job, plan, resume)
-        state.optimizer = fresh_optimizer(courses[plan.stage_at(record.step)], state.student)
+        state.optimizer = fresh_optimizer(stages[plan.stage_at(record.step)], state.student)
         checkpoint.restore(state, record, plan, resume, ranks)
     except checkpoint.CheckpointError as error:
         raise SystemFault("bad_checkpoint", str(error)) from error
@@ -298,17 +310,17 @@ def _written_steps(made: _Made, place: CachePlace, send: Send, stop: Stop) -> St
     if inputs.task.prompts is None:
         return None
     opening = Opening(made.job, inputs.task.prompts, inputs.models, inputs.folders, place)
-    return opening.steps(made.courses[-1], made.state, send, stop)
+    return opening.steps(made.stages[-1], made.state, send, stop)
 
 
 def _train(
-    courses: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step | None = None
+    stages: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step | None = None
 ) -> bool:
     """Go through the stages that are left, the last one with the step `main`; false when the watch asked to leave."""
-    for course in courses[plan.stage_at(state.step) :]:
-        if state.step == course.plan.first > 0:
-            state.optimizer = fresh_optimizer(course, state.student)
-        if not train(course, state, watch, main if course is courses[-1] else None):
+    for stage in stages[plan.stage_at(state.step) :]:
+        if state.step == stage.plan.first > 0:
+            state.optimizer = fresh_optimizer(stage, state.student)
+        if not train(stage, state, watch, main if stage is stages[-1] else None):
             return False
     return True
 

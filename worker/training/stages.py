@@ -22,7 +22,7 @@ from worker.losses.tokens import TokenObjective
 from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
-from worker.teachers import Source, Teacher
+from worker.teachers import InProcessTeacher, TeacherSource
 from worker.training.compiled import training_forward
 from worker.training.loop import Stage, TrainableModule
 from worker.training.state import TrainState
@@ -37,7 +37,7 @@ class TeacherHandle(NamedTuple):
     model: Model
     recorder: Recorder
     """Reads the activations that the job's losses look at."""
-    source: Source
+    source: TeacherSource
     """Its signal: from the model itself, or remembered."""
 
 
@@ -45,7 +45,7 @@ def teach(model: Model, job: JobSpec, name: str) -> TeacherHandle:
     """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
     recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
     autocast = job.teacher_named(name).precision is None and job.recipe.precision == "bf16"
-    return TeacherHandle(model, recorder, Teacher(model, recorder, autocast=autocast))
+    return TeacherHandle(model, recorder, InProcessTeacher(model, recorder, autocast=autocast))
 
 
 def student_taps(job: JobSpec) -> dict[Tap, str]:
@@ -102,16 +102,16 @@ def build_stages(
     ]
     state.aux_modules = builder.aux_modules.to(samples.device)
     whole = ranks.wrap(TrainableModule(student, state.aux_modules))
-    courses, device = [], samples.device
-    lane = choose_side_stream(device)
-    stages: list[StageSpec | None] = [*job.recipe.stages, None]
-    for stage, stage_plan, objective in zip(stages, plan.stages, objectives, strict=True):
-        courses.append(
+    stages, device = [], samples.device
+    side_stream = choose_side_stream(device)
+    specs: list[StageSpec | None] = [*job.recipe.stages, None]
+    for spec, stage_plan, objective in zip(specs, plan.stages, objectives, strict=True):
+        stages.append(
             Stage(
                 recipe=job.recipe,
                 plan=stage_plan,
-                optimizer=(stage and stage.optimizer) or job.recipe.optimizer,
-                schedule=(stage and stage.schedule) or job.recipe.schedule,
+                optimizer=(spec and spec.optimizer) or job.recipe.optimizer,
+                schedule=(spec and spec.schedule) or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
                 teachers={name: teachers[name].source for name in sorted(objective.teachers)},
@@ -121,13 +121,13 @@ def build_stages(
                 device=device,
                 whole=whole,
                 seed=seed,
-                trains_student=stage is None or stage.trains == "student",
+                trains_student=spec is None or spec.trains == "student",
                 ranks=ranks,
-                lane=lane,
+                side_stream=side_stream,
                 asks_ahead=_asks_ahead(job, objective),
             )
         )
-    return courses
+    return stages
 
 
 def _asks_ahead(job: JobSpec, objective: Objective) -> bool:
@@ -144,12 +144,12 @@ def _side(by: TeacherHandle, student: Model, samples: Batch, param: str) -> Teac
     return TeacherSide(by.model.network, shapes, same_tokens=same, outputs=by.model.config.outputs)
 
 
-def fresh_optimizer(course: Stage, student: nn.Module) -> torch.optim.Optimizer:
+def fresh_optimizer(stage: Stage, student: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
-    learning = course.learning(student)
+    learning = stage.learning(student)
     if not learning:
         raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
-    return build_optimizer(course.optimizer, learning, [student, *course.objective.trained.children()])
+    return build_optimizer(stage.optimizer, learning, [student, *stage.objective.trained.children()])
 
 
 def _path(job: JobSpec, name: str) -> str:

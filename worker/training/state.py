@@ -64,7 +64,7 @@ class TrainState:
     """What was measured on the way, over all attempts."""
 
     @property
-    def judged(self) -> Model:
+    def evaluated(self) -> Model:
         """The model that is evaluated and exported."""
         return self.ema.model if self.ema else self.student
 

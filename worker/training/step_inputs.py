@@ -50,7 +50,7 @@ class SideStream(Protocol):
         """The lesson, which may not be there yet on the device."""
         ...
 
-    def hand_over(self, lesson: StepInputs) -> None:
+    def hand_over(self, step_inputs: StepInputs) -> None:
         """Have the step that is taken next wait for the last lesson that was started, which is this one."""
         ...
 
@@ -70,11 +70,11 @@ class CudaSideStream:
         with torch.cuda.stream(self._stream):
             return make()
 
-    def hand_over(self, lesson: StepInputs) -> None:
+    def hand_over(self, step_inputs: StepInputs) -> None:
         """See `SideStream`; memory that this stream has allocated is not used again before the step is done with it."""
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
-        for tensor in lesson.tensors():
+        for tensor in step_inputs.tensors():
             if tensor.is_cuda:
                 tensor.record_stream(current)
 
@@ -87,27 +87,27 @@ def choose_side_stream(device: torch.device) -> SideStream | None:
 class Prefetcher:
     """The lessons of consecutive steps, made by `make`; in a lane, each one ahead of its step and none beyond `end`."""
 
-    def __init__(self, make: Callable[[int], StepInputs], end: int, lane: SideStream | None) -> None:
-        self._make, self._end, self._lane = make, end, lane
+    def __init__(self, make: Callable[[int], StepInputs], end: int, side_stream: SideStream | None) -> None:
+        self._make, self._end, self._side_stream = make, end, side_stream
         self._ahead: tuple[int, StepInputs] | None = None
-        if lane is not None:
-            lane.begin()
+        if side_stream is not None:
+            side_stream.begin()
 
     def at(self, step: int) -> StepInputs:
         """That of this step; the current stream may use it."""
-        if self._lane is None:
+        if self._side_stream is None:
             return self._make(step)
         if self._ahead is None or self._ahead[0] != step:
             self.prepare(step)
         assert self._ahead is not None  # a step that is taken lies before the end
-        lesson, self._ahead = self._ahead[1], None
-        self._lane.hand_over(lesson)
-        return lesson
+        step_inputs, self._ahead = self._ahead[1], None
+        self._side_stream.hand_over(step_inputs)
+        return step_inputs
 
     def prepare(self, step: int) -> None:
         """Begin with the lesson of this step, where there is a lane; called once the step before it has been queued."""
-        if self._lane is not None and step < self._end:
-            self._ahead = step, self._lane.start(lambda: self._make(step))
+        if self._side_stream is not None and step < self._end:
+            self._ahead = step, self._side_stream.start(lambda: self._make(step))
 
 
 def _tensors(signal: TeacherSignal) -> Iterator[Tensor]:

@@ -45,7 +45,7 @@ def vgg_stages(student: CifarVgg) -> list[list[int]]:
     return [[student.width * factor] * count for factor, count in zip(_VGG_WIDTHS, layers, strict=True)]
 
 
-class InvertedResidual(NamedTuple):
+class InvertedResidualShape(NamedTuple):
     """Channels that enter, live in and leave one block, and the stride inside it."""
 
     inputs: int
@@ -57,19 +57,19 @@ class InvertedResidual(NamedTuple):
 class MobileNetShape(NamedTuple):
     """Blocks of each stage, and the channels of the last convolution."""
 
-    stages: list[list[InvertedResidual]]
+    stages: list[list[InvertedResidualShape]]
     last: int
 
 
 def mobilenet_shape(student: MobileNetV2) -> MobileNetShape:
     """The last convolution grows with the multiplier, but does not shrink."""
     inputs = max(1, int(_MOBILENET_STEM * student.multiplier))
-    stages: list[list[InvertedResidual]] = []
+    stages: list[list[InvertedResidualShape]] = []
     for number, (width, blocks, stride) in enumerate(_MOBILENET_STAGES):
         outputs, stage = max(1, int(width * student.multiplier)), []
         for block in range(blocks):
             hidden = inputs * (student.expansion if number else 1)
-            stage.append(InvertedResidual(inputs, hidden, outputs, 1 if block else stride))
+            stage.append(InvertedResidualShape(inputs, hidden, outputs, 1 if block else stride))
             inputs = outputs
         stages.append(stage)
     return MobileNetShape(stages, int(_MOBILENET_LAST * max(1.0, student.multiplier)))

@@ -9,7 +9,7 @@ import typer
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from stillhouse import transfer
-from stillhouse.cli.output import Answer, err
+from stillhouse.cli.output import CommandOutput, err
 from stillhouse.objects import Job
 
 JobId = Annotated[str, typer.Argument(help="A job's id, job_…", show_default=False)]
@@ -23,9 +23,9 @@ Outage = Annotated[float, typer.Option(min=0, help="For how many seconds the ser
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 
 
-def status_of(job: Job) -> Answer:
+def status_of(job: Job) -> CommandOutput:
     """A job after a change of its status."""
-    return Answer(job, lambda console: console.print(f"{job.id} is {job.status}"))
+    return CommandOutput(job, lambda console: console.print(f"{job.id} is {job.status}"))
 
 
 def transfers() -> Progress:

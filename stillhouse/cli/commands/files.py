@@ -11,7 +11,7 @@ from rich.text import Text
 from stillhouse.cli import views
 from stillhouse.cli.commands.common import Limit, Outage, bar, transfers
 from stillhouse.cli.commands.root import app
-from stillhouse.cli.output import Answer, command
+from stillhouse.cli.output import CommandOutput, command
 from stillhouse.client import Client
 from stillhouse.errors import BadRequest
 from stillhouse.objects import Artifact
@@ -24,7 +24,7 @@ def download(
     folder: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: the id.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Only this file. May be repeated.")] = None,
     outage: Outage = OUTAGE_SECONDS,
-) -> Answer:
+) -> CommandOutput:
     """Fetch the files of a job or model, and verify their sha256. A broken transfer is continued."""
     client = Client(outage_seconds=outage)
     items = _files_of(client, source)
@@ -39,7 +39,7 @@ def download(
     data = [
         {"path": str(path), "sha256": item.sha256, "size": item.size} for path, item in zip(paths, wanted, strict=True)
     ]
-    return Answer(data, views.show(Text("\n".join(map(str, paths)))))
+    return CommandOutput(data, views.show(Text("\n".join(map(str, paths)))))
 
 
 def _files_of(client: Client, source: str) -> list[Artifact]:
@@ -67,7 +67,7 @@ def upload(
     ],
     resume: Annotated[str | None, typer.Option(help="Go on with a broken upload, upload_…")] = None,
     outage: Outage = OUTAGE_SECONDS,
-) -> Answer:
+) -> CommandOutput:
     """Send files; one that the service has already, with this name and content, is not sent again."""
     if missing := [path for path in files if not path.is_file()]:
         raise BadRequest(f"there is no file {', '.join(map(str, missing))}")
@@ -78,7 +78,7 @@ def upload(
     with transfers() as bars:
         for path in files:
             sent.append(client.upload(path, resume=resume, progress=bar(bars, path.name, path.stat().st_size)))
-    return Answer(sent, views.show(Text("\n".join(f"{file.id}  {file.name}" for file in sent))))
+    return CommandOutput(sent, views.show(Text("\n".join(f"{file.id}  {file.name}" for file in sent))))
 
 
 @command(app)
@@ -87,21 +87,21 @@ def files(
         str | None, typer.Argument(help="A job or a model, whose files to list.", show_default=False)
     ] = None,
     limit: Limit = 20,
-) -> Answer:
+) -> CommandOutput:
     """List uploaded files, or the files of a job or model."""
     client = Client()
     if source is not None:
         items = _files_of(client, source)
         empty = Text("no files" + ("" if items else _why_none(client, source)))
-        return Answer(items, views.show(views.files(items) if items else empty))
+        return CommandOutput(items, views.show(views.files(items) if items else empty))
     found = list(client.files(limit=limit))
-    return Answer(found, views.show(views.uploaded(found)))
+    return CommandOutput(found, views.show(views.uploaded(found)))
 
 
 @command(app)
 def delete(
     ids: Annotated[list[str], typer.Argument(help="Jobs that have ended, files or models.", show_default=False)],
-) -> Answer:
+) -> CommandOutput:
     """Delete jobs that have ended, files and models. A job's model stays until it is deleted itself."""
     if unknown := [id for id in ids if id.partition("_")[0] not in ("job", "file", "model")]:
         raise BadRequest(f"{unknown[0]!r} is no id of a job, a file or a model; keys are revoked by `keys revoke`")
@@ -110,4 +110,4 @@ def delete(
         kind = id.partition("_")[0]
         {"job": client.delete_job, "file": client.delete_file, "model": client.delete_model}[kind](id)
     gone = [{"id": id, "deleted": True} for id in ids]
-    return Answer(gone, views.show(Text("\n".join(f"{id} is deleted" for id in ids))))
+    return CommandOutput(gone, views.show(Text("\n".join(f"{id} is deleted" for id in ids))))

@@ -14,7 +14,7 @@ from stillhouse import documents, local_data
 from stillhouse.cli import board, views
 from stillhouse.cli.commands.common import Assignments, JobFile, JobId, Limit, Outage, status_of
 from stillhouse.cli.commands.root import app
-from stillhouse.cli.output import INTERRUPTED, Answer, Stream, command, err
+from stillhouse.cli.output import INTERRUPTED, CommandOutput, LineOutput, command, err
 from stillhouse.client import Client
 from stillhouse.objects import Job, Result
 from stillhouse.transport import OUTAGE_SECONDS
@@ -36,21 +36,21 @@ def submit(
     file: JobFile,
     assignments: Assignments = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Then watch it to its end.")] = False,
-) -> Answer | Stream:
+) -> CommandOutput | LineOutput:
     """Send a job. Local data is uploaded first, unless the service has it already; a folder of pictures is packed."""
     client = Client()
     job = client.submit(_read(client, file, assignments))
     if watch:
         return _watch(client, [job])
-    return Answer(job, views.show(views.submitted(job)))
+    return CommandOutput(job, views.show(views.submitted(job)))
 
 
 @command(app)
-def validate(file: JobFile, assignments: Assignments = None) -> Answer:
+def validate(file: JobFile, assignments: Assignments = None) -> CommandOutput:
     """Say what would become of a job, and all that is wrong with it. Local data is uploaded for that."""
     client = Client()
     result = client.validate(_read(client, file, assignments))
-    return Answer(result, views.show(views.validation(result)), code=0 if result.valid else 1)
+    return CommandOutput(result, views.show(views.validation(result)), code=0 if result.valid else 1)
 
 
 @command(app)
@@ -61,19 +61,19 @@ def jobs(
         list[str] | None, typer.Option(help="Only jobs with this label, as key:value. May be repeated.")
     ] = None,
     limit: Limit = 20,
-) -> Answer:
+) -> CommandOutput:
     """List jobs with their results, newest first."""
     found = list(Client().jobs(status=status, name=name, labels=label or (), limit=limit))
-    return Answer(found, views.show(views.jobs(found)))
+    return CommandOutput(found, views.show(views.jobs(found)))
 
 
 @command(app)
-def show(job: JobId) -> Answer:
+def show(job: JobId) -> CommandOutput:
     """Show a job, what it came to and its files."""
     client = Client()
     found = client.job(job)
     artifacts = client.artifacts(job)
-    return Answer(found, views.show(views.job(found, artifacts, _result(client, found))))
+    return CommandOutput(found, views.show(views.job(found, artifacts, _result(client, found))))
 
 
 def _result(client: Client, job: Job) -> Result | None:
@@ -84,7 +84,7 @@ def _result(client: Client, job: Job) -> Result | None:
 def watch(
     jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…", show_default=False)],
     outage: Outage = OUTAGE_SECONDS,
-) -> Stream:
+) -> LineOutput:
     """Watch jobs to their end: progress bars, event log and results. Fails if one of them does not succeed.
 
     Ctrl-C ends the watching (exit code 130), not the jobs.
@@ -93,7 +93,7 @@ def watch(
     return _watch(client, [client.job(id) for id in jobs])
 
 
-def _watch(client: Client, jobs: list[Job]) -> Stream:
+def _watch(client: Client, jobs: list[Job]) -> LineOutput:
     def lines(tell: Callable[[Any], None]) -> int:
         for job in jobs:
             for event in client.watch(job.id):
@@ -109,7 +109,7 @@ def _watch(client: Client, jobs: list[Job]) -> Stream:
             console.print(views.outcome(job, _result(client, job)))
         return _worst(ended)
 
-    return Stream(_interruptible(lines, jobs), _interruptible(follow, jobs))
+    return LineOutput(_interruptible(lines, jobs), _interruptible(follow, jobs))
 
 
 def _interruptible(run: Callable[[Any], int], jobs: list[Job]) -> Callable[[Any], int]:
@@ -134,11 +134,11 @@ def logs(
     job: JobId,
     after: Annotated[int, typer.Option(min=0, help="Only events behind this number.")] = 0,
     level: Annotated[str | None, typer.Option(help="Only events of this level: info, warning or error.")] = None,
-) -> Answer:
+) -> CommandOutput:
     """Show what happened to a job: changes of status, phases, checkpoints and what its trainer said."""
     events = [event for event in Client().events(job, after=after) if level in (None, event.level)]
     lines = [views.event(event) for event in events] or [Text("no events")]
-    return Answer(events, views.show(Text("\n").join(lines)))
+    return CommandOutput(events, views.show(Text("\n").join(lines)))
 
 
 @command(app)
@@ -148,32 +148,32 @@ def metrics(
     points: Annotated[
         int | None, typer.Option(min=2, max=10_000, help="About how many values of a series; default: 20 with --name.")
     ] = None,
-) -> Answer:
+) -> CommandOutput:
     """Show the measured series of a job: first, last, smallest and largest values, or with --name those of one."""
     series = Client().metrics(job, name, points=points or (MOST_POINTS if name is None else 20))
-    return Answer(series, views.show(views.series(series, in_full=name is not None)))
+    return CommandOutput(series, views.show(views.series(series, in_full=name is not None)))
 
 
 @command(app)
-def cancel(job: JobId) -> Answer:
+def cancel(job: JobId) -> CommandOutput:
     """End a job."""
     return status_of(Client().cancel(job))
 
 
 @command(app)
-def pause(job: JobId) -> Answer:
+def pause(job: JobId) -> CommandOutput:
     """Halt a job after a checkpoint."""
     return status_of(Client().pause(job))
 
 
 @command(app)
-def resume(job: JobId) -> Answer:
+def resume(job: JobId) -> CommandOutput:
     """Let a paused job go on from its checkpoint."""
     return status_of(Client().resume(job))
 
 
 @command(app)
-def clone(job: JobId, assignments: Assignments = None) -> Answer:
+def clone(job: JobId, assignments: Assignments = None) -> CommandOutput:
     """Send a job like another one, with some values replaced."""
     client = Client()
     overrides = documents.overrides(client.job(job).spec, assignments or ())
@@ -181,6 +181,6 @@ def clone(job: JobId, assignments: Assignments = None) -> Answer:
 
 
 @command(app)
-def prioritise(job: JobId, priority: Annotated[int, typer.Argument(min=0, max=100)]) -> Answer:
+def prioritise(job: JobId, priority: Annotated[int, typer.Argument(min=0, max=100)]) -> CommandOutput:
     """Change the priority of a queued job: higher runs first."""
     return status_of(Client().prioritise(job, priority))

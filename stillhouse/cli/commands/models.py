@@ -13,7 +13,7 @@ from stillhouse import documents
 from stillhouse.cli import views
 from stillhouse.cli.commands.common import Limit
 from stillhouse.cli.commands.root import app
-from stillhouse.cli.output import Answer, command, err
+from stillhouse.cli.output import CommandOutput, command, err
 from stillhouse.client import Client
 from stillhouse.errors import BadRequest
 
@@ -24,23 +24,23 @@ ModelId = Annotated[str, typer.Argument(help="A model's id, model_…", show_def
 def models(
     model: Annotated[str | None, typer.Argument(help="Show this one, model_…", show_default=False)] = None,
     limit: Limit = 20,
-) -> Answer:
+) -> CommandOutput:
     """List models, or show one."""
     client = Client()
     if model is not None:
         one = client.model(model)
-        return Answer(one, views.show(views.model(one)))
+        return CommandOutput(one, views.show(views.model(one)))
     found = list(client.models(limit=limit))
-    return Answer(found, views.show(views.models(found)))
+    return CommandOutput(found, views.show(views.models(found)))
 
 
 @command(app)
-def modules(model: ModelId) -> Answer:
+def modules(model: ModelId) -> CommandOutput:
     """List the module paths of a model, as losses on features name them."""
     found = Client().modules(model)
     if not found.complete:
         err.print(views.module_source(found), style="dim", soft_wrap=True)
-    return Answer(found, views.show(Text("\n".join(found.paths))))
+    return CommandOutput(found, views.show(Text("\n".join(found.paths))))
 
 
 @command(app)
@@ -67,7 +67,7 @@ def register(
             dir_okay=False,
         ),
     ] = None,
-) -> Answer:
+) -> CommandOutput:
     """Make a model of your own weights, to be a teacher."""
     client = Client()
     description = _description(config, weights) if config else None
@@ -90,7 +90,7 @@ def register(
     else:
         told = documents.registration(description, name=name, checkpoint_key=checkpoint_key, key_map=key_map)
         model = client.register_model(client.upload(weights).id, **{"name": called, **told})
-    return Answer(model, lambda console: console.print(f"{model.id}  {model.name}"))
+    return CommandOutput(model, lambda console: console.print(f"{model.id}  {model.name}"))
 
 
 def _description(config: Path, weights: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from stillhouse.cli import views
 from stillhouse.cli.commands.root import app, keys
-from stillhouse.cli.output import Answer, Stream, command
+from stillhouse.cli.output import CommandOutput, LineOutput, command
 from stillhouse.client import Client
 from stillhouse.connection import Connection
 from stillhouse.errors import BadRequest
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
 @command(app)
 def catalog(
     group: Annotated[str | None, typer.Argument(help="losses, optimizers, schedules or students")] = None,
-) -> Answer:
+) -> CommandOutput:
     """Show what a job can ask for."""
     found = Client().catalog(group)
-    return Answer(found, views.show(views.catalog(found)))
+    return CommandOutput(found, views.show(views.catalog(found)))
 
 
 @command(keys, "create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     scope: Annotated[list[str] | None, typer.Option(help="What it may do. May be repeated.")] = None,
-) -> Answer:
+) -> CommandOutput:
     """Make a key. It is shown this once."""
     key = Client().create_key(name, scope or ())
-    return Answer(key, lambda console: console.print(key.key, soft_wrap=True))
+    return CommandOutput(key, lambda console: console.print(key.key, soft_wrap=True))
 
 
 @command(keys, "list")
-def list_keys() -> Answer:
+def list_keys() -> CommandOutput:
     """List keys."""
     found = list(Client().api_keys())
-    return Answer(found, views.show(views.keys(found)))
+    return CommandOutput(found, views.show(views.keys(found)))
 
 
 @command(keys, "revoke")
-def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", show_default=False)]) -> Answer:
+def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", show_default=False)]) -> CommandOutput:
     """Make a key invalid."""
     revoked = Client().revoke_key(key)
-    return Answer(revoked, lambda console: console.print(f"{key} is revoked"))
+    return CommandOutput(revoked, lambda console: console.print(f"{key} is revoked"))
 
 
 @command(app)
@@ -60,7 +60,7 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of database, files and secret.")] = None,
-) -> Stream:
+) -> LineOutput:
     """Run the service here, in the foreground: API and one worker. Ctrl-C stops both."""
     settings = _settings(host=host, port=port, data_dir=data_dir)
     from stillhouse.cli.embedded import up as run  # the whole API: costs half a second
@@ -71,7 +71,7 @@ def up(
     def show(console: Console) -> int:
         return run(settings, lambda mine: console.print(views.facts(_hello(mine).items())))
 
-    return Stream(lines, show)
+    return LineOutput(lines, show)
 
 
 def _hello(mine: Connection) -> dict[str, str]:
@@ -86,7 +86,7 @@ def _hello(mine: Connection) -> dict[str, str]:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
-) -> Stream:
+) -> LineOutput:
     """Run the API alone, as containers do. The database must be migrated."""
     settings = _settings(host=host, port=port)
     from stillhouse.cli.embedded import serve as run
@@ -94,7 +94,7 @@ def serve(
     def lines(tell: Callable[[Any], None]) -> int:
         return run(settings, lambda url: tell({"object": "service", "url": url}))
 
-    return Stream(lines, lambda console: run(settings, lambda url: console.print(f"listening on {url}")))
+    return LineOutput(lines, lambda console: run(settings, lambda url: console.print(f"listening on {url}")))
 
 
 @command(app)
@@ -102,7 +102,7 @@ def node(
     address: Annotated[
         str, typer.Argument(help="Host and port of the worker: its STILLHOUSE_WORKER_RENDEZVOUS.", show_default=False)
     ],
-) -> Stream:
+) -> LineOutput:
     """Help a worker on another machine with jobs for several machines, until a signal comes."""
     from app.core.settings import ADDRESS
 
@@ -117,30 +117,30 @@ def node(
             raise BadRequest(f"{address} can't be looked up: {error.strerror}") from error
         return 0
 
-    return Stream(lines, lambda console: lines(lambda said: console.print(said["message"])))
+    return LineOutput(lines, lambda console: lines(lambda said: console.print(said["message"])))
 
 
 @command(app)
-def migrate() -> Answer:
+def migrate() -> CommandOutput:
     """Bring the database to the newest schema."""
     settings = _settings()
     from app.core.migrate import upgrade
 
     upgrade(settings.resolved_database_url)
-    return Answer(
+    return CommandOutput(
         {"object": "migration", "migrated": True}, lambda console: console.print("the database is up to date")
     )
 
 
 @command(app)
-def doctor() -> Answer:
+def doctor() -> CommandOutput:
     """Say what this machine can do, what is missing, and what that means."""
     _settings()
     from stillhouse.cli.doctor import examine, view
 
     checks = examine()
     broken = any(check.state == "broken" for check in checks)
-    return Answer(checks, views.show(view(checks)), code=1 if broken else 0)
+    return CommandOutput(checks, views.show(view(checks)), code=1 if broken else 0)
 
 
 def _settings(**changes: object) -> Settings:

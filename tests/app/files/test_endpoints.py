@@ -19,7 +19,7 @@ from app.core.clock import now
 from app.core.outbox import OutboxMessage
 from app.core.store import MissingObject, StoredObject
 from app.files.service import expire_uploads
-from app.files.tables import File, Upload, UploadPart
+from app.files.tables import FileRow, UploadPart, UploadRow
 from tests.app.conftest import Api
 
 
@@ -339,7 +339,7 @@ async def test_an_upload_whose_time_is_over_is_refused_and_then_removed(api: Api
     await send_parts(api, upload)
     await send_part(api, open_one, 1, b"x")
     async with api.services.database.write() as session:
-        await session.execute(update(Upload).where(Upload.id == upload).values(expires_at=now() - 1.0))
+        await session.execute(update(UploadRow).where(UploadRow.id == upload).values(expires_at=now() - 1.0))
     assert code_of(await send_part(api, upload, 1, b"x")) == (409, "wrong_state")
     assert code_of(await complete(api, upload)) == (409, "wrong_state")
     await expire_uploads(api.services.database)
@@ -379,7 +379,7 @@ async def test_a_part_whose_object_is_gone_is_a_conflict_not_a_crash(api: Api) -
 async def test_the_rows_tell_where_the_bytes_are(api: Api) -> None:
     file = await send(api)
     async with api.services.database.read() as session:
-        row = (await session.scalars(select(File))).one()
+        row = (await session.scalars(select(FileRow))).one()
     chunks = [chunk async for chunk in api.services.store.stream(row.key)]
     assert hashlib.sha256(b"".join(chunks)).hexdigest() == file["sha256"]
     await api.services.store.delete([row.key])

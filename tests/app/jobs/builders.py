@@ -9,11 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
 from app.core.database import Database
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.jobs import leases, service
 from app.jobs.leases import Lease
-from app.jobs.tables import Event, Job
-from app.models.tables import Model
+from app.jobs.tables import EventRow, JobRow
+from app.models.tables import ModelRow
 from app.projects.tables import Project
 from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
@@ -36,10 +36,10 @@ async def add_inputs(session: AsyncSession, project: str) -> None:
     arrays = {"x": {"shape": [100, 8, 8], "dtype": "u1"}, "y": {"shape": [100], "dtype": "i8"}}
     file = {"name": "digits.npz", "format": "npz", "size": 10, "sha256": "0" * 64, "key": f"files/{project}"}
     times = {"created_at": now(), "deleted_at": None}
-    session.add(File(id=f"file_{project}", project_id=project, summary={"arrays": arrays}, **file, **times))
+    session.add(FileRow(id=f"file_{project}", project_id=project, summary={"arrays": arrays}, **file, **times))
     bundle = [{"name": "config.json", "key": "bundle/config.json", "size": 3, "sha256": "1" * 64}]
     model = {"config": CONFIG.model_dump(mode="json"), "parameters": 650, "files": bundle, **times}
-    session.add(Model(id=f"model_{project}", project_id=project, **model))
+    session.add(ModelRow(id=f"model_{project}", project_id=project, **model))
 
 
 def job_spec(project: str = PROJECT, **fields: Any) -> JobSpec:
@@ -76,30 +76,30 @@ async def running(database: Database, **fields: Any) -> Lease:
     return lease
 
 
-async def load(database: Database, job_id: str) -> Job:
+async def load(database: Database, job_id: str) -> JobRow:
     async with database.read() as session:
-        return (await session.scalars(select(Job).where(Job.id == job_id))).one()
+        return (await session.scalars(select(JobRow).where(JobRow.id == job_id))).one()
 
 
-async def events(database: Database, job_id: str) -> list[Event]:
+async def events(database: Database, job_id: str) -> list[EventRow]:
     async with database.read() as session:
-        return list(await session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.seq)))
+        return list(await session.scalars(select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq)))
 
 
 async def let_lease_run_out(database: Database, job_id: str) -> None:
     """As if the worker had not beaten for a lease's length."""
     async with database.write() as session:
-        held = (Job.id == job_id, Job.lease_expires_at.is_not(None))
-        await session.execute(update(Job).where(*held).values(lease_expires_at=now() - 1.0))
+        held = (JobRow.id == job_id, JobRow.lease_expires_at.is_not(None))
+        await session.execute(update(JobRow).where(*held).values(lease_expires_at=now() - 1.0))
 
 
 async def let_deadline_pass(database: Database, job_id: str) -> None:
     """As if the job had been in its state for longer than allowed."""
     async with database.write() as session:
-        waits = (Job.id == job_id, Job.deadline_at.is_not(None))
-        await session.execute(update(Job).where(*waits).values(deadline_at=now() - 3600.0))
+        waits = (JobRow.id == job_id, JobRow.deadline_at.is_not(None))
+        await session.execute(update(JobRow).where(*waits).values(deadline_at=now() - 3600.0))
 
 
 async def let_backoff_pass(database: Database, job_id: str) -> None:
     async with database.write() as session:
-        await session.execute(update(Job).where(Job.id == job_id).values(next_run_at=now() - 1.0))
+        await session.execute(update(JobRow).where(JobRow.id == job_id).values(next_run_at=now() - 1.0))

@@ -17,13 +17,13 @@ from app.core.clock import now
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
-from app.files.tables import File, Upload, UploadPart
+from app.files.tables import FileRow, UploadPart, UploadRow
 from app.jobs import collector as collector_module
 from app.jobs import leases
 from app.jobs.collector import MARK, Collector
 from app.jobs.leases import Lease, StoredFile
 from app.jobs.tables import SweepLease
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from app.projects.tables import Project
 from tests.app.jobs.builders import CONFIG, PROJECT, let_lease_run_out, must_claim, running, submit
 from tests.servers import S3
@@ -122,14 +122,14 @@ async def files_and_parts(database: Database, store: Store) -> tuple[set[str], s
     times = {"created_at": now(), "deleted_at": None}
     async with database.write() as session:
         upload = {"id": "upload_a", "project_id": PROJECT, "name": "a", "status": "pending"}
-        session.add(Upload(**upload, created_at=now(), expires_at=now() + 1000))
+        session.add(UploadRow(**upload, created_at=now(), expires_at=now() + 1000))
         await session.flush()
         session.add(UploadPart(upload_id="upload_a", number=1, key="uploads/upload_a/1111", **about))
         file = {"id": "file_a", "project_id": PROJECT, "name": "a", "format": "npz", "key": f"files/{HEX}"}
-        session.add(File(**file, **about, summary={}, **times))
+        session.add(FileRow(**file, **about, summary={}, **times))
         bundle = [{"name": "stillhouse.json", "key": f"models/{HEX}/stillhouse.json", **about}]
         model = {"id": "model_a", "project_id": PROJECT, "config": CONFIG.model_dump(mode="json")}
-        session.add(Model(**model, parameters=1, files=bundle, **times))
+        session.add(ModelRow(**model, parameters=1, files=bundle, **times))
     return kept, litter
 
 
@@ -160,8 +160,8 @@ async def test_what_goes_with_a_deleted_model_or_file_is_collected_if_its_messag
     kept, _ = await a_job_that_ran(ours, store)
     await files_and_parts(ours, store)
     async with ours.write() as session:
-        await session.execute(update(Model).values(deleted_at=now()))
-        await session.execute(update(File).values(deleted_at=now()))
+        await session.execute(update(ModelRow).values(deleted_at=now()))
+        await session.execute(update(FileRow).values(deleted_at=now()))
     collector = collecting(ours, store)
     await collector.round()
     moment(301.0)
@@ -208,7 +208,7 @@ async def test_a_row_that_comes_late_saves_its_object(
 async def files_and_parts_row(database: Database, key: str) -> None:
     async with database.write() as session:
         file: dict[str, Any] = {"id": "file_late", "project_id": PROJECT, "name": "a", "format": "npz", "key": key}
-        session.add(File(**file, size=1, sha256="a" * 64, summary={}, created_at=now(), deleted_at=None))
+        session.add(FileRow(**file, size=1, sha256="a" * 64, summary={}, created_at=now(), deleted_at=None))
 
 
 async def test_a_round_is_bounded_and_the_next_goes_on(

@@ -18,7 +18,7 @@ from app.jobs.lifecycle import Status
 from app.models.uploads import once
 from tests.app.conftest import Api
 from tests.app.jobs.builders import CONFIG
-from worker.trainer.protocol import Progress
+from worker.trainer.protocol import StepProgress
 
 
 def archive(images: int = 20) -> bytes:
@@ -206,7 +206,7 @@ async def test_progress_is_seen_as_it_is_recorded(api: Api, data: str) -> None:
     lease = await claim(api)
     assert (await api.client.get(url)).json()["status"] == "running"
     for step in (1, 2):
-        report = Progress(step=step, total_steps=4, epoch=0.5, samples_per_second=9.0, seconds_left=1.0)
+        report = StepProgress(step=step, total_steps=4, epoch=0.5, samples_per_second=9.0, seconds_left=1.0)
         async with api.services.database.write() as session:
             await leases.record(session, lease, report, [])
         assert (await api.client.get(url)).json()["progress"]["step"] == step

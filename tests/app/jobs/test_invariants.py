@@ -28,9 +28,9 @@ from app.jobs.lifecycle import FINAL, HELD
 from app.jobs.reaper import Reaper
 from app.jobs.requeue import Cause
 from app.jobs.service import Idempotency
-from app.jobs.tables import Artifact, Attempt, Checkpoint, Event, Job
+from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, EventRow, JobRow
 from tests.app.jobs.builders import CONFIG, PROJECT, add_inputs, job_spec, let_deadline_pass, let_lease_run_out
-from worker.trainer.protocol import Progress
+from worker.trainer.protocol import StepProgress
 
 T = TypeVar("T")
 FILE = StoredFile("model.safetensors", "key", 1, "0" * 64)
@@ -106,9 +106,9 @@ class Life(RuleBasedStateMachine):
         assert lease.token == self.current[lease.job_id], "I3: only the current token writes"
         return True
 
-    async def _row(self, job_id: str) -> Job:
+    async def _row(self, job_id: str) -> JobRow:
         async with self.database.read() as session:
-            return (await session.scalars(select(Job).where(Job.id == job_id))).one()
+            return (await session.scalars(select(JobRow).where(JobRow.id == job_id))).one()
 
     @rule(lease=claims)
     def start(self, lease: Lease | None) -> None:
@@ -120,7 +120,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(lease=claims, step=st.integers(0, 5))
     def progress(self, lease: Lease | None, step: int) -> None:
-        report = Progress(step=step, total_steps=9, epoch=0.0, samples_per_second=1.0, seconds_left=None)
+        report = StepProgress(step=step, total_steps=9, epoch=0.0, samples_per_second=1.0, seconds_left=None)
         if self.write(lease, lambda session, mine: leases.record(session, mine, report, [("loss", step, 1.0)])):
             assert lease is not None
             last = self.steps.setdefault((lease.job_id, lease.attempt), 0)
@@ -194,7 +194,7 @@ class Life(RuleBasedStateMachine):
     def time_passes(self) -> None:
         async def work() -> None:
             async with self.database.write() as session:
-                await session.execute(update(Job).values(next_run_at=now() - 1.0))
+                await session.execute(update(JobRow).values(next_run_at=now() - 1.0))
 
         self.run(work())
 
@@ -204,10 +204,10 @@ class Life(RuleBasedStateMachine):
 
     async def _check(self) -> None:
         async with self.database.read() as session:
-            for job in await session.scalars(select(Job)):
+            for job in await session.scalars(select(JobRow)):
                 await self._check_job(session, job)
 
-    async def _check_job(self, session: Any, job: Job) -> None:
+    async def _check_job(self, session: Any, job: JobRow) -> None:
         held = job.status in HELD
         assert held == (job.lease_owner is not None) == (job.lease_expires_at is not None), "I1: a lease is held or not"
         assert job.lease_token >= self.current.get(job.id, 0), "I2: tokens only grow"
@@ -222,20 +222,20 @@ class Life(RuleBasedStateMachine):
             assert job.status == self.final[job.id], "I4: a final state is never left"
         if job.status in FINAL:
             self.final[job.id] = job.status
-        attempts = list(await session.scalars(select(Attempt).where(Attempt.job_id == job.id)))
+        attempts = list(await session.scalars(select(AttemptRow).where(AttemptRow.job_id == job.id)))
         assert sum(attempt.ended_at is None for attempt in attempts) == held, "I1: one attempt at a time"
         assert [attempt.token for attempt in attempts] == sorted({attempt.token for attempt in attempts}), "I2"
-        events = list(await session.scalars(select(Event).where(Event.job_id == job.id).order_by(Event.seq)))
+        events = list(await session.scalars(select(EventRow).where(EventRow.job_id == job.id).order_by(EventRow.seq)))
         assert [event.seq for event in events] == list(range(1, job.last_seq + 1)), "I7: numbers have no holes"
         changes = [event.data for event in events if event.type == "status"]
         path = ["validating", *(change["to"] for change in changes)]
         assert [change["from"] for change in changes] == path[:-1], "I7: every change has its event"
         assert path[-1] == job.status, "I7: every change has its event"
         tokens = {attempt.number: attempt.token for attempt in attempts}
-        for table in (Checkpoint, Artifact):
+        for table in (CheckpointRow, ArtifactRow):
             for row in await session.scalars(select(table).where(table.job_id == job.id)):
                 assert row.token == tokens[row.attempt], "I3: published under the token of its attempt"
-        published = await session.scalars(select(Artifact).where(Artifact.job_id == job.id))
+        published = await session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job.id))
         assert bool(list(published)) == (job.status == "succeeded"), "I3: artifacts are there exactly after success"
 
 

@@ -17,8 +17,8 @@ from app.jobs.leases import Lease, LeaseLost, StoredFile
 from app.jobs.lifecycle import Status
 from app.jobs.reaper import Reaper
 from app.jobs.requeue import FREE_RESTARTS, WINDOW_SECONDS, Cause
-from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
-from app.models.tables import Model
+from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, JobRow, Metric, PhaseRow
+from app.models.tables import ModelRow
 from tests.app.jobs.builders import (
     CONFIG,
     PROJECT,
@@ -32,13 +32,13 @@ from tests.app.jobs.builders import (
     running,
     submit,
 )
-from worker.trainer.protocol import Progress
+from worker.trainer.protocol import StepProgress
 
 FILE = StoredFile("model.safetensors", "some/key", 4, "a" * 64)
 
 
-def at_step(step: int) -> Progress:
-    return Progress(step=step, total_steps=100, epoch=0.1, samples_per_second=10.0, seconds_left=1.0)
+def at_step(step: int) -> StepProgress:
+    return StepProgress(step=step, total_steps=100, epoch=0.1, samples_per_second=10.0, seconds_left=1.0)
 
 
 async def lose(database: Database, lease: Lease) -> Lease:
@@ -174,7 +174,7 @@ async def test_a_stale_worker_can_write_nothing(database: Database, writer: str)
     )
     assert [getattr(before, name) for name in unchanged] == [getattr(after, name) for name in unchanged]
     async with database.read() as session:
-        for table in (Artifact, Checkpoint, Metric, Model):
+        for table in (ArtifactRow, CheckpointRow, Metric, ModelRow):
             rows = await session.scalar(select(func.count()).select_from(table).where(table.job_id == stale.job_id))
             assert rows == 0
 
@@ -225,7 +225,7 @@ async def test_success_publishes_artifacts_and_model_under_the_token(database: D
         artifact = await repository.artifact(session, lease.job_id, FILE.name)
         assert artifact is not None
         assert (artifact.token, artifact.attempt) == (lease.token, lease.attempt)
-        model = await session.get(Model, model_id)
+        model = await session.get(ModelRow, model_id)
         assert model is not None
         assert (model.name, model.job_id) == ("student", lease.job_id)
 
@@ -261,7 +261,7 @@ async def test_a_system_s_fault_is_tried_again_until_attempts_run_out(database: 
 
 async def die(
     database: Database, lease: Lease, cause: Cause, step: int = 7, phase: str = "training", **told: Any
-) -> Job:
+) -> JobRow:
     """Let an attempt get to a step and end; the job as it then is, which another worker has started again if it can."""
     async with database.write() as session:
         await leases.start(session, lease)
@@ -359,7 +359,7 @@ async def test_interruptions_cost_no_pause_until_they_come_in_quick_succession(d
         await let_backoff_pass(database, lease.job_id)
     assert pauses == [0] * FREE_RESTARTS + [5, 10, 20]
     async with database.write() as session:
-        await session.execute(update(Attempt).values(ended_at=Attempt.ended_at - WINDOW_SECONDS))
+        await session.execute(update(AttemptRow).values(ended_at=AttemptRow.ended_at - WINDOW_SECONDS))
     job = await die(database, await must_claim(database), "outside")
     assert await claim(database) is not None
 
@@ -391,8 +391,8 @@ async def test_attempts_and_phases_have_begin_and_end(database: Database) -> Non
         await leases.begin_phase(session, lease, "exporting")
         await leases.fail(session, lease, fault="user", code="x", message="x")
     async with database.read() as session:
-        attempt = await session.get(Attempt, (lease.job_id, 1))
-        phases = list(await session.scalars(select(Phase).order_by(Phase.started_at)))
+        attempt = await session.get(AttemptRow, (lease.job_id, 1))
+        phases = list(await session.scalars(select(PhaseRow).order_by(PhaseRow.started_at)))
     assert attempt is not None
     assert (attempt.outcome, attempt.ended_at is not None) == ("failed", True)
     assert [phase.phase for phase in phases] == ["training", "exporting"]
@@ -414,7 +414,7 @@ async def test_inputs_name_every_file_to_stage(database: Database) -> None:
     async with database.write() as session:
         staged = await leases.inputs(session, lease)
         assert await leases.model_names(session, lease) == {}  # it has none
-        await session.execute(update(Model).values(name="my teacher"))
+        await session.execute(update(ModelRow).values(name="my teacher"))
         assert await leases.model_names(session, lease) == {f"model_{PROJECT}": "my teacher"}
     assert {reference: [file.name for file in files] for reference, files in staged.items()} == {
         f"file_{PROJECT}": ["digits.npz"],

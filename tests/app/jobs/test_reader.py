@@ -16,7 +16,7 @@ from app.jobs import leases, reader, repository, service
 from app.jobs.reader import JobReader
 from app.jobs.schemas import JobView
 from tests.app.jobs.builders import PROJECT, must_claim, running, submit
-from worker.trainer.protocol import Progress
+from worker.trainer.protocol import StepProgress
 
 
 async def read(jobs: JobReader, job_id: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ async def test_every_change_is_seen_at_once(database: Database) -> None:
         await service.reprioritise(session, PROJECT, job_id, 70)
     assert (await read(jobs, job_id))["priority"] == 70
     lease = await must_claim(database)
-    progress = Progress(step=3, total_steps=9, epoch=0.5, samples_per_second=10.0, seconds_left=1.0)
+    progress = StepProgress(step=3, total_steps=9, epoch=0.5, samples_per_second=10.0, seconds_left=1.0)
     changes = [
         leases.start,
         lambda session, lease: leases.begin_phase(session, lease, "training"),

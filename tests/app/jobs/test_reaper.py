@@ -13,7 +13,7 @@ from app.core.outbox import OutboxMessage
 from app.jobs import leases, service
 from app.jobs.lifecycle import Status
 from app.jobs.reaper import Reaper
-from app.jobs.tables import Attempt, Job, SweepLease
+from app.jobs.tables import AttemptRow, JobRow, SweepLease
 from tests.app.jobs.builders import (
     PROJECT,
     claim,
@@ -65,10 +65,10 @@ async def test_a_job_whose_workers_keep_dying_ends_by_its_deadline_alone(databas
 async def let_time_pass(database: Database, lease: leases.Lease, seconds: float) -> None:
     """As if the worker had claimed the job so much earlier."""
     async with database.write() as session:
-        mine = (Attempt.job_id == lease.job_id, Attempt.number == lease.attempt)
-        await session.execute(update(Attempt).where(*mine).values(claimed_at=Attempt.claimed_at - seconds))
-        earlier = Job.deadline_at - seconds
-        await session.execute(update(Job).where(Job.id == lease.job_id).values(deadline_at=earlier))
+        mine = (AttemptRow.job_id == lease.job_id, AttemptRow.number == lease.attempt)
+        await session.execute(update(AttemptRow).where(*mine).values(claimed_at=AttemptRow.claimed_at - seconds))
+        earlier = JobRow.deadline_at - seconds
+        await session.execute(update(JobRow).where(JobRow.id == lease.job_id).values(deadline_at=earlier))
 
 
 async def test_a_lease_that_runs_out_soon_is_looked_at_in_time(database: Database) -> None:
@@ -77,7 +77,7 @@ async def test_a_lease_that_runs_out_soon_is_looked_at_in_time(database: Databas
     lease = await running(database)
     assert await quiet.pause() == 50.0, "the lease lasts for 60 s"
     async with database.write() as session:
-        await session.execute(update(Job).where(Job.id == lease.job_id).values(lease_expires_at=now() + 20.0))
+        await session.execute(update(JobRow).where(JobRow.id == lease.job_id).values(lease_expires_at=now() + 20.0))
     assert 0.0 < await quiet.pause() <= 20.0
     await let_lease_run_out(database, lease.job_id)
     assert 0.0 < await quiet.pause() < 1.0
@@ -128,8 +128,8 @@ async def test_a_job_that_runs_too_long_fails_by_its_deadline_and_its_worker_is_
 async def test_time_of_earlier_attempts_counts_against_the_limit(database: Database) -> None:
     lease = await running(database, resources={"max_seconds": 10_000.0})
     async with database.write() as session:
-        mine = (Attempt.job_id == lease.job_id, Attempt.number == lease.attempt)
-        await session.execute(update(Attempt).where(*mine).values(claimed_at=now() - 6000.0))
+        mine = (AttemptRow.job_id == lease.job_id, AttemptRow.number == lease.attempt)
+        await session.execute(update(AttemptRow).where(*mine).values(claimed_at=now() - 6000.0))
         await leases.release(session, lease, "the worker stops")
     again = await must_claim(database)
     assert 3000.0 < again.run_seconds_left <= 4000.0
@@ -139,7 +139,7 @@ async def test_a_lost_message_is_sent_again(database: Database) -> None:
     job_id = await submit(database)
     async with database.write() as session:
         await session.execute(delete(OutboxMessage))
-        await session.execute(update(Job).values(dispatched_at=now() - 3600.0))
+        await session.execute(update(JobRow).values(dispatched_at=now() - 3600.0))
     await reaper(database).sweep()
     await reaper(database).sweep()
     async with database.read() as session:

@@ -13,7 +13,7 @@ from app.core.errors import Invalid, NotFound, WrongState
 from app.jobs import leases, service
 from app.jobs.lifecycle import Status
 from app.jobs.service import Idempotency
-from app.jobs.tables import Job
+from app.jobs.tables import JobRow
 from tests.app.jobs.builders import PROJECT, add_inputs, claim, job_spec, load, running, submit
 
 
@@ -50,7 +50,7 @@ async def test_all_wrong_fields_are_told_at_once_and_nothing_is_stored(
         await submit(database, **fields)
     assert [error.param for error in caught.value.errors] == params
     async with database.read() as session:
-        assert await session.scalar(select(func.count()).select_from(Job)) == 0
+        assert await session.scalar(select(func.count()).select_from(JobRow)) == 0
 
 
 async def test_another_project_s_inputs_are_as_good_as_missing(database: Database) -> None:
@@ -92,11 +92,11 @@ async def test_a_key_is_free_again_when_its_time_is_over(database: Database) -> 
     assert second.id != first.id
 
 
-async def ask(database: Database, verb: str, job_id: str) -> Job:
+async def ask(database: Database, verb: str, job_id: str) -> JobRow:
     async with database.write() as session:
         if verb == "pause":
             return await service.pause(session, PROJECT, job_id, 60.0)
-        asked: Job = await getattr(service, verb)(session, PROJECT, job_id)
+        asked: JobRow = await getattr(service, verb)(session, PROJECT, job_id)
         return asked
 
 

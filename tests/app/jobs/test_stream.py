@@ -14,7 +14,7 @@ from app.core.clock import now
 from app.core.settings import Settings
 from app.jobs import bell, service, stream
 from app.jobs.stream import StreamReader
-from app.jobs.tables import Job
+from app.jobs.tables import JobRow
 from app.projects.auth import Caller
 from app.projects.tables import ApiKey
 from tests.app.conftest import Api, running
@@ -174,7 +174,7 @@ async def test_more_streams_than_allowed_are_refused_and_closed_ones_make_room(
     async with running(settings.model_copy(update={limit: 1})) as api:
         job_id, follower = await submit(api), await caller(api)
         async with api.services.database.write() as session:
-            await session.execute(update(Job).values(project_id=api.project_id))
+            await session.execute(update(JobRow).values(project_id=api.project_id))
         open_one = reader(api).open(follower, job_id, 0)
         await anext(open_one)
         refused = await api.client.get(f"/v1/jobs/{job_id}/events", headers=STREAM)

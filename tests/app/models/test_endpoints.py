@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from app.core.clock import now
 from app.core.ids import new_id
-from app.models.tables import Model
+from app.models.tables import ModelRow
 from tests.app.conftest import Api
 from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle
 
@@ -137,7 +137,7 @@ async def test_lineage_is_shown_both_ways(api: Api) -> None:
     child = new_id("model")
     row = {"config": CONFIG, "parameters": 1, "files": [], "report": {"accuracy": 0.5}}
     async with api.services.database.write() as session:
-        session.add(Model(id=child, project_id=api.project_id, teacher_id=teacher["id"], created_at=now(), **row))
+        session.add(ModelRow(id=child, project_id=api.project_id, teacher_id=teacher["id"], created_at=now(), **row))
     assert (await api.client.get(f"/v1/models/{teacher['id']}")).json()["children"] == [child]
     shown = (await api.client.get(f"/v1/models/{child}")).json()
     assert (shown["teacher_id"], shown["report"]) == (teacher["id"], {"accuracy": 0.5})

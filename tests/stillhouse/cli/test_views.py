@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from stillhouse.cli import views
-from stillhouse.objects import Job, Model, Validation
+from stillhouse.objects import Job, StoredModel, Validation
 
 
 def printed(view: RenderableType) -> str:
@@ -20,7 +20,7 @@ def printed(view: RenderableType) -> str:
 
 def shown(report: dict[str, Any] | None) -> str:
     return printed(
-        views.model(Model(id="model_1", parameters=10, config={}, report=report, created_at=datetime.now(UTC)))
+        views.model(StoredModel(id="model_1", parameters=10, config={}, report=report, created_at=datetime.now(UTC)))
     )
 
 

@@ -33,7 +33,7 @@ from worker.bundle.writer import require_exportable, write_bundle
 from worker.errors import UserError
 from worker.students.model import Model
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, Failed, Finished, Log, Source
+from worker.trainer.protocol import Assignment, Failed, Finished, InputSource, Log
 
 ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Network)
 LIBRARY = {"architecture": "transformers", "config": {"model_type": "resnet"}}
@@ -187,7 +187,7 @@ def test_the_header_tells_task_terms_and_results(tmp_path: Path) -> None:
 def test_what_it_was_made_from_is_named_with_digests_and_licences(tmp_path: Path) -> None:
     assignment = stage(tmp_path, teacher=True)
     (tmp_path / "teacher" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# mine\n")
-    sources = {"data": Source(name="digits.npz", sha256="ab" * 32), "teacher": Source(name="big | `one`")}
+    sources = {"data": InputSource(name="digits.npz", sha256="ab" * 32), "teacher": InputSource(name="big | `one`")}
     word = play(assignment.model_copy(update={"sources": sources}), tmp_path).word
     assert isinstance(word, Finished), word
     digest = hashlib.sha256((tmp_path / "teacher" / "model.safetensors").read_bytes()).hexdigest()

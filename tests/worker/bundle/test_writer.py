@@ -17,7 +17,7 @@ from app.recipe.tasks.task import Task
 from tests.worker.training.builders import document, play, stage
 from worker.bundle import export
 from worker.bundle import writer as bundle
-from worker.bundle.writer import Trained, write_bundle
+from worker.bundle.writer import TrainedJob, write_bundle
 from worker.data.batches import whole_split
 from worker.errors import SystemFault
 from worker.students.model import INPUT_KEYS, Model
@@ -40,7 +40,7 @@ def numbers_model(task: Task, sample: Input, seed: int) -> Model:
     return Model(config)
 
 
-def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
+def trained_on_numbers(task: Task, sample: Input, folder: Path) -> TrainedJob:
     """A student of a task whose answers are numbers, as it may stand at the end of its training."""
     job = JobSpec.model_validate(document(task=task, teacher=True, export=ALL_FORMATS))
     shape = (12, 5) if isinstance(sample, TableInput) else (12, 1, 4, 4)
@@ -54,7 +54,7 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> Trained:
     consider(state, MAIN_METRICS[task], found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
-    return Trained(
+    return TrainedJob(
         job,
         plan_training(job.recipe, 40),
         state,

@@ -20,7 +20,7 @@ from worker.data import alignment
 from worker.data.alignment import aligning, open_aligned, read_both
 from worker.data.batches import NEXT, ROWS
 from worker.data.documents import read_documents
-from worker.data.formats.columns import Chats, Message, Texts
+from worker.data.formats.columns import ChatMessage, Chats, TextSamples
 from worker.data.packing import open_packed, packing
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.losses.base import IGNORED
@@ -96,11 +96,11 @@ class Aligned(NamedTuple):
 
 def aligned(given_texts: list[str], student: TextTokenizer, teacher: TextTokenizer, length: int) -> Aligned:
     """All sequences, by way of the files; the texts come in two pieces."""
-    return aligned_pieces([Texts(given_texts[:1]), Texts(given_texts[1:])], student, teacher, length)
+    return aligned_pieces([TextSamples(given_texts[:1]), TextSamples(given_texts[1:])], student, teacher, length)
 
 
 def aligned_pieces(
-    pieces: Sequence[Texts | Chats], student: TextTokenizer, teacher: TextTokenizer, length: int
+    pieces: Sequence[TextSamples | Chats], student: TextTokenizer, teacher: TextTokenizer, length: int
 ) -> Aligned:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train"
@@ -184,11 +184,11 @@ def test_in_a_sequence_the_teacher_reads_what_the_student_reads(
 
 
 def packed(given_texts: list[str], reader: TextTokenizer, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return packed_pieces([Texts(given_texts)], reader, length)
+    return packed_pieces([TextSamples(given_texts)], reader, length)
 
 
 def packed_pieces(
-    pieces: Sequence[Texts | Chats], reader: TextTokenizer, length: int
+    pieces: Sequence[TextSamples | Chats], reader: TextTokenizer, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train"
@@ -241,7 +241,7 @@ def with_template(name: str, turn: str, asks: str) -> TextTokenizer:
 @settings(max_examples=60, deadline=None)
 def test_of_chats_the_same_words_of_an_answer_are_read(said: list[tuple[str, int]], names: tuple[str, str]) -> None:
     """Whatever stands around them, and whether templates strip them."""
-    talk = [Message(("user", "assistant")[learned], words) for words, learned in [*said, ("a cat", 1)]]
+    talk = [ChatMessage(("user", "assistant")[learned], words) for words, learned in [*said, ("a cat", 1)]]
     student = with_template(names[0], "<s>{{ m.role }}\n{{ m.content }}</s>\n", "<s>assistant\n")
     teacher = with_template(names[1], "[{{ m.role }}] {{ m.content | trim }}</s>\n", "[assistant] ")
     found = aligned_pieces([Chats([talk])], student, teacher, MANY)

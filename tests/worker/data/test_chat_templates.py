@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from app.recipe.data.tokenizers import BytePairs
 from worker.data.chats import ChatWriter
 from worker.data.documents import Document, read_documents
-from worker.data.formats.columns import Chats, Place, Talks
+from worker.data.formats.columns import CellLocation, Chats, Talks
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_writer
 from worker.errors import UserError
 
@@ -86,7 +86,7 @@ def that_day(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def talks(chats: list[list[dict[str, Any]]]) -> Chats:
-    column = Talks(Place("data.train", "messages"))
+    column = Talks(CellLocation("data.train", "messages"))
     for chat in chats:
         column.add(chat)
     return Chats(column.whole())

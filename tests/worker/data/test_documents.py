@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from app.recipe.data.tokenizers import BytePairs
 from worker.data.chats import ChatWriter
 from worker.data.documents import Document, read_documents
-from worker.data.formats.columns import Chats, Message, Texts
+from worker.data.formats.columns import ChatMessage, Chats, TextSamples
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.errors import UserError
 
@@ -30,8 +30,8 @@ def talking(plain: TextTokenizer, template: str | None = TEMPLATE) -> TextTokeni
     return TextTokenizer(plain._tokenizer, template=template)
 
 
-def talk(*said: tuple[str, str]) -> list[Message]:
-    return [Message(*each) for each in said]
+def talk(*said: tuple[str, str]) -> list[ChatMessage]:
+    return [ChatMessage(*each) for each in said]
 
 
 def learned(document: Document, reader: TextTokenizer) -> str:
@@ -40,7 +40,7 @@ def learned(document: Document, reader: TextTokenizer) -> str:
 
 def test_a_text_comes_back_and_its_end_is_learned(plain: TextTokenizer) -> None:
     text = "Été: the dog sat,\n\n  no?"
-    [document] = read_documents([Texts([text])], plain, "data.train")
+    [document] = read_documents([TextSamples([text])], plain, "data.train")
     assert document.ids[0] == plain.begin[0]
     assert document.ids[-1] == plain.end
     assert not document.counted[0]
@@ -107,6 +107,6 @@ def test_gpt2_s_tokenizer_ends_texts_and_puts_nothing_around_them() -> None:
     raw = tokenizers.Tokenizer(models.BPE({"a": 0, "<|endoftext|>": 1}, []))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     reader = TextTokenizer(raw)
-    [document] = read_documents([Texts(["aa"])], reader, "data.train")
+    [document] = read_documents([TextSamples(["aa"])], reader, "data.train")
     assert document.ids.tolist() == [0, 0, 1]
     assert document.counted.all()

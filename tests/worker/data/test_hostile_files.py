@@ -20,7 +20,7 @@ from tests.worker.data.formats.builders import options, packed
 from worker import limits
 from worker.data.chats import ChatWriter
 from worker.data.formats import read_samples
-from worker.data.formats.columns import Message, Texts
+from worker.data.formats.columns import ChatMessage, TextSamples
 from worker.data.formats.faults import FREE_BYTES, data_room, data_subject, most_bytes
 from worker.data.labels import find_classes
 from worker.data.load import _refuse
@@ -142,7 +142,7 @@ def classifying() -> JobSpec:
 def samples(names: list[str]) -> Any:
     from worker.data.formats.columns import Samples
 
-    return Samples(Texts(["t"] * len(names)), names)
+    return Samples(TextSamples(["t"] * len(names)), names)
 
 
 def test_some_of_many_problems_are_told() -> None:
@@ -190,12 +190,14 @@ def test_a_tokenizer_may_not_decide_how_long_texts_are(tmp_path: Path) -> None:
     truncation = {"direction": "Right", "max_length": 10**9, "strategy": "LongestFirst", "stride": 10**8}
     more = {"pad_type_id": 0, "pad_token": "[PAD]"}
     tokenizer = stored(tmp_path, padding=padding | more, truncation=truncation)
-    assert tokenizer.encode(Texts(["a a"]), 64).ids.shape == (1, 8)
+    assert tokenizer.encode(TextSamples(["a a"]), 64).ids.shape == (1, 8)
 
 
 def test_a_library_that_panics_is_no_end_of_the_process(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        stored(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}).encode(Texts(["aé"]), 8)
+        stored(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}).encode(
+            TextSamples(["aé"]), 8
+        )
     assert (caught.value.code, caught.value.param) == ("invalid_teacher", "teacher")
 
 
@@ -213,7 +215,7 @@ TEMPLATES = {
 def write(tokenizer: Any) -> None:
     with reading_template():
         writer = ChatWriter(tokenizer, "data.train")
-    write_all(writer, [[Message("user", "hi"), Message("assistant", "yes")]], 0)
+    write_all(writer, [[ChatMessage("user", "hi"), ChatMessage("assistant", "yes")]], 0)
 
 
 @linux
@@ -233,4 +235,4 @@ def test_a_template_that_does_not_end_is_interrupted(tmp_path: Path, monkeypatch
     tokenizer.template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     writer = ChatWriter(tokenizer, "data.train")
     with pytest.raises(UserError, match="takes longer than"):
-        write_all(writer, [[Message("user", "hi")]], 0)
+        write_all(writer, [[ChatMessage("user", "hi")]], 0)

@@ -11,7 +11,7 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.model import ModelConfig, TextInput
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Samples, TextSamples
 from worker.data.label_notes import label_notes
 from worker.data.labels import class_targets, find_classes
 from worker.errors import UserError
@@ -21,7 +21,7 @@ Labels = list[str] | list[int]
 
 def stored(labels: Labels, names: list[str] | None = None) -> Samples:
     kept: Any = labels if isinstance(labels[0], str) else np.array(labels, np.int64)
-    return Samples(Texts(["text"] * len(labels)), kept, names)
+    return Samples(TextSamples(["text"] * len(labels)), kept, names)
 
 
 def read(

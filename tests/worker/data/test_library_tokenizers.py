@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.errors import UserError
 
@@ -37,7 +37,7 @@ def folder_of(folder: Path, vocabulary: str, *, model_type: str | None = "bert",
 
 
 def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
-    (row,) = tokenizer.encode(Texts([text]), 64).ids.tolist()
+    (row,) = tokenizer.encode(TextSamples([text]), 64).ids.tolist()
     return [number for number in row if number != tokenizer.pad]
 
 

@@ -21,7 +21,7 @@ from app.recipe.tasks.task import CLASSIFICATION
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.data.formats.builders import packed, picture
 from worker.data.augment import build_augmenter
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.load import TaskData, load_task
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
@@ -283,7 +283,7 @@ def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
     assert caught.value.param == "data.eval"
 
 
-def text_teacher(folder: Path, length: int, texts: Texts, vocabulary: int = 120) -> ModelConfig:
+def text_teacher(folder: Path, length: int, texts: TextSamples, vocabulary: int = 120) -> ModelConfig:
     folder.mkdir()
     tokenizer = train_tokenizer(WordPiece(vocabulary=vocabulary), texts)
     tokenizer.save(folder)
@@ -292,7 +292,7 @@ def text_teacher(folder: Path, length: int, texts: Texts, vocabulary: int = 120)
 
 
 def test_the_teachers_tokenizer_order_and_length_are_taken(tmp_path: Path) -> None:
-    config = text_teacher(tmp_path / "t", 10, Texts(["some a b words number 1 2 3"] * 3))
+    config = text_teacher(tmp_path / "t", 10, TextSamples(["some a b words number 1 2 3"] * 3))
     files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "t": tmp_path / "t"}
     job = job_for("text-classification", CSV, teacher=True)
     task = load_task(job, files, {"t": config}, seed=1)
@@ -303,7 +303,7 @@ def test_the_teachers_tokenizer_order_and_length_are_taken(tmp_path: Path) -> No
 
 
 def test_with_a_tokenizer_of_its_own_there_are_two_views(tmp_path: Path) -> None:
-    config = text_teacher(tmp_path / "t", 10, Texts(["other words"] * 3), vocabulary=600)
+    config = text_teacher(tmp_path / "t", 10, TextSamples(["other words"] * 3), vocabulary=600)
     files = {"train": text_file(tmp_path, "a", ["b", "a"] * 5), "t": tmp_path / "t"}
     data = {**CSV, "tokenizer": {"kind": "bpe", "vocabulary": 600}, "augment": [{"kind": "token-mask"}]}
     task = load_task(job_for("text-classification", data, teacher=True), files, {"t": config}, seed=1)

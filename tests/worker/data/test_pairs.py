@@ -15,7 +15,7 @@ import torch
 
 from app.recipe.job import JobSpec
 from worker.data.batches import Batch, Batches, whole_split
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Samples, TextSamples
 from worker.data.load import TaskData, load_task
 from worker.data.pairs import as_rows
 from worker.errors import UserError
@@ -58,15 +58,15 @@ def load(folder: Path, form: str = "csv", rows: list[tuple[Any, ...]] = ROWS, **
 
 
 def test_texts_of_a_pair_become_rows_that_share_their_score() -> None:
-    found = as_rows(Samples(Texts(["x", "y"], ["y", "z"]), np.float32([[0.5], [2.0]])), "data.train")
-    assert found.inputs == Texts(["x", "y", "y", "z"])
+    found = as_rows(Samples(TextSamples(["x", "y"], ["y", "z"]), np.float32([[0.5], [2.0]])), "data.train")
+    assert found.inputs == TextSamples(["x", "y", "y", "z"])
     assert found.rows_per_sample == 2
     np.testing.assert_array_equal(found.labels, [[0.5, 0], [0.5, 1], [2.0, 1], [2.0, 2]])
 
 
 def test_single_texts_have_no_score() -> None:
-    found = as_rows(Samples(Texts(["x", "y", "x"]), np.empty((3, 0), np.float32)), "data.train")
-    assert (found.inputs, found.rows_per_sample) == (Texts(["x", "y", "x"]), 1)
+    found = as_rows(Samples(TextSamples(["x", "y", "x"]), np.empty((3, 0), np.float32)), "data.train")
+    assert (found.inputs, found.rows_per_sample) == (TextSamples(["x", "y", "x"]), 1)
     np.testing.assert_array_equal(found.labels, [[np.nan, 0], [np.nan, 1], [np.nan, 0]])
 
 
@@ -74,7 +74,7 @@ def test_single_texts_have_no_score() -> None:
     "samples",
     [
         Samples(np.zeros((2, 3), np.float32), np.empty((2, 0), np.float32)),
-        Samples(Texts(["x"], ["y"]), np.zeros((1, 2), np.float32)),
+        Samples(TextSamples(["x"], ["y"]), np.zeros((1, 2), np.float32)),
     ],
 )
 def test_numbers_for_texts_and_lists_for_scores_are_refused(samples: Samples) -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from app.recipe.data.tokenizers import BytePairs, Trained, WordPiece
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer, train_tokenizer
 from worker.errors import UserError
 
-TEXTS = Texts([f"the quick brown fox number {i} jumps, naïvely, over {i * 7} lazy dogs" for i in range(50)])
+TEXTS = TextSamples([f"the quick brown fox number {i} jumps, naïvely, over {i * 7} lazy dogs" for i in range(50)])
 SPECS = [WordPiece(vocabulary=200), BytePairs(vocabulary=600)]
 AGAIN = """
 from app.recipe.data.tokenizers import BytePairs, WordPiece
@@ -29,7 +29,7 @@ print(*(train_tokenizer(spec, TEXTS).digest for spec in SPECS))
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 def test_ids_are_padded_and_words_are_numbered(spec: Trained) -> None:
     tokenizer = train_tokenizer(spec, TEXTS)
-    found = tokenizer.encode(Texts(["the  lazy fox", "dogs"]), 32)
+    found = tokenizer.encode(TextSamples(["the  lazy fox", "dogs"]), 32)
     assert found.ids.dtype == torch.int64
     assert found.ids.shape == found.words.shape == (2, 8)
     assert (found.ids[1][found.words[1] == -1][2:] == tokenizer.pad).all()
@@ -42,7 +42,7 @@ def test_ids_are_padded_and_words_are_numbered(spec: Trained) -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 def test_pairs_are_one_row_and_long_texts_lose_their_end(spec: Trained) -> None:
     tokenizer = train_tokenizer(spec, TEXTS)
-    pair = tokenizer.encode(Texts(["the fox"], ["lazy dogs"]), 32)
+    pair = tokenizer.encode(TextSamples(["the fox"], ["lazy dogs"]), 32)
     assert pair.words[0].unique().tolist() == [-1, 0, 1, 2, 3]
     cut = tokenizer.encode(TEXTS, 10)
     assert cut.ids.shape == (50, 10)
@@ -52,13 +52,13 @@ def test_pairs_are_one_row_and_long_texts_lose_their_end(spec: Trained) -> None:
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("kind", [WordPiece, BytePairs])
 def test_capitals_count_only_when_asked(kind: type[Trained], lowercase: bool) -> None:
-    tokenizer = train_tokenizer(kind(vocabulary=600, lowercase=lowercase), Texts(["The fox the FOX É é"] * 5))
-    one, other = tokenizer.encode(Texts(["FOX É", "fox é"]), 16).ids
+    tokenizer = train_tokenizer(kind(vocabulary=600, lowercase=lowercase), TextSamples(["The fox the FOX É é"] * 5))
+    one, other = tokenizer.encode(TextSamples(["FOX É", "fox é"]), 16).ids
     assert torch.equal(one, other) == lowercase
 
 
 def test_a_piece_continues_a_word(tmp_path: Path) -> None:
-    train_tokenizer(WordPiece(vocabulary=64), Texts(["abab ababab"] * 3)).save(tmp_path)
+    train_tokenizer(WordPiece(vocabulary=64), TextSamples(["abab ababab"] * 3)).save(tmp_path)
     vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
     assert list(vocabulary)[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert {"a", "##a", "##b"} <= set(vocabulary)
@@ -72,7 +72,7 @@ def test_what_is_stored_is_what_is_loaded(tmp_path: Path, spec: Trained) -> None
     loaded = load_tokenizer(tmp_path, "teacher.model")
     assert (loaded.digest, loaded.pad, loaded.mask) == (made.digest, made.pad, made.mask)
     assert torch.equal(loaded.encode(TEXTS, 32).ids, made.encode(TEXTS, 32).ids)
-    assert loaded.digest != train_tokenizer(spec, Texts(["other words"] * 4)).digest
+    assert loaded.digest != train_tokenizer(spec, TextSamples(["other words"] * 4)).digest
 
 
 def test_every_process_makes_the_same_tokenizer_of_the_same_texts() -> None:
@@ -90,11 +90,11 @@ def test_a_list_of_pieces_is_a_tokenizer_of_bert(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
     tokenizer = load_tokenizer(tmp_path, "teacher.model")
     assert (tokenizer.vocabulary, tokenizer.pad, tokenizer.mask) == (8, 0, 4)
-    assert tokenizer.encode(Texts(["The foxes bark"]), 16).ids.tolist() == [[2, 7, 5, 6, 1, 3, 0, 0]]
+    assert tokenizer.encode(TextSamples(["The foxes bark"]), 16).ids.tolist() == [[2, 7, 5, 6, 1, 3, 0, 0]]
     pad = {"__type": "AddedToken", "content": "the", "lstrip": False, "normalized": False, "rstrip": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "pad_token": pad}))
     cased = load_tokenizer(tmp_path, "teacher.model")
-    assert cased.encode(Texts(["The foxes"]), 16).ids.tolist() == [[2, 1, 5, 6, 3, 7, 7, 7]]
+    assert cased.encode(TextSamples(["The foxes"]), 16).ids.tolist() == [[2, 1, 5, 6, 3, 7, 7, 7]]
 
 
 @pytest.mark.parametrize(

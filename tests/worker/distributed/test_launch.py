@@ -14,7 +14,7 @@ from tests.worker.distributed.ranks_stage import die_while_saving, fail_in_the_s
 from tests.worker.training.builders import Played, stage
 from worker.distributed import launch
 from worker.limits import TIMED_OUT, Note
-from worker.trainer.protocol import CheckpointSaved, Failed, PhaseBegan, Progress, Report, Stopped
+from worker.trainer.protocol import CheckpointSaved, Failed, PhaseBegan, Report, StepProgress, Stopped
 from worker.training.checkpoint import read_record, saved
 from worker.training.run import perform
 
@@ -38,7 +38,7 @@ def perform_here(folder: Path, asks: Callable[[list[Report]], bool] = lambda sai
 
 def test_they_stop_together_after_one_checkpoint(tmp_path: Path) -> None:
     def begun(said: list[Report]) -> bool:
-        return any(isinstance(report, Progress) for report in said)
+        return any(isinstance(report, StepProgress) for report in said)
 
     played = perform_here(tmp_path, begun, recipe=LONG, resources={**TOGETHER, "sharding": "fsdp"})
     [saved] = played.of(CheckpointSaved)

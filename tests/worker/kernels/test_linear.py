@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worker.kernels.linear import HiddenTeacher, LogitsTeacher, NoTeacher, Teacher, _chunks, linear_distillation, pick
+from worker.kernels.linear import (
+    HiddenTeacher,
+    KernelTeacher,
+    LogitsTeacher,
+    NoTeacher,
+    _chunks,
+    linear_distillation,
+    pick,
+)
 from worker.kernels.rows import TERMS, RowLosses, headed, widened
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
@@ -65,7 +73,7 @@ def make(rows: int = 13, student: int = 11, teacher: int = 11) -> Sides:
     return Sides(*(torch.randn(shape, dtype=torch.float64) for shape in shapes), labels).to(torch.float64)
 
 
-def fused(sides: Sides, spec: RowSpec = KD, teacher: Teacher | None = None, **options: Any) -> RowLosses:
+def fused(sides: Sides, spec: RowSpec = KD, teacher: KernelTeacher | None = None, **options: Any) -> RowLosses:
     against = sides.teacher if teacher is None else teacher
     return linear_distillation(sides.hidden, sides.weight, against, sides.labels, spec, bias=sides.bias, **options)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.kernels.processor_rows import Block, covers, forward_kl_
+from worker.kernels.processor_rows import RowBlock, covers, forward_kl_
 from worker.kernels.rows import Inputs, RowLosses, plain_by_terms, row_loss_
 from worker.kernels.spec import Divergence, RowSpec
 from worker.losses.base import IGNORED
@@ -65,7 +65,7 @@ def test_masked_columns_are_left_to_the_terms(side: int) -> None:
     masked = given[side].index_fill(1, torch.tensor([2]), -torch.inf)  # type: ignore[union-attr]
     given = given._replace(**{Inputs._fields[side]: masked})
     assert given.teacher is not None
-    block = Block(given.student.clone(), given.teacher, torch.zeros(12, dtype=torch.int64), torch.ones(12))
+    block = RowBlock(given.student.clone(), given.teacher, torch.zeros(12, dtype=torch.int64), torch.ones(12))
     assert forward_kl_(block, spec, gradient=True) is None
     assert torch.equal(block.student, given.student)
     ours, by_terms = both(given, spec)

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from tests.golden import HERE, Case, read_cases
 from tests.golden import optimizers as golden
 from tests.worker.optimizers import plain
-from worker.optimizers import AdamP, SgdP, projected, projected_kernels, tables
+from worker.optimizers import AdamPOptimizer, SgdPOptimizer, projected, projected_kernels, tables
 from worker.optimizers.base import MASTER
 
 ADAMP: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1}
 SGDP: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "dampening": 0.2, "eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1}
 CASES: list[tuple[Callable[..., torch.optim.Optimizer], Callable[..., None], dict[str, Any]]] = [
-    (AdamP, plain.adamp, {**ADAMP, "weight_decay": 0.1, "nesterov": True}),
-    (AdamP, plain.adamp, {**ADAMP, "weight_decay": 0.0, "nesterov": False}),
-    (SgdP, plain.sgdp, {**SGDP, "weight_decay": 0.1, "nesterov": True, "project_buffer": True}),
-    (SgdP, plain.sgdp, {**SGDP, "weight_decay": 0.1, "nesterov": False, "project_buffer": True}),
-    (SgdP, plain.sgdp, {**SGDP, "weight_decay": 0.0, "nesterov": False, "project_buffer": False}),
+    (AdamPOptimizer, plain.adamp, {**ADAMP, "weight_decay": 0.1, "nesterov": True}),
+    (AdamPOptimizer, plain.adamp, {**ADAMP, "weight_decay": 0.0, "nesterov": False}),
+    (SgdPOptimizer, plain.sgdp, {**SGDP, "weight_decay": 0.1, "nesterov": True, "project_buffer": True}),
+    (SgdPOptimizer, plain.sgdp, {**SGDP, "weight_decay": 0.1, "nesterov": False, "project_buffer": True}),
+    (SgdPOptimizer, plain.sgdp, {**SGDP, "weight_decay": 0.0, "nesterov": False, "project_buffer": False}),
 ]
 Gradients = Callable[[Tensor], Tensor]
 
@@ -142,13 +142,13 @@ def test_tiny_and_huge_weights_are_moved_right(scale: float) -> None:
     gradients = [[by_channel(weight) for weight in start]]
     parameters = [nn.Parameter(weight.clone()) for weight in start]
     settings = {**SGDP, "lr": scale, "weight_decay": 0.1 / scale, "nesterov": False, "project_buffer": True}
-    take(SgdP(parameters, **settings), parameters, gradients)
+    take(SgdPOptimizer(parameters, **settings), parameters, gradients)
     found = [parameter.detach() / scale for parameter in parameters]
     theirs = [weight / scale for weight in expected(start, gradients, plain.sgdp, settings)]
     torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [(AdamP, ADAMP), (SgdP, SGDP)])
+@pytest.mark.parametrize(("kind", "settings"), [(AdamPOptimizer, ADAMP), (SgdPOptimizer, SGDP)])
 def test_a_checkpoint_goes_from_one_path_to_the_other(
     kind: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_checkpoint_goes_from_one_path_to_the_other(
     torch.testing.assert_close(ends[False, True], ends[True, True], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [(AdamP, ADAMP), (SgdP, SGDP)])
+@pytest.mark.parametrize(("kind", "settings"), [(AdamPOptimizer, ADAMP), (SgdPOptimizer, SGDP)])
 def test_a_restored_optimizer_takes_bit_equal_steps(
     kind: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]
 ) -> None:
@@ -192,14 +192,14 @@ def test_parameters_of_one_kind_go_together(monkeypatch: pytest.MonkeyPatch) -> 
     given = list[int]()
     monkeypatch.setattr(projected_kernels, "launch", lambda batch, *_: given.append(len(batch)))
     parameters = [nn.Parameter(torch.randn(shape)) for shape in [(8, 4), (8,), (2, 3), (12, 4)]]
-    take(AdamP(parameters), parameters, [[torch.randn_like(parameter) for parameter in parameters]])
+    take(AdamPOptimizer(parameters), parameters, [[torch.randn_like(parameter) for parameter in parameters]])
     assert sorted(given) == [1, 3]
 
 
 def test_gradients_are_seen_as_used_by_autograd() -> None:
     weight = nn.Parameter(torch.randn(4, 4))
     product = (weight * weight).sum()
-    take(SgdP([weight], lr=0.1), [weight], [[torch.randn(4, 4)]])
+    take(SgdPOptimizer([weight], lr=0.1), [weight], [[torch.randn(4, 4)]])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
 

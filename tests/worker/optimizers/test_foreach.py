@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from tests.worker.optimizers import plain
-from worker.optimizers import AdamP, SgdP, base, projection
+from worker.optimizers import AdamPOptimizer, SgdPOptimizer, base, projection
 from worker.optimizers.base import MASTER
 
 SHAPES = [(4, 3, 3, 3), (4,), (4, 3, 3, 3), (6, 5), (1, 7), (3, 1), (), (5, 1, 3, 3), (0, 2), (4, 3, 3, 3)]
 ADAMP: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1}
 SGDP: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "dampening": 0.2, "eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1}
 CASES: list[tuple[Callable[..., torch.optim.Optimizer], Callable[..., None], dict[str, Any]]] = [
-    *((AdamP, plain.adamp, {**ADAMP, "weight_decay": wd, "nesterov": n}) for wd in (0.0, 0.1) for n in (False, True)),
     *(
-        (SgdP, plain.sgdp, {**SGDP, "weight_decay": 0.1, "nesterov": n, "project_buffer": p})
+        (AdamPOptimizer, plain.adamp, {**ADAMP, "weight_decay": wd, "nesterov": n})
+        for wd in (0.0, 0.1)
+        for n in (False, True)
+    ),
+    *(
+        (SgdPOptimizer, plain.sgdp, {**SGDP, "weight_decay": 0.1, "nesterov": n, "project_buffer": p})
         for n in (False, True)
         for p in (False, True)
     ),
@@ -71,7 +75,7 @@ def test_lists_of_tensors_take_the_same_steps_as_single_ones(
     torch.testing.assert_close(trained(kind, settings), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [(AdamP, ADAMP), (SgdP, SGDP)])
+@pytest.mark.parametrize(("kind", "settings"), [(AdamPOptimizer, ADAMP), (SgdPOptimizer, SGDP)])
 def test_how_many_tensors_go_together_changes_nothing(
     kind: Callable[..., torch.optim.Optimizer], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +85,7 @@ def test_how_many_tensors_go_together_changes_nothing(
     torch.testing.assert_close(trained(kind, settings), together, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [(AdamP, ADAMP), (SgdP, SGDP)])
+@pytest.mark.parametrize(("kind", "settings"), [(AdamPOptimizer, ADAMP), (SgdPOptimizer, SGDP)])
 def test_state_takes_the_layout_of_its_parameter(
     kind: Callable[..., torch.optim.Optimizer], settings: dict[str, Any]
 ) -> None:
@@ -108,7 +112,7 @@ def steps_of_16_bits(dtype: torch.dtype, steps: int, kind: Callable[..., torch.o
     return weight
 
 
-@pytest.mark.parametrize("kind", [AdamP, SgdP])
+@pytest.mark.parametrize("kind", [AdamPOptimizer, SgdPOptimizer])
 def test_steps_below_the_last_bit_of_a_parameter_in_16_bits_add_up(kind: Callable[..., torch.optim.Optimizer]) -> None:
     rounded, exact = (steps_of_16_bits(dtype, 60, kind) for dtype in (torch.bfloat16, torch.float32))
     assert rounded.detach()[0, 0] < 1
@@ -117,11 +121,11 @@ def test_steps_below_the_last_bit_of_a_parameter_in_16_bits_add_up(kind: Callabl
 
 def test_exact_weights_survive_saving_and_loading() -> None:
     weight = nn.Parameter(torch.ones(2, 4, dtype=torch.bfloat16))
-    optimizer = AdamP([weight], lr=1e-4)
+    optimizer = AdamPOptimizer([weight], lr=1e-4)
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     twin = nn.Parameter(weight.detach().clone())
-    restored = AdamP([twin], lr=1e-4)
+    restored = AdamPOptimizer([twin], lr=1e-4)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert restored.state[twin][MASTER].dtype == torch.float32
     assert not torch.equal(restored.state[twin][MASTER], weight.float())

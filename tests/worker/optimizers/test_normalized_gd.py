@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.recipe import optimizers as contract
 from worker.optimizers import build_optimizer
-from worker.optimizers.normalized_gd import NormalizedGd
+from worker.optimizers.normalized_gd import NormalizedGdOptimizer
 
 SAMPLES = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(12) % 3
@@ -21,13 +21,13 @@ def model() -> nn.Linear:
     return made
 
 
-def stepper(student: nn.Module, rate: float = 0.7) -> NormalizedGd:
+def stepper(student: nn.Module, rate: float = 0.7) -> NormalizedGdOptimizer:
     optimizer = build_optimizer(contract.NormalizedGd(lr=rate), student.parameters())
-    assert isinstance(optimizer, NormalizedGd)
+    assert isinstance(optimizer, NormalizedGdOptimizer)
     return optimizer
 
 
-def loss(student: nn.Module, optimizer: NormalizedGd, rows: slice, targets: Tensor = LABELS) -> Tensor:
+def loss(student: nn.Module, optimizer: NormalizedGdOptimizer, rows: slice, targets: Tensor = LABELS) -> Tensor:
     outputs = student(SAMPLES[rows])
     optimizer.listen(outputs)
     return nn.functional.cross_entropy(outputs, targets[rows], reduction="sum") / len(SAMPLES)

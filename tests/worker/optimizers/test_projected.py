@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpreter
-from worker.optimizers import AdamP, SgdP, projected, tables
+from worker.optimizers import AdamPOptimizer, SgdPOptimizer, projected, tables
 from worker.optimizers.projected import runs_on_triton
 from worker.optimizers.tables import TableRows, layout_of, seen_in_rows
 
@@ -87,7 +87,7 @@ def test_a_processor_goes_without_the_kernels() -> None:
     assert not runs_on_triton(nn.Parameter(torch.zeros(2, 2)))
 
 
-@pytest.mark.parametrize("optimizer", [AdamP, SgdP])
+@pytest.mark.parametrize("optimizer", [AdamPOptimizer, SgdPOptimizer])
 def test_what_the_kernels_cannot_take_goes_through_lists(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(*_: object) -> None:
         raise AssertionError("it was to be left alone")
@@ -103,7 +103,7 @@ def test_what_the_kernels_cannot_take_goes_through_lists(optimizer: Any, monkeyp
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("optimizer", [AdamP, SgdP])
+@pytest.mark.parametrize("optimizer", [AdamPOptimizer, SgdPOptimizer])
 def test_a_gpu_takes_the_steps_of_the_lists(
     optimizer: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from transformers import (
 
 from app.recipe.students.model import ImageInput, TextInput
 from tests.worker.students import builders
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.students import hugging_face_folder
 from worker.students.hugging_face_folder import write_tokenizer
@@ -102,7 +102,7 @@ def test_the_library_opens_a_model_of_texts_with_its_tokenizer(tmp_path: Path, m
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     left, right = ([pair[side] for pair in TEXTS] for side in (0, 1))
     encoded = read(left, right, padding="max_length", truncation=True, return_tensors="pt")
-    tokens = tokenizer.encode(Texts(left, right), 12).ids
+    tokens = tokenizer.encode(TextSamples(left, right), 12).ids
     assert torch.equal(encoded["input_ids"], tokens)
     torch.testing.assert_close(theirs(**encoded).logits, model(tokens))
 
@@ -244,7 +244,7 @@ def test_a_missing_file_is_named(tmp_path: Path, model_type: str, name: str) -> 
 
 def ids(tokenizer: TextTokenizer, left: str, right: str | None) -> list[int]:
     """Without padding."""
-    (row,) = tokenizer.encode(Texts([left], None if right is None else [right]), 50).ids.tolist()
+    (row,) = tokenizer.encode(TextSamples([left], None if right is None else [right]), 50).ids.tolist()
     return [number for number in row if number != tokenizer.pad]
 
 

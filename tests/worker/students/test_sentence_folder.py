@@ -17,7 +17,7 @@ from app.recipe.students.model import TextInput
 from app.recipe.students.sentence_folder import FILES, GENERAL, MODULES, POOLING, embedding_of, modules_of, pooling_of
 from app.recipe.tasks.embedding import Embedding
 from tests.kinds import write_encoder
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
 from worker.students.faults import InvalidModel
 from worker.students.weights import load_model, read_config
@@ -62,7 +62,7 @@ def test_what_the_library_saved_gives_its_vectors(network: Path, tmp_path: Path,
     assert model.config.embedding == making
     assert isinstance(model.config.input, TextInput)
     assert (model.config.task, model.config.outputs, model.config.input.length) == ("embedding", 16, 12)
-    ids = load_tokenizer(tmp_path / "theirs", "").encode(Texts(TEXTS), 12).ids
+    ids = load_tokenizer(tmp_path / "theirs", "").encode(TextSamples(TEXTS), 12).ids
     torch.testing.assert_close(model(ids), torch.from_numpy(encoder.encode(TEXTS)), rtol=0.0, atol=1e-6)
 
 

@@ -16,9 +16,9 @@ from app.core.clock import now
 from app.core.database import Base, Database
 from app.core.settings import Settings
 from app.core.store import Store
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.jobs import service
-from app.jobs.tables import Job
+from app.jobs.tables import JobRow
 from app.projects.tables import Project
 from app.recipe.job import JobSpec
 from tests.app.jobs.builders import load
@@ -57,7 +57,7 @@ async def furnish(settings: Settings, data: bytes = DATA) -> None:
         facts = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "key": "files/data"}
         arrays = {"x": {"shape": [100, 8, 8], "dtype": "u1"}, "y": {"shape": [100], "dtype": "i8"}}
         file = {"id": "file_data", "project_id": PROJECT, "name": "my data.npz", "format": "npz", **facts}
-        session.add(File(**file, summary={"arrays": arrays}, created_at=now(), deleted_at=None))
+        session.add(FileRow(**file, summary={"arrays": arrays}, created_at=now(), deleted_at=None))
     await database.close()
 
 
@@ -72,16 +72,16 @@ async def submit(database: Database, **fields: Any) -> str:
     return (await service.create(database, PROJECT, JobSpec.model_validate(document))).id
 
 
-async def ask(database: Database, verb: Callable[..., Awaitable[Job]], job_id: str, *arguments: Any) -> None:
+async def ask(database: Database, verb: Callable[..., Awaitable[JobRow]], job_id: str, *arguments: Any) -> None:
     """Make a user's request, such as `service.cancel`."""
     async with database.write() as session:
         await verb(session, PROJECT, job_id, *arguments)
 
 
 @asynccontextmanager
-async def worker(settings: Settings, *acts: str, patience: Timeouts = HASTE) -> AsyncIterator[Context]:
+async def worker(settings: Settings, *acts: str, timeouts: Timeouts = HASTE) -> AsyncIterator[Context]:
     """A worker whose trainers play `acts`."""
-    async with open_context(settings, ["any", "cpu"], scripted(*acts), patience) as context:
+    async with open_context(settings, ["any", "cpu"], scripted(*acts), timeouts) as context:
         yield context
 
 
@@ -92,7 +92,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def until_status(database: Database, job_id: str, status: str) -> Job:
+async def until_status(database: Database, job_id: str, status: str) -> JobRow:
     """Wait until a job has a status."""
 
     async def reached() -> bool:
@@ -118,7 +118,7 @@ def process_environment(settings: Settings, *acts: str, **more: str) -> dict[str
     return {**os.environ, **given, "STAGE_ACTS": "\n".join(acts), "PYTHONPATH": str(ROOT), **more}
 
 
-async def until_step(database: Database, job_id: str, step: int) -> Job:
+async def until_step(database: Database, job_id: str, step: int) -> JobRow:
     """Wait until an attempt has reported a step."""
 
     async def reached() -> bool:

@@ -17,10 +17,10 @@ from sqlalchemy import delete, select, update
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store, StoredObject
-from app.files.tables import File
+from app.files.tables import FileRow
 from app.jobs import leases, service
-from app.jobs.tables import Artifact, Attempt, Checkpoint, Job, Metric, Phase
-from app.models.tables import Model
+from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, JobRow, Metric, PhaseRow
+from app.models.tables import ModelRow
 from tests.app.jobs.builders import events, let_backoff_pass, let_lease_run_out, load
 from tests.servers import postgresql
 from tests.worker.supervisor.stage import (
@@ -61,15 +61,17 @@ async def objects(settings: Settings, prefix: str = "projects") -> list[str]:
     return sorted(str(path.relative_to(root)) for path in (root / prefix).rglob("*") if path.is_file())
 
 
-async def checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
+async def checkpoints(database: Database, job_id: str) -> list[CheckpointRow]:
     async with database.read() as session:
-        alive = (Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
-        return list(await session.scalars(select(Checkpoint).where(*alive).order_by(Checkpoint.id)))
+        alive = (CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
+        return list(await session.scalars(select(CheckpointRow).where(*alive).order_by(CheckpointRow.id)))
 
 
-async def attempts(database: Database, job_id: str) -> list[Attempt]:
+async def attempts(database: Database, job_id: str) -> list[AttemptRow]:
     async with database.read() as session:
-        return list(await session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
+        return list(
+            await session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number))
+        )
 
 
 def nothing_is_left(context: Context) -> bool:
@@ -89,10 +91,10 @@ async def test_a_job_goes_from_the_queue_to_its_artifacts(settings: Settings, da
     job = await load(database, job_id)
     assert (job.status, job.step, job.total_steps, job.attempt) == ("succeeded", 5, 1000, 1)
     async with database.read() as session:
-        artifacts = list(await session.scalars(select(Artifact).where(Artifact.job_id == job_id)))
-        model = (await session.scalars(select(Model).where(Model.id == job.model_id))).one()
+        artifacts = list(await session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id)))
+        model = (await session.scalars(select(ModelRow).where(ModelRow.id == job.model_id))).one()
         losses = {metric.step: metric.value for metric in await session.scalars(select(Metric))}
-        phases = set(await session.scalars(select(Phase.phase).where(Phase.ended_at.is_not(None))))
+        phases = set(await session.scalars(select(PhaseRow.phase).where(PhaseRow.ended_at.is_not(None))))
     assert losses == {step: 1.0 / step for step in range(1, 6)}
     assert phases == {"staging", "training", "evaluating", "exporting", "publishing"}
     assert sorted(artifact.name for artifact in artifacts) == ["config.json", "model.safetensors", "report.json"]
@@ -131,10 +133,10 @@ async def test_values_that_are_no_numbers_are_left_out(settings: Settings, datab
 
 
 async def test_what_was_said_before_the_end_is_written_before_it(settings: Settings, database: Database) -> None:
-    patience = replace(HASTE, flush=600.0)
+    timeouts = replace(HASTE, flush=600.0)
     job_id = await submit(database)
     acts = (*TRAIN, "steps=50", "log=half", "steps=50", "save", "steps=7", "fail=user")
-    async with worker(settings, *acts, patience=patience) as context:
+    async with worker(settings, *acts, timeouts=timeouts) as context:
         await run_next(context)
     async with database.read() as session:
         steps = list(await session.scalars(select(Metric.step).order_by(Metric.step)))
@@ -279,7 +281,7 @@ async def test_a_trainer_that_leaves_unasked_has_failed(settings: Settings, data
 
 async def test_a_trainer_that_hangs_is_killed(settings: Settings, database: Database) -> None:
     job_id = await submit(database)
-    async with worker(settings, *TRAIN, "steps=1", "hang", patience=replace(HASTE, hang=0.3)) as context:
+    async with worker(settings, *TRAIN, "steps=1", "hang", timeouts=replace(HASTE, hang=0.3)) as context:
         await run_next(context)
         assert nothing_is_left(context)
     assert "nothing was heard" in (await events(database, job_id))[-1].message
@@ -311,7 +313,7 @@ async def test_a_trainer_that_does_not_start_fails_the_attempt(settings: Setting
 async def test_an_input_that_is_gone_is_named(settings: Settings, database: Database) -> None:
     job_id = await submit(database)
     async with database.write() as session:
-        await session.execute(delete(File))
+        await session.execute(delete(FileRow))
     async with worker(settings, *TRAIN) as context:
         await run_next(context)
     job = await load(database, job_id)
@@ -403,7 +405,7 @@ async def test_cancel_while_publishing_publishes_nothing(settings: Settings, dat
             await ask(database, service.cancel, job_id)
     assert (await load(database, job_id)).status == "cancelled"
     async with database.read() as session:
-        assert list(await session.scalars(select(Artifact))) == []
+        assert list(await session.scalars(select(ArtifactRow))) == []
 
 
 async def test_pause_saves_and_resume_goes_on_from_there(settings: Settings, database: Database) -> None:
@@ -481,7 +483,7 @@ async def test_a_lost_lease_kills_the_trainer_and_silences_the_attempt(settings:
             (trainer,) = processes_in(context.scratch.path / "trainers" / "1")
             await let_lease_run_out(database, job_id)
             async with database.write() as session:
-                job = (await session.scalars(select(Job).where(Job.id == job_id))).one()
+                job = (await session.scalars(select(JobRow).where(JobRow.id == job_id))).one()
                 await leases.settle_death(session, job, {"message": "lost"}, 0.0)
             told = len(await events(database, job_id))
         assert not alive(trainer)
@@ -589,11 +591,11 @@ async def test_an_upload_waits_for_a_store_that_comes_back(
 
 
 async def test_a_store_that_stays_away_fails_the_attempt(settings: Settings, database: Database) -> None:
-    patience = replace(HASTE, store=0.1)
+    timeouts = replace(HASTE, store=0.1)
     acts = (*TRAIN, "steps=1", "await_go", "save", "hang")
     once = {"max_attempts": 1}
     async with (
-        worker(settings, *acts, patience=patience) as context,
+        worker(settings, *acts, timeouts=timeouts) as context,
         running(context, database, resources=once) as job_id,
         lost_store(settings),
     ):
@@ -637,4 +639,4 @@ async def test_an_attempt_cut_off_at_any_moment_leaves_a_job_that_can_go_on(
             await asyncio.wait([attempt])
             assert nothing_is_left(context)
             async with database.write() as session:
-                await session.execute(update(Job).where(Job.id == job_id).values(name="written"))
+                await session.execute(update(JobRow).where(JobRow.id == job_id).values(name="written"))

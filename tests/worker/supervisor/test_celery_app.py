@@ -23,7 +23,7 @@ from app.core.relay import relay
 from app.core.settings import Settings
 from app.jobs.reaper import Reaper
 from app.jobs.requeue import DISPATCH
-from app.jobs.tables import Attempt, Checkpoint
+from app.jobs.tables import AttemptRow, CheckpointRow
 from tests.app.jobs.builders import load
 from tests.servers import valkey
 from tests.worker.supervisor.stage import (
@@ -102,7 +102,7 @@ def trainers_of(main: int) -> list[int]:
 
 async def ended_attempts(database: Database, job_id: str) -> list[str | None]:
     async with database.read() as session:
-        outcomes = select(Attempt.outcome).where(Attempt.job_id == job_id).order_by(Attempt.number)
+        outcomes = select(AttemptRow.outcome).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
         return list(await session.scalars(outcomes))
 
 
@@ -202,7 +202,7 @@ async def assert_handed_back(database: Database, job_id: str) -> None:
     job = await load(database, job_id)
     assert (job.status, job.failures) == ("queued", 0)
     async with database.read() as session:
-        checkpoint = await session.get(Checkpoint, job.checkpoint_id)
+        checkpoint = await session.get(CheckpointRow, job.checkpoint_id)
     assert checkpoint is not None
     assert checkpoint.step == job.step
 

@@ -18,7 +18,7 @@ import pytest
 from app.core.database import Database
 from app.core.settings import Settings
 from app.jobs.reaper import Reaper
-from app.jobs.tables import Checkpoint
+from app.jobs.tables import CheckpointRow
 from tests.app.jobs.builders import let_backoff_pass, let_lease_run_out, load
 from tests.worker.supervisor.stage import (
     ROOT,
@@ -88,7 +88,7 @@ async def test_sigterm_saves_the_job_and_hands_it_back(settings: Settings, datab
     job = await load(database, job_id)
     assert (job.status, job.failures) == ("queued", 0)
     async with database.read() as session:
-        checkpoint = await session.get(Checkpoint, job.checkpoint_id)
+        checkpoint = await session.get(CheckpointRow, job.checkpoint_id)
     assert checkpoint is not None
     assert checkpoint.step == job.step >= 2
     assert not any(map(alive, trainers))

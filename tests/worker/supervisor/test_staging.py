@@ -33,7 +33,7 @@ from worker.supervisor.staging import (
     stage,
     try_lock,
 )
-from worker.trainer.protocol import Assignment, CachePlace, Source
+from worker.trainer.protocol import Assignment, CachePlace, InputSource
 
 
 def test_scratch_removes_what_a_dead_worker_left(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
     assert assignment.resume is not None
     assert (folder / assignment.resume / "state.json").read_bytes() == b"{}"
     assert assignment.spec == lease().spec
-    known = {"model_1": Source(name="my teacher"), "file_1": Source(name="data.npz", sha256=data.sha256)}
+    known = {"model_1": InputSource(name="my teacher"), "file_1": InputSource(name="data.npz", sha256=data.sha256)}
     assert assignment.sources == known
 
 

@@ -14,7 +14,7 @@ from tests.worker.supervisor.stage import alive, eventually, processes_in, scrip
 from worker.supervisor.gpus import Gpu
 from worker.supervisor.staging import Scratch, try_lock
 from worker.supervisor.trainer_process import Launch, NotStarted, ProtocolError, SparePool, TrainerProcess
-from worker.trainer.protocol import Finished, Log, Progress, Ready, Report, Start, Stop, Stopped
+from worker.trainer.protocol import Finished, Log, Ready, Report, Start, StepProgress, Stop, Stopped
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def said(trainer: TrainerProcess) -> list[Report]:
 async def test_reports_come_in_order_and_end_with_the_process(scratch: Scratch) -> None:
     trainer = await started(scratch, "steps=2", "finish")
     reports = await said(trainer)
-    assert [report.step for report in reports if isinstance(report, Progress)] == [1, 2]
+    assert [report.step for report in reports if isinstance(report, StepProgress)] == [1, 2]
     assert isinstance(reports[-1], Finished)
     assert await trainer.exited(30) == 0
     await trainer.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from worker.supervisor.watchdog import Hung, Watchdog
-from worker.trainer.protocol import Progress
+from worker.trainer.protocol import StepProgress
 
 
-def progress(step: int) -> Progress:
-    return Progress(step=step, total_steps=100, epoch=0.0, samples_per_second=1.0, seconds_left=None)
+def progress(step: int) -> StepProgress:
+    return StepProgress(step=step, total_steps=100, epoch=0.0, samples_per_second=1.0, seconds_left=None)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests import kinds
 from tests.kinds import BERT, ENCODER, PAIRS, small_job
 from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
-from worker.data.formats.columns import Texts
+from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
 from worker.students.weights import load_model
 from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Metrics
@@ -77,7 +77,7 @@ def report(folder: Path) -> Document:
 
 
 def tokens(folder: Path) -> Tensor:
-    return load_tokenizer(folder, "").encode(Texts(TEXTS), 8).ids
+    return load_tokenizer(folder, "").encode(TextSamples(TEXTS), 8).ids
 
 
 def plain(folder: Path, making: Document) -> Tensor:

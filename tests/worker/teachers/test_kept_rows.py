@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from worker.teachers import kept_rows
-from worker.teachers.encoding import Column
-from worker.teachers.kept_rows import EMPTY, SYNCED, WRITTEN, KeptRows, Layout, create, fits, recover
+from worker.teachers.encoding import StoredColumn
+from worker.teachers.kept_rows import EMPTY, SYNCED, WRITTEN, KeptRows, RowLayout, create, fits, recover
 
 WIDTH = 3
-LAYOUT = Layout(20, {"logits": Column(torch.float32, WIDTH)}, {"format": 1})
+LAYOUT = RowLayout(20, {"logits": StoredColumn(torch.float32, WIDTH)}, {"format": 1})
 
 
 @pytest.fixture
@@ -63,8 +63,12 @@ def test_what_was_read_does_not_change_with_the_file(rows: KeptRows) -> None:
 
 
 def test_columns_of_several_types_lie_side_by_side(tmp_path: Path) -> None:
-    columns = {"values": Column(torch.bfloat16, 2), "indices": Column(torch.int16, 2), "tail": Column(torch.float32, 1)}
-    layout = Layout(4, columns, {})
+    columns = {
+        "values": StoredColumn(torch.bfloat16, 2),
+        "indices": StoredColumn(torch.int16, 2),
+        "tail": StoredColumn(torch.float32, 1),
+    }
+    layout = RowLayout(4, columns, {})
     create(tmp_path, layout)
     kept = KeptRows(tmp_path, layout)
     made = {name: torch.ones(2, column.width, dtype=column.dtype) for name, column in columns.items()}
@@ -160,8 +164,8 @@ def test_where_boots_have_no_name_every_first_opening_counts_as_one(
 
 def test_files_of_another_layout_or_cut_short_do_not_fit(folder: Path) -> None:
     assert fits(folder, LAYOUT)
-    assert not fits(folder, Layout(21, LAYOUT.columns, LAYOUT.about))
-    assert not fits(folder, Layout(20, LAYOUT.columns, {"format": 2}))
+    assert not fits(folder, RowLayout(21, LAYOUT.columns, LAYOUT.about))
+    assert not fits(folder, RowLayout(20, LAYOUT.columns, {"format": 2}))
     os.truncate(folder / "logits.bin", 8)
     assert not fits(folder, LAYOUT)
 
@@ -198,13 +202,13 @@ for chosen in order.split(16):
 """
 
 
-def start_writer(folder: Path, layout: Layout, seed: int) -> subprocess.Popen[bytes]:
+def start_writer(folder: Path, layout: RowLayout, seed: int) -> subprocess.Popen[bytes]:
     width = layout.columns["logits"].width
     command = [sys.executable, "-c", WRITER, str(folder), str(layout.rows), str(width), str(seed)]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-def whole(kept: KeptRows, layout: Layout) -> Tensor:
+def whole(kept: KeptRows, layout: RowLayout) -> Tensor:
     """Numbers of the rows that are filled, each of which was checked to hold its own number."""
     everything = torch.arange(layout.rows)
     filled = everything[kept.filled(everything)]
@@ -214,7 +218,7 @@ def whole(kept: KeptRows, layout: Layout) -> Tensor:
 
 
 def test_a_writer_that_is_killed_leaves_only_whole_rows(tmp_path: Path) -> None:
-    layout = Layout(2_000_000, {"logits": Column(torch.float32, 8)}, {})
+    layout = RowLayout(2_000_000, {"logits": StoredColumn(torch.float32, 8)}, {})
     create(tmp_path, layout)
     writer = start_writer(tmp_path, layout, seed=0)
     assert writer.stdout is not None
@@ -237,7 +241,7 @@ def test_a_writer_that_is_killed_leaves_only_whole_rows(tmp_path: Path) -> None:
 
 
 def test_several_processes_fill_the_same_rows(tmp_path: Path) -> None:
-    layout = Layout(4000, {"logits": Column(torch.float32, 8)}, {})
+    layout = RowLayout(4000, {"logits": StoredColumn(torch.float32, 8)}, {})
     create(tmp_path, layout)
     writers = [start_writer(tmp_path, layout, seed) for seed in range(2)]
     for writer in writers:

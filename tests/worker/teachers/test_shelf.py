@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from worker.teachers import shelf as shelf_module
-from worker.teachers.encoding import Column
-from worker.teachers.kept_rows import Layout
+from worker.teachers.encoding import StoredColumn
+from worker.teachers.kept_rows import RowLayout
 from worker.teachers.shelf import DRAFT, IN_USE, LOCK, DiskCache, NoRoom, OpenEntry
 
-LAYOUT = Layout(100, {"logits": Column(torch.float32, 10)}, {})
+LAYOUT = RowLayout(100, {"logits": StoredColumn(torch.float32, 10)}, {})
 ENTRY = 4800
 """Bytes of one entry of `LAYOUT`, with its small files; at most."""
 CLOCK = count(10**18)
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shelf"
 
 
-def put(shelf: DiskCache, *names: str, layout: Layout = LAYOUT) -> None:
+def put(shelf: DiskCache, *names: str, layout: RowLayout = LAYOUT) -> None:
     """Open and close entries, one after the other, with a little time between."""
     for name in names:
         shelf.open(key(name), layout).close()
@@ -81,7 +81,7 @@ def test_opening_an_entry_counts_as_use(folder: Path) -> None:
 def test_no_more_is_thrown_away_than_must_be(folder: Path) -> None:
     shelf = DiskCache(folder, 4 * ENTRY)
     put(shelf, "a", "b", "c", "d")
-    put(shelf, "large", layout=Layout(200, LAYOUT.columns, {}))
+    put(shelf, "large", layout=RowLayout(200, LAYOUT.columns, {}))
     assert names(shelf, "a", "b", "c", "d", "large") == ["c", "d", "large"]
 
 
@@ -100,7 +100,7 @@ def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
     put(shelf, "idle")
     held = shelf.open(key("used"), LAYOUT)
     with pytest.raises(NoRoom, match="other jobs"):
-        shelf.open(key("large"), Layout(150, LAYOUT.columns, {}))
+        shelf.open(key("large"), RowLayout(150, LAYOUT.columns, {}))
     assert set(names(shelf, "idle", "used")) == {"idle", "used"}
     held.close()
 
@@ -109,7 +109,7 @@ def test_what_is_larger_than_the_shelf_has_no_room(folder: Path) -> None:
     shelf = DiskCache(folder, ENTRY)
     put(shelf, "a")
     with pytest.raises(NoRoom, match="may be kept"):
-        shelf.open(key("b"), Layout(200, LAYOUT.columns, {}))
+        shelf.open(key("b"), RowLayout(200, LAYOUT.columns, {}))
     assert names(shelf, "a") == ["a"]
 
 

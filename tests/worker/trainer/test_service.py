@@ -21,10 +21,10 @@ from worker.trainer.protocol import (
     Failed,
     Finished,
     Message,
-    Progress,
     Ready,
     Report,
     Start,
+    StepProgress,
     Stop,
     Stopped,
 )
@@ -95,7 +95,7 @@ def test_a_stop_is_heeded_after_a_checkpoint(tmp_path: Path) -> None:
     with trainer() as process:
         process.hear()
         process.say(deliver(stage(tmp_path, recipe=LONG), tmp_path))
-        process.hear_until(Progress)
+        process.hear_until(StepProgress)
         process.say(Stop())
         heard = process.hear_until(Stopped)
         assert isinstance(heard[-1], Stopped)
@@ -143,7 +143,7 @@ def test_a_trainer_whose_pipe_closes_at_work_leaves_at_once(tmp_path: Path) -> N
     with trainer() as process:
         process.hear()
         process.say(deliver(stage(tmp_path, recipe=LONG), tmp_path))
-        process.hear_until(Progress)
+        process.hear_until(StepProgress)
         process.hang_up()
         assert process.process.wait() == 1
 
@@ -152,7 +152,7 @@ def test_a_termination_signal_kills_at_once(tmp_path: Path) -> None:
     with trainer() as process:
         process.hear()
         process.say(deliver(stage(tmp_path, recipe=LONG), tmp_path))
-        process.hear_until(Progress)
+        process.hear_until(StepProgress)
         process.process.send_signal(signal.SIGTERM)
         assert process.process.wait() == -signal.SIGTERM
 

@@ -17,7 +17,7 @@ from app.recipe.teachers.teacher import Teacher as TeacherSpec
 from worker.data.batches import Batches, whole_split
 from worker.errors import UserError
 from worker.students.model import Model
-from worker.teachers import Teacher
+from worker.teachers import InProcessTeacher
 from worker.training.loop import Stage, set_rate, take_step, train
 from worker.training.stages import build_stages, fresh_optimizer, teach
 from worker.training.state import TrainState, fresh_student, initial_state
@@ -48,10 +48,10 @@ def prepare(
     torch.manual_seed(1)
     teachers = {"teacher": teach(Model(config), job, "teacher")} if teacher else {}
     state = initial_state(recipe, fresh_student(config, 0))
-    courses = build_stages(job, plan_training(recipe, 25), batches, state, teachers, 0)
-    course = courses[0 if first else -1]
-    state.optimizer = fresh_optimizer(course, state.student)
-    return course, state
+    stages = build_stages(job, plan_training(recipe, 25), batches, state, teachers, 0)
+    stage = stages[0 if first else -1]
+    state.optimizer = fresh_optimizer(stage, state.student)
+    return stage, state
 
 
 def weights(state: TrainState) -> Tensor:
@@ -59,8 +59,8 @@ def weights(state: TrainState) -> Tensor:
 
 
 def after_a_step(**settings: Any) -> Tensor:
-    course, state = prepare(**settings)
-    take_step(course, state, course.lesson(0))
+    stage, state = prepare(**settings)
+    take_step(stage, state, stage.step_inputs(0))
     return weights(state)
 
 
@@ -75,9 +75,9 @@ def test_splitting_a_batch_does_not_change_the_step(student: Student, accumulate
 
 
 def test_clipping_bounds_the_step_by_the_norm_of_the_gradient() -> None:
-    course, state = prepare(clip_norm=0.01)
+    stage, state = prepare(clip_norm=0.01)
     before = weights(state)
-    measured = take_step(course, state, course.lesson(0))
+    measured = take_step(stage, state, stage.step_inputs(0))
     assert float(measured["grad_norm"]) > 0.01
     assert float((weights(state) - before).norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
@@ -87,11 +87,11 @@ def test_a_generous_bound_changes_nothing() -> None:
 
 
 def test_the_rate_of_the_schedule_reaches_the_optimizer() -> None:
-    course, state = prepare(schedule={"kind": "linear", "warmup_steps": 2}, epochs=2)
+    stage, state = prepare(schedule={"kind": "linear", "warmup_steps": 2}, epochs=2)
     rates = []
-    for step in range(course.plan.end):
+    for step in range(stage.plan.end):
         state.step = step
-        set_rate(course, state)
+        set_rate(stage, state)
         rates.append(state.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
 
@@ -125,28 +125,28 @@ def test_a_stage_that_trains_terms_leaves_the_student_alone() -> None:
 
 
 def test_the_teacher_is_left_as_it_was() -> None:
-    course, state = prepare(teacher=True)
-    teacher = course.teachers["teacher"]
-    assert isinstance(teacher, Teacher)
+    stage, state = prepare(teacher=True)
+    teacher = stage.teachers["teacher"]
+    assert isinstance(teacher, InProcessTeacher)
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    take_step(course, state, course.lesson(0))
+    take_step(stage, state, stage.step_inputs(0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.model.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
 def test_the_average_is_normalised_to_the_steps_there_are() -> None:
-    course, state = prepare(ema_decay=0.9)
+    stage, state = prepare(ema_decay=0.9)
     assert state.ema is not None
     seen = []
     for step in range(3):
         state.step = step
-        take_step(course, state, course.lesson(step))
+        take_step(stage, state, stage.step_inputs(step))
         seen.append(weights(state))
     shares = torch.tensor([0.9**2, 0.9, 1.0])
     expected = (torch.stack(seen) * shares[:, None]).sum(0) / shares.sum()
     found = torch.nn.utils.parameters_to_vector(state.ema.model.parameters())
     torch.testing.assert_close(found, expected)
-    assert state.judged is state.ema.model
+    assert state.evaluated is state.ema.model
 
 
 def test_the_loop_ends_with_the_plan_or_when_it_is_asked_to() -> None:
@@ -159,8 +159,8 @@ def test_the_loop_ends_with_the_plan_or_when_it_is_asked_to() -> None:
             self.steps.append(state.step)
             return state.step == self.last
 
-    course, state = prepare(epochs=2)
+    stage, state = prepare(epochs=2)
     patient, impatient = Monitor(99), Monitor(4)
-    assert not train(course, state, impatient)
-    assert train(course, state, patient)
+    assert not train(stage, state, impatient)
+    assert train(stage, state, patient)
     assert (impatient.steps, patient.steps) == ([1, 2, 3, 4], [5, 6])

@@ -16,7 +16,7 @@ from worker.trainer.protocol import (
     Finished,
     Metrics,
     PhaseBegan,
-    Progress,
+    StepProgress,
     Stopped,
 )
 
@@ -99,12 +99,12 @@ def test_a_death_after_training_repeats_no_step_and_changes_no_bit(
             cut = play(assignment, tmp_path / "cut")
         assert isinstance(cut.word, Failed)
         if place == "write_bundle":
-            assert not cut.of(Progress), "nothing was trained again"
+            assert not cut.of(StepProgress), "nothing was trained again"
         else:
             assignment = resumed(assignment, cut)
     rest = play(assignment, tmp_path / "cut")
     assert isinstance(rest.word, Finished)
-    assert not rest.of(Progress)
+    assert not rest.of(StepProgress)
     assert isinstance(play(stage(tmp_path / "straight"), tmp_path / "straight").word, Finished)
     assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
 

@@ -15,7 +15,16 @@ from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
 from tests.worker.training.builders import CLASSES, Played, play, stage, write_data, write_teacher
 from worker.bundle import writer as bundle
-from worker.trainer.protocol import Assignment, CheckpointSaved, Failed, Finished, Log, Metrics, PhaseBegan, Progress
+from worker.trainer.protocol import (
+    Assignment,
+    CheckpointSaved,
+    Failed,
+    Finished,
+    Log,
+    Metrics,
+    PhaseBegan,
+    StepProgress,
+)
 from worker.training import checkpoint, loop
 
 EVERY_STEP = {"checkpoint": {"every_steps": 1}}
@@ -37,8 +46,8 @@ def test_a_job_trains_evaluates_and_exports(tmp_path: Path) -> None:
     assert [report.phase for report in played.of(PhaseBegan)] == ["training", "evaluating", "exporting"]
     assert values(played, "train/loss")[-1] < values(played, "train/loss")[0]
     assert values(played, "eval/accuracy")[-1] > 0.9
-    assert played.of(Progress)[-1].step == played.of(Progress)[-1].total_steps == played.word.step == 90
-    assert played.of(Progress)[-1].epoch == 30.0
+    assert played.of(StepProgress)[-1].step == played.of(StepProgress)[-1].total_steps == played.word.step == 90
+    assert played.of(StepProgress)[-1].epoch == 30.0
 
 
 def test_a_distillation_measures_the_student_against_its_teacher(tmp_path: Path) -> None:
@@ -121,8 +130,8 @@ def test_a_loss_that_diverges_fails_naming_the_step_and_keeps_the_last_good_chec
 ) -> None:
     real = loop.take_step
 
-    def poisoned(course: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
-        found = real(course, state, batch)
+    def poisoned(stage: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
+        found = real(stage, state, batch)
         return found | {"loss": found["loss"] * torch.nan} if state.step == 4 else found
 
     monkeypatch.setattr(loop, "take_step", poisoned)
@@ -158,8 +167,8 @@ def test_a_step_that_overflows_spoils_neither_checkpoint_nor_metrics(
     real = loop.take_step
     last = 1 if recipe else 2
 
-    def overflowing(course: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
-        found = real(course, state, batch)
+    def overflowing(stage: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
+        found = real(stage, state, batch)
         if state.step == last:
             spoil(state, value)
         return found

@@ -15,7 +15,7 @@ from worker.data.batches import Batch, whole_split
 from worker.teachers.signal import TeacherSignal
 from worker.trainer.protocol import Assignment, CachePlace
 from worker.training import loop, measure, run
-from worker.training import stages as courses
+from worker.training import stages as stages
 from worker.training.step_inputs import CudaSideStream, Prefetcher, StepInputs
 
 KD = [{"kind": "cross-entropy"}, {"kind": "kd"}]
@@ -47,9 +47,9 @@ class Beside:
         self.started.append(make())
         return self.started[-1]
 
-    def hand_over(self, lesson: StepInputs) -> None:
-        assert lesson is self.started[-1]
-        self.taken.append(lesson)
+    def hand_over(self, step_inputs: StepInputs) -> None:
+        assert step_inputs is self.started[-1]
+        self.taken.append(step_inputs)
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +61,9 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def beside(monkeypatch: pytest.MonkeyPatch) -> Beside:
     """The lane of all jobs from here on."""
-    lane = Beside()
-    monkeypatch.setattr(courses, "choose_side_stream", lambda device: lane)
-    return lane
+    side_stream = Beside()
+    monkeypatch.setattr(stages, "choose_side_stream", lambda device: side_stream)
+    return side_stream
 
 
 def staged(folder: Path, case: str) -> Assignment:
@@ -76,12 +76,14 @@ def test_steps_are_the_same_bits_whether_prepared_ahead_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     finished(tmp_path / "plain", staged(tmp_path / "plain", case))
-    lane = beside(monkeypatch)
+    side_stream = beside(monkeypatch)
     finished(tmp_path / "ahead", staged(tmp_path / "ahead", case))
     assert weights(tmp_path / "ahead") == weights(tmp_path / "plain")
-    assert lane.begun == (2 if case == "stages" else 1)
-    assert len(lane.started) == len(lane.taken) == (12 if case == "stages" else 9)  # none beyond the end of a stage
-    assert all((lesson.signals is None) == (case == "inside, in parts") for lesson in lane.taken)
+    assert side_stream.begun == (2 if case == "stages" else 1)
+    assert (
+        len(side_stream.started) == len(side_stream.taken) == (12 if case == "stages" else 9)
+    )  # none beyond the end of a stage
+    assert all((step_inputs.signals is None) == (case == "inside, in parts") for step_inputs in side_stream.taken)
 
 
 @pytest.mark.parametrize("augment", [[], [{"kind": "flip"}, {"kind": "mixup"}]], ids=["plain", "mixed"])
@@ -96,15 +98,15 @@ def test_samples_on_the_host_teach_the_same(
 
 
 def test_a_job_that_goes_on_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = beside(monkeypatch)
+    side_stream = beside(monkeypatch)
     require_same_bits(lambda folder: staged(folder, "entropy"), tmp_path)
-    assert len(lane.started) == len(lane.taken) + 1  # the one that was prepared when the job was stopped
+    assert len(side_stream.started) == len(side_stream.taken) + 1  # the one that was prepared when the job was stopped
 
 
 def test_a_lesson_is_begun_once_the_step_before_it_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    lane, real = beside(monkeypatch), loop.take_step
-    start = lane.start
+    side_stream, real = beside(monkeypatch), loop.take_step
+    start = side_stream.start
 
     def starting(make: Callable[[], StepInputs]) -> StepInputs:
         order.append("lesson")
@@ -114,7 +116,7 @@ def test_a_lesson_is_begun_once_the_step_before_it_is_queued(tmp_path: Path, mon
         order.append("step")
         return real(*arguments)
 
-    monkeypatch.setattr(lane, "start", starting)
+    monkeypatch.setattr(side_stream, "start", starting)
     monkeypatch.setattr(loop, "take_step", taking)
     finished(tmp_path, stage(tmp_path, teacher=True, recipe={"epochs": 1}))
     assert order == ["lesson", "step", "lesson", "step", "lesson", "step"]
@@ -126,11 +128,11 @@ def lesson_of(batch: Batch) -> StepInputs:
 
 
 def test_a_lesson_knows_all_its_tensors() -> None:
-    lesson = lesson_of(whole_split({"images": torch.zeros(4, 2)}, torch.zeros(4, dtype=torch.int64)))
-    assert lesson.signals is not None
-    signal, batch = lesson.signals[0]["teacher"], lesson.batch
+    step_inputs = lesson_of(whole_split({"images": torch.zeros(4, 2)}, torch.zeros(4, dtype=torch.int64)))
+    assert step_inputs.signals is not None
+    signal, batch = step_inputs.signals[0]["teacher"], step_inputs.batch
     wanted = (batch.inputs["images"], batch.targets, batch.index, signal.logits, signal.head)
-    assert [id(tensor) for tensor in lesson.tensors()] == [id(tensor) for tensor in wanted]
+    assert [id(tensor) for tensor in step_inputs.tensors()] == [id(tensor) for tensor in wanted]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -142,18 +144,18 @@ def test_a_side_stream_hands_over_what_is_finished() -> None:
         rows = (made.view(-1, 2) * step).sin().cos()  # takes a while
         return lesson_of(whole_split({"images": rows}, torch.zeros(len(rows), dtype=torch.int64, device=device)))
 
-    lessons = Prefetcher(make, 20, CudaSideStream(device))
+    prefetcher = Prefetcher(make, 20, CudaSideStream(device))
     for step in range(20):
-        lesson = lessons.at(step)
-        assert lesson.signals is not None
-        found = lesson.signals[0]["teacher"].logits.clone()
-        lessons.prepare(step + 1)
+        step_inputs = prefetcher.at(step)
+        assert step_inputs.signals is not None
+        found = step_inputs.signals[0]["teacher"].logits.clone()
+        prefetcher.prepare(step + 1)
         torch.testing.assert_close(found, (made.view(-1, 2) * step).sin().cos() + 1.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_jobs_on_a_gpu_take_the_same_steps_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(tmp_path / "ahead", staged(tmp_path / "ahead", "one"))
-    monkeypatch.setattr(courses, "choose_side_stream", lambda device: None)
+    monkeypatch.setattr(stages, "choose_side_stream", lambda device: None)
     finished(tmp_path / "plain", staged(tmp_path / "plain", "one"))
     assert weights(tmp_path / "ahead") == weights(tmp_path / "plain")

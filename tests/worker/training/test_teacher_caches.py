@@ -11,7 +11,7 @@ import pytest
 from app.recipe.losses import Kd
 from app.recipe.losses.taps import Tap, Taps
 from tests.worker.training.builders import CLASSES, SAMPLES, Played, play, stage, weights
-from worker.teachers import Teacher
+from worker.teachers import InProcessTeacher
 from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 
 TRAINED = 40
@@ -22,13 +22,13 @@ TRAINED = 40
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that teachers are run on while training."""
     sizes: list[int] = []
-    say = Teacher.__call__
+    say = InProcessTeacher.__call__
 
-    def counted(self: Teacher, batch: Any) -> Any:
+    def counted(self: InProcessTeacher, batch: Any) -> Any:
         sizes.append(len(batch))
         return say(self, batch)
 
-    monkeypatch.setattr(Teacher, "__call__", counted)
+    monkeypatch.setattr(InProcessTeacher, "__call__", counted)
     return sizes
 
 

@@ -31,7 +31,7 @@ from app.recipe.data.augmentation import (
 )
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec
-from worker.data.augment.base import Draws, Random, Scene, Step
+from worker.data.augment.base import AugmentStep, Draws, Random, Scene
 from worker.data.augment.geometry import IMAGES, CropStep, CutoutStep, FlipStep
 from worker.data.augment.mixing import MixStep
 from worker.data.augment.words import WordStep
@@ -143,7 +143,7 @@ class Augmenter:
         order = torch.randperm(self._scene.count, generator=self._random(("partner",), epoch)(""))
         return _Epoch(steps, again, mixes, order.to(self._samples.device))
 
-    def _of(self, step: Step | MixStep, purpose: tuple[str | int, ...], epoch: int) -> Draws:
+    def _of(self, step: AugmentStep | MixStep, purpose: tuple[str | int, ...], epoch: int) -> Draws:
         drawn = step.draw(self._scene, self._random(purpose, epoch))
         return {name: values.to(self._samples.device) for name, values in drawn.items()}
 
@@ -166,7 +166,7 @@ def _scene(samples: Batch) -> Scene:
     return Scene(len(samples), *(images.shape[2:] if images is not None else (0, 0)))
 
 
-def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Step:
+def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> AugmentStep:
     match spec:
         case Crop():
             return CropStep(spec, points=points)

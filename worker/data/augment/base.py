@@ -26,7 +26,7 @@ class Scene:
     width: int
 
 
-class Step(Protocol):
+class AugmentStep(Protocol):
     """Changes each sample on its own."""
 
     def draw(self, scene: Scene, random: Random) -> Draws:

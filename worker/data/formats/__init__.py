@@ -8,7 +8,7 @@ from typing import Any
 
 from app.recipe.data.sources import CsvData, Data, HfData, ImageData, ImageFolderData, JsonlData, ParquetData
 from app.recipe.tasks.task import Task
-from worker.data.formats.columns import Chats, Samples, Texts
+from worker.data.formats.columns import Chats, Samples, TextSamples
 from worker.data.formats.folder import read_folder
 from worker.data.formats.lines import csv_pieces, jsonl_pieces, read_csv, read_jsonl
 from worker.data.formats.npz import read_npz
@@ -20,7 +20,7 @@ def _arrow(path: Path, data: ParquetData | HfData, task: Task, param: str) -> Sa
     return read_hf(path, data, task, param) if isinstance(data, HfData) else read_parquet(path, data, task, param)
 
 
-def _arrow_pieces(path: Path, data: ParquetData | HfData, param: str, folder: Path) -> Iterator[Texts | Chats]:
+def _arrow_pieces(path: Path, data: ParquetData | HfData, param: str, folder: Path) -> Iterator[TextSamples | Chats]:
     from worker.data.formats.arrow import hf_pieces, parquet_pieces
 
     return hf_pieces(path, data, param, folder) if isinstance(data, HfData) else parquet_pieces(path, data, param)
@@ -44,7 +44,7 @@ def read_samples(path: Path, data: Data, task: Task, param: str) -> Samples:
     return _READERS[type(data)](path, data.at(param), task, param)
 
 
-def read_pieces(path: Path, data: Data, param: str, folder: Path) -> Iterator[Texts | Chats]:
+def read_pieces(path: Path, data: Data, param: str, folder: Path) -> Iterator[TextSamples | Chats]:
     """All texts or chats of a file in their order, some at a time, so that memory does not grow with the file; what has
     to be unpacked lies in `folder`. Raises UserError as `read_samples` does."""
     own = data.at(param)

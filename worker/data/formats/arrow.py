@@ -23,12 +23,12 @@ from app.recipe.tasks.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray
 from worker.data.formats.columns import (
     CLASS_NAME,
+    CellLocation,
     Chats,
     Labels,
-    Place,
     Samples,
     Talks,
-    Texts,
+    TextSamples,
     Values,
     assemble,
     is_class_name,
@@ -37,7 +37,7 @@ from worker.data.formats.columns import (
 )
 from worker.data.formats.faults import MAX_BYTES, TABLE_RATIO, invalid, most_bytes, shown
 from worker.data.formats.packs import members
-from worker.data.formats.pictures import LARGEST, Encoded, decode
+from worker.data.formats.pictures import LARGEST, EncodedImages, decode
 from worker.errors import UserError
 from worker.limits import progress
 
@@ -85,7 +85,7 @@ def read_hf(path: Path, data: HfData, task: Task, param: str) -> Samples:
     return _samples(table, data, task, param)
 
 
-def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[Texts | Chats]:
+def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[TextSamples | Chats]:
     """The texts or chats of a Parquet file, some at a time. Raises UserError as `read_parquet` does."""
     row = 0
     with _sound(param, "a sound Parquet file"):
@@ -96,7 +96,7 @@ def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[Texts 
             row += len(batch)
 
 
-def hf_pieces(path: Path, data: HfData, param: str, folder: Path) -> Iterator[Texts | Chats]:
+def hf_pieces(path: Path, data: HfData, param: str, folder: Path) -> Iterator[TextSamples | Chats]:
     """The same of a packed data set, whose tables lie in `folder` while they are read."""
     split, row = data.split if param == "data.train" else data.eval_split, 0
     with _sound(param, "a sound data set"), TemporaryDirectory(dir=folder) as own:
@@ -109,11 +109,11 @@ def hf_pieces(path: Path, data: HfData, param: str, folder: Path) -> Iterator[Te
                     row += len(batch)
 
 
-def _piece(batch: pa.RecordBatch, data: ParquetData | HfData, param: str, row: int) -> Texts | Chats:
+def _piece(batch: pa.RecordBatch, data: ParquetData | HfData, param: str, row: int) -> TextSamples | Chats:
     """Texts or chats of the one column that the task reads, from row number `row` on."""
     (name,) = data.input_columns
     batch.validate(full=True)
-    values = _values(pa.chunked_array([batch[name]]), data, Place(param, name, row), labels=False)
+    values = _values(pa.chunked_array([batch[name]]), data, CellLocation(param, name, row), labels=False)
     return running_text(values, param)
 
 
@@ -194,14 +194,16 @@ def _file_names(state: bytes) -> list[str]:
 def _samples(table: pa.Table, data: ParquetData | HfData, task: Task, param: str) -> Samples:
     if not table.num_rows:
         raise invalid(f"{param} has no rows", param)
-    inputs = {name: _values(table[name], data, Place(param, name), labels=False) for name in data.input_columns}
+    inputs = {name: _values(table[name], data, CellLocation(param, name), labels=False) for name in data.input_columns}
     classes = task in CLASSIFICATION
     names = _class_names(table.schema, data.label_columns[0], param) if classes else None
-    labels = {name: _values(table[name], data, Place(param, name), labels=classes) for name in data.label_columns}
+    labels = {
+        name: _values(table[name], data, CellLocation(param, name), labels=classes) for name in data.label_columns
+    }
     return assemble(inputs, labels, task, param, names)
 
 
-def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place, *, labels: bool) -> Values:
+def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: CellLocation, *, labels: bool) -> Values:
     """One column of any type that we read; `labels`: whole numbers are classes."""
     try:
         return _read_labels(column, place) if labels else _read_inputs(column, data, place)
@@ -213,7 +215,7 @@ def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place, *
         raise invalid(found, place.param) from error
 
 
-def _read_inputs(column: pa.ChunkedArray, data: ParquetData | HfData, place: Place) -> Values:
+def _read_inputs(column: pa.ChunkedArray, data: ParquetData | HfData, place: CellLocation) -> Values:
     column = _plain(column, place)
     kind = column.type
     if _is_text(kind):
@@ -231,7 +233,7 @@ def _read_inputs(column: pa.ChunkedArray, data: ParquetData | HfData, place: Pla
     raise _unreadable(kind, place, "text, numbers, lists of numbers, or bytes of images")
 
 
-def _read_labels(column: pa.ChunkedArray, place: Place) -> Values:
+def _read_labels(column: pa.ChunkedArray, place: CellLocation) -> Values:
     column = _plain(column, place)
     kind = column.type
     if pa.types.is_integer(kind) and kind != pa.uint64():
@@ -244,7 +246,7 @@ def _read_labels(column: pa.ChunkedArray, place: Place) -> Values:
     return found.whole()
 
 
-def _plain(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
+def _plain(column: pa.ChunkedArray, place: CellLocation) -> pa.ChunkedArray:
     """Without the coding of a dictionary or of another type around it; there is a value in every row."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
@@ -254,12 +256,12 @@ def _plain(column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
     return column
 
 
-def _unreadable(kind: pa.DataType, place: Place, accepted: str) -> UserError:
+def _unreadable(kind: pa.DataType, place: CellLocation, accepted: str) -> UserError:
     found = f"column {place.column!r} of {place.param} has values of type {kind}"
     return invalid(f"{found}; accepted: {accepted}", place.param)
 
 
-def _refuse_nulls(column: pa.ChunkedArray, place: Place) -> None:
+def _refuse_nulls(column: pa.ChunkedArray, place: CellLocation) -> None:
     if column.null_count:
         row = pc.index(column.is_null(), pa.scalar(True)).as_py()
         raise place.wrong(row, None, "a value in every row")
@@ -285,7 +287,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _encoded(column: pa.ChunkedArray, place: Place) -> Iterator[Encoded]:
+def _encoded(column: pa.ChunkedArray, place: CellLocation) -> Iterator[EncodedImages]:
     for row, value in enumerate(value for chunk in column.chunks for value in chunk):
         content = value["bytes"] if isinstance(value, pa.StructScalar) else value
         if not content.is_valid:
@@ -293,7 +295,7 @@ def _encoded(column: pa.ChunkedArray, place: Place) -> Iterator[Encoded]:
         buffer = content.as_buffer()
         if buffer.size > LARGEST:
             raise place.wrong(row, f"{buffer.size} bytes", f"at most {LARGEST} bytes")
-        yield Encoded(f"row {row}", buffer)
+        yield EncodedImages(f"row {row}", buffer)
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
@@ -301,7 +303,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
     return _is_number(kind.value_type if lists else kind)
 
 
-def _numbers(column: pa.ChunkedArray, place: Place) -> NDArray:
+def _numbers(column: pa.ChunkedArray, place: CellLocation) -> NDArray:
     """Numbers (N, 1), or lists of one length (N, T), as float32."""
     width = 1
     if not _is_number(column.type):
@@ -316,7 +318,7 @@ def _numbers(column: pa.ChunkedArray, place: Place) -> NDArray:
     return numbers
 
 
-def _flattened(column: pa.ChunkedArray, place: Place) -> tuple[pa.ChunkedArray, int]:
+def _flattened(column: pa.ChunkedArray, place: CellLocation) -> tuple[pa.ChunkedArray, int]:
     lengths = pc.list_value_length(column).to_numpy()
     wrong = lengths != lengths[0]
     if wrong.any() or not lengths[0]:

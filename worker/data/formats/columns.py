@@ -18,7 +18,7 @@ from worker.data.formats.faults import invalid, shown
 from worker.errors import UserError
 
 
-class Message(NamedTuple):
+class ChatMessage(NamedTuple):
     """What somebody says in a chat."""
 
     role: str
@@ -28,12 +28,12 @@ class Message(NamedTuple):
 
 
 T = TypeVar("T")
-Talk = list[Message]
+Talk = list[ChatMessage]
 Values = NDArray | list[str] | list[Talk]
 """One column: texts or names, chats, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W) uint8."""
 
 
-class Texts(NamedTuple):
+class TextSamples(NamedTuple):
     """N texts, or N pairs of them."""
 
     first: list[str]
@@ -77,7 +77,7 @@ def in_runs(values: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 class Samples(NamedTuple):
     """A file's samples as they were stored."""
 
-    inputs: NDArray | Texts
+    inputs: NDArray | TextSamples
     """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
     labels: NDArray | list[str]
     """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
@@ -89,7 +89,7 @@ class Samples(NamedTuple):
     """Oddities worth a warning."""
 
 
-class Place(NamedTuple):
+class CellLocation(NamedTuple):
     """Where a value stands, for the one who has to find it; rows count from 0, a header line not counted."""
 
     param: str
@@ -118,7 +118,7 @@ class Column(Protocol):
 class Numbers:
     """Finite numbers; or lists of them, all of one length."""
 
-    def __init__(self, place: Place, *, typed: bool) -> None:
+    def __init__(self, place: CellLocation, *, typed: bool) -> None:
         self._place, self._typed = place, typed
         self._values, self._width, self._rows = array("d"), 0, 0
 
@@ -144,7 +144,7 @@ class Numbers:
 class Words:
     """Texts."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CellLocation) -> None:
         self._place = place
         self._values: list[str] = []
 
@@ -162,7 +162,7 @@ class Words:
 class Talks:
     """Chats: lists of objects with a `role` and a `content`."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CellLocation) -> None:
         self._place = place
         self._values: list[Talk] = []
 
@@ -181,12 +181,12 @@ class Talks:
         return self._values
 
 
-def _message(told: object) -> Message | None:
+def _message(told: object) -> ChatMessage | None:
     if not isinstance(told, dict):
         return None
     role, content = told.get("role"), told.get("content")
     more = {key: value for key, value in told.items() if key not in ("role", "content") and value is not None}
-    return Message(role, content, more) if isinstance(role, str) and isinstance(content, str) else None
+    return ChatMessage(role, content, more) if isinstance(role, str) and isinstance(content, str) else None
 
 
 def _texts_in(value: object) -> Iterator[str]:
@@ -206,7 +206,7 @@ class Labels:
     """Numbers of classes, or their names: numbers where all values are whole numbers, written plainly in a format of
     text alone."""
 
-    def __init__(self, place: Place, *, typed: bool) -> None:
+    def __init__(self, place: CellLocation, *, typed: bool) -> None:
         self._place, self._typed = place, typed
         self._values: list[str | int] = []
         self._known: dict[str, str] = {}
@@ -271,7 +271,7 @@ def is_whole(text: str) -> bool:
     return _WHOLE.fullmatch(text) is not None
 
 
-def require_characters(text: str, place: Place, row: int) -> None:
+def require_characters(text: str, place: CellLocation, row: int) -> None:
     """Raise UserError where a text holds half of a surrogate pair, which no file or tokenizer can hold."""
     try:
         text.encode()
@@ -296,12 +296,12 @@ def as_class(value: object) -> int | None:
     return int(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else None  # true and false are, too
 
 
-def text_column(first: object) -> Callable[[Place], Column]:
+def text_column(first: object) -> Callable[[CellLocation], Column]:
     """A column of texts, or of chats where `first`, its first value, is one."""
     return Talks if isinstance(first, list) else Words
 
 
-def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Column:
+def input_column(first: object, task: Task, place: CellLocation, *, typed: bool) -> Column:
     """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
     numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
     if task in ("text-classification", EMBEDDING) or not numeric:
@@ -309,7 +309,7 @@ def input_column(first: object, task: Task, place: Place, *, typed: bool) -> Col
     return Numbers(place, typed=typed)
 
 
-def label_column(task: Task, place: Place, *, typed: bool) -> Column:
+def label_column(task: Task, place: CellLocation, *, typed: bool) -> Column:
     """A column of labels."""
     return Labels(place, typed=typed) if task in CLASSIFICATION else Numbers(place, typed=typed)
 
@@ -335,28 +335,28 @@ def assemble(
         if len(labels) > 1:
             raise invalid(f"{task} has one column of labels, not {len(labels)}", "data.label_columns")
         return Samples(found, cast(NDArray | list[str], next(iter(labels.values()))), class_names)
-    rows = len(found.first) if isinstance(found, Texts) else len(found)
+    rows = len(found.first) if isinstance(found, TextSamples) else len(found)
     nothing = np.empty((rows, 0), np.float32)  # pairs of texts may do without scores
     return Samples(found, np.concatenate([nothing, *(_numeric(*item) for item in labels.items())], axis=1))
 
 
-def running_text(values: Values, param: str) -> Texts | Chats:
+def running_text(values: Values, param: str) -> TextSamples | Chats:
     """Texts or chats of one column; raises UserError (`invalid_data`) where it holds neither."""
     if not isinstance(values, list):
         found = f"the column of {param} holds {_kind(values)}; accepted: texts, or lists of messages"
         raise invalid(found, "data.input_columns")
     talks = [value for value in values if not isinstance(value, str)]
-    return Chats(talks) if talks else Texts([value for value in values if isinstance(value, str)])
+    return Chats(talks) if talks else TextSamples([value for value in values if isinstance(value, str)])
 
 
-def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | Texts:
+def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamples:
     texts = [cast(list[str], values) for values in columns.values() if isinstance(values, list)]
     if texts and (len(texts) < len(columns) or len(texts) > 2):
         kinds = ", ".join(f"{name!r}: {_kind(values)}" for name, values in list(columns.items())[:20])
         accepted = "one or two columns of texts, one of images, or columns of numbers"
         raise invalid(f"the columns of {param} do not go together: {kinds}; accepted: {accepted}", "data.input_columns")
     if texts:
-        return Texts(*texts)
+        return TextSamples(*texts)
     if any(_kind(values) == "images" for values in columns.values()):
         if len(columns) > 1:
             raise invalid(

@@ -10,7 +10,7 @@ from app.recipe.tasks.task import Task
 from worker.data.formats.columns import CLASS_NAME, Samples, is_class_name
 from worker.data.formats.faults import invalid, shown
 from worker.data.formats.packs import members
-from worker.data.formats.pictures import LARGEST, Encoded, decode
+from worker.data.formats.pictures import LARGEST, EncodedImages, decode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _IGNORED = {"Thumbs.db", "desktop.ini"}
@@ -20,11 +20,11 @@ def read_folder(path: Path, data: ImageFolderData, task: Task, param: str) -> Sa
     """All images, in the order of their paths, labelled with the names of their folders; UserError names a file."""
     places: list[PurePosixPath] = []
 
-    def images() -> Iterator[Encoded]:
+    def images() -> Iterator[EncodedImages]:
         for place, content in members(path, LARGEST, param):
             if _is_image(place, param):
                 places.append(place)
-                yield Encoded(str(place), content)
+                yield EncodedImages(str(place), content)
 
     pixels = decode(images(), data, param)
     folders = _classes(places, param)

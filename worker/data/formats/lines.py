@@ -16,11 +16,11 @@ from typing import IO, Any, Literal, cast
 from app.recipe.data.sources import CsvData, JsonlData, Table
 from app.recipe.tasks.task import Task
 from worker.data.formats.columns import (
+    CellLocation,
     Chats,
     Labels,
-    Place,
     Samples,
-    Texts,
+    TextSamples,
     assemble,
     in_runs,
     input_column,
@@ -50,12 +50,12 @@ def read_jsonl(path: Path, data: JsonlData, task: Task, param: str) -> Samples:
     return _collect(_rows_of_jsonl(path, data, param, MAX_BYTES), data, task, param, typed=True)
 
 
-def csv_pieces(path: Path, data: CsvData, param: str) -> Iterator[Texts | Chats]:
+def csv_pieces(path: Path, data: CsvData, param: str) -> Iterator[TextSamples | Chats]:
     """The texts of a CSV file, some at a time. Raises UserError as `read_csv` does."""
     return _pieces(_rows_of_csv(path, data, param, MAX_TEXT), data, param, typed=False)
 
 
-def jsonl_pieces(path: Path, data: JsonlData, param: str) -> Iterator[Texts | Chats]:
+def jsonl_pieces(path: Path, data: JsonlData, param: str) -> Iterator[TextSamples | Chats]:
     """The texts or chats of a file of JSON lines, some at a time. Raises UserError as `read_jsonl` does."""
     return _pieces(_rows_of_jsonl(path, data, param, MAX_TEXT), data, param, typed=True)
 
@@ -135,12 +135,12 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
 
 
-def _pieces(rows: Iterator[Row], data: Table, param: str, *, typed: bool) -> Iterator[Texts | Chats]:
+def _pieces(rows: Iterator[Row], data: Table, param: str, *, typed: bool) -> Iterator[TextSamples | Chats]:
     """Of the one column that the task reads."""
     kind, row = None, 0
     for run in in_runs((value for (value,) in rows), _extent):
         kind = kind or text_column(run[0])
-        column = kind(Place(param, data.input_columns[0], row))
+        column = kind(CellLocation(param, data.input_columns[0], row))
         for value in run:
             column.add(value)
         yield running_text(column.whole(), param)
@@ -159,8 +159,8 @@ def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed:
     names = [*data.input_columns, *data.label_columns]
     inputs = zip(first, data.input_columns, strict=False)
     columns = [
-        *(input_column(value, task, Place(param, name), typed=typed) for value, name in inputs),
-        *(label_column(task, Place(param, name), typed=typed) for name in data.label_columns),
+        *(input_column(value, task, CellLocation(param, name), typed=typed) for value, name in inputs),
+        *(label_column(task, CellLocation(param, name), typed=typed) for name in data.label_columns),
     ]
     for row in chain([first], rows):
         for column, value in zip(columns, row, strict=True):

@@ -44,14 +44,14 @@ _GREY = {"1", "L", "LA"}
 _COLOUR = {"RGB", "RGBA", "P", "CMYK", "YCbCr", "PA", "RGBa", "RGBX"}
 
 
-class Encoded(NamedTuple):
+class EncodedImages(NamedTuple):
     """An encoded image, and what its owner calls it."""
 
     name: str
     content: bytes
 
 
-def decode(images: Iterable[Encoded], data: Pictures, param: str) -> NDArray:
+def decode(images: Iterable[EncodedImages], data: Pictures, param: str) -> NDArray:
     """All images as (N, C, H, W) uint8, C = 1 or 3: upright, laid over `data.background` where they are transparent,
     and then stretched to `data.image_size` if given (bilinear, antialiased).
 
@@ -74,7 +74,7 @@ def decode(images: Iterable[Encoded], data: Pictures, param: str) -> NDArray:
     return _stack(arrays)
 
 
-def _in_threads(images: Iterable[Encoded], decoder: _Decoder) -> Iterator[tuple[str, NDArray]]:
+def _in_threads(images: Iterable[EncodedImages], decoder: _Decoder) -> Iterator[tuple[str, NDArray]]:
     """The images in order; decoding leaves Python's lock, so that threads help."""
     source = iter(images)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -104,7 +104,7 @@ class _Decoder:
         red, green, blue = data.background
         self._ground = (red, green, blue, 255)
 
-    def __call__(self, encoded: Encoded) -> NDArray:
+    def __call__(self, encoded: EncodedImages) -> NDArray:
         try:
             with Image.open(io.BytesIO(encoded.content), "r", KINDS) as image:
                 return self._pixels(image, encoded.name)

@@ -19,7 +19,7 @@ from app.recipe.data.sources import Data
 from app.recipe.tasks.task import Task
 from tests.worker.data.formats.builders import PARAM, array, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
 
 
@@ -44,7 +44,7 @@ def said(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> str:
 def test_texts_with_names_of_classes(tmp_path: Path, labels: Any) -> None:
     texts = [f"text {i}" for i in range(8)]
     found = read(tmp_path, {"t": texts, "y": labels, "z": [1] * 8}, parquet(["t"], ["y"]), "text-classification")
-    assert found == Samples(Texts(texts), ["no", "yes"] * 4)
+    assert found == Samples(TextSamples(texts), ["no", "yes"] * 4)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_saved_set_has_images_and_named_classes(tmp_path: Path, kind: str) -> 
 
 def test_texts_with_a_score(tmp_path: Path) -> None:
     found = read_samples(saved(tmp_path, a_set(3).select([2, 0])), hf(["text"], ["score"]), "regression", PARAM)
-    assert found.inputs == Texts(["t2", "t0"])
+    assert found.inputs == TextSamples(["t2", "t0"])
     assert np.asarray(found.labels).tolist() == [[1.0], [0.0]]
 
 

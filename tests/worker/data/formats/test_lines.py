@@ -14,7 +14,7 @@ from app.recipe.data.sources import Data
 from app.recipe.tasks.task import Task
 from tests.worker.data.formats.builders import PARAM, array, options, refusal
 from worker.data.formats import lines, read_pieces, read_samples
-from worker.data.formats.columns import Samples, Texts
+from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
 
 TEXT = {"input_columns": ["text"], "label_columns": ["label"]}
@@ -51,19 +51,19 @@ ROWS = 'text,label\n"good, really",1\n"two\nlines",0\n7,1\n'
 )
 def test_texts_and_classes_of_csv(tmp_path: Path, pack: Any) -> None:
     found = read(tmp_path, pack(ROWS), csv())
-    assert found.inputs == Texts(["good, really", "two\nlines", "7"])
+    assert found.inputs == TextSamples(["good, really", "two\nlines", "7"])
     assert np.asarray(found.labels).tolist() == [1, 0, 1]
 
 
 def test_without_quoting_a_quote_is_a_character(tmp_path: Path) -> None:
     found = read(tmp_path, 'text\tlabel\n"so so\tno\nsaid "yes"\tyes\n', csv(delimiter="\t", quoted=False))
-    assert found.inputs == Texts(['"so so', 'said "yes"'])
+    assert found.inputs == TextSamples(['"so so', 'said "yes"'])
     assert found.labels == ["no", "yes"]
 
 
 def test_pairs_of_texts_with_a_score(tmp_path: Path) -> None:
     found = read(tmp_path, "a,score,b\nx,2.5,y\nu,1,v\n", csv(**PAIR), "regression")
-    assert found.inputs == Texts(["x", "u"], ["y", "v"])
+    assert found.inputs == TextSamples(["x", "u"], ["y", "v"])
     assert np.asarray(found.labels).tolist() == [[2.5], [1.0]]
 
 
@@ -78,7 +78,7 @@ def test_columns_of_numbers_are_a_table(tmp_path: Path) -> None:
 def test_json_lines_have_types_of_their_own(tmp_path: Path) -> None:
     rows = [{"text": "12", "label": "no", "more": [1]}, {"text": "ü", "label": "yes"}]
     content = "\n".join(map(json.dumps, rows)) + "\n\n"
-    assert read(tmp_path, content, jsonl()) == Samples(Texts(["12", "ü"]), ["no", "yes"])
+    assert read(tmp_path, content, jsonl()) == Samples(TextSamples(["12", "ü"]), ["no", "yes"])
     assert read(tmp_path, content, jsonl(), "text-classification").labels == ["no", "yes"]
     numbers = '{"text": [1, 2.5], "label": true}\n{"text": [3, 4], "label": false}'
     with_lists = read(tmp_path, numbers.replace("true", "1").replace("false", "0.5"), jsonl(), "regression")
@@ -206,21 +206,21 @@ def test_a_value_may_be_long(tmp_path: Path, characters: int) -> None:
         (csv(delimiter="\t", quoted=False), "text\tlabel\n{}\t0\n"),
     ):
         found = read(tmp_path, content.format("a" * characters), data)
-        assert isinstance(found.inputs, Texts)
+        assert isinstance(found.inputs, TextSamples)
         assert len(found.inputs.first[0]) == characters
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
 def test_only_line_feeds_end_a_row(tmp_path: Path, character: str) -> None:
     text = f"one{character}two"
-    assert read(tmp_path, f"text,label\n{text},0\nb,1\n", csv()).inputs == Texts([text, "b"])
+    assert read(tmp_path, f"text,label\n{text},0\nb,1\n", csv()).inputs == TextSamples([text, "b"])
     rows = json.dumps({"text": text, "label": 0}, ensure_ascii=False) if character > "\x1f" else None
     if rows:
-        assert read(tmp_path, f"{rows}\r\n{rows}\n", jsonl()).inputs == Texts([text, text])
+        assert read(tmp_path, f"{rows}\r\n{rows}\n", jsonl()).inputs == TextSamples([text, text])
 
 
 def test_a_carriage_return_is_white_space_of_json(tmp_path: Path) -> None:
-    assert read(tmp_path, '{"text": "a",\r "label": 0}\r\n{"text": "b", "label": 1}', jsonl()).inputs == Texts(
+    assert read(tmp_path, '{"text": "a",\r "label": 0}\r\n{"text": "b", "label": 1}', jsonl()).inputs == TextSamples(
         ["a", "b"]
     )
 
