@@ -9,7 +9,7 @@ import select
 import sys
 import time
 
-from worker.trainer.protocol import COMMANDS, Message, Metrics, PhaseBegan, Ready, Start, StepProgress
+from worker.protocol import COMMANDS, Message, Metrics, PhaseBegan, Ready, Start, StepProgress
 
 PROGRESS_PER_SECOND = 10
 

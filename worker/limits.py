@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 
 from worker.errors import CapacityError, Fault, JobError, UserError
 from worker.memory import available_bytes
-from worker.trainer.protocol import Failed
+from worker.protocol import Failed
 
 SECONDS = 60.0
 """Longest time that one parse may take, and longest without progress of a reader that reports it."""

@@ -78,7 +78,7 @@ class Orders(NamedTuple):
 
 
 class TrainingProgress(Protocol):
-    """Where training stands; `worker.trainer.protocol.Progress` is one."""
+    """Where training stands; `worker.protocol.Progress` is one."""
 
     @property
     def step(self) -> int: ...

@@ -12,8 +12,8 @@ from typing import Any
 from app.recipe.documents import DocumentError, parse
 from app.recipe.students.hugging_face import CARD, MAX_CONFIG_BYTES
 from app.recipe.teachers.teacher import Origin
+from worker.protocol import Assignment, InputSource
 from worker.students.weights import weight_files
-from worker.trainer.protocol import Assignment, InputSource
 
 RECIPE = "recipe.json"
 """The job of a model that an earlier job made, beside its weights."""

@@ -26,13 +26,13 @@ from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
+from worker.protocol import BundleFile
 from worker.students import sentence_folder
 from worker.students.hugging_face import GENERATION
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
 from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics, judge, predict, predict_with
-from worker.trainer.protocol import BundleFile
 from worker.training.best import chosen
 from worker.training.history import Point
 from worker.training.measure import BATCH, flops, speed

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has them, but not for type checkers
 
 from worker.errors import SystemFault
-from worker.trainer.protocol import NODE_LOST, REPORTS, Assignment, Failed
+from worker.protocol import NODE_LOST, REPORTS, Assignment, Failed
 
 CALL, SEATS, FIRST, WORD, BEAT = (f"stillhouse/{name}" for name in ("call", "seats", "first", "word", "beat"))
 """Keys in the store: the job, machines that came to it, the launcher's number of its first process, what failed, and

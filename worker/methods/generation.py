@@ -24,10 +24,10 @@ from worker.losses.base import IGNORED
 from worker.methods.decoding import Written
 from worker.methods.sampler import Author, as_batch
 from worker.methods.sequence_generator import Scribe, Send, Stop
+from worker.protocol import CachePlace, Log
 from worker.students.measure import Reading, reading
 from worker.students.model import Model
 from worker.teachers.digests import digest_folder
-from worker.trainer.protocol import CachePlace, Log
 from worker.training.flop_counter import BACKWARD
 from worker.training.loop import Stage, take_step
 from worker.training.stages import teach

@@ -22,13 +22,13 @@ from torch import Tensor
 from worker.data.prompts import Prompts
 from worker.methods.decoding import Written
 from worker.methods.sampler import TOGETHER, Author
+from worker.protocol import CachePlace, Log, Report
 from worker.students.measure import Reading
 from worker.students.model import Model
 from worker.teachers.digests import digest_samples
 from worker.teachers.encoding import Columns, StoredColumn
 from worker.teachers.kept_rows import RowLayout
 from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
-from worker.trainer.protocol import CachePlace, Log, Report
 
 FORMAT = 1
 """Raise it with any change of what is written for the same key."""

@@ -26,15 +26,7 @@ from app.jobs import leases
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.limits import note_of
 from worker.memory import killed_from_outside, oom_kills
-from worker.supervisor.access import Access
-from worker.supervisor.context import Context
-from worker.supervisor.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from, reported
-from worker.supervisor.publisher import Publisher
-from worker.supervisor.race import race, unbroken, wait_past
-from worker.supervisor.staging import stage
-from worker.supervisor.trainer_process import TrainerProcess
-from worker.supervisor.watchdog import Hung, Watchdog
-from worker.trainer.protocol import (
+from worker.protocol import (
     TRAINER_KILLED,
     CheckpointSaved,
     Failed,
@@ -48,6 +40,14 @@ from worker.trainer.protocol import (
     Stop,
     Stopped,
 )
+from worker.supervisor.access import Access
+from worker.supervisor.context import Context
+from worker.supervisor.endings import BAD_CHECKPOINT, Ending, Failure, HandBack, failure_from, reported
+from worker.supervisor.publisher import Publisher
+from worker.supervisor.race import race, unbroken, wait_past
+from worker.supervisor.staging import stage
+from worker.supervisor.trainer_process import TrainerProcess
+from worker.supervisor.watchdog import Hung, Watchdog
 
 FENCE_MARGIN = 0.1
 """Share of the lease that is left when a trainer whose supervisor can't beat is killed."""

@@ -18,11 +18,11 @@ from app.core.settings import Settings
 from app.core.store import Store
 from app.jobs.requeue import disown
 from worker.fetch.shelf import FetchCache
+from worker.protocol import CachePlace
 from worker.supervisor.gpus import hold_gpus
 from worker.supervisor.presence import Presence
 from worker.supervisor.staging import Scratch, Sources
 from worker.supervisor.trainer_process import Launch, SparePool, trainer_command
-from worker.trainer.protocol import CachePlace
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from app.jobs.requeue import Cause
 from worker.convert import ConversionFailed
 from worker.errors import UserError
 from worker.fetch.hub import HubUnavailable
+from worker.protocol import NODE_LOST, TRAINER_KILLED, Failed
 from worker.supervisor.staging import BadCheckpoint, UnsafePath
 from worker.supervisor.trainer_process import NotStarted, ProtocolError
-from worker.trainer.protocol import NODE_LOST, TRAINER_KILLED, Failed
 
 BAD_CHECKPOINT = "bad_checkpoint"
 """Code of the failure of an attempt that could not go on from its checkpoint; the trainer says it too."""

@@ -17,9 +17,9 @@ from app.core.errors import Unavailable
 from app.jobs import leases
 from app.jobs.leases import LeaseLost, StoredFile
 from app.recipe.students.model import DESCRIPTIONS, ModelConfig
+from worker.protocol import CheckpointSaved, Finished
 from worker.supervisor.access import Access
 from worker.supervisor.staging import file_within, files_of, folder_within, safe_place
-from worker.trainer.protocol import CheckpointSaved, Finished
 
 BINARY = "application/octet-stream"
 

@@ -26,7 +26,7 @@ from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
 from worker.errors import unusable_model
 from worker.fetch import fetch
 from worker.fetch.shelf import FetchCache
-from worker.trainer.protocol import Assignment, CachePlace, InputSource
+from worker.protocol import Assignment, CachePlace, InputSource
 
 LOCK = "lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -21,9 +21,9 @@ from typing import Self
 from pydantic import ValidationError
 
 from worker.memory import killed_from_outside, oom_kills
+from worker.protocol import REPORTS, Command, Ready, Report
 from worker.supervisor.gpus import Gpu
 from worker.supervisor.staging import Scratch
-from worker.trainer.protocol import REPORTS, Command, Ready, Report
 
 LINE_BYTES = 1 << 20
 """Longest line that is read from a trainer."""

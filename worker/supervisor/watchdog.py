@@ -7,8 +7,8 @@ from collections import deque
 from statistics import median
 from typing import NoReturn
 
+from worker.protocol import Report, StepProgress
 from worker.supervisor.race import wait_past
-from worker.trainer.protocol import Report, StepProgress
 
 STEPS = 64
 """Pairs of progress reports that the usual step time is taken from."""

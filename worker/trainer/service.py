@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from worker.trainer.protocol import COMMANDS, Assignment, Failed, Message, Ready, Start, Stop
+from worker.protocol import COMMANDS, Assignment, Failed, Message, Ready, Start, Stop
 
 ASSIGNMENT = "assignment.json"
 SECONDS_QUIET = 0.25
@@ -72,7 +72,7 @@ def serve(channel: Channel) -> None:
 
 
 def _work(folder: Path, channel: Channel) -> Message:
-    from worker.training.run import perform
+    from worker.trainer.run import perform
 
     try:
         assignment = Assignment.model_validate_json((folder / ASSIGNMENT).read_bytes())

@@ -21,8 +21,7 @@ from app.recipe.documents import DocumentError, parse
 from app.recipe.job import MAX_SEED, JobSpec
 from app.recipe.students.model import ModelConfig
 from worker.errors import JobError
-from worker.teachers import read_teacher_config
-from worker.trainer.protocol import (
+from worker.protocol import (
     Assignment,
     CachePlace,
     CheckpointSaved,
@@ -35,11 +34,12 @@ from worker.trainer.protocol import (
     StepProgress,
     Stopped,
 )
+from worker.teachers import read_teacher_config
+from worker.trainer.run import perform
 from worker.trainer.service import ASSIGNMENT
 from worker.training import checkpoint
 from worker.training.machine import make_deterministic
 from worker.training.monitor import CHECKPOINTS
-from worker.training.run import perform
 
 SECONDS_BETWEEN_LINES = 1.0
 EXIT_FAILED, EXIT_INVALID, EXIT_STOPPED = 1, 2, 130

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
-from worker.trainer.protocol import CheckpointSaved, Metrics, Report, StepProgress
+from worker.protocol import CheckpointSaved, Metrics, Report, StepProgress
 from worker.training.flop_counter import FlopCounter
 from worker.training.metric_logger import MetricLogger
 from worker.training.state import TrainState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from worker.trainer.protocol import Log, Report
+from worker.protocol import Log, Report
 
 OTHER = "other"
 """Code of warnings that say of none."""

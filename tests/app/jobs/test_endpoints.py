@@ -18,7 +18,7 @@ from app.jobs.lifecycle import Status
 from app.models.uploads import once
 from tests.app.conftest import Api
 from tests.app.jobs.builders import CONFIG
-from worker.trainer.protocol import StepProgress
+from worker.protocol import StepProgress
 
 
 def archive(images: int = 20) -> bytes:

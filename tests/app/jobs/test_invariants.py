@@ -30,7 +30,7 @@ from app.jobs.requeue import Cause
 from app.jobs.service import Idempotency
 from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, EventRow, JobRow
 from tests.app.jobs.builders import CONFIG, PROJECT, add_inputs, job_spec, let_deadline_pass, let_lease_run_out
-from worker.trainer.protocol import StepProgress
+from worker.protocol import StepProgress
 
 T = TypeVar("T")
 FILE = StoredFile("model.safetensors", "key", 1, "0" * 64)

@@ -32,7 +32,7 @@ from tests.app.jobs.builders import (
     running,
     submit,
 )
-from worker.trainer.protocol import StepProgress
+from worker.protocol import StepProgress
 
 FILE = StoredFile("model.safetensors", "some/key", 4, "a" * 64)
 

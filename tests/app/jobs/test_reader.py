@@ -16,7 +16,7 @@ from app.jobs import leases, reader, repository, service
 from app.jobs.reader import JobReader
 from app.jobs.schemas import JobView
 from tests.app.jobs.builders import PROJECT, must_claim, running, submit
-from worker.trainer.protocol import StepProgress
+from worker.protocol import StepProgress
 
 
 async def read(jobs: JobReader, job_id: str) -> dict[str, Any]:

@@ -31,9 +31,9 @@ from worker.bundle.card import model_card
 from worker.bundle.provenance import licence_of
 from worker.bundle.writer import require_exportable, write_bundle
 from worker.errors import UserError
+from worker.protocol import Assignment, Failed, Finished, InputSource, Log
 from worker.students.model import Model
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, Failed, Finished, InputSource, Log
 
 ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Network)
 LIBRARY = {"architecture": "transformers", "config": {"model_type": "resnet"}}

@@ -15,9 +15,9 @@ from app.recipe.students.architectures import Mlp
 from app.recipe.students.model import ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
 from tests.worker.training.builders import CLASSES, SIDE, play, stage
 from worker.bundle.export import export_int8, export_onnx, export_program
+from worker.protocol import Finished
 from worker.students.model import Model
 from worker.students.weights import load_model
-from worker.trainer.protocol import Finished
 
 STUDENTS: list[dict[str, Any]] = [
     {"architecture": "mlp", "hidden": [8]},

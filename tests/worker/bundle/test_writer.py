@@ -20,10 +20,10 @@ from worker.bundle import writer as bundle
 from worker.bundle.writer import TrainedJob, write_bundle
 from worker.data.batches import whole_split
 from worker.errors import SystemFault
+from worker.protocol import Finished
 from worker.students.model import INPUT_KEYS, Model
 from worker.students.weights import save_model
 from worker.tasks.evaluation import MAIN_METRICS, judge, predict
-from worker.trainer.protocol import Finished
 from worker.training.best import consider
 from worker.training.state import initial_state
 

@@ -22,7 +22,7 @@ from worker.distributed import launch
 from worker.distributed.launch import RankArgs
 from worker.distributed.ranks import DataParallel, join
 from worker.distributed.shards import FullyShardedDataParallel
-from worker.trainer.protocol import REPORTS, Assignment, Failed
+from worker.protocol import REPORTS, Assignment, Failed
 from worker.training import checkpoint, measure
 from worker.training import monitor as watch
 from worker.training.machine import make_deterministic

@@ -14,9 +14,9 @@ from tests.worker.distributed.ranks_stage import die_while_saving, fail_in_the_s
 from tests.worker.training.builders import Played, stage
 from worker.distributed import launch
 from worker.limits import TIMED_OUT, Note
-from worker.trainer.protocol import CheckpointSaved, Failed, PhaseBegan, Report, StepProgress, Stopped
+from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Report, StepProgress, Stopped
+from worker.trainer.run import perform
 from worker.training.checkpoint import read_record, saved
-from worker.training.run import perform
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
 LONG = {"epochs": 100_000, "checkpoint": {"every_seconds": None}}

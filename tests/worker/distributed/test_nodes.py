@@ -23,10 +23,10 @@ from tests.worker.training.builders import Played, play, stage
 from worker.distributed import launch, nodes
 from worker.distributed.nodes import called, come
 from worker.errors import SystemFault
+from worker.protocol import Assignment, Failed, Finished, Metrics, Report
 from worker.students.weights import WEIGHTS
-from worker.trainer.protocol import Assignment, Failed, Finished, Metrics, Report
+from worker.trainer.run import perform
 from worker.training.checkpoint import read_record, saved
-from worker.training.run import perform
 
 VIT = {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2}
 JOB: dict[str, Any] = {

@@ -17,8 +17,8 @@ from tests import kinds
 from tests.kinds import BERT, PAIRS
 from tests.worker.distributed.ranks_stage import Act, play_together, tell_every_step
 from tests.worker.training.builders import Played, play, stage, weights
+from worker.protocol import CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
-from worker.trainer.protocol import CheckpointSaved, Finished, Metrics, Stopped
 from worker.training.checkpoint import CheckpointError, read_record
 
 SPLIT = {"batch_size": 13}

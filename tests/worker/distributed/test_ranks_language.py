@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from tests.worker.distributed.ranks_stage import Act, play_together, tell_every_step
 from tests.worker.tasks.language import DISTILLED, GPT2, LLAMA, stage
 from tests.worker.training.builders import Played, finished, play
+from worker.protocol import CachePlace, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
-from worker.trainer.protocol import CachePlace, Finished, Metrics, Stopped
 
 OUTSIDE = {"kind": "akl"}
 """A divergence that the kernels don't know."""

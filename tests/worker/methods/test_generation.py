@@ -20,10 +20,10 @@ from worker.data.randomness import derive_seed, generator
 from worker.data.running_text import PackingDir
 from worker.data.tokens import load_tokenizer
 from worker.methods.decoding import Manner, next_logits
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 from worker.students.measure import reading
 from worker.students.model import Model
 from worker.students.weights import load_model, read_config
-from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 from worker.training.state import fresh_student
 
 BEGIN, MOST, SEED, LONG = 4, 8, 1, 64

@@ -9,7 +9,7 @@ import pytest
 
 from app.recipe.optimizers import OPTIMIZERS, Inner
 from tests.worker.training.builders import play, stage, weights
-from worker.trainer.protocol import CheckpointSaved, Failed, Finished, Stopped
+from worker.protocol import CheckpointSaved, Failed, Finished, Stopped
 
 RESNET = {"architecture": "cifar-resnet", "depth": 8, "width": 2}
 VIT = {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2}

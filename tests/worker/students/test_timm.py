@@ -20,11 +20,11 @@ from tests.worker.bundle.test_card import run_all
 from tests.worker.training.builders import document, finished, play, stage
 from worker import students
 from worker.errors import UserError
+from worker.protocol import Assignment, Failed
 from worker.students import timm_network
 from worker.students.faults import InvalidModel
 from worker.students.model import Resize
 from worker.students.weights import load_model, read_config
-from worker.trainer.protocol import Assignment, Failed
 
 NETWORK: TypeAdapter[Any] = TypeAdapter(Network)
 TINY = {"architecture": "timm", "model": "resnet10t", "args": {"channels": [8, 8, 16, 16], "stem_width": 8}}

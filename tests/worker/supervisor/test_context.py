@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.worker.supervisor.stage import HASTE, scripted, settings_for
+from worker.protocol import CachePlace
 from worker.supervisor.context import open_context
-from worker.trainer.protocol import CachePlace
 
 
 async def test_trainers_keep_what_teachers_say_in_the_data_folder(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from app.recipe.job import JobSpec
 from tests.app.jobs.builders import job_spec
 from worker.errors import UserError
 from worker.fetch.shelf import FetchCache
+from worker.protocol import Assignment, CachePlace, InputSource
 from worker.supervisor.endings import failure_from
 from worker.supervisor.staging import (
     Scratch,
@@ -33,7 +34,6 @@ from worker.supervisor.staging import (
     stage,
     try_lock,
 )
-from worker.trainer.protocol import Assignment, CachePlace, InputSource
 
 
 def test_scratch_removes_what_a_dead_worker_left(tmp_path: Path) -> None:

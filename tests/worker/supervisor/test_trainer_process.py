@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.worker.supervisor.stage import alive, eventually, processes_in, scripted
+from worker.protocol import Finished, Log, Ready, Report, Start, StepProgress, Stop, Stopped
 from worker.supervisor.gpus import Gpu
 from worker.supervisor.staging import Scratch, try_lock
 from worker.supervisor.trainer_process import Launch, NotStarted, ProtocolError, SparePool, TrainerProcess
-from worker.trainer.protocol import Finished, Log, Ready, Report, Start, StepProgress, Stop, Stopped
 
 
 @pytest.fixture

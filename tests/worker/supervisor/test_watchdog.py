@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from worker.protocol import StepProgress
 from worker.supervisor.watchdog import Hung, Watchdog
-from worker.trainer.protocol import StepProgress
 
 
 def progress(step: int) -> StepProgress:

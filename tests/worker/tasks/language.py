@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.worker.training.builders import with_teacher
-from worker.trainer.protocol import Assignment
+from worker.protocol import Assignment
 
 Document = dict[str, Any]
 LENGTH = 16

@@ -22,8 +22,8 @@ from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Metrics
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Metrics
 from worker.training import measure
 
 Document = dict[str, Any]

@@ -20,9 +20,9 @@ from app.recipe.teachers.teacher import Teacher
 from tests.worker.tasks.language import CHATS, DISTILLED, GPT2, LENGTH, LLAMA, Document, can_talk, sentences, stage
 from tests.worker.training.builders import finished, play, require_same_bits
 from worker.data.tokens import load_tokenizer
+from worker.protocol import Failed
 from worker.students.model import Model
 from worker.students.weights import load_model, read_config, save_model
-from worker.trainer.protocol import Failed
 
 LAST: Document = {"teacher": "transformer.h.1", "student": "model.layers.0"}
 HINT: Document = {"kind": "hint", "pairs": [LAST]}

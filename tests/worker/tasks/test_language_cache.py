@@ -12,8 +12,8 @@ import torch
 
 from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, stage
 from tests.worker.training.builders import finished, play, weights
+from worker.protocol import Assignment, CachePlace, CheckpointSaved
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, CachePlace, CheckpointSaved
 
 EVERYTHING: Document = {"store": "top-k", "k": 310}
 """As many as the teacher's tokenizer knows tokens."""

@@ -17,8 +17,8 @@ from app.recipe.teachers.teacher import Teacher
 from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, sentences, stage
 from tests.worker.training.builders import finished, play, require_same_bits
 from worker.data.tokens import TextTokenizer, load_tokenizer
+from worker.protocol import Assignment, Failed, Metrics
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, Failed, Metrics
 
 ULD: list[Document] = [{"kind": "cross-entropy"}, {"kind": "uld"}]
 OWN: Document = {"tokenizer": {"kind": "bpe", "vocabulary": 520, "lowercase": False}}

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.worker.training.builders import finished, play, require_same_bits, with_teacher
 from worker.data.tokens import load_tokenizer
+from worker.protocol import Assignment, Failed
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, Failed
 
 GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"
 ROWS = 60

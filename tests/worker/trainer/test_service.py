@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.training.builders import play, stage, weights
-from worker.trainer.protocol import (
+from worker.protocol import (
     REPORTS,
     Assignment,
     CheckpointSaved,
@@ -185,7 +185,7 @@ def test_a_trainer_dies_with_its_parent() -> None:
 def test_what_libraries_print_stays_out_of_the_protocol() -> None:
     code = (
         "from worker.trainer.service import Channel\n"
-        "from worker.trainer.protocol import Ready\n"
+        "from worker.protocol import Ready\n"
         "import os\n"
         "channel = Channel()\n"
         "print('stray', flush=True)\n"

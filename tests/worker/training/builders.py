@@ -14,10 +14,10 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Mlp, Student
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
+from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Report, Stopped
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, save_model
-from worker.trainer.protocol import Assignment, CheckpointSaved, Failed, Finished, Report, Stopped
-from worker.training.run import run
+from worker.trainer.run import run
 
 SIDE, CLASSES, SAMPLES = 6, 4, 50
 NEVER = 10**9

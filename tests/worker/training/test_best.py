@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.worker.training.builders import play, stage, weights
-from worker.trainer.protocol import Assignment, CheckpointSaved, Finished, Stopped
+from worker.protocol import Assignment, CheckpointSaved, Finished, Stopped
 from worker.training import evaluator as judges
 from worker.training.state import TrainState
 

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from app.recipe.job import JobSpec
 from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
-from worker.trainer.protocol import Assignment, Failed, Finished, Log
+from worker.protocol import Assignment, Failed, Finished, Log
 from worker.training import measure
 
 Document = dict[str, Any]

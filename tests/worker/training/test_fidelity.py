@@ -16,8 +16,8 @@ from tests import kinds
 from tests.worker.tasks import language
 from tests.worker.training.builders import finished, play, stage, weights, write_teacher
 from worker.bundle import writer as bundles
+from worker.protocol import Assignment, CachePlace, Failed
 from worker.students.weights import load_model
-from worker.trainer.protocol import Assignment, CachePlace, Failed
 from worker.training import measure as measuring
 
 LOSSES: list[dict[str, Any]] = [{"kind": "cross-entropy"}, {"kind": "kd"}]

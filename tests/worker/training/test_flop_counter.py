@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.worker.training.builders import CLASSES, SIDE, Played, play, stage
-from worker.trainer.protocol import CachePlace, CheckpointSaved, Finished, Metrics
+from worker.protocol import CachePlace, CheckpointSaved, Finished, Metrics
 from worker.training import peak
 from worker.training.peak import Peak, peak_of
 
@@ -72,7 +72,7 @@ def test_the_share_of_the_rate_is_operations_over_time_and_rate(
 ) -> None:
     shares = []
     for rate in (1e9, 1e12):
-        monkeypatch.setattr("worker.training.run.peak_of", lambda device, precision, rate=rate: Peak(rate, "measured"))
+        monkeypatch.setattr("worker.trainer.run.peak_of", lambda device, precision, rate=rate: Peak(rate, "measured"))
         played = play(stage(tmp_path / f"{rate}", teacher=True), tmp_path / f"{rate}")
         share = last(played, "train/mfu/")
         assert set(share) == {"student", "teacher"}

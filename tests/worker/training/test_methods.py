@@ -14,7 +14,7 @@ from tests import kinds
 from tests.kinds import ENCODER, KINDS, PAIRS, VIT, job_of, methods, small_job, term
 from tests.worker.training.builders import Played, play, weights
 from worker.bundle import writer as bundle
-from worker.trainer.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Metrics, Stopped
+from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Metrics, Stopped
 from worker.training import measure
 
 Document = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.worker.training.builders import Played, play, stage, weights
-from worker.trainer.protocol import (
+from worker.protocol import (
     Assignment,
     CheckpointSaved,
     Failed,
@@ -95,7 +95,7 @@ def test_a_death_after_training_repeats_no_step_and_changes_no_bit(
     assignment = stage(tmp_path / "cut")
     for place in ("_trained", "write_bundle"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"worker.training.run.{place}", lambda *_: 1 / 0)
+            patched.setattr(f"worker.trainer.run.{place}", lambda *_: 1 / 0)
             cut = play(assignment, tmp_path / "cut")
         assert isinstance(cut.word, Failed)
         if place == "write_bundle":

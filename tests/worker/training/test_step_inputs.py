@@ -12,8 +12,8 @@ import torch
 from tests.worker.training.builders import finished, require_same_bits, stage, weights
 from worker.bundle import writer as bundle
 from worker.data.batches import Batch, whole_split
+from worker.protocol import Assignment, CachePlace
 from worker.teachers.signal import TeacherSignal
-from worker.trainer.protocol import Assignment, CachePlace
 from worker.training import loop, measure, run
 from worker.training import stages as stages
 from worker.training.step_inputs import CudaSideStream, Prefetcher, StepInputs

@@ -13,8 +13,8 @@ from transformers import AutoModelForImageClassification
 
 from app.recipe.students.architectures import Vit
 from tests.worker.training.builders import play, stage, weights, write_teacher
+from worker.protocol import Failed, Finished
 from worker.students.weights import WEIGHTS, load_model
-from worker.trainer.protocol import Failed, Finished
 
 LIBRARY = {
     "architecture": "transformers",

@@ -11,8 +11,8 @@ import pytest
 from app.recipe.losses import Kd
 from app.recipe.losses.taps import Tap, Taps
 from tests.worker.training.builders import CLASSES, SAMPLES, Played, play, stage, weights
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 from worker.teachers import InProcessTeacher
-from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 
 TRAINED = 40
 """Samples that the staged data leaves to train on."""

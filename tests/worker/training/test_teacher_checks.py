@@ -16,7 +16,7 @@ from app.recipe.job import JobSpec
 from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
 from worker.metrics.permutation import moved_classes, moved_places
-from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
 from worker.training import evaluator as judges
 from worker.training import measure, teacher_checks
 

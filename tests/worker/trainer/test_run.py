@@ -15,7 +15,7 @@ from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
 from tests.worker.training.builders import CLASSES, Played, play, stage, write_data, write_teacher
 from worker.bundle import writer as bundle
-from worker.trainer.protocol import (
+from worker.protocol import (
     Assignment,
     CheckpointSaved,
     Failed,

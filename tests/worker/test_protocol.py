@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from worker.protocol import MAX_TEXT, REPORTS, Failed, Log, Message
 from worker.supervisor.trainer_process import LINE_BYTES
-from worker.trainer.protocol import MAX_TEXT, REPORTS, Failed, Log, Message
 
 
 @pytest.mark.parametrize("text", ["n" * 10_000_000, "名" * 10_000_000, "\0" * 10_000_000], ids=["a", "wide", "escaped"])

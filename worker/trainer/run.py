@@ -30,6 +30,7 @@ from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess, is_lost
 from worker.errors import CapacityError, JobError, SystemFault
 from worker.limits import Subject, is_panic, noted_in, reading
 from worker.methods.generation import Interrupted, Opening, figures, place_of
+from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import told
 from worker.students.measure import network_cost
@@ -39,7 +40,6 @@ from worker.students.start import start
 from worker.tasks.language import HeldOutTexts, LanguageBundleWriter, LanguageEvaluator
 from worker.teachers import load_teacher, read_teacher_config
 from worker.teachers.class_places import take_classes
-from worker.trainer.protocol import Assignment, CachePlace, Failed, Finished, Log, PhaseBegan, Stopped
 from worker.training import checkpoint
 from worker.training.evaluator import Evaluator
 from worker.training.fidelity import lower_teachers
