@@ -16,7 +16,7 @@ from app.recipe.plan import plan_training
 from app.recipe.students.architectures import CifarResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.data.batches import Batches, whole_split
-from worker.training import run  # noqa: F401  # all that a job needs is imported by it
+from worker.trainer import run  # noqa: F401  # all that a job needs is imported by it
 from worker.training.loop import set_rate, take_step
 from worker.training.machine import make_deterministic
 from worker.training.peak import peak_of

@@ -14,7 +14,8 @@ from worker.bundle import writer as bundle
 from worker.data.batches import Batch, whole_split
 from worker.protocol import Assignment, CachePlace
 from worker.teachers.signal import TeacherSignal
-from worker.training import loop, measure, run
+from worker.trainer import run
+from worker.training import loop, measure
 from worker.training import stages as stages
 from worker.training.step_inputs import CudaSideStream, Prefetcher, StepInputs
 
