@@ -62,12 +62,12 @@ def rows_of(case: Case) -> LossInputs:
     return LossInputs(student, labels.flatten() if not labels.is_floating_point() else labels, teacher)
 
 
-def evaluate(terms: Sequence[Loss], inputs: LossInputs, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def evaluate(terms: Sequence[Loss], rows: LossInputs, head: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Value of the weighted terms over all valid rows, and its gradient at the student's logits (B, C)."""
-    student = inputs.student.clone().requires_grad_()
+    student = rows.student.clone().requires_grad_()
     objective = Objective(terms, LossBuilder({}, {}, student.shape[-1]), [Teacher(model="golden")])
-    signals = {} if inputs.teacher is None else {"teacher": TeacherSignal(inputs.teacher, head)}
-    loss = objective(BatchOutputs(student, inputs.labels, signals), objective.count(inputs.labels))[TOTAL]
+    signals = {} if rows.teacher is None else {"teacher": TeacherSignal(rows.teacher, head)}
+    loss = objective(BatchOutputs(student, rows.labels, signals), objective.count(rows.labels))[TOTAL]
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
 

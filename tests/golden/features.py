@@ -109,7 +109,7 @@ def ab(case: Case) -> Comparisons:
     bench = Bench(case.inputs, [f"teacher{stage}" for stage in stages])
     pairs = [pair(f"student{stage}", f"teacher{stage}") for stage in stages]
     spec = ActivationBoundary(pairs=pairs, margin=case.hyper["margin"], adapter="none")
-    value, scale = ("loss", weight_of(spec)) if "loss" in case.outputs else ("loss_sum", len(bench.inputs.student))
+    value, scale = ("loss", weight_of(spec)) if "loss" in case.outputs else ("loss_sum", len(bench.rows.student))
     yield from compare(case, "activation-boundary", bench.run(bench.build(spec)), value, scale=scale)
 
 

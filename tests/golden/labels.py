@@ -54,7 +54,7 @@ def ferkd(case: Case) -> Comparisons:
     thresholds = {"low": hyper["t_low"], "middle": hyper["t_mid"], "high": hyper["t_high"]}
     term = FerkdTerm(Ferkd(smoothing=hyper["smoothing"], confidence=hyper["confidence"], **thresholds))
     rows = LossInputs(inputs["logit_s"], inputs["label"], inputs["soft_label"].log())
-    _, log_p, masked = log_probs(inputs.student, inputs["soft_label"].log())
+    _, log_p, masked = log_probs(rows.student, inputs["soft_label"].log())
     calibrated = term.calibrate(log_p, masked, rows)
     yield from compare(case, "ferkd", _loss(term, rows), "loss", "grad_logit_s")
     yield Comparison("ferkd", "kind", calibrated.kinds, case.outputs["kind"])
@@ -143,10 +143,10 @@ def _crops(case: Case, side: str) -> Batch:
     return Batch({"images": case.inputs[f"crop_{side}"]}, labels, torch.arange(len(labels)))
 
 
-def _loss(term: LossTerm, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+def _loss(term: LossTerm, rows: LossInputs) -> tuple[Tensor, Tensor]:
     """Mean over the rows, and its gradient at the student's outputs."""
-    student = inputs.student.clone().requires_grad_()
-    loss = term(inputs._replace(student=student)).mean()
+    student = rows.student.clone().requires_grad_()
+    loss = term(rows._replace(student=student)).mean()
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
 

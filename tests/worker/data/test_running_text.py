@@ -238,7 +238,7 @@ def test_another_process_maps_what_the_first_has_packed(tmp_path: Path) -> None:
             other = PackingDir(folder, packs=False)
             theirs.append(load_task(job_of(format="jsonl"), {"t": path}, {}, seed=5, workplace=other))
 
-    ours = load_task(job_of(format="jsonl"), {"t": path}, {}, 5, PackingDir(folder, meet=first_is_done))
+    ours = load_task(job_of(format="jsonl"), {"t": path}, {}, 5, PackingDir(folder, barrier=first_is_done))
     assert len(met) == 2
     assert not folder.exists()
     for one, other in ((ours.train, theirs[0].train), (ours.eval, theirs[0].eval)):

@@ -148,7 +148,7 @@ def test_a_projection_brings_the_student_to_its_teachers_width_and_learns() -> N
     shop = builder(TAUGHT)
     term = build_term(EmbeddingDistance(), shop)
     (name,) = shop.trained
-    (projection,) = shop.parts.double().children()
+    (projection,) = shop.aux_modules.double().children()
     rows = draw(taught=TAUGHT)
     expected = F.mse_loss(projection(rows.student), rows.teacher, reduction="none").mean(1)
     torch.testing.assert_close(term(rows), expected)
@@ -163,7 +163,7 @@ def test_a_projection_brings_the_student_to_its_teachers_width_and_learns() -> N
 def test_there_is_a_projection_where_it_is_needed_or_asked_for(choice: Any, taught: int, parts: int) -> None:
     shop = builder(taught)
     build_term(EmbeddingDistance(projection=choice), shop)
-    assert len(shop.parts) == parts
+    assert len(shop.aux_modules) == parts
 
 
 def test_widths_that_differ_without_a_projection_are_refused() -> None:

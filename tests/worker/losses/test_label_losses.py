@@ -45,10 +45,10 @@ def uskd(spec: Uskd, classes: int = CLASSES, shape: tuple[int, ...] = (2, WIDTH)
     return term
 
 
-def with_feature(inputs: LossInputs) -> LossInputs:
+def with_feature(rows: LossInputs) -> LossInputs:
     random = torch.Generator().manual_seed(1)
-    feature = torch.randn(len(inputs.student), WIDTH, generator=random, dtype=torch.float64).requires_grad_()
-    return inputs._replace(features=Features({TAP: feature}, {}), teacher=None)
+    feature = torch.randn(len(rows.student), WIDTH, generator=random, dtype=torch.float64).requires_grad_()
+    return rows._replace(features=Features({TAP: feature}, {}), teacher=None)
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
     return found
 
 
-def mixed(inputs: LossInputs) -> LossInputs:
+def mixed(rows: LossInputs) -> LossInputs:
     """Labels of two classes each."""
-    first, second = inputs.labels, (inputs.labels + 1) % CLASSES
-    return inputs._replace(labels=0.7 * F.one_hot(first, CLASSES) + 0.3 * F.one_hot(second, CLASSES).double())
+    first, second = rows.labels, (rows.labels + 1) % CLASSES
+    return rows._replace(labels=0.7 * F.one_hot(first, CLASSES) + 0.3 * F.one_hot(second, CLASSES).double())
 
 
 @pytest.mark.parametrize("spec", USKDS)

@@ -32,17 +32,17 @@ from worker.losses.softened import soften, standardize
 SOFTENED = [spec for spec in losses.LOSSES if issubclass(spec, Softened)]
 
 
-def both(spec: LossSpec, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+def both(spec: LossSpec, rows: LossInputs) -> tuple[Tensor, Tensor]:
     """Values of the rows, and the gradient of their sum."""
-    values = term_of(spec)(inputs)
-    (gradient,) = torch.autograd.grad(values.sum(), inputs.student)
+    values = term_of(spec)(rows)
+    (gradient,) = torch.autograd.grad(values.sum(), rows.student)
     return values.detach(), gradient
 
 
-def equal_means(inputs: LossInputs) -> LossInputs:
-    assert inputs.teacher is not None
-    gap = inputs.student.detach().mean(-1, keepdim=True) - inputs.teacher.mean(-1, keepdim=True)
-    return inputs._replace(teacher=inputs.teacher + gap)
+def equal_means(rows: LossInputs) -> LossInputs:
+    assert rows.teacher is not None
+    gap = rows.student.detach().mean(-1, keepdim=True) - rows.teacher.mean(-1, keepdim=True)
+    return rows._replace(teacher=rows.teacher + gap)
 
 
 def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], rtol: float, atol: float) -> None:

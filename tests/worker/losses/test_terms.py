@@ -17,8 +17,8 @@ NOT_SMOOTH = [spec for spec in SPECS if isinstance(spec, losses.Akl)]
 """Their weights depend on the student, but have no gradient."""
 
 
-def gradient(spec: LossSpec, inputs: LossInputs) -> Tensor:
-    (found,) = torch.autograd.grad(term_of(spec)(inputs).sum(), inputs.student)
+def gradient(spec: LossSpec, rows: LossInputs) -> Tensor:
+    (found,) = torch.autograd.grad(term_of(spec)(rows).sum(), rows.student)
     return found
 
 

@@ -164,8 +164,8 @@ class Built:
     parts: nn.ModuleDict
     trained: list[nn.Parameter]
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
-        return self.term(inputs)
+    def __call__(self, rows: LossInputs) -> Tensor:
+        return self.term(rows)
 
 
 def build(spec: LossSpec, dtype: torch.dtype = torch.float64) -> Built:
@@ -176,25 +176,21 @@ def build(spec: LossSpec, dtype: torch.dtype = torch.float64) -> Built:
         build_term(before, shop)
         shop.new_stage()
     term = build_term(spec, shop)
-    parts = shop.parts.to(dtype)
+    parts = shop.aux_modules.to(dtype)
     for name in shop.frozen:
         parts[name].requires_grad_(False).eval()
     names = sorted(shop.trained - shop.frozen)
     return Built(term, parts, [parameter for name in names for parameter in parts[name].parameters()])
 
 
-def inputs(spec: LossSpec, inputs: LossInputs) -> list[Tensor]:
+def inputs(spec: LossSpec, rows: LossInputs) -> list[Tensor]:
     """What of the student's the term sees."""
-    return [inputs.features.student[tap] for tap in spec.taps().student] or (
-        [inputs.student] if isinstance(spec, Rkd) else []
+    return [rows.features.student[tap] for tap in spec.taps().student] or (
+        [rows.student] if isinstance(spec, Rkd) else []
     )
 
 
-def total(built: Built, inputs: LossInputs) -> Tensor:
+def total(built: Built, rows: LossInputs) -> Tensor:
     """The loss of the batch: the mean over the rows that count."""
-    values = built(inputs)
-    return (
-        values.mean()
-        if inputs.valid is None
-        else values.where(inputs.valid, 0.0).sum() / inputs.valid.sum().clamp(min=1)
-    )
+    values = built(rows)
+    return values.mean() if rows.valid is None else values.where(rows.valid, 0.0).sum() / rows.valid.sum().clamp(min=1)

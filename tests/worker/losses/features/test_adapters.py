@@ -88,11 +88,11 @@ def test_statistics_remember_only_rows_that_count() -> None:
 def test_terms_of_one_name_share_connectors_of_the_same_pairs() -> None:
     shop = builder()
     build_term(Overhaul(pairs=[margin_pair("map"), margin_pair("late")]), shop)
-    made = set(shop.parts)
+    made = set(shop.aux_modules)
     build_term(Lipschitz(pairs=[pair("map"), pair("late")]), shop)
-    assert set(shop.parts) == made
+    assert set(shop.aux_modules) == made
     build_term(Lipschitz(pairs=[pair("map"), pair("late")], name="own"), shop)
-    assert len(shop.parts) == 2 * len(made)
+    assert len(shop.aux_modules) == 2 * len(made)
 
 
 def test_terms_of_several_teachers_have_adapters_of_their_own() -> None:
@@ -104,7 +104,7 @@ def test_terms_of_several_teachers_have_adapters_of_their_own() -> None:
     shop = LossBuilder(shapes, sides, 3)
     for name in sides:
         build_term(Hint(pairs=[pair("vector")], teacher=name), shop)
-    assert sorted(part.map.out_features for part in shop.parts.values()) == [4, 5]  # type: ignore[union-attr]
+    assert sorted(part.map.out_features for part in shop.aux_modules.values()) == [4, 5]  # type: ignore[union-attr]
 
 
 def test_the_larger_map_is_averaged_down_in_each_direction() -> None:

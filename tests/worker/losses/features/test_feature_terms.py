@@ -25,23 +25,23 @@ FEATURE_LOSSES = [kind for kind in LOSSES if kind.__module__ == features.__name_
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kind}-{SPECS.index(spec)}")
 
 
-def gradients(spec: LossSpec, built: Built, inputs: LossInputs) -> list[Tensor]:
+def gradients(spec: LossSpec, built: Built, rows: LossInputs) -> list[Tensor]:
     """Of the loss of the batch, at the student's features and at the parts that learn; 0 where there is none."""
-    wanted = [*inputs(spec, inputs), *built.trained]
-    found = torch.autograd.grad(total(built, inputs), wanted, allow_unused=True)
+    wanted = [*inputs(spec, rows), *built.trained]
+    found = torch.autograd.grad(total(built, rows), wanted, allow_unused=True)
     return [torch.zeros_like(at) if grad is None else grad for at, grad in zip(wanted, found, strict=True)]
 
 
-def select(inputs: LossInputs, which: slice) -> LossInputs:
+def select(rows: LossInputs, which: slice) -> LossInputs:
     """Some of the rows, as a part of a batch."""
-    assert inputs.teacher is not None
-    features = inputs.features._replace(
-        student={tap: value[which] for tap, value in inputs.features.student.items()},
-        teacher={tap: value[which] for tap, value in inputs.features.teacher.items()},
-        student_tokens=None if inputs.features.student_tokens is None else inputs.features.student_tokens[which],
+    assert rows.teacher is not None
+    features = rows.features._replace(
+        student={tap: value[which] for tap, value in rows.features.student.items()},
+        teacher={tap: value[which] for tap, value in rows.features.teacher.items()},
+        student_tokens=None if rows.features.student_tokens is None else rows.features.student_tokens[which],
     )
-    return inputs._replace(
-        student=inputs.student[which], labels=inputs.labels[which], teacher=inputs.teacher[which], features=features
+    return rows._replace(
+        student=rows.student[which], labels=rows.labels[which], teacher=rows.teacher[which], features=features
     )
 
 
@@ -77,13 +77,13 @@ def test_gradient_is_that_of_the_value(spec: LossSpec) -> None:
 @every_spec
 def test_gradient_reaches_the_student_and_the_parts_that_learn_and_nothing_else(spec: LossSpec) -> None:
     rows, built = draw(), build(spec)
-    for value in inputs.features.teacher.values():
+    for value in rows.features.teacher.values():
         value.requires_grad_()
     total(built, rows).backward()  # type: ignore[no-untyped-call]
     assert all(at.grad is not None and at.grad.any() for at in inputs(spec, rows))
     unused = [at for at in built.trained if at.grad is None]
     assert len(unused) == (6 if getattr(spec, "bound", "") == "infonce" else 0)  # it does without the baseline
-    assert all(value.grad is None for value in inputs.features.teacher.values())
+    assert all(value.grad is None for value in rows.features.teacher.values())
     frozen = {id(at) for at in built.parts.parameters()} - {id(at) for at in built.trained}
     assert all(at.grad is None for at in built.parts.parameters() if id(at) in frozen)
 
@@ -92,7 +92,7 @@ def test_gradient_reaches_the_student_and_the_parts_that_learn_and_nothing_else(
 def test_rows_that_do_not_count_change_nothing(spec: LossSpec) -> None:
     rows = draw(ROWS + 2)
     kept = slice(0, ROWS)
-    for side in (inputs.features.student, inputs.features.teacher):
+    for side in (rows.features.student, rows.features.teacher):
         for value in side.values():
             value.data[ROWS:] *= 100.0
     valid = torch.arange(ROWS + 2) < ROWS
@@ -135,7 +135,7 @@ def test_rows_do_not_depend_on_each_other_unless_the_kind_says_so(spec: LossSpec
 def test_a_kind_that_says_that_rows_are_coupled_has_them_so(kind: type[LossSpec]) -> None:
     rows = draw(6)
     lengths = torch.tensor([1, 2, 3, 4, 4, 4]).unsqueeze(1)
-    rows = rows._replace(features=inputs.features._replace(student_tokens=torch.arange(4) < lengths))
+    rows = rows._replace(features=rows.features._replace(student_tokens=torch.arange(4) < lengths))
 
     def differs(spec: LossSpec) -> bool:
         built = build(spec)
@@ -159,13 +159,11 @@ SAME: list[LossSpec] = [
 def test_features_equal_to_the_teachers_cost_nothing(spec: LossSpec) -> None:
     rows = draw()
     own = {
-        tap: inputs.features.teacher[taught].clone().requires_grad_()
+        tap: rows.features.teacher[taught].clone().requires_grad_()
         for tap, taught in zip(spec.taps().student, spec.taps().teacher, strict=True)
     }
-    assert inputs.teacher is not None
-    same = rows._replace(
-        student=inputs.teacher.clone().requires_grad_(), features=inputs.features._replace(student=own)
-    )
+    assert rows.teacher is not None
+    same = rows._replace(student=rows.teacher.clone().requires_grad_(), features=rows.features._replace(student=own))
     built = build(spec)
     torch.testing.assert_close(total(built, same), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(
@@ -203,7 +201,7 @@ def test_dead_and_huge_features_stay_finite(spec: LossSpec, scale: float) -> Non
 def test_a_teacher_without_features_is_missed(spec: LossSpec) -> None:
     rows = draw()
     with pytest.raises(ValueError, match="teacher"):
-        build(spec)(rows._replace(teacher=None, features=inputs.features._replace(teacher={})))
+        build(spec)(rows._replace(teacher=None, features=rows.features._replace(teacher={})))
 
 
 @every_spec
@@ -215,7 +213,7 @@ def test_a_document_says_it_all(spec: LossSpec) -> None:
 def test_a_term_says_where_it_looks(spec: LossSpec) -> None:
     rows, built, taps = draw(), build(spec), spec.taps()
     assert bool(taps.teacher) == (spec != Rkd())
-    student = {tap: inputs.features.student[tap] for tap in taps.student}
-    teacher = {tap: inputs.features.teacher[tap] for tap in taps.teacher}
-    told = rows._replace(features=inputs.features._replace(student=student, teacher=teacher))
+    student = {tap: rows.features.student[tap] for tap in taps.student}
+    teacher = {tap: rows.features.teacher[tap] for tap in taps.teacher}
+    told = rows._replace(features=rows.features._replace(student=student, teacher=teacher))
     torch.testing.assert_close(built(told), build(spec)(rows))

@@ -46,10 +46,10 @@ from worker.losses.features.lipschitz import spectral_norm
 from worker.losses.features.overhaul import margins
 
 
-def with_student(inputs: LossInputs, **features: Tensor) -> LossInputs:
+def with_student(rows: LossInputs, **features: Tensor) -> LossInputs:
     """Other features of the student at these taps."""
-    student = {**inputs.features.student, **{Tap(path=name): value for name, value in features.items()}}
-    return inputs._replace(features=inputs.features._replace(student=student))
+    student = {**rows.features.student, **{Tap(path=name): value for name, value in features.items()}}
+    return rows._replace(features=rows.features._replace(student=student))
 
 
 def test_hint_is_a_mean_over_entries_and_a_sum_over_pairs() -> None:
@@ -211,7 +211,7 @@ def test_a_critic_learns_that_features_belong_together() -> None:
 def test_an_autoencoder_learns_and_is_then_left_alone() -> None:
     shop = builder()
     first = build_term(FeatureAutoencoder(tap=Tap(path="map")), shop)
-    parts, rows = shop.parts.double(), draw()
+    parts, rows = shop.aux_modules.double(), draw()
     before = first(rows).mean().item()
     optimizer = torch.optim.Adam(parts.parameters(), lr=1e-2)
     for _ in range(50):
@@ -221,15 +221,15 @@ def test_an_autoencoder_learns_and_is_then_left_alone() -> None:
     assert first(rows).mean().item() < 0.8 * before
     shop.new_stage()
     second = build_term(InheritanceExploration(pair=pair("map")), shop)
-    shop.parts.double()
+    shop.aux_modules.double()
     (name,) = shop.frozen
-    assert isinstance(shop.parts[name].eval(), Autoencoder)
-    kept = {key: value.clone() for key, value in shop.parts[name].state_dict().items()}
-    optimizer = torch.optim.Adam(shop.parts.parameters(), lr=1e-2)
+    assert isinstance(shop.aux_modules[name].eval(), Autoencoder)
+    kept = {key: value.clone() for key, value in shop.aux_modules[name].state_dict().items()}
+    optimizer = torch.optim.Adam(shop.aux_modules.parameters(), lr=1e-2)
     optimizer.zero_grad()
     second(rows).mean().backward()
     optimizer.step()
-    torch.testing.assert_close(shop.parts[name].state_dict(), kept, rtol=0, atol=0)
+    torch.testing.assert_close(shop.aux_modules[name].state_dict(), kept, rtol=0, atol=0)
 
 
 def test_an_autoencoder_is_not_trained_in_the_stage_that_uses_it() -> None:
