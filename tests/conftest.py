@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from app.core import migrate
 from tests.servers import S3, PostgreSQL, moto_s3, postgresql, rclone_s3, valkey
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # of several on the same cores, where torch's threads spin while they wait
@@ -18,6 +20,20 @@ def postgres_server() -> Iterator[PostgreSQL]:
     """A PostgreSQL cluster; `with postgres_server.database() as url` gives a fresh database."""
     with postgresql() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite database without rows, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "migrated.db"
+    migrate.upgrade(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgreSQL) -> str:
+    """Name of a migrated PostgreSQL database without rows, to be copied."""
+    return postgres_server.template("migrated", migrate.upgrade)
 
 
 @pytest.fixture

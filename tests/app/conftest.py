@@ -12,7 +12,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.core import migrate
 from app.core.clock import now
 from app.core.ids import new_id
 from app.core.services import Services
@@ -23,21 +22,8 @@ from app.projects.auth import Scope
 from app.projects.schemas import KeyRequest
 from app.projects.service import create_key
 from app.projects.tables import Project
-from tests.servers import PostgreSQL
 
 ALL_SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "migrated.db"
-    migrate.upgrade(f"sqlite+aiosqlite:///{path}")
-    return path
-
-
-@pytest.fixture(scope="session")
-def postgres_template(postgres_server: PostgreSQL) -> str:
-    return postgres_server.template("migrated", migrate.upgrade)
 
 
 @pytest.fixture
