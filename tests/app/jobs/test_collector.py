@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from app.core.settings import Settings
 from app.core.store import Store
 from app.files.tables import FileRow, UploadPart, UploadRow
 from app.jobs import collector as collector_module
-from app.jobs import leases
+from app.jobs import leases, publishing
 from app.jobs.collector import MARK, Collector
 from app.jobs.leases import Lease, StoredFile
 from app.jobs.tables import SweepLease
@@ -44,13 +45,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the collector's clock on."""
-    shift = [0.0]
-    real = time.monotonic
-    monkeypatch.setattr(collector_module.time, "monotonic", lambda: real() + shift[0])
+    """Moves the collector's clock on, which stands still otherwise."""
+    clock = [0.0]
+    monkeypatch.setattr(collector_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def pass_by(seconds: float) -> None:
-        shift[0] += seconds
+        clock[0] += seconds
 
     return pass_by
 
@@ -88,7 +88,7 @@ async def published(database: Database, store: Store, lease: Lease, step: int) -
     key = f"{folder_of(lease)}/checkpoints/step-{step}/state"
     await put(store, key)
     async with database.write() as session:
-        return await leases.publish_checkpoint(session, lease, step, [StoredFile("state", key, 1, "a" * 64)])
+        return await publishing.publish_checkpoint(session, lease, step, [StoredFile("state", key, 1, "a" * 64)])
 
 
 async def a_job_that_ran(database: Database, store: Store) -> tuple[set[str], set[str]]:
@@ -108,7 +108,7 @@ async def a_job_that_ran(database: Database, store: Store) -> tuple[set[str], se
     await put(store, weights, zombies)
     async with database.write() as session:
         file = StoredFile("model.safetensors", weights, 1, "a" * 64)
-        await leases.succeed(session, second, [file], CONFIG, 1, {})
+        await publishing.succeed(session, second, [file], CONFIG, 1, {})
     kept = {f"{folder_of(first)}/checkpoints/step-{step}/state" for step in (2, 3)} | {weights}
     return kept, litter | {zombies}
 
