@@ -26,10 +26,8 @@ from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.model import ModelConfig
-from stillhouse import documents
-from stillhouse.client import Client
+from stillhouse import Client, Job, documents
 from stillhouse.local_data import send_data
-from stillhouse.objects import Job
 from tests.stillhouse.process import environment, running
 from worker.errors import UserError
 from worker.students import timm_network

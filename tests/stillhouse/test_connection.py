@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse import connection
+from stillhouse import Unreachable, connection
 from stillhouse.connection import Connection
-from stillhouse.errors import Unreachable
 
 OWN = Connection(url="http://127.0.0.1:8420", key="still_own")
 

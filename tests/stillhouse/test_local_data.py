@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.client import BadRequest, Client
+from stillhouse import BadRequest, Client
 from stillhouse.local_data import send_data
 from stillhouse.packing import pack
 from tests.stillhouse.conftest import job_document
