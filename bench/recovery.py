@@ -24,7 +24,7 @@ from bench.rows import Row, Target
 from bench.servers import PATIENCE_SECONDS, ROOT, Embedded, Service, await_rest, await_that, started
 from bench.start import await_step, tiny_job
 from examples.digits import write_digits
-from stillhouse.client import Client
+from stillhouse import Client
 
 LEASE_SECONDS = 15.0
 NOTICE_SECONDS = 2.0

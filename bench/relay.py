@@ -18,7 +18,7 @@ from bench.rows import Row, Target
 from bench.servers import PATIENCE_SECONDS, ROOT, Service, await_rest, cpu_share, started
 from bench.start import await_step, tiny_job
 from examples.digits import write_digits
-from stillhouse.client import Client
+from stillhouse import Client
 from worker.supervisor.context import open_context
 from worker.supervisor.poller import poll, stop_on_signals
 

@@ -16,7 +16,7 @@ import psutil
 from app.core import migrate
 from app.core.settings import Settings
 from app.projects import keys
-from stillhouse.client import Client
+from stillhouse import Client
 from tests.servers.ports import reserved_port
 from tests.servers.process import Server
 

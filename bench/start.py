@@ -19,7 +19,7 @@ import psutil
 from bench.rows import Row, Target
 from bench.servers import PATIENCE_SECONDS, Embedded, await_rest, await_that, started
 from examples.digits import write_digits
-from stillhouse.client import Client
+from stillhouse import Client
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ from pathlib import Path
 from archives import write_parts
 from session import HERE, alone, fetch, finish, options_of, play, read_job, report_of, say, show, submit
 
-from stillhouse import documents
-from stillhouse.client import Client
-from stillhouse.objects import StoredModel
+from stillhouse import Client, StoredModel, documents
 
 TEACHER = HERE / "teachers" / "cifar-resnet56.yaml"
 JOB = "cifar10.yaml"

@@ -20,9 +20,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from session import ExampleError, console, fetch, finish, options_of, play, say
 
+from stillhouse import Client, File, Job
 from stillhouse.cli import views
-from stillhouse.client import Client
-from stillhouse.objects import File, Job
 
 READER = Path(__file__).with_name("onnx_reader.py")
 STUDENT = {"architecture": "mlp", "hidden": [16]}

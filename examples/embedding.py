@@ -21,8 +21,8 @@ from session import alone, console, fetch, finish, options_of, play, read_job, r
 from sst2 import write_rows
 
 from app.recipe.students.hugging_face import is_model_file
+from stillhouse import Client
 from stillhouse.cli import views
-from stillhouse.client import Client
 
 TRAIN, EVAL = "sts.tsv.gz", "sts-dev.tsv.gz"
 

@@ -18,11 +18,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse import documents
+from stillhouse import Client, ClientError, Job, documents
 from stillhouse.cli import views
 from stillhouse.cli.board import follow
-from stillhouse.client import Client, ClientError
-from stillhouse.objects import Job
 
 HERE = Path(__file__).parent
 START_SECONDS = 60

@@ -18,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from session import alone, console, fetch, finish, options_of, play, read_job, report_of, say, submit
 
+from stillhouse import Client
 from stillhouse.cli import views
-from stillhouse.client import Client
 
 TRAIN, EVAL = "shakespeare.jsonl", "shakespeare-held-out.jsonl"
 HELD_OUT = 0.1

@@ -20,7 +20,7 @@ from pathlib import Path
 from session import ExampleError, alone, fetch, finish, options_of, play, read_job, report_of, say, show, submit
 
 from app.recipe.students.hugging_face import is_model_file
-from stillhouse.client import Client
+from stillhouse import Client
 
 TRAIN, EVAL = "sst2.tsv.gz", "sst2-dev.tsv.gz"
 MADE_HERE = 4

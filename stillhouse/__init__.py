@@ -1,2 +1,81 @@
-"""The command line and the Python client. Both speak to the service over HTTP alone; only `up`, `serve`, `migrate` and
-`doctor`, which concern the machine that they run on, look behind it."""
+"""Client of Stillhouse, a service that distils models.
+
+    from pathlib import Path
+
+    from stillhouse import Client
+
+    with Client() as client:  # STILLHOUSE_URL and STILLHOUSE_API_KEY, or the service that `stillhouse up` runs here
+        job = client.submit(spec)
+        for event in client.watch(job.id):
+            print(event.message)
+        for artifact in client.artifacts(job.id):
+            client.download(job.id, artifact.name, Path("student"))
+
+`AsyncClient` has the same methods for asyncio. Both speak HTTP only, and both raise `ServiceError` when the service
+refuses a request, `Unreachable` when none answers.
+"""
+
+from stillhouse.asynchronous.client import AsyncClient
+from stillhouse.errors import BadRequest, ClientError, FieldProblem, ServiceError, TransferError, Unreachable
+from stillhouse.objects import (
+    Artifact,
+    Baseline,
+    CatalogOption,
+    CatalogPaper,
+    Checkpoint,
+    DefaultChoice,
+    DeviceEstimate,
+    Estimate,
+    Event,
+    Figures,
+    File,
+    Job,
+    JobFailure,
+    Key,
+    ModelFile,
+    Modules,
+    Phase,
+    Progress,
+    Remark,
+    ReportWarning,
+    Result,
+    Series,
+    StoredModel,
+    Validation,
+)
+from stillhouse.synchronous.client import Client
+
+__all__ = [
+    "Artifact",
+    "AsyncClient",
+    "BadRequest",
+    "Baseline",
+    "CatalogOption",
+    "CatalogPaper",
+    "Checkpoint",
+    "Client",
+    "ClientError",
+    "DefaultChoice",
+    "DeviceEstimate",
+    "Estimate",
+    "Event",
+    "FieldProblem",
+    "Figures",
+    "File",
+    "Job",
+    "JobFailure",
+    "Key",
+    "ModelFile",
+    "Modules",
+    "Phase",
+    "Progress",
+    "Remark",
+    "ReportWarning",
+    "Result",
+    "Series",
+    "ServiceError",
+    "StoredModel",
+    "TransferError",
+    "Unreachable",
+    "Validation",
+]

@@ -1,4 +1,4 @@
-"""Where the service is, and the key that opens it: from the environment, or from what `stillhouse up` left here."""
+"""Address and key of the service: from the environment, or from what `stillhouse up` left on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from app.core import private
 from stillhouse.errors import Unreachable
 
 
@@ -19,12 +18,12 @@ class Connection(BaseModel):
 
 
 def find(url: str | None = None, key: str | None = None) -> Connection:
-    """Complete what is given from STILLHOUSE_URL and STILLHOUSE_API_KEY, then from this machine's own service.
+    """Complete the arguments from STILLHOUSE_URL and STILLHOUSE_API_KEY, then from this machine's own service.
 
     The kept key goes to the kept address only. Raises `Unreachable` when no service or no key is known.
     """
     url, key = url or os.environ.get("STILLHOUSE_URL"), key or os.environ.get("STILLHOUSE_API_KEY")
-    kept = None if url and key else read(_data_dir())
+    kept = None if url and key else read(data_dir())
     if kept is not None and url in (None, kept.url):
         url, key = kept.url, key or kept.key
     if not url:
@@ -34,8 +33,16 @@ def find(url: str | None = None, key: str | None = None) -> Connection:
     return Connection(url=url.rstrip("/"), key=key)
 
 
+def data_dir() -> Path:
+    """Data folder of this machine's service, as the service's own settings find it.
+
+    Read without them, since they belong to the service; a test holds both together.
+    """
+    return Path(os.environ.get("STILLHOUSE_DATA_DIR") or Path.home() / ".stillhouse")
+
+
 def read(data_dir: Path) -> Connection | None:
-    """What `stillhouse up` last left in its data folder."""
+    """The connection that `stillhouse up` last left in its data folder; None if there is none."""
     try:
         return Connection.model_validate_json(_path(data_dir).read_bytes())
     except (OSError, ValidationError):
@@ -43,19 +50,15 @@ def read(data_dir: Path) -> Connection | None:
 
 
 def write(data_dir: Path, connection: Connection) -> None:
-    """Leave address and key for this user's clients alone."""
+    """Leave address and key in the data folder, readable by this user alone."""
     path = _path(data_dir)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    private.make_file(new)
-    new.write_text(connection.model_dump_json())
+    new.unlink(missing_ok=True)  # an old one may be readable by others
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(connection.model_dump_json())
     new.replace(path)
 
 
 def _path(data_dir: Path) -> Path:
     return data_dir.expanduser() / "client.json"
-
-
-def _data_dir() -> Path:
-    from app.core.settings import Settings  # costs 0.1 s, and is seldom needed
-
-    return Settings().data_dir

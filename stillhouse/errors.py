@@ -1,4 +1,4 @@
-"""What can go wrong on the client's side, each with the exit code that the command line gives it."""
+"""Errors of the client, each with the exit code that the command line gives it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class FieldProblem(BaseModel):
-    """One field that is wrong: its path, what is wrong, and what would be accepted."""
+    """One wrong field: its path, what is wrong, and what would be accepted."""
 
     param: str
     message: str
@@ -23,12 +23,16 @@ class ClientError(Exception):
     hint: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """The error in the shape of the service's own envelope."""
+        """The error in the form of the service's error envelope."""
         return {"error": {"type": "client", "code": self.code, "message": str(self), "param": None, "errors": []}}
 
 
 class ServiceError(ClientError):
-    """The service refused a request."""
+    """The service refused a request.
+
+    `status` is the HTTP status, `code` the name of the error, `errors` every wrong field, `request_id` the id under
+    which the service's log has the request.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,7 @@ class ServiceError(ClientError):
         self.status, self.type, self.code, self.param, self.request_id = status, type, code, param, request_id
         self.errors = errors or []
         self.retry_after: float | None = None
-        """For how many seconds the service asks to wait, if it does."""
+        """Seconds that the service asks to wait, if it does."""
         if status == 401:
             self.hint = "Is STILLHOUSE_API_KEY a key of this service?"
 
@@ -64,13 +68,17 @@ class Unreachable(ClientError):
 
 
 class TransferError(ClientError):
-    """A file did not arrive as it should have."""
+    """A file did not arrive whole; `upload_id` is what a broken upload is resumed by."""
 
     code = "transfer_failed"
 
+    def __init__(self, message: str, *, upload_id: str | None = None) -> None:
+        super().__init__(message)
+        self.upload_id = upload_id
+
 
 class BadRequest(ClientError):
-    """What was asked for makes no sense on this side: a file that is not there, a document that can't be read."""
+    """An argument is wrong: a file that does not exist, a document that can't be read."""
 
     exit_code = 2
     code = "bad_request"

@@ -1,9 +1,9 @@
-"""Data on this machine that a job names by path: sent ahead, so that the job names uploaded files."""
+"""Data on this machine that a job names by path: it is uploaded, and the job then names the uploaded files."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +11,59 @@ from stillhouse.errors import BadRequest
 from stillhouse.packing import pack
 
 DATA_FIELDS = ("train", "eval")
-Upload = Callable[[Path], str]
-"""Sends a file and returns its id."""
 Tell = Callable[[str], None]
+"""Called with a line for people about a folder that was packed."""
 
 
 def tell_nobody(line: str) -> None:
-    """Keep quiet."""
+    """Ignore the line."""
 
 
-def send_data(upload: Upload, document: Mapping[str, Any], folder: Path, tell: Tell = tell_nobody) -> dict[str, Any]:
-    """The document with local data (relative to `folder`) replaced by ids of uploaded files.
+@dataclass
+class LocalData:
+    """The local data of a job document."""
 
-    A folder is packed first, and `data.format` filled in where it is not given; `tell` gets a line about it. What is
-    neither a file's id nor text is left to the service to judge. Raises `BadRequest` for what is not there.
+    document: Mapping[str, Any]
+    files: dict[str, Path] = field(default_factory=dict)
+    """Files to upload, by the field of `data` that names each."""
+    format: str | None = None
+    """Format of packed folders, which `data.format` becomes; None where no folder was packed."""
+
+    def replaced(self, ids: Mapping[str, str]) -> dict[str, Any]:
+        """The document, with the ids of the uploaded files by field."""
+        if not ids:
+            return dict(self.document)
+        formats = {} if self.format is None else {"format": self.format}
+        return {**self.document, "data": {**self.document["data"], **ids, **formats}}
+
+
+def find(document: Mapping[str, Any], folder: Path, scratch: Path, tell: Tell = tell_nobody) -> LocalData:
+    """Look up the data that a job names by paths relative to `folder`; a folder is packed into `scratch`.
+
+    Anything but a path is left for the service to check. Raises `BadRequest`, naming the field, for a path that does
+    not exist, and for a folder of another format than `data.format`.
     """
+    found = LocalData(document)
     data = document.get("data")
-    if not isinstance(data, Mapping):
-        return dict(document)
-    sent = dict(data)
-    for key in DATA_FIELDS:
-        reference = data.get(key)
+    for key in DATA_FIELDS if isinstance(data, Mapping) else ():
+        reference = document["data"].get(key)
         if isinstance(reference, str) and not reference.startswith("file_"):
-            sent |= _send(upload, folder / reference, f"data.{key}", sent, key, tell)
-    return {**document, "data": sent}
+            found.files[key] = _file(found, folder / reference, key, scratch, tell)
+    return found
 
 
-def _send(upload: Upload, path: Path, param: str, data: Mapping[str, Any], key: str, tell: Tell) -> dict[str, Any]:
-    """The fields of `data` that change."""
+def _file(found: LocalData, path: Path, key: str, scratch: Path, tell: Tell) -> Path:
     if path.is_file():
-        return {key: upload(path)}
+        return path
+    param = f"data.{key}"
     if not path.is_dir():
         raise BadRequest(f"{param}: there is no file {str(path)!r}, and it is no id such as file_…")
-    with tempfile.TemporaryDirectory() as scratch:
-        packed = pack(path, Path(scratch), param)
-        if data.get("format", packed.format) != packed.format:
-            found = f"{str(path)!r} is a folder for {packed.format}, and data.format is {data['format']}"
-            raise BadRequest(f"{param}: {found}")
-        others = f"; {packed.left_out} that are no pictures were left out" if packed.left_out else ""
-        tell(f"{param}: packed {packed.files} files of {path} as {packed.format}{others}")
-        return {key: upload(packed.path), "format": packed.format}
+    (scratch / key).mkdir()
+    packed = pack(path, scratch / key, param)
+    wanted = found.format or found.document["data"].get("format", packed.format)
+    if wanted != packed.format:
+        raise BadRequest(f"{param}: {str(path)!r} is a folder for {packed.format}, and data.format is {wanted}")
+    found.format = packed.format
+    others = f"; {packed.left_out} that are no pictures were left out" if packed.left_out else ""
+    tell(f"{param}: packed {packed.files} files of {path} as {packed.format}{others}")
+    return packed.path

@@ -1,4 +1,8 @@
-"""What the service answers, typed. Fields that a newer service adds are kept, and shown by `--json`."""
+"""Objects that the service answers with.
+
+Each stands for one schema of the OpenAPI document (a test holds them together). Fields that a newer service adds are
+kept; those that an older one does not send yet have a default.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ from stillhouse.errors import FieldProblem
 
 
 class Reply(BaseModel):
-    """Base of all answers."""
+    """Base of all objects; immutable."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
 class Phase(Reply):
-    """A phase of an attempt."""
+    """A phase of an attempt: staging, training, evaluating, exporting or publishing."""
 
     attempt: int
     phase: str
@@ -26,17 +30,18 @@ class Phase(Reply):
 
 
 class Progress(Reply):
-    """Where training stands."""
+    """Progress of the training."""
 
     step: int = 0
     total_steps: int | None = None
     epoch: float = 0.0
     samples_per_second: float | None = None
     seconds_left: float | None = None
+    progress_at: datetime | None = None
 
 
 class JobFailure(Reply):
-    """Why a job failed, and by whose fault: user, system, capacity or deadline."""
+    """Why a job failed; `fault` is one of user, system, capacity and deadline."""
 
     fault: str
     code: str
@@ -46,7 +51,7 @@ class JobFailure(Reply):
 
 
 class Remark(Reply):
-    """Something remarkable about a job that did not keep it from being taken in."""
+    """A warning about a job that was accepted nevertheless."""
 
     code: str
     param: str
@@ -54,17 +59,18 @@ class Remark(Reply):
 
 
 class Figures(Reply):
-    """A student's main metric, and the same of its teachers."""
+    """The main metric of a student, and that of its teachers by name."""
 
     metric: str | None = None
     higher_is_better: bool | None = None
     value: float | None = None
     teachers: dict[str, float] = {}
     difference: float | None = None
+    """The student's value less that of its best teacher."""
 
 
 class Job(Reply):
-    """A job, and where it stands."""
+    """A job and its present state."""
 
     id: str
     name: str | None = None
@@ -75,6 +81,7 @@ class Job(Reply):
     progress: Progress = Progress()
     queue_position: int | None = None
     reason: str | None = None
+    """Why a queued job waits, if no worker would take it."""
     warnings: list[Remark] = []
     result: Figures | None = None
     error: JobFailure | None = None
@@ -90,11 +97,13 @@ class Job(Reply):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    status_at: datetime | None = None
+    deadline_at: datetime | None = None
     spec: dict[str, Any]
 
 
 class Event(Reply):
-    """Something that happened to a job; `seq` counts 1, 2, 3, … without holes."""
+    """An event of a job; `seq` counts 1, 2, 3, … without holes."""
 
     seq: int
     type: str
@@ -105,7 +114,7 @@ class Event(Reply):
 
 
 class Series(Reply):
-    """One metric over the steps of training."""
+    """One metric over the optimizer steps of a job."""
 
     name: str
     steps: list[int]
@@ -113,7 +122,7 @@ class Series(Reply):
 
 
 class Checkpoint(Reply):
-    """A published state of training."""
+    """A published training state; `size` is in bytes."""
 
     id: str
     attempt: int
@@ -122,8 +131,8 @@ class Checkpoint(Reply):
     created_at: datetime
 
 
-class Artifact(Reply):
-    """A published file of a job or of a model."""
+class ModelFile(Reply):
+    """A file of a model's bundle; `size` is in bytes, `sha256` in hexadecimal."""
 
     name: str
     media_type: str
@@ -131,24 +140,33 @@ class Artifact(Reply):
     sha256: str
 
 
+class Artifact(ModelFile):
+    """A published file of a job."""
+
+    id: str | None = None
+    attempt: int | None = None
+    created_at: datetime | None = None
+
+
 class Baseline(Reply):
-    """A job that trained the same student on the same data without a teacher."""
+    """The newest job that trained the same student on the same data without a teacher."""
 
     job_id: str
     name: str | None = None
     value: float
     difference: float
+    """The distilled student's value less this one's."""
 
 
 class ReportWarning(Reply):
-    """Something that puts a report's figures in doubt."""
+    """Something found during training that puts the figures of a report in doubt."""
 
     code: str
     message: str
 
 
 class Result(Figures):
-    """What a job came to."""
+    """The result of a job that succeeded."""
 
     job_id: str
     model_id: str | None = None
@@ -158,7 +176,7 @@ class Result(Figures):
 
 
 class DefaultChoice(Reply):
-    """A value that was chosen for a field that a job leaves out."""
+    """The value that was chosen for a field that a job leaves out."""
 
     param: str
     value: Any
@@ -166,7 +184,7 @@ class DefaultChoice(Reply):
 
 
 class DeviceEstimate(Reply):
-    """What a job will take on one kind of device."""
+    """Estimated memory and time of a job on one kind of device."""
 
     device: str
     memory_bytes: int
@@ -176,7 +194,7 @@ class DeviceEstimate(Reply):
 
 
 class Estimate(Reply):
-    """What a job will take, as far as can be told before it runs."""
+    """Estimated memory and time of a job; None where only a worker can determine it."""
 
     memory_bytes: int
     seconds: float | None
@@ -188,10 +206,12 @@ class Estimate(Reply):
 
 
 class Validation(Reply):
-    """What would become of a job."""
+    """The check of a job: the job as it would be stored, or every field that is wrong."""
 
     valid: bool
     errors: list[FieldProblem] = []
+    more_errors: int = 0
+    """Number of wrong fields that `errors` leaves out."""
     spec: dict[str, Any] | None = None
     steps_per_epoch: int | None = None
     total_steps: int | None = None
@@ -202,10 +222,11 @@ class Validation(Reply):
 
 
 class File(Reply):
-    """An uploaded file."""
+    """An uploaded file; `size` is in bytes, `sha256` in hexadecimal."""
 
     id: str
     name: str
+    format: str | None = None
     size: int
     sha256: str
     created_at: datetime
@@ -220,31 +241,39 @@ class Part(Reply):
 
 
 class Upload(Reply):
-    """A file on its way in."""
+    """An upload in parts."""
 
     id: str
     name: str
     status: str
+    size: int | None = None
+    sha256: str | None = None
     parts: list[Part] = []
     max_part_bytes: int
+    file_id: str | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
 class StoredModel(Reply):
-    """A teacher or student whose bundle the service keeps."""
+    """A teacher or student that the service keeps; lists leave out `report` and `children`."""
 
     id: str
     name: str | None = None
     job_id: str | None = None
+    file_id: str | None = None
     teacher_id: str | None = None
+    format: str | None = None
     parameters: int | None
     config: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
-    files: list[Artifact] = []
+    children: list[str] = []
+    files: list[ModelFile] = []
     created_at: datetime
 
 
 class Modules(Reply):
-    """Module paths of a model's network; `source` says where they come from: architecture, tensors or none."""
+    """Module paths of a model's network; `source` is one of architecture, tensors and none."""
 
     model_id: str
     source: str
@@ -261,18 +290,21 @@ class CatalogPaper(Reply):
 
 
 class CatalogOption(Reply):
-    """One thing that a job can choose."""
+    """A loss, optimizer, schedule or student that a job can choose."""
 
     group: str
     kind: str
     description: str
+    equation: str | None = None
+    applies: str | None = None
+    tasks: list[str] | None = None
     paper: CatalogPaper | None = None
     defaults: dict[str, Any]
     json_schema: dict[str, Any]
 
 
 class Key(Reply):
-    """An API key; `key` itself is shown once, when it is made."""
+    """An API key; `key` itself is only in the answer to its creation."""
 
     id: str
     name: str

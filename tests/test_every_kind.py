@@ -18,8 +18,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.hugging_face import is_model_file
 from app.recipe.tasks.task import ALL_TASKS
-from stillhouse.client import Client
-from stillhouse.objects import Job
+from stillhouse import Client, Job
 from tests import kinds
 from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
 from tests.stillhouse.process import environment, running

@@ -26,10 +26,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.model import ModelConfig
-from stillhouse import documents
-from stillhouse.client import Client
-from stillhouse.local_data import send_data
-from stillhouse.objects import Job
+from stillhouse import Client, Job, documents
 from tests.stillhouse.process import environment, running
 from worker.errors import UserError
 from worker.students import timm_network
@@ -72,9 +69,7 @@ class Service(NamedTuple):
 
     def read(self, name: str, *assignments: str) -> dict[str, Any]:
         """A job file as the command line sends it."""
-        return send_data(
-            lambda path: self.client.upload(path).id, documents.read(EXAMPLES / name, assignments), self.folder
-        )
+        return self.client.upload_data(documents.read(EXAMPLES / name, assignments), folder=self.folder)
 
     def finished(self, name: str, *assignments: str) -> Job:
         """A job of two steps, when it is done."""

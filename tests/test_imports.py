@@ -22,6 +22,11 @@ def test_the_import_contracts_hold() -> None:
     ("module", "unwanted"),
     [
         pytest.param("app.main", ["torch", "triton", "onnxruntime", "sklearn"], id="the API starts without torch"),
+        pytest.param(
+            "stillhouse",
+            ["app", "worker", "fastapi", "sqlalchemy", "numpy", "torch", "typer", "yaml"],
+            id="the client speaks HTTP only",
+        ),
         pytest.param("stillhouse.cli.main", ["torch", "sqlalchemy", "fastapi"], id="the command line speaks HTTP only"),
         pytest.param("app.recipe.job", ["torch", "numpy", "sqlalchemy"], id="the contract computes nothing"),
         pytest.param(

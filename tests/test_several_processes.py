@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stillhouse.client import Client
-from stillhouse.objects import Job
+from stillhouse import Client, Job
 from tests import kinds
 from tests.servers.ports import reserved_port
 from tests.stillhouse.process import STILLHOUSE, environment, running

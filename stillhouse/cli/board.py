@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from stillhouse import Client, Job
 from stillhouse.cli import views
-from stillhouse.client import Client
-from stillhouse.objects import Job
 
 POLL_SECONDS = 0.3
 PLAIN_SHARE = 0.2

@@ -23,10 +23,8 @@ from app.core.errors import Unavailable
 from app.core.nvml import list_gpus
 from app.core.settings import Settings
 from app.core.store import Store
-from stillhouse import connection
+from stillhouse import Client, ClientError, connection
 from stillhouse.cli import schema, views
-from stillhouse.client import Client
-from stillhouse.errors import ClientError
 
 LITTLE_DISK_BYTES = 5 << 30
 LIBRARIES = {

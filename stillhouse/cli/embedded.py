@@ -23,10 +23,9 @@ from app.core import logs, migrate
 from app.core.connection import connection_class
 from app.core.settings import Settings
 from app.main import create_app
-from stillhouse import connection
+from stillhouse import ClientError, connection
 from stillhouse.cli import schema
 from stillhouse.connection import Connection
-from stillhouse.errors import ClientError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

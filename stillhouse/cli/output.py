@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stillhouse.errors import ClientError, ServiceError
+from stillhouse import ClientError, ServiceError
 
 INTERRUPTED = 130
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]

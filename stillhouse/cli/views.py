@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.recipe import report
-from stillhouse import results
-from stillhouse.objects import (
+from stillhouse import (
     Artifact,
     CatalogOption,
     DefaultChoice,
@@ -21,6 +20,7 @@ from stillhouse.objects import (
     File,
     Job,
     Key,
+    ModelFile,
     Modules,
     Remark,
     Result,
@@ -28,6 +28,7 @@ from stillhouse.objects import (
     StoredModel,
     Validation,
 )
+from stillhouse.cli import results
 
 COLOURS = {
     **{"succeeded": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "cancelling": "yellow"},
@@ -162,7 +163,7 @@ def still_running(jobs: Sequence[Job]) -> RenderableType:
     return Text(f"No longer watching; {goes}. Watch again: stillhouse watch {ids}\nEnd: {cancel}")
 
 
-def files(items: Sequence[Artifact]) -> Table:
+def files(items: Sequence[ModelFile]) -> Table:
     """Files with sizes and digests."""
     rows = table("file", "size", "sha256")
     for item in items:

@@ -33,7 +33,7 @@ from app.projects.keys import new_key
 from app.projects.schemas import KeyRequest
 from app.projects.service import create_key
 from app.projects.tables import Project
-from stillhouse.client import Client
+from stillhouse import Client
 from tests.app.jobs.builders import CONFIG
 
 Result = TypeVar("Result")

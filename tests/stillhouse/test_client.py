@@ -6,13 +6,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from app.catalog.endpoints import GROUPS
 from app.recipe.losses import LOSSES
-from stillhouse.client import BadRequest, Client, ServiceError, Unreachable
-from stillhouse.transport import pause_seconds
+from stillhouse import BadRequest, Client, Job, ServiceError, Unreachable
 from tests.stillhouse.conftest import LiveService, answer, cut_off, job_document, tell
 
 
@@ -31,7 +29,7 @@ def test_a_job_is_submitted_found_and_listed(client: Client, spec: dict[str, Any
 
 def test_lists_go_through_all_pages_and_stop_at_the_limit(client: Client, spec: dict[str, Any]) -> None:
     made = [client.submit(spec | {"seed": seed}).id for seed in range(5)]
-    listed = [job.id for job in client._pages("/v1/jobs", type(client.job(made[0])), {}, None, page_size=2)]
+    listed = [job.id for job in client._pages(Job, "/v1/jobs", {}, None, page_size=2)]
     assert listed == made[::-1]
     assert [job.id for job in client.jobs(limit=3)] == made[::-1][:3]
 
@@ -81,16 +79,6 @@ def test_a_service_that_stays_busy_is_given_up(service: LiveService, client: Cli
     with pytest.raises(ServiceError, match="503"):
         list(client.jobs())
     assert not service.faults.plan
-
-
-def test_pauses_grow_unless_the_service_names_one() -> None:
-    asked = httpx.Response(503, headers={"Retry-After": "7"})
-    assert pause_seconds(0, asked) == 7.0
-    assert pause_seconds(0, httpx.Response(503, headers={"Retry-After": "999999"})) == 60.0
-    assert pause_seconds(0, httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0.0
-    assert pause_seconds(0, httpx.Response(503, headers={"Retry-After": "soon"})) == 1.0
-    assert 0.15 <= pause_seconds(0) <= 0.25
-    assert 1.2 <= pause_seconds(3) <= 2.0
 
 
 def test_errors_carry_every_wrong_field_and_the_request(client: Client) -> None:

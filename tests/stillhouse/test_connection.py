@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse import connection
+from app.core.settings import Settings
+from stillhouse import Unreachable, connection
 from stillhouse.connection import Connection
-from stillhouse.errors import Unreachable
 
 OWN = Connection(url="http://127.0.0.1:8420", key="still_own")
 
@@ -61,3 +61,17 @@ def test_a_damaged_file_counts_as_none(data_dir: Path) -> None:
     (data_dir / "client.json").write_text('{"url": 3')
     with pytest.raises(Unreachable):
         connection.find()
+
+
+def test_the_data_folder_is_the_services(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connection.data_dir() == Settings().data_dir == data_dir
+    monkeypatch.setenv("STILLHOUSE_DATA_DIR", "")
+    assert connection.data_dir() == Settings().data_dir
+    monkeypatch.delenv("STILLHOUSE_DATA_DIR")
+    assert connection.data_dir() == Settings().data_dir
+
+
+def test_the_data_folder_is_made_where_only_the_connection_lies_in_it(data_dir: Path) -> None:
+    connection.write(data_dir / "new", OWN)
+    assert connection.read(data_dir / "new") == OWN
+    assert (data_dir / "new").stat().st_mode & 0o777 == 0o700

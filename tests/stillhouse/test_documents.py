@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse import documents
-from stillhouse.errors import BadRequest
+from stillhouse import BadRequest, documents
 
 CONFIG = {"architecture": {"architecture": "mlp"}, "classes": 2}
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stillhouse.client import BadRequest, Client
-from stillhouse.local_data import send_data
+from stillhouse import BadRequest, Client
+from stillhouse.local_data import find
 from stillhouse.packing import pack
 from tests.stillhouse.conftest import job_document
 
@@ -70,29 +71,42 @@ def test_a_folder_that_is_no_set_of_pictures_is_refused(names: list[str], says: 
     assert says in str(refused.value)
 
 
-def test_paths_become_ids_and_the_format_is_filled_in(pets: Path) -> None:
-    sent: list[str] = []
-
-    def upload(path: Path) -> str:
-        sent.append(path.name)
-        return f"file_{len(sent)}"
-
+def test_paths_become_ids_and_the_format_is_filled_in(pets: Path, tmp_path: Path) -> None:
     told: list[str] = []
     document: dict[str, Any] = {"name": "a", "data": {"train": "pets", "eval": "file_0", "classes": 2}}
-    result = send_data(upload, document, pets.parent, told.append)
-    assert result == {
+    found = find(document, pets.parent, scratch(tmp_path), told.append)
+    assert {field: path.name for field, path in found.files.items()} == {"train": "pets.tar"}
+    assert found.replaced({"train": "file_1"}) == {
         "name": "a",
         "data": {"train": "file_1", "eval": "file_0", "classes": 2, "format": "image-folder"},
     }
-    assert sent == ["pets.tar"]
     assert "packed 3 files" in told[0]
     assert document["data"]["train"] == "pets"
 
 
-def test_a_folder_for_another_format_is_refused(pets: Path) -> None:
+def test_two_folders_of_one_name_are_two_archives(pets: Path, tmp_path: Path) -> None:
+    shutil.copytree(pets, tmp_path / "other" / "pets")
+    (tmp_path / "other" / "pets" / "dogs" / "2.png").write_bytes(b"one more")
+    found = find({"data": {"train": "pets", "eval": "other/pets"}}, tmp_path, scratch(tmp_path))
+    assert [len(members(path)) for path in found.files.values()] == [3, 4]
+
+
+@pytest.mark.parametrize("data", [None, 3, "pets", {}, {"train": 3}, {"train": "file_1"}])
+def test_what_names_no_path_is_left_to_the_service(data: object, tmp_path: Path) -> None:
+    document = {"data": data}
+    found = find(document, tmp_path, scratch(tmp_path))
+    assert (found.files, found.replaced({})) == ({}, document)
+
+
+def scratch(folder: Path) -> Path:
+    (folder / "scratch").mkdir()
+    return folder / "scratch"
+
+
+def test_a_folder_for_another_format_is_refused(pets: Path, tmp_path: Path) -> None:
     document = {"data": {"train": str(pets), "format": "csv"}}
     with pytest.raises(BadRequest, match=r"image-folder, and data\.format is csv"):
-        send_data(lambda path: "file_1", document, pets.parent)
+        find(document, pets.parent, scratch(tmp_path))
 
 
 def test_the_python_client_sends_local_data_too(client: Client, data_file: Path) -> None:

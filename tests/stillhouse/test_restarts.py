@@ -24,8 +24,7 @@ from app.core.store import Store
 from app.jobs import leases, publishing, reporting
 from app.jobs.leases import Lease, StoredFile
 from app.projects.keys import new_key
-from stillhouse import transfer
-from stillhouse.client import Client, ServiceError, Unreachable
+from stillhouse import Client, ServiceError, Unreachable, local_files
 from tests.app.jobs.builders import CONFIG
 from tests.stillhouse.conftest import job_document
 from tests.stillhouse.process import environment
@@ -172,7 +171,7 @@ def test_watching_leaves_a_service_that_is_frozen(
     restarted: Restarted, client: Client, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A half-open connection: nothing comes, and nobody says that it is over."""
-    monkeypatch.setattr("stillhouse.client.SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr("stillhouse.synchronous.event_stream.SILENCE_SECONDS", 1.0)
     job = client.submit(job_document(client.upload(data_file).id))
     lease = restarted.claim()
     watching = Watching(client, job.id)
@@ -206,7 +205,7 @@ def test_what_can_not_pass_by_itself_is_told_at_once(restarted: Restarted, clien
 def test_transfers_go_on_when_the_service_was_restarted(
     restarted: Restarted, client: Client, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "PART_BYTES", 2000)
+    monkeypatch.setattr(local_files, "PART_BYTES", 2000)
     restarts = iter([restarted.kill, lambda: threading.Timer(0.5, restarted.start).start()])
 
     def disturb(done: int, total: int) -> None:

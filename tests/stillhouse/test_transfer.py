@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse import transfer
-from stillhouse.client import BadRequest, Client, ServiceError, TransferError
-from stillhouse.objects import Artifact
-from stillhouse.transfer import part_bytes, safe_name
+from stillhouse import Artifact, BadRequest, Client, ServiceError, TransferError, local_files
+from stillhouse.local_files import Download, part_bytes, safe_name
 from tests.stillhouse.conftest import LiveService, answer, cut_off, ignore_range, job_document, spoil
 
 WEIGHTS = np.random.default_rng(0).bytes(3_000_000)
@@ -21,7 +19,7 @@ WEIGHTS = np.random.default_rng(0).bytes(3_000_000)
 def test_a_file_is_sent_in_parts_with_digests(
     service: LiveService, client: Client, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "PART_BYTES", 1000)
+    monkeypatch.setattr(local_files, "PART_BYTES", 1000)
     seen: list[tuple[int, int]] = []
     file = client.upload(data_file, progress=lambda done, total: seen.append((done, total)))
     size = data_file.stat().st_size
@@ -44,18 +42,17 @@ def test_the_same_file_is_not_sent_twice(service: LiveService, client: Client, d
 def test_a_broken_upload_goes_on_where_it_stopped(
     service: LiveService, client: Client, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "PART_BYTES", 1000)
+    monkeypatch.setattr(local_files, "PART_BYTES", 1000)
     service.faults.next("/parts/3", cut_off(-1))
     with (
         Client(service.url, service.key, outage_seconds=0.0) as impatient,
-        pytest.raises(TransferError, match="--resume upload_") as broken,
+        pytest.raises(TransferError, match="resume it by its id upload_") as broken,
     ):
         impatient.upload(data_file)
-    resume = str(broken.value).rsplit(" ", 1)[1]
     before = len(service.faults.seen)
-    file = client.upload(data_file, resume=resume)
+    file = client.upload(data_file, resume=broken.value.upload_id)
     sent = [path for method, path, _ in service.faults.seen[before:] if method == "PUT"]
-    assert file.sha256 == transfer.sha256_of(data_file)
+    assert file.sha256 == local_files.sha256_of(data_file)
     assert not any(path.endswith(("/1", "/2")) for path in sent)
     assert sent
 
@@ -77,7 +74,7 @@ def test_what_is_no_data_is_refused_with_the_services_reason(client: Client, tmp
 def test_parts_are_large_enough_for_huge_files_and_never_larger_than_allowed() -> None:
     assert part_bytes(1, 64 << 20) == 8 << 20
     assert part_bytes(16 << 30, 64 << 20) == 8 << 20
-    assert -(-(100 << 30) // part_bytes(100 << 30, 64 << 20)) <= transfer.MOST_PARTS
+    assert -(-(100 << 30) // part_bytes(100 << 30, 64 << 20)) <= local_files.MOST_PARTS
     assert part_bytes(1, 1 << 20) == 1 << 20
 
 
@@ -161,12 +158,12 @@ def test_an_unknown_artifact_is_named(client: Client, finished: str, tmp_path: P
     "name",
     ["", ".", "..", "../up", "a/..", "a/", "a//b", "a/b/c", "/etc/passwd", "a\\b", "c:x", ".hidden", "a\0b", "a\nb"],
 )
-def test_names_that_leave_the_folder_are_refused(name: str, tmp_path: Path, client: Client) -> None:
+def test_names_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadRequest):
         safe_name(name)
     item = Artifact(name=name, media_type="x/y", size=1, sha256="0" * 64)
     with pytest.raises(BadRequest):
-        transfer.download(client._transport, "/v1/x", item, tmp_path)
+        Download(item, tmp_path)
 
 
 def test_a_models_files_can_be_fetched_and_models_registered(

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from stillhouse import transfer
+from stillhouse import Job, local_files
 from stillhouse.cli.output import CommandOutput, err
-from stillhouse.objects import Job
 
 JobId = Annotated[str, typer.Argument(help="A job's id, job_…", show_default=False)]
 JobFile = Annotated[
@@ -34,7 +33,7 @@ def transfers() -> Progress:
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
-def bar(bars: Progress, name: str, size: int) -> transfer.Progress:
+def bar(bars: Progress, name: str, size: int) -> local_files.Progress:
     """The bar of one file."""
     task = bars.add_task(name, total=size)
     return lambda done, _: bars.update(task, completed=done)

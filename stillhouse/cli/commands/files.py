@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
+from stillhouse import BadRequest, Client, ModelFile
 from stillhouse.cli import views
 from stillhouse.cli.commands.common import Limit, Outage, bar, transfers
 from stillhouse.cli.commands.root import app
 from stillhouse.cli.output import CommandOutput, command
-from stillhouse.client import Client
-from stillhouse.errors import BadRequest
-from stillhouse.objects import Artifact
-from stillhouse.transport import OUTAGE_SECONDS
+from stillhouse.retries import OUTAGE_SECONDS
 
 
 @command(app)
@@ -42,7 +41,7 @@ def download(
     return CommandOutput(data, views.show(Text("\n".join(map(str, paths)))))
 
 
-def _files_of(client: Client, source: str) -> list[Artifact]:
+def _files_of(client: Client, source: str) -> Sequence[ModelFile]:
     return client.model(source).files if source.startswith("model_") else client.artifacts(source)
 
 
@@ -51,7 +50,7 @@ def _why_none(client: Client, source: str) -> str:
     return "" if source.startswith("model_") else f": it is {client.job(source).status}"
 
 
-def _fetch_all(fetch: Any, source: str, items: list[Artifact], folder: Path) -> list[Path]:
+def _fetch_all(fetch: Any, source: str, items: Sequence[ModelFile], folder: Path) -> list[Path]:
     paths = []
     with transfers() as bars:
         for item in items:

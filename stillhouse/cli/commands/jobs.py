@@ -10,14 +10,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from stillhouse import documents, local_data
+from stillhouse import Client, Job, Result, documents
 from stillhouse.cli import board, views
 from stillhouse.cli.commands.common import Assignments, JobFile, JobId, Limit, Outage, status_of
 from stillhouse.cli.commands.root import app
 from stillhouse.cli.output import INTERRUPTED, CommandOutput, LineOutput, command, err
-from stillhouse.client import Client
-from stillhouse.objects import Job, Result
-from stillhouse.transport import OUTAGE_SECONDS
+from stillhouse.retries import OUTAGE_SECONDS
 
 MOST_POINTS = 10_000
 """So many steps of a series are told apart."""
@@ -26,9 +24,7 @@ MOST_POINTS = 10_000
 def _read(client: Client, file: Path, assignments: list[str] | None) -> dict[str, Any]:
     """The job of a file, its local data sent ahead."""
     document = documents.read(file, assignments or ())
-    return local_data.send_data(
-        lambda path: client.upload(path).id, document, file.parent, lambda line: err.print(line, style="dim")
-    )
+    return client.upload_data(document, folder=file.parent, tell=lambda line: err.print(line, style="dim"))
 
 
 @command(app)

@@ -9,13 +9,11 @@ import typer
 from rich.text import Text
 
 from app.recipe.students.hugging_face import is_model_file
-from stillhouse import documents
+from stillhouse import BadRequest, Client, documents
 from stillhouse.cli import views
 from stillhouse.cli.commands.common import Limit
 from stillhouse.cli.commands.root import app
 from stillhouse.cli.output import CommandOutput, command, err
-from stillhouse.client import Client
-from stillhouse.errors import BadRequest
 
 ModelId = Annotated[str, typer.Argument(help="A model's id, model_…", show_default=False)]
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from stillhouse import BadRequest, Client
 from stillhouse.cli import views
 from stillhouse.cli.commands.root import app, keys
 from stillhouse.cli.output import CommandOutput, LineOutput, command
-from stillhouse.client import Client
 from stillhouse.connection import Connection
-from stillhouse.errors import BadRequest
 
 if TYPE_CHECKING:
     from app.core.settings import Settings

@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stillhouse import connection
+from stillhouse import Client, connection
 from stillhouse.cli.embedded import address
-from stillhouse.client import Client
 from tests.stillhouse.conftest import job_document
 from tests.stillhouse.process import STILLHOUSE, environment, running
 

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from app.core.settings import Settings
+from stillhouse import Client, ServiceError
 from stillhouse.cli.main import app
-from stillhouse.client import Client, ServiceError
 from tests.stillhouse.conftest import LiveService, job_document, tell
 
 Run = Callable[..., Result]

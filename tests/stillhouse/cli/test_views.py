@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from stillhouse import Job, StoredModel, Validation
 from stillhouse.cli import views
-from stillhouse.objects import Job, StoredModel, Validation
 
 
 def printed(view: RenderableType) -> str:

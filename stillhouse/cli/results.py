@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stillhouse.objects import Figures, Result
+from stillhouse import Figures, Result
 
 LISTED_FILES = 12
 

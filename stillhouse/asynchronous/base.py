@@ -1,0 +1,56 @@
+"""Pieces that all parts of the client share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from copy import copy
+from typing import Any, Self, TypeVar
+
+from stillhouse.asynchronous.transport import AsyncTransport
+from stillhouse.objects import Reply
+from stillhouse.requests import given
+
+AnyReply = TypeVar("AnyReply", bound=Reply)
+
+
+class AsyncApi:
+    """Base of the client's parts: requests whose answers are objects."""
+
+    _transport: AsyncTransport
+
+    def patient(self, until: float | None = None) -> Self:
+        """The same client, whose repeatable requests outlast restarts of the service.
+
+        Args:
+            until: A time of `time.monotonic()` after which requests are no longer repeated; None: `outage_seconds`
+                alone limits them.
+
+        Returns:
+            A client on the same connections. Raises nothing.
+        """
+        patient = copy(self)
+        patient._transport = self._transport.patient(until)
+        return patient
+
+    async def _one(self, kind: type[AnyReply], method: str, path: str, **options: Any) -> AnyReply:
+        """The object that a request is answered with."""
+        return kind.model_validate(await self._transport.json(method, path, **options))
+
+    async def _list(self, kind: type[AnyReply], path: str, **params: Any) -> list[AnyReply]:
+        """The objects of a list that comes whole."""
+        page = await self._transport.json("GET", path, params=given(params))
+        return [kind.model_validate(item) for item in page["data"]]
+
+    async def _pages(
+        self, kind: type[AnyReply], path: str, filters: dict[str, Any], limit: int | None, page_size: int = 100
+    ) -> AsyncIterator[AnyReply]:
+        """The objects of all pages of a list, at most `limit`."""
+        left, after = limit, None
+        while left is None or left > 0:
+            params = given(filters | {"after": after, "limit": min(page_size, left or page_size)})
+            page = await self._transport.json("GET", path, params=params)
+            for item in page["data"]:
+                yield kind.model_validate(item)
+            if not page["has_more"]:
+                return
+            after, left = page["last_id"], None if left is None else left - len(page["data"])

@@ -1,0 +1,112 @@
+"""The client's part for models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from stillhouse.asynchronous import transfer
+from stillhouse.asynchronous.base import AsyncApi
+from stillhouse.errors import TransferError
+from stillhouse.local_files import Progress, no_progress
+from stillhouse.objects import Modules, StoredModel
+from stillhouse.requests import Document, given, resource
+
+
+class AsyncModelsApi(AsyncApi):
+    """Models. Every method raises `ServiceError` (404 for an unknown id) and `Unreachable`, and what it names."""
+
+    def models(self, *, limit: int | None = None) -> AsyncIterator[StoredModel]:
+        """List models, newest first, without their reports; pages are requested as they are needed.
+
+        Args:
+            limit: At most so many; None: all.
+
+        Returns:
+            An iterator, which raises `ServiceError` and `Unreachable`.
+        """
+        return self._pages(StoredModel, "/v1/models", {}, limit)
+
+    async def model(self, model_id: str) -> StoredModel:
+        """A model, with its configuration, report and files."""
+        return await self._one(StoredModel, "GET", resource("models", model_id))
+
+    async def modules(self, model_id: str) -> Modules:
+        """Paths of the modules of a model's network, as losses on features name them."""
+        return await self._one(Modules, "GET", resource("models", model_id, "modules"))
+
+    async def register_model(
+        self,
+        file_id: str,
+        config: Document,
+        name: str | None = None,
+        *,
+        checkpoint_key: str | None = None,
+        key_map: Document | str | None = None,
+    ) -> StoredModel:
+        """Make a model of a file of weights.
+
+        Args:
+            file_id: The uploaded file: safetensors, or what `torch.save` wrote.
+            config: Description of the weights: architecture, input, preprocessing and classes.
+            name: Name of the model; names may repeat.
+            checkpoint_key: Where the weights lie in what `torch.save` wrote, such as `state_dict`.
+            key_map: Renames of the weights (`strip`, `drop`, `rename`), or the name of a known map.
+
+        Returns:
+            The model.
+
+        Raises:
+            ServiceError: The weights do not fit the description (422).
+        """
+        body = {"file": file_id, "config": config, "name": name, "checkpoint_key": checkpoint_key, "key_map": key_map}
+        return await self._one(StoredModel, "POST", "/v1/models", json=given(body))
+
+    async def register_folder(
+        self, files: Mapping[str, str], config: Document | None = None, name: str | None = None
+    ) -> StoredModel:
+        """Make a model of a folder in the Hugging Face layout.
+
+        Args:
+            files: Ids of uploaded files by their name in the folder.
+            config: Description of the weights; None: the folder's own.
+            name: Name of the model; names may repeat.
+
+        Returns:
+            The model.
+
+        Raises:
+            ServiceError: A file is missing or of no use in such a folder (422).
+        """
+        body = given({"files": dict(files), "config": config, "name": name})
+        return await self._one(StoredModel, "POST", "/v1/models", json=body)
+
+    async def delete_model(self, model_id: str) -> None:
+        """Delete a model.
+
+        Raises:
+            ServiceError: A job that is not final uses it (409).
+        """
+        await self._transport.send("DELETE", resource("models", model_id))
+
+    async def download_model(self, model_id: str, name: str, folder: Path, *, progress: Progress = no_progress) -> Path:
+        """Download a file of a model's bundle and verify its sha256; an earlier try that broke off is continued.
+
+        Args:
+            model_id: The model.
+            name: Name of the file; a folder in it is made.
+            folder: Folder to write to; it is made where it does not exist.
+            progress: Called with the bytes that have arrived and the size of the file.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            TransferError: There is no such file, the download broke off, or the digest is wrong.
+            BadRequest: The name would leave the folder.
+        """
+        item = next((item for item in (await self.patient().model(model_id)).files if item.name == name), None)
+        if item is None:
+            raise TransferError(f"model {model_id} has no file {name!r}")
+        url = resource("models", model_id, "files", item.name)
+        return await transfer.download(self._transport, url, item, folder, progress=progress)

@@ -1,0 +1,109 @@
+# Made from stillhouse/asynchronous/transport.py by scripts/sync_client.py; change that and run it again.
+"""One HTTP session with the service: key, time-outs, retries, and errors as exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from typing import Any, ParamSpec, Self, TypeVar
+
+import httpx
+from tenacity import Retrying
+
+from stillhouse.connection import Connection
+from stillhouse.errors import Unreachable
+from stillhouse.replies import checked
+from stillhouse.retries import OUTAGE_SECONDS, RetryPolicy
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+CONNECT_SECONDS = 5.0
+
+
+class Transport:
+    """Sends requests and repeats them by its policy; `patient` gives one that outlasts restarts of the service."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        retries: int = 3,
+        timeout_seconds: float = 30.0,
+        outage_seconds: float = OUTAGE_SECONDS,
+    ) -> None:
+        self.url = connection.url
+        self._policy = RetryPolicy(retries, outage_seconds)
+        self._http = httpx.Client(
+            base_url=connection.url,
+            headers={"Authorization": f"Bearer {connection.key}", "User-Agent": "stillhouse-client"},
+            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def patient(self, until: float | None = None) -> Self:
+        """The same session with a patient policy (see `RetryPolicy`)."""
+        patient = copy(self)
+        patient._policy = replace(self._policy, patient=True, until=until)
+        return patient
+
+    def json(self, method: str, path: str, **options: Any) -> Any:
+        """Send a request and return the decoded body, None when it is empty. Raises as `send`."""
+        response = self.send(method, path, **options)
+        return response.json() if response.content else None
+
+    def send(self, method: str, path: str, *, repeatable: bool | None = None, **options: Any) -> httpx.Response:
+        """Send a request whose answer fits in memory, and repeat it by the policy.
+
+        Raises `ServiceError` when the service refuses it, `Unreachable` when no answer comes.
+        """
+        strategies = self._policy.of_request(method, options.get("headers") or {}, repeatable)
+        try:
+            response: httpx.Response = Retrying(**strategies)(self.send_once, method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+        return response
+
+    def send_once(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request once. Raises `ServiceError` and `httpx.TransportError`."""
+        return checked(self._http.request(method, path, **options))
+
+    def outlast(
+        self,
+        operation: Callable[Arguments, Answer],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call `operation` until it succeeds, through one outage of the service.
+
+        Raises its `ServiceError` when that can't pass by itself or the outage lasts too long, `Unreachable` when no
+        connection lasts.
+        """
+        try:
+            answer: Answer = Retrying(**self._policy.of_outage())(operation, *arguments, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        return answer
+
+    @contextmanager
+    def stream(
+        self, path: str, headers: dict[str, str], *, redirects: bool = False, silence_seconds: float | None = None
+    ) -> Iterator[httpx.Response]:
+        """GET an answer that is read piece by piece; the key is not sent along when a redirect leads elsewhere.
+
+        Reading raises `httpx.ReadTimeout` after `silence_seconds` (by default the session's time-out) of silence.
+        """
+        timeout = (
+            self._http.timeout if silence_seconds is None else httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS)
+        )
+        with self._http.stream("GET", path, headers=headers, follow_redirects=redirects, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+            yield checked(response)
+
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        return Unreachable(f"{self.url} does not answer: {str(error) or type(error).__name__}")
