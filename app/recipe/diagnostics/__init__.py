@@ -24,14 +24,12 @@ def parts_of(held_out: int, diagnostic: DiagnosticSpec) -> tuple[int, int]:
     return fitted, held_out - fitted
 
 
-def diagnostic_problems(
-    diagnostics: Sequence[DiagnosticSpec], task: Task, held_out: int | None
-) -> Iterator[Problem]:
+def diagnostic_problems(diagnostics: Sequence[DiagnosticSpec], task: Task, held_out: int | None) -> Iterator[Problem]:
     """Diagnostics that make no sense for a task, or for so many held-out samples (None: not known yet)."""
     for index, diagnostic in enumerate(diagnostics):
         path = f"evaluation.diagnostics[{index}]"
         if task not in diagnostic.tasks:
-            kind = diagnostic.model_fields["kind"].default
+            kind = type(diagnostic).model_fields["kind"].default
             yield Problem(f"{path}.kind", f"{kind} is not for {task}", "a diagnostic for this task, or none")
         elif held_out is not None:
             yield from diagnostic.problems(path, parts_of(held_out, diagnostic)[1])

@@ -31,6 +31,8 @@ class Calibration(DiagnosticSpec):
     def problems(self, path: str, judged: int) -> Iterator[Problem]:
         """Fewer samples than bins."""
         if judged < self.bins:
-            found = f"is {self.bins}, and {judged} held-out samples are left to measure on, the others fit a temperature"
+            found = (
+                f"is {self.bins}, and {judged} held-out samples are left to measure on: the others fit the temperature"
+            )
             fewer = f"at most {judged}, or " if judged >= 2 else ""
             yield Problem(f"{path}.bins", found, f"{fewer}{2 * self.bins} held-out samples or more")

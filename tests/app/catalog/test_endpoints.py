@@ -8,6 +8,7 @@ from app.catalog.endpoints import GROUPS
 from app.recipe.data.augmentation import Augment
 from app.recipe.data.sources import AnyData
 from app.recipe.data.tokenizers import Tokenizer
+from app.recipe.diagnostics import Diagnostic
 from app.recipe.losses import Loss
 from app.recipe.methods.generation import Generation
 from app.recipe.optimizers import Optimizer, Schedule
@@ -25,6 +26,7 @@ UNIONS = {
     "formats": AnyData,
     "teacher-caches": TeacherCache,
     "generations": Generation,
+    "diagnostics": Diagnostic,
 }
 
 
