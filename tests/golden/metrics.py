@@ -29,7 +29,7 @@ def calibration(case: Case) -> Iterator[Comparison]:
     for name, measure in measures.items():
         yield Comparison("calibration", name, measure(logits, labels), case.outputs[name])
     table = equal_width_bins(*classification.choices(logits, labels), bins)
-    told = {"mce": table.largest_error(), "bin_count": table.count}
+    told = {"mce": table.largest_error(), "bin_count": table.samples}
     told |= {"bin_conf": table.confidence, "bin_acc": table.accuracy}
     temperature = torch.tensor(fit_temperature(logits, labels).value, dtype=torch.float64)
     told["nll_at_best"] = classification.negative_log_likelihood(logits / temperature, labels)

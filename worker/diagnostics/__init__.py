@@ -84,7 +84,7 @@ def split_held_out(held_out: HeldOutPart, one: DiagnosticSpec, seed: int) -> tup
 
 def _taken(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
     samples, teacher = held_out
-    rows = None if teacher is None else teacher.unflatten(0, (samples.samples, -1))[chosen].flatten(0, 1)
+    rows = None if teacher is None else teacher.reshape(samples.samples, -1, teacher.shape[-1])[chosen].flatten(0, 1)
     return HeldOutPart(samples.take_samples(chosen.to(samples.storage_device)), rows)
 
 

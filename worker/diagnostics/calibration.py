@@ -106,9 +106,9 @@ def _rows(name: str, tables: Mapping[str, ReliabilityBins]) -> Iterator[dict[str
     """Bins with samples, numbered from 1."""
     for kind, table in tables.items():
         columns = (each.tolist() for each in table)
-        for number, (count, confidence, accuracy) in enumerate(zip(*columns, strict=True), start=1):
-            if count:
-                row = {"model": name, "bins": kind, "bin": number, "samples": count}
+        for number, (samples, confidence, accuracy) in enumerate(zip(*columns, strict=True), start=1):
+            if samples:
+                row = {"model": name, "bins": kind, "bin": number, "samples": samples}
                 yield row | {"confidence": confidence, "accuracy": accuracy}
 
 
@@ -128,7 +128,7 @@ def draw_reliability(models: Mapping[str, Mapping[str, ReliabilityBins]], path: 
 
 def _draw(axes: Axes, name: str, tables: Mapping[str, ReliabilityBins]) -> None:
     wide, full = tables["equal-width"], tables["equal-mass"]
-    bins = len(wide.count)
+    bins = len(wide.samples)
     axes.plot((0, 1), (0, 1), color="0.6", linestyle=":", linewidth=1)
     axes.bar([place / bins for place in range(bins)], wide.accuracy.tolist(), 1 / bins, align="edge", edgecolor="white")
     axes.plot(full.confidence.tolist(), full.accuracy.tolist(), "o", color="C1", markersize=3)

@@ -22,8 +22,8 @@ MOST_STEPS = 100
 class ReliabilityBins(NamedTuple):
     """Bins in the order of their confidences; means of empty bins are 0."""
 
-    count: Tensor
-    """Samples (B,) int64."""
+    samples: Tensor
+    """How many (B,) int64."""
     confidence: Tensor
     """Mean confidence (B,) float64."""
     accuracy: Tensor
@@ -36,11 +36,11 @@ class ReliabilityBins(NamedTuple):
 
     def expected_error(self) -> Tensor:
         """Mean gap, weighted with the samples of each bin."""
-        return (self.gaps * self.count).sum() / self.count.sum()
+        return (self.gaps * self.samples).sum() / self.samples.sum()
 
     def mean_error(self) -> Tensor:
         """Plain mean of the gaps of bins with samples."""
-        return self.gaps.sum() / (self.count > 0).sum()
+        return self.gaps.sum() / (self.samples > 0).sum()
 
     def largest_error(self) -> Tensor:
         """Largest gap."""

@@ -28,7 +28,7 @@ def overconfident(factor: float) -> tuple[Tensor, Tensor]:
 
 def test_bins_of_equal_width_hold_counts_and_means() -> None:
     found = equal_width_bins(CONFIDENCE, CORRECT, 4)
-    assert found.count.tolist() == [0, 1, 3, 1]  # one half belongs to the bin below it
+    assert found.samples.tolist() == [0, 1, 3, 1]  # one half belongs to the bin below it
     assert found.confidence.tolist() == pytest.approx([0, 0.5, 0.65, 0.95])
     assert found.accuracy.tolist() == pytest.approx([0, 0, 2 / 3, 1])
     assert float(found.expected_error()) == pytest.approx((0.5 + 3 * (2 / 3 - 0.65) + 0.05) / 5)
@@ -37,10 +37,10 @@ def test_bins_of_equal_width_hold_counts_and_means() -> None:
 
 def test_bins_of_equal_mass_differ_by_one_sample_at_most() -> None:
     found = equal_mass_bins(CONFIDENCE, CORRECT, 2)
-    assert found.count.tolist() == [3, 2]
+    assert found.samples.tolist() == [3, 2]
     assert found.confidence.tolist() == pytest.approx([(0.5 + 0.55 + 0.65) / 3, 0.85])
     assert float(found.mean_error()) == pytest.approx((abs(1 / 3 - 1.7 / 3) + 0.15) / 2)
-    assert equal_mass_bins(CONFIDENCE, CORRECT, 9).count.tolist() == [1] * 5
+    assert equal_mass_bins(CONFIDENCE, CORRECT, 9).samples.tolist() == [1] * 5
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 3.0, 40.0])
