@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from app.recipe.base import Option
 from app.recipe.data.augmentation import AUGMENTATIONS
+from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.hugging_face import is_model_file
@@ -74,12 +75,15 @@ STUDENT: dict[str, Document] = {
     "pretrained": {"model": "other"},
 }
 """Settings by the architecture of the student."""
+DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}}
+"""What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
 
 def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
     return [option.model_fields[field].default for option in options]
 
 
+DIAGNOSTIC_KINDS = names(DIAGNOSTICS)
 OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.views)
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.views)
 ARCHITECTURES = [name for name in names(STUDENTS, "architecture") if name != "timm"]
@@ -115,6 +119,8 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
+    asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS]
+    yield "every diagnostic", small_job(LABELS, MLP, evaluation={"diagnostics": asked})
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
@@ -203,6 +209,16 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
     assert report["task"] == job.spec["task"]
     taught = [one["name"] for one in job.spec["teachers"] or [job.spec["teacher"]] if one]
     assert list(report["teachers"]) == taught
+
+
+@pytest.mark.timeout(SECONDS)
+def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str, Job], tmp_path: Path) -> None:
+    job = ended["every diagnostic"]
+    told = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())["diagnostics"]
+    assert list(told) == DIAGNOSTIC_KINDS
+    assert all(one["figures"] for one in told.values())
+    pictures = [one["picture"] for one in told.values() if one["picture"]]
+    assert all(service.client.download(job.id, name, tmp_path).read_bytes()[1:4] == b"PNG" for name in pictures)
 
 
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:

@@ -22,6 +22,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
@@ -361,6 +362,7 @@ def test_together_they_show_everything_that_a_job_can_choose() -> None:
         *(loss["kind"] for recipe in (*recipes, *methods, *stages) for loss in recipe["losses"]),
         *(recipe[part]["kind"] for recipe in recipes for part in ("optimizer", "schedule") if part in recipe),
         *(job["student"]["architecture"] for job in jobs),
+        *(one["kind"] for job in jobs for one in job.get("evaluation", {}).get("diagnostics", ())),
     }
-    kinds = {option.model_fields["kind"].default for option in (*LOSSES, *OPTIMIZERS, *SCHEDULES)}
+    kinds = {option.model_fields["kind"].default for option in (*LOSSES, *OPTIMIZERS, *SCHEDULES, *DIAGNOSTICS)}
     assert shown == kinds | {student.model_fields["architecture"].default for student in STUDENTS}

@@ -15,6 +15,7 @@ from app.recipe.base import Spec
 from app.recipe.data.augmentation import AUGMENTATIONS
 from app.recipe.data.sources import FORMATS
 from app.recipe.data.tokenizers import TOKENIZERS
+from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
 from app.recipe.methods.generation import GENERATIONS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
@@ -33,6 +34,7 @@ Group = Literal[
     "tokenizers",
     "teacher-caches",
     "generations",
+    "diagnostics",
 ]
 TAGS = ("architecture", "format", "store", "kind")
 """Fields that tell the options of a group apart."""
@@ -46,6 +48,7 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "tokenizers": TOKENIZERS,
     "teacher-caches": TEACHER_CACHES,
     "generations": GENERATIONS,
+    "diagnostics": DIAGNOSTICS,
 }
 
 
@@ -73,9 +76,9 @@ class OptionView(View):
     equation: str | None
     """Of losses."""
     applies: str | None
-    """What a loss or an optimizer is for, in words."""
+    """What a loss, an optimizer or a diagnostic is for, in words."""
     tasks: list[str] | None
-    """Tasks that a loss, an optimizer or an augmentation is for; none: it does not depend on the task."""
+    """Tasks that a loss, an optimizer, an augmentation or a diagnostic is for; none: it does not depend on the task."""
     paper: PaperView | None
     """Where it comes from; null where there is no paper."""
     defaults: dict[str, Any]

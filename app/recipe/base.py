@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 
 class Paper(NamedTuple):
@@ -76,6 +77,20 @@ class Option(Spec):
 
     model_config = ConfigDict(json_schema_extra=_require_tag)
     paper: ClassVar[Paper | None] = None
+
+
+class OneOf:
+    """Annotates the base class of options: a tagged union of the kinds of a registry, told apart by `kind`.
+
+    `Field(discriminator="kind")` does the same for unions that are written out, of two kinds or more.
+    """
+
+    def __init__(self, kinds: tuple[type[Option], ...]) -> None:
+        self._kinds = kinds
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {kind.model_fields["kind"].default: handler.generate_schema(kind) for kind in self._kinds}
+        return core_schema.tagged_union_schema(choices, discriminator="kind")
 
 
 Reference = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]

@@ -17,6 +17,7 @@ from app.recipe.data.class_rules import class_problems
 from app.recipe.data.facts import Known, Problem, SampleFacts, data_problems, sample_facts
 from app.recipe.data.sources import Table, Texts
 from app.recipe.data.tokenizers import Trained
+from app.recipe.diagnostics import diagnostic_problems
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
@@ -24,6 +25,7 @@ from app.recipe.losses.module_rules import module_problems
 from app.recipe.methods.generation import SequenceLevel
 from app.recipe.methods.generation_rules import generation_problems
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
+from app.recipe.plan import split_counts
 from app.recipe.processes import processes_problems
 from app.recipe.students.architectures import Mlp, Network, Pretrained, Transformers, Vit
 from app.recipe.students.exports import is_too_large
@@ -86,7 +88,16 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(_recipe_problems(job))
     found.problems.extend(generation_problems(job))
     found.problems.extend(processes_problems(job))
+    held_out = _held_out(job, train, evaluation)
+    found.problems.extend(diagnostic_problems(job.evaluation.diagnostics, job.task, held_out))
     return found.problems
+
+
+def _held_out(job: JobSpec, train: SampleFacts | None, evaluation: SampleFacts | None) -> int | None:
+    """Samples to evaluate on; none: not known yet."""
+    if not job.data.holds_out:
+        return evaluation.count if evaluation else None
+    return split_counts(job.data, train.count)[1] if train else None
 
 
 def _samples(job: JobSpec, known: Known | None, param: str, found: _Found) -> SampleFacts | None:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from app.recipe.base import Positive, Spec
 from app.recipe.card import Card
 from app.recipe.data.sources import AnyData, Table
+from app.recipe.diagnostics import Diagnostic
 from app.recipe.losses import Loss
 from app.recipe.methods.generation import Generation
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
@@ -139,6 +140,8 @@ class EvaluationSpec(Spec):
     metrics, such as `{accuracy: 0.5}`: at least so much of a share or a correlation, at most so much of an error.
     A teacher that falls short ends the job (`weak_teacher`). None: a teacher that is hardly better than no teacher is
     warned of, and teaches."""
+    diagnostics: list[Diagnostic] = Field(default=[], max_length=8)
+    """Analyses of the exported student beyond these metrics, for the report: figures, tables and pictures."""
 
 
 class Resources(Spec):

@@ -51,6 +51,14 @@ def columns(report: Figures) -> dict[str, Figures]:
     return {title: figures for title, figures in found.items() if figures}
 
 
+def diagnostics(report: Figures) -> Iterator[tuple[str, Figures, dict[str, Figures]]]:
+    """Name, entry and columns of every diagnostic; one that was not computed has no columns, and in its entry, under
+    `left_out`, the reason."""
+    for name, found in (report.get("diagnostics") or {}).items():
+        columns = found.get("figures") or {}
+        yield name, found, {title.replace("_", " "): figures for title, figures in columns.items()}
+
+
 def rows(columns: Mapping[str, Figures]) -> Iterator[tuple[str, list[str]]]:
     """Every number that a column has: its name, and its cell in each column."""
     richest = sorted(columns.values(), key=len, reverse=True)  # its order is the one to follow

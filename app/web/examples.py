@@ -22,6 +22,7 @@ SPEC: dict[str, Any] = {
         "schedule": {"kind": "cosine", "warmup_steps": 10},
         "epochs": 100,
     },
+    "evaluation": {"diagnostics": [{"kind": "calibration", "bins": 10}]},
 }
 _JOB_VIEW: dict[str, Any] = {
     "id": JOB,

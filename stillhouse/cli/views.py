@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -295,15 +295,28 @@ def model(item: StoredModel) -> RenderableType:
     ]
     parts: list[RenderableType] = [facts(about), Text(""), files(item.files)]
     if item.report:
-        parts += [Text(""), figures(item.report)]
+        parts += [Text(""), figures(item.report), *diagnostics(item.report)]
     return Group(*parts)
 
 
 def figures(found: dict[str, Any]) -> Table:
     """A report's figures: teachers, epochs and files side by side."""
-    shown = report.columns(found)
-    grid = table("", *shown)
-    for name, cells in report.rows(shown):
+    return _grid(report.columns(found))
+
+
+def diagnostics(found: dict[str, Any]) -> Iterator[RenderableType]:
+    """A report's diagnostics, one after the other, with the name of the picture that each has."""
+    for name, entry, columns in report.diagnostics(found):
+        if not columns:
+            yield Text.assemble("\n", (f"{name} was not computed: ", "yellow"), str(entry.get("left_out")))
+            continue
+        yield Text.assemble("\n", name, (f"  {picture}" if (picture := entry.get("picture")) else "", "dim"))
+        yield _grid(columns)
+
+
+def _grid(columns: Mapping[str, report.Figures]) -> Table:
+    grid = table("", *columns)
+    for name, cells in report.rows(columns):
         grid.add_row(Text(name, style="dim"), *cells)
     return grid
 

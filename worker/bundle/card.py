@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.recipe.card import UNKNOWN
@@ -10,7 +10,7 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.weights import Weight
 from app.recipe.optimizers import Optimizer, Schedule
-from app.recipe.report import GRAPHS, Figures, columns, rows
+from app.recipe.report import GRAPHS, Figures, columns, diagnostics, rows
 from app.recipe.students.architectures import Pretrained, Shrink, Timm, Transformers
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
 from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
@@ -36,11 +36,12 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         "## Results",
         f"Measured on {measured}: teachers and epochs from their weights, the files of this folder as they were opened "
         f"again. These hold the weights of the {kept} epoch.",
-        "\n".join(_table(report)),
+        "\n".join(_table(columns(report))),
         "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies "
         f"are those of one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or where the name says so on "
         "the GPU.",
         "![What was measured while the model was trained](curves.png)",
+        *_diagnostics(report),
         "## Use",
         *_use(job, config, report),
         *_labels(config),
@@ -205,12 +206,25 @@ def _steps(optimizer: Optimizer, schedule: Schedule) -> str:
     return f"{optimizer.kind}, learning rate {optimizer.lr:g}, {schedule.kind}"
 
 
-def _table(report: Figures) -> Iterator[str]:
-    shown = columns(report)
+def _table(shown: Mapping[str, Figures]) -> Iterator[str]:
     yield "| | " + " | ".join(shown) + " |"
     yield "|---" * (len(shown) + 1) + "|"
     for name, cells in rows(shown):
         yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _diagnostics(report: Figures) -> Iterator[str]:
+    """A section for each diagnostic: its figures and its picture, or why there are none."""
+    for name, found, shown in diagnostics(report):
+        yield f"### {name}"
+        if not shown:
+            yield f"Not computed: {_plain(found['left_out'])}."
+            continue
+        fitted, judged = found["samples"]["fitted"], found["samples"]["judged"]
+        yield f"On {judged} held-out samples" + (f"; what is fitted, on {fitted} others." if fitted else ".")
+        yield "\n".join(_table(shown))
+        if found["picture"]:
+            yield f"![{name}]({found['picture']})"
 
 
 def _use(job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:

@@ -25,6 +25,8 @@ from worker.bundle.verify import require_finite, require_same, require_same_metr
 from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
 from worker.data.tokens import TextTokenizer
+from worker.diagnostics import Diagnosed, run_diagnostics
+from worker.diagnostics.base import HeldOutPart
 from worker.errors import UserError
 from worker.protocol import BundleFile
 from worker.students import sentence_folder
@@ -133,6 +135,8 @@ def write_bundle(
     report = examination.report()
     for name, reason in report["left_out"].items():
         warn(f"the student is not exported as {name}: {reason}")
+    for warning in examination.diagnosed.warnings:
+        warn(warning["message"])
     best = trained.state.best
     draw_curves(trained.state.history.points, bundle / CURVES, best.found.step if best else None)
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -140,6 +144,7 @@ def write_bundle(
     (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
     reading = (GENERATION, PREPROCESSOR, FILE, SETTINGS, *FOLDER)
     names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
+    names += tuple(examination.diagnosed.pictures)
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
@@ -160,6 +165,7 @@ class BundleWriter:
             write_tokenizer(trained.tokenizer, self.config, bundle)
         if self.config.embedding is not None:
             sentence_folder.write(self.config, self.config.embedding, bundle)
+        self.diagnosed = self._diagnose()
 
     def report(self) -> Report:
         """The whole of it."""
@@ -182,11 +188,12 @@ class BundleWriter:
             "teachers": teachers,
             "epochs": self._epochs(),
             "per_class": self._classes(),
+            "diagnostics": self.diagnosed.figures,
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
             | trained.arithmetic
             | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
-            "warnings": list(trained.warnings),
+            "warnings": [*trained.warnings, *self.diagnosed.warnings],
         }
 
     def _student(self) -> Figures:
@@ -291,6 +298,19 @@ class BundleWriter:
         outputs = self._trained.teacher_outputs
         teacher = self._judge(outputs).classes if outputs is not None else None
         return class_figures(self._live.judgement.classes, teacher, self.config.class_names)
+
+    def _diagnose(self) -> Diagnosed:
+        """On the weights as they were opened again."""
+        trained, model = self._trained, self._loaded
+        assert trained.job.seed is not None  # it is drawn before training
+        return run_diagnostics(
+            trained.job.evaluation.diagnostics,
+            lambda samples: predict(model, samples.inputs[model.input_key]),
+            HeldOutPart(trained.samples, trained.teacher_outputs),
+            trained.job.seed,
+            self._device,
+            self._bundle,
+        )
 
     def _judge(self, outputs: Tensor) -> Evaluation:
         trained = self._trained

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.metrics.calibration import equal_mass_bins, equal_width_bins
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of samples whose chosen class is the label."""
@@ -35,8 +37,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
 
     `bins` are equally wide, each without its lower and with its upper edge.
     """
-    confidence, correct = _choices(logits, labels)
-    return _binned_gap(confidence, correct, bins)
+    return equal_width_bins(*choices(logits, labels), bins).expected_error()
 
 
 def adaptive_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
@@ -45,16 +46,14 @@ def adaptive_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Ten
     Samples are sorted by confidence and split into `bins` parts, of which the first ones are longer by one where N is
     no multiple. The plain mean over the parts is taken, as in 1904.01685; fewer samples than bins: one part each.
     """
-    confidence, correct = _choices(logits, labels)
-    order = confidence.argsort(stable=True)
-    gaps = (correct - confidence)[order].tensor_split(min(bins, len(order)))
-    return torch.stack([gap.mean().abs() for gap in gaps]).mean()
+    return equal_mass_bins(*choices(logits, labels), bins).mean_error()
 
 
 def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
     """Calibration error of each class's probability (C,), chosen or not (1910.12656): its mean is the usual figure."""
     probabilities, hits = _probabilities(logits), F.one_hot(labels, logits.shape[-1]).double()
-    return torch.stack([_binned_gap(p, hit, bins) for p, hit in zip(probabilities.T.contiguous(), hits.T, strict=True)])
+    columns = zip(probabilities.T.contiguous(), hits.T, strict=True)
+    return torch.stack([equal_width_bins(*column, bins).expected_error() for column in columns])
 
 
 def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,16 +74,9 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
 
 
-def _choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Confidence (N,) and whether the choice is right (N,), both float64."""
     return _probabilities(logits).amax(-1), (logits.argmax(-1) == labels).double()
-
-
-def _binned_gap(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
-    index = torch.bucketize(confidence, edges)  # a value on an edge belongs to the bin below it
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence)
-    return gap.abs().sum() / len(confidence)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from app.catalog.endpoints import GROUPS
 from app.recipe.data.augmentation import Augment
 from app.recipe.data.sources import AnyData
 from app.recipe.data.tokenizers import Tokenizer
+from app.recipe.diagnostics import Diagnostic
 from app.recipe.losses import Loss
 from app.recipe.methods.generation import Generation
 from app.recipe.optimizers import Optimizer, Schedule
@@ -25,6 +26,7 @@ UNIONS = {
     "formats": AnyData,
     "teacher-caches": TeacherCache,
     "generations": Generation,
+    "diagnostics": Diagnostic,
 }
 
 
@@ -64,5 +66,4 @@ async def test_what_may_not_be_left_out_has_no_default(api: Api) -> None:
 async def test_an_unknown_group_is_named_with_the_known_ones(api: Api) -> None:
     answer = await api.client.get("/v1/catalog/kernels")
     assert answer.status_code == 422
-    groups = "losses, optimizers, schedules, students, formats, augmentations, tokenizers, teacher-caches, generations"
-    assert answer.json()["error"]["errors"][0]["accepted"] == f"one of {groups}"
+    assert answer.json()["error"]["errors"][0]["accepted"] == f"one of {', '.join(GROUPS)}"

@@ -33,6 +33,17 @@ def test_a_models_figures_are_shown_beside_its_teachers() -> None:
     assert ["bytes", "20,000"] in [line.split() for line in lines]
 
 
+def test_diagnostics_are_shown_with_their_pictures_or_what_kept_them_from_being_computed() -> None:
+    calibration = {"figures": {"student": {"ece": 0.125}, "student_scaled": {"ece": 0.0625}}, "picture": "c.png"}
+    other = {"left_out": "memory ran out"}
+    told = shown({"student": {"accuracy": 0.5}, "diagnostics": {"calibration": calibration, "landscape": other}})
+    lines = [line.split() for line in told.splitlines()]
+    assert ["calibration", "c.png"] in lines
+    assert ["student", "student", "scaled"] in lines
+    assert ["ece", "0.125", "0.0625"] in lines
+    assert "landscape was not computed: memory ran out" in told
+
+
 def test_an_uploaded_model_has_no_figures() -> None:
     assert "model.safetensors" not in shown(None)
 

@@ -1,0 +1,140 @@
+"""Calibration (1706.04599): reliability of confidences before and after temperature scaling.
+
+n samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from app.recipe.diagnostics import Calibration
+from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, NotComputable
+from worker.metrics import classification
+from worker.metrics.calibration import ReliabilityBins, equal_mass_bins, equal_width_bins, fit_temperature
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL, DPI = (3.0, 3.2), 100
+"""Width and height of a panel, in inches."""
+LEFT, BOTTOM, RIGHT, TOP = 0.55, 0.45, 0.1, 0.3
+"""Margins of a panel, in inches."""
+
+
+class _Answers(NamedTuple):
+    """Logits of one model, divided by a temperature."""
+
+    logits: Tensor
+    """(n, C)."""
+    temperature: float
+
+
+class CalibrationAnalysis:
+    """Figures, bins and a reliability diagram of the student and of its teachers together, each as it is (`student`)
+    and with its logits divided by its own temperature (`student_scaled`)."""
+
+    def __init__(self, spec: Calibration) -> None:
+        self._bins = spec.bins
+
+    def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
+        judged, fitted = inputs.judged, inputs.fitted
+        assert fitted is not None  # the contract says that it fits something
+        labels, known = judged.samples.targets.cpu(), fitted.samples.targets.cpu()
+        answers = {"student": (inputs.predict(fitted.samples), inputs.predict(judged.samples))}
+        if fitted.teacher is not None and judged.teacher is not None:
+            answers["teacher"] = (fitted.teacher, judged.teacher)
+        models: dict[str, _Answers] = {}
+        warnings = []
+        for name, (fitting, logits) in answers.items():
+            _require_probable(name, fitting, known)
+            _require_probable(name, logits, labels)
+            temperature = fit_temperature(fitting, known)
+            models |= {name: _Answers(logits, 1.0), f"{name}_scaled": _Answers(logits, temperature.value)}
+            if temperature.at_bound:
+                warnings.append(_at_bound(name, temperature.value, len(known)))
+        scaled = {name: one.logits.double() / one.temperature for name, one in models.items()}
+        figures = {
+            name: {"temperature": models[name].temperature, **self._figures(logits, labels)}
+            for name, logits in scaled.items()
+        }
+        tables = {name: self._tables(logits, labels) for name, logits in scaled.items()}
+        rows = [row for name, table in tables.items() for row in _rows(name, table)]
+        return DiagnosticResult(figures, rows, partial(draw_reliability, tables), warnings)
+
+    def _figures(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        bins = self._bins
+        found = {
+            "accuracy": classification.accuracy(logits, labels),
+            "nll": classification.negative_log_likelihood(logits, labels),
+            "brier": classification.brier_score(logits, labels),
+            "ece": classification.calibration_error(logits, labels, bins),
+            "adaptive_ece": classification.adaptive_calibration_error(logits, labels, bins),
+            "classwise_ece": classification.classwise_calibration_error(logits, labels, bins).mean(),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    def _tables(self, logits: Tensor, labels: Tensor) -> dict[str, ReliabilityBins]:
+        chosen = classification.choices(logits, labels)
+        return {
+            "equal-width": equal_width_bins(*chosen, self._bins),
+            "equal-mass": equal_mass_bins(*chosen, self._bins),
+        }
+
+
+def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
+    """Raise NotComputable for logits that give no probability, or none to a label."""
+    likelihood = classification.negative_log_likelihood(logits, labels)
+    if not bool(likelihood.isfinite()):
+        raise NotComputable(f"the {name}'s negative log-likelihood on the held-out samples is {float(likelihood)}")
+
+
+def _at_bound(name: str, temperature: float, samples: int) -> str:
+    why = (
+        "has every one of them right, so that no temperature is too small"
+        if temperature < 1
+        else "tells nothing of them, so that no temperature is too large"
+    )
+    return f"the {name}'s temperature {temperature:.4g} is a bound of the search: on {samples} samples it {why}"
+
+
+def _rows(name: str, tables: Mapping[str, ReliabilityBins]) -> Iterator[dict[str, Any]]:
+    """Bins with samples, numbered from 1."""
+    for kind, table in tables.items():
+        columns = (each.tolist() for each in table)
+        for number, (samples, confidence, accuracy) in enumerate(zip(*columns, strict=True), start=1):
+            if samples:
+                row = {"model": name, "bins": kind, "bin": number, "samples": samples}
+                yield row | {"confidence": confidence, "accuracy": accuracy}
+
+
+def draw_reliability(models: Mapping[str, Mapping[str, ReliabilityBins]], path: Path) -> None:
+    """Write a PNG with a panel for each model: bars are bins of equal width, points those of equal mass."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second that training need not wait for
+    from matplotlib.figure import Figure
+
+    width, height = PANEL[0] * len(models), PANEL[1]
+    figure = Figure((width, height), DPI)
+    for place, (name, tables) in enumerate(models.items()):
+        left = PANEL[0] * place + LEFT
+        size = (PANEL[0] - LEFT - RIGHT) / width, (PANEL[1] - BOTTOM - TOP) / height
+        _draw(figure.add_axes((left / width, BOTTOM / height, *size)), name, tables)
+    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+
+
+def _draw(axes: Axes, name: str, tables: Mapping[str, ReliabilityBins]) -> None:
+    wide, full = tables["equal-width"], tables["equal-mass"]
+    bins = len(wide.samples)
+    axes.plot((0, 1), (0, 1), color="0.6", linestyle=":", linewidth=1)
+    axes.bar([place / bins for place in range(bins)], wide.accuracy.tolist(), 1 / bins, align="edge", edgecolor="white")
+    axes.plot(full.confidence.tolist(), full.accuracy.tolist(), "o", color="C1", markersize=3)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_title(f"{name.replace('_', ' ')}: ECE {float(wide.expected_error()):.3g}", fontsize=10, y=1.0)
+    axes.set_xlabel("confidence", fontsize=8)
+    axes.set_ylabel("accuracy", fontsize=8)
+    axes.tick_params(labelsize=8)
