@@ -28,7 +28,8 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.plan import plan_training
 from app.recipe.students.architectures import WideResNet
-from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.students.inputs import ImageInput
+from app.recipe.students.model import ModelConfig, Preprocessing
 from app.recipe.teachers.cache import DenseCache
 from bench.quality import ALONE, CLASSES, STUDENT, TEACHER, read_methods
 from bench.report import replace_part, system, versions

@@ -18,8 +18,8 @@ from app.recipe.data.tokenizers import BytePairs, WordPiece
 from app.recipe.losses import LOSSES, LossSpec
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
-from app.recipe.tasks.embedding import Embedding
-from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING, NUMBERS, Task
+from app.recipe.students.pooling import Embedding
+from app.recipe.tasks import TaskName, tasks_for
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import train_tokenizer, train_writer
 from worker.students.hugging_face_folder import write_tokenizer
@@ -85,26 +85,30 @@ def job_of(kind: str) -> Document:
     """A job that learns by a loss of this kind, in a stage before the main training and beside the labels in it."""
     found: type[LossSpec] = next(one for one in LOSSES if one.model_fields["kind"].default == kind)
     task = task_of(found)
-    labels = {"keypoints": {"kind": "mse"}, EMBEDDING: term("pair-score")}.get(task, {"kind": "cross-entropy"})
+    labels = {"keypoints": {"kind": "mse"}, "embedding": term("pair-score")}.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
     if kind in ("feature-autoencoder", "inheritance-exploration"):
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
-    usual = {EMBEDDING: ENCODER, CAUSAL_LM: DECODER}.get(task, CNN)
+    usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
     return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
 
 
-def task_of(kind: type[LossSpec]) -> Task:
-    """The task that a kind of loss is shown with."""
-    if kind.tasks in ((EMBEDDING,), (CAUSAL_LM,)):
-        return kind.tasks[0]
-    return "keypoints" if all(task in NUMBERS for task in kind.tasks) else "image-classification"
+def task_of(kind: type[LossSpec]) -> TaskName:
+    """A task that a kind of loss is for."""
+    fitting = tasks_for(kind)
+    usual: tuple[TaskName, ...] = ("image-classification", "keypoints", "embedding", "causal-lm")
+    return next(task for task in usual if task in fitting)
 
 
-def small_job(recipe: Document, student: Document = CNN, task: Task = "image-classification", **more: Any) -> Document:
+def small_job(
+    recipe: Document, student: Document = CNN, task: TaskName = "image-classification", **more: Any
+) -> Document:
     """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses want."""
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
-    data: Document = more.pop("data", None) or {EMBEDDING: PAIRS, CAUSAL_LM: LINES}.get(task) or {"train": DATA[task]}
+    data: Document = (
+        more.pop("data", None) or {"embedding": PAIRS, "causal-lm": LINES}.get(task) or {"train": DATA[task]}
+    )
     if task == "image-classification":
         data = {"classes": CLASSES, **data}
     base = {"task": task, "data": data, "student": student, "export": ["safetensors"], "seed": 3}
@@ -117,7 +121,7 @@ def methods() -> dict[str, Document]:
     return dict(yaml.safe_load((EXAMPLES / "methods.yaml").read_text(encoding="utf-8")))
 
 
-def _teachers(recipe: Document, student: Document, task: Task) -> Document:
+def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
     losses = [loss for stage in [*recipe.get("stages", ()), recipe] for loss in stage["losses"]]
     if any(loss["kind"] == "assistive" for loss in losses):
         return {"teachers": [{"model": name, "name": name} for name in ("tough", "tolerant")]}
@@ -125,7 +129,7 @@ def _teachers(recipe: Document, student: Document, task: Task) -> Document:
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
     if not any(one.needs_teacher for one in terms):
         return {}
-    named = {"keypoints": "tough", EMBEDDING: "encoder", CAUSAL_LM: "writer"}
+    named = {"keypoints": "tough", "embedding": "encoder", "causal-lm": "writer"}
     return {"teacher": {"model": "vit" if student == VIT else named.get(task, "cnn")}}
 
 
@@ -182,7 +186,7 @@ def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True)
     """A sentence encoder with random weights and its tokenizer."""
     tokenizer = train_tokenizer(WordPiece(vocabulary=100), TextSamples(WORDS))
     config = ModelConfig(
-        task=EMBEDDING,
+        task="embedding",
         architecture=Transformers(config={**BERT, "hidden_size": 16, "num_hidden_layers": 2}),
         input=TextInput(length=16, vocabulary=tokenizer.vocabulary, pad=tokenizer.pad, separator=tokenizer.separator),
         targets=16,
@@ -198,7 +202,7 @@ def write_writer(folder: Path) -> None:
     """A language model with random weights, whose tokenizer knows half of the words."""
     tokenizer = train_writer(BytePairs(vocabulary=512, lowercase=False), WORDS[::2])
     config = ModelConfig(
-        task=CAUSAL_LM,
+        task="causal-lm",
         architecture=Transformers(config={**GPT2, "n_embd": 16}),
         input=TextInput(length=32, vocabulary=tokenizer.vocabulary, pad=tokenizer.end or 0),
     )

@@ -18,7 +18,7 @@ from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.hugging_face import is_model_file
-from app.recipe.tasks.task import ALL_TASKS
+from app.recipe.tasks import TASKS
 from stillhouse import Client, Job
 from tests import kinds
 from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
@@ -84,8 +84,8 @@ def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
 
 
 DIAGNOSTIC_KINDS = names(DIAGNOSTICS)
-OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.views)
-OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.views)
+OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.reads)
+OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
 ARCHITECTURES = [name for name in names(STUDENTS, "architecture") if name != "timm"]
 """All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`)."""
 ANYWHERE = [
@@ -223,7 +223,7 @@ def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str
 
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:
     jobs = JOBS.values()
-    assert {job["task"] for job in jobs} == set(ALL_TASKS)
+    assert {job["task"] for job in jobs} == set(TASKS)
     assert {job["student"]["architecture"] for job in jobs} == set(ARCHITECTURES)
     assert {step["kind"] for job in jobs for step in job["data"].get("augment", ())} == {*OF_IMAGES, *OF_TEXTS}
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from app.core.json_body import JsonRoute
 from app.core.views import View
 from app.projects.auth import Caller, require
-from app.recipe.base import Spec
+from app.recipe.base import Spec, TaskOption
 from app.recipe.data.augmentation import AUGMENTATIONS
 from app.recipe.data.sources import FORMATS
 from app.recipe.data.tokenizers import TOKENIZERS
@@ -20,6 +20,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.methods.generation import GENERATIONS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
+from app.recipe.tasks import tasks_for
 from app.recipe.teachers.cache import TEACHER_CACHES
 
 router = APIRouter(prefix="/v1/catalog", tags=["catalog"], route_class=JsonRoute)
@@ -99,14 +100,14 @@ class OptionList(View):
 def _view(group: Group, option: type[Spec]) -> OptionView:
     schema = option.model_json_schema()
     tag = next(tag for tag in TAGS if tag in schema["properties"])
-    paper, tasks = getattr(option, "paper", None), getattr(option, "tasks", None)
+    paper = getattr(option, "paper", None)
     return OptionView(
         group=group,
         kind=schema["properties"][tag]["const"],
         description=inspect.getdoc(option) or "",
         equation=getattr(option, "equation", None) or None,
         applies=getattr(option, "applies", None),
-        tasks=None if tasks is None else list(tasks),
+        tasks=tasks_for(option) if issubclass(option, TaskOption) else None,
         paper=paper and PaperView(**paper._asdict(), url=f"https://arxiv.org/abs/{paper.arxiv}"),
         defaults={name: field["default"] for name, field in schema["properties"].items() if "default" in field},
         json_schema=schema,

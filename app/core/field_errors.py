@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from app.core.errors import MAX_ERRORS, FieldError, shortened
-from app.recipe.data.facts import Problem
+from app.recipe.problem import Problem
 
 Schema = Mapping[str, Any]
 Location = Sequence[int | str]

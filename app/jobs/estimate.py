@@ -13,21 +13,21 @@ from app.jobs.tables import PhaseRow
 from app.models.tables import ModelRow
 from app.recipe.checks import InputFacts
 from app.recipe.cost import Cost, known_costs, student_cost
-from app.recipe.data.facts import SampleFacts, sample_facts
+from app.recipe.data.facts import SampleFacts
+from app.recipe.data.headers import sample_facts
 from app.recipe.data.sources import Texts
 from app.recipe.data.tokenizers import Trained
 from app.recipe.footprint import Footprint, evaluated, footprints, rough_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops
-from app.recipe.students.model import Input, ModelConfig, TextInput
+from app.recipe.students.inputs import Input, TextInput
+from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import network_of, student_input
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 5e9, "gpu": 5e12}
 """Taken while the project has finished no job on such a device; two cores reach about the first on small layers."""
 ASSUMED_EXPORT_SECONDS = 10.0
 """Taken while the project has finished no job: a small student on two idle cores takes about this."""
-ASSUMED_CLASSES = 10
-"""Taken when only the labels themselves, which are not read before the job runs, tell the number of classes."""
 DEFAULT_VOCABULARY = 8000
 RECENT_JOBS = 20
 
@@ -68,7 +68,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     teachers = [
         facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
     ]
-    train = sample_facts(spec.data, spec.task, facts.train)
+    train = sample_facts(spec.data, spec.task_spec, facts.train)
     sample = train.input if isinstance(train, SampleFacts) else _texts(spec, teachers)
     if sample is None or len(teachers) < len(spec.all_teachers):
         return None
@@ -77,9 +77,9 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     if network is None:
         return Forecast(counted.plan, None, None)
     targets = train.targets if isinstance(train, SampleFacts) else None
-    outputs = targets or spec.data.told_classes or (teachers[0].outputs if teachers else ASSUMED_CLASSES)
+    outputs = targets or spec.data.told_classes or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)
     given = student_input(spec, facts.teachers, sample)
-    exact = student_cost(network, given, outputs) if not isinstance(given, TextInput) else None
+    exact = student_cost(network, given, outputs) if given.kind != "texts" else None
     student = exact or rough_cost(network, given, outputs)
     teaching = known_costs([rough_cost(each.architecture, each.input, each.outputs) for each in teachers])
     estimate = None
@@ -93,7 +93,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
 
 def plan_of(spec: JobSpec, facts: InputFacts) -> TrainingPlan | None:
     """How training is laid out; none when only a worker can count the samples."""
-    train = sample_facts(spec.data, spec.task, facts.train)
+    train = sample_facts(spec.data, spec.task_spec, facts.train)
     return _count(spec, facts, train).plan if isinstance(train, SampleFacts) else None
 
 
@@ -107,7 +107,7 @@ def _texts(spec: JobSpec, teachers: list[ModelConfig]) -> Input | None:
 
 
 def _count(spec: JobSpec, facts: InputFacts, train: SampleFacts) -> _Counted:
-    held = sample_facts(spec.data, spec.task, facts.eval, "data.eval")
+    held = sample_facts(spec.data, spec.task_spec, facts.eval, "data.eval")
     trained_on, held_out = split_counts(spec.data, train.count)
     if isinstance(held, SampleFacts):
         held_out = held.count

@@ -28,8 +28,9 @@ from app.jobs.tables import JobInput, JobLabel, JobRow
 from app.models.tables import ModelRow
 from app.recipe import defaults
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.data.facts import ArrayFacts, FirstLine, Known, Problem
+from app.recipe.data.facts import ArrayFacts, FirstLine, Known
 from app.recipe.job import MAX_SEED, JobSpec
+from app.recipe.problem import Problem
 from app.recipe.remarks import JobRemark, remarks
 from app.recipe.students.model import ModelConfig
 from app.recipe.teachers.teacher import Outside

@@ -16,7 +16,6 @@ from app.core.settings import Settings
 from app.core.store import Store
 from app.files.tables import FileRow
 from app.models.schemas import ModelRequest
-from app.recipe.checks import architecture_problems
 from app.recipe.cost import student_cost
 from app.recipe.students.hugging_face import (
     CONFIG,
@@ -30,7 +29,8 @@ from app.recipe.students.hugging_face import (
     parse_object,
     read_index,
 )
-from app.recipe.students.model import ImageInput, Input, ModelConfig
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.rules import architecture_problems
 from app.recipe.students.timm import is_timm
 from app.recipe.teachers.key_map import Conversion
 
@@ -93,16 +93,11 @@ def _document(content: ModelConfig | Conversion) -> bytes:
 
 def _config_problems(config: ModelConfig) -> Iterator[FieldError]:
     for field in ("mean", "std") if config.preprocessing else ():
-        count, needed = len(getattr(config.preprocessing, field)), _preprocessed(config.input)
+        count, needed = len(getattr(config.preprocessing, field)), config.input.statistics
         if count != needed:
             message = f"has {count} values for {needed} channels or columns"
             yield FieldError(param=f"config.preprocessing.{field}", message=message, accepted="one value for each")
     yield from of_problems(architecture_problems(config.architecture, config.input, "config.architecture"))
-
-
-def _preprocessed(sample: Input) -> int:
-    """Channels or columns, which have a mean and a deviation each."""
-    return sample.channels if isinstance(sample, ImageInput) else getattr(sample, "columns", 0)
 
 
 def _file_problems(file: FileRow, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:

@@ -93,6 +93,23 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, discriminator="kind")
 
 
+Answer = Literal["classes", "labels", "numbers", "vectors", "tokens"]
+"""Kinds of output that a task may ask for: one of several `classes`, any number of them at once (`labels`), `numbers`,
+`vectors` to compare with each other, or the next of the `tokens` of a text."""
+EVERY_ANSWER: frozenset[Answer] = frozenset(get_args(Answer))
+InputKind = Literal["images", "table", "texts"]
+"""Kinds of sample that a model may read."""
+
+
+class TaskOption(Option):
+    """An option that not every task has a use for."""
+
+    answers: ClassVar[frozenset[Answer]]
+    """Kinds of output that it works with."""
+    reads: ClassVar[tuple[InputKind, ...]] = ("images", "table", "texts")
+    """Kinds of input that it works with."""
+
+
 Reference = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Names an input: an id of this service (`file_…`, `model_…`), or a path when the trainer runs on its own."""
 

@@ -19,7 +19,7 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
-from app.recipe.students.model import ImageInput, Input, TableInput, TextInput
+from app.recipe.students.inputs import ImageInput, Input, TableInput, TextInput
 from app.recipe.students.shapes import (
     SHUFFLENET_BLOCKS,
     SHUFFLENET_STEM,

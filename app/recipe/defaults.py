@@ -9,29 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.recipe.data.sources import ImageData
+from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep, Schedule
+from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep
 from app.recipe.students.architectures import Network, Pretrained, Shrink, Student, Timm, Transformers, Vit
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import Unshrinkable, network_of
-from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING, TEXT_TASKS
+from app.recipe.tasks.base import TrainingDefaults
 
 CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
 """Networks of the Transformers library that get the defaults of convolutional ones; the others get a transformer's."""
 
 TRANSFORMERS_OF_TIMM = ("beit", "cait", "crossvit", "deit", "eva", "flexivit", "mixer", "pit_", "swin", "vit", "xcit")
 """How names of vision transformers begin in timm, whose other networks get the defaults of convolutional ones."""
-
-
-class TrainingDefaults(NamedTuple):
-    """Values for what a recipe leaves out."""
-
-    reason: str
-    """Which student they are for, and their source."""
-    optimizer: AdamW
-    schedule: Schedule
-    epochs: int = 10
 
 
 class Default(NamedTuple):
@@ -66,12 +56,6 @@ _FRESH_ENCODER = TrainingDefaults(
     AdamW(lr=5e-4, weight_decay=0.01),
     _WARM_COSINE,
 )
-_FRESH_DECODER = TrainingDefaults(
-    "a language model that starts from random weights: rate, betas, weight decay and final rate of the small GPT-3"
-    " (2005.14165)",
-    AdamW(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1),
-    Cosine(warmup_ratio=0.1, final_ratio=0.1),
-)
 _TUNED = TrainingDefaults(
     "a convolutional network or perceptron that goes on from trained weights: a tenth of the rate for random ones, as"
     " is usual in fine-tuning (2002.11770)",
@@ -93,21 +77,6 @@ _TUNED_ENCODER = TrainingDefaults(
     " its linear decay (1810.04805, A.2 and A.3)",
     AdamW(lr=5e-5, weight_decay=0.01),
     _WARM_LINEAR,
-)
-_TUNED_SENTENCES = TrainingDefaults(
-    "a sentence encoder that goes on from trained weights: rate and warm-up of Sentence-BERT (1908.10084)",
-    AdamW(lr=2e-5, weight_decay=0.01),
-    _WARM_LINEAR,
-)
-_TUNED_DECODER = TrainingDefaults(
-    "a language model that goes on from trained weights: rate, cosine and warm-up of Alpaca's fine-tuning of LLaMA",
-    AdamW(lr=2e-5, weight_decay=0.0),
-    Cosine(warmup_ratio=0.03),
-)
-_SHRUNK_DECODER = TrainingDefaults(
-    "a language model made of parts of its teacher: peak rate of Minitron's retraining of pruned models (2407.14679)",
-    AdamW(lr=1e-4, weight_decay=0.1),
-    _WARM_COSINE,
 )
 PRETRAINED_EPOCHS = 3
 """Of a pretrained transformer: BERT's fine-tuning takes 2 to 4, Alpaca's 3. A shrunken one has lost layers, and takes
@@ -147,33 +116,24 @@ def training_defaults(job: JobSpec, models: Mapping[str, ModelConfig]) -> Traini
     student, network = job.student, _network(job, models)
     if network is not None and not _is_transformer(network):
         return _TUNED if isinstance(student, Pretrained) else _SHRUNK if _starts_as_teacher(student) else _FRESH
-    reads_texts = network.reads == "texts" if isinstance(network, Transformers) else _has_texts(job, network)
+    own, reads_texts = job.task_spec, _reads_texts(job, network)
+    tuned = _TUNED_ENCODER if reads_texts else _TUNED_VISION
     if isinstance(student, Pretrained):
-        return _tuned(job, reads_texts, _TUNED_DECODER)._replace(epochs=PRETRAINED_EPOCHS)
+        return (own.tuned or tuned)._replace(epochs=PRETRAINED_EPOCHS)
     if _starts_as_teacher(student):
-        return _tuned(job, reads_texts, _SHRUNK_DECODER)
-    if job.task == CAUSAL_LM:
-        return _FRESH_DECODER
+        return own.shrunk or tuned
     fresh_vision = _FRESH_SMALL_VISION if isinstance(network, Vit) else _FRESH_VISION
-    return _FRESH_ENCODER if reads_texts else fresh_vision
+    return own.fresh or (_FRESH_ENCODER if reads_texts else fresh_vision)
 
 
 def _starts_as_teacher(student: Student) -> bool:
     return isinstance(student, Shrink) and student.init == "teacher"
 
 
-def _tuned(job: JobSpec, reads_texts: bool, decoder: TrainingDefaults) -> TrainingDefaults:
-    if job.task == CAUSAL_LM:
-        return decoder
-    if job.task == EMBEDDING:
-        return _TUNED_SENTENCES
-    return _TUNED_ENCODER if reads_texts else _TUNED_VISION
-
-
-def _has_texts(job: JobSpec, network: Network | None) -> bool:
-    if network is not None:
-        return False  # no network of the zoo takes texts
-    return job.task in TEXT_TASKS or (job.task == "regression" and not isinstance(job.data, ImageData))
+def _reads_texts(job: JobSpec, network: Network | None) -> bool:
+    if network is None:
+        return "texts" in job.task_spec.reads and isinstance(job.data, Texts)
+    return isinstance(network, Transformers) and network.reads == "texts"  # no network of the zoo takes texts
 
 
 def _network(job: JobSpec, models: Mapping[str, ModelConfig]) -> Network | None:

@@ -13,7 +13,7 @@ from app.recipe.cost import Cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import model_memory
 from app.recipe.students.architectures import Mlp, Network, Transformers, Vit
-from app.recipe.students.model import ImageInput, Input, TextInput
+from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.shrink import ENCODERS, all_heads
 
 MB = 2**20

@@ -15,9 +15,10 @@ from app.recipe.losses import Loss
 from app.recipe.methods.generation import Generation
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students.architectures import Pretrained, Student
-from app.recipe.students.model import Side
-from app.recipe.tasks.embedding import Embedding
-from app.recipe.tasks.task import CAUSAL_LM, Task
+from app.recipe.students.inputs import Side
+from app.recipe.students.pooling import Embedding
+from app.recipe.tasks import TaskName, task_of
+from app.recipe.tasks.base import TaskSpec
 from app.recipe.teachers.cache import DenseCache, TeacherCache
 from app.recipe.teachers.teacher import Origin, Teacher, Weighting
 
@@ -174,7 +175,7 @@ class Resources(Spec):
 class JobSpec(Spec):
     """A distillation job, or a plain supervised one when it has no teacher."""
 
-    task: Task = "image-classification"
+    task: TaskName = "image-classification"
     """What the student learns to do."""
     name: Name | None = None
     """Name to find the job by; names may repeat."""
@@ -220,9 +221,15 @@ class JobSpec(Spec):
     def settled(self, seed: int, day: date) -> Self:
         """The same with what was left open: the seed, and the day that chat templates are told."""
         settled = self.model_copy(update={"seed": seed})
-        if self.task == CAUSAL_LM and isinstance(self.data, Table) and self.data.chat_date is None:
+        dated = "data.chat_date" in self.task_spec.options
+        if dated and isinstance(self.data, Table) and self.data.chat_date is None:
             settled = settled.model_copy(update={"data": self.data.model_copy(update={"chat_date": day})})
         return settled
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """What the contract knows of its task."""
+        return task_of(self.task)
 
     @property
     def all_teachers(self) -> list[Teacher]:

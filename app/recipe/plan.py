@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from app.recipe.cost import Cost
+from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.optimizers import AdamP, AdamW, NormalizeAndProject, NormalizedGd, Optimizer, Sgd, SinkGd, Swan
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
@@ -83,6 +83,13 @@ def split_counts(data: Data, samples: int) -> tuple[int, int]:
     return samples - held_out, held_out
 
 
+def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> int | None:
+    """Samples to evaluate on; None: not known yet."""
+    if not data.holds_out:
+        return held_out.count if held_out else None
+    return split_counts(data, train.count)[1] if train else None
+
+
 def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) -> int:
     """Floating-point operations of the whole training: the backward pass counts twice the forward pass."""
     per_sample = 3 * student.flops + sum(teacher.flops for teacher in teachers)
@@ -103,7 +110,8 @@ def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int
 def model_memory(job: JobSpec, student: Cost, samples: int, teachers: Sequence[Cost] = ()) -> tuple[int, int]:
     """Bytes of weights with gradients and optimizer state, and of activations, in all processes together."""
     copies = 2 + (job.recipe.ema_decay is not None)
-    resources, weights = job.resources, student.parameters * copies + _state(job.recipe.optimizer, student)
+    state = job.recipe.optimizer.state_size(student.parameters, student.hidden_weights)
+    resources, weights = job.resources, student.parameters * copies + state
     micro_batch = -(-min(job.recipe.batch_size, samples) // (job.recipe.accumulate * resources.processes))
     activations = micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
     for teacher in teachers:
@@ -111,15 +119,3 @@ def model_memory(job: JobSpec, student: Cost, samples: int, teachers: Sequence[C
         activations += 4 * micro_batch * teacher.peak_activation
     wholes = 1 if resources.sharding == "fsdp" else resources.processes
     return 4 * weights * wholes, activations * resources.processes
-
-
-def _state(optimizer: Optimizer, student: Cost) -> int:
-    """Elements that the optimizer keeps of the student's weights."""
-    if isinstance(optimizer, NormalizeAndProject):
-        return _state(optimizer.inner, student)
-    if isinstance(optimizer, AdamW | AdamP):
-        return 2 * student.parameters
-    if isinstance(optimizer, SinkGd | Swan):
-        return 2 * (student.parameters - student.hidden_weights)
-    stateless = isinstance(optimizer, NormalizedGd) or (isinstance(optimizer, Sgd) and optimizer.momentum == 0)
-    return 0 if stateless else student.parameters

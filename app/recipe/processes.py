@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.recipe.data.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
 from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
+from app.recipe.problem import Problem
 from app.recipe.teachers.cache import NoCache
 
 FIELD = "resources.processes"

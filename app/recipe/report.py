@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from app.recipe.tasks import TASKS
+
 ONNX, INT8, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
 GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM}
 """Files of the graphs, by their key in the report's figures of the student."""
 Figures = Mapping[str, Any]
-MAIN_METRICS = ("accuracy", "perplexity", "spearman", "mrr", "nme", "rmse")
-"""By which a student is judged first, in the order in which to look for them."""
-LOWER_IS_BETTER = frozenset({"perplexity", "nme", "rmse"})
+MAIN_METRICS = {
+    name: spec.main_metric.higher_is_better
+    for spec in TASKS.values()
+    for name in (spec.main_metric.name, spec.main_metric.stand_in)
+    if name is not None
+}
+"""By which a student is judged first, in the order in which to look for them: whether higher is better."""
 
 
 def summary(report: Figures) -> dict[str, Any] | None:
@@ -24,13 +30,13 @@ def summary(report: Figures) -> dict[str, Any] | None:
     metric = named if named in student else next((name for name in MAIN_METRICS if name in student), None)
     if metric is None:
         return None
-    lower = metric in LOWER_IS_BETTER
+    higher = MAIN_METRICS.get(metric, True)
     found = report.get("teachers") or {"teacher": report.get("teacher") or {}}
     teachers = {name: figures[metric] for name, figures in found.items() if metric in figures}
-    best = (min if lower else max)(teachers.values(), default=None)
+    best = (max if higher else min)(teachers.values(), default=None)
     return {
         "metric": metric,
-        "higher_is_better": not lower,
+        "higher_is_better": higher,
         "value": student[metric],
         "teachers": teachers,
         "difference": None if best is None else student[metric] - best,

@@ -20,7 +20,8 @@ from torch import Tensor
 from app.recipe.data.tokenizers import WordPiece
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Transformers
-from app.recipe.students.model import ModelConfig, TextInput
+from app.recipe.students.inputs import TextInput
+from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batches
 from worker.data.formats.columns import TextSamples
 from worker.data.load import load_task

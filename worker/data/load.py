@@ -13,12 +13,13 @@ from torch import Tensor
 
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.augmentation import TextAugmentation
-from app.recipe.data.facts import Archive, Known, Problem, SampleFacts
+from app.recipe.data.facts import Archive, Known, SampleFacts
 from app.recipe.data.sources import Data, HfData, ImageData, Table
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.methods.generation import Writing
 from app.recipe.plan import split_counts
+from app.recipe.problem import Problem
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.model import (
     MAX_COLUMNS,

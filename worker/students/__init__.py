@@ -22,7 +22,7 @@ from app.recipe.students.architectures import (
     WideResNet,
 )
 from app.recipe.students.model import ImageInput, Input
-from app.recipe.tasks.embedding import Embedding
+from app.recipe.students.pooling import Embedding
 from worker.students import (
     cifar_resnet,
     cifar_vgg,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
-from app.recipe.tasks.embedding import Embedding
+from app.recipe.students.pooling import Embedding
 from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast

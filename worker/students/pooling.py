@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.tasks.embedding import Embedding
+from app.recipe.students.pooling import Embedding
 
 FEWEST = 1e-9
 """Tokens that a text without any is divided by, so that its vector is 0."""

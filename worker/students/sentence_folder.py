@@ -8,6 +8,7 @@ from typing import Any
 
 from app.recipe.students.hugging_face import check_document
 from app.recipe.students.model import ModelConfig, TextInput
+from app.recipe.students.pooling import Embedding
 from app.recipe.students.sentence_folder import (
     ENCODER,
     FILES,
@@ -19,7 +20,6 @@ from app.recipe.students.sentence_folder import (
     pooling_of,
     require_modules,
 )
-from app.recipe.tasks.embedding import Embedding
 from worker.students.faults import InvalidModel
 
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.tasks.metrics import METRICS
-from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING
+from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, METRICS
 from worker.data.batches import NEXT, Batch
 from worker.data.load import TaskData
 from worker.data.randomness import generator

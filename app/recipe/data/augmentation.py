@@ -10,22 +10,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from app.recipe.base import Fraction, Option, Paper, Share
-
-View = Literal["images", "table", "texts"]
-CLASSIFICATION_OF_IMAGES = ("image-classification",)
-IMAGE_TASKS = ("image-classification", "regression", "keypoints")
+from app.recipe.base import Answer, Fraction, InputKind, Paper, Share, TaskOption
 
 Pair = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 MixParameter = Annotated[float, Field(gt=0.0, le=100.0)]
 
 
-class Augmentation(Option):
-    """What every augmentation has: the samples and the tasks that it makes sense for."""
+class Augmentation(TaskOption):
+    """Base of the augmentations."""
 
-    views: ClassVar[tuple[View, ...]] = ("images",)
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers"})
+    reads: ClassVar[tuple[InputKind, ...]] = ("images",)
     """Kinds of input that it changes."""
-    tasks: ClassVar[tuple[str, ...]] = IMAGE_TASKS
     mixes: ClassVar[bool] = False
     """True when it joins two samples (or two views of one), so that a label becomes a distribution."""
 
@@ -69,7 +65,7 @@ class RandAugment(Augmentation):
     paper: ClassVar[Paper | None] = Paper(
         "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", "1909.13719"
     )
-    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION_OF_IMAGES
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels"})
     kind: Literal["rand-augment"] = "rand-augment"
     operations: int = Field(2, ge=1, le=14)
     """Operations per image, drawn with replacement."""
@@ -81,8 +77,8 @@ class Mixup(Augmentation):
     """Weighted mean of two samples and of their labels."""
 
     paper: ClassVar[Paper | None] = Paper("mixup: Beyond Empirical Risk Minimization", "1710.09412")
-    views: ClassVar[tuple[View, ...]] = ("images", "table")
-    tasks: ClassVar[tuple[str, ...]] = ("image-classification", "regression")
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "numbers"})
+    reads: ClassVar[tuple[InputKind, ...]] = ("images", "table")
     mixes: ClassVar[bool] = True
     kind: Literal["mixup"] = "mixup"
     alpha: MixParameter = 0.2
@@ -97,7 +93,7 @@ class CutMix(Augmentation):
     paper: ClassVar[Paper | None] = Paper(
         "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", "1905.04899"
     )
-    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION_OF_IMAGES
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     mixes: ClassVar[bool] = True
     kind: Literal["cutmix"] = "cutmix"
     alpha: MixParameter = 1.0
@@ -110,7 +106,7 @@ class SelfMix(Augmentation):
     """A box of another view of the same image in place of its own, or the weighted mean of both; the label stays."""
 
     paper: ClassVar[Paper | None] = Paper("FerKD: Surgical Label Adaptation for Efficient Distillation", "2312.17473")
-    tasks: ClassVar[tuple[str, ...]] = CLASSIFICATION_OF_IMAGES
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     mixes: ClassVar[bool] = True
     kind: Literal["self-mix"] = "self-mix"
     how: Literal["box", "mean"] = "box"
@@ -124,8 +120,8 @@ class SelfMix(Augmentation):
 class TextAugmentation(Augmentation):
     """Changes words: the text between two white spaces. All tokens of a word share its fate, in every tokenisation."""
 
-    views: ClassVar[tuple[View, ...]] = ("texts",)
-    tasks: ClassVar[tuple[str, ...]] = ("text-classification", "regression", "embedding")
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers", "vectors"})
+    reads: ClassVar[tuple[InputKind, ...]] = ("texts",)
 
 
 class TokenMask(TextAugmentation):

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes, shown_names
-from app.recipe.data.facts import Problem
 from app.recipe.data.sources import ImageData, Table
 from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
-from app.recipe.tasks.task import CLASSIFICATION, NUMBERS
 from app.recipe.teachers.teacher import Origin
 
 Models = Mapping[str, ModelConfig]
@@ -43,7 +42,7 @@ def told_classes(job: JobSpec, models: Models) -> ClassList | None:
 
 def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
     """What is wrong with the orders of classes, and classes of teachers that are known not to be those of the data."""
-    if job.task not in CLASSIFICATION:
+    if job.task_spec.sized_by != "classes":
         given = {"data": job.data.class_order, **{path: origin.class_order for path, origin in job.origins.items()}}
         for path in (path for path, order in given.items() if order is not None):
             yield Problem(f"{path}.class_order", f"is given, but {job.task} answers with no classes", "null")
@@ -68,7 +67,7 @@ def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
 
 def _target_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
     """Numbers that a model learned from the same columns in another order, or from some of them alone."""
-    if job.task not in NUMBERS or not isinstance(job.data, Table):
+    if job.task_spec.answers != "numbers" or not isinstance(job.data, Table):
         return
     ours = job.data.label_columns
     for path, origin in job.origins.items():

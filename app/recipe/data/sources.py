@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -82,6 +82,11 @@ class Data(Spec):
     augment_epochs: int | None = Field(None, ge=1, le=100_000)
     """Epochs after which the same draws come again, so that a teacher's answers can be kept; none: every epoch draws
     anew."""
+
+    @classmethod
+    def format_name(cls) -> str:
+        """The value of `format` that stands for these."""
+        return str(get_args(cls.model_fields["format"].annotation)[0])
 
     @property
     def told_classes(self) -> int | None:

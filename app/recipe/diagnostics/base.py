@@ -1,22 +1,19 @@
-"""What every diagnostic has: the tasks it is for, and the rules about the samples that it needs."""
+"""What every diagnostic has: the kinds of output it analyses, and the rules about the samples that it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import ClassVar
 
-from app.recipe.base import Option
-from app.recipe.data.facts import Problem
-from app.recipe.tasks.task import Task
+from app.recipe.base import TaskOption
+from app.recipe.problem import Problem
 
 
-class DiagnosticSpec(Option):
+class DiagnosticSpec(TaskOption):
     """An analysis of the exported student beyond the metrics of its task."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ()
-    """Tasks whose models answer with what it analyses."""
     applies: ClassVar[str] = ""
-    """The same in words."""
+    """Its tasks in words."""
     fits: ClassVar[bool] = False
     """True when it fits something: half of the held-out samples, drawn by the job's seed, are kept for that, and the
     figures are those of the other half."""

@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from app.recipe.base import Paper
-from app.recipe.data.facts import Problem
+from app.recipe.base import Answer, Paper
 from app.recipe.diagnostics.base import DiagnosticSpec
-from app.recipe.tasks.task import CLASSIFICATION, Task
+from app.recipe.problem import Problem
 
 
 class Calibration(DiagnosticSpec):
@@ -21,7 +20,7 @@ class Calibration(DiagnosticSpec):
     """
 
     paper: ClassVar[Paper | None] = Paper("On Calibration of Modern Neural Networks", "1706.04599")
-    tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     applies: ClassVar[str] = "Single-label classification."
     fits: ClassVar[bool] = True
     kind: Literal["calibration"] = "calibration"

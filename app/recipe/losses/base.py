@@ -6,22 +6,21 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from app.recipe.base import Option
+from app.recipe.base import Answer, TaskOption
 from app.recipe.losses.taps import Taps
 from app.recipe.losses.weights import Weight
-from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, Task
 from app.recipe.teachers.teacher import TeacherName
 
 Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 """Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
 
 
-BY_ROW: tuple[Task, ...] = (*CLASSIFICATION, CAUSAL_LM)
-"""Tasks of a term that looks at one row of logits at a time: the answer for a sample, or for the next token."""
+BY_ROW: frozenset[Answer] = frozenset({"classes", "tokens"})
+"""Answers of a term that looks at one row of logits at a time: those of a sample, or of the next token."""
 
 
-class LossSpec(Option):
-    """What every term has: its weight in the objective, what it learns from, and the tasks that it is for."""
+class LossSpec(TaskOption):
+    """Base of the terms: weight in the objective, what it learns from, and what it works with."""
 
     needs_teacher: ClassVar[bool] = True
     couples_rows: ClassVar[bool] = False
@@ -30,7 +29,7 @@ class LossSpec(Option):
     """True when the term looks at several teachers at once, instead of being computed for each."""
     any_tokens: ClassVar[bool] = False
     """True when a teacher of a language model may read with another tokenizer than the student."""
-    tasks: ClassVar[tuple[Task, ...]] = CLASSIFICATION
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     equation: ClassVar[str] = ""
     applies: ClassVar[str] = "Classification with a teacher of the same classes."
     weight: Weight = 1.0

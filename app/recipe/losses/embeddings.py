@@ -10,10 +10,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import Paper
+from app.recipe.base import Answer, Paper
 from app.recipe.losses.base import LossSpec, Temperature
 from app.recipe.losses.features import PartName
-from app.recipe.tasks.task import EMBEDDING, Task
 
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -21,7 +20,7 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 class EmbeddingTerm(LossSpec):
     """A term of nothing but vectors of texts."""
 
-    tasks: ClassVar[tuple[Task, ...]] = (EMBEDDING,)
+    answers: ClassVar[frozenset[Answer]] = frozenset({"vectors"})
 
 
 class EmbeddingDistance(EmbeddingTerm):

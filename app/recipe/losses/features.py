@@ -11,11 +11,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from app.recipe.base import NonNegative, Paper, Positive, Share, Spec
+from app.recipe.base import EVERY_ANSWER, Answer, NonNegative, Paper, Positive, Share, Spec
 from app.recipe.losses.base import LossSpec
 from app.recipe.losses.taps import PATH, Pair, Tap, Taps, taps_of
 from app.recipe.losses.weights import Weight
-from app.recipe.tasks.task import ALL_TASKS, CAUSAL_LM, Task
 
 PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """Names what a term trains; terms and stages that give the same name for the same places share it."""
@@ -33,7 +32,7 @@ class FeatureTerm(LossSpec):
     """A term that compares features; what it does not need of a task's answer makes it fit for every task, but for
     causal-lm, whose rows are tokens, only where it says so."""
 
-    tasks: ClassVar[tuple[Task, ...]] = tuple(task for task in ALL_TASKS if task != CAUSAL_LM)
+    answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER - {"tokens"}
 
 
 class Hint(FeatureTerm):
@@ -46,7 +45,7 @@ class Hint(FeatureTerm):
     paper: ClassVar[Paper | None] = Paper("FitNets: Hints for Thin Deep Nets", "1412.6550")
     equation: ClassVar[str] = "sum over pairs of the mean over a row's entries of (r(s) - t)^2"
     applies: ClassVar[str] = "Any task and any pair of features of the same kind: vectors, tokens or maps."
-    tasks: ClassVar[tuple[Task, ...]] = ALL_TASKS
+    answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     kind: Literal["hint"] = "hint"
     pairs: list[Pair] = Field(min_length=1, max_length=32)
     """Which features are compared."""
@@ -149,7 +148,7 @@ class AttentionRelation(FeatureTerm):
     applies: ClassVar[str] = (
         "Transformers that see the same tokens; widths and numbers of heads may differ. Not with `accumulate` above 1."
     )
-    tasks: ClassVar[tuple[Task, ...]] = ALL_TASKS
+    answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     kind: Literal["attention-relation"] = "attention-relation"
     layer: AttentionPair
     """Which layers are compared."""

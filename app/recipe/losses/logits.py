@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import NonNegative, Paper, Positive, Share
+from app.recipe.base import Answer, NonNegative, Paper, Positive, Share
 from app.recipe.losses.base import BY_ROW, LossSpec, Softened, Temperature
-from app.recipe.tasks.task import Task
 
 Skew = Annotated[float, Field(ge=0.0, lt=1.0)]
 DISTILLM = Paper("DistiLLM: Towards Streamlined Distillation for Large Language Models", "2402.03898")
@@ -21,7 +20,7 @@ class CrossEntropy(LossSpec):
     needs_teacher: ClassVar[bool] = False
     equation: ClassVar[str] = "-sum_c t_c log q_c, t = (1 - label_smoothing) onehot(y) + label_smoothing / C"
     applies: ClassVar[str] = "Classification; labels may be probabilities."
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["cross-entropy"] = "cross-entropy"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the target spread evenly over all classes."""
@@ -32,7 +31,7 @@ class Kd(Softened):
 
     paper: ClassVar[Paper | None] = Paper("Distilling the Knowledge in a Neural Network", "1503.02531")
     equation: ClassVar[str] = "T^2 KL(p || q)"
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["kd"] = "kd"
     temperature: Temperature = 4.0
     """Divides both sides' logits. Above 1000 the divergence is lost in rounding: `logit-mse` is its limit."""
@@ -48,7 +47,7 @@ class Nkd(LossSpec):
     )
     equation: ClassVar[str] = "-p_y log q_y at T = 1, - gamma T^2 sum_(c != y) p'_c log q'_c, ' = over the classes != y"
     applies: ClassVar[str] = "Single-label classification with a teacher."
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["nkd"] = "nkd"
     gamma: float = Field(1.5, ge=0.0, le=1000.0)
     """Weight of the non-target part."""
@@ -63,7 +62,7 @@ class LogitMse(LossSpec):
         "Exploring the Connection between Knowledge Distillation and Logits Matching", "2109.06458"
     )
     equation: ClassVar[str] = "1 / (2 C) sum_c (z_c - v_c)^2, z and v the logits of student and teacher"
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["logit-mse"] = "logit-mse"
     centered: bool = False
     """Takes each side's mean over the classes off first: exactly what `kd` becomes at an infinite temperature. Without
@@ -78,7 +77,7 @@ class Dkd(Softened):
         "T^2 (alpha KL([p_y, 1 - p_y] || [q_y, 1 - q_y]) + beta KL(p' || q')), ' = renormalised over the classes != y"
     )
     applies: ClassVar[str] = "Single-label classification with a teacher."
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["dkd"] = "dkd"
     temperature: Temperature = 4.0
     """Divides both sides' logits; the value is multiplied by its square."""
@@ -118,7 +117,7 @@ class BdKd(Softened):
     equation: ClassVar[str] = (
         "T^2 (delta KL(p || q) + KL(q || p)) where H(q) < H(p), else T^2 (KL(p || q) + delta KL(q || p))"
     )
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["bd-kd"] = "bd-kd"
     temperature: Temperature = 1.0
     """Divides both sides' logits; the value is multiplied by its square."""
@@ -131,7 +130,7 @@ class ReverseKl(Softened):
 
     paper: ClassVar[Paper | None] = Paper("MiniLLM: Knowledge Distillation of Large Language Models", "2306.08543")
     equation: ClassVar[str] = "KL(q || p)"
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["reverse-kl"] = "reverse-kl"
 
 
@@ -144,7 +143,7 @@ class Jsd(Softened):
     equation: ClassVar[str] = (
         "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; KL(p || q) at beta 0, KL(q || p) at 1"
     )
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["jsd"] = "jsd"
     temperature: Temperature = 0.9
     """Divides both sides' logits; the value is not multiplied by its square."""
@@ -157,7 +156,7 @@ class SkewKl(Softened):
 
     paper: ClassVar[Paper | None] = DISTILLM
     equation: ClassVar[str] = "KL(p || skew p + (1 - skew) q)"
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["skew-kl"] = "skew-kl"
     skew: Skew = 0.1
     """Share of the teacher in the mixture; 0 is forward KL."""
@@ -168,7 +167,7 @@ class SkewReverseKl(Softened):
 
     paper: ClassVar[Paper | None] = DISTILLM
     equation: ClassVar[str] = "KL(q || (1 - skew) p + skew q)"
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["skew-reverse-kl"] = "skew-reverse-kl"
     skew: Skew = 0.1
     """Share of the student in the mixture; 0 is reverse KL."""
@@ -181,7 +180,7 @@ class Tvd(Softened):
         "f-Divergence Minimization for Sequence-Level Knowledge Distillation", "2307.15190"
     )
     equation: ClassVar[str] = "1/2 sum_c |p_c - q_c|"
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["tvd"] = "tvd"
 
 
@@ -194,7 +193,7 @@ class Akl(Softened):
     equation: ClassVar[str] = (
         "h KL(p || q) + (1 - h) KL(q || p), h = share of sum_c |p_c - q_c| in the head: the likeliest classes, up to mu"
     )
-    tasks: ClassVar[tuple[Task, ...]] = BY_ROW
+    answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["akl"] = "akl"
     mu: Share = 0.5
     """Cumulative probability of the head; the likeliest class is always in it."""

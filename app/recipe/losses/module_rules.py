@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.recipe.data.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
+from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.module_paths import module_paths, suggestions
 from app.recipe.students.shrink import Unshrinkable, network_of

@@ -10,10 +10,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import NonNegative, Paper, Positive, Share
+from app.recipe.base import Answer, NonNegative, Paper, Positive, Share
 from app.recipe.data.targets import KD_LOSS
 from app.recipe.losses.base import LossSpec
-from app.recipe.tasks.task import NUMBERS, Task
 from app.recipe.teachers.teacher import TeacherName
 
 Factor = Annotated[float, Field(allow_inf_nan=False)]
@@ -22,7 +21,7 @@ Factor = Annotated[float, Field(allow_inf_nan=False)]
 class DistanceLoss(LossSpec):
     """A term that sees nothing but the difference between the student's numbers and their target."""
 
-    tasks: ClassVar[tuple[Task, ...]] = NUMBERS
+    answers: ClassVar[frozenset[Answer]] = frozenset({"numbers"})
     applies: ClassVar[str] = "Regression and keypoints, with the labels or with a teacher's answers as the target."
     target: Literal["labels", "teacher"] = "labels"
     """What the student is to say: the label, or what the teacher says of the same sample."""
@@ -82,7 +81,7 @@ class Assistive(LossSpec):
 
     paper: ClassVar[Paper | None] = KD_LOSS
     joint: ClassVar[bool] = True
-    tasks: ClassVar[tuple[Task, ...]] = NUMBERS
+    answers: ClassVar[frozenset[Answer]] = frozenset({"numbers"})
     equation: ClassVar[str] = (
         "label_weight M + tough_weight A(tough) + tolerant_weight A(tolerant); s = sign(x - g), t' = g + s |t - g|, "
         "b = g + near s |t' - g|, A(t) = |t' - x| (outer where x is beyond t', inner where it is between b and t', "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from app.recipe.base import Paper
+from app.recipe.base import Answer, Paper
 from app.recipe.losses.base import LossSpec, Temperature
 from app.recipe.losses.weights import Weight
-from app.recipe.tasks.task import CAUSAL_LM, Task
 
 
 class Uld(LossSpec):
@@ -25,7 +24,7 @@ class Uld(LossSpec):
     )
     equation: ClassVar[str] = "sum_i |p_(i) - q_(i)|, (i) the i-th largest; the smaller vocabulary is filled up with 0"
     applies: ClassVar[str] = "Language models, and teachers with any tokenizer."
-    tasks: ClassVar[tuple[Task, ...]] = (CAUSAL_LM,)
+    answers: ClassVar[frozenset[Answer]] = frozenset({"tokens"})
     any_tokens: ClassVar[bool] = True
     kind: Literal["uld"] = "uld"
     weight: Weight = 1.5

@@ -7,18 +7,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from app.recipe.base import Option, Paper, Share
-from app.recipe.tasks.task import CAUSAL_LM, Task
+from app.recipe.base import Answer, Paper, Share, TaskOption
 from app.recipe.teachers.teacher import TeacherName
 
 Tokens = Annotated[int, Field(ge=1, le=4096)]
 TopK = Annotated[int, Field(ge=1, le=100_000)]
 
 
-class Writing(Option):
+class Writing(TaskOption):
     """What both kinds have: how much is written, and how."""
 
-    tasks: ClassVar[tuple[Task, ...]] = (CAUSAL_LM,)
+    answers: ClassVar[frozenset[Answer]] = frozenset({"tokens"})
     prompt_tokens: Tokens = 16
     """First tokens of a packed sequence that are written on. Of chats it is all that precedes an answer."""
     new_tokens: Tokens = 48

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.recipe.data.facts import Problem
 from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec
 from app.recipe.losses import CrossEntropy, Dkd, Loss, Nkd
 from app.recipe.losses.taps import Taps
 from app.recipe.methods.generation import Generation, OnPolicy, SequenceLevel, Writing
-from app.recipe.tasks.task import CAUSAL_LM
+from app.recipe.problem import Problem
+from app.recipe.tasks import tasks_for
 from app.recipe.teachers.cache import TopKCache
 
 FIELD = "recipe.generation"
@@ -27,8 +27,9 @@ def generation_problems(job: JobSpec) -> Iterator[Problem]:
     wanted = job.recipe.generation
     if wanted is None:
         return
-    if job.task != CAUSAL_LM:
-        yield Problem(FIELD, f"is given, and nothing is written for {job.task}", f"null, or task: {CAUSAL_LM}")
+    if not job.task_spec.fits(type(wanted)):
+        accepted = f"null, or task: {', '.join(tasks_for(type(wanted)))}"
+        yield Problem(FIELD, f"is given, and nothing is written for {job.task}", accepted)
         return
     if not job.all_teachers:
         yield Problem(FIELD, f"is {wanted.kind}, and there is no teacher", "a teacher, or null")

@@ -6,74 +6,29 @@ there, so that the library can open it; ours is `stillhouse.json` then. Whoever 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from app.recipe.base import Positive, Spec
 from app.recipe.students.architectures import Network, Timm, Transformers
-from app.recipe.tasks.embedding import Embedding
-from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from app.recipe.students.inputs import MAX_COLUMNS as MAX_COLUMNS
+from app.recipe.students.inputs import MAX_LENGTH as MAX_LENGTH  # these are imported from here by the training side
+from app.recipe.students.inputs import MAX_SIDE as MAX_SIDE
+from app.recipe.students.inputs import ImageInput as ImageInput
+from app.recipe.students.inputs import Input as Input
+from app.recipe.students.inputs import TableInput as TableInput
+from app.recipe.students.inputs import TextInput as TextInput
+from app.recipe.students.pooling import Embedding
+from app.recipe.tasks import TaskName, task_of, tasks_with
+from app.recipe.tasks.base import TaskSpec
 
-MAX_SIDE, MAX_CHANNELS = 4096, 1024
-MAX_COLUMNS, MAX_LENGTH = 4096, 8192
 MAX_CLASSES = 100_000
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 MAX_TARGETS = 65_536
 TargetName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
-
 DESCRIPTIONS = ("stillhouse.json", "config.json")
 """Names that a description may have, in the order in which to look for them."""
-
-
-class ImageInput(Spec):
-    """Shape of one input image."""
-
-    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
-    """Colour channels: 1 of grey images, 3 of RGB."""
-    height: Side
-    """Pixels from top to bottom."""
-    width: Side
-    """Pixels from left to right."""
-
-
-class TableInput(Spec):
-    """A row of numbers."""
-
-    columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
-    """Numbers in a row."""
-
-
-class TextInput(Spec):
-    """Token ids, padded to one length; the tokenizer's files lie beside the weights."""
-
-    length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
-    """Tokens of one sample, with padding."""
-    vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
-    """Number of token ids."""
-    pad: Annotated[int, Field(ge=0)] = 0
-    """Id of the padding, which the network does not attend to; of a decoder, of the token that ends a text."""
-    separator: Annotated[int, Field(ge=0)] | None = None
-    """Id of the token that ends each part of a text, where the tokenizer has one: what lies after the first is the
-    second part."""
-
-
-def _kind_of_input(value: Any) -> str:
-    """Told by the keys, which are all different; what is no object is refused as an image would be."""
-    if isinstance(value, Spec):
-        return type(value).__name__
-    keys = value if isinstance(value, dict) else ()
-    return "TableInput" if "columns" in keys else "TextInput" if "vocabulary" in keys else "ImageInput"
-
-
-Input = Annotated[
-    Annotated[ImageInput, Tag("ImageInput")]
-    | Annotated[TableInput, Tag("TableInput")]
-    | Annotated[TextInput, Tag("TextInput")],
-    Discriminator(_kind_of_input),
-]
 
 
 class Preprocessing(Spec):
@@ -104,7 +59,7 @@ class TargetScaling(Spec):
 class ModelConfig(Spec):
     """Description of a model's weights."""
 
-    task: Task = "image-classification"
+    task: TaskName = "image-classification"
     """What the model does."""
     architecture: Network
     """The network that the weights are of."""
@@ -128,49 +83,55 @@ class ModelConfig(Spec):
 
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
-        if self.task == CAUSAL_LM:
+        needed = self.task_spec.sized_by
+        if needed is None:
             self._require_decoder()
             return self
-        needed, other = ("classes", "targets") if self.task in CLASSIFICATION else ("targets", "classes")
+        other = "targets" if needed == "classes" else "classes"
         if getattr(self, needed) is None or getattr(self, other) is not None:
             raise ValueError(f"a model for {self.task} has {needed} and no {other}")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError("class_names must have one name per class")
         if self.target_names is not None and len(self.target_names) != self.targets:
             raise ValueError("target_names must have one name per target")
-        if self.preprocessing is None and not isinstance(self.input, TextInput):
+        if self.preprocessing is None and self.input.statistics:
             raise ValueError("preprocessing is missing")
-        if (self.embedding is not None) != (self.task == EMBEDDING):
-            raise ValueError("embedding must be there for the task embedding, and for no other")
+        if (self.embedding is not None) != ("embedding" in self.task_spec.options):
+            raise ValueError(f"embedding must be there for the task {tasks_with('embedding')}, and for no other")
         return self
 
     @model_validator(mode="after")
     def _encodes_texts(self) -> Self:
         network = self.architecture
         encoder = isinstance(network, Transformers) and network.reads == "texts" and not network.decodes
-        if self.embedding is not None and not (encoder and isinstance(self.input, TextInput)):
+        if self.embedding is not None and not (encoder and self.input.kind == "texts"):
             raise ValueError("an encoder is a network of the Transformers library that reads texts, and no decoder")
         return self
 
     def _require_decoder(self) -> None:
         decoder = isinstance(self.architecture, Transformers) and self.architecture.decodes
-        if not (decoder and isinstance(self.input, TextInput)):
-            raise ValueError("a model for causal-lm is a decoder of the Transformers library, and reads texts")
+        if not (decoder and self.input.kind == "texts"):
+            raise ValueError(f"a model for {self.task} is a decoder of the Transformers library, and reads texts")
         answers = (self.classes, self.class_names, self.targets, self.target_scaling, self.embedding)
         if any(given is not None for given in (*answers, self.preprocessing)):
-            raise ValueError("a model for causal-lm has neither classes nor targets, and no preprocessing")
+            raise ValueError(f"a model for {self.task} has neither classes nor targets, and no preprocessing")
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """What the contract knows of its task."""
+        return task_of(self.task)
 
     @property
     def outputs(self) -> int:
-        """Numbers that the network answers with: once for a sample, or a decoder at every token."""
-        if self.task == CAUSAL_LM and isinstance(self.input, TextInput):
+        """Width of the network's output: for a sample, or of a decoder at every token."""
+        if self.task_spec.sized_by is None and isinstance(self.input, TextInput):
             return self.input.vocabulary
         return self.classes or self.targets or 0
 
     @property
     def chooses(self) -> bool:
         """Whether its numbers are logits, of classes or of tokens."""
-        return self.task in (*CLASSIFICATION, CAUSAL_LM)
+        return self.task_spec.chooses
 
     @property
     def file_name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.recipe.tasks.embedding import Embedding
+from app.recipe.students.pooling import Embedding
 
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
 ENCODER, GENERAL = "sentence_bert_config.json", "config_sentence_transformers.json"

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, get_args
 
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
-from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
+from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.pooling import Embedding
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
-from app.recipe.tasks.embedding import Embedding
-from app.recipe.tasks.task import EMBEDDING
 
 
 class Unshrinkable(ValueError):
@@ -150,7 +150,7 @@ def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Inpu
 
 def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding | None:
     """How the student makes one vector of a text; none for other tasks. Raises `Unshrinkable`."""
-    if job.task != EMBEDDING:
+    if "embedding" not in job.task_spec.options:
         return None
     start = start_of(job, teachers) or (_described(job, teachers) if isinstance(job.student, Shrink) else None)
     return job.embedding or (start.embedding if start else None) or Embedding()

@@ -1,1 +1,40 @@
-"""Tasks: what a student may be trained for."""
+"""The registry of tasks that a student can be trained for. A new one is a file beside this one and its line here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from app.recipe.base import TaskOption
+from app.recipe.tasks.base import TaskSpec
+from app.recipe.tasks.causal_lm import CausalLmSpec
+from app.recipe.tasks.classification import ImageClassificationSpec, TextClassificationSpec
+from app.recipe.tasks.embedding import EmbeddingSpec
+from app.recipe.tasks.keypoints import KeypointsSpec
+from app.recipe.tasks.regression import RegressionSpec
+
+TaskName = Literal["image-classification", "text-classification", "regression", "keypoints", "embedding", "causal-lm"]
+_SPECS: tuple[TaskSpec, ...] = (
+    ImageClassificationSpec(),
+    TextClassificationSpec(),
+    RegressionSpec(),
+    KeypointsSpec(),
+    EmbeddingSpec(),
+    CausalLmSpec(),
+)
+TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
+"""All of them by name."""
+
+
+def task_of(name: TaskName) -> TaskSpec:
+    """The task called `name`."""
+    return TASKS[name]
+
+
+def tasks_for(option: type[TaskOption]) -> list[str]:
+    """Names of the tasks that a loss, optimizer, augmentation or method is for."""
+    return [name for name, spec in TASKS.items() if spec.fits(option)]
+
+
+def tasks_with(option: str) -> str:
+    """Names of the tasks that the field of a job at this path is for, as a list for messages."""
+    return ", ".join(name for name, spec in TASKS.items() if option in spec.options)

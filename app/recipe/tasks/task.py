@@ -1,18 +1,14 @@
-"""The tasks that a student can be trained for."""
+"""Names that the training side still imports; this file goes with its last import."""
 
 from __future__ import annotations
 
-from typing import Literal
+from app.recipe.tasks import TASKS, TaskName
 
-Task = Literal["image-classification", "text-classification", "regression", "keypoints", "embedding", "causal-lm"]
+Task = TaskName
 CLASSIFICATION: tuple[Task, ...] = ("image-classification", "text-classification")
-"""Tasks whose answer is one of several classes."""
 NUMBERS: tuple[Task, ...] = ("regression", "keypoints")
-"""Tasks whose answer is a list of numbers."""
 EMBEDDING: Task = "embedding"
-"""The task whose answer is a vector of a text, good for nothing but to be compared with others."""
 CAUSAL_LM: Task = "causal-lm"
-"""The task whose answer is, at every token of a text, which one comes next."""
 TEXT_TASKS: tuple[Task, ...] = ("text-classification", EMBEDDING, CAUSAL_LM)
-"""Tasks whose samples are texts."""
 ALL_TASKS: tuple[Task, ...] = (*CLASSIFICATION, *NUMBERS, EMBEDDING, CAUSAL_LM)
+METRICS = {name: spec.metrics for name, spec in TASKS.items()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.recipe.data.facts import Problem
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
+from app.recipe.problem import Problem
 from app.recipe.teachers.cache import TopKCache
 
 ANY_TOKENS = " or ".join(term.model_fields["kind"].default for term in LOSSES if term.any_tokens)

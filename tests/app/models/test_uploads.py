@@ -16,8 +16,8 @@ from safetensors.numpy import save
 
 from app.models import uploads
 from app.recipe.students.hugging_face import DOCUMENTS
+from app.recipe.students.pooling import Embedding
 from app.recipe.students.sentence_folder import POOLING, modules_of, pooling_of
-from app.recipe.tasks.embedding import Embedding
 from app.recipe.teachers.key_map import Conversion
 from tests.app.conftest import Api
 from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle

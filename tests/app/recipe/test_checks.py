@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.data.facts import Archive, ArrayFacts, SampleFacts, sample_facts
+from app.recipe.data.facts import Archive, ArrayFacts, SampleFacts
+from app.recipe.data.headers import sample_facts
 from app.recipe.job import JobSpec
-from app.recipe.students.model import ImageInput, ModelConfig, TextInput
+from app.recipe.students.inputs import ImageInput, TextInput
+from app.recipe.students.model import ModelConfig
 
 
 def archive(shape: tuple[int, ...] = (100, 8, 8), dtype: str = "u1", **labels: Any) -> Archive:
@@ -63,7 +65,7 @@ def test_the_layout_tells_the_axes(shape: tuple[int, ...], layout: str, expected
     spec = job(data={"train": "file_a", "layout": layout})
     channels, height, width = expected
     image = ImageInput(channels=channels, height=height, width=width)
-    assert sample_facts(spec.data, spec.task, archive(shape)) == SampleFacts(5, image, 72 * channels, pixels=True)
+    assert sample_facts(spec.data, spec.task_spec, archive(shape)) == SampleFacts(5, image, 72 * channels, pixels=True)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
-from app.recipe.students.model import ImageInput
+from app.recipe.students.inputs import ImageInput
 from worker.students import BUILDERS, build
 
 DIGITS, ODD = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=9, width=5)

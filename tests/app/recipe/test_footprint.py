@@ -8,7 +8,7 @@ import pytest
 
 from app.recipe.footprint import MB, TRAINER_BYTES, footprints, rough_cost
 from app.recipe.job import JobSpec
-from app.recipe.students.model import ImageInput, Input, TextInput
+from app.recipe.students.inputs import ImageInput, Input, TextInput
 
 DIGITS, PICTURES = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=32, width=32)
 LLAMA = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.core.field_errors import of_problems, of_validation
-from app.recipe.checks import InputFacts, architecture_problems, find_problems
+from app.recipe.checks import InputFacts, find_problems
 from app.recipe.cost import student_cost
 from app.recipe.job import JobSpec
 from app.recipe.students.hugging_face import (
@@ -25,6 +25,7 @@ from app.recipe.students.hugging_face import (
     read_index,
 )
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.rules import architecture_problems
 from app.recipe.students.sentence_folder import SWITCHES, embedding_of
 from app.recipe.students.shrink import ENCODERS
 from app.recipe.teachers.key_map import KeyMap

@@ -12,7 +12,7 @@ from app.recipe.job import JobSpec, Recipe, Resources
 from app.recipe.losses import CrossEntropy
 from app.recipe.plan import plan_training, split_counts, training_flops, training_memory
 from app.recipe.students.architectures import Mlp
-from app.recipe.students.model import ImageInput
+from app.recipe.students.inputs import ImageInput
 
 IMAGE = ImageInput(channels=1, height=8, width=8)
 

@@ -146,7 +146,7 @@ def samples(names: list[str]) -> Any:
 
 
 def test_some_of_many_problems_are_told() -> None:
-    from app.recipe.data.facts import Problem
+    from app.recipe.problem import Problem
 
     with pytest.raises(UserError, match="and 980 more"):
         _refuse([Problem(f"data.input_columns[{number}]", "is wrong") for number in range(1000)])

@@ -13,8 +13,8 @@ from safetensors.numpy import save
 
 from app.core.settings import Settings
 from app.core.store import Store
+from app.recipe.students.pooling import Embedding
 from app.recipe.students.sentence_folder import modules_of, pooling_of
-from app.recipe.tasks.embedding import Embedding
 from app.recipe.teachers.teacher import Teacher
 from tests.servers.s3 import S3
 from tests.worker.fetch.hub_server import Hub, serving

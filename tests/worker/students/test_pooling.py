@@ -12,7 +12,7 @@ from transformers import AutoModel
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.hugging_face import TEXT_MODEL_TYPES
 from app.recipe.students.model import ModelConfig, TextInput
-from app.recipe.tasks.embedding import Embedding
+from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.students import hugging_face
 from worker.students.model import Model

@@ -14,8 +14,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from app.recipe.students.hugging_face import check_document, is_model_file
 from app.recipe.students.model import TextInput
+from app.recipe.students.pooling import Embedding
 from app.recipe.students.sentence_folder import FILES, GENERAL, MODULES, POOLING, embedding_of, modules_of, pooling_of
-from app.recipe.tasks.embedding import Embedding
 from tests.kinds import write_encoder
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer

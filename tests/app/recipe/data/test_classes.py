@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
-from app.recipe.data.facts import Problem
 from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
 
 Names = list[str] | None

@@ -10,8 +10,9 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
 from app.recipe.students.architectures import Transformers
-from app.recipe.students.model import ModelConfig, TextInput
-from app.recipe.tasks.task import CAUSAL_LM
+from app.recipe.students.inputs import TextInput
+from app.recipe.students.model import ModelConfig
+from app.recipe.tasks import task_of
 
 GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2}
 TABLE: dict[str, Any] = {"train": "t", "format": "jsonl", "input_columns": ["text"]}
@@ -103,7 +104,7 @@ def test_all_other_tasks_need_labels() -> None:
 def test_losses_whose_rows_are_samples_are_refused() -> None:
     for term in LOSSES:
         kind = term.model_fields["kind"].default
-        if CAUSAL_LM in term.tasks or any(field.is_required() for field in term.model_fields.values()):
+        if task_of("causal-lm").fits(term) or any(field.is_required() for field in term.model_fields.values()):
             continue
         found = find_problems(job(recipe={"losses": [{"kind": kind}]}), InputFacts())
         assert "recipe.losses[0].kind" in [problem.param for problem in found], kind

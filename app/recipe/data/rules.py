@@ -1,0 +1,99 @@
+"""Rules of a job's data: its format, columns and augmentations, held against the task and the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.recipe.data.augmentation import Crop, Flip, RandAugment, SelfMix
+from app.recipe.data.facts import SampleFacts
+from app.recipe.data.sources import Data, Table
+from app.recipe.problem import Problem
+from app.recipe.students.inputs import ImageInput, Input
+from app.recipe.tasks import tasks_with
+from app.recipe.tasks.base import TaskSpec
+
+PAIRS = "data.augment.pairs"
+"""Option of the tasks whose labels a mirror changes."""
+
+
+def sample_problems(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> Iterator[Problem]:
+    """Samples to train and to evaluate on that differ, or are too few to be divided."""
+    if train and held_out and train.input != held_out.input:
+        found = f"samples are {held_out.input.size}"
+        yield Problem("data.eval", found, f"{train.input.size}, as in data.train")
+    if train and data.holds_out and train.count < 2:
+        found = "one sample can't be split into training and evaluation"
+        yield Problem("data.train", found, "two or more, or data.eval")
+
+
+def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iterator[Problem]:
+    """Settings in `data` that do not go together with the task, or with the samples as far as they are known."""
+    yield from _format_problems(data, task)
+    if data.classes is not None and task.sized_by != "classes":
+        yield Problem("data.classes", f"is given, but {task.name} answers with no classes", "no classes")
+    if data.targets_transform is not None and task.answers != "numbers":
+        found = f"is given, but {task.name} does not answer with numbers to learn"
+        yield Problem("data.targets_transform", found, "none")
+    for index, step in enumerate(data.augment):
+        path = f"data.augment[{index}]"
+        if not task.fits(type(step)):
+            yield Problem(f"{path}.kind", f"{step.kind} is not for {task.name}", "an augmentation for this task")
+        elif train is not None and train.input.kind not in step.reads:
+            yield Problem(f"{path}.kind", f"{step.kind} is for {' and '.join(step.reads)}", train.input.kind)
+        elif isinstance(step, Flip):
+            yield from _flip_problems(step, task, train, path)
+        elif isinstance(step, Crop) and train is not None:
+            yield from _crop_problems(step, train.input, path)
+        elif isinstance(step, SelfMix) and data.augment[0].mixes:
+            yield Problem(
+                f"{path}.kind", "self-mix joins two views of an image, and nothing makes them differ", "crop first"
+            )
+        elif isinstance(step, RandAugment) and train is not None:
+            yield from _colour_problems(train, path)
+
+
+def _format_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
+    if not isinstance(data, task.formats):
+        *most, last = [each.format_name() for each in task.formats]
+        accepted = f"{', '.join(most)} or {last}" if most else last
+        yield Problem("data.format", f"{data.format_name()} holds nothing for {task.name}", accepted)
+    elif isinstance(data, Table):
+        yield from _columns_problems(data, task)
+
+
+def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
+    for field in ("eval_input_columns", "eval_label_columns"):
+        if getattr(data, field) is not None and (path := f"data.{field}") not in task.options:
+            found = f"is for {tasks_with(path)}, the task is {task.name}"
+            yield Problem(path, found, "none: as in data.train")
+    yield from task.column_problems(data)
+
+
+def _flip_problems(step: Flip, task: TaskSpec, train: SampleFacts | None, path: str) -> Iterator[Problem]:
+    if (step.pairs is None) == (PAIRS in task.options):
+        found, accepted = f"is for {tasks_with(PAIRS)} alone", "no pairs"
+        if step.pairs is None:
+            found, accepted = (
+                "is missing: a mirror makes the left eye a right one",
+                "pairs of points that change places",
+            )
+        yield Problem(f"{path}.pairs", found, accepted)
+    named = [point for pair in step.pairs or () for point in pair]
+    if len(set(named)) != len(named):
+        yield Problem(f"{path}.pairs", "names a point twice", "each point in one pair at most")
+    points = train.targets // 2 if train is not None and train.targets else None
+    if points is not None and named and max(named) >= points:
+        yield Problem(f"{path}.pairs", f"names point {max(named)} of {points}", f"0 to {points - 1}")
+
+
+def _crop_problems(step: Crop, given: Input, path: str) -> Iterator[Problem]:
+    if isinstance(given, ImageInput) and step.padding > min(given.height, given.width):
+        sides = f"{given.height} x {given.width}"
+        yield Problem(f"{path}.padding", f"{step.padding} is more than the image's {sides}", "at most its smaller side")
+
+
+def _colour_problems(train: SampleFacts, path: str) -> Iterator[Problem]:
+    channels = train.input.channels if isinstance(train.input, ImageInput) else 0
+    if not train.pixels or channels not in (1, 3):
+        accepted = "images of uint8 with one channel or three"
+        yield Problem(f"{path}.kind", "rand-augment does not know how to change these images", accepted)

@@ -1,0 +1,20 @@
+"""Rules of the diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.recipe.diagnostics import parts_of
+from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
+
+
+def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]:
+    """Diagnostics that make no sense for the task, or for so many held-out samples (None: not known yet)."""
+    for index, diagnostic in enumerate(job.evaluation.diagnostics):
+        path = f"evaluation.diagnostics[{index}]"
+        if not job.task_spec.fits(type(diagnostic)):
+            kind = type(diagnostic).model_fields["kind"].default
+            yield Problem(f"{path}.kind", f"{kind} is not for {job.task}", "a diagnostic for this task, or none")
+        elif held_out is not None:
+            yield from diagnostic.problems(path, parts_of(held_out, diagnostic)[1])

@@ -1,0 +1,63 @@
+"""Rules of the loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from app.recipe.data.sources import Table
+from app.recipe.job import JobSpec
+from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
+from app.recipe.problem import Problem
+from app.recipe.students.model import ModelConfig
+
+
+def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
+    classes = job.data.told_classes or next(iter(known), None)
+    for path, terms in job.objectives.items():
+        for index, term in enumerate(terms):
+            yield from _term_problems(job, term, f"{path}[{index}]")
+            if isinstance(term, KdRel):
+                yield from _hierarchy_problems(job, term, classes, f"{path}[{index}].parents")
+            yield from _kept_classes_problems(term, classes, f"{path}[{index}]")
+
+
+def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
+    if not job.task_spec.fits(type(term)):
+        yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
+    if isinstance(term, Contrastive | PairScore):
+        yield from _pair_problems(job, term, path)
+    names = [teacher.name for teacher in job.all_teachers]
+    for field_name, name in term.named_teachers().items():
+        if not term.needs_teacher:
+            yield Problem(f"{path}.{field_name}", f"{term.kind} learns from no teacher", "no name")
+        elif name not in names:
+            yield Problem(f"{path}.{field_name}", f"there is no teacher {name!r}", f"one of {', '.join(names)}")
+    if term.couples_rows and job.recipe.accumulate > 1:
+        found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
+        yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
+
+
+def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> Iterator[Problem]:
+    if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
+        return
+    if len(job.data.input_columns) < 2:
+        yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
+    elif term.needs_scores and not job.data.label_columns:
+        yield Problem("data.label_columns", f"is missing, and {term.kind} learns from scores", "the column of scores")
+
+
+def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:
+    given = len(term.parents)
+    if classes is None and not job.all_teachers:
+        yield Problem("data.classes", f"is missing, and {term.kind} needs it", f"{given}, as in {param}")
+    if classes not in (None, given):
+        yield Problem(param, f"has {given} numbers for {classes} classes", "one number per class")
+
+
+def _kept_classes_problems(term: Loss, classes: int | None, path: str) -> Iterator[Problem]:
+    field, kept = ("top_k", term.top_k) if isinstance(term, Ferkd) else ("k", None)
+    if isinstance(term, KdTopk):
+        kept = term.k
+    if kept is not None and classes is not None and kept > classes:
+        yield Problem(f"{path}.{field}", f"{kept} is more than the {classes} classes", f"at most {classes}")

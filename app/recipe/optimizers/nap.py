@@ -1,0 +1,45 @@
+"""Normalize-and-project, around another optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from app.recipe.base import Paper
+from app.recipe.optimizers.adamp import AdamP
+from app.recipe.optimizers.adamw import AdamW
+from app.recipe.optimizers.base import OptimizerSpec
+from app.recipe.optimizers.sgd import Sgd
+from app.recipe.optimizers.sgdp import SgdP
+from app.recipe.optimizers.sinkgd import SinkGd
+from app.recipe.optimizers.swan import Swan
+
+Inner = Annotated[Sgd | AdamW | AdamP | SgdP | SinkGd | Swan, Field(discriminator="kind")]
+
+
+class NormalizeAndProject(OptimizerSpec):
+    """After the steps of another optimizer, hidden weights are scaled back to the norm that they began with.
+
+    For networks with normalisation layers; others are refused. The weights of hidden layers keep their norms, scale and
+    offset of a normalisation layer keep together the norm of a scale of ones. The output layer, embeddings and other
+    vectors go free. Weight decay has no effect on what is scaled, so the rate falls by the schedule alone.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Normalization and effective learning rates in reinforcement learning", "2407.01800"
+    )
+    applies: ClassVar[str] = "Networks with normalisation layers: every student but mlp."
+    kind: Literal["nap"] = "nap"
+    inner: Inner
+    """The optimizer that takes the steps, with the learning rate."""
+    every_steps: int = Field(1, ge=1, le=10_000)
+    """Optimizer steps between two projections."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.inner.lr
+
+    def state_size(self, parameters: int, hidden_weights: int) -> int:
+        return self.inner.state_size(parameters, hidden_weights)

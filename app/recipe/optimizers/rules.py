@@ -1,0 +1,36 @@
+"""Rules of the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.recipe.job import JobSpec
+from app.recipe.losses import Loss
+from app.recipe.losses.features import FeatureTerm
+from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
+from app.recipe.problem import Problem
+from app.recipe.students.architectures import Mlp
+
+
+def optimizer_problems(job: JobSpec) -> Iterator[Problem]:
+    """Optimizers that can't do anything for what they are given to train."""
+    for index, stage in enumerate(job.recipe.stages):
+        inherited = "recipe.optimizer" if stage.optimizer is None else f"recipe.stages[{index}].optimizer"
+        learns = stage.losses if stage.trains == "student" else []
+        yield from _fit_problems(job, stage.optimizer or job.recipe.optimizer, learns, inherited)
+    yield from _fit_problems(job, job.recipe.optimizer, job.recipe.losses, "recipe.optimizer")
+
+
+def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: str) -> Iterator[Problem]:
+    """`losses` are those that the student is trained with, none where only terms are."""
+    if isinstance(optimizer, NormalizeAndProject) and losses and isinstance(job.student, Mlp):
+        yield Problem(f"{path}.kind", "nap needs normalisation layers, and mlp has none", "any other optimizer")
+    if not isinstance(optimizer, NormalizedGd):
+        return
+    if not job.task_spec.fits(type(optimizer)):
+        yield Problem(f"{path}.kind", f"{optimizer.kind} is not for {job.task}", "an optimizer for this task")
+    elif all(isinstance(term, FeatureTerm) for term in losses):
+        found = f"{optimizer.kind} divides by the gradient at the student's outputs, and no loss gives them one"
+        yield Problem(
+            f"{path}.kind", found, "any other optimizer, or a loss on the outputs, where the student is trained"
+        )

@@ -1,0 +1,110 @@
+"""Shapes of one sample, by the kind of input that a model reads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Discriminator, Field, Tag
+
+from app.recipe.base import InputKind, Spec
+
+MAX_SIDE, MAX_CHANNELS = 4096, 1024
+MAX_COLUMNS, MAX_LENGTH = 4096, 8192
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+class SampleShape(Spec):
+    """Base of the shapes."""
+
+    kind: ClassVar[InputKind]
+
+    @property
+    def size(self) -> str:
+        """The shape for a message."""
+        raise NotImplementedError
+
+    @property
+    def statistics(self) -> int:
+        """Means, and as many deviations, that raw values are normalised by; 0 of token ids."""
+        return 0
+
+    def accepts(self, given: SampleShape) -> bool:
+        """Whether a model of this shape can read samples of the shape `given`."""
+        return self == given
+
+
+class ImageInput(SampleShape):
+    """Shape of one input image."""
+
+    kind: ClassVar[InputKind] = "images"
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    """Colour channels: 1 of grey images, 3 of RGB."""
+    height: Side
+    """Pixels from top to bottom."""
+    width: Side
+    """Pixels from left to right."""
+
+    @property
+    def size(self) -> str:
+        return f"{self.channels} x {self.height} x {self.width}"
+
+    @property
+    def statistics(self) -> int:
+        return self.channels
+
+    def accepts(self, given: SampleShape) -> bool:
+        return isinstance(given, ImageInput) and self.channels == given.channels  # images are resized
+
+
+class TableInput(SampleShape):
+    """A row of numbers."""
+
+    kind: ClassVar[InputKind] = "table"
+    columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
+    """Numbers in a row."""
+
+    @property
+    def size(self) -> str:
+        return f"{self.columns} columns"
+
+    @property
+    def statistics(self) -> int:
+        return self.columns
+
+
+class TextInput(SampleShape):
+    """Token ids, padded to one length; the tokenizer's files lie beside the weights."""
+
+    kind: ClassVar[InputKind] = "texts"
+    length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+    """Tokens of one sample, with padding."""
+    vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Number of token ids."""
+    pad: Annotated[int, Field(ge=0)] = 0
+    """Id of the padding, which the network does not attend to; of a decoder, of the token that ends a text."""
+    separator: Annotated[int, Field(ge=0)] | None = None
+    """Id of the token that ends each part of a text, where the tokenizer has one: what lies after the first is the
+    second part."""
+
+    @property
+    def size(self) -> str:
+        return f"{self.length} tokens"
+
+    def accepts(self, given: SampleShape) -> bool:
+        return isinstance(given, TextInput)  # texts are cut into the tokens of each model's own tokenizer
+
+
+def _kind_of_input(value: Any) -> str:
+    """Told by the keys, which are all different; what is no object is refused as an image would be."""
+    if isinstance(value, Spec):
+        return type(value).__name__
+    keys = value if isinstance(value, dict) else ()
+    return "TableInput" if "columns" in keys else "TextInput" if "vocabulary" in keys else "ImageInput"
+
+
+Input = Annotated[
+    Annotated[ImageInput, Tag("ImageInput")]
+    | Annotated[TableInput, Tag("TableInput")]
+    | Annotated[TextInput, Tag("TextInput")],
+    Discriminator(_kind_of_input),
+]

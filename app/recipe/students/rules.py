@@ -1,0 +1,132 @@
+"""Rules of the student: the network that a job asks for, and the model that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import JsonValue
+
+from app.recipe.cost import least_weights
+from app.recipe.data.sources import Texts
+from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
+from app.recipe.students.architectures import Mlp, Network, Pretrained, Transformers, Vit
+from app.recipe.students.exports import is_too_large
+from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.shrink import Unshrinkable, network_of, student_input
+from app.recipe.tasks import tasks_with
+from app.recipe.tasks.base import TaskSpec
+
+
+def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
+    try:
+        network = network_of(job, teachers)
+    except Unshrinkable as error:
+        yield Problem(f"student.{error.field}", error.message, error.accepted)
+    else:
+        if network is not None:
+            taken = student_input(job, teachers, given) if given else None
+            unfit = list(_unfit_problems(job.task_spec, network))
+            unfit = unfit or list(architecture_problems(network, taken, "student"))
+            own = f"student.{job.student.source}" if isinstance(job.student, Pretrained) else None
+            yield from (problem._replace(param=own or problem.param) for problem in unfit)
+            if not unfit:
+                yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
+    if job.student_image_size is not None and given is not None and given.kind != "images":
+        yield Problem("student_image_size", "is given, but the samples are no images", "null")
+    if job.embedding is not None and "embedding" not in job.task_spec.options:
+        found, accepted = f"is given, the task is {job.task}", f"none, or task: {tasks_with('embedding')}"
+        yield Problem("embedding", found, accepted)
+
+
+def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:
+    """Weights that no ONNX file can hold although one is asked for, as far as they can be counted; the trainer, who
+    builds them, counts all."""
+    least = least_weights(network, taken, 1)
+    if "onnx" in (job.export or ()) and is_too_large(least):
+        yield Problem("export", f"{least:,} weights or more are too many for one ONNX file", "safetensors")
+
+
+def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
+    """What a student that starts as a stored model takes, if that is known."""
+    start = stored.get(job.student.reference) if isinstance(job.student, Pretrained) else None
+    return start.input if start else None
+
+
+def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
+    """What a student that starts as a stored model can't read."""
+    if not isinstance(job.student, Pretrained):
+        return
+    param = f"student.{job.student.source}"
+    if isinstance(job.data, Texts) and job.data.tokenizer is not None:
+        found = f"is {job.data.tokenizer.kind}, and a student that starts as a stored model reads by its own tokenizer"
+        yield Problem("data.tokenizer", found, "null")
+    start = stored.get(job.student.reference)
+    if start is None:
+        return
+    yield from length_problems(job, start, param)
+    if given is not None and not start.input.accepts(given):
+        yield Problem(param, f"takes {start.input.size}", f"{given.size}, as in data.train; of images any size")
+    size = job.student_image_size
+    if isinstance(start.input, ImageInput) and size not in (None, [start.input.height, start.input.width]):
+        found = f"is {size}, and the student starts from weights for {start.input.size}"
+        yield Problem("student_image_size", found, "null: as the stored model")
+
+
+def length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[Problem]:
+    """Sequences longer than a teacher can read: nothing of a packed one can be cut off."""
+    if not isinstance(teacher.input, TextInput) or not isinstance(job.data, Texts):
+        return
+    if job.data.max_length > (most := teacher.input.length):
+        yield Problem(
+            "data.max_length", f"is {job.data.max_length}, and {param} reads {most} tokens", f"at most {most}"
+        )
+
+
+def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
+    """Networks that answer something else than the task asks for."""
+    if isinstance(network, Transformers):
+        if network.model_type not in task.model_types:
+            found = f"{network.model_type} is not for {task.name}"
+            yield Problem("student.config.model_type", found, f"one of {', '.join(task.model_types)}")
+    elif set(task.reads) == {"texts"}:
+        found = f"{network.architecture} reads no texts"
+        yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
+
+
+def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
+    """What keeps a network from being built for this input; `path` is where the document describes it."""
+    if isinstance(network, Transformers):
+        yield from _transformers_problems(network, given, path)
+    elif given is not None and given.kind == "texts":
+        yield Problem(f"{path}.architecture", f"{network.architecture} reads no texts", "transformers")
+    elif given is not None and given.kind == "table" and not isinstance(network, Mlp):
+        yield Problem(f"{path}.architecture", f"{network.architecture} takes images", "mlp")
+    if isinstance(network, Vit):
+        yield from _vit_problems(network, given, path)
+
+
+def _transformers_problems(network: Transformers, given: Input | None, path: str) -> Iterator[Problem]:
+    if given is not None and given.kind != network.reads:
+        held = {"table": "tables"}.get(given.kind, given.kind)
+        found = f"{network.model_type} reads {network.reads}, the data holds {held}"
+        yield Problem(f"{path}.config.model_type", found, "a network for the data")
+    elif isinstance(given, ImageInput):
+        yield from _image_keys_problems(network, given, path)
+
+
+def _image_keys_problems(network: Transformers, image: ImageInput, path: str) -> Iterator[Problem]:
+    sides: JsonValue = [image.height, image.width]
+    sizes: list[JsonValue] = [sides, image.height] if image.height == image.width else [sides]
+    for key, accepted in (("num_channels", [image.channels]), ("image_size", sizes)):
+        if (value := network.config.get(key)) is not None and value not in accepted:
+            yield Problem(f"{path}.config.{key}", f"is {value}, the images have {accepted[-1]}", str(accepted[-1]))
+
+
+def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
+    if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
+        sides = f"{given.height} x {given.width}"
+        yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
+    if network.width % network.heads:
+        yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
