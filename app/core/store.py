@@ -7,7 +7,6 @@ attempt. So an object never changes, and two writers can't meet at one key.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import re
 import sys
@@ -26,15 +25,15 @@ from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store, from_url
+from obstore.store import ObjectStore
 
+from app.core.backends import Signer, open_backend
+from app.core.chunks import CHUNK, HashedChunks, PulledChunks, file_chunks, limited
 from app.core.errors import TooLarge, Unavailable
 from app.core.settings import Settings
 
-CHUNK = 1 << 20
-"""Bytes per piece of a stream: large enough to hide the hops between threads, small enough for many at once."""
 LOCAL_CHUNK = 256 << 10
-"""The same for files on local disk, which are read directly: measured best."""
+"""Bytes per piece of a file on local disk, which is read directly: measured best."""
 PART = 5 << 20
 """Bytes per part of a multi-part upload; smaller objects go up in one conditional request."""
 CONCURRENT_PARTS = 2
@@ -44,11 +43,6 @@ MAX_WRITERS = 64
 PROBE = "healthz"
 UNFINISHED = re.compile(r"#\d+$")
 """End of the name of a file on local disk that is being written; no key has such a name."""
-_CLIENT = {"connect_timeout": timedelta(seconds=5), "read_timeout": timedelta(seconds=30), "timeout": timedelta(days=1)}
-_RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
-
-
-Signer = S3Store | GCSStore | AzureStore
 
 
 class MissingObject(Exception):
@@ -88,27 +82,23 @@ class Store:
     def from_settings(cls, settings: Settings) -> Self:
         """Open the store that the settings name; links are signed for its public address, if it has one."""
         public = settings.store_public_endpoint
-        signer = _open(settings, public) if public else None
+        signer = open_backend(settings, public) if public else None
         url = settings.resolved_store_url
         folder = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
-        return cls(_open(settings, settings.store_endpoint), signer if isinstance(signer, Signer) else None, folder)
-
-    @classmethod
-    def in_memory(cls) -> Self:
-        """A store that is gone with the process."""
-        return cls(MemoryStore())
+        backend = open_backend(settings, settings.store_endpoint)
+        return cls(backend, signer if isinstance(signer, Signer) else None, folder)
 
     async def upload(self, path: Path, key: str) -> StoredObject:
         """Store a local file."""
-        return await self._writing(key, _file_chunks(path))
+        return await self._writing(key, file_chunks(path))
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], limit: int = sys.maxsize) -> StoredObject:
         """Store a stream of at most `limit` bytes; raises `TooLarge` beyond. Nothing is kept if the stream fails."""
-        pulled = _Pulled(chunks)
+        pulled = PulledChunks(chunks)
         try:
-            return await self._writing(key, _limited(pulled, limit))
+            return await self._writing(key, limited(pulled, limit))
         finally:
-            pulled.give_up()
+            pulled.close()
 
     async def concatenate(self, keys: Sequence[str], target: str) -> StoredObject:
         """Join objects into a new one. The bytes pass through this process: no store of all kinds joins by itself."""
@@ -123,7 +113,7 @@ class Store:
 
         Nothing is visible under the key before the last byte is there.
         """
-        hashed = _Hashed(chunks)
+        hashed = HashedChunks(chunks)
         head = hashed.take(PART)
         if len(head) < PART:
             self._create(key, head)
@@ -148,7 +138,7 @@ class Store:
     def _download(self, key: str, path: Path, sha256: str | None, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
-        hashed = _Hashed(_limited(self._chunks(key), size))
+        hashed = HashedChunks(limited(self._chunks(key), size))
         try:
             with temporary.open("wb") as file:
                 file.writelines(hashed)
@@ -277,60 +267,15 @@ def _last(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _open(settings: Settings, endpoint: str | None) -> ObjectStore:
-    url = settings.resolved_store_url
-    scheme = url.partition(":")[0]
-    if scheme == "memory":
-        return MemoryStore()
-    if scheme == "file":
-        return LocalStore.from_url(url, mkdir=True, automatic_cleanup=True)
-    plain = bool(endpoint and endpoint.startswith("http://"))
-    options: Any = {"client_options": {**_CLIENT, "allow_http": plain}, "retry_config": _RETRY}
-    if scheme != "s3":
-        return from_url(url, **options)
-    given = {
-        "endpoint": endpoint,
-        "region": settings.store_region,
-        "access_key_id": settings.store_access_key and settings.store_access_key.get_secret_value(),
-        "secret_access_key": settings.store_secret_key and settings.store_secret_key.get_secret_value(),
-    }
-    config: Any = {name: value for name, value in given.items() if value}
-    return S3Store.from_url(url, config=config, **options)
-
-
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """The store's errors in our words; its own texts name addresses, so they are only chained for the log."""
+    """Raise the store's errors as the service's; their own texts name addresses, and are chained for the log alone."""
     try:
         yield
     except FileNotFoundError as error:
         raise MissingObject(key) from error
     except (BaseError, OSError) as error:
         raise Unavailable("store_unavailable", "the object store can't be reached, or refuses or is full") from error
-
-
-class _Hashed:
-    """Passes chunks on while it counts and digests them."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self.size, self.digest = 0, hashlib.sha256()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> bytes:
-        chunk = next(self._chunks)
-        self.size += len(chunk)
-        self.digest.update(chunk)
-        return chunk
-
-    def take(self, size: int) -> bytes:
-        """The first chunks, until they have at least `size` bytes."""
-        head = bytearray()
-        while len(head) < size and (chunk := next(self, None)) is not None:
-            head += chunk
-        return bytes(head)
 
 
 class _Ranged(io.RawIOBase):
@@ -357,48 +302,3 @@ class _Ranged(io.RawIOBase):
             data = memoryview(self._file.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
-
-
-def _file_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
-
-
-class _Pulled:
-    """What an event loop receives, for a thread that writes it: the thread waits for each chunk."""
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks, self._loop = chunks, asyncio.get_running_loop()
-        self._given_up = False
-        self._task: asyncio.Task[Any] | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> bytes:
-        chunk = asyncio.run_coroutine_threadsafe(self._following(), self._loop).result()
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    async def _following(self) -> bytes | None:
-        if self._given_up:
-            raise asyncio.CancelledError
-        self._task = asyncio.current_task()
-        return await anext(self._chunks, None)
-
-    def give_up(self) -> None:
-        """Nobody wants what comes any more: free the thread that waits for it. Called by the event loop."""
-        self._given_up = True
-        if self._task is not None:
-            self._task.cancel()
-
-
-def _limited(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        if size > limit:
-            raise TooLarge("too_large", f"has more than {limit} bytes")
-        yield chunk

@@ -15,10 +15,10 @@ from app.core.http import errors, raw_body
 from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
+from app.core.views import DeletedView
 from app.files import repository, service
 from app.files.schemas import (
     Completion,
-    DeletedView,
     FileDetailView,
     FileName,
     FileView,

@@ -126,13 +126,3 @@ class FileDetailView(FileView):
     def of(cls, row: FileRow) -> FileDetailView:
         told = {"arrays": row.summary.get("arrays", {}), "first_line": row.summary.get("first_line")}
         return cls(**FileView.of(row).model_dump(), **told)
-
-
-class DeletedView(View):
-    """Something that is gone."""
-
-    id: str
-    """Id of what was deleted."""
-    object: Literal["file", "model", "job"]
-    """Kind of what was deleted."""
-    deleted: Literal[True] = True

@@ -11,41 +11,26 @@ import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
 from app.core.database import Database
+from app.core.discard import discard
 from app.core.errors import ApiError, Invalid, NotFound, TooLarge, WrongState
 from app.core.ids import new_id
-from app.core.outbox import handles, post
 from app.core.services import Services
 from app.core.settings import Settings
 from app.core.store import MissingObject, Store, StoredObject
+from app.core.usage import users_of
 from app.files import repository
 from app.files.inspect import Inspection, inspect
 from app.files.schemas import UploadRequest
 from app.files.tables import FileRow, UploadPart, UploadRow
-from app.jobs.repository import jobs_using
-from app.models.repository import models_using
 
-DELETE_OBJECTS = "delete_objects"
-"""Kind of the outbox's messages that ask for objects (`keys`) to be deleted."""
 EXPIRED_PER_ROUND = 100
 _INSPECTORS = ThreadPoolExecutor(2, "inspect")
 """So few, because a header of a few megabytes takes fifty times that while it is read."""
-
-
-@handles(DELETE_OBJECTS)
-async def _delete_objects(services: Services, payload: dict[str, Any]) -> None:
-    await services.store.delete(payload["keys"])
-
-
-def discard(session: AsyncSession, keys: list[str]) -> None:
-    """Have objects deleted once the caller's transaction has committed."""
-    if keys:
-        post(session, DELETE_OBJECTS, {"keys": keys})
 
 
 async def begin_upload(session: AsyncSession, project_id: str, wanted: UploadRequest, settings: Settings) -> UploadRow:
@@ -284,8 +269,7 @@ async def get_file(session: AsyncSession, project_id: str, file_id: str, *, lock
 async def delete_file(session: AsyncSession, project_id: str, file_id: str) -> None:
     """Delete a file, unless a job that is not final or a model needs it."""
     file = await get_file(session, project_id, file_id, lock=True)
-    users = await jobs_using(session, project_id, file_id) + await models_using(session, project_id, file.key)
-    if users:
+    if users := await users_of(session, "file", project_id, file_id):
         raise WrongState("file_in_use", f"the file is used by {', '.join(users)}")
     await repository.mark_deleted(session, file_id)
     discard(session, [file.key])

@@ -18,7 +18,7 @@ from app.core.http import errors
 from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
-from app.files.schemas import DeletedView
+from app.core.views import DeletedView
 from app.jobs import repository, service
 from app.jobs.estimate import forecast
 from app.jobs.idempotency import fingerprint
@@ -26,23 +26,20 @@ from app.jobs.lifecycle import Status
 from app.jobs.reader import JobReaderDep
 from app.jobs.repository import JobFilter
 from app.jobs.results import result_of
-from app.jobs.schemas import (
+from app.jobs.schemas.history import (
     ArtifactList,
     ArtifactView,
     CheckpointList,
     CheckpointView,
-    CloneOverrides,
-    DefaultView,
     EventPage,
     EventView,
-    JobPatch,
-    JobResultView,
-    JobView,
     MetricsView,
     SeriesView,
-    ValidationView,
-    WarningView,
 )
+from app.jobs.schemas.job import JobView, WarningView
+from app.jobs.schemas.requests import CloneOverrides, JobPatch
+from app.jobs.schemas.result import JobResultView
+from app.jobs.schemas.validation import DefaultView, ValidationView
 from app.jobs.service import Idempotency
 from app.jobs.stream import StreamReaderDep
 from app.jobs.tables import JobRow

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.jobs.schemas import DeviceEstimateView, EstimateView
+from app.jobs.schemas.validation import DeviceEstimateView, EstimateView
 from app.jobs.tables import PhaseRow
 from app.models.tables import ModelRow
 from app.recipe.checks import InputFacts

@@ -1,33 +1,29 @@
-"""What a worker does to a job, from its claim to its last word, all under the lease token that the claim gave.
+"""A worker's hold on a job: the claim, heartbeats, and the ends of an attempt, all under the claim's lease token.
 
 Every function works in the caller's transaction and raises `LeaseLost` when the token is no longer the current one:
-then the worker must stop at once and throw away what it has.
+then the worker must stop at once and throw away what it has. What it writes meanwhile: `app.jobs.reporting`,
+`app.jobs.publishing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
-from app.core.database import upsert
-from app.core.ids import new_id
-from app.files.tables import FileRow
 from app.jobs import lifecycle
-from app.jobs.lifecycle import HELD, Move, Status, emit, move
-from app.jobs.requeue import PAUSED_SECONDS, Cause, dispatch, requeue, settle_death
-from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, JobRow, Metric, PhaseRow
-from app.models.tables import ModelRow
+from app.jobs.events import record
+from app.jobs.lifecycle import HELD, Move, Status
+from app.jobs.moves import move
+from app.jobs.requeue import Cause, settle_death
+from app.jobs.tables import AttemptRow, CheckpointRow, JobRow
 from app.recipe.job import JobSpec
-from app.recipe.report import summary
-from app.recipe.students.model import ModelConfig
 
 Fault = Literal["user", "system", "capacity", "deadline"]
-KEPT_CHECKPOINTS = 2
 
 
 class LeaseLost(Exception):
@@ -65,7 +61,6 @@ class Lease:
     owner: str
     spec: JobSpec
     seconds: float
-    run_seconds_left: float
     checkpoint: CheckpointRef | None
 
 
@@ -75,21 +70,6 @@ class Orders(NamedTuple):
     cancel: bool
     pause: bool
     out_of_time: bool
-
-
-class TrainingProgress(Protocol):
-    """Where training stands; `worker.protocol.Progress` is one."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def total_steps(self) -> int: ...
-    @property
-    def epoch(self) -> float: ...
-    @property
-    def samples_per_second(self) -> float: ...
-    @property
-    def seconds_left(self) -> float | None: ...
 
 
 async def claim(
@@ -114,38 +94,20 @@ async def claim(
         candidate,
         lifecycle.CLAIM,
         f"claimed by {owner}",
-        lease_token=JobRow.lease_token + 1,
         lease_owner=owner,
         lease_expires_at=now() + lease_seconds,
-        attempt=JobRow.attempt + 1,
-        phase=None,
     )
     if job is None:
         return None
-    spec = JobSpec.model_validate(job.spec)
     checkpoint = await session.get(CheckpointRow, job.checkpoint_id) if job.checkpoint_id else None
-    start_step = checkpoint.step if checkpoint else 0
-    left = spec.resources.max_seconds - job.run_seconds
-    await session.execute(update(JobRow).where(JobRow.id == job.id).values(deadline_at=now() + left, step=start_step))
-    session.add(
-        AttemptRow(
-            job_id=job.id,
-            number=job.attempt,
-            token=job.lease_token,
-            worker=owner,
-            start_step=start_step,
-            claimed_at=now(),
-        )
-    )
     return Lease(
         job_id=job.id,
         project_id=job.project_id,
         token=job.lease_token,
         attempt=job.attempt,
         owner=owner,
-        spec=spec,
+        spec=JobSpec.model_validate(job.spec),
         seconds=lease_seconds,
-        run_seconds_left=left,
         checkpoint=_checkpoint_ref(checkpoint) if checkpoint else None,
     )
 
@@ -169,17 +131,15 @@ def _checkpoint_ref(row: CheckpointRow) -> CheckpointRef:
     return CheckpointRef(row.id, row.step, [StoredFile(**file) for file in row.files])
 
 
-async def beat(session: AsyncSession, lease: Lease) -> Orders:
-    """Extend the lease, and hear what has been asked of the job meanwhile."""
-    return await _beat(session, lease, (), {})
+async def beat(session: AsyncSession, lease: Lease, *conditions: ColumnElement[bool], **columns: Any) -> Orders:
+    """Extend the lease; returns what has been asked of the job meanwhile.
 
-
-async def _beat(session: AsyncSession, lease: Lease, conditions: tuple[Any, ...], values: dict[str, Any]) -> Orders:
-    """Beat, and write `values` with the same statement; raises `LeaseLost` too when the conditions do not hold."""
+    `columns` of the job are set by the same statement; raises `LeaseLost` too where it does not meet the `conditions`.
+    """
     statement = (
         update(JobRow)
-        .where(*_mine(lease), *conditions)
-        .values(lease_expires_at=now() + lease.seconds, **values)
+        .where(*_held(lease), *conditions)
+        .values(lease_expires_at=now() + lease.seconds, **columns)
         .returning(JobRow.status, JobRow.deadline_at, now())
         .execution_options(synchronize_session=False)
     )
@@ -192,7 +152,7 @@ async def _beat(session: AsyncSession, lease: Lease, conditions: tuple[Any, ...]
 
 
 async def start(session: AsyncSession, lease: Lease, total_steps: int | None = None) -> None:
-    """The trainer has begun. If the job is being cancelled or paused by now, it stays so: the next beat tells."""
+    """Note that the trainer has begun. A job that is being cancelled or paused by now stays so: the next beat tells."""
     values: dict[str, Any] = {"started_at": func.coalesce(JobRow.started_at, now())}
     if total_steps is not None:
         values["total_steps"] = total_steps
@@ -201,122 +161,6 @@ async def start(session: AsyncSession, lease: Lease, total_steps: int | None = N
         await beat(session, lease)
     mine = (AttemptRow.job_id == lease.job_id, AttemptRow.number == lease.attempt)
     await session.execute(update(AttemptRow).where(*mine).values(started_at=now()))
-
-
-async def begin_phase(session: AsyncSession, lease: Lease, phase: str) -> None:
-    """Close the phase that was open, open the next."""
-    await _emit(session, lease, "phase", phase, data={"phase": phase}, phase=phase)
-    open_phases = (PhaseRow.job_id == lease.job_id, PhaseRow.attempt == lease.attempt, PhaseRow.ended_at.is_(None))
-    await session.execute(update(PhaseRow).where(*open_phases).values(ended_at=now()))
-    row = {"job_id": lease.job_id, "attempt": lease.attempt, "phase": phase, "started_at": now(), "ended_at": None}
-    await upsert(session, PhaseRow, [row], update=["ended_at"])
-
-
-async def record(
-    session: AsyncSession, lease: Lease, progress: TrainingProgress | None, metrics: Sequence[tuple[str, int, float]]
-) -> Orders:
-    """Write down progress and measured values `(name, step, value)`, and beat.
-
-    Published steps of an attempt never go back: one that would raises `LeaseLost`.
-    """
-    values: dict[str, Any] = {}
-    conditions: tuple[Any, ...] = ()
-    if progress is not None:
-        values = {
-            "step": progress.step,
-            "total_steps": progress.total_steps,
-            "epoch": progress.epoch,
-            "samples_per_second": progress.samples_per_second,
-            "seconds_left": progress.seconds_left,
-            "progress_at": now(),
-        }
-        conditions = (JobRow.step <= progress.step,)
-    orders = await _beat(session, lease, conditions, values)
-    rows = {
-        (name, step): {"job_id": lease.job_id, "name": name, "attempt": lease.attempt, "step": step, "value": value}
-        for name, step, value in metrics
-    }
-    if rows:
-        await upsert(session, Metric, list(rows.values()), update=["value"])
-    return orders
-
-
-async def log(session: AsyncSession, lease: Lease, message: str, level: str = "info") -> None:
-    """Put a line into the job's events."""
-    await _emit(session, lease, "log", message, level)
-
-
-async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, files: list[StoredFile]) -> list[str]:
-    """Register an uploaded checkpoint; returns the object keys of those that it makes superfluous, to be deleted.
-
-    Made twice, since the answer to the first commit was lost, it does nothing.
-    """
-    same = (CheckpointRow.job_id == lease.job_id, CheckpointRow.attempt == lease.attempt, CheckpointRow.step == step)
-    if await session.scalar(select(CheckpointRow.id).where(*same)) is not None:
-        return []
-    checkpoint_id = new_id("ckpt")
-    await _emit(
-        session, lease, "checkpoint", f"checkpoint at step {step}", data={"step": step}, checkpoint_id=checkpoint_id
-    )
-    session.add(
-        CheckpointRow(
-            id=checkpoint_id,
-            job_id=lease.job_id,
-            attempt=lease.attempt,
-            token=lease.token,
-            step=step,
-            files=[asdict(file) for file in files],
-            created_at=now(),
-        )
-    )
-    await session.flush()
-    alive = select(CheckpointRow).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.deleted_at.is_(None))
-    old = (await session.scalars(alive.order_by(CheckpointRow.id.desc()).offset(KEPT_CHECKPOINTS))).all()
-    for row in old:
-        row.deleted_at = now()
-    return [file["key"] for row in old for file in row.files]
-
-
-async def give_up_checkpoint(session: AsyncSession, lease: Lease) -> None:
-    """The checkpoint that the attempt was to go on from can't be used: the next attempt takes the one before it."""
-    if lease.checkpoint is None:
-        return
-    await session.execute(update(CheckpointRow).where(CheckpointRow.id == lease.checkpoint.id).values(deleted_at=now()))
-    kept = select(CheckpointRow.id).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.deleted_at.is_(None))
-    before = await session.scalar(kept.order_by(CheckpointRow.id.desc()).limit(1))
-    message = f"the checkpoint at step {lease.checkpoint.step} can't be used"
-    await _emit(session, lease, "log", message, "warning", checkpoint_id=before)
-
-
-async def succeed(
-    session: AsyncSession,
-    lease: Lease,
-    artifacts: list[StoredFile],
-    config: ModelConfig,
-    parameters: int,
-    report: dict[str, Any],
-) -> str:
-    """Publish the artifacts and the model, and end the job; returns the model's id."""
-    model_id = new_id("model")
-    job = await _fenced(session, lease, lifecycle.SUCCEED, "succeeded", model_id=model_id, result=summary(report))
-    for artifact in artifacts:
-        row = {"id": new_id("art"), "job_id": job.id, "attempt": lease.attempt, "token": lease.token}
-        session.add(ArtifactRow(**row, **asdict(artifact), created_at=now()))
-    session.add(
-        ModelRow(
-            id=model_id,
-            project_id=job.project_id,
-            name=job.name,
-            job_id=job.id,
-            teacher_id=lease.spec.all_teachers[0].model if lease.spec.all_teachers else None,
-            config=config.model_dump(mode="json"),
-            parameters=parameters,
-            report=report,
-            files=[asdict(artifact) for artifact in artifacts],
-            created_at=now(),
-        )
-    )
-    return model_id
 
 
 async def fail(
@@ -333,28 +177,28 @@ async def fail(
 ) -> None:
     """End the attempt with a failure. One of the user's ends the job; `app.jobs.requeue` says what others do."""
     error = {"fault": fault, "code": code, "message": message, "param": param, "step": step}
-    job = await session.scalar(select(JobRow).where(*_mine(lease)).with_for_update())
+    job = await session.scalar(select(JobRow).where(*_held(lease)).with_for_update())
     if job is None:
         raise LeaseLost(lease.job_id)
     if fault in ("system", "capacity"):
         await settle_death(session, job, error, backoff_seconds, cause=cause)
     else:
-        await _fenced(session, lease, lifecycle.FAIL, message, data={"error": error}, error=error)
+        await fenced(session, lease, lifecycle.FAIL, message, data={"error": error}, error=error)
 
 
 async def cancelled(session: AsyncSession, lease: Lease) -> None:
-    """The trainer was stopped, as the user asked."""
-    await _fenced(session, lease, lifecycle.CANCEL, "cancelled")
+    """End the attempt of a job whose trainer was stopped because its user cancelled it."""
+    await fenced(session, lease, lifecycle.CANCEL, "cancelled")
 
 
 async def paused(session: AsyncSession, lease: Lease) -> None:
-    """The trainer was stopped after a checkpoint, as the user asked."""
-    await _fenced(session, lease, lifecycle.PAUSE, "paused", deadline_at=now() + PAUSED_SECONDS)
+    """End the attempt of a job whose trainer was stopped, after a checkpoint, because its user paused it."""
+    await fenced(session, lease, lifecycle.PAUSE, "paused")
 
 
 async def release(session: AsyncSession, lease: Lease, reason: str) -> None:
     """Hand the job back in good order: another worker goes on at once, and no failure is counted."""
-    job = await session.scalar(select(JobRow).where(*_mine(lease)).with_for_update())
+    job = await session.scalar(select(JobRow).where(*_held(lease)).with_for_update())
     if job is None:
         raise LeaseLost(lease.job_id)
     if job.status == Status.CANCELLING:
@@ -362,58 +206,39 @@ async def release(session: AsyncSession, lease: Lease, reason: str) -> None:
     elif job.status == Status.PAUSING:
         await paused(session, lease)
     else:
-        requeued = await _fenced(
-            session, lease, lifecycle.RELEASE, f"handed back: {reason}", **requeue(lease.spec, 0.0)
-        )
-        dispatch(session, requeued)
+        await fenced(session, lease, lifecycle.RELEASE, f"handed back: {reason}")
 
 
-async def inputs(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFile]]:
-    """The files behind every reference of the spec: one for a data file, the bundle for a model."""
-    data = lease.spec.data
-    staged: dict[str, list[StoredFile]] = {}
-    for reference in {data.train, data.eval} - {None}:
-        file = await session.scalar(
-            select(FileRow).where(FileRow.id == reference, FileRow.project_id == lease.project_id)
-        )
-        if file is not None:
-            staged[file.id] = [StoredFile(file.name, file.key, file.size, file.sha256)]
-    for origin in lease.spec.origins.values():
-        wanted = (ModelRow.id == origin.model, ModelRow.project_id == lease.project_id)
-        model = await session.scalar(select(ModelRow).where(*wanted))
-        if model is not None:
-            staged[model.id] = [StoredFile(**file) for file in model.files]
-    return staged
-
-
-async def model_names(session: AsyncSession, lease: Lease) -> dict[str, str]:
-    """Names of the service's models that the spec refers to, by id; those without a name are left out."""
-    wanted = {origin.model for origin in lease.spec.origins.values()} - {None}
-    rows = await session.execute(
-        select(ModelRow.id, ModelRow.name).where(ModelRow.id.in_(wanted), ModelRow.project_id == lease.project_id)
-    )
-    return {model_id: name for model_id, name in rows.all() if name is not None}
-
-
-def _mine(lease: Lease) -> tuple[Any, ...]:
-    return (JobRow.id == lease.job_id, JobRow.lease_token == lease.token, JobRow.status.in_(HELD))
-
-
-async def _fenced(session: AsyncSession, lease: Lease, step: Move, message: str, **values: Any) -> JobRow:
-    job = await move(session, lease.job_id, step, message, token=lease.token, **values)
+async def fenced(session: AsyncSession, lease: Lease, step: Move, message: str, **columns: Any) -> JobRow:
+    """Make a move under the lease."""
+    job = await move(session, lease.job_id, step, message, token=lease.token, **columns)
     if job is None:
         raise LeaseLost(lease.job_id)
     return job
 
 
-async def _emit(
+async def emit(
     session: AsyncSession,
     lease: Lease,
     type: str,
     message: str,
     level: str = "info",
     data: dict[str, Any] | None = None,
-    **values: Any,
+    **columns: Any,
 ) -> None:
-    if await emit(session, lease.job_id, lease.token, type, message, level, data or {}, **values) is None:
+    """Record an event that is no change of status; `columns` of the job are set by the same statement."""
+    statement = (
+        update(JobRow)
+        .where(*_held(lease))
+        .values(last_seq=JobRow.last_seq + 1, **columns)
+        .returning(JobRow)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+    job = (await session.scalars(statement)).one_or_none()
+    if job is None:
         raise LeaseLost(lease.job_id)
+    record(session, job, type, message, level, {"attempt": job.attempt, **(data or {})})
+
+
+def _held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    return (JobRow.id == lease.job_id, JobRow.lease_token == lease.token, JobRow.status.in_(HELD))

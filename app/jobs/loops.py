@@ -10,16 +10,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
-from app.core.outbox import HANDLERS, handles
+from app.core.outbox import HANDLERS
 from app.core.relay import relay
 from app.core.services import Services
 from app.core.tasks import stop_tasks
 from app.files.service import expire_uploads
 from app.jobs.collector import Collector
 from app.jobs.reaper import Reaper
-from app.jobs.requeue import DISPATCH
 
 RELAY_SECONDS = 0.25
 AFTER_ERROR_SECONDS = 5.0
@@ -27,11 +25,6 @@ AFTER_ERROR_SECONDS = 5.0
 log = logging.getLogger(__name__)
 Round = Callable[[], Awaitable[float]]
 """One round of a loop; the seconds until the next."""
-
-
-@handles(DISPATCH)
-async def _wake_workers(services: Services, payload: dict[str, Any]) -> None:
-    await services.dispatcher.dispatch(payload["job_id"], payload["queue"])
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from app.core.errors import NotFound
 from app.jobs import repository, workers
 from app.jobs.lifecycle import Status
 from app.jobs.repository import State
-from app.jobs.schemas import JobView
+from app.jobs.schemas.job import JobView
 from app.jobs.tables import JobRow, PhaseRow
 from app.jobs.workers import Capability
 

@@ -14,10 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.clock import now
 from app.core.database import Database
 from app.jobs import lifecycle
-from app.jobs.lifecycle import HELD, Status, move
-from app.jobs.requeue import PAUSED_SECONDS, dispatch, give_up_out_of_time, settle_death
+from app.jobs.lifecycle import HELD, Status
+from app.jobs.moves import move
+from app.jobs.requeue import give_up_out_of_time, settle_death
 from app.jobs.tables import IdempotencyKey, JobRow
 from app.jobs.turns import take_turn
+from app.jobs.wake_up import wake_workers
 
 BATCH = 100
 REDISPATCH_SECONDS = 60.0
@@ -89,8 +91,8 @@ class Reaper:
         if job.status == Status.CANCELLING:
             await move(session, job.id, lifecycle.LOSE_CANCELLING, "cancelled", token=job.lease_token)
         elif job.status == Status.PAUSING:
-            message, until = "paused without a new checkpoint", now() + PAUSED_SECONDS
-            await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token, deadline_at=until)
+            message = "paused without a new checkpoint"
+            await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token)
         else:
             await give_up_out_of_time(session, job)
 
@@ -100,7 +102,7 @@ class Reaper:
         untold = select(JobRow).where(*queued, JobRow.dispatched_at <= now() - REDISPATCH_SECONDS)
         for job in await session.scalars(_batch(untold)):
             await session.execute(update(JobRow).where(JobRow.id == job.id).values(dispatched_at=now()))
-            dispatch(session, job)
+            wake_workers(session, job)
 
     async def _old_keys(self, session: AsyncSession) -> None:
         row = (IdempotencyKey.project_id, IdempotencyKey.key)

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, case, delete, fun
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from app.core.usage import finds_users
 from app.jobs.lifecycle import FINAL, Status
 from app.jobs.tables import (
     ArtifactRow,
@@ -125,6 +126,7 @@ async def states(session: AsyncSession, ids: Collection[str]) -> dict[str, State
     return {id: State(tuple(row), position) for id, position, *row in rows}
 
 
+@finds_users("file", "model")
 async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> list[str]:
     """Ids of jobs that name this file or model and are not final, at most ten."""
     statement = (

@@ -13,23 +13,18 @@ Only what the job itself brings about may end it. Three causes are told apart:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
-from app.core.outbox import post
 from app.jobs import lifecycle
-from app.jobs.lifecycle import HELD, Move, Status, move
+from app.jobs.lifecycle import HELD, Move, Status
+from app.jobs.moves import move
 from app.jobs.tables import AttemptRow, JobRow
-from app.recipe.job import JobSpec
 
 Cause = Literal["trainer", "service", "outside"]
-DISPATCH = "dispatch"
-"""Kind of the outbox's messages that have workers told of a job."""
-PAUSED_SECONDS = 30 * 86_400.0
-"""Longest time that a job may stay paused before it expires."""
 LONGEST_PAUSE = 600.0
 """Longest pause after a failure, in seconds."""
 WORKER_DIED = {"fault": "system", "code": "worker_died", "message": "its worker died", "param": None, "step": None}
@@ -41,19 +36,15 @@ FREE_RESTARTS = 5
 LONGEST_RESTART_PAUSE = 30.0
 
 
-def dispatch(session: AsyncSession, job: JobRow) -> None:
-    """Have the workers told of a queued job, once the transaction has committed and the job is due."""
-    post(session, DISPATCH, {"job_id": job.id, "queue": job.queue}, available_at=job.next_run_at)
+class Settlement(NamedTuple):
+    """The move that an end leads to, and what is written with it."""
 
-
-def requeue(spec: JobSpec, pause: float) -> dict[str, Any]:
-    """Columns of a job that goes back to the queue for at least `pause` seconds."""
-    return {
-        "next_run_at": now() + pause,
-        "dispatched_at": now() + pause,
-        "deadline_at": now() + (pause + spec.resources.max_queue_seconds),
-        "phase": None,
-    }
+    move: Move
+    message: str
+    columns: dict[str, Any]
+    """Of the job."""
+    delay: float = 0.0
+    """Seconds before the job may be claimed again."""
 
 
 async def settle_death(
@@ -72,19 +63,17 @@ async def settle_death(
     if job.status == Status.CANCELLING:
         return await move(session, job.id, lifecycle.LOSE_CANCELLING, "cancelled", token=job.lease_token)
     if job.status == Status.PAUSING:
-        until, message = now() + PAUSED_SECONDS, "paused; its worker was lost"
-        return await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token, deadline_at=until)
+        message = "paused; its worker was lost"
+        return await move(session, job.id, lifecycle.LOSE_PAUSING, message, token=job.lease_token)
     if await _is_out_of_time(session, job):
         return await give_up_out_of_time(session, job)
     if cause == "outside":
         pause = await _restart_pause(session, job, backoff_seconds)
-        step, message, values = after_interruption(job, error, pause, lost=lost)
+        step, message, columns, delay = _after_interruption(error, pause, lost=lost)
     else:
-        step, message, values = after_failure(job, error, backoff_seconds, cause=cause)
-    settled = await move(session, job.id, step, message, token=job.lease_token, data={"error": error}, **values)
-    if settled is not None and settled.status == Status.QUEUED:
-        dispatch(session, settled)
-    return settled
+        step, message, columns, delay = _after_failure(job, error, backoff_seconds, cause=cause)
+    token, data = job.lease_token, {"error": error}
+    return await move(session, job.id, step, message, token=token, delay=delay, data=data, **columns)
 
 
 async def disown(session: AsyncSession, owner: str, backoff_seconds: float) -> None:
@@ -103,10 +92,7 @@ async def give_up_out_of_time(session: AsyncSession, job: JobRow) -> JobRow | No
     )
 
 
-def after_failure(
-    job: JobRow, error: dict[str, Any], backoff_seconds: float, *, cause: Cause
-) -> tuple[Move, str, dict[str, Any]]:
-    """The move, message and columns that a failure leads to."""
+def _after_failure(job: JobRow, error: dict[str, Any], backoff_seconds: float, *, cause: Cause) -> Settlement:
     failures = job.failures + 1
     counted: dict[str, Any] = {"failures": failures}
     if cause == "trainer":
@@ -116,21 +102,16 @@ def after_failure(
     if cause == "trainer" and _is_poison(job):
         where = f"at step {job.step}" + (f" while {job.phase}" if job.phase not in (None, "training") else "")
         poison = {**error, "code": "poison_job", "message": f"died twice {where}: {error['message']}"}
-        return lifecycle.FAIL, poison["message"], {**counted, "error": poison}
+        return Settlement(lifecycle.FAIL, poison["message"], {**counted, "error": poison})
     if failures >= job.max_attempts:
-        return lifecycle.FAIL, f"{error['message']}; no attempt is left", {**counted, "error": error}
-    pause = min(backoff_seconds * 2 ** (failures - 1), LONGEST_PAUSE)
-    values = counted | requeue(JobSpec.model_validate(job.spec), pause)
-    return lifecycle.RETRY, f"{error['message']}; trying again", values
+        return Settlement(lifecycle.FAIL, f"{error['message']}; no attempt is left", {**counted, "error": error})
+    delay = min(backoff_seconds * 2 ** (failures - 1), LONGEST_PAUSE)
+    return Settlement(lifecycle.RETRY, f"{error['message']}; trying again", counted, delay)
 
 
-def after_interruption(
-    job: JobRow, error: dict[str, Any], pause: float, *, lost: bool
-) -> tuple[Move, str, dict[str, Any]]:
-    """The move, message and columns that an end from outside leads to."""
-    values = {"interruptions": job.interruptions + 1} | requeue(JobSpec.model_validate(job.spec), pause)
+def _after_interruption(error: dict[str, Any], delay: float, *, lost: bool) -> Settlement:
     again = lifecycle.LOSE if lost else lifecycle.INTERRUPT
-    return again, f"{error['message']}; going on, which counts as no failure", values
+    return Settlement(again, f"{error['message']}; going on, which counts as no failure", {}, delay)
 
 
 async def _is_out_of_time(session: AsyncSession, job: JobRow) -> bool:

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.errors import WrongState
 from app.jobs import repository
 from app.jobs.lifecycle import Status
-from app.jobs.schemas import AloneView, ArtifactView, JobResultView, ReportWarningView
+from app.jobs.schemas.history import ArtifactView
+from app.jobs.schemas.result import AloneView, JobResultView, ReportWarningView
 from app.jobs.tables import JobInput, JobRow
 from app.models.tables import ModelRow
 from app.recipe.report import summary

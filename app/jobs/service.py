@@ -13,16 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
 from app.core.database import Database
+from app.core.discard import discard
 from app.core.errors import Invalid, NotFound, WrongState
 from app.core.field_errors import of_problems
 from app.core.ids import new_id
-from app.files.service import discard
 from app.files.tables import FileRow
 from app.jobs import idempotency, lifecycle, repository, workers
 from app.jobs.estimate import plan_of
-from app.jobs.lifecycle import FINAL, Move, Status, move
-from app.jobs.requeue import PAUSED_SECONDS, dispatch
-from app.jobs.schemas import CloneOverrides, JobView
+from app.jobs.lifecycle import FINAL, Move, Status
+from app.jobs.moves import move
+from app.jobs.schemas.job import JobView
+from app.jobs.schemas.requests import CloneOverrides
 from app.jobs.tables import JobInput, JobLabel, JobRow
 from app.models.tables import ModelRow
 from app.recipe import defaults
@@ -32,9 +33,6 @@ from app.recipe.job import MAX_SEED, JobSpec
 from app.recipe.remarks import JobRemark, remarks
 from app.recipe.students.model import ModelConfig
 from app.recipe.teachers.teacher import Outside
-
-CANCEL_SECONDS = 60.0
-"""Time in which a worker must stop a cancelled job; after that the reaper takes it away."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,6 @@ async def _insert(
     admitted = await move(session, job.id, lifecycle.ADMIT, "queued")
     if admitted is None:
         raise RuntimeError("a job that was just inserted can't be admitted")
-    dispatch(session, admitted)
     return admitted
 
 
@@ -214,40 +211,33 @@ async def get(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
 
 async def cancel(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
     """Cancel a job at once, or ask its worker to. A job that is being cancelled already stays so."""
-    in_time = {"deadline_at": now() + CANCEL_SECONDS}
     return await _request(
         session,
         project_id,
         job_id,
         "cancelled",
-        [(lifecycle.CANCEL_IDLE, "cancelled", {}), (lifecycle.REQUEST_CANCEL, "asked to cancel", in_time)],
+        [(lifecycle.CANCEL_IDLE, "cancelled", {}), (lifecycle.REQUEST_CANCEL, "asked to cancel", {})],
         already=(Status.CANCELLING, Status.CANCELLED),
     )
 
 
 async def pause(session: AsyncSession, project_id: str, job_id: str, stop_seconds: float) -> JobRow:
     """Pause a job at once, or ask its worker to save a checkpoint and stop."""
-    idle, in_time = {"deadline_at": now() + PAUSED_SECONDS}, {"deadline_at": now() + 2 * stop_seconds}
+    in_time = {"deadline_at": now() + 2 * stop_seconds}
     return await _request(
         session,
         project_id,
         job_id,
         "paused",
-        [(lifecycle.PAUSE_IDLE, "paused", idle), (lifecycle.REQUEST_PAUSE, "asked to pause", in_time)],
+        [(lifecycle.PAUSE_IDLE, "paused", {}), (lifecycle.REQUEST_PAUSE, "asked to pause", in_time)],
         already=(Status.PAUSING, Status.PAUSED),
     )
 
 
 async def resume(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
     """Queue a paused job again; it goes on from its newest checkpoint."""
-    job = await get(session, project_id, job_id)
-    waits = job.spec["resources"]["max_queue_seconds"]
-    values = {"deadline_at": now() + waits, "next_run_at": now(), "dispatched_at": now()}
-    resumed = await _request(
-        session, project_id, job_id, "resumed", [(lifecycle.RESUME, "resumed", values)], already=(Status.QUEUED,)
-    )
-    dispatch(session, resumed)
-    return resumed
+    moves: list[tuple[Move, str, dict[str, Any]]] = [(lifecycle.RESUME, "resumed", {})]
+    return await _request(session, project_id, job_id, "resumed", moves, already=(Status.QUEUED,))
 
 
 async def _request(

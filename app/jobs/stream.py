@@ -26,7 +26,7 @@ from app.core.tasks import is_set, stop_tasks
 from app.jobs import repository
 from app.jobs.bell import run_bell
 from app.jobs.repository import EventState
-from app.jobs.schemas import EventView
+from app.jobs.schemas.history import EventView
 from app.jobs.tables import EventRow
 from app.projects.auth import Caller, KeyRing
 from app.projects.repository import valid_keys

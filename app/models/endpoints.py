@@ -12,7 +12,7 @@ from app.core.http import errors
 from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
-from app.files.schemas import DeletedView
+from app.core.views import DeletedView
 from app.models import repository, service
 from app.models.modules import modules_of
 from app.models.schemas import ModelDetailView, ModelRequest, ModelView, ModulesView

@@ -7,6 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
 from app.core.clock import now
+from app.core.usage import finds_users
+from app.files.tables import FileRow
 from app.models.tables import ModelRow
 
 MAX_CHILDREN = 100
@@ -31,8 +33,10 @@ async def children(session: AsyncSession, project_id: str, model_id: str) -> lis
     return list(await session.scalars(statement))
 
 
-async def models_using(session: AsyncSession, project_id: str, key: str) -> list[str]:
-    """Ids of the models that have the object `key` among their files. Keys are random, so no other text has it."""
+@finds_users("file")
+async def models_using(session: AsyncSession, project_id: str, file_id: str) -> list[str]:
+    """Ids of the models that have the object of a file among their files. Keys are random, so no other text has it."""
+    key = select(FileRow.key).where(FileRow.id == file_id, FileRow.project_id == project_id).scalar_subquery()
     mine = (ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
     using = (*mine, cast(ModelRow.files, String).contains(key))
     return list(await session.scalars(select(ModelRow.id).where(*using).limit(10)))

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
+from app.core.discard import discard
 from app.core.errors import FieldError, Invalid, NotFound, WrongState
 from app.core.ids import new_id
 from app.core.services import Services
 from app.core.store import StoredObject
+from app.core.usage import users_of
 from app.files import repository as file_repository
-from app.files.service import discard
 from app.files.tables import FileRow
-from app.jobs.repository import jobs_using
 from app.models import repository
 from app.models.schemas import ModelRequest
 from app.models.tables import ModelRow
@@ -105,7 +105,7 @@ async def delete_model(session: AsyncSession, project_id: str, model_id: str) ->
     What a job published as its artifacts is the same files, and gone with them; an uploaded file stays.
     """
     model = await get_model(session, project_id, model_id, lock=True)
-    if users := await jobs_using(session, project_id, model_id):
+    if users := await users_of(session, "model", project_id, model_id):
         raise WrongState("model_in_use", f"the model is used by {', '.join(users)}")
     await repository.mark_deleted(session, model_id)
     mine = [file["key"] for file in model.files if model.job_id is not None or file["key"].startswith(WRITTEN)]

@@ -26,7 +26,7 @@ from app.core.clock import now
 from app.core.ids import new_id
 from app.core.services import Services
 from app.core.settings import Settings
-from app.jobs import leases
+from app.jobs import leases, publishing, reporting
 from app.jobs.leases import Lease, StoredFile
 from app.main import create_app
 from app.projects.keys import new_key
@@ -174,7 +174,7 @@ class LiveService:
 
     def report(self, lease: Lease, step: int, total: int = 10, loss: float = 0.5) -> None:
         """As a worker: tell progress and a loss."""
-        self.write(lambda session: leases.record(session, lease, Step(step, total), [("train/loss", step, loss)]))
+        self.write(lambda session: reporting.record(session, lease, Step(step, total), [("train/loss", step, loss)]))
 
     def succeed(self, lease: Lease, files: dict[str, bytes]) -> str:
         """As a worker: publish files and end the job."""
@@ -186,7 +186,7 @@ class LiveService:
 
         stored = [self.call(store(name, content)) for name, content in files.items()]
         return self.write(
-            lambda session: leases.succeed(session, lease, stored, CONFIG, 650, {"student": {"accuracy": 0.5}})
+            lambda session: publishing.succeed(session, lease, stored, CONFIG, 650, {"student": {"accuracy": 0.5}})
         )
 
     def fail(self, lease: Lease, message: str) -> None:

@@ -21,7 +21,7 @@ from app.core import migrate
 from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
-from app.jobs import leases
+from app.jobs import leases, publishing, reporting
 from app.jobs.leases import Lease, StoredFile
 from app.projects.keys import new_key
 from stillhouse import transfer
@@ -96,14 +96,14 @@ class Restarted:
         return lease
 
     def log(self, lease: Lease, message: str) -> None:
-        self.write(lambda session: leases.log(session, lease, message))
+        self.write(lambda session: reporting.log(session, lease, message))
 
     def succeed(self, lease: Lease, content: bytes) -> None:
         path = self.settings.data_dir / "model.safetensors"
         path.write_bytes(content)
         stored = asyncio.run(Store.from_settings(self.settings).upload(path, f"published/{lease.job_id}"))
         file = StoredFile(path.name, stored.key, stored.size, stored.sha256)
-        self.write(lambda session: leases.succeed(session, lease, [file], CONFIG, 1, {}))
+        self.write(lambda session: publishing.succeed(session, lease, [file], CONFIG, 1, {}))
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core import logs
 from app.core.database import DATABASE_LOST
 from app.core.tasks import is_set
-from app.jobs import leases
+from app.jobs import leases, publishing, reporting
+from app.jobs.inputs import input_files, model_names
 from app.jobs.leases import Lease, LeaseLost, Orders, StoredFile
 from worker.limits import note_of
 from worker.memory import killed_from_outside, oom_kills
@@ -304,7 +305,7 @@ class Attempt:
             tail = self._trainer.tail() if self._trainer else ""
             logger.error("%s: %s; stderr of the trainer ends with:\n%s", self._lease.job_id, failure.message, tail)
         if failure.code == BAD_CHECKPOINT:
-            await self._access.write(leases.give_up_checkpoint)
+            await self._access.write(publishing.give_up_checkpoint)
         await self._access.write(
             partial(
                 leases.fail,
@@ -327,8 +328,8 @@ class Attempt:
 
 
 async def _begin_staging(session: AsyncSession, lease: Lease) -> tuple[dict[str, list[StoredFile]], dict[str, str]]:
-    await leases.begin_phase(session, lease, "staging")
-    return await leases.inputs(session, lease), await leases.model_names(session, lease)
+    await reporting.begin_phase(session, lease, "staging")
+    return await input_files(session, lease), await model_names(session, lease)
 
 
 async def _record(session: AsyncSession, lease: Lease, reports: list[Report | None]) -> Orders:
@@ -343,10 +344,10 @@ async def _record(session: AsyncSession, lease: Lease, reports: list[Report | No
     ]
     orders = None
     for start in range(0, max(len(metrics), 1 if progress else 0), BATCH):
-        orders = await leases.record(session, lease, progress, metrics[start : start + BATCH])
+        orders = await reporting.record(session, lease, progress, metrics[start : start + BATCH])
     match reports[-1]:
         case PhaseBegan(phase=phase):
-            await leases.begin_phase(session, lease, phase)
+            await reporting.begin_phase(session, lease, phase)
         case Log(message=message, level=level):
-            await leases.log(session, lease, message, level)
+            await reporting.log(session, lease, message, level)
     return orders or await leases.beat(session, lease)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from app.core.errors import Unavailable
-from app.jobs import leases
+from app.jobs import publishing, reporting
 from app.jobs.leases import LeaseLost, StoredFile
 from app.recipe.students.model import DESCRIPTIONS, ModelConfig
 from worker.protocol import CheckpointSaved, Finished
@@ -61,7 +61,7 @@ class Publisher:
             return
         paths = await asyncio.to_thread(files_of, self._saved[step])
         files = [await self._upload(path, f"checkpoints/step-{step}/{path.name}", path.name) for path in paths]
-        superseded = await self._access.write(partial(leases.publish_checkpoint, step=step, files=files))
+        superseded = await self._access.write(partial(publishing.publish_checkpoint, step=step, files=files))
         await self._remove_up_to(step)
         await self._delete(superseded)
 
@@ -76,7 +76,7 @@ class Publisher:
 
     async def publish_bundle(self, finished: Finished) -> None:
         """Upload all artifacts, then publish them and the model and end the job, in one transaction."""
-        await self._access.write(partial(leases.begin_phase, phase="publishing"))
+        await self._access.write(partial(reporting.begin_phase, phase="publishing"))
         paths = {safe_place(item.name): file_within(self._folder, item.path) for item in finished.artifacts}
         config, report = await asyncio.to_thread(_describe, paths)
         artifacts = [
@@ -84,7 +84,7 @@ class Publisher:
             for item in finished.artifacts
         ]
         made = {"config": config, "parameters": report["student"]["parameters"], "report": report}
-        await self._access.write(partial(leases.succeed, artifacts=artifacts, **made))
+        await self._access.write(partial(publishing.succeed, artifacts=artifacts, **made))
 
     async def _upload(self, path: Path, key: str, name: str, media_type: str = BINARY) -> StoredFile:
         upload = partial(self._access.store.upload, path, f"{self._prefix}/{key}")

@@ -12,11 +12,13 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from obstore.store import MemoryStore
 
+from app.core.chunks import CHUNK
 from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
 from app.core.http import BodyLimit, RequestFrame, add_error_handlers
 from app.core.settings import Settings
-from app.core.store import CHUNK, Store
+from app.core.store import Store
 from tests.servers import S3
 
 BODY = os.urandom(1000)
@@ -46,7 +48,7 @@ async def serving(store: Store, body: bytes, name: str = "model.onnx") -> AsyncI
 
 @pytest.mark.parametrize("body", [BODY, LARGE, b""], ids=["small", "large", "empty"])
 async def test_the_whole_comes_with_its_length_digest_and_tag(body: bytes) -> None:
-    async with serving(Store.in_memory(), body) as client:
+    async with serving(Store(MemoryStore()), body) as client:
         answer = await client.get("/")
     digest = hashlib.sha256(body)
     assert (answer.status_code, answer.content) == (200, body)
@@ -69,7 +71,7 @@ async def test_the_whole_comes_with_its_length_digest_and_tag(body: bytes) -> No
     ],
 )
 async def test_a_range_is_sent(given: str, start: int, end: int) -> None:
-    async with serving(Store.in_memory(), BODY) as client:
+    async with serving(Store(MemoryStore()), BODY) as client:
         answer = await client.get("/", headers={"Range": given})
     assert (answer.status_code, answer.content) == (206, BODY[start:end])
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/1000"
@@ -91,25 +93,25 @@ async def test_a_range_is_sent(given: str, start: int, end: int) -> None:
     ],
 )
 async def test_a_range_outside_or_of_several_pieces_is_416(given: str) -> None:
-    async with serving(Store.in_memory(), BODY) as client:
+    async with serving(Store(MemoryStore()), BODY) as client:
         answer = await client.get("/", headers={"Range": given})
     assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */1000")
     assert answer.json()["error"]["code"] == "range_not_satisfiable"
 
 
 async def test_no_range_of_nothing() -> None:
-    async with serving(Store.in_memory(), b"") as client:
+    async with serving(Store(MemoryStore()), b"") as client:
         assert (await client.get("/", headers={"Range": "bytes=0-"})).status_code == 416
 
 
 @pytest.mark.parametrize("given", ["lines=1-2", "furlongs"])
 async def test_a_range_in_other_units_is_ignored(given: str) -> None:
-    async with serving(Store.in_memory(), BODY) as client:
+    async with serving(Store(MemoryStore()), BODY) as client:
         assert (await client.get("/", headers={"Range": given})).status_code == 200
 
 
 async def test_a_range_of_a_version_that_the_client_has_not_is_the_whole() -> None:
-    async with serving(Store.in_memory(), BODY) as client:
+    async with serving(Store(MemoryStore()), BODY) as client:
         etag = (await client.get("/")).headers["etag"]
         same = await client.get("/", headers={"Range": "bytes=0-9", "If-Range": etag})
         other = await client.get("/", headers={"Range": "bytes=0-9", "If-Range": '"other"'})
@@ -118,7 +120,7 @@ async def test_a_range_of_a_version_that_the_client_has_not_is_the_whole() -> No
 
 @pytest.mark.parametrize("given", ["{}", "*", 'W/{}, "other"', '"other",{}'])
 async def test_what_the_client_has_is_not_sent_again(given: str) -> None:
-    async with serving(Store.in_memory(), BODY) as client:
+    async with serving(Store(MemoryStore()), BODY) as client:
         etag = (await client.get("/")).headers["etag"]
         answer = await client.get("/", headers={"If-None-Match": given.replace("{}", etag)})
         changed = await client.get("/", headers={"If-None-Match": '"other"'})
@@ -127,7 +129,7 @@ async def test_what_the_client_has_is_not_sent_again(given: str) -> None:
 
 
 async def test_a_name_can_not_break_the_header() -> None:
-    async with serving(Store.in_memory(), BODY, 'a"; filename="evil.exe\r\nX: ü.npz') as client:
+    async with serving(Store(MemoryStore()), BODY, 'a"; filename="evil.exe\r\nX: ü.npz') as client:
         answer = await client.get("/")
     assert answer.headers["content-disposition"] == (
         "attachment; filename*=UTF-8''a%22%3B%20filename%3D%22evil.exe%0D%0AX%3A%20%C3%BC.npz"
@@ -135,7 +137,7 @@ async def test_a_name_can_not_break_the_header() -> None:
 
 
 async def test_content_that_was_deleted_is_410() -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     async with serving(store, BODY) as client:
         await store.delete([key["path"] for key in await store._backend.list().collect_async()])
         answer = await client.get("/")
@@ -145,11 +147,11 @@ async def test_content_that_was_deleted_is_410() -> None:
 async def test_an_unreachable_store_is_503_and_not_half_an_answer() -> None:
     values = {"store_url": "s3://b", "store_endpoint": "http://127.0.0.1:1"}
     keys = {"store_access_key": "a", "store_secret_key": "b"}
-    working, broken = Store.in_memory(), Store.from_settings(Settings.model_validate({**values, **keys}))
+    working, broken = Store(MemoryStore()), Store.from_settings(Settings.model_validate({**values, **keys}))
     async with serving(working, BODY) as client:
         working._backend = broken._backend
         answer = await client.get("/")
-        working._backend = Store.in_memory()._backend
+        working._backend = Store(MemoryStore())._backend
     assert answer.status_code == 503
     assert answer.headers["retry-after"]
 

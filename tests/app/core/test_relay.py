@@ -14,10 +14,10 @@ import app.main  # noqa: F401  # whoever handles messages is imported
 from app.core import relay as relay_module
 from app.core.clock import now
 from app.core.database import Database
+from app.core.discard import DELETE_OBJECTS
 from app.core.outbox import HANDLERS, OutboxMessage, handles, post
 from app.core.relay import MAX_ATTEMPTS, Send, relay
-from app.files.service import DELETE_OBJECTS
-from app.jobs.requeue import DISPATCH
+from app.jobs.wake_up import DISPATCH
 from tests.app.conftest import Api
 
 

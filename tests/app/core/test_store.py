@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from obstore.store import MemoryStore
 
 from app.core import store as module
 from app.core.errors import TooLarge, Unavailable
@@ -35,7 +36,7 @@ def settings_of(server: S3) -> Settings:
 @pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "memory":
-        return Store.in_memory()
+        return Store(MemoryStore())
     if request.param == "local":
         return Store.from_settings(Settings(data_dir=tmp_path))
     return Store.from_settings(settings_of(request.getfixturevalue("s3_moto")))
@@ -109,13 +110,14 @@ async def test_a_writer_that_is_cancelled_lets_its_thread_go(store: Store) -> No
 def test_an_interpreter_that_ends_right_after_a_transfer_ends_well(kind: str) -> None:
     program = f"""
         import asyncio
+        from obstore.store import MemoryStore
         from app.core.store import PART, Store
 
         async def main():
             async def chunks():
                 for _ in range(64):
                     yield bytes(PART // 16)
-            store = Store.in_memory()
+            store = Store(MemoryStore())
             await store.write("files/one", chunks(), 1 << 30)
             if {kind!r} == "read":
                 async for chunk in store.stream("files/one"):

@@ -19,7 +19,7 @@ from app.core.settings import Settings
 from app.core.store import Store
 from app.files.tables import FileRow, UploadPart, UploadRow
 from app.jobs import collector as collector_module
-from app.jobs import leases
+from app.jobs import leases, publishing
 from app.jobs.collector import MARK, Collector
 from app.jobs.leases import Lease, StoredFile
 from app.jobs.tables import SweepLease
@@ -88,7 +88,7 @@ async def published(database: Database, store: Store, lease: Lease, step: int) -
     key = f"{folder_of(lease)}/checkpoints/step-{step}/state"
     await put(store, key)
     async with database.write() as session:
-        return await leases.publish_checkpoint(session, lease, step, [StoredFile("state", key, 1, "a" * 64)])
+        return await publishing.publish_checkpoint(session, lease, step, [StoredFile("state", key, 1, "a" * 64)])
 
 
 async def a_job_that_ran(database: Database, store: Store) -> tuple[set[str], set[str]]:
@@ -108,7 +108,7 @@ async def a_job_that_ran(database: Database, store: Store) -> tuple[set[str], se
     await put(store, weights, zombies)
     async with database.write() as session:
         file = StoredFile("model.safetensors", weights, 1, "a" * 64)
-        await leases.succeed(session, second, [file], CONFIG, 1, {})
+        await publishing.succeed(session, second, [file], CONFIG, 1, {})
     kept = {f"{folder_of(first)}/checkpoints/step-{step}/state" for step in (2, 3)} | {weights}
     return kept, litter | {zombies}
 

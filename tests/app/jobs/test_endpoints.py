@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.jobs import leases
+from app.jobs import leases, publishing, reporting
 from app.jobs.leases import Lease, StoredFile
 from app.jobs.lifecycle import Status
 from app.models.uploads import once
@@ -208,10 +208,10 @@ async def test_progress_is_seen_as_it_is_recorded(api: Api, data: str) -> None:
     for step in (1, 2):
         report = StepProgress(step=step, total_steps=4, epoch=0.5, samples_per_second=9.0, seconds_left=1.0)
         async with api.services.database.write() as session:
-            await leases.record(session, lease, report, [])
+            await reporting.record(session, lease, report, [])
         assert (await api.client.get(url)).json()["progress"]["step"] == step
     async with api.services.database.write() as session:
-        await leases.begin_phase(session, lease, "training")
+        await reporting.begin_phase(session, lease, "training")
     assert [phase["phase"] for phase in (await api.client.get(url)).json()["phases"]] == ["training"]
 
 
@@ -265,7 +265,7 @@ async def test_metrics_are_thinned_and_keep_their_extremes(api: Api, data: str) 
     lease = await claim(api)
     values = [(step, 1000.0 if step == 333 else -1000.0 if step == 444 else float(step % 7)) for step in range(1000)]
     async with api.services.database.write() as session:
-        await leases.record(session, lease, None, [("train/loss", step, value) for step, value in values])
+        await reporting.record(session, lease, None, [("train/loss", step, value) for step, value in values])
     url = f"/v1/jobs/{job['id']}/metrics"
     (series,) = (await api.client.get(url, params={"points": 20})).json()["data"]
     assert 10 <= len(series["steps"]) <= 20
@@ -283,7 +283,7 @@ async def finish(api: Api, lease: Lease, content: bytes) -> None:
     stored = await api.services.store.write(f"jobs/{lease.job_id}/report.json", chunks(), 1 << 20)
     artifact = StoredFile("report.json", stored.key, stored.size, stored.sha256, "application/json")
     async with api.services.database.write() as session:
-        await leases.succeed(session, lease, [artifact], CONFIG, 650, {"student": {"accuracy": 0.5}})
+        await publishing.succeed(session, lease, [artifact], CONFIG, 650, {"student": {"accuracy": 0.5}})
 
 
 async def test_artifacts_are_listed_and_downloaded_with_their_digest(api: Api, data: str) -> None:
@@ -407,7 +407,7 @@ async def succeed(api: Api, accuracy: float, teacher: float | None = None, **rep
     await api.services.store.write(key, once(b"weights"))
     files = [StoredFile("model.safetensors", key, 7, "0" * 64)]
     async with api.services.database.write() as session:
-        await leases.succeed(session, lease, files, CONFIG, 650, figures)
+        await publishing.succeed(session, lease, files, CONFIG, 650, figures)
 
 
 async def teacher_of(api: Api, data: str) -> str:

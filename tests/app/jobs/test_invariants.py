@@ -22,7 +22,7 @@ from sqlalchemy import select, update
 from app.core.clock import now
 from app.core.database import Base, Database
 from app.core.errors import WrongState
-from app.jobs import leases, service
+from app.jobs import leases, publishing, reporting, service
 from app.jobs.leases import Lease, LeaseLost, StoredFile
 from app.jobs.lifecycle import FINAL, HELD
 from app.jobs.reaper import Reaper
@@ -121,7 +121,7 @@ class Life(RuleBasedStateMachine):
     @rule(lease=claims, step=st.integers(0, 5))
     def progress(self, lease: Lease | None, step: int) -> None:
         report = StepProgress(step=step, total_steps=9, epoch=0.0, samples_per_second=1.0, seconds_left=None)
-        if self.write(lease, lambda session, mine: leases.record(session, mine, report, [("loss", step, 1.0)])):
+        if self.write(lease, lambda session, mine: reporting.record(session, mine, report, [("loss", step, 1.0)])):
             assert lease is not None
             last = self.steps.setdefault((lease.job_id, lease.attempt), 0)
             assert step >= last, "I6: steps never go back within an attempt"
@@ -129,12 +129,12 @@ class Life(RuleBasedStateMachine):
 
     @rule(lease=claims, step=st.integers(0, 5))
     def checkpoint(self, lease: Lease | None, step: int) -> None:
-        self.write(lease, lambda session, mine: leases.publish_checkpoint(session, mine, step, [FILE]))
+        self.write(lease, lambda session, mine: publishing.publish_checkpoint(session, mine, step, [FILE]))
 
     @rule(lease=claims)
     def succeed(self, lease: Lease | None) -> None:
         if lease is not None and self.run(self._row(lease.job_id)).status != "leased":
-            self.write(lease, lambda session, mine: leases.succeed(session, mine, [FILE], CONFIG, 1, {}))
+            self.write(lease, lambda session, mine: publishing.succeed(session, mine, [FILE], CONFIG, 1, {}))
 
     @rule(
         lease=claims,

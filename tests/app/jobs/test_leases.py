@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.outbox import OutboxMessage
-from app.jobs import leases, repository, service
+from app.jobs import leases, publishing, reporting, repository, service
+from app.jobs.inputs import input_files, model_names
 from app.jobs.leases import Lease, LeaseLost, StoredFile
 from app.jobs.lifecycle import Status
 from app.jobs.reaper import Reaper
@@ -137,12 +138,12 @@ async def test_a_beat_after_the_deadline_says_so(database: Database) -> None:
 WRITERS: dict[str, Callable[[AsyncSession, Lease], Awaitable[Any]]] = {
     "beat": leases.beat,
     "start": leases.start,
-    "begin_phase": lambda session, lease: leases.begin_phase(session, lease, "training"),
-    "record": lambda session, lease: leases.record(session, lease, at_step(5), [("train/loss", 5, 0.5)]),
-    "record metrics": lambda session, lease: leases.record(session, lease, None, [("train/loss", 5, 0.5)]),
-    "log": lambda session, lease: leases.log(session, lease, "hello"),
-    "publish_checkpoint": lambda session, lease: leases.publish_checkpoint(session, lease, 5, [FILE]),
-    "succeed": lambda session, lease: leases.succeed(session, lease, [FILE], CONFIG, 650, {}),
+    "begin_phase": lambda session, lease: reporting.begin_phase(session, lease, "training"),
+    "record": lambda session, lease: reporting.record(session, lease, at_step(5), [("train/loss", 5, 0.5)]),
+    "record metrics": lambda session, lease: reporting.record(session, lease, None, [("train/loss", 5, 0.5)]),
+    "log": lambda session, lease: reporting.log(session, lease, "hello"),
+    "publish_checkpoint": lambda session, lease: publishing.publish_checkpoint(session, lease, 5, [FILE]),
+    "succeed": lambda session, lease: publishing.succeed(session, lease, [FILE], CONFIG, 650, {}),
     "fail": lambda session, lease: leases.fail(session, lease, fault="user", code="x", message="x"),
     "fail system": lambda session, lease: leases.fail(session, lease, fault="system", code="x", message="x"),
     "cancelled": leases.cancelled,
@@ -182,23 +183,23 @@ async def test_a_stale_worker_can_write_nothing(database: Database, writer: str)
 async def test_published_steps_never_go_back_within_an_attempt(database: Database) -> None:
     lease = await running(database)
     async with database.write() as session:
-        await leases.record(session, lease, at_step(10), [])
+        await reporting.record(session, lease, at_step(10), [])
     with pytest.raises(LeaseLost):
         async with database.write() as session:
-            await leases.record(session, lease, at_step(9), [])
+            await reporting.record(session, lease, at_step(9), [])
 
 
 async def test_the_next_attempt_starts_at_the_step_of_the_newest_checkpoint(database: Database) -> None:
     lease = await running(database)
     async with database.write() as session:
-        await leases.publish_checkpoint(session, lease, 20, [FILE])
-        await leases.record(session, lease, at_step(35), [("train/loss", step, 1.0) for step in (10, 20, 30)])
+        await publishing.publish_checkpoint(session, lease, 20, [FILE])
+        await reporting.record(session, lease, at_step(35), [("train/loss", step, 1.0) for step in (10, 20, 30)])
     again = await lose(database, lease)
     assert again.checkpoint is not None
     assert (again.checkpoint.step, again.checkpoint.files) == (20, [FILE])
     async with database.write() as session:
         await leases.start(session, again)
-        await leases.record(session, again, at_step(30), [("train/loss", 30, 2.0)])
+        await reporting.record(session, again, at_step(30), [("train/loss", 30, 2.0)])
     async with database.read() as session:
         assert await repository.series(session, lease.job_id, "train/loss", 100) == [(10, 1.0), (20, 1.0), (30, 2.0)]
 
@@ -209,7 +210,7 @@ async def test_only_the_newest_checkpoints_are_kept(database: Database) -> None:
     for step in (1, 2, 3, 4):
         async with database.write() as session:
             file = StoredFile("state", f"key-{step}", 1, "b" * 64)
-            given_up += await leases.publish_checkpoint(session, lease, step, [file])
+            given_up += await publishing.publish_checkpoint(session, lease, step, [file])
     assert given_up == ["key-1", "key-2"]
     async with database.read() as session:
         assert [row.step for row in await repository.checkpoints_of(session, lease.job_id)] == [4, 3]
@@ -218,7 +219,7 @@ async def test_only_the_newest_checkpoints_are_kept(database: Database) -> None:
 async def test_success_publishes_artifacts_and_model_under_the_token(database: Database) -> None:
     lease = await running(database, name="student")
     async with database.write() as session:
-        model_id = await leases.succeed(session, lease, [FILE], CONFIG, 650, {"student": {"accuracy": 1.0}})
+        model_id = await publishing.succeed(session, lease, [FILE], CONFIG, 650, {"student": {"accuracy": 1.0}})
     job = await load(database, lease.job_id)
     assert (job.status, job.model_id, job.lease_owner, job.deadline_at) == (Status.SUCCEEDED, model_id, None, None)
     async with database.read() as session:
@@ -242,7 +243,7 @@ async def test_a_user_s_fault_is_not_tried_again(database: Database) -> None:
 async def test_a_system_s_fault_is_tried_again_until_attempts_run_out(database: Database) -> None:
     lease = await running(database, resources={"max_attempts": 2})
     async with database.write() as session:
-        await leases.record(session, lease, at_step(3), [])
+        await reporting.record(session, lease, at_step(3), [])
         await leases.fail(session, lease, fault="system", code="trainer_died", message="the trainer died")
     job = await load(database, lease.job_id)
     assert (job.status, job.failures) == (Status.QUEUED, 1)
@@ -251,7 +252,7 @@ async def test_a_system_s_fault_is_tried_again_until_attempts_run_out(database: 
     again = await must_claim(database)
     async with database.write() as session:
         await leases.start(session, again)
-        await leases.record(session, again, at_step(5), [])
+        await reporting.record(session, again, at_step(5), [])
         await leases.fail(session, again, fault="system", code="trainer_died", message="the trainer died")
     job = await load(database, lease.job_id)
     assert job.status == Status.FAILED
@@ -265,8 +266,8 @@ async def die(
     """Let an attempt get to a step and end; the job as it then is, which another worker has started again if it can."""
     async with database.write() as session:
         await leases.start(session, lease)
-        await leases.begin_phase(session, lease, phase)
-        await leases.record(session, lease, at_step(step), [])
+        await reporting.begin_phase(session, lease, phase)
+        await reporting.record(session, lease, at_step(step), [])
         what = {"fault": "system", "code": "trainer_died", "message": "the trainer died", **told}
         await leases.fail(session, lease, cause=cause, **what)
     await let_backoff_pass(database, lease.job_id)
@@ -313,7 +314,7 @@ async def test_what_the_job_did_not_cause_counts_neither_as_failure_nor_as_poiso
             continue
         async with database.write() as session:
             await leases.start(session, lease)
-            await leases.record(session, lease, at_step(168), [])
+            await reporting.record(session, lease, at_step(168), [])
             if between == "pause":
                 await service.pause(session, PROJECT, lease.job_id, 60.0)
                 await leases.release(session, lease, "paused")
@@ -387,8 +388,8 @@ async def test_handing_back_a_job_that_is_to_stop_ends_as_asked(database: Databa
 async def test_attempts_and_phases_have_begin_and_end(database: Database) -> None:
     lease = await running(database)
     async with database.write() as session:
-        await leases.begin_phase(session, lease, "training")
-        await leases.begin_phase(session, lease, "exporting")
+        await reporting.begin_phase(session, lease, "training")
+        await reporting.begin_phase(session, lease, "exporting")
         await leases.fail(session, lease, fault="user", code="x", message="x")
     async with database.read() as session:
         attempt = await session.get(AttemptRow, (lease.job_id, 1))
@@ -412,10 +413,10 @@ async def test_inputs_name_every_file_to_stage(database: Database) -> None:
     teacher = {"teacher": {"model": f"model_{PROJECT}"}, "recipe": {"losses": [{"kind": "kd"}]}}
     lease = await running(database, **teacher)
     async with database.write() as session:
-        staged = await leases.inputs(session, lease)
-        assert await leases.model_names(session, lease) == {}  # it has none
+        staged = await input_files(session, lease)
+        assert await model_names(session, lease) == {}  # it has none
         await session.execute(update(ModelRow).values(name="my teacher"))
-        assert await leases.model_names(session, lease) == {f"model_{PROJECT}": "my teacher"}
+        assert await model_names(session, lease) == {f"model_{PROJECT}": "my teacher"}
     assert {reference: [file.name for file in files] for reference, files in staged.items()} == {
         f"file_{PROJECT}": ["digits.npz"],
         f"model_{PROJECT}": ["config.json"],
@@ -425,9 +426,9 @@ async def test_inputs_name_every_file_to_stage(database: Database) -> None:
 async def test_events_are_numbered_without_holes(database: Database) -> None:
     lease = await running(database)
     async with database.write() as session:
-        await leases.log(session, lease, "one")
-        await leases.begin_phase(session, lease, "training")
-        await leases.publish_checkpoint(session, lease, 1, [FILE])
-        await leases.succeed(session, lease, [FILE], CONFIG, 650, {})
+        await reporting.log(session, lease, "one")
+        await reporting.begin_phase(session, lease, "training")
+        await publishing.publish_checkpoint(session, lease, 1, [FILE])
+        await publishing.succeed(session, lease, [FILE], CONFIG, 650, {})
     numbers = [event.seq for event in await events(database, lease.job_id)]
     assert numbers == list(range(1, len(numbers) + 1))

@@ -6,7 +6,8 @@ import pytest
 
 from app.core.database import Database
 from app.jobs import lifecycle
-from app.jobs.lifecycle import FINAL, HELD, MOVES, Status, move
+from app.jobs.lifecycle import FINAL, HELD, MOVES, Status
+from app.jobs.moves import move
 from tests.app.jobs.builders import events, load, must_claim, submit
 
 

@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from app.core.database import Database
 from app.core.errors import NotFound
-from app.jobs import leases, reader, repository, service
+from app.jobs import leases, publishing, reader, reporting, repository, service
 from app.jobs.reader import JobReader
-from app.jobs.schemas import JobView
+from app.jobs.schemas.job import JobView
 from tests.app.jobs.builders import PROJECT, must_claim, running, submit
 from worker.protocol import StepProgress
 
@@ -43,10 +43,10 @@ async def test_every_change_is_seen_at_once(database: Database) -> None:
     progress = StepProgress(step=3, total_steps=9, epoch=0.5, samples_per_second=10.0, seconds_left=1.0)
     changes = [
         leases.start,
-        lambda session, lease: leases.begin_phase(session, lease, "training"),
-        lambda session, lease: leases.record(session, lease, progress, []),
-        lambda session, lease: leases.begin_phase(session, lease, "evaluating"),
-        lambda session, lease: leases.publish_checkpoint(session, lease, 3, []),
+        lambda session, lease: reporting.begin_phase(session, lease, "training"),
+        lambda session, lease: reporting.record(session, lease, progress, []),
+        lambda session, lease: reporting.begin_phase(session, lease, "evaluating"),
+        lambda session, lease: publishing.publish_checkpoint(session, lease, 3, []),
         lambda session, lease: leases.fail(session, lease, fault="user", code="nan_loss", message="not finite"),
     ]
     seen = [await read(jobs, job_id)]

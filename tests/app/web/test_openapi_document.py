@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 
 from app.core.settings import Settings
-from app.jobs.schemas import NEVER_NULL
+from app.jobs.schemas.requests import NEVER_NULL
 from app.main import create_app
 
 DOCUMENT = create_app(Settings()).openapi()

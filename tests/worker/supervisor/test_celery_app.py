@@ -22,8 +22,8 @@ from app.core.dispatch import RUN_JOB, BrokerUnavailable, CeleryDispatcher
 from app.core.relay import relay
 from app.core.settings import Settings
 from app.jobs.reaper import Reaper
-from app.jobs.requeue import DISPATCH
 from app.jobs.tables import AttemptRow, CheckpointRow
+from app.jobs.wake_up import DISPATCH
 from tests.app.jobs.builders import load
 from tests.servers import valkey
 from tests.worker.supervisor.stage import (

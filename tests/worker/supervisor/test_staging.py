@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from obstore.store import MemoryStore
 from safetensors.torch import load_file
 
 from app.core.settings import Settings
@@ -147,7 +148,7 @@ def lease(checkpoint: CheckpointRef | None = None) -> Lease:
 
 
 async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     data = await stored(store, tmp_path, "data.npz", b"data")
     weights = await stored(store, tmp_path, "model.safetensors", b"weights")
     state = await stored(store, tmp_path, "state.json", b"{}")
@@ -168,7 +169,7 @@ async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -
 
 async def test_stage_names_the_cache_that_outlives_the_job(tmp_path: Path) -> None:
     await stage(
-        sources(Store.in_memory(), tmp_path),
+        sources(Store(MemoryStore()), tmp_path),
         lease(),
         {},
         tmp_path,
@@ -179,7 +180,7 @@ async def test_stage_names_the_cache_that_outlives_the_job(tmp_path: Path) -> No
 
 
 async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     data = await stored(store, tmp_path, "data.npz", b"data")
     evil = StoredFile("../../evil", data.key, data.size, data.sha256)
     folder = tmp_path / "attempt"
@@ -189,7 +190,7 @@ async def test_stage_gives_a_data_file_no_name_of_its_users_making(tmp_path: Pat
 
 
 async def test_stage_refuses_a_bundle_with_a_path_for_a_name(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     data = await stored(store, tmp_path, "config.json", b"{}")
     evil = StoredFile("../evil", data.key, data.size, data.sha256)
     with pytest.raises(UnsafePath):
@@ -197,7 +198,7 @@ async def test_stage_refuses_a_bundle_with_a_path_for_a_name(tmp_path: Path) -> 
 
 
 async def test_stage_refuses_an_input_that_is_not_what_its_row_says(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     data = await stored(store, tmp_path, "data.npz", b"data")
     with pytest.raises(Damaged):
         await stage(
@@ -236,7 +237,7 @@ def leased(spec: JobSpec) -> Lease:
 
 
 async def test_a_teacher_that_torch_saved_is_staged_as_safetensors(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     files = await torch_model(store, tmp_path, "state_dict")
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -248,7 +249,7 @@ async def test_a_teacher_that_torch_saved_is_staged_as_safetensors(tmp_path: Pat
 
 
 async def test_a_teacher_that_can_not_be_converted_is_its_owners_fault(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     files = await torch_model(store, tmp_path, "model")
     with pytest.raises(UserError) as caught:
         await stage(sources(store, tmp_path), taught(model="model_1"), {"model_1": files}, tmp_path)
@@ -259,7 +260,7 @@ async def test_a_teacher_that_can_not_be_converted_is_its_owners_fault(tmp_path:
 
 
 async def test_what_a_student_goes_on_from_can_not_be_converted_either(tmp_path: Path) -> None:
-    store = Store.in_memory()
+    store = Store(MemoryStore())
     lease = leased(job_spec(seed=1, student={"architecture": "pretrained", "model": "model_1"}))
     with pytest.raises(UserError, match="the student can't be converted") as caught:
         await stage(sources(store, tmp_path), lease, {"model_1": await torch_model(store, tmp_path, "model")}, tmp_path)
@@ -272,7 +273,7 @@ async def test_a_model_from_outside_is_staged_under_its_reference(tmp_path: Path
     source.mkdir(parents=True)
     (source / "config.json").write_text(json.dumps(MLP))
     (source / "model.safetensors").write_bytes(b"weights")
-    from_outside = sources(Store.in_memory(), tmp_path)
+    from_outside = sources(Store(MemoryStore()), tmp_path)
     accepted = from_outside.settings.model_copy(update={"teacher_prefixes": [f"file://{tmp_path}/models"]})
     folder = tmp_path / "attempt"
     folder.mkdir()

@@ -1,0 +1,34 @@
+"""Who uses a row of another resource, such as a file or a model; what is used is not deleted.
+
+A resource that refers to rows of others registers a query here when it is imported. So the resource that deletes its
+rows need not know who refers to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+Used = Literal["file", "model"]
+FindUsers = Callable[[AsyncSession, str, str], Awaitable[list[str]]]
+"""Takes a project's id and that of a row; returns ids of what uses the row, at most a few."""
+_FINDERS: dict[Used, list[FindUsers]] = {"file": [], "model": []}
+
+
+def finds_users(*kinds: Used) -> Callable[[FindUsers], FindUsers]:
+    """Have a query asked before a row of these kinds is deleted."""
+
+    def register(find: FindUsers) -> FindUsers:
+        for kind in kinds:
+            _FINDERS[kind].append(find)
+        return find
+
+    return register
+
+
+async def users_of(session: AsyncSession, kind: Used, project_id: str, id: str) -> list[str]:
+    """Ids of what uses a row, in order; none: it may be deleted."""
+    found = [await find(session, project_id, id) for find in _FINDERS[kind]]
+    return sorted(user for users in found for user in users)

@@ -1,0 +1,1 @@
+"""Shapes of the jobs resource's requests and answers."""
