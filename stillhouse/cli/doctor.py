@@ -6,7 +6,6 @@ import asyncio
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -21,6 +20,7 @@ from sqlalchemy import URL, make_url
 from app.core.database import Database
 from app.core.dispatch import BrokerUnavailable, make_dispatcher
 from app.core.errors import Unavailable
+from app.core.nvml import list_gpus
 from app.core.settings import Settings
 from app.core.store import Store
 from stillhouse import connection
@@ -45,7 +45,6 @@ LIBRARIES = {
 }
 """Libraries of the worker, and what it means where one is missing."""
 INSTALL = "pip install 'stillhouse[worker]'"
-PROBE_SECONDS = 20.0
 
 
 class Check(BaseModel):
@@ -124,16 +123,8 @@ def _kernels(gpu: bool, triton: bool) -> str:
 
 
 def _gpus() -> list[str]:
-    """Names and memory of NVIDIA's GPUs, as their driver tells."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)  # noqa: S603 - all of it stands here
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return said.stdout.splitlines() if said.returncode == 0 else []
+    """Names and memory of NVIDIA's GPUs."""
+    return [f"{gpu.name}, {gpu.memory_bytes >> 20} MiB" for gpu in list_gpus()]
 
 
 async def _services(settings: Settings) -> list[Check]:

@@ -37,7 +37,7 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        worker_proc_alive_timeout=60.0,  # a pool process asks nvidia-smi before it is up
+        worker_proc_alive_timeout=60.0,  # a pool process asks the GPUs' driver before it is up
         worker_soft_shutdown_timeout=0.0,  # it would only sleep, and then tell the pool to save its jobs
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

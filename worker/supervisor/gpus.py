@@ -1,5 +1,4 @@
-"""Which GPUs there are, and which are ours: a worker process has as many as its settings say, each held by a lock on a
-file.
+"""The GPUs of a worker process: as many as its settings say, each held by a lock on a file.
 
 Trainers inherit the locks. So a GPU whose supervisor was killed stays taken until the last trainer on it has gone too.
 """
@@ -8,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from app.core.nvml import list_gpus
 from worker.supervisor.staging import try_lock
-
-PROBE_SECONDS = 30.0
 
 
 class NoGpu(Exception):
@@ -39,9 +35,11 @@ async def hold_gpus(locks: Path, count: int = 1, patience_seconds: float = 10.0)
     """
     found = await asyncio.to_thread(visible_gpus)
     if not found:
-        raise NoGpu("the worker serves the queue gpu, but nvidia-smi finds no GPU that CUDA_VISIBLE_DEVICES allows")
+        raise NoGpu(
+            "the worker serves the queue gpu, but NVIDIA's driver shows no GPU that CUDA_VISIBLE_DEVICES allows"
+        )
     if count > len(found):
-        raise NoGpu(f"the worker shall have {count} GPUs (STILLHOUSE_WORKER_GPUS), and there are {len(found)}")
+        raise NoGpu(f"STILLHOUSE_WORKER_GPUS asks for {count} GPUs, and this machine shows {len(found)}")
     until = time.monotonic() + patience_seconds
     while not (gpus := _free_gpus(found, count, locks)):
         if time.monotonic() > until:
@@ -69,15 +67,7 @@ def _taken(found: int, count: int) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """UUIDs of the GPUs that this process may use, in the driver's order; without importing torch or starting CUDA."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=index,uuid", "--format=csv,noheader"]
-    listing = subprocess.run(query, capture_output=True, text=True, timeout=PROBE_SECONDS)  # noqa: S603  # no input
-    if listing.returncode:  # it says why on stdout
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in listing.stdout.splitlines()]
+    """UUIDs of the GPUs that this process may use, in the driver's order."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = None if allowed is None else set(allowed.split(","))
-    return [uuid for index, uuid in rows if wanted is None or {index, uuid} & wanted]
+    named = None if allowed is None else set(allowed.split(","))
+    return [gpu.uuid for gpu in list_gpus() if named is None or {str(gpu.number), gpu.uuid} & named]

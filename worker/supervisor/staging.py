@@ -12,11 +12,13 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
+
+from filelock import FileLock, Timeout
 
 from app.core.settings import Settings
 from app.core.store import Damaged, MissingObject, Store
@@ -28,7 +30,7 @@ from worker.fetch import fetch
 from worker.fetch.shelf import FetchCache
 from worker.protocol import Assignment, CachePlace, InputSource
 
-LOCK = "lock"
+LOCK, OWNER = "lock", "owner"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -49,20 +51,22 @@ class Scratch:
     def __init__(self, parent: Path, owner: str = "") -> None:
         parent.mkdir(parents=True, exist_ok=True)
         parent = parent.resolve()
-        with _locked(parent / LOCK):  # nobody may sweep a folder that is made but not locked yet
+        with FileLock(
+            parent / LOCK, fallback_to_soft=False
+        ):  # nobody may sweep a folder that is made but not locked yet
             swept = [_sweep(folder) for folder in parent.glob("worker-*")]
             self.dead = [name for name in swept if name]
             self.path = Path(tempfile.mkdtemp(prefix="worker-", dir=parent))
-            self._lock = (self.path / LOCK).open("wb", buffering=0)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._lock.write(owner.encode())
+            self._lock = FileLock(self.path / LOCK, thread_local=False, fallback_to_soft=False)
+            self._lock.acquire()
+            (self.path / OWNER).write_text(owner)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        self._lock.release()
 
     def folder(self, *names: str) -> Path:
         """A new, empty folder; what lay there before is removed."""
@@ -79,24 +83,16 @@ class Scratch:
                 folder.rmdir()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _sweep(folder: Path) -> str:
     """Remove a process's folder if the process is gone; its name, or nothing if it lives or had none yet."""
     owner = ""
     try:
-        with (folder / LOCK).open("rb+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner = lock.read().decode(errors="replace")
-    except BlockingIOError:
+        with FileLock(folder / LOCK, timeout=0.0, fallback_to_soft=False):
+            owner = (folder / OWNER).read_text(errors="replace")
+    except Timeout:
         return ""
     except OSError:
-        pass  # its owner died before it had locked the folder
+        pass  # its owner died before it had written its name
     shutil.rmtree(folder, ignore_errors=True)
     return owner
 
@@ -255,7 +251,10 @@ def _within(folder: Path, relative: str) -> Path:
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Take an exclusive lock that lasts until the file, and every copy that a child inherited, is closed; or none."""
+    """Take an exclusive lock that lasts until the file, and every copy that a child inherited, is closed; or none.
+
+    Not filelock's: that unlocks what children have inherited, too, when it lets go.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.open("wb")
     try:

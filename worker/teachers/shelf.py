@@ -13,11 +13,11 @@ import fcntl
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from filelock import FileLock
 
 from worker.teachers import kept_rows
 from worker.teachers.kept_rows import KeptRows, RowLayout
@@ -54,9 +54,10 @@ class DiskCache:
         self._folder, self._max_bytes = folder, max_bytes
 
     def open(self, key: str, layout: RowLayout) -> OpenEntry:
-        """The entry of `key`, made if there is none; raises NoRoom, or OSError when the disk is full or unfit."""
+        """The entry of `key`, made if there is none; raises NoRoom, or OSError when the disk is full or unfit, and
+        TimeoutError when another process holds the lock for too long."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone(self._folder / LOCK):
+        with FileLock(self._folder / LOCK, timeout=LOCK_SECONDS, fallback_to_soft=False):  # raises TimeoutError
             self._sweep()
             entry = self._folder / key
             if not kept_rows.fits(entry, layout):
@@ -141,19 +142,8 @@ def _size(entry: Path) -> int:
     return sum(file.stat().st_size for file in entry.iterdir())
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`; raises TimeoutError when whoever has it does not let go."""
-    until = time.monotonic() + LOCK_SECONDS
-    with path.open("wb") as lock:
-        while not _try_lock(lock):
-            if time.monotonic() > until:
-                raise TimeoutError(f"another process has held the lock for {LOCK_SECONDS:g} s")
-            time.sleep(0.01)
-        yield
-
-
 def _try_lock(file: BinaryIO) -> bool:
+    """Exclusive. Not filelock's, which can't turn an exclusive lock into a shared one without letting go."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

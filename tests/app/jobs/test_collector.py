@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,13 +45,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the collector's clock on."""
-    shift = [0.0]
-    real = time.monotonic
-    monkeypatch.setattr(collector_module.time, "monotonic", lambda: real() + shift[0])
+    """Moves the collector's clock on, which stands still otherwise."""
+    clock = [0.0]
+    monkeypatch.setattr(collector_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def pass_by(seconds: float) -> None:
-        shift[0] += seconds
+        clock[0] += seconds
 
     return pass_by
 

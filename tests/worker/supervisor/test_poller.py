@@ -232,10 +232,10 @@ async def test_a_queue_that_does_not_exist_is_refused(settings: Settings) -> Non
 
 
 async def test_a_worker_for_gpus_on_a_machine_without_says_so(settings: Settings, tmp_path: Path) -> None:
-    async with polling(settings, "start", arguments=("--queues", "gpu"), PATH=str(tmp_path)) as process:
+    async with polling(settings, "start", arguments=("--queues", "gpu"), CUDA_VISIBLE_DEVICES="") as process:
         _, stderr = await process.communicate()
     assert process.returncode == 1
-    assert b"nvidia-smi finds no GPU" in stderr
+    assert b"shows no GPU that CUDA_VISIBLE_DEVICES allows" in stderr
     assert b"Traceback" not in stderr
 
 
