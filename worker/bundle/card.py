@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.recipe.card import UNKNOWN
 from app.recipe.job import JobSpec
@@ -13,10 +13,14 @@ from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, diagnostics, rows
 from app.recipe.students.architectures import Pretrained, Shrink, Timm, Transformers
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
+from app.recipe.tasks.metrics import METRICS
 from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.bundle.snippets import snippets
 from worker.students.weights import WEIGHTS
 from worker.tasks.evaluation import MAIN_METRICS
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 LISTED_CLASSES = 100
 """With more classes the card shows the first of them."""
@@ -64,29 +68,48 @@ PIPELINES: dict[Task, str | None] = {
 """What the hub calls a task; it has no word for numbers that are answered to images and texts."""
 
 
+HUB_METRICS = {"r2": "r_squared", "pearson": "pearsonr", "spearman": "spearmanr", "brier": "brier_score"}
+"""Names of metrics on the hub, where they are other than ours."""
+
+
 def _header(job: JobSpec, config: ModelConfig, report: Figures) -> str:
     """The YAML that hubs read."""
-    from huggingface_hub import EvalResult, ModelCardData  # a fifth of a second that training need not wait for
+    from huggingface_hub import ModelCardData  # a fifth of a second that training need not wait for
 
-    main, student = MAIN_METRICS[job.task].of(report["student"]), report["student"]
-    pipeline = _pipeline(config)
-    result = EvalResult(
-        task_type=pipeline or job.task,
-        dataset_type="held-out",
-        dataset_name=_plain(_title(report, "data.eval" if job.data.eval else "data.train")),
-        metric_type=main,
-        metric_value=student[main],
-    )
-    fields: dict[str, Any] = {"base_model": [base] if (base := _base(job)) else None, "library_name": _library(config)}
+    pipeline, figures = _pipeline(config), _measured(job, report)
+    optional: dict[str, Any] = {
+        "base_model": [base] if (base := _base(job)) else None,
+        "datasets": job.card.datasets or None,
+        "library_name": _library(config),
+    }
     data = ModelCardData(
         license=(job.card.license or UNKNOWN).lower(),
         pipeline_tag=pipeline,
         tags=sorted({"distillation", "onnx"} & _tags(job, report)),
+        metrics=list(figures),
         model_name=_plain(job.name or config.architecture.architecture),
-        eval_results=[result],
-        **fields,
+        eval_results=_results(pipeline or job.task, report, figures, held_out=bool(job.data.eval)),
+        **optional,
     )
     return data.to_yaml()
+
+
+def _measured(job: JobSpec, report: Figures) -> dict[str, float]:
+    """Metrics of the exported student by their names on the hub, that which decides first."""
+    student = report["student"]
+    names = dict.fromkeys((MAIN_METRICS[job.task].of(student), *METRICS[job.task]))
+    return {HUB_METRICS.get(name, name): student[name] for name in names if name in student}
+
+
+def _results(task: str, report: Figures, figures: Mapping[str, float], *, held_out: bool) -> list[EvalResult]:
+    """One for each metric; `held_out` where the samples to evaluate on have a file of their own."""
+    from huggingface_hub import EvalResult
+
+    name = _plain(_title(report, "data.eval" if held_out else "data.train"))
+    return [
+        EvalResult(task_type=task, dataset_type="held-out", dataset_name=name, metric_type=metric, metric_value=value)
+        for metric, value in figures.items()
+    ]
 
 
 def _pipeline(config: ModelConfig) -> str | None:

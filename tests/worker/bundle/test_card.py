@@ -170,7 +170,7 @@ def test_rows_of_a_table_and_images_with_numbers_to_answer_have_programs(tmp_pat
 
 
 def test_the_header_tells_task_terms_and_results(tmp_path: Path) -> None:
-    bundle_of(tmp_path, teacher=True, name="small one", card={"license": "Apache-2.0"})
+    bundle_of(tmp_path, teacher=True, name="small one", card={"license": "Apache-2.0", "datasets": ["me/digits"]})
     told = header(tmp_path)
     assert (told["license"], told["pipeline_tag"], told["tags"]) == (
         "apache-2.0",
@@ -181,6 +181,9 @@ def test_the_header_tells_task_terms_and_results(tmp_path: Path) -> None:
     (result,) = index["results"]
     assert (index["name"], result["metrics"][0]["type"]) == ("small one", "accuracy")
     assert result["metrics"][0]["value"] == report_in(tmp_path)["student"]["accuracy"]
+    assert told["metrics"] == [one["type"] for one in result["metrics"]]
+    assert told["metrics"] == ["accuracy", "nll", "ece", "adaptive_ece", "brier_score"]
+    assert told["datasets"] == ["me/digits"]
     assert "base_model" not in told
 
 
