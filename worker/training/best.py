@@ -7,7 +7,7 @@ from copy import deepcopy
 from torch import Tensor
 
 from worker.students.model import Model
-from worker.tasks.evaluation import MainMetric, Metrics
+from worker.tasks.base import MainMetric, Metrics
 from worker.training.history import Point
 from worker.training.state import Best, TrainState
 

@@ -168,6 +168,16 @@ class ModelConfig(Spec):
         return self.classes or self.targets or 0
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether the network predicts the next token at every position, of as many as the vocabulary has."""
+        return self.task == CAUSAL_LM
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the network ends in a layer for this task's outputs alone, which begins anew for other outputs."""
+        return self.task not in (CAUSAL_LM, EMBEDDING)
+
+    @property
     def chooses(self) -> bool:
         """Whether its numbers are logits, of classes or of tokens."""
         return self.task in (*CLASSIFICATION, CAUSAL_LM)

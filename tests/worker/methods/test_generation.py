@@ -19,7 +19,7 @@ from worker.data.load import load_task
 from worker.data.randomness import derive_seed, generator
 from worker.data.running_text import PackingDir
 from worker.data.tokens import load_tokenizer
-from worker.methods.decoding import Manner, next_logits
+from worker.students.decoding import Manner, next_logits
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
 from worker.students.measure import reading
 from worker.students.model import Model
