@@ -23,7 +23,8 @@ from worker.errors import SystemFault
 from worker.protocol import Finished
 from worker.students.model import INPUT_KEYS, Model
 from worker.students.weights import save_model
-from worker.tasks.evaluation import MAIN_METRICS, judge, predict
+from worker.tasks import task_for
+from worker.tasks.base import HeldOut
 from worker.training.best import consider
 from worker.training.state import initial_state
 
@@ -47,20 +48,22 @@ def trained_on_numbers(task: Task, sample: Input, folder: Path) -> TrainedJob:
     student, teacher = (numbers_model(task, sample, seed) for seed in (1, 2))
     save_model(teacher, folder)
     samples = whole_split({INPUT_KEYS[type(sample)]: torch.randn(shape)}, torch.rand(12, 4))
-    said = predict(teacher, samples.inputs[teacher.input_key])
+    kind, models = task_for(task), {"teacher": lambda: teacher}
+    evaluator = kind.evaluator(job, HeldOut(samples), models, models, {})
     state = initial_state(job.recipe, student)
     state.step = 9
-    found = judge(task, predict(student, samples.inputs[student.input_key]), samples.targets, job.evaluation, said)
-    consider(state, MAIN_METRICS[task], found.metrics, None)
+    found = evaluator.evaluate(student).evaluation
+    consider(state, kind.main_metric, found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
     return TrainedJob(
+        kind,
         job,
         plan_training(job.recipe, 40),
         state,
         teachers,
         samples,
-        said,
+        evaluator,
         sources={"data.train": {"reference": "data", "name": "rows.npz", "sha256": "0" * 64}},
         teacher_cache={},
         teacher_fidelity={},
@@ -153,7 +156,7 @@ def test_last_and_best_epoch_are_both_told(tmp_path: Path) -> None:
 def test_answers_may_be_numbers(tmp_path: Path, task: Task, sample: Input) -> None:
     trained = trained_on_numbers(task, sample, tmp_path)
     artifacts = write_bundle(trained, tmp_path, CPU)
-    report, main = report_in(tmp_path), MAIN_METRICS[task].name
+    report, main = report_in(tmp_path), task_for(task).main_metric.name
     assert {"model.onnx", "model.int8.onnx", "model.pt2"} <= {artifact.name for artifact in artifacts}
     assert report["classes"] is report["per_class"] is None
     assert report["targets"] == 4

@@ -20,11 +20,12 @@ from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, Ta
 from app.recipe.tasks.task import CLASSIFICATION
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.data.formats.builders import packed, picture
+from tests.worker.data.loading import load_task
 from worker.data.augment import build_augmenter
 from worker.data.formats.columns import TextSamples
-from worker.data.load import TaskData, load_task
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
+from worker.data.task_data import TaskData
 from worker.data.tokens import train_tokenizer
 from worker.errors import UserError
 

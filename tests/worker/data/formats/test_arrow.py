@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.recipe.data.sources import Data
 from app.recipe.tasks.task import Task
-from tests.worker.data.formats.builders import PARAM, array, options, packed, picture, refusal
+from tests.worker.data.formats.builders import PARAM, array, columns_of, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
@@ -33,7 +33,7 @@ def write(folder: Path, columns: dict[str, Any]) -> Path:
 
 
 def read(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> Samples:
-    return read_samples(write(folder, columns), data, task, PARAM)
+    return read_samples(write(folder, columns), data, columns_of(task), PARAM)
 
 
 def said(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> str:
@@ -195,7 +195,7 @@ def test_a_column_of_any_type_is_read_or_refused(
     except pa.ArrowException:
         pytest.skip("Parquet has no such type")
     try:
-        found: Samples | UserError = read_samples(path, data, task, PARAM)
+        found: Samples | UserError = read_samples(path, data, columns_of(task), PARAM)
     except UserError as error:
         found = error
     if isinstance(found, UserError):
@@ -322,7 +322,9 @@ def test_a_saved_set_has_images_and_named_classes(tmp_path: Path, kind: str) -> 
 
 
 def test_texts_with_a_score(tmp_path: Path) -> None:
-    found = read_samples(saved(tmp_path, a_set(3).select([2, 0])), hf(["text"], ["score"]), "regression", PARAM)
+    found = read_samples(
+        saved(tmp_path, a_set(3).select([2, 0])), hf(["text"], ["score"]), columns_of("regression"), PARAM
+    )
     assert found.inputs == TextSamples(["t2", "t0"])
     assert np.asarray(found.labels).tolist() == [[1.0], [0.0]]
 
@@ -330,8 +332,8 @@ def test_texts_with_a_score(tmp_path: Path) -> None:
 def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
     path = saved(tmp_path, datasets.DatasetDict({"train": a_set(4), "test": a_set(3)}))
     data = hf(["text"], ["label"], split="train", eval_split="test")
-    assert len(read_samples(path, data, "text-classification", "data.train").labels) == 4
-    assert len(read_samples(path, data, "text-classification", "data.eval").labels) == 3
+    assert len(read_samples(path, data, columns_of("text-classification"), "data.train").labels) == 4
+    assert len(read_samples(path, data, columns_of("text-classification"), "data.eval").labels) == 3
     error = refusal(path, hf(["text"], ["label"]), "text-classification")
     assert error.param == "data.split"
     assert "its splits are: test, train" in error.message

@@ -12,7 +12,7 @@ import pytest
 
 from app.recipe.data.sources import Data
 from app.recipe.tasks.task import Task
-from tests.worker.data.formats.builders import PARAM, array, options, refusal
+from tests.worker.data.formats.builders import PARAM, array, columns_of, options, refusal
 from worker.data.formats import lines, read_pieces, read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
@@ -36,7 +36,7 @@ def write(folder: Path, content: str | bytes) -> Path:
 
 
 def read(folder: Path, content: str | bytes, data: Data, task: Task = "text-classification") -> Samples:
-    return read_samples(write(folder, content), data, task, PARAM)
+    return read_samples(write(folder, content), data, columns_of(task), PARAM)
 
 
 def said(folder: Path, content: str | bytes, data: Data, task: Task = "text-classification") -> str:
