@@ -36,6 +36,7 @@ from bench.report import replace_part, system, versions
 from worker.data.batches import Batch, Batches, whole_split
 from worker.protocol import CachePlace
 from worker.students.model import Model
+from worker.tasks import task_for
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.training.loop import set_rate, take_step
@@ -113,7 +114,9 @@ class _Bench:
         state = initial_state(job.recipe, _model(STUDENT, self._size))
         batches = Batches(self._samples, self._size.batch, SEED)
         plan = plan_training(job.recipe, len(self._samples))
-        stage = build_stages(job, plan, batches, state, {"teacher": teacher} if teacher else {}, SEED)[-1]
+        stage = build_stages(
+            task_for(job.task), job, plan, batches, state, {"teacher": teacher} if teacher else {}, SEED
+        )[-1]
         stage.objective.prepare()
         state.optimizer, state.step = fresh_optimizer(stage, state.student), stage.plan.first
 

@@ -24,11 +24,11 @@ from app.recipe.students.inputs import TextInput
 from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batches
 from worker.data.formats.columns import TextSamples
-from worker.data.load import load_task
 from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer
 from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import save_model
+from worker.tasks import task_for
 from worker.teachers import read_teacher_config
 from worker.training.state import fresh_student
 
@@ -118,7 +118,7 @@ class Ground:
 
     def _task(self) -> Any:
         job, paths = self.job, {name: Path(path) for name, path in self.inputs.items()}
-        return load_task(job, paths, {"teacher": read_teacher_config(self.teacher, "teacher")}, SEED)
+        return task_for(job.task).load(job, paths, {"teacher": read_teacher_config(self.teacher, "teacher")}, SEED)
 
     def lay_student(self) -> None:
         """Write the student that a job with this seed begins with."""

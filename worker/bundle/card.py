@@ -11,13 +11,12 @@ from app.recipe.losses import Loss
 from app.recipe.losses.weights import Weight
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, diagnostics, rows
-from app.recipe.students.architectures import Pretrained, Shrink, Timm, Transformers
+from app.recipe.students.architectures import Pretrained, Shrink
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
-from app.recipe.tasks.metrics import METRICS
-from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from worker.bundle.snippets import snippets
 from worker.students.weights import WEIGHTS
-from worker.tasks.evaluation import MAIN_METRICS
+from worker.tasks.base import Task
+from worker.tasks.card import TaskCard
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -28,7 +27,7 @@ FORBIDDEN = str.maketrans({"`": "'", "|": "/", "<": "(", ">": ")"})
 """What would end a cell or a piece of code, or begin an element."""
 
 
-def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
+def model_card(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -> str:
     """Markdown with a YAML header: where the model comes from, how it was trained, what it achieves, how to use it."""
     threads, kept = report["train"]["threads"], report["epochs"]["kept"]
     measured = f"{report['samples']['eval']} held-out samples"
@@ -47,40 +46,29 @@ def model_card(job: JobSpec, config: ModelConfig, report: Figures) -> str:
         "![What was measured while the model was trained](curves.png)",
         *_diagnostics(report),
         "## Use",
-        *_use(job, config, report),
+        *_use(task.card, job, config, report),
         *_labels(config),
         "## Made from",
         "\n".join(_sources(report)),
         "## Licence",
         "\n".join(_licence(job, report)),
     ]
-    return f"---\n{_header(job, config, report)}\n---\n\n" + "\n\n".join(sections) + "\n"
-
-
-PIPELINES: dict[Task, str | None] = {
-    "image-classification": "image-classification",
-    "text-classification": "text-classification",
-    "keypoints": "keypoint-detection",
-    "embedding": "sentence-similarity",
-    "causal-lm": "text-generation",
-    "regression": None,
-}
-"""What the hub calls a task; it has no word for numbers that are answered to images and texts."""
+    return f"---\n{_header(task, job, config, report)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 HUB_METRICS = {"r2": "r_squared", "pearson": "pearsonr", "spearman": "spearmanr", "brier": "brier_score"}
 """Names of metrics on the hub, where they are other than ours."""
 
 
-def _header(job: JobSpec, config: ModelConfig, report: Figures) -> str:
+def _header(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -> str:
     """The YAML that hubs read."""
     from huggingface_hub import ModelCardData  # a fifth of a second that training need not wait for
 
-    pipeline, figures = _pipeline(config), _measured(job, report)
+    pipeline, figures = task.card.pipeline_tag(config), _measured(task, report)
     optional: dict[str, Any] = {
         "base_model": [base] if (base := _base(job)) else None,
         "datasets": job.card.datasets or None,
-        "library_name": _library(config),
+        "library_name": task.card.library(config),
     }
     data = ModelCardData(
         license=(job.card.license or UNKNOWN).lower(),
@@ -94,10 +82,10 @@ def _header(job: JobSpec, config: ModelConfig, report: Figures) -> str:
     return data.to_yaml()
 
 
-def _measured(job: JobSpec, report: Figures) -> dict[str, float]:
+def _measured(task: Task, report: Figures) -> dict[str, float]:
     """Metrics of the exported student by their names on the hub, that which decides first."""
     student = report["student"]
-    names = dict.fromkeys((MAIN_METRICS[job.task].of(student), *METRICS[job.task]))
+    names = dict.fromkeys((task.main_metric.of(student), *task.metrics))
     return {HUB_METRICS.get(name, name): student[name] for name in names if name in student}
 
 
@@ -112,23 +100,8 @@ def _results(task: str, report: Figures, figures: Mapping[str, float], *, held_o
     ]
 
 
-def _pipeline(config: ModelConfig) -> str | None:
-    if isinstance(config.input, TableInput):
-        return "tabular-classification" if config.task in CLASSIFICATION else "tabular-regression"
-    return PIPELINES[config.task]
-
-
 def _tags(job: JobSpec, report: Figures) -> set[str]:
     return {*(["distillation"] if job.all_teachers else []), *(["onnx"] if "onnx" in report["student"] else [])}
-
-
-def _library(config: ModelConfig) -> str | None:
-    """The library that opens the folder; none: of the zoo there is none."""
-    if config.task == EMBEDDING:
-        return "sentence-transformers"
-    if isinstance(config.architecture, Timm):
-        return "timm"
-    return "transformers" if isinstance(config.architecture, Transformers) else None
 
 
 def _base(job: JobSpec) -> str | None:
@@ -250,18 +223,18 @@ def _diagnostics(report: Figures) -> Iterator[str]:
             yield f"![{name}]({found['picture']})"
 
 
-def _use(job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:
+def _use(card: TaskCard, job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:
     """How samples are prepared, what the graphs take, and a program for each file."""
-    yield _preparation(config)
+    yield _preparation(card, config)
     graphs = {key: file for key, file in GRAPHS.items() if key in report["student"]}
     if graphs:
-        name, shape, dtype = _input(config)
-        files, output = ", ".join(f"`{file}`" for file in graphs.values()), _output(config)
+        name, shape, dtype = _input(card, config)
+        files, output = ", ".join(f"`{file}`" for file in graphs.values()), card.output(config)
         yield f"{files}: `{name}` {shape} of {dtype} in, for any N, {output} out; what is done to numbers is inside."
     for kind, reason in report.get("left_out", {}).items():
         yield f"There is no {kind}: {_plain(reason)}."
     yield "Each of these programs runs in this folder as it stands."
-    for snippet in snippets(job, config, [WEIGHTS, *graphs.values()]):
+    for snippet in snippets(card, job, config, [WEIGHTS, *graphs.values()]):
         yield f"`{snippet.file}`:\n\n```python\n{snippet.code}\n```"
     yield (
         f"`{config.file_name}` describes the weights in `{WEIGHTS}`; `recipe.json` is the whole job, and `report.json` "
@@ -269,11 +242,12 @@ def _use(job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:
     )
 
 
-def _preparation(config: ModelConfig) -> str:
+def _preparation(card: TaskCard, config: ModelConfig) -> str:
     """What is done to a sample before the network sees it, with the numbers."""
     sample, scaling = config.input, config.preprocessing
     if isinstance(sample, TextInput):
-        return _reading(config, sample)
+        tokenizer = "`tokenizer.json` and `tokenizer_config.json` turn texts into ids"
+        return f"{tokenizer}, with the tokens that begin and end one; {card.reading(sample)}"
     assert scaling is not None
     one = "column" if isinstance(sample, TableInput) else "channel"
     numbers = f"(value × {scaling.scale:.6g} − mean) / deviation, for each {one}"
@@ -291,17 +265,6 @@ def _row(values: list[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def _reading(config: ModelConfig, sample: TextInput) -> str:
-    tokenizer = (
-        "`tokenizer.json` and `tokenizer_config.json` turn texts into ids, with the tokens that begin and end one"
-    )
-    if config.task == CAUSAL_LM:
-        return f"{tokenizer}; the model reads {sample.length} of them, and token {sample.pad} ends a text."
-    ends = f" Two texts are joined by token {sample.separator}." if sample.separator is not None else ""
-    padding = f"Shorter ones are padded behind with {sample.pad}, which is not attended to."
-    return f"{tokenizer}; texts of more than {sample.length} ids lose their end. {padding}{ends}"
-
-
 def _labels(config: ModelConfig) -> Iterator[str]:
     """Classes by the numbers of their logits."""
     if config.classes is None:
@@ -317,22 +280,11 @@ def _labels(config: ModelConfig) -> Iterator[str]:
         yield f"and so on: `{config.file_name}` names all {config.classes:,}."
 
 
-def _output(config: ModelConfig) -> str:
-    """Name and shape of a graph's output."""
-    if config.embedding is not None:
-        return f"`embeddings` (N, {config.targets})"
-    if config.task == CAUSAL_LM:
-        return f"`logits` (N, S, {config.outputs}) of the token behind each one"
-    return f"`logits` (N, {config.classes})" if config.classes else f"`outputs` (N, {config.targets})"
-
-
-def _input(config: ModelConfig) -> tuple[str, str, str]:
+def _input(card: TaskCard, config: ModelConfig) -> tuple[str, str, str]:
     """Name, shape and type of a graph's input."""
     sample = config.input
     if isinstance(sample, ImageInput):
         return "images", f"(N, {sample.channels}, {sample.height}, {sample.width})", "raw pixels as float32"
     if isinstance(sample, TableInput):
         return "table", f"(N, {sample.columns})", "raw numbers as float32"
-    if config.task == CAUSAL_LM:
-        return "tokens", f"(N, S), S up to {sample.length},", "token ids as int64"
-    return "tokens", f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"
+    return "tokens", *card.token_input(sample)

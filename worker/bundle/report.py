@@ -12,7 +12,8 @@ from app.recipe.plan import TrainingPlan
 from app.recipe.students.architectures import Pretrained, Shrink
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, teacher_depth
-from worker.tasks.evaluation import ClassRow, MainMetric
+from app.recipe.tasks.base import MainMetric
+from worker.tasks.base import ClassRow
 from worker.training.history import Point
 
 Report = dict[str, Any]

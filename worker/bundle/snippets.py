@@ -12,12 +12,15 @@ from app.recipe.job import JobSpec
 from app.recipe.report import INT8, ONNX, PROGRAM
 from app.recipe.students.architectures import Timm, Transformers
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
-from app.recipe.tasks.task import CAUSAL_LM, CLASSIFICATION
 from worker.students.weights import WEIGHTS
+from worker.tasks.card import TaskCard
 
 LABELS = "id2label"
 """Key of a graph's metadata, and begin of the name of a program's extra file: names of the classes, as JSON."""
 LABELS_FILE = f"{LABELS}.json"
+
+
+Writer = Callable[[TaskCard, JobSpec, ModelConfig], str]
 
 
 class Snippet(NamedTuple):
@@ -27,49 +30,47 @@ class Snippet(NamedTuple):
     code: str
 
 
-def snippets(job: JobSpec, config: ModelConfig, files: list[str]) -> list[Snippet]:
+def snippets(card: TaskCard, job: JobSpec, config: ModelConfig, files: list[str]) -> list[Snippet]:
     """One for each of the bundle's `files` that can be opened, in this order."""
-    writers: dict[str, Callable[[JobSpec, ModelConfig], str]] = {WEIGHTS: _weights, PROGRAM: _program}
+    writers: dict[str, Writer] = {WEIGHTS: _weights, PROGRAM: _program}
     writers |= {name: _session(name) for name in (ONNX, INT8)}
-    return [Snippet(name, writers[name](job, config)) for name in files if name in writers]
+    return [Snippet(name, writers[name](card, job, config)) for name in files if name in writers]
 
 
-def _weights(job: JobSpec, config: ModelConfig) -> str:
-    """A folder of the libraries sentence-transformers or Transformers; of the zoo nothing but tensors by name."""
-    if config.embedding is not None:
-        return SENTENCES
-    if config.task == CAUSAL_LM:
-        return CAUSAL
+def _weights(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
+    """A folder of a library; of the zoo nothing but tensors by name."""
+    if card.weights_program is not None:
+        return card.weights_program
     if isinstance(config.architecture, Timm):
-        return _timm(job, config)
+        return _timm(card, job, config)
     if not isinstance(config.architecture, Transformers):
         return TENSORS
-    kind = "SequenceClassification" if isinstance(config.input, TextInput) else "ImageClassification"
-    head = f"from transformers import AutoModelFor{kind}" + (", AutoTokenizer" if _reads(config) else "")
+    kind = card.auto_class(config)
+    head = f"from transformers import {kind}" + (", AutoTokenizer" if _reads(config) else "")
     given = "**samples" if _reads(config) else "samples"
     lines = [
         *("import torch", head, ""),
-        f'model = AutoModelFor{kind}.from_pretrained(".").eval()',
-        *_samples(job, config, "torch"),
+        f'model = {kind}.from_pretrained(".").eval()',
+        *_samples(card, job, config, "torch"),
         *_prepared(config),
         "with torch.no_grad():",
         f"    {_answer(config)} = model({given}).logits",
         *_rescaled(config),
-        *_told(config, "torch", "model.config.id2label[int(number)]"),
+        *_printed(card, config, "torch", "model.config.id2label[int(number)]"),
     ]
     return "\n".join(lines)
 
 
-def _timm(job: JobSpec, config: ModelConfig) -> str:
+def _timm(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
     lines = [
         *("import torch", "import timm", ""),
         'model = timm.create_model("local-dir:.", pretrained=True).eval()',
-        *_samples(job, config, "torch"),
+        *_samples(card, job, config, "torch"),
         *_prepared(config),
         "with torch.no_grad():",
         f"    {_answer(config)} = model(samples)",
         *_rescaled(config),
-        *_told(config, "torch", _NAMED if config.class_names else "str(int(number))"),
+        *_printed(card, config, "torch", _NAMED if config.class_names else "str(int(number))"),
     ]
     return "\n".join(lines)
 
@@ -77,36 +78,36 @@ def _timm(job: JobSpec, config: ModelConfig) -> str:
 _NAMED = 'model.pretrained_cfg["label_names"][int(number)]'
 
 
-def _session(file: str) -> Callable[[JobSpec, ModelConfig], str]:
-    def write(job: JobSpec, config: ModelConfig) -> str:
-        named = config.task in CLASSIFICATION
+def _session(file: str) -> Writer:
+    def write(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
+        named = config.classes is not None
         lines = [
             *(["import json", ""] if named else []),
             *("import numpy as np", "import onnxruntime", *_reader(config), ""),
             f'session = onnxruntime.InferenceSession("{file}")',
-            *_samples(job, config, "np"),
+            *_samples(card, job, config, "np"),
             f'({_answer(config)},) = session.run(None, {{"{_name(config)}": samples}})',
             *([f'names = json.loads(session.get_modelmeta().custom_metadata_map["{LABELS}"])'] if named else []),
-            *_told(config, "np", "names[str(number)]"),
+            *_printed(card, config, "np", "names[str(number)]"),
         ]
         return "\n".join(lines)
 
     return write
 
 
-def _program(job: JobSpec, config: ModelConfig) -> str:
-    named = config.task in CLASSIFICATION
+def _program(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
+    named = config.classes is not None
     extra = ", extra_files=extra" if named else ""
     lines = [
         *(["import json", ""] if named else []),
         *("import torch", *_reader(config), ""),
         *([f'extra = {{"{LABELS_FILE}": ""}}'] if named else []),
         f'model = torch.export.load("{PROGRAM}"{extra}).module()',
-        *_samples(job, config, "graph"),
+        *_samples(card, job, config, "graph"),
         "with torch.no_grad():",
         f"    {_answer(config)} = model(samples)",
         *([f'names = json.loads(extra["{LABELS_FILE}"])'] if named else []),
-        *_told(config, "torch", "names[str(int(number))]"),
+        *_printed(card, config, "torch", "names[str(int(number))]"),
     ]
     return "\n".join(lines)
 
@@ -131,11 +132,11 @@ def _answer(config: ModelConfig) -> str:
     return "logits" if config.chooses else "outputs"
 
 
-def _samples(job: JobSpec, config: ModelConfig, kind: str) -> list[str]:
+def _samples(card: TaskCard, job: JobSpec, config: ModelConfig, kind: str) -> list[str]:
     """Lines that make samples: `np` arrays, `torch` tensors or what a library takes, or tensors for a `graph`."""
     sample, arrays = config.input, kind == "np"
     if isinstance(sample, TextInput):
-        return _texts(job, config, sample, kind)
+        return _texts(card, job, sample, kind)
     if isinstance(sample, ImageInput):
         shape = f"2, {sample.channels}, {sample.height}, {sample.width}"
         said = f"  # raw pixels, as they lie in the file: {'0 to 255, ' if _bytes(config) else ''}N x C x H x W"
@@ -158,13 +159,8 @@ def _on_a_line(name: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
-def _texts(job: JobSpec, config: ModelConfig, sample: TextInput, kind: str) -> list[str]:
-    columns = getattr(job.data, "input_columns", None) or []
-    pair = len(columns) == 2 and config.embedding is None
-    texts = '["a text", "another one"]' + (', ["and its second part", "and its own"]' if pair else "")
-    options = f'padding="max_length", truncation=True, max_length={sample.length}'
-    if config.task == CAUSAL_LM:
-        texts, options = '["Once"]', "truncation=True"
+def _texts(card: TaskCard, job: JobSpec, sample: TextInput, kind: str) -> list[str]:
+    texts, options = card.example_texts(job, sample)
     made = "np" if kind == "np" else "pt"
     lines = ['tokenizer = AutoTokenizer.from_pretrained(".")']
     lines.append(f'samples = tokenizer({texts}, {options}, return_tensors="{made}")')
@@ -193,24 +189,12 @@ def _rescaled(config: ModelConfig) -> list[str]:
     return [f"outputs = outputs * torch.tensor({told.std}) + torch.tensor({told.mean})  # in the units of the data"]
 
 
-def _told(config: ModelConfig, kind: str, named: str) -> list[str]:
-    """Lines that print what the answer means."""
-    answer = _answer(config)
-    if config.task in CLASSIFICATION:
-        return [f"print([{named} for number in {answer}.argmax({'-1' if kind == 'np' else 'dim=-1'})])"]
-    if config.task == CAUSAL_LM:
-        return [f"print(tokenizer.decode([int({answer}[0, -1].argmax())]))"]
-    return [f"print({answer})"]
+def _printed(card: TaskCard, config: ModelConfig, kind: str, label: str) -> list[str]:
+    """Lines that print the meaning of the outputs."""
+    return [card.printed(_answer(config), "-1" if kind == "np" else "dim=-1", label)]
 
 
 TENSORS = f"""from safetensors.torch import load_file
 
 for name, tensor in load_file("{WEIGHTS}").items():
     print(name, tuple(tensor.shape))"""
-SENTENCES = """from sentence_transformers import SentenceTransformer
-
-print(SentenceTransformer(".").encode(["a text", "another one"]))"""
-CAUSAL = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
-print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=50)[0]))"""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from app.recipe.job import ExportFormat, JobSpec
-from app.recipe.plan import EVAL_BATCH, TrainingPlan
+from app.recipe.plan import TrainingPlan
 from app.recipe.report import INT8, ONNX, PROGRAM
 from app.recipe.students.exports import TOO_LARGE, exports_of, is_too_large
 from app.recipe.students.model import DESCRIPTIONS
@@ -21,20 +20,21 @@ from worker.bundle import export
 from worker.bundle.card import model_card
 from worker.bundle.curves import draw_curves
 from worker.bundle.report import Figures, Report, class_figures, epochs_figures, origin_figures, train_figures
-from worker.bundle.verify import require_finite, require_same, require_same_metrics
+from worker.bundle.verify import allowed_difference, require_finite, require_same, require_same_metrics
 from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
 from worker.data.tokens import TextTokenizer
 from worker.diagnostics import Diagnosed, run_diagnostics
 from worker.diagnostics.base import HeldOutPart
-from worker.errors import UserError
+from worker.errors import SystemFault, UserError
 from worker.protocol import BundleFile
 from worker.students import sentence_folder
 from worker.students.hugging_face import GENERATION
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
-from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics, judge, predict, predict_with
+from worker.tasks.base import Call, NonFiniteOutputs, Predictions, ReportInputs, Task, TaskEvaluator
+from worker.tasks.prediction import predict
 from worker.training.best import chosen
 from worker.training.history import Point
 from worker.training.measure import BATCH, flops, speed
@@ -50,6 +50,7 @@ MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "ima
 class TrainedJob(NamedTuple):
     """All that the report tells of."""
 
+    task: Task
     job: JobSpec
     plan: TrainingPlan
     state: TrainState
@@ -58,8 +59,8 @@ class TrainedJob(NamedTuple):
     """Their models and files, by their names."""
     samples: Batch
     """To evaluate on."""
-    teacher_outputs: Tensor | None
-    """Of all teachers together on these samples, (N, C) on the CPU."""
+    evaluator: TaskEvaluator
+    """Evaluates on these samples, beside the teachers."""
     teacher_cache: Figures
     """What was kept of the teachers' answers, by their names."""
     teacher_fidelity: Figures
@@ -74,19 +75,8 @@ class TrainedJob(NamedTuple):
     """What it was made from, by the path of the field (see `provenance`)."""
     alignment: Figures = {}
     """What share of the student's tokens these teach, by their names."""
-    bytes: int = 0
-    """Of text, in UTF-8, that a language model is to predict of the samples; 0: there is none."""
     warnings: Sequence[Figures] = ()
     """What the job was warned of: `code` and `message` of each."""
-
-
-class Answers(NamedTuple):
-    """What a model says of the samples."""
-
-    outputs: Tensor
-    """(n, C) on the CPU, to hold an exported file against the live model: of all samples, or of the first rows."""
-    judgement: Evaluation
-    """Over all samples."""
 
 
 class _Graph(NamedTuple):
@@ -119,11 +109,10 @@ def write_bundle(
     trained: TrainedJob,
     folder: Path,
     device: torch.device,
-    kind: type[BundleWriter] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[BundleFile]:
-    """Write `folder/bundle`; every figure of its report is measured on the files just written, by an examination of the
-    `kind` that the task has. `warn` is told what the default would have exported and can't.
+    """Write `folder/bundle`; every figure of its report is measured on the files just written. `warn` is told what the
+    default would have exported and can't.
 
     Raises SystemFault (`export_mismatch`) when a file does not give what the live model gives, and UserError
     (`not_exportable`) when a format that the job asks for can't hold the network.
@@ -131,20 +120,20 @@ def write_bundle(
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
-    examination = (kind or BundleWriter)(trained, bundle, device)
-    report = examination.report()
+    writer = BundleWriter(trained, bundle, device)
+    report = writer.report()
     for name, reason in report["left_out"].items():
         warn(f"the student is not exported as {name}: {reason}")
-    for warning in examination.diagnosed.warnings:
+    for warning in writer.diagnosed.warnings:
         warn(warning["message"])
     best = trained.state.best
     draw_curves(trained.state.history.points, bundle / CURVES, best.found.step if best else None)
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (bundle / CARD).write_text(model_card(trained.job, examination.config, report), encoding="utf-8")
+    (bundle / CARD).write_text(model_card(trained.task, trained.job, writer.config, report), encoding="utf-8")
     reading = (GENERATION, PREPROCESSOR, FILE, SETTINGS, *FOLDER)
     names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
-    names += tuple(examination.diagnosed.pictures)
+    names += tuple(writer.diagnosed.pictures)
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
@@ -153,10 +142,8 @@ class BundleWriter:
 
     def __init__(self, trained: TrainedJob, bundle: Path, device: torch.device) -> None:
         self._trained, self._bundle, self._device = trained, bundle, device
-        self._model = chosen(trained.state)
-        self._inputs = _fitted(self._model, self._looked_at)
-        """The graphs take samples of the student's own size."""
-        self._live = self._ask(self._model)
+        self._task, self._model = trained.task, chosen(trained.state)
+        self._live = trained.evaluator.evaluate(self._model)
         self._loaded = export.export_weights(self._model, bundle, device)
         self.config = self._loaded.config
         parameters = sum(parameter.numel() for parameter in self._loaded.parameters())
@@ -194,11 +181,20 @@ class BundleWriter:
             | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
             "warnings": [*trained.warnings, *self.diagnosed.warnings],
+            **self._task.report_figures(self._inputs()),
         }
+
+    def _inputs(self) -> ReportInputs:
+        trained = self._trained
+        models = {name: model for name, (model, _) in trained.teachers.items()}
+        others = trained.tokenizers
+        return ReportInputs(
+            trained.job, trained.samples, self._loaded, models, trained.tokenizer, others, trained.alignment
+        )
 
     def _student(self) -> Figures:
         figures = self._torch_figures(self._loaded, self._bundle / WEIGHTS)
-        figures |= self._exact(WEIGHTS, self._ask(self._loaded))
+        figures |= self._exact(WEIGHTS, self._evaluate_loaded())
         figures |= self._torch_speed(self._loaded)
         for name, graph in GRAPHS.items():
             if name in self._exports.formats and (found := self._graph(name, graph)) is not None:
@@ -217,87 +213,70 @@ class BundleWriter:
                 raise UserError("not_exportable", f"{name} can't hold this network: {NO_GRAPH}", "export") from error
             self._exports.left_out[name] = NO_GRAPH
             return None
-        said = self._ask_graph(call)
+        found = self._trained.evaluator.evaluate_graph(call, self._model)
         figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
-        figures |= self._exact(graph.file, said) if graph.exact else self._inexact(graph.file, said)
-        return figures | {"latency_runtime": graph.runtime, **speed(call, self._timed.cpu())}
+        figures |= self._exact(graph.file, found) if graph.exact else self._inexact(graph.file, found)
+        samples = self._task.graph_samples(self._trained.samples, BATCH).inputs[self._model.input_key]
+        return figures | {"latency_runtime": graph.runtime, **speed(call, self._model.fit(samples).cpu())}
 
-    @property
-    def _looked_at(self) -> Batch:
-        """The samples that are held in memory."""
-        return self._trained.samples
+    def _evaluate_loaded(self) -> Predictions:
+        try:
+            return self._trained.evaluator.evaluate(self._loaded)
+        except NonFiniteOutputs as error:
+            raise SystemFault("export_mismatch", f"{WEIGHTS}, read again: {error}") from error
 
-    @property
-    def _timed(self) -> Tensor:
-        """What a graph is timed with."""
-        return self._inputs[:BATCH]
+    def _exact(self, file: str, found: Predictions) -> Figures:
+        """Metrics of a file that must give what the live model gives."""
+        live, metrics = self._live, found.evaluation.metrics
+        require_same(file, found.outputs, live.outputs)
+        targets, options = self._trained.samples.targets, self._trained.job.evaluation
+        slacks = self._task.tolerances(live.outputs, targets, options, allowed_difference(live.outputs))
+        require_same_metrics(file, metrics, live.evaluation.metrics, slacks)
+        return dict(metrics)
 
-    def _ask(self, model: Model) -> Answers:
-        return self._judged(predict(model, self._inputs))
-
-    def _ask_graph(self, call: Call) -> Answers:
-        return self._judged(predict_with(call, self._inputs))
-
-    def _ask_teacher(self, teacher: Model) -> Metrics:
-        """What it is measured by on its own."""
-        said, job = predict(teacher, self._trained.samples.inputs[teacher.input_key]), self._trained.job
-        return judge(job.task, said, self._trained.samples.targets, job.evaluation).metrics
-
-    def _judged(self, outputs: Tensor) -> Answers:
-        return Answers(outputs, self._judge(outputs))
-
-    def _exact(self, file: str, said: Answers) -> Figures:
-        """Metrics of a file that must answer as the live model does."""
-        live, found = self._live, said.judgement.metrics
-        require_same(file, said.outputs, live.outputs)
-        targets = self._trained.samples.targets
-        require_same_metrics(file, self._trained.job, found, live.judgement.metrics, live.outputs, targets)
-        return dict(found)
-
-    def _inexact(self, file: str, said: Answers) -> Figures:
-        """Metrics of a file that may answer otherwise, and by how much it does."""
-        require_finite(file, said.outputs)
-        outputs, live = said.outputs, self._live.outputs
-        figures: Figures = {**said.judgement.metrics}
+    def _inexact(self, file: str, found: Predictions) -> Figures:
+        """Metrics of a file that may give other outputs, and by how much it does."""
+        require_finite(file, found.outputs)
+        outputs, live = found.outputs, self._live.outputs
+        figures: Figures = {**found.evaluation.metrics}
         figures["max_difference"] = float((outputs - live).abs().max())
-        if self.config.chooses:
-            figures["same_choice"] = float((outputs.argmax(-1) == live.argmax(-1)).double().mean())
+        if (same := self._task.same_choice(outputs, live)) is not None:
+            figures["same_choice"] = float(same)
         return figures
 
     def _teacher(self, teacher: Model, folder: Path) -> Figures:
         figures = self._torch_figures(teacher, *weight_files(folder))
-        figures |= self._ask_teacher(teacher)
+        figures |= self._trained.evaluator.evaluate_alone(teacher)
         return figures | self._torch_speed(teacher)
 
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
         sample = self._trained.samples.between(0, 1).inputs[model.input_key]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = sum(path.stat().st_size for path in weights)
-        return {"parameters": parameters, "flops": self._flops(model, sample), "bytes": size}
-
-    def _flops(self, model: Model, sample: Tensor) -> int:
-        return flops(model, sample)
-
-    def _speed(self, model: Model, samples: Tensor, prefix: str = "") -> dict[str, float]:
-        return speed(model, samples, prefix)
+        return {
+            "parameters": parameters,
+            "flops": self._task.flops(model.to(sample.device), sample, flops),
+            "bytes": size,
+        }
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
         samples = self._trained.samples.between(0, BATCH).inputs[model.input_key]
-        on_gpu = self._speed(model, samples, prefix="gpu_") if samples.is_cuda else {}
-        return {"latency_runtime": "torch", **self._speed(model.cpu(), samples.cpu()), **on_gpu}
+        call = self._task.timed_call(model)
+        on_gpu = speed(call, samples, prefix="gpu_") if samples.is_cuda else {}
+        model.cpu()
+        return {"latency_runtime": "torch", **speed(call, samples.cpu()), **on_gpu}
 
     def _epochs(self) -> Figures:
         trained, state = self._trained, self._trained.state
-        last = self._live if self._model is state.evaluated else self._ask(state.evaluated)
-        row = Point(step=state.step, values=last.judgement.metrics)
-        kept, main = trained.job.evaluation.keep, MAIN_METRICS[trained.job.task]
-        return epochs_figures(trained.plan, main, kept, row, state.best.found if state.best else row)
+        last = self._live if self._model is state.evaluated else trained.evaluator.evaluate(state.evaluated)
+        row = Point(step=state.step, values=last.evaluation.metrics)
+        kept = trained.job.evaluation.keep
+        return epochs_figures(trained.plan, self._task.main_metric, kept, row, state.best.found if state.best else row)
 
     def _classes(self) -> list[Figures] | None:
-        outputs = self._trained.teacher_outputs
-        teacher = self._judge(outputs).classes if outputs is not None else None
-        return class_figures(self._live.judgement.classes, teacher, self.config.class_names)
+        teacher = self._trained.evaluator.teacher_evaluation()
+        return class_figures(self._live.evaluation.classes, teacher and teacher.classes, self.config.class_names)
 
     def _diagnose(self) -> Diagnosed:
         """On the weights as they were opened again."""
@@ -306,24 +285,11 @@ class BundleWriter:
         return run_diagnostics(
             trained.job.evaluation.diagnostics,
             lambda samples: predict(model, samples.inputs[model.input_key]),
-            HeldOutPart(trained.samples, trained.teacher_outputs),
+            HeldOutPart(trained.samples, trained.evaluator.teacher_outputs),
             trained.job.seed,
             self._device,
             self._bundle,
         )
-
-    def _judge(self, outputs: Tensor) -> Evaluation:
-        trained = self._trained
-        return judge(
-            trained.job.task, outputs, trained.samples.targets, trained.job.evaluation, trained.teacher_outputs
-        )
-
-
-def _fitted(model: Model, samples: Batch) -> Tensor:
-    raw = samples.inputs[model.input_key]
-    if model.fit(raw[:1]).shape == raw[:1].shape:
-        return raw
-    return torch.cat([model.fit(part) for part in torch.split(raw, EVAL_BATCH)])
 
 
 def _artifact(bundle: Path, name: str) -> BundleFile:

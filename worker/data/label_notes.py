@@ -9,17 +9,20 @@ from torch import Tensor
 
 from app.recipe.data.classes import shown_names
 from app.recipe.students.model import ModelConfig
-from app.recipe.tasks.task import CLASSIFICATION, EMBEDDING
 from worker.data.class_names import odd_names
 
 
-def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
-    """What is odd about targets, (N,) int64 classes or (N, T) numbers, to train and to evaluate on."""
-    if model.task in CLASSIFICATION and model.classes is not None:
-        names = model.class_names or [str(number) for number in range(model.classes)]
-        counts = [torch.bincount(targets, minlength=model.classes).tolist() for targets in (train, evaluation)]
-        return [*_class_notes(counts[0], counts[1], names), *odd_names(model.class_names or [])]
-    return list(_number_notes(train)) if model.task != EMBEDDING else []
+def class_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+    """Oddities of classes (N,) int64 to train and to evaluate on."""
+    count = model.classes or 0
+    names = model.class_names or [str(number) for number in range(count)]
+    counts = [torch.bincount(targets, minlength=count).tolist() for targets in (train, evaluation)]
+    return [*_class_notes(counts[0], counts[1], names), *odd_names(model.class_names or [])]
+
+
+def number_notes(train: Tensor) -> list[str]:
+    """Oddities of numbers (N, T) to train on."""
+    return list(_number_notes(train))
 
 
 def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequence[str]) -> Iterator[str]:

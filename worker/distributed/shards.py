@@ -20,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from app.recipe.tasks.task import CAUSAL_LM
 from worker.distributed.nodes import bring
 from worker.distributed.parts import Stored
 from worker.distributed.ranks import DataParallel, Result, Tensors
@@ -64,7 +63,7 @@ class FullyShardedDataParallel(DataParallel):
         for block in _blocks(model):
             self._split(block)
         self._split(model)
-        if isinstance(model, Model) and model.config.task == CAUSAL_LM:
+        if isinstance(model, Model) and model.config.predicts_tokens:
             register_fsdp_forward_method(model, "forward_hidden")
 
     def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -21,10 +21,10 @@ from worker.data.prompts import Prompts
 from worker.data.randomness import generator
 from worker.errors import UserError
 from worker.losses.base import IGNORED
-from worker.methods.decoding import Written
 from worker.methods.sampler import Author, as_batch
 from worker.methods.sequence_generator import Scribe, Send, Stop
 from worker.protocol import CachePlace, Log
+from worker.students.decoding import Written
 from worker.students.measure import Reading, reading
 from worker.students.model import Model
 from worker.teachers.digests import digest_folder

@@ -13,7 +13,7 @@ from worker.data.batches import Batch, whole_split
 from worker.data.prompts import Prompts
 from worker.data.randomness import derive_seed
 from worker.losses.base import IGNORED
-from worker.methods.decoding import Manner, Written, write
+from worker.students.decoding import Manner, Written, write
 from worker.students.measure import Reading
 from worker.students.model import Model
 

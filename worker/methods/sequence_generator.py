@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.data.prompts import Prompts
-from worker.methods.decoding import Written
 from worker.methods.sampler import TOGETHER, Author
 from worker.protocol import CachePlace, Log, Report
+from worker.students.decoding import Written
 from worker.students.measure import Reading
 from worker.students.model import Model
 from worker.teachers.digests import digest_samples

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students.pooling import Embedding
-from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.limits import unbounded
@@ -119,7 +118,7 @@ _FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")
 def _is_answer(fault: Any, network: Any, config: ModelConfig) -> bool:
     """Whether a fault is about a tensor that makes the answer to another question than the job's."""
     name: str = fault if isinstance(fault, str) else fault[0]
-    behind = config.task not in (CAUSAL_LM, EMBEDDING) and not name.startswith(f"{network.base_model_prefix}.")
+    behind = config.has_head and not name.startswith(f"{network.base_model_prefix}.")
     return behind or UNUSED in name
 
 
@@ -140,7 +139,7 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`."""
     described: Any = network.config
-    if config.embedding is None and config.task != CAUSAL_LM:
+    if config.has_head:
         _name_answers(described, config)
     library()
     network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from app.recipe.students.architectures import SET_FROM_THE_JOB, Transformers
 from app.recipe.students.hugging_face import DOCUMENTS, parse_object, refuse_code
 from app.recipe.students.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
-from app.recipe.tasks.task import CAUSAL_LM, Task
+from app.recipe.tasks import TaskName
 from worker.data.formats.columns import CLASS_NAME, is_class_name
 from worker.data.formats.faults import shown
 from worker.data.library_tokenizers import SETTINGS
@@ -48,14 +48,14 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     if is_encoder(folder):
         return _encoder(network, settings, folder)
     if network.decodes:
-        return ModelConfig(task=CAUSAL_LM, architecture=network, input=_running_text(settings, folder))
+        return ModelConfig(task="causal-lm", architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
     regression = config.get("problem_type") == "regression" or classes == 1
     if config.get("problem_type") == "multi_label_classification":
         raise InvalidModel("config.json: problem_type is multi_label_classification; one class per sample is accepted")
     answer: dict[str, Any] = {"targets": classes} if regression else {"classes": classes, "class_names": names}
     sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)
-    task: Task = "regression" if regression else f"{network.reads[:-1]}-classification"  # type: ignore[assignment]
+    task: TaskName = "regression" if regression else f"{network.reads[:-1]}-classification"  # type: ignore[assignment]
     return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **answer)
 
 

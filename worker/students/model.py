@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
-from app.recipe.tasks.task import CAUSAL_LM
 from worker import students
 from worker.students import hugging_face
 from worker.students.hidden_states import HiddenStates
@@ -101,7 +100,7 @@ class Model(nn.Module):
 
     def forward_hidden(self, samples: Tensor) -> Tensor | HiddenStates:
         """What training looks at: the outputs, or of a language model what its last layer would make them of."""
-        return hugging_face.hidden_states(self.network, samples) if self.config.task == CAUSAL_LM else self(samples)
+        return hugging_face.hidden_states(self.network, samples) if self.config.predicts_tokens else self(samples)
 
     def decode_step(self, tokens: Tensor, memory: Any = None) -> tuple[HiddenStates, Any]:
         """Of a language model: what its last layer is given for token ids (N, S) behind those that `memory` knows, and
@@ -111,7 +110,7 @@ class Model(nn.Module):
     def tokens(self, samples: Tensor) -> Tensor | None:
         """(N, S) bool: which token ids of `samples` aren't padding; none where all are that count, or where samples are
         no text."""
-        if self.config.task == CAUSAL_LM:
+        if self.config.predicts_tokens:
             return None
         return samples != self.config.input.pad if isinstance(self.config.input, TextInput) else None
 

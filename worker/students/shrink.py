@@ -13,7 +13,6 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Shrink
 from app.recipe.students.model import Input, TextInput
 from app.recipe.students.shrink import Heads, kept_heads, kept_layers, shrunk_teacher, teacher_depth
-from app.recipe.tasks.task import CAUSAL_LM, EMBEDDING
 from worker.errors import UserError
 from worker.students.model import Model
 
@@ -57,7 +56,7 @@ def take_over(student: Model, teacher: Model, layers: Sequence[int], heads: Head
     stay. Else of each weight stays the leading part along every axis."""
     theirs = teacher.network.state_dict()
     same = (student.config.task, student.config.outputs) == (teacher.config.task, teacher.config.outputs)
-    fresh = student.config.task not in (CAUSAL_LM, EMBEDDING) and not same
+    fresh = student.config.has_head and not same
     last = _last_layers(student) if fresh else set()
     for name, tensor in student.network.state_dict().items():
         if name not in last:

@@ -12,7 +12,6 @@ from app.recipe.data.class_rules import model_classes
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Pretrained, Timm, Transformers
-from app.recipe.tasks.task import CLASSIFICATION
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
 from worker.students.model import Model
@@ -69,9 +68,9 @@ def _places(student: Model, job: JobSpec, origin: Pretrained, folder: Path) -> S
     """For each of the student's classes its number in the stored model, whose last layer was taken over; none: it was
     not, or does not tell classes apart. Raises ClassMismatch."""
     ours, theirs = student.config, read_config(folder)
-    if ours.task not in CLASSIFICATION or (ours.task, ours.classes) != (theirs.task, theirs.classes):
+    if ours.classes is None or (ours.task, ours.classes) != (theirs.task, theirs.classes):
         return None
-    wanted = ClassList("data.train", ours.classes or 0, ours.class_names)
+    wanted = ClassList("data.train", ours.classes, ours.class_names)
     return match_classes(wanted, model_classes(job, origin, "student", theirs)).places
 
 

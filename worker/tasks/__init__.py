@@ -1,1 +1,22 @@
-"""Tasks: targets, evaluation and description of what a student is trained for."""
+"""Tasks: targets, evaluation and description of what a student is trained for; one object per task."""
+
+from __future__ import annotations
+
+from worker.tasks import causal_lm, classification, embedding, keypoints, regression
+from worker.tasks.base import Task
+
+_ALL: tuple[Task, ...] = (
+    classification.IMAGES,
+    classification.TEXTS,
+    regression.NUMBERS,
+    keypoints.POINTS,
+    embedding.VECTORS,
+    causal_lm.TOKENS,
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+"""By their names."""
+
+
+def task_for(name: str) -> Task:
+    """The task that jobs call `name`."""
+    return TASKS[name]

@@ -17,14 +17,13 @@ from torch import Tensor
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan, plan_training
 from app.recipe.students.model import ModelConfig, TextInput
-from app.recipe.tasks.task import CAUSAL_LM
 from worker.bundle.provenance import provenance
 from worker.bundle.report import Figures
 from worker.bundle.writer import TrainedJob, require_exportable, write_bundle
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
-from worker.data.load import TaskData, load_task
 from worker.data.running_text import PackingDir
+from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess, is_lost
 from worker.errors import CapacityError, JobError, SystemFault
@@ -37,7 +36,8 @@ from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.students.start import start
-from worker.tasks.language import HeldOutTexts, LanguageBundleWriter, LanguageEvaluator
+from worker.tasks import task_for
+from worker.tasks.base import HeldOut, Task, TaskEvaluator
 from worker.teachers import load_teacher, read_teacher_config
 from worker.teachers.class_places import take_classes
 from worker.training import checkpoint
@@ -76,6 +76,7 @@ class _Offered(NamedTuple):
 class _Made(NamedTuple):
     """What training needs, all of it as it is at the first step."""
 
+    task: Task
     job: JobSpec
     device: torch.device
     inputs: _Inputs
@@ -136,12 +137,13 @@ def failed(error: BaseException) -> Failed:
 
 
 def _run(assignment: Assignment, folder: Path, send: Send, stop: Stop, ranks: SingleProcess) -> Finished | Stopped:
-    warnings = WarningLog(send)
-    with TeacherCaches(assignment.spec, assignment.teacher_cache, warnings) as caches:
-        return _work(assignment, folder, warnings, stop, ranks, caches)
+    warnings, task = WarningLog(send), task_for(assignment.spec.task)
+    with TeacherCaches(task, assignment.spec, assignment.teacher_cache, warnings) as caches:
+        return _work(task, assignment, folder, warnings, stop, ranks, caches)
 
 
 def _work(
+    task: Task,
     assignment: Assignment,
     folder: Path,
     send: WarningLog,
@@ -149,18 +151,19 @@ def _work(
     ranks: SingleProcess,
     caches: TeacherCaches,
 ) -> Finished | Stopped:
-    made = _prepare(assignment, folder, send, stop, ranks, caches)
+    made = _prepare(task, assignment, folder, send, stop, ranks, caches)
     job, plan, state = made.job, made.plan, made.state
     try:
         steps = _written_steps(made, place_of(job, assignment.teacher_cache, folder), send, stop)
     except Interrupted:
         return Stopped(step=state.step)
     offered = _offer(job, made.inputs, state, ranks)
-    judges = _judges(job, made.inputs, offered, made.answers)
+    held_out = _held_out(made, offered)
+    evaluator = Evaluator(job, task.main_metric, held_out, offered.evaluated)
     save = ranks.collectively(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     account = _open_account(made, ranks.size)
     send(PhaseBegan(phase="training"))
-    watch = TrainingMonitor(job, plan, folder, send, stop, judges.evaluate, state, caches, save, account)
+    watch = TrainingMonitor(job, plan, folder, send, stop, evaluator.evaluate, state, caches, save, account)
     done = _train(made.stages, plan, state, watch if ranks.first else NullMonitor(), steps)
     caches.add_up(ranks.sum)
     if not (done and ranks.first):
@@ -174,15 +177,15 @@ def _work(
         ranks.dismiss()
         return Stopped(step=state.step)
     send(PhaseBegan(phase="exporting"))
-    trained = _trained(made, offered, judges.teacher_logits, caches, account)
+    trained = _trained(made, offered, held_out, caches, account)
     trained = trained._replace(sources=provenance(assignment, folder), warnings=send.figures())
     ranks.dismiss()
-    kind = LanguageBundleWriter if job.task == CAUSAL_LM else None
-    artifacts = write_bundle(trained, folder, made.device, kind, lambda said: send(Log(level="warning", message=said)))
+    artifacts = write_bundle(trained, folder, made.device, lambda message: send(Log(level="warning", message=message)))
     return Finished(artifacts=artifacts, step=state.step)
 
 
 def _prepare(
+    task: Task,
     assignment: Assignment,
     folder: Path,
     send: WarningLog,
@@ -194,7 +197,7 @@ def _prepare(
     job, device = assignment.spec, choose_device()
     seed = _seed_of(job)
     paths = {name: folder / path for name, path in assignment.inputs.items()}
-    inputs = _load_inputs(job, paths, seed, device, _workplace(folder, send, ranks))
+    inputs = _load_inputs(task, job, paths, seed, device, _workplace(folder, send, ranks))
     for note in inputs.task.notes:
         send.warn("odd_data", note)
     plan = plan_training(job.recipe, inputs.task.train.samples)
@@ -208,43 +211,44 @@ def _prepare(
     for name, path in inputs.folders.items():
         for note in oddities(path):
             send.warn("odd_model", f"{name}: {note}")
-    checked = check_teachers(job, inputs.models if ranks.first else {}, inputs.folders, inputs.task, seed)
+    checked = check_teachers(task, job, inputs.models if ranks.first else {}, inputs.folders, inputs.task, seed)
     for warning in checked.warnings:
         send.warn(*warning)
-    fidelity = lower_teachers(job, inputs.models, inputs.task.eval)
+    fidelity = lower_teachers(task, job, inputs.models, inputs.task.eval)
     taught = {name: teach(model, job, name) for name, model in inputs.models.items()}
     state = initial_state(job.recipe, student)
-    augment = build_augmenter(job, inputs.task, seed)
+    augment = build_augmenter(job, inputs.task, seed, points=task.moves_points)
     batches = Batches(inputs.task.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = caches.give(taught, inputs.folders, inputs.task, batches.augment)
-    stages = build_stages(job, plan, batches, state, teachers, seed, ranks)
+    stages = build_stages(task, job, plan, batches, state, teachers, seed, ranks)
     for model in (*inputs.models.values(), *([state.ema.model] if state.ema else [])):
         ranks.split(model)
     caches.label(batches, teachers, stop, ranks)
     _enter(state, job, plan, stages, folder / assignment.resume if assignment.resume else None, ranks)
-    return _Made(job, device, inputs, plan, state, teachers, stages, fidelity, checked.outputs)
+    return _Made(task, job, device, inputs, plan, state, teachers, stages, fidelity, checked.outputs)
 
 
 def _trained(
-    made: _Made, offered: _Offered, teacher_outputs: Tensor | None, caches: TeacherCaches, account: FlopCounter
+    made: _Made, offered: _Offered, held_out: TaskEvaluator, caches: TeacherCaches, account: FlopCounter
 ) -> TrainedJob:
     """What the bundle is written of."""
     job, task, state = made.job, made.inputs.task, made.state
     others = _other_tokens(job, task)
+    teachers = {name: offered.teachers[name]() for name in made.inputs.folders}
     return TrainedJob(
+        task=made.task,
         job=job,
         plan=made.plan,
         state=replace(state, student=offered.evaluated(), ema=None),
-        teachers={name: (offered.teachers[name](), folder) for name, folder in made.inputs.folders.items()},
+        teachers={name: (teachers[name], folder) for name, folder in made.inputs.folders.items()},
         samples=task.eval,
-        teacher_outputs=teacher_outputs,
+        evaluator=held_out.beside(teachers),
         teacher_cache=caches.figures(),
         teacher_fidelity=made.fidelity,
         arithmetic=account.figures(state) | figures(job, state),
         tokenizer=task.readers.student if task.readers else None,
         tokenizers=others,
         alignment={name: task.alignment[reader.input_key] for name, reader in others.items()},
-        bytes=task.bytes,
     )
 
 
@@ -260,7 +264,7 @@ def _offer(job: JobSpec, inputs: _Inputs, state: TrainState, ranks: SingleProces
 
 def _other_tokens(job: JobSpec, task: TaskData) -> dict[str, TextTokenizer]:
     """Tokenizers of teachers that don't read a language model's tokens, by their names."""
-    if task.readers is None or job.task != CAUSAL_LM:
+    if task.readers is None:
         return {}
     by_name = {teacher.name: task.readers.by_teacher[teacher.reference] for teacher in job.all_teachers}
     return {name: reader for name, reader in by_name.items() if reader.input_key in task.alignment}
@@ -276,17 +280,11 @@ def _as_stored(model: Model, folder: Path, places: list[int] | None) -> Model:
     return stored
 
 
-def _judges(
-    job: JobSpec, inputs: _Inputs, offered: _Offered, answers: dict[str, Tensor]
-) -> Evaluator | LanguageEvaluator:
-    """Who evaluates; of a task that is measured token by token, without keeping what teachers say."""
-    require_exportable(job, network_cost(inputs.task.model).parameters)
-    if job.task != CAUSAL_LM:
-        return Evaluator(job, inputs.task.eval, offered.evaluated, offered.teachers, answers)
-    task, teachers = inputs.task, list(offered.asked.values())
-    return LanguageEvaluator(
-        job, HeldOutTexts(task.eval, task.bytes), task.input_key or "", offered.evaluated, teachers
-    )
+def _held_out(made: _Made, offered: _Offered) -> TaskEvaluator:
+    job, data = made.job, made.inputs.task
+    require_exportable(job, network_cost(data.model).parameters)
+    held_out = HeldOut(data.eval, data.bytes)
+    return made.task.evaluator(job, held_out, offered.asked, offered.teachers, made.answers)
 
 
 def _enter(
@@ -332,7 +330,7 @@ def _workplace(folder: Path, send: Send, ranks: SingleProcess) -> PackingDir:
 
 
 def _load_inputs(
-    job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, workplace: PackingDir
+    kind: Task, job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, workplace: PackingDir
 ) -> _Inputs:
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
@@ -340,7 +338,7 @@ def _load_inputs(
         origin.reference: read_teacher_config(paths[origin.reference], f"{path}.{origin.source}")
         for path, origin in job.origins.items()
     }
-    task = load_task(job, paths, described, seed, workplace)
+    task = kind.load(job, paths, described, seed, workplace)
     models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
     for teacher in job.all_teachers:
         models[teacher.name].input_key = task.input_key_of(teacher.reference) or models[teacher.name].input_key
@@ -376,7 +374,7 @@ def _open_account(made: _Made, processes: int) -> FlopCounter:
 def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
     """A teacher that could read longer texts than a language model's sequences, which are those that it is given."""
     given, taken = task.model.input, teacher.input
-    if teacher.task != CAUSAL_LM or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
+    if not teacher.predicts_tokens or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
         return teacher
     return teacher.model_copy(update={"input": taken.model_copy(update={"length": given.length})})
 

@@ -6,8 +6,9 @@ from copy import deepcopy
 
 from torch import Tensor
 
+from app.recipe.tasks.base import MainMetric
 from worker.students.model import Model
-from worker.tasks.evaluation import MainMetric, Metrics
+from worker.tasks.base import Metrics
 from worker.training.history import Point
 from worker.training.state import Best, TrainState
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.tasks.task import CAUSAL_LM
 from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
 
@@ -21,18 +20,18 @@ Forward = Callable[[Tensor], Tensor | HiddenStates]
 
 def training_forward(student: Model, job: JobSpec, device: torch.device) -> Forward:
     """Runs `student` in the steps of `job`."""
-    look = student.forward_hidden if job.task == CAUSAL_LM else student
+    look = student.forward_hidden if student.config.predicts_tokens else student
     if not job.recipe.compile:
         return look
-    return graphed(student) if suits_graphs(job, device) else torch.compile(look)
+    return graphed(student) if suits_graphs(student, job, device) else torch.compile(look)
 
 
-def suits_graphs(job: JobSpec, device: torch.device) -> bool:
+def suits_graphs(student: Model, job: JobSpec, device: torch.device) -> bool:
     """Whether every step runs the student once, with shapes that come again, and looks at its answer alone."""
     looks_inside = any(term.taps().student for terms in job.objectives.values() for term in terms)
     trains_terms = any(stage.trains == "terms" for stage in job.recipe.stages)
     alone = job.recipe.accumulate == 1 and not looks_inside and not trains_terms
-    return device.type == "cuda" and job.task != CAUSAL_LM and alone
+    return device.type == "cuda" and not student.config.predicts_tokens and alone
 
 
 def graphed(student: Model) -> Forward:

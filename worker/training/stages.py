@@ -12,16 +12,15 @@ from app.recipe.job import JobSpec, StageSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
 from app.recipe.plan import TrainingPlan
-from app.recipe.tasks.task import CAUSAL_LM
 from worker.data.batches import Batch, Batches
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.errors import UserError
 from worker.losses.builder import LossBuilder, Shapes, TeacherSide
 from worker.losses.objective import Objective
-from worker.losses.tokens import TokenObjective
 from worker.optimizers import build_optimizer
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
+from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
 from worker.training.compiled import training_forward
 from worker.training.loop import Stage, TrainableModule
@@ -81,6 +80,7 @@ def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
 
 
 def build_stages(
+    task: Task,
     job: JobSpec,
     plan: TrainingPlan,
     batches: Batches,
@@ -96,9 +96,9 @@ def build_stages(
     shapes = dry_shapes(student, recorder, samples, "student")
     builder = LossBuilder(shapes, sides, student.config.outputs, seed)
     forward = training_forward(student, job, samples.device)
-    kind = TokenObjective if job.task == CAUSAL_LM else Objective
     objectives = [
-        kind(losses, builder, job.all_teachers, job.teacher_weighting, path) for path, losses in job.objectives.items()
+        task.objective(losses, builder, job.all_teachers, job.teacher_weighting, path)
+        for path, losses in job.objectives.items()
     ]
     state.aux_modules = builder.aux_modules.to(samples.device)
     whole = ranks.wrap(TrainableModule(student, state.aux_modules))
@@ -124,18 +124,18 @@ def build_stages(
                 trains_student=spec is None or spec.trains == "student",
                 ranks=ranks,
                 side_stream=side_stream,
-                asks_ahead=_asks_ahead(job, objective),
+                asks_ahead=_asks_ahead(task, job, objective),
             )
         )
     return stages
 
 
-def _asks_ahead(job: JobSpec, objective: Objective) -> bool:
+def _asks_ahead(task: Task, job: JobSpec, objective: Objective) -> bool:
     """Not language models, whose states of a whole batch are large; not teachers of whose weights other processes hold
     a part; and not for activations of a batch that comes in micro-batches because it is large."""
     looks_inside = any(teacher_taps(job, name) for name in objective.teachers)
     divided = job.resources.sharding != "none" or (looks_inside and job.recipe.accumulate > 1)
-    return job.task != CAUSAL_LM and not divided
+    return not task.predicts_tokens and not divided
 
 
 def _side(by: TeacherHandle, student: Model, samples: Batch, param: str) -> TeacherSide:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.tasks.task import CAUSAL_LM
 from app.recipe.teachers.cache import Kept, NoCache, TopKCache
 from worker.data.augment import Augmenter
 from worker.data.batches import Augment, Batch, Batches, whole_split
-from worker.data.load import TaskData
+from worker.data.task_data import TaskData
 from worker.distributed.ranks import SingleProcess
 from worker.protocol import CachePlace, Log, Report
 from worker.students.model import Model
+from worker.tasks.base import Task
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.teachers.digests import digest_folder, digest_samples
@@ -35,8 +35,9 @@ class TeacherCaches:
     A teacher whose activations a loss looks at runs on every batch, so nothing of it is kept.
     """
 
-    def __init__(self, job: JobSpec, place: CachePlace | None, send: Send) -> None:
+    def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
         self._job, self._place, self._send = job, place, send
+        self._predicts_tokens = task.predicts_tokens
         self._cached: dict[str, CachedTeacher] = {}
 
     def __enter__(self) -> Self:
@@ -56,7 +57,7 @@ class TeacherCaches:
         """The teachers, those that can remember doing so; `augment` is what changes the training samples of `task`."""
         kept = self._job.teacher_cache
         place = self._place_for(augment)
-        if isinstance(kept, NoCache) or (place is None and kept.exact) or (self._writes and not _sparse(kept)):
+        if isinstance(kept, NoCache) or (place is None and kept.exact) or (self._predicts_tokens and not _sparse(kept)):
             return dict(teachers)
         given = dict(teachers)
         for name, taught in teachers.items():
@@ -68,7 +69,7 @@ class TeacherCaches:
                     subject,
                     place,
                     self._warn,
-                    None if self._writes else head_of(taught.model),
+                    None if self._predicts_tokens else head_of(taught.model),
                     numbers,
                     self._length(task, taught),
                 )
@@ -132,13 +133,9 @@ class TeacherCaches:
             subject = replace(subject, augmentation=augment.digest(), epochs=epochs)
         return subject, numbers
 
-    @property
-    def _writes(self) -> bool:
-        return self._job.task == CAUSAL_LM
-
     def _length(self, task: TaskData, taught: TeacherHandle) -> int | None:
         """Tokens of a sequence; none: answers are about whole samples."""
-        return task.train.inputs[taught.model.input_key].shape[1] if self._writes else None
+        return task.train.inputs[taught.model.input_key].shape[1] if self._predicts_tokens else None
 
     def label(
         self, batches: Batches, teachers: Mapping[str, TeacherHandle], stop: Callable[[], bool], ranks: SingleProcess
@@ -149,7 +146,7 @@ class TeacherCaches:
         Each of the `ranks` asks about its share, and finds what the others were told.
         """
         samples, size = batches.samples, self._job.recipe.batch_size // self._job.recipe.accumulate
-        for cached in self._cached.values() if self._writes else ():
+        for cached in self._cached.values() if self._predicts_tokens else ():
             if not ranks.agree(cached.figures()["keeps"]):
                 return
             for begin in range(0, len(samples), size):
@@ -159,7 +156,7 @@ class TeacherCaches:
                 cached(samples.take(rows))
             cached.sync()
         ranks.sum(torch.zeros(()))  # or the last of what others were told would be asked again
-        for name in self._cached if self._writes else ():
+        for name in self._cached if self._predicts_tokens else ():
             teachers[name].model.cpu()
 
     def _warn(self, message: str) -> None:

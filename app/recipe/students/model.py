@@ -129,6 +129,16 @@ class ModelConfig(Spec):
         return self.classes or self.targets or 0
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether the network predicts the next token at every position, of as many as the vocabulary has."""
+        return self.task_spec.answers == "tokens"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the network ends in a layer for this task's outputs alone, which begins anew for other outputs."""
+        return self.task_spec.answers not in ("tokens", "vectors")
+
+    @property
     def chooses(self) -> bool:
         """Whether its numbers are logits, of classes or of tokens."""
         return self.task_spec.chooses

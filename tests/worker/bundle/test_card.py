@@ -34,6 +34,7 @@ from worker.errors import UserError
 from worker.protocol import Assignment, Failed, Finished, InputSource, Log
 from worker.students.model import Model
 from worker.students.weights import load_model
+from worker.tasks import task_for
 
 ARCHITECTURE: TypeAdapter[Any] = TypeAdapter(Network)
 LIBRARY = {"architecture": "transformers", "config": {"model_type": "resnet"}}
@@ -215,8 +216,11 @@ def test_warnings_of_the_report_and_names_of_classes_stand_on_the_card(tmp_path:
     report = report_in(tmp_path) | {"warnings": [{"code": "teacher_near_chance", "message": "it knows <b>nothing</b>"}]}
     config = load_model(tmp_path / "bundle").config
     config = config.model_copy(update={"class_names": ["ant", "bee", "cat | dog", "emu"]})
-    assert "| 2 | cat / dog |\n" in model_card(spec, config, report)
-    assert "## Warnings\n\n- **teacher_near_chance**: it knows (b)nothing(/b)\n" in model_card(spec, config, report)
+    card = model_card(task_for(spec.task), spec, config, report)
+    assert "| 2 | cat / dog |\n" in card
+    assert "## Warnings\n\n- **teacher_near_chance**: it knows (b)nothing(/b)\n" in model_card(
+        task_for(spec.task), spec, config, report
+    )
     assert "## Warnings" not in card_in(tmp_path)
 
 

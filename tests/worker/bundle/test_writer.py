@@ -13,7 +13,7 @@ from app.recipe.job import JobSpec
 from app.recipe.plan import plan_training
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.model import ImageInput, Input, ModelConfig, Preprocessing, TableInput
-from app.recipe.tasks.task import Task
+from app.recipe.tasks import TaskName
 from tests.worker.training.builders import document, play, stage
 from worker.bundle import export
 from worker.bundle import writer as bundle
@@ -23,7 +23,8 @@ from worker.errors import SystemFault
 from worker.protocol import Finished
 from worker.students.model import INPUT_KEYS, Model
 from worker.students.weights import save_model
-from worker.tasks.evaluation import MAIN_METRICS, judge, predict
+from worker.tasks import task_for
+from worker.tasks.base import HeldOut
 from worker.training.best import consider
 from worker.training.state import initial_state
 
@@ -32,7 +33,7 @@ ARITHMETIC = {"student_flops": 3e6, "teacher_flops": 1e6, "peak_flops_per_second
 ALL_FORMATS = ["safetensors", "onnx", "onnx-int8", "torch-export"]
 
 
-def numbers_model(task: Task, sample: Input, seed: int) -> Model:
+def numbers_model(task: TaskName, sample: Input, seed: int) -> Model:
     torch.manual_seed(seed)
     channels = 5 if isinstance(sample, TableInput) else 1
     scaling = Preprocessing(mean=[0.0] * channels, std=[1.0] * channels)
@@ -40,27 +41,29 @@ def numbers_model(task: Task, sample: Input, seed: int) -> Model:
     return Model(config)
 
 
-def trained_on_numbers(task: Task, sample: Input, folder: Path) -> TrainedJob:
+def trained_on_numbers(task: TaskName, sample: Input, folder: Path) -> TrainedJob:
     """A student of a task whose answers are numbers, as it may stand at the end of its training."""
     job = JobSpec.model_validate(document(task=task, teacher=True, export=ALL_FORMATS))
     shape = (12, 5) if isinstance(sample, TableInput) else (12, 1, 4, 4)
     student, teacher = (numbers_model(task, sample, seed) for seed in (1, 2))
     save_model(teacher, folder)
     samples = whole_split({INPUT_KEYS[type(sample)]: torch.randn(shape)}, torch.rand(12, 4))
-    said = predict(teacher, samples.inputs[teacher.input_key])
+    kind, models = task_for(task), {"teacher": lambda: teacher}
+    evaluator = kind.evaluator(job, HeldOut(samples), models, models, {})
     state = initial_state(job.recipe, student)
     state.step = 9
-    found = judge(task, predict(student, samples.inputs[student.input_key]), samples.targets, job.evaluation, said)
-    consider(state, MAIN_METRICS[task], found.metrics, None)
+    found = evaluator.evaluate(student).evaluation
+    consider(state, kind.main_metric, found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
     return TrainedJob(
+        kind,
         job,
         plan_training(job.recipe, 40),
         state,
         teachers,
         samples,
-        said,
+        evaluator,
         sources={"data.train": {"reference": "data", "name": "rows.npz", "sha256": "0" * 64}},
         teacher_cache={},
         teacher_fidelity={},
@@ -150,10 +153,10 @@ def test_last_and_best_epoch_are_both_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sample", [TableInput(columns=5), ImageInput(channels=1, height=4, width=4)], ids=["table", "images"]
 )
-def test_answers_may_be_numbers(tmp_path: Path, task: Task, sample: Input) -> None:
+def test_answers_may_be_numbers(tmp_path: Path, task: TaskName, sample: Input) -> None:
     trained = trained_on_numbers(task, sample, tmp_path)
     artifacts = write_bundle(trained, tmp_path, CPU)
-    report, main = report_in(tmp_path), MAIN_METRICS[task].name
+    report, main = report_in(tmp_path), task_for(task).main_metric.name
     assert {"model.onnx", "model.int8.onnx", "model.pt2"} <= {artifact.name for artifact in artifacts}
     assert report["classes"] is report["per_class"] is None
     assert report["targets"] == 4

@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 from app.recipe.job import JobSpec
-from tests.worker.data.formats.builders import options, packed
+from tests.worker.data.formats.builders import columns_of, options, packed
 from worker import limits
 from worker.data.chats import ChatWriter
 from worker.data.formats import read_samples
 from worker.data.formats.columns import ChatMessage, TextSamples
 from worker.data.formats.faults import FREE_BYTES, data_room, data_subject, most_bytes
 from worker.data.labels import find_classes
-from worker.data.load import _refuse
 from worker.data.readers import _stored
 from worker.data.running_text import PackingDir, TextFile
+from worker.data.task_data import refuse
 from worker.data.text_limits import reading_template, write_all
 from worker.errors import UserError
 from worker.limits import reading
@@ -38,7 +38,7 @@ def read(path: Path, task: Any, kind: str = "parquet", **more: Any) -> UserError
     """What is said of a file that can't be read within its bounds."""
     data = options(kind, input_columns=["x"], label_columns=["y"], **more)
     with pytest.raises(UserError) as caught, reading(data_subject("data.train"), data_room(path)):
-        read_samples(path, data, task, "data.train")
+        read_samples(path, data, columns_of(task), "data.train")
     assert (caught.value.code, caught.value.param) == ("invalid_data", "data.train")
     return caught.value
 
@@ -149,7 +149,7 @@ def test_some_of_many_problems_are_told() -> None:
     from app.recipe.problem import Problem
 
     with pytest.raises(UserError, match="and 980 more"):
-        _refuse([Problem(f"data.input_columns[{number}]", "is wrong") for number in range(1000)])
+        refuse([Problem(f"data.input_columns[{number}]", "is wrong") for number in range(1000)])
 
 
 # ---- tokenizers and templates

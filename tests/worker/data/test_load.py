@@ -17,14 +17,15 @@ from app.recipe.job import JobSpec, Recipe
 from app.recipe.losses import CrossEntropy, Kd, Mse
 from app.recipe.students.architectures import Mlp, Vit
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
-from app.recipe.tasks.task import CLASSIFICATION
+from app.recipe.tasks import TASKS
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.data.formats.builders import packed, picture
+from tests.worker.data.loading import load_task
 from worker.data.augment import build_augmenter
 from worker.data.formats.columns import TextSamples
-from worker.data.load import TaskData, load_task
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
+from worker.data.task_data import TaskData
 from worker.data.tokens import train_tokenizer
 from worker.errors import UserError
 
@@ -215,7 +216,7 @@ BERT = {
 
 
 def job_for(task: str, data: dict[str, Any], teacher: bool = False) -> JobSpec:
-    labels = "cross-entropy" if task in CLASSIFICATION else "mse"
+    labels = "cross-entropy" if TASKS[task].answers == "classes" else "mse"
     losses = [{"kind": labels}, *([{"kind": "kd"}] if teacher else [])]
     student = BERT if task == "text-classification" else {"architecture": "mlp"}
     document = {"task": task, "data": {"train": "train", **data}, "student": student}

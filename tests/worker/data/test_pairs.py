@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from app.recipe.job import JobSpec
+from tests.worker.data.loading import load_task
 from worker.data.batches import Batch, Batches, whole_split
 from worker.data.formats.columns import Samples, TextSamples
-from worker.data.load import TaskData, load_task
 from worker.data.pairs import as_rows
+from worker.data.task_data import TaskData
 from worker.errors import UserError
 
 ROWS = [("one two", "two one", 5.0), ("one two", "three", 0.5), ("four", "three", 2.0), ("five six", "seven", 1.0)]

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from app.recipe.data.sources import CsvData, Data, HfData, JsonlData, ParquetData
 from app.recipe.job import JobSpec
+from tests.worker.data.loading import load_task
 from tests.worker.data.test_documents import TEMPLATE, talking
 from worker.data import running_text
 from worker.data.batches import Batch
 from worker.data.formats import read_pieces
 from worker.data.formats.columns import RUN_CHARACTERS, Chats, in_runs
 from worker.data.holdout import hold_out_any
-from worker.data.load import TaskData, load_task
 from worker.data.running_text import PackingDir, TextFile, halves_of, map_files, pack_file
+from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.errors import UserError
 from worker.losses.base import IGNORED
@@ -120,7 +121,7 @@ def whole(split: Batch) -> tuple[Tensor, Tensor]:
 
 
 def loaded(job: JobSpec, folder: Path, **files: Path) -> TaskData:
-    return load_task(job, files, {}, seed=5, workplace=PackingDir(folder / "packed"))
+    return load_task(job, files, {}, seed=5, packing=PackingDir(folder / "packed"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -236,7 +237,7 @@ def test_another_process_maps_what_the_first_has_packed(tmp_path: Path) -> None:
         met.append(1)
         if len(met) == 1:
             other = PackingDir(folder, packs=False)
-            theirs.append(load_task(job_of(format="jsonl"), {"t": path}, {}, seed=5, workplace=other))
+            theirs.append(load_task(job_of(format="jsonl"), {"t": path}, {}, seed=5, packing=other))
 
     ours = load_task(job_of(format="jsonl"), {"t": path}, {}, 5, PackingDir(folder, barrier=first_is_done))
     assert len(met) == 2

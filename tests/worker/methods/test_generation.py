@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.worker.data.loading import load_task
 from tests.worker.tasks.language import CHATS, DISTILLED, GPT2, LENGTH, LLAMA, Document, can_talk, stage
 from tests.worker.training.builders import Played, finished, play, require_same_bits, weights
-from worker.data.load import load_task
 from worker.data.randomness import derive_seed, generator
 from worker.data.running_text import PackingDir
 from worker.data.tokens import load_tokenizer
-from worker.methods.decoding import Manner, next_logits
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
+from worker.students.decoding import Manner, next_logits
 from worker.students.measure import reading
 from worker.students.model import Model
 from worker.students.weights import load_model, read_config

@@ -1,4 +1,4 @@
-"""Judging by task, and what several teachers say together."""
+"""Evaluation by task, and mixtures of several teachers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import EvaluationSpec
-from app.recipe.tasks.task import Task
+from app.recipe.tasks import TaskName
 from worker.errors import UserError
-from worker.tasks import evaluation as evaluate
-from worker.tasks.evaluation import MAIN_METRICS, ClassRow, judge, together
+from worker.tasks import classification, task_for
+from worker.tasks.base import ClassRow, Evaluation
+from worker.tasks.samples import SampleTask
 
 SQUARE = torch.tensor([0.0, 0.0, 0.0, 4.0, 4.0, 0.0, 4.0, 4.0])
 """Four points, the corners of a square whose side is 4."""
+
+
+def sample_task(name: str) -> SampleTask:
+    task = task_for(name)
+    assert isinstance(task, SampleTask)
+    return task
+
+
+def evaluate(
+    name: str, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
+) -> Evaluation:
+    return sample_task(name).evaluate(outputs, targets, options, teacher)
 
 
 def logits_of(probabilities: list[list[float]]) -> Tensor:
@@ -24,10 +37,10 @@ def logits_of(probabilities: list[list[float]]) -> Tensor:
 
 
 @pytest.mark.parametrize("task", ["image-classification", "text-classification"])
-def test_a_classifier_is_judged_by_choices_probabilities_and_calibration(task: Task) -> None:
+def test_a_classifier_is_evaluated_by_choices_probabilities_and_calibration(task: TaskName) -> None:
     logits = logits_of([[0.75, 0.25], [0.45, 0.55], [0.65, 0.35], [0.95, 0.05]])
     teacher = logits_of([[0.75, 0.25], [0.55, 0.45], [0.65, 0.35], [0.95, 0.05]])
-    found = judge(task, logits, torch.tensor([0, 1, 1, 0]), EvaluationSpec(ece_bins=10), teacher).metrics
+    found = evaluate(task, logits, torch.tensor([0, 1, 1, 0]), EvaluationSpec(ece_bins=10), teacher).metrics
     assert found["accuracy"] == 0.75
     assert found["nll"] == pytest.approx(-sum(map(math.log, (0.75, 0.55, 0.35, 0.95))) / 4, rel=1e-6)
     assert found["ece"] == pytest.approx((0.25 + 0.45 + 0.65 + 0.05) / 4, rel=1e-5)
@@ -39,7 +52,9 @@ def test_a_classifier_is_judged_by_choices_probabilities_and_calibration(task: T
 
 def test_the_number_of_bins_is_that_of_the_job() -> None:
     logits, labels = logits_of([[0.75, 0.25], [0.95, 0.05]]), torch.tensor([0, 1])
-    found = [judge("image-classification", logits, labels, EvaluationSpec(ece_bins=bins)).metrics for bins in (1, 10)]
+    found = [
+        evaluate("image-classification", logits, labels, EvaluationSpec(ece_bins=bins)).metrics for bins in (1, 10)
+    ]
     assert found[0]["ece"] == found[0]["adaptive_ece"] == pytest.approx(abs(0.5 - 0.85))
     assert found[1]["ece"] == found[1]["adaptive_ece"] == pytest.approx((0.25 + 0.95) / 2)
 
@@ -53,17 +68,21 @@ def test_the_number_of_bins_is_that_of_the_job() -> None:
     ],
 )
 def test_likeness_is_measured_only_where_there_is_a_teacher(
-    task: Task, outputs: Tensor, targets: Tensor, names: set[str]
+    task: TaskName, outputs: Tensor, targets: Tensor, names: set[str]
 ) -> None:
     likeness = {"agreement", "kl"} if task == "image-classification" else {"teacher_rmse"}
-    assert set(judge(task, outputs, targets, EvaluationSpec()).metrics) == names
-    assert set(judge(task, outputs, targets, EvaluationSpec(), teacher=outputs).metrics) == names | likeness
-    assert MAIN_METRICS[task].name in names
+    assert set(evaluate(task, outputs, targets, EvaluationSpec()).metrics) == names
+    assert set(evaluate(task, outputs, targets, EvaluationSpec(), teacher=outputs).metrics) == names | likeness
+    assert sample_task(task).main_metric.name in names
 
 
-def test_a_regression_is_judged_by_its_errors() -> None:
+def test_a_regression_is_evaluated_by_its_errors() -> None:
     outputs, targets = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([[1.0], [3.0], [5.0]])
-    found = judge("regression", outputs, targets, EvaluationSpec(), teacher=torch.tensor([[1.0], [2.0], [3.0]])).metrics
+    found = (
+        sample_task("regression")
+        .evaluate(outputs, targets, EvaluationSpec(), teacher=torch.tensor([[1.0], [2.0], [3.0]]))
+        .metrics
+    )
     assert found["mse"] == pytest.approx(2 / 3)
     assert found["rmse"] == pytest.approx(math.sqrt(2 / 3))
     assert found["mae"] == pytest.approx(2 / 3)
@@ -72,37 +91,45 @@ def test_a_regression_is_judged_by_its_errors() -> None:
     assert found["teacher_rmse"] == pytest.approx(math.sqrt(3))
 
 
-def test_keypoints_are_judged_by_the_length_that_the_job_names() -> None:
+def test_keypoints_are_evaluated_by_the_length_that_the_job_names() -> None:
     """All points lie 1 to the right; the box has side 4, the diagonal between points 0 and 3 is the root of 32."""
     outputs = (SQUARE.view(4, 2) + torch.tensor([1.0, 0.0])).view(1, 8)
-    by_box = judge("keypoints", outputs, SQUARE[None], EvaluationSpec()).metrics
+    by_box = evaluate("keypoints", outputs, SQUARE[None], EvaluationSpec()).metrics
     assert by_box == pytest.approx({"nme": 0.25, "failure_rate": 1.0, "auc": 0.0})
-    by_pair = judge("keypoints", outputs, SQUARE[None], EvaluationSpec(nme_points=[0, 3])).metrics
+    by_pair = evaluate("keypoints", outputs, SQUARE[None], EvaluationSpec(nme_points=[0, 3])).metrics
     assert by_pair["nme"] == pytest.approx(1 / math.sqrt(32))
     with pytest.raises(UserError, match="no points 0 and 9"):
-        judge("keypoints", outputs, SQUARE[None], EvaluationSpec(nme_points=[0, 9]))
+        evaluate("keypoints", outputs, SQUARE[None], EvaluationSpec(nme_points=[0, 9]))
 
 
 def test_the_error_of_a_single_point_stays_in_its_own_unit() -> None:
-    found = judge("keypoints", torch.tensor([[0.53, 0.54]]), torch.tensor([[0.5, 0.5]]), EvaluationSpec()).metrics
+    found = (
+        sample_task("keypoints")
+        .evaluate(torch.tensor([[0.53, 0.54]]), torch.tensor([[0.5, 0.5]]), EvaluationSpec())
+        .metrics
+    )
     assert found["nme"] == pytest.approx(0.05)
 
 
 def test_the_table_of_classes_has_nothing_for_a_class_without_samples() -> None:
     logits = torch.eye(3)[[0, 0, 1]]
-    table = judge("image-classification", logits, torch.tensor([0, 1, 1]), EvaluationSpec()).classes
+    table = evaluate("image-classification", logits, torch.tensor([0, 1, 1]), EvaluationSpec()).classes
     assert table == [ClassRow(0, 1, 1.0), ClassRow(1, 2, 0.5), ClassRow(2, 0, None)]
 
 
 def test_very_many_classes_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LISTED_CLASSES", 2)
-    assert judge("image-classification", torch.eye(3), torch.arange(3), EvaluationSpec()).classes is None
-    assert judge("regression", torch.eye(3), torch.eye(3), EvaluationSpec()).classes is None
+    monkeypatch.setattr(classification, "LISTED_CLASSES", 2)
+    assert evaluate("image-classification", torch.eye(3), torch.arange(3), EvaluationSpec()).classes is None
+    assert evaluate("regression", torch.eye(3), torch.eye(3), EvaluationSpec()).classes is None
 
 
 def test_huge_logits_give_finite_metrics() -> None:
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]])
-    found = judge("image-classification", logits, torch.tensor([0, 0]), EvaluationSpec(), teacher=-logits).metrics
+    found = (
+        sample_task("image-classification")
+        .evaluate(logits, torch.tensor([0, 0]), EvaluationSpec(), teacher=-logits)
+        .metrics
+    )
     assert all(math.isfinite(value) for value in found.values())
 
 
@@ -115,17 +142,17 @@ def test_huge_logits_give_finite_metrics() -> None:
         ("keypoints", {"nme": 0.2}, {"nme": 0.1}),
     ],
 )
-def test_each_task_knows_which_of_two_results_is_better(task: Task, worse: Any, better: Any) -> None:
-    main = MAIN_METRICS[task]
+def test_each_task_knows_which_of_two_results_is_better(task: TaskName, worse: Any, better: Any) -> None:
+    main = sample_task(task).main_metric
     assert main.is_better(better, worse)
     assert not main.is_better(worse, better)
     assert not main.is_better(better, better)
 
 
 def test_several_teachers_are_mixed_by_their_weights() -> None:
-    said = [logits_of([[0.9, 0.1]]), logits_of([[0.3, 0.7]]) + 5]
-    mixed = together(said, [3.0, 1.0], "image-classification")
+    logits = [logits_of([[0.9, 0.1]]), logits_of([[0.3, 0.7]]) + 5]
+    mixed = sample_task("image-classification").mixture(logits, [3.0, 1.0])
     torch.testing.assert_close(mixed.exp(), torch.tensor([[0.75, 0.25]]))
-    numbers = together([torch.tensor([[1.0]]), torch.tensor([[5.0]])], [3.0, 1.0], "regression")
+    numbers = sample_task("regression").mixture([torch.tensor([[1.0]]), torch.tensor([[5.0]])], [3.0, 1.0])
     assert float(numbers) == 2.0
-    assert together(said[1:], [1.0], "image-classification") is said[1]
+    assert sample_task("image-classification").mixture(logits[1:], [1.0]) is logits[1]

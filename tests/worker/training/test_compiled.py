@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
+from app.recipe.students.architectures import Mlp
+from app.recipe.students.model import ModelConfig, Preprocessing, TableInput
 from tests.worker.training.builders import document, finished, stage
+from worker.students.model import Model
 from worker.students.weights import load_model
 from worker.training import compiled
 from worker.training.compiled import graphed, suits_graphs, training_forward
@@ -21,20 +24,27 @@ INSIDE = {"losses": [{"kind": "cross-entropy"}, HINT]}
 STAGED = {"stages": [{"losses": [HINT], "epochs": 1, "trains": "terms"}]}
 
 
+def student() -> Model:
+    scaling = Preprocessing(mean=[0.0], std=[1.0])
+    return Model(
+        ModelConfig(architecture=Mlp(hidden=[2]), input=TableInput(columns=1), preprocessing=scaling, classes=2)
+    )
+
+
 def job(**recipe: Any) -> JobSpec:
     return JobSpec.model_validate(document(teacher=True, recipe=recipe))
 
 
 @pytest.mark.parametrize("recipe", [{"accumulate": 2}, INSIDE, STAGED], ids=["parts", "inside", "terms"])
 def test_graphs_are_for_steps_that_run_the_student_once_and_look_at_its_answer(recipe: dict[str, Any]) -> None:
-    assert suits_graphs(job(), GPU)
-    assert not suits_graphs(job(), torch.device("cpu"))
-    assert not suits_graphs(job(**recipe), GPU)
+    assert suits_graphs(student(), job(), GPU)
+    assert not suits_graphs(student(), job(), torch.device("cpu"))
+    assert not suits_graphs(student(), job(**recipe), GPU)
 
 
 def test_a_student_that_is_not_to_be_compiled_is_left_alone() -> None:
-    student = torch.nn.Identity()
-    assert training_forward(student, job(), GPU) is student  # type: ignore[arg-type]  # it is not looked at
+    model = student()
+    assert training_forward(model, job(), GPU) is model
 
 
 def test_each_run_of_graphs_begins_a_step_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +56,7 @@ def test_each_run_of_graphs_begins_a_step_of_its_own(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(compiled.torch, "compile", compile_)
     monkeypatch.setattr(compiled.torch.compiler, "cudagraph_mark_step_begin", lambda: told.append("step"))
-    forward, samples = graphed(torch.nn.Identity()), torch.ones(2)  # type: ignore[arg-type]  # as above
+    forward, samples = graphed(torch.nn.Identity()), torch.ones(2)  # type: ignore[arg-type]  # it is only called
     answers = [forward(samples), forward(samples)]
     assert all(isinstance(answer, Tensor) and torch.equal(answer, samples) for answer in answers)
     assert told == [{"mode": "reduce-overhead", "dynamic": False}, "step", "step"]

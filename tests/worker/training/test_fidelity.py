@@ -11,7 +11,7 @@ import torch
 
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Mlp, Vit
-from app.recipe.tasks.task import Task
+from app.recipe.tasks import TaskName
 from tests import kinds
 from tests.worker.tasks import language
 from tests.worker.training.builders import finished, play, stage, weights, write_teacher
@@ -111,7 +111,7 @@ def test_a_smaller_copy_starts_from_the_teachers_own_weights(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("task", "kind", "measure"), [("keypoints", "mse", "rmse"), ("embedding", None, "cosine")])
 def test_numbers_and_vectors_have_measures_of_their_own(
-    tmp_path: Path, task: Task, kind: str | None, measure: str
+    tmp_path: Path, task: TaskName, kind: str | None, measure: str
 ) -> None:
     kinds.write_data(tmp_path)
     kinds.write_teachers(tmp_path)

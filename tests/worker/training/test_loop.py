@@ -17,6 +17,7 @@ from app.recipe.teachers.teacher import Teacher as TeacherSpec
 from worker.data.batches import Batches, whole_split
 from worker.errors import UserError
 from worker.students.model import Model
+from worker.tasks import task_for
 from worker.teachers import InProcessTeacher
 from worker.training.loop import Stage, set_rate, take_step, train
 from worker.training.stages import build_stages, fresh_optimizer, teach
@@ -48,7 +49,7 @@ def prepare(
     torch.manual_seed(1)
     teachers = {"teacher": teach(Model(config), job, "teacher")} if teacher else {}
     state = initial_state(recipe, fresh_student(config, 0))
-    stages = build_stages(job, plan_training(recipe, 25), batches, state, teachers, 0)
+    stages = build_stages(task_for(job.task), job, plan_training(recipe, 25), batches, state, teachers, 0)
     stage = stages[0 if first else -1]
     state.optimizer = fresh_optimizer(stage, state.student)
     return stage, state

@@ -17,8 +17,9 @@ from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
 from worker.metrics.permutation import moved_classes, moved_places
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
+from worker.tasks import samples as sample_tasks
 from worker.training import evaluator as judges
-from worker.training import measure, teacher_checks
+from worker.training import measure
 
 Document = dict[str, Any]
 WORDS = ["zero", "one", "two", "three", "four"]
@@ -249,7 +250,7 @@ def test_a_teacher_can_be_required_to_be_good(
 def test_a_part_of_many_samples_is_enough_and_the_same_each_time(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_checks, "CHECKED", 40)
+    monkeypatch.setattr(sample_tasks, "CHECKED", 40)
     mixed = {"model": "numbers-teacher", "class_order": ["one", "two", "three", "four", "zero"]}
     first, again = (run(files, tmp_path / name, job(data_of("words"), mixed)) for name in "ab")
     assert warnings(first) == warnings(again)

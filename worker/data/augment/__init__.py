@@ -36,9 +36,9 @@ from worker.data.augment.geometry import IMAGES, CropStep, CutoutStep, FlipStep
 from worker.data.augment.mixing import MixStep
 from worker.data.augment.words import WordStep
 from worker.data.batches import Batch
-from worker.data.load import TaskData
 from worker.data.randomness import generator
 from worker.data.readers import WORDS, Special
+from worker.data.task_data import TaskData
 from worker.errors import UserError
 
 VERSION = 1
@@ -184,8 +184,9 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
             raise TypeError(f"{spec.kind} mixes samples")
 
 
-def build_augmenter(job: JobSpec, task: TaskData, seed: int) -> Augmenter | None:
+def build_augmenter(job: JobSpec, task: TaskData, seed: int, *, points: bool = False) -> Augmenter | None:
     """What changes the training samples of a job, which lie where they will be trained on; none: nothing does.
+    `points`: targets are x and y of points, which move with the image.
 
     Raises UserError (`invalid_job`) when a tokenizer has no token that hides a word.
     """
@@ -196,4 +197,4 @@ def build_augmenter(job: JobSpec, task: TaskData, seed: int) -> Augmenter | None
         if isinstance(spec, TokenMask) and any(input_key.mask is None for input_key in special.values()):
             message = "a tokenizer has no mask token (accepted: token-delete, or tokenizers with one such as [MASK])"
             raise UserError("invalid_job", f"data.augment[{index}]: {message}", f"data.augment[{index}].kind")
-    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=job.task == "keypoints")
+    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=points)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from app.recipe.data.sources import CsvData, Data, HfData, ImageData, ImageFolderData, JsonlData, ParquetData
-from app.recipe.tasks.task import Task
+from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import Chats, Samples, TextSamples
 from worker.data.formats.folder import read_folder
 from worker.data.formats.lines import csv_pieces, jsonl_pieces, read_csv, read_jsonl
 from worker.data.formats.npz import read_npz
 
 
-def _arrow(path: Path, data: ParquetData | HfData, task: Task, param: str) -> Samples:
+def _arrow(path: Path, data: ParquetData | HfData, reader: ColumnReader, param: str) -> Samples:
     from worker.data.formats.arrow import read_hf, read_parquet  # pyarrow takes a tenth of a second to import
 
-    return read_hf(path, data, task, param) if isinstance(data, HfData) else read_parquet(path, data, task, param)
+    return read_hf(path, data, reader, param) if isinstance(data, HfData) else read_parquet(path, data, reader, param)
 
 
 def _arrow_pieces(path: Path, data: ParquetData | HfData, param: str, folder: Path) -> Iterator[TextSamples | Chats]:
@@ -26,7 +26,7 @@ def _arrow_pieces(path: Path, data: ParquetData | HfData, param: str, folder: Pa
     return hf_pieces(path, data, param, folder) if isinstance(data, HfData) else parquet_pieces(path, data, param)
 
 
-_READERS: dict[type[Data], Callable[[Path, Any, Task, str], Samples]] = {
+_READERS: dict[type[Data], Callable[[Path, Any, ColumnReader, str], Samples]] = {
     ImageData: read_npz,
     ParquetData: _arrow,
     CsvData: read_csv,
@@ -36,12 +36,13 @@ _READERS: dict[type[Data], Callable[[Path, Any, Task, str], Samples]] = {
 }
 
 
-def read_samples(path: Path, data: Data, task: Task, param: str) -> Samples:
-    """All samples of a file; `param` is the field that names it, `data.train` or `data.eval`.
+def read_samples(path: Path, data: Data, reader: ColumnReader, param: str) -> Samples:
+    """All samples of a file, their labels as `reader` reads them; `param` is the field that names it, `data.train` or
+    `data.eval`.
 
     Raises UserError (`invalid_data`) naming the field, the row or index and the value at fault.
     """
-    return _READERS[type(data)](path, data.at(param), task, param)
+    return _READERS[type(data)](path, data.at(param), reader, param)
 
 
 def read_pieces(path: Path, data: Data, param: str, folder: Path) -> Iterator[TextSamples | Chats]:

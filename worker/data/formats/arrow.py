@@ -9,36 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from app.recipe.data.sources import HfData, ParquetData
-from app.recipe.tasks.task import CLASSIFICATION, Task
-from worker.data.archive import NDArray
+from worker.data.formats.arrow_columns import read_column, read_values
+from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import (
     CLASS_NAME,
     CellLocation,
     Chats,
-    Labels,
     Samples,
-    Talks,
     TextSamples,
-    Values,
-    assemble,
     is_class_name,
     missing_column,
     running_text,
 )
 from worker.data.formats.faults import MAX_BYTES, TABLE_RATIO, invalid, most_bytes, shown
 from worker.data.formats.packs import members
-from worker.data.formats.pictures import LARGEST, EncodedImages, decode
-from worker.errors import UserError
 from worker.limits import progress
 
 pa.set_memory_pool(pa.system_memory_pool())  # the others take a gigabyte before they are asked for a byte
@@ -55,7 +48,7 @@ BUFFER = 2**20
 """Bytes of a column that are read ahead, where a group of rows is not read whole."""
 
 
-def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Samples:
+def read_parquet(path: Path, data: ParquetData, reader: ColumnReader, param: str) -> Samples:
     """Read a Parquet file. Raises UserError (`invalid_data`) naming column, row and value."""
     names = _named(data)
     with _sound(param, "a sound Parquet file"):
@@ -69,10 +62,10 @@ def read_parquet(path: Path, data: ParquetData, task: Task, param: str) -> Sampl
             batches.append(batch)
         table = pa.Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
         table.validate(full=True)
-    return _samples(table, data, task, param)
+    return _samples(table, data, reader, param)
 
 
-def read_hf(path: Path, data: HfData, task: Task, param: str) -> Samples:
+def read_hf(path: Path, data: HfData, reader: ColumnReader, param: str) -> Samples:
     """Read a packed data set; `param` tells which of the two splits is meant."""
     split = data.split if param == "data.train" else data.eval_split
     with _sound(param, "a sound data set"):
@@ -82,7 +75,7 @@ def read_hf(path: Path, data: HfData, task: Task, param: str) -> Samples:
             _require(names, table.column_names, param)
         table = pa.concat_tables([table.select(names) for table in tables])
         table.validate(full=True)
-    return _samples(table, data, task, param)
+    return _samples(table, data, reader, param)
 
 
 def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[TextSamples | Chats]:
@@ -113,7 +106,8 @@ def _piece(batch: pa.RecordBatch, data: ParquetData | HfData, param: str, row: i
     """Texts or chats of the one column that the task reads, from row number `row` on."""
     (name,) = data.input_columns
     batch.validate(full=True)
-    values = _values(pa.chunked_array([batch[name]]), data, CellLocation(param, name, row), labels=False)
+    column, place = pa.chunked_array([batch[name]]), CellLocation(param, name, row)
+    values = read_column(column, place, partial(read_values, data=data))
     return running_text(values, param)
 
 
@@ -191,144 +185,19 @@ def _file_names(state: bytes) -> list[str]:
     return [str(PurePosixPath(file["filename"]).name) for file in files]
 
 
-def _samples(table: pa.Table, data: ParquetData | HfData, task: Task, param: str) -> Samples:
+def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, param: str) -> Samples:
     if not table.num_rows:
         raise invalid(f"{param} has no rows", param)
-    inputs = {name: _values(table[name], data, CellLocation(param, name), labels=False) for name in data.input_columns}
-    classes = task in CLASSIFICATION
-    names = _class_names(table.schema, data.label_columns[0], param) if classes else None
-    labels = {
-        name: _values(table[name], data, CellLocation(param, name), labels=classes) for name in data.label_columns
+    inputs = {
+        name: read_column(table[name], CellLocation(param, name), partial(reader.inputs_from_arrow, data=data))
+        for name in data.input_columns
     }
-    return assemble(inputs, labels, task, param, names)
-
-
-def _values(column: pa.ChunkedArray, data: ParquetData | HfData, place: CellLocation, *, labels: bool) -> Values:
-    """One column of any type that we read; `labels`: whole numbers are classes."""
-    try:
-        return _read_labels(column, place) if labels else _read_inputs(column, data, place)
-    except (UserError, pa.ArrowMemoryError):
-        raise
-    except (pa.ArrowException, ValueError, TypeError, KeyError, ArithmeticError) as error:
-        first = str(error).partition("\n")[0][:200]
-        found = f"column {place.column!r} of {place.param} has values of type {column.type} that can't be read: {first}"
-        raise invalid(found, place.param) from error
-
-
-def _read_inputs(column: pa.ChunkedArray, data: ParquetData | HfData, place: CellLocation) -> Values:
-    column = _plain(column, place)
-    kind = column.type
-    if _is_text(kind):
-        values: list[str] = column.to_pylist()
-        return values
-    if pa.types.is_nested(kind) and _holds_messages(kind):
-        talks = Talks(place)
-        for value in column.to_pylist():
-            talks.add(value)
-        return talks.whole()
-    if _holds_bytes(kind):
-        return decode(_encoded(column, place), data, place.param)
-    if _is_numeric(kind):
-        return _numbers(column, place)
-    raise _unreadable(kind, place, "text, numbers, lists of numbers, or bytes of images")
-
-
-def _read_labels(column: pa.ChunkedArray, place: CellLocation) -> Values:
-    column = _plain(column, place)
-    kind = column.type
-    if pa.types.is_integer(kind) and kind != pa.uint64():
-        return np.asarray(column.cast(pa.int64()).to_numpy())
-    if not (_is_text(kind) or _is_number(kind)):
-        raise _unreadable(kind, place, "whole numbers or text")
-    found = Labels(place, typed=True)
-    for value in column.to_pylist():
-        found.add(value)
-    return found.whole()
-
-
-def _plain(column: pa.ChunkedArray, place: CellLocation) -> pa.ChunkedArray:
-    """Without the coding of a dictionary or of another type around it; there is a value in every row."""
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    _refuse_nulls(column, place)
-    return column
-
-
-def _unreadable(kind: pa.DataType, place: CellLocation, accepted: str) -> UserError:
-    found = f"column {place.column!r} of {place.param} has values of type {kind}"
-    return invalid(f"{found}; accepted: {accepted}", place.param)
-
-
-def _refuse_nulls(column: pa.ChunkedArray, place: CellLocation) -> None:
-    if column.null_count:
-        row = pc.index(column.is_null(), pa.scalar(True)).as_py()
-        raise place.wrong(row, None, "a value in every row")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return bool(plain or pa.types.is_decimal(kind))
-
-
-def _holds_messages(kind: pa.DataType) -> bool:
-    said = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
-    return said is not None and pa.types.is_struct(said) and said.get_field_index("content") >= 0
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _encoded(column: pa.ChunkedArray, place: CellLocation) -> Iterator[EncodedImages]:
-    for row, value in enumerate(value for chunk in column.chunks for value in chunk):
-        content = value["bytes"] if isinstance(value, pa.StructScalar) else value
-        if not content.is_valid:
-            raise place.wrong(row, None, "the bytes of an image")
-        buffer = content.as_buffer()
-        if buffer.size > LARGEST:
-            raise place.wrong(row, f"{buffer.size} bytes", f"at most {LARGEST} bytes")
-        yield EncodedImages(f"row {row}", buffer)
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return _is_number(kind.value_type if lists else kind)
-
-
-def _numbers(column: pa.ChunkedArray, place: CellLocation) -> NDArray:
-    """Numbers (N, 1), or lists of one length (N, T), as float32."""
-    width = 1
-    if not _is_number(column.type):
-        column, width = _flattened(column, place)
-    values: NDArray = column.cast(pa.float64(), safe=False).to_numpy()
-    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
-        numbers = values.astype(np.float32).reshape(-1, width)
-    finite = np.isfinite(numbers).all(axis=1)
-    if not finite.all():
-        row = int(finite.argmin())
-        raise place.wrong(row, values.reshape(-1, width)[row].tolist(), "finite 32-bit numbers")
-    return numbers
-
-
-def _flattened(column: pa.ChunkedArray, place: CellLocation) -> tuple[pa.ChunkedArray, int]:
-    lengths = pc.list_value_length(column).to_numpy()
-    wrong = lengths != lengths[0]
-    if wrong.any() or not lengths[0]:
-        row = int(wrong.argmax())
-        raise place.wrong(row, column[row].as_py(), f"{lengths[0] or 'some'} numbers, as in row 0")
-    flat = pc.list_flatten(column)
-    if flat.null_count:
-        row = pc.index(flat.is_null(), pa.scalar(True)).as_py() // int(lengths[0])
-        raise place.wrong(row, column[row].as_py(), "a number in every place")
-    return flat, int(lengths[0])
+    names = _class_names(table.schema, data.label_columns[0], param) if reader.has_classes else None
+    labels = {
+        name: read_column(table[name], CellLocation(param, name), partial(reader.labels_from_arrow, data=data))
+        for name in data.label_columns
+    }
+    return reader.assemble(inputs, labels, param, names)
 
 
 def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
-from app.recipe.tasks.task import CLASSIFICATION, EMBEDDING, Task
 from worker.data.archive import NDArray
 from worker.data.formats.faults import invalid, shown
 from worker.errors import UserError
@@ -29,8 +28,9 @@ class ChatMessage(NamedTuple):
 
 T = TypeVar("T")
 Talk = list[ChatMessage]
-Values = NDArray | list[str] | list[Talk]
-"""One column: texts or names, chats, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W) uint8."""
+Values = NDArray | list[Any]
+"""One column: texts or names, chats, lists of names, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W)
+uint8."""
 
 
 class TextSamples(NamedTuple):
@@ -79,8 +79,8 @@ class Samples(NamedTuple):
 
     inputs: NDArray | TextSamples
     """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
-    labels: NDArray | list[str]
-    """Classes (N,) int64 or names of classes; numbers (N, T) float32."""
+    labels: Values
+    """Classes (N,) int64 or names of classes, numbers (N, T) float32, or what else the task's `ColumnReader` makes."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., where the file tells them."""
     rows_per_sample: int = 1
@@ -301,43 +301,12 @@ def text_column(first: object) -> Callable[[CellLocation], Column]:
     return Talks if isinstance(first, list) else Words
 
 
-def input_column(first: object, task: Task, place: CellLocation, *, typed: bool) -> Column:
-    """A column of inputs whose first value is `first`: numbers, if the task allows and that is one."""
-    numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
-    if task in ("text-classification", EMBEDDING) or not numeric:
-        return Words(place)
-    return Numbers(place, typed=typed)
-
-
-def label_column(task: Task, place: CellLocation, *, typed: bool) -> Column:
-    """A column of labels."""
-    return Labels(place, typed=typed) if task in CLASSIFICATION else Numbers(place, typed=typed)
-
-
 def missing_column(name: str, there: Iterable[str], where: str, param: str) -> UserError:
     """`where` has no such column, or two of them."""
     columns = sorted(there)
     found = "more than one column" if name in columns else "no column"
     listed = ", ".join(shown(column) for column in columns[:20]) or "none"
     return invalid(f"{where} has {found} {name!r}; it has {listed}", param)
-
-
-def assemble(
-    inputs: Mapping[str, Values],
-    labels: Mapping[str, Values],
-    task: Task,
-    param: str,
-    class_names: list[str] | None = None,
-) -> Samples:
-    """A file's columns as samples. Raises UserError when they do not fit together, or not the task."""
-    found = _inputs(inputs, param)
-    if task in CLASSIFICATION:
-        if len(labels) > 1:
-            raise invalid(f"{task} has one column of labels, not {len(labels)}", "data.label_columns")
-        return Samples(found, cast(NDArray | list[str], next(iter(labels.values()))), class_names)
-    rows = len(found.first) if isinstance(found, TextSamples) else len(found)
-    nothing = np.empty((rows, 0), np.float32)  # pairs of texts may do without scores
-    return Samples(found, np.concatenate([nothing, *(_numeric(*item) for item in labels.items())], axis=1))
 
 
 def running_text(values: Values, param: str) -> TextSamples | Chats:
@@ -349,7 +318,9 @@ def running_text(values: Values, param: str) -> TextSamples | Chats:
     return Chats(talks) if talks else TextSamples([value for value in values if isinstance(value, str)])
 
 
-def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamples:
+def join_inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamples:
+    """Texts of one or two columns, images (N, C, H, W) of one, or a table (N, D) float32; raises UserError where they
+    do not go together."""
     texts = [cast(list[str], values) for values in columns.values() if isinstance(values, list)]
     if texts and (len(texts) < len(columns) or len(texts) > 2):
         kinds = ", ".join(f"{name!r}: {_kind(values)}" for name, values in list(columns.items())[:20])
@@ -363,7 +334,7 @@ def _inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamples:
                 f"one of {len(columns)} columns of {param} has images; accepted: that one alone", "data.input_columns"
             )
         return np.asarray(next(iter(columns.values())))
-    return np.concatenate([_numeric(*item) for item in columns.items()], axis=1)
+    return np.concatenate([as_numbers(*item) for item in columns.items()], axis=1)
 
 
 def _kind(values: Values) -> str:
@@ -372,7 +343,8 @@ def _kind(values: Values) -> str:
     return "images" if values.ndim == 4 else "numbers"
 
 
-def _numeric(name: str, values: Values) -> NDArray:
+def as_numbers(name: str, values: Values) -> NDArray:
+    """The column called `name`, which must hold numbers (N, T) float32."""
     if isinstance(values, list) or values.ndim != 2:
         raise invalid(f"column {name!r} holds {_kind(values)}; accepted: numbers", "data.label_columns")
     return values

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from app.recipe.data.sources import ImageFolderData
-from app.recipe.tasks.task import Task
+from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import CLASS_NAME, Samples, is_class_name
 from worker.data.formats.faults import invalid, shown
 from worker.data.formats.packs import members
@@ -16,7 +16,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _IGNORED = {"Thumbs.db", "desktop.ini"}
 
 
-def read_folder(path: Path, data: ImageFolderData, task: Task, param: str) -> Samples:
+def read_folder(path: Path, data: ImageFolderData, reader: ColumnReader, param: str) -> Samples:
     """All images, in the order of their paths, labelled with the names of their folders; UserError names a file."""
     places: list[PurePosixPath] = []
 

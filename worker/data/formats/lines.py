@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from app.recipe.data.sources import CsvData, JsonlData, Table
-from app.recipe.tasks.task import Task
+from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import (
     CellLocation,
     Chats,
     Labels,
     Samples,
     TextSamples,
-    assemble,
     in_runs,
-    input_column,
-    label_column,
     missing_column,
     running_text,
     text_column,
@@ -40,14 +37,14 @@ MAX_LINE = 16 * 2**20
 Row = Sequence[object]
 
 
-def read_csv(path: Path, data: CsvData, task: Task, param: str) -> Samples:
+def read_csv(path: Path, data: CsvData, reader: ColumnReader, param: str) -> Samples:
     """Read `path` as CSV. Raises UserError (`invalid_data`) naming row, column and value."""
-    return _collect(_rows_of_csv(path, data, param, MAX_BYTES), data, task, param, typed=False)
+    return _collect(_rows_of_csv(path, data, param, MAX_BYTES), data, reader, param, typed=False)
 
 
-def read_jsonl(path: Path, data: JsonlData, task: Task, param: str) -> Samples:
+def read_jsonl(path: Path, data: JsonlData, reader: ColumnReader, param: str) -> Samples:
     """Read `path` as JSON lines. Raises UserError (`invalid_data`) naming row, column and value."""
-    return _collect(_rows_of_jsonl(path, data, param, MAX_BYTES), data, task, param, typed=True)
+    return _collect(_rows_of_jsonl(path, data, param, MAX_BYTES), data, reader, param, typed=True)
 
 
 def csv_pieces(path: Path, data: CsvData, param: str) -> Iterator[TextSamples | Chats]:
@@ -152,15 +149,15 @@ def _extent(value: object) -> int:
     return len(value) if isinstance(value, str) else len(repr(value))
 
 
-def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed: bool) -> Samples:
+def _collect(rows: Iterator[Row], data: Table, reader: ColumnReader, param: str, *, typed: bool) -> Samples:
     first = next(rows, None)
     if first is None:
         raise invalid(f"{param} has no rows", param)
     names = [*data.input_columns, *data.label_columns]
     inputs = zip(first, data.input_columns, strict=False)
     columns = [
-        *(input_column(value, task, CellLocation(param, name), typed=typed) for value, name in inputs),
-        *(label_column(task, CellLocation(param, name), typed=typed) for name in data.label_columns),
+        *(reader.input_column(value, CellLocation(param, name), typed=typed) for value, name in inputs),
+        *(reader.label_column(CellLocation(param, name), typed=typed) for name in data.label_columns),
     ]
     for row in chain([first], rows):
         for column, value in zip(columns, row, strict=True):
@@ -168,4 +165,4 @@ def _collect(rows: Iterator[Row], data: Table, task: Task, param: str, *, typed:
     wholes = [(name, column.whole()) for name, column in zip(names, columns, strict=True)]
     split = len(data.input_columns)
     notes = tuple(note for column in columns if isinstance(column, Labels) for note in column.notes)
-    return assemble(dict(wholes[:split]), dict(wholes[split:]), task, param)._replace(notes=notes)
+    return reader.assemble(dict(wholes[:split]), dict(wholes[split:]), param)._replace(notes=notes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from app.recipe.data.sources import ImageData
-from app.recipe.tasks.task import CLASSIFICATION, Task
 from worker.data.archive import NDArray, read_array
+from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid
 
@@ -16,14 +17,13 @@ CHUNK = 256
 """Samples checked at a time."""
 
 
-def read_npz(path: Path, data: ImageData, task: Task, param: str) -> Samples:
+def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> Samples:
     """Read an archive whose headers were found sound; raises UserError naming the index of what is not finite."""
     inputs = read_array(path, data.input_key, param)
     labels = read_array(path, data.label_key, param)
     numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
-    if task in CLASSIFICATION:
-        return Samples(_channels_first(numbers, data), labels)
-    return Samples(_channels_first(numbers, data), _numbers(labels, data.label_key, param).reshape(len(labels), -1))
+    as_floats = partial(_numbers, key=data.label_key, param=param)
+    return Samples(_channels_first(numbers, data), reader.labels_from_array(labels, as_floats))
 
 
 def _numbers(array: NDArray, key: str, param: str) -> NDArray:

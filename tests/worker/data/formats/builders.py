@@ -15,10 +15,13 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from app.recipe.data.sources import AnyData, Data
-from app.recipe.tasks.task import Task
+from app.recipe.tasks import TaskName
 from worker.data.formats import read_samples
+from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import Samples
 from worker.errors import UserError
+from worker.tasks import task_for
+from worker.tasks.samples import SampleTask
 
 PARAM = "data.train"
 
@@ -55,10 +58,17 @@ def packed(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def refusal(path: Path, data: Data, task: Task, param: str = PARAM) -> UserError:
+def columns_of(name: str) -> ColumnReader:
+    """How the task of this name reads columns."""
+    task = task_for(name)
+    assert isinstance(task, SampleTask)
+    return task.columns
+
+
+def refusal(path: Path, data: Data, task: TaskName, param: str = PARAM) -> UserError:
     """What is said of a file that can't be read."""
     with pytest.raises(UserError) as caught:
-        read_samples(path, data, task, param)
+        read_samples(path, data, columns_of(task), param)
     assert caught.value.code == "invalid_data"
     return caught.value
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from app.recipe.data.sources import Data
-from app.recipe.tasks.task import Task
-from tests.worker.data.formats.builders import PARAM, array, options, packed, picture, refusal
+from app.recipe.tasks import TaskName
+from tests.worker.data.formats.builders import PARAM, array, columns_of, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
@@ -32,11 +32,11 @@ def write(folder: Path, columns: dict[str, Any]) -> Path:
     return folder / "a.parquet"
 
 
-def read(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> Samples:
-    return read_samples(write(folder, columns), data, task, PARAM)
+def read(folder: Path, columns: dict[str, Any], data: Data, task: TaskName) -> Samples:
+    return read_samples(write(folder, columns), data, columns_of(task), PARAM)
 
 
-def said(folder: Path, columns: dict[str, Any], data: Data, task: Task) -> str:
+def said(folder: Path, columns: dict[str, Any], data: Data, task: TaskName) -> str:
     return refusal(write(folder, columns), data, task).message
 
 
@@ -116,7 +116,9 @@ ONE_PATH = pa.array([{"bytes": None, "path": "/etc/passwd"}], pa.struct({"bytes"
         ({"x": [{"a": 1}], "y": [1]}, parquet(["x"], ["y"]), "regression", "values of type struct"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, columns: dict[str, Any], data: Data, task: Task, message: str) -> None:
+def test_what_is_wrong_is_named(
+    tmp_path: Path, columns: dict[str, Any], data: Data, task: TaskName, message: str
+) -> None:
     assert message in said(tmp_path, columns, data, task)
 
 
@@ -185,7 +187,7 @@ def name_of(column: Any) -> str:
 @pytest.mark.parametrize("role", ["x", "y"])
 @pytest.mark.parametrize("column", TYPES, ids=name_of)
 def test_a_column_of_any_type_is_read_or_refused(
-    tmp_path: Path, column: pa.Array, role: str, task: Task, kind: str
+    tmp_path: Path, column: pa.Array, role: str, task: TaskName, kind: str
 ) -> None:
     other = ["a", "b"] if role == "y" else [1, 0]
     table = pa.table({role: column, "y" if role == "x" else "x": other})
@@ -195,7 +197,7 @@ def test_a_column_of_any_type_is_read_or_refused(
     except pa.ArrowException:
         pytest.skip("Parquet has no such type")
     try:
-        found: Samples | UserError = read_samples(path, data, task, PARAM)
+        found: Samples | UserError = read_samples(path, data, columns_of(task), PARAM)
     except UserError as error:
         found = error
     if isinstance(found, UserError):
@@ -322,7 +324,9 @@ def test_a_saved_set_has_images_and_named_classes(tmp_path: Path, kind: str) -> 
 
 
 def test_texts_with_a_score(tmp_path: Path) -> None:
-    found = read_samples(saved(tmp_path, a_set(3).select([2, 0])), hf(["text"], ["score"]), "regression", PARAM)
+    found = read_samples(
+        saved(tmp_path, a_set(3).select([2, 0])), hf(["text"], ["score"]), columns_of("regression"), PARAM
+    )
     assert found.inputs == TextSamples(["t2", "t0"])
     assert np.asarray(found.labels).tolist() == [[1.0], [0.0]]
 
@@ -330,8 +334,8 @@ def test_texts_with_a_score(tmp_path: Path) -> None:
 def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
     path = saved(tmp_path, datasets.DatasetDict({"train": a_set(4), "test": a_set(3)}))
     data = hf(["text"], ["label"], split="train", eval_split="test")
-    assert len(read_samples(path, data, "text-classification", "data.train").labels) == 4
-    assert len(read_samples(path, data, "text-classification", "data.eval").labels) == 3
+    assert len(read_samples(path, data, columns_of("text-classification"), "data.train").labels) == 4
+    assert len(read_samples(path, data, columns_of("text-classification"), "data.eval").labels) == 3
     error = refusal(path, hf(["text"], ["label"]), "text-classification")
     assert error.param == "data.split"
     assert "its splits are: test, train" in error.message

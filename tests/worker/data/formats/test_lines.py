@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from app.recipe.data.sources import Data
-from app.recipe.tasks.task import Task
-from tests.worker.data.formats.builders import PARAM, array, options, refusal
+from app.recipe.tasks import TaskName
+from tests.worker.data.formats.builders import PARAM, array, columns_of, options, refusal
 from worker.data.formats import lines, read_pieces, read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
@@ -35,11 +35,11 @@ def write(folder: Path, content: str | bytes) -> Path:
     return path
 
 
-def read(folder: Path, content: str | bytes, data: Data, task: Task = "text-classification") -> Samples:
-    return read_samples(write(folder, content), data, task, PARAM)
+def read(folder: Path, content: str | bytes, data: Data, task: TaskName = "text-classification") -> Samples:
+    return read_samples(write(folder, content), data, columns_of(task), PARAM)
 
 
-def said(folder: Path, content: str | bytes, data: Data, task: Task = "text-classification") -> str:
+def said(folder: Path, content: str | bytes, data: Data, task: TaskName = "text-classification") -> str:
     return refusal(write(folder, content), data, task).message
 
 
@@ -112,7 +112,7 @@ def test_json_lines_have_types_of_their_own(tmp_path: Path) -> None:
         (gzip.compress(b"text,label\na,1\n", mtime=0)[:-9], "text-classification", "not soundly packed"),
     ],
 )
-def test_what_is_wrong_with_csv_is_named(tmp_path: Path, content: str | bytes, task: Task, message: str) -> None:
+def test_what_is_wrong_with_csv_is_named(tmp_path: Path, content: str | bytes, task: TaskName, message: str) -> None:
     assert message in said(tmp_path, content, csv(), task)
 
 
@@ -137,7 +137,7 @@ def test_what_is_wrong_with_csv_is_named(tmp_path: Path, content: str | bytes, t
         ('{"text": ' + "[" * 100_000, "regression", "row 0 of data.train is not JSON"),
     ],
 )
-def test_what_is_wrong_with_json_lines_is_named(tmp_path: Path, content: str, task: Task, message: str) -> None:
+def test_what_is_wrong_with_json_lines_is_named(tmp_path: Path, content: str, task: TaskName, message: str) -> None:
     assert message in said(tmp_path, content, jsonl(), task)
 
 
@@ -179,7 +179,7 @@ def test_whole_numbers_of_any_type_are_numbers_of_classes(tmp_path: Path, label:
     ],
 )
 @pytest.mark.parametrize("task", ["text-classification", "regression"])
-def test_half_a_surrogate_pair_is_named(tmp_path: Path, row: dict[str, Any], task: Task) -> None:
+def test_half_a_surrogate_pair_is_named(tmp_path: Path, row: dict[str, Any], task: TaskName) -> None:
     plain = {"text": "a", "label": "b" if task == "text-classification" else 1.0}
     message = said(tmp_path, "\n".join(map(json.dumps, (plain, {**plain, **row}))), jsonl(), task)
     column = next(name for name, value in row.items() if not value.isascii())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.worker.data.formats.builders import array, encoded, options, packed, picture, refusal
+from tests.worker.data.formats.builders import array, columns_of, encoded, options, packed, picture, refusal
 from worker.data.formats import pictures, read_samples
 from worker.data.formats.columns import Samples
 
@@ -23,7 +23,7 @@ SET = {"set/dog/2.png": picture(20), "set/cat/1.png": picture(10), "set/dog/10.p
 
 
 def read(path: Path, files: dict[str, bytes], **more: Any) -> Samples:
-    return read_samples(packed(path, files), options("image-folder", **more), "image-classification", PARAM)
+    return read_samples(packed(path, files), options("image-folder", **more), columns_of("image-classification"), PARAM)
 
 
 def said(path: Path, files: dict[str, bytes], **more: Any) -> str:
@@ -142,7 +142,7 @@ def test_images_in_tables_are_turned_upright_too(tmp_path: Path, shape: str) -> 
     packed(tmp_path / "t.tar", {"set/state.json": state, "set/data.arrow": buffer.getvalue()})
     for kind, name in (("parquet", "t.parquet"), ("hf-dataset", "t.tar")):
         data = options(kind, input_columns=["image"], label_columns=["label"])
-        found = array(read_samples(tmp_path / name, data, "image-classification", PARAM))[:, 0]
+        found = array(read_samples(tmp_path / name, data, columns_of("image-classification"), PARAM))[:, 0]
         assert (found[:, 8::16, 8::16] == UPRIGHT).all()
 
 

@@ -13,7 +13,7 @@ from app.recipe.students.architectures import Transformers
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.randomness import generator
-from worker.methods.decoding import LIKELIEST, Manner, next_logits, write, write_on
+from worker.students.decoding import LIKELIEST, Manner, next_logits, write, write_on
 from worker.students.measure import reading
 from worker.students.model import Model
 from worker.training.measure import flops

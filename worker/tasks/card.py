@@ -1,0 +1,112 @@
+"""What a model card says of a task's models, and how the programs on it read their outputs."""
+
+from __future__ import annotations
+
+from app.recipe.job import JobSpec
+from app.recipe.students.architectures import Timm, Transformers
+from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
+
+
+class TaskCard:
+    """A task whose models give one row of outputs for each sample; other tasks override what differs."""
+
+    weights_program: str | None = None
+    """A program that opens the folder with a library of the task's own; none: the architecture decides."""
+
+    def __init__(self, pipeline: str | None = None, table_pipeline: str | None = None) -> None:
+        """Names of the task on model hubs, of models of images and texts and of models of tables; none: hubs have no
+        name for it."""
+        self._pipeline, self._table_pipeline = pipeline, table_pipeline
+
+    def pipeline_tag(self, config: ModelConfig) -> str | None:
+        """Name of the task on model hubs; none: they have none."""
+        return self._table_pipeline if isinstance(config.input, TableInput) else self._pipeline
+
+    def library(self, config: ModelConfig) -> str | None:
+        """The library that opens the folder; none: of the zoo there is none."""
+        if isinstance(config.architecture, Timm):
+            return "timm"
+        return "transformers" if isinstance(config.architecture, Transformers) else None
+
+    def auto_class(self, config: ModelConfig) -> str:
+        """The class of the Transformers library that opens the folder."""
+        return f"AutoModelFor{'Image' if isinstance(config.input, ImageInput) else 'Sequence'}Classification"
+
+    def output(self, config: ModelConfig) -> str:
+        """Name and shape of a graph's output."""
+        return f"`outputs` (N, {config.outputs})"
+
+    def token_input(self, sample: TextInput) -> tuple[str, str]:
+        """Shape and type of a graph's input of token ids."""
+        return f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"
+
+    def reading(self, sample: TextInput) -> str:
+        """What becomes of the ids that the tokenizer gives; the sentence goes on from there."""
+        ends = f" Two texts are joined by token {sample.separator}." if sample.separator is not None else ""
+        padding = f"Shorter ones are padded behind with {sample.pad}, which is not attended to."
+        return f"texts of more than {sample.length} ids lose their end. {padding}{ends}"
+
+    def example_texts(self, job: JobSpec, sample: TextInput) -> tuple[str, str]:
+        """Arguments of a call of the tokenizer, as code: the texts, and the options."""
+        columns = getattr(job.data, "input_columns", None) or []
+        pair = ', ["and its second part", "and its own"]' if len(columns) == 2 else ""
+        options = f'padding="max_length", truncation=True, max_length={sample.length}'
+        return f'["a text", "another one"]{pair}', options
+
+    def printed(self, outputs: str, last_axis: str, label: str) -> str:
+        """A line of code that prints the meaning of `outputs`, the name of an array (2, C); `last_axis` is the argument
+        that names its last axis, `label` the code for the label of `number`."""
+        return f"print({outputs})"
+
+
+class ClassCard(TaskCard):
+    """A classifier."""
+
+    def output(self, config: ModelConfig) -> str:
+        return f"`logits` (N, {config.classes})"
+
+    def printed(self, outputs: str, last_axis: str, label: str) -> str:
+        return f"print([{label} for number in {outputs}.argmax({last_axis})])"
+
+
+class EncoderCard(TaskCard):
+    """An encoder of the library sentence-transformers."""
+
+    weights_program = """from sentence_transformers import SentenceTransformer
+
+print(SentenceTransformer(".").encode(["a text", "another one"]))"""
+
+    def library(self, config: ModelConfig) -> str | None:
+        return "sentence-transformers"
+
+    def output(self, config: ModelConfig) -> str:
+        return f"`embeddings` (N, {config.targets})"
+
+    def example_texts(self, job: JobSpec, sample: TextInput) -> tuple[str, str]:
+        """Both texts of a pair are rows of their own."""
+        _, options = super().example_texts(job, sample)
+        return '["a text", "another one"]', options
+
+
+class DecoderCard(TaskCard):
+    """A language model."""
+
+    weights_program = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=50)[0]))"""
+
+    def output(self, config: ModelConfig) -> str:
+        return f"`logits` (N, S, {config.outputs}) of the token behind each one"
+
+    def token_input(self, sample: TextInput) -> tuple[str, str]:
+        return f"(N, S), S up to {sample.length},", "token ids as int64"
+
+    def reading(self, sample: TextInput) -> str:
+        return f"the model reads {sample.length} of them, and token {sample.pad} ends a text."
+
+    def example_texts(self, job: JobSpec, sample: TextInput) -> tuple[str, str]:
+        return '["Once"]', "truncation=True"
+
+    def printed(self, outputs: str, last_axis: str, label: str) -> str:
+        return f"print(tokenizer.decode([int({outputs}[0, -1].argmax())]))"

@@ -1,0 +1,102 @@
+"""Language models: the next token at every position of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.recipe.job import EvaluationSpec, JobSpec
+from app.recipe.students.model import ModelConfig, TextInput
+from worker.data.batches import Batch
+from worker.data.load_texts import load_running_text
+from worker.data.running_text import PackingDir
+from worker.data.task_data import TaskData
+from worker.losses.tokens import TokenObjective
+from worker.metrics import classification as metrics
+from worker.students.decoding import next_logits
+from worker.students.model import Model
+from worker.tasks.base import Call, CountFlops, Figures, HeldOut, ReportInputs, Task
+from worker.tasks.card import DecoderCard
+from worker.tasks.causal_lm.continuations import continuations
+from worker.tasks.causal_lm.evaluator import TokenEvaluator, first_logits, hidden_states_of
+from worker.tasks.causal_lm.examiner import TokenExaminer
+
+
+class CausalLm(Task):
+    """Targets (N, S) int64, the next tokens. Outputs are compared by rows of logits (n, V), one per token that
+    counts."""
+
+    name = "causal-lm"
+    objective = TokenObjective
+    predicts_tokens = True
+
+    def __init__(self) -> None:
+        self.card = DecoderCard("text-generation")
+
+    def load(
+        self,
+        job: JobSpec,
+        inputs: Mapping[str, Path],
+        teachers: Mapping[str, ModelConfig],
+        seed: int,
+        packing: PackingDir | None = None,
+    ) -> TaskData:
+        if packing is None:
+            raise ValueError("texts of a language model are packed in a folder")
+        return load_running_text(job, inputs, teachers, seed, packing)
+
+    def evaluator(
+        self,
+        job: JobSpec,
+        held_out: HeldOut,
+        teaching: Mapping[str, Callable[[], Model]],
+        stored: Mapping[str, Callable[[], Model]],
+        known: Mapping[str, Tensor],
+    ) -> TokenEvaluator:
+        """Teachers are asked anew each time, as they teach: reading their files would take too long."""
+        return TokenEvaluator(job, held_out, list(teaching.values()))
+
+    def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TokenExaminer:
+        return TokenExaminer(data, whole=whole)
+
+    def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
+        return first_logits(model.eval(), held_out, most)
+
+    def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """`agreement`, the share with the same likeliest token, and `kl`, the mean KL(reference || outputs) in nats."""
+        return {"agreement": metrics.agreement(outputs, reference), "kl": metrics.divergence(outputs, reference)}
+
+    def tolerances(
+        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
+    ) -> Iterator[tuple[str, float]]:
+        """The NLL moves by at most twice the difference."""
+        yield "nll", 2 * allowed
+
+    def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
+        return (outputs.argmax(-1) == live.argmax(-1)).double().mean()
+
+    def timed_call(self, model: Model) -> Call:
+        """Reading a sequence, and predicting the token behind it."""
+        return lambda tokens: next_logits(model, tokens)
+
+    def flops(self, model: Model, sample: Tensor, count: CountFlops) -> int:
+        """Of a sequence; the last layer is applied to every token, which would make logits of all of them."""
+        with torch.no_grad():
+            states = hidden_states_of(model, sample)
+        return count(model.forward_hidden, sample) + 2 * sample.numel() * states.weight.numel()
+
+    def graph_samples(self, held_out: Batch, batch: int) -> Batch:
+        return held_out.between(0, 1)
+
+    def report_figures(self, inputs: ReportInputs) -> Figures:
+        """The vocabulary, the alignment with other tokens, and continuations of held-out texts."""
+        sample = inputs.student.config.input
+        assert isinstance(sample, TextInput)
+        alignment = {"alignment": dict(inputs.alignment)} if inputs.alignment else {}
+        return {"vocabulary": sample.vocabulary, **alignment, "continuations": continuations(inputs)}
+
+
+TOKENS = CausalLm()

@@ -1,0 +1,69 @@
+"""How student and teachers continue held-out texts, for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from app.recipe.job import EvaluationSpec
+from app.recipe.students.model import TextInput
+from worker.data.batches import ROWS, Batch
+from worker.data.tokens import TextTokenizer
+from worker.students.decoding import write_on
+from worker.students.model import Model
+from worker.tasks.base import Figures, ReportInputs
+
+
+def continuations(inputs: ReportInputs) -> list[Figures]:
+    """Of each of the first held-out texts the `prompt`, how it goes on (`held_out`), and how `student` and teachers,
+    by their names, continue it by their likeliest tokens."""
+    options, reader = inputs.job.evaluation, inputs.tokenizer
+    if not options.prompts:
+        return []
+    assert reader is not None  # a language model has one
+    samples = inputs.samples.between(0, options.prompts).to(torch.device("cpu"))
+    texts = samples.inputs[inputs.student.input_key]
+    begin, count = _lengths(options, texts.shape[1])
+    models = {"student": inputs.student, **inputs.teachers}
+    same = {name: model for name, model in models.items() if name not in inputs.tokenizers}
+    tokens = {"held_out": texts[:, : begin + count]}
+    tokens |= {name: write_on(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
+    found = {name: [_until_end(reader, row[begin:].tolist()) for row in rows] for name, rows in tokens.items()}
+    for name, own in inputs.tokenizers.items():
+        found[name] = _in_own_tokens(models[name].cpu(), own, samples, options)
+    prompts = [reader.text(row[:begin].tolist()) for row in texts]
+    return [
+        {"prompt": prompt, **{name: rows[number] for name, rows in found.items()}}
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def _in_own_tokens(teacher: Model, reader: TextTokenizer, samples: Batch, options: EvaluationSpec) -> list[str]:
+    """Continuations by a teacher with another tokenizer, behind all that it has read when the prompts end, which may be
+    some characters less."""
+    texts, places = samples.inputs[teacher.input_key], samples.inputs[ROWS + teacher.input_key]
+    begin, count = _lengths(options, places.shape[1])
+    found = []
+    for text, known in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
+        prompt = text[: known + 1].unsqueeze(0)
+        room = min(count, _context(teacher) - known - 1)
+        found.append(_until_end(reader, write_on(teacher, prompt, room)[0, known + 1 :].tolist()))
+    return found
+
+
+def _context(model: Model) -> int:
+    """Tokens that it reads at a time."""
+    assert isinstance(model.config.input, TextInput)
+    return model.config.input.length
+
+
+def _lengths(options: EvaluationSpec, length: int) -> tuple[int, int]:
+    """Tokens of a prompt, and of what follows it, in sequences of `length`."""
+    begin = min(options.prompt_tokens, max(1, length // 2))
+    return begin, min(options.new_tokens, length - begin)
+
+
+def _until_end(reader: TextTokenizer, ids: list[int]) -> str:
+    end: Any = reader.end
+    return reader.text(ids[: ids.index(end)] if end in ids else ids)

@@ -1,0 +1,133 @@
+"""One class per sample: of images, tables or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.recipe.job import EvaluationSpec, JobSpec
+from app.recipe.students.model import ModelConfig
+from worker.data.batches import Batch
+from worker.data.formats.column_readers import ClassColumns
+from worker.data.formats.columns import Samples
+from worker.data.holdout import hold_out
+from worker.data.label_notes import class_notes
+from worker.data.labels import class_targets, find_classes
+from worker.data.task_data import Targets, TaskData
+from worker.metrics import classification as metrics
+from worker.metrics.permutation import moved_classes, permuted_hits
+from worker.tasks.base import ClassRow, Evaluation, Metrics
+from worker.tasks.card import ClassCard
+from worker.tasks.moved import listed_moves
+from worker.tasks.prediction import mixture_of_logits
+from worker.tasks.samples import SampleTask
+
+LISTED_CLASSES = 1000
+"""With more classes than this, the table of classes is left out."""
+
+
+class Classification(SampleTask):
+    """Targets (N,) int64, outputs logits (N, C)."""
+
+    def __init__(self, name: str, *, texts: bool = False) -> None:
+        """`texts`: its inputs are texts, also where they look like numbers."""
+        self.name, self.columns = name, ClassColumns(name, texts=texts)
+        self.card = ClassCard(name, "tabular-classification")
+
+    def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
+        classes = find_classes(job, teachers, samples)
+        read = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
+        notes = [*classes.notes, *(note for _, own in read.values() for note in own)]
+        return Targets({param: targets for param, (targets, _) in read.items()}, classes, notes)
+
+    def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Of each class its share."""
+        return hold_out(train.targets, count, seed)
+
+    def answer(
+        self,
+        job: JobSpec,
+        train: Batch,
+        targets: Targets,
+        teachers: Mapping[str, ModelConfig],
+        inherited: ModelConfig | None,
+    ) -> dict[str, Any]:
+        assert targets.classes is not None  # as `targets` made them
+        return {"classes": targets.classes.count, "class_names": targets.classes.names}
+
+    def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+        return class_notes(train, evaluation, model)
+
+    def evaluate(
+        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
+    ) -> Evaluation:
+        """`accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier`; likeness to the teacher: `agreement`, `kl`."""
+        labels = targets.cpu()
+        found = {
+            "accuracy": metrics.accuracy(outputs, labels),
+            "nll": metrics.negative_log_likelihood(outputs, labels),
+            "ece": metrics.calibration_error(outputs, labels, options.ece_bins),
+            "adaptive_ece": metrics.adaptive_calibration_error(outputs, labels, options.ece_bins),
+            "brier": metrics.brier_score(outputs, labels),
+        }
+        found |= {} if teacher is None else self.likeness(outputs, teacher)
+        table = class_table(outputs, labels) if outputs.shape[-1] <= LISTED_CLASSES else None
+        return Evaluation({name: float(value) for name, value in found.items()}, table)
+
+    def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """`agreement`, the share with the same likeliest class, and `kl`, the mean KL(reference || outputs) in nats."""
+        return {
+            "agreement": metrics.agreement(outputs, reference),
+            "kl": metrics.divergence(outputs, reference),
+        }
+
+    def mixture(self, outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        return mixture_of_logits(outputs, weights)
+
+    def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
+        """The likeliest class of the training samples."""
+        targets, classes = data.train.targets.cpu(), data.model.classes or 0
+        likeliest = int(torch.bincount(targets, minlength=classes).argmax())
+        share = float((held_out.targets.cpu() == likeliest).double().mean())
+        if share < 1 / classes:
+            return {"accuracy": 1 / classes}, "chance"
+        return {"accuracy": share}, f"always answering {_names(data.model)[likeliest]!r}"
+
+    def oddities(self, outputs: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
+        """Classes that would be right in another order."""
+        names, choices = _names(model), outputs.argmax(-1)
+        if moved := moved_classes(choices, targets):
+            hits, plain, _ = permuted_hits(choices, targets, moved)
+            right = int((choices == targets).sum())
+            shares = f"accuracy {right / len(targets):.4g} as it is, {(right - plain + hits) / len(targets):.4g} then"
+            listed = listed_moves(moved, lambda number: repr(names[number]))
+            yield f"seems to have its classes in another order: {listed} ({shares})"
+
+    def tolerances(
+        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
+    ) -> Iterator[tuple[str, float]]:
+        """Two choices may swap where they are close; the NLL moves by at most twice the difference. The calibration
+        error is left out, since it jumps at the edges of its bins."""
+        best = outputs.topk(2, dim=-1).values
+        yield "accuracy", float((best[:, 0] - best[:, 1] <= 2 * allowed).double().mean())
+        yield "nll", 2 * allowed
+
+    def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
+        return (outputs.argmax(-1) == live.argmax(-1)).double().mean()
+
+
+def class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:
+    """Samples and accuracy of each class, by logits (N, C) and labels (N,)."""
+    samples, recognised = (counts.tolist() for counts in metrics.class_counts(logits, labels))
+    pairs = enumerate(zip(samples, recognised, strict=True))
+    return [ClassRow(number, count, hits / count if count else None) for number, (count, hits) in pairs]
+
+
+def _names(model: ModelConfig) -> list[str]:
+    return model.class_names or [str(number) for number in range(model.classes or 0)]
+
+
+IMAGES, TEXTS = Classification("image-classification"), Classification("text-classification", texts=True)

@@ -1,0 +1,51 @@
+"""Outputs of models for samples, on the CPU in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from app.recipe.plan import EVAL_BATCH
+from worker.students.model import Model
+from worker.tasks.base import Call
+
+
+@torch.inference_mode()
+def predict(model: Model, samples: Tensor) -> Tensor:
+    """Outputs (N, C) on the CPU for raw `samples` (N, …), in evaluation mode and full float32.
+
+    TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
+    """
+    was_training = model.training
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        outputs = predict_with(model.eval(), samples)
+    model.train(was_training)
+    return outputs
+
+
+def predict_with(call: Call, samples: Tensor) -> Tensor:
+    """Outputs (N, C) on the CPU by any function of raw samples, a batch at a time."""
+    return torch.cat([call(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
+
+
+def mean_outputs(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Mean (N, C) of several teachers' outputs by their relative weights; a single teacher's are left as they are."""
+    if len(outputs) == 1:
+        return outputs[0]
+    shares = _shares(weights)
+    return (torch.stack(list(outputs)).double() * shares.view(-1, 1, 1)).sum(0).float()
+
+
+def mixture_of_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Log-probabilities (N, C) of the mixture of several teachers' classes by their relative weights; a single
+    teacher's logits are left as they are."""
+    if len(logits) == 1:
+        return logits[0]
+    logs = torch.stack(list(logits)).double().log_softmax(-1)
+    return torch.logsumexp(logs + _shares(weights).log().view(-1, 1, 1), dim=0).float()
+
+
+def _shares(weights: Sequence[float]) -> Tensor:
+    return torch.tensor(weights, dtype=torch.float64) / sum(weights)

@@ -1,0 +1,211 @@
+"""Tasks whose models give one row of outputs for each row of inputs; outputs of all held-out samples are kept."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.recipe.job import EvaluationSpec, JobSpec
+from app.recipe.students.model import ModelConfig
+from worker.data.batches import Batch
+from worker.data.formats.column_readers import ColumnReader
+from worker.data.formats.columns import Samples
+from worker.data.holdout import hold_out_any
+from worker.data.load import load_samples
+from worker.data.randomness import generator
+from worker.data.readers import Readers
+from worker.data.running_text import PackingDir
+from worker.data.task_data import Targets, TaskData
+from worker.students.model import Model
+from worker.tasks.base import (
+    Call,
+    Evaluation,
+    HeldOut,
+    Metrics,
+    NonFiniteOutputs,
+    Predictions,
+    Task,
+    TeacherExaminer,
+    weights_of,
+)
+from worker.tasks.prediction import mean_outputs, predict, predict_with
+
+CHECKED = 1024
+"""Held-out samples that a teacher is asked about, where no more are needed; drawn from the seed."""
+
+
+class SampleTask(Task):
+    """Reads samples by a `ColumnReader`, and evaluates all outputs at once."""
+
+    columns: ColumnReader
+    """Reads the columns of its files."""
+    reads_words: bool = False
+    """Whether `align` needs to know which word each token belongs to."""
+
+    def load(
+        self,
+        job: JobSpec,
+        inputs: Mapping[str, Path],
+        teachers: Mapping[str, ModelConfig],
+        seed: int,
+        packing: PackingDir | None = None,
+    ) -> TaskData:
+        return load_samples(self, job, inputs, teachers, seed)
+
+    def arrange(self, samples: Samples, param: str) -> Samples:
+        """The samples of the file that `param` names as the rows that models read."""
+        return samples
+
+    @abstractmethod
+    def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
+        """Targets by file; `teachers` are described by their references. Raises UserError naming the label."""
+
+    def align(self, split: Batch, readers: Readers | None) -> Batch:
+        """A file's samples with targets that fit the tokens of its texts."""
+        return split
+
+    def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Numbers of the samples to train on and of `count` to evaluate on, int64, both ascending."""
+        return hold_out_any(train.samples, count, seed)
+
+    @abstractmethod
+    def answer(
+        self,
+        job: JobSpec,
+        train: Batch,
+        targets: Targets,
+        teachers: Mapping[str, ModelConfig],
+        inherited: ModelConfig | None,
+    ) -> dict[str, Any]:
+        """Fields of the student's `ModelConfig` that describe its outputs; `inherited` is the model that its weights
+        come from."""
+
+    def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+        """Oddities of the targets to train and to evaluate on, each in one sentence."""
+        return []
+
+    @abstractmethod
+    def evaluate(
+        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
+    ) -> Evaluation:
+        """Metrics of `outputs` (N, C) against `targets` (see `Batch.targets`) and the teacher's outputs (N, C). In
+        float64 on the CPU from float32 outputs."""
+
+    def mixture(self, outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """Outputs (N, C) of several teachers together, by their relative weights."""
+        return mean_outputs(outputs, weights)
+
+    @abstractmethod
+    def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
+        """Metrics on `held_out` of outputs that do not depend on the sample, and which outputs those are."""
+
+    def oddities(self, outputs: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
+        """Oddities of a teacher's outputs (N, C) for a student like `model`; sentences go on from its name."""
+        yield from ()
+
+    def evaluator(
+        self,
+        job: JobSpec,
+        held_out: HeldOut,
+        teaching: Mapping[str, Callable[[], Model]],
+        stored: Mapping[str, Callable[[], Model]],
+        known: Mapping[str, Tensor],
+    ) -> SampleEvaluator:
+        return SampleEvaluator(self, job, held_out.samples, stored, known)
+
+    def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TeacherExaminer:
+        return SampleExaminer(self, job, data, seed, whole=whole)
+
+    def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
+        return predict(model, held_out.inputs[model.input_key][:most])
+
+
+class SampleEvaluator:
+    """Evaluates models on held-out samples; the teachers, as their files have them, are asked once."""
+
+    def __init__(
+        self,
+        task: SampleTask,
+        job: JobSpec,
+        samples: Batch,
+        teachers: Mapping[str, Callable[[], Model]],
+        known: Mapping[str, Tensor],
+    ) -> None:
+        """`known` outputs (N, C), on the CPU, are those of teachers that were asked about all `samples` before."""
+        self._task, self._job, self._samples = task, job, samples
+        self._teachers, self._known = teachers, known
+        self._teacher_outputs: Tensor | None = None
+
+    @property
+    def teacher_outputs(self) -> Tensor | None:
+        """See `TaskEvaluator`."""
+        if self._teacher_outputs is None and self._teachers:
+            outputs = [self._of_teacher(name) for name in self._teachers]
+            self._teacher_outputs = self._task.mixture(outputs, weights_of(self._job))
+        return self._teacher_outputs
+
+    def _of_teacher(self, name: str) -> Tensor:
+        return self._known[name] if name in self._known else self._predict(self._teachers[name]())
+
+    def _predict(self, model: Model) -> Tensor:
+        return predict(model, self._samples.inputs[model.input_key])
+
+    def _evaluated(self, outputs: Tensor, teacher: Tensor | None) -> Evaluation:
+        return self._task.evaluate(outputs, self._samples.targets, self._job.evaluation, teacher)
+
+    def evaluate(self, model: Model) -> Predictions:
+        """See `TaskEvaluator`."""
+        outputs = self._predict(model)
+        if not bool(outputs.isfinite().all()):
+            raise NonFiniteOutputs("the logits of held-out samples are not finite")
+        return Predictions(outputs, self._evaluated(outputs, self.teacher_outputs))
+
+    def evaluate_alone(self, model: Model) -> Metrics:
+        """See `TaskEvaluator`."""
+        return self._evaluated(self._predict(model), None).metrics
+
+    def evaluate_graph(self, call: Call, model: Model) -> Predictions:
+        """See `TaskEvaluator`; the graph takes samples of the model's own size."""
+        outputs = predict_with(lambda samples: call(model.fit(samples)), self._samples.inputs[model.input_key])
+        return Predictions(outputs, self._evaluated(outputs, self.teacher_outputs))
+
+    def beside(self, teachers: Mapping[str, Model]) -> SampleEvaluator:
+        """The same: it asked the teachers as their files have them."""
+        return self
+
+    def teacher_evaluation(self) -> Evaluation | None:
+        """See `TaskEvaluator`."""
+        outputs = self.teacher_outputs
+        return None if outputs is None else self._evaluated(outputs, outputs)
+
+
+class SampleExaminer:
+    """Measures teachers on all held-out samples, or on some of them."""
+
+    unit: str = "samples"
+
+    def __init__(self, task: SampleTask, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> None:
+        self._task, self._job, self._data, held = task, job, data, data.eval
+        if not whole and held.samples > CHECKED:
+            chosen = torch.randperm(held.samples, generator=generator(seed, "teacher-check"))[:CHECKED].sort().values
+            held = held.take_samples(chosen.to(held.storage_device))
+        self._held, self.samples = held, held.samples
+
+    def measure(self, model: Model) -> tuple[Metrics, Tensor | None]:
+        """See `TeacherExaminer`."""
+        outputs = predict(model, self._held.inputs[model.input_key])
+        return self._task.evaluate(outputs, self._held.targets, self._job.evaluation).metrics, outputs
+
+    def baseline(self, model: Model) -> tuple[Metrics, str]:
+        """See `TeacherExaminer`."""
+        return self._task.baseline(self._job, self._data, self._held)
+
+    def oddities(self, outputs: Tensor | None) -> Iterator[str]:
+        """See `TeacherExaminer`."""
+        if outputs is not None:
+            yield from self._task.oddities(outputs, self._held.targets.cpu(), self._data.model)
