@@ -11,7 +11,7 @@ import pytest
 from app.recipe.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["app", "stillhouse"]
+FOLDERS = ["app", "stillhouse", "worker"]
 ROOMS = [ROOT / "app" / "recipe" / "tasks", ROOT / "worker" / "tasks"]
 
 

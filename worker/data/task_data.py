@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from app.recipe.data.facts import Problem
 from app.recipe.data.sources import Data, HfData
 from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batch
 from worker.data.formats.column_readers import ColumnReader
