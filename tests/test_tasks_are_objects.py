@@ -32,6 +32,8 @@ def asks_by_name(node: ast.AST) -> bool:
             sides = [left, *others]
             if any(ast.unparse(side).endswith("options") for side in sides):
                 return False  # a field of the job that an object lists may be called as its task
+            if any("problem_type" in ast.unparse(side) for side in sides):
+                return False  # the Transformers library's word for a head, which may be called as a task
             return any(map(names_tasks, sides)) or (any(map(is_task, sides)) and not all(map(is_task, sides)))
         case ast.Dict(keys=keys):
             return sum(isinstance(key, ast.Constant) and key.value in TASKS for key in keys) > 1

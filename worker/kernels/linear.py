@@ -291,9 +291,9 @@ def linear_distillation(
     wanted = tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias))
     counted = None if labels is None else labels != spec.ignore_index
     scale = _scale(divisor, counted, hidden)
-    task = _tiled_task(head_of(hidden, weight, bias), teacher, labels, spec, class_weights, tiled, any(wanted))
-    if task is not None:
-        return RowLosses(*tiled_distillation(task, scale))
+    tiles = _tiled_task(head_of(hidden, weight, bias), teacher, labels, spec, class_weights, tiled, any(wanted))
+    if tiles is not None:
+        return RowLosses(*tiled_distillation(tiles, scale))
     bytes_per_row = weight.shape[0] * weight.element_size() + teacher.bytes_per_row
     if budget is None:
         budget = _budget(hidden, weight)

@@ -83,14 +83,14 @@ def _far_worse(found: float, reported: float, higher: bool) -> bool:
     return found < reported - 0.2 if higher else found > 2 * reported
 
 
-def _reported(folder: Path, task: str, metric: str) -> float | None:
-    """What the report beside a model says of it; none: there is none, or of another task."""
+def _reported(folder: Path, task_name: str, metric: str) -> float | None:
+    """What the report beside a model says of it; none: there is none, or of another task_name."""
     path = folder / "report.json"
     try:
         if not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
             return None
         report = json.loads(path.read_bytes())
-        value = report["student"][metric] if report["task"] == task else None
+        value = report["student"][metric] if report["task"] == task_name else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
