@@ -51,7 +51,7 @@ from worker.data.tokenizer_checks import check_tokenizers, sampled
 from worker.data.tokens import TextTokenizer
 from worker.errors import UserError
 from worker.limits import reading
-from worker.students.hugging_face import width_of
+from worker.transformers_library import width_of
 
 IMAGES, TABLE = "images", "table"
 MOST_PROBLEMS = 20

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker.kernels.spec import RowSpec
-from worker.losses.base import at_least_float32
+from worker.tensors import at_least_float32
 
 BLOCK_OF_A_THREAD = 1 << 18
 """Logits of a block for each thread: a megabyte in float32, of which two copies are made."""

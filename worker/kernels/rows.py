@@ -23,12 +23,13 @@ from app.recipe import losses as recipe
 from worker.kernels import processor_rows
 from worker.kernels.devices import HAS_TRITON
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import LossInputs, LossTerm, at_least_float32
+from worker.losses.base import LossInputs, LossTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.divergences import BdKdTerm, JsdTerm, ReverseKlTerm, SkewKlTerm, SkewReverseKlTerm, TvdTerm
 from worker.losses.dkd import DkdTerm
 from worker.losses.kd import KdTerm, LogitMseTerm
 from worker.losses.nkd import NkdTerm
+from worker.tensors import at_least_float32
 
 CHUNK = 1 << 20
 """Logits that the plain path works on at a time; it holds about ten float32 of working memory for each."""

@@ -18,7 +18,7 @@ from worker.kernels.linear import Picked, part, pick
 from worker.kernels.processor_rows import covers, softmax
 from worker.kernels.rows import row_loss_, runs_on_triton, weighted
 from worker.kernels.spec import RowSpec
-from worker.losses.base import at_least_float32
+from worker.tensors import at_least_float32
 
 Tail = Literal["even", "zero", "renormalise"]
 BLOCKS = {"cpu": 1 << 20}

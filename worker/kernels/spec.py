@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 DivergenceKind = Literal[
     "forward-kl",

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import CrossEntropy
-from worker.losses.base import LossInputs, at_least_float32
+from worker.losses.base import LossInputs
+from worker.tensors import at_least_float32
 
 
 class CrossEntropyTerm:

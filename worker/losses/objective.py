@@ -19,12 +19,12 @@ from app.recipe.teachers.teacher import Teacher, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
-from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
+from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.builder import LossBuilder
 from worker.losses.passes import Pass, divergence_of, in_kernels
 from worker.losses.softened import surely_none
-from worker.students.hidden_states import HiddenStates
-from worker.teachers.signal import TeacherSignal
+from worker.outputs import HiddenStates, TeacherSignal
+from worker.tensors import IGNORED
 
 TOTAL = "loss"
 NO_FEATURES: Mapping[Tap, Tensor] = {}

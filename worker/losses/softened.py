@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import Softened
-from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, teacher_logits
+from worker.tensors import at_least_float32
 
 FLOOR = -1e9
 """Log of what counts as no probability: finite, so that differences of two such logs are 0 and products no NaN."""

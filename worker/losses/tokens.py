@@ -19,11 +19,11 @@ from app.recipe.losses.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, KernelTeacher, NoTeacher, linear_distillation
 from worker.kernels.rows import RowLosses, widened
 from worker.kernels.sparse import Kept, TopKTeacher
-from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
+from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.losses.passes import Pass, in_kernels
-from worker.students.hidden_states import HiddenStates, LikeliestTokens
-from worker.teachers.signal import TeacherSignal
+from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
+from worker.tensors import IGNORED
 
 CHUNK = 1 << 24
 """Logits of one side that a term outside the kernels is given at a time."""

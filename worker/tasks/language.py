@@ -20,13 +20,13 @@ from worker.bundle.report import Figures, Report
 from worker.bundle.writer import Answers, BundleWriter
 from worker.data.batches import NEXT, ROWS, Batch
 from worker.data.tokens import TextTokenizer
-from worker.losses.base import IGNORED
 from worker.losses.tokens import CHUNK
 from worker.methods.decoding import next_logits, write_on
 from worker.metrics.language import TokenTally
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.model import Model
 from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics
+from worker.tensors import IGNORED
 from worker.training.best import consider
 from worker.training.measure import flops, speed
 from worker.training.metric_logger import diverged

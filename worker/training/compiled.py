@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.tasks.task import CAUSAL_LM
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.model import Model
 
 Forward = Callable[[Tensor], Tensor | HiddenStates]

@@ -19,11 +19,11 @@ from worker.data.batches import NEXT, Batch
 from worker.data.load import TaskData
 from worker.data.randomness import generator
 from worker.errors import UserError
-from worker.losses.base import IGNORED
 from worker.metrics.permutation import Moved, moved_classes, moved_places, permuted_hits
 from worker.students.model import Model
 from worker.tasks.evaluation import MAIN_METRICS, Metrics, judge, predict
 from worker.tasks.language import HeldOutTexts, Taught, examine_model
+from worker.tensors import IGNORED
 from worker.training.warning_log import Warned
 
 CHECKED = 1024

@@ -32,7 +32,7 @@ from worker.data.load import TaskData, load_task
 from worker.data.running_text import PackingDir, TextFile, halves_of, map_files, pack_file
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.errors import UserError
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 LENGTH, ROWS = 8, 2600
 TEXTS = [f"row {row}: the cat, number {row % 7}\nsat" for row in range(ROWS)]

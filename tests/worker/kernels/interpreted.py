@@ -28,7 +28,7 @@ from worker.kernels.row_kernels.logits import log_sum
 from worker.kernels.rows import Inputs, plain, row_loss
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 GOLDEN = HERE / "two_pass_softmax.npz"
 GOLDEN_CASES = ("basic", "overflow_in_naive", "underflow_in_naive", "huge_range", "short", "equal", "long")

@@ -11,7 +11,7 @@ from tests.worker.kernels.test_linear import Sides, fused, gradients, make, plai
 from worker.kernels import tiled
 from worker.kernels.linear import linear_distillation
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 KL = RowSpec(Divergence("forward-kl", temperature=2.0), divergence_weight=0.7, ce_weight=0.3)
 

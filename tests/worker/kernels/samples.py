@@ -14,10 +14,10 @@ from app.recipe.losses import Loss
 from app.recipe.teachers.teacher import Teacher
 from worker.kernels.rows import Inputs
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import BatchOutputs, Objective
-from worker.teachers import TeacherSignal
+from worker.outputs import TeacherSignal
+from worker.tensors import IGNORED
 
 LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
 KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)

@@ -24,7 +24,8 @@ from worker.kernels.linear import (
 from worker.kernels.rows import TERMS, RowLosses, headed, widened
 from worker.kernels.sparse import Kept, Tail, TopKTeacher
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED, LossInputs
+from worker.losses.base import LossInputs
+from worker.tensors import IGNORED
 
 KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
 KD = RowSpec(Divergence("forward-kl", temperature=2.0), divergence_weight=0.7, ce_weight=0.3)

@@ -9,7 +9,7 @@ from torch import Tensor
 from worker.kernels.processor_rows import RowBlock, covers, forward_kl_
 from worker.kernels.rows import Inputs, RowLosses, plain_by_terms, row_loss_
 from worker.kernels.spec import Divergence, RowSpec
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 CLASSES = 9
 

@@ -14,7 +14,7 @@ from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpret
 from worker.kernels import rows
 from worker.kernels.rows import Inputs, RowLosses, row_loss, row_loss_
 from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 MIXED = RowSpec(Divergence("jsd", temperature=2.0, softcap=5.0), 0.7, 0.5, 0.1)
 

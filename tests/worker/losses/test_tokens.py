@@ -14,14 +14,14 @@ from app.recipe.losses import Loss
 from app.recipe.losses.weights import LinearWeight
 from app.recipe.teachers.teacher import Teacher
 from worker.losses import build_term
-from worker.losses.base import IGNORED, LossInputs
+from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs
 from worker.losses.passes import divergence_of, in_kernels
 from worker.losses.softened import log_probs
 from worker.losses.tokens import TokenObjective
-from worker.students.hidden_states import HiddenStates
-from worker.teachers.signal import TeacherSignal
+from worker.outputs import HiddenStates, TeacherSignal
+from worker.tensors import IGNORED
 
 B, S, H, V = 3, 5, 6, 11
 KINDS: list[Loss] = [
