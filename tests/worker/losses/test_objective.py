@@ -13,7 +13,8 @@ from app.recipe.losses import Akl, CrossEntropy, Dist, Kd, Loss, Nkd
 from app.recipe.losses.weights import LinearWeight
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.losses.samples import CLASSES, SPECS, draw, term_of
-from worker.kernels.rows import RowLosses, row_loss
+from worker.kernels.rows import row_loss
+from worker.kernels.spec import RowLosses
 from worker.losses import objective as module
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
