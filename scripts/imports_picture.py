@@ -59,14 +59,14 @@ def reachable(of: Arrows, start: str) -> set[str]:
 
 
 def reduced(of: Arrows) -> dict[str, set[str]]:
-    """Without the arrows that follow from others; those within a circle all stay."""
+    """Without the arrows that follow from others; a room's arrows within a circle neither go nor stand for others."""
     below = {room: reachable(of, room) for room in of}
-    return {
-        room: {
-            aim for aim in aims if room in below[aim] or not any(aim in below[by] and by not in below[aim] for by in aims)
-        }
-        for room, aims in of.items()
-    }
+
+    def follows(room: str, aim: str) -> bool:
+        over = {by for by in of[room] if room not in below[by] and by not in below[aim]}
+        return room not in below[aim] and any(aim in below[by] for by in over)
+
+    return {room: {aim for aim in aims if not follows(room, aim)} for room, aims in of.items()}
 
 
 def picture(of: Arrows) -> str:
