@@ -12,7 +12,7 @@ PEERS_BIN := .venv-peers/bin
 PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench bench-steps bench-peers bench-kernels bench-gpu pins clean
+.PHONY: help setup demo up test lint bench bench-steps bench-peers bench-kernels bench-gpu picture pins clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-gpu: $(PEERS) ## The same on a CUDA device; writes bench-output/gpu.json a
 
 $(PEERS): pyproject.toml requirements/constraints.txt scripts/setup.sh bench/peers/setup.sh bench/peers/requirements.txt
 	@TORCH="$(TORCH)" TORCH_CPU_INDEX="$(TORCH_CPU_INDEX)" PYTHON="$(PYTHON)" sh bench/peers/setup.sh
+
+picture: $(READY) ## Write the picture of imports in docs/architecture.md
+	@$(BIN)/python -m scripts.imports_picture
 
 pins: $(READY) ## Write the versions that are installed now to requirements/constraints.txt
 	@sh scripts/pins.sh

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from bench.kernels.contest import Contender, Contest
 from worker.kernels.linear import HiddenTeacher, NoTeacher, linear_distillation
-from worker.kernels.sparse import Kept, TopKTeacher
+from worker.kernels.sparse import TopKTeacher
 from worker.kernels.spec import Divergence, RowSpec
+from worker.kernels.top_k import TopK
 
 SPEC = RowSpec(Divergence("forward-kl"), divergence_weight=0.5, ce_weight=0.5)
 KEPT = 64
@@ -22,7 +23,6 @@ OURS, PLAIN, COMPILED = "Stillhouse", "plain eager", "torch.compile of it"
 NARROW, SPARSE = "Stillhouse, products in bf16", f"Stillhouse, teacher's {KEPT} largest logits"
 LIGER, LIGER_TRITON = "Liger, chunked", "Liger, Triton (no cross-entropy)"
 TRL = "TRL, chunked (no cross-entropy)"
-TILED = "Stillhouse, in tiles (no logits in memory)"
 STUDENT = "Stillhouse, cross-entropy alone (no teacher)"
 
 
@@ -66,10 +66,10 @@ class Case:
         divergence = F.kl_div(student.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
         return divergence if alone else 0.5 * divergence + 0.5 * F.cross_entropy(student, self.labels)
 
-    def ours(self, tiled: bool = False) -> Tensor:
-        """The fused form, by chunks or in tiles."""
+    def ours(self) -> Tensor:
+        """The fused form."""
         teacher = HiddenTeacher(self.teacher_hidden, self.teacher_weight)
-        return linear_distillation(self.hidden, self.weight, teacher, self.labels, SPEC, tiled=tiled).total
+        return linear_distillation(self.hidden, self.weight, teacher, self.labels, SPEC).total
 
 
 def contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
@@ -83,7 +83,6 @@ def contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
         TRL: lambda: Contender(_trl(case), alone=True),
     }
     if device.type == "cuda":
-        load[TILED] = lambda: Contender(partial(case.ours, tiled=True))
         load[LIGER_TRITON] = lambda: Contender(_liger_triton(case), alone=True, early=True)
     else:
         load[NARROW] = lambda: Contender(partial(_narrow, case), early=True, tolerance=1e-2)
@@ -139,7 +138,7 @@ def _sparse_teacher(case: Case) -> TopKTeacher:
         logits = F.linear(hidden, case.teacher_weight).float()
         values, indices = logits.topk(KEPT, dim=1)
         parts.append((indices, values, logits.scatter_(1, indices, -torch.inf).logsumexp(1, keepdim=True)))
-    return TopKTeacher(Kept(*(torch.cat(column) for column in zip(*parts, strict=True))), case.weight.shape[0])
+    return TopKTeacher(TopK(*(torch.cat(column) for column in zip(*parts, strict=True))), case.weight.shape[0])
 
 
 def _narrow(case: Case) -> Tensor:

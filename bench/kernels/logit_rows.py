@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bench.kernels.contest import Contender, Contest
 from bench.kernels.heads import COMPILED, OURS, PLAIN
-from worker.kernels.rows import Inputs, row_loss_, runs_on_triton
-from worker.kernels.spec import Divergence, RowSpec
+from worker.kernels.rows import row_loss_, runs_on_triton
+from worker.kernels.spec import Divergence, RowInputs, RowSpec
 
 TEMPERATURE = 2.0
 MOST_REPEATS, LOGITS_OF_A_TURN = 50, 1 << 24
@@ -64,7 +64,7 @@ class Case:
         """The same by the usual softmax, to see what keeping mantissa and exponent apart saves."""
         from worker.kernels.row_kernels.launches import launch
 
-        inputs = Inputs(self.buffer, self.teacher, self.labels, None, self.weights)
+        inputs = RowInputs(self.buffer, self.teacher, self.labels, self.weights)
         losses = launch(inputs, SPEC, torch.is_grad_enabled(), three_passes=True)
         return (0.5 * (losses[0] + losses[1]) * self.weights).sum()
 

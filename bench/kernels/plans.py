@@ -43,7 +43,6 @@ def processor(short: bool) -> Plan:
 def cuda(short: bool) -> Plan:
     """In bfloat16."""
     full = (*(Shape(rows, 4096, 128_256) for rows in (1024, 2048, 4096, 8192)), Shape(4096, 2048, 151_936))
-    full = (*full, Shape(8192, 256, 65_536))  # where tiles should be quicker without gradients
     shapes = (Shape(256, 256, 8192),) if short else full
     sizes = SIZES[:1] if short else (*SIZES, Size(1024, 128_256))
     return plan("cuda", torch.bfloat16, shapes, shapes[2:3] or shapes, sizes, (512, 8) if short else (8192, 2000))

@@ -19,7 +19,7 @@ from worker.kernels.linear import HiddenTeacher, linear_distillation
 from worker.kernels.spec import RowSpec
 from worker.losses import TERMS
 from worker.losses.base import LossInputs
-from worker.losses.passes import divergence_of
+from worker.losses.divergences import divergence_of
 
 SCALE = 3.0
 """Deviation of the logits: softmaxes that are neither flat nor one-hot."""

@@ -22,7 +22,7 @@ import torch
 from bench.peers.absence import why
 from bench.peers.engines import ENGINES, Outcome, Taken
 from bench.peers.ground import SMALL, TINY, Ground, Objective, Size, lay
-from worker.students.hugging_face import library
+from worker.transformers_library import library
 
 OURS = "stillhouse"
 RIVALS: dict[Objective, tuple[str, ...]] = {

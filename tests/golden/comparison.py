@@ -14,7 +14,7 @@ from tests.golden import Case
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
-from worker.teachers import TeacherSignal
+from worker.outputs import TeacherSignal
 
 SMALL = 1e-3
 """Numbers below this are held absolutely: what should be 0 may be off by SMALL times the tolerance."""

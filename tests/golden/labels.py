@@ -16,12 +16,12 @@ from tests.golden.comparison import Comparison, compare
 from worker.data.augment.mixing import MixStep
 from worker.data.batches import Batch
 from worker.data.soft_landmarks import fit_shapes
+from worker.kernels.log_probs import log_probs
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.builder import LossBuilder
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.soft_labels import recover
-from worker.losses.softened import log_probs
 from worker.losses.uskd import UskdTerm
 
 Comparisons = Iterator[Comparison]

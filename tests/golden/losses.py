@@ -27,11 +27,12 @@ from app.recipe.losses import (
 )
 from tests.golden import Case
 from tests.golden.comparison import Comparison, compare, evaluate, rows_of
+from worker.kernels.log_probs import entropy
+from worker.kernels.references import nkd_parts
 from worker.losses import build_term
 from worker.losses.builder import LossBuilder
 from worker.losses.divergences import AklTerm
-from worker.losses.nkd import NkdTerm
-from worker.losses.softened import entropy, soften
+from worker.losses.softened import prepare, soften
 
 NOTHING = LossBuilder({}, {}, outputs=0)
 
@@ -47,7 +48,8 @@ def nkd(case: Case) -> Comparisons:
     spec, rows = Nkd(gamma=case.hyper["gamma"], temperature=case.hyper["temp"]), rows_of(case)
     yield from compare(case, "nkd", evaluate([spec], rows), "loss", "grad_logit_s")
     if "loss_target" in case.outputs:
-        target, others = (part.mean() for part in NkdTerm(spec).parts(rows))
+        parts = nkd_parts(*prepare(rows, standardized=False), rows.labels, spec.temperature)
+        target, others = (part.mean() for part in parts)
         weighted = spec.gamma * spec.temperature**2 * others
         yield Comparison("nkd", "loss_target", target, case.outputs["loss_target"])
         yield Comparison("nkd", "loss_nontarget", weighted, case.outputs["loss_nontarget"])

@@ -36,7 +36,7 @@ from worker.data.formats.faults import invalid
 from worker.data.packing import stored_dtype
 from worker.data.text_limits import reading_template, write_all
 from worker.data.tokens import TextTokenizer
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 BETWEEN = 2
 """Places behind a stretch of shared characters: what ends it is read, and what comes before the next one."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from worker.students.hugging_face import library
+from worker.transformers_library import library
 
 FILE, VOCABULARY, SETTINGS, SPECIAL = "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"
 BYTE_PAIRS = ("vocab.json", "merges.txt")

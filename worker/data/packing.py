@@ -21,7 +21,7 @@ from torch import Tensor
 
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import Document
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 NARROW = 2**15
 """Vocabularies up to here take two bytes a token, all others four."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from worker.data.archive import NDArray
 from worker.data.batches import Batch, whole_split
 from worker.data.documents import Document
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 TOGETHER = 4096
 """Sequences that are looked at at a time."""

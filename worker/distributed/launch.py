@@ -45,8 +45,8 @@ from worker.distributed.ranks import join
 from worker.errors import JobError
 from worker.limits import note_of
 from worker.memory import killed_from_outside, oom_kills
+from worker.parent import die_with_parent
 from worker.protocol import REPORTS, TRAINER_KILLED, Assignment, Failed, Finished, Report, Stopped
-from worker.trainer.parent import die_with_parent
 from worker.trainer.run import RANK_LOST, TrainerResult, failed, run
 from worker.training.machine import choose_device, make_deterministic
 from worker.training.monitor import Send, Stop

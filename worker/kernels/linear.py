@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from worker.kernels.processor_rows import block_size
-from worker.kernels.rows import RowLosses, row_loss_
-from worker.kernels.spec import RowSpec
-from worker.kernels.tiled import Head, Task, head_of, pays, refusal, tiled_distillation
+from worker.kernels.rows import row_loss_
+from worker.kernels.spec import RowLosses, RowSpec
+from worker.tensors import RowIndex, take_rows, take_rows_of_any
 
 EAGER_COPIES = 6
 """Copies of one side's logits that the plain form of a divergence with cross-entropy holds at its peak."""
@@ -36,8 +36,6 @@ TILE = {"cuda": 128}
 WORKING_COPIES = 2
 """Of a block, which the row losses of a processor make."""
 
-Picked = slice | Tensor
-"""Rows of a batch: a range, or their numbers (n,) int64."""
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of hidden states, weight and bias."""
 
@@ -53,12 +51,11 @@ class KernelTeacher(Protocol):
     def losses(
         self,
         student: Tensor,
-        rows: Picked,
+        rows: RowIndex,
         labels: Tensor | None,
         spec: RowSpec,
         scale: Tensor,
         gradient: bool,
-        class_weights: Tensor | None = None,
     ) -> Tensor:
         """The parts of `RowLosses` (3, n) of some rows, by their logits (n, V) and labels (n,), weighted by `scale`.
 
@@ -72,38 +69,29 @@ class DenseTeacher:
 
     bytes_per_row = 0
 
-    def logits(self, rows: Picked) -> Tensor | None:
+    def logits(self, rows: RowIndex) -> Tensor | None:
         """Logits (n, V_t) of some rows, which are only read; None: there is no teacher."""
         raise NotImplementedError
 
     def losses(
         self,
         student: Tensor,
-        rows: Picked,
+        rows: RowIndex,
         labels: Tensor | None,
         spec: RowSpec,
         scale: Tensor,
         gradient: bool,
-        class_weights: Tensor | None = None,
     ) -> Tensor:
         """See `KernelTeacher`."""
         weights = scale.expand(student.shape[0])
-        given = row_loss_(
-            student,
-            self.logits(rows),
-            labels,
-            spec,
-            class_weights=class_weights,
-            row_weights=weights,
-            gradient=gradient,
-        )
+        given = row_loss_(student, self.logits(rows), labels, spec, row_weights=weights, gradient=gradient)
         return torch.stack(given)
 
 
 class NoTeacher(DenseTeacher):
     """For cross-entropy alone."""
 
-    def logits(self, rows: Picked) -> None:
+    def logits(self, rows: RowIndex) -> None:
         """None."""
 
 
@@ -112,24 +100,12 @@ class HiddenTeacher(DenseTeacher):
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         hidden, weight, bias = as_autocast(hidden.detach(), weight.detach(), None if bias is None else bias.detach())
-        self.head, self._hidden, self._project = head_of(hidden, weight, bias), hidden, LastLayer(weight, bias)
+        self._hidden, self._project = hidden, LastLayer(weight, bias)
         self.bytes_per_row = weight.shape[0] * weight.element_size()
 
-    def logits(self, rows: Picked) -> Tensor:
+    def logits(self, rows: RowIndex) -> Tensor:
         """By one product; the next call overwrites them."""
-        return self._project(pick(self._hidden, rows))
-
-
-class LogitsTeacher(DenseTeacher):
-    """Logits (N, V_t), such as a cache keeps; they aren't written to."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits.detach()
-        self.bytes_per_row = logits.shape[1] * logits.element_size()
-
-    def logits(self, rows: Picked) -> Tensor:
-        """A view where the rows are a range."""
-        return pick(self._logits, rows)
+        return self._project(take_rows(self._hidden, rows))
 
 
 class LastLayer:
@@ -170,7 +146,7 @@ class GradientSums:
         self._weight = torch.empty_like(weight) if wanted[1] else None
         self._bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
 
-    def add(self, rows: Picked, hidden: Tensor, of_logits: Tensor) -> None:
+    def add(self, rows: RowIndex, hidden: Tensor, of_logits: Tensor) -> None:
         """Take in a chunk's hidden states (n, H) and the gradient of its logits (n, V)."""
         if self._hidden is not None:
             _put(torch.mm(of_logits, self._from), rows, self._hidden)
@@ -197,19 +173,18 @@ class _Work:
     spec: RowSpec
     scale: Tensor
     """Of every row's loss, in the dtype of the losses."""
-    chunks: list[Picked]
+    chunks: list[RowIndex]
     wanted: tuple[bool, ...]
     """Of the gradients of hidden states, weight and bias, which to compute."""
-    class_weights: Tensor | None
 
     def done(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Gradients]:
         """Sums (3,) of the parts of `RowLosses`, the total's times `scale`, and the gradients of that."""
         sums, gradient = self.scale.new_zeros(3), any(self.wanted)
         project, gradients = LastLayer(weight, bias), GradientSums(hidden, weight, bias, self.wanted)
         for rows in self.chunks:
-            given = pick(hidden, rows)
-            logits, labels = project(given), part(self.labels, rows)
-            losses = self.teacher.losses(logits, rows, labels, self.spec, scale, gradient, self.class_weights)
+            given = take_rows(hidden, rows)
+            logits, labels = project(given), take_rows_of_any(self.labels, rows)
+            losses = self.teacher.losses(logits, rows, labels, self.spec, scale, gradient)
             sums += losses.sum(1)
             if gradient:
                 gradients.add(rows, given, logits)
@@ -257,11 +232,8 @@ def linear_distillation(
     spec: RowSpec,
     *,
     bias: Tensor | None = None,
-    class_weights: Tensor | None = None,
     divisor: Tensor | float | None = None,
-    count: int | None = None,
     budget: int | None = None,
-    tiled: bool | None = None,
 ) -> RowLosses:
     """Sums over the rows of what they cost, over `divisor`; neither side's logits ever exist in full.
 
@@ -272,14 +244,8 @@ def linear_distillation(
         labels: (N,) int64; rows of `spec.ignore_index` count for nothing. None: all rows count.
         spec: What a row costs.
         bias: That layer's bias (V,).
-        class_weights: (V,), of each class in the cross-entropy; the divisor does not look at them.
         divisor: None: the number of rows that count. With gradient accumulation: their number in all parts together.
-        count: How many rows count, for a caller that knows. A processor finds out by itself; a GPU would be stalled,
-            and so works on ignored rows like on the others, to no effect, unless it is told.
         budget: Bytes for a chunk's logits of both sides. None: a tenth of what the plain form needs, within bounds.
-        tiled: Whether the kernels do it that keep no logits at all (`worker.kernels.tiled`), which with gradients make
-            twice the products. None: without gradients, where they should be quicker. Raises ValueError with the
-            reason where it is asked for and they can't.
 
     Returns:
         Three scalars in at least float32, of which only the total has a gradient, for `hidden`, `weight` and `bias`.
@@ -291,9 +257,6 @@ def linear_distillation(
     wanted = tuple(of is not None and of.requires_grad and torch.is_grad_enabled() for of in (hidden, weight, bias))
     counted = None if labels is None else labels != spec.ignore_index
     scale = _scale(divisor, counted, hidden)
-    tiles = _tiled_task(head_of(hidden, weight, bias), teacher, labels, spec, class_weights, tiled, any(wanted))
-    if tiles is not None:
-        return RowLosses(*tiled_distillation(tiles, scale))
     bytes_per_row = weight.shape[0] * weight.element_size() + teacher.bytes_per_row
     if budget is None:
         budget = _budget(hidden, weight)
@@ -303,36 +266,14 @@ def linear_distillation(
         spec,
         scale,
         _chunks(
-            _rows(counted, hidden, count),
+            _rows(counted, hidden),
             hidden.shape[0],
             max(1, budget // bytes_per_row),
             TILE.get(hidden.device.type, 1),
         ),
         wanted,
-        class_weights,
     )
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
-
-
-def _tiled_task(
-    student: Head,
-    teacher: KernelTeacher,
-    labels: Tensor | None,
-    spec: RowSpec,
-    class_weights: Tensor | None,
-    asked: bool | None,
-    gradient: bool,
-) -> Task | None:
-    """What the tiles are to do; none: they aren't to do it. Raises ValueError where they can't and were asked to."""
-    other = teacher.head if isinstance(teacher, HiddenTeacher) else None
-    refused = refusal(student, other, spec, class_weights)
-    if asked and refused is not None:
-        raise ValueError(refused)
-    if refused is not None or other is None or asked is False:
-        return None
-    if asked is None and (gradient or not pays(student, other)):
-        return None
-    return Task(student, other, labels, spec)
 
 
 def _budget(hidden: Tensor, weight: Tensor) -> int:
@@ -351,33 +292,22 @@ def as_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Te
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def pick(of: Tensor, rows: Picked) -> Tensor:
-    """Those rows of a tensor (N, ...): a view of a range, else a copy."""
-    return of[rows] if isinstance(rows, slice) else of.index_select(0, rows)
-
-
-def part(of: Tensor | None, rows: Picked) -> Tensor | None:
-    """The same of what may be missing."""
-    return None if of is None else pick(of, rows)
-
-
-def _put(values: Tensor, rows: Picked, into: Tensor) -> None:
+def _put(values: Tensor, rows: RowIndex, into: Tensor) -> None:
     if isinstance(rows, slice):
         into[rows] = values
     else:
         into.index_copy_(0, rows, values)
 
 
-def _rows(counted: Tensor | None, hidden: Tensor, count: int | None) -> Tensor | None:
-    """Numbers of the rows to work on; None: all of them."""
-    if counted is None:
+def _rows(counted: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """Numbers (n,) of the rows to work on; None: all of them, as on a GPU, which would be stalled by counting, and so
+    works on ignored rows like on the others, to no effect."""
+    if counted is None or hidden.device.type != "cpu":
         return None
-    if hidden.device.type == "cpu":
-        return None if bool(counted.all()) else counted.nonzero().squeeze(1)
-    return None if count is None else counted.logical_not().argsort(stable=True)[:count]
+    return None if bool(counted.all()) else counted.nonzero().squeeze(1)
 
 
-def _chunks(rows: Tensor | None, all_rows: int, size: int, multiple: int) -> list[Picked]:
+def _chunks(rows: Tensor | None, all_rows: int, size: int, multiple: int) -> list[RowIndex]:
     """Parts of about equal length, of at most `size`, of the rows or of `all_rows`; if it can be, of a `multiple`."""
     count = all_rows if rows is None else rows.shape[0]
     equal = math.ceil(count / max(1, math.ceil(count / size)))

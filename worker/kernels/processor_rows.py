@@ -2,7 +2,7 @@
 
 The plain path lets autograd differentiate the terms, at some thirty passes over the logits. Here the derivative is
 known, the passes are seven, and a block of rows small enough for the cache goes through all of them before the next
-one. What it does not cover is left to the plain path: other divergences, soft caps, smoothed labels, masked columns.
+one. What it does not cover is left to the plain path: other divergences, smoothed labels, masked columns.
 
 Letters: R rows, C columns of the student, D of the teacher, S = min(C, D). p is the teacher's softmax, q the student's.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker.kernels.spec import RowSpec
-from worker.losses.base import at_least_float32
+from worker.tensors import at_least_float32
 
 BLOCK_OF_A_THREAD = 1 << 18
 """Logits of a block for each thread: a megabyte in float32, of which two copies are made."""
@@ -46,17 +46,16 @@ class Softmax(NamedTuple):
 def covers(spec: RowSpec) -> bool:
     """Whether `forward_kl_` computes what `spec` asks for."""
     kl = spec.divergence
-    if kl is None or kl.kind != "forward-kl" or spec.divergence_weight == 0.0 or spec.label_smoothing != 0.0:
+    if kl is None or kl.kind != "forward-kl":
         return False
-    return kl.softcap is None and kl.logit_scale == 1.0
+    return spec.divergence_weight != 0.0 and spec.label_smoothing == 0.0
 
 
 def covers_alone(spec: RowSpec) -> bool:
     """Whether `cross_entropy_` computes what `spec` asks for."""
-    kl = spec.divergence
     if spec.ce_weight == 0.0 or spec.label_smoothing != 0.0:
         return False
-    return kl is None or (spec.divergence_weight == 0.0 and kl.softcap is None and kl.logit_scale == 1.0)
+    return spec.divergence is None or spec.divergence_weight == 0.0
 
 
 def cross_entropy_(block: RowBlock, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:

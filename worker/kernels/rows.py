@@ -2,7 +2,7 @@
 
 One call reads both sides' logits and leaves numbers per row; no (rows, classes) buffer is made besides the logits
 themselves. On CUDA one Triton kernel does it (`worker.kernels.row_kernels`); elsewhere, in float64, and where Triton is
-missing, the terms of `worker.losses` do, over a few rows at a time, which is also what the kernel is held against.
+missing, `worker.kernels.references` do, over a few rows at a time, which is also what the kernel is held against.
 
 Shapes: R rows, C columns of the student, which may be more or fewer than the teacher's: the columns that one side lacks
 count as masked (a logit of -inf).
@@ -10,68 +10,20 @@ count as masked (a logit of -inf).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from app.recipe import losses as recipe
-from worker.kernels import processor_rows
+from worker.kernels import processor_rows, references
 from worker.kernels.devices import HAS_TRITON
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import LossInputs, LossTerm, at_least_float32
-from worker.losses.cross_entropy import CrossEntropyTerm
-from worker.losses.divergences import BdKdTerm, JsdTerm, ReverseKlTerm, SkewKlTerm, SkewReverseKlTerm, TvdTerm
-from worker.losses.dkd import DkdTerm
-from worker.losses.kd import KdTerm, LogitMseTerm
-from worker.losses.nkd import NkdTerm
+from worker.kernels.spec import RowInputs, RowLosses, RowSpec
+from worker.tensors import at_least_float32
 
 CHUNK = 1 << 20
 """Logits that the plain path works on at a time; it holds about ten float32 of working memory for each."""
-
-
-class RowLosses(NamedTuple):
-    """Of each row (R,), float32 (float64 for such logits); 0 where the row is ignored or the part weighs nothing."""
-
-    total: Tensor
-    """Both parts with their weights, times the row's weight."""
-    divergence: Tensor
-    """Before any weight."""
-    cross_entropy: Tensor
-    """Before any weight but those of the classes."""
-
-
-class Inputs(NamedTuple):
-    """What a row's loss is computed from."""
-
-    student: Tensor
-    """Logits (R, C) of a floating dtype, in rows without gaps."""
-    teacher: Tensor | None
-    """Logits (R, D)."""
-    labels: Tensor | None
-    """(R,) int64."""
-    class_weights: Tensor | None
-    """(C,) float32; as in torch, they multiply what cross-entropy says of a class, also of its smoothed part."""
-    row_weights: Tensor | None
-    """(R,) float32."""
-
-
-TERMS: dict[DivergenceKind, Callable[[Divergence], LossTerm]] = {
-    "forward-kl": lambda d: KdTerm(recipe.Kd(temperature=d.temperature)),
-    "reverse-kl": lambda d: ReverseKlTerm(recipe.ReverseKl(temperature=d.temperature)),
-    "jsd": lambda d: JsdTerm(recipe.Jsd(temperature=d.temperature, beta=d.beta)),
-    "skew-kl": lambda d: SkewKlTerm(recipe.SkewKl(temperature=d.temperature, skew=d.skew)),
-    "skew-reverse-kl": lambda d: SkewReverseKlTerm(recipe.SkewReverseKl(temperature=d.temperature, skew=d.skew)),
-    "tvd": lambda d: TvdTerm(recipe.Tvd(temperature=d.temperature)),
-    "nkd": lambda d: NkdTerm(recipe.Nkd(temperature=d.temperature, gamma=d.gamma)),
-    "dkd": lambda d: DkdTerm(recipe.Dkd(temperature=d.temperature, alpha=d.alpha, beta=d.beta)),
-    "bd-kd": lambda d: BdKdTerm(recipe.BdKd(temperature=d.temperature, delta=d.delta)),
-    "logit-mse": lambda d: LogitMseTerm(recipe.LogitMse(centered=d.centered)),
-}
 
 
 def row_loss(
@@ -80,7 +32,6 @@ def row_loss(
     labels: Tensor | None,
     spec: RowSpec,
     *,
-    class_weights: Tensor | None = None,
     row_weights: Tensor | None = None,
 ) -> RowLosses:
     """`row_loss_` for autograd: `total` has a gradient, which stands where the student's logits stood.
@@ -90,7 +41,7 @@ def row_loss(
     gradients vanish in float16): a gradient of `total` that is 1 costs nothing more, any other one more pass. Backward
     runs once.
     """
-    return RowLosses(*_RowLoss.apply(Inputs(student, teacher, labels, class_weights, row_weights), spec, student))  # type: ignore[no-untyped-call]
+    return RowLosses(*_RowLoss.apply(RowInputs(student, teacher, labels, row_weights), spec, student))  # type: ignore[no-untyped-call]
 
 
 def row_loss_(
@@ -99,7 +50,6 @@ def row_loss_(
     labels: Tensor | None,
     spec: RowSpec,
     *,
-    class_weights: Tensor | None = None,
     row_weights: Tensor | None = None,
     gradient: bool = True,
 ) -> RowLosses:
@@ -109,7 +59,7 @@ def row_loss_(
     computed in float32 (float64 where the student's logits are), and nothing waits for the device. Raises ValueError
     for inputs that do not fit each other or `spec`.
     """
-    inputs = Inputs(student, teacher, labels, class_weights, row_weights)
+    inputs = RowInputs(student, teacher, labels, row_weights)
     check(inputs, spec)
     if not len(student):
         return RowLosses(*(student.new_zeros(0, dtype=torch.float32) for _ in RowLosses._fields))
@@ -133,11 +83,9 @@ def weighted(divergence: Tensor, cross_entropy: Tensor, spec: RowSpec, row_weigh
     return total if row_weights is None else total * row_weights
 
 
-def check(inputs: Inputs, spec: RowSpec) -> None:
+def check(inputs: RowInputs, spec: RowSpec) -> None:
     """Raise ValueError unless inputs and `spec` fit together."""
-    student, teacher, labels, class_weights, row_weights = inputs
-    term_of(spec.divergence)
-    cross_entropy_of(spec.label_smoothing)
+    student, teacher, labels, row_weights = inputs
     rows = student.shape[:1]
     for problem, what in (
         (student.ndim != 2 or not student.is_floating_point(), "student: takes floating logits (R, C)"),
@@ -146,7 +94,6 @@ def check(inputs: Inputs, spec: RowSpec) -> None:
         (teacher is not None and (teacher.ndim != 2 or teacher.shape[:1] != rows), "teacher: takes logits (R, D)"),
         (needs_labels(spec) and labels is None, "labels: the cross-entropy, `nkd` and `dkd` need them"),
         (labels is not None and (labels.shape != rows or labels.is_floating_point()), "labels: takes integers (R,)"),
-        (class_weights is not None and class_weights.shape != student.shape[1:], "class_weights: takes numbers (C,)"),
         (row_weights is not None and row_weights.shape != rows, "row_weights: takes numbers (R,)"),
     ):
         if problem:
@@ -164,43 +111,25 @@ def needs_labels(spec: RowSpec) -> bool:
     return by_target or spec.ce_weight != 0.0
 
 
-@cache
-def term_of(divergence: Divergence | None) -> LossTerm | None:
-    """The term that defines a divergence; raises ValueError for values that the contract refuses."""
-    if divergence is None:
-        return None
-    if divergence.softcap is not None and not divergence.softcap > 0.0:
-        raise ValueError("softcap: takes a number above 0")
-    if not divergence.logit_scale > 0.0:
-        raise ValueError("logit_scale: takes a number above 0")
-    return TERMS[divergence.kind](divergence)
-
-
-@cache
-def cross_entropy_of(smoothing: float) -> CrossEntropyTerm:
-    """The term that defines cross-entropy; raises ValueError for values that the contract refuses."""
-    return CrossEntropyTerm(recipe.CrossEntropy(label_smoothing=smoothing))
-
-
-def plain(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy of each row, some rows at a time: written out where it can be, or by the terms."""
+def plain(inputs: RowInputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Divergence and cross-entropy (R,), some rows at a time: written out where it can be, or by the references."""
     covered = processor_rows.covers(spec) or processor_rows.covers_alone(spec)
-    written_out = inputs.student.device.type == "cpu" and inputs.class_weights is None and covered
-    logits, compute = (processor_rows.block_size(), _quick_part) if written_out else (CHUNK, plain_by_terms)
+    written_out = inputs.student.device.type == "cpu" and covered
+    logits, compute = (processor_rows.block_size(), _quick_part) if written_out else (CHUNK, plain_by_autograd)
     size = max(1, logits // max(1, inputs.student.shape[-1]))
     parts = [compute(_part(inputs, start, start + size), spec, gradient) for start in range(0, len(inputs[0]), size)]
     divergences, cross_entropies = zip(*parts, strict=True)
     return torch.cat(divergences), torch.cat(cross_entropies)
 
 
-def _part(inputs: Inputs, start: int, stop: int) -> Inputs:
+def _part(inputs: RowInputs, start: int, stop: int) -> RowInputs:
     teacher, labels, weights = (
         None if side is None else side[start:stop] for side in (inputs.teacher, inputs.labels, inputs.row_weights)
     )
-    return Inputs(inputs.student[start:stop], teacher, labels, inputs.class_weights, weights)
+    return RowInputs(inputs.student[start:stop], teacher, labels, weights)
 
 
-def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+def _quick_part(inputs: RowInputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
     valid = _valid(inputs, spec)
     counted = valid.to(torch.promote_types(torch.float32, inputs.student.dtype))
     labels = torch.zeros_like(valid, dtype=torch.int64) if inputs.labels is None else inputs.labels.where(valid, 0)
@@ -210,14 +139,14 @@ def _quick_part(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, 
     alone = processor_rows.covers_alone(spec)
     losses = (processor_rows.cross_entropy_ if alone else processor_rows.forward_kl_)(block, spec, gradient)
     if losses is None:
-        return plain_by_terms(inputs, spec, gradient)
+        return plain_by_autograd(inputs, spec, gradient)
     if gradient and not bool(valid.all()):
         block.student.masked_fill_(~valid.unsqueeze(1), 0.0)  # they may hold anything, also what times 0 is not 0
     return losses[0].where(valid, 0.0), losses[1].where(valid, 0.0)
 
 
-def plain_by_terms(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy of each row as the terms define them, differentiated by autograd."""
+def plain_by_autograd(inputs: RowInputs, spec: RowSpec, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Divergence and cross-entropy of each row (R,) as the references define them, differentiated by autograd."""
     valid = _valid(inputs, spec)
     raw = at_least_float32(inputs.student.detach()).requires_grad_(gradient)
     with torch.set_grad_enabled(gradient):
@@ -230,36 +159,23 @@ def plain_by_terms(inputs: Inputs, spec: RowSpec, gradient: bool) -> tuple[Tenso
     return divergence, cross_entropy
 
 
-def _valid(inputs: Inputs, spec: RowSpec) -> Tensor:
+def _valid(inputs: RowInputs, spec: RowSpec) -> Tensor:
     if inputs.labels is None:
         return torch.ones(len(inputs.student), dtype=torch.bool, device=inputs.student.device)
     return inputs.labels != spec.ignore_index
 
 
-def _values(raw: Tensor, inputs: Inputs, spec: RowSpec, valid: Tensor) -> tuple[Tensor, Tensor]:
+def _values(raw: Tensor, inputs: RowInputs, spec: RowSpec, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy (R,) of raw logits; anything in rows that are not valid."""
     labels = torch.zeros_like(valid, dtype=torch.int64) if inputs.labels is None else inputs.labels.where(valid, 0)
-    student, nothing = headed(raw, spec.divergence), raw.new_zeros(len(raw))
-    divergence = cross_entropy = nothing
-    term = term_of(spec.divergence) if needs_teacher(spec) else None
-    if term is not None and inputs.teacher is not None:
-        teacher = headed(at_least_float32(inputs.teacher.detach()), spec.divergence)
-        width = max(student.shape[-1], teacher.shape[-1])
-        divergence = term(LossInputs(widened(student, width), labels, widened(teacher, width), valid))
+    divergence = cross_entropy = raw.new_zeros(len(raw))
+    if spec.divergence is not None and spec.divergence_weight != 0.0 and inputs.teacher is not None:
+        teacher = at_least_float32(inputs.teacher.detach())
+        width = max(raw.shape[-1], teacher.shape[-1])
+        divergence = references.divergence(spec.divergence, widened(raw, width), widened(teacher, width), labels)
     if spec.ce_weight != 0.0:
-        cross_entropy = _cross_entropy(student, labels, inputs.class_weights, spec.label_smoothing)
+        cross_entropy = references.cross_entropy(raw, labels, spec.label_smoothing)
     return divergence, cross_entropy
-
-
-def headed(raw: Tensor, divergence: Divergence | None) -> Tensor:
-    """Raw logits (R, C) with the scale and the soft cap of their head; what is masked stays masked."""
-    if divergence is None:
-        return raw
-    scaled = raw * divergence.logit_scale
-    if divergence.softcap is None:
-        return scaled
-    capped = divergence.softcap * torch.tanh(scaled / divergence.softcap)
-    return capped.masked_fill(raw.isneginf(), -torch.inf)
 
 
 def widened(logits: Tensor, width: int) -> Tensor:
@@ -267,33 +183,15 @@ def widened(logits: Tensor, width: int) -> Tensor:
     return F.pad(logits, (0, width - logits.shape[-1]), value=-torch.inf)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
-    """The term's, or with a weight for each class."""
-    if weights is None:
-        return cross_entropy_of(smoothing)(LossInputs(logits, labels, None))
-    logs, masked = F.log_softmax(logits, dim=-1), logits.isneginf()
-    hard = logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1) * weights[labels]
-    even = (logs.masked_fill(masked, 0.0) * weights).sum(-1) / (~masked).sum(-1)
-    return -(1.0 - smoothing) * hard - smoothing * even
-
-
 class _RowLoss(torch.autograd.Function):
     """Hands out in backward what forward left in the student's logits."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Inputs, spec: RowSpec, student: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, inputs: RowInputs, spec: RowSpec, student: Tensor) -> tuple[Tensor, ...]:
         """The losses; `student` is among the inputs too, and stands apart for autograd to see it."""
         gradient = ctx.needs_input_grad[2]
-        logits, teacher, labels, class_weights, row_weights = inputs
-        losses = row_loss_(
-            logits.detach(),
-            teacher,
-            labels,
-            spec,
-            class_weights=class_weights,
-            row_weights=row_weights,
-            gradient=gradient,
-        )
+        logits, teacher, labels, row_weights = inputs
+        losses = row_loss_(logits.detach(), teacher, labels, spec, row_weights=row_weights, gradient=gradient)
         ctx.mark_non_differentiable(losses.divergence, losses.cross_entropy)
         if gradient:
             torch.autograd.graph.increment_version(student)  # the kernel's writes are not seen otherwise

@@ -1,15 +1,13 @@
 """Forward KL against a sparse teacher, with cross-entropy, in Triton: one launch, a program for each row.
 
 A program goes over the student's logits in blocks, as `worker.kernels.row_kernels` does: once for what each softmax
-divides by, once for the sum of log q where the teacher's other columns have a share, once to write the gradient as if
-no column were kept; then it writes the few that are. The teacher is K numbers of a row, and nothing of its size is
+divides by, once for the sum of log q, of which the teacher's other columns have a share, once to write the gradient as
+if no column were kept; then it writes the few that are. The teacher is K numbers of a row, and nothing of its size is
 read or made. Names as there.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -19,10 +17,8 @@ from torch import Tensor
 from worker.kernels.devices import device_of
 from worker.kernels.row_kernels.launches import LOGITS_OF_A_WARP, MOST_COLUMNS
 from worker.kernels.row_kernels.logits import NONE, live_rows, load_raw, log_sum
-
-if TYPE_CHECKING:
-    from worker.kernels.sparse import Known
-    from worker.kernels.spec import RowSpec
+from worker.kernels.spec import RowSpec
+from worker.kernels.top_k import TopKProbs
 
 
 @triton.jit
@@ -50,18 +46,18 @@ def _gradient(x, high, low, hard_high, hard_low, mass, share, soft, hard, temper
 def sparse_kernel(
     pointer, labels, scale, kept_columns, kept_logs, other_logs, divergences, cross_entropies,
     rows, width, shared, stride, kept, ignore_index, temperature, soft_weight, hard_weight,
-    OTHERS: tl.constexpr, HARD: tl.constexpr, ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr,
+    HARD: tl.constexpr, ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr,
     GRADIENT: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """See the module. `shared` columns are the teacher's too; OTHERS: its other columns have a share."""
+    """See the module. `shared` columns are the teacher's too."""
     row, inside, live, label = live_rows(labels, rows, ignore_index, LABELLED, 1)
     student = pointer + row.to(tl.int64) * stride
     end = width * tl.max(live.to(tl.int32))
     nowhere = tl.zeros([1, 1], tl.int64) - 1
-    high, low, _ = log_sum(student, end, live, nowhere, temperature, 1.0, 1.0, False, False, 1, B)
+    high, low, _ = log_sum(student, end, live, nowhere, temperature, False, 1, B)
     hard_high, hard_low = high, low
     if HARD and not ONE_SOFTMAX:
-        hard_high, hard_low, _ = log_sum(student, end, live, nowhere, 1.0, 1.0, 1.0, False, False, 1, B)
+        hard_high, hard_low, _ = log_sum(student, end, live, nowhere, 1.0, False, 1, B)
 
     numbers = tl.arange(0, K)[None, :]
     columns = tl.load(kept_columns + row.to(tl.int64) * kept + numbers, mask=inside & (numbers < kept), other=-1)
@@ -74,15 +70,13 @@ def sparse_kernel(
     gaps = tl.where(p > 0.0, p * (logs - log_q), 0.0)
     divergence = tl.sum(gaps, axis=1, keep_dims=True)
     mass = tl.sum(p, axis=1, keep_dims=True)
-    share = tl.zeros([1, 1], tl.float32)
-    if OTHERS:
-        log_other = tl.load(other_logs + row, mask=inside, other=NONE)
-        share = tl.exp(log_other)
-        sum_of_logs, count = _sum_of_logs(student, shared * (end > 0).to(tl.int32), live, high, low, temperature, B)
-        count -= tl.sum(known.to(tl.float32), axis=1, keep_dims=True)
-        sum_of_logs -= tl.sum(log_q, axis=1, keep_dims=True)
-        divergence += tl.where(share > 0.0, share * (count * log_other - sum_of_logs), 0.0)
-        mass += share * count
+    log_other = tl.load(other_logs + row, mask=inside, other=NONE)
+    share = tl.exp(log_other)
+    sum_of_logs, count = _sum_of_logs(student, shared * (end > 0).to(tl.int32), live, high, low, temperature, B)
+    count -= tl.sum(known.to(tl.float32), axis=1, keep_dims=True)
+    sum_of_logs -= tl.sum(log_q, axis=1, keep_dims=True)
+    divergence += tl.where(share > 0.0, share * (count * log_other - sum_of_logs), 0.0)
+    mass += share * count
     if HARD:
         is_class = live & (label >= 0) & (label < width)
         x_target = tl.load(student + label, mask=is_class, other=NONE).to(tl.float32)
@@ -110,7 +104,7 @@ def sparse_kernel(
 
 
 def launch(
-    student: Tensor, known: Known, shared: int, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
+    student: Tensor, known: TopKProbs, shared: int, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy (R,) of logits (R, C), of which `shared` columns are the teacher's too.
 
@@ -139,7 +133,6 @@ def launch(
             temperature,
             spec.divergence_weight * temperature,
             spec.ce_weight,
-            OTHERS=known.others,
             HARD=spec.ce_weight != 0.0,
             ONE_SOFTMAX=temperature == 1.0,
             LABELLED=labels is not None,

@@ -1,14 +1,16 @@
-"""What the kernels compute for a row of logits: a divergence from the teacher, cross-entropy with the label, or both.
+"""Requests to the row kernels and their answers: a divergence from the teacher, cross-entropy with the label, or both.
 
-The definitions are those of the terms in `worker.losses`, at which the plain paths are computed.
+`worker.kernels.references` defines both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from worker.losses.base import IGNORED
+from torch import Tensor
+
+from worker.tensors import IGNORED
 
 DivergenceKind = Literal[
     "forward-kl",
@@ -26,7 +28,10 @@ DivergenceKind = Literal[
 
 @dataclass(frozen=True)
 class Divergence:
-    """One divergence; each kind looks at the fields that its term in `app.recipe.losses` has."""
+    """One divergence; each kind looks at the fields that its term in `app.recipe.losses` has.
+
+    Raises ValueError for a temperature that nothing can be divided by; the contract checks the rest.
+    """
 
     kind: DivergenceKind
     """As in the contract; `forward-kl` is its `kd`, and so is multiplied by the squared temperature."""
@@ -44,17 +49,17 @@ class Divergence:
     """`bd-kd`: weight of the divergence that counts more."""
     centered: bool = False
     """`logit-mse`: takes each side's mean off first."""
-    softcap: float | None = None
-    """Logits z of both sides become softcap tanh(z / softcap), before anything else looks at them."""
-    logit_scale: float = 1.0
-    """Multiplies the logits of both sides, before `softcap`."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0.0:
+            raise ValueError("temperature: takes a number above 0")
 
 
 @dataclass(frozen=True)
 class RowSpec:
     """`divergence_weight` divergence + `ce_weight` cross-entropy of a row; what weighs nothing is not computed.
 
-    `softcap` and `logit_scale` of the divergence hold for the cross-entropy too, also where its weight is 0.
+    Raises ValueError for a `label_smoothing` outside [0, 1).
     """
 
     divergence: Divergence | None
@@ -64,3 +69,32 @@ class RowSpec:
     """Share of the target spread evenly over all classes."""
     ignore_index: int = IGNORED
     """Label of a row that counts for nothing: loss and gradient are 0, and its logits are not read."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError("label_smoothing: takes a number from 0 to below 1")
+
+
+class RowInputs(NamedTuple):
+    """Inputs of the losses of R rows."""
+
+    student: Tensor
+    """Logits (R, C) of a floating dtype, in rows without gaps."""
+    teacher: Tensor | None
+    """Logits (R, D) of a floating dtype."""
+    labels: Tensor | None
+    """(R,) int64."""
+    row_weights: Tensor | None
+    """(R,) float32."""
+
+
+class RowLosses(NamedTuple):
+    """Losses of each row (R,), float32 (float64 for such logits); 0 where the row is ignored or the part weighs
+    nothing."""
+
+    total: Tensor
+    """Both parts with their weights, times the row's weight."""
+    divergence: Tensor
+    """Before any weight."""
+    cross_entropy: Tensor
+    """Before any weight."""

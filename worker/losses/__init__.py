@@ -12,21 +12,10 @@ from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
-from worker.losses.divergences import (
-    AklTerm,
-    BdKdTerm,
-    JsdTerm,
-    ReverseKlTerm,
-    SkewKlTerm,
-    SkewReverseKlTerm,
-    TvdTerm,
-)
-from worker.losses.dkd import DkdTerm
+from worker.losses.divergences import AklTerm, DivergenceTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
-from worker.losses.kd import KdTerm, LogitMseTerm
-from worker.losses.nkd import NkdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
@@ -34,17 +23,17 @@ from worker.losses.vocabularies import UldTerm
 
 TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.CrossEntropy: CrossEntropyTerm,
-    spec.Kd: KdTerm,
-    spec.Nkd: NkdTerm,
-    spec.LogitMse: LogitMseTerm,
-    spec.Dkd: DkdTerm,
+    spec.Kd: DivergenceTerm,
+    spec.Nkd: DivergenceTerm,
+    spec.LogitMse: DivergenceTerm,
+    spec.Dkd: DivergenceTerm,
     spec.Dist: DistTerm,
-    spec.BdKd: BdKdTerm,
-    spec.ReverseKl: ReverseKlTerm,
-    spec.Jsd: JsdTerm,
-    spec.SkewKl: SkewKlTerm,
-    spec.SkewReverseKl: SkewReverseKlTerm,
-    spec.Tvd: TvdTerm,
+    spec.BdKd: DivergenceTerm,
+    spec.ReverseKl: DivergenceTerm,
+    spec.Jsd: DivergenceTerm,
+    spec.SkewKl: DivergenceTerm,
+    spec.SkewReverseKl: DivergenceTerm,
+    spec.Tvd: DivergenceTerm,
     spec.Akl: AklTerm,
     spec.Uld: UldTerm,
     spec.KdPt: KdPtTerm,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses.numbers import Assistive
-from worker.losses.base import LossInputs, at_least_float32
+from worker.losses.base import LossInputs
+from worker.tensors import at_least_float32
 
 
 class AssistiveParts(NamedTuple):

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from app.recipe.losses.taps import Tap
-
-IGNORED = -100
-"""Label of a row that counts for nothing."""
+from worker.tensors import at_least_float32
 
 
 class Features(NamedTuple):
@@ -58,11 +55,6 @@ class LossTerm(Protocol):
         Whatever couples rows is shared out so that the mean over the rows that count is right.
         """
         ...
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """`logits` unchanged when they are float32 or float64, else as float32."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def teacher_logits(inputs: LossInputs) -> Tensor:

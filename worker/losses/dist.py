@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses import Dist
+from worker.kernels.log_probs import log_probs
 from worker.losses.base import LossInputs
-from worker.losses.softened import log_probs, prepare, surely_none
+from worker.losses.softened import prepare
+from worker.tensors import surely_none
 
 EPS = 1e-8
 """Added to the product of the norms, as in the authors' code."""

@@ -1,95 +1,65 @@
-"""Divergences between the softened distributions, as language models are distilled with; rows may be tokens.
-
-All are computed in log space, mixtures too, so that probabilities that underflow on both sides do no harm.
-"""
+"""Divergences between the distributions of both sides, row by row; rows may be tokens."""
 
 from __future__ import annotations
+
+from dataclasses import fields
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from app.recipe.losses import Akl, BdKd, Jsd, SkewKl, SkewReverseKl
-from worker.losses.softened import SoftenedTerm, entropy, kl, mixture
+from app.recipe.losses import Akl, Loss
+from worker.kernels.log_probs import kl
+from worker.kernels.references import divergence
+from worker.kernels.spec import Divergence, DivergenceKind
+from worker.losses.base import LossInputs, target_column
+from worker.losses.softened import prepare, soften
+
+KINDS: frozenset[str] = frozenset(get_args(DivergenceKind))
 
 
-class ReverseKlTerm(SoftenedTerm):
-    """KL(q || p)."""
+def divergence_of(spec: Loss) -> Divergence | None:
+    """The kernels' name and settings for a term; none: they have no such divergence."""
+    kind = "forward-kl" if spec.kind == "kd" else spec.kind
+    if kind not in KINDS:
+        return None
+    settings = {each.name: getattr(spec, each.name) for each in fields(Divergence) if hasattr(spec, each.name)}
+    return Divergence(**{**settings, "kind": kind})
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return kl(student, teacher)
 
+class DivergenceTerm:
+    """A divergence of `worker.kernels.references`, which has the formulas and their sources.
 
-class JsdTerm(SoftenedTerm):
-    """beta KL(p || m) + (1 - beta) KL(q || m), where m is beta p + (1 - beta) q (2306.13649).
-
-    At the ends, where that would be 0 for any student, it is forward and reverse KL by definition.
+    Labels given as probabilities count by their arg-max, as in the authors' code of `nkd`.
     """
 
-    spec: Jsd
+    def __init__(self, spec: Loss) -> None:
+        found = divergence_of(spec)
+        assert found is not None  # the table of terms names it for these kinds alone
+        self.divergence, self.standardize = found, getattr(spec, "standardize", False)
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        beta = self.spec.beta
-        if beta in (0.0, 1.0):
-            return kl(student, teacher) if beta else kl(teacher, student)
-        middle = mixture(beta, teacher, student)
-        return beta * kl(teacher, middle) + (1.0 - beta) * kl(student, middle)
-
-
-class SkewKlTerm(SoftenedTerm):
-    """KL(p || skew p + (1 - skew) q) (2402.03898)."""
-
-    spec: SkewKl
-
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return kl(teacher, mixture(self.spec.skew, teacher, student))
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = prepare(inputs, self.standardize)
+        return divergence(self.divergence, student, teacher, target_column(inputs.labels).squeeze(-1))
 
 
-class SkewReverseKlTerm(SoftenedTerm):
-    """KL(q || (1 - skew) p + skew q) (2402.03898)."""
-
-    spec: SkewReverseKl
-
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return kl(student, mixture(self.spec.skew, student, teacher))
-
-
-class TvdTerm(SoftenedTerm):
-    """1/2 sum |p - q|; the gradient of an equal pair is 0."""
-
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return 0.5 * (teacher.exp() - student.exp()).abs().sum(-1)
-
-
-class BdKdTerm(SoftenedTerm):
-    """T^2 (w KL(p || q) + v KL(q || p)); (w, v) is (delta, 1) where q has less entropy than p, else (1, delta).
-
-    The choice has no gradient. The teacher stands still here; the paper (2212.12965) trains it too.
-    """
-
-    spec: BdKd
-
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        overconfident = entropy(student.detach()) < entropy(teacher)
-        forward, reverse = kl(teacher, student), kl(student, teacher)
-        leading = torch.where(overconfident, forward, reverse)
-        return self.spec.temperature**2 * (forward + reverse + (self.spec.delta - 1.0) * leading)
-
-
-class AklTerm(SoftenedTerm):
-    """h KL(p || q) + (1 - h) KL(q || p), where h is the head's share of the gap between both (2404.02657).
+class AklTerm:
+    """h KL(p || q) + (1 - h) KL(q || p), where h is the head's share of the gap between both (arXiv 2404.02657).
 
     h has no gradient, and is 1/2 where there is no gap. Costs a sort over the classes, which also chooses among equal
     probabilities at the edge of the head.
     """
 
-    spec: Akl
+    def __init__(self, spec: Akl) -> None:
+        self.spec = spec
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher, _ = soften(inputs, self.spec)
         share = self.head_share(student.detach(), teacher)
         return share * kl(teacher, student) + (1.0 - share) * kl(student, teacher)
 
     def head_share(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """h of each row (B,), from log-probabilities (B, C)."""
+        """h of each row (B,), from log-probabilities (B, C) in float32 or float64."""
         p, order = teacher.exp().sort(dim=-1, descending=not self.spec.boundary_in_head)
         gaps = (p - student.exp().gather(-1, order)).abs()
         head, total = gaps.where(self._head(p), 0.0).sum(-1), gaps.sum(-1)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from app.recipe.losses.embeddings import Contrastive, EmbeddingDistance, PairScore, SimilarityMatrix
 from worker.data.pairs import SCORE, TEXT
-from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, teacher_logits
 from worker.losses.builder import LossBuilder
+from worker.tensors import at_least_float32
 
 
 class EmbeddingDistanceTerm:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from app.recipe.losses.labels import Ferkd
+from worker.kernels.log_probs import log_probs
 from worker.losses.base import LossInputs
 from worker.losses.soft_labels import recover
-from worker.losses.softened import log_probs, prepare
+from worker.losses.softened import prepare
 
 LOST, HARD, SURE, EASY = range(4)
 """What a crop is to the teacher, in the order of its confidence."""

@@ -19,12 +19,11 @@ from app.recipe.teachers.teacher import Teacher, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
-from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
+from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.builder import LossBuilder
-from worker.losses.passes import Pass, divergence_of, in_kernels
-from worker.losses.softened import surely_none
-from worker.students.hidden_states import HiddenStates
-from worker.teachers.signal import TeacherSignal
+from worker.losses.passes import Pass, in_kernels, kernel_divergence
+from worker.outputs import HiddenStates, TeacherSignal
+from worker.tensors import IGNORED, surely_none
 
 TOTAL = "loss"
 NO_FEATURES: Mapping[Tap, Tensor] = {}
@@ -169,7 +168,7 @@ class Objective:
         """Cross-entropy goes with the first divergence."""
         kinds = {name: spec for name, (spec, _) in self._terms.items()}
         plain = [name for name, spec in kinds.items() if isinstance(spec, CrossEntropy)]
-        taught = [(name, by) for name, spec in kinds.items() if divergence_of(spec) for by in self._names(spec)]
+        taught = [(name, by) for name, spec in kinds.items() if kernel_divergence(spec) for by in self._names(spec)]
         return [Pass(one, *(pair or (None, None))) for one, pair in zip_longest(plain, taught)]
 
     def _spec_of(self, each: Pass, weights: Mapping[str, float]) -> RowSpec:

@@ -1,15 +1,12 @@
-"""What of an objective the kernels compute (`worker.kernels`), and in which passes over the logits."""
+"""Terms of an objective that the kernels compute (`worker.kernels`), and in which passes over the logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from app.recipe.losses import CrossEntropy, Loss, Softened
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-
-_KINDS: Sequence[str] = get_args(DivergenceKind)
+from worker.kernels.spec import Divergence, RowSpec
+from worker.losses.divergences import divergence_of
 
 
 class Pass(NamedTuple):
@@ -22,19 +19,15 @@ class Pass(NamedTuple):
     def spec(self, plain: Loss | None, taught: Loss | None, hard: float, soft: float) -> RowSpec:
         """For the cross-entropy `plain` with the weight `hard` and the divergence `taught` with `soft`."""
         smoothing = plain.label_smoothing if isinstance(plain, CrossEntropy) else 0.0
-        divergence = None if taught is None else divergence_of(taught)
+        divergence = None if taught is None else kernel_divergence(taught)
         return RowSpec(divergence, divergence_weight=soft, ce_weight=hard, label_smoothing=smoothing)
 
 
-def divergence_of(spec: Loss) -> Divergence | None:
-    """What the kernels compute for a term; none: they don't know it, or it is no divergence."""
-    kind = "forward-kl" if spec.kind == "kd" else spec.kind
-    if kind not in _KINDS or (isinstance(spec, Softened) and spec.standardize):
-        return None
-    told = {each.name: getattr(spec, each.name) for each in fields(Divergence) if hasattr(spec, each.name)}
-    return Divergence(**{**told, "kind": kind})
+def kernel_divergence(spec: Loss) -> Divergence | None:
+    """The divergence by which a pass computes a term; none: it does not, as of standardised logits."""
+    return None if isinstance(spec, Softened) and spec.standardize else divergence_of(spec)
 
 
 def in_kernels(spec: Loss) -> bool:
     """Whether a pass computes a term."""
-    return isinstance(spec, CrossEntropy) or divergence_of(spec) is not None
+    return isinstance(spec, CrossEntropy) or kernel_divergence(spec) is not None

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses.numbers import DistanceLoss, SmoothL1, Wing
-from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, teacher_logits
+from worker.tensors import at_least_float32
 
 
 class DistanceTerm:

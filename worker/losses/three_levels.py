@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import KdPt, KdRel, KdSim, KdTopk
-from worker.losses.base import LossInputs, at_least_float32, target_column
+from worker.losses.base import LossInputs, target_column
 from worker.losses.soft_labels import evenly, recover
 from worker.losses.softened import prepare
+from worker.tensors import at_least_float32
 
 
 class KdPtTerm:

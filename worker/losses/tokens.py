@@ -17,13 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from app.recipe.losses.taps import Taps
 from app.recipe.losses.weights import weight_at
 from worker.kernels.linear import HiddenTeacher, KernelTeacher, NoTeacher, linear_distillation
-from worker.kernels.rows import RowLosses, widened
-from worker.kernels.sparse import Kept, TopKTeacher
-from worker.losses.base import IGNORED, Features, LossInputs, LossTerm
+from worker.kernels.rows import widened
+from worker.kernels.sparse import TopKTeacher
+from worker.kernels.spec import RowLosses
+from worker.kernels.top_k import TopK
+from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.losses.passes import Pass, in_kernels
-from worker.students.hidden_states import HiddenStates, LikeliestTokens
-from worker.teachers.signal import TeacherSignal
+from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
+from worker.tensors import IGNORED
 
 CHUNK = 1 << 24
 """Logits of one side that a term outside the kernels is given at a time."""
@@ -101,7 +103,7 @@ def kernel_teacher(signal: TeacherSignal) -> KernelTeacher:
     """What a teacher says, as the kernels take it."""
     said = signal.answer
     if isinstance(said, LikeliestTokens):
-        kept = Kept(said.indices.flatten(0, 1), said.values.flatten(0, 1), said.rest.flatten().unsqueeze(1))
+        kept = TopK(said.indices.flatten(0, 1), said.values.flatten(0, 1), said.rest.flatten().unsqueeze(1))
         return TopKTeacher(kept, said.vocabulary)
     assert isinstance(said, HiddenStates)  # of a language model
     return HiddenTeacher(said.rows, said.weight, said.bias)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from app.recipe.losses import CrossEntropy
 from app.recipe.losses.labels import Uskd
-from worker.losses.base import LossInputs, at_least_float32
+from worker.kernels.log_probs import FLOOR
+from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.features.activations import describe, of_student, vectors, width_of
-from worker.losses.softened import FLOOR
+from worker.tensors import at_least_float32
 
 EPS = 1e-6
 """Added to what is left beside the label, as in the authors' code."""

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.losses import Uld
-from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, teacher_logits
+from worker.tensors import at_least_float32
 
 
 class UldTerm:

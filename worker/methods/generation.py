@@ -20,7 +20,6 @@ from worker.data.batches import Batch, Batches
 from worker.data.prompts import Prompts
 from worker.data.randomness import generator
 from worker.errors import UserError
-from worker.losses.base import IGNORED
 from worker.methods.sampler import Author, as_batch
 from worker.methods.sequence_generator import Scribe, Send, Stop
 from worker.protocol import CachePlace, Log
@@ -28,6 +27,7 @@ from worker.students.decoding import Written
 from worker.students.measure import Reading, reading
 from worker.students.model import Model
 from worker.teachers.digests import digest_folder
+from worker.tensors import IGNORED
 from worker.training.flop_counter import BACKWARD
 from worker.training.loop import Stage, take_step
 from worker.training.stages import teach

@@ -12,10 +12,10 @@ from app.recipe.methods.generation import Generation
 from worker.data.batches import Batch, whole_split
 from worker.data.prompts import Prompts
 from worker.data.randomness import derive_seed
-from worker.losses.base import IGNORED
 from worker.students.decoding import Manner, Written, write
 from worker.students.measure import Reading
 from worker.students.model import Model
+from worker.tensors import IGNORED
 
 TOGETHER = 64
 """Texts that are written at a time; another number would draw other ones."""

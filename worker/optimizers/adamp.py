@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from worker.optimizers.adam import adam_steps, fresh_moments
 from worker.optimizers.base import State
-from worker.optimizers.projected import Projected, Rule
+from worker.optimizers.projected import Projected
 from worker.optimizers.projection import project
+from worker.optimizers.rule import Rule
 
 
 class AdamPOptimizer(Projected):

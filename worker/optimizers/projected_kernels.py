@@ -21,7 +21,7 @@ channel, and lies in memory in one piece. Tensors that are never projected are a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -30,10 +30,8 @@ from torch import Tensor
 
 from worker.kernels.devices import device_of
 from worker.optimizers import tables as sizes
+from worker.optimizers.rule import Rule
 from worker.optimizers.tables import Pointers, TableRows, addresses_of, layout_of
-
-if TYPE_CHECKING:
-    from worker.optimizers.projected import Rule
 
 ROWS_OF_A_DECISION = 1024
 """That a program looks at in a turn."""

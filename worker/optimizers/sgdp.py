@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from worker.optimizers.base import State
-from worker.optimizers.projected import Projected, Rule
+from worker.optimizers.projected import Projected
 from worker.optimizers.projection import project
+from worker.optimizers.rule import Rule
 
 
 class SgdPOptimizer(Projected):

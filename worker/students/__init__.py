@@ -34,6 +34,7 @@ from worker.students import (
     vit,
     wide_resnet,
 )
+from worker.transformers_library import blaming_the_config
 
 Builder = Callable[[Any, ImageInput, int], nn.Module]
 BUILDERS: dict[type, Builder] = {
@@ -51,7 +52,7 @@ def blaming(network: Network) -> AbstractContextManager[None]:
     """Make what a library raises when it builds or runs this network a UserError (`invalid_architecture`)."""
     if isinstance(network, Timm):
         return timm_network.blaming_the_arguments(network)
-    return hugging_face.blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
+    return blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
 
 
 def build(network: Network, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.model import Model
 
 

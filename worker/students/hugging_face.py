@@ -1,18 +1,13 @@
 """Networks of the Transformers library, built from plain configurations and called with one tensor.
 
-The network is the library's own module, with its names of modules and weights; only its call is ours. Nothing is
-fetched: the library is told to stay offline before it is loaded, which happens when the first such network is needed.
+The network is the library's own module, with its names of modules and weights; only its call is ours.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,12 +18,11 @@ from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
-from worker.limits import unbounded
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
+from worker.transformers_library import blaming_the_config, library
 
-os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 ONE_FILE = "1000GB"
 GENERATION = "generation_config.json"
 """What the library writes beside a decoder, for its `generate`."""
@@ -40,18 +34,6 @@ UNUSED = "pooler."
 
 class Misfit(Exception):
     """Weights don't fit the network; the text names the first of them."""
-
-
-@cache
-def library() -> ModuleType:
-    """The library, silenced; it takes a second or two to load."""
-    with unbounded():
-        import transformers
-
-    said: Any = transformers.utils.logging  # untyped
-    said.set_verbosity_error()
-    said.disable_progress_bar()
-    return transformers
 
 
 def build(student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
@@ -69,12 +51,6 @@ def build(student: Transformers, sample: Input, outputs: int, embedding: Embeddi
             raise ValueError(f"its vectors have {config.hidden_size} numbers, not {outputs}")
         network: nn.Module = kind._from_config(config, **_options(config, student))
     return network
-
-
-def width_of(student: Transformers) -> int:
-    """Numbers in a vector of a text; raises UserError as `build` does."""
-    with blaming_the_config(student):
-        return int(library().AutoConfig.for_model(**{"architectures": [], **student.config}).hidden_size)
 
 
 def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
@@ -150,21 +126,6 @@ def _name_answers(described: Any, config: ModelConfig) -> None:
     described.id2label = dict(enumerate(names))
     described.label2id = {name: number for number, name in enumerate(names)}
     described.problem_type = "single_label_classification" if config.classes else "regression"
-
-
-@contextmanager
-def blaming_the_config(student: Transformers) -> Iterator[None]:
-    """Make whatever the library raises a UserError (`invalid_architecture`)."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, UserError):
-        raise
-    except Exception as error:  # of whatever kind the library's hundreds of files raise
-        if "can't allocate memory" in str(error):
-            raise MemoryError from error
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        message = f"a {student.model_type} can't be built from this configuration: {reason[0]}"
-        raise UserError("invalid_architecture", message, "student.config") from error
 
 
 def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:

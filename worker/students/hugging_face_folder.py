@@ -21,8 +21,9 @@ from worker.data.formats.faults import shown
 from worker.data.library_tokenizers import SETTINGS
 from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
-from worker.students.hugging_face import counts_from_padding, first_position, library, tells_parts_apart, width_of
+from worker.students.hugging_face import counts_from_padding, first_position, tells_parts_apart
 from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
+from worker.transformers_library import library, width_of
 
 PREPROCESSOR = "preprocessor_config.json"
 LONGEST = 512

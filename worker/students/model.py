@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
 from worker import students
+from worker.outputs import HiddenStates
 from worker.students import hugging_face
-from worker.students.hidden_states import HiddenStates
 
 INPUT_KEYS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
 """What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""
@@ -119,3 +119,12 @@ def _preprocess(config: ModelConfig) -> nn.Module:
     if config.preprocessing is None:
         return nn.Identity()
     return Normalize(config.preprocessing, trailing=2 if isinstance(config.input, ImageInput) else 0)
+
+
+def last_layer(model: Model) -> nn.Linear | None:
+    """The last linear layer that gives a number per class, where there is one."""
+    layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
+    fitting = [name for name, layer in layers.items() if layer.out_features == model.config.outputs]
+    body = getattr(model.network, "base_model_prefix", None)  # the library may list what comes behind the body first
+    behind = [name for name in fitting if body and not name.startswith(f"{body}.")]
+    return layers[(behind or fitting)[-1]] if fitting else None

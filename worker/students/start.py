@@ -14,10 +14,9 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Pretrained, Timm, Transformers
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
-from worker.students.model import Model
+from worker.students.model import Model, last_layer
 from worker.students.shrink import take_over
 from worker.students.weights import InvalidModel, load_model, read_config, reading_weights, stored_weights
-from worker.teachers.signal import last_layer
 
 EVERY_LAYER = range(1000)
 

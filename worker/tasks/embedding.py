@@ -17,11 +17,11 @@ from worker.data.formats.columns import Samples
 from worker.data.pairs import SCORE, TEXT, as_rows
 from worker.data.task_data import Targets, TaskData
 from worker.metrics import embeddings, regression
-from worker.students.hugging_face import width_of
 from worker.tasks.base import Evaluation, Metrics
 from worker.tasks.card import EncoderCard
 from worker.tasks.regression import number_targets
 from worker.tasks.samples import SampleTask
+from worker.transformers_library import width_of
 
 RECALL_AT = (1, 5, 10)
 """How many of the nearest texts are looked through."""

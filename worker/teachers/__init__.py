@@ -12,9 +12,9 @@ from worker.errors import unusable_model
 from worker.limits import Subject, reading
 from worker.students.model import Model
 from worker.students.weights import InvalidModel, load_model, read_config, reading_weights
-from worker.teachers.signal import InProcessTeacher, TeacherSignal, TeacherSource, head_of
+from worker.teachers.signal import InProcessTeacher, TeacherSource, head_of
 
-__all__ = ["InProcessTeacher", "TeacherSignal", "TeacherSource", "head_of", "load_teacher", "read_teacher_config"]
+__all__ = ["InProcessTeacher", "TeacherSource", "head_of", "load_teacher", "read_teacher_config"]
 
 
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:

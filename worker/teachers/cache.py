@@ -30,11 +30,12 @@ from torch import Tensor
 
 from app.recipe.teachers.cache import Kept
 from worker.data.batches import Batch
+from worker.outputs import TeacherSignal
 from worker.protocol import CachePlace
 from worker.teachers.encoding import Columns, build_encoding
 from worker.teachers.kept_rows import RowLayout
 from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
-from worker.teachers.signal import TeacherSignal, TeacherSource
+from worker.teachers.signal import TeacherSource
 
 FORMAT = 1
 """Raise it with any change of how rows are laid out, or of how this code makes a teacher's answer from its files."""

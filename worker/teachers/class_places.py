@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from worker.students.model import Model
-from worker.teachers.signal import last_layer
+from worker.students.model import Model, last_layer
 
 
 @torch.no_grad()

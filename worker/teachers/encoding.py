@@ -13,8 +13,7 @@ from torch import Tensor
 
 from app.recipe.teachers.cache import Kept, TopKCache
 from worker.errors import UserError
-from worker.students.hidden_states import HiddenStates, LikeliestTokens
-from worker.teachers.signal import Answer
+from worker.outputs import Answer, HiddenStates, LikeliestTokens
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.teachers.teacher import Arithmetic
-from worker.students.model import Model
-from worker.teachers.signal import last_layer
+from worker.students.model import Model, last_layer
 
 EIGHT_BITS = torch.float8_e4m3fn
 SIDES = 16

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.model import Model
 
 Forward = Callable[[Tensor], Tensor | HiddenStates]

@@ -22,7 +22,7 @@ from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.optimizers.base import Listener
 from worker.optimizers.schedules import rate_factor
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import TeacherSource

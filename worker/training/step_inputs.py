@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker.data.batches import Batch
-from worker.teachers.signal import TeacherSignal
+from worker.outputs import TeacherSignal
 
 Signals = dict[str, TeacherSignal]
 """Of the teachers, by their names."""

@@ -23,7 +23,7 @@ from worker.data.documents import read_documents
 from worker.data.formats.columns import ChatMessage, Chats, TextSamples
 from worker.data.packing import open_packed, packing
 from worker.data.tokens import TextTokenizer, train_writer
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 WORDS = ["the cat sat on the mat.\n", "Été: a dog,\n\n  no?", "🙂🙃 日本語 日本", "a  b   c "]
 MANY = 10_000

@@ -15,7 +15,7 @@ from torch import Tensor
 from worker.data.batches import Batch, Batches
 from worker.data.documents import Document
 from worker.data.packing import NARROW, PackedTexts, open_packed, packing
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 FILL, VIEW = 0, "tokens"
 documents = st.lists(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=9), min_size=1)

@@ -33,7 +33,7 @@ from worker.data.running_text import PackingDir, TextFile, halves_of, map_files,
 from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer, train_writer
 from worker.errors import UserError
-from worker.losses.base import IGNORED
+from worker.tensors import IGNORED
 
 LENGTH, ROWS = 8, 2600
 TEXTS = [f"row {row}: the cat, number {row % 7}\nsat" for row in range(ROWS)]

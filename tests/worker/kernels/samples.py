@@ -12,18 +12,17 @@ from torch import Tensor
 from app.recipe import losses as recipe
 from app.recipe.losses import Loss
 from app.recipe.teachers.teacher import Teacher
-from worker.kernels.rows import Inputs
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED
+from worker.kernels.spec import Divergence, DivergenceKind, RowInputs, RowSpec
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import BatchOutputs, Objective
-from worker.teachers import TeacherSignal
+from worker.outputs import TeacherSignal
+from worker.tensors import IGNORED
 
 LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
 KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
 
 
-def batch_of(rows: int, student: int, teacher: int, seed: int, masked: bool = True) -> Inputs:
+def batch_of(rows: int, student: int, teacher: int, seed: int, masked: bool = True) -> RowInputs:
     """Float32 inputs of so many rows and columns; from the second row on one is ignored, and with `masked` some columns
     of either side are masked, never a label's."""
     generator = torch.Generator().manual_seed(seed)
@@ -33,11 +32,10 @@ def batch_of(rows: int, student: int, teacher: int, seed: int, masked: bool = Tr
         own[0, student - 1] = other[-1, teacher - 1] = other[0, teacher - 2] = -torch.inf
     if rows > 1:
         labels[1] = IGNORED
-    weights = (torch.rand(count, generator=generator) + 0.5 for count in (student, rows))
-    return Inputs(own, other, labels, *weights)
+    return RowInputs(own, other, labels, torch.rand(rows, generator=generator) + 0.5)
 
 
-def only_the_label_is_offered() -> Inputs:
+def only_the_label_is_offered() -> RowInputs:
     """Rows whose label is the only column that the student, the teacher, or both do not mask; the last is whole."""
     inputs = batch_of(4, 6, 6, seed=16, masked=False)
     assert inputs.teacher is not None
@@ -49,7 +47,7 @@ def only_the_label_is_offered() -> Inputs:
     return inputs
 
 
-def objective_of(inputs: Inputs, spec: RowSpec) -> tuple[Tensor, Tensor]:
+def objective_of(inputs: RowInputs, spec: RowSpec) -> tuple[Tensor, Tensor]:
     """The objective's loss of a batch with one teacher, and its gradient to the student's logits."""
     assert inputs.labels is not None
     assert inputs.teacher is not None

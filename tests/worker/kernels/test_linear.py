@@ -15,16 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worker.kernels.linear import (
     HiddenTeacher,
     KernelTeacher,
-    LogitsTeacher,
     NoTeacher,
     _chunks,
     linear_distillation,
-    pick,
 )
-from worker.kernels.rows import TERMS, RowLosses, headed, widened
-from worker.kernels.sparse import Kept, Tail, TopKTeacher
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED, LossInputs
+from worker.kernels.references import cross_entropy, divergence
+from worker.kernels.rows import widened
+from worker.kernels.sparse import TopKTeacher
+from worker.kernels.spec import Divergence, DivergenceKind, RowLosses, RowSpec
+from worker.kernels.top_k import TopK
+from worker.tensors import IGNORED, take_rows
 
 KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
 KD = RowSpec(Divergence("forward-kl", temperature=2.0), divergence_weight=0.7, ce_weight=0.3)
@@ -78,23 +78,16 @@ def fused(sides: Sides, spec: RowSpec = KD, teacher: KernelTeacher | None = None
     return linear_distillation(sides.hidden, sides.weight, against, sides.labels, spec, bias=sides.bias, **options)
 
 
-def plain(
-    sides: Sides, spec: RowSpec = KD, teacher_logits: Tensor | None = None, class_weights: Tensor | None = None
-) -> Tensor:
-    """The same by the terms of the losses, over all logits."""
+def plain(sides: Sides, spec: RowSpec = KD, teacher_logits: Tensor | None = None) -> Tensor:
+    """The same by the references, over all logits."""
     assert spec.divergence is not None
     given = sides.teacher_logits if teacher_logits is None else teacher_logits
-    student = headed(F.linear(sides.hidden, sides.weight, sides.bias), spec.divergence)
+    student = F.linear(sides.hidden, sides.weight, sides.bias)
     width, valid = max(student.shape[1], given.shape[1]), sides.labels != IGNORED
-    rows = LossInputs(
-        widened(student, width), sides.labels.where(valid, 0), widened(headed(given, spec.divergence), width), valid
-    )
-    divergence = TERMS[spec.divergence.kind](spec.divergence)(rows)[valid].mean()
-    smoothing = spec.label_smoothing
-    hard = F.cross_entropy(
-        student, sides.labels, class_weights, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
-    )
-    return spec.divergence_weight * divergence + spec.ce_weight * hard / valid.sum()
+    labels = sides.labels.where(valid, 0)
+    soft = divergence(spec.divergence, widened(student, width), widened(given, width), labels)[valid].mean()
+    hard = cross_entropy(student, labels, spec.label_smoothing)[valid].mean()
+    return spec.divergence_weight * soft + spec.ce_weight * hard
 
 
 def gradients(loss: Tensor, sides: Sides) -> dict[str, Tensor]:
@@ -107,7 +100,7 @@ def assert_alike(ours: Tensor, other: Tensor, sides: Sides) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"softcap": 2.0, "logit_scale": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0}])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_and_gradients_are_those_of_the_plain_form(
     kind: DivergenceKind, options: dict[str, float], smoothing: float
@@ -122,16 +115,6 @@ def test_loss_and_gradients_are_those_of_the_plain_form(
 def test_columns_that_one_side_lacks_count_as_masked(kind: DivergenceKind, student: int, teacher: int) -> None:
     sides, spec = make(student=student, teacher=teacher), RowSpec(Divergence(kind), 0.7, 0.3)
     assert_alike(fused(sides, spec).total, plain(sides, spec), sides)
-
-
-@pytest.mark.parametrize("k", [None, 4])
-@pytest.mark.parametrize("kind", ["forward-kl", "jsd"])
-def test_class_weights_are_those_of_torch(kind: DivergenceKind, k: int | None) -> None:
-    sides, spec, weights = make(), RowSpec(Divergence(kind), 0.7, 0.3, 0.1), torch.rand(11, dtype=torch.float64)
-    some = kept(sides.teacher_logits, k or 11)
-    teacher, logits = (TopKTeacher(some, 11), filled_in(some, 11, "even")) if k else (None, None)
-    ours = fused(sides, spec, teacher, class_weights=weights, budget=500).total
-    assert_alike(ours, plain(sides, spec, logits, weights), sides)
 
 
 @pytest.mark.parametrize("budget", [1, 400, 1000, 1 << 30])
@@ -284,14 +267,6 @@ def test_without_gradients_the_losses_are_the_same() -> None:
     torch.testing.assert_close(losses.total, plain(sides).detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_logits_of_a_cache_do_as_well_and_stay_as_they_are() -> None:
-    sides = make()
-    kept = sides.teacher_logits
-    before = kept.clone()
-    assert_alike(fused(sides, teacher=LogitsTeacher(kept)).total, plain(sides), sides)
-    assert torch.equal(kept, before)
-
-
 def test_cross_entropy_alone_needs_no_teacher() -> None:
     sides, spec = make(), RowSpec(None, ce_weight=1.0)
     expected = F.cross_entropy(F.linear(sides.hidden, sides.weight, sides.bias), sides.labels)
@@ -320,7 +295,7 @@ def test_chunks_are_even_and_whole_tiles_where_they_fit(
 ) -> None:
     numbers = torch.arange(rows)
     for picked in (_chunks(None, rows, size, multiple), _chunks(numbers, rows, size, multiple)):
-        parts = [pick(numbers, each) for each in picked]
+        parts = [take_rows(numbers, each) for each in picked]
         assert [len(part) for part in parts] == lengths
         assert torch.equal(torch.cat([numbers[:0], *parts]), numbers)
 
@@ -346,56 +321,40 @@ def test_logits_never_exist_in_full() -> None:
     assert sizes.largest <= 512 * 8192 * 3 // 8
 
 
-def kept(logits: Tensor, k: int) -> Kept:
+def kept(logits: Tensor, k: int) -> TopK:
     values, indices = logits.topk(k, dim=1)
-    return Kept(indices, values, logits.scatter(1, indices, -torch.inf).logsumexp(1, keepdim=True))
+    return TopK(indices, values, logits.scatter(1, indices, -torch.inf).logsumexp(1, keepdim=True))
 
 
-def filled_in(some: Kept, classes: int, tail: Tail) -> Tensor:
-    """Logits of all classes; the way that `tail` is defined."""
-    assert some.rest is not None
-    others = classes - some.indices.shape[1]
-    each = some.rest - math.log(others) if tail == "even" else torch.full_like(some.rest, -torch.inf)
+def filled_in(some: TopK, classes: int) -> Tensor:
+    """Logits of all classes, those that aren't kept with equal parts of the rest."""
+    each = some.rest - math.log(classes - some.indices.shape[1])
     return each.repeat(1, classes).scatter(1, some.indices, some.values)
 
 
-@pytest.mark.parametrize(
-    ("kind", "tail"),
-    [("forward-kl", "zero"), *((kind, tail) for kind in KINDS for tail in ("even", "renormalise"))],
-)
-def test_all_classes_kept_equal_the_dense_teacher(kind: DivergenceKind, tail: Tail) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_classes_kept_equal_the_dense_teacher(kind: DivergenceKind) -> None:
     sides, spec = make(), RowSpec(Divergence(kind, temperature=2.0), 0.7, 0.3)
-    teacher = TopKTeacher(kept(sides.teacher_logits, 11), 11, tail)
+    teacher = TopKTeacher(kept(sides.teacher_logits, 11), 11)
     assert_alike(fused(sides, spec, teacher).total, plain(sides, spec), sides)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tail", ["even", "renormalise"])
 @pytest.mark.parametrize(("student", "teacher"), [(11, 11), (11, 16), (16, 11)])
 def test_some_classes_kept_equal_the_dense_teacher_that_they_stand_for(
-    kind: DivergenceKind, tail: Tail, student: int, teacher: int
+    kind: DivergenceKind, student: int, teacher: int
 ) -> None:
     sides, spec = make(student=student, teacher=teacher), RowSpec(Divergence(kind, temperature=2.0), 0.7, 0.3)
     some = kept(sides.teacher_logits, 4)
-    ours = fused(sides, spec, TopKTeacher(some, teacher, tail)).total
-    assert_alike(ours, plain(sides, spec, filled_in(some, teacher, tail)), sides)
-
-
-def test_a_tail_of_zero_counts_the_kept_classes_alone_at_what_they_are() -> None:
-    sides, spec = make(), RowSpec(Divergence("forward-kl"))
-    some = kept(sides.teacher_logits, 4)
-    valid = sides.labels != IGNORED
-    log_p = sides.teacher_logits.log_softmax(-1).gather(1, some.indices)
-    log_q = F.linear(sides.hidden, sides.weight, sides.bias).log_softmax(-1).gather(1, some.indices)
-    expected = (log_p.exp() * (log_p - log_q)).sum(1)[valid].mean()
-    assert_alike(fused(sides, spec, TopKTeacher(some, 11, "zero")).total, expected, sides)
+    ours = fused(sides, spec, TopKTeacher(some, teacher)).total
+    assert_alike(ours, plain(sides, spec, filled_in(some, teacher)), sides)
 
 
 def test_kept_classes_in_other_dtypes_do_as_well() -> None:
     sides = make().to(torch.float32)
     indices, values, rest = kept(sides.teacher_logits, 4)
-    narrow = Kept(indices.to(torch.int16), values.bfloat16(), rest)
-    wide = Kept(indices, values.bfloat16().float(), rest)
+    narrow = TopK(indices.to(torch.int16), values.bfloat16(), rest)
+    wide = TopK(indices, values.bfloat16().float(), rest)
     ours, other = (fused(sides, teacher=TopKTeacher(some, 11)).total for some in (narrow, wide))
     torch.testing.assert_close(ours, other)
 
@@ -406,12 +365,3 @@ def test_huge_logits_of_a_sparse_teacher_stay_finite() -> None:
     losses = fused(big, teacher=TopKTeacher(kept(-1e4 * sides.teacher_logits, 4), 11))
     assert all(part.isfinite() for part in losses)
     assert all(gradient.isfinite().all() for gradient in gradients(losses.total, big).values())
-
-
-def test_a_tail_that_makes_no_sense_is_refused() -> None:
-    sides = make()
-    some = kept(sides.teacher_logits, 4)
-    with pytest.raises(ValueError, match="tail zero is for forward-kl"):
-        fused(sides, RowSpec(Divergence("reverse-kl")), TopKTeacher(some, 11, "zero"))
-    with pytest.raises(ValueError, match="accepted without it: renormalise"):
-        TopKTeacher(some._replace(rest=None), 11)

@@ -12,22 +12,22 @@ from torch import Tensor
 from tests.worker.kernels.samples import KINDS, batch_of, objective_of, only_the_label_is_offered
 from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpreter
 from worker.kernels import rows
-from worker.kernels.rows import Inputs, RowLosses, row_loss, row_loss_
-from worker.kernels.spec import Divergence, DivergenceKind, RowSpec
-from worker.losses.base import IGNORED
+from worker.kernels.rows import row_loss, row_loss_
+from worker.kernels.spec import Divergence, DivergenceKind, RowInputs, RowLosses, RowSpec
+from worker.tensors import IGNORED
 
-MIXED = RowSpec(Divergence("jsd", temperature=2.0, softcap=5.0), 0.7, 0.5, 0.1)
+MIXED = RowSpec(Divergence("jsd", temperature=2.0), 0.7, 0.5, 0.1)
 
 
-def computed(inputs: Inputs, spec: RowSpec, **settings: Any) -> tuple[RowLosses, Tensor]:
+def computed(inputs: RowInputs, spec: RowSpec, **settings: Any) -> tuple[RowLosses, Tensor]:
     """The losses, and the gradient that took the place of a copy of the student's logits."""
     student = inputs.student.clone()
-    _, teacher, labels, class_weights, row_weights = inputs
-    losses = row_loss_(student, teacher, labels, spec, class_weights=class_weights, row_weights=row_weights, **settings)
+    _, teacher, labels, row_weights = inputs
+    losses = row_loss_(student, teacher, labels, spec, row_weights=row_weights, **settings)
     return losses, student
 
 
-def in_float64(inputs: Inputs) -> Inputs:
+def in_float64(inputs: RowInputs) -> RowInputs:
     assert inputs.teacher is not None
     return inputs._replace(student=inputs.student.double(), teacher=inputs.teacher.double())
 
@@ -38,7 +38,7 @@ def test_the_kernels_agree_under_the_interpreter() -> None:
 
 ROW_TYPES = {
     **dict.fromkeys(("student_pointer", "teacher_pointer"), "*bf16"),
-    **dict.fromkeys(("class_weights", "row_weights", "divergences", "cross_entropies"), "*fp32"),
+    **dict.fromkeys(("row_weights", "divergences", "cross_entropies"), "*fp32"),
     **dict.fromkeys(("rows", "student_width", "teacher_width", "student_stride", "teacher_stride"), "i32"),
     **{"labels": "*i64", "ignore_index": "i32"},
 }
@@ -74,7 +74,7 @@ def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
 def test_losses_and_gradient_are_the_objectives(kind: DivergenceKind) -> None:
     inputs = batch_of(5, 11, 11, seed=1)
     assert inputs.labels is not None
-    inputs = inputs._replace(class_weights=None, row_weights=inputs.labels.ne(IGNORED) / 4.0)
+    inputs = inputs._replace(row_weights=inputs.labels.ne(IGNORED) / 4.0)
     spec = RowSpec(Divergence(kind, temperature=2.0, beta=0.3), 0.7, 0.5, 0.1)
     loss, gradient = objective_of(inputs, spec)
     losses, ours = computed(inputs, spec)
@@ -102,18 +102,16 @@ def test_rows_that_offer_the_label_alone_are_finite(kind: DivergenceKind) -> Non
     assert all(part.isfinite().all() for part in (*losses, gradient))
 
 
-def test_class_weights_are_those_of_torch() -> None:
+def test_smoothed_labels_are_those_of_torch() -> None:
     inputs = batch_of(4, 9, 9, seed=4, masked=False)
     assert inputs.labels is not None
-    theirs = torch.nn.functional.cross_entropy(
-        inputs.student, inputs.labels, inputs.class_weights, reduction="none", label_smoothing=0.2
-    )
+    theirs = torch.nn.functional.cross_entropy(inputs.student, inputs.labels, reduction="none", label_smoothing=0.2)
     torch.testing.assert_close(computed(inputs, RowSpec(None, 1.0, 1.0, 0.2))[0].cross_entropy, theirs)
 
 
 @pytest.mark.parametrize("spec", [MIXED, RowSpec(Divergence("forward-kl"), 0.7, 0.5), RowSpec(None, ce_weight=0.5)])
 def test_rows_that_are_ignored_leave_no_trace(spec: RowSpec) -> None:
-    inputs = batch_of(4, 9, 9, seed=5, masked=False)._replace(class_weights=None)
+    inputs = batch_of(4, 9, 9, seed=5, masked=False)
     inputs.student[1] = torch.nan
     losses, gradient = computed(inputs, spec)
     assert all(part[1] == 0.0 for part in losses)
@@ -126,7 +124,7 @@ def test_a_batch_of_ignored_rows_and_one_of_none_are_finite() -> None:
     losses, gradient = computed(inputs, MIXED)
     assert losses.total.eq(0.0).all()
     assert gradient.eq(0.0).all()
-    nothing = Inputs(*(side[:0] for side in inputs if side is not None))._replace(class_weights=None)
+    nothing = RowInputs(*(side[:0] for side in inputs if side is not None))
     assert computed(nothing, MIXED)[0].total.shape == (0,)
 
 
@@ -141,14 +139,14 @@ def test_the_gradient_stands_in_the_logits_own_memory() -> None:
     inputs = batch_of(3, 9, 9, seed=8)
     wide = torch.cat([inputs.student, inputs.student], dim=1)
     row_loss_(wide[:, :9], inputs.teacher, inputs.labels, MIXED)
-    expected = computed(inputs._replace(class_weights=None, row_weights=None), MIXED)[1]
+    expected = computed(inputs._replace(row_weights=None), MIXED)[1]
     torch.testing.assert_close(wide[:, :9], expected)
     torch.testing.assert_close(wide[:, 9:], inputs.student, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_autograd_multiplies_by_what_comes_from_above(factor: float) -> None:
-    inputs = batch_of(3, 9, 9, seed=9)._replace(class_weights=None, row_weights=None)
+    inputs = batch_of(3, 9, 9, seed=9)._replace(row_weights=None)
     leaf = inputs.student.clone().requires_grad_()
     (factor * row_loss(leaf * 1.0, inputs.teacher, inputs.labels, MIXED).total.sum()).backward()
     torch.testing.assert_close(leaf.grad, factor * computed(inputs, MIXED)[1])
@@ -197,18 +195,20 @@ def test_logits_that_are_changed_before_backward_are_noticed() -> None:
         ({"labels": None}, MIXED, "labels: the cross-entropy"),
         ({"labels": None}, RowSpec(Divergence("dkd")), "labels: the cross-entropy"),
         ({"labels": torch.zeros(3, 9)}, MIXED, "labels: takes integers"),
-        ({"class_weights": torch.ones(8)}, MIXED, "class_weights: takes"),
         ({"row_weights": torch.ones(2)}, MIXED, "row_weights: takes"),
-        ({}, RowSpec(Divergence("jsd", temperature=0.0)), "temperature"),
-        ({}, RowSpec(Divergence("jsd", softcap=0.0)), "softcap: takes"),
-        ({}, RowSpec(Divergence("jsd", logit_scale=-1.0)), "logit_scale: takes"),
-        ({}, RowSpec(None, 0.0, 1.0, 1.0), "label_smoothing"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], spec: RowSpec, message: str) -> None:
     inputs = batch_of(3, 9, 9, seed=14)._replace(**changes)
     with pytest.raises(ValueError, match=message):
-        row_loss_(*inputs[:3], spec, class_weights=inputs.class_weights, row_weights=inputs.row_weights)  # type: ignore[arg-type]
+        row_loss_(*inputs[:3], spec, row_weights=inputs.row_weights)  # type: ignore[arg-type]
+
+
+def test_settings_that_mean_nothing_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="temperature: takes a number above 0"):
+        Divergence("jsd", temperature=0.0)
+    with pytest.raises(ValueError, match="label_smoothing: takes a number from 0 to below 1"):
+        RowSpec(None, 0.0, 1.0, label_smoothing=1.0)
 
 
 def test_a_divergence_alone_needs_no_labels() -> None:

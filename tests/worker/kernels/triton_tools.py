@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +29,6 @@ class Compiled(NamedTuple):
 
     stack: int
     """Bytes that each thread keeps outside of its registers."""
-    shared: int
-    """Bytes of shared memory that a program takes, without those that it asks for at its launch."""
-    ptx: str
 
 
 def compiled(
@@ -40,13 +36,9 @@ def compiled(
     types: dict[str, Any],
     constants: dict[str, Any],
     folder: Path,
-    divisible: Sequence[tuple[int, ...]] = (),
     **options: int,
 ) -> Compiled:
-    """A kernel whose arguments in capitals are `constants` (else False) and the others of `types` (else float32).
-
-    `divisible`: places of arguments, within tuples too, that 16 divides, as launches find out.
-    """
+    """A kernel whose arguments in capitals are `constants` (else False) and the others of `types` (else float32)."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -54,12 +46,11 @@ def compiled(
     names = kernel.arg_names
     fixed = {name: constants.get(name, False) for name in names if name.isupper()}
     signature = {name: "constexpr" if name in fixed else types.get(name, "fp32") for name in names}
-    known = {place: [["tt.divisibility", 16]] for place in divisible}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in fixed.items()}, known)
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in fixed.items()})
     made, cubin = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options), folder / "kernel.cubin"
     cubin.write_bytes(made.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     said = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     found = re.search(r"STACK:(\d+)", said)
     assert found is not None
-    return Compiled(int(found.group(1)), made.metadata.shared, made.asm["ptx"])
+    return Compiled(int(found.group(1)))

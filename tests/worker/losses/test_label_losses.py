@@ -18,8 +18,8 @@ from worker.errors import UserError
 from worker.losses.base import Features, LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
+from worker.losses.divergences import DivergenceTerm
 from worker.losses.ferkd import EASY, HARD, LOST, SURE, FerkdTerm
-from worker.losses.kd import KdTerm
 from worker.losses.soft_labels import recover
 from worker.losses.uskd import UskdTerm, named_classes, others_part
 
@@ -254,7 +254,7 @@ def test_where_nothing_would_be_kept_all_is_with_the_teachers_labels() -> None:
 def test_when_nothing_is_sorted_out_the_gradient_is_that_of_kd() -> None:
     rows = draw()
     found = gradient(FerkdTerm(Ferkd(low=0.0, middle=0.0))(rows), rows.student)
-    torch.testing.assert_close(found, gradient(KdTerm(Kd(temperature=1.0))(rows), rows.student))
+    torch.testing.assert_close(found, gradient(DivergenceTerm(Kd(temperature=1.0))(rows), rows.student))
 
 
 def test_when_all_crops_are_hard_it_is_cross_entropy_with_smoothed_labels() -> None:

@@ -13,12 +13,14 @@ from app.recipe.losses import Akl, CrossEntropy, Dist, Kd, Loss, Nkd
 from app.recipe.losses.weights import LinearWeight
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.losses.samples import CLASSES, SPECS, draw, term_of
-from worker.kernels.rows import RowLosses, row_loss
+from worker.kernels.rows import row_loss
+from worker.kernels.spec import RowLosses
 from worker.losses import objective as module
-from worker.losses.base import IGNORED, LossInputs
+from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import BatchOutputs, Objective, unique_names
-from worker.teachers import TeacherSignal
+from worker.outputs import TeacherSignal
+from worker.tensors import IGNORED
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MIXED: list[Loss] = [CrossEntropy(weight=0.5), Kd(weight=2.0), Nkd()]

@@ -13,15 +13,15 @@ from app.recipe import losses as spec
 from app.recipe.losses import Loss
 from app.recipe.losses.weights import LinearWeight
 from app.recipe.teachers.teacher import Teacher
+from worker.kernels.log_probs import log_probs
 from worker.losses import build_term
-from worker.losses.base import IGNORED, LossInputs
+from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs
-from worker.losses.passes import divergence_of, in_kernels
-from worker.losses.softened import log_probs
+from worker.losses.passes import in_kernels, kernel_divergence
 from worker.losses.tokens import TokenObjective
-from worker.students.hidden_states import HiddenStates
-from worker.teachers.signal import TeacherSignal
+from worker.outputs import HiddenStates, TeacherSignal
+from worker.tensors import IGNORED
 
 B, S, H, V = 3, 5, 6, 11
 KINDS: list[Loss] = [
@@ -203,8 +203,8 @@ def test_it_never_holds_all_logits(term: Loss, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_the_kernels_compute_is_told_from_the_contract() -> None:
-    told = divergence_of(spec.Dkd(alpha=0.5, beta=2.0, temperature=3.0))
+    told = kernel_divergence(spec.Dkd(alpha=0.5, beta=2.0, temperature=3.0))
     assert told is not None
     assert (told.kind, told.alpha, told.beta, told.temperature) == ("dkd", 0.5, 2.0, 3.0)
-    assert divergence_of(spec.Akl()) is None
+    assert kernel_divergence(spec.Akl()) is None
     assert log_probs(torch.zeros(1, 2), torch.zeros(1, 2)).student.exp().sum() == pytest.approx(1.0)

@@ -15,7 +15,7 @@ from app.recipe.students.architectures import Shrink, Transformers
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.students.shrink import ENCODERS, Unshrinkable, kept_heads, kept_layers, shrunk, teacher_depth
 from tests.worker.students import builders
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.shrink import take_over

@@ -14,10 +14,10 @@ from app.recipe.students.hugging_face import TEXT_MODEL_TYPES
 from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
-from worker.students import hugging_face
 from worker.students.model import Model
 from worker.students.pooling import pool
 from worker.students.weights import WEIGHTS, load_model, save_model
+from worker.transformers_library import width_of
 
 STATES = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [9.0, 9.0]], [[4.0, 0.0], [0.0, 0.0], [2.0, 3.0]]])
 SEEN = torch.tensor([[True, True, False], [True, True, True]])
@@ -109,5 +109,5 @@ def test_a_width_that_the_network_does_not_have_is_refused() -> None:
 
 
 def test_the_width_follows_from_the_configuration() -> None:
-    assert hugging_face.width_of(Transformers(config={"model_type": "distilbert", "dim": 24})) == 24
-    assert hugging_face.width_of(Transformers(config={"model_type": "electra"})) == 256
+    assert width_of(Transformers(config={"model_type": "distilbert", "dim": 24})) == 24
+    assert width_of(Transformers(config={"model_type": "electra"})) == 256

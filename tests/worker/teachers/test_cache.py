@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from app.recipe.teachers.cache import DenseCache, Kept, TopKCache
 from worker.data.batches import Batch, Batches, whole_split
 from worker.errors import UserError
+from worker.outputs import TeacherSignal
 from worker.protocol import CachePlace
 from worker.teachers.cache import CachedTeacher, CacheKey
-from worker.teachers.signal import TeacherSignal
 
 SAMPLES, CLASSES, COLUMNS = 40, 5, 6
 SUBJECT = CacheKey(teacher="t", data="d", samples=SAMPLES, outputs=CLASSES, arithmetic="fp32 on cpu")

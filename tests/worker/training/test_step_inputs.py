@@ -12,8 +12,8 @@ import torch
 from tests.worker.training.builders import finished, require_same_bits, stage, weights
 from worker.bundle import writer as bundle
 from worker.data.batches import Batch, whole_split
+from worker.outputs import TeacherSignal
 from worker.protocol import Assignment, CachePlace
-from worker.teachers.signal import TeacherSignal
 from worker.trainer import run
 from worker.training import loop, measure
 from worker.training import stages as stages

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from worker.kernels.row_kernels.divergences import binary
 from worker.kernels.row_kernels.logits import NONE, live_rows, log_sum, logit_at
-from worker.kernels.row_kernels.sweeps import class_weight_sum, divergence_sums, label_weight, last_pass, log_sums
+from worker.kernels.row_kernels.sweeps import divergence_sums, last_pass, log_sums
 
 
 @triton.jit
@@ -22,11 +22,11 @@ def _row_weight(weights, row, inside, WEIGHTED: tl.constexpr, R: tl.constexpr):
 
 @triton.jit
 def row_kernel(
-    student_pointer, teacher_pointer, labels, class_weights, row_weights, divergences, cross_entropies,
-    rows, student_width, teacher_width, student_stride, teacher_stride, ignore_index, temperature, scale, cap,
+    student_pointer, teacher_pointer, labels, row_weights, divergences, cross_entropies,
+    rows, student_width, teacher_width, student_stride, teacher_stride, ignore_index, temperature,
     share, delta, factor, target_factor, divergence_weight, ce_weight, smoothing,
-    KIND: tl.constexpr, CENTERED: tl.constexpr, CAPPED: tl.constexpr, CE: tl.constexpr, SMOOTHED: tl.constexpr,
-    ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr, CLASS_WEIGHTED: tl.constexpr, ROW_WEIGHTED: tl.constexpr,
+    KIND: tl.constexpr, CENTERED: tl.constexpr, CE: tl.constexpr, SMOOTHED: tl.constexpr,
+    ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr, ROW_WEIGHTED: tl.constexpr,
     GRADIENT: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """See the module. KIND "" leaves the divergence out, CE the cross-entropy.
@@ -42,21 +42,20 @@ def row_kernel(
     teacher_end = teacher_width * any_live
     nowhere = tl.zeros([R, 1], tl.int64) - 1
     skipped = label if KIND == "nkd" or KIND == "dkd" else nowhere
-    x_target = logit_at(student, label, student_width, live, scale, cap, CAPPED)
+    x_target = logit_at(student, label, student_width, live)
 
     nothing = tl.zeros([R, 1], tl.float32)
     high_q, low_q, high_p, low_p, masked_q = nothing, nothing, nothing, nothing, nothing
     first, second, ahead, behind, y_target = nothing, nothing, nothing, nothing, nothing
     if KIND != "":
         mismatch = tl.where(student_width == teacher_width, 0.0, 1.0)
-        y_target = logit_at(teacher, label, teacher_width, live, scale, cap, CAPPED)
+        y_target = logit_at(teacher, label, teacher_width, live)
         high_q, low_q, high_p, low_p, masked_q, masked = log_sums(
-            student, teacher, end, teacher_end, live, skipped, temperature, scale, cap, mismatch,
-            KIND, CAPPED, THREE_PASSES, R, B,
-        )  # fmt: skip
+            student, teacher, end, teacher_end, live, skipped, temperature, mismatch, KIND, THREE_PASSES, R, B
+        )
         first, second, ahead, behind = divergence_sums(
-            student, teacher, student_width, teacher_width, end, live, skipped, temperature, scale, cap, share, delta,
-            high_q, low_q, high_p, low_p, masked, KIND, CENTERED, CAPPED, R, B,
+            student, teacher, student_width, teacher_width, end, live, skipped, temperature, share, delta,
+            high_q, low_q, high_p, low_p, masked, KIND, CENTERED, R, B,
         )  # fmt: skip
     at_target, per_rest, per_shared, divergence = nothing, nothing, nothing, nothing
     if KIND == "dkd":
@@ -66,36 +65,32 @@ def row_kernel(
         divergence = target_factor * divergence
 
     hard_high, hard_low, hard, log_target = high_q, low_q, nothing, nothing
-    cross_entropy, even, weight_sum = nothing, nothing, nothing
+    cross_entropy, even, offered = nothing, nothing, nothing
     if HARD:
         if not ONE_SOFTMAX:
-            hard_high, hard_low, masked_q = log_sum(
-                student, end, live, nowhere, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
-            )
+            hard_high, hard_low, masked_q = log_sum(student, end, live, nowhere, 1.0, THREE_PASSES, R, B)
         log_target = (x_target - hard_high) - hard_low
     if KIND == "nkd":
-        high, low, _ = log_sum(
-            teacher, teacher_end, live, nowhere, 1.0, scale, cap, CAPPED, THREE_PASSES, R, B
-        )  # fmt: skip
+        high, low, _ = log_sum(teacher, teacher_end, live, nowhere, 1.0, THREE_PASSES, R, B)
         p_target = tl.exp((y_target - high) - low)
         divergence = tl.where(p_target > 0.0, -p_target * log_target, 0.0)
         hard += divergence_weight * p_target
     if CE:
-        weight, known = label_weight(class_weights, label, student_width, live, CLASS_WEIGHTED)
-        cross_entropy = (smoothing - 1.0) * tl.where(known, weight * log_target, NONE)
-        hard += ce_weight * (1.0 - smoothing) * weight
+        known = live & (label >= 0) & (label < student_width)
+        cross_entropy = (smoothing - 1.0) * tl.where(known, log_target, NONE)
+        hard += ce_weight * (1.0 - smoothing) * known.to(tl.float32)
     if SMOOTHED:
-        weight_sum = class_weight_sum(class_weights, student, end, live, CLASS_WEIGHTED, R, B)
-        even = smoothing / tl.maximum(student_width - masked_q, 1.0)
+        offered = student_width - masked_q
+        even = smoothing / tl.maximum(offered, 1.0)
 
     row_weight = _row_weight(row_weights, row, inside, ROW_WEIGHTED, R)
     tl.debug_barrier()  # every warp has read its labels' logits before any of them is overwritten
     value, spread = last_pass(
-        student, teacher, class_weights, student_width, teacher_width, student_width if GRADIENT else end,
-        inside, live, label, skipped, row_weight, temperature, scale, cap, share, factor, target_factor,
+        student, teacher, student_width, teacher_width, student_width if GRADIENT else end,
+        inside, live, label, skipped, row_weight, temperature, share, factor, target_factor,
         divergence_weight, high_q, low_q, high_p, low_p, first, second, ahead, behind, at_target, per_rest, per_shared,
-        hard_high, hard_low, hard, ce_weight * even, weight_sum,
-        KIND, CAPPED, HARD, SMOOTHED, CLASS_WEIGHTED, GRADIENT, R, B,
+        hard_high, hard_low, hard, ce_weight * even, offered,
+        KIND, HARD, SMOOTHED, GRADIENT, R, B,
     )  # fmt: skip
     if KIND != "":
         tl.store(divergences + row, tl.where(live, divergence + factor * value, 0.0), mask=inside)

@@ -3,8 +3,6 @@
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 from torch import Tensor
@@ -12,10 +10,7 @@ from torch import Tensor
 from worker.kernels.devices import device_of
 from worker.kernels.plan import plan
 from worker.kernels.row_kernels.kernels import row_kernel, scale_kernel
-from worker.kernels.spec import Divergence, RowSpec
-
-if TYPE_CHECKING:
-    from worker.kernels.rows import Inputs
+from worker.kernels.spec import Divergence, RowInputs, RowSpec
 
 MOST_COLUMNS = 2048
 """Of a block: a wider one spills registers, because every lane holds a sum of its own."""
@@ -24,12 +19,12 @@ LOGITS_OF_A_WARP = 256
 """Eight for each lane: twice as many take all 255 registers."""
 
 
-def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = False) -> tuple[Tensor, Tensor]:
+def launch(inputs: RowInputs, spec: RowSpec, gradient: bool, three_passes: bool = False) -> tuple[Tensor, Tensor]:
     """Divergence and cross-entropy (R,) of inputs that were checked; with `gradient`, the student's logits become it.
 
     `three_passes` looks for the maximum before summing, as is usual; there to be compared with.
     """
-    student, teacher, labels, class_weights, row_weights = inputs
+    student, teacher, labels, row_weights = inputs
     planned, divergence = plan(spec), spec.divergence or Divergence("forward-kl")
     temperature = 1.0 if planned.kind == "logit-mse" else divergence.temperature
     rows, width = student.shape
@@ -41,7 +36,7 @@ def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = F
         row_kernel[(triton.cdiv(rows, together),)](
             student,
             other,
-            *(student if side is None else side.contiguous() for side in (labels, class_weights, row_weights)),
+            *(student if side is None else side.contiguous() for side in (labels, row_weights)),
             *losses,
             rows,
             width,
@@ -50,8 +45,6 @@ def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = F
             other.stride(0),
             spec.ignore_index,
             temperature,
-            divergence.logit_scale,
-            divergence.softcap or 1.0,
             planned.share,
             divergence.delta,
             planned.factor,
@@ -61,12 +54,10 @@ def launch(inputs: Inputs, spec: RowSpec, gradient: bool, three_passes: bool = F
             spec.label_smoothing,
             KIND=planned.kind,
             CENTERED=divergence.centered,
-            CAPPED=divergence.softcap is not None,
             CE=spec.ce_weight != 0.0,
             SMOOTHED=spec.ce_weight != 0.0 and spec.label_smoothing != 0.0,
             ONE_SOFTMAX=temperature == 1.0 and planned.kind not in {"", "logit-mse", "nkd", "dkd"},
             LABELLED=labels is not None,
-            CLASS_WEIGHTED=class_weights is not None,
             ROW_WEIGHTED=row_weights is not None,
             GRADIENT=gradient,
             THREE_PASSES=three_passes,

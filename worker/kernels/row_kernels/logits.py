@@ -13,7 +13,7 @@ LN2_LOW = tl.constexpr(-2.1219444005469057e-4)
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding it rounds a float32 to an integer, which then stands in its lowest bits."""
 FLOOR = tl.constexpr(-1e9)
-"""Log of what counts as no probability, as in `worker.losses.softened`."""
+"""Log of what counts as no probability, as in `worker.kernels.log_probs`."""
 NONE = tl.constexpr(-float("inf"))
 
 
@@ -35,43 +35,22 @@ def _split(x):
 
 
 @triton.jit
-def _head_tanh(scaled, cap):
-    """tanh(scaled / cap), and 1 minus its square."""
-    small = tl.exp(-2.0 * tl.abs(scaled) / cap)
-    size = (1.0 - small) / (1.0 + small)
-    return tl.where(scaled < 0.0, -size, size), 4.0 * small / ((1.0 + small) * (1.0 + small))
-
-
-@triton.jit
-def headed(raw, scale, cap, CAPPED: tl.constexpr):
-    """Logits of a head, and their derivative to the raw ones; what is masked stays masked."""
-    logits = raw * scale
-    slope = tl.zeros_like(raw) + scale
-    if CAPPED:
-        bounded, flat = _head_tanh(logits, cap)
-        logits = tl.where(raw == NONE, NONE, bounded * cap)
-        slope = slope * flat
-    return logits, slope
-
-
-@triton.jit
 def load_raw(row, columns, width, live):
     """Raw logits (R, B); -inf beyond the width and in rows that are ignored."""
     return tl.load(row + columns, mask=live & (columns < width), other=NONE).to(tl.float32)
 
 
 @triton.jit
-def load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED: tl.constexpr):
+def load_logits(row, columns, width, live, skipped, temperature):
     """Logits (R, B) at the temperature, without the column `skipped`, and whether each is masked in itself."""
     raw = load_raw(row, columns, width, live)
-    logits, _ = headed(raw, scale, cap, CAPPED)
-    return tl.where(columns == skipped, NONE, logits / temperature), (raw == NONE) & (columns < width) & live
+    return tl.where(columns == skipped, NONE, raw / temperature), (raw == NONE) & (columns < width) & live
 
 
 @triton.jit
 def log_sum(
-    row, width, live, skipped, temperature, scale, cap,
-    CAPPED: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    row, width, live, skipped, temperature,
+    THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """log sum exp of each row in two parts (R, 1), and how many columns are masked.
 
@@ -83,20 +62,20 @@ def log_sum(
     if THREE_PASSES:
         for start in range(0, width, B):
             columns = start + tl.arange(0, B)[None, :]
-            logits, hidden = load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED)
+            logits, hidden = load_logits(row, columns, width, live, skipped, temperature)
             exponents = tl.maximum(exponents, logits)
             masked += hidden.to(tl.float32)
         high = tl.max(exponents, axis=1, keep_dims=True)
         for start in range(0, width, B):
             columns = start + tl.arange(0, B)[None, :]
-            logits, _ = load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED)
+            logits, _ = load_logits(row, columns, width, live, skipped, temperature)
             mantissas += tl.exp(logits - high)
         low = tl.zeros_like(high)
         total = tl.sum(mantissas, axis=1, keep_dims=True)
     else:
         for start in range(0, width, B):
             columns = start + tl.arange(0, B)[None, :]
-            logits, hidden = load_logits(row, columns, width, live, skipped, temperature, scale, cap, CAPPED)
+            logits, hidden = load_logits(row, columns, width, live, skipped, temperature)
             mantissa, exponent = _split(logits)
             top = tl.maximum(exponents, exponent)
             mantissas = mantissas * _power(exponents - top) + mantissa * _power(exponent - top)
@@ -112,11 +91,9 @@ def log_sum(
 
 
 @triton.jit
-def logit_at(row, label, width, live, scale, cap, CAPPED: tl.constexpr):
+def logit_at(row, label, width, live):
     """The logit (R, 1) of the label; -inf where it is no column of this side."""
-    raw = tl.load(row + label, mask=live & (label >= 0) & (label < width), other=NONE).to(tl.float32)
-    logits, _ = headed(raw, scale, cap, CAPPED)
-    return logits
+    return tl.load(row + label, mask=live & (label >= 0) & (label < width), other=NONE).to(tl.float32)
 
 
 @triton.jit

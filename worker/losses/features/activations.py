@@ -8,7 +8,8 @@ from torch import Tensor
 
 from app.recipe.losses.features import Reduction
 from app.recipe.losses.taps import Pair, Tap
-from worker.losses.base import LossInputs, at_least_float32
+from worker.losses.base import LossInputs
+from worker.tensors import at_least_float32
 
 
 def of_student(inputs: LossInputs, tap: Tap) -> Tensor:

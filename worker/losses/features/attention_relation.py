@@ -11,11 +11,11 @@ from torch import Tensor
 
 from app.recipe.losses.features import AttentionRelation, Projections
 from app.recipe.losses.taps import Tap
+from worker.kernels.log_probs import FLOOR
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import describe, of_student, of_teacher
 from worker.losses.features.adapters import require_kind, require_same_tokens
-from worker.losses.softened import FLOOR
 
 
 class AttentionRelationTerm:

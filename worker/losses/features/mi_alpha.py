@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.losses.features import MiAlpha
+from worker.kernels.log_probs import FLOOR
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import both_vectors, width_of
 from worker.losses.features.adapters import part_key, require_kind
-from worker.losses.softened import FLOOR
 
 LARGEST = 0.7
 """Share of the dtype's range of exponents that scores may take up: 62 in float32. Beyond it they have no gradient."""

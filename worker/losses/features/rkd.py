@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from app.recipe.losses.features import Rkd
-from worker.losses.base import LossInputs, at_least_float32, teacher_logits
+from worker.losses.base import LossInputs, teacher_logits
 from worker.losses.builder import LossBuilder
 from worker.losses.features.activations import both_vectors
 from worker.losses.features.adapters import require_kind
+from worker.tensors import at_least_float32
 
 CLOSEST = 1e-6
 """Distances are at least this, as in the authors' code (1e-12 of their squares), where they have no gradient."""

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from worker.data.batches import NEXT, Batch
-from worker.losses.base import IGNORED
 from worker.losses.tokens import CHUNK
 from worker.metrics.language import TokenTally
-from worker.students.hidden_states import HiddenStates
+from worker.outputs import HiddenStates
 from worker.students.model import Model
 from worker.tasks.base import Call, Evaluation, HeldOut, Metrics, NonFiniteOutputs, Predictions, weights_of
+from worker.tensors import IGNORED
 
 TOKENS_AT_ONCE = 8192
 """Tokens that a model reads at a time."""

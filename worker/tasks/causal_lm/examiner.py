@@ -11,10 +11,10 @@ from torch import Tensor
 
 from worker.data.batches import Batch
 from worker.data.task_data import TaskData
-from worker.losses.base import IGNORED
 from worker.students.model import Model
 from worker.tasks.base import HeldOut, Metrics
 from worker.tasks.causal_lm.evaluator import evaluate_model, labels_of
+from worker.tensors import IGNORED
 
 CHECKED_TOKENS = 4096
 """Held-out tokens that a teacher is asked about, in whole sequences, where no more are needed."""

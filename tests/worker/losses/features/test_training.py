@@ -18,10 +18,10 @@ from app.recipe.teachers.teacher import Teacher
 from tests.worker.training.builders import play, stage, weights, write_teacher
 from worker.losses.builder import LossBuilder, TeacherSide
 from worker.losses.objective import BatchOutputs, Objective
+from worker.outputs import TeacherSignal
 from worker.protocol import Assignment, CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.model import Model
 from worker.students.weights import load_model
-from worker.teachers import TeacherSignal
 
 RESNET: dict[str, Any] = {"architecture": "cifar-resnet", "depth": 8, "width": 4}
 VIT: dict[str, Any] = {"architecture": "vit", "patch_size": 3, "width": 12, "depth": 1, "heads": 2}
