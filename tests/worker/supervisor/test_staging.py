@@ -144,7 +144,7 @@ def sources(store: Store, folder: Path) -> Sources:
 
 
 def lease(checkpoint: CheckpointRef | None = None) -> Lease:
-    return Lease("job_1", "proj_1", 1, 1, "me", job_spec(seed=1), 60.0, 600.0, checkpoint)
+    return Lease("job_1", "proj_1", 1, 1, "me", job_spec(seed=1), 60.0, checkpoint)
 
 
 async def test_stage_lays_out_inputs_checkpoint_and_assignment(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def taught(**teacher: str) -> Lease:
 
 
 def leased(spec: JobSpec) -> Lease:
-    return Lease("job_1", "proj_1", 1, 1, "me", spec, 60.0, 600.0, None)
+    return Lease("job_1", "proj_1", 1, 1, "me", spec, 60.0, None)
 
 
 async def test_a_teacher_that_torch_saved_is_staged_as_safetensors(tmp_path: Path) -> None:

@@ -128,11 +128,12 @@ HOLDER = """
 import sys
 from pathlib import Path
 import torch
-from worker.teachers.encoding import Column
-from worker.teachers.kept_rows import Layout
+from worker.teachers.encoding import StoredColumn
+from worker.teachers.kept_rows import RowLayout
 from worker.teachers.shelf import DiskCache
 
-held = DiskCache(Path(sys.argv[1]), 10**6).open(sys.argv[2], Layout(100, {"logits": Column(torch.float32, 10)}, {}))
+layout = RowLayout(100, {"logits": StoredColumn(torch.float32, 10)}, {})
+held = DiskCache(Path(sys.argv[1]), 10**6).open(sys.argv[2], layout)
 held.rows.write(torch.tensor([1]), {"logits": torch.ones(1, 10)})
 print("held", flush=True)
 sys.stdin.read()
