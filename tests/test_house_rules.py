@@ -81,6 +81,37 @@ def has_keyword(node: ast.AST, name: str, value: object) -> bool:
     )
 
 
+TENSOR_ROOMS = ("losses", "kernels", "metrics", "optimizers")
+SHAPE = re.compile(
+    r"""\(\w+,[^()]*\)            # (N,), (N, C), (B, ...)
+      | \([.…]+,?[^()]*\)         # (..., C)
+      | \(\w+(?:\ \w+)+,[^()]*\) # (N S, H)
+      | \bscalars?\b | \bshape\b""",
+    re.VERBOSE,
+)
+
+
+def tensor_function_without_shapes(node: ast.AST) -> bool:
+    """A public function that takes tensors says of which shapes, or `See` where that is written down."""
+    if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+        return False
+    if any("triton" in ast.unparse(by) for by in node.decorator_list):  # their arguments are pointers and blocks
+        return False
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    kinds = [ast.unparse(each.annotation) for each in arguments if each.annotation is not None]
+    text = ast.get_docstring(node) or ""
+    takes_tensors = any(re.search(r"\bTensor\b", kind) for kind in kinds)
+    return takes_tensors and not SHAPE.search(text) and not text.startswith("See `")
+
+
+def public_scopes(tree: ast.Module) -> Iterator[ast.AST]:
+    """Functions of a module and methods of its public classes."""
+    for node in tree.body:
+        yield node
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from node.body
+
+
 def offences(rule: Rule, source: str) -> Iterator[int]:
     """Lines that break a rule."""
     return (getattr(node, "lineno", 0) for node in ast.walk(ast.parse(source)) if rule(node))
@@ -101,6 +132,17 @@ def test_the_sources_keep_the_rule(rule: Rule) -> None:
     assert not found, rule.__doc__
 
 
+@pytest.mark.parametrize("room", TENSOR_ROOMS)
+def test_public_functions_name_the_shapes_of_their_tensors(room: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        for path in sorted((ROOT / "worker" / room).rglob("*.py"))
+        for node in public_scopes(ast.parse(path.read_text()))
+        if tensor_function_without_shapes(node)
+    ]
+    assert not found, tensor_function_without_shapes.__doc__
+
+
 def test_the_rule_about_status_knows_how_the_one_place_writes_it() -> None:
     assert list(offences(status_changes_in_one_place, THE_ONE_PLACE.read_text()))
 
@@ -118,9 +160,11 @@ def test_the_rule_about_status_knows_how_the_one_place_writes_it() -> None:
         (torch_load_takes_weights_only, "torch.load(path)"),
         (torch_load_takes_weights_only, "torch.load(path, weights_only=False)"),
         (no_remote_code, "AutoModel.from_pretrained(path, trust_remote_code=True)"),
+        (tensor_function_without_shapes, "def f(x: Tensor) -> Tensor:\n    'Rows (of x) that count.'"),
+        (tensor_function_without_shapes, "def f(x: int, *, y: Tensor | None = None) -> None: ..."),
         (status_changes_in_one_place, "job.status = Status.FAILED"),
         (status_changes_in_one_place, "self.job.status: Status = Status.FAILED"),
-        (status_changes_in_one_place, "update(JobRow).where(Job.id == i).values(step=1, status='failed')"),
+        (status_changes_in_one_place, "update(JobRow).where(JobRow.id == i).values(step=1, status='failed')"),
         (status_changes_in_one_place, "text('UPDATE jobs SET step = 1, status = :s')"),
     ],
 )
@@ -134,8 +178,11 @@ def test_a_rule_finds_its_breach(rule: Rule, source: str) -> None:
         (no_shell, "subprocess.run(words, shell=False)"),
         (no_pickle, "import pickletools_of_ours\nnumpy.load(path, allow_pickle=False)"),
         (torch_load_takes_weights_only, "torch.load(path, weights_only=True)"),
+        (tensor_function_without_shapes, "def f(x: Tensor) -> Tensor:\n    'Mean of rows (N, C).'"),
+        (tensor_function_without_shapes, "def f(x: Tensor) -> Tensor:\n    'See `Base`.'"),
+        (tensor_function_without_shapes, "def _f(x: Tensor) -> Tensor: ..."),
         (status_changes_in_one_place, "upload.status = 'complete'"),
-        (status_changes_in_one_place, "update(JobRow).values(step=1).where(Job.status == 'running')"),
+        (status_changes_in_one_place, "update(JobRow).values(step=1).where(JobRow.status == 'running')"),
         (status_changes_in_one_place, "JobRow(id=i, status=Status.VALIDATING)"),
     ],
 )

@@ -12,5 +12,5 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be that of its tensors."""
+    """Makes the device of a tensor of any shape the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -284,7 +284,8 @@ def _budget(hidden: Tensor, weight: Tensor) -> int:
 
 
 def as_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As they are, or in the dtype that the autocast around the call asks for."""
+    """Hidden states (..., H), weight (V, H) and bias (V,) as they are, or in the dtype that the autocast around the
+    call asks for."""
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):
         return hidden, weight, bias

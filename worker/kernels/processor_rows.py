@@ -123,7 +123,8 @@ def _combine(q: Softmax, once: Softmax, p: Softmax, known: Tensor, soft: Tensor,
 
 
 def softmax(logits: Tensor, temperature: float, into: Tensor | None = None) -> Softmax:
-    """At a temperature; the log-sum is read off the largest value, whose exponential was 1."""
+    """Softmax of logits (R, C), float32 or float64, at a temperature, written `into` (R, C) where it is given; the
+    log-sum is read off the largest value, whose exponential was 1."""
     scaled = logits if temperature == 1.0 else torch.div(logits, temperature, out=into)
     top = scaled.amax(1, keepdim=True)
     values = torch.softmax(scaled, -1, out=scaled if scaled is not logits else into)

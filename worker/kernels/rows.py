@@ -34,7 +34,7 @@ def row_loss(
     *,
     row_weights: Tensor | None = None,
 ) -> RowLosses:
-    """`row_loss_` for autograd: `total` has a gradient, which stands where the student's logits stood.
+    """`row_loss_` for autograd: `total` (R,) has a gradient, which stands where the student's logits (R, C) stood.
 
     The logits are overwritten when they need a gradient; what saved them for its own backward fails there and says so.
     Let `row_weights` hold the division by the count of the batch (and a gradient scaler's factor, without which small
@@ -73,7 +73,7 @@ def row_loss_(
 
 
 def runs_on_triton(logits: Tensor) -> bool:
-    """Whether the kernel is for these logits; it computes in float32."""
+    """Whether the kernel is for logits (R, C) of this dtype on this device; it computes in float32."""
     return HAS_TRITON and logits.is_cuda and logits.dtype != torch.float64
 
 

@@ -47,18 +47,21 @@ class AssistiveTerm:
 
 
 def reflected(outputs: Tensor, label: Tensor, teacher: Tensor) -> Tensor:
-    """The teacher's numbers at their distance from the label, on the student's side of it; without gradient."""
+    """The teacher's numbers (B, C) at their distance from the label, on the student's side of it, without gradient;
+    from floating numbers (B, C) of student, label and teacher."""
     return label + (outputs.detach() - label).sign() * (teacher - label).abs()
 
 
 def main(outputs: Tensor, label: Tensor, tolerant: Tensor) -> Tensor:
-    """3 e within the tolerant teacher's distance d of the label, e^2 + 3 d - d^2 beyond it; they meet at 3 d."""
+    """Loss (B, C) of every number: 3 e within the tolerant teacher's distance d of the label, e^2 + 3 d - d^2 beyond
+    it; they meet at 3 d. All floating numbers (B, C)."""
     error, allowed = (label - outputs).abs(), (label - tolerant).abs()
     return torch.where(error <= allowed, 3.0 * error, error.square() + 3.0 * allowed - allowed.square())
 
 
 def assist(outputs: Tensor, label: Tensor, teacher: Tensor, outer: float, inner: float, near: float) -> Tensor:
-    """Distance from the reflected `teacher`, times `outer` beyond it, `inner` between it and `near`, and 0 within."""
+    """Distance (B, C) from the reflected `teacher`, times `outer` beyond it, `inner` between it and `near`, and 0
+    within; from floating numbers (B, C) of student, label and teacher."""
     place = outputs.detach()
     boundary = label + near * (place - label).sign() * (teacher - label).abs()
     beyond = (place - teacher).sign() * (teacher - label).sign() > 0

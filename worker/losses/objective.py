@@ -107,7 +107,8 @@ class Objective:
         self.frozen.requires_grad_(False).eval()
 
     def count(self, targets: Tensor, everywhere: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Rows of a whole batch that count; at least 1, so that a batch of ignored rows gives 0 and not NaN.
+        """Rows of a whole batch that count, a scalar int64, from targets (B, ...); at least 1, so that a batch of
+        ignored rows gives 0 and not NaN.
 
         `everywhere` adds up over the processes that have a share of the batch each.
         """

@@ -25,7 +25,7 @@ class DistanceTerm:
         return self.cost(outputs - target.to(outputs.dtype)).mean(-1)
 
     def cost(self, gap: Tensor) -> Tensor:
-        """Of every number (B, C)."""
+        """Loss (B, C) of every difference (B, C), floating, between output and target."""
         raise NotImplementedError
 
 
@@ -33,6 +33,7 @@ class MseTerm(DistanceTerm):
     """d^2."""
 
     def cost(self, gap: Tensor) -> Tensor:
+        """See `DistanceTerm`."""
         return gap.square()
 
 
@@ -42,6 +43,7 @@ class SmoothL1Term(DistanceTerm):
     spec: SmoothL1
 
     def cost(self, gap: Tensor) -> Tensor:
+        """See `DistanceTerm`."""
         return F.smooth_l1_loss(gap, torch.zeros_like(gap), reduction="none", beta=self.spec.beta)
 
 
@@ -51,6 +53,7 @@ class WingTerm(DistanceTerm):
     spec: Wing
 
     def cost(self, gap: Tensor) -> Tensor:
+        """See `DistanceTerm`."""
         width, distance = self.spec.w, gap.abs()
         meeting = width * (1.0 - math.log1p(width / self.spec.epsilon))
         return torch.where(distance < width, width * (distance / self.spec.epsilon).log1p(), distance - meeting)

@@ -14,17 +14,18 @@ from worker.metrics.calibration import equal_mass_bins, equal_width_bins
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of samples whose chosen class is the label."""
+    """Share of samples, a scalar, whose chosen class is the label; from logits (N, C) and labels (N,)."""
     return _mean(logits.argmax(-1) == labels)
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean of -log p(label), in nats."""
+    """Mean of -log p(label), a scalar in nats, from logits (N, C) and labels (N,)."""
     return F.cross_entropy(logits.double(), labels)
 
 
 def brier_score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over samples of the squared distance between probabilities and label, summed over classes: 0 to 2.
+    """Mean over samples of the squared distance between probabilities and label, summed over classes: a scalar from 0
+    to 2, from logits (N, C) and labels (N,).
 
     Brier, "Verification of forecasts expressed in terms of probability", 1950, in its form for several classes.
     """
@@ -33,7 +34,8 @@ def brier_score(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Expected calibration error (1706.04599): |accuracy - confidence| per bin, weighted with the bin's samples.
+    """Expected calibration error (arXiv 1706.04599), a scalar, from logits (N, C) and labels (N,): |accuracy -
+    confidence| per bin, weighted with the bin's samples.
 
     `bins` are equally wide, each without its lower and with its upper edge.
     """
@@ -41,7 +43,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
 
 
 def adaptive_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Calibration error over bins that hold equally many samples (AdaECE, 2002.09437, of the chosen class alone).
+    """Calibration error, a scalar, over bins that hold equally many samples, from logits (N, C) and labels (N,)
+    (AdaECE, arXiv 2002.09437, of the chosen class alone).
 
     Samples are sorted by confidence and split into `bins` parts, of which the first ones are longer by one where N is
     no multiple. The plain mean over the parts is taken, as in 1904.01685; fewer samples than bins: one part each.
@@ -57,19 +60,19 @@ def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Te
 
 
 def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples of each class, and how many of them were recognised: both (C,) int64."""
+    """Samples of each class, and how many of them were recognised: both (C,) int64, from logits (N, C), labels (N,)."""
     classes = logits.shape[-1]
     recognised = labels[logits.argmax(-1) == labels]
     return torch.bincount(labels, minlength=classes), torch.bincount(recognised, minlength=classes)
 
 
 def agreement(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Share of samples on which both sides choose the same class."""
+    """Share of samples, a scalar, on which both sides choose the same class; from their logits (N, C)."""
     return _mean(logits.argmax(-1) == teacher.argmax(-1))
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean KL(teacher || student) over samples, in nats, at temperature 1."""
+    """Mean KL(teacher || student) over samples, a scalar in nats, at temperature 1, from their logits (N, C)."""
     log_p, log_t = F.log_softmax(logits.double(), dim=-1), F.log_softmax(teacher.double(), dim=-1)
     return F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
 

@@ -69,22 +69,23 @@ def _places(queries: Tensor, documents: Tensor, asked: Tensor, document: Tensor,
 
 
 def recall_at(places: Tensor, k: int) -> Tensor:
-    """Share of the pairs whose second text is among the first `k`."""
+    """Share of the pairs, a scalar, whose second text is among the first `k`; places (P,) int64 count from 1."""
     return (places <= k).double().mean()
 
 
 def mean_reciprocal_rank(places: Tensor) -> Tensor:
-    """Mean of 1 over the place."""
+    """Mean of 1 over the place, a scalar; places (P,) int64 count from 1."""
     return (1.0 / places.double()).mean()
 
 
 def teacher_cosine(vectors: Tensor, teacher: Tensor) -> Tensor:
-    """Mean cosine of the vectors of both sides, which have one width."""
+    """Mean cosine, a scalar, of the vectors (N, D) of both sides, floating, which have one width."""
     return (_directions(vectors) * _directions(teacher)).sum(1).mean()
 
 
 def teacher_correlation(vectors: Tensor, teacher: Tensor) -> Tensor:
-    """Pearson correlation of both sides' cosines of any two of the first texts; widths may differ."""
+    """Pearson correlation, a scalar, of both sides' cosines of any two of the first texts, from floating vectors (N, D)
+    and (N, E)."""
     found, wanted = (torch.cat(list(_above_diagonal(side))) for side in (vectors, teacher))
     return pearson_correlation(found, wanted)
 

@@ -33,8 +33,8 @@ def moved_classes(choices: Tensor, labels: Tensor) -> Moved:
 
 
 def permuted_hits(choices: Tensor, labels: Tensor, moved: Mapping[int, int]) -> tuple[int, int, int]:
-    """Of the samples of moved classes: those that are right once the order is mended, those that are right as it is,
-    and how many there are."""
+    """Counts of the samples of moved classes, from choices and labels (N,) int64: those that are right once the order
+    is mended, those that are right as it is, and all of them."""
     expected = torch.tensor([moved.get(label, -1) for label in labels.tolist()], dtype=torch.int64)
     concerned = expected >= 0
     return int((choices == expected).sum()), int((choices == labels)[concerned].sum()), int(concerned.sum())

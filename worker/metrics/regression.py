@@ -11,22 +11,23 @@ from torch import Tensor
 
 
 def mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all numbers, in squared units."""
+    """Mean over all numbers (N, C), a scalar in squared units."""
     return _gaps(predictions, targets).square().mean()
 
 
 def root_mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Root of the mean over all numbers."""
+    """Root of the mean over all numbers (N, C), a scalar."""
     return mean_squared_error(predictions, targets).sqrt()
 
 
 def mean_absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all numbers."""
+    """Mean over all numbers (N, C), a scalar."""
     return _gaps(predictions, targets).abs().mean()
 
 
 def r_squared(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Coefficient of determination, mean over the outputs: 1 is perfect, 0 is as good as the targets' mean.
+    """Coefficient of determination of numbers (N, C), a scalar, mean over the outputs: 1 is perfect, 0 is as good as
+    the targets' mean.
 
     An output whose targets are all the same has 1 where they are met exactly, else 0.
     """
@@ -37,7 +38,7 @@ def r_squared(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def pearson_correlation(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the outputs; an output that is constant on either side has 0."""
+    """Mean over the outputs of numbers (N, C), a scalar; an output that is constant on either side has 0."""
     found, wanted = _centered(_columns(predictions)), _centered(_columns(targets))
     norms = torch.linalg.vector_norm(found, dim=0) * torch.linalg.vector_norm(wanted, dim=0)
     return torch.where(norms > 0.0, (found * wanted).sum(0) / norms, 0.0).mean()

@@ -22,7 +22,8 @@ def fresh_moments(weight: Tensor) -> State:
 
 
 def adam_steps(gradients: list[Tensor], states: Sequence[State], group: dict[str, Any]) -> list[Tensor]:
-    """Take the gradients into the moments: what Adam adds to weights, as fresh tensors.
+    """Summands of Adam for the weights, each a fresh tensor of its gradient's shape and dtype, float32 or float64,
+    whose moments take in the gradient (arXiv 1412.6980).
 
     The kernel moves weights of 0. It touches memory once where one operation after the other did seven times (20 ms to
     70 ms for 25 million elements, one thread).

@@ -24,7 +24,7 @@ class Listener(Protocol):
     """An optimizer whose steps depend on the gradient at the student's outputs."""
 
     def listen(self, outputs: Tensor) -> None:
-        """Called with the outputs of every part of a batch, before the backward pass."""
+        """Called with the outputs (…, C), floating, of every part of a batch, before the backward pass."""
         ...
 
 
@@ -119,7 +119,8 @@ def stacked(tensors: Sequence[Tensor], members: Sequence[int]) -> Tensor:
 
 
 def laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor` with the strides of its parameter: fused kernels on a CPU walk through memory blindly."""
+    """`tensor` with the strides of its parameter, where it has its shape: fused kernels on a CPU walk through memory
+    blindly."""
     if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

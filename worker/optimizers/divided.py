@@ -13,8 +13,8 @@ State = dict[str, Tensor]
 def step_on_whole(
     parameters: Sequence[nn.Parameter], states: dict[Tensor, State], step: Callable[[list[nn.Parameter]], None]
 ) -> None:
-    """Have `step` move copies of `parameters` that are whole, with whole gradients and `states`; each process keeps its
-    part of what comes of it.
+    """Have `step` move copies of `parameters` in their whole shape, with whole gradients and `states`; each process
+    keeps its part of what comes of it.
 
     All processes do the same, and must call it with the same parameters. It costs memory for as many whole tensors, and
     the time of the step on every process.

@@ -348,7 +348,7 @@ def cut_of(dtype: torch.dtype, aligned: bool) -> dict[str, Any]:
 
 
 def launch(batch: Sequence[tuple[TableRows, Pointers]], rule: Rule, like: Tensor, aligned: bool) -> None:
-    """Take the step of parameters that are of the dtype of `like` and on its device.
+    """Take the step of parameters of any shape that have the dtype of `like` and lie on its device.
 
     Their rows lie in memory in one piece, in the same order of elements as their gradients and states, which are
     float32; `aligned`: four numbers can be read at a time, of each of them.

@@ -41,7 +41,8 @@ def polar_factor(matrices: Tensor) -> Tensor:
 
 
 def newton_schulz(matrices: Tensor, iterations: int) -> Tensor:
-    """What tends to `polar_factor`: each step is products of square matrices of the shorter side.
+    """Approximation of `polar_factor` of (k, m, n) by Newton-Schulz iterations: each is products of square matrices of
+    the shorter side.
 
     Standardised rows sum to 0, so a matrix with no more columns than rows has a null space, which stays near 0.
     """

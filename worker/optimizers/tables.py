@@ -65,7 +65,8 @@ class TableLayout(NamedTuple):
 
 
 def seen_in_rows(tensor: Tensor) -> TableRows | None:
-    """Rows are output channels, and a single one of what has no channels; None: a row does not lie in one piece."""
+    """Rows of a tensor of any shape: its output channels, and a single one of what has no channels; None: a row does
+    not lie in one piece."""
     if tensor.numel() == 0 or not _is_dense(tensor):
         return None
     rows = len(tensor) if tensor.ndim > 1 else 1

@@ -13,8 +13,6 @@ from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
-Depth = Annotated[int, Field(ge=1, le=1000)]
-LayerNumber = Annotated[int, Field(ge=0, lt=1000)]
 
 
 class Mlp(Option):

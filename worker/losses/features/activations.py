@@ -56,7 +56,8 @@ def vectors(feature: Tensor, reduction: Reduction, tokens: Tensor | None) -> Ten
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Of two maps, each averaged down to the smaller height and the smaller width; anything else as it is."""
+    """Two maps (B, C, H, W), each averaged down to the smaller height and the smaller width; tensors of any other shape
+    as they are."""
     if student.ndim != 4 or teacher.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     height, width = (min(sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
@@ -64,7 +65,7 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shrink(feature: Tensor, height: int, width: int) -> Tensor:
-    """A map averaged down to a size that is not larger."""
+    """A map (B, C, H, W), floating, averaged down to (B, C, height, width), which is not larger."""
     return feature if feature.shape[2:] == (height, width) else F.adaptive_avg_pool2d(feature, (height, width))
 
 

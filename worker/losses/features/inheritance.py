@@ -60,7 +60,8 @@ class Encoders(nn.Module):
         self.inherit, self.explore = Coder(self.split_at, factors), Coder(width - self.split_at, factors)
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Codes of the half that inherits and of the half that explores."""
+        """Codes (B, F, H, W) of the half that inherits and of the half that explores, from a map (B, C, H, W); `valid`
+        (B,) bool: rows that count in the batch norms."""
         return self.inherit(feature[:, : self.split_at], valid), self.explore(feature[:, self.split_at :], valid)
 
 
@@ -116,7 +117,8 @@ def inherit_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, val
 
 
 def explore_loss(spec: InheritanceExploration, code: Tensor, source: Tensor, valid: Tensor | None) -> Tensor:
-    """The same of the half that is to be unlike the teacher."""
+    """Weighted, of each row (B,), from the codes (B, F, H, W) of the half that is to be unlike the teacher, and of the
+    teacher."""
     likeness = cosines(code, source).abs() if spec.distance == "cosine" else -_norm_gap(spec, code, source, valid)
     return spec.explore * likeness
 
