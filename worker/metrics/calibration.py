@@ -59,7 +59,10 @@ def equal_width_bins(confidence: Tensor, correct: Tensor, bins: int) -> Reliabil
 
 def equal_mass_bins(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
     """Bins with equally many samples: sorted by confidence (stable) and split, the first parts longer by one where N is
-    no multiple. Fewer samples than bins: one bin each. `confidence` and `correct` (N,) are those of `equal_width_bins`."""
+    no multiple. Fewer samples than bins: one bin each.
+
+    `confidence` (N,) in 0 to 1 and `correct` (N,), 1 where right, are float64.
+    """
     parts = min(bins, len(confidence))
     index = torch.empty(len(confidence), dtype=torch.int64)
     for number, part in enumerate(confidence.argsort(stable=True).tensor_split(parts)):
