@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from app.core import logs
 from app.core.settings import Settings
+from worker.parent import die_with_parent
 from worker.supervisor.gpus import NoGpu
 from worker.supervisor.poller import serve
-from worker.trainer.parent import die_with_parent
 
 
 def main() -> int:

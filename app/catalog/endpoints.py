@@ -16,7 +16,7 @@ from app.recipe.data.augmentation import AUGMENTATIONS
 from app.recipe.data.sources import FORMATS
 from app.recipe.data.tokenizers import TOKENIZERS
 from app.recipe.losses import LOSSES
-from app.recipe.methods.generation import GENERATIONS
+from app.recipe.methods import METHODS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.teachers.cache import TEACHER_CACHES
@@ -32,7 +32,7 @@ Group = Literal[
     "augmentations",
     "tokenizers",
     "teacher-caches",
-    "generations",
+    "methods",
 ]
 TAGS = ("architecture", "format", "store", "kind")
 """Fields that tell the options of a group apart."""
@@ -45,7 +45,7 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,
     "teacher-caches": TEACHER_CACHES,
-    "generations": GENERATIONS,
+    "methods": METHODS,
 }
 
 

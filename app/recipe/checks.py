@@ -21,8 +21,7 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.losses.module_rules import module_problems
-from app.recipe.methods.generation import SequenceLevel
-from app.recipe.methods.generation_rules import generation_problems
+from app.recipe.methods.base import method_problems
 from app.recipe.optimizers import MultiStep, NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.processes import processes_problems
 from app.recipe.students.architectures import Mlp, Network, Pretrained, Transformers, Vit
@@ -84,7 +83,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     found.problems.extend(module_problems(job, facts.teachers))
     found.problems.extend(_optimizer_problems(job))
     found.problems.extend(_recipe_problems(job))
-    found.problems.extend(generation_problems(job))
+    found.problems.extend(method_problems(job))
     found.problems.extend(processes_problems(job))
     return found.problems
 
@@ -113,7 +112,7 @@ def _teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if learning and not names:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if names and not learning and not isinstance(job.recipe.generation, SequenceLevel):
+    if names and not learning and not job.recipe.method.learns_from_teacher:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",

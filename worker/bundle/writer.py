@@ -56,6 +56,8 @@ class TrainedJob(NamedTuple):
     """Their models and files, by their names."""
     samples: Batch
     """To evaluate on."""
+    learners: Mapping[str, Model]
+    """Networks that the training method trained beside the student, by their names."""
     teacher_outputs: Tensor | None
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
@@ -180,6 +182,7 @@ class BundleWriter:
             ),
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
+            **self._learners(),
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
@@ -261,6 +264,16 @@ class BundleWriter:
         figures = self._torch_figures(teacher, *weight_files(folder))
         figures |= self._ask_teacher(teacher)
         return figures | self._torch_speed(teacher)
+
+    def _learners(self) -> Figures:
+        """Of networks that learned beside the student; nothing where there are none."""
+        found = {name: self._learner(model) for name, model in self._trained.learners.items()}
+        return {"learners": found} if found else {}
+
+    def _learner(self, model: Model) -> Figures:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        sample = self._trained.samples.between(0, 1).inputs[model.input_key]
+        return {"parameters": parameters, "flops": self._flops(model, sample), **self._ask_teacher(model)}
 
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
         sample = self._trained.samples.between(0, 1).inputs[model.input_key]

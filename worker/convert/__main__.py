@@ -8,7 +8,7 @@ from pathlib import Path
 
 from worker.convert import ORDER, REFUSED, SOURCES, Unconvertible
 from worker.convert.confinement import keep_to, leave_network, limit
-from worker.trainer.parent import die_with_parent
+from worker.parent import die_with_parent
 
 ROOM = 512 << 20
 """Bytes of memory, and of the file written, whatever the size of the file read."""

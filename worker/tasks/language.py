@@ -22,8 +22,8 @@ from worker.data.batches import NEXT, ROWS, Batch
 from worker.data.tokens import TextTokenizer
 from worker.losses.base import IGNORED
 from worker.losses.tokens import CHUNK
-from worker.methods.decoding import next_logits, write_on
 from worker.metrics.language import TokenTally
+from worker.students.decoding import greedy_continuation, next_logits
 from worker.students.hidden_states import HiddenStates
 from worker.students.model import Model
 from worker.tasks.evaluation import MAIN_METRICS, Call, Evaluation, Metrics
@@ -257,7 +257,7 @@ class LanguageBundleWriter(BundleWriter):
         models = {"student": self._loaded} | {name: model for name, (model, _) in trained.teachers.items()}
         same = {name: model for name, model in models.items() if name not in trained.tokenizers}
         written = {"held_out": texts[:, : begin + count]}
-        written |= {name: write_on(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
+        written |= {name: greedy_continuation(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
         told = {name: [_until_end(reader, row[begin:].tolist()) for row in rows] for name, rows in written.items()}
         told |= {name: self._in_own_tokens(models[name].cpu(), own) for name, own in trained.tokenizers.items()}
         prompts = [reader.text(row[:begin].tolist()) for row in texts]
@@ -276,7 +276,7 @@ class LanguageBundleWriter(BundleWriter):
         for text, known in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
             prompt = text[: known + 1].unsqueeze(0)
             room = min(count, _context(teacher) - known - 1)
-            told.append(_until_end(reader, write_on(teacher, prompt, room)[0, known + 1 :].tolist()))
+            told.append(_until_end(reader, greedy_continuation(teacher, prompt, room)[0, known + 1 :].tolist()))
         return told
 
 

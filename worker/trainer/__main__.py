@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def _serve(parent: int | None) -> NoReturn:
-    from worker.trainer.parent import die_with_parent
+    from worker.parent import die_with_parent
     from worker.trainer.service import Channel, serve
 
     die_with_parent(parent)

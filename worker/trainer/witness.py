@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from worker.limits import note_of
-from worker.trainer.parent import die_with_parent
+from worker.parent import die_with_parent
 
 FORWARDED = {signal.SIGINT, signal.SIGTERM}
 SENT_BY_A_PROCESS = 0

@@ -9,7 +9,7 @@ from app.recipe.data.augmentation import Augment
 from app.recipe.data.sources import AnyData
 from app.recipe.data.tokenizers import Tokenizer
 from app.recipe.losses import Loss
-from app.recipe.methods.generation import Generation
+from app.recipe.methods import Method
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students.architectures import Student
 from app.recipe.teachers.cache import TeacherCache
@@ -24,7 +24,7 @@ UNIONS = {
     "tokenizers": Tokenizer,
     "formats": AnyData,
     "teacher-caches": TeacherCache,
-    "generations": Generation,
+    "methods": Method,
 }
 
 
@@ -64,5 +64,5 @@ async def test_what_may_not_be_left_out_has_no_default(api: Api) -> None:
 async def test_an_unknown_group_is_named_with_the_known_ones(api: Api) -> None:
     answer = await api.client.get("/v1/catalog/kernels")
     assert answer.status_code == 422
-    groups = "losses, optimizers, schedules, students, formats, augmentations, tokenizers, teacher-caches, generations"
+    groups = "losses, optimizers, schedules, students, formats, augmentations, tokenizers, teacher-caches, methods"
     assert answer.json()["error"]["errors"][0]["accepted"] == f"one of {groups}"

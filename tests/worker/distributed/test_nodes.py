@@ -25,7 +25,7 @@ from worker.distributed.nodes import called, come
 from worker.errors import SystemFault
 from worker.protocol import Assignment, Failed, Finished, Metrics, Report
 from worker.students.weights import WEIGHTS
-from worker.trainer.run import perform
+from worker.trainer.perform import perform
 from worker.training.checkpoint import read_record, saved
 
 VIT = {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2}
@@ -36,7 +36,7 @@ JOB: dict[str, Any] = {
 TWO = {"nodes": 2, "queue": "cpu"}
 COME = (
     "import sys; from functools import partial; "
-    "from worker.distributed import launch; from worker.distributed.node import serve; "
+    "from worker.distributed import launch; from worker.trainer.node import serve; "
     "launch.JOIN_SECONDS = float(sys.argv[2]); serve(sys.argv[1], partial(print, flush=True))"
 )
 

@@ -1,0 +1,42 @@
+"""Base of all training methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from app.recipe.base import Option
+from app.recipe.data.facts import Problem
+from app.recipe.tasks.task import Task
+
+if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the job
+    from app.recipe.job import JobSpec
+
+FIELD = "recipe.method"
+
+
+class MethodSpec(Option):
+    """How the main training takes its steps."""
+
+    tasks: ClassVar[tuple[Task, ...] | None] = None
+    """Tasks that it is for; none: all of them."""
+    learns_from_teacher: ClassVar[bool] = False
+    """Whether it learns from a teacher though no loss does."""
+    digest_key: ClassVar[str] = "method"
+    """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
+
+    kind: str
+
+    def problems(self, job: JobSpec) -> Iterator[Problem]:
+        """What the rest of `job`, of a task that the method is for, lacks or has too much for it."""
+        yield from ()
+
+
+def method_problems(job: JobSpec) -> Iterator[Problem]:
+    """What keeps the method of `job` from training."""
+    method = job.recipe.method
+    if method.tasks is not None and job.task not in method.tasks:
+        found = f"is {method.kind}, which is not for {job.task}"
+        yield Problem(f"{FIELD}.kind", found, f"supervised, or a task of {', '.join(method.tasks)}")
+        return
+    yield from method.problems(job)
