@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from app.recipe.base import Option
 from app.recipe.data.facts import Problem
+from app.recipe.students.architectures import Network
 from app.recipe.tasks.task import Task
 
 if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the job
@@ -30,6 +31,11 @@ class MethodSpec(Option):
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         """What the rest of `job`, of a task that the method is for, lacks or has too much for it."""
         yield from ()
+
+
+    def networks(self) -> dict[str, Network]:
+        """Networks that learn beside the student, by the path of the field that describes each."""
+        return {}
 
 
 def method_problems(job: JobSpec) -> Iterator[Problem]:
