@@ -32,7 +32,6 @@ class MethodSpec(Option):
         """What the rest of `job`, of a task that the method is for, lacks or has too much for it."""
         yield from ()
 
-
     def networks(self) -> dict[str, Network]:
         """Networks that learn beside the student, by the path of the field that describes each."""
         return {}
