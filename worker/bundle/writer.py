@@ -56,8 +56,6 @@ class TrainedJob(NamedTuple):
     """Their models and files, by their names."""
     samples: Batch
     """To evaluate on."""
-    learners: Mapping[str, Model]
-    """Networks that the training method trained beside the student, by their names."""
     teacher_outputs: Tensor | None
     """Of all teachers together on these samples, (N, C) on the CPU."""
     teacher_cache: Figures
@@ -66,6 +64,8 @@ class TrainedJob(NamedTuple):
     """How teachers of fewer bits differ from their weights, by their names."""
     arithmetic: Figures
     """What student and teachers computed in training."""
+    learners: Mapping[str, Model] = {}
+    """Networks that the training method trained beside the student, by their names."""
     tokenizer: TextTokenizer | None = None
     """What the student reads texts with; none: it reads none."""
     tokenizers: Mapping[str, TextTokenizer] = {}
