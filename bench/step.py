@@ -34,13 +34,13 @@ from app.recipe.teachers.cache import DenseCache
 from bench.quality import ALONE, CLASSES, STUDENT, TEACHER, read_methods
 from bench.report import replace_part, system, versions
 from worker.data.batches import Batch, Batches, whole_split
+from worker.machine import make_deterministic
 from worker.protocol import CachePlace
 from worker.students.model import Model
 from worker.tasks import task_for
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.training.loop import set_rate, take_step
-from worker.training.machine import make_deterministic
 from worker.training.stages import TeacherHandle, build_stages, fresh_optimizer, teach
 from worker.training.state import initial_state
 

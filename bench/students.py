@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from app.recipe.job import JobSpec
+from worker.machine import make_deterministic
 from worker.protocol import Assignment, CachePlace, Failed, PhaseBegan, Report
 from worker.trainer.run import run
-from worker.training.machine import make_deterministic
 
 PARALLEL = 2
 """Jobs at a time, each on one thread."""

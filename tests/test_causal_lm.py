@@ -64,13 +64,13 @@ def test_a_teacher_a_student_and_a_smaller_copy(client: Client, tmp_path: Path) 
 def require_written(client: Client, document: dict[str, Any], folder: Path) -> None:
     """A student that learns from what it writes, unless that is longer than its sequences."""
     wanted = {"kind": "on-policy", "prompt_tokens": 4, "new_tokens": 8}
-    written = client.submit({**document, "recipe": {**document["recipe"], "generation": wanted}}).id
+    written = client.submit({**document, "recipe": {**document["recipe"], "method": wanted}}).id
     ended = client.wait(written, timeout_seconds=SECONDS)
     assert ended.status == "succeeded", ended.error
     client.download(written, "report.json", folder)
     told = json.loads((folder / "report.json").read_text())["train"]["written"]
     assert told["by"] == "student"
     assert 0 < told["mean_tokens"] <= wanted["new_tokens"]
-    long = {**document["recipe"], "generation": {**wanted, "new_tokens": LENGTH}}
+    long = {**document["recipe"], "method": {**wanted, "new_tokens": LENGTH}}
     [error] = client.validate({**document, "recipe": long}).errors
-    assert error.param == "recipe.generation.new_tokens"
+    assert error.param == "recipe.method.new_tokens"

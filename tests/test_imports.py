@@ -30,7 +30,6 @@ def test_the_picture_of_imports_is_up_to_date(arrows: dict[str, set[str]]) -> No
     assert imports_picture.with_picture(page, arrows) == page, "`make picture` writes it anew"
 
 
-@pytest.mark.xfail(strict=True, reason="app's resources and the upper rooms of the worker import each other")
 def test_no_rooms_import_each_other_in_a_circle(arrows: dict[str, set[str]]) -> None:
     assert imports_picture.circle(arrows) == []
 

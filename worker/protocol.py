@@ -7,6 +7,7 @@ in its messages is relative to the folder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -188,5 +189,10 @@ Report = Annotated[
     Ready | PhaseBegan | StepProgress | Metrics | CheckpointSaved | Log | Finished | Stopped | Failed,
     Field(discriminator="type"),
 ]
+TrainerResult = Finished | Stopped | Failed
+"""How an attempt ends."""
+Send = Callable[[Report], None]
+ShouldStop = Callable[[], bool]
+"""Whether the job has been asked to stop."""
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
 REPORTS: TypeAdapter[Report] = TypeAdapter(Report)

@@ -17,7 +17,7 @@ from app.recipe.data.sources import FORMATS
 from app.recipe.data.tokenizers import TOKENIZERS
 from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
-from app.recipe.methods.generation import GENERATIONS
+from app.recipe.methods import METHODS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.tasks import tasks_for
@@ -34,8 +34,8 @@ Group = Literal[
     "augmentations",
     "tokenizers",
     "teacher-caches",
-    "generations",
     "diagnostics",
+    "methods",
 ]
 TAGS = ("architecture", "format", "store", "kind")
 """Fields that tell the options of a group apart."""
@@ -48,8 +48,8 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,
     "teacher-caches": TEACHER_CACHES,
-    "generations": GENERATIONS,
     "diagnostics": DIAGNOSTICS,
+    "methods": METHODS,
 }
 
 
@@ -79,7 +79,8 @@ class OptionView(View):
     applies: str | None
     """What a loss, an optimizer or a diagnostic is for, in words."""
     tasks: list[str] | None
-    """Tasks that a loss, an optimizer, an augmentation or a diagnostic is for; none: it does not depend on the task."""
+    """Tasks that a loss, an optimizer, an augmentation, a diagnostic or a method is for; none: it does not depend on
+    the task."""
     paper: PaperView | None
     """Where it comes from; null where there is no paper."""
     defaults: dict[str, Any]

@@ -19,7 +19,7 @@ from app.recipe.evaluation_rules import evaluation_problems
 from app.recipe.job import JobSpec
 from app.recipe.losses.module_rules import module_problems
 from app.recipe.losses.rules import loss_problems
-from app.recipe.methods.generation_rules import generation_problems
+from app.recipe.methods.base import method_problems
 from app.recipe.optimizers.rules import optimizer_problems
 from app.recipe.plan import held_out_count
 from app.recipe.problem import Problem
@@ -62,7 +62,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         *evaluation_problems(job),
         *tokenizer_problems(job),
         *recipe_problems(job),
-        *generation_problems(job),
+        *method_problems(job),
         *processes_problems(job),
         *diagnostic_problems(job, held_out_count(job.data, train, held_out)),
     ]

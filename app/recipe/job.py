@@ -12,7 +12,8 @@ from app.recipe.card import Card
 from app.recipe.data.sources import AnyData, Table
 from app.recipe.diagnostics import Diagnostic
 from app.recipe.losses import Loss
-from app.recipe.methods.generation import Generation
+from app.recipe.methods import Method
+from app.recipe.methods.supervised import Supervised
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.students.architectures import Pretrained, Student
 from app.recipe.students.inputs import Side
@@ -81,9 +82,10 @@ class Recipe(Spec):
     """Terms of the objective; their weighted sum is minimised."""
     stages: list[StageSpec] = Field(default=[], max_length=8)
     """What comes before this main training, in this order."""
-    generation: Generation | None = None
-    """For causal-lm: texts that the main training learns from besides those of the data, written by the student
-    (`on-policy`) or by a teacher (`sequence-level`); none: the data alone."""
+    method: Method = Supervised()
+    """How the main training takes its steps: on the data alone (`supervised`), or by a program that changes the loop,
+    such as texts that the student (`on-policy`) or a teacher (`sequence-level`) generates for it. Stages before it are
+    always supervised."""
     optimizer: Optimizer = AdamW()
     """What turns gradients into steps; none given: what the student wants, as `validate` tells, and this one for a
     convolutional network from scratch."""

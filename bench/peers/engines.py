@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.peers.ground import CLIP, EPS, LR, SEED, TEMPERATURE, Ground, Pairs
+from worker.machine import make_deterministic
 from worker.protocol import Assignment, CachePlace, Failed, Metrics
 from worker.trainer.run import run
 from worker.training import checkpoint
 from worker.training import monitor as watch
-from worker.training.machine import make_deterministic
 
 UNTIMED = 3
 """Steps before the clock starts."""

@@ -11,7 +11,7 @@ import torch
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.worker.supervisor.stage import furnish, settings_for
-from worker.training.machine import make_deterministic
+from worker.machine import make_deterministic
 
 
 @pytest.fixture(autouse=True)

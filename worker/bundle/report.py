@@ -13,11 +13,10 @@ from app.recipe.students.architectures import Pretrained, Shrink
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, teacher_depth
 from app.recipe.tasks.base import MainMetric
-from worker.tasks.base import ClassRow
+from worker.tasks.base import ClassRow, Figures
 from worker.training.history import Point
 
 Report = dict[str, Any]
-Figures = dict[str, Any]
 
 
 def epochs_figures(plan: TrainingPlan, main: MainMetric, kept: str, last: Point, best: Point) -> Figures:

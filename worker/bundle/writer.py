@@ -19,7 +19,7 @@ from app.recipe.students.sentence_folder import FILES as FOLDER
 from worker.bundle import export
 from worker.bundle.card import model_card
 from worker.bundle.curves import draw_curves
-from worker.bundle.report import Figures, Report, class_figures, epochs_figures, origin_figures, train_figures
+from worker.bundle.report import Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.bundle.verify import allowed_difference, require_finite, require_same, require_same_metrics
 from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
@@ -33,7 +33,7 @@ from worker.students.hugging_face import GENERATION
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
-from worker.tasks.base import Call, NonFiniteOutputs, Predictions, ReportInputs, Task, TaskEvaluator
+from worker.tasks.base import Call, Figures, NonFiniteOutputs, Predictions, ReportInputs, Task, TaskEvaluator
 from worker.tasks.prediction import predict
 from worker.training.best import chosen
 from worker.training.history import Point
@@ -67,6 +67,8 @@ class TrainedJob(NamedTuple):
     """How teachers of fewer bits differ from their weights, by their names."""
     arithmetic: Figures
     """What student and teachers computed in training."""
+    learners: Mapping[str, Model] = {}
+    """Networks that the training method trained beside the student, by their names."""
     tokenizer: TextTokenizer | None = None
     """What the student reads texts with; none: it reads none."""
     tokenizers: Mapping[str, TextTokenizer] = {}
@@ -173,6 +175,7 @@ class BundleWriter:
             ),
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
+            **self._learners(),
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "diagnostics": self.diagnosed.figures,
@@ -249,15 +252,21 @@ class BundleWriter:
         figures |= self._trained.evaluator.evaluate_alone(teacher)
         return figures | self._torch_speed(teacher)
 
+    def _learners(self) -> Figures:
+        """Of networks that learned beside the student; nothing where there are none."""
+        found = {name: self._learner(model) for name, model in self._trained.learners.items()}
+        return {"learners": found} if found else {}
+
+    def _learner(self, model: Model) -> Figures:
+        return {**self._costs(model), **self._trained.evaluator.evaluate_alone(model)}
+
     def _torch_figures(self, model: Model, *weights: Path) -> Figures:
+        return {**self._costs(model), "bytes": sum(path.stat().st_size for path in weights)}
+
+    def _costs(self, model: Model) -> Figures:
         sample = self._trained.samples.between(0, 1).inputs[model.input_key]
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        size = sum(path.stat().st_size for path in weights)
-        return {
-            "parameters": parameters,
-            "flops": self._task.flops(model.to(sample.device), sample, flops),
-            "bytes": size,
-        }
+        return {"parameters": parameters, "flops": self._task.flops(model.to(sample.device), sample, flops)}
 
     def _torch_speed(self, model: Model) -> Figures:
         """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""

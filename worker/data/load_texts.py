@@ -10,7 +10,7 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
-from app.recipe.methods.generation import Writing
+from app.recipe.methods.text_generation import TextGeneration
 from app.recipe.plan import split_counts
 from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.students.shrink import network_of, student_input
@@ -65,7 +65,8 @@ def _running_text(
     network = network_of(job, teachers)
     assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
     model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
-    prompts = _prompts(job, job.recipe.generation, portions[0], packed[0], reader) if job.recipe.generation else None
+    method = job.recipe.method
+    prompts = _prompts(job, method, portions[0], packed[0], reader) if isinstance(method, TextGeneration) else None
     notes = [*told, *_notes(prompts)]
     return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
 
@@ -119,22 +120,22 @@ def _aligned(job: JobSpec, readers: Readers, input_key: str, portions: Sequence[
     return {"train": train.share, "eval": evaluation.share}
 
 
-def _prompts(job: JobSpec, wanted: Writing, train: _Portion, packed: Batch, reader: TextTokenizer) -> Prompts:
-    """Raises UserError (`invalid_data`) where there is nothing to write on."""
+def _prompts(job: JobSpec, wanted: TextGeneration, train: _Portion, packed: Batch, reader: TextTokenizer) -> Prompts:
+    """Raises UserError (`invalid_data`) where there is no prompt to generate after."""
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
     file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
     if not file.talks():
         return beginnings(packed, reader.input_key, wanted.prompt_tokens, end)
-    read = read_documents(file.pieces("finding what to write on in"), reader, file.param, file.day)
+    read = read_documents(file.pieces("finding prompts to generate after in"), reader, file.param, file.day)
     documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
     found = questions(documents, reader.input_key, room, end, [*reader.special, end])
     if not len(found.samples):
-        told = f"no answer of data.train has at most {room} tokens before it, which recipe.generation.new_tokens leaves"
-        raise invalid(f"{told} of data.max_length", "recipe.generation.new_tokens")
+        told = f"no answer of data.train has at most {room} tokens before it, which recipe.method.new_tokens leaves"
+        raise invalid(f"{told} of data.max_length", "recipe.method.new_tokens")
     return found
 
 
 def _notes(prompts: Prompts | None) -> Iterator[str]:
     if prompts and prompts.left_out:
-        told = f"{prompts.left_out} of {prompts.left_out + len(prompts.samples)} answers are not written anew"
-        yield f"{told}: what precedes them and recipe.generation.new_tokens are more than data.max_length"
+        told = f"{prompts.left_out} of {prompts.left_out + len(prompts.samples)} answers are not generated anew"
+        yield f"{told}: what precedes them and recipe.method.new_tokens are more than data.max_length"

@@ -28,6 +28,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from worker.distributed.failures import RANK_LOST, failed
+from worker.distributed.group import join
 from worker.distributed.nodes import (
     JOIN_SECONDS,
     Beats,
@@ -41,15 +43,24 @@ from worker.distributed.nodes import (
     number_of,
     tell,
 )
-from worker.distributed.ranks import join
+from worker.distributed.ranks import SingleProcess
 from worker.errors import JobError
 from worker.limits import note_of
+from worker.machine import choose_device, make_deterministic
 from worker.memory import killed_from_outside, oom_kills
 from worker.parent import die_with_parent
-from worker.protocol import REPORTS, TRAINER_KILLED, Assignment, Failed, Finished, Report, Stopped
-from worker.trainer.run import RANK_LOST, TrainerResult, failed, run
-from worker.training.machine import choose_device, make_deterministic
-from worker.training.monitor import Send, Stop
+from worker.protocol import (
+    REPORTS,
+    TRAINER_KILLED,
+    Assignment,
+    Failed,
+    Finished,
+    Report,
+    Send,
+    ShouldStop,
+    Stopped,
+    TrainerResult,
+)
 
 LOOK_SECONDS = 0.05
 """Between two looks whether the job shall stop."""
@@ -60,12 +71,15 @@ QUIET_NODE_SECONDS = 5.0
 END_SECONDS = 5
 """From SIGTERM to SIGKILL, for the ranks that are left when one has failed."""
 Died = ChildFailedError | RendezvousTimeoutError | RendezvousClosedError | None
+Work = Callable[[Assignment, Path, Send, ShouldStop, SingleProcess], TrainerResult]
+"""What every process does; a function of a module, for it is named to the processes and not sent."""
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
 class RankArgs(NamedTuple):
     """What all ranks are started with."""
 
+    work: Work
     assignment: str
     folder: str
     launcher: int
@@ -76,23 +90,24 @@ class RankArgs(NamedTuple):
     place: RendezvousSpec
 
 
-def launch(assignment: Assignment, folder: Path, send: Send, stop: Stop) -> TrainerResult:
-    """As `run`, on as many processes as the job says; must be called in the main thread."""
+def launch(work: Work, assignment: Assignment, folder: Path, send: Send, stop: ShouldStop) -> TrainerResult:
+    """`work` on as many processes as the job says; must be called in the main thread."""
     try:
         with called(assignment) as (place, store):
             if store is None:
-                return _launch(assignment, folder, send, stop, place)
+                return _launch(work, assignment, folder, send, stop, place)
             with guarded((beats := Beats(store, place.nodes)).end):
-                word = _launch(assignment, folder, send, stop, place)
+                word = _launch(work, assignment, folder, send, stop, place)
             return (beats.word() if isinstance(word, Failed) else None) or word
     except JobError as error:
         return failed(error)
 
 
-def assist(node: Node, folder: Path) -> Failed | None:
-    """Run this machine's processes of a job that another one is the head of; what has failed here, if something has."""
+def assist(work: Work, node: Node, folder: Path) -> Failed | None:
+    """`work` on this machine's processes of a job that another one is the head of; what has failed here, if something
+    has."""
     with guarded(partial(beat, node)):
-        word = _launch(node.assignment, folder, _ignore, lambda: False, node.place, partial(_pass_on, node))
+        word = _launch(work, node.assignment, folder, _ignore, lambda: False, node.place, partial(_pass_on, node))
     _pass_on(node, word)
     done(node)
     return word if isinstance(word, Failed) else None
@@ -109,7 +124,13 @@ def _pass_on(node: Node, report: Report) -> None:
 
 
 def _launch(
-    assignment: Assignment, folder: Path, send: Send, stop: Stop, place: RendezvousSpec, told: Send = _ignore
+    work: Work,
+    assignment: Assignment,
+    folder: Path,
+    send: Send,
+    stop: ShouldStop,
+    place: RendezvousSpec,
+    told: Send = _ignore,
 ) -> TrainerResult:
     """`told` hears the last word as soon as it is said."""
     size, gpus = assignment.spec.resources.processes, assignment.spec.resources.queue == "gpu"
@@ -119,7 +140,8 @@ def _launch(
     context, kills = get_context("spawn"), oom_kills()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     wish, wisher = context.Pipe(duplex=False)
-    ends = RankArgs(assignment.model_dump_json(), str(folder), os.getpid(), [out for _, out in pipes], wish, place)
+    reports = [out for _, out in pipes]
+    ends = RankArgs(work, assignment.model_dump_json(), str(folder), os.getpid(), reports, wish, place)
     relay = _Relay([end for end, _ in pipes], send, told)
     with closing(wisher), relay.running(), _minding(stop, wisher):
         died = _start(size, ends, gpus=gpus)
@@ -177,7 +199,7 @@ def _be_a_rank(ends: RankArgs) -> None:
     try:
         if ends.place.nodes > 1:
             hand_out(assignment, Path(ends.folder), local)
-        word = run(assignment, Path(ends.folder), send, ends.wish.poll, ranks)
+        word = ends.work(assignment, Path(ends.folder), send, ends.wish.poll, ranks)
     except Exception as error:
         word = failed(error)
     if isinstance(word, Failed) and word.code == RANK_LOST:
@@ -232,7 +254,7 @@ class _Relay:
 
 
 @contextmanager
-def _minding(stop: Stop, wisher: Connection) -> Iterator[None]:
+def _minding(stop: ShouldStop, wisher: Connection) -> Iterator[None]:
     """Tell the first rank as soon as the job shall stop."""
     over = threading.Event()
     thread = threading.Thread(target=_tell, args=(stop, over.wait, wisher), daemon=True)
@@ -244,7 +266,7 @@ def _minding(stop: Stop, wisher: Connection) -> Iterator[None]:
         thread.join()
 
 
-def _tell(stop: Stop, over: Callable[[float], bool], wisher: Connection) -> None:
+def _tell(stop: ShouldStop, over: Callable[[float], bool], wisher: Connection) -> None:
     while not over(LOOK_SECONDS):
         if stop():
             with suppress(OSError):  # it has just left

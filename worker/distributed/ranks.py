@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from app.recipe.job import Sharding
 from worker.data.randomness import derive_seed
 from worker.distributed.parts import Stored
 from worker.students.model import Model
@@ -190,23 +189,6 @@ class DataParallel(SingleProcess):
 
 
 SINGLE_PROCESS = SingleProcess()
-
-
-def join(device: torch.device, sharding: Sharding = "none", number: int | None = None) -> DataParallel:
-    """Meet the other ranks where the launcher's environment says: by NCCL between GPUs, by Gloo between CPUs.
-
-    `number` is this one's among them, where the launcher has another order.
-    """
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    size = int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(
-        backend, timeout=PATIENCE, rank=int(os.environ["RANK"]) if number is None else number, world_size=size
-    )
-    if sharding == "none":
-        return DataParallel()
-    from worker.distributed.shards import FullyShardedDataParallel  # which takes a while to import
-
-    return FullyShardedDataParallel(device)
 
 
 def is_lost(error: BaseException) -> bool:

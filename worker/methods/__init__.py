@@ -1,1 +1,26 @@
-"""Training methods: programs that change the loop itself."""
+"""Training methods: programs that change the loop itself, one file each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.on_policy import OnPolicy
+from app.recipe.methods.sequence_level import SequenceLevel
+from app.recipe.methods.supervised import Supervised
+from worker.methods.base import Method, MethodInputs
+from worker.methods.on_policy import OnPolicyMethod
+from worker.methods.sequence_level import SequenceLevelMethod
+from worker.methods.supervised import SupervisedMethod
+
+METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
+    Supervised: SupervisedMethod,
+    OnPolicy: OnPolicyMethod,
+    SequenceLevel: SequenceLevelMethod,
+}
+
+
+def build_method(inputs: MethodInputs) -> Method[Any]:
+    """The method that the job asks for."""
+    spec = inputs.job.recipe.method
+    return METHODS[type(spec)](spec, inputs)

@@ -1,4 +1,4 @@
-"""Has a model write the texts that training learns from: batches of tokens with the targets that they are."""
+"""Texts that a model samples for training, and batches of tokens and targets made of them."""
 
 from __future__ import annotations
 
@@ -8,62 +8,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.methods.generation import Generation
+from app.recipe.methods.on_policy import OnPolicy
+from app.recipe.methods.sequence_level import SequenceLevel
 from worker.data.batches import Batch, whole_split
 from worker.data.prompts import Prompts
 from worker.data.randomness import derive_seed
-from worker.students.decoding import Manner, Written, write
+from worker.students.decoding import Generation, SamplingParams, generate
 from worker.students.measure import Reading
 from worker.students.model import Model
 from worker.tensors import IGNORED
 
-TOGETHER = 64
-"""Texts that are written at a time; another number would draw other ones."""
+CHUNK = 64
+"""Texts that are generated at a time; another number would draw other ones."""
 
 
-class Text(NamedTuple):
-    """What was written on some prompts, and what it took."""
+class Sampled(NamedTuple):
+    """Texts for some prompts, and the floating-point operations that they took."""
 
-    written: Written
+    generation: Generation
     flops: int
 
 
-class Author:
-    """Writes on prompts as a job wants it: a pure function of the model's weights, the prompts, seed and purpose."""
+class Sampler:
+    """Generates texts as a job wants them: a pure function of the model's weights, the prompts, seed and purpose."""
 
-    def __init__(self, wanted: Generation, prompts: Prompts, vocabulary: int, seed: int, *, autocast: bool) -> None:
-        device = prompts.tokens.device
-        self._most, self._seed, self._autocast = wanted.new_tokens, seed, autocast
-        self._manner = Manner(wanted.temperature, wanted.top_k, vocabulary)
-        self._ends = torch.tensor(prompts.ends, device=device)
+    def __init__(
+        self, spec: OnPolicy | SequenceLevel, prompts: Prompts, vocabulary: int, seed: int, *, autocast: bool
+    ) -> None:
+        self._max_new_tokens, self._seed, self._autocast = spec.new_tokens, seed, autocast
+        self._params = SamplingParams(spec.temperature, spec.top_k, vocabulary)
+        self._ends = torch.tensor(prompts.ends, device=prompts.tokens.device)
 
-    def write(self, model: Model, cost: Reading, prompts: Batch, *purpose: str | int) -> Text:
-        """Texts on all `prompts` (token ids in its only input key, lengths as its targets), without dropout."""
+    def sample(self, model: Model, cost: Reading, prompts: Batch, *purpose: str | int) -> Sampled:
+        """Texts for all `prompts` (token ids (N, P) int64 in its only input, lengths (N,) int64 as its targets),
+        without dropout."""
         [tokens], was_training = prompts.inputs.values(), model.training
         model.eval()
-        parts = [torch.split(side, TOGETHER) for side in (tokens, prompts.targets)]
-        texts = [
-            self._together(model, cost, *part, *purpose, number) for number, part in enumerate(zip(*parts, strict=True))
-        ]
+        chunks = zip(torch.split(tokens, CHUNK), torch.split(prompts.targets, CHUNK), strict=True)
+        sampled = [self._chunk(model, cost, *chunk, *purpose, number) for number, chunk in enumerate(chunks)]
         model.train(was_training)
-        longest = max(text.written.tokens.shape[1] for text in texts)
-        whole = [_widened(text.written, longest) for text in texts]
-        sides = (torch.cat(side) for side in zip(*whole, strict=True))
-        return Text(Written(*sides), sum(text.flops for text in texts))
+        longest = max(each.generation.tokens.shape[1] for each in sampled)
+        padded = [_padded(each.generation, longest) for each in sampled]
+        whole = Generation(*(torch.cat(side) for side in zip(*padded, strict=True)))
+        return Sampled(whole, sum(each.flops for each in sampled))
 
-    def _together(self, model: Model, cost: Reading, tokens: Tensor, lengths: Tensor, *purpose: str | int) -> Text:
+    def _chunk(self, model: Model, cost: Reading, tokens: Tensor, lengths: Tensor, *purpose: str | int) -> Sampled:
         draw = torch.Generator(tokens.device).manual_seed(derive_seed(self._seed, "writing", *purpose))
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._autocast):
-            written = write(model, tokens, lengths, self._most, self._manner, self._ends, draw)
-        return Text(written, len(tokens) * cost.writing(int(lengths.min()), written.tokens.shape[1]))
+            found = generate(model, tokens, lengths, self._max_new_tokens, self._params, self._ends, draw)
+        return Sampled(found, len(tokens) * cost.writing(int(lengths.min()), found.tokens.shape[1]))
 
 
-def _widened(written: Written, length: int) -> Written:
-    missing = length - written.tokens.shape[1]
-    return Written(F.pad(written.tokens, (0, missing)), F.pad(written.own, (0, missing)))
+def _padded(generation: Generation, length: int) -> Generation:
+    missing = length - generation.tokens.shape[1]
+    return Generation(F.pad(generation.tokens, (0, missing)), F.pad(generation.generated, (0, missing)))
 
 
-def as_batch(written: Written, input_key: str) -> Batch:
-    """To learn from: the target of a token is the one behind it where the model wrote that, all others are ignored."""
-    targets = torch.where(written.own, written.tokens, IGNORED)[:, 1:]
-    return whole_split({input_key: written.tokens[:, :-1]}, targets)
+def as_batch(generation: Generation, input_key: str) -> Batch:
+    """A batch to learn from: inputs (N, T-1) int64; the target of a token is the one behind it where the model
+    generated that, all others are ignored."""
+    targets = torch.where(generation.generated, generation.tokens, IGNORED)[:, 1:]
+    return whole_split({input_key: generation.tokens[:, :-1]}, targets)

@@ -72,7 +72,7 @@ def serve(channel: Channel) -> None:
 
 
 def _work(folder: Path, channel: Channel) -> Message:
-    from worker.trainer.run import perform
+    from worker.trainer.perform import perform
 
     try:
         assignment = Assignment.model_validate_json((folder / ASSIGNMENT).read_bytes())

@@ -10,17 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from app.recipe import defaults
-from app.recipe.data.sources import Table
 from app.recipe.documents import DocumentError, parse
 from app.recipe.job import MAX_SEED, JobSpec
 from app.recipe.students.model import ModelConfig
 from worker.errors import JobError
+from worker.machine import make_deterministic
 from worker.protocol import (
     Assignment,
     CachePlace,
@@ -35,10 +35,9 @@ from worker.protocol import (
     Stopped,
 )
 from worker.teachers import read_teacher_config
-from worker.trainer.run import perform
+from worker.trainer.perform import perform
 from worker.trainer.service import ASSIGNMENT
 from worker.training import checkpoint
-from worker.training.machine import make_deterministic
 from worker.training.monitor import CHECKPOINTS
 
 SECONDS_BETWEEN_LINES = 1.0
@@ -157,17 +156,18 @@ def _read_job(job_file: Path) -> JobSpec:
 def _settled(job: JobSpec, out: Path) -> JobSpec:
     """With the seed and the day that were drawn when the folder was first used."""
     seed, day = secrets.randbelow(MAX_SEED) + 1, datetime.now(UTC).date()
-    if (earlier := _earlier(out)) is not None:
-        seed = earlier.seed or seed
-        day = (earlier.data.chat_date if isinstance(earlier.data, Table) else None) or day
-    return job.settled(job.seed if job.seed is not None else seed, day)
+    drawn_seed, drawn_day = _drawn(out)
+    return job.settled(job.seed if job.seed is not None else drawn_seed or seed, drawn_day or day)
 
 
-def _earlier(out: Path) -> JobSpec | None:
+def _drawn(out: Path) -> tuple[int | None, date | None]:
+    """Seed and day of the assignment in `out`, whichever version wrote it; none: there is no such thing."""
     try:
-        return Assignment.model_validate_json((out / ASSIGNMENT).read_bytes()).spec
-    except (OSError, ValidationError):
-        return None
+        spec = json.loads((out / ASSIGNMENT).read_bytes())["spec"]
+        seed, day = spec["seed"], spec["data"].get("chat_date")
+        return int(seed) or None, date.fromisoformat(day) if day else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None, None
 
 
 def _newest_sound(root: Path) -> Path | None:

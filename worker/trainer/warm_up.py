@@ -16,12 +16,12 @@ from app.recipe.plan import plan_training
 from app.recipe.students.architectures import CifarResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.data.batches import Batches, whole_split
+from worker.machine import make_deterministic
 from worker.tasks import task_for
 from worker.trainer import run  # noqa: F401  # all that a job needs is imported by it
 from worker.training.loop import set_rate, take_step
-from worker.training.machine import make_deterministic
 from worker.training.peak import peak_of
-from worker.training.stages import build_stages, fresh_optimizer
+from worker.training.stages import begin_stage, build_stages
 from worker.training.state import fresh_student, initial_state
 
 EXPORT_IMPORTS = (
@@ -54,7 +54,7 @@ def warm_up() -> None:
     samples = whole_split({"images": torch.zeros(2, 1, 8, 8)}, torch.tensor([0, 1]))
     state = initial_state(recipe, fresh_student(model, 0))
     [stage] = build_stages(task_for(job.task), job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)
-    state.optimizer = fresh_optimizer(stage, state.student)
+    begin_stage(stage, state)
     set_rate(stage, state)
     take_step(stage, state, stage.step_inputs(0))
     for threads in sorted({1, torch.get_num_threads()}):  # what `choose_threads` chooses from

@@ -28,7 +28,7 @@ from worker.distributed.parts import Stored, open_pieces
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.training.history import History, Point
 from worker.training.metric_logger import refuse_spoilt
-from worker.training.state import Best, Ledger, TrainState
+from worker.training.state import Best, TrainState
 
 KEPT = 2
 """Checkpoints left on disk: the newest may be cut short by the death of the machine."""
@@ -55,10 +55,12 @@ class Record(BaseModel):
     """The stage that the optimizer belongs to."""
     seconds: Annotated[float, Field(ge=0)]
     teacher_flops: Annotated[int, Field(ge=0)] = 0
-    ledger: Ledger = Ledger()
-    """What was written for training so far."""
+    ledger: dict[str, Any] = {}
+    """What the training method counts (see `MethodState`)."""
     groups: list[dict[str, Any]]
     """Settings of the optimizer's parameter groups."""
+    learners: dict[str, list[dict[str, Any]]] = {}
+    """The same of the networks that the method trains beside the student; left out where there are none."""
     sha256: str
     """Of the file of tensors."""
     parts: list[str] = []
@@ -77,6 +79,8 @@ def training_digest(job: JobSpec) -> str:
     free: dict[str, Any] = dict.fromkeys(("name", "labels", "resources", "priority", "export", "card"), True)
     free |= {"evaluation": True, "recipe": {"checkpoint"}}
     content = job.model_dump(mode="json", exclude=free, exclude_defaults=True)
+    if "method" in content["recipe"]:
+        content["recipe"][job.recipe.method.digest_key] = content["recipe"].pop("method")
     content["keep"] = job.evaluation.keep  # the weights of the best epoch are only there where kept
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -116,8 +120,9 @@ def _record(state: TrainState, job: JobSpec, plan: TrainingPlan, digests: list[s
         stage=plan.stage_at(state.step - 1),
         seconds=state.seconds,
         teacher_flops=state.teacher_flops,
-        ledger=state.ledger,
+        ledger=state.method.model_dump(),
         groups=state.optimizer.state_dict()["param_groups"],
+        learners={name: each.optimizer.state_dict()["param_groups"] for name, each in state.learners.items()},
         sha256=digests[0],
         parts=digests[1:],
         best=state.best.found if state.best else None,
@@ -127,7 +132,8 @@ def _record(state: TrainState, job: JobSpec, plan: TrainingPlan, digests: list[s
 
 def _seal(record: Record, draft: Path, final: Path) -> None:
     """From here on it is a checkpoint."""
-    (draft / RECORD).write_text(record.model_dump_json(indent=2), encoding="utf-8")
+    content = record.model_dump_json(indent=2, exclude=None if record.learners else {"learners"})
+    (draft / RECORD).write_text(content, encoding="utf-8")
     for path in (draft / RECORD, draft):
         _sync(path)
     shutil.rmtree(final, ignore_errors=True)
@@ -169,14 +175,13 @@ def restore(
     The optimizer must be that of the stage that goes on; where the checkpoint ends a stage, it is left fresh. Each of
     the `ranks` takes what it holds of every tensor.
     """
-    groups = record.groups if plan.stage_at(record.step) == record.stage else None
     try:
         tensors = open_pieces(_files(record, folder))
-        _load(state, tensors, groups, ranks)
+        _load(state, tensors, record if plan.stage_at(record.step) == record.stage else None, ranks)
+        state.method = type(state.method).model_validate(record.ledger)
     except (SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder.name} does not fit the job's student or optimizer") from error
     state.step, state.seconds, state.teacher_flops = record.step, record.seconds, record.teacher_flops
-    state.ledger = record.ledger
     best = {name: stored.read() for name, stored in _under("best/", tensors).items()}
     state.best = Best(record.best, best or None) if record.best else None
     state.history = History(record.history)
@@ -188,14 +193,24 @@ def tensors(state: TrainState) -> dict[str, Tensor]:
     if state.ema is not None:
         named |= {f"ema/{name}": tensor for name, tensor in state.ema.model.state_dict().items()}
     named |= {f"parts/{name}": tensor for name, tensor in state.aux_modules.state_dict().items()}
-    for index, values in state.optimizer.state_dict()["state"].items():
-        named |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    named |= _moments_of("optimizer/", state.optimizer)
+    for learner_name, learner in state.learners.items():
+        named |= {f"learner/{learner_name}/{name}": tensor for name, tensor in learner.model.state_dict().items()}
+        if learner.ema is not None:
+            averages = learner.ema.model.state_dict()
+            named |= {f"learner-ema/{learner_name}/{name}": tensor for name, tensor in averages.items()}
+        named |= _moments_of(f"learner-optimizer/{learner_name}/", learner.optimizer)
     if state.best is not None and state.best.weights is not None:
         named |= {f"best/{name}": tensor for name, tensor in state.best.weights.items()}
     named["rng/cpu"] = torch.get_rng_state()
     if next(state.student.parameters()).is_cuda:
         named["rng/cuda"] = torch.cuda.get_rng_state()
     return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def _moments_of(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}{index}/{name}": value for index, values in state.items() for name, value in values.items()}
 
 
 def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -210,17 +225,21 @@ def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _load(
-    state: TrainState, tensors: dict[str, Stored], groups: list[dict[str, Any]] | None, ranks: SingleProcess
-) -> None:
+def _load(state: TrainState, tensors: dict[str, Stored], record: Record | None, ranks: SingleProcess) -> None:
+    """`record` has the settings of the optimizers; none: they stay fresh."""
     _take_in(state.student, _under("student/", tensors), ranks)
     if state.ema is not None:
         _take_in(state.ema.model, _under("ema/", tensors), ranks)
     _take_in(state.aux_modules, _under("parts/", tensors), ranks)
-    if groups is not None:
-        owners = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-        state.optimizer.load_state_dict({"state": _moments(tensors, owners, ranks), "param_groups": groups})
-        _lay_out_like_parameters(state.optimizer)
+    for name, learner in state.learners.items():
+        _take_in(learner.model, _under(f"learner/{name}/", tensors), ranks)
+        if learner.ema is not None:
+            _take_in(learner.ema.model, _under(f"learner-ema/{name}/", tensors), ranks)
+    if record is not None:
+        _continue(state.optimizer, _under("optimizer/", tensors), record.groups, ranks)
+        for name, learner in state.learners.items():
+            moments = _under(f"learner-optimizer/{name}/", tensors)
+            _continue(learner.optimizer, moments, record.learners[name], ranks)
     torch.set_rng_state(tensors["rng/cpu"].read())
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"].read())
@@ -231,12 +250,16 @@ def _take_in(module: nn.Module, tensors: dict[str, Stored], ranks: SingleProcess
     module.load_state_dict({name: ranks.place(stored, own[name]) for name, stored in tensors.items()})
 
 
-def _moments(tensors: dict[str, Stored], owners: list[Tensor], ranks: SingleProcess) -> dict[int, dict[str, Tensor]]:
+def _continue(
+    optimizer: torch.optim.Optimizer, stored: dict[str, Stored], groups: list[dict[str, Any]], ranks: SingleProcess
+) -> None:
+    owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, stored in _under("optimizer/", tensors).items():
+    for name, tensor in stored.items():
         index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = ranks.place(stored, owners[int(index)])
-    return moments
+        moments.setdefault(int(index), {})[key] = ranks.place(tensor, owners[int(index)])
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    _lay_out_like_parameters(optimizer)
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

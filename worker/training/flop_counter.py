@@ -1,14 +1,20 @@
-"""How much arithmetic a training takes, teachers' and student's apart, and what share of the machine's rate that is."""
+"""Floating-point operations of training by network, and their share of the machine's rate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import mul
 from typing import Any, NamedTuple
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
+from app.recipe.students.model import ModelConfig, TextInput
+from worker.data.task_data import TaskData
+from worker.machine import choose_threads
+from worker.students.measure import network_cost
 from worker.teachers import TeacherSource
-from worker.training.peak import Peak
+from worker.training.peak import Peak, peak_of
+from worker.training.stages import TeacherHandle
 from worker.training.state import TrainState
 
 BACKWARD = 2
@@ -28,8 +34,8 @@ class FlopCounter:
 
     They are those of the networks' matrix products, convolutions and attention: three forward passes of the student for
     each sample that it learns from, one where only terms of the loss are trained, and one of each teacher for each
-    sample that it is asked about; of texts that are written in training, what writing them and learning from them took
-    (`TrainState.ledger`). What the losses compute is left out, and so is every evaluation.
+    sample that it is asked about. What a training method computes beyond that, or saves, it says itself. Left out is
+    what the losses compute, and every evaluation.
     """
 
     def __init__(
@@ -40,8 +46,10 @@ class FlopCounter:
         teachers: Mapping[str, TeacherCost],
         peak: Peak,
         state: TrainState,
+        further: Callable[[TrainState, int], Mapping[str, int]] = lambda state, samples: {},
     ) -> None:
-        self._plan, self._teachers, self._peak = plan, teachers, peak
+        """`further` gives the operations of a training method beyond these, by network (see `Method.flops`)."""
+        self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
         learns = [stage.trains == "student" for stage in job.recipe.stages] + [True]
         self._per_sample = [student_flops * (1 + BACKWARD * learning) for learning in learns]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
@@ -71,17 +79,54 @@ class FlopCounter:
         return {**told, "peak_flops_per_second": self._peak.flops_per_second, "peak": self._peak.source}
 
     def _done(self, state: TrainState) -> dict[str, int]:
-        """By side; there is no teacher's where there is no teacher."""
-        step, ledger = state.step, state.ledger
-        student = ledger.student_flops - self._per_sample[-1] * ledger.replaced
-        student += sum(
-            per_sample * (self._samples(min(step, stage.end)) - self._samples(min(step, stage.first)))
-            for per_sample, stage in zip(self._per_sample, self._plan.stages, strict=True)
-        )
-        return {
-            "student": student,
-            **({"teacher": state.teacher_flops + ledger.teacher_flops} if self._teachers else {}),
-        }
+        """By network; there is no teacher's where there is no teacher."""
+        step = state.step
+        samples = [
+            self._samples(min(step, stage.end)) - self._samples(min(step, stage.first)) for stage in self._plan.stages
+        ]
+        done = {"student": sum(map(mul, self._per_sample, samples))}
+        if self._teachers:
+            done["teacher"] = state.teacher_flops
+        for name, count in self._further(state, samples[-1]).items():
+            done[name] = done.get(name, 0) + count
+        return done
 
     def _samples(self, step: int) -> int:
         return self._plan.samples_until(step)
+
+
+def open_flop_counter(
+    job: JobSpec,
+    plan: TrainingPlan,
+    task: TaskData,
+    teachers: Mapping[str, TeacherHandle],
+    state: TrainState,
+    further: Callable[[TrainState, int], Mapping[str, int]],
+    processes: int,
+) -> FlopCounter:
+    """Chooses the threads too, which the rate depends on. Of several processes each has a share of the samples, asks
+    teachers about as many as the others, and has a rate of its own."""
+    device = next(state.student.parameters()).device
+    flops = student_flops(task)
+    samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
+    choose_threads(samples * flops, device)
+    asked = {
+        name: TeacherCost(by.source, processes * network_cost(_as_asked(by.model.config, task)).flops)
+        for name, by in teachers.items()
+    }
+    peak = peak_of(device, job.recipe.precision)
+    peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
+    return FlopCounter(job, plan, flops, asked, peak, state, further)
+
+
+def student_flops(task: TaskData) -> int:
+    """Floating-point operations of the student's forward pass on one sample of the training set."""
+    return network_cost(task.model).flops * task.train.rows_per_sample
+
+
+def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
+    """A teacher that could read longer texts than a language model's sequences, which are those that it is given."""
+    given, taken = task.model.input, teacher.input
+    if not teacher.predicts_tokens or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
+        return teacher
+    return teacher.model_copy(update={"input": taken.model_copy(update={"length": given.length})})

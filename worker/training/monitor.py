@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
-from worker.protocol import CheckpointSaved, Metrics, Report, StepProgress
+from worker.protocol import CheckpointSaved, Metrics, Send, ShouldStop, StepProgress
 from worker.training.flop_counter import FlopCounter
 from worker.training.metric_logger import MetricLogger
 from worker.training.state import TrainState
@@ -21,8 +21,6 @@ SECONDS_BETWEEN_REPORTS = 0.1
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints within the staged folder."""
 
-Send = Callable[[Report], None]
-Stop = Callable[[], bool]
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
@@ -47,7 +45,7 @@ class TrainingMonitor:
         plan: TrainingPlan,
         folder: Path,
         send: Send,
-        stop: Stop,
+        stop: ShouldStop,
         evaluate: Evaluate,
         state: TrainState,
         teacher_caches: TeacherCaches,

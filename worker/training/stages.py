@@ -1,8 +1,9 @@
-"""Lays out a job's training: one course per stage, with its objective, over the same student, teachers and batches."""
+"""Builds the stages of a job, each with its objective, over the same student, teachers and batches, and trains them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from app.recipe.losses.taps import Tap
 from app.recipe.plan import TrainingPlan
 from worker.data.batches import Batch, Batches
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
-from worker.errors import UserError
+from worker.errors import SystemFault, UserError
 from worker.losses.builder import LossBuilder, Shapes, TeacherSide
 from worker.losses.objective import Objective
 from worker.optimizers import build_optimizer
@@ -22,8 +23,9 @@ from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
+from worker.training import checkpoint
 from worker.training.compiled import training_forward
-from worker.training.loop import Stage, TrainableModule
+from worker.training.loop import Monitor, Stage, Step, TrainableModule, take_step, train
 from worker.training.state import TrainState
 from worker.training.step_inputs import choose_side_stream
 
@@ -101,7 +103,7 @@ def build_stages(
         for path, losses in job.objectives.items()
     ]
     state.aux_modules = builder.aux_modules.to(samples.device)
-    whole = ranks.wrap(TrainableModule(student, state.aux_modules))
+    trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
     stages, device = [], samples.device
     side_stream = choose_side_stream(device)
     specs: list[StageSpec | None] = [*job.recipe.stages, None]
@@ -119,7 +121,7 @@ def build_stages(
                 recorder=recorder,
                 input_key=student.input_key,
                 device=device,
-                whole=whole,
+                trainable=trainable,
                 seed=seed,
                 trains_student=spec is None or spec.trains == "student",
                 ranks=ranks,
@@ -150,6 +152,50 @@ def fresh_optimizer(stage: Stage, student: nn.Module) -> torch.optim.Optimizer:
     if not learning:
         raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
     return build_optimizer(stage.optimizer, learning, [student, *stage.objective.trained.children()])
+
+
+def begin_stage(stage: Stage, state: TrainState) -> None:
+    """Give the student, and every network that the method trains, a fresh optimizer; raises as `fresh_optimizer`."""
+    state.optimizer = fresh_optimizer(stage, state.student)
+    for learner in state.learners.values():
+        learner.optimizer = build_optimizer(stage.optimizer, list(learner.model.parameters()), [learner.model])
+
+
+def enter(
+    state: TrainState, job: JobSpec, plan: TrainingPlan, stages: list[Stage], resume: Path | None, ranks: SingleProcess
+) -> None:
+    """Bring `state` to its first step here: with fresh optimizers, or as the checkpoint in `resume` left it. Raises
+    SystemFault (`bad_checkpoint`)."""
+    if resume is None:
+        begin_stage(stages[0], state)
+        return
+    try:
+        record = checkpoint.read_for(job, plan, resume)
+        begin_stage(stages[plan.stage_at(record.step)], state)
+        checkpoint.restore(state, record, plan, resume, ranks)
+    except checkpoint.CheckpointError as error:
+        raise SystemFault("bad_checkpoint", str(error)) from error
+
+
+def wrap_learners(state: TrainState, ranks: SingleProcess) -> None:
+    """Have the processes keep alike, or divide, what the method trains beside the student."""
+    for learner in state.learners.values():
+        learner.trainable = ranks.wrap(TrainableModule(learner.model, nn.ModuleDict()))
+
+
+def averages(state: TrainState) -> list[Model]:
+    """The moving averages of all networks that learn."""
+    return [each.model for each in (state.ema, *(other.ema for other in state.learners.values())) if each is not None]
+
+
+def train_stages(stages: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step) -> bool:
+    """Go through the stages that are left, the last one with the step `main`; false when the watch asked to leave."""
+    for stage in stages[plan.stage_at(state.step) :]:
+        if state.step == stage.plan.first > 0:
+            begin_stage(stage, state)
+        if not train(stage, state, watch, main if stage is stages[-1] else take_step):
+            return False
+    return True
 
 
 def _path(job: JobSpec, name: str) -> str:

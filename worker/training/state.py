@@ -1,4 +1,4 @@
-"""What training changes: all that makes the next step, apart from what the job itself says."""
+"""State of training: all that makes the next step, apart from what the job itself says."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ class Best(NamedTuple):
     """State of the judged model, on the CPU; none where the last weights are exported anyway."""
 
 
-class Ledger(BaseModel):
-    """What was written for training, and what that took, over all attempts."""
+class MethodState(BaseModel):
+    """Numbers that a training method keeps over all attempts; each method that has some derives its own."""
 
-    steps: int = 0
-    """Optimizer steps that learned from it."""
-    replaced: int = 0
-    """Samples of the data that these steps would have learned from."""
-    texts: int = 0
-    tokens: int = 0
-    """Of the texts, without their prompts."""
-    student_flops: int = 0
-    """Of writing, and of learning from what was written."""
-    teacher_flops: int = 0
-    """Of writing, and of saying how good it is."""
+
+@dataclass
+class Learner:
+    """A network that a training method trains beside the student, and what moves with it."""
+
+    model: Model
+    ema: Ema | None
+    optimizer: torch.optim.Optimizer
+    """Of the main training."""
+    trainable: nn.Module
+    """The `TrainableModule` of it, as the job's processes have wrapped it."""
+
+    @property
+    def evaluated(self) -> Model:
+        """The model that is evaluated."""
+        return self.ema.model if self.ema else self.model
 
 
 @dataclass
@@ -58,7 +63,10 @@ class TrainState:
     """Seconds trained, over all attempts."""
     teacher_flops: int = 0
     """Operations of teachers, over all attempts (see `FlopCounter`)."""
-    ledger: Ledger = field(default_factory=Ledger)
+    learners: dict[str, Learner] = field(default_factory=dict)
+    """Networks that the method trains beside the student, by their names."""
+    method: MethodState = field(default_factory=MethodState)
+    """What the method counts."""
     best: Best | None = None
     history: History = field(default_factory=History)
     """What was measured on the way, over all attempts."""
@@ -79,8 +87,21 @@ def fresh_student(config: ModelConfig, seed: int) -> Model:
 
 def initial_state(recipe: Recipe, student: Model) -> TrainState:
     """`student`, on its device, before its first step; it has no optimizer yet."""
+    return TrainState(student, _averaged(recipe, student), idle_optimizer())
+
+
+def fresh_learner(recipe: Recipe, model: Model) -> Learner:
+    """`model`, on its device, before its first step; it has no optimizer yet, and no process has wrapped it."""
+    return Learner(model, _averaged(recipe, model), idle_optimizer(), model)
+
+
+def _averaged(recipe: Recipe, model: Model) -> Ema | None:
+    """The moving average of `model`, which is laid out as the recipe wants it."""
     if recipe.channels_last:
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    ema = Ema(student, recipe.ema_decay) if recipe.ema_decay is not None else None
-    idle = torch.optim.SGD([torch.zeros(())], lr=0.0)
-    return TrainState(student, ema, idle)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None
+
+
+def idle_optimizer() -> torch.optim.Optimizer:
+    """In the place of one until a stage begins."""
+    return torch.optim.SGD([torch.zeros(())], lr=0.0)

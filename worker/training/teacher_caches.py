@@ -18,15 +18,13 @@ from worker.data.augment import Augmenter
 from worker.data.batches import Augment, Batch, Batches, whole_split
 from worker.data.task_data import TaskData
 from worker.distributed.ranks import SingleProcess
-from worker.protocol import CachePlace, Log, Report
+from worker.protocol import CachePlace, Log, Send
 from worker.students.model import Model
 from worker.tasks.base import Task
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.teachers.digests import digest_folder, digest_samples
 from worker.training.stages import TeacherHandle, teacher_taps
-
-Send = Callable[[Report], None]
 
 
 class TeacherCaches:

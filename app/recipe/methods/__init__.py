@@ -1,1 +1,15 @@
-"""Training methods beyond a sum of losses."""
+"""Training methods: programs that change the loop itself, one file each, with the rules of its fields."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.on_policy import OnPolicy
+from app.recipe.methods.sequence_level import SequenceLevel
+from app.recipe.methods.supervised import Supervised
+
+Method = Annotated[Supervised | OnPolicy | SequenceLevel, Field(discriminator="kind")]
+METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel)

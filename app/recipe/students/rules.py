@@ -33,11 +33,20 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
             yield from (problem._replace(param=own or problem.param) for problem in unfit)
             if not unfit:
                 yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
+                yield from _network_problems(job, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     if job.embedding is not None and "embedding" not in job.task_spec.options:
         found, accepted = f"is given, the task is {job.task}", f"none, or task: {tasks_with('embedding')}"
         yield Problem("embedding", found, accepted)
+
+
+def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
+    """Networks that the method trains beside the student, on what the student takes."""
+    for path, network in job.recipe.method.networks().items():
+        unfit = list(_unfit_problems(job.task_spec, network))
+        unfit = [problem._replace(param=problem.param.replace("student", path, 1)) for problem in unfit]
+        yield from unfit or architecture_problems(network, given, path)
 
 
 def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:

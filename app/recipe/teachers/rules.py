@@ -9,7 +9,6 @@ from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Texts
 from app.recipe.data.tokenizers import Trained
 from app.recipe.job import JobSpec
-from app.recipe.methods.generation import SequenceLevel
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import Pretrained
 from app.recipe.students.model import ModelConfig
@@ -34,7 +33,7 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if learning and not names:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if names and not learning and not isinstance(job.recipe.generation, SequenceLevel):
+    if names and not learning and not job.recipe.method.learns_from_teacher:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",

@@ -107,7 +107,7 @@ def node(
 
     if not re.fullmatch(ADDRESS, address):
         raise BadRequest(f"{address!r} is no address; accepted: HOST:PORT, the port from 1 to 65535")
-    from worker.distributed.node import serve as run  # torch takes seconds
+    from worker.trainer.node import serve as run  # torch takes seconds
 
     def lines(tell: Callable[[Any], None]) -> int:
         try:

@@ -10,7 +10,7 @@ from app.recipe.data.sources import AnyData
 from app.recipe.data.tokenizers import Tokenizer
 from app.recipe.diagnostics import Diagnostic
 from app.recipe.losses import Loss
-from app.recipe.methods.generation import Generation
+from app.recipe.methods import Method
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students.architectures import Student
 from app.recipe.teachers.cache import TeacherCache
@@ -25,8 +25,8 @@ UNIONS = {
     "tokenizers": Tokenizer,
     "formats": AnyData,
     "teacher-caches": TeacherCache,
-    "generations": Generation,
     "diagnostics": Diagnostic,
+    "methods": Method,
 }
 
 

@@ -19,13 +19,14 @@ from torch.multiprocessing import spawn
 from tests.worker.training.builders import NEVER, Played, play
 from worker.bundle import writer as bundle
 from worker.distributed import launch
+from worker.distributed.group import join
 from worker.distributed.launch import RankArgs
-from worker.distributed.ranks import DataParallel, join
+from worker.distributed.ranks import DataParallel
 from worker.distributed.shards import FullyShardedDataParallel
+from worker.machine import make_deterministic
 from worker.protocol import REPORTS, Assignment, Failed
 from worker.training import checkpoint, measure
 from worker.training import monitor as watch
-from worker.training.machine import make_deterministic
 
 SIZE = 2
 

@@ -15,7 +15,7 @@ from tests.worker.training.builders import Played, stage
 from worker.distributed import launch
 from worker.limits import TIMED_OUT, Note
 from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Report, StepProgress, Stopped
-from worker.trainer.run import perform
+from worker.trainer.perform import perform
 from worker.training.checkpoint import read_record, saved
 
 TOGETHER = {"processes": 2, "queue": "cpu"}

@@ -25,7 +25,8 @@ from worker.distributed.nodes import called, come
 from worker.errors import SystemFault
 from worker.protocol import Assignment, Failed, Finished, Metrics, Report
 from worker.students.weights import WEIGHTS
-from worker.trainer.run import perform
+from worker.trainer.perform import perform
+from worker.trainer.run import run
 from worker.training.checkpoint import read_record, saved
 
 VIT = {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2}
@@ -36,7 +37,7 @@ JOB: dict[str, Any] = {
 TWO = {"nodes": 2, "queue": "cpu"}
 COME = (
     "import sys; from functools import partial; "
-    "from worker.distributed import launch; from worker.distributed.node import serve; "
+    "from worker.distributed import launch; from worker.trainer.node import serve; "
     "launch.JOIN_SECONDS = float(sys.argv[2]); serve(sys.argv[1], partial(print, flush=True))"
 )
 
@@ -178,8 +179,8 @@ def test_a_machine_that_comes_when_the_others_have_given_up_leaves_the_reason_to
         assert store is not None
         helper = come(address, set())
         assert helper is not None
-        head = launch._launch(assignment, tmp_path, lambda _: None, lambda: False, place)
-        late = launch.assist(helper, tmp_path / "late")
+        head = launch._launch(run, assignment, tmp_path, lambda _: None, lambda: False, place)
+        late = launch.assist(run, helper, tmp_path / "late")
         assert not store.check([nodes.WORD])
     assert isinstance(head, Failed)
     assert head.code == "too_few_nodes"

@@ -13,14 +13,14 @@ from app.recipe.students.architectures import Transformers
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES
 from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.randomness import generator
-from worker.students.decoding import LIKELIEST, Manner, next_logits, write, write_on
+from worker.students.decoding import GREEDY, SamplingParams, generate, greedy_continuation, next_logits
 from worker.students.measure import reading
 from worker.students.model import Model
 from worker.training.measure import flops
 
 VOCABULARY, MOST = 50, 9
 PROMPTS = [[7, 8, 9], [11], [3, 4, 5, 6, 12, 13, 14], [20, 21]]
-SAMPLED = Manner(temperature=1.3, top_k=None)
+SAMPLED = SamplingParams(temperature=1.3, top_k=None)
 SIZES: dict[str, Any] = {
     **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
     **{"intermediate_size": 24, "max_position_embeddings": 32, "sliding_window": 6},
@@ -40,55 +40,55 @@ def prompts() -> tuple[Tensor, Tensor]:
     return torch.tensor([prompt + [2] * (int(lengths.max()) - len(prompt)) for prompt in PROMPTS]), lengths
 
 
-def read_again(writer: Model, prompt: list[int], manner: Manner) -> list[int]:
+def read_again(writer: Model, prompt: list[int], sampling: SamplingParams) -> list[int]:
     """One text, for every token of which all that is before is read anew."""
     text = list(prompt)
     for _ in range(MOST):
         with torch.no_grad():
-            text.append(int(manner.choose(next_logits(writer, torch.tensor([text])))))
+            text.append(int(sampling.choose(next_logits(writer, torch.tensor([text])))))
     return text
 
 
 @pytest.mark.parametrize("kind", DECODER_MODEL_TYPES)
 def test_what_is_remembered_is_what_would_be_read_again(kind: str) -> None:
     writer = model(kind)
-    written = write(writer, *prompts(), MOST)
+    written = generate(writer, *prompts(), MOST)
     for prompt, tokens, own in zip(PROMPTS, *written, strict=True):
-        expected = read_again(writer, prompt, LIKELIEST)
+        expected = read_again(writer, prompt, GREEDY)
         assert tokens[: len(expected)].tolist() == expected
         assert own.nonzero().flatten().tolist() == list(range(len(prompt), len(expected)))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma", "mistral"])
-@pytest.mark.parametrize("manner", [SAMPLED, Manner(0.7, 5)], ids=["all", "top-k"])
-def test_so_are_tokens_that_are_drawn(kind: str, manner: Manner) -> None:
+@pytest.mark.parametrize("sampling", [SAMPLED, SamplingParams(0.7, 5)], ids=["all", "top-k"])
+def test_so_are_tokens_that_are_drawn(kind: str, sampling: SamplingParams) -> None:
     writer, (tokens, _) = model(kind), prompts()
     begun, again = tokens[:, :3], generator(1, "draws")
-    written = write(writer, begun, torch.full((4,), 3), MOST, manner, draw=generator(1, "draws")).tokens
+    written = generate(writer, begun, torch.full((4,), 3), MOST, sampling, draw=generator(1, "draws")).tokens
     for _ in range(MOST):
         with torch.no_grad():
-            begun = torch.cat((begun, manner.choose(next_logits(writer, begun), again).unsqueeze(1)), 1)
+            begun = torch.cat((begun, sampling.choose(next_logits(writer, begun), again).unsqueeze(1)), 1)
     assert torch.equal(written, begun)
-    assert not torch.equal(written, write(writer, tokens[:, :3], torch.full((4,), 3), MOST).tokens)
+    assert not torch.equal(written, generate(writer, tokens[:, :3], torch.full((4,), 3), MOST).tokens)
 
 
 def test_a_text_is_over_with_a_token_that_ends_it() -> None:
     writer, (tokens, lengths) = model(), prompts()
-    free = write(writer, tokens, lengths, MOST)
+    free = generate(writer, tokens, lengths, MOST)
     ends = free.tokens[0, lengths[0] + 2].reshape(1)
-    written = write(writer, tokens, lengths, MOST, ends=ends)
+    written = generate(writer, tokens, lengths, MOST, ends=ends)
     for row, length in enumerate(lengths.tolist()):
         said = free.tokens[row, length : length + MOST].tolist()
         until = said.index(int(ends)) + 1 if int(ends) in said else MOST
-        assert written.tokens[row, written.own[row]].tolist() == said[:until]
-    assert int(written.own[0].sum()) <= 3
-    alone = write(writer, tokens[:1, :3], lengths[:1], MOST, ends=ends)
+        assert written.tokens[row, written.generated[row]].tolist() == said[:until]
+    assert int(written.generated[0].sum()) <= 3
+    alone = generate(writer, tokens[:1, :3], lengths[:1], MOST, ends=ends)
     assert torch.equal(alone.tokens[0], written.tokens[0, : alone.tokens.shape[1]])  # nothing is read behind the end
 
 
 def test_of_the_likeliest_tokens_alone_each_is_drawn_by_its_probability() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0, 9.0]]).repeat(20_000, 1)
-    chosen = Manner(temperature=2.0, top_k=3, vocabulary=4).choose(logits, generator(0))
+    chosen = SamplingParams(temperature=2.0, top_k=3, vocabulary=4).choose(logits, generator(0))
     found = torch.bincount(chosen, minlength=5) / len(chosen)
     expected = torch.tensor([3.0, 1.0, 2.0]).div(2).softmax(0)
     torch.testing.assert_close(found, torch.tensor([*expected, 0.0, 0.0]), rtol=0.0, atol=0.02)
@@ -97,13 +97,15 @@ def test_of_the_likeliest_tokens_alone_each_is_drawn_by_its_probability() -> Non
 def test_numbers_that_are_not_finite_choose_some_token() -> None:
     broken = torch.full((2, 5), torch.nan)
     assert SAMPLED.choose(broken, generator(0)).max() < 5
-    assert LIKELIEST.choose(broken).max() < 5
+    assert GREEDY.choose(broken).max() < 5
 
 
 def test_continuations_have_the_likeliest_tokens() -> None:
     writer = model()
-    assert write_on(writer, torch.tensor([PROMPTS[0]]), MOST)[0].tolist() == read_again(writer, PROMPTS[0], LIKELIEST)
-    assert write_on(writer, torch.tensor([PROMPTS[0]]), 0)[0].tolist() == PROMPTS[0]
+    assert greedy_continuation(writer, torch.tensor([PROMPTS[0]]), MOST)[0].tolist() == read_again(
+        writer, PROMPTS[0], GREEDY
+    )
+    assert greedy_continuation(writer, torch.tensor([PROMPTS[0]]), 0)[0].tolist() == PROMPTS[0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
@@ -111,5 +113,5 @@ def test_what_reading_and_writing_take_is_what_runs(kind: str) -> None:
     writer, begin, length = model(kind), 4, 13
     tokens, told = torch.randint(3, VOCABULARY, (1, length)), reading(writer.config)
     assert flops(writer, tokens) == told.of(length)
-    writes = partial(write, writer, lengths=torch.tensor([begin]), most=length - begin)
+    writes = partial(generate, writer, lengths=torch.tensor([begin]), max_new_tokens=length - begin)
     assert flops(writes, tokens[:, :begin]) == told.writing(begin, length)

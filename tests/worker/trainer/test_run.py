@@ -15,6 +15,7 @@ from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
 from tests.worker.training.builders import CLASSES, Played, play, stage, write_data, write_teacher
 from worker.bundle import writer as bundle
+from worker.methods import supervised
 from worker.protocol import (
     Assignment,
     CheckpointSaved,
@@ -25,7 +26,7 @@ from worker.protocol import (
     PhaseBegan,
     StepProgress,
 )
-from worker.training import checkpoint, loop
+from worker.training import checkpoint
 
 EVERY_STEP = {"checkpoint": {"every_steps": 1}}
 
@@ -128,13 +129,13 @@ def test_missing_classes_are_worth_a_warning(tmp_path: Path) -> None:
 def test_a_loss_that_diverges_fails_naming_the_step_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.take_step
+    real = supervised.take_step
 
     def poisoned(stage: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
         found = real(stage, state, batch)
         return found | {"loss": found["loss"] * torch.nan} if state.step == 4 else found
 
-    monkeypatch.setattr(loop, "take_step", poisoned)
+    monkeypatch.setattr(supervised, "take_step", poisoned)
     played = play(stage(tmp_path, recipe=EVERY_STEP), tmp_path)
     assert isinstance(played.word, Failed)
     assert (played.word.fault, played.word.code, played.word.step) == ("user", "nan_loss", 5)
@@ -164,7 +165,7 @@ def spoil(state: Any, value: float) -> None:
 def test_a_step_that_overflows_spoils_neither_checkpoint_nor_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, recipe: dict[str, Any], what: str
 ) -> None:
-    real = loop.take_step
+    real = supervised.take_step
     last = 1 if recipe else 2
 
     def overflowing(stage: Any, state: Any, batch: Any) -> dict[str, torch.Tensor]:
@@ -173,7 +174,7 @@ def test_a_step_that_overflows_spoils_neither_checkpoint_nor_metrics(
             spoil(state, value)
         return found
 
-    monkeypatch.setattr(loop, "take_step", overflowing)
+    monkeypatch.setattr(supervised, "take_step", overflowing)
     played = play(stage(tmp_path, recipe=recipe), tmp_path)
     assert isinstance(played.word, Failed)
     assert (played.word.code, played.word.step) == ("nan_loss", last + 1)
@@ -229,7 +230,7 @@ def test_other_errors_are_sorted_by_fault_and_tell_nothing_internal(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "take_step", fail)
+    monkeypatch.setattr(supervised, "take_step", fail)
     word = failure(stage(tmp_path), tmp_path)
     assert (word.fault, word.code) == (fault, code)
     assert "secret" not in word.message

@@ -72,7 +72,9 @@ def test_the_share_of_the_rate_is_operations_over_time_and_rate(
 ) -> None:
     shares = []
     for rate in (1e9, 1e12):
-        monkeypatch.setattr("worker.trainer.run.peak_of", lambda device, precision, rate=rate: Peak(rate, "measured"))
+        monkeypatch.setattr(
+            "worker.training.flop_counter.peak_of", lambda device, precision, rate=rate: Peak(rate, "measured")
+        )
         played = play(stage(tmp_path / f"{rate}", teacher=True), tmp_path / f"{rate}")
         share = last(played, "train/mfu/")
         assert set(share) == {"student", "teacher"}

@@ -93,9 +93,9 @@ def test_a_death_after_training_repeats_no_step_and_changes_no_bit(
 ) -> None:
     """As if the trainer had been killed while it evaluated, and then while it exported."""
     assignment = stage(tmp_path / "cut")
-    for place in ("_trained", "write_bundle"):
+    for place in ("TrainedJob", "write_bundle"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"worker.trainer.run.{place}", lambda *_: 1 / 0)
+            patched.setattr(f"worker.trainer.run.{place}", lambda *_, **__: 1 / 0)
             cut = play(assignment, tmp_path / "cut")
         assert isinstance(cut.word, Failed)
         if place == "write_bundle":

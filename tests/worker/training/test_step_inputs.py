@@ -12,10 +12,10 @@ import torch
 from tests.worker.training.builders import finished, require_same_bits, stage, weights
 from worker.bundle import writer as bundle
 from worker.data.batches import Batch, whole_split
+from worker.methods import supervised
 from worker.outputs import TeacherSignal
 from worker.protocol import Assignment, CachePlace
-from worker.trainer import run
-from worker.training import loop, measure
+from worker.training import job_inputs, loop, measure
 from worker.training import stages as stages
 from worker.training.step_inputs import CudaSideStream, Prefetcher, StepInputs
 
@@ -93,7 +93,7 @@ def test_samples_on_the_host_teach_the_same(
 ) -> None:
     changes: dict[str, Any] = {"data": {"train": "data", "augment": augment}}
     finished(tmp_path / "near", stage(tmp_path / "near", teacher=True, **changes))
-    monkeypatch.setattr(run, "room_for_samples", lambda device: 0.0)
+    monkeypatch.setattr(job_inputs, "room_for_samples", lambda device: 0.0)
     finished(tmp_path / "far", stage(tmp_path / "far", teacher=True, **changes))
     assert weights(tmp_path / "near") == weights(tmp_path / "far")
 
@@ -118,7 +118,7 @@ def test_a_lesson_is_begun_once_the_step_before_it_is_queued(tmp_path: Path, mon
         return real(*arguments)
 
     monkeypatch.setattr(side_stream, "start", starting)
-    monkeypatch.setattr(loop, "take_step", taking)
+    monkeypatch.setattr(supervised, "take_step", taking)
     finished(tmp_path, stage(tmp_path, teacher=True, recipe={"epochs": 1}))
     assert order == ["lesson", "step", "lesson", "step", "lesson", "step"]
 

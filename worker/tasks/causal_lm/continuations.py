@@ -10,7 +10,7 @@ from app.recipe.job import EvaluationSpec
 from app.recipe.students.model import TextInput
 from worker.data.batches import ROWS, Batch
 from worker.data.tokens import TextTokenizer
-from worker.students.decoding import write_on
+from worker.students.decoding import greedy_continuation
 from worker.students.model import Model
 from worker.tasks.base import Figures, ReportInputs
 
@@ -28,7 +28,7 @@ def continuations(inputs: ReportInputs) -> list[Figures]:
     models = {"student": inputs.student, **inputs.teachers}
     same = {name: model for name, model in models.items() if name not in inputs.tokenizers}
     tokens = {"held_out": texts[:, : begin + count]}
-    tokens |= {name: write_on(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
+    tokens |= {name: greedy_continuation(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
     found = {name: [_until_end(reader, row[begin:].tolist()) for row in rows] for name, rows in tokens.items()}
     for name, own in inputs.tokenizers.items():
         found[name] = _in_own_tokens(models[name].cpu(), own, samples, options)
@@ -48,7 +48,7 @@ def _in_own_tokens(teacher: Model, reader: TextTokenizer, samples: Batch, option
     for text, known in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
         prompt = text[: known + 1].unsqueeze(0)
         room = min(count, _context(teacher) - known - 1)
-        found.append(_until_end(reader, write_on(teacher, prompt, room)[0, known + 1 :].tolist()))
+        found.append(_until_end(reader, greedy_continuation(teacher, prompt, room)[0, known + 1 :].tolist()))
     return found
 
 

@@ -127,7 +127,7 @@ NOBODY: dict[str, Any] = {"teacher": None, "data": {"tokenizer": {"kind": "bpe"}
 
 
 def writing(generation: dict[str, Any], losses: list[dict[str, Any]] | None = None, **changes: Any) -> JobSpec:
-    return job(recipe={"generation": generation, **({"losses": losses} if losses else {})}, **changes)
+    return job(recipe={"method": generation, **({"losses": losses} if losses else {})}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -149,22 +149,22 @@ def test_what_is_written_may_be_learned(spec: JobSpec) -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        (writing(ON_POLICY, [CE], **NOBODY), "recipe.generation"),
-        (writing(SEQUENCES, [CE], **NOBODY), "recipe.generation"),
-        (writing({**ON_POLICY, "prompt_tokens": 100}), "recipe.generation.new_tokens"),
+        (writing(ON_POLICY, [CE], **NOBODY), "recipe.method"),
+        (writing(SEQUENCES, [CE], **NOBODY), "recipe.method"),
+        (writing({**ON_POLICY, "prompt_tokens": 100}), "recipe.method.new_tokens"),
         (writing(ON_POLICY, [CE, {"kind": "nkd"}]), "recipe.losses"),
         (writing({**ON_POLICY, "share": 1.0}), "recipe.losses[0].kind"),
         (writing(ON_POLICY, [{"kind": "kd"}, HINT]), "recipe.losses[1].kind"),
         (writing(SEQUENCES, [{"kind": "kd"}, HINT]), "recipe.losses[1].kind"),
         (writing(SEQUENCES, teacher_cache={"store": "top-k", "k": 5}), "teacher_cache.store"),
-        (job(recipe={"generation": ON_POLICY, "compile": True}), "recipe.compile"),
-        (writing(SEQUENCES, **TWO), "recipe.generation.writer"),
-        (writing({**SEQUENCES, "writer": "three"}), "recipe.generation.writer"),
+        (job(recipe={"method": ON_POLICY, "compile": True}), "recipe.compile"),
+        (writing(SEQUENCES, **TWO), "recipe.method.writer"),
+        (writing({**SEQUENCES, "writer": "three"}), "recipe.method.writer"),
         (writing(ON_POLICY, resources={"processes": 2, "queue": "cpu"}), "resources.processes"),
         (writing(SEQUENCES, resources={"nodes": 2, "queue": "gpu"}), "resources.nodes"),
         (
-            job(task="embedding", recipe={"generation": ON_POLICY, "losses": [{"kind": "embedding-distance"}]}),
-            "recipe.generation",
+            job(task="embedding", recipe={"method": ON_POLICY, "losses": [{"kind": "embedding-distance"}]}),
+            "recipe.method.kind",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_what_can_t_be_written_or_would_teach_nothing_is_refused_by_name(spec: J
     ],
 )
 def test_writing_has_bounds(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"recipe.generation.on-policy.{next(iter(wrong))}"):
+    with pytest.raises(ValueError, match=f"recipe.method.on-policy.{next(iter(wrong))}"):
         writing({**ON_POLICY, **wrong})
 
 

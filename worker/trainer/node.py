@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from worker.distributed.launch import assist
 from worker.distributed.nodes import come
 from worker.errors import SystemFault
+from worker.trainer.run import run
 
 LOOK_SECONDS = 1.0
 """Between two looks whether the worker calls."""
@@ -36,5 +37,5 @@ def serve(address: str, tell: Tell) -> None:
             continue
         tell(f"joining a job on {node.place.nodes} machines")
         with TemporaryDirectory(prefix="stillhouse-node-") as folder:
-            word = assist(node, Path(folder))
+            word = assist(run, node, Path(folder))
         tell("done" if word is None else f"failed: {word.message}")

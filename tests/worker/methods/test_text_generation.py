@@ -20,7 +20,7 @@ from worker.data.randomness import derive_seed, generator
 from worker.data.running_text import PackingDir
 from worker.data.tokens import load_tokenizer
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, Stopped
-from worker.students.decoding import Manner, next_logits
+from worker.students.decoding import SamplingParams, next_logits
 from worker.students.measure import reading
 from worker.students.model import Model
 from worker.students.weights import load_model, read_config
@@ -49,7 +49,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(
     folder: Path, teacher: Path, generation: Document | None, losses: list[Document] | None = None, **more: Any
 ) -> Assignment:
-    recipe = {"generation": generation, **more.pop("recipe", {})}
+    recipe = {**({"method": generation} if generation else {}), **more.pop("recipe", {})}
     return stage(folder, LLAMA, teacher, losses or DISTILLED, recipe=recipe, **more)
 
 
@@ -119,7 +119,7 @@ def drawn(student: Model, texts: Tensor, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     for _ in range(MOST):
         with torch.no_grad():
-            chosen = Manner(1.0, None).choose(next_logits(student, texts), draw)
+            chosen = SamplingParams(1.0, None).choose(next_logits(student, texts), draw)
         texts = torch.cat((texts, chosen.unsqueeze(1)), 1)
     return texts
 
@@ -143,7 +143,7 @@ def test_where_all_is_written_the_answers_of_the_data_are_never_looked_at(
         rows = [{"messages": [{"role": "user", "content": f"{asked} {row}"}, {"role": "assistant", "content": answer}]}
                 for row in range(20)]  # fmt: skip
         data = {"max_length": LONG, "eval_fraction": 0.1}
-        recipe = {"generation": generation, "max_steps": 4, "epochs": 9}
+        recipe = {"method": generation, "max_steps": 4, "epochs": 9}
         folder = tmp_path / name
         ran(
             folder,
@@ -174,7 +174,7 @@ def test_a_teacher_that_only_writes_is_asked_nothing(tmp_path: Path, teacher: Pa
     played = ran(folder, job(folder, teacher, SEQUENCES, [{"kind": "cross-entropy"}]))
     train, prompts = report(folder)["train"], report(folder)["samples"]["train"]
     assert (train["written"]["by"], train["written"]["texts"]) == ("teacher", prompts)
-    assert any("has written" in log.message for log in played.of(Log))
+    assert any("has generated" in log.message for log in played.of(Log))
     length, cost = BEGIN + MOST, reading(read_config(teacher))
     assert train["teacher_flops"] == prompts * cost.writing(BEGIN, length)
     assert train["student_flops"] == 3 * 2 * prompts * reading(read_config(folder / "bundle")).of(length - 1)
@@ -183,8 +183,8 @@ def test_a_teacher_that_only_writes_is_asked_nothing(tmp_path: Path, teacher: Pa
 def test_texts_are_written_once_for_all_jobs_and_a_killed_one_goes_on(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("author", "corpus"):
-        monkeypatch.setattr(f"worker.trainer.{module}.TOGETHER", 5)
+    for module in ("sampler", "sequence_generator"):
+        monkeypatch.setattr(f"worker.methods.{module}.CHUNK", 5)
     drawn = {**SEQUENCES, "top_k": None, "temperature": 1.5}
 
     def kept(name: str) -> Assignment:
@@ -246,9 +246,9 @@ def test_a_student_whose_numbers_left_the_finite_ones_is_told_so(tmp_path: Path,
 
 def test_chats_whose_prompts_leave_no_room_are_refused(tmp_path: Path, teacher: Path) -> None:
     talking, folder = can_talk(teacher, tmp_path / "talking"), tmp_path / "job"
-    word = play(stage(folder, LLAMA, talking, JUDGED, CHATS, recipe={"generation": ALWAYS}), folder).word
+    word = play(stage(folder, LLAMA, talking, JUDGED, CHATS, recipe={"method": ALWAYS}), folder).word
     assert isinstance(word, Failed)
-    assert (word.fault, word.code, word.param) == ("user", "invalid_data", "recipe.generation.new_tokens")
+    assert (word.fault, word.code, word.param) == ("user", "invalid_data", "recipe.method.new_tokens")
 
 
 def test_a_teacher_that_knows_more_tokens_writes_those_of_the_student(tmp_path: Path, teacher: Path) -> None:
@@ -273,4 +273,4 @@ def test_what_is_written_are_no_tokens_of_a_teacher_with_other_ones(tmp_path: Pa
     data = {"tokenizer": {"kind": "bpe", "vocabulary": 520, "lowercase": False}}
     word = play(job(folder, other / "bundle", ON_POLICY, losses, data=data), folder).word
     assert isinstance(word, Failed)
-    assert (word.code, word.param) == ("invalid_job", "recipe.generation")
+    assert (word.code, word.param) == ("invalid_job", "recipe.method")

@@ -1,0 +1,46 @@
+"""Base of all training methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from app.recipe.base import EVERY_ANSWER, Answer, TaskOption
+from app.recipe.problem import Problem
+from app.recipe.students.architectures import Network
+from app.recipe.tasks import tasks_for
+
+if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the job
+    from app.recipe.job import JobSpec
+
+FIELD = "recipe.method"
+
+
+class MethodSpec(TaskOption):
+    """How the main training takes its steps."""
+
+    answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
+    learns_from_teacher: ClassVar[bool] = False
+    """Whether it learns from a teacher though no loss does."""
+    digest_key: ClassVar[str] = "method"
+    """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
+
+    kind: str
+
+    def problems(self, job: JobSpec) -> Iterator[Problem]:
+        """What the rest of `job`, of a task that the method is for, lacks or has too much for it."""
+        yield from ()
+
+    def networks(self) -> dict[str, Network]:
+        """Networks that learn beside the student, by the path of the field that describes each."""
+        return {}
+
+
+def method_problems(job: JobSpec) -> Iterator[Problem]:
+    """What keeps the method of `job` from training."""
+    method = job.recipe.method
+    if not job.task_spec.fits(type(method)):
+        found = f"is {method.kind}, which is not for {job.task}"
+        yield Problem(f"{FIELD}.kind", found, f"supervised, or a task of {', '.join(tasks_for(type(method)))}")
+        return
+    yield from method.problems(job)

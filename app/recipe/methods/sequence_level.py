@@ -1,0 +1,43 @@
+"""Sequence-level distillation of language models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from app.recipe.base import Paper, Share
+from app.recipe.methods.base import FIELD
+from app.recipe.methods.text_generation import TextGeneration, TopK
+from app.recipe.problem import Problem
+from app.recipe.teachers.teacher import TeacherName
+
+if TYPE_CHECKING:
+    from app.recipe.job import JobSpec
+
+
+class SequenceLevel(TextGeneration):
+    """Sequence-level distillation: a teacher generates texts before training begins, and the student learns from them
+    as it would from those of the data.
+
+    A text is generated for every prompt of the data once. The paper takes the likeliest of several beams; here it is
+    the likeliest token each time, or with another `top_k` a sample.
+    """
+
+    paper: ClassVar[Paper | None] = Paper("Sequence-Level Knowledge Distillation", "1606.07947")
+    learns_from_teacher: ClassVar[bool] = True
+    kind: Literal["sequence-level"] = "sequence-level"
+    share: Share = 1.0
+    """Share of the steps of the main training whose batch comes from what the teacher generated, drawn step by step;
+    the others learn from the data."""
+    top_k: TopK | None = 1
+    """So many likeliest tokens are drawn from; 1: the likeliest is always taken, none: all are drawn from."""
+    writer: TeacherName | None = None
+    """Name of the teacher that generates the texts; none: the only one."""
+
+    def problems(self, job: JobSpec) -> Iterator[Problem]:
+        yield from super().problems(job)
+        names = [teacher.name for teacher in job.all_teachers]
+        if self.writer is None and len(names) > 1:
+            yield Problem(f"{FIELD}.writer", "is missing, and there are several teachers", f"one of {', '.join(names)}")
+        elif self.writer is not None and names and self.writer not in names:
+            yield Problem(f"{FIELD}.writer", f"there is no teacher {self.writer!r}", f"one of {', '.join(names)}")

@@ -1,0 +1,119 @@
+"""Everything that a job reads: samples, teachers, and the student as it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from app.recipe.job import JobSpec
+from worker.data.running_text import PackingDir
+from worker.data.task_data import TaskData
+from worker.data.tokens import TextTokenizer
+from worker.distributed.ranks import SingleProcess
+from worker.limits import Subject, reading
+from worker.machine import room_for_samples
+from worker.protocol import Log
+from worker.students.hugging_face_folder import oddities
+from worker.students.leftovers import told
+from worker.students.model import Model
+from worker.students.shrink import inherit
+from worker.students.start import start
+from worker.tasks.base import Task
+from worker.teachers import load_teacher, read_teacher_config
+from worker.teachers.class_places import take_classes
+from worker.training.state import fresh_student
+from worker.training.warning_log import WarningLog
+
+STUDENT = Subject("the student", "invalid_architecture", "student")
+WHOLE_MACHINE, BUILDING_SECONDS = 1 << 50, 500
+"""Bounds on building the student: a large one is nobody's fault, but must leave room to the others on the machine."""
+PACKED = "packed"
+"""Begins the name of a folder in which texts are packed."""
+
+
+class JobInputs(NamedTuple):
+    """Samples and teachers of a job."""
+
+    data: TaskData
+    teachers: dict[str, Model]
+    """On the device, by their names."""
+    folders: dict[str, Path]
+    """Of their files."""
+
+
+def load_inputs(
+    task: Task, job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, packing_dir: PackingDir
+) -> JobInputs:
+    """Read what lies at `paths`, by reference; training samples stay on the CPU where the device has no room."""
+    folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
+    params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
+    described = {
+        origin.reference: read_teacher_config(paths[origin.reference], f"{path}.{origin.source}")
+        for path, origin in job.origins.items()
+    }
+    data = task.load(job, paths, described, seed, packing_dir)
+    models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
+    for teacher in job.all_teachers:
+        models[teacher.name].input_key = data.input_key_of(teacher.reference) or models[teacher.name].input_key
+        if teacher.name in data.places:
+            take_classes(models[teacher.name], data.places[teacher.name], data.model.class_names)
+        if job.recipe.channels_last:
+            models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
+    train = data.train.settle(device, room_for_samples(device))
+    prompts = data.prompts and data.prompts.to(device)
+    return JobInputs(replace(data, train=train, eval=data.eval.to(device), prompts=prompts), models, folders)
+
+
+def build_student(
+    job: JobSpec, inputs: JobInputs, paths: dict[str, Path], seed: int, device: torch.device, log: WarningLog
+) -> Model:
+    """The student before its first step: fresh, or begun as the job says."""
+    with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
+        student = fresh_student(inputs.data.model, seed)
+    student.input_key = inputs.data.input_key or student.input_key
+    return start(inherit(student, job, inputs.teachers), job, paths, partial(log.warn, "fresh_layer")).to(device)
+
+
+def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:
+    """What was found in the data and in stored models that their owners may not know."""
+    for note in inputs.data.notes:
+        log.warn("odd_data", note)
+    for name, model in (*inputs.teachers.items(), ("the student", student)):
+        if model.ignored:
+            log(Log(message=f"{name}: {told(model.ignored)}"))
+    for name, path in inputs.folders.items():
+        for note in oddities(path):
+            log.warn("odd_model", f"{name}: {note}")
+
+
+def packing_dir(folder: Path, log: WarningLog, ranks: SingleProcess) -> PackingDir:
+    """Where texts are packed; processes of one machine map what its first one has packed."""
+    own = folder / f"{PACKED}-{ranks.machine}"
+    return PackingDir(own, lambda message: log(Log(message=message)), ranks.first_here, ranks.barrier)
+
+
+def stored_teacher(inputs: JobInputs, name: str) -> Callable[[], Model]:
+    """Loads a teacher as it is in its files, on the device of the one that teaches with fewer bits."""
+
+    def load() -> Model:
+        model, places = inputs.teachers[name], inputs.data.places.get(name)
+        stored = load_teacher(inputs.folders[name], "teacher").to(next(model.parameters()).device).eval()
+        if places is not None:
+            take_classes(stored, places, model.config.class_names)
+        stored.input_key = model.input_key
+        return stored
+
+    return load
+
+
+def other_tokens(job: JobSpec, data: TaskData) -> dict[str, TextTokenizer]:
+    """Tokenizers of teachers that don't read a language model's tokens, by their names."""
+    if data.readers is None:
+        return {}
+    by_name = {teacher.name: data.readers.by_teacher[teacher.reference] for teacher in job.all_teachers}
+    return {name: reader for name, reader in by_name.items() if reader.input_key in data.alignment}
