@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.recipe.diagnostics import DIAGNOSTICS, DiagnosticSpec
+from app.recipe.tasks import tasks_for
 
 PAGE = (Path(__file__).parents[1] / "docs" / "diagnostics.md").read_text()
 
@@ -24,7 +25,7 @@ def test_every_kind_is_described_with_its_source_tasks_and_options(diagnostic: t
     assert said
     assert diagnostic.applies
     assert diagnostic.paper is None or f"https://arxiv.org/abs/{diagnostic.paper.arxiv}" in said
-    assert all(task in said for task in diagnostic.tasks)
+    assert all(task in said for task in tasks_for(diagnostic))
     for name, field in fields.items():
         assert field.description
         assert f"- `{name}` ({field.default})" in said

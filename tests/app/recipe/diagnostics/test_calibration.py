@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.recipe.checks import InputFacts, find_problems
-from app.recipe.data.facts import Problem, SampleFacts
+from app.recipe.data.facts import SampleFacts
 from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
 from app.recipe.students.model import ImageInput
 
 
