@@ -8,11 +8,10 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.teachers.teacher import Teacher
-from worker.bundle.report import Figures
 from worker.data.batches import Batch
 from worker.errors import UserError
 from worker.students.model import Model
-from worker.tasks.base import Task
+from worker.tasks.base import Figures, Task
 from worker.teachers.precision import CannotLower, lower
 
 COMPARED = 1024
