@@ -317,7 +317,7 @@ def a_set(count: int = 7) -> datasets.Dataset:
 @pytest.mark.parametrize("kind", ["a.tar", "a.tar.gz", "a.zip"])
 def test_a_saved_set_has_images_and_named_classes(tmp_path: Path, kind: str) -> None:
     data = hf(["image"], ["label"])
-    found = read_samples(saved(tmp_path, a_set(), kind), data, "image-classification", PARAM)
+    found = read_samples(saved(tmp_path, a_set(), kind), data, columns_of("image-classification"), PARAM)
     assert array(found)[:, 0, 0, 0].tolist() == list(range(7))
     assert np.asarray(found.labels).tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert found.class_names == ["zebra", "ant"]
