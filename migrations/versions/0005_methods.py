@@ -14,6 +14,8 @@ branch_labels = None
 depends_on = None
 
 JOBS = sa.table("jobs", sa.column("id", sa.String()), sa.column("spec", sa.JSON()))
+BATCH = 500
+"""Jobs that are read at a time."""
 
 
 def upgrade() -> None:
@@ -26,10 +28,13 @@ def downgrade() -> None:
 
 
 def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    connection = op.get_bind()
-    for job_id, spec in connection.execute(sa.select(JOBS.c.id, JOBS.c.spec)).all():
-        if (changed := change(spec)) != spec:
-            connection.execute(JOBS.update().where(JOBS.c.id == job_id).values(spec=changed))
+    """A batch of jobs at a time, since all documents together may be larger than the memory."""
+    connection, last = op.get_bind(), ""
+    while rows := connection.execute(sa.select(JOBS).where(JOBS.c.id > last).order_by(JOBS.c.id).limit(BATCH)).all():
+        for job_id, spec in rows:
+            if (changed := change(spec)) != spec:
+                connection.execute(JOBS.update().where(JOBS.c.id == job_id).values(spec=changed))
+        last = rows[-1].id
 
 
 def _to_method(spec: dict[str, Any]) -> dict[str, Any]:

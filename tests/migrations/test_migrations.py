@@ -13,13 +13,15 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, inspect, text
+from sqlalchemy import Table, event, inspect, select, text
 from sqlalchemy.exc import OperationalError
 
 import app.main  # noqa: F401  # fills the metadata
 from app.core import migrate
 from app.core.database import Base
 from app.core.migrate import configuration, connected, downgrade, upgrade
+from app.jobs.tables import JobRow
+from app.projects.tables import Project
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -137,3 +139,36 @@ def test_without_migrations_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(migrate, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="not installed"):
         upgrade(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+
+
+METHODS = {
+    "a": ({"kind": "on-policy", "share": 0.5}, {"generation": {"kind": "on-policy", "share": 0.5}}),
+    "b": ({"kind": "supervised"}, {}),
+    "c": (None, {}),
+}
+"""By a job's id: `recipe.method` of today (None: it says nothing), and what the recipe of the earlier contract says."""
+
+
+def test_stored_jobs_say_how_they_are_trained_in_the_words_of_each_contract(url: str) -> None:
+    upgrade(url)
+    specs = {job: {"recipe": {"epochs": 1} | ({"method": now} if now else {})} for job, (now, _) in METHODS.items()}
+    with connected(url) as connection, connection.begin():
+        connection.execute(Project.__table__.insert().values(id="p", name="p", created_at=0.0))
+        for job, spec in specs.items():
+            connection.execute(JobRow.__table__.insert().values({**filled(JobRow.__table__), "id": job, "spec": spec}))
+    downgrade(url, "0004")
+    assert stored(url) == {job: {"recipe": {"epochs": 1, **earlier}} for job, (_, earlier) in METHODS.items()}
+    upgrade(url)
+    assert stored(url) == specs | {"b": {"recipe": {"epochs": 1}}}
+
+
+def filled(table: Table) -> dict[str, object]:
+    """Some value for every column of a row that must have one; the project is `p`."""
+    values: dict[type, object] = {str: "p", int: 0, float: 0.0, dict: {}, bool: False, object: 0.0}
+    needed = [column for column in table.columns if not column.nullable and column.server_default is None]
+    return {column.name: values[column.type.python_type] for column in needed}
+
+
+def stored(url: str) -> dict[str, object]:
+    with connected(url) as connection:
+        return {row.id: row.spec for row in connection.execute(select(JobRow.id, JobRow.spec))}
