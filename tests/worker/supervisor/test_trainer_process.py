@@ -122,7 +122,7 @@ async def test_reading_can_be_cancelled_without_loss(scratch: Scratch) -> None:
             async with asyncio.timeout(0):
                 await trainer.read()
     await trainer.send(Stop())
-    assert [type(report).__name__ for report in await said(trainer)] == ["Metrics", "Progress", "Finished"]
+    assert [type(report).__name__ for report in await said(trainer)] == ["Metrics", "StepProgress", "Finished"]
     await trainer.close()
 
 
