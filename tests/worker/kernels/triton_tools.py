@@ -29,6 +29,7 @@ class Compiled(NamedTuple):
 
     stack: int
     """Bytes that each thread keeps outside of its registers."""
+    ptx: str
 
 
 def compiled(
@@ -53,4 +54,4 @@ def compiled(
     said = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     found = re.search(r"STACK:(\d+)", said)
     assert found is not None
-    return Compiled(int(found.group(1)))
+    return Compiled(int(found.group(1)), made.asm["ptx"])
