@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -87,9 +86,10 @@ def _recover(client: Client, data: str, victim: Callable[[], psutil.Process]) ->
     await_step(client, job_id)
     process = await_that(lambda: _found(victim))
     _await_spare(process)
+    attempt = client.job(job_id).attempt
     begin = time.monotonic()
     process.kill()
-    _await_attempt(client, job_id, 2)
+    _await_attempt(client, job_id, attempt)
     seconds = time.monotonic() - begin
     client.cancel(job_id)
     client.wait(job_id, timeout_seconds=PATIENCE_SECONDS)
@@ -120,14 +120,14 @@ def _pair(worker: psutil.Process) -> bool:
     return len(worker.children()) == 2
 
 
-def _await_attempt(client: Client, job_id: str, number: int) -> None:
-    """Wait until an attempt has taken a step."""
+def _await_attempt(client: Client, job_id: str, dead: int) -> None:
+    """Wait until an attempt after the dead one has taken a step."""
 
     def look() -> bool | None:
         job = client.job(job_id)
-        begun = [phase.started_at for phase in job.phases if (phase.attempt, phase.phase) == (number, "training")]
-        told = (job.progress.model_extra or {}).get("progress_at")
-        return True if begun and told and datetime.fromisoformat(told) >= begun[0] else None
+        begun = [phase.started_at for phase in job.phases if phase.attempt > dead and phase.phase == "training"]
+        told = job.progress.progress_at
+        return True if begun and told and told >= begun[0] else None
 
     await_that(look)
 
@@ -142,9 +142,10 @@ def _lose_a_machine(api: Service, client: Client, data: str) -> float:
         job_id = client.submit(tiny_job(data)).id
         await_step(client, job_id)
         busy = await_that(lambda: next((worker for worker in workers if _pair(worker)), None))
+        attempt = client.job(job_id).attempt
         begin = time.monotonic()
         busy.kill()
-        _await_attempt(client, job_id, 2)
+        _await_attempt(client, job_id, attempt)
         seconds = time.monotonic() - begin
         client.cancel(job_id)
         client.wait(job_id, timeout_seconds=PATIENCE_SECONDS)

@@ -26,7 +26,7 @@ QUIET = ("--log-level", "warning", "--no-access-log")
 AnyServer = TypeVar("AnyServer", bound=Server)
 Found = TypeVar("Found")
 LOOK_SECONDS = 0.01
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 600.0
 
 
 @contextmanager

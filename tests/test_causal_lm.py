@@ -14,7 +14,7 @@ from stillhouse import Client
 from tests.stillhouse.process import environment, running
 from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, sentences
 
-SECONDS = 200
+SECONDS = 900
 
 
 @pytest.fixture(scope="module")

@@ -379,7 +379,7 @@ def test_a_job_goes_from_the_post_to_the_downloaded_model(deployment: Deployment
             "export": ["safetensors"],
         }
     )
-    job = client.wait(job.id, timeout_seconds=120)
+    job = client.wait(job.id, timeout_seconds=900)
     assert job.status == "succeeded", (job.error, deployment.worker.log[-4000:])
     artifacts = {artifact.name: artifact for artifact in client.artifacts(job.id)}
     for artifact in artifacts.values():

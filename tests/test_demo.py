@@ -27,7 +27,7 @@ def address_in(text: str) -> str:
 
 
 def test_it_goes_from_data_to_measured_models(tmp_path: Path) -> None:
-    result = subprocess.run(command(tmp_path, *SHORT), capture_output=True, text=True, timeout=250)
+    result = subprocess.run(command(tmp_path, *SHORT), capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     for word in ("teacher", "distilled", "alone", "167,178", "1,210", "agreement", str(tmp_path)):
         assert word in result.stdout
@@ -46,7 +46,7 @@ def test_an_interrupt_stops_the_service_and_is_no_success(tmp_path: Path) -> Non
     assert demo.stdout is not None
     line = demo.stdout.readline()
     demo.send_signal(signal.SIGINT)
-    rest, _ = demo.communicate(timeout=90)
+    rest, _ = demo.communicate(timeout=600)
     assert demo.returncode == 130
     assert "Interrupted" in rest
     with pytest.raises(httpx.ConnectError):
@@ -55,7 +55,7 @@ def test_an_interrupt_stops_the_service_and_is_no_success(tmp_path: Path) -> Non
 
 def test_a_demo_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "service").write_text("a file where the data folder should be")
-    result = subprocess.run(command(tmp_path, *SHORT), capture_output=True, text=True, timeout=90)
+    result = subprocess.run(command(tmp_path, *SHORT), capture_output=True, text=True, timeout=600)
     assert result.returncode == 1
     assert "did not start" in result.stdout
     assert "service.log" in result.stdout

@@ -26,7 +26,7 @@ from tests.stillhouse.process import environment, running
 
 Document = dict[str, Any]
 WEIGHTS = "model.safetensors"
-SECONDS = 600
+SECONDS = 1800
 """Longest time that all jobs together may take; two idle cores take two minutes."""
 LABELS: Document = {"losses": [{"kind": "cross-entropy"}], "epochs": 1}
 NUMBERS: Document = {"losses": [{"kind": "mse"}], "epochs": 1}

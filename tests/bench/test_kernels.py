@@ -185,7 +185,7 @@ def test_the_plans_hold_the_shapes_that_targets_are_stated_for() -> None:
     processor, cuda = plans.processor(False), plans.cuda(False)
     assert cuda.dtype == torch.bfloat16
     assert len(processor.entries) == 2 + 1 + 6
-    assert len(cuda.entries) == 6 + 1 + 6 + 1
+    assert len(cuda.entries) == 5 + 1 + 6 + 1
     meters: dict[str, Any] = {"cpu": PROCESSOR, "cuda": CUDA}
     assert {plan.device.type for plan in (processor, cuda)} == set(meters)
 

@@ -37,7 +37,7 @@ from stillhouse import Client
 from tests.app.jobs.builders import CONFIG
 
 Result = TypeVar("Result")
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds for the service to start, and to stop."""
 Fault = Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]]
 

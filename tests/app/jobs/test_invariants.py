@@ -255,7 +255,6 @@ def test_the_invariants_hold_on_sqlite() -> None:
         run_state_machine_as_test(Life, settings=BUDGET)  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.timeout(600)
 def test_the_invariants_hold_on_postgresql(postgres_url: str) -> None:
     Life.url = postgres_url
     run_state_machine_as_test(Life, settings=BUDGET)  # type: ignore[no-untyped-call]

@@ -115,7 +115,6 @@ async def test_the_bell_rings_again_after_its_connection_was_lost(
     assert len(await following) == 2
 
 
-@pytest.mark.timeout(600)
 async def test_three_hundred_streams_leave_requests_their_connections(settings: Settings, never_looks: None) -> None:
     small = settings.model_copy(update={"database_pool_size": 2})
     async with running(small) as api:

@@ -52,6 +52,7 @@ def test_little_can_be_drawn_too(tmp_path: Path, points: list[Point]) -> None:
     assert (tmp_path / "a.png").stat().st_size > 0
 
 
-def test_no_global_state_of_the_drawing_library_is_touched(tmp_path: Path) -> None:
+def test_no_global_state_of_the_drawing_library_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # whoever imports it fails
     draw_curves(POINTS, tmp_path / "a.png")
-    assert "matplotlib.pyplot" not in sys.modules
+    assert (tmp_path / "a.png").stat().st_size > 0

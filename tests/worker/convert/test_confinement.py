@@ -47,7 +47,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     outside.write_text("secret")
     with socket.create_server(("127.0.0.1", 0)) as server:
         command = [sys.executable, "-c", ATTEMPTS, str(folder), str(server.getsockname()[1]), str(outside)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

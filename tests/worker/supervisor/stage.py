@@ -38,7 +38,7 @@ def scripted(*acts: str) -> tuple[str, ...]:
 
 def settings_for(folder: Path, database_url: str = "", **changes: Any) -> Settings:
     """Settings with short times."""
-    times = {"lease_seconds": 4.0, "heartbeat_seconds": 0.1, "poll_seconds": 0.05, "retry_backoff_seconds": 0.001}
+    times = {"lease_seconds": 600.0, "heartbeat_seconds": 0.1, "poll_seconds": 0.05, "retry_backoff_seconds": 0.001}
     values = {"data_dir": folder, "database_url": database_url, "stop_seconds": 20.0, **times, **changes}
     return Settings(_env_file=None, **values)
 
@@ -87,7 +87,7 @@ async def worker(settings: Settings, *acts: str, timeouts: Timeouts = HASTE) -> 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something that only shows when one looks."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(600):
         while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.core.database import Database
 from app.core.settings import Settings
@@ -163,8 +164,7 @@ async def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_nothing(
     async with polling(settings, *TRAIN, "work_until_stop") as frozen:
         await until_step(database, job_id, 2)
         trainers = children(frozen.pid)
-        frozen.send_signal(signal.SIGSTOP)
-        await let_lease_run_out(database, job_id)
+        await freeze(frozen, database, job_id)
         await reap(database)
         await let_backoff_pass(database, job_id)
         async with worker(settings, *TRAIN, "steps=1", "finish") as other:
@@ -177,6 +177,18 @@ async def test_a_worker_that_was_frozen_past_its_lease_wakes_up_to_nothing(
     after = await load(database, job_id)
     assert (after.status, after.step, after.last_seq) == ("succeeded", 1, finished.last_seq)
     assert after.checkpoint_id is None
+
+
+async def freeze(process: Process, database: Database, job_id: str) -> None:
+    """Stop a worker at a moment in which it holds no lock of the database, and let its lease run out."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(2):
+                return await let_lease_run_out(database, job_id)
+        except (TimeoutError, OperationalError):
+            process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.05)
 
 
 async def has_checkpoint(database: Database, job_id: str) -> bool:

@@ -189,12 +189,12 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from worker.teachers.encoding import Column
-from worker.teachers.kept_rows import KeptRows, Layout
+from worker.teachers.encoding import StoredColumn
+from worker.teachers.kept_rows import KeptRows, RowLayout
 
 torch.set_num_threads(1)
 folder, rows, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-kept = KeptRows(folder, Layout(rows, {"logits": Column(torch.float32, width)}, {}))
+kept = KeptRows(folder, RowLayout(rows, {"logits": StoredColumn(torch.float32, width)}, {}))
 order = torch.randperm(rows, generator=torch.Generator().manual_seed(int(sys.argv[4])))
 for chosen in order.split(16):
     kept.write(chosen, {"logits": chosen.float().unsqueeze(1).expand(-1, width).contiguous()})
