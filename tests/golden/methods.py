@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, optimizers
+from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, mutual, optimizers
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -27,6 +27,8 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ie_kd": features.ie_kd,
     "mi_alpha": features.distiller,
     "autodistil_relation": features.autodistil,
+    "dml": mutual.dml,
+    "dml_author_kl": mutual.author_kl,
     "ntxent": embeddings.ntxent,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,

@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": True,
         "recipe": {**SPLIT, "ema_decay": 0.8},
     },
+    "mutual": {"recipe": {**SPLIT, "method": {"kind": "mutual"}, "ema_decay": 0.8, "accumulate": 2}},
     "stages": {
         "teacher": True,
         "recipe": {

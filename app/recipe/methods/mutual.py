@@ -1,0 +1,67 @@
+"""Deep mutual learning: several students that learn together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from app.recipe.base import NonNegative, Paper
+from app.recipe.data.facts import Problem
+from app.recipe.losses.taps import Taps
+from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.students.architectures import Network
+from app.recipe.tasks.task import CLASSIFICATION, Task
+
+if TYPE_CHECKING:
+    from app.recipe.job import JobSpec
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Mutual(MethodSpec):
+    """Deep mutual learning: several students learn from the data and from each other's predictions; the first one is
+    the job's student, which alone is evaluated on the way and exported.
+
+    Student k of K minimises the job's losses plus `weight` times the mean over the others j of KL(p_j || p_k), in which
+    p_j is a constant; all of them start from weights of their own and use the job's optimizer and schedule.
+    """
+
+    paper: ClassVar[Paper | None] = Paper("Deep Mutual Learning", "1706.00384")
+    tasks: ClassVar[tuple[Task, ...] | None] = CLASSIFICATION
+    kind: Literal["mutual"] = "mutual"
+    students: int = Field(2, ge=2, le=8)
+    """Networks that learn together, the job's student among them."""
+    architectures: Annotated[list[Network], Field(max_length=7)] = []
+    """Architectures of the others, in their order; none given: that of the student."""
+    seeds: Annotated[list[Seed], Field(max_length=7)] = []
+    """Seeds of the others' weights, in their order; none given: they follow from the job's seed."""
+    weight: NonNegative = 1.0
+    """Factor of the divergence from the others."""
+    peer_reduce: Literal["mean", "sum"] = "mean"
+    """How the divergences from several others are put together: their mean is the paper's, their sum that of its
+    authors' program."""
+    updates: Literal["in-turn", "together"] = "in-turn"
+    """Whether students are updated one after the other, each with predictions of the others as they are by then (the
+    paper's way, with K-1 more forward passes of every network in a step), or all with the predictions of one pass."""
+
+    def networks(self) -> dict[str, Network]:
+        return {f"{FIELD}.architectures[{index}]": network for index, network in enumerate(self.architectures)}
+
+    def problems(self, job: JobSpec) -> Iterator[Problem]:
+        others = self.students - 1
+        for name, given in (("architectures", len(self.architectures)), ("seeds", len(self.seeds))):
+            if given not in (0, others):
+                yield Problem(f"{FIELD}.{name}", f"has {given} entries for {others} others", f"{others}, or none")
+        if job.recipe.stages:
+            yield Problem("recipe.stages", f"are given, and {self.kind} has no stages before the main training", "none")
+        if job.recipe.compile:
+            yield Problem("recipe.compile", f"is on, but the students of {self.kind} are not compiled", "false")
+        for index, term in enumerate(job.recipe.losses):
+            if term.taps() != Taps():
+                found = f"{term.kind} looks inside the student, and {FIELD}: {self.kind} has several"
+                yield Problem(f"recipe.losses[{index}].kind", found, "a loss on outputs")
+        if job.resources.sharding == "fsdp":
+            found = f"is fsdp, and the students of {self.kind} are not divided between processes so far"
+            yield Problem("resources.sharding", found, "none")
