@@ -33,9 +33,9 @@ def dml(case: Case) -> Comparisons:
 def author_kl(case: Case) -> Comparisons:
     own = case.inputs["logits_self"].clone().requires_grad_()
     loss, gradient = _with_gradient(mutual_loss(own, [case.inputs["logits_peer"]]).mean(), own)
-    yield Comparison("mutual", "loss", loss, case.outputs["loss"], tolerance=SMOOTHED)
+    yield Comparison("mutual", "loss", loss, case.outputs["loss"], within=SMOOTHED)
     expected = case.outputs["grad_logits_self"]
-    yield Comparison("mutual", "grad_logits_self", gradient, expected, is_gradient=True, tolerance=SMOOTHED_GRADIENT)
+    yield Comparison("mutual", "grad_logits_self", gradient, expected, is_gradient=True, within=SMOOTHED_GRADIENT)
 
 
 def _with_gradient(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,12 @@ from worker.data.batches import Batch
 from worker.data.randomness import derive_seed
 from worker.errors import UserError
 from worker.limits import Subject, reading
-from worker.losses.base import IGNORED
 from worker.losses.objective import TOTAL
 from worker.methods.base import Method
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.recorder import Recorder
+from worker.tensors import IGNORED
 from worker.training.ema import Ema
 from worker.training.flop_counter import BACKWARD
 from worker.training.job_inputs import BUILDING_SECONDS, WHOLE_MACHINE
@@ -81,7 +81,7 @@ class MutualMethod(Method[Mutual]):
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         passes = self.spec.students - 1 if self.spec.updates == "in-turn" else 1
-        peers = [network_cost(config).flops * self.inputs.task.train.rows_per_sample for config in self._configs]
+        peers = [network_cost(config).flops * self.inputs.data.train.rows_per_sample for config in self._configs]
         learned = {
             name: samples * (passes + 1 + BACKWARD) * each for name, each in zip(state.learners, peers, strict=True)
         }
@@ -90,7 +90,7 @@ class MutualMethod(Method[Mutual]):
     @cached_property
     def _configs(self) -> list[ModelConfig]:
         """Descriptions of the peers."""
-        own, given = self.inputs.task.model, self.spec.architectures
+        own, given = self.inputs.data.model, self.spec.architectures
         networks = given or [own.architecture] * (self.spec.students - 1)
         return [own.model_copy(update={"architecture": network}) for network in networks]
 

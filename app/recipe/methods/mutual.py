@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from app.recipe.base import NonNegative, Paper
-from app.recipe.data.facts import Problem
+from app.recipe.base import Answer, NonNegative, Paper
 from app.recipe.losses.taps import Taps
 from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.problem import Problem
 from app.recipe.students.architectures import Network
-from app.recipe.tasks.task import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
     from app.recipe.job import JobSpec
@@ -29,7 +28,7 @@ class Mutual(MethodSpec):
     """
 
     paper: ClassVar[Paper | None] = Paper("Deep Mutual Learning", "1706.00384")
-    tasks: ClassVar[tuple[Task, ...] | None] = CLASSIFICATION
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     kind: Literal["mutual"] = "mutual"
     students: int = Field(2, ge=2, le=8)
     """Networks that learn together, the job's student among them."""
