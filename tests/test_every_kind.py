@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ Document = dict[str, Any]
 WEIGHTS = "model.safetensors"
 SECONDS = 1800
 """Longest time that all jobs together may take; two idle cores take two minutes."""
+TOGETHER = 4
+"""Most kinds of loss in one job."""
 LABELS: Document = {"losses": [{"kind": "cross-entropy"}], "epochs": 1}
 NUMBERS: Document = {"losses": [{"kind": "mse"}], "epochs": 1}
 MLP: Document = {"architecture": "mlp", "hidden": [8]}
@@ -97,19 +100,47 @@ ANYWHERE = [
 
 
 def jobs_of_losses() -> Iterator[tuple[str, Document]]:
-    """A job for each kind of loss; among them are all students and all augmentations of images."""
-    students = dict(zip(ANYWHERE, ARCHITECTURES, strict=False))
-    changes = dict(zip(reversed(ANYWHERE), OF_IMAGES, strict=False))
-    for kind in KINDS:
-        job = job_of(kind)
-        if kind in students:
-            job |= {"student": {"architecture": students[kind], **STUDENT[students[kind]]}}
-        if students.get(kind) == "shrink":
-            job |= {"teacher": {"model": "vit"}}
-        if kind in changes:
-            crop: list[Document] = [{"kind": "crop", "padding": 1}] if changes[kind] == "self-mix" else []
-            job["data"] |= {"augment": [*crop, {"kind": changes[kind], **AUGMENTED.get(changes[kind], {})}]}
-        yield kind, job
+    """Jobs that have every kind of loss between them, each one several: every attempt is a process of its own, and most
+    of its time goes into starting that. Among them are all students and all augmentations of images."""
+    for number, name in enumerate(ARCHITECTURES):
+        job = job_with(ANYWHERE[number :: len(ARCHITECTURES)])
+        job |= {"student": {"architecture": name, **STUDENT[name]}}
+        job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
+        if number < len(OF_IMAGES):
+            change = OF_IMAGES[number]
+            crop: list[Document] = [{"kind": "crop", "padding": 1}] if change == "self-mix" else []
+            job["data"] |= {"augment": [*crop, {"kind": change, **AUGMENTED.get(change, {})}]}
+        yield f"student {name}", job
+    for kinds_of_one in alike([kind for kind in KINDS if kind not in ANYWHERE]):
+        yield ", ".join(kinds_of_one), job_with(kinds_of_one)
+
+
+def alike(among: list[str]) -> Iterator[list[str]]:
+    """Kinds whose jobs differ in their recipes alone, up to `TOGETHER`; kinds of a larger group that stand side by side
+    in the contract go into different jobs, for one may build on the other."""
+    groups: dict[str, list[str]] = {}
+    for kind in among:
+        rest = {name: value for name, value in job_of(kind).items() if name != "recipe"}
+        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(kind)
+    for group in groups.values():
+        jobs = -(-len(group) // TOGETHER)
+        yield from (group[number::jobs] for number in range(jobs))
+
+
+def job_with(several: list[str]) -> Document:
+    """A job that learns by losses of all these kinds, as `job_of` has each alone."""
+    jobs = [job_of(kind) for kind in several]
+    recipe = {name: distinct(each["recipe"][name] for each in jobs) for name in ("stages", "losses")}
+    return {**jobs[0], "recipe": {**jobs[0]["recipe"], **recipe}}
+
+
+def distinct(lists: Iterable[list[Document]]) -> list[Document]:
+    """The members of all lists, each once."""
+    found: list[Document] = []
+    for one in chain.from_iterable(lists):
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
@@ -209,6 +240,15 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
     assert report["task"] == job.spec["task"]
     taught = [one["name"] for one in job.spec["teachers"] or [job.spec["teacher"]] if one]
     assert list(report["teachers"]) == taught
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_loss_has_a_curve(service: Service, ended: dict[str, Job], kind: str) -> None:
+    name = next(name for name, job in JOBS.items() if kind in {term["kind"] for term in job["recipe"]["losses"]})
+    (series,) = service.client.metrics(ended[name].id, f"train/loss/{kind}")
+    assert series.values
+    assert np.isfinite(series.values).all()
 
 
 @pytest.mark.timeout(SECONDS)
