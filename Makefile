@@ -12,7 +12,7 @@ PEERS_BIN := .venv-peers/bin
 PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench bench-steps bench-peers bench-kernels bench-gpu picture pins clean
+.PHONY: help setup demo up test test-long test-all lint bench bench-steps bench-peers bench-kernels bench-gpu picture pins clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,15 @@ up: $(READY) ## Run the service in the foreground: API, one worker, docs at /doc
 	@$(BIN)/stillhouse up $(ARGS)
 
 # One process for each core, up to four; tests of one file share what they start, and so stay in one process.
-test: $(READY) ## Run every test, on servers that it starts itself
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: $(READY) ## Run all tests but the longest, on servers that it starts itself
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(READY) ## Run the longest tests: jobs of every kind and example, killed services, whole benchmarks
+	$(PYTEST) -m long $(ARGS)
+
+test-all: test test-long ## Run every test
 
 lint: $(READY) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

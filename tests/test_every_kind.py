@@ -226,6 +226,7 @@ def ended(service: Service) -> dict[str, Job]:
     return {name: service.client.wait(job, timeout_seconds=SECONDS) for name, job in queued.items()}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("name", JOBS)
 def test_it_succeeds_and_what_it_made_can_be_fetched(
@@ -242,6 +243,7 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
     assert list(report["teachers"]) == taught
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_loss_has_a_curve(service: Service, ended: dict[str, Job], kind: str) -> None:
@@ -251,6 +253,7 @@ def test_every_kind_of_loss_has_a_curve(service: Service, ended: dict[str, Job],
     assert np.isfinite(series.values).all()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS)
 def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str, Job], tmp_path: Path) -> None:
     job = ended["every diagnostic"]
@@ -268,6 +271,7 @@ def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:
     assert {step["kind"] for job in jobs for step in job["data"].get("augment", ())} == {*OF_IMAGES, *OF_TEXTS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", methods())
 def test_every_method_of_the_examples_is_valid(service: Service, method: str) -> None:
     answer = service.client.validate(service.addressed(small_job(methods()[method])))

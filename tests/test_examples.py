@@ -38,7 +38,7 @@ METHODS = EXAMPLES / "methods.yaml"
 LANGUAGE_METHODS = EXAMPLES / "methods-language.yaml"
 SECONDS = 900
 """Longest wait for a job, a program, or all that the first test waits for: two idle cores take three minutes."""
-pytestmark = pytest.mark.timeout(SECONDS)
+pytestmark = [pytest.mark.timeout(SECONDS), pytest.mark.long]
 FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path not in (METHODS, LANGUAGE_METHODS))
 BRIEFLY = ("recipe.max_steps=2", "export=[safetensors]", "evaluation.every_epochs=1000")
 PLAYED = (

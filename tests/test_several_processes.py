@@ -20,6 +20,7 @@ from tests.stillhouse.process import STILLHOUSE, environment, running
 LONG = {"losses": [{"kind": "cross-entropy"}], "epochs": 300, "batch_size": 4, "checkpoint": {"every_steps": 100}}
 QUICKLY = {"STILLHOUSE_RETRY_BACKOFF_SECONDS": "0.1"}
 SECONDS = 900
+pytestmark = pytest.mark.long
 
 
 def ranks_of(service: subprocess.Popen[str]) -> list[psutil.Process]:
