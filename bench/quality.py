@@ -159,8 +159,8 @@ def _section(name: str, size: Size, table: dict[str, list[Result]], seconds: flo
     teacher = table["teacher"][0]
     alone = _mean(table[ALONE]).accuracy if ALONE in table else float("nan")
     lines = [
-        f"On {what}: the teacher, a `wide-resnet` 16-2, was trained on all images for {size.teacher_epochs} epochs; its "
-        f"test accuracy is {teacher.accuracy:.1%} (ECE {teacher.ece:.3f}). Students are `wide-resnet` 10-1 on the "
+        f"On {what}: the teacher, a `wide-resnet` 16-2, was trained on all images for {size.teacher_epochs} epochs; "
+        f"its test accuracy is {teacher.accuracy:.1%} (ECE {teacher.ece:.3f}). Students are `wide-resnet` 10-1 on the "
         f"first {size.train} images, {size.epochs} epochs; mean and standard deviation over {size.seeds} seeds. "
         f"The whole run took {seconds / 60:.0f} minutes, two jobs at a time on a thread each; the time per step is CPU "
         f"time, including all stages and the computation of the cached teacher outputs.",
@@ -188,7 +188,9 @@ def _mean(results: list[Result]) -> Result:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.quality", description="Compares the methods under equal conditions.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description="Compares the methods under equal conditions."
+    )
     parser.add_argument("--set", action="append", metavar="SET", help="digits, or a .npz file; may be given again")
     parser.add_argument("--train", type=int, default=300, help="images that students are trained on")
     parser.add_argument("--shrink", type=int, default=1, help="factor by which each side is reduced")
