@@ -370,7 +370,7 @@ def test_thresholds_in_another_order_are_refused(thresholds: dict[str, float]) -
 
 
 def test_a_rest_of_all_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="without top_k"):
+    with pytest.raises(ValueError, match="needs top_k"):
         Ferkd(rest="drop")
 
 
