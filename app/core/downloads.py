@@ -101,7 +101,7 @@ def _wanted(request: Request, content: Content) -> tuple[int, int] | None:
         accepted = f"one range within bytes 0-{content.size - 1}" if content.size else "no range: the content is empty"
         raise RangeNotSatisfiable(
             "range_not_satisfiable",
-            f"the range can't be served; accepted: {accepted}",
+            f"not satisfiable; accepted: {accepted}",
             headers={"Content-Range": f"bytes */{content.size}"},
         )
     return start, end

@@ -267,7 +267,7 @@ ERRORS: dict[int, tuple[str, str, str, str | None]] = {
     413: ("too_large", "body_too_large", "the body has more than 1048576 bytes", None),
     414: ("too_large", "query_too_long", "the query has more than 16384 bytes", None),
     415: ("invalid_request", "unsupported_media_type", "the body is 'text/plain'; accepted: application/json", None),
-    416: ("invalid_request", "range_not_satisfiable", "the range can't be served; accepted: one range within bytes 0-5099", None),
+    416: ("invalid_request", "range_not_satisfiable", "not satisfiable; accepted: one range within bytes 0-5099", None),
     422: ("invalid_request", "invalid_fields", "limit: input should be less than or equal to 100", "limit"),
     429: ("rate_limited", "too_many_streams", "this key has 500 streams open, which is the most", None),
     431: ("too_large", "headers_too_large", "the headers have more than 32768 bytes", None),
