@@ -46,13 +46,13 @@ def measure(size: Size) -> Iterator[Row]:
     name = f"{REFERENCE} alone"
     yield Row("import app.main", ours, "s", reference, name, target=Target("figure", "under", 1.5))
     torch = rounds[0][0][1]
-    yield Row("modules of torch that it loads", torch, "modules", target=Target("figure", "under", 1))
+    yield Row("torch modules loaded by it", torch, "modules", target=Target("figure", "under", 1))
 
 
 def _memory(size: Size) -> Iterator[Row]:
     under = Target("figure", "under", 150)
     with started(Service) as service:
-        yield Row("memory of the API's process at rest", _resident(service), "MB", target=under)
+        yield Row("memory of the idle API process", _resident(service), "MB", target=under)
         asyncio.run(fill(service.settings.resolved_database_url, 1000))
         _ask(service, size.requests)
         yield Row(f"memory after {size.requests:,} requests", _resident(service), "MB", target=under)

@@ -132,7 +132,7 @@ def _table(table: Table) -> str:
     alone = statistics.fmean(each.perplexity for each in table[ALONE]) if ALONE in table else float("nan")
     return "\n".join(
         (
-            "| method | perplexity | to alone | accuracy, % | agreement, % | KL |",
+            "| method | perplexity | relative to alone | accuracy, % | agreement, % | KL |",
             "|---|---|---|---|---|---|",
             *(_line(name, results, alone) for name, results in table.items() if name != "teacher"),
         )

@@ -159,15 +159,15 @@ def _section(name: str, size: Size, table: dict[str, list[Result]], seconds: flo
     teacher = table["teacher"][0]
     alone = _mean(table[ALONE]).accuracy if ALONE in table else float("nan")
     lines = [
-        f"On {what}: the teacher, a `wide-resnet` 16-2, saw all images for {size.teacher_epochs} epochs and knows "
-        f"{teacher.accuracy:.1%} of the test images (ECE {teacher.ece:.3f}). Students are `wide-resnet` 10-1 on the "
+        f"On {what}: the teacher, a `wide-resnet` 16-2, was trained on all images for {size.teacher_epochs} epochs; "
+        f"its test accuracy is {teacher.accuracy:.1%} (ECE {teacher.ece:.3f}). Students are `wide-resnet` 10-1 on the "
         f"first {size.train} images, {size.epochs} epochs; mean and standard deviation over {size.seeds} seeds. "
-        f"All of it took {seconds / 60:.0f} minutes, two jobs at a time on a thread each; the time per step is of the "
-        f"CPU, with all stages and with what the teacher said before it was kept.",
+        f"The whole run took {seconds / 60:.0f} minutes, two jobs at a time on a thread each; the time per step is CPU "
+        f"time, including all stages and the computation of the cached teacher outputs.",
         "",
         f"`{command}`",
         "",
-        "| method | accuracy, % | over alone | ECE | agreement, % | CPU ms per step |",
+        "| method | accuracy, % | gain over alone | ECE | agreement, % | CPU ms per step |",
         "|---|---|---|---|---|---|",
         *(_line(method, results, alone) for method, results in shown.items()),
     ]
@@ -177,10 +177,10 @@ def _section(name: str, size: Size, table: dict[str, list[Result]], seconds: flo
 def _line(method: str, results: list[Result], alone: float) -> str:
     mean = _mean(results)
     spread = statistics.stdev(100 * result.accuracy for result in results) if len(results) > 1 else float("nan")
-    told = f"{100 * mean.agreement:.1f}" if mean.agreement == mean.agreement else ""
+    agreement = f"{100 * mean.agreement:.1f}" if mean.agreement == mean.agreement else ""
     gain = 100 * (mean.accuracy - alone)
     accuracy = f"{100 * mean.accuracy:.1f} ± {spread:.1f}"
-    return f"| {method} | {accuracy} | {gain:+.1f} | {mean.ece:.3f} | {told} | {mean.step_ms:.1f} |"
+    return f"| {method} | {accuracy} | {gain:+.1f} | {mean.ece:.3f} | {agreement} | {mean.step_ms:.1f} |"
 
 
 def _mean(results: list[Result]) -> Result:
@@ -188,10 +188,12 @@ def _mean(results: list[Result]) -> Result:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.quality", description="Compares the methods on equal terms.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description="Compares the methods under equal conditions."
+    )
     parser.add_argument("--set", action="append", metavar="SET", help="digits, or a .npz file; may be given again")
-    parser.add_argument("--train", type=int, default=300, help="images that students learn from")
-    parser.add_argument("--shrink", type=int, default=1, help="pixels that become one along each side")
+    parser.add_argument("--train", type=int, default=300, help="images that students are trained on")
+    parser.add_argument("--shrink", type=int, default=1, help="factor by which each side is reduced")
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)

@@ -68,7 +68,8 @@ def _jobs(database: str, bare: Bare, service: Service, size: Size) -> Iterator[R
     limit = _typical(results["bare"])
     half = Target("ratio", "at least", 0.5)
     what = f"GET a job of {size.jobs:,}, {database}, {size.connections} connections"
-    for name, workload, target in (("polled", "each polls its own", half), ("other", "another each time", None)):
+    workloads = (("polled", "each polling one job", half), ("other", "a different job each time", None))
+    for name, workload, target in workloads:
         found = _typical(results[name])
         note = f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms"
         yield Row(f"{what}, {workload}", found.per_second, "/s", limit.per_second, "bare route", note, target)

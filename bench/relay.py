@@ -43,9 +43,9 @@ def measure(size: Size) -> Iterator[Row]:
         _, together = _relaying(service, client, spec, size.seconds, messages=10, values=10)
     what = "CPU time of the supervisor at 100 metrics a second"
     target = Target("figure", "under", 2.0)
-    yield Row(f"{what}, each in a message", 100 * alone, UNIT, target=target)
-    yield Row(f"{what}, ten to a message as the trainer sends them", 100 * together, UNIT, target=target)
-    yield Row("CPU time of a worker that waits for jobs", 100 * waiting, UNIT)
+    yield Row(f"{what}, one per message", 100 * alone, UNIT, target=target)
+    yield Row(f"{what}, ten per message as the trainer sends them", 100 * together, UNIT, target=target)
+    yield Row("CPU time of an idle worker", 100 * waiting, UNIT)
 
 
 def _relaying(

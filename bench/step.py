@@ -1,4 +1,4 @@
-"""What distilling adds to a training step: the steps of all methods beside the student's plain one, as a table.
+"""Cost of distillation per training step: the steps of all methods beside the student's plain one, as a table.
 
 python -m bench.step [METHOD …] [--device cuda] [--write docs/performance.md]
 
@@ -45,8 +45,8 @@ from worker.training.stages import TeacherHandle, build_stages, fresh_optimizer,
 from worker.training.state import initial_state
 
 WARM, COLD = 1.10, 1.05
-"""Largest ratios, of methods that look at logits alone: with all of the teacher's answers kept, over the plain step;
-with none of them, over teacher and plain step."""
+"""Largest ratios, for methods that use only logits: with all teacher outputs cached, over the plain step;
+with none cached, over the sum of teacher and plain step."""
 BATCHES = 4
 """In an epoch."""
 WARM_UPS = 2
@@ -213,7 +213,7 @@ def _complain(message: str) -> None:
     raise RuntimeError(message)
 
 
-HEADINGS = ("method", "plain, ms", "kept, ms", "ratio", "reached", "teacher runs, ms", "ratio", "reached")
+HEADINGS = ("method", "plain, ms", "cached, ms", "ratio", "reached", "teacher runs, ms", "ratio", "reached")
 
 
 def table(found: Sequence[tuple[str, Times]]) -> str:

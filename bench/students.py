@@ -25,7 +25,7 @@ class Trained(NamedTuple):
 
     report: Document
     step_ms: float
-    """CPU time of an optimizer step, with all stages and with what the teacher said before it was kept."""
+    """CPU time of an optimizer step, including all stages and the computation of the cached teacher outputs."""
 
 
 def prepare_process() -> None:

@@ -1,4 +1,4 @@
-"""Makes `stillhouse/synchronous` from `stillhouse/asynchronous`: the same client without `await`.
+"""Generates `stillhouse/synchronous` from `stillhouse/asynchronous`: the same client without `await`.
 
 `python scripts/sync_client.py` writes it; with `--check`, nothing is written and the exit code is 1 if it is not what
 would be written. Run it after each change of the asynchronous client.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE, TARGET = ROOT / "stillhouse" / "asynchronous", ROOT / "stillhouse" / "synchronous"
-NOTE = "# Made from stillhouse/asynchronous/{name} by scripts/sync_client.py; change that and run it again.\n"
+NOTE = "# Generated from stillhouse/asynchronous/{name} by scripts/sync_client.py; change that and run it again.\n"
 RULES = [
     (r"\bawait asyncio\.to_thread\(\s*([\w.]+)\)", r"\1()"),
     (r"\bawait asyncio\.to_thread\(\s*([\w.]+),\s*", r"\1("),
@@ -32,7 +32,7 @@ RULES = [
 """Patterns and what takes their place, in this order; docstrings are changed with the code."""
 SORT = ("check", "--fix-only", "--quiet", "--select=I", "--config=lint.isort.known-first-party=['stillhouse']")
 """Sorts imports; without its name, Ruff knows the package by files that may not be there yet."""
-INIT = '"""The blocking client, made from `stillhouse.asynchronous` by `scripts/sync_client.py`."""\n'
+INIT = '"""The blocking client, generated from `stillhouse.asynchronous` by `scripts/sync_client.py`."""\n'
 
 
 def converted(name: str, source: str) -> str:

@@ -11,8 +11,8 @@
         for artifact in client.artifacts(job.id):
             client.download(job.id, artifact.name, Path("student"))
 
-`AsyncClient` has the same methods for asyncio. Both speak HTTP only, and both raise `ServiceError` when the service
-refuses a request, `Unreachable` when none answers.
+`AsyncClient` has the same methods for asyncio. Both use only HTTP, and both raise `ServiceError` if the service
+rejects a request, `Unreachable` if it does not respond.
 """
 
 from stillhouse.asynchronous.client import AsyncClient

@@ -1,4 +1,4 @@
-"""Address and key of the service: from the environment, or from what `stillhouse up` left on this machine."""
+"""Address and key of the service: from the environment, or as stored by `stillhouse up` on this machine."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class Connection(BaseModel):
 def find(url: str | None = None, key: str | None = None) -> Connection:
     """Complete the arguments from STILLHOUSE_URL and STILLHOUSE_API_KEY, then from this machine's own service.
 
-    The kept key goes to the kept address only. Raises `Unreachable` when no service or no key is known.
+    The stored key is used only with the stored address. Raises `Unreachable` if no service or no key is known.
     """
     url, key = url or os.environ.get("STILLHOUSE_URL"), key or os.environ.get("STILLHOUSE_API_KEY")
     kept = None if url and key else read(data_dir())
     if kept is not None and url in (None, kept.url):
         url, key = kept.url, key or kept.key
     if not url:
-        raise Unreachable("no Stillhouse is known here")
+        raise Unreachable("no Stillhouse service is configured")
     if not key:
-        raise Unreachable(f"no key for {url} is known here")
+        raise Unreachable(f"no key for {url} is configured")
     return Connection(url=url.rstrip("/"), key=key)
 
 
 def data_dir() -> Path:
-    """Data folder of this machine's service, as the service's own settings find it.
+    """Data folder of this machine's service, as in the service's own settings.
 
-    Read without them, since they belong to the service; a test holds both together.
+    Computed without them, since they are part of the service; a test compares both.
     """
     return Path(os.environ.get("STILLHOUSE_DATA_DIR") or Path.home() / ".stillhouse")
 
 
 def read(data_dir: Path) -> Connection | None:
-    """The connection that `stillhouse up` last left in its data folder; None if there is none."""
+    """The connection that `stillhouse up` last stored in its data folder; None if there is none."""
     try:
         return Connection.model_validate_json(_path(data_dir).read_bytes())
     except (OSError, ValidationError):
@@ -50,7 +50,7 @@ def read(data_dir: Path) -> Connection | None:
 
 
 def write(data_dir: Path, connection: Connection) -> None:
-    """Leave address and key in the data folder, readable by this user alone."""
+    """Store address and key in the data folder, readable only by this user."""
     path = _path(data_dir)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""Job files on this machine: read and overridden."""
+"""Reading and overriding of job files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def read(path: Path, assignments: Iterable[str] = ()) -> dict[str, Any]:
 def registration(
     description: dict[str, Any], *, name: str | None, checkpoint_key: str | None, key_map: Path | None
 ) -> dict[str, Any]:
-    """What `Client.register_model` takes beside a file of weights, whose `description` is its config, or an object that
-    holds it as `config`; what is not None counts more than what stands there. Raises `BadRequest`."""
-    told = description if "config" in description else {"config": description}
+    """Arguments of `Client.register_model` for a file of weights. `description` is its config, or an object that
+    has it as `config`; arguments that are not None take precedence. Raises `BadRequest`."""
+    given = description if "config" in description else {"config": description}
     if key_map is not None:
         renames = key_map.name if str(key_map) in KEY_MAPS and not key_map.exists() else read(key_map)
-        told = {**told, "key_map": renames}
-    told = told | {key: value for key, value in (("name", name), ("checkpoint_key", checkpoint_key)) if value}
-    if unknown := sorted(told.keys() - {"config", "name", "checkpoint_key", "key_map"}):
-        raise BadRequest(f"{unknown[0]}: beside config stand name, checkpoint_key and key_map, and nothing else")
-    return told
+        given = {**given, "key_map": renames}
+    given = given | {key: value for key, value in (("name", name), ("checkpoint_key", checkpoint_key)) if value}
+    if unknown := sorted(given.keys() - {"config", "name", "checkpoint_key", "key_map"}):
+        raise BadRequest(f"{unknown[0]}: is not a known key; accepted: config, name, checkpoint_key and key_map")
+    return given
 
 
 def overrides(spec: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

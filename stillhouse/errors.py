@@ -1,4 +1,4 @@
-"""Errors of the client, each with the exit code that the command line gives it."""
+"""Errors of the client, each with its exit code on the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class FieldProblem(BaseModel):
-    """One wrong field: its path, what is wrong, and what would be accepted."""
+    """One invalid field: its path, the fault, and what would be accepted."""
 
     param: str
     message: str
@@ -28,10 +28,10 @@ class ClientError(Exception):
 
 
 class ServiceError(ClientError):
-    """The service refused a request.
+    """The service rejected a request.
 
-    `status` is the HTTP status, `code` the name of the error, `errors` every wrong field, `request_id` the id under
-    which the service's log has the request.
+    `status` is the HTTP status, `code` the name of the error, `errors` every invalid field, `request_id` the id of the
+    request in the service's log.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ServiceError(ClientError):
 
 
 class Unreachable(ClientError):
-    """No service is known, or none answers."""
+    """No service is configured, or it does not respond."""
 
     exit_code = 3
     code = "unreachable"
@@ -68,7 +68,7 @@ class Unreachable(ClientError):
 
 
 class TransferError(ClientError):
-    """A file did not arrive whole; `upload_id` is what a broken upload is resumed by."""
+    """A file was not transferred completely; `upload_id` resumes an interrupted upload."""
 
     code = "transfer_failed"
 
@@ -78,7 +78,7 @@ class TransferError(ClientError):
 
 
 class BadRequest(ClientError):
-    """An argument is wrong: a file that does not exist, a document that can't be read."""
+    """An argument is invalid: a file that does not exist, a document that can't be read."""
 
     exit_code = 2
     code = "bad_request"

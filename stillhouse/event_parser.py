@@ -1,4 +1,4 @@
-"""Server-sent events: the lines of a stream become events of a job."""
+"""Parser of server-sent events for the events of a job."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from stillhouse.objects import Event
 
 
 class EventParser:
-    """Reads a stream line by line; comments and other fields than `data` are passed over."""
+    """Parses a stream line by line; comments and fields other than `data` are ignored."""
 
     def __init__(self) -> None:
         self._data: list[str] = []
 
     def feed(self, line: str) -> Event | None:
-        """Take a line without its end, and return the event that it completes."""
+        """Parse a line without its end, and return the event that it completes."""
         if line.startswith("data:"):
             self._data.append(line[5:].removeprefix(" "))
         elif not line and self._data:

@@ -1,4 +1,4 @@
-"""Data on this machine that a job names by path: it is uploaded, and the job then names the uploaded files."""
+"""Local data that a job names by path: it is uploaded, and replaced by the ids of the uploaded files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stillhouse.errors import BadRequest
 from stillhouse.packing import pack
 
 DATA_FIELDS = ("train", "eval")
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 """Called with a line for people about a folder that was packed."""
 
 
-def tell_nobody(line: str) -> None:
+def ignore(line: str) -> None:
     """Ignore the line."""
 
 
@@ -27,7 +27,7 @@ class LocalData:
     files: dict[str, Path] = field(default_factory=dict)
     """Files to upload, by the field of `data` that names each."""
     format: str | None = None
-    """Format of packed folders, which `data.format` becomes; None where no folder was packed."""
+    """Format of packed folders, for `data.format`; None if no folder was packed."""
 
     def replaced(self, ids: Mapping[str, str]) -> dict[str, Any]:
         """The document, with the ids of the uploaded files by field."""
@@ -37,8 +37,8 @@ class LocalData:
         return {**self.document, "data": {**self.document["data"], **ids, **formats}}
 
 
-def find(document: Mapping[str, Any], folder: Path, scratch: Path, tell: Tell = tell_nobody) -> LocalData:
-    """Look up the data that a job names by paths relative to `folder`; a folder is packed into `scratch`.
+def find(document: Mapping[str, Any], folder: Path, scratch: Path, notify: Notify = ignore) -> LocalData:
+    """Find the data that a job names by paths relative to `folder`; a folder is packed into `scratch`.
 
     Anything but a path is left for the service to check. Raises `BadRequest`, naming the field, for a path that does
     not exist, and for a folder of another format than `data.format`.
@@ -48,22 +48,22 @@ def find(document: Mapping[str, Any], folder: Path, scratch: Path, tell: Tell = 
     for key in DATA_FIELDS if isinstance(data, Mapping) else ():
         reference = document["data"].get(key)
         if isinstance(reference, str) and not reference.startswith("file_"):
-            found.files[key] = _file(found, folder / reference, key, scratch, tell)
+            found.files[key] = _file(found, folder / reference, key, scratch, notify)
     return found
 
 
-def _file(found: LocalData, path: Path, key: str, scratch: Path, tell: Tell) -> Path:
+def _file(found: LocalData, path: Path, key: str, scratch: Path, notify: Notify) -> Path:
     if path.is_file():
         return path
     param = f"data.{key}"
     if not path.is_dir():
-        raise BadRequest(f"{param}: there is no file {str(path)!r}, and it is no id such as file_…")
+        raise BadRequest(f"{param}: there is no file {str(path)!r}, and it is not an id such as file_…")
     (scratch / key).mkdir()
     packed = pack(path, scratch / key, param)
     wanted = found.format or found.document["data"].get("format", packed.format)
     if wanted != packed.format:
         raise BadRequest(f"{param}: {str(path)!r} is a folder for {packed.format}, and data.format is {wanted}")
     found.format = packed.format
-    others = f"; {packed.left_out} that are no pictures were left out" if packed.left_out else ""
-    tell(f"{param}: packed {packed.files} files of {path} as {packed.format}{others}")
+    others = f"; {packed.left_out} files that are not images were skipped" if packed.left_out else ""
+    notify(f"{param}: packed {packed.files} files of {path} as {packed.format}{others}")
     return packed.path

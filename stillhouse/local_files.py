@@ -1,4 +1,4 @@
-"""Bookkeeping of transfers on this machine: parts and digests of what is sent, leftovers of what is fetched."""
+"""Local side of transfers: parts and digests of uploads, partial files of downloads."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def sha256_of(path: Path) -> str:
 
 
 class FilePart(NamedTuple):
-    """A part of a file that is sent."""
+    """A part of an uploaded file."""
 
     content: bytes
     sha256: str
-    """In hexadecimal."""
+    """Digest in hexadecimal."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of its request: the digest in the form of RFC 9530."""
+        """Headers of its request: the digest as in RFC 9530."""
         return {"Content-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(self.sha256)).decode()}:"}
 
 
@@ -62,7 +62,7 @@ def safe_name(name: str) -> str:
 
 
 class Download:
-    """A file on its way into a folder: what has arrived lies in a hidden file until its digest was checked.
+    """A download into a folder: received data is in a hidden file until its digest is checked.
 
     Raises `BadRequest` for a name that would leave the folder.
     """
@@ -70,11 +70,11 @@ class Download:
     def __init__(self, item: ModelFile, folder: Path) -> None:
         self.item = item
         self.target = folder.joinpath(*map(safe_name, item.name.split("/", maxsplit=1)))
-        # The digest in the name ties a leftover to its content: another version of the file starts afresh.
+        # The digest in the name ties a partial file to its content: another version of the file starts anew.
         self.partial = folder / f".{item.sha256[:16]}.part"
 
     def is_done(self) -> bool:
-        """Whether the whole file is in its place already."""
+        """Whether the complete file already exists."""
         return (
             self.target.is_file()
             and self.target.stat().st_size == self.item.size
@@ -82,7 +82,7 @@ class Download:
         )
 
     def begin(self) -> None:
-        """Make the folders."""
+        """Create the folders."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.partial.touch()
 
@@ -101,21 +101,21 @@ class Download:
         return {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
 
     def clear(self) -> None:
-        """Start afresh, as a server does that ignores ranges."""
+        """Discard received data, for a server that ignores ranges."""
         self.partial.write_bytes(b"")
 
     def append(self, block: bytes) -> int:
-        """Add what arrived; returns the bytes that are there."""
+        """Append received data; returns the bytes received so far."""
         with self.partial.open("ab") as file:
             file.write(block)
             return file.tell()
 
     def finish(self) -> Path:
-        """Check the digest and give the file its name. Raises `TransferError`, and removes the file, if it is wrong."""
+        """Check the digest and rename the file. Raises `TransferError`, and deletes the file, if it is wrong."""
         with self.partial.open("rb") as file:
             os.fsync(file.fileno())
         if sha256_of(self.partial) != self.item.sha256:
             self.partial.unlink()
-            raise TransferError(f"{self.item.name} arrived with a wrong sha256 and was removed; try again")
+            raise TransferError(f"{self.item.name} had a wrong sha256 and was deleted; try again")
         self.partial.replace(self.target)
         return self.target

@@ -1,7 +1,7 @@
-"""Objects that the service answers with.
+"""Objects in responses of the service.
 
-Each stands for one schema of the OpenAPI document (a test holds them together). Fields that a newer service adds are
-kept; those that an older one does not send yet have a default.
+Each corresponds to one schema of the OpenAPI document (a test compares them). Fields that a newer service adds are
+kept; those that an older one does not send have a default.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Figures(Reply):
     value: float | None = None
     teachers: dict[str, float] = {}
     difference: float | None = None
-    """The student's value less that of its best teacher."""
+    """The student's value minus that of its best teacher."""
 
 
 class Job(Reply):
-    """A job and its present state."""
+    """A job and its current state."""
 
     id: str
     name: str | None = None
@@ -81,7 +81,7 @@ class Job(Reply):
     progress: Progress = Progress()
     queue_position: int | None = None
     reason: str | None = None
-    """Why a queued job waits, if no worker would take it."""
+    """Why no worker would take a queued job; None if one would."""
     warnings: list[Remark] = []
     result: Figures | None = None
     error: JobFailure | None = None
@@ -103,7 +103,7 @@ class Job(Reply):
 
 
 class Event(Reply):
-    """An event of a job; `seq` counts 1, 2, 3, … without holes."""
+    """An event of a job; `seq` counts 1, 2, 3, … without gaps."""
 
     seq: int
     type: str
@@ -155,11 +155,11 @@ class Baseline(Reply):
     name: str | None = None
     value: float
     difference: float
-    """The distilled student's value less this one's."""
+    """The distilled student's value minus this one's."""
 
 
 class ReportWarning(Reply):
-    """Something found during training that puts the figures of a report in doubt."""
+    """A reason to doubt the figures of a report, found during training."""
 
     code: str
     message: str
@@ -176,7 +176,7 @@ class Result(Figures):
 
 
 class DefaultChoice(Reply):
-    """The value that was chosen for a field that a job leaves out."""
+    """The default that was chosen for an omitted field."""
 
     param: str
     value: Any
@@ -194,7 +194,7 @@ class DeviceEstimate(Reply):
 
 
 class Estimate(Reply):
-    """Estimated memory and time of a job; None where only a worker can determine it."""
+    """Estimated memory and time of a job; None if only a worker can determine it."""
 
     memory_bytes: int
     seconds: float | None
@@ -206,12 +206,12 @@ class Estimate(Reply):
 
 
 class Validation(Reply):
-    """The check of a job: the job as it would be stored, or every field that is wrong."""
+    """The validation of a job: the job as it would be stored, or every invalid field."""
 
     valid: bool
     errors: list[FieldProblem] = []
     more_errors: int = 0
-    """Number of wrong fields that `errors` leaves out."""
+    """Number of invalid fields that `errors` omits."""
     spec: dict[str, Any] | None = None
     steps_per_epoch: int | None = None
     total_steps: int | None = None
@@ -256,7 +256,7 @@ class Upload(Reply):
 
 
 class StoredModel(Reply):
-    """A teacher or student that the service keeps; lists leave out `report` and `children`."""
+    """A teacher or student stored by the service; lists omit `report` and `children`."""
 
     id: str
     name: str | None = None
@@ -304,7 +304,7 @@ class CatalogOption(Reply):
 
 
 class Key(Reply):
-    """An API key; `key` itself is only in the answer to its creation."""
+    """An API key; `key` itself is only in the response to its creation."""
 
     id: str
     name: str

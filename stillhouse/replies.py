@@ -1,4 +1,4 @@
-"""Reading of replies: their errors, and how long the service asks to wait."""
+"""Reading of responses: their errors, and `Retry-After`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the service asks to wait, at most a minute; None where it does not ask."""
+    """Seconds that the service asks to wait, at most a minute; None if it does not."""
     asked = response.headers.get("Retry-After")
     if asked is None:
         return None

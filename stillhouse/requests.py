@@ -13,9 +13,9 @@ Document = Mapping[str, Any]
 
 
 def resource(*parts: str) -> str:
-    """Path of a resource below /v1; parts are quoted. Raises `BadRequest` for one that would change the address."""
+    """Path of a resource below /v1; parts are quoted. Raises `BadRequest` for a part that would change the address."""
     if any(part in ("", ".", "..") for part in parts):
-        raise BadRequest(f"{'/'.join(parts)!r} names nothing")
+        raise BadRequest(f"{'/'.join(parts)!r} is not a valid id or name")
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
@@ -25,5 +25,5 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def idempotency(key: str | None = None) -> dict[str, str]:
-    """The header by which the service recognises a repeated request; without a key, a fresh one."""
+    """The header by which the service recognises a repeated request; by default with a new key."""
     return {"Idempotency-Key": key or uuid.uuid4().hex}

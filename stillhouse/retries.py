@@ -1,4 +1,4 @@
-"""The policy by which requests are repeated; Tenacity carries it out.
+"""The retry policy of requests, implemented with Tenacity.
 
 Tenacity and not Stamina, whose time limit runs from the start of a call: the call that awaits the next event of a job
 may last for an hour before its connection breaks, and an outage begins only then.
@@ -25,7 +25,7 @@ BUSY = frozenset({429, 503})
 AWAY = BUSY | {500, 502, 504}
 """Statuses of a service, or of a proxy before it, that is being restarted."""
 OUTAGE_SECONDS = 300.0
-"""Longest outage of the service that a client outlasts, unless it is given another."""
+"""Default for the longest outage of the service through which a client continues."""
 
 
 class RetryStrategies(TypedDict):
@@ -39,9 +39,9 @@ class RetryStrategies(TypedDict):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Which requests are repeated, after what, and for how long.
+    """Which requests are retried, after which errors, and for how long.
 
-    A request is repeated up to `retries` times, of a patient policy without such a limit; in both cases no later than
+    A request is retried up to `retries` times, with a patient policy without such a limit; in both cases no later than
     `outage_seconds` after its first failure, nor after `until`, a time of `time.monotonic()`.
     """
 
@@ -53,8 +53,8 @@ class RetryPolicy:
     def of_request(self, method: str, headers: Mapping[str, str], repeatable: bool | None) -> RetryStrategies:
         """Strategies for one request.
 
-        A request that must not happen twice (a POST or PATCH without an idempotency key, unless `repeatable` says
-        otherwise) is repeated only while no connection can be made, when nothing was sent.
+        A request that must not happen twice (a POST or PATCH without an idempotency key, unless `repeatable` overrides
+        this) is retried only while no connection can be made, when nothing was sent.
         """
         if repeatable is None:
             repeatable = method in REPEATABLE or "Idempotency-Key" in headers
@@ -64,7 +64,7 @@ class RetryPolicy:
         return self._strategies(passing, stop_after_attempt(self.retries + 1) | OutageLimit(self))
 
     def of_outage(self) -> RetryStrategies:
-        """Strategies for an operation that goes on when the service is back."""
+        """Strategies for an operation that continues after an outage."""
         return self._strategies(_is_away, OutageLimit(self))
 
     def _strategies(self, passing: Callable[[BaseException], bool], stop: stop_base) -> RetryStrategies:
@@ -72,7 +72,7 @@ class RetryPolicy:
 
 
 class OutageLimit(stop_base):
-    """Stops before a try that would come too long after the first failure."""
+    """Stops before a try that would be too long after the first failure."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._seconds = policy.outage_seconds
@@ -86,7 +86,7 @@ class OutageLimit(stop_base):
 
 
 class Pause(wait_base):
-    """Waits as long as the service asks, else 0.2 s, 0.4 s, … up to 5 s, with jitter between clients."""
+    """Waits as long as `Retry-After`, else 0.2 s, 0.4 s, … up to 5 s, with jitter between clients."""
 
     _growing = wait_exponential(multiplier=0.2, max=5.0)
 

@@ -1,7 +1,7 @@
-"""What the supervisor and its trainer say to each other: one JSON object per line, over the trainer's stdin and stdout.
+"""Protocol of supervisor and trainer: one JSON object per line, over the trainer's stdin and stdout.
 
-The supervisor stages a folder and sends `Start`. The trainer answers with the messages below, writes only inside the
-folder and the cache that its assignment names, and ends with exactly one `Finished`, `Stopped` or `Failed`. Every path
+The supervisor stages a folder and sends `Start`. The trainer sends the messages below, writes only inside the
+folder and the cache of its assignment, and ends with exactly one `Finished`, `Stopped` or `Failed`. Every path
 in its messages is relative to the folder.
 """
 
@@ -16,15 +16,15 @@ from app.recipe.job import JobSpec
 from app.recipe.teachers.cache import DEFAULT_BYTES
 
 MAX_TEXT = 8192
-"""Characters of a text in a message: a line may have a million bytes, and texts repeat what users have written."""
+"""Characters of a text in a message: a line may have a million bytes, and texts may quote the input of users."""
 
 
 def _sendable(text: object) -> object:
-    """The text, cut where it is too long, and without halves of surrogate pairs, which UTF-8 does not have."""
+    """The text, truncated if it is too long, and without unpaired surrogates, which UTF-8 does not have."""
     if not isinstance(text, str):
         return text
     sound = text.encode("utf-8", "backslashreplace").decode()
-    left = len(sound) - MAX_TEXT + 40  # room for what tells of the cut
+    left = len(sound) - MAX_TEXT + 40  # room for the note on the truncation
     return sound if len(sound) <= MAX_TEXT else f"{sound[:-left]} … and {left} more characters"
 
 
@@ -32,7 +32,7 @@ Text = Annotated[str, BeforeValidator(_sendable)]
 TRAINER_KILLED = "trainer_killed"
 """Code of the failure of an attempt whose trainer, or one of its processes, was killed from outside."""
 NODE_LOST = "node_lost"
-"""Code of the failure of an attempt of which another machine has gone."""
+"""Code of the failure of an attempt that lost another of its machines."""
 
 
 class Message(BaseModel):
@@ -42,51 +42,51 @@ class Message(BaseModel):
 
 
 class CachePlace(Message):
-    """Where on this machine the teachers' answers of all its jobs are kept."""
+    """Place of the teacher cache on this machine, for all its jobs."""
 
     folder: str
-    """Absolute; made when it is missing, and not emptied after the job."""
+    """Absolute path; created if it is missing, and not emptied after the job."""
     max_bytes: int = DEFAULT_BYTES
-    """Of all that lies there; what was not used for longest makes room."""
+    """Most bytes in it; the least recently used outputs are evicted."""
     owner: str = ""
-    """Only jobs of the same owner share answers: that one was kept tells that somebody has this teacher and data."""
+    """Only jobs of the same owner share outputs: a cache hit would reveal that another has this teacher and data."""
 
 
 class InputSource(Message):
-    """What the service knows of an input."""
+    """Facts of the service about an input."""
 
     name: str | None = None
-    """Given by whoever sent it."""
+    """Name given by its user."""
     sha256: str | None = None
-    """Of a data file."""
+    """Digest of a data file."""
 
 
 class Assignment(Message):
-    """Content of `assignment.json` in the staged folder: all that the trainer needs to know."""
+    """Content of `assignment.json` in the staged folder: the complete input of the trainer."""
 
     spec: JobSpec
     """Resolved: the seed is set."""
     inputs: dict[str, str]
     """Staged path of every reference in the spec: a file, or the folder of a model's bundle."""
     sources: dict[str, InputSource] = {}
-    """By reference; what is not told of an input is looked up in its files, or not known."""
+    """Facts by reference; missing ones are read from the files, or unknown."""
     resume: str | None = None
     """Folder of the checkpoint to continue from."""
     rendezvous: str | None = None
-    """Host and port at which the trainer meets the other machines of a job for several; none: there are no others."""
+    """Host and port of the rendezvous with the other machines of a job; none: there are no others."""
     teacher_cache: CachePlace | None = None
-    """None: nothing of what teachers say outlives the step."""
+    """Teacher cache; none: teacher outputs are not kept after the step."""
 
 
 class Start(Message):
-    """Begin the work that lies staged in `folder` (absolute)."""
+    """Run the job staged in `folder` (absolute)."""
 
     type: Literal["start"] = "start"
     folder: str
 
 
 class Stop(Message):
-    """Save a checkpoint after the current step, then leave."""
+    """Save a checkpoint after the current step, then exit."""
 
     type: Literal["stop"] = "stop"
 
@@ -108,7 +108,7 @@ class PhaseBegan(Message):
 
 
 class StepProgress(Message):
-    """Where training stands; sent at most about ten times a second."""
+    """Progress of training; sent at most about ten times a second."""
 
     type: Literal["progress"] = "progress"
     step: int
@@ -130,7 +130,7 @@ class Metrics(Message):
 
 
 class CheckpointSaved(Message):
-    """A checkpoint lies complete and synced in `path` (a folder)."""
+    """A complete, synced checkpoint is in `path` (a folder)."""
 
     type: Literal["checkpoint"] = "checkpoint"
     step: int
@@ -138,26 +138,26 @@ class CheckpointSaved(Message):
 
 
 class Log(Message):
-    """Something for the job's event log."""
+    """A line for the job's event log."""
 
     type: Literal["log"] = "log"
     level: Literal["info", "warning"] = "info"
     message: Text
     code: str | None = None
-    """Of a warning, for the report: what kind it is, stable, in snake_case."""
+    """Kind of a warning, for the report: stable, in snake_case."""
 
 
 class BundleFile(Message):
     """One file of the exported bundle."""
 
     name: str
-    """File name within the bundle, or in a folder of it, as the client will see it."""
+    """File name within the bundle, or in a folder of it, as shown to the client."""
     path: str
     media_type: str
 
 
 class Finished(Message):
-    """The student is trained, exported, and was measured from its exported files."""
+    """The student was trained, exported, and evaluated from its exported files."""
 
     type: Literal["finished"] = "finished"
     artifacts: list[BundleFile]
@@ -165,14 +165,14 @@ class Finished(Message):
 
 
 class Stopped(Message):
-    """Left on request, after the checkpoint that was reported last."""
+    """The trainer stopped on request, after the checkpoint that was reported last."""
 
     type: Literal["stopped"] = "stopped"
     step: int
 
 
 class Failed(Message):
-    """The job can't go on; trying again would not help when the fault is the user's."""
+    """The job failed; a retry does not help if the fault is the user's."""
 
     type: Literal["failed"] = "failed"
     fault: Literal["user", "system", "capacity"]
@@ -180,9 +180,9 @@ class Failed(Message):
     """Stable, in snake_case: `invalid_data`, `nan_loss`, `out_of_memory`, …"""
     message: Text
     param: Text | None = None
-    """Path of the field of the job that is to blame, when one is."""
+    """Path of the field of the job that caused it, if any."""
     step: int | None = None
-    """Optimizer step at which it showed, when it was one."""
+    """Optimizer step at which it occurred, if any."""
 
 
 Report = Annotated[
@@ -190,9 +190,9 @@ Report = Annotated[
     Field(discriminator="type"),
 ]
 TrainerResult = Finished | Stopped | Failed
-"""How an attempt ends."""
+"""Result of an attempt."""
 Send = Callable[[Report], None]
 ShouldStop = Callable[[], bool]
-"""Whether the job has been asked to stop."""
+"""Returns whether the job was requested to stop."""
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
 REPORTS: TypeAdapter[Report] = TypeAdapter(Report)

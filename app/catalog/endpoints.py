@@ -1,4 +1,4 @@
-"""HTTP of the catalogue: everything that a job may choose from, read off the contract itself."""
+"""HTTP of the catalogue: all options of a job, read from the contract."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Group = Literal[
     "methods",
 ]
 TAGS = ("architecture", "format", "store", "kind")
-"""Fields that tell the options of a group apart."""
+"""Discriminator fields of the options."""
 GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "losses": LOSSES,
     "optimizers": OPTIMIZERS,
@@ -61,30 +61,30 @@ class PaperView(View):
     arxiv: str
     """Its number on arXiv."""
     url: str
-    """Where it can be read."""
+    """Address of the paper."""
 
 
 class OptionView(View):
-    """One thing to choose."""
+    """One option."""
 
     object: Literal["catalog.option"] = "catalog.option"
     group: Group
-    """What it is one of."""
+    """Group of the option."""
     kind: str
-    """Its name in a job, as `kind` (of students `architecture`, of data `format`, of teacher caches `store`)."""
+    """Its name in a job, as `kind` (for students `architecture`, for data `format`, for teacher caches `store`)."""
     description: str
-    """What it does."""
+    """Description of the option."""
     equation: str | None
-    """Of losses."""
+    """Equation of a loss."""
     applies: str | None
-    """What a loss, an optimizer or a diagnostic is for, in words."""
+    """Use of a loss, an optimizer or a diagnostic, in words."""
     tasks: list[str] | None
-    """Tasks that a loss, an optimizer, an augmentation, a diagnostic or a method is for; none: it does not depend on
-    the task."""
+    """Tasks of a loss, an optimizer, an augmentation, a diagnostic or a method; none: it does not depend on the
+    task."""
     paper: PaperView | None
-    """Where it comes from; null where there is no paper."""
+    """Source; null if there is no paper."""
     defaults: dict[str, Any]
-    """Values of the fields that a job may leave out."""
+    """Default values of optional fields."""
     json_schema: dict[str, Any]
     """JSON Schema of it in a job."""
 

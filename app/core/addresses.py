@@ -1,4 +1,4 @@
-"""The addresses of the application: which methods each has, and what the OpenAPI document says of them."""
+"""The addresses of the application: their methods, and their entries in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Route(NamedTuple):
 
 
 def _routes(app: FastAPI) -> list[_Route]:
-    """All routes in the order in which they are tried; made once."""
+    """All routes in the order of matching; built once."""
     if not hasattr(app.state, "addresses"):
         app.state.addresses = [
             _Route(route.path_regex, frozenset(route.methods), str(route.path_format))
@@ -38,7 +38,7 @@ def _matching(request: Request) -> Iterator[_Route]:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """The methods that the request's address has, for `Allow`; none where there is no such address."""
+    """The methods of the request's address, for `Allow`; none if there is no such address."""
     methods = {method for route in _matching(request) for method in route.methods}
     if "GET" in methods:
         methods.add("HEAD")
@@ -46,7 +46,7 @@ def allowed_methods(request: Request) -> list[str]:
 
 
 def operation(request: Request) -> Mapping[str, Any]:
-    """What the OpenAPI document has for this request's address and method."""
+    """The OpenAPI operation of this request's address and method; empty if there is none."""
     method = request.method
     for route in _matching(request):
         if method in route.methods:
@@ -61,7 +61,7 @@ def parameters(of: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 async def known_query(request: Request) -> None:
-    """A dependency that refuses query parameters which the route does not know: a mistyped filter must not pass."""
+    """A dependency that rejects query parameters which the route does not have, such as a mistyped filter."""
     if not request.scope["query_string"]:
         return
     known = parameters(operation(request), "query")

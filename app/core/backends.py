@@ -16,7 +16,7 @@ _RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
 def open_backend(settings: Settings, endpoint: str | None) -> ObjectStore:
-    """The store of the settings, reached by `endpoint` where it is an S3 server."""
+    """The store of the settings, with `endpoint` as the address of an S3 server."""
     url = settings.resolved_store_url
     scheme = url.partition(":")[0]
     if scheme == "memory":

@@ -46,7 +46,7 @@ def file_chunks(path: Path) -> Iterator[bytes]:
 
 
 class PulledChunks:
-    """Chunks that an event loop receives, iterated by a thread, which waits for each."""
+    """Chunks that an event loop receives, iterated by a thread that waits for each."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks, self._loop = chunks, asyncio.get_running_loop()
@@ -76,7 +76,7 @@ class PulledChunks:
 
 
 def limited(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """The chunks, of at most `limit` bytes together; raises `TooLarge` beyond."""
+    """The chunks, with at most `limit` bytes in total; raises `TooLarge` beyond."""
     size = 0
     for chunk in chunks:
         size += len(chunk)

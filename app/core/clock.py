@@ -12,7 +12,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class now(FunctionElement[float]):
-    """The database's current time. Workers' own clocks may be wrong, so no decision is taken on them."""
+    """The database's current time. Workers' own clocks may be wrong, so no decision depends on them."""
 
     type = Double()
     inherit_cache = True
@@ -26,7 +26,7 @@ def _now_sqlite(element: now, compiler: Any, **kwargs: Any) -> str:
 
 @compiles(now, "postgresql")
 def _now_postgresql(element: now, compiler: Any, **kwargs: Any) -> str:
-    # clock_timestamp moves on within a transaction; now() would give the time of its begin.
+    # clock_timestamp advances within a transaction; now() would be the time of its begin.
     return "(extract(epoch from clock_timestamp())::double precision)"
 
 

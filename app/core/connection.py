@@ -1,7 +1,7 @@
-"""Connections of HTTP clients that are slow or silent: each wait for a client has an end.
+"""Time limits for slow or silent HTTP clients.
 
-uvicorn limits only how long a connection stays open between two requests. This protocol adds the other waits: for the
-headers, for each stretch of a body, and for a client to take an answer. A client that is cut can come again.
+uvicorn limits only how long a connection stays open between two requests. This protocol adds limits for the headers,
+for each section of a body, and for a client to receive a response. A disconnected client can reconnect.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from app.core.errors import ErrorBody, ErrorEnvelope
 from app.core.settings import Settings
 
 MAX_HEAD_BYTES = 64 << 10
-MOST_SENT_AHEAD = 128
-"""Requests of one connection that may wait for the answers before them."""
+MAX_PIPELINED = 128
+"""Requests of one connection that may wait for the responses before them."""
 log = logging.getLogger("stillhouse.connection")
 
 
 @dataclass(frozen=True)
 class Waits:
-    """How long a client is waited for, in seconds, and how many are borne."""
+    """Time limits for a client, in seconds, and the most connections."""
 
     header: float
     body: float
     """For `body_bytes` of a body."""
     body_bytes: int
     write: float
-    """For a client to take what was sent to it."""
+    """For a client to receive what was sent to it."""
     connections: int
 
     @classmethod
@@ -47,18 +47,18 @@ class Waits:
 
 
 def _raw(status: str, type: str, code: str, message: str, *headers: str) -> bytes:
-    """A whole answer with the error envelope, for when there is no application to give it."""
+    """A complete response with the error envelope, sent without the application."""
     body = ErrorEnvelope(error=ErrorBody(type=type, code=code, message=message)).model_dump_json()
     fields = ("content-type: application/json", f"content-length: {len(body)}", "connection: close", *headers)
     return "\r\n".join((f"HTTP/1.1 {status}", *fields, "", body)).encode()
 
 
-TOO_SLOW = _raw("408 Request Timeout", "timeout", "request_timeout", "the request came too slowly")
+TOO_SLOW = _raw("408 Request Timeout", "timeout", "request_timeout", "the request was sent too slowly")
 MALFORMED = _raw(
     "400 Bad Request",
     "invalid_request",
     "malformed_request",
-    f"this is no HTTP request, or more than {MOST_SENT_AHEAD} were sent before the first was answered",
+    f"not a valid HTTP request, or more than {MAX_PIPELINED} requests were sent before the first response",
 )
 TOO_LONG = _raw(
     "431 Request Header Fields Too Large",
@@ -72,18 +72,18 @@ TOO_MANY = _raw(
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's protocol with an end to every wait; `waits` is set by `connection_class`."""
+    """uvicorn's protocol with a limit for every wait; `waits` is set by `connection_class`."""
 
     waits: Waits
     _reading: asyncio.TimerHandle | None = None
-    """Runs while a request is expected or comes in."""
+    """Runs while a request is expected or received."""
     _writing: asyncio.TimerHandle | None = None
     _head = 0
     """Bytes of the headers so far."""
     _received = 0
-    """Bytes of the body since the last look."""
+    """Bytes of the body since the last check."""
     _was_paused = False
-    """Whether we, not the client, have kept the body waiting since the last look."""
+    """Whether the server, not the client, has delayed the body since the last check."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -112,8 +112,8 @@ class BoundedConnection(HttpToolsProtocol):
         return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
 
     def on_headers_complete(self) -> None:
-        if len(self.pipeline) >= MOST_SENT_AHEAD:
-            raise ValueError("too many requests were sent ahead")  # the parser ends the connection with a 400
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many pipelined requests")  # the parser ends the connection with a 400
         self._received, self._was_paused = 0, False
         self._start(self.waits.body, self._check_body)
         super().on_headers_complete()
@@ -124,13 +124,13 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._stop_reading_clock()
-        self.cycle.more_body = False  # uvicorn leaves it when the answer was given before the body had come
+        self.cycle.more_body = False  # uvicorn leaves it if the response was sent before the body was received
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on reading only when all requests that were sent ahead are answered.
+        """Continue reading only when all pipelined requests have responses.
 
-        uvicorn reads a further stretch with each answer, so that requests sent without end would pile up in memory.
+        uvicorn reads more data with each response, so that an endless sequence of requests would fill the memory.
         """
         super().on_response_complete()
         if self.pipeline:
@@ -139,7 +139,7 @@ class BoundedConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._writing is None:
-            self._writing = self.loop.call_later(self.waits.write, self._give_up, "an answer was not taken")
+            self._writing = self.loop.call_later(self.waits.write, self._give_up, "a response was not received")
 
     def resume_writing(self) -> None:
         self._stop_writing_clock()
@@ -147,7 +147,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
-            self._give_up("an answer was not taken")
+            self._give_up("a response was not received")
         else:
             super().timeout_keep_alive_handler()
 
@@ -155,7 +155,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._start(self.waits.header, self._refuse)
 
     def _check_body(self) -> None:
-        """Look whether enough of the body has come; a client that we keep waiting is not to blame."""
+        """Check whether enough of the body was received; a pause by the server does not count."""
         paused = self.flow.read_paused or self.cycle.waiting_for_100_continue
         if self._received < self.waits.body_bytes and not paused and not self._was_paused:
             return self._refuse()
@@ -163,16 +163,16 @@ class BoundedConnection(HttpToolsProtocol):
         self._start(self.waits.body, self._check_body)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or more requests at once than we take, and end the connection."""
+        """Respond to malformed HTTP, or too many pipelined requests, and end the connection."""
         self.transport.write(MALFORMED)
         self.transport.close()
 
     def _refuse(self) -> None:
-        """End a connection whose request does not come, with an answer unless one was begun."""
+        """End a connection whose request does not arrive, with a response unless one was begun."""
         self._reading = None
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            return self._give_up("a body came too slowly")
-        log.info("%s: a request came too slowly", self.client)
+            return self._give_up("a body was sent too slowly")
+        log.info("%s: a request was sent too slowly", self.client)
         if self.cycle is None or not self.cycle.response_complete:
             self.transport.write(TOO_SLOW)
         self.transport.close()
@@ -197,5 +197,5 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 def connection_class(settings: Settings) -> type[BoundedConnection]:
-    """The protocol with the waits of these settings, as uvicorn takes it."""
+    """The protocol class with the time limits of these settings, for uvicorn."""
     return type("Connection", (BoundedConnection,), {"waits": Waits.from_settings(settings)})

@@ -28,14 +28,14 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""So that a connection into a partitioned network ends; libpq's names, seconds and milliseconds."""
+"""Ends a connection into a partitioned network; libpq's names, seconds and milliseconds."""
 DATABASE_LOST = (OperationalError, InterfaceError, InternalError, PoolTimeout)
-"""Errors that may be gone at the next try: the database can't be reached, is full or busy, or has ended a transaction
-that stood still (which the driver takes for an internal error)."""
+"""Transient errors: the database can't be reached, is full or busy, or has ended an idle transaction (which the driver
+reports as an internal error)."""
 
 
 LOCK_NOT_AVAILABLE = "55P03"
-"""PostgreSQL's code for a lock that was waited for too long."""
+"""PostgreSQL's code for a lock timeout."""
 
 
 class Base(DeclarativeBase):
@@ -55,12 +55,12 @@ class Base(DeclarativeBase):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long PostgreSQL lets a session wait, in seconds; what takes longer is ended and can be tried again."""
+    """Timeouts of a PostgreSQL session, in seconds; what takes longer is ended and can be retried."""
 
     lock: float = 5.0
     statement: float = 30.0
     idle: float = 10.0
-    """For the next statement of a transaction, which a frozen process would hold, with its locks, for ever."""
+    """Until the next statement of a transaction, which a frozen process would keep open, with its locks, for ever."""
 
     @property
     def options(self) -> str:
@@ -70,7 +70,7 @@ class Limits:
 
 
 class Database:
-    """Opens sessions. A session is one transaction: it commits when its frame ends, and rolls back if that raises."""
+    """Opens sessions. A session is one transaction: it commits when its context ends, and rolls back if that raises."""
 
     def __init__(self, url: str, pool_size: int = 10, limits: Limits = Limits()) -> None:
         self.url, self._limits = make_url(url), limits
@@ -87,7 +87,7 @@ class Database:
 
     @classmethod
     def from_settings(cls, settings: Settings, pool_size: int | None = None) -> Self:
-        """The database that the settings name."""
+        """The database of the settings."""
         limits = Limits(
             settings.database_lock_seconds, settings.database_statement_seconds, settings.database_idle_seconds
         )
@@ -134,7 +134,7 @@ class Database:
         async with self.read() as session:
             moment = await session.scalar(select(now()))
         if not isinstance(moment, float):
-            raise RuntimeError(f"the database's clock gives {moment!r}, not a number")
+            raise RuntimeError(f"the database's clock returned {moment!r}, not a number")
         return moment
 
     async def close(self) -> None:
@@ -145,10 +145,10 @@ class Database:
 
 
 async def upsert(session: AsyncSession, table: type[Base], rows: list[dict[str, Any]], update: Sequence[str]) -> None:
-    """Insert rows; where one with the same primary key exists, set the columns `update` of that one instead.
+    """Insert rows; if one with the same primary key exists, set the columns `update` of that one instead.
 
-    With no columns to update, an existing row is left as it is. Several rows must hold plain values: then one compiled
-    statement serves batches of every size, where compiling costs ten times what the driver does.
+    Without columns to update, an existing row is unchanged. Several rows must hold plain values: then one compiled
+    statement serves batches of every size; compiling costs ten times as much as the driver.
     """
     statement = _upsert(session.get_bind().dialect.name, table, tuple(update))
     if len(rows) > 1:
@@ -169,11 +169,11 @@ def _upsert(dialect: str, table: type[Base], update: tuple[str, ...]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What the database said, for a log; the whole text has statements and values, on many lines."""
+    """First line of the database's error, for a log; the full text has statements and values, on many lines."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def is_lock_timeout(error: DBAPIError) -> bool:
-    """Whether a statement waited for another transaction's lock for longer than it may."""
+    """Whether a statement timed out waiting for another transaction's lock."""
     return getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE

@@ -1,4 +1,4 @@
-"""Deletes objects of the store by way of the outbox, so that a crash after the commit leaves none behind."""
+"""Deletes objects of the store through the outbox, so that a crash after the commit leaves none behind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from app.core.services import Services  # which imports FastAPI
 
 DELETE_OBJECTS = "delete_objects"
-"""Kind of the outbox's messages that ask for objects (`keys`) to be deleted."""
+"""Kind of the outbox messages that delete objects (`keys`)."""
 
 
 def discard(session: AsyncSession, keys: list[str]) -> None:
-    """Have objects deleted once the caller's transaction has committed."""
+    """Delete objects once the caller's transaction has committed."""
     if keys:
         post(session, DELETE_OBJECTS, {"keys": keys})
 

@@ -1,7 +1,7 @@
-"""Tells workers that a job waits: a message through Celery, or nothing at all where workers poll the database.
+"""Notifies workers of queued jobs: a message through Celery, or nothing if workers poll the database.
 
-A message is only a wake-up. The worker that gets it still has to win the job's lease, so a lost, late or doubled one
-does no harm.
+A message is only a wake-up. The worker that receives it must still win the job's lease, so a lost, late or duplicate
+one does no harm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RUN_JOB = "stillhouse.run_job"
 """Name of the task that runs one job; its one argument is the job's id."""
 CONNECT_SECONDS = 5.0
 ONE_TRY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
-"""Celery need not try again: the relay keeps a message that was not sent."""
+"""Celery need not retry: the relay keeps a message that was not sent."""
 
 
 class BrokerUnavailable(Exception):
@@ -29,17 +29,17 @@ class Dispatcher(Protocol):
     """Wakes a worker up for a job."""
 
     async def dispatch(self, job_id: str, queue: str) -> None:
-        """Tell the workers of `queue` of a job. Raises `BrokerUnavailable`."""
+        """Notify the workers of `queue` of a job. Raises `BrokerUnavailable`."""
 
     async def check(self) -> None:
         """Raises `BrokerUnavailable` when a message could not be sent now."""
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
 
 
 class PollOnly:
-    """Sends nothing: workers look into the database by themselves."""
+    """Sends nothing: workers poll the database."""
 
     async def dispatch(self, job_id: str, queue: str) -> None: ...
 
@@ -49,7 +49,7 @@ class PollOnly:
 
 
 class CeleryDispatcher:
-    """Publishes a task of Celery's, by name: nothing of the worker is imported here."""
+    """Publishes a Celery task by name: nothing of the worker is imported here."""
 
     def __init__(self, settings: Settings) -> None:
         self._celery = celery_app(settings)
@@ -70,16 +70,16 @@ class CeleryDispatcher:
 
 
 def make_dispatcher(settings: Settings) -> Dispatcher:
-    """The dispatcher that the settings ask for."""
+    """The dispatcher of the settings."""
     return PollOnly() if settings.embedded else CeleryDispatcher(settings)
 
 
 def celery_app(settings: Settings) -> Celery:
-    """A Celery application with what both ends of the queue must agree on.
+    """A Celery application with the settings that both ends of the queue share.
 
     Messages are JSON; there is one queue per kind of machine, and no result backend: the database has a job's state.
     """
-    from celery import Celery  # takes 0.2 s and some MB, which the embedded service can do without
+    from celery import Celery  # takes 0.2 s and some MB, which the embedded service does not need
 
     celery = Celery("stillhouse", broker=settings.broker_url.get_secret_value(), set_as_current=False)
     celery.conf.update(
@@ -94,7 +94,7 @@ def celery_app(settings: Settings) -> Celery:
 
 
 async def _reach_broker(call: Any, *args: Any, **kwargs: Any) -> None:
-    """Call in a thread, since Celery's client blocks."""
+    """Make a call in a thread, since Celery's client blocks."""
     from kombu.exceptions import KombuError
 
     try:

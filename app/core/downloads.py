@@ -1,4 +1,4 @@
-"""Sends a stored object, whole or one range of it; not to a client that has it, and by redirect where that works."""
+"""Sends a stored object or one range of it, with 304 for a client that has it, and by redirect where possible."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 DOWNLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole content", "content": {"application/octet-stream": {}}},
-    206: {"description": "The range that was asked for", "content": {"application/octet-stream": {}}},
-    304: {"description": "The client has it already"},
-    307: {"description": "The object store itself sends it"},
+    206: {"description": "The requested range", "content": {"application/octet-stream": {}}},
+    304: {"description": "The client's copy is current"},
+    307: {"description": "Redirect to the object store"},
     **errors(404, 410, 416),
 }
-"""What `download` may answer, for a route's `responses`."""
+"""Responses of `download`, for a route's `responses`."""
 
 
 class Gone(ApiError):
-    """The row is still there, its content no longer."""
+    """The row still exists, but its content does not."""
 
     status, type = 410, "not_found"
 
 
 @dataclass(frozen=True)
 class Content:
-    """An object and what a client should know of it; `name` is what it is saved as."""
+    """An object and its metadata for clients; `name` is its file name."""
 
     name: str
     key: str
@@ -50,7 +50,7 @@ class Content:
         return f'"{self.sha256}"'
 
     def headers(self) -> dict[str, str]:
-        """Headers that hold for every way of sending it."""
+        """Headers common to all responses."""
         digest = base64.b64encode(bytes.fromhex(self.sha256)).decode()
         return {
             "ETag": self.etag,
@@ -64,11 +64,11 @@ class Content:
 
 
 async def download(request: Request, store: Store, content: Content) -> Response:
-    """Answer a GET with the object. Raises `RangeNotSatisfiable` for a range that is not one range within it."""
+    """Respond to a GET with the object. Raises `RangeNotSatisfiable` unless the range is one range within it."""
     headers = content.headers()
     if _has_it(request, content.etag):
         return Response(status_code=304, headers=headers)
-    # A link is signed for GET alone.
+    # Links are signed for GET only.
     link = None if is_head(request) else await store.presign(content.key, LINK_SECONDS)
     if link is not None:
         return RedirectResponse(link, 307, {**headers, "Cache-Control": "private, no-store"})
@@ -87,7 +87,7 @@ def _has_it(request: Request, etag: str) -> bool:
 
 
 def _wanted(request: Request, content: Content) -> tuple[int, int] | None:
-    """The bytes asked for, the end exclusive; none for all."""
+    """The requested bytes, the end exclusive; none for all."""
     given = request.headers.get("range", "")
     if not given.startswith("bytes=") or request.headers.get("if-range", content.etag) != content.etag:
         return None
@@ -100,13 +100,15 @@ def _wanted(request: Request, content: Content) -> tuple[int, int] | None:
     if start >= end:
         accepted = f"one range within bytes 0-{content.size - 1}" if content.size else "no range: the content is empty"
         raise RangeNotSatisfiable(
-            "range_not_satisfiable", f"accepted is {accepted}", headers={"Content-Range": f"bytes */{content.size}"}
+            "range_not_satisfiable",
+            f"not satisfiable; accepted: {accepted}",
+            headers={"Content-Range": f"bytes */{content.size}"},
         )
     return start, end
 
 
 async def _begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Wait for the first chunk, so that a store that fails is still answered with an error."""
+    """Wait for the first chunk, so that a failing store still gives an error response."""
     try:
         first = await anext(chunks, b"")
     except MissingObject as error:

@@ -1,4 +1,4 @@
-"""Errors that a client may see. Each class is one status; one handler turns them into the envelope.
+"""Errors for clients. Each class has one status; one handler turns them into the envelope.
 
 `{"error": {"type", "code", "message", "param", "errors", "more_errors", "request_id"}}`
 """
@@ -13,19 +13,19 @@ from pydantic import BeforeValidator, Field
 from app.core.views import View
 
 MAX_ERRORS = 50
-"""Wrong fields that one answer describes; the rest is counted."""
+"""Invalid fields that one response describes; the rest is counted."""
 MAX_PARAM, MAX_MESSAGE, MAX_ACCEPTED = 256, 2000, 4000
-"""Characters of one text of an error: what a client sent is repeated only so far."""
+"""Most characters of one text of an error, which may quote the request."""
 
 
-def shortened(text: str, most: int) -> str:
-    """The text, or its beginning where it has more than `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def shortened(text: str, limit: int) -> str:
+    """The text, truncated to `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _bounded(most: int) -> BeforeValidator:
-    """Makes a text that may hold anything of a client's fit for an answer: short, and without halves of characters."""
-    return BeforeValidator(lambda text: text and shortened(text.encode("utf-8", "backslashreplace").decode(), most))
+def _bounded(limit: int) -> BeforeValidator:
+    """Makes a text that may quote a client fit for a response: short, and without unpaired surrogates."""
+    return BeforeValidator(lambda text: text and shortened(text.encode("utf-8", "backslashreplace").decode(), limit))
 
 
 Param = Annotated[str, _bounded(MAX_PARAM)]
@@ -34,44 +34,44 @@ Accepted = Annotated[str, _bounded(MAX_ACCEPTED)]
 
 
 class FieldError(View):
-    """One field that is wrong: its path, what is wrong, and what would be accepted."""
+    """One invalid field: its path, the fault, and what would be accepted."""
 
     param: Param
     """Path of the field as the client wrote it, such as `recipe.losses[0].weight`."""
     message: Words
-    """What is wrong with it."""
+    """The fault."""
     accepted: Accepted | None = None
-    """What would be accepted there, in words; null where there is nothing to add."""
+    """Accepted values, in words; null if there is nothing to add."""
 
 
 class ErrorBody(View):
-    """What went wrong, for programs (`type`, `code`, `param`) and for people (`message`)."""
+    """An error, for programs (`type`, `code`, `param`) and for people (`message`)."""
 
     type: str
     """Class of the error, such as `invalid_request`, `authentication`, `not_found`, `conflict` or `unavailable`."""
     code: str
-    """Name of the error, which does not change between versions."""
+    """Name of the error, stable between versions."""
     message: Words
-    """What went wrong, in one sentence."""
+    """Description of the error, in one sentence."""
     param: Param | None = None
-    """The field, parameter or header that is wrong; null where none is."""
+    """The field, parameter or header that is invalid; null if none is."""
     errors: Annotated[list[FieldError], Field(max_length=MAX_ERRORS)] = []
-    """All wrong fields of an `invalid_fields`, at most fifty."""
+    """All invalid fields of an `invalid_fields`, at most fifty."""
     more_errors: int = Field(0, ge=0)
-    """Number of wrong fields that `errors` leaves out."""
+    """Number of invalid fields that `errors` omits."""
     request_id: str | None = None
-    """Id of the request, as in the header `X-Request-Id`; it finds the request in the service's log."""
+    """Id of the request, as in the header `X-Request-Id` and in the service's log."""
 
 
 class ErrorEnvelope(View):
-    """Body of every answer that is not a success."""
+    """Body of every response that is not a success."""
 
     error: ErrorBody
     """The error."""
 
 
 class ApiError(Exception):
-    """Base of the errors that a client may see."""
+    """Base of the errors for clients."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -94,7 +94,7 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """The request can't be read."""
+    """The request is malformed."""
 
     status, type = 400, "invalid_request"
 
@@ -112,7 +112,7 @@ class Forbidden(ApiError):
 
 
 class NotFound(ApiError):
-    """No such thing, or not in the key's project."""
+    """The resource does not exist, or is not in the key's project."""
 
     status, type = 404, "not_found"
 
@@ -121,7 +121,7 @@ class NotFound(ApiError):
 
 
 class WrongState(ApiError):
-    """The thing is in a state in which this can't be done."""
+    """The state of the resource does not allow the request."""
 
     status, type = 409, "conflict"
 
@@ -139,25 +139,25 @@ class UriTooLong(ApiError):
 
 
 class UnsupportedMediaType(ApiError):
-    """The body is of a type that the route does not read."""
+    """The route does not accept the body's media type."""
 
     status, type = 415, "invalid_request"
 
 
 class RangeNotSatisfiable(ApiError):
-    """The range lies outside the file, or is not one single range of bytes."""
+    """The range is outside the file, or is not a single range of bytes."""
 
     status, type = 416, "invalid_request"
 
 
 class Invalid(ApiError):
-    """The request can be read, but its content is not acceptable."""
+    """The request is well-formed, but its content is invalid."""
 
     status, type = 422, "invalid_request"
 
     @classmethod
     def fields(cls, errors: Sequence[FieldError], more_errors: int = 0) -> Invalid:
-        """All wrong fields at once, and how many more there are; message and param speak of the first."""
+        """All invalid fields, and how many more there are; message and param are those of the first."""
         first = errors[0]
         message = f"{first.param}: {first.message}"
         return cls("invalid_fields", message, param=first.param, errors=errors, more_errors=more_errors)
@@ -170,7 +170,7 @@ class HeadersTooLarge(ApiError):
 
 
 class TooMany(ApiError):
-    """The key has as much under way as it may; try again when some of it has ended."""
+    """The key has reached a limit of concurrent work; retry when some of it has ended."""
 
     status, type = 429, "rate_limited"
 
@@ -179,7 +179,7 @@ class TooMany(ApiError):
 
 
 class Unavailable(ApiError):
-    """The database or the store can't be reached, or is full. Nothing was published; try again."""
+    """The database or the store can't be reached, or is full. Nothing was published; retry."""
 
     status, type = 503, "unavailable"
 

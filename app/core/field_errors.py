@@ -1,6 +1,6 @@
-"""Pydantic's errors in the service's words: the path as the client wrote it, and what would be accepted there.
+"""Converts pydantic's errors: the path as the client wrote it, and what would be accepted there.
 
-What is accepted is read from the JSON Schema, so that it can't differ from what is documented.
+The accepted values are read from the JSON Schema, so that they can't differ from the documentation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from app.recipe.problem import Problem
 Schema = Mapping[str, Any]
 Location = Sequence[int | str]
 MAX_HINTS = 5
-"""Errors of one answer for which the nearest known name is looked up, which costs more than all else about them."""
+"""Errors of one response for which the nearest known name is searched, which is their largest cost."""
 MAX_HINT_CHARACTERS = 64
 MAX_ECHO_CHARACTERS = 64
-"""Characters of a wrong value that its error repeats."""
+"""Characters of an invalid value that its error quotes."""
 
 
 @cache
@@ -30,7 +30,7 @@ def _schema_of(model: type[BaseModel]) -> Schema:
 
 
 def of_validation(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
-    """The first wrong fields, at most `MAX_ERRORS`, of a document that was validated as `model`."""
+    """The first invalid fields, at most `MAX_ERRORS`, of a document that was validated as `model`."""
     schema = _schema_of(model)
     details = error.errors(include_url=False)[:MAX_ERRORS]
     return [
@@ -40,14 +40,14 @@ def of_validation(error: ValidationError, model: type[BaseModel]) -> list[FieldE
 
 
 def of_problems(problems: Iterable[Problem]) -> list[FieldError]:
-    """What is wrong across fields, for the client."""
+    """Problems across fields, as `FieldError`s."""
     return [FieldError(param=problem.param, message=problem.message, accepted=problem.accepted) for problem in problems]
 
 
 def describe(
     detail: Mapping[str, Any], location: Location, schema: Schema, root: Schema, *, hint: bool = True
 ) -> FieldError:
-    """One of pydantic's error details as a `FieldError`.
+    """Convert one of pydantic's error details to a `FieldError`.
 
     `location` is the path below `schema`; `root` is the document in which `schema`'s references are resolved. With
     `hint`, an unknown name is compared with the known ones.
@@ -97,10 +97,10 @@ def _hint(given: str, known: Iterable[str]) -> str:
 
 
 class _Walk:
-    """Follows an error's location through the schema and spells it as the client wrote it.
+    """Follows an error's location through the schema and writes it as a path in the client's document.
 
-    The location names the member of a union that was taken (by its tag, or by the title of its schema), and marks
-    errors of a mapping's keys: neither belongs to the client's document.
+    The location also has the chosen member of a union (its tag, or the title of its schema), and marks
+    errors of a mapping's keys: neither is part of the client's document.
     """
 
     def __init__(self, root: Schema, node: Schema) -> None:
@@ -129,11 +129,11 @@ class _Walk:
 
 
 _PLAIN = {"float": "number", "int": "integer", "list": "array", "str": "string"}
-"""What JSON Schema calls a type that pydantic names in an error's location."""
+"""JSON Schema's name of a type that pydantic names in an error's location."""
 
 
 def _titled(node: Schema, title: int | str, root: Schema) -> Schema | None:
-    """The alternative of a union that has this title, or that is of the plain type which pydantic calls so."""
+    """The alternative of a union that has this title, or the plain type that pydantic names so."""
     options = [_resolve(option, root) for option in (*node.get("oneOf", ()), *node.get("anyOf", ()))]
     plain = _PLAIN.get(str(title).removeprefix("constrained-").partition("[")[0])
     return next((option for option in options if title == option.get("title") or plain == option.get("type", "")), None)
@@ -151,7 +151,7 @@ def _child(node: Schema, segment: int | str) -> Schema:
 
 
 def _resolve(node: Schema, root: Schema) -> Schema:
-    """Follow references, and the one alternative that is not null; what stands beside them is kept."""
+    """Follow references, and the one alternative that is not null; keys beside them are kept."""
     while True:
         if "$ref" in node:
             target = root
@@ -169,12 +169,12 @@ def _not_null(node: Schema) -> list[Schema]:
 
 
 def _accepted_value(node: Schema, root: Schema) -> str | None:
-    """As `_accepted`, but silent on objects: there the message of our own check says more."""
+    """As `_accepted`, but none for objects: there the message of the check itself is more specific."""
     return None if node.get("type") == "object" or "discriminator" in node else _accepted(node, root)
 
 
 def _accepted(node: Schema, root: Schema) -> str | None:
-    """What a schema accepts, in words; none if there is nothing to say."""
+    """Accepted values of a schema, in words; none if there is nothing to add."""
     text = _plain(_resolve(node, root), root)
     return f"{text}, or null" if text and node.get("nullable") else text
 

@@ -1,4 +1,4 @@
-"""Whether the service can do its work: what `/healthz` answers."""
+"""Health of the service, for `/healthz`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from app.core.views import View
 
 log = logging.getLogger("stillhouse.health")
 FRESH_SECONDS = 2.0
-"""An answer this young is given again: anyone may ask, and the store's check writes."""
+"""Time for which a result is reused: anyone may request it, and the store's check writes."""
 TIMEOUT_SECONDS = 5.0
 
 
 class Health(View):
-    """State of the service and of what it stands on; a part that works has no reason."""
+    """State of the service and its dependencies; a working part has no reason."""
 
     status: Literal["ok", "unavailable"]
-    """Whether the service can do its work."""
+    """Whether the service can work."""
     reasons: dict[str, str]
     """Why a part (`database`, `store`, `broker`) can't be used."""
     warnings: dict[str, str] = {}
-    """What an operator should look at, though the service works: messages that were set aside (`outbox`). Left out
-    where there is nothing."""
+    """Conditions that need an operator although the service works: messages that were set aside (`outbox`). Omitted
+    if there are none."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class HealthCheck:
             async with self.services.database.read() as session:
                 count = await set_aside(session)
         except SQLAlchemyError:
-            log.warning("the outbox can't be looked at", exc_info=True)
+            log.warning("the outbox can't be read", exc_info=True)
             return {}
         return {"outbox": f"messages that could not be sent and were set aside: {count}"} if count else {}
 
@@ -88,5 +88,5 @@ HealthCheckDep = Annotated[HealthCheck, Depends(_health_check)]
 
 
 def _reason(error: Exception) -> str:
-    """Short, since the answer needs no key: the log has the rest."""
-    return "does not answer in time" if isinstance(error, TimeoutError) else "can't be reached, or refuses or is full"
+    """Short reason, since the endpoint needs no key: the log has the details."""
+    return "does not respond in time" if isinstance(error, TimeoutError) else "can't be reached, or refuses or is full"

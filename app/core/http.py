@@ -1,4 +1,4 @@
-"""What every request passes through: its id, the limits of its parts, and the one form in which errors are answered."""
+"""Middleware and error handlers of every request: its id, the limits of its parts, and the error envelope."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _TO_BROWSERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-"""Headers of every answer: take it for what it says it is, run nothing in it, show it in no frame."""
+"""Security headers of every response: no type sniffing, no scripts, no framing."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _BODY_LIMIT, _HEAD = "body_limit", "head"
 MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 << 10
@@ -56,17 +56,17 @@ _ROUTER_ERRORS = {404: ("not_found", "route_not_found"), 405: ("invalid_request"
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Declare error answers for a route's `responses`."""
+    """Error responses for a route's `responses`."""
     return {status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase} for status in sorted(statuses)}
 
 
 def limit_body(request: Request, limit: int) -> None:
-    """Let this request's body have up to `limit` bytes rather than what the service allows by default."""
+    """Set the limit of this request's body to `limit` bytes instead of the service's default."""
     request.scope["state"][_BODY_LIMIT] = limit
 
 
 async def raw_body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it comes in, at most `limit` bytes; raises `TooLarge` beyond."""
+    """The body as it is received, at most `limit` bytes; raises `TooLarge` beyond."""
     limit_body(request, limit)
     async for chunk in request.stream():
         if chunk:
@@ -74,7 +74,7 @@ async def raw_body(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 class RequestFrame:
-    """Outermost: gives the request its id, and answers the errors of all that lies within."""
+    """Outermost middleware: assigns the request id, and handles the errors of the inner ones."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -97,17 +97,17 @@ class RequestFrame:
         try:
             await self.app(scope, receive, stamped)
         except ClientDisconnect:
-            log.info("request %s: the client left", request_id)
+            log.info("request %s: the client disconnected", request_id)
         except Exception as error:
             if started:
-                raise  # the server breaks the connection off, which is all that is left to tell the client
+                raise  # the server closes the connection: the response has already begun
             handle = next((_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS), _unexpected)
             response = await handle(Request(scope), error)
             await response(scope, receive, stamped)
 
 
 def _complete(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """With what every answer says to browsers, unless it says something else itself."""
+    """The headers with the defaults for browsers, unless they are set."""
     given = {name.lower() for name, _ in headers}
     return [*headers, *(header for header in _TO_BROWSERS if header[0] not in given)]
 
@@ -118,7 +118,7 @@ def _request_id(scope: Scope) -> str:
 
 
 class RequestLimits:
-    """Refuses addresses and headers larger than any route has use for, before anything is made of them."""
+    """Rejects addresses and headers larger than any route needs, before they are parsed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -150,9 +150,9 @@ def _require_small_address(scope: Scope) -> None:
 
 
 class HeadAsGet:
-    """Answers HEAD wherever GET is answered, with the same headers and without the body.
+    """Supports HEAD wherever GET is supported, with the same headers and without the body.
 
-    The answer is broken off before its body is made: nothing is read of a file, and no stream begins.
+    The response ends before its body is produced: no file is read, and no stream begins.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -168,22 +168,22 @@ class HeadAsGet:
             await send({"type": "http.response.body", "body": b""})
             raise _Answered
 
-        # The server must go on taking the request for what it is: it sends no body.
+        # The server must still see the HEAD request: it sends no body.
         with suppress(_Answered):
             await self.app({**scope, "method": "GET"}, receive, headers_alone)
 
 
 class _Answered(Exception):
-    """All that a HEAD is answered with has been sent."""
+    """The complete response to a HEAD has been sent."""
 
 
 def is_head(request: Request) -> bool:
-    """Whether the request, which a route sees as a GET, wants the headers alone."""
+    """Whether the request, which a route sees as a GET, is a HEAD."""
     return _HEAD in request.scope["state"]
 
 
 class BodyLimit:
-    """Refuses bodies that are, or turn out, too large, at the moment that somebody reads them."""
+    """Rejects bodies that are too large, by their announced or received size, when they are read."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -212,7 +212,7 @@ def _require_within(size: int, limit: int) -> None:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error with the envelope."""
+    """Register the handlers that respond with the error envelope."""
     for kind, handle in _HANDLERS.items():
         app.add_exception_handler(kind, handle)
 
@@ -236,16 +236,16 @@ def _envelope(scope: Scope, status: int, body: ErrorBody, headers: Mapping[str, 
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    said = (request.state.request_id, error.status, error.code, error.message)
+    fields = (request.state.request_id, error.status, error.code, error.message)
     if error.status >= 500:
-        log.warning("request %s: %d %s: %s", *said, exc_info=error if error.__cause__ else None)
+        log.warning("request %s: %d %s: %s", *fields, exc_info=error if error.__cause__ else None)
     else:
-        log.info("request %s: %d %s: %s", *said)
+        log.info("request %s: %d %s: %s", *fields)
     return _answer(request.scope, error)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """The framework's own refusals. It wraps what went wrong while it read the body: that says more."""
+    """The framework's own errors. A wrapped error from reading the body is more specific and is used instead."""
     assert isinstance(error, HTTPException)
     cause = error.__cause__
     if isinstance(cause, ApiError):
@@ -265,7 +265,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 async def _lost_database(request: Request, error: Exception) -> JSONResponse:
     log.warning("request %s: the database failed: %s", request.state.request_id, first_line(error))
     if isinstance(error, DBAPIError) and is_lock_timeout(error):
-        message = "another request or a worker holds what this request would change"
+        message = "another request or a worker holds a lock on the rows that this request changes"
         return _answer(request.scope, Unavailable("database_busy", message, 1))
     return _answer(request.scope, Unavailable("database_unavailable", "the database can't be reached or is full"))
 
@@ -302,7 +302,9 @@ def _field_error(
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("request %s failed", request.state.request_id, exc_info=error)
-    return _answer(request.scope, ApiError("internal_error", "something went wrong on our side"))
+    return _answer(
+        request.scope, ApiError("internal_error", "an internal error occurred; the service's log has the details")
+    )
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
@@ -312,4 +314,4 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] 
     DataError: _unstorable,
     **dict.fromkeys(DATABASE_LOST, _lost_database),
 }
-"""Who answers which error. An error beyond these is ours, and none of the client's business."""
+"""Handlers by class of error. Any other error is internal, and is not described to the client."""

@@ -1,4 +1,4 @@
-"""Prefixed ids that sort by the time of their making: 48 bits of milliseconds, then 80 random bits, in base 32."""
+"""Prefixed ids that sort by creation time: 48 bits of milliseconds, then 80 random bits, in base 32."""
 
 from __future__ import annotations
 

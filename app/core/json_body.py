@@ -1,4 +1,4 @@
-"""Bodies in JSON: of the right type, and of a shape that takes little time to validate."""
+"""JSON bodies: checks of their media type, and limits that bound the time of validation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from app.core.errors import InvalidRequest, UnsupportedMediaType, shortened
 
 JSON = "application/json"
 MAX_DEPTH = 32
-"""Lists and objects within each other; a job nests to half of it."""
+"""Levels of nested lists and objects; a job has half as many."""
 MAX_KEYS = 5000
-"""Of all objects of a body together: twice what the largest that is accepted has, a model with 1,024 renames."""
-MOST = {b"[": 20_000, b"{": 20_000, b":": 20_000, b",": 120_000}
-"""How often these may stand in a body, its texts included. They tell before it is parsed how many lists, objects, keys
-and items it can have; the longest list that is accepted names 100,000 classes."""
+"""Keys of all objects of a body: twice as many as in the largest accepted one, a model with 1,024 renames."""
+MAX_COUNTS = {b"[": 20_000, b"{": 20_000, b":": 20_000, b",": 120_000}
+"""Most occurrences of these characters in a body, texts included. Before parsing, they bound the number of lists,
+objects, keys and items; the longest accepted list has 100,000 classes."""
 
 
 class JsonRoute(APIRoute):
-    """A route that holds a JSON body against the limits above."""
+    """A route that checks a JSON body against the limits above."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -38,7 +38,7 @@ class JsonRoute(APIRoute):
 
 
 def _require_json(request: Request) -> None:
-    """Raises `UnsupportedMediaType` for a body that is announced as something else, or as nothing."""
+    """Raises `UnsupportedMediaType` for a body with another Content-Type, or none."""
     if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         return  # there is no body
     given = request.headers.get("content-type")
@@ -47,21 +47,21 @@ def _require_json(request: Request) -> None:
     if kind.get_content_type() == JSON or kind.get_content_subtype().endswith("+json"):
         return
     found = "the request has a body but no Content-Type" if given is None else f"the body is {shortened(given, 64)!r}"
-    raise UnsupportedMediaType("unsupported_media_type", f"{found}; accepted is {JSON}", param="Content-Type")
+    raise UnsupportedMediaType("unsupported_media_type", f"{found}; accepted: {JSON}", param="Content-Type")
 
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """The body. Raises `InvalidRequest` where it exceeds a limit, `JSONDecodeError` where it is no JSON."""
+        """The parsed body. Raises `InvalidRequest` if it exceeds a limit, `JSONDecodeError` if it is not JSON."""
         if not hasattr(self, "_json"):
             self._json = _parsed(await self.body())
         return self._json
 
 
 def _parsed(body: bytes) -> Any:
-    for mark, most in MOST.items():
-        if body.count(mark) > most:
-            message = f"the body has the character {mark.decode()} more than {most} times"
+    for mark, limit in MAX_COUNTS.items():
+        if body.count(mark) > limit:
+            message = f"the body has the character {mark.decode()} more than {limit} times"
             raise InvalidRequest("body_too_complex", message, param="body")
     try:
         found = json.loads(body)
@@ -80,7 +80,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _too_deep() -> InvalidRequest:
-    return InvalidRequest("body_too_complex", f"the body nests deeper than {MAX_DEPTH} levels", param="body")
+    return InvalidRequest("body_too_complex", f"the body has more than {MAX_DEPTH} nested levels", param="body")
 
 
 def _require_bounds(document: Any) -> None:

@@ -1,7 +1,7 @@
-"""Logs of every process: lines for people, or one JSON object a line for programs.
+"""Logs of every process: lines for people, or one JSON object per line for programs.
 
-A record carries the request or the job that it belongs to, wherever it was written. The formatter is our own, since the
-fields are few and the packages that offer one would have to be told all of them.
+Every record has the id of its request or job. The formatter is our own, since the fields are few and packages that
+offer one would need all of them configured.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Literal, TextIO
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OURS = ("app", "worker", "stillhouse")
-"""Loggers that the level is for; libraries speak up from warnings on."""
+"""Loggers that the level applies to; libraries log from warnings on."""
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line; `request_id`, `job_id` and `exception` are there when there is one."""
+    """One object per line; `request_id`, `job_id` and `exception` are present if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
-    """Send this process's log to a stream, stderr if none is given, and nowhere else."""
+    """Send this process's log to one stream only, by default stderr."""
     handler = logging.StreamHandler(stream)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if format == "json" else text)

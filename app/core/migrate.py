@@ -1,4 +1,4 @@
-"""Brings a database to the schema that this version of the service needs."""
+"""Migrates a database to the schema of this version of the service."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from app.core import private
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Apply what is missing, all or nothing. It blocks, and does nothing to a database that is up to date."""
+    """Apply the missing migrations in one transaction. Blocks; an up-to-date database is unchanged."""
     with connected(database_url) as connection:
         command.upgrade(configuration(connection), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
-    """Take back what came after `revision`; `base` empties the database."""
+    """Revert the migrations after `revision`; `base` empties the database."""
     with connected(database_url) as connection:
         command.downgrade(configuration(connection), revision)
 
@@ -47,13 +47,13 @@ def connected(database_url: str) -> Iterator[Connection]:
     engine = create_engine(url.set(drivername="sqlite") if is_sqlite else url, poolclass=NullPool)
     if is_sqlite:
         private.make_sqlite_file(url.database)
-        event.listen(engine, "connect", _leave_transactions_to_us)
+        event.listen(engine, "connect", _disable_driver_transactions)
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     with engine.connect() as connection:
         yield connection
 
 
-def _leave_transactions_to_us(connection: Any, _: object) -> None:
-    """The driver's own BEGIN would leave changes of the schema outside the transaction."""
+def _disable_driver_transactions(connection: Any, _: object) -> None:
+    """Disable the driver's own BEGIN, which would leave schema changes outside the transaction."""
     connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout=60000")

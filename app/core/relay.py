@@ -1,8 +1,8 @@
-"""Sends what lies in the outbox. At least once: a crash between sending and deleting sends again.
+"""Sends the messages of the outbox, at least once: after a crash between sending and deleting, a message is sent again.
 
-A message that can't be sent holds up no other. It is tried again after a pause of its own that doubles, and is set
-aside with an alarm after `MAX_ATTEMPTS`; one of a kind that nobody handles is set aside at once. What is set aside
-stays in the table, shows in `/healthz`, and is for an operator to send again or to delete.
+A message that can't be sent does not delay others. It is retried after its own pause, which doubles, and is set
+aside with an error in the log after `MAX_ATTEMPTS`; one of a kind without a handler is set aside at once. Messages set
+aside stay in the table, are counted in `/healthz`, and are for an operator to send again or to delete.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from app.core.outbox import OutboxMessage
 
 BATCH = 100
 CONCURRENT = 8
-"""Messages that are sent at the same time, so that one that takes long holds up few."""
+"""Messages sent at the same time, so that a slow one delays few."""
 SEND_SECONDS = 15.0
 """Longest time that sending one message may take."""
 BATCH_SECONDS = 40.0
-"""After so long no further message of a batch is begun with."""
+"""Time after which no further message of a batch is started."""
 HOLD_SECONDS = 60.0
-"""For so long a message that is being sent is invisible to other relays: longer than a batch can take."""
+"""Time for which a message that is being sent is invisible to other relays: longer than a batch can take."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
-"""Pause after the first failure, and the most that it doubles up to."""
+"""Pause after the first failure, and the limit up to which it doubles."""
 MAX_ATTEMPTS = 20
 """Failures after which a message is set aside: with the pauses above, somewhat more than an hour."""
 
 log = logging.getLogger("stillhouse.relay")
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-"""Sends a message, given its payload; raises if it could not."""
+"""Sends a message, given its payload; raises on failure."""
 
 
 class UnknownKind(Exception):
-    """Nobody handles messages of this kind."""
+    """There is no handler for this kind of message."""
 
 
 async def relay(database: Database, handlers: Mapping[str, Send]) -> int:
     """Send one batch of due messages by the handlers of their kinds; returns how many were sent."""
     async with database.read() as session:
-        if await session.scalar(_due().limit(1)) is None:  # spares SQLite's write lock when there is nothing to do
+        if await session.scalar(_due().limit(1)) is None:  # avoids SQLite's write lock if there is nothing to do
             return 0
     async with database.write() as session:
         batch = await _take(session)
@@ -59,7 +59,7 @@ async def relay(database: Database, handlers: Mapping[str, Send]) -> int:
 
 
 async def set_aside(session: AsyncSession) -> int:
-    """How many messages were set aside."""
+    """The number of messages that were set aside."""
     found = await session.scalar(
         select(func.count()).select_from(OutboxMessage).where(OutboxMessage.set_aside_at.is_not(None))
     )
@@ -72,7 +72,7 @@ def _due() -> Any:
 
 
 async def _take(session: AsyncSession) -> list[OutboxMessage]:
-    """Counted before it is sent, so that a message that kills its relay is set aside too."""
+    """Claim due messages. A try is counted before sending, so that a message that kills its relay is set aside too."""
     batch = list(await session.scalars(_due().limit(BATCH).with_for_update(skip_locked=True)))
     held = {"available_at": now() + HOLD_SECONDS, "attempts": OutboxMessage.attempts + 1}
     taken = OutboxMessage.id.in_([message.id for message in batch])
@@ -96,9 +96,9 @@ async def _send_all(
 
 
 async def _outcome(message: OutboxMessage, handlers: Mapping[str, Send]) -> Exception | None:
-    """Send a message; the error if it could not be sent."""
+    """Send a message; returns the error if sending failed."""
     if (handler := handlers.get(message.kind)) is None:
-        return UnknownKind(f"nobody handles messages of the kind {message.kind!r}")
+        return UnknownKind(f"there is no handler for messages of the kind {message.kind!r}")
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await handler(message.payload)
@@ -108,7 +108,7 @@ async def _outcome(message: OutboxMessage, handlers: Mapping[str, Send]) -> Exce
 
 
 async def _settle(session: AsyncSession, batch: list[OutboxMessage], outcomes: dict[int, Exception | None]) -> None:
-    """Delete what was sent; what could not be sent waits or is set aside, what was not tried is due again at once."""
+    """Delete sent messages; delay or set aside failed ones; make those that were not tried due again at once."""
     sent = [id for id, error in outcomes.items() if error is None]
     if sent:
         await session.execute(delete(OutboxMessage).where(OutboxMessage.id.in_(sent)))
@@ -123,7 +123,7 @@ def _after(message: OutboxMessage, error: Exception) -> dict[str, Any]:
     """Columns of a message after a failure; `message` is the row as it was before it was taken."""
     attempts, reason = message.attempts + 1, f"{type(error).__name__}: {error}"[:1024]
     if isinstance(error, UnknownKind) or attempts >= MAX_ATTEMPTS:
-        log.error("message %d (%s) is set aside after %d tries: %s", message.id, message.kind, attempts, reason)
+        log.error("message %d (%s) was set aside after %d tries: %s", message.id, message.kind, attempts, reason)
         return {"last_error": reason, "set_aside_at": now()}
     pause = min(FIRST_PAUSE_SECONDS * 2 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
     log.warning("message %d (%s) could not be sent, next try in %g s: %s", message.id, message.kind, pause, reason)

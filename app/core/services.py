@@ -1,4 +1,4 @@
-"""What one process of the API holds open for all requests, and how an endpoint gets at it."""
+"""Resources that one process of the API shares between requests, and their dependency for endpoints."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from app.core.store import Store
 
 @dataclass(frozen=True)
 class Services:
-    """Made by the application's lifespan, kept in `app.state.services`."""
+    """Shared resources, created by the application's lifespan and stored in `app.state.services`."""
 
     settings: Settings
     database: Database
     store: Store
     dispatcher: Dispatcher
     uploads: Slots
-    """Of bodies that are written to the store."""
+    """Slots for bodies that are written to the store."""
 
 
 async def _services(request: Request) -> Services:

@@ -1,4 +1,4 @@
-"""Limits of what one API key may have under way at a time, so that no key can keep all others waiting."""
+"""Limits of the concurrent work of one API key, so that no key can block the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.core.errors import TooMany
 
 
 class Slots:
-    """So many per key, of one kind of work; `what` names it in the refusal."""
+    """A limit per key for one kind of work; `what` names it in the error."""
 
     def __init__(self, per_key: int, code: str, what: str) -> None:
         self._per_key, self._code, self._what = per_key, code, what
@@ -18,7 +18,7 @@ class Slots:
 
     @contextmanager
     def taken(self, key_id: str) -> Iterator[None]:
-        """Hold one for as long as the frame lasts. Raises `TooMany`."""
+        """Hold a slot within the context. Raises `TooMany`."""
         if self._taken[key_id] >= self._per_key:
             raise TooMany(self._code, f"one key may have {self._per_key} {self._what} at a time", 1)
         self._taken[key_id] += 1

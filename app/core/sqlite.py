@@ -1,8 +1,8 @@
 """SQLite: connections, and transactions of one process that share a commit.
 
-A commit waits for the disk, and only one transaction at a time may write. `GroupCommit` therefore puts those that wait
-at the same moment into one transaction, each in a savepoint of its own: one sync serves them all, and the order in
-which they came is the order in which they run.
+A commit waits for the disk, and only one transaction at a time may write. `GroupCommit` therefore combines those that
+wait at the same moment into one transaction, each in its own savepoint: they share one sync, and run in the order of
+their arrival.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 Result = TypeVar("Result")
 CHUNK_ROWS = 64
-MOST_IN_A_GROUP = 32
-"""Transactions after which a group is committed although more wait: other processes want to write, too."""
+MAX_GROUP = 32
+"""Transactions after which a group is committed although more wait, so that other processes can write too."""
 
 
 class WriteConnection(aiosqlite.Connection):
-    """A connection that runs statements in the caller's thread, and those that may wait in its own.
+    """A connection that runs statements in the caller's thread, and those that may block in its own.
 
-    Handing a call over to the driver's thread costs up to one switch interval of the interpreter (5 ms) while the event
-    loop is busy, and a statement takes five calls; the statement of a short transaction itself takes some 20 µs. One
-    call at a time uses the connection, as its pool lends it to one group at a time.
+    Passing a call to the driver's thread costs up to one switch interval of the interpreter (5 ms) while the event
+    loop is busy, and a statement takes five calls; the statement of a short transaction itself takes some 20 µs. Only
+    one call at a time uses the connection, as its pool lends it to one group at a time.
     """
 
     async def _execute(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
@@ -38,14 +38,14 @@ class WriteConnection(aiosqlite.Connection):
         return fn(*args, **kwargs)
 
     def _may_wait(self, call: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-        """Whether a call takes or gives back the lock that all processes share, which also syncs the file."""
+        """Whether a call takes or releases the lock that all processes share, which also syncs the file."""
         if args and isinstance(args[0], str):
             return args[0].startswith(("BEGIN", "PRAGMA"))
         return call in (self._conn.commit, self._conn.close)
 
 
 def write_connection(database: str, **options: Any) -> WriteConnection:
-    """Open a `WriteConnection`, as SQLAlchemy's dialect asks for it."""
+    """Open a `WriteConnection`, as a creator for SQLAlchemy's dialect."""
     connection = WriteConnection(
         lambda: sqlite3.connect(database, **{**options, "check_same_thread": False}), iter_chunk_size=CHUNK_ROWS
     )
@@ -55,16 +55,16 @@ def write_connection(database: str, **options: Any) -> WriteConnection:
 
 def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
     """Settings of every connection."""
-    connection.isolation_level = None  # the driver's own BEGIN would come too late and always deferred
+    connection.isolation_level = None  # the driver's own BEGIN would be too late and always deferred
     cursor = connection.cursor()
-    # FULL: an accepted job survives a power cut. Transactions that come together share the sync.
+    # FULL: an accepted job survives a power cut. Grouped transactions share the sync.
     for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 class GroupCommit:
-    """Runs the writing transactions of one event loop, one after the other, and commits those that wait together."""
+    """Runs the writing transactions of one event loop sequentially, and commits those that wait together."""
 
     def __init__(self, engine: AsyncEngine, wait_seconds: float) -> None:
         self._engine, self._wait_seconds = engine, wait_seconds
@@ -74,9 +74,9 @@ class GroupCommit:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """A session that is committed, with others, when the frame has ended, and rolled back alone if that raises.
+        """A session that is committed, with others, after its context, and rolled back alone if that raises.
 
-        Raises SQLAlchemy's `TimeoutError` when it does not get its turn in time.
+        Raises SQLAlchemy's `TimeoutError` if other transactions take too long.
         """
         async with self._my_turn():
             group = self._group or await self._open()
@@ -84,10 +84,10 @@ class GroupCommit:
                 async with group.member() as session:
                     yield session
             except BaseException:
-                if not await group.is_whole():
+                if not await group.is_open():
                     self._end(group)
                 raise
-            if group.members >= MOST_IN_A_GROUP:
+            if group.members >= MAX_GROUP:
                 self._end(group)
         await asyncio.shield(group.committed)
 
@@ -111,7 +111,7 @@ class GroupCommit:
             await connection.close()
             raise
         self._group = group = _Group(connection)
-        # It waits for its turn behind those that wait by now: they are the members of the group.
+        # It queues after the transactions that wait now: they are the members of the group.
         self._spawn(self._end_in_turn(group))
         return group
 
@@ -121,7 +121,7 @@ class GroupCommit:
                 self._end(group)
 
     def _end(self, group: _Group) -> None:
-        """Commit; whoever opens the next group waits for the connection meanwhile."""
+        """Commit; the next group waits for the connection meanwhile."""
         self._group = None
         self._spawn(group.commit())
 
@@ -137,7 +137,7 @@ class GroupCommit:
 
 
 class _Group:
-    """One transaction of SQLite's, and the outcome that its members wait for."""
+    """One transaction of SQLite, and the outcome that its members wait for."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -151,22 +151,22 @@ class _Group:
             yield session
         self.members += 1
 
-    async def is_whole(self) -> bool:
-        """False when SQLite has rolled everything back by itself, as on a full disk; there is no savepoint then."""
+    async def is_open(self) -> bool:
+        """False if SQLite has rolled everything back by itself, as on a full disk; there is then no savepoint."""
         if self._connection.invalidated:
             return False
         raw = await self._connection.get_raw_connection()
         return bool(raw.driver_connection.in_transaction)  # type: ignore[union-attr]  # it is checked out
 
     async def commit(self) -> None:
-        """End the transaction, and tell the members how."""
+        """End the transaction, and pass the outcome to the members."""
         try:
-            if not await self.is_whole():
+            if not await self.is_open():
                 raise DatabaseTimeout("the database rolled the transaction back")
             await self._connection.commit()
             self.committed.set_result(None)
         except Exception as error:
             self.committed.set_exception(error)
-            self.committed.exception()  # retrieved: there may be no member left to hear it
+            self.committed.exception()  # retrieved: there may be no member left
         finally:
             await self._connection.close()

@@ -1,7 +1,7 @@
-"""The object store: local disk, S3, GCS, Azure or memory behind one class, with digests made and checked on the way.
+"""The object store: local disk, S3, GCS, Azure or memory behind one class that computes and checks digests.
 
-Keys are made by the service alone, of `a-z A-Z 0-9 . _ - /`, and never used twice: each holds a random id, or a job's
-attempt. So an object never changes, and two writers can't meet at one key.
+Keys are made only by the service, of `a-z A-Z 0-9 . _ - /`, and never reused: each has a random id, or a job's
+attempt. So an object never changes, and two writers can't use the same key.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from app.core.settings import Settings
 LOCAL_CHUNK = 256 << 10
 """Bytes per piece of a file on local disk, which is read directly: measured best."""
 PART = 5 << 20
-"""Bytes per part of a multi-part upload; smaller objects go up in one conditional request."""
+"""Bytes per part of a multi-part upload; smaller objects are uploaded in one conditional request."""
 CONCURRENT_PARTS = 2
-"""In flight per object: these and the one that fills up are what a writer holds in memory."""
+"""Parts in flight per object; a writer holds these and the next one in memory."""
 MAX_WRITERS = 64
-"""Objects that one process writes at once; more wait for their turn."""
+"""Objects that one process writes at once; others wait."""
 PROBE = "healthz"
 UNFINISHED = re.compile(r"#\d+$")
 """End of the name of a file on local disk that is being written; no key has such a name."""
 
 
 class MissingObject(Exception):
-    """No object has this key: it was deleted, or never written."""
+    """There is no object with this key: it was deleted, or never written."""
 
 
 class KeyTaken(Exception):
-    """Another object has this key, which no correct caller can bring about."""
+    """Another object has this key, which no correct caller can cause."""
 
 
 class Damaged(Exception):
-    """An object does not have the size or the digest that its row states."""
+    """An object does not have the size or the digest of its row."""
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What was written: its key, its size in bytes and its SHA-256 in hexadecimal."""
+    """A written object: its key, its size in bytes and its SHA-256 in hexadecimal."""
 
     key: str
     size: int
@@ -67,20 +67,20 @@ class StoredObject:
 
 
 class Store:
-    """One bucket (and prefix), or one folder. Raises `Unavailable` where the store can't be reached or is full.
+    """One bucket (and prefix), or one folder. Raises `Unavailable` if the store can't be reached or is full.
 
     The library is called in threads: its own asynchronous calls can abort an interpreter that ends soon after one.
     """
 
     def __init__(self, backend: ObjectStore, signer: Signer | None = None, folder: Path | None = None) -> None:
-        """`folder` is where the objects lie when the backend is local disk."""
+        """`folder` is the folder of the objects if the backend is local disk."""
         self._backend, self._signer, self._folder = backend, signer, folder
-        # A slow client holds a thread for as long as it sends; readers must not wait for it.
+        # A slow client occupies a thread while it sends; readers must not wait for it.
         self._writers = ThreadPoolExecutor(MAX_WRITERS, "store-writer")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Open the store that the settings name; links are signed for its public address, if it has one."""
+        """Open the store of the settings; links are signed for its public address, if it has one."""
         public = settings.store_public_endpoint
         signer = open_backend(settings, public) if public else None
         url = settings.resolved_store_url
@@ -101,17 +101,17 @@ class Store:
             pulled.close()
 
     async def concatenate(self, keys: Sequence[str], target: str) -> StoredObject:
-        """Join objects into a new one. The bytes pass through this process: no store of all kinds joins by itself."""
-        # Not `_chunks`: the library can't be called again by the iterator that it reads from.
+        """Join objects into a new one. The bytes pass through this process, as not all stores can join objects."""
+        # Not `_chunks`: the library can't be called from the iterator that it reads from.
         return await self.write(target, (chunk for key in keys async for chunk in self.stream(key)))
 
     async def _writing(self, key: str, chunks: Iterator[bytes]) -> StoredObject:
         return await asyncio.get_running_loop().run_in_executor(self._writers, self._put, key, chunks)
 
     def _put(self, key: str, chunks: Iterator[bytes]) -> StoredObject:
-        """Small objects are created conditionally. Larger ones go in parts, which no store creates conditionally.
+        """Write an object: a small one conditionally, a larger one in parts, which no store creates conditionally.
 
-        Nothing is visible under the key before the last byte is there.
+        Nothing is visible under the key before the last byte is written.
         """
         hashed = HashedChunks(chunks)
         head = hashed.take(PART)
@@ -123,7 +123,7 @@ class Store:
         return StoredObject(key, hashed.size, hashed.digest.hexdigest())
 
     def _create(self, key: str, content: bytes) -> None:
-        """Write unless the key is taken. Finding the same content there is fine: a retry after a lost answer."""
+        """Write unless the key is taken. The same content under the key is accepted: a retry after a lost response."""
         with _translated(key):
             try:
                 self._backend.put(key, content, mode="create", use_multipart=False)
@@ -132,7 +132,7 @@ class Store:
                     raise KeyTaken(key) from None
 
     async def download(self, key: str, path: Path, sha256: str, size: int) -> None:
-        """Fetch an object into a file, which appears only when size and digest are right; else raises `Damaged`."""
+        """Fetch an object into a file, which appears only if size and digest are correct; else raises `Damaged`."""
         await asyncio.to_thread(self._download, key, path, sha256, size)
 
     def _download(self, key: str, path: Path, sha256: str | None, size: int) -> None:
@@ -143,20 +143,20 @@ class Store:
             with temporary.open("wb") as file:
                 file.writelines(hashed)
             if hashed.size != size or sha256 not in (None, hashed.digest.hexdigest()):
-                raise Damaged(f"object {key} is not the {size} bytes with SHA-256 {sha256} that it should be")
+                raise Damaged(f"object {key} does not have the expected {size} bytes with SHA-256 {sha256}")
             temporary.replace(path)
         except TooLarge as error:
-            raise Damaged(f"object {key} has more than the {size} bytes that it should have") from error
+            raise Damaged(f"object {key} has more than the expected {size} bytes") from error
         finally:
             temporary.unlink(missing_ok=True)
 
     async def sizes(self, folder: str | None = None) -> dict[str, int]:
-        """Bytes of each object that lies directly in this place, or in a `folder` of it, by its name."""
+        """Sizes in bytes of the objects directly in the store, or in a `folder` of it, by name."""
         found = await asyncio.to_thread(self._directly_in, folder)
         return {_last(meta["path"]): meta["size"] for meta in found["objects"]}
 
     async def folders(self, folder: str) -> set[str]:
-        """Names of the folders that lie directly in a folder."""
+        """Names of the folders directly in a folder."""
         found = await asyncio.to_thread(self._directly_in, folder)
         return {_last(prefix.rstrip("/")) for prefix in found["common_prefixes"]}
 
@@ -166,19 +166,19 @@ class Store:
         return {"objects": [], "common_prefixes": []}
 
     async def keys(self, folder: str, after: str, limit: int) -> list[str]:
-        """The next keys of a folder, and of those in it, that come after the key `after`; at most `limit`, in order."""
+        """The next keys of a folder and its subfolders after the key `after`; at most `limit`, in order."""
         return await asyncio.to_thread(self._keys, folder, after, limit)
 
     def _keys(self, folder: str, after: str, limit: int) -> list[str]:
         with _translated("the list"), suppress(MissingObject):
             batches = obstore.list(self._backend, folder, offset=after or None, chunk_size=1000)
             found = (meta["path"] for batch in batches for meta in batch if meta["path"] > after)
-            # A disk gives no order, and all of it is looked at; stores of objects give theirs, page by page.
+            # A disk lists in no order, so all of it is read; object stores list in order, page by page.
             return nsmallest(limit, found) if self._folder else list(islice(found, limit))
         return []
 
     async def exists(self, key: str) -> bool:
-        """Whether there is an object."""
+        """Whether there is an object with this key."""
         return await asyncio.to_thread(self._exists, key)
 
     def _exists(self, key: str) -> bool:
@@ -188,9 +188,9 @@ class Store:
         return False
 
     async def remove_unfinished(self, age_seconds: float) -> int:
-        """Remove what writers that died have left on local disk, untouched for so long; how many files it was.
+        """Delete incomplete files of dead writers on local disk, unmodified for this long; returns their number.
 
-        A store of objects has a rule of its own for parts of uploads that were never completed.
+        An object store has its own lifecycle rule for incomplete multipart uploads.
         """
         return await asyncio.to_thread(self._remove_unfinished, age_seconds) if self._folder else 0
 
@@ -205,11 +205,11 @@ class Store:
         return removed
 
     async def fetch(self, key: str, path: Path, size: int) -> None:
-        """Fetch a foreign object, whose digest nobody knows, into a file; raises `Damaged` unless it has the size."""
+        """Fetch an external object of unknown digest into a file; raises `Damaged` unless it has the size."""
         await asyncio.to_thread(self._download, key, path, None, size)
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end` (exclusive) in large pieces; raises `MissingObject` before the first."""
+        """Bytes `start` to `end` (exclusive) in large chunks; raises `MissingObject` before the first."""
         chunks = self._chunks(key, start, end)
         try:
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
@@ -228,7 +228,7 @@ class Store:
         yield from self._backend.get(key, options=options).stream(min_chunk_size=CHUNK)
 
     def _read(self, path: Path, start: int, end: int | None) -> Iterator[bytes]:
-        """From local disk without the library, whose copies cost three times as much as all the rest."""
+        """Read from local disk without the library, whose copies cost three times as much as everything else."""
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             left = end - start if end is not None else sys.maxsize
@@ -237,12 +237,12 @@ class Store:
                 yield chunk
 
     def reader(self, key: str) -> BinaryIO:
-        """A seekable file that fetches what is read of it. It blocks: use it in a thread."""
+        """A seekable file that fetches only the ranges that are read. It blocks: use it in a thread."""
         with _translated(key):
             return io.BufferedReader(_Ranged(self._backend, key), buffer_size=64 << 10)
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; those that do not exist are no error."""
+        """Delete objects; missing ones are ignored."""
         await asyncio.to_thread(self._delete, list(keys))
 
     def _delete(self, keys: list[str]) -> None:
@@ -251,7 +251,7 @@ class Store:
                 self._backend.delete(key)
 
     async def presign(self, key: str, seconds: float) -> str | None:
-        """A link from which anyone may fetch the object for a while; none where the store gives none."""
+        """A link from which anyone may fetch the object for `seconds`; none if the store does not sign links."""
         if self._signer is None:
             return None
         with _translated(key):
@@ -269,13 +269,15 @@ def _last(key: str) -> str:
 
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """Raise the store's errors as the service's; their own texts name addresses, and are chained for the log alone."""
+    """Convert the store's errors to the service's; the original texts have addresses, and are chained for the log."""
     try:
         yield
     except FileNotFoundError as error:
         raise MissingObject(key) from error
     except (BaseError, OSError) as error:
-        raise Unavailable("store_unavailable", "the object store can't be reached, or refuses or is full") from error
+        raise Unavailable(
+            "store_unavailable", "the object store can't be reached, refuses requests or is full"
+        ) from error
 
 
 class _Ranged(io.RawIOBase):

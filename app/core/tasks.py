@@ -1,4 +1,4 @@
-"""Tasks of an event loop that end with the frame that started them, and waiting with a limit."""
+"""Stopping tasks of an event loop, and waiting with a time limit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from typing import Any
 
 AGAIN_SECONDS = 1.0
-"""Between two cancellations of one task."""
+"""Time between two cancellations of one task."""
 
 
 async def stop_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they have ended, whatever they end with.
+    """Cancel tasks until they have ended, and ignore their results.
 
-    Again and again, because one cancellation may be lost: a library that waits may swallow it when what it waits for
-    comes at the same moment, and a task that loops then goes on for ever.
+    The cancellation is repeated because it may be lost: a waiting library may swallow it when the awaited event
+    occurs at the same moment, and a task with a loop would then run for ever.
     """
     pending = set(tasks)
     while pending:
@@ -24,7 +24,7 @@ async def stop_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def is_set(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, but no longer than that; whether it was set."""
+    """Wait for an event for at most `seconds`; returns whether it was set."""
     try:
         async with asyncio.timeout(seconds):  # `asyncio.wait_for` loses a cancellation in Python 3.11
             await event.wait()

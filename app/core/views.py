@@ -1,4 +1,4 @@
-"""Base of the service's answers, and those that several resources give."""
+"""Base of the service's responses, and those shared by several resources."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class View(BaseModel):
-    """The text below each field is its description in the OpenAPI document."""
+    """Base of responses. The text below each field is its description in the OpenAPI document."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class DeletedView(View):
-    """Something that is gone."""
+    """A deleted resource."""
 
     id: str
-    """Id of what was deleted."""
+    """Id of the deleted resource."""
     object: Literal["file", "model", "job"]
-    """Kind of what was deleted."""
+    """Kind of the deleted resource."""
     deleted: Literal[True] = True

@@ -47,7 +47,7 @@ def _body_digest(
     content_digest: Annotated[str | None, Header(description="RFC 9530: `sha-256=:<base64>:`")] = None,
     x_part_sha256: Annotated[Sha256 | None, Header(description="The same digest in hexadecimal")] = None,
 ) -> str | None:
-    """SHA-256 of the body in hexadecimal, if the client told it; digests by other functions are passed over."""
+    """SHA-256 of the body in hexadecimal, if the client sent it; digests by other functions are ignored."""
     if content_digest is None or "sha-256=" not in content_digest.lower():
         return x_part_sha256
     match = _SHA256_FIELD.search(content_digest)
@@ -67,7 +67,7 @@ BodyDigest = Annotated[str | None, Depends(_body_digest)]
 
 @router.post("/uploads", status_code=201, tags=["uploads"], responses=errors(400, 413, 415))
 async def create_upload(wanted: UploadRequest, caller: Writer, services: ServicesDep) -> UploadView:
-    """Open an upload: then send its parts, in any order, and complete it."""
+    """Open an upload; then send its parts, in any order, and complete it."""
     async with services.database.write() as session:
         row = await service.begin_upload(session, caller.project_id, wanted, services.settings)
     return UploadView.of(row, [], services.settings.max_part_bytes)
@@ -103,14 +103,14 @@ async def put_part(
 async def complete_upload(
     upload_id: str, caller: Writer, services: ServicesDep, completion: Completion = Completion()
 ) -> FileDetailView:
-    """Join the parts, verify and inspect the whole, and make it a file. Safe to repeat."""
+    """Join the parts, verify and inspect the content, and create the file. Idempotent."""
     file = await service.complete_upload(services, caller.project_id, upload_id, completion.sha256)
     return FileDetailView.of(file)
 
 
 @router.post("/uploads/{upload_id}/cancel", tags=["uploads"], responses=errors(404, 409))
 async def cancel_upload(upload_id: str, caller: Writer, services: ServicesDep) -> UploadView:
-    """Give an upload up; its parts are deleted."""
+    """Cancel an upload; its parts are deleted."""
     async with services.database.write() as session:
         row = await service.cancel_upload(session, caller.project_id, upload_id)
     return UploadView.of(row, [], services.settings.max_part_bytes)
@@ -118,13 +118,13 @@ async def cancel_upload(upload_id: str, caller: Writer, services: ServicesDep) -
 
 @router.post("/files", status_code=201, tags=["files"], responses=errors(413, 429), openapi_extra=RAW_BODY)
 async def create_file(
-    name: Annotated[FileName, Query(description="What the file is called.")],
+    name: Annotated[FileName, Query(description="Name of the file.")],
     request: Request,
     caller: Writer,
     services: ServicesDep,
     digest: BodyDigest,
 ) -> FileDetailView:
-    """Send a small file (up to one part of an upload) in one go, as the raw body."""
+    """Send a small file (up to one part of an upload) in one request, as the raw body."""
     body = raw_body(request, services.settings.max_part_bytes)
     with services.uploads.taken(caller.key_id):
         return FileDetailView.of(await service.receive_file(services, caller.project_id, name, body, digest))
@@ -158,7 +158,7 @@ async def get_file(file_id: str, caller: Reader, services: ServicesDep) -> FileD
 
 @router.get("/files/{file_id}/content", tags=["files"], responses=DOWNLOAD_RESPONSES, response_class=Response)
 async def get_file_content(file_id: str, request: Request, caller: Reader, services: ServicesDep) -> Response:
-    """The file itself, or one range of it."""
+    """The content of a file, or one range of it."""
     async with services.database.read() as session:
         row = await service.get_file(session, caller.project_id, file_id)
     return await download(request, services.store, Content(row.name, row.key, row.size, row.sha256))
@@ -166,7 +166,7 @@ async def get_file_content(file_id: str, request: Request, caller: Reader, servi
 
 @router.delete("/files/{file_id}", tags=["files"], responses=errors(404, 409))
 async def delete_file(file_id: str, caller: Writer, services: ServicesDep) -> DeletedView:
-    """Delete a file that neither an unfinished job nor a model needs."""
+    """Delete a file that no unfinished job and no model uses."""
     async with services.database.write() as session:
         await service.delete_file(session, caller.project_id, file_id)
     return DeletedView(id=file_id, object="file")

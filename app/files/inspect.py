@@ -1,6 +1,6 @@
-"""What an uploaded file is, told from its headers alone, and refused if they lie or could do harm.
+"""Recognises the format of uploaded files from their headers, and rejects inconsistent or harmful ones.
 
-Nothing here unpickles, and nothing reads more than headers: a file may be larger than memory.
+Nothing here unpickles, and only headers are read: a file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from app.core.errors import Invalid
 
 MAX_MEMBERS = 1000
 MAX_DIRECTORY_BYTES = 4 << 20
-"""Of a zip archive: a thousand members need a tenth of it."""
+"""Largest directory of a zip archive: a thousand members need a tenth of it."""
 MAX_TORCH_MEMBERS = 40_000
-"""One for each tensor, of which an optimizer's state has two or three more."""
+"""Most members of a torch.save archive: one per tensor, including those of an optimizer's state."""
 _TORCH_INDEX = re.compile(r"[^/]+/data\.pkl")
 _TORCH_MEMBER = re.compile(r"[^/]+/(data\.pkl|data/[0-9]+|version|byteorder|\.?[a-z_]+|\.data/serialization_id)")
 MAX_UNPACKED_BYTES = 64 << 30
@@ -35,16 +35,16 @@ BOMB_BYTES = 64 << 20
 BOMB_RATIO = 50
 """A member that unpacks to more than BOMB_BYTES may be at most this many times larger than packed."""
 LOCAL_HEADER_BYTES = 30
-"""Of each zip member, at least; its name follows."""
+"""Smallest header of a zip member; its name follows."""
 NPY_HEADER_BYTES = 16 << 10
 MAX_DIMENSIONS = 64
 MAX_TENSORS = 10_000
 SAFETENSORS_HEADER_BYTES = 8 << 20
 """The format allows 100 MB, which would take gigabytes to parse; 10,000 tensors need about one."""
 FIRST_LINE_BYTES = 64 << 10
-"""A longer first line is left to the trainer to read."""
+"""Longest first line that is read; a longer one is left to the trainer."""
 _SAMPLE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".arrow", ".json", "/")
-"""How names of a data set's files end, and of folders; arrays of NumPy do not come in folders."""
+"""Endings of the names of data set files, and of folders; NumPy arrays are not in folders."""
 _NPY_KINDS = "biufcSU"
 _SAFETENSORS_DTYPES = {
     "BOOL": ("b1", 1),
@@ -87,16 +87,16 @@ _BROKEN_HEADER = (
 )
 
 LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""What torch.save wrote first before it wrote zip archives: a number of its own, pickled."""
+"""Begin of files that torch.save wrote before it used zip archives: a pickled magic number."""
 TEXT_CHUNK = 1 << 20
 MAX_TEXT_BYTES = 64 << 20
-"""How much of a text is looked at; the tokenizers of the largest vocabularies in use have half of it."""
+"""Bytes of a text that are checked; the tokenizers of the largest vocabularies in use have half as many."""
 
 Format = Literal["npz", "safetensors", "torch", "parquet", "text", "gzip", "tar", "zip"]
 _NAMES = (
     "a NumPy archive (.npz) with arrays",
     "safetensors",
-    "what torch.save writes",
+    "a file written by torch.save",
     "Parquet",
     "text in UTF-8 (CSV, JSON lines, JSON)",
     "an archive (tar, tar.gz, zip) of images or of a saved data set",
@@ -105,16 +105,16 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file is, and what its headers tell: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` of arrays (none
-    where reading them would mean to unpickle), and `{"first_line": "..."}` of lines of text. What is packed is looked
-    into by the trainer alone."""
+    """Format of a file, and a summary of its headers: `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}` for arrays
+    (none if reading them would need unpickling), and `{"first_line": "..."}` for lines of text. Only the trainer
+    reads packed samples."""
 
     format: Format
     summary: dict[str, Any]
 
 
 def inspect(file: BinaryIO, size: int) -> Inspection:
-    """Recognise a seekable file of `size` bytes. Raises `Invalid` with what is wrong, in words for its owner."""
+    """Recognise a seekable file of `size` bytes. Raises `Invalid` with a description of the fault."""
     head = file.read(512)
     if head[:4] == b"PK\x03\x04":
         return Inspection("zip", {}) if _holds_samples(head) else _archive(file, size)
@@ -128,31 +128,31 @@ def inspect(file: BinaryIO, size: int) -> Inspection:
         return Inspection("tar", {})
     if head[:4] == b"PAR1":
         return Inspection("parquet", _parquet(file, size))
-    if head[8:9] == b"{" and (b"\0" in head[:8] or not head[:8].isascii()):  # JSON lines may have a brace there
+    if head[8:9] == b"{" and (b"\0" in head[:8] or not head[:8].isascii()):  # JSON lines may have a brace here
         return Inspection("safetensors", {"arrays": _safetensors(file, size)})
     return Inspection("text", _text(file))
 
 
 def _holds_samples(head: bytes) -> bool:
-    """Whether the first member of a zip archive is a file of samples and not an array."""
+    """Whether the first member of a zip archive is a sample file and not an array."""
     (length,) = struct.unpack_from("<H", head.ljust(LOCAL_HEADER_BYTES), 26)
     name = head[LOCAL_HEADER_BYTES : LOCAL_HEADER_BYTES + length]
     return name.lower().endswith(tuple(suffix.encode() for suffix in _SAMPLE_FILES))
 
 
 def _parquet(file: BinaryIO, size: int) -> dict[str, Any]:
-    """Its description lies at its end, and is left to the trainer; only its frame is looked at."""
+    """Check the magic bytes at both ends; the metadata at the end is left to the trainer."""
     file.seek(max(size - 8, 0))
     length, magic = struct.unpack("<I4s", file.read(8).rjust(8))
     if size < 12 or magic != b"PAR1" or length > size - 12:
-        raise _broken("begins as a Parquet file but does not end as one")
+        raise _broken("begins like a Parquet file but does not end like one")
     return {}
 
 
 def _text(file: BinaryIO) -> dict[str, Any]:
-    """The first of several lines, unless it is too long to keep or not fit to be shown."""
+    """The first of several lines, unless it is too long or not printable."""
     if not _is_text(file):
-        raise Invalid("unknown_format", "is none of " + ", ".join(_NAMES))
+        raise Invalid("unknown_format", "is not one of " + ", ".join(_NAMES))
     file.seek(0)
     line, newline, rest = file.read(FIRST_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").partition(b"\n")
     shown = line.removesuffix(b"\r").decode("utf-8") if newline and rest else ""
@@ -160,7 +160,7 @@ def _text(file: BinaryIO) -> dict[str, Any]:
 
 
 def _is_text(file: BinaryIO) -> bool:
-    """Whether it begins as UTF-8 without the control characters that text does not have, and is not empty."""
+    """Whether a file begins as UTF-8 without control characters that text does not have, and is not empty."""
     file.seek(0)
     decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
     try:
@@ -194,11 +194,11 @@ def _archive(file: BinaryIO, size: int) -> Inspection:
             arrays = {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
             return Inspection("npz", {"arrays": arrays})
     except _BROKEN_ZIP as error:
-        raise _broken(f"is not a sound zip archive: {error}") from error
+        raise _broken(f"is not a valid zip archive: {error}") from error
 
 
 class _ShortReads:
-    """Lets nobody read much at once: sizes in a zip archive are claims, and its reader believes them."""
+    """Limits the size of a single read: `zipfile` trusts the sizes that an archive claims."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -227,7 +227,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, most: int, check_n
 
 
 def _check_overlap(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Members that share bytes are how a small archive unpacks to a huge one without any suspicious ratio."""
+    """Reject members that share bytes: with them a small archive unpacks to a huge size at an inconspicuous ratio."""
     ends = [member.header_offset + LOCAL_HEADER_BYTES + member.compress_size for member in members]
     starts = [member.header_offset for member in members[1:]] + [size]
     if any(start < end for start, end in zip(starts, ends, strict=True)):
@@ -243,10 +243,10 @@ def _check_array_name(name: str) -> None:
 
 
 def _check_torch_name(name: str) -> None:
-    """Its pickle is only ever read by a reader that makes nothing but tensors of it."""
+    """Check a member of a torch.save archive; its pickle is only read by a reader that creates nothing but tensors."""
     _check_path(name)
     if not _TORCH_MEMBER.fullmatch(name):
-        raise _unsafe(f"holds {name!r}, which is no part of saved weights; save a state_dict, not a whole program")
+        raise _unsafe(f"holds {name!r}, which is not part of saved weights; save a state_dict, not a program")
 
 
 def _check_path(name: str) -> None:
@@ -261,14 +261,14 @@ def _check_packing(member: zipfile.ZipInfo) -> None:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _unsafe(f"member {name!r} is compressed by method {member.compress_type}; use stored or deflated")
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
-        raise _broken(f"member {name!r} is not packed, yet has two sizes")
+        raise _broken(f"member {name!r} is not compressed, but has two sizes")
     if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
         ratio = member.file_size // max(member.compress_size, 1)
         raise _unsafe(f"member {name!r} unpacks to {ratio} times its size; at most {BOMB_RATIO} times is allowed")
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, Any]:
-    """Shape and dtype of one member, whose size must be what they say."""
+    """Shape and dtype of one member, whose size must match them."""
     name = member.filename
     with archive.open(member) as packed:
         header = io.BytesIO(packed.read(NPY_HEADER_BYTES))
@@ -279,7 +279,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, Any]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(header)
     except _BROKEN_HEADER as error:
-        raise _broken(f"member {name!r} is not a sound array: {_first_line(error)}") from error
+        raise _broken(f"member {name!r} is not a valid array: {_first_line(error)}") from error
     if dtype.hasobject:
         raise _unsafe(f"array {name!r} holds Python objects, which are pickles; send numbers")
     if dtype.kind not in _NPY_KINDS:
@@ -300,7 +300,7 @@ def _safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
     file.seek(0)
     (length,) = struct.unpack("<Q", file.read(8))
     if length > size - 8:
-        raise _broken(f"says that its header has {length} bytes, but only {size - 8} follow")
+        raise _broken(f"declares a header of {length} bytes, but only {size - 8} follow")
     if length > SAFETENSORS_HEADER_BYTES:
         raise _unsafe(f"has a header of {length} bytes; at most {SAFETENSORS_HEADER_BYTES} are allowed")
     header = _header(file.read(length))
@@ -325,7 +325,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
+        raise ValueError(f"the key {twice!r} is repeated")
     return found
 
 
@@ -357,11 +357,11 @@ def _counts(values: object) -> bool:
 
 
 def _check_cover(spans: Iterable[tuple[int, int, str]], size: int) -> None:
-    """The tensors must lie one after the other, from the first byte of the data to the last."""
+    """Check that the tensors are contiguous and cover the data from the first byte to the last."""
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
-            what = "overlaps the one before it" if start < end else f"leaves a hole of {start - end} bytes before it"
+            what = "overlaps the one before it" if start < end else f"leaves a gap of {start - end} bytes before it"
             raise _broken(f"tensor {name!r} {what}")
         end = stop
     if end != size:

@@ -1,4 +1,4 @@
-"""All queries of files and uploads. The project is a condition of every one that answers a client."""
+"""All queries of files and uploads. Every query for a client has the project as a condition."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def upload(session: AsyncSession, project_id: str, upload_id: str, *, lock
 
 
 async def is_over(session: AsyncSession, row: UploadRow) -> bool:
-    """Whether the upload's time has run out, by the database's clock."""
+    """Whether the upload has expired, by the database's clock."""
     return bool(await session.scalar(select(now() >= row.expires_at)))
 
 
@@ -49,24 +49,24 @@ async def part(session: AsyncSession, upload_id: str, number: int) -> UploadPart
 
 
 async def other_bytes(session: AsyncSession, upload_id: str, number: int) -> int:
-    """Size of all parts but one."""
+    """Total size of all parts but one."""
     others = (UploadPart.upload_id == upload_id, UploadPart.number != number)
     return int(await session.scalar(select(func.coalesce(func.sum(UploadPart.size), 0)).where(*others)) or 0)
 
 
 async def keep_part(session: AsyncSession, part: dict[str, object]) -> None:
-    """Insert a part, or put it in the place of the one that was there."""
+    """Insert or replace a part."""
     await upsert(session, UploadPart, [part], update=["size", "sha256", "key"])
 
 
 async def drop_parts(session: AsyncSession, upload_id: str) -> list[str]:
-    """Forget all parts; returns their object keys."""
+    """Delete all parts; returns their object keys."""
     statement = delete(UploadPart).where(UploadPart.upload_id == upload_id).returning(UploadPart.key)
     return list(await session.scalars(statement))
 
 
 async def overdue_uploads(session: AsyncSession, limit: int) -> list[UploadRow]:
-    """Uploads whose time has run out, locked."""
+    """Expired uploads, locked."""
     overdue = (UploadRow.status == "pending", UploadRow.expires_at <= now())
     statement = select(UploadRow).where(*overdue).order_by(UploadRow.id).limit(limit).with_for_update(skip_locked=True)
     return list(await session.scalars(statement))

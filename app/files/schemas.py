@@ -1,4 +1,4 @@
-"""Shapes of the requests and answers about files and uploads."""
+"""Requests and responses of files and uploads."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ PartNumber = Annotated[int, Field(ge=1, le=MAX_PARTS)]
 
 
 class UploadRequest(Spec):
-    """A file to come, part by part."""
+    """A file to be uploaded in parts."""
 
     name: FileName
-    """What the file is called."""
+    """Name of the file."""
     size: int | None = Field(None, ge=1, le=2**63 - 1)
-    """Size of the whole in bytes, if known; it is then held against what came."""
+    """Total size in bytes, if known; it is then checked."""
     sha256: Sha256 | None = None
-    """SHA-256 of the whole in hexadecimal, if known; it is then held against what came."""
+    """SHA-256 of the whole content in hexadecimal, if known; it is then checked."""
 
 
 class Completion(Spec):
-    """What may be said when all parts are there."""
+    """Optional data of a completion."""
 
     sha256: Sha256 | None = None
-    """SHA-256 of the whole in hexadecimal, for a client that only knows it now."""
+    """SHA-256 of the whole content in hexadecimal, if it was not known before."""
 
 
 class PartView(View):
-    """A part that arrived."""
+    """A part that has arrived."""
 
     object: Literal["upload.part"] = "upload.part"
     number: int
@@ -53,25 +53,25 @@ class PartView(View):
 
 
 class UploadView(View):
-    """A file on its way in. A client that was cut off sends the parts that are missing here."""
+    """An upload. After an interruption, a client sends the parts that are missing here."""
 
     id: str
     """Id of the upload."""
     object: Literal["upload"] = "upload"
     name: str
-    """What the file is called."""
+    """Name of the file."""
     status: Literal["pending", "completed", "cancelled", "expired"]
     """State of the upload."""
     size: int | None
-    """Size of the whole in bytes, if it was announced."""
+    """Announced total size in bytes, if any."""
     sha256: str | None
-    """SHA-256 of the whole in hexadecimal, if it was announced."""
+    """Announced SHA-256 of the whole content in hexadecimal, if any."""
     parts: list[PartView]
     """The parts that have arrived, in order."""
     max_part_bytes: int
-    """Largest part that is accepted."""
+    """Largest accepted part."""
     file_id: str | None
-    """The file that it became."""
+    """The file created by completing it."""
     created_at: Time
     """When it was opened."""
     expires_at: Time
@@ -89,7 +89,7 @@ class ArrayView(View):
     shape: list[int]
     """Length of each axis."""
     dtype: str
-    """In NumPy's notation without byte order (`u1`, `f4`); types that NumPy lacks by name (`bf16`)."""
+    """NumPy's notation without byte order (`u1`, `f4`); types that NumPy lacks have a name (`bf16`)."""
 
 
 class FileView(View):
@@ -99,15 +99,15 @@ class FileView(View):
     """Id of the file."""
     object: Literal["file"] = "file"
     name: str
-    """What the file is called."""
+    """Name of the file."""
     format: Format
-    """What the file is, told from its content."""
+    """Format of the file, recognised from its content."""
     size: int
     """Size in bytes."""
     sha256: str
     """SHA-256 of the content in hexadecimal."""
     created_at: Time
-    """When it was complete."""
+    """When it was completed."""
 
     @classmethod
     def of(cls, row: FileRow) -> FileView:
@@ -115,14 +115,14 @@ class FileView(View):
 
 
 class FileDetailView(FileView):
-    """A file with the headers of what is inside."""
+    """A file with the headers of its contents."""
 
     arrays: dict[str, ArrayView]
-    """Of a NumPy archive or a file of weights."""
+    """Arrays of a NumPy archive, or tensors of a file of weights."""
     first_line: str | None = None
-    """Of a file of text: the names of its columns, or its first object."""
+    """First line of a text file: the names of its columns, or its first object."""
 
     @classmethod
     def of(cls, row: FileRow) -> FileDetailView:
-        told = {"arrays": row.summary.get("arrays", {}), "first_line": row.summary.get("first_line")}
-        return cls(**FileView.of(row).model_dump(), **told)
+        summary = {"arrays": row.summary.get("arrays", {}), "first_line": row.summary.get("first_line")}
+        return cls(**FileView.of(row).model_dump(), **summary)

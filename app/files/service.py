@@ -1,7 +1,7 @@
-"""Rules of files: how one comes in, is verified, and leaves.
+"""Rules of files: upload, verification and deletion.
 
-Bytes go to the object store first, outside any transaction; a row then publishes them. Objects that no row speaks of
-any more are deleted by way of the outbox, so that a crash between commit and deletion leaves nothing behind.
+Bytes are written to the object store first, outside any transaction; a row then publishes them. Objects that no row
+refers to any more are deleted through the outbox, so that a crash between commit and deletion leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from app.files.tables import FileRow, UploadPart, UploadRow
 
 EXPIRED_PER_ROUND = 100
 _INSPECTORS = ThreadPoolExecutor(2, "inspect")
-"""So few, because a header of a few megabytes takes fifty times that while it is read."""
+"""Only two threads, because parsing a header of a few megabytes needs fifty times its size in memory."""
 
 
 async def begin_upload(session: AsyncSession, project_id: str, wanted: UploadRequest, settings: Settings) -> UploadRow:
-    """Open an upload. Raises `TooLarge` when its announced size is more than is accepted."""
+    """Open an upload. Raises `TooLarge` if its announced size exceeds the limit."""
     if wanted.size is not None and wanted.size > settings.max_file_bytes:
         raise TooLarge("file_too_large", f"files may have up to {settings.max_file_bytes} bytes", param="size")
     row = UploadRow(
@@ -71,7 +71,7 @@ async def _open_upload(session: AsyncSession, project_id: str, upload_id: str, *
 async def receive_part(
     services: Services, project_id: str, upload_id: str, number: int, chunks: AsyncIterator[bytes], sha256: str | None
 ) -> UploadPart:
-    """Store one part as it comes in. Sent again, it takes the place of the one before."""
+    """Store one part as it is received. A part that is sent again replaces the earlier one."""
     async with services.database.read() as session:
         await _open_upload(session, project_id, upload_id)
     key = f"uploads/{upload_id}/{secrets.token_hex(8)}"
@@ -100,9 +100,9 @@ async def _keep_part(
 
 @asynccontextmanager
 async def _deleted_if_refused(store: Store, *keys: str) -> AsyncIterator[None]:
-    """Delete new objects when our own rules refuse them.
+    """Delete new objects if an `ApiError` rejects them.
 
-    Not when the database fails: then it is unknown whether the row that speaks of them was committed.
+    They are kept if the database fails: then it is unknown whether the row that refers to them was committed.
     """
     try:
         yield
@@ -114,13 +114,16 @@ async def _deleted_if_refused(store: Store, *keys: str) -> AsyncIterator[None]:
 def _require_digest(stored: StoredObject, *expected: str | None) -> None:
     for sha256 in expected:
         if sha256 is not None and sha256 != stored.sha256:
-            raise Invalid("digest_mismatch", f"what came has the SHA-256 {stored.sha256}, not {sha256}", param="sha256")
+            raise Invalid(
+                "digest_mismatch", f"the received content has the SHA-256 {stored.sha256}, not {sha256}", param="sha256"
+            )
 
 
 async def complete_upload(services: Services, project_id: str, upload_id: str, sha256: str | None) -> FileRow:
-    """Join the parts, verify the whole, and publish it as a file. Doing it again gives the same file.
+    """Join the parts, verify the content, and publish it as a file. Repeating this returns the same file.
 
-    Two requests at once both do the work, and one of them publishes: no state is held that a crash could leave behind.
+    Two concurrent requests both do the work, and one of them publishes: there is no lock that a crash could leave
+    behind.
     """
     async with services.database.read() as session:
         upload = await get_upload(session, project_id, upload_id)
@@ -128,7 +131,7 @@ async def complete_upload(services: Services, project_id: str, upload_id: str, s
             return await get_file(session, project_id, upload.file_id)
         upload = await _open_upload(session, project_id, upload_id)
         parts = await repository.parts(session, upload_id)
-    _require_whole(upload, parts)
+    _require_complete(upload, parts)
     stored = await _join(services.store, parts)
     joined = [stored.key] if len(parts) > 1 else []
     async with _deleted_if_refused(services.store, *joined):
@@ -141,18 +144,18 @@ async def complete_upload(services: Services, project_id: str, upload_id: str, s
     return file
 
 
-def _require_whole(upload: UploadRow, parts: list[UploadPart]) -> None:
+def _require_complete(upload: UploadRow, parts: list[UploadPart]) -> None:
     missing = sorted(set(range(1, parts[-1].number + 1)) - {part.number for part in parts}) if parts else [1]
     if missing:
         shown = ", ".join(str(number) for number in missing[:10]) + (", …" if len(missing) > 10 else "")
         raise Invalid("missing_parts", f"parts are missing: {shown}", param="parts")
     size = sum(part.size for part in parts)
     if upload.size not in (None, size):
-        raise Invalid("size_mismatch", f"the parts have {size} bytes together, not {upload.size}", param="size")
+        raise Invalid("size_mismatch", f"the parts have {size} bytes in total, not {upload.size}", param="size")
 
 
 async def _join(store: Store, parts: list[UploadPart]) -> StoredObject:
-    """The parts as one object; a single part is that already."""
+    """Join the parts to one object; a single part is used directly."""
     if len(parts) == 1:
         return StoredObject(parts[0].key, parts[0].size, parts[0].sha256)
     try:
@@ -222,7 +225,7 @@ async def _insert_file(
 
 
 async def cancel_upload(session: AsyncSession, project_id: str, upload_id: str) -> UploadRow:
-    """Give an upload up; one that was given up, or ran out of time, stays as it is."""
+    """Cancel an upload; a cancelled or expired one is unchanged."""
     upload = await get_upload(session, project_id, upload_id, lock=True)
     if upload.status == "completed":
         raise WrongState("wrong_state", "the upload is completed; delete its file instead", param="status")
@@ -237,7 +240,7 @@ async def _close(session: AsyncSession, upload: UploadRow, status: str) -> None:
 
 
 async def expire_uploads(database: Database) -> int:
-    """Give up the uploads whose time has run out; returns how many."""
+    """Close expired uploads; returns their number."""
     async with database.write() as session:
         overdue = await repository.overdue_uploads(session, EXPIRED_PER_ROUND)
         for upload in overdue:
@@ -248,7 +251,7 @@ async def expire_uploads(database: Database) -> int:
 async def receive_file(
     services: Services, project_id: str, name: str, chunks: AsyncIterator[bytes], sha256: str | None
 ) -> FileRow:
-    """Store, verify and publish a small file in one go."""
+    """Store, verify and publish a small file in one request."""
     stored = await services.store.write(_file_key(), chunks, services.settings.max_part_bytes)
     async with _deleted_if_refused(services.store, stored.key):
         if not stored.size:
@@ -267,7 +270,7 @@ async def get_file(session: AsyncSession, project_id: str, file_id: str, *, lock
 
 
 async def delete_file(session: AsyncSession, project_id: str, file_id: str) -> None:
-    """Delete a file, unless a job that is not final or a model needs it."""
+    """Delete a file, unless a job that is not final or a model uses it."""
     file = await get_file(session, project_id, file_id, lock=True)
     if users := await users_of(session, "file", project_id, file_id):
         raise WrongState("file_in_use", f"the file is used by {', '.join(users)}")

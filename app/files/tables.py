@@ -1,4 +1,4 @@
-"""Uploaded files, and the parts of uploads under way."""
+"""Uploaded files, and the parts of open uploads."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class FileRow(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str] = mapped_column(String(255))
     format: Mapped[str] = mapped_column(String(16))
-    """What the file was recognised as: `npz` or `safetensors`."""
+    """Recognised format, such as `npz` or `safetensors`."""
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     key: Mapped[str] = mapped_column(String(255), index=True)
-    """Place in the object store."""
+    """Key in the object store."""
     summary: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """Headers of what is inside: for both formats `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`."""
+    """Headers of the contents: for arrays and weights `{"arrays": {name: {"shape": [...], "dtype": "f4"}}}`."""
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
 
 
 class UploadRow(Base):
-    """A file on its way in, part by part."""
+    """An upload of a file in parts."""
 
     __tablename__ = "uploads"
     __table_args__ = (Index("ix_uploads_expiry", "status", "expires_at"),)
@@ -44,9 +44,9 @@ class UploadRow(Base):
     status: Mapped[str] = mapped_column(String(16))
     """`pending`, `completed`, `cancelled` or `expired`."""
     size: Mapped[int | None] = mapped_column(BigInteger)
-    """Announced size of the whole, if it was."""
+    """Announced total size, if any."""
     sha256: Mapped[str | None] = mapped_column(String(64))
-    """Announced digest of the whole, if it was."""
+    """Announced digest of the whole content, if any."""
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     created_at: Mapped[float]
     expires_at: Mapped[float]
@@ -63,4 +63,4 @@ class UploadPart(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     key: Mapped[str] = mapped_column(String(255), index=True)
-    """Place in the object store."""
+    """Key in the object store."""

@@ -1,1 +1,1 @@
-"""A job's life: legal moves, leases, events, metrics, and the resource that shows them."""
+"""Jobs: legal moves, leases, events, metrics, and their HTTP resource."""

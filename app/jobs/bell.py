@@ -1,7 +1,7 @@
-"""Rings when jobs may have new events, so that one reader for all streams need not ask the database again and again.
+"""Notifies the reader of all event streams of new events, so that it need not poll the database.
 
-A ring is a hint. It may come for nothing, and one that is lost (a connection that broke, a pooler that passes no
-notifications on) only delays: the reader also looks by itself from time to time.
+A notification is a hint. It may be spurious, and a lost one (a broken connection, a pooler that does not forward
+notifications) only causes a delay: the reader also polls at intervals.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.database import KEEPALIVE, Database, first_line
 
 CHANNEL = "stillhouse_events"
-"""Channel on which PostgreSQL's trigger names the job of every new event."""
+"""Channel on which PostgreSQL's trigger sends the job id of every new event."""
 CHANGES_SECONDS = 0.25
-"""Time between two looks at SQLite's counter of changes."""
+"""Interval at which SQLite's change counter is read."""
 RETRY_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 Ring = Callable[[str | None], None]
-"""Takes the id of a job with news; none: any job may have some."""
+"""Takes the id of a job with new events; none: any job may have some."""
 
 
 async def run_bell(database: Database, ring: Ring, needed: asyncio.Event) -> NoReturn:
-    """Ring for as long as the task lasts; while `needed` is not set, a database without notifications is left alone."""
+    """Ring while the task runs; a database without notifications is not read unless `needed` is set."""
     while True:
         await needed.wait()
         try:
@@ -38,7 +38,7 @@ async def run_bell(database: Database, ring: Ring, needed: asyncio.Event) -> NoR
             else:
                 await _listen(database.url, ring)
         except (SQLAlchemyError, psycopg.Error) as error:
-            log.warning("no news of events from the database: %s; trying again", first_line(error))
+            log.warning("event notifications from the database failed: %s; retrying", first_line(error))
         await asyncio.sleep(RETRY_SECONDS)
 
 
@@ -46,13 +46,14 @@ async def _listen(url: URL, ring: Ring) -> None:
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
     async with await psycopg.AsyncConnection.connect(address, autocommit=True, **KEEPALIVE) as connection:
         await connection.execute(f"LISTEN {CHANNEL}")
-        ring(None)  # for what happened before
+        ring(None)  # for earlier events
         async for notification in connection.notifies():
             ring(notification.payload)
 
 
 async def _watch_counter(database: Database, ring: Ring, needed: asyncio.Event) -> None:
-    """The counter changes when another connection has committed; `database` keeps one connection, and only reads."""
+    """Ring when the counter changes, after a commit by another connection. `database` has one connection and only
+    reads."""
     seen = None
     while needed.is_set():
         async with database.read() as session:

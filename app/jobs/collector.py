@@ -1,15 +1,15 @@
-"""Deletes objects that no row speaks of, and sounds an alarm for rows whose object is gone.
+"""Deletes objects without a row, and logs an error for rows without an object.
 
-Such objects are left by whoever died between an object and its row, and by attempts that lost their lease. What is safe
-to delete is decided by rows read after the object was seen:
+Such objects are left by processes that died between writing an object and its row, and by attempts that lost their
+lease. Rows read after the object was seen decide whether it is safe to delete:
 
-* Below `projects/` a key names its attempt. One that is live is left alone; one that is not can publish nothing more.
-* Elsewhere an object comes before its row by as long as a request takes. So any object must have been seen without a
+* Below `projects/` a key names its attempt. Objects of a live one are kept; any other can publish nothing more.
+* Elsewhere an object precedes its row by at most the time of a request. So any object must have been seen without a
   row for a grace period, by this process's own clock, before it is deleted.
-* What lies under no key of ours, or below a project or upload that this database does not know, is left alone. A store
-  is marked with the database that it belongs to, and the collector of another database refuses to touch it.
+* Keys in another form, or below a project or upload that is not in this database, are kept. A store is marked with its
+  database, and the collector of another database does not touch it.
 
-A round looks at a bounded number of objects and rows, and the next one goes on from there.
+A round examines a bounded number of objects and rows, and the next one continues from there.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from app.models.tables import ModelRow
 from app.projects.tables import Project
 
 FOLDERS = ("files", "models", "projects", "uploads")
-"""Where the service keeps objects, in the order of their names."""
+"""Folders of the service's objects, in the order of their names."""
 MARK = "database"
-"""Key of the object that names the database which a store belongs to."""
+"""Key of the object that identifies the database of a store."""
 PAGE = 5000
-"""Objects that one round looks at."""
+"""Objects examined per round."""
 ROWS = 50
-"""Rows of each kind whose objects one round looks for."""
+"""Rows of each kind whose objects are checked per round."""
 QUERY = 500
 """Values in one condition of a query."""
 REMEMBERED = 100_000
-"""Objects without a row that are kept in mind; more are met again in a later round."""
+"""Objects without a row that are remembered; others are found again in a later round."""
 TURN_SECONDS = 300.0
-"""After so long without a round, another process takes over."""
+"""Time without a round after which another process takes over."""
 UNFINISHED_SECONDS = 86_400.0
 
 ATTEMPT = re.compile(r"projects/(?P<project>[^/]+)/jobs/(?P<job>[^/]+)/a(?P<attempt>\d+)/.+")
@@ -60,15 +60,15 @@ Row = TypeVar("Row", FileRow, ModelRow, CheckpointRow)
 
 
 class Counts(NamedTuple):
-    """What one round came to."""
+    """Counts of one round."""
 
     objects: int = 0
-    """Looked at."""
+    """Objects examined."""
     waiting: int = 0
-    """Without a row, not yet for long enough."""
+    """Objects without a row, within the grace period."""
     deleted: int = 0
     gone: int = 0
-    """Rows that were found to lack an object."""
+    """Rows without their object."""
 
 
 @dataclass
@@ -80,13 +80,13 @@ class Collector:
     owner: str
     grace_seconds: float
     _after: str = ""
-    """Key at which the last round stopped; empty: it came to the end."""
+    """Key at which the last round stopped; empty: it reached the end."""
     _seen: dict[str, float] = field(default_factory=dict)
-    """Objects without a row, and when each was first seen so, by the monotonic clock."""
+    """Objects without a row, and when each was first seen, by the monotonic clock."""
     _rows_after: dict[str, str] = field(default_factory=dict)
-    """Id at which the last look at the rows of each table stopped."""
-    _mourned: set[str] = field(default_factory=set)
-    """Keys of missing objects for which the alarm has been sounded."""
+    """Id at which the last check of the rows of each table stopped."""
+    _reported: set[str] = field(default_factory=set)
+    """Keys of missing objects that were logged."""
     _refused: bool = False
 
     async def round(self) -> Counts | None:
@@ -98,24 +98,24 @@ class Collector:
             return None
         keys = await self._page()
         orphans = await self._orphans(keys)
-        doomed = self._due(keys, orphans)
-        if doomed:  # rows may have come meanwhile
-            doomed = sorted(await self._orphans(doomed))
-            await self.store.delete(doomed)
-            for key in doomed:
+        expired = self._due(keys, orphans)
+        if expired:  # rows may have been written meanwhile
+            expired = sorted(await self._orphans(expired))
+            await self.store.delete(expired)
+            for key in expired:
                 self._seen.pop(key, None)
         await self.store.remove_unfinished(UNFINISHED_SECONDS)
-        counts = Counts(len(keys), len(self._seen), len(doomed), await self._mourn())
+        counts = Counts(len(keys), len(self._seen), len(expired), await self._check_rows())
         level = logging.INFO if counts.deleted or counts.gone else logging.DEBUG
         log.log(
             level,
-            "looked at %d objects: %d without a row deleted, %d more wait; %d rows lack their object",
+            "examined %d objects: %d without a row deleted, %d more in their grace period; %d rows lack their object",
             *(counts.objects, counts.deleted, counts.waiting, counts.gone),
         )
         return counts
 
     async def _is_ours(self) -> bool:
-        """Whether the store is marked as this database's; one without a mark is marked, if nothing foreign is in it."""
+        """Whether the store is marked as this database's; an unmarked one without foreign objects is marked."""
         async with self.database.read() as session:
             projects = list(await session.scalars(select(Project.id).order_by(Project.id)))
         if not projects:
@@ -128,7 +128,7 @@ class Collector:
             if not foreign:
                 await self._mark(projects[0])
         if mark not in projects and not self._refused:
-            log.error("nothing is collected: the object store holds what another database speaks of (project %s)", mark)
+            log.error("nothing is collected: the object store belongs to another database (project %s)", mark)
         self._refused = mark not in projects
         return not self._refused
 
@@ -155,7 +155,7 @@ class Collector:
         return found
 
     def _due(self, keys: Sequence[str], orphans: set[str]) -> list[str]:
-        """Note when these were first seen without a row; those that have been for the grace period."""
+        """Record when these were first seen without a row; returns those past the grace period."""
         moment = time.monotonic()
         for key in set(keys) - orphans:
             self._seen.pop(key, None)
@@ -165,13 +165,13 @@ class Collector:
         return [key for key in orphans if moment - self._seen.get(key, moment) >= self.grace_seconds]
 
     async def _orphans(self, keys: Sequence[str]) -> set[str]:
-        """Those of the keys that no row speaks of, and for which none can come any more but by a request under way."""
+        """The keys without a row, for which only a request in progress can still write one."""
         async with self.database.read() as session:
             ours = await _ours(session, keys)
             return ours - await _referenced(session, ours)
 
-    async def _mourn(self) -> int:
-        """Look for the objects of some rows of each kind; how many rows lack one."""
+    async def _check_rows(self) -> int:
+        """Check the objects of some rows of each kind; returns the number of rows without one."""
         return await self._lacking(FileRow) + await self._lacking(ModelRow) + await self._lacking(CheckpointRow)
 
     async def _lacking(self, table: type[Row]) -> int:
@@ -180,9 +180,9 @@ class Collector:
             lost = {key for key in _keys_of(row) if not await self.store.exists(key)}
             if lost and await self._still_there(table, row.id):
                 gone += 1
-                for key in lost - self._mourned:
+                for key in lost - self._reported:
                     log.error("%s lacks its object %s: it was deleted, or lost by the store", row.id, key)
-                self._mourned |= lost
+                self._reported |= lost
         return gone
 
     async def _rows(self, table: type[Row]) -> list[Row]:
@@ -204,7 +204,7 @@ def _keys_of(row: FileRow | ModelRow | CheckpointRow) -> list[str]:
 
 
 async def _ours(session: AsyncSession, keys: Sequence[str]) -> set[str]:
-    """Keys of ours, without those of live attempts. Read before what they have published: a live one may publish."""
+    """The service's own keys, without those of live attempts. Read before the rows: a live one may publish."""
     attempts = {key: found for key in keys if (found := ATTEMPT.fullmatch(key))}
     parts = {key: found["upload"] for key in keys if (found := PART.fullmatch(key))}
     projects = set(await session.scalars(select(Project.id)))
@@ -226,7 +226,7 @@ async def _ours(session: AsyncSession, keys: Sequence[str]) -> set[str]:
 
 
 async def _referenced(session: AsyncSession, keys: set[str]) -> set[str]:
-    """Those of the keys that a row speaks of."""
+    """The keys that a row refers to."""
     found: set[str] = set()
     for some in _batches(keys):
         for table in (FileRow, UploadPart):
@@ -235,10 +235,10 @@ async def _referenced(session: AsyncSession, keys: set[str]) -> set[str]:
                 await session.scalars(wanted.where(FileRow.deleted_at.is_(None)) if table is FileRow else wanted)
             )
     for some in _batches({match["job"] for key in keys if (match := ATTEMPT.fullmatch(key))}):
-        kept = (CheckpointRow.job_id.in_(some), CheckpointRow.deleted_at.is_(None))
-        for files in await session.scalars(select(CheckpointRow.files).where(*kept)):
+        alive = (CheckpointRow.job_id.in_(some), CheckpointRow.deleted_at.is_(None))
+        for files in await session.scalars(select(CheckpointRow.files).where(*alive)):
             found |= {file["key"] for file in files}
-        # What a job has published goes with its model.
+        # A job's artifacts are deleted with its model.
         published = select(ArtifactRow.key).outerjoin(ModelRow, ModelRow.job_id == ArtifactRow.job_id)
         found |= set(
             await session.scalars(published.where(ArtifactRow.job_id.in_(some), ModelRow.deleted_at.is_(None)))
@@ -250,7 +250,7 @@ async def _referenced(session: AsyncSession, keys: set[str]) -> set[str]:
 
 
 def _batches(values: Iterable[str]) -> Iterator[list[str]]:
-    """The values in lists that are short enough for a condition of a query."""
+    """Split the values into lists that fit into one condition of a query."""
     left = iter(values)
     while some := list(islice(left, QUERY)):
         yield some

@@ -58,7 +58,7 @@ IdempotencyHeader = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Name of this request, chosen by the client: however often it is sent, it makes one job.",
+        description="Name of this request, chosen by the client: repeated requests create one job.",
     ),
 ]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[^:]{1,64}:.{0,512}$")]
@@ -68,7 +68,7 @@ LabelFilter = Annotated[str, StringConstraints(pattern=r"^[^:]{1,64}:.{0,512}$")
 async def create_job(
     services: ServicesDep, caller: Writer, spec: JobSpec, response: Response, idempotency_key: IdempotencyHeader = None
 ) -> JobView:
-    """Submit a job. With an `Idempotency-Key`, sending the same request again answers with the same job."""
+    """Submit a job. With an `Idempotency-Key`, a repeated request returns the same job."""
     idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json())
     outside = services.settings.outside
     job = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
@@ -86,22 +86,22 @@ def _created(job: JobView, response: Response) -> JobView:
 
 @router.post("/validate", responses=errors(400, 413, 415, 422))
 async def validate_job(services: ServicesDep, caller: Reader, document: dict[str, Any]) -> ValidationView:
-    """Say what would become of a job: every error at once, or the resolved spec with steps, memory and time."""
+    """Validate a job without creating it: returns every error, or the resolved spec with steps, memory and time."""
     try:
         spec = JobSpec.model_validate(document)
     except ValidationError as error:
-        told = of_validation(error, JobSpec)
-        return ValidationView(valid=False, errors=told, more_errors=error.error_count() - len(told))
+        errors = of_validation(error, JobSpec)
+        return ValidationView(valid=False, errors=errors, more_errors=error.error_count() - len(errors))
     async with services.database.read() as session:
         problems, facts = await service.examine(session, caller.project_id, spec, services.settings.outside)
         spec, chosen = defaults.resolve(spec, facts.teachers)
         known = None if problems else await forecast(session, caller.project_id, spec, facts)
         remarks = [] if problems else [*service.remarks_on(spec, facts), *await service.unserved(session, spec)]
-    told = of_problems(problems[:MAX_ERRORS])
+    field_errors = of_problems(problems[:MAX_ERRORS])
     view = ValidationView(
         valid=not problems,
-        errors=told,
-        more_errors=len(problems) - len(told),
+        errors=field_errors,
+        more_errors=len(problems) - len(field_errors),
         spec=spec.model_dump(mode="json"),
         defaults=[DefaultView(**default._asdict()) for default in chosen],
         warnings=[WarningView(**remark._asdict()) for remark in remarks],
@@ -122,9 +122,9 @@ async def list_jobs(
     paging: Paging,
     status: Annotated[list[Status] | None, Query(description="One of these states; may be repeated.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Exactly this name.")] = None,
-    label: Annotated[list[LabelFilter] | None, Query(max_length=16, description="`key:value`; all must hold.")] = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs that were made later.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs that were made earlier.")] = None,
+    label: Annotated[list[LabelFilter] | None, Query(max_length=16, description="`key:value`; all must match.")] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs created later.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs created earlier.")] = None,
 ) -> Page[JobView]:
     """Jobs of the project, newest first. All filters apply before the limit."""
     labels = [(key, value) for key, _, value in (text.partition(":") for text in label or [])]
@@ -145,9 +145,9 @@ def _seconds(moment: datetime | None) -> float | None:
 
 
 class _PolledRoute(APIRoute):
-    """The route of `get_job`, which waiting clients ask again and again.
+    """The route of `get_job`, which waiting clients poll.
 
-    For a plain request FastAPI does not resolve the parameters that it documents: that would take longer than the rest.
+    For a plain request it bypasses FastAPI's resolution of parameters, which would take longer than everything else.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -188,7 +188,7 @@ async def change_job(services: ServicesDep, caller: Writer, job_id: str, patch: 
 
 @router.delete("/{job_id}", responses=errors(404, 409))
 async def delete_job(services: ServicesDep, caller: Writer, job_id: str) -> DeletedView:
-    """Delete a job that is final, with its events, metrics, checkpoints and files. The model that it made stays."""
+    """Delete a job in a final state, with its events, metrics, checkpoints and files. Its model is kept."""
     async with services.database.write() as session:
         await service.delete(session, caller.project_id, job_id)
     return DeletedView(id=job_id, object="job")
@@ -196,7 +196,7 @@ async def delete_job(services: ServicesDep, caller: Writer, job_id: str) -> Dele
 
 @router.get("/{job_id}/result", responses=errors(404, 409))
 async def get_result(services: ServicesDep, caller: Reader, job_id: str) -> JobResultView:
-    """What a job that succeeded came to: its main metric beside its teachers', and its files.
+    """Result of a job that succeeded: its main metric beside its teachers', and its files.
 
     `alone` is the newest job of the project that trained the same student on the same data without a teacher."""
     async with services.database.read() as session:
@@ -205,14 +205,14 @@ async def get_result(services: ServicesDep, caller: Reader, job_id: str) -> JobR
 
 @router.post("/{job_id}/cancel", responses=errors(404, 409))
 async def cancel_job(services: ServicesDep, caller: Writer, job_id: str) -> JobView:
-    """Cancel a job. One that runs is `cancelling` until its worker has stopped, and may still succeed before that."""
+    """Cancel a job. A running one is `cancelling` until its worker has stopped, and may still succeed before that."""
     async with services.database.write() as session:
         return await service.view(session, await service.cancel(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/pause", responses=errors(404, 409))
 async def pause_job(services: ServicesDep, caller: Writer, job_id: str) -> JobView:
-    """Pause a job. One that runs saves a checkpoint first."""
+    """Pause a job. A running one saves a checkpoint first."""
     async with services.database.write() as session:
         stop_seconds = services.settings.stop_seconds
         return await service.view(session, await service.pause(session, caller.project_id, job_id, stop_seconds))
@@ -220,7 +220,7 @@ async def pause_job(services: ServicesDep, caller: Writer, job_id: str) -> JobVi
 
 @router.post("/{job_id}/resume", responses=errors(404, 409))
 async def resume_job(services: ServicesDep, caller: Writer, job_id: str) -> JobView:
-    """Queue a paused job again; it goes on from its newest checkpoint."""
+    """Queue a paused job again; it resumes from its newest checkpoint."""
     async with services.database.write() as session:
         return await service.view(session, await service.resume(session, caller.project_id, job_id))
 
@@ -234,7 +234,7 @@ async def clone_job(
     overrides: CloneOverrides | None = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> JobView:
-    """Submit a job again as it was resolved, seed included, with the given fields replaced."""
+    """Submit a copy of a resolved job, seed included, with the given fields replaced."""
     overrides = overrides or CloneOverrides()
     changes = overrides.model_dump_json(exclude_unset=True)
     idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "clone", job_id, changes)
@@ -262,7 +262,7 @@ async def list_events(
             alias="Last-Event-ID",
             ge=0,
             le=2**31 - 1,
-            description="Of a stream: number of the last event already seen; it goes before `after`.",
+            description="For a stream: number of the last event already seen; takes precedence over `after`.",
         ),
     ] = None,
 ) -> EventPage:
@@ -271,7 +271,7 @@ async def list_events(
         job = await service.get(session, caller.project_id, job_id)
         if _wants_stream(request):
             seen = after if last_event_id is None else last_event_id
-            return _stream(streams.open(caller, job.id, seen))  # type: ignore[return-value]  # the other answer
+            return _stream(streams.open(caller, job.id, seen))  # type: ignore[return-value]  # the other response
         rows = await repository.events_after(session, job_id, after, limit + 1)
     return EventPage(data=[EventView.of(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
@@ -289,10 +289,10 @@ async def get_metrics(
     services: ServicesDep,
     caller: Reader,
     job_id: str,
-    name: Annotated[list[str] | None, Query(max_length=64, description="Series wanted; all when left out.")] = None,
-    points: Annotated[int, Query(ge=2, le=10_000, description="About how many points a series may have.")] = 500,
+    name: Annotated[list[str] | None, Query(max_length=64, description="Series to return; all by default.")] = None,
+    points: Annotated[int, Query(ge=2, le=10_000, description="Approximate number of points per series.")] = 500,
 ) -> MetricsView:
-    """Measured values over the steps of training, thinned on the server; the extremes of every stretch are kept."""
+    """Measured values over the steps of training, down-sampled on the server with the extremes of every interval."""
     async with services.database.read() as session:
         await service.get(session, caller.project_id, job_id)
         names = name or await repository.metric_names(session, job_id)
@@ -307,7 +307,7 @@ async def get_metrics(
 
 @router.get("/{job_id}/checkpoints", responses=errors(404))
 async def list_checkpoints(services: ServicesDep, caller: Reader, job_id: str) -> CheckpointList:
-    """Checkpoints of a job from which it could go on, newest first."""
+    """Checkpoints of a job from which it can resume, newest first."""
     async with services.database.read() as session:
         await service.get(session, caller.project_id, job_id)
         return CheckpointList(data=[CheckpointView.of(row) for row in await repository.checkpoints_of(session, job_id)])
@@ -315,7 +315,7 @@ async def list_checkpoints(services: ServicesDep, caller: Reader, job_id: str) -
 
 @router.get("/{job_id}/artifacts", responses=errors(404))
 async def list_artifacts(services: ServicesDep, caller: Reader, job_id: str) -> ArtifactList:
-    """Files that a job has published."""
+    """Published files of a job."""
     async with services.database.read() as session:
         await service.get(session, caller.project_id, job_id)
         return ArtifactList(data=[ArtifactView.of(row) for row in await repository.artifacts_of(session, job_id)])
@@ -325,7 +325,7 @@ async def list_artifacts(services: ServicesDep, caller: Reader, job_id: str) -> 
 async def download_artifact(
     services: ServicesDep, caller: Reader, request: Request, job_id: str, name: str
 ) -> Response:
-    """One published file: whole, or a single range of it."""
+    """One published file, or a single range of it."""
     async with services.database.read() as session:
         await service.get(session, caller.project_id, job_id)
         row = await repository.artifact(session, job_id, name)

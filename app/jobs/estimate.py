@@ -1,4 +1,4 @@
-"""What a job will take, told before it runs: steps, parameters, memory and time."""
+"""Estimates of a job before it runs: steps, parameters, memory and time."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import network_of, student_input
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 5e9, "gpu": 5e12}
-"""Taken while the project has finished no job on such a device; two cores reach about the first on small layers."""
+"""Used until the project has finished a job on such a device; two cores reach about the first on small layers."""
 ASSUMED_EXPORT_SECONDS = 10.0
-"""Taken while the project has finished no job: a small student on two idle cores takes about this."""
+"""Used until the project has finished a job: a small student on two idle cores takes about this."""
 DEFAULT_VOCABULARY = 8000
 RECENT_JOBS = 20
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known of a job before it runs."""
+    """Plan and estimates of a job before it runs."""
 
     plan: TrainingPlan | None
-    """None when only a worker can count the samples."""
+    """None if only a worker can count the samples."""
     parameters: int | None
-    """Of the student; none when only building it can tell."""
+    """Parameters of the student; none if they are known only after building it."""
     estimate: EstimateView | None
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """Samples of a job; none known means that only a worker can count them."""
+    """Samples of a job; none if only a worker can count them."""
 
     plan: TrainingPlan | None = None
     samples: int = 0
@@ -55,16 +55,16 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Recent:
-    """What the newest jobs of a project took."""
+    """Measurements of the newest jobs of a project."""
 
     rates: dict[str, list[float]]
     """Floating-point operations per second of training, by device."""
     exports: list[float]
-    """Seconds."""
+    """Export times in seconds."""
 
 
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
-    """Count a job whose inputs were found sound; none when neither its data nor its networks are known yet."""
+    """Estimate a job with valid inputs; none if neither its data nor its networks are known yet."""
     teachers = [
         facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
     ]
@@ -92,13 +92,13 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
 
 
 def plan_of(spec: JobSpec, facts: InputFacts) -> TrainingPlan | None:
-    """How training is laid out; none when only a worker can count the samples."""
+    """The training plan; none if only a worker can count the samples."""
     train = sample_facts(spec.data, spec.task_spec, facts.train)
     return _count(spec, facts, train).plan if isinstance(train, SampleFacts) else None
 
 
 def _texts(spec: JobSpec, teachers: list[ModelConfig]) -> Input | None:
-    """What a student of texts reads, which needs no look at them."""
+    """Input of a text student, which does not depend on the texts."""
     if not isinstance(spec.data, Texts):
         return None
     own, known = spec.data.tokenizer, next((each.input for each in teachers if isinstance(each.input, TextInput)), None)
@@ -129,8 +129,8 @@ def _estimate(
             )
         )
     first = devices[0]
-    looked_at = evaluated(spec, counted.held_out) * (student.flops + sum(teacher.flops for teacher in teachers))
-    training, evaluating = first.training_seconds, looked_at / rates[first.device]
+    eval_flops = evaluated(spec, counted.held_out) * (student.flops + sum(teacher.flops for teacher in teachers))
+    training, evaluating = first.training_seconds, eval_flops / rates[first.device]
     exporting = statistics.median(took.exports) if took.exports else ASSUMED_EXPORT_SECONDS
     return EstimateView(
         memory_bytes=first.memory_bytes,
@@ -144,7 +144,7 @@ def _estimate(
 
 
 def _rate(took: _Recent, device: str) -> tuple[float, str]:
-    """Floating-point operations per second of training, and where the number comes from."""
+    """Floating-point operations per second of training, and the source of the number."""
     if rates := took.rates.get(device):
         return statistics.median(rates), f"measured: median rate of the {len(rates)} newest jobs on a {device.upper()}"
     rate = ASSUMED_FLOPS_PER_SECOND[device]

@@ -1,4 +1,4 @@
-"""Events of a job: numbered without holes, written in the transaction of the change that they report."""
+"""Events of a job: numbered without gaps, written in the transaction of the change that they report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from app.core.clock import now
 from app.jobs.tables import EventRow, JobRow
 
 MESSAGE_CHARACTERS = 2048
-"""Longer messages are cut."""
+"""Length to which messages are truncated."""
 
 
 def record(session: AsyncSession, job: JobRow, type: str, message: str, level: str, data: dict[str, Any]) -> None:
-    """Add the event whose number is the job's `last_seq`, which the caller has just counted up."""
+    """Add the event whose number is the job's `last_seq`, which the caller has just incremented."""
     session.add(
         EventRow(
             job_id=job.id,

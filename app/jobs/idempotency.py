@@ -1,7 +1,7 @@
-"""One idempotency key makes at most one job, however often and however concurrently a request is sent.
+"""Idempotency keys: one key creates at most one job, also with repeated and concurrent requests.
 
-A key is a row that is written in the transaction which makes its job. So a request that is refused, or whose process
-dies, leaves no key behind, and requests with the same key wait for each other at the row.
+A key is a row that is written in the transaction which creates its job. So a request that is rejected, or whose process
+dies, leaves no key behind, and requests with the same key wait for each other's row lock.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ RETRY_SECONDS = 1
 
 
 def fingerprint(*parts: str) -> str:
-    """Digest of what the client asked for; the same request always gives the same one."""
+    """Digest of a request; equal requests have equal digests."""
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
 
 async def reserve(session: AsyncSession, project_id: str, key: str, digest: str, keep_seconds: float) -> str | None:
-    """Take the key for this request; returns the job's id if an earlier, equal request has made it.
+    """Reserve the key for this request; returns the job's id if an earlier, equal request has created it.
 
     Waits for another transaction that has the key. Raises `Invalid` for a key that was used with another body,
-    `WrongState` when that transaction takes too long.
+    `WrongState` if that transaction takes too long.
     """
     mine = (IdempotencyKey.project_id == project_id, IdempotencyKey.key == key)
     await session.execute(delete(IdempotencyKey).where(*mine, IdempotencyKey.expires_at <= now()))
@@ -53,18 +53,18 @@ async def reserve(session: AsyncSession, project_id: str, key: str, digest: str,
 
 
 async def _require_free(session: AsyncSession, row: IdempotencyKey) -> None:
-    """Refuse a key that a process of the version before holds, which wrote it before it made the job."""
+    """Reject a key held by a process of the previous version, which wrote it before creating the job."""
     moment = await session.scalar(select(now()))
     if moment is None or row.locked_until > moment:
         raise _in_use(math.ceil(row.locked_until - (moment or 0.0)))
 
 
 def _in_use(seconds: int) -> WrongState:
-    message = "the first request with this idempotency key still runs"
+    message = "the first request with this idempotency key is still running"
     return WrongState("idempotency_key_in_use", message, headers={"Retry-After": str(seconds)})
 
 
 async def settle(session: AsyncSession, project_id: str, key: str, job_id: str) -> None:
-    """Remember the job that the request made."""
+    """Store the job that the request created."""
     row: tuple[Any, ...] = (IdempotencyKey.project_id == project_id, IdempotencyKey.key == key)
     await session.execute(update(IdempotencyKey).where(*row).values(job_id=job_id))

@@ -1,4 +1,4 @@
-"""The files and models that the spec of a held job refers to."""
+"""Files and models that the spec of a leased job refers to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def input_files(session: AsyncSession, lease: Lease) -> dict[str, list[Sto
 
 
 async def model_names(session: AsyncSession, lease: Lease) -> dict[str, str]:
-    """Names of the service's models that the spec refers to, by id; those without a name are left out."""
+    """Names of the service's models that the spec refers to, by id; unnamed ones are omitted."""
     wanted = {origin.model for origin in lease.spec.origins.values()} - {None}
     rows = await session.execute(
         select(ModelRow.id, ModelRow.name).where(ModelRow.id.in_(wanted), ModelRow.project_id == lease.project_id)

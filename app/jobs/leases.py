@@ -1,8 +1,8 @@
-"""A worker's hold on a job: the claim, heartbeats, and the ends of an attempt, all under the claim's lease token.
+"""A worker's lease of a job: the claim, heartbeats, and the ends of an attempt, all under the claim's lease token.
 
-Every function works in the caller's transaction and raises `LeaseLost` when the token is no longer the current one:
-then the worker must stop at once and throw away what it has. What it writes meanwhile: `app.jobs.reporting`,
-`app.jobs.publishing`.
+Every function works in the caller's transaction and raises `LeaseLost` if the token is no longer the current one:
+then the worker must stop at once and discard its results. `app.jobs.reporting` and `app.jobs.publishing` write the
+data of an attempt.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Fault = Literal["user", "system", "capacity", "deadline"]
 
 
 class LeaseLost(Exception):
-    """The job is no longer this attempt's."""
+    """The lease of the job has expired or was taken by another attempt."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in the object store; `name` is what it is called within its bundle or checkpoint."""
+    """A file in the object store; `name` is its name within its bundle or checkpoint."""
 
     name: str
     key: str
@@ -43,7 +43,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A published checkpoint to go on from."""
+    """A published checkpoint to resume from."""
 
     id: str
     step: int
@@ -52,7 +52,7 @@ class CheckpointRef:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to run a job until `seconds` after the last beat."""
+    """The right to run a job until `seconds` after the last heartbeat."""
 
     job_id: str
     project_id: str
@@ -65,7 +65,7 @@ class Lease:
 
 
 class Orders(NamedTuple):
-    """What the answer to a heartbeat asks the worker to do."""
+    """Requests to the worker in the reply to a heartbeat."""
 
     cancel: bool
     pause: bool
@@ -82,9 +82,9 @@ async def claim(
     gpus: int = 1,
     nodes: int = 1,
 ) -> Lease | None:
-    """Take the given job, or the best of the queues (highest priority, then oldest); none if there is nothing to do.
+    """Claim the given job, or the first of the queues (highest priority, then oldest); none if there is none.
 
-    It is one for no more than `nodes` machines and, of the queue `gpu`, no more than `gpus` on each.
+    Only jobs for at most `nodes` machines and, in the queue `gpu`, at most `gpus` on each are claimed.
     """
     candidate = await session.scalar(_claimable(queues, job_id, gpus, nodes))
     if candidate is None:
@@ -113,7 +113,7 @@ async def claim(
 
 
 def _claimable(queues: Sequence[str], job_id: str | None, gpus: int, nodes: int) -> Select[str]:
-    # Read from the document; jobs from before there could be several have no number.
+    # Read from the document; jobs of older versions have no number.
     processes = func.coalesce(JobRow.spec["resources"]["processes"].as_integer(), 1)
     machines = func.coalesce(JobRow.spec["resources"]["nodes"].as_integer(), 1)
     statement = (
@@ -122,7 +122,7 @@ def _claimable(queues: Sequence[str], job_id: str | None, gpus: int, nodes: int)
         .where(or_(JobRow.queue != "gpu", processes <= gpus), machines <= nodes)
         .order_by(JobRow.priority.desc(), JobRow.id)
         .limit(1)
-        .with_for_update(skip_locked=True)  # SQLite leaves this out: its writers come one after the other
+        .with_for_update(skip_locked=True)  # SQLite ignores this: its writers run one after the other
     )
     return statement if job_id is None else statement.where(JobRow.id == job_id)
 
@@ -132,9 +132,9 @@ def _checkpoint_ref(row: CheckpointRow) -> CheckpointRef:
 
 
 async def beat(session: AsyncSession, lease: Lease, *conditions: ColumnElement[bool], **columns: Any) -> Orders:
-    """Extend the lease; returns what has been asked of the job meanwhile.
+    """Extend the lease; returns the requests made meanwhile.
 
-    `columns` of the job are set by the same statement; raises `LeaseLost` too where it does not meet the `conditions`.
+    `columns` of the job are set by the same statement; raises `LeaseLost` also if it does not meet the `conditions`.
     """
     statement = (
         update(JobRow)
@@ -152,7 +152,8 @@ async def beat(session: AsyncSession, lease: Lease, *conditions: ColumnElement[b
 
 
 async def start(session: AsyncSession, lease: Lease, total_steps: int | None = None) -> None:
-    """Note that the trainer has begun. A job that is being cancelled or paused by now stays so: the next beat tells."""
+    """Record that the trainer has started. A job that is being cancelled or paused stays so; the next heartbeat
+    returns the request."""
     values: dict[str, Any] = {"started_at": func.coalesce(JobRow.started_at, now())}
     if total_steps is not None:
         values["total_steps"] = total_steps
@@ -175,7 +176,7 @@ async def fail(
     cause: Cause = "trainer",
     backoff_seconds: float = 5.0,
 ) -> None:
-    """End the attempt with a failure. One of the user's ends the job; `app.jobs.requeue` says what others do."""
+    """End the attempt with a failure. A failure by the user ends the job; `app.jobs.requeue` handles the others."""
     error = {"fault": fault, "code": code, "message": message, "param": param, "step": step}
     job = await session.scalar(select(JobRow).where(*_held(lease)).with_for_update())
     if job is None:
@@ -197,7 +198,7 @@ async def paused(session: AsyncSession, lease: Lease) -> None:
 
 
 async def release(session: AsyncSession, lease: Lease, reason: str) -> None:
-    """Hand the job back in good order: another worker goes on at once, and no failure is counted."""
+    """Return the job to the queue: another worker can resume at once, and no failure is counted."""
     job = await session.scalar(select(JobRow).where(*_held(lease)).with_for_update())
     if job is None:
         raise LeaseLost(lease.job_id)
@@ -226,7 +227,7 @@ async def emit(
     data: dict[str, Any] | None = None,
     **columns: Any,
 ) -> None:
-    """Record an event that is no change of status; `columns` of the job are set by the same statement."""
+    """Record an event without a change of status; `columns` of the job are set by the same statement."""
     statement = (
         update(JobRow)
         .where(*_held(lease))

@@ -45,10 +45,10 @@ def _from(*sources: Status) -> frozenset[Status]:
 
 _S = Status
 ADMIT = Move(_from(_S.VALIDATING), _S.QUEUED)
-CLAIM = Move(_from(_S.QUEUED), _S.LEASED)  # two workers, one job: the second finds it no longer queued
+CLAIM = Move(_from(_S.QUEUED), _S.LEASED)  # of two workers, the second finds the job no longer queued
 START = Move(_from(_S.LEASED), _S.RUNNING, fenced=True)
 
-# A worker may finish while a request to cancel or pause is on its way to it: what is done counts.
+# A worker may finish while a request to cancel or pause is on its way to it: the result counts.
 SUCCEED = Move(HELD - {_S.LEASED}, _S.SUCCEEDED, fenced=True, outcome="succeeded")
 FAIL = Move(HELD, _S.FAILED, fenced=True, outcome="failed")
 RETRY = Move(_from(_S.LEASED, _S.RUNNING), _S.QUEUED, fenced=True, outcome="failed")
@@ -64,7 +64,7 @@ PAUSE_IDLE = Move(_from(_S.QUEUED), _S.PAUSED)
 REQUEST_PAUSE = Move(_from(_S.LEASED, _S.RUNNING), _S.PAUSING)
 RESUME = Move(_from(_S.PAUSED), _S.QUEUED)
 
-# The reaper's. They name the token that was seen, so that a worker which has just won the job anew keeps it.
+# Moves of the reaper. They name the token that was seen, so that a worker which has just reclaimed the job keeps it.
 LOSE = Move(_from(_S.LEASED, _S.RUNNING), _S.QUEUED, fenced=True, outcome="lost")
 GIVE_UP = Move(_from(_S.LEASED, _S.RUNNING), _S.FAILED, fenced=True, outcome="lost")
 LOSE_CANCELLING = Move(_from(_S.CANCELLING), _S.CANCELLED, fenced=True, outcome="lost")
@@ -76,4 +76,4 @@ MOVES = (
     *(CANCEL_IDLE, REQUEST_CANCEL, PAUSE_IDLE, REQUEST_PAUSE, RESUME),
     *(LOSE, GIVE_UP, LOSE_CANCELLING, LOSE_PAUSING, EXPIRE),
 )
-"""Every move there is."""
+"""All moves."""

@@ -1,4 +1,4 @@
-"""What every process of the API does beside answering requests: it sends the outbox, reaps, and collects."""
+"""Background loops of every process of the API: relay of the outbox, reaper, and collector."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Round = Callable[[], Awaitable[float]]
 
 @asynccontextmanager
 async def running_loops(services: Services) -> AsyncIterator[None]:
-    """Run the loops for as long as the frame lasts."""
+    """Run the loops within the context."""
     settings = services.settings
-    # Random: a restarted process must not take itself for the one that died.
+    # Random: a restarted process must not be mistaken for the one that died.
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     reaper = Reaper(services.database, owner, settings.reaper_seconds, settings.retry_backoff_seconds)
     collector = Collector(services.database, services.store, owner, settings.collector_grace_seconds)
     handlers = {kind: partial(handler, services) for kind, handler in HANDLERS.items()}
 
-    async def tell() -> float:
+    async def send() -> float:
         while await relay(services.database, handlers):
             pass
         return RELAY_SECONDS
@@ -52,10 +52,10 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
         await collector.round()
         return settings.collector_seconds
 
-    rounds: dict[str, Round] = {"relay": tell, "reaper": reap}
+    rounds: dict[str, Round] = {"relay": send, "reaper": reap}
     if settings.collector_seconds > 0:
         rounds["collector"] = collect
-    first = {"collector": settings.collector_seconds}  # a service that lives for a moment need not look at its store
+    first = {"collector": settings.collector_seconds}  # a short-lived service need not read its store
     tasks = [asyncio.create_task(_forever(work, first.get(name, 0.0)), name=name) for name, work in rounds.items()]
     try:
         yield
@@ -64,12 +64,12 @@ async def running_loops(services: Services) -> AsyncIterator[None]:
 
 
 async def _forever(work: Round, pause: float) -> None:
-    """Repeat, whatever happens: a lost database or broker comes back."""
+    """Repeat after every error: a lost database or broker may return."""
     await asyncio.sleep(pause)
     while True:
         try:
             pause = await work()
         except Exception:
             pause = AFTER_ERROR_SECONDS
-            log.exception("a round of background work failed; the next one comes in %.1f s", pause)
+            log.exception("a round of background work failed; the next one starts in %.1f s", pause)
         await asyncio.sleep(pause)

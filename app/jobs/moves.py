@@ -1,8 +1,8 @@
 """The one place where a job's status changes.
 
-A move is a single `UPDATE … WHERE id AND status IN (sources)`, with the conditions and columns of the rules about it,
-and what these rules write afterwards, in the caller's transaction. No row updated means that the move is not legal now,
-or that the caller's lease is no longer the current one; then nothing has happened.
+A move is a single `UPDATE … WHERE id AND status IN (sources)`, with the conditions and columns of its rules, followed
+by the writes of these rules, in the caller's transaction. If no row is updated, the move is not legal now, or the
+caller's lease is no longer the current one; then nothing has changed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ async def move(
 ) -> JobRow | None:
     """Make one move under the rules of `app.jobs.rules`; the job as it is now, or none if the move was not legal.
 
-    `message` and `data` go into the event of the move. `token` is the lease token of a fenced move. A job that is
+    `message` and `data` are those of the move's event. `token` is the lease token of a fenced move. A job that is
     queued is not claimed before `delay` seconds have passed. `columns` of the job are set by the same statement, and
-    go before those of the rules. What a rule raises, this raises: the caller's transaction must then be rolled back.
+    take precedence over those of the rules. Exceptions of rules propagate: the caller's transaction must then be
+    rolled back.
     """
     change = Change(job_id, step, message, token, delay, data or {}, columns)
     rules = [rule for rule in RULES if step in rule.moves]

@@ -1,6 +1,6 @@
-"""What an attempt publishes: checkpoints, and at its end the artifacts and the model. The rows count, not the objects.
+"""Publication by an attempt: checkpoints, and at its end the artifacts and the model. The rows count, not the objects.
 
-Every function works in the caller's transaction and raises `LeaseLost` when the lease is no longer the current one.
+Every function works in the caller's transaction and raises `LeaseLost` if the lease is no longer the current one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ KEPT_CHECKPOINTS = 2
 
 
 async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, files: list[StoredFile]) -> list[str]:
-    """Register an uploaded checkpoint; returns the object keys of those that it makes superfluous, to be deleted.
+    """Register an uploaded checkpoint; returns the object keys of the superseded ones, to be deleted.
 
-    Repeated, because the answer to the first commit was lost, it does nothing.
+    A repeated call, because the response to the first commit was lost, does nothing.
     """
     same = (CheckpointRow.job_id == lease.job_id, CheckpointRow.attempt == lease.attempt, CheckpointRow.step == step)
     if await session.scalar(select(CheckpointRow.id).where(*same)) is not None:
@@ -55,13 +55,13 @@ async def publish_checkpoint(session: AsyncSession, lease: Lease, step: int, fil
 
 
 async def give_up_checkpoint(session: AsyncSession, lease: Lease) -> None:
-    """Give up the checkpoint that the attempt was to go on from, since it can't be used; the next attempt takes the
+    """Discard the checkpoint that the attempt should resume from, since it can't be used; the next attempt uses the
     one before it."""
     if lease.checkpoint is None:
         return
     await session.execute(update(CheckpointRow).where(CheckpointRow.id == lease.checkpoint.id).values(deleted_at=now()))
-    kept = select(CheckpointRow.id).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.deleted_at.is_(None))
-    before = await session.scalar(kept.order_by(CheckpointRow.id.desc()).limit(1))
+    alive = select(CheckpointRow.id).where(CheckpointRow.job_id == lease.job_id, CheckpointRow.deleted_at.is_(None))
+    before = await session.scalar(alive.order_by(CheckpointRow.id.desc()).limit(1))
     message = f"the checkpoint at step {lease.checkpoint.step} can't be used"
     await emit(session, lease, "log", message, "warning", checkpoint_id=before)
 

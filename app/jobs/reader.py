@@ -1,8 +1,8 @@
 """Reads single jobs for many clients at once.
 
-Clients poll, and most polls find nothing new. While one query runs, the ids that further requests ask for are gathered,
-and the next query reads them all: under load the cost of a round trip is shared, at rest nothing is added. A job whose
-row is as it was is answered with the bytes that were made of it before. Every answer is read after its request.
+Clients poll, and most polls find nothing new. While one query runs, the ids of further requests are collected, and the
+next query reads them all: under load the cost of a round trip is shared, and an idle service has no added delay. If the
+row of a job has not changed, the response is the cached bytes. Every response is read after its request.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from app.jobs.schemas.job import JobView
 from app.jobs.tables import JobRow, PhaseRow
 from app.jobs.workers import Capability
 
-KEPT = 1024
-"""Answers that are kept, a few KB each."""
+CACHED = 1024
+"""Cached responses, a few KB each."""
 BATCH = 128
-"""Most jobs that one query reads."""
+"""Most jobs in one query."""
 
 
 Present = frozenset[Capability]
-"""What the workers that are there can do."""
+"""Capabilities of the available workers."""
 
 
 class ReadResult(NamedTuple):
-    """What was made of a job, and the state that it was made of."""
+    """Response for a job, and the state from which it was built."""
 
     project_id: str
     state: State
     body: bytes
     present: Present | None
-    """The workers that were there when a queued job was looked at."""
+    """The workers that were available when a queued job was read."""
 
 
 class ReadRequest(NamedTuple):
-    """A request that waits for a job's answer."""
+    """A request that waits for a job."""
 
     job_id: str
     answer: asyncio.Future[ReadResult | None]
 
 
 class JobReader:
-    """Shared by all requests of one event loop."""
+    """Reads jobs for all requests of one event loop."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._asked: list[ReadRequest] = []
-        self._kept: dict[str, ReadResult] = {}
+        self._cache: dict[str, ReadResult] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def read(self, project_id: str, job_id: str) -> bytes:
@@ -72,7 +72,7 @@ class JobReader:
     async def _drain(self) -> None:
         try:
             while self._asked:
-                await asyncio.sleep(0)  # requests that have arrived by now come along
+                await asyncio.sleep(0)  # includes requests that have arrived by now
                 batch, self._asked = self._asked[:BATCH], self._asked[BATCH:]
                 await self._answer(batch)
         finally:
@@ -87,36 +87,36 @@ class JobReader:
                     asked.answer.set_exception(error)
             return
         for asked in batch:
-            if not asked.answer.done():  # its client may have left
+            if not asked.answer.done():  # its client may have disconnected
                 asked.answer.set_result(found.get(asked.job_id))
 
     async def _find(self, ids: set[str]) -> dict[str, ReadResult]:
         async with self._database.read() as session:
             states = await repository.states(session, ids)
-            kept = {id: self._kept[id] for id in states.keys() & self._kept.keys()}
+            cached = {id: self._cache[id] for id in states.keys() & self._cache.keys()}
             present = await workers.present(session) if any(state.is_queued for state in states.values()) else None
             known = {
                 id: answer
-                for id, answer in kept.items()
+                for id, answer in cached.items()
                 if answer.state == states[id] and (answer.present is None or answer.present == present)
             }
             made = await _make(session, {id: states[id].queue_position for id in states.keys() - known.keys()}, present)
-        self._keep(known | made)
+        self._store(known | made)
         return known | made
 
-    def _keep(self, answers: dict[str, ReadResult]) -> None:
-        """Put these at the end of those that are kept, and drop what has not been asked for the longest."""
+    def _store(self, answers: dict[str, ReadResult]) -> None:
+        """Add these to the cache, and evict the least recently used."""
         for id in answers:
-            self._kept.pop(id, None)
-        self._kept |= answers
-        while len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
+            self._cache.pop(id, None)
+        self._cache |= answers
+        while len(self._cache) > CACHED:
+            del self._cache[next(iter(self._cache))]
 
 
 async def _make(
     session: AsyncSession, positions: dict[str, int | None], present: Present | None
 ) -> dict[str, ReadResult]:
-    """Answers for the jobs with these places in the queue."""
+    """Responses for the jobs with these positions in the queue."""
     if not positions:
         return {}
     jobs = await repository.by_ids(session, list(positions))
@@ -137,4 +137,4 @@ async def _job_reader(request: Request) -> JobReader:
 
 
 JobReaderDep = Annotated[JobReader, Depends(_job_reader)]
-"""The reader that the application's lifespan keeps in `app.state.job_reader`."""
+"""The reader in `app.state.job_reader`, created by the application's lifespan."""

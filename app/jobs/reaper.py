@@ -1,6 +1,6 @@
-"""Housekeeping of jobs: what happens when nobody else makes a job move on.
+"""The reaper: moves jobs on that no worker or user will move.
 
-Runs in every process of the API, one at a time by a lease of its own. Each rule below is one query for candidates and
+Runs in every process of the API, one at a time by its own lease. Each rule below is one query for candidates and
 one guarded move per candidate, so that two reapers, or a reaper and a worker, can never both act.
 """
 
@@ -23,11 +23,11 @@ from app.jobs.wake_up import wake_workers
 
 BATCH = 100
 REDISPATCH_SECONDS = 60.0
-"""A queued job of which the workers were last told longer ago than this is told of again: messages get lost."""
+"""Time since the last wake-up of a queued job after which it is sent again: messages get lost."""
 STOP_SECONDS = 30.0
-"""Time that a worker which beats has after a deadline to hear of it and end the attempt itself."""
+"""Time after a deadline in which a live worker can receive it and end the attempt itself."""
 SOONEST_SECONDS = 0.2
-"""Least time between two rounds."""
+"""Shortest time between two rounds."""
 LEASE_LOST = {
     "fault": "system",
     "code": "lease_lost",
@@ -47,30 +47,30 @@ class Reaper:
     backoff_seconds: float
 
     async def sweep(self) -> bool:
-        """Do one round if no other process does; returns whether it was done."""
+        """Run one round unless another process does; returns whether it ran."""
         async with self.database.write() as session:
             if not await take_turn(session, "jobs", self.owner, 3 * self.every_seconds):
                 return False
-        for rule in (self._lost_leases, self._overdue_waits, self._overdue_stops, self._untold, self._old_keys):
+        for rule in (self._lost_leases, self._overdue_waits, self._overdue_stops, self._lost_wake_ups, self._old_keys):
             async with self.database.write() as session:
                 await rule(session)
         return True
 
     async def pause(self) -> float:
-        """Seconds to the next round: fewer where a lease runs out before it, so that its job does not wait."""
+        """Seconds to the next round: fewer if a lease expires before it, so that its job does not wait."""
         async with self.database.read() as session:
             expiry = select(func.min(JobRow.lease_expires_at) - now()).where(JobRow.status.in_(HELD))
             left = await session.scalar(expiry)
         return self.every_seconds if left is None else min(self.every_seconds, max(left, SOONEST_SECONDS))
 
     async def _lost_leases(self, session: AsyncSession) -> None:
-        """A worker that died or was cut off: its job goes back to the queue, or ends."""
+        """Requeue or end the jobs of workers that died or were disconnected."""
         lost = select(JobRow).where(JobRow.status.in_(HELD), JobRow.lease_expires_at <= now())
         for job in await session.scalars(_batch(lost)):
             await settle_death(session, job, LEASE_LOST, self.backoff_seconds, lost=True)
 
     async def _overdue_waits(self, session: AsyncSession) -> None:
-        """A job that waited too long, for a worker or for its user."""
+        """Expire jobs that waited too long, for a worker or for their user."""
         waiting = (Status.VALIDATING, Status.QUEUED, Status.PAUSED)
         overdue = select(JobRow).where(JobRow.status.in_(waiting), JobRow.deadline_at <= now())
         for job in await session.scalars(_batch(overdue)):
@@ -79,9 +79,9 @@ class Reaper:
             await move(session, job.id, lifecycle.EXPIRE, message, error=error)
 
     async def _overdue_stops(self, session: AsyncSession) -> None:
-        """A worker that beats but does not do what it was told in time: the job is taken away from it.
+        """Take jobs away from live workers that do not follow a request in time.
 
-        Its next beat finds another token or status and so ends the trainer.
+        The worker's next heartbeat finds another token or status and so ends the trainer.
         """
         overdue = select(JobRow).where(JobRow.status.in_(HELD), JobRow.deadline_at <= now() - STOP_SECONDS)
         for job in await session.scalars(_batch(overdue)):
@@ -96,11 +96,11 @@ class Reaper:
         else:
             await give_up_out_of_time(session, job)
 
-    async def _untold(self, session: AsyncSession) -> None:
-        """A queued job whose message was lost."""
+    async def _lost_wake_ups(self, session: AsyncSession) -> None:
+        """Send the wake-ups of queued jobs again."""
         queued = (JobRow.status == Status.QUEUED, JobRow.next_run_at <= now())
-        untold = select(JobRow).where(*queued, JobRow.dispatched_at <= now() - REDISPATCH_SECONDS)
-        for job in await session.scalars(_batch(untold)):
+        overdue = select(JobRow).where(*queued, JobRow.dispatched_at <= now() - REDISPATCH_SECONDS)
+        for job in await session.scalars(_batch(overdue)):
             await session.execute(update(JobRow).where(JobRow.id == job.id).values(dispatched_at=now()))
             wake_workers(session, job)
 

@@ -1,6 +1,6 @@
-"""What a worker writes about the training of a job it holds: phases, progress, metrics, and lines of its log.
+"""Reports of a worker on the training of its job: phases, progress, metrics, and lines of its log.
 
-Every function works in the caller's transaction and raises `LeaseLost` when the lease is no longer the current one.
+Every function works in the caller's transaction and raises `LeaseLost` if the lease is no longer the current one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TrainingProgress(Protocol):
 
 
 async def begin_phase(session: AsyncSession, lease: Lease, phase: str) -> None:
-    """Close the phase that was open, open the next."""
+    """End the open phase and begin the next."""
     await emit(session, lease, "phase", phase, data={"phase": phase}, phase=phase)
     open_phases = (PhaseRow.job_id == lease.job_id, PhaseRow.attempt == lease.attempt, PhaseRow.ended_at.is_(None))
     await session.execute(update(PhaseRow).where(*open_phases).values(ended_at=now()))
@@ -47,9 +47,9 @@ async def begin_phase(session: AsyncSession, lease: Lease, phase: str) -> None:
 async def record(
     session: AsyncSession, lease: Lease, progress: TrainingProgress | None, metrics: Sequence[tuple[str, int, float]]
 ) -> Orders:
-    """Write progress and measured values `(name, step, value)`, and beat.
+    """Write progress and measured values `(name, step, value)`, and extend the lease.
 
-    Published steps of an attempt never go back: one that would raises `LeaseLost`.
+    Published steps of an attempt never decrease: a smaller step raises `LeaseLost`.
     """
     if progress is None:
         orders = await beat(session, lease)

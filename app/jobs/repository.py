@@ -1,4 +1,4 @@
-"""All queries of the jobs resource. The project is a condition of every one that answers a client."""
+"""All queries of the jobs resource. Every query for a client has the project as a condition."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from app.jobs.tables import (
 from app.models.tables import ModelRow
 
 QUEUE_POSITION_CAP = 1000
-"""Places further back than this are not counted: the count would cost as much as the queue is long."""
+"""Largest queue position that is counted: the cost of counting grows with the length of the queue."""
 
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Conditions of a list; all of them must hold."""
+    """Conditions of a list; all of them must match."""
 
     statuses: Sequence[Status] = ()
     name: str | None = None
@@ -42,7 +42,7 @@ class JobFilter:
 
 
 def listing(project_id: str, wanted: JobFilter) -> Select[JobRow]:
-    """The project's jobs that meet the filter, unordered and unlimited."""
+    """The project's jobs that match the filter, unordered and unlimited."""
     statement = select(JobRow).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
     if wanted.statuses:
         statement = statement.where(JobRow.status.in_(wanted.statuses))
@@ -59,7 +59,7 @@ def listing(project_id: str, wanted: JobFilter) -> Select[JobRow]:
 
 
 async def by_ids(session: AsyncSession, ids: Sequence[str]) -> dict[str, JobRow]:
-    """Jobs of any project by id; the caller checks whose they are."""
+    """Jobs of any project by id; the caller checks their project."""
     rows = await session.scalars(select(JobRow).where(JobRow.id.in_(ids), JobRow.deleted_at.is_(None)))
     return {job.id: job for job in rows}
 
@@ -74,10 +74,10 @@ async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list
 
 
 def _queue_position() -> ColumnElement[int | None]:
-    """How many jobs of its queue run before a job; none when it is not queued, or too far back to count."""
+    """Number of jobs of its queue before a job; none if it is not queued, or too far back to count."""
     other = aliased(JobRow)
     queued = select(literal(1)).where(other.status == Status.QUEUED, other.queue == JobRow.queue).correlate(JobRow)
-    # Two ranges of the index by which jobs are claimed; joined by OR they would be one scan of all that is queued.
+    # Two ranges of the index by which jobs are claimed; joined by OR they would be one scan of all queued jobs.
     higher = queued.where(other.priority > JobRow.priority)
     older = queued.where(other.priority == JobRow.priority, other.id < JobRow.id)
     before = union_all(higher, older).limit(QUEUE_POSITION_CAP).subquery()
@@ -89,7 +89,7 @@ _QUEUE_POSITION = _queue_position()
 
 
 async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[str, int | None]:
-    """How many jobs run before each of these, for those that are queued and not too far back to count."""
+    """Number of jobs before each of these, for those that are queued and not too far back to count."""
     rows = await session.execute(
         select(JobRow.id, _QUEUE_POSITION).where(JobRow.id.in_(ids), JobRow.status == Status.QUEUED)
     )
@@ -97,10 +97,10 @@ async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[s
 
 
 class State(NamedTuple):
-    """All that can change about a job: while it is the same, so is what a client sees."""
+    """The changing part of a job: while it is the same, so is the view of the job."""
 
     row: tuple[Any, ...]
-    """Its columns, without those that never change or only change with others. A new phase shows in `last_seq`."""
+    """Columns of the job, without constant ones and those that change only with others; phases change `last_seq`."""
     queue_position: int | None
 
     @property
@@ -139,14 +139,14 @@ async def jobs_using(session: AsyncSession, project_id: str, reference: str) -> 
 
 
 class EventState(NamedTuple):
-    """How far a job's events go, and whether there will be more."""
+    """Number of a job's last event, and whether there will be more."""
 
     last_seq: int
     over: bool
 
 
 async def event_states(session: AsyncSession, ids: Collection[str]) -> dict[str, EventState]:
-    """States of the events of jobs by id, without those that are gone."""
+    """States of the events of jobs by id, without deleted jobs."""
     rows = await session.execute(select(JobRow.id, JobRow.last_seq, JobRow.status.in_(FINAL)).where(JobRow.id.in_(ids)))
     return {id: EventState(last_seq, over) for id, last_seq, over in rows}
 
@@ -161,8 +161,8 @@ async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int)
 
 async def checkpoints_of(session: AsyncSession, job_id: str) -> list[CheckpointRow]:
     """Checkpoints whose objects are kept, newest first."""
-    kept = (CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
-    return list(await session.scalars(select(CheckpointRow).where(*kept).order_by(CheckpointRow.id.desc())))
+    alive = (CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
+    return list(await session.scalars(select(CheckpointRow).where(*alive).order_by(CheckpointRow.id.desc())))
 
 
 async def artifacts_of(session: AsyncSession, job_id: str) -> list[ArtifactRow]:
@@ -183,9 +183,9 @@ async def metric_names(session: AsyncSession, job_id: str) -> list[str]:
 
 
 async def published(session: AsyncSession, job_id: str) -> Any:
-    """Condition on `Metric`: the steps that count.
+    """Condition on `Metric` for the steps that count.
 
-    An attempt that went on from a checkpoint repeats the steps after it; what the earlier attempts measured there is
+    An attempt that resumed from a checkpoint repeats the steps after it; the measurements of earlier attempts there are
     superseded, so that a series has one value per step.
     """
     statement = (
@@ -202,7 +202,7 @@ async def published(session: AsyncSession, job_id: str) -> Any:
 
 
 async def series(session: AsyncSession, job_id: str, name: str, points: int) -> list[tuple[int, float]]:
-    """Values of one metric as `(step, value)`, thinned to about `points`, the extremes of every stretch kept."""
+    """Values of one metric as `(step, value)`, down-sampled to about `points`, with the extremes of every interval."""
     wanted = and_(await published(session, job_id), Metric.name == name)
     summary = select(func.count(), func.min(Metric.step), func.max(Metric.step)).where(wanted)
     count, first, last = (await session.execute(summary)).one()
@@ -218,19 +218,19 @@ async def series(session: AsyncSession, job_id: str, name: str, points: int) -> 
         func.row_number().over(partition_by=bucket, order_by=(Metric.value.desc(), Metric.step)).label("highest"),
     ).where(wanted)
     extremes = ranked.subquery()
-    kept = or_(extremes.c.lowest == 1, extremes.c.highest == 1)
-    rows = await session.execute(select(extremes.c.step, extremes.c.value).where(kept).order_by(extremes.c.step))
+    selected = or_(extremes.c.lowest == 1, extremes.c.highest == 1)
+    rows = await session.execute(select(extremes.c.step, extremes.c.value).where(selected).order_by(extremes.c.step))
     return [(step, value) for step, value in rows]
 
 
 async def remove_history(session: AsyncSession, job_id: str) -> list[str]:
-    """Remove all rows of a job but its own; returns the keys of the objects that nobody needs any more."""
+    """Delete all rows of a job but its own; returns the keys of the objects that are no longer needed."""
     checkpoints = await session.scalars(
         select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.deleted_at.is_(None))
     )
     keys = [file["key"] for checkpoint in checkpoints for file in checkpoint.files]
-    kept = await session.scalar(select(ModelRow.files).where(ModelRow.job_id == job_id, ModelRow.deleted_at.is_(None)))
-    needed = {file["key"] for file in kept or ()}
+    files = await session.scalar(select(ModelRow.files).where(ModelRow.job_id == job_id, ModelRow.deleted_at.is_(None)))
+    needed = {file["key"] for file in files or ()}
     artifacts = await session.scalars(select(ArtifactRow.key).where(ArtifactRow.job_id == job_id))
     keys += [key for key in artifacts if key not in needed]
     for table in (

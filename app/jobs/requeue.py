@@ -1,14 +1,13 @@
-"""What becomes of a job whose attempt ended by nobody's wish: the queue again, or its end.
+"""Handling of a job whose attempt ended unintentionally: back to the queue, or its end.
 
-Only what the job itself brings about may end it. Three causes are told apart:
+Only causes within the job itself may end it. There are three causes:
 
-* `trainer`: the trainer's own end (a crash, an exit, a hang, memory that ran out). It counts as a failure, is tried
-  again after a growing pause up to `max_attempts` failures, and twice at one place with no new checkpoint is a poison
-  job.
-* `service`: something that the attempt stands on failed (store, hub, disk, a damaged object). It counts as a failure
-  with the same pauses, and is never poison.
-* `outside`: the lease was lost, or somebody killed the trainer or its machine. It counts as nothing; the job goes on at
-  once, and only where that happens again and again within a minute after a pause. What bounds it is the job's deadline.
+* `trainer`: the trainer ended (a crash, an exit, a hang, out of memory). It counts as a failure, is retried after a
+  growing pause up to `max_attempts` failures, and twice at one place with no new checkpoint makes a poison job.
+* `service`: a dependency of the attempt failed (store, hub, disk, a damaged object). It counts as a failure with the
+  same pauses, and is never poison.
+* `outside`: the lease was lost, or the trainer or its machine was killed. It is not counted as a failure; the job is
+  resumed at once, or after a pause if it was interrupted repeatedly within a minute. The job's deadline is the limit.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ LONGEST_PAUSE = 600.0
 """Longest pause after a failure, in seconds."""
 WORKER_DIED = {"fault": "system", "code": "worker_died", "message": "its worker died", "param": None, "step": None}
 INTERRUPTED = ("lost", "interrupted")
-"""Outcomes of attempts that something outside ended."""
+"""Outcomes of attempts that were ended by an external cause."""
 WINDOW_SECONDS = 60.0
 FREE_RESTARTS = 5
-"""So many interruptions within `WINDOW_SECONDS` cost no pause; further ones do, so that nothing spins."""
+"""Interruptions within `WINDOW_SECONDS` without a pause; further ones have one, to avoid a busy loop."""
 LONGEST_RESTART_PAUSE = 30.0
 
 
 class Settlement(NamedTuple):
-    """The move that an end leads to, and what is written with it."""
+    """The move after the end of an attempt, and the columns written with it."""
 
     move: Move
     message: str
     columns: dict[str, Any]
-    """Of the job."""
+    """Columns of the job."""
     delay: float = 0.0
     """Seconds before the job may be claimed again."""
 
@@ -56,9 +55,10 @@ async def settle_death(
     cause: Cause = "outside",
     lost: bool = False,
 ) -> JobRow | None:
-    """Decide what becomes of a job whose attempt has died, and write it.
+    """Requeue or end a job whose attempt has died.
 
-    `job` is the row as it was seen; the move is fenced by its token. `lost`: nobody of the attempt is left to tell.
+    `job` is the row as it was seen; the move is fenced by its token. `lost`: no
+    process of the attempt is left to report its end.
     """
     if job.status == Status.CANCELLING:
         return await move(session, job.id, lifecycle.LOSE_CANCELLING, "cancelled", token=job.lease_token)
@@ -77,14 +77,14 @@ async def settle_death(
 
 
 async def disown(session: AsyncSession, owner: str, backoff_seconds: float) -> None:
-    """Give back what a worker holds that is known to be dead, before its leases have run out."""
+    """Requeue the jobs of a worker that is known to be dead, before its leases expire."""
     held = select(JobRow).where(JobRow.status.in_(HELD), JobRow.lease_owner == owner).with_for_update(skip_locked=True)
     for job in await session.scalars(held):
         await settle_death(session, job, WORKER_DIED, backoff_seconds, lost=True)
 
 
 async def give_up_out_of_time(session: AsyncSession, job: JobRow) -> JobRow | None:
-    """Fail a job that workers have held for longer than its spec allows."""
+    """Fail a job that workers have held for longer than `max_seconds`."""
     message = "ran for longer than resources.max_seconds"
     error = {"fault": "deadline", "code": "out_of_time", "message": message, "param": "resources.max_seconds"}
     return await move(
@@ -106,16 +106,16 @@ def _after_failure(job: JobRow, error: dict[str, Any], backoff_seconds: float, *
     if failures >= job.max_attempts:
         return Settlement(lifecycle.FAIL, f"{error['message']}; no attempt is left", {**counted, "error": error})
     delay = min(backoff_seconds * 2 ** (failures - 1), LONGEST_PAUSE)
-    return Settlement(lifecycle.RETRY, f"{error['message']}; trying again", counted, delay)
+    return Settlement(lifecycle.RETRY, f"{error['message']}; retrying", counted, delay)
 
 
 def _after_interruption(error: dict[str, Any], delay: float, *, lost: bool) -> Settlement:
     again = lifecycle.LOSE if lost else lifecycle.INTERRUPT
-    return Settlement(again, f"{error['message']}; going on, which counts as no failure", {}, delay)
+    return Settlement(again, f"{error['message']}; resuming, not counted as a failure", {}, delay)
 
 
 async def _is_out_of_time(session: AsyncSession, job: JobRow) -> bool:
-    """Whether workers have held the job for as long as they may: the bound on what counts as no failure."""
+    """Whether workers have held the job for its full time: the limit on interruptions."""
     moment = await session.scalar(select(now()))
     return moment is not None and job.deadline_at is not None and moment >= job.deadline_at
 

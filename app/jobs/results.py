@@ -1,4 +1,4 @@
-"""What a job came to: its main metric beside its teachers', and beside a student that learned alone."""
+"""Result of a job: its main metric beside its teachers', and beside a student trained without a teacher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.models.tables import ModelRow
 from app.recipe.report import summary
 
 COMPARED = 100
-"""Newest jobs on the same data that are looked through for one without a teacher."""
+"""Newest jobs on the same data that are searched for one without a teacher."""
 
 
 async def result_of(session: AsyncSession, job: JobRow) -> JobResultView:
@@ -38,7 +38,7 @@ async def result_of(session: AsyncSession, job: JobRow) -> JobResultView:
 
 
 async def _alone(session: AsyncSession, job: JobRow, found: dict[str, Any]) -> AloneView | None:
-    """The newest job of the same student on the same data without a teacher, where this one has one."""
+    """The newest job with the same student and data but no teacher; none if this job has no teacher either."""
     if not _teachers(job.spec):
         return None
     mine = (JobRow.project_id == job.project_id, JobRow.status == Status.SUCCEEDED, JobRow.deleted_at.is_(None))

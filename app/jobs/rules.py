@@ -1,8 +1,8 @@
-"""Rules on the moves of a job: what every move of a kind requires and brings about, whoever makes it.
+"""Rules on the moves of a job: conditions and consequences of every move of a kind, for all callers.
 
-A rule works in the transaction of the move: `before` the statement it may add conditions and columns to it, `after` it
-the rule writes further rows. What it raises ends the transaction, so that a move and its consequences come together or
-not at all. To add a rule (a quota, an audit, a message to somebody else), write a class and put it into `RULES`.
+A rule works in the transaction of the move: `before` the statement it may add conditions and columns, `after` it
+the rule writes further rows. An exception ends the transaction, so that a move and its consequences are atomic. To add
+a rule (a quota, an audit, a message to another system), write a class and add it to `RULES`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from app.jobs.wake_up import wake_workers
 PAUSED_SECONDS = 30 * 86_400.0
 """Longest time that a job may stay paused before it expires."""
 CANCEL_SECONDS = 60.0
-"""Time in which a worker must stop a cancelled job; after that the reaper takes it away."""
+"""Time in which a worker must stop a cancelled job; after that the reaper cancels it."""
 
 
 @dataclass
 class Change:
-    """A move that is about to be made; rules add to `columns` and `conditions`."""
+    """A move in preparation; rules add to `columns` and `conditions`."""
 
     job_id: str
     move: Move
@@ -40,26 +40,26 @@ class Change:
     data: dict[str, Any]
     """Further data of the move's event."""
     columns: dict[str, Any]
-    """Columns of the job to set; at first those of the caller, which rules leave as they are."""
+    """Columns of the job to set; initially those of the caller, which rules do not change."""
     conditions: list[ColumnElement[bool]] = field(default_factory=list)
-    """What must hold of the job besides its status."""
+    """Conditions on the job besides its status."""
 
     def set(self, **columns: Any) -> None:
-        """Set columns, but for those that the caller has given."""
+        """Set columns, except those given by the caller."""
         self.columns = columns | self.columns
 
 
 class Rule:
-    """One rule; its docstring says which promise it keeps, or which race it prevents."""
+    """One rule; its docstring states the invariant that it enforces, or the race that it prevents."""
 
     moves: ClassVar[frozenset[Move]] = frozenset(MOVES)
-    """The moves that it is about."""
+    """The moves that it applies to."""
 
     async def before(self, session: AsyncSession, change: Change) -> None:
-        """Add conditions and columns to the statement of the move, or raise to refuse the move."""
+        """Add conditions and columns to the statement of the move, or raise to reject the move."""
 
     async def after(self, session: AsyncSession, change: Change, job: JobRow) -> None:
-        """Write what follows from the move; `job` is the row as the move has left it."""
+        """Write further rows after the move; `job` is the row after the move."""
 
 
 def _moves_to(*targets: Status) -> frozenset[Move]:
@@ -67,7 +67,7 @@ def _moves_to(*targets: Status) -> frozenset[Move]:
 
 
 class RequireLeaseToken(Rule):
-    """Only under the current token may a worker, or a reaper that has seen the job, move it: a stale one, whose job
+    """A worker, or a reaper that has seen the job, may move it only under the current token: a stale one, whose job
     was claimed again meanwhile, updates no row."""
 
     moves = frozenset(move for move in MOVES if move.fenced)
@@ -79,8 +79,8 @@ class RequireLeaseToken(Rule):
 
 
 class GrantLease(Rule):
-    """A claim raises the token and the number of the attempt in its own statement, so that no two attempts have the
-    same, and opens the attempt. The claimant gives `lease_owner` and `lease_expires_at`."""
+    """A claim increments the token and the number of the attempt in its own statement, so that no two attempts have
+    the same, and opens the attempt. The claimant sets `lease_owner` and `lease_expires_at`."""
 
     moves = frozenset({lifecycle.CLAIM})
 
@@ -93,7 +93,7 @@ class GrantLease(Rule):
 
 
 class StartAtCheckpoint(Rule):
-    """An attempt begins at the step of the job's newest checkpoint, so that its steps never go back from there."""
+    """An attempt begins at the step of the job's newest checkpoint, so that its steps never fall below it."""
 
     moves = frozenset({lifecycle.CLAIM})
 
@@ -104,7 +104,7 @@ class StartAtCheckpoint(Rule):
 
 class EndAttempt(Rule):
     """A move that takes the job from its worker ends the lease, the attempt and its open phase, and counts the time
-    that the job was held: no lease outlives its attempt, and several attempts have no more time than one."""
+    that the job was held: no lease outlives its attempt, and all attempts share one time limit."""
 
     moves = frozenset(move for move in MOVES if move.outcome is not None)
 
@@ -122,7 +122,7 @@ class EndAttempt(Rule):
 
 
 class CountInterruption(Rule):
-    """An attempt that something outside the job has ended is counted apart from its failures: it uses up no attempt."""
+    """An attempt ended by an external cause is counted separately from failures: it does not use up an attempt."""
 
     moves = frozenset({lifecycle.LOSE, lifecycle.INTERRUPT})
 
@@ -131,8 +131,8 @@ class CountInterruption(Rule):
 
 
 class SetDeadline(Rule):
-    """Every state that is not final has a deadline, so that no job stays anywhere for ever. A start keeps the one of
-    its claim: workers may hold a job for `max_seconds` in all attempts together."""
+    """Every state that is not final has a deadline, so that no job stays in it for ever. A start keeps the deadline of
+    its claim: workers may hold a job for `max_seconds` over all attempts."""
 
     moves = _moves_to(Status.QUEUED, Status.LEASED, Status.PAUSING, Status.PAUSED, Status.CANCELLING)
 
@@ -148,11 +148,11 @@ class SetDeadline(Rule):
             case Status.CANCELLING:
                 change.set(deadline_at=now() + CANCEL_SECONDS)
             case _ if "deadline_at" not in change.columns:
-                raise ValueError("who asks for a pause must give its deadline_at")
+                raise ValueError("a request to pause needs a deadline_at")
 
 
 class Finish(Rule):
-    """A final state is never left: it has no deadline, and the time at which it was entered."""
+    """A final state is never left: it has no deadline, and records the time at which it was entered."""
 
     moves = _moves_to(*FINAL)
 
@@ -161,8 +161,8 @@ class Finish(Rule):
 
 
 class RecordEvent(Rule):
-    """Every change of status has exactly one event. The statement of the move counts its number up, so that two moves
-    never have the same, and none is left out."""
+    """Every change of status has exactly one event. The statement of the move increments its number, so that numbers
+    are unique and without gaps."""
 
     async def before(self, session: AsyncSession, change: Change) -> None:
         change.set(last_seq=JobRow.last_seq + 1)
@@ -174,8 +174,8 @@ class RecordEvent(Rule):
 
 
 class Enqueue(Rule):
-    """A job that comes into the queue is due after the move's delay, and workers are told of it then, not before the
-    commit: a worker that is told of a job finds it."""
+    """A queued job is due after the move's delay, and workers are notified then, not before the commit: a worker that
+    is notified of a job finds it."""
 
     moves = _moves_to(Status.QUEUED)
 
@@ -198,4 +198,4 @@ RULES: tuple[Rule, ...] = (
     RecordEvent(),
     Enqueue(),
 )
-"""Every rule, in the order in which they act on a move."""
+"""All rules, in the order in which they act on a move."""

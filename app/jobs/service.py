@@ -1,4 +1,4 @@
-"""The rules of the jobs resource: what may be submitted, and what users may do to a job."""
+"""Rules of the jobs resource: submission, and the operations of users on a job."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from app.recipe.teachers.teacher import Outside
 
 @dataclass(frozen=True)
 class Idempotency:
-    """The client's key, the digest of its request, and how long the key is remembered."""
+    """The client's key, the digest of its request, and how long the key is stored."""
 
     key: str
     digest: str
@@ -53,10 +53,10 @@ async def create(
     cloned_from: str | None = None,
     outside: Outside = Outside(),
 ) -> JobView:
-    """Check a job against its inputs, store it and queue it, all in one transaction; returns it as its client sees it.
+    """Check a job against its inputs, store it and queue it, all in one transaction; returns its view.
 
-    `outside` is where its teachers, and what its student starts from, may come from besides the service's own models.
-    Raises `Invalid` with every field that is wrong. Nothing is stored then.
+    `outside` are the allowed sources of its teachers, and of its student's weights, besides the service's own models.
+    Raises `Invalid` with every invalid field. Nothing is stored then.
     """
     async with database.write() as session:
         if idempotent is None:
@@ -73,14 +73,14 @@ async def create(
 async def _make(
     session: AsyncSession, project_id: str, spec: JobSpec, cloned_from: str | None, outside: Outside
 ) -> JobRow:
-    resolved, told = await _require_sound(session, project_id, spec, outside)
-    return await _insert(session, project_id, resolved, told, cloned_from)
+    resolved, remarks = await _require_sound(session, project_id, spec, outside)
+    return await _insert(session, project_id, resolved, remarks, cloned_from)
 
 
 async def _require_sound(
     session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside
 ) -> tuple[JobSpec, list[JobRemark]]:
-    """The job with its defaults filled in, and what is remarkable; raises `Invalid` with every field that is wrong."""
+    """The job with its defaults filled in, and warnings about it; raises `Invalid` with every invalid field."""
     problems, facts = await examine(session, project_id, spec, outside)
     if problems:
         raise Invalid.fields(of_problems(problems))
@@ -89,13 +89,13 @@ async def _require_sound(
 
 
 def remarks_on(spec: JobSpec, facts: InputFacts) -> list[JobRemark]:
-    """What is remarkable about a resolved job, as far as its samples can be counted by now."""
+    """Warnings about a resolved job, as far as its samples can already be counted."""
     plan = plan_of(spec, facts)
     return list(remarks(spec, plan)) if plan else []
 
 
 async def unserved(session: AsyncSession, spec: JobSpec) -> list[JobRemark]:
-    """That no worker would take the job now."""
+    """A warning if no worker would take the job now."""
     why = workers.why_unserved(spec.resources.model_dump(), await workers.present(session))
     return [JobRemark("queue_unserved", "resources.queue", why)] if why else []
 
@@ -103,7 +103,7 @@ async def unserved(session: AsyncSession, spec: JobSpec) -> list[JobRemark]:
 async def examine(
     session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside = Outside()
 ) -> tuple[list[Problem], InputFacts]:
-    """Everything wrong with a job that can be told from the headers of its inputs, and what these say."""
+    """All problems of a job that the headers of its inputs show, and the facts from these headers."""
     problems: list[Problem] = []
     train = await _data_file(session, project_id, "data.train", spec, problems)
     held_out = None
@@ -125,7 +125,7 @@ async def _data_file(
     session: AsyncSession, project_id: str, param: str, spec: JobSpec, problems: list[Problem]
 ) -> Known | None:
     reference = spec.references[param]
-    file = await session.get(FileRow, reference, with_for_update={"read": True})  # not deleted before we have committed
+    file = await session.get(FileRow, reference, with_for_update={"read": True})  # not deleted before the commit
     if file is None or file.project_id != project_id or file.deleted_at is not None:
         problems.append(Problem(param, f"there is no file {reference!r}", "the id of an uploaded file"))
     elif file.format not in spec.data.file_formats:
@@ -137,7 +137,7 @@ async def _data_file(
 
 
 def _known(file: FileRow) -> Known | None:
-    """What was found in the headers of a file of samples."""
+    """Facts from the headers of a sample file."""
     if "first_line" in file.summary:
         return FirstLine(file.summary["first_line"])
     arrays = file.summary.get("arrays", {})
@@ -155,7 +155,7 @@ async def _model(
 
 
 async def _insert(
-    session: AsyncSession, project_id: str, spec: JobSpec, told: list[JobRemark], cloned_from: str | None
+    session: AsyncSession, project_id: str, spec: JobSpec, remarks: list[JobRemark], cloned_from: str | None
 ) -> JobRow:
     seed = spec.seed if spec.seed is not None else secrets.randbelow(MAX_SEED)
     resolved = spec.settled(seed, datetime.now(UTC).date())
@@ -175,7 +175,7 @@ async def _insert(
         next_run_at=now(),
         dispatched_at=now(),
         last_seq=0,
-        warnings=[remark._asdict() for remark in told],
+        warnings=[remark._asdict() for remark in remarks],
     )
     session.add(job)
     await session.flush()
@@ -188,12 +188,12 @@ async def _insert(
 
 
 async def view(session: AsyncSession, job: JobRow) -> JobView:
-    """The job as its client sees it."""
+    """The view of a job."""
     return (await views(session, [job]))[0]
 
 
 async def views(session: AsyncSession, jobs: Sequence[JobRow]) -> list[JobView]:
-    """The jobs as their client sees them."""
+    """The views of jobs."""
     ids = [job.id for job in jobs]
     phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
     waiting = [job for job in jobs if job.status == Status.QUEUED]
@@ -236,7 +236,7 @@ async def pause(session: AsyncSession, project_id: str, job_id: str, stop_second
 
 
 async def resume(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
-    """Queue a paused job again; it goes on from its newest checkpoint."""
+    """Queue a paused job again; it resumes from its newest checkpoint."""
     moves: list[tuple[Move, str, dict[str, Any]]] = [(lifecycle.RESUME, "resumed", {})]
     return await _request(session, project_id, job_id, "resumed", moves, already=(Status.QUEUED,))
 
@@ -249,7 +249,7 @@ async def _request(
     moves: list[tuple[Move, str, dict[str, Any]]],
     already: tuple[Status, ...],
 ) -> JobRow:
-    """Make the first of the moves that is legal; asking for what is so already changes nothing."""
+    """Make the first legal move of `moves`; a request for the current state changes nothing."""
     job = await get(session, project_id, job_id)
     for step, message, values in moves:
         moved = await move(session, job_id, step, message, **values)
@@ -278,8 +278,8 @@ async def reprioritise(session: AsyncSession, project_id: str, job_id: str, prio
 
 
 async def delete(session: AsyncSession, project_id: str, job_id: str) -> None:
-    """Delete a job that is final, with its events, metrics, checkpoints and files. The model that it made stays, with
-    the files that both have; raises `WrongState` for a job that is not final."""
+    """Delete a job in a final state, with its events, metrics, checkpoints and files. Its model is kept, with the
+    files that both share; raises `WrongState` for a job that is not final."""
     job = await get(session, project_id, job_id)
     mine = (JobRow.id == job_id, JobRow.status.in_(FINAL), JobRow.deleted_at.is_(None))
     gone = update(JobRow).where(*mine).values(deleted_at=now(), checkpoint_id=None).returning(JobRow.id)

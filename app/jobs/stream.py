@@ -1,8 +1,8 @@
-"""Events as they happen, as server-sent events. The rows are the source: a client that reconnects misses none.
+"""Live events as server-sent events. The rows are the source: a client that reconnects misses none.
 
-All streams of a process share one reader, with a database connection of its own: it asks for a job's events when the
-bell rings for it, and answers streams that stand at the same event with the same rows. A stream holds one page at most,
-since it asks for the next one when its client has taken the last.
+All streams of a process share one reader, with its own database connection: it reads a job's events when the bell
+rings for it, and gives streams at the same event the same rows. A stream holds one page at most, since it requests the
+next one when its client has received the last.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from app.projects.repository import valid_keys
 
 KEEPALIVE_SECONDS = 15.0
 """Time without an event after which a comment is sent, so that proxies keep the connection."""
-LOOK_SECONDS = 5.0
-"""Time between two looks at all streams' jobs and keys, for rings that were lost and for keys that ran out."""
+POLL_SECONDS = 5.0
+"""Interval at which the jobs and keys of all streams are checked, for lost rings and expired keys."""
 RETRY_SECONDS = 1.0
 PAGE = 50
 BATCH = 500
-"""Most jobs or keys that one statement asks for."""
+"""Most jobs or keys in one statement."""
 log = logging.getLogger(__name__)
 
 
 class StreamPage(NamedTuple):
-    """What comes after an event; `over`: the job is final or gone, and there is no more."""
+    """Events after a number; `over`: the job is final or deleted, and there are no more."""
 
     chunks: Sequence[tuple[int, bytes]]
     over: bool
@@ -71,13 +71,13 @@ class StreamReader:
         self._streams: set[EventStream] = set()
         self._by_key: Counter[str] = Counter()
         self._asked: dict[tuple[str, int], asyncio.Future[StreamPage]] = {}
-        self._wanted, self._needed, self._look = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wanted, self._needed, self._poll_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Read for as long as the frame lasts."""
+        """Read within the context."""
         self._key_ring.when_forgotten = self._end_key
-        work = (self._read_forever(), self._look_forever(), run_bell(self._database, self._ring, self._needed))
+        work = (self._read_forever(), self._poll_forever(), run_bell(self._database, self._ring, self._needed))
         tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
@@ -93,11 +93,11 @@ class StreamReader:
         if self._by_key[caller.key_id] >= self._most_per_key:
             raise TooMany("too_many_streams", f"one key may have {self._most_per_key} open streams of events")
         if len(self._streams) >= self._most:
-            raise Unavailable("too_many_streams", f"this server has {self._most} open streams of events, all it may")
+            raise Unavailable("too_many_streams", f"this server has its limit of {self._most} event streams open")
         stream = EventStream(job_id, caller.key_id, seq)
         self._add(stream)
         events = self._events(stream)
-        weakref.finalize(events, self._remove, stream)  # a client that is gone before the first event leaves it unread
+        weakref.finalize(events, self._remove, stream)  # for a client that disconnects before the first event
         return events
 
     async def _events(self, stream: EventStream) -> AsyncIterator[bytes]:
@@ -125,12 +125,12 @@ class StreamReader:
             return
         self._streams.remove(stream)
         self._by_key[stream.key_id] -= 1
-        self._by_key += Counter()  # drops what has come down to zero
+        self._by_key += Counter()  # drops counts of zero
         if not self._streams:
             self._needed.clear()
 
     def _page(self, job_id: str, seq: int) -> asyncio.Future[StreamPage]:
-        """What comes after event `seq`; streams that ask for the same meanwhile get the same answer."""
+        """The page after event `seq`; concurrent requests for the same page share it."""
         if (job_id, seq) not in self._asked:
             self._asked[job_id, seq] = asyncio.get_running_loop().create_future()
             self._wanted.set()
@@ -138,7 +138,7 @@ class StreamReader:
 
     def _ring(self, job_id: str | None) -> None:
         if job_id is None:
-            self._look.set()
+            self._poll_now.set()
         for stream in [stream for stream in self._streams if stream.job_id == job_id]:
             stream.news.set()
 
@@ -155,7 +155,7 @@ class StreamReader:
             try:
                 await self._answer()
             except DATABASE_LOST as error:
-                log.warning("events can't be read: %s; trying again", first_line(error))
+                log.warning("events can't be read: %s; retrying", first_line(error))
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wanted.set()
 
@@ -168,19 +168,19 @@ class StreamReader:
                     page = await _read(session, job_id, seq, states.get(job_id))
                     self._asked.pop((job_id, seq)).set_result(page)
 
-    async def _look_forever(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
             await self._needed.wait()
-            await is_set(self._look, LOOK_SECONDS)
-            self._look.clear()
+            await is_set(self._poll_now, POLL_SECONDS)
+            self._poll_now.clear()
             try:
-                await self._look_at_all()
+                await self._poll_all()
             except DATABASE_LOST as error:
-                log.warning("news of events can't be looked for: %s; trying again", first_line(error))
+                log.warning("new events can't be polled: %s; retrying", first_line(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _look_at_all(self) -> None:
-        """Wake the streams whose job has something to tell, or whose key is no longer valid."""
+    async def _poll_all(self) -> None:
+        """Wake the streams whose job has new events, or whose key is no longer valid."""
         streams = list(self._streams)
         async with self._database.read() as session:
             states, valid = dict[str, EventState](), set[str]()

@@ -1,4 +1,4 @@
-"""Jobs and what happens to them. All that decides a job's life is in the row of `jobs`."""
+"""Tables of jobs. The complete state of a job is in its row of `jobs`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.core.database import Base
 
 
 class JobRow(Base):
-    """What was asked, and where it stands. `status` is written by `app.jobs.lifecycle` alone."""
+    """A job's request and state. `status` is written only by `app.jobs.lifecycle`."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -30,7 +30,7 @@ class JobRow(Base):
     status_at: Mapped[float]
     """When the status was entered."""
     deadline_at: Mapped[float | None]
-    """When the status must have been left; only final ones have none."""
+    """When the status must have been left; only final states have none."""
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     """`app.recipe.job.JobSpec`, resolved: all defaults filled, the seed drawn."""
     priority: Mapped[int]
@@ -38,26 +38,26 @@ class JobRow(Base):
     cloned_from: Mapped[str | None] = mapped_column(String(40))
     created_at: Mapped[float]
     started_at: Mapped[float | None]
-    """When the first attempt began to run."""
+    """When the first attempt started to run."""
     finished_at: Mapped[float | None]
 
     attempt: Mapped[int] = mapped_column(default=0)
     """Number of claims so far; part of every object key of an attempt."""
     failures: Mapped[int] = mapped_column(default=0)
-    """Attempts that failed: by their trainer's own death, or by something that they stand on."""
+    """Attempts that failed: by a crash of their trainer, or of a dependency."""
     interruptions: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Attempts that something ended which was not the job's doing: a lost lease, a trainer killed from outside."""
+    """Attempts ended by an external cause: a lost lease, a trainer killed from outside."""
     max_attempts: Mapped[int]
     lease_token: Mapped[int] = mapped_column(default=0)
-    """Grows with every claim; each write of an attempt names the token that it was given."""
+    """Incremented by every claim; each write of an attempt names its token."""
     lease_owner: Mapped[str | None] = mapped_column(String(255))
     lease_expires_at: Mapped[float | None]
     next_run_at: Mapped[float]
     """Not claimed before this time."""
     dispatched_at: Mapped[float]
-    """When workers were last told of the job."""
+    """When workers were last notified of the job."""
     run_seconds: Mapped[float] = mapped_column(default=0.0)
-    """Time that workers held the job in earlier attempts."""
+    """Time in seconds that workers held the job in earlier attempts."""
     death_step: Mapped[int | None] = mapped_column(BigInteger)
     """Step at which a trainer last died by itself; a second death there with no new checkpoint is a poison job."""
     death_phase: Mapped[str | None] = mapped_column(String(24))
@@ -74,42 +74,42 @@ class JobRow(Base):
     progress_at: Mapped[float | None]
     """When the attempt last reported a step."""
     checkpoint_id: Mapped[str | None] = mapped_column(String(40))
-    """Newest published checkpoint, from which the next attempt goes on."""
+    """Newest published checkpoint, from which the next attempt resumes."""
     model_id: Mapped[str | None] = mapped_column(String(40))
-    """The model it made."""
+    """The trained model."""
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """Why it failed: `fault`, `code`, `message`, `param`, `step`."""
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """What it came to: `app.recipe.report.summary` of its report."""
+    """Result: `app.recipe.report.summary` of its report."""
     warnings: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
-    """What was remarked when it was taken in: `code`, `param` and `message` each."""
+    """Warnings from its validation: `code`, `param` and `message` each."""
     deleted_at: Mapped[float | None]
-    """When its owner deleted it; nobody is shown it then."""
+    """When its owner deleted it; it is hidden then."""
     last_seq: Mapped[int] = mapped_column(default=0)
     """Number of the newest event."""
 
 
-# In the order of claims, so that the first is found at once, and with all that counting those ahead looks at.
+# In the order of claims, so that the first is found at once, and with all columns needed to count those ahead.
 Index("ix_jobs_claim", JobRow.status, JobRow.priority.desc(), JobRow.id, JobRow.queue)
 
 
 class Worker(Base):
-    """A process that looks for jobs. It says so again and again; one that has not for a while is gone."""
+    """A worker process. It announces itself at intervals; one that has not for a while counts as gone."""
 
     __tablename__ = "workers"
 
     owner: Mapped[str] = mapped_column(String(255), primary_key=True)
-    """As in the leases that it holds."""
+    """Owner, as in its leases."""
     queues: Mapped[list[str]] = mapped_column(JSON)
     gpus: Mapped[int]
-    """It takes jobs of the queue `gpu` for at most so many processes on a machine."""
+    """Most processes per machine of the jobs that it takes from the queue `gpu`."""
     nodes: Mapped[int]
     """Machines that it has for a job."""
     seen_at: Mapped[float]
 
 
 class JobLabel(Base):
-    """A label of a job, in a row of its own so that filters can use an index."""
+    """A label of a job, in a separate row so that filters can use an index."""
 
     __tablename__ = "job_labels"
     __table_args__ = (Index("ix_job_labels_find", "key", "value", "job_id"),)
@@ -120,7 +120,7 @@ class JobLabel(Base):
 
 
 class JobInput(Base):
-    """A file or model that a job names, so that it is not deleted under a job that is not final."""
+    """A file or model that a job uses, which is not deleted before the job is final."""
 
     __tablename__ = "job_inputs"
 
@@ -138,7 +138,7 @@ class AttemptRow(Base):
     token: Mapped[int]
     worker: Mapped[str] = mapped_column(String(255))
     start_step: Mapped[int] = mapped_column(BigInteger)
-    """Step of the checkpoint it went on from; 0 for a fresh start."""
+    """Step of the checkpoint it resumed from; 0 for a new start."""
     claimed_at: Mapped[float]
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
@@ -147,7 +147,7 @@ class AttemptRow(Base):
 
 
 class PhaseRow(Base):
-    """A phase of an attempt, with its begin and end."""
+    """A phase of an attempt, with its start and end."""
 
     __tablename__ = "job_phases"
 
@@ -159,13 +159,13 @@ class PhaseRow(Base):
 
 
 class EventRow(Base):
-    """Something that happened to a job. Written in the same transaction as the change that it reports."""
+    """An event of a job. Written in the same transaction as the change that it reports."""
 
     __tablename__ = "job_events"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
-    """1, 2, 3, … without holes."""
+    """1, 2, 3, … without gaps."""
     type: Mapped[str] = mapped_column(String(32))
     """`status`, `phase`, `checkpoint` or `log`."""
     level: Mapped[str] = mapped_column(String(8))
@@ -187,7 +187,7 @@ class Metric(Base):
 
 
 class CheckpointRow(Base):
-    """A published state of training, from which an attempt can go on."""
+    """A published state of training, from which an attempt can resume."""
 
     __tablename__ = "checkpoints"
 
@@ -200,7 +200,7 @@ class CheckpointRow(Base):
     """`name`, `key`, `size` and `sha256` of each file."""
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
-    """When its objects were given up for a newer one."""
+    """When its objects were superseded by a newer one."""
 
 
 class ArtifactRow(Base):
@@ -222,7 +222,7 @@ class ArtifactRow(Base):
 
 
 class IdempotencyKey(Base):
-    """A client's promise that requests with the same key are the same request."""
+    """An idempotency key: requests with the same key are the same request."""
 
     __tablename__ = "idempotency_keys"
 
@@ -231,14 +231,14 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[str] = mapped_column(String(64))
     """SHA-256 of the request."""
     job_id: Mapped[str | None] = mapped_column(String(40))
-    """The job that the request made; none while it still runs."""
+    """The job that the request created; none while it is running."""
     locked_until: Mapped[float]
-    """While the first request runs; after that a crash is assumed and the key is free again."""
+    """End of the time for the first request; after that a crash is assumed and the key is free again."""
     expires_at: Mapped[float] = mapped_column(index=True)
 
 
 class SweepLease(Base):
-    """One row per kind of housekeeping: who does it, and until when nobody else does."""
+    """One row per kind of background work: the process that does it, and when its turn expires."""
 
     __tablename__ = "sweep_leases"
 

@@ -1,4 +1,4 @@
-"""Housekeeping that one process does at a time, however many there are."""
+"""Turns for background work that only one of several processes does at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from app.jobs.tables import SweepLease
 
 
 async def take_turn(session: AsyncSession, name: str, owner: str, seconds: float) -> bool:
-    """Take or keep the right to do the housekeeping `name`, for so many seconds; false while another process has it."""
+    """Take or keep the turn for the work `name`, for `seconds`; false while another process has it."""
     fresh = {"name": name, "owner": owner, "expires_at": 0.0}
     await upsert(session, SweepLease, [fresh], update=[])
     free = or_(SweepLease.owner == owner, SweepLease.expires_at <= now())
-    # Skipped while another process has the row: one that is frozen must not keep all others waiting.
+    # Skipped while another process has locked the row: a frozen one must not block the others.
     mine = select(SweepLease.name).where(SweepLease.name == name, free).with_for_update(skip_locked=True)
     statement = (
         update(SweepLease)

@@ -1,6 +1,6 @@
-"""Messages that tell workers of a queued job; sent by the outbox once the transaction has committed.
+"""Wake-up messages for workers about queued jobs; sent by the outbox once the transaction has committed.
 
-A message is a hint. Workers also poll, and the reaper sends the message of a job that nobody has claimed again.
+A message is a hint. Workers also poll, and the reaper repeats the message of a job that was not claimed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from app.core.services import Services  # which imports FastAPI, and workers send messages too
 
 DISPATCH = "dispatch"
-"""Kind of the outbox's messages that tell workers of a job: `job_id` and `queue`."""
+"""Kind of the outbox messages that notify workers of a job: `job_id` and `queue`."""
 
 
 def wake_workers(session: AsyncSession, job: JobRow) -> None:
-    """Tell the workers of a queued job, once the transaction has committed and the job is due."""
+    """Notify the workers of a queued job, once the transaction has committed and the job is due."""
     post(session, DISPATCH, {"job_id": job.id, "queue": job.queue}, available_at=job.next_run_at)
 
 

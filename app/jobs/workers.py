@@ -1,4 +1,4 @@
-"""Workers that look for jobs, and whether one of them may take a job that waits."""
+"""Announced workers, and whether one of them can take a queued job."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from app.core.database import upsert
 from app.jobs.tables import Worker
 
 ANNOUNCE_SECONDS = 10.0
-"""Between two times that a worker says that it is there."""
+"""Interval of a worker's announcements."""
 ABSENT_SECONDS = 35.0
-"""Silence after which a worker counts as gone: three announcements in a row were missed."""
+"""Time without an announcement after which a worker counts as gone: three in a row were missed."""
 FORGOTTEN_SECONDS = 3600.0
-"""Silence after which the row of a worker that was killed is removed."""
+"""Time without an announcement after which the row of a killed worker is deleted."""
 
 
 class Capability(NamedTuple):
-    """Which jobs a worker takes."""
+    """Jobs that a worker can take."""
 
     queues: frozenset[str]
     gpus: int
@@ -29,19 +29,19 @@ class Capability(NamedTuple):
 
 
 async def announce(session: AsyncSession, owner: str, queues: Sequence[str], gpus: int, nodes: int) -> None:
-    """Say that a worker looks for jobs."""
+    """Record that a worker is available."""
     row = {"owner": owner, "queues": list(queues), "gpus": gpus, "nodes": nodes, "seen_at": now()}
     await upsert(session, Worker, [row], update=["queues", "gpus", "nodes", "seen_at"])
     await session.execute(delete(Worker).where(Worker.seen_at < now() - FORGOTTEN_SECONDS))
 
 
 async def leave(session: AsyncSession, owner: str) -> None:
-    """Say that a worker looks for no more jobs."""
+    """Record that a worker is no longer available."""
     await session.execute(delete(Worker).where(Worker.owner == owner))
 
 
 async def present(session: AsyncSession) -> frozenset[Capability]:
-    """What the workers that are there now can do."""
+    """Capabilities of the available workers."""
     found = await session.execute(
         select(Worker.queues, Worker.gpus, Worker.nodes).where(Worker.seen_at > now() - ABSENT_SECONDS)
     )
@@ -49,7 +49,7 @@ async def present(session: AsyncSession) -> frozenset[Capability]:
 
 
 def why_unserved(resources: Mapping[str, Any], workers: Collection[Capability]) -> str | None:
-    """Why none of the workers takes a job that asks for these `resources`; none where one does.
+    """Why none of the workers takes a job that needs these `resources`; none if one does.
 
     The conditions are those of a claim (`app.jobs.leases.claim`).
     """
@@ -62,9 +62,9 @@ def why_unserved(resources: Mapping[str, Any], workers: Collection[Capability]) 
         return f"no worker serves the queue {queue!r}: it waits until one does; now served: {served}"
     processes, nodes = resources.get("processes", 1), resources.get("nodes", 1)
     if all(worker.nodes < nodes for worker in serving):
-        most = max(worker.nodes for worker in serving)
-        return f"asks for {nodes} machines, and no worker of the queue {queue!r} has more than {most}"
+        largest = max(worker.nodes for worker in serving)
+        return f"needs {nodes} machines, and no worker of the queue {queue!r} has more than {largest}"
     if queue == "gpu" and all(worker.gpus < processes or worker.nodes < nodes for worker in serving):
-        most = max(worker.gpus for worker in serving)
-        return f"asks for {processes} GPUs on a machine, and no worker takes more than {most} (STILLHOUSE_WORKER_GPUS)"
+        largest = max(worker.gpus for worker in serving)
+        return f"needs {processes} GPUs on a machine, and no worker takes more than {largest} (STILLHOUSE_WORKER_GPUS)"
     return None

@@ -26,7 +26,7 @@ Writer = Annotated[Caller, Depends(require("write"))]
 
 @router.post("", status_code=201, responses=errors(400, 413, 415))
 async def create_model(wanted: ModelRequest, caller: Writer, services: ServicesDep) -> ModelView:
-    """Make a model of uploaded weights, so that jobs can learn from it."""
+    """Create a model from uploaded weights, for use as a teacher."""
     return ModelView.of(await service.register(services, caller.project_id, wanted))
 
 
@@ -42,7 +42,7 @@ async def list_models(caller: Reader, services: ServicesDep, paging: Paging) -> 
 
 @router.get("/{model_id}", responses=errors(404))
 async def get_model(model_id: str, caller: Reader, services: ServicesDep) -> ModelDetailView:
-    """One model, with its evaluation, where it comes from and what learned from it."""
+    """One model, with its evaluation, its origin and the models distilled from it."""
     async with services.database.read() as session:
         row = await service.get_model(session, caller.project_id, model_id)
         children = await repository.children(session, caller.project_id, model_id)
@@ -51,7 +51,7 @@ async def get_model(model_id: str, caller: Reader, services: ServicesDep) -> Mod
 
 @router.get("/{model_id}/modules", responses=errors(404))
 async def get_model_modules(model_id: str, caller: Reader, services: ServicesDep) -> ModulesView:
-    """Paths of the modules within a model's network, as losses on features name them."""
+    """Paths of the modules in a model's network, as used by losses on features."""
     async with services.database.read() as session:
         row = await service.get_model(session, caller.project_id, model_id)
     return await modules_of(row, services.store)
@@ -70,7 +70,7 @@ async def get_model_file(model_id: str, name: str, request: Request, caller: Rea
 
 @router.delete("/{model_id}", responses=errors(404, 409))
 async def delete_model(model_id: str, caller: Writer, services: ServicesDep) -> DeletedView:
-    """Delete a model that no unfinished job learns from, and the files of its bundle."""
+    """Delete a model that no unfinished job uses, and the files of its bundle."""
     async with services.database.write() as session:
         await service.delete_model(session, caller.project_id, model_id)
     return DeletedView(id=model_id, object="model")

@@ -1,4 +1,4 @@
-"""Module paths of a stored model, told without building it."""
+"""Module paths of a stored model, derived without building it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.recipe.students.module_paths import module_paths, paths_of_tensors
 
 
 async def modules_of(model: ModelRow, store: Store) -> ModulesView:
-    """What is known of the network's modules. Raises `Unavailable`."""
+    """The known module paths of the network. Raises `Unavailable`."""
     known = module_paths(ModelConfig.model_validate(model.config).architecture) if model.config else None
     if known is not None:
         return _view(model, "architecture", known)

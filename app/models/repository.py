@@ -1,4 +1,4 @@
-"""All queries of models. The project is a condition of every one that answers a client."""
+"""All queries of models. Every query for a client has the project as a condition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def model(session: AsyncSession, project_id: str, model_id: str, *, lock: 
 
 
 async def children(session: AsyncSession, project_id: str, model_id: str) -> list[str]:
-    """Ids of the newest models that learned from this one."""
+    """Ids of the newest models distilled from this one."""
     mine = (ModelRow.teacher_id == model_id, ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
     statement = select(ModelRow.id).where(*mine).order_by(ModelRow.id.desc()).limit(MAX_CHILDREN)
     return list(await session.scalars(statement))
@@ -35,7 +35,7 @@ async def children(session: AsyncSession, project_id: str, model_id: str) -> lis
 
 @finds_users("file")
 async def models_using(session: AsyncSession, project_id: str, file_id: str) -> list[str]:
-    """Ids of the models that have the object of a file among their files. Keys are random, so no other text has it."""
+    """Ids of the models whose files include the object of a file. Keys are random, so no other text contains them."""
     key = select(FileRow.key).where(FileRow.id == file_id, FileRow.project_id == project_id).scalar_subquery()
     mine = (ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
     using = (*mine, cast(ModelRow.files, String).contains(key))

@@ -1,4 +1,4 @@
-"""Shapes of the requests and answers about models."""
+"""Requests and responses of models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FILES = 1000
 
 def _of_a_model(name: str) -> str:
     if not is_model_file(name):
-        raise ValueError("is no file of a model in the Hugging Face layout")
+        raise ValueError("is not a file of a model in the Hugging Face layout")
     return name
 
 
@@ -29,7 +29,7 @@ ModelFileName = Annotated[str, Field(max_length=64), AfterValidator(_of_a_model)
 
 
 def _not_of_the_library(given: Any) -> Any:
-    """One sentence for a description in another layout, whose every key would be wrong here."""
+    """Reject a `config.json` of the Transformers library with one error instead of one per key."""
     if isinstance(given, dict) and "model_type" in given and "architecture" not in given:
         raise ValueError(
             "is a config.json of the Transformers library, which belongs to a whole folder: save the model with"
@@ -40,21 +40,21 @@ def _not_of_the_library(given: Any) -> Any:
 
 
 class ModelRequest(Spec):
-    """A model of one's own, to be used as a teacher: a file of weights, or a folder in the Hugging Face layout."""
+    """An uploaded model, for use as a teacher: a file of weights, or a folder in the Hugging Face layout."""
 
     file: Reference | None = None
-    """Id of the uploaded file with the weights: safetensors, or what torch.save wrote (`.pt`, `.pth`, `.bin`), which a
-    worker converts, confined, when a job first needs it."""
+    """Id of the uploaded file with the weights: safetensors, or a file written by torch.save (`.pt`, `.pth`, `.bin`),
+    which a worker converts in a sandbox when a job first needs it."""
     files: Annotated[dict[ModelFileName, Reference], Field(min_length=1, max_length=MAX_FILES)] | None = None
     """Ids of uploaded files by their name in the folder: `config.json`, `model.safetensors` or its shards and their
-    index, and the files of preprocessor and tokenizer; of sentence-transformers `modules.json` and what it names."""
+    index, and the files of preprocessor and tokenizer; for sentence-transformers `modules.json` and its files."""
     config: Annotated[ModelConfig | None, BeforeValidator(_not_of_the_library)] = None
-    """What the weights are; a folder in the Hugging Face layout may go without."""
+    """Description of the network; optional for a folder in the Hugging Face layout."""
     checkpoint_key: CheckpointKey | None = None
-    """Where in what torch.save wrote the weights lie, such as `state_dict`; none: it is them."""
+    """Key of the weights in a file written by torch.save, such as `state_dict`; none: the file is the state_dict."""
     key_map: AnyKeyMap | None = None
-    """How the names of the file's tensors become those of the architecture, or the name of a known map
-    (`torchvision-resnet`); none: they are those already."""
+    """Map from the names of the file's tensors to those of the architecture, or the name of a built-in map
+    (`torchvision-resnet`); none: the names are equal."""
     name: Name | None = None
     """Name of the model; names may repeat."""
 
@@ -63,21 +63,21 @@ class ModelRequest(Spec):
         if (self.file is None) == (self.files is None):
             raise ValueError("must have either file or files")
         if self.file is not None and self.config is None:
-            raise ValueError("must have a config, which says what the weights in file are")
+            raise ValueError("must have a config, which describes the weights in file")
         if self.files is not None and (self.key_map or self.checkpoint_key):
-            raise ValueError("must have no key_map and no checkpoint_key beside files, whose names are as they must be")
+            raise ValueError("must have no key_map and no checkpoint_key with files, whose names are not mapped")
         return self
 
     @property
     def references(self) -> dict[str, str]:
-        """Uploaded files by the field that names each."""
+        """Ids of uploaded files by the field that holds each."""
         return {f"files.{name}": file for name, file in (self.files or {}).items()} | (
             {"file": self.file} if self.file else {}
         )
 
     @property
     def conversion(self) -> Conversion:
-        """How a worker is to convert the file."""
+        """Instructions for the worker that converts the file."""
         return Conversion(checkpoint_key=self.checkpoint_key, key_map=self.key_map or KeyMap())
 
 
@@ -95,7 +95,7 @@ class ModelFileView(View):
 
 
 class ModelView(View):
-    """A teacher or a student. It never changes."""
+    """A teacher or a student. Immutable."""
 
     id: str
     """Id of the model."""
@@ -103,17 +103,17 @@ class ModelView(View):
     name: str | None
     """Name of the model."""
     job_id: str | None
-    """The job that made it; none for an uploaded one."""
+    """The job that trained it; none for an uploaded one."""
     file_id: str | None
-    """The file that its weights were uploaded as; none for a job's."""
+    """The uploaded file of its weights; none for a job's."""
     teacher_id: str | None
-    """The model that it learned from."""
+    """The model that it was distilled from."""
     format: Literal["safetensors", "torch"]
-    """How its weights are stored; what torch.save wrote is converted by the worker that needs it."""
+    """Format of its weights; a file written by torch.save is converted by the worker that needs it."""
     config: ModelConfig | None
-    """None for a folder in the Hugging Face layout that came without one: workers read the folder's own."""
+    """None for a folder in the Hugging Face layout without one: workers read the folder's own."""
     parameters: int | None
-    """Trained weights; none for a file of torch.save's whose network only the worker that converts it can count."""
+    """Trained weights; none for a file written by torch.save, which only the converting worker can count."""
     files: list[ModelFileView]
     """The files of its bundle, by name."""
     created_at: Time
@@ -125,12 +125,12 @@ class ModelView(View):
 
 
 class ModelDetailView(ModelView):
-    """A model with its evaluation and its descendants."""
+    """A model with its evaluation and the models distilled from it."""
 
     report: dict[str, Any] | None
     """The job's evaluation of the exported files; none for an uploaded model."""
     children: list[str]
-    """Ids of the newest models that learned from it, at most a hundred."""
+    """Ids of the newest models distilled from it, at most a hundred."""
 
     @classmethod
     def with_children(cls, row: ModelRow, children: list[str]) -> ModelDetailView:
@@ -141,8 +141,8 @@ def _columns(view: type[ModelView], row: ModelRow) -> dict[str, Any]:
     values = {name: getattr(row, name) for name in view.model_fields if name in row.__table__.columns}
     torch = any(file["name"] == "weights.pt" for file in row.files)
     config = ModelConfig.model_validate(row.config) if row.config else None
-    told = {"format": "torch" if torch else "safetensors", "config": config, "parameters": row.parameters or None}
-    return values | told
+    derived = {"format": "torch" if torch else "safetensors", "config": config, "parameters": row.parameters or None}
+    return values | derived
 
 
 class ModulesView(View):
@@ -152,10 +152,10 @@ class ModulesView(View):
     model_id: str
     """Id of the model."""
     source: Literal["architecture", "tensors", "none"]
-    """Where they come from: `architecture`: the description of a network of the zoo, with all its modules; `tensors`:
+    """Source of the paths: `architecture`: the description of a network of the zoo, with all its modules; `tensors`:
     the names of its weights, so that modules without weights (activations, pooling, dropout) are not listed, and a
-    library that wraps the network may call them otherwise; `none`: a worker has yet to convert the weights."""
+    library that wraps the network may use other names; `none`: a worker has not converted the weights yet."""
     complete: bool
-    """True when the network has no other module."""
+    """True if the network has no other module."""
     paths: list[str]
     """Module paths, in the order of the network."""

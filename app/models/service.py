@@ -1,4 +1,4 @@
-"""Rules of models: what may be registered as one, and when one may go."""
+"""Rules of models: registration and deletion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.models.tables import ModelRow
 from app.models.uploads import Bundle, bundle_of, once
 
 WRITTEN = "models/"
-"""Beginning of the keys of files that the service wrote for an uploaded model."""
+"""Prefix of the keys of files that the service wrote for an uploaded model."""
 
 
 async def get_model(session: AsyncSession, project_id: str, model_id: str, *, lock: bool = False) -> ModelRow:
@@ -33,7 +33,7 @@ async def get_model(session: AsyncSession, project_id: str, model_id: str, *, lo
 
 
 async def register(services: Services, project_id: str, wanted: ModelRequest) -> ModelRow:
-    """Make a model of uploaded files. Raises `Invalid` with everything that does not fit."""
+    """Create a model from uploaded files. Raises `Invalid` with every problem."""
     async with services.database.read() as session:
         files = await _files(session, project_id, wanted)
     bundle = await bundle_of(wanted, files, services.store, services.settings)
@@ -50,10 +50,10 @@ async def register(services: Services, project_id: str, wanted: ModelRequest) ->
 async def _files(
     session: AsyncSession, project_id: str, wanted: ModelRequest, *, lock: bool = False
 ) -> dict[str, FileRow]:
-    """The uploaded files by the field that names each; raises `Invalid` for those that are not there."""
+    """The uploaded files by the field that names each; raises `Invalid` for missing ones."""
     found: dict[str, FileRow] = {}
     missing = []
-    for field, file_id in sorted(wanted.references.items(), key=lambda item: item[1]):  # locked in one order by all
+    for field, file_id in sorted(wanted.references.items(), key=lambda item: item[1]):  # locked in a fixed order
         file = await file_repository.file(session, project_id, file_id, lock=lock)
         if file is None:
             message = f"there is no file {file_id!r}"
@@ -100,9 +100,9 @@ def _media_type(name: str) -> str:
 
 
 async def delete_model(session: AsyncSession, project_id: str, model_id: str) -> None:
-    """Delete a model, unless a job that is not final learns from it.
+    """Delete a model, unless a job that is not final uses it.
 
-    What a job published as its artifacts is the same files, and gone with them; an uploaded file stays.
+    The artifacts of its job are the same files and are deleted too; an uploaded file remains.
     """
     model = await get_model(session, project_id, model_id, lock=True)
     if users := await users_of(session, "model", project_id, model_id):

@@ -1,4 +1,4 @@
-"""Models: teachers and students, with where they come from."""
+"""Models: teachers and students, with their origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.core.database import Base
 
 
 class ModelRow(Base):
-    """A model whose bundle lies in the object store. It never changes."""
+    """A model whose bundle is in the object store. Immutable."""
 
     __tablename__ = "models"
     __table_args__ = (Index("ix_models_list", "project_id", "id"),)
@@ -21,15 +21,15 @@ class ModelRow(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str | None] = mapped_column(String(128))
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
-    """The job that made it; none for an uploaded one."""
+    """The job that trained it; none for an uploaded one."""
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
-    """The file that its weights were uploaded as; none for a job's."""
+    """The uploaded file of its weights; none for a job's."""
     teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
-    """The model it learned from."""
+    """The model it was distilled from."""
     config: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
-    """The contract's `ModelConfig`; JSON's null for a folder that only describes itself in the Hugging Face way."""
+    """The contract's `ModelConfig`; JSON's null for a folder with only a description in the Hugging Face layout."""
     parameters: Mapped[int] = mapped_column(BigInteger)
-    """Trained weights; 0: not known before its file is converted."""
+    """Trained weights; 0: unknown until its file is converted."""
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """The job's evaluation of the exported files; none for an uploaded model."""
     files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)

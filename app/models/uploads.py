@@ -1,4 +1,4 @@
-"""What an uploaded model is made of: held against what its files' headers and its documents say, without torch."""
+"""Composition of an uploaded model: checks against the headers of its files and its documents, without torch."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ from app.recipe.students.timm import is_timm
 from app.recipe.teachers.key_map import Conversion
 
 DESCRIPTION, ORDER = "stillhouse.json", "convert.json"
-"""Our description where `config.json` is the Hugging Face one; how weights are to be converted (`Conversion`)."""
+"""Our description if `config.json` is the Hugging Face one; instructions for converting weights (`Conversion`)."""
 UNCONVERTED = {"torch": "weights.pt", "safetensors": "weights.safetensors"}
-"""Names of weights that a worker has still to convert, by the format of their file."""
+"""Names of weights that a worker must convert, by the format of their file."""
 ARRAYS = ("npz", "safetensors", "torch", "parquet")
-"""Formats of files that are no text."""
+"""Binary formats."""
 READ_WHOLE = {**DOCUMENTS, INDEX: MAX_INDEX_BYTES}
-"""Files that are read here, and the bytes that each may have."""
+"""Files that are read here, and the largest size of each in bytes."""
 MAX_RENAMINGS = 1_000_000
-"""Names that are held against renames while a client waits; each takes a microsecond."""
+"""Most comparisons of names with renames while a client waits; each takes a microsecond."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Tensors of a normalisation layer that are measured, not trained."""
+"""Tensors of a normalisation layer that are statistics, not trained."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a model will consist of."""
+    """Files and description of a model to be created."""
 
     files: dict[str, FileRow]
     """Uploaded files by their name in the model."""
     documents: dict[str, bytes]
     """Files that the service writes, by name."""
     config: ModelConfig | None
-    """None for a folder that only describes itself in the Hugging Face way: a worker reads that."""
+    """None for a folder with only a description in the Hugging Face layout: a worker reads that."""
     parameters: int
-    """Trained weights; 0: not known, as nobody here reads what torch.save wrote."""
+    """Trained weights; 0: unknown, as files written by torch.save are not read here."""
 
 
 async def bundle_of(wanted: ModelRequest, files: Mapping[str, FileRow], store: Store, settings: Settings) -> Bundle:
-    """Put a model together of files by the field that names them. Raises `Invalid` with everything that is wrong."""
+    """Compose a model from files by the field that names them. Raises `Invalid` with every problem."""
     if wanted.file is None:
         return await _of_folder(
             wanted, {field.removeprefix("files."): file for field, file in files.items()}, store, settings
@@ -110,7 +110,7 @@ def _file_problems(file: FileRow, wanted: ModelRequest, config: ModelConfig) -> 
 
 def _weight_problems(file: FileRow, wanted: ModelRequest, config: ModelConfig) -> Iterator[FieldError]:
     if wanted.checkpoint_key is not None:
-        message = "is given, but a safetensors file holds nothing but weights"
+        message = "is given, but a safetensors file holds only weights"
         yield FieldError(param="checkpoint_key", message=message, accepted="null")
     arrays = file.summary["arrays"]
     renames = wanted.conversion.key_map.rename
@@ -134,7 +134,7 @@ def _weight_problems(file: FileRow, wanted: ModelRequest, config: ModelConfig) -
 
 
 def trained_weights(arrays: Mapping[str, Any]) -> int:
-    """How many numbers in the headers of a file were trained."""
+    """Number of trained weights in the headers of a file."""
     trained = [array for name, array in arrays.items() if name.rpartition(".")[2] not in _STATISTICS]
     return sum(math.prod(array["shape"]) for array in trained)
 
@@ -151,14 +151,14 @@ async def _of_folder(wanted: ModelRequest, files: dict[str, FileRow], store: Sto
 
 
 def _described(wanted: ModelRequest, files: dict[str, FileRow], texts: Mapping[str, bytes]) -> Bundle:
-    """A folder whose files are those of a model, once what its documents say is right."""
+    """The bundle of a folder with the files of a model, after checking its documents."""
     if problems := list(_document_problems(texts)):
         raise Invalid.fields(problems)
     if problems := list(_shard_problems(files, texts)):
         raise Invalid.fields(problems)
     own = _own_description(texts)
     if own is not None and wanted.config is not None:
-        message = "is given, but the folder has a description of this service already"
+        message = "is given, but the folder already has a description of this service"
         raise Invalid.fields([FieldError(param="config", message=message, accepted="null")])
     if problems := list(_config_problems(wanted.config) if wanted.config else ()):
         raise Invalid.fields(problems)
@@ -176,7 +176,7 @@ def _folder_problems(files: Mapping[str, FileRow], max_bytes: int) -> Iterator[F
     for name in sorted(files.keys() - set(used)):
         yield FieldError(param=f"files.{name}", message=f"is given beside {WEIGHTS}", accepted=f"{WEIGHTS} or shards")
     if (size := sum(file.size for file in files.values())) > max_bytes:
-        yield FieldError(param="files", message=f"have {size} bytes together", accepted=f"at most {max_bytes} bytes")
+        yield FieldError(param="files", message=f"have {size} bytes in total", accepted=f"at most {max_bytes} bytes")
 
 
 def _format_problems(files: Mapping[str, FileRow]) -> Iterator[FieldError]:
@@ -202,7 +202,7 @@ def _document_problems(texts: Mapping[str, bytes]) -> Iterator[FieldError]:
 
 
 def _shard_problems(files: Mapping[str, FileRow], texts: Mapping[str, bytes]) -> Iterator[FieldError]:
-    """An index and its shards must tell of the same tensors."""
+    """Check that an index and its shards have the same tensors."""
     if INDEX not in texts:
         return
     placed: dict[str, set[str]] = {name: set() for name in files if is_weights(name)}
@@ -222,7 +222,7 @@ def _shard_problems(files: Mapping[str, FileRow], texts: Mapping[str, bytes]) ->
 
 
 def _own_description(texts: Mapping[str, bytes]) -> ModelConfig | None:
-    """This service's description of the model, for a folder that it has written itself. Raises `Invalid`."""
+    """This service's description of the model, for a folder that it has exported. Raises `Invalid`."""
     for name in (DESCRIPTION, CONFIG):
         if name not in texts:
             continue
@@ -237,5 +237,5 @@ def _own_description(texts: Mapping[str, bytes]) -> ModelConfig | None:
 
 
 async def once(content: bytes) -> AsyncIterator[bytes]:
-    """A stream of one piece."""
+    """A stream of one chunk."""
     yield content

@@ -1,4 +1,4 @@
-"""Who calls: turns the bearer key of a request into a project and its scopes."""
+"""Authentication: maps the bearer key of a request to a project and its scopes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from app.projects import keys, repository
 log = logging.getLogger("stillhouse.auth")
 Scope = Literal["read", "write", "admin"]
 CACHE_SECONDS = 5.0
-"""For so long a key that was found is not looked up again, and so a revoked or expired one may still work."""
+"""Time for which a key is cached, so that a revoked or expired one may still work."""
 CACHE_SIZE = 10_000
 PROTECTED = "/v1/"
-"""Beginning of the addresses that need a key."""
+"""Prefix of the addresses that need a key."""
 _CALLER = "caller"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The project on whose behalf a request acts."""
+    """The key and project of a request."""
 
     project_id: str
     key_id: str
@@ -48,17 +48,17 @@ class _Known(NamedTuple):
 
 @dataclass
 class KeyRing:
-    """Finds callers by their keys, and remembers them for a few seconds so that a read costs no second query."""
+    """Finds callers by their keys, and caches them for a few seconds so that a read costs no second query."""
 
     database: Database
     secret: bytes
     when_forgotten: Callable[[str], None] | None = None
-    """Told the id of a key that this process has just revoked."""
+    """Called with the id of a key that this process has just revoked."""
     _known: dict[str, _Known] = field(default_factory=dict)
     _notes: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def caller(self, key: str) -> Caller | None:
-        """Whose key it is; none for one that is mistyped, unknown, revoked or expired."""
+        """The caller with this key; none if it is malformed, unknown, revoked or expired."""
         if not keys.is_well_formed(key):
             return None
         digest = keys.digest(key, self.secret)
@@ -83,13 +83,13 @@ class KeyRing:
         return caller
 
     def forget(self, key_id: str) -> None:
-        """Drop a key that this process has just revoked; other processes notice when their memory runs out."""
+        """Drop a key that this process has just revoked; the caches of other processes expire."""
         self._known = {digest: known for digest, known in self._known.items() if known.caller.key_id != key_id}
         if self.when_forgotten is not None:
             self.when_forgotten(key_id)
 
     def _note(self, key_id: str) -> None:
-        """Write down the use of a key without keeping its request waiting."""
+        """Record the use of a key without delaying its request."""
         task = asyncio.create_task(self._write_note(key_id))
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
@@ -99,15 +99,15 @@ class KeyRing:
             async with self.database.write() as session:
                 await repository.note_use(session, key_id)
         except SQLAlchemyError:
-            log.warning("the use of key %s could not be noted", key_id, exc_info=True)
+            log.warning("the use of key %s could not be recorded", key_id, exc_info=True)
 
     async def close(self) -> None:
-        """Wait until everything is written down."""
+        """Wait until all uses are recorded."""
         await asyncio.gather(*self._notes)
 
 
 class Authentication:
-    """Lets nothing but requests with a valid key through to the API, before anything else of them is looked at.
+    """Middleware that rejects API requests without a valid key, before any other check.
 
     `open` are the addresses under `PROTECTED` that need no key.
     """
@@ -125,9 +125,9 @@ async def _authenticate(ring: KeyRing, headers: Headers) -> Caller:
     scheme, key = get_authorization_scheme_param(headers.get("Authorization"))
     caller = await ring.caller(key) if scheme.lower() == "bearer" else None
     if caller is None:
-        said = "the key is not valid" if key else "no key was given"
+        reason = "the key is not valid" if key else "no key was given"
         challenge = {"WWW-Authenticate": "Bearer"}
-        raise Unauthorized("invalid_key", f"{said}: send `Authorization: Bearer still_…`", headers=challenge)
+        raise Unauthorized("invalid_key", f"{reason}: send `Authorization: Bearer still_…`", headers=challenge)
     return caller
 
 
@@ -140,7 +140,7 @@ Ring = Annotated[KeyRing, Depends(_ring)]
 
 
 class require(SecurityBase):
-    """A dependency that lets only keys with this scope through, and gives the caller."""
+    """A dependency that requires a key with this scope, and returns the caller."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -148,7 +148,7 @@ class require(SecurityBase):
         self.model = HTTPBearer(description="An API key: `Authorization: Bearer still_…`")
 
     async def __call__(self, request: Request) -> Caller:
-        """Raises `Forbidden`; an address that asks for no key has no caller, which is a fault of ours."""
+        """The caller. Raises `Forbidden`. An address without authentication has no caller, which is a bug."""
         caller: Caller = request.scope["state"][_CALLER]
         if self.scope not in caller.scopes:
             raise Forbidden("missing_scope", f"this needs a key with the scope {self.scope!r}")

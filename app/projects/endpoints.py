@@ -22,8 +22,8 @@ Admin = Annotated[Caller, Depends(require("admin"))]
 
 @router.post("/keys", status_code=201, tags=["keys"], responses=errors(400, 413, 415))
 async def create_key(wanted: KeyRequest, caller: Admin, services: ServicesDep) -> NewKeyView:
-    """Make a key of the caller's project, with no scope that the caller's own lacks. The answer is the only place where
-    it is shown."""
+    """Create a key in the caller's project, with scopes of the caller's own key only. The key is shown only in this
+    response."""
     service.require_scopes(wanted, caller.scopes)
     plain = keys.new_key()
     async with services.database.write() as session:
@@ -50,7 +50,7 @@ async def get_key(key_id: str, caller: Admin, services: ServicesDep) -> KeyView:
 
 @router.delete("/keys/{key_id}", tags=["keys"], responses=errors(404))
 async def revoke_key(key_id: str, caller: Admin, services: ServicesDep, ring: Ring) -> KeyView:
-    """Revoke a key. Other processes of the service may honour it for five more seconds."""
+    """Revoke a key. Other processes of the service may accept it for five more seconds."""
     async with services.database.write() as session:
         row = await service.revoke_key(session, caller.project_id, key_id)
     ring.forget(key_id)

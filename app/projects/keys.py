@@ -1,4 +1,4 @@
-"""API keys: `still_`, 40 random characters, and a checksum of them that tells a mistyped key from an unknown one."""
+"""API keys: `still_`, 40 random characters, and a checksum that distinguishes a mistyped key from an unknown one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _FORM = re.compile(f"{PREFIX}([0-9A-Za-z]{{{RANDOM_CHARACTERS}}})([0-9A-Za-z]{{{
 
 
 def new_key() -> str:
-    """A fresh key with 238 random bits."""
+    """A new key with 238 random bits."""
     body = "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_CHARACTERS))
     return PREFIX + body + _checksum(body)
 
 
 def is_well_formed(key: str) -> bool:
-    """True for a key that could be one of ours. Secret scanners can use the same check."""
+    """Whether a key has the right format and checksum. Secret scanners can use the same check."""
     match = _FORM.fullmatch(key)
     return match is not None and match[2] == _checksum(match[1])
 
 
 def digest(key: str, secret: bytes) -> str:
-    """What is stored of a key: HMAC-SHA256, which needs no salt and no slowness, since keys can't be guessed."""
+    """Stored digest of a key: HMAC-SHA256, without salt or slow hashing, since keys can't be guessed."""
     return hmac.digest(secret, key.encode(), "sha256").hex()
 
 

@@ -23,14 +23,14 @@ async def key(session: AsyncSession, project_id: str, key_id: str) -> ApiKey | N
 
 
 async def valid_key(session: AsyncSession, digest: str) -> Row[str, str, list[str], bool] | None:
-    """Id, project, scopes of the key that is neither revoked nor expired, and whether its use should be noted."""
+    """Id, project, scopes of the key that is neither revoked nor expired, and whether its use should be recorded."""
     stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now() - 60.0)
     statement = select(ApiKey.id, ApiKey.project_id, ApiKey.scopes, stale).where(ApiKey.digest == digest, *_VALID)
     return (await session.execute(statement)).one_or_none()
 
 
 async def valid_keys(session: AsyncSession, ids: Collection[str]) -> set[str]:
-    """Those of the keys that are neither revoked nor expired."""
+    """The subset of the keys that are neither revoked nor expired."""
     return set(await session.scalars(select(ApiKey.id).where(ApiKey.id.in_(ids), *_VALID)))
 
 
@@ -39,7 +39,7 @@ async def note_use(session: AsyncSession, key_id: str) -> None:
 
 
 async def revoke(session: AsyncSession, project_id: str, key_id: str) -> None:
-    """Revoke a key, unless it is revoked already."""
+    """Revoke a key, unless it is already revoked."""
     live = (ApiKey.project_id == project_id, ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
     await session.execute(update(ApiKey).where(*live).values(revoked_at=now()))
 
@@ -50,5 +50,5 @@ async def any_key(session: AsyncSession) -> bool:
 
 
 def projects(project_id: str) -> Select[Project]:
-    """What a key may see of the projects: its own."""
+    """The projects that a key may see: its own."""
     return select(Project).where(Project.id == project_id)

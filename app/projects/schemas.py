@@ -1,4 +1,4 @@
-"""Shapes of the requests and answers about projects and keys."""
+"""Requests and responses of projects and keys."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ def _distinct(scopes: list[Scope]) -> list[Scope]:
 
 
 class KeyRequest(Spec):
-    """A key to be made."""
+    """A key to be created."""
 
     name: Name
-    """What the key is for, to tell it from others."""
+    """Name of the key, such as its purpose."""
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3), AfterValidator(_distinct)] = ["read", "write"]
-    """What the key may do: `read` and `write` everything of its project but the keys, which need `admin`."""
+    """Permissions of the key: `read` and `write` apply to everything in its project but keys, which need `admin`."""
     expires_in_seconds: float | None = Field(None, gt=0.0, le=3.2e9)
-    """Life of the key; none: until it is revoked."""
+    """Lifetime of the key; none: until it is revoked."""
 
 
 class KeyView(View):
     """A key, without its secret."""
 
     id: str
-    """Id of the key, which is no secret."""
+    """Id of the key, which is not secret."""
     object: Literal["key"] = "key"
     name: str
-    """What the key is for."""
+    """Name of the key."""
     hint: str
     """First characters of the key."""
     scopes: list[Scope]
-    """What the key may do."""
+    """Permissions of the key."""
     created_at: Time
-    """When it was made."""
+    """When it was created."""
     expires_at: Time | None
-    """When it stops working; null: never by itself."""
+    """When it expires; null: never."""
     revoked_at: Time | None
     """When it was revoked; null: it was not."""
     last_used_at: Time | None
-    """To the minute."""
+    """Last use, to the minute."""
 
     @classmethod
     def of(cls, row: ApiKey) -> KeyView:
@@ -56,7 +56,7 @@ class KeyView(View):
 
 
 class NewKeyView(KeyView):
-    """A key that was just made: the only time that it is shown."""
+    """A new key: the only response that shows it."""
 
     key: str
     """The key itself."""
@@ -71,7 +71,7 @@ class ProjectView(View):
     name: str
     """Name of the project."""
     created_at: Time
-    """When it was made."""
+    """When it was created."""
 
     @classmethod
     def of(cls, row: Project) -> ProjectView:

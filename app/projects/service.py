@@ -21,9 +21,9 @@ FIRST_PROJECT = "default"
 
 
 def require_scopes(wanted: KeyRequest, held: frozenset[str]) -> None:
-    """Raises `Forbidden` for a key that could do more than the one that makes it."""
+    """Raises `Forbidden` for a key with more scopes than the one that creates it."""
     if beyond := [scope for scope in wanted.scopes if scope not in held]:
-        message = f"a key makes no key that can do more than itself: this one lacks {' and '.join(beyond)}"
+        message = f"a key can't create a key with scopes that it lacks: this one lacks {' and '.join(beyond)}"
         raise Forbidden("missing_scope", message, param="scopes")
 
 
@@ -53,13 +53,13 @@ async def get_key(session: AsyncSession, project_id: str, key_id: str) -> ApiKey
 
 
 async def revoke_key(session: AsyncSession, project_id: str, key_id: str) -> ApiKey:
-    """Revoke a key for good; one that is revoked already stays as it is."""
+    """Revoke a key permanently; a revoked one is unchanged."""
     await repository.revoke(session, project_id, key_id)
     return await get_key(session, project_id, key_id)
 
 
 async def get_project(session: AsyncSession, project_id: str, wanted: str) -> Project:
-    """The caller's own project; any other does not exist for it."""
+    """The caller's own project; raises `NotFound` for any other."""
     row = await session.scalar(repository.projects(project_id).where(Project.id == wanted))
     if row is None:
         raise NotFound("project", wanted)
@@ -67,17 +67,17 @@ async def get_project(session: AsyncSession, project_id: str, wanted: str) -> Pr
 
 
 async def ensure_first_key(database: Database, settings: Settings) -> str | None:
-    """On an empty database make a project and a key with all scopes; returns the key if it was generated.
+    """In an empty database create a project and a key with all scopes; returns the key if it was generated.
 
-    A generated key also goes into `data_dir/key`, readable by its owner alone. Of several processes that start at
-    once, one makes them: the others meet the project's name.
+    A generated key is also written to `data_dir/key`, readable only by its owner. If several processes start at once,
+    one creates them: the others fail on the project's unique name.
     """
     async with database.read() as session:
         if await repository.any_key(session):
             return None
     given = settings.bootstrap_key.get_secret_value() if settings.bootstrap_key else None
     if given is not None and not keys.is_well_formed(given):
-        raise ValueError("bootstrap_key is not of the form of an API key")
+        raise ValueError("bootstrap_key does not have the format of an API key")
     plain = given or keys.new_key()
     try:
         async with database.write() as session:
@@ -86,7 +86,7 @@ async def ensure_first_key(database: Database, settings: Settings) -> str | None
             await session.flush()
             wanted = KeyRequest(name="first", scopes=["read", "write", "admin"])
             await create_key(session, project.id, wanted, plain, settings.secret_bytes)
-            if given is None:  # before the commit: a key that nobody can read would lock everybody out
+            if given is None:  # before the commit: without a readable key nobody could log in
                 _keep(settings.data_dir.expanduser() / "key", plain)
     except IntegrityError:
         return None

@@ -1,4 +1,4 @@
-"""Projects, and the keys that open them."""
+"""Projects and their API keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Project(Base):
 
 
 class ApiKey(Base):
-    """A key of a project. Only its digest is kept."""
+    """A key of a project. Only its digest is stored."""
 
     __tablename__ = "api_keys"
 
@@ -27,7 +27,7 @@ class ApiKey(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str] = mapped_column(String(128))
     hint: Mapped[str] = mapped_column(String(16))
-    """First characters of the key, to tell keys apart."""
+    """First characters of the key, to identify it."""
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     """HMAC-SHA256 of the key under the server's secret, in hexadecimal."""
     scopes: Mapped[list[str]] = mapped_column(JSON)

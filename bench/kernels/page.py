@@ -68,7 +68,7 @@ HEADS_CUDA = (
     Verdict(f"memory, to {LIGER}", to(LIGER, "memory"), 0.5),
 )
 ROWS_CUDA = (Verdict("of copy bandwidth", bandwidth, 0.85, least=True),)
-SPARSES = (Verdict("what the teacher costs, to a dense one", sparse_cost, 0.1),)
+SPARSES = (Verdict("cost of the teacher, relative to a dense one", sparse_cost, 0.1),)
 
 
 def section(outcome: Outcome, machine: Machine, verdicts: Sequence[Verdict]) -> str:

@@ -1,1 +1,1 @@
-"""The asynchronous client; `stillhouse.synchronous` is made from it by `scripts/sync_client.py`."""
+"""The asynchronous client; `stillhouse.synchronous` is generated from it by `scripts/sync_client.py`."""

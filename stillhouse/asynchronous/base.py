@@ -1,4 +1,4 @@
-"""Pieces that all parts of the client share."""
+"""Base class of all parts of the client."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
 class AsyncApi:
-    """Base of the client's parts: requests whose answers are objects."""
+    """Base of the client's parts: requests whose responses are objects."""
 
     _transport: AsyncTransport
 
     def patient(self, until: float | None = None) -> Self:
-        """The same client, whose repeatable requests outlast restarts of the service.
+        """The same client, whose repeatable requests continue after restarts of the service.
 
         Args:
-            until: A time of `time.monotonic()` after which requests are no longer repeated; None: `outage_seconds`
-                alone limits them.
+            until: A time of `time.monotonic()` after which requests are no longer retried; None: only
+                `outage_seconds` limits them.
 
         Returns:
             A client on the same connections. Raises nothing.
@@ -33,11 +33,11 @@ class AsyncApi:
         return patient
 
     async def _one(self, kind: type[AnyReply], method: str, path: str, **options: Any) -> AnyReply:
-        """The object that a request is answered with."""
+        """The object in the response to a request."""
         return kind.model_validate(await self._transport.json(method, path, **options))
 
     async def _list(self, kind: type[AnyReply], path: str, **params: Any) -> list[AnyReply]:
-        """The objects of a list that comes whole."""
+        """The objects of a list without pages."""
         page = await self._transport.json("GET", path, params=given(params))
         return [kind.model_validate(item) for item in page["data"]]
 

@@ -1,4 +1,4 @@
-"""The client: every operation of the service, over HTTP alone."""
+"""The client: every operation of the service, over HTTP only."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from stillhouse.retries import OUTAGE_SECONDS
 
 
 class AsyncClient(AsyncJobsApi, AsyncModelsApi, AsyncServiceApi):
-    """Client of one service, to be used by `async with`, or closed by `close`.
+    """Client of one service, to be used with `async with`, or closed with `close`.
 
-    Requests that may be repeated are repeated after a lost connection and while the service is busy; watching, uploads
-    and downloads continue when the service is away, as while it is restarted.
+    Repeatable requests are retried after a lost connection and while the service is busy; watching, uploads
+    and downloads continue after an outage of the service, such as a restart.
 
     Args:
         url: Address of the service; None: STILLHOUSE_URL, or the service that `stillhouse up` runs on this machine.
         key: API key; None: STILLHOUSE_API_KEY, or the key of that service.
-        retries: How often a request is repeated that may be.
-        timeout_seconds: Longest silence of the service while it answers a request.
-        outage_seconds: Longest outage that is outlasted.
+        retries: How often a repeatable request is retried.
+        timeout_seconds: Longest time without data in a response.
+        outage_seconds: Longest outage after which operations continue.
 
     Raises:
-        Unreachable: No service or no key is known.
+        Unreachable: No service or no key is configured.
     """
 
     def __init__(

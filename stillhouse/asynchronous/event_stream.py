@@ -1,4 +1,4 @@
-"""Events of a job as they happen, over any number of connections."""
+"""Live events of a job, over any number of connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stillhouse.objects import Event, Job
 from stillhouse.requests import resource
 
 SILENCE_SECONDS = 45.0
-"""Longest silence on a stream of events; the service sends a comment every 15 seconds."""
+"""Longest time without data on a stream of events; the service sends a comment every 15 seconds."""
 
 
 class AsyncEventStream:
@@ -36,9 +36,9 @@ class AsyncEventStream:
         self._lines: AsyncIterator[str] | None = None
         self._parser = EventParser()
         self._came = False
-        """Whether an event has come over the present connection."""
+        """Whether an event was received over the current connection."""
         self._rest: deque[Event] | None = None
-        """Events that are left once the job is final; None before."""
+        """Remaining events once the job is final; None before."""
 
     async def next(self) -> Event | None:
         """The next event, None after the last one.
@@ -53,13 +53,13 @@ class AsyncEventStream:
         await self._connection.aclose()
 
     async def _next(self) -> Event | None:
-        """One try. An error ends the connection, and the next try makes another one."""
+        """One try. An error ends the connection, and the next try opens another one."""
         while self._rest is None:
             if self._lines is None and await self._is_final():
                 break
             try:
                 event = await self._read()
-            except httpx.ReadTimeout:  # silence or the deadline; the next request shows whether the service answers
+            except httpx.ReadTimeout:  # no data or the deadline; the next request shows whether the service responds
                 event = None
             except Exception:
                 await self.close()
@@ -72,7 +72,7 @@ class AsyncEventStream:
         return self._rest.popleft() if self._rest else None
 
     async def _is_final(self) -> bool:
-        """Ask whether the job is final, and if so take the events that are left."""
+        """Check whether the job is final, and if so fetch the remaining events."""
         response = await self._transport.send_once("GET", self._job)
         if not Job.model_validate(response.json()).is_final:
             return False
@@ -80,7 +80,7 @@ class AsyncEventStream:
         return True
 
     async def _read(self) -> Event | None:
-        """The next event of the connection, which is made if there is none; None at its end."""
+        """The next event of the connection, which is opened if there is none; None at its end."""
         if self._lines is None:
             await self._connect()
         assert self._lines is not None

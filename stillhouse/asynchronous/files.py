@@ -24,24 +24,24 @@ class AsyncFilesApi(AsyncApi):
         reuse: bool = True,
         progress: Progress = no_progress,
     ) -> File:
-        """Upload a file in parts, each with its digest, and have the whole verified by its sha256.
+        """Upload a file in parts, each with its digest, and verify the whole by its sha256.
 
-        The upload goes on when the service is away for up to `outage_seconds`.
+        The upload continues after an outage of up to `outage_seconds`.
 
         Args:
             path: The file.
-            resume: Id of an upload of this file that broke off (`TransferError.upload_id`); only the parts that are
-                missing are sent.
-            reuse: Use a file of the same name and content that the service has already.
+            resume: Id of an interrupted upload of this file (`TransferError.upload_id`); only the missing parts are
+                sent.
+            reuse: Use a file of the same name and content that the service already has.
             progress: Called with the bytes sent so far and the size of the file.
 
         Returns:
             The uploaded file.
 
         Raises:
-            TransferError: The upload broke off.
-            ServiceError: The service refused the file, for example because it can't be read as data or weights.
-            Unreachable: No service answers.
+            TransferError: The upload was interrupted.
+            ServiceError: The service rejected the file, for example because it can't be read as data or weights.
+            Unreachable: The service does not respond.
             OSError: The file can't be read.
         """
         if reuse and resume is None:
@@ -56,7 +56,7 @@ class AsyncFilesApi(AsyncApi):
 
         Args:
             sha256: Only files with this digest, in hexadecimal.
-            limit: At most so many; None: all.
+            limit: Maximum number; None: all.
 
         Returns:
             An iterator, which raises `ServiceError` and `Unreachable`.
@@ -68,6 +68,6 @@ class AsyncFilesApi(AsyncApi):
 
         Raises:
             ServiceError: There is no such file (404), or a job that is not final uses it (409).
-            Unreachable: No service answers.
+            Unreachable: The service does not respond.
         """
         await self._transport.send("DELETE", resource("files", file_id))

@@ -20,7 +20,7 @@ class AsyncModelsApi(AsyncApi):
         """List models, newest first, without their reports; pages are requested as they are needed.
 
         Args:
-            limit: At most so many; None: all.
+            limit: Maximum number; None: all.
 
         Returns:
             An iterator, which raises `ServiceError` and `Unreachable`.
@@ -32,7 +32,7 @@ class AsyncModelsApi(AsyncApi):
         return await self._one(StoredModel, "GET", resource("models", model_id))
 
     async def modules(self, model_id: str) -> Modules:
-        """Paths of the modules of a model's network, as losses on features name them."""
+        """Paths of the modules of a model's network, as used by losses on features."""
         return await self._one(Modules, "GET", resource("models", model_id, "modules"))
 
     async def register_model(
@@ -44,14 +44,14 @@ class AsyncModelsApi(AsyncApi):
         checkpoint_key: str | None = None,
         key_map: Document | str | None = None,
     ) -> StoredModel:
-        """Make a model of a file of weights.
+        """Register a file of weights as a model.
 
         Args:
-            file_id: The uploaded file: safetensors, or what `torch.save` wrote.
+            file_id: The uploaded file: safetensors, or a file written by `torch.save`.
             config: Description of the weights: architecture, input, preprocessing and classes.
             name: Name of the model; names may repeat.
-            checkpoint_key: Where the weights lie in what `torch.save` wrote, such as `state_dict`.
-            key_map: Renames of the weights (`strip`, `drop`, `rename`), or the name of a known map.
+            checkpoint_key: Key of the weights in a file written by `torch.save`, such as `state_dict`.
+            key_map: Renames of the weights (`strip`, `drop`, `rename`), or the name of a built-in map.
 
         Returns:
             The model.
@@ -65,7 +65,7 @@ class AsyncModelsApi(AsyncApi):
     async def register_folder(
         self, files: Mapping[str, str], config: Document | None = None, name: str | None = None
     ) -> StoredModel:
-        """Make a model of a folder in the Hugging Face layout.
+        """Register a folder in the Hugging Face layout as a model.
 
         Args:
             files: Ids of uploaded files by their name in the folder.
@@ -76,7 +76,7 @@ class AsyncModelsApi(AsyncApi):
             The model.
 
         Raises:
-            ServiceError: A file is missing or of no use in such a folder (422).
+            ServiceError: A file is missing or not allowed in such a folder (422).
         """
         body = given({"files": dict(files), "config": config, "name": name})
         return await self._one(StoredModel, "POST", "/v1/models", json=body)
@@ -90,19 +90,19 @@ class AsyncModelsApi(AsyncApi):
         await self._transport.send("DELETE", resource("models", model_id))
 
     async def download_model(self, model_id: str, name: str, folder: Path, *, progress: Progress = no_progress) -> Path:
-        """Download a file of a model's bundle and verify its sha256; an earlier try that broke off is continued.
+        """Download a file of a model's bundle and verify its sha256; an interrupted download is continued.
 
         Args:
             model_id: The model.
-            name: Name of the file; a folder in it is made.
-            folder: Folder to write to; it is made where it does not exist.
-            progress: Called with the bytes that have arrived and the size of the file.
+            name: Name of the file; a folder in it is created.
+            folder: Folder to write to; it is created if it does not exist.
+            progress: Called with the bytes received so far and the size of the file.
 
         Returns:
             Path of the file.
 
         Raises:
-            TransferError: There is no such file, the download broke off, or the digest is wrong.
+            TransferError: There is no such file, the download was interrupted, or the digest is wrong.
             BadRequest: The name would leave the folder.
         """
         item = next((item for item in (await self.patient().model(model_id)).files if item.name == name), None)

@@ -14,7 +14,7 @@ class AsyncServiceApi(AsyncApi):
     """The service. Every method raises `ServiceError` and `Unreachable`; those for keys need the scope `admin`."""
 
     async def catalog(self, group: str | None = None) -> list[CatalogOption]:
-        """Losses, optimizers, schedules and students that a job can choose, with their JSON Schema.
+        """Losses, optimizers, schedules and students for jobs, with their JSON Schema.
 
         Args:
             group: Only this group, such as `losses`; None: all.
@@ -32,14 +32,14 @@ class AsyncServiceApi(AsyncApi):
         return self._pages(Key, "/v1/keys", {}, None)
 
     async def create_key(self, name: str, scopes: Iterable[str] = ()) -> Key:
-        """Make a key.
+        """Create a key.
 
         Args:
             name: Purpose of the key.
-            scopes: What it may do: `read`, `write`, `admin`; none: `read` and `write`.
+            scopes: Permissions: `read`, `write`, `admin`; none: `read` and `write`.
 
         Returns:
-            The key; no later answer contains `key` itself.
+            The key; no later response contains `key` itself.
 
         Raises:
             ServiceError: There is no such scope (422).
@@ -47,7 +47,7 @@ class AsyncServiceApi(AsyncApi):
         return await self._one(Key, "POST", "/v1/keys", json=given({"name": name, "scopes": list(scopes)}))
 
     async def revoke_key(self, key_id: str) -> Key:
-        """Make a key invalid for good.
+        """Revoke a key permanently.
 
         Raises:
             ServiceError: There is no such key (404).

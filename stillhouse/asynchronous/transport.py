@@ -1,4 +1,4 @@
-"""One HTTP session with the service: key, time-outs, retries, and errors as exceptions."""
+"""HTTP session with the service: key, time-outs, retries, and errors as exceptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECT_SECONDS = 5.0
 
 
 class AsyncTransport:
-    """Sends requests and repeats them by its policy; `patient` gives one that outlasts restarts of the service."""
+    """Sends requests and retries them by its policy; `patient` returns one that continues after restarts."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class AsyncTransport:
         return patient
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
-        """Send a request and return the decoded body, None when it is empty. Raises as `send`."""
+        """Send a request and return the decoded body, None if it is empty. Raises as `send`."""
         response = await self.send(method, path, **options)
         return response.json() if response.content else None
 
     async def send(self, method: str, path: str, *, repeatable: bool | None = None, **options: Any) -> httpx.Response:
-        """Send a request whose answer fits in memory, and repeat it by the policy.
+        """Send a request whose response fits in memory, and retry it by the policy.
 
-        Raises `ServiceError` when the service refuses it, `Unreachable` when no answer comes.
+        Raises `ServiceError` if the service rejects it, `Unreachable` if there is no response.
         """
         strategies = self._policy.of_request(method, options.get("headers") or {}, repeatable)
         try:
@@ -79,8 +79,8 @@ class AsyncTransport:
     ) -> Answer:
         """Call `operation` until it succeeds, through one outage of the service.
 
-        Raises its `ServiceError` when that can't pass by itself or the outage lasts too long, `Unreachable` when no
-        connection lasts.
+        Raises its `ServiceError` if that is permanent or the outage lasts too long, `Unreachable` if no connection
+        lasts.
         """
         try:
             answer: Answer = await AsyncRetrying(**self._policy.of_outage())(operation, *arguments, **options)
@@ -92,9 +92,9 @@ class AsyncTransport:
     async def stream(
         self, path: str, headers: dict[str, str], *, redirects: bool = False, silence_seconds: float | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """GET an answer that is read piece by piece; the key is not sent along when a redirect leads elsewhere.
+        """GET a streamed response; the key is not sent to another host after a redirect.
 
-        Reading raises `httpx.ReadTimeout` after `silence_seconds` (by default the session's time-out) of silence.
+        Reading raises `httpx.ReadTimeout` after `silence_seconds` (by default the session's time-out) without data.
         """
         timeout = (
             self._http.timeout if silence_seconds is None else httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS)
@@ -107,4 +107,4 @@ class AsyncTransport:
             yield checked(response)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        return Unreachable(f"{self.url} does not answer: {str(error) or type(error).__name__}")
+        return Unreachable(f"{self.url} does not respond: {str(error) or type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Watching jobs: a board of progress bars in a terminal, plain lines elsewhere."""
+"""Watching jobs: progress bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from stillhouse.cli import views
 
 POLL_SECONDS = 0.3
 PLAIN_SHARE = 0.2
-"""Without a terminal: share of the steps after which progress is told again."""
+"""Without a terminal: share of the steps after which progress is printed again."""
 LOSS = "train/loss"
 
 
 @dataclass
 class _Watched:
-    """A job on the board, and what was already told of it."""
+    """A watched job, and what was already printed."""
 
     job: Job
     bar: TaskID
     seq: int = 0
     loss: float | None = None
-    told: float = 0.0
-    told_status: str = ""
-    told_reason: str | None = None
+    shown_share: float = 0.0
+    shown_status: str = ""
+    shown_reason: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class _Watched:
 def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: bool = True) -> list[Job]:
     """Show jobs until all are final, and return them as they ended; `events` adds their event log.
 
-    It outlasts restarts of the service.
+    It continues after restarts of the service.
     """
     client = client.patient()
     columns = [
@@ -59,20 +59,20 @@ def follow(client: Client, jobs: Sequence[Job], console: Console, *, events: boo
         pending = watched
         while pending:
             for item in pending:
-                _look(client, item)
+                _refresh(client, item)
                 if events:
-                    _tell_events(client, item, bars.console.print, named=len(jobs) > 1)
-                _tell_reason(item, bars.console.print)
+                    _show_events(client, item, bars.console.print, named=len(jobs) > 1)
+                _show_reason(item, bars.console.print)
                 bars.update(item.bar, completed=item.share, text=_text(item))
                 if not console.is_terminal:
-                    _tell_progress(item, console, status=not events)
+                    _show_progress(item, console, status=not events)
             pending = [item for item in pending if not item.job.is_final]
             if pending:
                 time.sleep(POLL_SECONDS)
     return [item.job for item in watched]
 
 
-def _look(client: Client, item: _Watched) -> None:
+def _refresh(client: Client, item: _Watched) -> None:
     step = item.job.progress.step
     item.job = client.job(item.job.id)
     if item.job.progress.step != step:
@@ -80,26 +80,26 @@ def _look(client: Client, item: _Watched) -> None:
         item.loss = next((values.values[-1] for values in series if values.values), item.loss)
 
 
-def _tell_events(client: Client, item: _Watched, tell: Callable[[Text], None], *, named: bool) -> None:
+def _show_events(client: Client, item: _Watched, show: Callable[[Text], None], *, named: bool) -> None:
     for event in client.events(item.job.id, after=item.seq):
         item.seq = event.seq
-        tell(views.event(event, item.name if named else ""))
+        show(views.event(event, item.name if named else ""))
 
 
-def _tell_reason(item: _Watched, tell: Callable[[Text], None]) -> None:
-    """Say why a job waits that no worker would take, once for each reason."""
-    if item.job.reason and item.job.reason != item.told_reason:
-        tell(Text.assemble((f"{item.name} waits: ", "yellow"), item.job.reason))
-    item.told_reason = item.job.reason
+def _show_reason(item: _Watched, show: Callable[[Text], None]) -> None:
+    """Show why no worker would take a queued job, once for each reason."""
+    if item.job.reason and item.job.reason != item.shown_reason:
+        show(Text.assemble((f"{item.name} waits: ", "yellow"), item.job.reason))
+    item.shown_reason = item.job.reason
 
 
-def _tell_progress(item: _Watched, console: Console, *, status: bool) -> None:
-    """Say where a job stands, when that is news."""
-    news = status and item.job.status != item.told_status
-    if news or item.share >= item.told + PLAIN_SHARE:
+def _show_progress(item: _Watched, console: Console, *, status: bool) -> None:
+    """Print the progress of a job if it has changed."""
+    changed = status and item.job.status != item.shown_status
+    if changed or item.share >= item.shown_share + PLAIN_SHARE:
         console.print(f"{item.name:<20} {_text(item)}", markup=False, soft_wrap=True)
-        item.told = item.share
-    item.told_status = item.job.status
+        item.shown_share = item.share
+    item.shown_status = item.job.status
 
 
 def _text(item: _Watched) -> str:

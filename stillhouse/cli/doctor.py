@@ -1,4 +1,4 @@
-"""What this machine can do, what it lacks, and what that means."""
+"""Checks what this machine supports and what is missing, with the consequences."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ LIBRARIES = {
     "transformers": "jobs with networks of the Transformers library fail",
     "tokenizers": "jobs with texts fail",
     "pyarrow": "jobs fail on Parquet files and saved data sets",
-    "pillow": "jobs fail on pictures",
+    "pillow": "jobs fail on images",
     "kornia": "jobs that augment images fail",
     "jinja2": "jobs with chats fail",
     "huggingface-hub": "teachers can't be fetched from a hub",
     "onnx": "models can't be exported to ONNX",
     "onnxscript": "models can't be exported to ONNX",
-    "onnxruntime": "exported ONNX files can't be verified, so jobs that ask for them fail",
-    "matplotlib": "jobs fail at the end: curves can't be drawn",
+    "onnxruntime": "exported ONNX files can't be verified, so jobs that export them fail",
+    "matplotlib": "jobs fail at the end: curves can't be plotted",
 }
-"""Libraries of the worker, and what it means where one is missing."""
+"""Libraries of the worker, and the consequence of each one missing."""
 INSTALL = "pip install 'stillhouse[worker]'"
 
 
 class Check(BaseModel):
-    """One thing looked at."""
+    """Result of one check."""
 
     name: str
     state: Literal["ok", "missing", "broken"]
-    """`missing` is something that the service can do without; `broken` is not."""
+    """The service works without a `missing` part, but not with a `broken` one."""
     found: str
     means: str = ""
 
 
 def examine() -> list[Check]:
-    """Look at everything. Nothing is changed, and no check raises; libraries are looked up, not imported."""
+    """Run all checks. Nothing is changed, and no check raises; libraries are located, not imported."""
     settings = Settings()
     with ThreadPoolExecutor() as threads:
         gpus, service = threads.submit(_gpus), threads.submit(_service)
@@ -80,7 +80,7 @@ def libraries() -> Iterator[Check]:
 
 
 def worker_libraries() -> list[str]:
-    """Names in the extra `worker` of this project, those that say most first."""
+    """Names in the extra `worker` of this project, the most informative first."""
     wanted = [line.partition(";") for line in metadata.requires("stillhouse") or ()]
     extra = re.compile(r"""extra\s*==\s*['"]worker['"]""")
     names = [re.split(r"[^A-Za-z0-9._-]", spec)[0].lower() for spec, _, marker in wanted if extra.search(marker)]
@@ -96,7 +96,7 @@ def _version(name: str) -> str | None:
 
 
 def accelerator(gpus: list[str]) -> Iterator[Check]:
-    """The GPUs, and which form of the kernels runs here."""
+    """Checks of the GPUs, and of the implementation of the kernels used here."""
     torch, triton = _version("torch"), _version("triton")
     usable = bool(gpus) and torch is not None and not torch.endswith("+cpu")
     means = "training runs on the CPU; jobs for the queue `gpu` wait for another machine"
@@ -113,7 +113,7 @@ def accelerator(gpus: list[str]) -> Iterator[Check]:
 
 
 def _kernels(gpu: bool, triton: bool) -> str:
-    """Which form of the kernels runs here."""
+    """Implementation of the kernels used here."""
     if gpu and triton:
         return "losses over logits run in Triton"
     why = "it is not installed: pip install 'stillhouse[gpu]'" if gpu else "Triton needs a CUDA GPU"
@@ -121,7 +121,7 @@ def _kernels(gpu: bool, triton: bool) -> str:
 
 
 def _gpus() -> list[str]:
-    """Names and memory of NVIDIA's GPUs."""
+    """Names and memory of NVIDIA GPUs."""
     return [f"{gpu.name}, {gpu.memory_bytes >> 20} MiB" for gpu in list_gpus()]
 
 
@@ -132,9 +132,9 @@ async def _services(settings: Settings) -> list[Check]:
 async def _database(settings: Settings) -> Check:
     url = settings.resolved_database_url
     shown = make_url(url).render_as_string(hide_password=True)
-    if not _exists(make_url(url)):  # opening it would make it
-        means = "it is made by `stillhouse up` or `stillhouse migrate`"
-        return Check(name="database", state="missing", found=f"{shown}: not there yet", means=means)
+    if not _exists(make_url(url)):  # opening it would create it
+        means = "it is created by `stillhouse up` or `stillhouse migrate`"
+        return Check(name="database", state="missing", found=f"{shown}: does not exist yet", means=means)
     database = Database.from_settings(settings, 1)
     try:
         await database.now()
@@ -163,13 +163,15 @@ async def _store(settings: Settings) -> Check:
 
 async def _broker(settings: Settings) -> Check:
     if settings.embedded:
-        return Check(name="broker", state="missing", found="none set", means="workers poll the database, which is fine")
+        return Check(
+            name="broker", state="missing", found="none set", means="workers poll the database, which is sufficient"
+        )
     dispatcher = make_dispatcher(settings)
     try:
         await dispatcher.check()
     except BrokerUnavailable as error:
         return Check(
-            name="broker", state="broken", found=str(error), means="Celery workers learn of jobs late or never"
+            name="broker", state="broken", found=str(error), means="Celery workers are notified of jobs late or never"
         )
     finally:
         await dispatcher.close()
@@ -201,14 +203,14 @@ def _reason(error: Exception) -> str:
 
 
 def _exists(url: URL) -> bool:
-    """Whether there is a database to look at; only the file of SQLite can be missing."""
+    """Whether the database exists; only the file of SQLite can be missing."""
     return url.get_backend_name() != "sqlite" or (bool(url.database) and Path(str(url.database)).exists())
 
 
 def view(checks: list[Check]) -> Table:
     """The checks as a table."""
     colours = {"ok": "green", "missing": "yellow", "broken": "red"}
-    rows = views.table("", "", "found", "what that means")
+    rows = views.table("", "", "found", "consequence")
     for check in checks:
         rows.add_row(check.name, Text(check.state, style=colours[check.state]), Text(check.found), Text(check.means))
     return rows

@@ -34,23 +34,23 @@ log = logging.getLogger("stillhouse.up")
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 HEALTHY_SECONDS = 10.0
-"""A worker that lived so long is restarted at once when it dies; others after a pause that doubles."""
+"""Lifetime after which a worker that dies is restarted at once; before that, after a pause that doubles."""
 FIRST_KEY_FILE = "key"
 BACKLOG = 2048
-LAST_WORDS_SECONDS = 5
-"""Time that open requests get when the service stops."""
+SHUTDOWN_SECONDS = 5
+"""Time for open requests when the service stops."""
 
 
 class CannotStart(ClientError):
-    """The service can't start on this machine as it is set up."""
+    """The service can't start with this configuration of the machine."""
 
     code = "cannot_start"
 
 
 def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
-    """Run API and worker until SIGINT or SIGTERM; `announce` is called once requests are answered.
+    """Run API and worker until SIGINT or SIGTERM; `announce` is called once requests are served.
 
-    The worker is stopped first, so that it can still hand its job back; a second signal kills it.
+    The worker is stopped first, so that it can return its job to the queue; a second signal kills it.
     """
     logs.configure(settings.log_format, settings.log_level)
     migrate.upgrade(settings.resolved_database_url)
@@ -61,7 +61,7 @@ def up(settings: Settings, announce: Callable[[Connection], None]) -> int:
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Run the API alone, until SIGINT or SIGTERM; `announce` is told its address."""
+    """Run only the API, until SIGINT or SIGTERM; `announce` is called with its address."""
     logs.configure(settings.log_format, settings.log_level)
     config = _config(create_app(settings), settings)
     _require_schema(settings)
@@ -81,14 +81,14 @@ def _require_schema(settings: Settings) -> None:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Take the port that the settings ask for. Raises `CannotStart`."""
+    """Open the port of the settings. Raises `CannotStart`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # The protocol is named, since asyncio turns Nagle's delay off only for connections that say that they are TCP.
+    # The protocol is set, since asyncio disables Nagle's delay only for sockets with the protocol TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
-        listener.listen(BACKLOG)  # who comes before the server has started waits
+        listener.listen(BACKLOG)  # clients that connect before the server has started wait
     except OSError as error:
         listener.close()
         raise CannotStart(f"can't listen on {settings.host} port {settings.port}: {error.strerror}") from None
@@ -102,7 +102,7 @@ def address(host: str, port: int) -> str:
 
 
 def _own_key(settings: Settings) -> str | None:
-    """The key for this machine's clients: the configured one, or the first one, which the API keeps in its folder."""
+    """The key for this machine's clients: the configured one, or the first one, which the API stores in its folder."""
     if settings.bootstrap_key is not None:
         return settings.bootstrap_key.get_secret_value()
     path = settings.data_dir.expanduser() / FIRST_KEY_FILE
@@ -120,18 +120,18 @@ async def _run(
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not server.ready.is_set():
             await serving
-            raise CannotStart("the API did not start; its log says why")
+            raise CannotStart("the API did not start; its log has the reason")
         mine = Connection(url=address(*listener.getsockname()[:2]), key=_own_key(settings) or "")
         if mine.key:
             connection.write(settings.data_dir, mine)
         worker = _Worker(await _start_worker())
-        minding = asyncio.create_task(worker.mind())
+        supervision = asyncio.create_task(worker.supervise())
         announce(mine)
         stopping = asyncio.create_task(signals.wait())
-        await asyncio.wait({serving, minding, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({serving, supervision, stopping}, return_when=asyncio.FIRST_COMPLETED)
         signals.clear()
         await worker.stop(again=signals)
-        minding.cancel()
+        supervision.cancel()
     finally:
         starting.cancel()
         server.should_exit = True
@@ -140,7 +140,7 @@ async def _run(
 
 
 def _signals() -> asyncio.Event:
-    """An event that is set whenever SIGINT or SIGTERM comes in."""
+    """An event that is set by SIGINT or SIGTERM."""
     arrived = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, arrived.set)
@@ -148,7 +148,7 @@ def _signals() -> asyncio.Event:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it answers, and leaves the signals to its owner."""
+    """A server that reports when it is ready, and does not handle signals."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -165,7 +165,7 @@ class _Server(uvicorn.Server):
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    _thin_out_collections()
+    _freeze_garbage_collector()
     _allow_open_files()
     return uvicorn.Config(
         app,
@@ -174,33 +174,33 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
-        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 
 
 def _allow_open_files() -> None:
-    """As many as the system lets this process have: every connection is one, and shells often set a low limit."""
+    """Raise the limit of open files to the maximum: every connection is one, and shells often set a low limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS calls a limit endless that it does not grant
+    with contextlib.suppress(ValueError, OSError):  # macOS reports an unlimited maximum that it does not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _thin_out_collections() -> None:
-    """Keep what is loaded by now out of the garbage collector's rounds, which would take a quarter of the time."""
+def _freeze_garbage_collector() -> None:
+    """Exclude the objects loaded so far from garbage collection, which would take a quarter of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
 class _Worker:
-    """The child process that runs jobs; started again when it dies."""
+    """The child process that runs jobs; restarted when it dies."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._stopping = False
 
-    async def mind(self) -> None:
-        """Return once the worker has ended and is not wanted any more."""
+    async def supervise(self) -> None:
+        """Restart the worker whenever it ends; return once it has been stopped."""
         pause = 0.0
         clock = asyncio.get_running_loop().time
         while True:
@@ -210,12 +210,12 @@ class _Worker:
                 return
             short = clock() - begin < HEALTHY_SECONDS
             pause = min(max(pause * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS) if short else 0.0
-            log.error("the worker ended with code %s; it is started again in %.0f s", code, pause)
+            log.error("the worker ended with code %s; it is restarted in %.0f s", code, pause)
             await asyncio.sleep(pause)
             self._process = await _start_worker()
 
     async def stop(self, again: asyncio.Event) -> None:
-        """Let the worker save its job and leave; a signal meanwhile kills it."""
+        """Let the worker save its job and exit; a signal meanwhile kills it."""
         self._stopping = True
         if self._process.returncode is not None:
             return
@@ -229,7 +229,7 @@ class _Worker:
 
 
 async def _start_worker() -> Process:
-    # A session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the worker in order.
+    # A separate session: Ctrl-C in the terminal reaches only this process, which then stops the worker in order.
     command = (sys.executable, "-m", "worker", "--parent", str(os.getpid()))
     return await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True

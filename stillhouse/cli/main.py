@@ -1,6 +1,6 @@
 """The command line `stillhouse`.
 
-Exit codes: 0 done, 1 the job or command failed, 2 wrong use, 3 no service reached, 130 interrupted.
+Exit codes: 0 done, 1 the job or command failed, 2 wrong usage, 3 service unreachable, 130 interrupted.
 """
 
 from __future__ import annotations

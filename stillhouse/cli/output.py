@@ -1,4 +1,4 @@
-"""How a command answers: one JSON document (or JSON lines) with `--json`, else words and tables for people."""
+"""Output of commands: one JSON document (or JSON lines) with `--json`, else text and tables for people."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from stillhouse import ClientError, ServiceError
 INTERRUPTED = 130
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 PIPE_WIDTH = None if sys.stdout.isatty() else 200
-"""A pipe has no width to respect: a table there keeps one line a row."""
+"""Width for pipes, wide enough for one line per row of a table."""
 out = Console(highlight=False, width=PIPE_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True)
 class CommandOutput:
-    """The result of a command: its data, how to show it to people, and the exit code."""
+    """The result of a command: its data, a function that shows it to people, and the exit code."""
 
     data: Any
     show: Callable[[Console], object]
@@ -37,7 +37,7 @@ class CommandOutput:
 
 @dataclass(frozen=True)
 class LineOutput:
-    """A result that comes bit by bit. Both functions run to its end and give the exit code; `lines` tells documents."""
+    """An incremental result. Both functions run to its end and return the exit code; `lines` writes documents."""
 
     lines: Callable[[Callable[[Any], None]], int]
     show: Callable[[Console], int]
@@ -82,18 +82,18 @@ def _run(function: Callable[[], CommandOutput | LineOutput], as_json: bool) -> i
 
 
 def print_json(data: Any, indent: int | None = None) -> None:
-    """Write one document to standard output; a list gets the service's own list frame."""
+    """Write one document to standard output; a list is wrapped like the service's lists."""
     plain = to_jsonable_python(data, by_alias=True)
     document = {"object": "list", "data": plain} if isinstance(plain, list) else plain
     typer.echo(json.dumps(document, indent=indent, ensure_ascii=False))
 
 
 def show_error(error: ClientError, console: Console) -> None:
-    """Say what went wrong, field by field where fields are wrong, and what may help."""
-    console.print(Text.assemble(("Error: ", "red"), str(error)), soft_wrap=True)  # paths are not torn
+    """Print an error, with its invalid fields and a hint."""
+    console.print(Text.assemble(("Error: ", "red"), str(error)), soft_wrap=True)  # paths are not wrapped
     problems = error.errors if isinstance(error, ServiceError) else []
     if problems:
-        table = Table("field", "what is wrong", "accepted", box=None, padding=(0, 2), header_style="bold")
+        table = Table("field", "error", "accepted", box=None, padding=(0, 2), header_style="bold")
         for problem in problems:
             table.add_row(problem.param, problem.message, problem.accepted or "")
         console.print(table)

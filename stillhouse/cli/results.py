@@ -1,4 +1,4 @@
-"""What a job came to, in words: its metric beside its teacher's and beside the same student's without a teacher."""
+"""Result of a job as text: its metric beside its teacher's and beside the same student's without a teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def in_short(found: Figures) -> str:
 
 
 def in_full(found: Result) -> RenderableType:
-    """The metric, all that it is compared with, warnings, and the names of the files."""
+    """The metric, its comparisons, warnings, and the names of the files."""
     grid = Table.grid(padding=(0, 2))
     for name, value, difference in _rows(found):
         grid.add_row(Text(name, style="dim"), value, difference)
@@ -44,16 +44,16 @@ def _rows(found: Result) -> list[tuple[str, str, str]]:
         rows.append((f"of {called}", _number(value), _compared(found, found.value - value, "the student is")))
     if found.alone is not None:
         alone = f"of the same student without a teacher ({found.alone.name or found.alone.job_id})"
-        told = _compared(found, found.alone.difference, "with its teacher the student is")
-        rows.append((alone, _number(found.alone.value), told))
+        comparison = _compared(found, found.alone.difference, "with its teacher the student is")
+        rows.append((alone, _number(found.alone.value), comparison))
     return rows
 
 
-def _compared(found: Figures, difference: float, who: str) -> str:
+def _compared(found: Figures, difference: float, subject: str) -> str:
     if difference == 0:
-        return f"{who} as good"
+        return f"{subject} equally good"
     better = (difference > 0) == found.higher_is_better
-    return f"{who} {_number(abs(difference))} {'better' if better else 'worse'}"
+    return f"{subject} {_number(abs(difference))} {'better' if better else 'worse'}"
 
 
 def _best(found: Figures) -> float:

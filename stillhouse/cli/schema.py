@@ -1,4 +1,4 @@
-"""Whether the database has the schema that this version needs."""
+"""Check of the database schema."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Schema(NamedTuple):
     current: str | None
     newest: str | None
     is_old: bool
-    """True when migrations are missing. What a newer version has migrated is not old: this one runs on it."""
+    """True if migrations are missing. A schema of a newer version is not old: this one runs on it."""
 
 
 def read(database_url: str) -> Schema:
-    """Look at a database. Raises what its driver raises when it can't be reached."""
+    """Read the revision of a database. Raises the driver's error if it can't be reached."""
     with migrate.connected(database_url) as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         scripts = ScriptDirectory.from_config(migrate.configuration(connection))

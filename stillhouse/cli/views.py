@@ -1,4 +1,4 @@
-"""What people see of the service's answers: tables and lines of text."""
+"""The service's responses as tables and lines of text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COLOURS = {
 
 
 def table(*columns: str) -> Table:
-    """An unframed table; what does not fit is folded, since half an id is of no use."""
+    """A table without a frame; long cells are folded, since a truncated id is useless."""
     rows = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         rows.add_column(column, overflow="fold")
@@ -45,7 +45,7 @@ def table(*columns: str) -> Table:
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Table:
-    """Names and values, one a line; values of none are left out."""
+    """Names and values, one per line; values of none are omitted."""
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
         if value is not None:
@@ -63,16 +63,16 @@ def jobs(items: Sequence[Job]) -> RenderableType:
     """A list of jobs."""
     rows = table("job", "name", "status", "attempt", "step", "age", "result")
     for job in items:
-        told = results.in_short(job.result) if job.result else job.reason or (failure(job) if job.error else "")
+        summary = results.in_short(job.result) if job.result else job.reason or (failure(job) if job.error else "")
         state = (status(job), attempt(job), steps(job), age(job.created_at))
-        rows.add_row(job.id, Text(job.name or ""), *state, Text(told))
+        rows.add_row(job.id, Text(job.name or ""), *state, Text(summary))
     return rows if items else Text("no jobs")
 
 
 def submitted(item: Job) -> RenderableType:
-    """A job that was just taken in, and what to know about it."""
-    told = f"{item.id} is {item.status}; see it with: stillhouse watch {item.id}"
-    return Group(Text(told), *remarks([warning.message for warning in _remarks(item)]))
+    """A newly submitted job and its warnings."""
+    line = f"{item.id} is {item.status}; watch it with: stillhouse watch {item.id}"
+    return Group(Text(line), *remarks([warning.message for warning in _remarks(item)]))
 
 
 def _remarks(item: Job) -> list[Remark]:
@@ -81,7 +81,7 @@ def _remarks(item: Job) -> list[Remark]:
 
 
 def remarks(messages: Iterable[str]) -> list[Text]:
-    """Warnings, one a line."""
+    """Warnings, one per line."""
     return [Text.assemble(("Warning: ", "yellow"), message) for message in messages]
 
 
@@ -119,18 +119,18 @@ def job(item: Job, artifacts: Sequence[Artifact] = (), result: Result | None = N
 
 
 def attempt(item: Job) -> str:
-    """The number of the attempt, and how many before it failed; nothing before the first."""
+    """The number of the attempt, and of failed ones before it; empty before the first."""
     failed = f" ({item.failures} failed)" if item.failures else ""
     return f"{item.attempt}{failed}" if item.attempt else ""
 
 
 def attempts(item: Job) -> str:
-    """The attempt, and how many before it failed or were interrupted; nothing before the first."""
+    """The attempt, and how many before it failed or were interrupted; empty before the first."""
     parts = [f"{item.attempt}"] if item.attempt else []
     if item.failures:
         parts.append(f"{item.failures} of at most {item.max_attempts} failed")
     if item.interruptions:
-        parts.append(f"{item.interruptions} interrupted, which counts as no failure")
+        parts.append(f"{item.interruptions} interrupted, not counted as failures")
     return "; ".join(parts)
 
 
@@ -145,7 +145,7 @@ def failure(item: Job) -> str:
 
 
 def outcome(item: Job, result: Result | None = None) -> RenderableType:
-    """How a job ended, what it came to, and where its files are."""
+    """How a job ended, its result, and its files."""
     name = item.name or item.id
     if item.status != "succeeded":
         ended = (f"{name} {item.status}", COLOURS.get(item.status, ""))
@@ -156,11 +156,11 @@ def outcome(item: Job, result: Result | None = None) -> RenderableType:
 
 
 def still_running(jobs: Sequence[Job]) -> RenderableType:
-    """What became of jobs whose watching was broken off."""
+    """A note on jobs that are no longer watched."""
     ids = " ".join(job.id for job in jobs)
     cancel = "; ".join(f"stillhouse cancel {job.id}" for job in jobs)
-    goes = "the job goes on" if len(jobs) == 1 else "the jobs go on"
-    return Text(f"No longer watching; {goes}. Watch again: stillhouse watch {ids}\nEnd: {cancel}")
+    state = "the job continues" if len(jobs) == 1 else "the jobs continue"
+    return Text(f"No longer watching; {state}. Watch again: stillhouse watch {ids}\nCancel: {cancel}")
 
 
 def files(items: Sequence[ModelFile]) -> Table:
@@ -180,7 +180,7 @@ def uploaded(items: Sequence[File]) -> RenderableType:
 
 
 def series(items: Sequence[Series], *, in_full: bool) -> RenderableType:
-    """Measured series: a line for each, or all values that were asked for."""
+    """Measured series: a line for each, or all requested values."""
     if not items or not any(item.values for item in items):
         return Text("nothing was measured yet, or there is no series of this name")
     if in_full:
@@ -196,10 +196,12 @@ def series(items: Sequence[Series], *, in_full: bool) -> RenderableType:
 
 
 def module_source(found: Modules) -> str:
-    """Why a list of modules is not the whole."""
+    """Why a list of modules is incomplete."""
     if found.source == "none":
-        return "unknown until a worker has converted the weights for a job; then the job's errors name those near"
-    return "told by the names of its weights: modules without weights (activations, pooling, dropout) are not listed"
+        return "unknown until a worker has converted the weights for a job; then the job's errors suggest similar paths"
+    return (
+        "derived from the names of its weights: modules without weights (activations, pooling, dropout) are not listed"
+    )
 
 
 def event(item: Event, name: str = "") -> Text:
@@ -211,9 +213,9 @@ def event(item: Event, name: str = "") -> Text:
 
 
 def validation(item: Validation) -> RenderableType:
-    """What would become of a job, or all that is wrong with it."""
+    """The resolved job with its estimates, or all its errors."""
     if not item.valid:
-        rows = table("field", "what is wrong", "accepted")
+        rows = table("field", "error", "accepted")
         for problem in item.errors:
             rows.add_row(Text(problem.param), Text(problem.message), Text(problem.accepted or ""))
         return Group(Text("not valid", style="red"), rows)
@@ -253,7 +255,7 @@ def _time(estimate: Estimate) -> Iterator[tuple[str, str]]:
 
 
 def _defaults(items: Sequence[DefaultChoice]) -> RenderableType:
-    """What was chosen for fields that the job leaves out, and for which student."""
+    """Defaults of omitted fields, and the student that they are for."""
     rows = table("chosen", "value")
     for item in items:
         value = item.value if isinstance(item.value, dict) else {"": item.value}
@@ -305,7 +307,7 @@ def figures(found: dict[str, Any]) -> Table:
 
 
 def diagnostics(found: dict[str, Any]) -> Iterator[RenderableType]:
-    """A report's diagnostics, one after the other, with the name of the picture that each has."""
+    """A report's diagnostics, each with the name of its picture."""
     for name, entry, columns in report.diagnostics(found):
         if not columns:
             yield Text.assemble("\n", (f"{name} was not computed: ", "yellow"), str(entry.get("left_out")))
@@ -332,15 +334,15 @@ def keys(items: Sequence[Key]) -> RenderableType:
 
 
 def catalog(options: Sequence[CatalogOption]) -> RenderableType:
-    """What a job can choose, group by group."""
-    rows = table("group", "kind", "what it is", "paper")
+    """The options of a job, by group."""
+    rows = table("group", "kind", "description", "paper")
     for option in options:
         rows.add_row(option.group, option.kind, Text(option.description), option.paper.url if option.paper else "")
     return rows
 
 
 def steps(item: Job) -> str:
-    """Steps done of all, or nothing before the first."""
+    """Steps done and in total; empty before the first."""
     total = item.progress.total_steps
     return f"{item.progress.step:,} of {total:,}" if total else ""
 
@@ -355,7 +357,7 @@ def size(count: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration for people; nothing when it is not known."""
+    """A duration for people; empty if unknown."""
     if value is None:
         return ""
     if value < 100:

@@ -1,1 +1,1 @@
-"""The blocking client, made from `stillhouse.asynchronous` by `scripts/sync_client.py`."""
+"""The blocking client, generated from `stillhouse.asynchronous` by `scripts/sync_client.py`."""

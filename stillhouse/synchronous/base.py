@@ -1,5 +1,5 @@
-# Made from stillhouse/asynchronous/base.py by scripts/sync_client.py; change that and run it again.
-"""Pieces that all parts of the client share."""
+# Generated from stillhouse/asynchronous/base.py by scripts/sync_client.py; change that and run it again.
+"""Base class of all parts of the client."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
 class Api:
-    """Base of the client's parts: requests whose answers are objects."""
+    """Base of the client's parts: requests whose responses are objects."""
 
     _transport: Transport
 
     def patient(self, until: float | None = None) -> Self:
-        """The same client, whose repeatable requests outlast restarts of the service.
+        """The same client, whose repeatable requests continue after restarts of the service.
 
         Args:
-            until: A time of `time.monotonic()` after which requests are no longer repeated; None: `outage_seconds`
-                alone limits them.
+            until: A time of `time.monotonic()` after which requests are no longer retried; None: only
+                `outage_seconds` limits them.
 
         Returns:
             A client on the same connections. Raises nothing.
@@ -34,11 +34,11 @@ class Api:
         return patient
 
     def _one(self, kind: type[AnyReply], method: str, path: str, **options: Any) -> AnyReply:
-        """The object that a request is answered with."""
+        """The object in the response to a request."""
         return kind.model_validate(self._transport.json(method, path, **options))
 
     def _list(self, kind: type[AnyReply], path: str, **params: Any) -> list[AnyReply]:
-        """The objects of a list that comes whole."""
+        """The objects of a list without pages."""
         page = self._transport.json("GET", path, params=given(params))
         return [kind.model_validate(item) for item in page["data"]]
 

@@ -1,5 +1,5 @@
-# Made from stillhouse/asynchronous/event_stream.py by scripts/sync_client.py; change that and run it again.
-"""Events of a job as they happen, over any number of connections."""
+# Generated from stillhouse/asynchronous/event_stream.py by scripts/sync_client.py; change that and run it again.
+"""Live events of a job, over any number of connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stillhouse.requests import resource
 from stillhouse.synchronous.transport import Transport
 
 SILENCE_SECONDS = 45.0
-"""Longest silence on a stream of events; the service sends a comment every 15 seconds."""
+"""Longest time without data on a stream of events; the service sends a comment every 15 seconds."""
 
 
 class EventStream:
@@ -37,9 +37,9 @@ class EventStream:
         self._lines: Iterator[str] | None = None
         self._parser = EventParser()
         self._came = False
-        """Whether an event has come over the present connection."""
+        """Whether an event was received over the current connection."""
         self._rest: deque[Event] | None = None
-        """Events that are left once the job is final; None before."""
+        """Remaining events once the job is final; None before."""
 
     def next(self) -> Event | None:
         """The next event, None after the last one.
@@ -54,13 +54,13 @@ class EventStream:
         self._connection.close()
 
     def _next(self) -> Event | None:
-        """One try. An error ends the connection, and the next try makes another one."""
+        """One try. An error ends the connection, and the next try opens another one."""
         while self._rest is None:
             if self._lines is None and self._is_final():
                 break
             try:
                 event = self._read()
-            except httpx.ReadTimeout:  # silence or the deadline; the next request shows whether the service answers
+            except httpx.ReadTimeout:  # no data or the deadline; the next request shows whether the service responds
                 event = None
             except Exception:
                 self.close()
@@ -73,7 +73,7 @@ class EventStream:
         return self._rest.popleft() if self._rest else None
 
     def _is_final(self) -> bool:
-        """Ask whether the job is final, and if so take the events that are left."""
+        """Check whether the job is final, and if so fetch the remaining events."""
         response = self._transport.send_once("GET", self._job)
         if not Job.model_validate(response.json()).is_final:
             return False
@@ -81,7 +81,7 @@ class EventStream:
         return True
 
     def _read(self) -> Event | None:
-        """The next event of the connection, which is made if there is none; None at its end."""
+        """The next event of the connection, which is opened if there is none; None at its end."""
         if self._lines is None:
             self._connect()
         assert self._lines is not None

@@ -1,4 +1,4 @@
-# Made from stillhouse/asynchronous/jobs.py by scripts/sync_client.py; change that and run it again.
+# Generated from stillhouse/asynchronous/jobs.py by scripts/sync_client.py; change that and run it again.
 """The client's part for jobs."""
 
 from __future__ import annotations
@@ -25,64 +25,64 @@ class JobsApi(FilesApi):
     """Jobs. Every method raises `ServiceError` (404 for an unknown id) and `Unreachable`, and what it names."""
 
     def upload_data(
-        self, spec: Document, *, folder: Path = HERE, tell: local_data.Tell = local_data.tell_nobody
+        self, spec: Document, *, folder: Path = HERE, notify: local_data.Notify = local_data.ignore
     ) -> dict[str, Any]:
-        """Upload the data that a job names by paths; `submit` and `validate` do so themselves.
+        """Upload the data that a job names by paths, as `submit` and `validate` do.
 
-        A folder with one folder of pictures per class, or a data set saved by Hugging Face `datasets`, is packed first.
+        A folder with one folder of images per class, or a data set saved by Hugging Face `datasets`, is packed first.
 
         Args:
             spec: The job.
             folder: Folder that the paths are relative to.
-            tell: Called with a line for people about each folder that was packed.
+            notify: Called with a line for people about each folder that was packed.
 
         Returns:
             The job, with ids of uploaded files in place of paths.
 
         Raises:
             BadRequest: A path does not exist, or a folder can't be packed.
-            TransferError: An upload broke off.
+            TransferError: An upload was interrupted.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            found = local_data.find(spec, folder, Path(scratch), tell)
+            found = local_data.find(spec, folder, Path(scratch), notify)
             ids = {}
             for field, file in found.files.items():
                 ids[field] = (self.upload(file)).id
         return found.replaced(ids)
 
     def submit(self, spec: Document, *, folder: Path = HERE, idempotency_key: str | None = None) -> Job:
-        """Make a job; however often the request is repeated, it makes one job.
+        """Submit a job; a repeated request creates only one job.
 
         Args:
-            spec: The job; data that it names by a path is uploaded first, unless the service has it already.
+            spec: The job; data that it names by a path is uploaded first, unless the service already has it.
             folder: Folder that the paths are relative to.
             idempotency_key: Name of this request, up to 255 printable characters without spaces, by which a later
-                call with the same job gets the same job; None: a fresh one.
+                call with the same job returns the same job; None: a new one.
 
         Returns:
             The job, queued.
 
         Raises:
             BadRequest: A path does not exist, or a folder can't be packed.
-            TransferError: An upload broke off.
-            ServiceError: The job is not valid (422); `errors` names every wrong field.
+            TransferError: An upload was interrupted.
+            ServiceError: The job is not valid (422); `errors` lists every invalid field.
         """
         body = self.upload_data(spec, folder=folder)
         return self._one(Job, "POST", "/v1/jobs", json=body, headers=idempotency(idempotency_key))
 
     def validate(self, spec: Document, *, folder: Path = HERE) -> Validation:
-        """Check a job without making it; data is uploaded as by `submit`.
+        """Validate a job without creating it; data is uploaded as by `submit`.
 
         Args:
             spec: The job.
             folder: Folder that the paths are relative to.
 
         Returns:
-            Every wrong field, or the job as it would be stored with an estimate of its memory and time.
+            Every invalid field, or the job as it would be stored with an estimate of its memory and time.
 
         Raises:
             BadRequest: A path does not exist, or a folder can't be packed.
-            TransferError: An upload broke off.
+            TransferError: An upload was interrupted.
         """
         body = self.upload_data(spec, folder=folder)
         return self._one(Validation, "POST", "/v1/jobs/validate", json=body, repeatable=True)
@@ -99,9 +99,9 @@ class JobsApi(FilesApi):
 
         Args:
             status: Only jobs in this status.
-            name: Only jobs of this name.
+            name: Only jobs with this name.
             labels: Only jobs that have all of these labels, each as `key:value`.
-            limit: At most so many; None: all.
+            limit: Maximum number; None: all.
 
         Returns:
             An iterator, which raises `ServiceError` and `Unreachable`.
@@ -110,33 +110,33 @@ class JobsApi(FilesApi):
         return self._pages(Job, "/v1/jobs", filters, limit)
 
     def job(self, job_id: str) -> Job:
-        """The present state of a job."""
+        """The current state of a job."""
         return self._one(Job, "GET", resource("jobs", job_id))
 
     def cancel(self, job_id: str) -> Job:
-        """End a job; of a running one, the trainer is stopped first.
+        """Cancel a job; the trainer of a running one is stopped first.
 
         Returns:
             The job, cancelling or cancelled.
 
         Raises:
-            ServiceError: The job is final already (409).
+            ServiceError: The job is already final (409).
         """
         return self._one(Job, "POST", resource("jobs", job_id, "cancel"))
 
     def pause(self, job_id: str) -> Job:
-        """Halt a job after a checkpoint.
+        """Pause a job after a checkpoint.
 
         Returns:
             The job, pausing or paused.
 
         Raises:
-            ServiceError: The job is final, or about to be (409).
+            ServiceError: The job is final or being cancelled (409).
         """
         return self._one(Job, "POST", resource("jobs", job_id, "pause"))
 
     def resume(self, job_id: str) -> Job:
-        """Put a paused job back into the queue; it continues from its checkpoint.
+        """Queue a paused job again; it resumes from its checkpoint.
 
         Returns:
             The job, queued.
@@ -147,7 +147,7 @@ class JobsApi(FilesApi):
         return self._one(Job, "POST", resource("jobs", job_id, "resume"))
 
     def clone(self, job_id: str, overrides: Document | None = None) -> Job:
-        """Make a job like another one; however often the request is repeated, it makes one job.
+        """Submit a copy of a job; a repeated request creates only one job.
 
         Args:
             job_id: The original.
@@ -157,7 +157,7 @@ class JobsApi(FilesApi):
             The clone, queued.
 
         Raises:
-            ServiceError: The clone is not valid (422); `errors` names every wrong field.
+            ServiceError: The clone is not valid (422); `errors` lists every invalid field.
         """
         body = dict(overrides or {})
         return self._one(Job, "POST", resource("jobs", job_id, "clone"), json=body, headers=idempotency())
@@ -182,7 +182,7 @@ class JobsApi(FilesApi):
         return self._one(Result, "GET", resource("jobs", job_id, "result"))
 
     def delete_job(self, job_id: str) -> None:
-        """Delete a final job with its history and files; the model that it made stays.
+        """Delete a job in a final state, with its history and files; its model is kept.
 
         Raises:
             ServiceError: The job is not final (409).
@@ -208,21 +208,21 @@ class JobsApi(FilesApi):
         return self.patient().job(job_id)
 
     def watch(self, job_id: str, *, after: int = 0, deadline: float | None = None) -> Iterator[Event]:
-        """Events of a job as they happen, each once, up to the final one.
+        """Live events of a job, each once, up to the final one.
 
         It continues after lost connections and restarts of the service.
 
         Args:
             job_id: The job.
-            after: Number (`seq`) of the last event that is known already.
+            after: Number (`seq`) of the last event already seen.
             deadline: A time of `time.monotonic()`; None: without a limit.
 
         Yields:
-            The events in order, without holes.
+            The events in order, without gaps.
 
         Raises:
             TimeoutError: The job is not final at the deadline.
-            Unreachable: The service was away for more than `outage_seconds`.
+            Unreachable: The service was unreachable for more than `outage_seconds`.
         """
         stream = EventStream(self._transport, job_id, after=after, deadline=deadline)
         try:
@@ -241,7 +241,7 @@ class JobsApi(FilesApi):
         Args:
             job_id: The job.
             name: Only this series, such as `train/loss`; None: all.
-            points: About how many points each series is thinned to by the service; None: its default.
+            points: Approximate number of points to which the service down-samples each series; None: its default.
 
         Returns:
             The series, by name.
@@ -257,19 +257,19 @@ class JobsApi(FilesApi):
         return self._list(Artifact, resource("jobs", job_id, "artifacts"))
 
     def download(self, job_id: str, name: str, folder: Path, *, progress: Progress = no_progress) -> Path:
-        """Download a file of a job and verify its sha256; an earlier try that broke off is continued.
+        """Download a file of a job and verify its sha256; an interrupted download is continued.
 
         Args:
             job_id: The job.
-            name: Name of the artifact; a folder in it is made.
-            folder: Folder to write to; it is made where it does not exist.
-            progress: Called with the bytes that have arrived and the size of the file.
+            name: Name of the artifact; a folder in it is created.
+            folder: Folder to write to; it is created if it does not exist.
+            progress: Called with the bytes received so far and the size of the file.
 
         Returns:
             Path of the file.
 
         Raises:
-            TransferError: There is no such artifact, the download broke off, or the digest is wrong.
+            TransferError: There is no such artifact, the download was interrupted, or the digest is wrong.
             BadRequest: The name would leave the folder.
         """
         item = next((item for item in self.patient().artifacts(job_id) if item.name == name), None)

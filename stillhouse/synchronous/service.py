@@ -1,4 +1,4 @@
-# Made from stillhouse/asynchronous/service.py by scripts/sync_client.py; change that and run it again.
+# Generated from stillhouse/asynchronous/service.py by scripts/sync_client.py; change that and run it again.
 """The client's part for the service itself: catalog, keys, health and version."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class ServiceApi(Api):
     """The service. Every method raises `ServiceError` and `Unreachable`; those for keys need the scope `admin`."""
 
     def catalog(self, group: str | None = None) -> list[CatalogOption]:
-        """Losses, optimizers, schedules and students that a job can choose, with their JSON Schema.
+        """Losses, optimizers, schedules and students for jobs, with their JSON Schema.
 
         Args:
             group: Only this group, such as `losses`; None: all.
@@ -33,14 +33,14 @@ class ServiceApi(Api):
         return self._pages(Key, "/v1/keys", {}, None)
 
     def create_key(self, name: str, scopes: Iterable[str] = ()) -> Key:
-        """Make a key.
+        """Create a key.
 
         Args:
             name: Purpose of the key.
-            scopes: What it may do: `read`, `write`, `admin`; none: `read` and `write`.
+            scopes: Permissions: `read`, `write`, `admin`; none: `read` and `write`.
 
         Returns:
-            The key; no later answer contains `key` itself.
+            The key; no later response contains `key` itself.
 
         Raises:
             ServiceError: There is no such scope (422).
@@ -48,7 +48,7 @@ class ServiceApi(Api):
         return self._one(Key, "POST", "/v1/keys", json=given({"name": name, "scopes": list(scopes)}))
 
     def revoke_key(self, key_id: str) -> Key:
-        """Make a key invalid for good.
+        """Revoke a key permanently.
 
         Raises:
             ServiceError: There is no such key (404).

@@ -1,5 +1,5 @@
-# Made from stillhouse/asynchronous/transfer.py by scripts/sync_client.py; change that and run it again.
-"""Files to and from the service: sent in parts with digests, fetched in pieces and verified; both are resumed."""
+# Generated from stillhouse/asynchronous/transfer.py by scripts/sync_client.py; change that and run it again.
+"""Uploads in parts with digests, and verified downloads; both can be resumed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stillhouse.synchronous.transport import Transport
 
 
 def upload(transport: Transport, path: Path, *, resume: str | None, progress: Progress) -> File:
-    """Send a file in parts, without those that the upload named by `resume` already has, and have the whole verified.
+    """Send a file in parts, without those that the upload named by `resume` already has, and verify the whole.
 
-    Raises `TransferError` with the id to resume by when it breaks off.
+    Raises `TransferError` with the id of the upload if it is interrupted.
     """
     transport, size = transport.patient(), (path.stat()).st_size
     state = _begin(transport, path, size) if resume is None else _resume(transport, resume)
@@ -27,13 +27,13 @@ def upload(transport: Transport, path: Path, *, resume: str | None, progress: Pr
     except ServiceError:
         raise
     except Exception as error:
-        message = f"the upload broke off ({error}); resume it by its id {state.id}"
+        message = f"the upload was interrupted ({error}); resume it by its id {state.id}"
         raise TransferError(message, upload_id=state.id) from error
     return File.model_validate(done)
 
 
 def _begin(transport: Transport, path: Path, size: int) -> Upload:
-    """Announce a file; an announcement that was made twice expires."""
+    """Open an upload; one that was opened twice expires."""
     announcement = {"name": path.name, "size": size, "sha256": sha256_of(path)}
     return Upload.model_validate(transport.json("POST", "/v1/uploads", json=announcement, repeatable=True))
 
@@ -54,10 +54,10 @@ def _send_parts(transport: Transport, state: Upload, path: Path, size: int, prog
 
 
 def download(transport: Transport, url: str, item: ModelFile, folder: Path, *, progress: Progress) -> Path:
-    """Fetch a file into `folder`, or into the folder there that its name begins with, and verify its digest.
+    """Download a file into `folder`, or the subfolder in its name, and verify its digest.
 
-    An earlier try that broke off is continued. Raises `BadRequest` for a name that would leave the folder,
-    `TransferError` for a wrong digest and when nothing has come for as long as an outage may last.
+    An interrupted download is continued. Raises `BadRequest` for a name that would leave the folder,
+    `TransferError` for a wrong digest and if nothing is received for longer than an outage may last.
     """
     file = Download(item, folder)
     if file.is_done():
@@ -68,18 +68,18 @@ def download(transport: Transport, url: str, item: ModelFile, folder: Path, *, p
         try:
             transport.outlast(_fetch_more, transport, url, file, progress)
         except Unreachable as error:
-            broke = f"{item.name} broke off at {file.arrived} of {item.size} bytes ({error})"
+            broke = f"{item.name} was interrupted at {file.arrived} of {item.size} bytes ({error})"
             raise TransferError(broke) from error
     return file.finish()
 
 
 def _fetch_more(transport: Transport, url: str, file: Download, progress: Progress) -> None:
-    """Fetch what one connection gives. Its error is raised if it gave nothing."""
+    """Fetch data over one connection. Its error is raised if nothing was received."""
     before = file.arrived
     try:
         _fetch_rest(transport, url, file, progress)
         if not file.is_whole:
-            raise httpx.RemoteProtocolError("the answer ended early")
+            raise httpx.RemoteProtocolError("the response ended early")
     except (httpx.TransportError, ServiceError):
         if file.arrived <= before:
             raise
@@ -88,6 +88,6 @@ def _fetch_more(transport: Transport, url: str, file: Download, progress: Progre
 def _fetch_rest(transport: Transport, url: str, file: Download, progress: Progress) -> None:
     with transport.stream(url, file.headers(), redirects=True) as response:
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
-            file.clear()  # the server sends the whole: not every store knows ranges
+            file.clear()  # the server sends the whole file: not every store supports ranges
         for block in response.iter_bytes():
             progress(file.append(block), file.item.size)

@@ -110,7 +110,7 @@ def test_a_wrong_key_says_so(service: LiveService) -> None:
 def test_no_service_is_unreachable() -> None:
     with (
         Client("http://127.0.0.1:1", "still_x", retries=0) as client,
-        pytest.raises(Unreachable, match="does not answer"),
+        pytest.raises(Unreachable, match="does not respond"),
     ):
         client.version()
 

@@ -23,5 +23,5 @@ def test_a_file_of_weights_is_described_by_its_config_or_by_an_object_that_holds
     (tmp_path / "map.yaml").write_text("strip: [module.]")
     renamed = documents.registration(whole, **{**nothing, "key_map": tmp_path / "map.yaml"})
     assert renamed["key_map"] == {"strip": ["module."]}
-    with pytest.raises(BadRequest, match="licence: beside config stand"):
+    with pytest.raises(BadRequest, match="licence: is not a known key"):
         documents.registration({"config": CONFIG, "licence": "MIT"}, **nothing)

@@ -56,9 +56,9 @@ def test_a_saved_data_set_is_packed_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["readme.txt"], "holds no pictures"),
-        (["1.png", "cats/2.png"], "outside of classes' folders"),
-        (["train/cats/1.png", "val/cats/1.png"], "folders of folders (train, val)"),
+        (["readme.txt"], "has no images"),
+        (["1.png", "cats/2.png"], "outside of the class folders"),
+        (["train/cats/1.png", "val/cats/1.png"], "nested folders (train, val)"),
     ],
 )
 def test_a_folder_that_is_no_set_of_pictures_is_refused(names: list[str], says: str, tmp_path: Path) -> None:

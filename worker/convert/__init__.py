@@ -1,7 +1,7 @@
-"""Turns what torch.save wrote into safetensors, in a confined process of its own.
+"""Converts files written by torch.save to safetensors, in a sandboxed process.
 
-Such a file is a program for a reader of pickles. It is read nowhere but here: by torch's restricted reader, in a
-process that has no network, no credentials and no files but its own folder (`worker.convert.confinement`).
+Such a file is a pickle, which can execute code. It is read only here: by torch's restricted reader, in a
+process without network, credentials, or files other than its own folder (`worker.convert.confinement`).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from contextlib import suppress
 from pathlib import Path
 
 SOURCES, ORDER = ("weights.pt", "weights.safetensors"), "convert.json"
-"""Files of a model that is still to be converted: weights of either format; the order is
+"""Files of a model that must be converted: weights of either format; the order is
 `app.recipe.teachers.key_map.Conversion`."""
 CONVERTER = 1
-"""Raised when the same file would be converted to something else, so that no worker takes what an older one kept."""
+"""Version, incremented when the same file would be converted differently, so that older cache entries are not used."""
 REFUSED = 3
-"""Exit status of a process that says on stdout why the file can't be converted."""
+"""Exit status of a process that prints why the file can't be converted."""
 MAX_SECONDS = 600.0
 MAX_MESSAGE_BYTES = 8192
 PASSED = ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
 
 
 class Unconvertible(Exception):
-    """The file is not the weights of the architecture; the text says why, in words fit for the model's owner."""
+    """The file does not have the weights of the architecture; the text is the reason, for the model's owner."""
 
 
 class ConversionFailed(Exception):
-    """The process could not be run, or died of something that says nothing about the file."""
+    """The process could not be run, or died of a cause unrelated to the file."""
 
 
 async def convert(folder: Path) -> None:
@@ -40,9 +40,9 @@ async def convert(folder: Path) -> None:
 
     Raises: `Unconvertible`, `ConversionFailed`.
     """
-    status, said = await _run(folder)
+    status, message = await _run(folder)
     if status == REFUSED:
-        raise Unconvertible(said)
+        raise Unconvertible(message)
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
         raise Unconvertible("reading the file takes more time or memory than weights of its size need")
     if status:
@@ -50,7 +50,7 @@ async def convert(folder: Path) -> None:
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of the worker's but where its modules lie; and one thread, so that the process needs no others."""
+    """Only the paths of the worker's modules; and one thread, so that the process needs no others."""
     passed = {name: environ[name] for name in PASSED if name in environ}
     return passed | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
@@ -65,8 +65,8 @@ async def _run(folder: Path) -> tuple[int, str]:
         raise ConversionFailed(str(error)) from error
     try:
         async with asyncio.timeout(MAX_SECONDS):
-            said = await _words(process)
-            return await process.wait(), said
+            output = await _output(process)
+            return await process.wait(), output
     except TimeoutError:
         return -signal.SIGKILL, ""
     finally:
@@ -75,6 +75,6 @@ async def _run(folder: Path) -> tuple[int, str]:
         await process.wait()
 
 
-async def _words(process: Process) -> str:
+async def _output(process: Process) -> str:
     assert process.stdout is not None
     return (await process.stdout.read(MAX_MESSAGE_BYTES)).decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""`python -m worker.convert FOLDER`: the process that `worker.convert` starts; its last word, if any, is on stdout."""
+"""`python -m worker.convert FOLDER`: the process that `worker.convert` starts; errors are printed on stdout."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from worker.convert.confinement import keep_to, leave_network, limit
 from worker.parent import die_with_parent
 
 ROOM = 512 << 20
-"""Bytes of memory, and of the file written, whatever the size of the file read."""
+"""Bytes of memory, and of the file written, independent of the size of the file read."""
 GROWTH = 4
-"""Times its size that a file may take: once as read, once copied, and as much again for other types."""
+"""Memory as a multiple of the file size: once as read, once copied, and as much again for other types."""
 SECONDS, SECONDS_PER_GIB = 120, 60
 PROCESSOR = (Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu"))
-"""What torch asks about the machine."""
+"""Files that torch reads about the machine."""
 
 
 def main() -> int:
-    """Convert; the exit status."""
+    """Convert; returns the exit status."""
     arguments = _parser().parse_args()
     die_with_parent(arguments.parent)
     leave_network()
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def _convert(folder: Path) -> None:
-    import torch  # only now: no thread may run before the network is left
+    import torch  # only now: no thread may run before the network is dropped
 
     from app.recipe.teachers.key_map import Conversion
     from worker.convert.checkpoint import convert, expected_tensors
@@ -57,7 +57,7 @@ def _packages() -> set[Path]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.convert", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--parent", type=int, metavar="PID", help="leave at once unless this is the parent process")
+    parser.add_argument("--parent", type=int, metavar="PID", help="exit at once unless this is the parent process")
     return parser
 
 

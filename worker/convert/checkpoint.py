@@ -1,4 +1,4 @@
-"""From what torch.save wrote to `model.safetensors`, held against the architecture before any weight is copied."""
+"""Converts a file written by torch.save to `model.safetensors`, checked against the architecture before copying."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from worker.convert import Unconvertible
 
 SHOWN = 5
 COUNTER = "num_batches_tracked"
-"""Of batch norm; nothing is computed from it, and files of old versions lack it."""
+"""Counter of batch norm; nothing is computed from it, and files of old versions lack it."""
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors of the architecture by name, without memory."""
+    """The tensors of the architecture by name, on the meta device."""
     with torch.device("meta"):
         network = students.build(config.architecture, config.input, config.outputs, config.embedding)
     return network.state_dict()
@@ -50,7 +50,7 @@ def _read(source: Path) -> object:
         return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # whatever a reader says of a file that was made to hurt it
+    except Exception as error:  # any error for a malicious file
         if "can't allocate memory" in str(error):
             raise MemoryError from error
         raise Unconvertible("the file is damaged, or holds more than tensors and plain values") from error
@@ -63,7 +63,7 @@ def _weights(found: object, key: str | None) -> dict[str, Tensor]:
         found = found[key]
     if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
         where = "the file" if key is None else repr(key)
-        raise Unconvertible(f"checkpoint_key: {where} is no dictionary of tensors; {_contents(found)}")
+        raise Unconvertible(f"checkpoint_key: {where} is not a dictionary of tensors; {_contents(found)}")
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
@@ -77,7 +77,7 @@ def _check(names: Mapping[str, str], stored: Mapping[str, Tensor], expected: Map
     unknown = [name for name in names if name not in expected]
     if missing or unknown:
         lacks = f"lacks {_some(missing)}" if missing else ""
-        has = f"has {_some(unknown)}, which the architecture has no place for" if unknown else ""
+        has = f"has {_some(unknown)}, which the architecture does not have" if unknown else ""
         raise Unconvertible(f"after key_map, the file {' and '.join(filter(None, (lacks, has)))}")
     for name, old in names.items():
         _check_tensor(old, stored[old], expected[name])
@@ -87,7 +87,7 @@ def _check_tensor(name: str, found: Tensor, expected: Tensor) -> None:
     if found.shape != expected.shape:
         raise Unconvertible(f"tensor {name!r} has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
     if found.layout != torch.strided or found.is_quantized or found.device.type != "cpu":
-        raise Unconvertible(f"tensor {name!r} is no plain tensor")
+        raise Unconvertible(f"tensor {name!r} is not a plain tensor")
     if found.is_floating_point() != expected.is_floating_point() or found.is_complex():
         raise Unconvertible(f"tensor {name!r} has dtype {found.dtype}, not {expected.dtype}")
 

@@ -1,8 +1,8 @@
-"""What a process gives up before it touches a stranger's file: the network, other files, new processes, endless growth.
+"""Sandbox of a process that reads an untrusted file: no network, other files or new processes, and bounded memory.
 
-The reader of torch's files makes nothing but tensors, and has had holes. Whatever comes through one finds a process
-with an empty environment that can reach nothing but its folder. Linux only, and as far as the kernel lets an ordinary
-process do it; the limits hold everywhere.
+torch's restricted reader creates only tensors, but has had vulnerabilities. Code that exploits one finds a process
+with an empty environment that can access only its folder. Linux only, as far as the kernel allows it to an
+unprivileged process; the limits apply everywhere.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 LANDLOCK_VERSION, LANDLOCK_BENEATH = 1, 1
 FS_EXECUTE, FS_WRITE, FS_READ, FS_LIST, FS_REMOVE, FS_MAKE, FS_TRUNCATE = 1, 2, 4, 8, 1 << 5, 1 << 8, 1 << 14
 FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
-"""How many rights a version of Landlock knows to withhold; from the fifth on, one more."""
+"""Number of rights that a version of Landlock can withhold; from the fifth on, one more."""
 
 
 TCP, SCOPE = 0b11, 0b11
 """Binding and connecting; signals and unnamed sockets of others."""
 WITHHELD = {1: 1, 2: 1, 3: 1, 4: 2, 5: 2}
-"""Of files, TCP and scope, how many a version of Landlock knows; from the sixth on, all three."""
+"""How many of files, TCP and scope a version of Landlock supports; from the sixth on, all three."""
 
 
 def leave_network() -> bool:
-    """Move into a network of one's own, with nobody in it; whether the kernel allowed it. No thread may run yet."""
+    """Move into a new, empty network namespace; returns whether the kernel allowed it. No thread may run yet."""
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
 
 
 def keep_to(folder: Path, readable: Iterable[Path]) -> bool:
-    """From now on this thread writes below `folder` alone, and reads there and below `readable`; whether that holds.
-
-    Newer kernels also keep it from TCP and from others' processes.
+    """Restrict this thread to writing below `folder`, and reading there and below `readable`; returns whether it
+    succeeded. Newer kernels also block TCP and access to other processes.
     """
     if sys.platform != "linux":
         return False
@@ -67,9 +66,9 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
 
 
 def limit(memory: int, file_bytes: int, seconds: int) -> None:
-    """Bound what this process may still take: bytes of memory, bytes per file, seconds of computing, no process.
+    """Limit further resources of this process: bytes of memory, bytes per file, CPU seconds, no new processes.
 
-    Before `keep_to`, which closes the place that tells how much it has already.
+    To be called before `keep_to`, which blocks the file with its current memory.
     """
     _lower(resource.RLIMIT_AS, _address_space() + memory)
     _lower(resource.RLIMIT_FSIZE, file_bytes)

@@ -1,7 +1,7 @@
-"""Brings models from outside into a worker: from a hub, a mirror of it, or an object store.
+"""Fetches models from outside: from a hub, a mirror of it, or an object store.
 
-Only files that make a model are fetched, never one that could hold code, and all of them are checked before a trainer
-sees them. What never changes (a commit of a hub, a converted upload) is kept for the next job.
+Only the files of a model are fetched, never one that could contain code, and all of them are checked before a trainer
+reads them. Immutable content (a commit of a hub, a converted upload) is cached for the next job.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from worker.fetch.shelf import FetchCache, files_in
 
 
 async def fetch(origin: Origin, param: str, settings: Settings, shelf: FetchCache, target: Path) -> None:
-    """Put the files of a model from outside into the folder `target`.
+    """Write the files of a model from outside into the folder `target`.
 
-    Raises: `UserError` blaming `param`, the field that names it; `Unavailable`; `OSError` when the disk is full.
+    Raises: `UserError` with `param`, the field that names it; `Unavailable`; `OSError` if the disk is full.
     """
     if wrong := list(settings.outside.wrong(origin)):
         raise UserError("teacher_not_accepted", wrong[0][1], param)
@@ -44,14 +44,14 @@ async def _from_hub(origin: Origin, settings: Settings, folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Hold a fetched folder against the rules for models; raises `Refused`, naming the file."""
+    """Check a fetched folder against the rules for models; raises `Refused`, naming the file."""
     names = {path.relative_to(folder).as_posix() for path in files_in(folder)}
     for name in sorted(names):
         try:
             if name in DOCUMENTS:
                 check_document(name, _read(folder / name, DOCUMENTS[name]))
             if name == INDEX and (missing := set(read_index(_read(folder / name, MAX_INDEX_BYTES)).values()) - names):
-                raise ValueError(f"names {min(missing)}, which is not there")
+                raise ValueError(f"names {min(missing)}, which is missing")
         except ValueError as error:
             raise Refused(f"{name} {error}") from error
     try:
@@ -60,9 +60,9 @@ def check(folder: Path) -> None:
         raise Refused(str(error)) from error
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
-        return file.read(most + 1)
+        return file.read(limit + 1)
 
 
 def _digest(reference: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m worker.fetch.download`: the process that `worker.fetch.hub` starts; its order comes on stdin."""
+"""`python -m worker.fetch.download`: the process that `worker.fetch.hub` starts; its order is read from stdin."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BROKEN = "the hub sent {name} with another digest than it states"
 
 
 def main() -> int:
-    """Fetch; the exit status."""
+    """Fetch; returns the exit status."""
     order = Order.model_validate_json(sys.stdin.buffer.read())
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         _fetch(order)
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):  # a gated model is told as the first
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):  # a gated model raises the first
         print(f"the hub has no model {order.name} at {order.revision}, or does not show it to this service")  # noqa: T201
         return REFUSED
     except Refused as error:

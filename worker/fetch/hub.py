@@ -1,7 +1,7 @@
-"""Models of a Hugging Face hub, at one commit: from the mirror where it has them, else over the network.
+"""Models of a Hugging Face hub, at one commit: from the mirror if it has them, else over the network.
 
-The hub's own library fetches, in a process of its own that can be ended at any time and knows no credential but the
-hub's. Whatever it is told there, it asks the one address of the settings.
+The hub's own library fetches, in a separate process that can be killed at any time and has only the credentials of the
+hub. It connects only to the address of the settings, whatever the hub's responses contain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from worker.fetch.refusal import Refused, choose
 from worker.fetch.shelf import files_in
 
 REFUSED, UNREACHED = 3, 4
-"""Exit statuses of a process that says on stdout why there is nothing to fetch, or that the hub does not answer."""
+"""Exit statuses of a process that prints why nothing can be fetched, or that the hub does not respond."""
 MAX_MESSAGE_BYTES = 8192
 PASSED = frozenset(
     {"PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
@@ -33,7 +33,7 @@ PASSED = frozenset(
 
 
 class Order(BaseModel):
-    """What the process is to fetch; sent on its stdin."""
+    """Order for the process; sent on its stdin."""
 
     endpoint: str
     name: str
@@ -44,14 +44,14 @@ class Order(BaseModel):
 
 
 class HubUnavailable(Unavailable):
-    """The hub does not answer; trying again may help."""
+    """The hub does not respond; a retry may help."""
 
     def __init__(self) -> None:
         super().__init__("hub_unavailable", "the model hub can't be reached")
 
 
 async def fetch(name: str, revision: str, settings: Settings, target: Path) -> None:
-    """Put the files of a model into the folder `target`. Raises: `Refused`, `HubUnavailable`, `OSError`."""
+    """Write the files of a model into the folder `target`. Raises: `Refused`, `HubUnavailable`, `OSError`."""
     mirrored = settings.hub_mirror / name / revision if settings.hub_mirror else None
     if mirrored is not None and mirrored.is_dir():
         await asyncio.to_thread(_copy, mirrored, settings.max_teacher_bytes, target)
@@ -67,9 +67,9 @@ async def fetch(name: str, revision: str, settings: Settings, target: Path) -> N
         max_bytes=settings.max_teacher_bytes,
         folder=str(target),
     )
-    status, said = await _run(order, target)
+    status, message = await _run(order, target)
     if status == REFUSED:
-        raise Refused(said)
+        raise Refused(message)
     if status:
         raise HubUnavailable
 
@@ -91,8 +91,8 @@ async def _run(order: Order, home: Path) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        said, _ = await process.communicate(order.model_dump_json().encode())
-        return process.returncode or 0, said[:MAX_MESSAGE_BYTES].decode(errors="replace").strip()
+        output, _ = await process.communicate(order.model_dump_json().encode())
+        return process.returncode or 0, output[:MAX_MESSAGE_BYTES].decode(errors="replace").strip()
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
@@ -101,7 +101,7 @@ async def _run(order: Order, home: Path) -> tuple[int, str]:
 
 
 def _environment(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """None of the worker's but what it takes to reach the network; nothing is written outside the folder."""
+    """Only the variables needed to reach the network; nothing is written outside the folder."""
     passed = {name: value for name, value in environ.items() if name in PASSED}
     switches = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_XET")
     own = {"HOME": str(home), "TMPDIR": str(home), "HF_HOME": str(home / ".hub")}

@@ -1,4 +1,4 @@
-"""Models in an object store that is not the service's own place in it, read with the store's credentials."""
+"""Models in an object store outside the service's own prefix, read with the store's credentials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.fetch.refusal import Refused, choose
 
 
 async def fetch(uri: str, settings: Settings, target: Path) -> None:
-    """Put the files that lie at `uri` into the folder `target`. Raises: `Refused`, `Unavailable`, `OSError`."""
+    """Write the files at `uri` into the folder `target`. Raises: `Refused`, `Unavailable`, `OSError`."""
     _require_folder(uri)
     store = Store.from_settings(settings.model_copy(update={"store_url": uri}))
     below = str(PurePosixPath(POOLING).parent)
@@ -24,6 +24,6 @@ async def fetch(uri: str, settings: Settings, target: Path) -> None:
 
 
 def _require_folder(uri: str) -> None:
-    """On local disk, opening a store would make its folder."""
+    """Require an existing folder: on local disk, opening a store would create it."""
     if uri.startswith("file:") and not Path(uri.removeprefix("file://")).is_dir():
         raise Refused(f"there is nothing at {uri}")

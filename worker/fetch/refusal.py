@@ -1,4 +1,4 @@
-"""Why something from outside is no teacher, and which of it is fetched."""
+"""The error for a model that can't be fetched, and the choice of its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.recipe.students.hugging_face import chosen
 
 
 class Refused(Exception):
-    """What lies there can't be a teacher, or nothing lies there; the text says why, for the job's owner."""
+    """The source has no usable model; the text is the reason, for the job's owner."""
 
 
 def choose(sizes: Mapping[str, int], max_bytes: int) -> list[str]:

@@ -1,7 +1,7 @@
-"""Folders that outlive the attempt that made them, by digest; those not used for longest go when room runs short.
+"""Cache of folders by digest, shared by attempts; the least recently used are evicted when space is short.
 
-Several workers of a machine share a shelf without a lock: a folder appears and goes by renaming, and what is taken is
-a link to its files, which lasts whatever becomes of the folder.
+Several workers of a machine share a cache without a lock: a folder is added and removed by renaming, and used through
+links to its files, which remain valid after the folder is removed.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class FetchCache:
         self._root, self._max_bytes = root, max_bytes
 
     async def place(self, digest: str, target: Path, make: Callable[[Path], Awaitable[None]]) -> None:
-        """Fill the folder `target` with what is kept as `digest`; `make` fills an empty folder where nothing is."""
+        """Fill the folder `target` from the cache entry `digest`; `make` fills an empty folder if there is none."""
         if await asyncio.to_thread(self._take, digest, target):
             return
         await make(target)
         await asyncio.to_thread(self._keep, target, digest)
 
     def _take(self, digest: str, target: Path) -> bool:
-        kept = self._root / digest
+        entry = self._root / digest
         target.mkdir(parents=True, exist_ok=True)
         try:
-            os.utime(kept)
-            for path in files_in(kept):
-                _link(path, target / path.relative_to(kept))
-        except FileNotFoundError:  # never there, or taken away in between
+            os.utime(entry)
+            for path in files_in(entry):
+                _link(path, target / path.relative_to(entry))
+        except FileNotFoundError:  # never there, or removed in between
             _empty(target)
             return False
         return True
 
     def _keep(self, folder: Path, digest: str) -> None:
-        """Copy by links into a folder beside, then rename it. Not keeping is no error: it costs the next job time."""
+        """Copy by links into a temporary folder, then rename it. A failure is no error: it costs the next job time."""
         with suppress(OSError):
             self._root.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=LEAVING, dir=self._root))
@@ -60,7 +60,7 @@ class FetchCache:
             self._make_room(digest)
 
     def _make_room(self, newest: str) -> None:
-        """Remove what is too much, and what a worker that was killed left half done."""
+        """Evict entries beyond the limit, and incomplete ones of killed workers."""
         by_use = sorted(self._root.iterdir(), key=lambda path: (path.name == newest, _last_used(path)), reverse=True)
         room = self._max_bytes
         for path in by_use:
@@ -83,9 +83,9 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Share the file where one disk holds both; files here are never written again."""
+    """Share the file by a link if both are on one disk; files here are never written again."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # never written through: it may be a link to what is kept
+    target.unlink(missing_ok=True)  # never written through: it may be a link to a cached file
     try:
         os.link(source, target)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Claims a lease, starts the trainer, relays what it reports and publishes what it wrote. Imports no torch."""
+"""Claims a lease, starts the trainer, relays its reports and publishes its files. Imports no torch."""

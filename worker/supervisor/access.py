@@ -1,4 +1,4 @@
-"""How one attempt reaches the database and the store: again and again, for as long as it makes sense."""
+"""Access of one attempt to the database and the store, with retries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Access:
-    """The database and the store, in the name of one lease."""
+    """The database and the store, under one lease."""
 
     def __init__(self, lease: Lease, context: Context) -> None:
         self.lease = lease
@@ -32,16 +32,16 @@ class Access:
         self._timeouts: Timeouts = context.timeouts
 
     async def once(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
-        """One transaction. Raises one of `DATABASE_LOST`.
+        """Run one transaction. Raises one of `DATABASE_LOST`.
 
-        A cancellation waits for its end: broken off, it could leave a connection that holds the database's lock.
+        A cancellation waits for its end: an interrupted one could leave a connection that holds the database's lock.
         """
         return await unbroken(self._transaction(operation))
 
     async def write(self, operation: Callable[[AsyncSession, Lease], Awaitable[T]]) -> T:
-        """One transaction, repeated while the database can't be reached; whoever guards the lease ends the trying.
+        """Run one transaction, repeated while the database can't be reached; the guard of the lease ends the retries.
 
-        A commit whose answer was lost is made twice: operations must bear that, or raise `LeaseLost`.
+        A commit whose response was lost is made twice: operations must tolerate this, or raise `LeaseLost`.
         """
         while True:
             try:
@@ -51,7 +51,7 @@ class Access:
                 await asyncio.sleep(self._timeouts.retry)
 
     async def patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """An access to the store, repeated at doubling intervals while it can't be reached; at last `Unavailable`."""
+        """Access the store, repeated at doubling intervals while it can't be reached; finally raises `Unavailable`."""
         pause, until = self._timeouts.retry, time.monotonic() + self._timeouts.store
         while True:
             try:

@@ -1,8 +1,8 @@
-"""One attempt at a job: holds the lease, minds the trainer, relays what it says, publishes what it makes.
+"""One attempt at a job: holds the lease, supervises the trainer, relays its reports, publishes its files.
 
-What happens at the same time is a small coroutine each: the work, the heartbeat, the guard of the lease, the uploads
+Concurrent activities are small coroutines: the work, the heartbeat, the guard of the lease, the uploads
 of checkpoints, and watchers for orders, for the worker's stop and for a trainer that hangs. The first that ends decides
-how the attempt ends. Every write names the lease's token; without it, the trainer dies and nothing is written.
+how the attempt ends. Every write names the lease's token; without it, the trainer is killed and nothing is written.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ from worker.supervisor.trainer_process import TrainerProcess
 from worker.supervisor.watchdog import Hung, Watchdog
 
 FENCE_MARGIN = 0.1
-"""Share of the lease that is left when a trainer whose supervisor can't beat is killed."""
+"""Remaining share of the lease at which a trainer is killed whose supervisor can't send heartbeats."""
 BATCH = 1000
-"""Most reports, and most metrics, that one statement writes."""
+"""Most reports, and most metrics, in one statement."""
 
 logger = logging.getLogger(__name__)
 
 
 async def run_next(context: Context, job_id: str | None = None) -> bool:
-    """Claim the given job, or the best that waits, and see it through; false if there was nothing to claim."""
-    # Counted from before the question, so that it never ends later than what the database grants.
+    """Claim the given job, or the first in the queues, and run it; false if there was nothing to claim."""
+    # Counted from before the request, so that it never ends later than in the database.
     held_until = time.monotonic() + context.settings.lease_seconds
     lease = await unbroken(_claim(context, job_id))
     if lease is None:
@@ -84,7 +84,7 @@ async def _claim(context: Context, job_id: str | None) -> Lease | None:
 
 
 class Attempt:
-    """One try at a job; `run` returns when nothing of it is left on this machine."""
+    """One try at a job; `run` returns once nothing of it is left on this machine."""
 
     def __init__(self, lease: Lease, context: Context, held_until: float) -> None:
         self._lease, self._context, self._timeouts = lease, context, context.timeouts
@@ -100,7 +100,7 @@ class Attempt:
         self._ordered_end: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._pause = asyncio.Event()
         self._leaving: str | None = None
-        self._last_word = asyncio.Event()
+        self._result_received = asyncio.Event()
 
     async def run(self) -> None:
         logs.job_id.set(self._lease.job_id)
@@ -117,7 +117,7 @@ class Attempt:
             await race(
                 self._work(),
                 self._publisher.publish_checkpoints(),
-                self._heed_orders(),
+                self._await_orders(),
                 self._leave_when(self._pause, "paused"),
                 self._leave_when(self._context.stop, "its worker stops"),
             )
@@ -139,8 +139,8 @@ class Attempt:
             finished = await race(self._relay(trainer), self._watchdog.watch())
         except Hung:
             seconds = round(self._watchdog.limit)
-            raise Failure("system", "hung", f"nothing was heard of the trainer for {seconds} s") from None
-        await trainer.end()  # it has said its last word: from here on nobody changes its files
+            raise Failure("system", "hung", f"the trainer sent no report for {seconds} s") from None
+        await trainer.end()  # it has sent its result: from here on nothing changes its files
         await self._publisher.publish_bundle(finished)
 
     async def _start_trainer(self) -> TrainerProcess:
@@ -151,7 +151,7 @@ class Attempt:
         make = partial(stage, self._context.sources, self._lease, inputs, self._folder, cache, names)
         await self._access.patiently(make)
         self._trainer = trainer = await self._context.spares.take()
-        self._watchdog.heard(None)
+        self._watchdog.observe(None)
         await trainer.send(Start(folder=str(self._folder)))
         await self._access.write(leases.start)
         return trainer
@@ -162,7 +162,7 @@ class Attempt:
                 raise Failure("user", "missing_input", f"{reference} does not exist any more", param)
 
     async def _relay(self, trainer: TrainerProcess) -> Finished:
-        """Pass on what the trainer says until its last word; raises an `Ending` unless that is `Finished`."""
+        """Relay the trainer's reports up to its result; raises an `Ending` unless that is `Finished`."""
         while True:
             reports = await self._collect(trainer)
             await self._flush(reports)
@@ -170,15 +170,15 @@ class Attempt:
                 case CheckpointSaved() as saved:
                     self._publisher.offer(saved)
                 case StepProgress():
-                    self._context.spares.refill()  # not before training goes: warming up would slow its start down
+                    self._context.spares.refill()  # not before training runs: warming up would delay its start
                 case None:
                     raise await self._death(trainer)
                 case Finished() | Stopped() | Failed() as last:
-                    self._last_word.set()
+                    self._result_received.set()
                     return self._judge(last)
 
     async def _collect(self, trainer: TrainerProcess) -> list[Report | None]:
-        """Progress and metrics that may be written together, up to the first report that may not wait."""
+        """Progress and metrics that may be written together, up to the first report that must not wait."""
         reports = [await self._read(trainer)]
         soonest = asyncio.get_running_loop().time() + self._timeouts.gather
         with suppress(TimeoutError):
@@ -189,19 +189,19 @@ class Attempt:
 
     async def _read(self, trainer: TrainerProcess) -> Report | None:
         report = await trainer.read()
-        self._watchdog.heard(report)
+        self._watchdog.observe(report)
         if isinstance(report, StepProgress):
             self._step = report.step
         return report
 
     async def _flush(self, reports: list[Report | None]) -> None:
-        """Write them, and beat with the same commit: so orders reach a trainer that talks in no time."""
+        """Write reports, with a heartbeat in the same commit, so that orders reach an active trainer at once."""
         if any(isinstance(report, StepProgress | Metrics | Log | PhaseBegan) for report in reports):
             asked_at = time.monotonic()
             self._renew(asked_at, await self._access.write(partial(_record, reports=reports)))
         if isinstance(
             reports[-1], StepProgress | Metrics
-        ):  # not after a phase began, so that its first step shows at once
+        ):  # not after a phase began, so that its first step is visible at once
             self._flushed_at = asyncio.get_running_loop().time()
 
     def _judge(self, last: Finished | Stopped | Failed) -> Finished:
@@ -214,17 +214,17 @@ class Attempt:
             case Stopped() if self._leaving is not None:
                 raise HandBack(self._leaving)
             case Stopped():
-                raise Failure("system", "trainer_left", "the trainer left without being asked")
+                raise Failure("system", "trainer_left", "the trainer stopped without a request")
 
     async def _death(self, trainer: TrainerProcess) -> Failure:
-        """The trainer ended without a last word."""
+        """The failure of a trainer that ended without a result."""
         status = await trainer.exited(self._timeouts.kill)
         if status is None:
-            return Failure("system", "trainer_died", "the trainer fell silent")
+            return Failure("system", "trainer_died", "the trainer stopped responding")
         if status == -signal.SIGKILL and oom_kills() > self._oom_kills[0]:
             return Failure("capacity", "out_of_memory", "the trainer was killed: the machine ran out of memory")
-        if (note := note_of(self._folder, trainer.pid)) and (told := note.explain(status)):
-            return Failure(told.fault, told.code, told.message, told.param)
+        if (note := note_of(self._folder, trainer.pid)) and (cause := note.explain(status)):
+            return Failure(cause.fault, cause.code, cause.message, cause.param)
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         if killed_from_outside(status):
             return Failure("system", TRAINER_KILLED, f"the trainer {how}", cause="outside")
@@ -242,12 +242,12 @@ class Attempt:
                 await asyncio.sleep(self._timeouts.retry)
                 continue
             self._renew(asked_at, orders)
-            self._oom_kills.append(oom_kills())  # of the last beats alone: others on the machine run out of memory too
+            self._oom_kills.append(oom_kills())  # of the last beats only: others on the machine run out of memory too
             self._context.tick()
             await asyncio.sleep(self._context.settings.heartbeat_seconds)
 
     async def _guard_lease(self) -> NoReturn:
-        """If no beat gets through, kill the trainer while the lease still holds: no later attempt may find it alive."""
+        """Kill the trainer before the lease expires without a heartbeat: no later attempt may find it alive."""
         margin = FENCE_MARGIN * self._lease.seconds
         await wait_past(lambda: self._held_until - margin)
         if self._trainer is not None:
@@ -255,7 +255,7 @@ class Attempt:
         raise LeaseLost
 
     def _renew(self, asked_at: float, orders: Orders) -> None:
-        """The lease was extended, at some time after `asked_at`; obey the orders that came with it."""
+        """Note that the lease was extended, at some time after `asked_at`, and follow the orders in the reply."""
         self._held_until = max(self._held_until, asked_at + self._lease.seconds)
         if orders.pause:
             self._pause.set()
@@ -268,17 +268,17 @@ class Attempt:
             message = f"the job ran for longer than {limit:g} s"
             self._ordered_end.set_result(Failure("deadline", "out_of_time", message, "resources.max_seconds"))
 
-    async def _heed_orders(self) -> NoReturn:
+    async def _await_orders(self) -> NoReturn:
         raise await asyncio.shield(self._ordered_end)
 
     async def _leave_when(self, asked: asyncio.Event, reason: str) -> NoReturn:
-        """Once asked, have the trainer save itself and leave. What it then says is for the relay to hear."""
+        """Once `asked` is set, make the trainer save its state and exit. The relay receives its further reports."""
         await asked.wait()
         self._leaving = reason
         if self._trainer is None:
             raise HandBack(reason)
         await self._trainer.send(Stop())
-        if not await is_set(self._last_word, self._context.settings.stop_seconds):
+        if not await is_set(self._result_received, self._context.settings.stop_seconds):
             raise HandBack(reason)
         await asyncio.Future()
         raise AssertionError("unreachable")
@@ -286,7 +286,7 @@ class Attempt:
     # ---- the end
 
     async def _settle(self, ending: Ending) -> None:
-        """End the trainer, save what it left, and write the job's new state."""
+        """End the trainer, save its last checkpoint, and write the job's new state."""
         if self._trainer is not None:
             await self._trainer.end(self._timeouts.kill)
         if ending.salvage:
@@ -299,8 +299,8 @@ class Attempt:
 
     async def _fail(self, failure: Failure) -> None:
         if failure.fault == "user":
-            said = (self._lease.attempt, failure.param or failure.code, failure.message)
-            logger.info("%s: attempt %d ends by its user's fault: %s: %s", self._lease.job_id, *said)
+            fields = (self._lease.attempt, failure.param or failure.code, failure.message)
+            logger.info("%s: attempt %d ended by an error of the user: %s: %s", self._lease.job_id, *fields)
         else:
             tail = self._trainer.tail() if self._trainer else ""
             logger.error("%s: %s; stderr of the trainer ends with:\n%s", self._lease.job_id, failure.message, tail)
@@ -333,7 +333,7 @@ async def _begin_staging(session: AsyncSession, lease: Lease) -> tuple[dict[str,
 
 
 async def _record(session: AsyncSession, lease: Lease, reports: list[Report | None]) -> Orders:
-    """Write a batch in the order in which it was said. Values that are not finite can't be drawn, and are left out."""
+    """Write a batch of reports in order. Values that are not finite can't be plotted, and are omitted."""
     progress = next((report for report in reversed(reports) if isinstance(report, StepProgress)), None)
     metrics = [
         (name, report.step, value)

@@ -1,7 +1,7 @@
 """The worker behind a broker: `celery -A worker.supervisor.celery_app worker`.
 
-The pool's processes run the tasks and only mind a trainer; torch is never imported here. A message is taken off the
-queue when it is received: whoever got it must win the job's lease, and a job whose lease is free is sent again.
+The pool's processes run the tasks and only supervise a trainer; torch is never imported here. A message is removed from
+the queue when it is received: its receiver must win the job's lease, and a job whose lease is free is sent again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TICK_SECONDS = 5.0
 
 
 def make_app(settings: Settings) -> Celery:
-    """Celery's application, which serves the queues of the settings unless `-Q` says otherwise."""
+    """Celery's application, which serves the queues of the settings unless `-Q` is given."""
     app = celery_app(settings)
     app.set_current()
     app.conf.update(
@@ -33,12 +33,12 @@ def make_app(settings: Settings) -> Celery:
         worker_pool="prefork",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,  # a message waits for whoever is free first
+        worker_disable_prefetch=True,  # a message waits for the first free process
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        worker_proc_alive_timeout=60.0,  # a pool process asks the GPUs' driver before it is up
-        worker_soft_shutdown_timeout=0.0,  # it would only sleep, and then tell the pool to save its jobs
+        worker_proc_alive_timeout=60.0,  # a pool process queries the GPU driver before it is up
+        worker_soft_shutdown_timeout=0.0,  # it would only sleep, and then make the pool save its jobs
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
     )
@@ -47,12 +47,12 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _queue(name: str) -> Queue:
-    # An exchange of its own: on a shared one, every queue bound with the same key would get a copy.
+    # A separate exchange: on a shared one, every queue bound with the same key would get a copy.
     return Queue(name, Exchange(name), routing_key=name)  # type: ignore[no-untyped-call]  # kombu has few types
 
 
 class Tick(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
-    """Touches the tick file for as long as messages are consumed; a lost connection stops and restarts it."""
+    """Touches the tick file while messages are consumed; a lost connection stops and restarts it."""
 
     requires = {"celery.worker.consumer.tasks:Tasks"}
 
@@ -66,10 +66,9 @@ class Tick(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type
 
 
 class StopLine:
-    """Carries the news that the worker stops from Celery's main process to its pool's processes.
+    """Notifies the pool's processes that Celery's main process stops.
 
-    A pipe, made before they are forked. One byte is written and never read, so that all of them see it, whenever they
-    look.
+    A pipe, created before they are forked. One byte is written and never read, so that all of them see it at any time.
     """
 
     def __init__(self) -> None:
@@ -85,8 +84,8 @@ stop_line = StopLine()
 
 def _need_broker(**_: object) -> None:
     if Settings().embedded:
-        # Celery logs and forgets any other exception here.
-        raise SystemExit("STILLHOUSE_BROKER_URL is not set; without a broker, `python -m worker` is the worker")
+        # Celery logs and ignores any other exception here.
+        raise SystemExit("STILLHOUSE_BROKER_URL is not set; without a broker, run `python -m worker`")
 
 
 def _pass_on(**_: object) -> None:
@@ -94,7 +93,7 @@ def _pass_on(**_: object) -> None:
 
 
 def _set_up_logs(loglevel: int | None = None, **_: object) -> None:
-    """In place of Celery's own set-up, in the main process and in those of its pool."""
+    """Set up logging instead of Celery, in the main process and in those of its pool."""
     settings = Settings()
     logs.configure(settings.log_format, settings.log_level)
     logging.getLogger("celery").setLevel(loglevel or logging.INFO)

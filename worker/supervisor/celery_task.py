@@ -1,4 +1,4 @@
-"""Celery's one task, and what a process of its pool keeps from one task to the next."""
+"""The only Celery task, and the state that a process of the pool keeps between tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.supervisor.context import Context, open_context
 
 
 class PoolProcess:
-    """An event loop that stands still between tasks, with open connections and a warm trainer."""
+    """An event loop that is suspended between tasks, with open connections and a warm trainer."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -28,7 +28,7 @@ class PoolProcess:
         )
 
     def run(self, job_id: str) -> None:
-        """See one job through, if it can still be claimed."""
+        """Run one job, if it can still be claimed."""
         self._runner.run(self._run(job_id))
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class PoolProcess:
             stop.set()
 
         loop.add_reader(stop_line.reader, leave)
-        # Whoever stops a whole process group signals this process too, which must then save its job, not die.
+        # A signal to the whole process group reaches this process too, which must then save its job, not die.
         loop.add_signal_handler(signal.SIGTERM, leave)
         try:
             if not stop.is_set():
@@ -72,9 +72,9 @@ worker_process_shutdown.connect(_close)
 
 @shared_task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # Celery has few types
 def run_job(job_id: str, **_: object) -> None:
-    """Run a job, unless another worker has it or it is over: then this does nothing.
+    """Run a job; does nothing if another worker has it or it has ended.
 
-    Unknown arguments are borne, so that a newer API can talk to an older worker.
+    Unknown arguments are ignored, so that a newer API works with an older worker.
     """
     if _process is None:
         _open()

@@ -1,4 +1,4 @@
-"""What one worker process holds open for all the attempts that it makes."""
+"""Resources that one worker process shares between its attempts."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ logger = logging.getLogger(__name__)
 
 
 def new_owner() -> str:
-    """A name for a process that no other has had."""
+    """A unique name for a process."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long a supervisor waits for what, in seconds."""
+    """Waiting times of a supervisor, in seconds."""
 
     gather: float = 0.02
-    """For what the trainer says in one breath, before it is written."""
+    """For further reports of the trainer, before they are written together."""
     flush: float = 1.0
     """Between two writes of progress and metrics."""
     kill: float = 5.0
     """From SIGTERM to SIGKILL."""
     hang: float = 600.0
-    """Without a word from the trainer, before it is taken to hang; at least `hang_steps` of its usual steps."""
+    """Without a report from the trainer, before it counts as hanging; at least `hang_steps` of its usual steps."""
     hang_steps: float = 20.0
     store: float = 300.0
     """For a store that can't be reached."""
     retry: float = 0.5
-    """Between two tries to reach the database; the store is asked at doubling intervals that begin with this one."""
+    """Between two tries to reach the database; tries for the store are at doubling intervals from this one."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ class Context:
     spares: SparePool
     queues: Sequence[str]
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the worker must leave: what runs is saved and handed back."""
+    """Set when the worker must stop: the running job is saved and requeued."""
     timeouts: Timeouts = Timeouts()
     owner: str = field(default_factory=new_owner)
-    """Names this process in leases; no later one has the same name."""
+    """Name of this process in leases; no later one has the same name."""
 
     @property
     def sources(self) -> Sources:
-        """Where the inputs of attempts come from; what is kept of them is kept for all workers of the machine."""
+        """Sources of the inputs of attempts, with a cache for all workers of the machine."""
         shelf = FetchCache(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
         return Sources(self.store, self.settings, shelf)
 
     def teacher_cache(self, project_id: str) -> CachePlace | None:
-        """Where trainers of a project's jobs keep what teachers say."""
+        """Place of the teacher cache for the jobs of a project."""
         settings = self.settings
         if settings.teacher_cache_bytes == 0:
             return None
@@ -82,7 +82,7 @@ class Context:
         return CachePlace(folder=str(folder), max_bytes=settings.teacher_cache_bytes, owner=project_id)
 
     def tick(self) -> None:
-        """Show whoever watches the tick file that the worker is alive."""
+        """Touch the tick file, to show that the worker is alive."""
         if self.settings.worker_tick_file is not None:
             self.settings.worker_tick_file.touch()
 
@@ -94,9 +94,9 @@ async def open_context(
     command: tuple[str, ...] | None = None,
     timeouts: Timeouts = Timeouts(),
 ) -> AsyncIterator[Context]:
-    """Open all that a worker needs, and begin to warm its first trainer up.
+    """Open the resources of a worker, and begin to warm up its first trainer.
 
-    A worker that serves the queue `gpu` takes GPUs of its own for as long as it lives; any other hides all of them.
+    A worker that serves the queue `gpu` reserves GPUs while it runs; any other hides all of them.
     `command` starts trainers. Raises: `NoGpu`.
     """
     gpus = await hold_gpus(settings.scratch_dir / "gpus", settings.worker_gpus) if "gpu" in queues else ()
@@ -119,9 +119,9 @@ async def open_context(
 
 
 async def _disown(database: Database, owners: Sequence[str], backoff_seconds: float) -> None:
-    """Give back the jobs of processes of this machine that are dead, which spares them the rest of their leases.
+    """Requeue the jobs of dead processes of this machine, without waiting for the end of their leases.
 
-    The reaper does so too, when the leases have run out: where the database can't be asked now, nothing is lost.
+    The reaper does so too, when the leases have expired: if the database can't be reached now, nothing is lost.
     """
     if not owners:
         return
@@ -130,4 +130,4 @@ async def _disown(database: Database, owners: Sequence[str], backoff_seconds: fl
             for owner in owners:
                 await disown(session, owner, backoff_seconds)
     except SQLAlchemyError:
-        logger.warning("jobs of dead workers wait until their leases have run out", exc_info=True)
+        logger.warning("jobs of dead workers wait until their leases expire", exc_info=True)

@@ -1,4 +1,4 @@
-"""How an attempt can end short of success, and what each ending writes into the job's row."""
+"""Unsuccessful ends of an attempt, and what each one writes into the job's row."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from worker.supervisor.staging import BadCheckpoint, UnsafePath
 from worker.supervisor.trainer_process import NotStarted, ProtocolError
 
 BAD_CHECKPOINT = "bad_checkpoint"
-"""Code of the failure of an attempt that could not go on from its checkpoint; the trainer says it too."""
+"""Code of the failure of an attempt that could not resume from its checkpoint; also reported by the trainer."""
 
 
 class Ending(Exception):
-    """The attempt is over."""
+    """The attempt has ended."""
 
     salvage: bool = True
-    """Whether a checkpoint that is not published yet is worth its upload."""
+    """Whether a checkpoint that is not published yet should be uploaded."""
 
 
 @dataclass(eq=False)
 class HandBack(Ending):
-    """The trainer was told to leave. The job is cancelled, paused or queued again, as its row says by now."""
+    """The trainer was stopped. The job is cancelled, paused or queued again, depending on its row."""
 
     reason: str
     salvage: bool = True
@@ -37,7 +37,7 @@ class HandBack(Ending):
 
 @dataclass(eq=False)
 class Failure(Ending):
-    """The attempt failed; whether the job is tried again is decided where its life is kept."""
+    """The attempt failed; `app.jobs.requeue` decides whether the job is retried."""
 
     fault: Fault
     code: str
@@ -48,7 +48,7 @@ class Failure(Ending):
 
 
 def reported(last: Failed) -> Failure:
-    """What a trainer's own last word means for the job."""
+    """The failure that a trainer has reported."""
     return Failure(last.fault, last.code, last.message, last.param, _CAUSES.get(last.code, "trainer"))
 
 
@@ -56,18 +56,18 @@ _CAUSES: dict[str, Cause] = {TRAINER_KILLED: "outside", NODE_LOST: "outside", BA
 
 
 def failure_from(error: Exception) -> Failure:
-    """What an exception in the worker means for the job. The exception's own text is for the log alone."""
+    """The failure for an exception in the worker. The exception's own text is only for the log."""
     match error:
         case NotStarted(killed=killed):
             return _not_started(killed=killed)
         case ProtocolError() | UnsafePath():
-            return Failure("system", "trainer_protocol", "the trainer said something that can't be understood")
+            return Failure("system", "trainer_protocol", "the trainer sent a message that can't be parsed")
         case UserError(code=code, message=message, param=param):
             return Failure("user", code, message, param)
         case ConversionFailed():
             return _service("conversion_failed", "the process that converts the teacher could not be run")
         case BadCheckpoint():
-            return _service(BAD_CHECKPOINT, "the checkpoint to go on from is missing or damaged", salvage=False)
+            return _service(BAD_CHECKPOINT, "the checkpoint to resume from is missing or damaged", salvage=False)
         case HubUnavailable():
             return _service("hub_unavailable", "the model hub could not be reached", salvage=False)
         case Unavailable():
@@ -87,5 +87,5 @@ def _not_started(*, killed: bool) -> Failure:
 
 
 def _service(code: str, message: str, *, salvage: bool = True) -> Failure:
-    """Something failed that the attempt stands on."""
+    """The failure of a dependency of the attempt."""
     return Failure("system", code, message, cause="service", salvage=salvage)

@@ -1,6 +1,6 @@
-"""The GPUs of a worker process: as many as its settings say, each held by a lock on a file.
+"""GPUs of a worker process: the number in its settings, each reserved by a lock on a file.
 
-Trainers inherit the locks. So a GPU whose supervisor was killed stays taken until the last trainer on it has gone too.
+Trainers inherit the locks. So a GPU whose supervisor was killed stays reserved until the last trainer on it has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from worker.supervisor.staging import try_lock
 
 
 class NoGpu(Exception):
-    """This machine has no GPU, or all of them are taken."""
+    """This machine has too few GPUs, or too few free ones."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Gpu:
 
 
 async def hold_gpus(locks: Path, count: int = 1, patience_seconds: float = 10.0) -> tuple[Gpu, ...]:
-    """Take the first `count` GPUs that are free, or none of them; `locks` is the folder of the lock files.
+    """Reserve the first `count` GPUs that are free, or none of them; `locks` is the folder of the lock files.
 
-    Waits a little, since the trainer of a worker that was killed takes a moment to go. Raises `NoGpu`.
+    Waits up to `patience_seconds`, since the trainer of a killed worker takes a moment to end. Raises `NoGpu`.
     """
     found = await asyncio.to_thread(visible_gpus)
     if not found:
@@ -39,7 +39,7 @@ async def hold_gpus(locks: Path, count: int = 1, patience_seconds: float = 10.0)
             "the worker serves the queue gpu, but NVIDIA's driver shows no GPU that CUDA_VISIBLE_DEVICES allows"
         )
     if count > len(found):
-        raise NoGpu(f"STILLHOUSE_WORKER_GPUS asks for {count} GPUs, and this machine shows {len(found)}")
+        raise NoGpu(f"STILLHOUSE_WORKER_GPUS is {count}, and this machine has {len(found)} GPUs")
     until = time.monotonic() + patience_seconds
     while not (gpus := _free_gpus(found, count, locks)):
         if time.monotonic() > until:
@@ -55,7 +55,7 @@ def _free_gpus(uuids: list[str], count: int, locks: Path) -> tuple[Gpu, ...]:
             held.append(Gpu(uuid, lock))
     if len(held) == count:
         return tuple(held)
-    for gpu in held:  # somebody else may need fewer
+    for gpu in held:  # another worker may need fewer
         gpu.lock.close()
     return ()
 

@@ -1,4 +1,4 @@
-"""The worker without a broker: it looks into the database for work, and does one job after the other."""
+"""The worker without a broker: polls the database for jobs, and runs them one after the other."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 def queues_of(settings: Settings) -> list[Queue]:
-    """What the settings say; when they say nothing, what this machine can do."""
+    """Queues of the settings; by default those that this machine supports."""
     if "queues" in settings.model_fields_set or not visible_gpus():
         return settings.queues
     return [*settings.queues, "gpu"]
 
 
 async def serve(settings: Settings) -> None:
-    """Run jobs until SIGTERM or SIGINT; then save and hand back what runs. A second signal ends the process at once."""
+    """Run jobs until SIGTERM or SIGINT; then save and requeue the running job. A second signal ends the process."""
     async with open_context(settings, queues_of(settings)) as context:
         stop_on_signals(context.stop)
         await poll(context)
 
 
 async def poll(context: Context) -> None:
-    """Claim and see through one job after the other, until the worker must stop."""
+    """Claim and run one job after the other, until the worker must stop."""
     pause = context.settings.poll_seconds
     while not context.stop.is_set():
         context.tick()

@@ -1,4 +1,4 @@
-"""Tells the database that this worker looks for jobs, so that users hear of a queue that nobody serves."""
+"""Announces this worker in the database, so that users are informed of a queue without workers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from app.core.settings import Settings
 from app.jobs import workers
 
 LEAVE_SECONDS = 5.0
-"""Longest wait for the last word; the row of a worker that can't say it is passed over soon."""
+"""Longest wait for signing off; otherwise the row of the worker soon counts as absent."""
 
 logger = logging.getLogger(__name__)
 
 
 class Presence:
-    """Announces a worker from a thread of its own: the event loop of a pool process stands still between tasks."""
+    """Announces a worker from a separate thread: the event loop of a pool process is suspended between tasks."""
 
     def __init__(self, settings: Settings, owner: str, queues: Sequence[str]) -> None:
         self._settings, self._owner, self._queues = settings, owner, queues
@@ -58,4 +58,4 @@ class Presence:
                 else:
                     await workers.announce(session, self._owner, self._queues, gpus, nodes)
         except SQLAlchemyError:
-            logger.warning("can't tell the database that this worker is there", exc_info=True)
+            logger.warning("this worker can't be announced in the database", exc_info=True)

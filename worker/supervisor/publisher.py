@@ -1,6 +1,6 @@
-"""Publishes what a trainer wrote: uploads the files, then makes the row that counts, under the lease's token.
+"""Publishes the files of a trainer: uploads them, then writes their row, under the lease's token.
 
-Keys contain the attempt, so an attempt that has lost its lease can only litter a folder of its own.
+Keys contain the attempt, so an attempt that has lost its lease can only leave objects in its own folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Checkpoints and the bundle of one attempt, which lie below `folder`."""
+    """Publishes checkpoints and the bundle of one attempt, which are below `folder`."""
 
     def __init__(self, access: Access, folder: Path) -> None:
         self._access, self._folder = access, folder
@@ -37,25 +37,25 @@ class Publisher:
         self._more = asyncio.Event()
 
     def offer(self, saved: CheckpointSaved) -> None:
-        """A checkpoint lies complete on the disk. It is moved aside, since the trainer removes its older ones."""
+        """Offer a complete checkpoint for upload. It is moved aside, since the trainer removes its older ones."""
         target = self._folder / "saved" / f"step-{saved.step}"
         target.parent.mkdir(exist_ok=True)
         try:
             folder_within(self._folder, saved.path).rename(target)
         except FileNotFoundError:
-            return  # removed already: newer ones have been announced
+            return  # already removed: newer ones have been announced
         self._saved[saved.step] = target
         self._more.set()
 
     async def publish_checkpoints(self) -> NoReturn:
-        """Publish what is offered, for as long as this runs. Training goes on meanwhile."""
+        """Publish offered checkpoints until cancelled, while training continues."""
         while True:
             await self._more.wait()
             self._more.clear()
             await self.publish_checkpoint()
 
     async def publish_checkpoint(self) -> None:
-        """Publish the newest checkpoint. Older ones that wait with it have lost their use."""
+        """Publish the newest checkpoint. Older ones that wait with it are superseded."""
         step = max(self._saved, default=-1)
         if step < 0:
             return
@@ -103,7 +103,7 @@ class Publisher:
 
 
 def _describe(artifacts: dict[str, Path]) -> tuple[ModelConfig, dict[str, Any]]:
-    """What the bundle says of itself: its description and its `report.json`."""
+    """The description of the model and the `report.json` of the bundle."""
     name = next(name for name in DESCRIPTIONS if name in artifacts)
     config = ModelConfig.model_validate_json(artifacts[name].read_bytes())
     report: dict[str, Any] = json.loads(artifacts["report.json"].read_bytes())

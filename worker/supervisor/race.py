@@ -1,4 +1,4 @@
-"""Work beside its watchers, deadlines that move, and work that may not be broken off."""
+"""Concurrent work with watchers, movable deadlines, and work that must not be interrupted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 LEAVE_SECONDS = 10.0
-"""For so long a cancelled part is waited for: a call on a dead connection may not come back at all."""
+"""Longest wait for a cancelled coroutine: a call on a dead connection may never return."""
 
 
 async def race(work: Coroutine[Any, Any, T], *watchers: Coroutine[Any, Any, NoReturn]) -> T:
@@ -32,7 +32,7 @@ async def race(work: Coroutine[Any, Any, T], *watchers: Coroutine[Any, Any, NoRe
 
 
 async def wait_past(deadline: Callable[[], float]) -> None:
-    """Return once the monotonic clock has passed a deadline that may be put off meanwhile."""
+    """Return once the monotonic clock has passed a deadline that may be postponed meanwhile."""
     while True:
         left = deadline() - time.monotonic()
         if left <= 0:
@@ -41,12 +41,12 @@ async def wait_past(deadline: Callable[[], float]) -> None:
 
 
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when the caller is cancelled, who then hears of it only afterwards."""
+    """Run `work` to its end even if the caller is cancelled; the cancellation is raised only afterwards."""
     working = asyncio.create_task(work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait([working])
         if not working.cancelled():
-            working.exception()  # has been seen
+            working.exception()  # marks it as retrieved
         raise

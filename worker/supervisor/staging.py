@@ -1,7 +1,7 @@
-"""The folders a worker works in: made, filled from the store, checked, swept.
+"""Working folders of a worker: creation, staging from the store, checks, and clean-up.
 
-Everything that a worker process writes lies in one folder of its own, which it holds locked. So the next worker on the
-machine can tell what a killed one left behind, whatever its process id or name has become since.
+Everything that a worker process writes is in one folder, which it keeps locked. So the next worker on the
+machine can recognise the folder of a killed one, independently of process ids and names.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class UnsafePath(Exception):
-    """A path that leads out of its folder, through a link, or to something that is no regular file."""
+    """A path that leads out of its folder, through a link, or to something other than a regular file."""
 
 
 class BadCheckpoint(Exception):
-    """The checkpoint to go on from is missing or damaged in the store."""
+    """The checkpoint to resume from is missing or damaged in the store."""
 
 
 class Scratch:
     """This process's folder under `parent`. Opening one removes the folders of processes that are dead.
 
-    `owner` names the process in leases; `dead` are the names of those whose folders were removed.
+    `owner` is the name of the process in leases; `dead` are the names of those whose folders were removed.
     """
 
     def __init__(self, parent: Path, owner: str = "") -> None:
@@ -53,7 +53,7 @@ class Scratch:
         parent = parent.resolve()
         with FileLock(
             parent / LOCK, fallback_to_soft=False
-        ):  # nobody may sweep a folder that is made but not locked yet
+        ):  # a folder that is created but not locked yet must not be swept
             swept = [_sweep(folder) for folder in parent.glob("worker-*")]
             self.dead = [name for name in swept if name]
             self.path = Path(tempfile.mkdtemp(prefix="worker-", dir=parent))
@@ -69,14 +69,14 @@ class Scratch:
         self._lock.release()
 
     def folder(self, *names: str) -> Path:
-        """A new, empty folder; what lay there before is removed."""
+        """Create an empty folder; an existing one is removed first."""
         path = self.path.joinpath(*names)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def remove(self, folder: Path) -> None:
-        """Remove a folder with all that is in it, and the folders around it that are empty then."""
+        """Remove a folder with its contents, and its parents if they are then empty."""
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             while (folder := folder.parent) != self.path:
@@ -84,7 +84,7 @@ class Scratch:
 
 
 def _sweep(folder: Path) -> str:
-    """Remove a process's folder if the process is gone; its name, or nothing if it lives or had none yet."""
+    """Remove a process's folder if the process is dead; returns its name, or nothing if it lives or had none yet."""
     owner = ""
     try:
         with FileLock(folder / LOCK, timeout=0.0, fallback_to_soft=False):
@@ -92,19 +92,19 @@ def _sweep(folder: Path) -> str:
     except Timeout:
         return ""
     except OSError:
-        pass  # its owner died before it had written its name
+        pass  # its owner died before it wrote its name
     shutil.rmtree(folder, ignore_errors=True)
     return owner
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where inputs come from."""
+    """Sources of inputs."""
 
     store: Store
     settings: Settings
     shelf: FetchCache
-    """What was fetched or converted for earlier jobs."""
+    """Cache of models that were fetched or converted for earlier jobs."""
 
 
 async def stage(
@@ -115,7 +115,7 @@ async def stage(
     teacher_cache: CachePlace | None = None,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Fetch the inputs and the checkpoint to go on from, verified, and write `assignment.json`; `names` are those of
+    """Fetch and verify the inputs and the checkpoint to resume from, and write `assignment.json`; `names` are those of
     the service's models, by id.
 
     Raises: `BadCheckpoint`; `UserError` for a model that can't be fetched or converted; `Unavailable`,
@@ -158,7 +158,7 @@ async def _fetch_checkpoint(store: Store, files: list[StoredFile], folder: Path)
 async def _stage_input(
     sources: Sources, reference: str, files: list[StoredFile], folder: Path, target: str, param: str | None
 ) -> str:
-    """A model becomes a folder. A data file loses the name that its user gave it."""
+    """Stage a model as a folder, or a data file under a neutral name; returns its path."""
     if reference.startswith("model_"):
         if any(file.name == ORDER for file in files):
             await _stage_converted(sources, files, folder / target, param)
@@ -172,20 +172,20 @@ async def _stage_input(
 
 
 async def _stage_models_from_outside(sources: Sources, spec: JobSpec, folder: Path) -> dict[str, str]:
-    """The staged folder of each; two models of the same place share one."""
+    """Stage the models from outside; returns the folder of each. References to the same model share one."""
     staged: dict[str, str] = {}
     for index, (path, origin) in enumerate(spec.origins.items()):
         if origin.model is None and origin.reference not in staged:
             staged[origin.reference] = f"inputs/outside{index}"
             target = folder / staged[origin.reference]
-            shutil.rmtree(target, ignore_errors=True)  # of a try before this one
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier try
             target.mkdir(parents=True)
             await fetch(origin, f"{path}.{origin.source}", sources.settings, sources.shelf, target)
     return staged
 
 
 async def _stage_converted(sources: Sources, files: list[StoredFile], target: Path, param: str | None) -> None:
-    """A model whose weights are still as another program saved them."""
+    """Stage a model whose weights must be converted."""
 
     async def make(target: Path) -> None:
         await _fetch(sources.store, files, target)
@@ -206,21 +206,21 @@ async def _fetch(store: Store, files: list[StoredFile], folder: Path) -> None:
 
 
 def safe_name(name: str) -> str:
-    """The name, if it can be nothing but one component of a path; raises `UnsafePath`."""
+    """The name, if it is exactly one component of a path; raises `UnsafePath`."""
     if not _NAME.fullmatch(name):
         raise UnsafePath(f"{name!r} is not a plain file name")
     return name
 
 
 def safe_place(name: str) -> str:
-    """The name, if it can be nothing but a file in a folder, or in a folder right within it; raises `UnsafePath`."""
+    """The name, if it is a file in a folder, or in a direct subfolder; raises `UnsafePath`."""
     for step in name.split("/", maxsplit=1):
         safe_name(step)
     return name
 
 
 def file_within(folder: Path, relative: str) -> Path:
-    """A regular file below `folder`, reached through no link; raises `UnsafePath`."""
+    """A regular file below `folder`, without links in its path; raises `UnsafePath`."""
     path = _within(folder, relative)
     if not path.is_file():
         raise UnsafePath(f"{relative!r} is not a regular file")
@@ -228,7 +228,7 @@ def file_within(folder: Path, relative: str) -> Path:
 
 
 def folder_within(folder: Path, relative: str) -> Path:
-    """A folder below `folder`, reached through no link; raises `UnsafePath`, or `FileNotFoundError`."""
+    """A folder below `folder`, without links in its path; raises `UnsafePath`, or `FileNotFoundError`."""
     path = _within(folder, relative)
     if not path.exists():
         raise FileNotFoundError(path)
@@ -246,14 +246,14 @@ def _within(folder: Path, relative: str) -> Path:
     root = folder.resolve()
     path = root / relative
     if path.resolve() != path or root not in path.parents:
-        raise UnsafePath(f"{relative!r} does not lie in the attempt's folder")
+        raise UnsafePath(f"{relative!r} is not in the attempt's folder")
     return path
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Take an exclusive lock that lasts until the file, and every copy that a child inherited, is closed; or none.
+    """Take an exclusive lock that lasts until the file, and every copy inherited by a child, is closed; or none.
 
-    Not filelock's: that unlocks what children have inherited, too, when it lets go.
+    Not filelock's, which on release also unlocks the copies that children have inherited.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.open("wb")

@@ -1,6 +1,6 @@
-"""The trainer as its supervisor sees it: a process of its own, with no credentials, that speaks `trainer.protocol`.
+"""The supervisor's side of a trainer: a separate process, without credentials, that speaks `worker.protocol`.
 
-Torch takes more than a second to import, so one spare process waits warm for the next job.
+Importing torch takes more than a second, so one spare process is kept warm for the next job.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worker.supervisor.staging import Scratch
 LINE_BYTES = 1 << 20
 """Longest line that is read from a trainer."""
 TAIL_BYTES = 4096
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 PASSED = frozenset(
     {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
     | {"PYTHONPATH", "PYTHONHASHSEED"}
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class NotStarted(Exception):
-    """No trainer could be brought up; `killed`: because somebody killed it while it warmed up."""
+    """No trainer could be started; `killed`: because it was killed while it warmed up."""
 
     def __init__(self, reason: str, *, killed: bool = False) -> None:
         super().__init__(reason)
@@ -47,27 +47,27 @@ class NotStarted(Exception):
 
 
 class ProtocolError(Exception):
-    """The trainer said something that is no report."""
+    """The trainer sent something that is not a report."""
 
 
 def trainer_command() -> tuple[str, ...]:
-    """Starts a trainer that dies with this process; -P, so that a file in its folder is never taken for a module."""
+    """Command of a trainer that dies with this process; -P, so that a file in its folder is never imported."""
     return (sys.executable, "-P", "-m", "worker.trainer", "--spare", "--parent", str(os.getpid()))
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How trainers are started; `gpus` are those that they see, none hides all."""
+    """Settings for starting trainers; `gpus` are those visible to them, none hides all."""
 
     command: tuple[str, ...] = field(default_factory=trainer_command)
     gpus: tuple[Gpu, ...] = ()
     caches: Path | None = None
-    """Where compiled kernels outlive the trainer that compiled them; none: they go with its folder."""
+    """Folder of compiled kernels for later trainers; none: they are deleted with the trainer's folder."""
     ready_seconds: float = 120.0
     """Longest time that a trainer may take to warm up."""
 
     def environment(self, environ: Mapping[str, str], home: Path) -> dict[str, str]:
-        """The trainer's environment: an allow-list, so that no credential of the service can slip through."""
+        """The trainer's environment: an allow-list, so that it has no credentials of the service."""
         caches = self.caches or home
         compiled = {"TRITON_CACHE_DIR": str(caches / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor")}
         passed = {name: value for name, value in environ.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
@@ -76,17 +76,17 @@ class Launch:
 
 
 class TrainerProcess:
-    """One trainer, leader of its own session, in a folder that goes with it."""
+    """One trainer, leader of its own session, with its own folder."""
 
     def __init__(self, process: Process, folder: Path) -> None:
         self._process, self._folder = process, folder
         self._oom_kills = oom_kills()
         self.pid = process.pid
-        self._exit = asyncio.create_task(self._bury())
+        self._exit = asyncio.create_task(self._reap())
 
     @classmethod
     async def spawn(cls, launch: Launch, folder: Path) -> Self:
-        """Start one; it is warm once `ready` returns."""
+        """Start a trainer; it is warm once `ready` returns."""
         with (folder / "stderr.log").open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
                 *launch.command,
@@ -95,7 +95,7 @@ class TrainerProcess:
                 stderr=stderr,
                 cwd=folder,
                 env=launch.environment(os.environ, folder),
-                start_new_session=True,  # a signal to the worker's group is the supervisor's to handle
+                start_new_session=True,  # a signal to the worker's group is handled by the supervisor
                 pass_fds=[gpu.lock.fileno() for gpu in launch.gpus],
                 limit=LINE_BYTES,
             )
@@ -107,19 +107,19 @@ class TrainerProcess:
             async with asyncio.timeout(seconds):
                 report = await self.read()
         except (TimeoutError, ProtocolError) as error:
-            raise NotStarted(f"{error or 'no answer'}; stderr: {self.tail()}") from error
+            raise NotStarted(f"{error or 'no response'}; stderr: {self.tail()}") from error
         if not isinstance(report, Ready):
             killed = report is None and await self._was_killed()
-            raise NotStarted(f"it said {report!r} where it should be ready; stderr: {self.tail()}", killed=killed)
+            raise NotStarted(f"it sent {report!r} instead of Ready; stderr: {self.tail()}", killed=killed)
 
     async def _was_killed(self) -> bool:
-        """Whether it was ended from outside, and not by the kernel for want of memory."""
-        status = await self.exited(2 * LOOK_SECONDS)
+        """Whether it was killed from outside, and not by the kernel because memory ran out."""
+        status = await self.exited(2 * POLL_SECONDS)
         return status is not None and killed_from_outside(status) and oom_kills() == self._oom_kills
 
     @property
     def alive(self) -> bool:
-        """Asked of the kernel where it can be, since the event loop may not have heard yet."""
+        """Whether it is alive, by the kernel where possible, since the event loop may not have been notified yet."""
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             return self._process.returncode is None
         try:
@@ -128,14 +128,14 @@ class TrainerProcess:
             return False
 
     async def send(self, command: Command) -> None:
-        """Say something to it. A trainer that no longer listens is no error: its end is noticed where it is read."""
+        """Send a command. A trainer that no longer reads is no error here: its end is noticed when reading."""
         assert self._process.stdin is not None
         with suppress(ConnectionError):
             self._process.stdin.write(command.model_dump_json().encode() + b"\n")
             await self._process.stdin.drain()
 
     async def read(self) -> Report | None:
-        """The next report; none when there will be no more. Raises `ProtocolError`. May be cancelled without loss."""
+        """The next report; none after the last one. Raises `ProtocolError`. May be cancelled without loss."""
         assert self._process.stdout is not None
         try:
             line = await self._process.stdout.readline()
@@ -146,12 +146,12 @@ class TrainerProcess:
             raise ProtocolError(f"a line of more than {LINE_BYTES} bytes") from error
 
     def kill(self) -> None:
-        """End it and all that it started, at once."""
-        if self._process.returncode is None:  # else its number may be another's by now
+        """Kill it and all its child processes."""
+        if self._process.returncode is None:  # else its process id may have been reused
             self._signal(signal.SIGKILL)
 
     async def end(self, grace_seconds: float = 0.0) -> int:
-        """Ask it to leave, then make it; returns its exit status, negative for a signal."""
+        """Terminate it, then kill it; returns its exit status, negative for a signal."""
         if grace_seconds > 0 and self._process.returncode is None:
             self._signal(signal.SIGTERM)
             await self.exited(grace_seconds)
@@ -160,29 +160,29 @@ class TrainerProcess:
         return self._exit.result()
 
     async def exited(self, seconds: float) -> int | None:
-        """Its exit status if it leaves by itself within the time."""
+        """Its exit status if it exits by itself within the time."""
         await asyncio.wait([self._exit], timeout=seconds)
         return self._exit.result() if self._exit.done() else None
 
     async def close(self) -> None:
-        """End it and remove its folder."""
+        """Kill it and remove its folder."""
         await self.end()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def tail(self) -> str:
-        """The end of what it wrote to stderr; for the operator's log, not for users."""
+        """The end of its stderr; for the operator's log, not for users."""
         with (self._folder / "stderr.log").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             return file.read().decode(errors="replace")
 
-    async def _bury(self) -> int:
-        """What it started must not outlive it, nor keep its pipe open.
+    async def _reap(self) -> int:
+        """Wait for its end and kill its child processes, which must not outlive it or keep its pipe open.
 
-        `wait` may last until the pipes are closed too, which such a child prevents: hence the looks in between.
+        `wait` may last until the pipes are closed too, which such a child prevents: hence the polling.
         """
         waiting = asyncio.create_task(self._process.wait())
         while self._process.returncode is None:
-            await asyncio.wait([waiting], timeout=LOOK_SECONDS)
+            await asyncio.wait([waiting], timeout=POLL_SECONDS)
         self._signal(signal.SIGKILL)
         return await waiting
 
@@ -200,12 +200,12 @@ class SparePool:
         self._made = 0
 
     def refill(self) -> None:
-        """Begin to warm a spare up, unless there is one or will be."""
+        """Start to warm up a spare, unless there is one or one is starting."""
         if self._spare is None or _failed(self._spare):
             self._spare = asyncio.create_task(self._warm())
 
     async def take(self) -> TrainerProcess:
-        """A warm trainer: the spare, or a new one when there is none or it has died. Raises `NotStarted`."""
+        """A warm trainer: the spare, or a new one if there is none or it has died. Raises `NotStarted`."""
         trainer = await self._next()
         if not trainer.alive:
             logger.warning("the spare trainer has died; starting another: %s", trainer.tail())
@@ -223,7 +223,7 @@ class SparePool:
     async def _next(self) -> TrainerProcess:
         self.refill()
         assert self._spare is not None
-        trainer = await asyncio.shield(self._spare)  # a job that is cancelled leaves it for the next
+        trainer = await asyncio.shield(self._spare)  # after a cancelled job it is kept for the next
         self._spare = None
         return trainer
 

@@ -1,1 +1,1 @@
-"""The training process: it reads a staged folder, trains, checkpoints, evaluates, exports, and says so line by line."""
+"""The training process: reads a staged folder, trains, checkpoints, evaluates, exports, and reports line by line."""

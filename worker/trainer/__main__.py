@@ -1,4 +1,4 @@
-"""`python -m worker.trainer job.yaml --out FOLDER` trains alone; `--spare` waits warm for a supervisor's `Start`."""
+"""`python -m worker.trainer job.yaml --out FOLDER` trains without the service; `--spare` waits for a supervisor."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ def _serve(parent: int | None) -> NoReturn:
     die_with_parent(parent)
     serve(Channel())
     sys.stderr.flush()
-    os._exit(0)  # taking the interpreter down with torch in it costs 0.8 s, and nothing is left to do
+    os._exit(0)  # shutting down the interpreter with torch costs 0.8 s, and nothing is left to do
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.trainer", description=__doc__)
     parser.add_argument("job", nargs="?", type=Path, help="job file, YAML or JSON; its references are relative paths")
-    parser.add_argument("--out", type=Path, help="folder for checkpoints and bundle; used again, training resumes")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps what teachers say, for other runs too")
+    parser.add_argument(
+        "--out", type=Path, help="folder for checkpoints and bundle; with an existing one, training resumes"
+    )
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="cache of teacher outputs, shared with other runs")
     parser.add_argument("--spare", action="store_true", help="speak the supervisor's protocol on stdin and stdout")
-    parser.add_argument("--parent", type=int, metavar="PID", help="leave at once unless this is the parent process")
+    parser.add_argument("--parent", type=int, metavar="PID", help="exit at once unless this is the parent process")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`stillhouse node`: a machine that helps a worker with jobs for several machines; it has no access to the service."""
+"""`stillhouse node`: takes part in a worker's jobs for several machines, without access to the service."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from worker.distributed.nodes import come
 from worker.errors import SystemFault
 from worker.trainer.run import run
 
-LOOK_SECONDS = 1.0
-"""Between two looks whether the worker calls."""
+POLL_SECONDS = 1.0
+"""Interval at which the worker is polled for a job."""
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
-def serve(address: str, tell: Tell) -> None:
-    """Take part in one job after the other of the worker that calls at `address` (host:port), until a signal comes.
+def serve(address: str, notify: Notify) -> None:
+    """Take part in one job after the other of the worker at `address` (host:port), until a signal is received.
 
-    Raises OSError when the address can't be looked up.
+    Raises OSError if the address can't be resolved.
     """
-    known, said = set[str](), f"waiting for jobs of {address}"
-    tell(said)
+    known, shown = set[str](), f"waiting for jobs of {address}"
+    notify(shown)
     while True:
         try:
-            node, found = come(address, known), said
+            node, state = come(address, known), shown
         except SystemFault as error:
-            node, found = None, error.message
-        if found != said:  # once
-            tell(said := found)
+            node, state = None, error.message
+        if state != shown:
+            notify(shown := state)
         if node is None:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             continue
-        tell(f"joining a job on {node.place.nodes} machines")
+        notify(f"joining a job on {node.place.nodes} machines")
         with TemporaryDirectory(prefix="stillhouse-node-") as folder:
-            word = assist(run, node, Path(folder))
-        tell("done" if word is None else f"failed: {word.message}")
+            failure = assist(run, node, Path(folder))
+        notify("done" if failure is None else f"failed: {failure.message}")

@@ -1,4 +1,4 @@
-"""A job in this process, or in several of its own."""
+"""Runs a job in this process, or in several new ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker.trainer.run import run
 
 
 def perform(assignment: Assignment, folder: Path, send: Send, stop: ShouldStop) -> TrainerResult:
-    """`run` in this process or, where the job asks for several, in processes of their own."""
+    """`run` in this process or, if the job needs several, in new processes."""
     if assignment.spec.resources.size == 1:
         return run(assignment, folder, send, stop)
     from worker.distributed.launch import launch  # torch's launcher takes a while to import

@@ -1,4 +1,4 @@
-"""The way of a job, from its assignment to its result."""
+"""Runs a job, from its assignment to its result."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ from worker.training.teacher_checks import check_teachers
 from worker.training.warning_log import WarningLog
 
 TEXTS = "texts"
-"""Folder of the texts that a teacher generates, within that of its job, where none are kept for other jobs."""
+"""Folder of the texts that a teacher generates, within that of its job, if there is no cache for other jobs."""
 
 
 def run(
     assignment: Assignment, folder: Path, send: Send, stop: ShouldStop, ranks: SingleProcess = SINGLE_PROCESS
 ) -> TrainerResult:
-    """Do the work staged in `folder`: never raises; the result is returned, all before it goes to `send`.
+    """Run the job staged in `folder`: never raises; the result is returned, all earlier messages go to `send`.
 
-    One of several `ranks` does its share of it: the first one reports, saves and exports, the others leave with
-    `Stopped` once training is over.
+    With several `ranks`, each does its share: the first one reports, saves and exports, the others return
+    `Stopped` after training.
     """
     log, job = WarningLog(send), assignment.spec
     try:
@@ -84,7 +84,7 @@ def train_job(
     ranks: SingleProcess,
     caches: TeacherCaches,
 ) -> Finished | Stopped:
-    """Read, build, train, evaluate, export, in this order; `caches` holds what is kept of the teachers' outputs."""
+    """Read, build, train, evaluate, export, in this order; `caches` holds the cached teacher outputs."""
     job, device, seed = assignment.spec, choose_device(), _seed_of(assignment.spec)
     task = task_for(job.task)
 
@@ -147,7 +147,7 @@ def train_job(
             ranks.serve()
         return Stopped(step=state.step)
 
-    monitor.save(state)  # whatever happens from here on, nothing is trained again
+    monitor.save(state)  # after this point, nothing is trained again
     log(PhaseBegan(phase="evaluating"))
     monitor.evaluate(state)
     if stop():
@@ -187,7 +187,7 @@ def _seed_of(job: JobSpec) -> int:
 
 
 def _texts_place(job: JobSpec, shared: CachePlace | None, folder: Path) -> CachePlace:
-    """Where texts are kept: with what all jobs keep of their teachers, or for this job alone in its folder."""
+    """Place of the texts: in the teacher cache of all jobs, or in the folder of this job only."""
     if shared is None or isinstance(job.teacher_cache, NoCache):
         return CachePlace(folder=str(folder / TEXTS))
     return shared

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from worker.protocol import COMMANDS, Assignment, Failed, Message, Ready, Start, Stop
 
 ASSIGNMENT = "assignment.json"
-SECONDS_QUIET = 0.25
-"""Without a command for that long, a spare spends its time on imports that only the export will need."""
+IDLE_SECONDS = 0.25
+"""Time without a command after which a spare imports modules that only the export needs."""
 
 
 class Channel:
-    """The two pipes. Whatever else writes to stdout goes to stderr, so a stray print can't garble the protocol."""
+    """The two pipes. Other output to stdout is redirected to stderr, so a stray print can't garble the protocol."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -27,11 +27,11 @@ class Channel:
         self._stop = threading.Event()
 
     def send(self, message: Message) -> None:
-        """Say something; one write, so that lines never mix."""
+        """Send a message in one write, so that lines never mix."""
         self._out.write(message.model_dump_json().encode() + b"\n")
 
     def receive(self) -> Start | Stop | None:
-        """Wait for the next command; none when the supervisor has closed its end. Skips what it can't read."""
+        """Wait for the next command; none if the supervisor has closed its end. Skips malformed lines."""
         while line := self._in.readline():
             try:
                 return COMMANDS.validate_json(line)
@@ -40,18 +40,18 @@ class Channel:
         return None
 
     def quiet(self, seconds: float) -> bool:
-        """Whether `seconds` pass without a word from the supervisor."""
+        """Whether `seconds` pass without a command from the supervisor."""
         return not select.select([self._in], [], [], seconds)[0]
 
     def listen(self) -> None:
-        """From now on mind `Stop`; leave the process at once when the supervisor has closed its end."""
-        threading.Thread(target=self._mind, daemon=True).start()
+        """Watch for `Stop` from now on; exit the process at once if the supervisor closes its end."""
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def stopped(self) -> bool:
-        """Whether the supervisor has asked to stop."""
+        """Whether the supervisor has sent `Stop`."""
         return self._stop.is_set()
 
-    def _mind(self) -> None:
+    def _watch(self) -> None:
         while command := self.receive():
             if isinstance(command, Stop):
                 self._stop.set()
@@ -59,12 +59,12 @@ class Channel:
 
 
 def serve(channel: Channel) -> None:
-    """Get warm, wait for one job, do it, say the last word; returns early when none comes."""
-    from worker.trainer import warm_up as warmth  # torch takes seconds: only after stdout was made safe
+    """Warm up, wait for one job, run it, and send its result; returns early if there is none."""
+    from worker.trainer import warm_up as warming  # torch takes seconds: only after stdout was redirected
 
-    warmth.warm_up()
+    warming.warm_up()
     channel.send(Ready())
-    warmth.get_warmer(lambda: channel.quiet(SECONDS_QUIET))
+    warming.get_warmer(lambda: channel.quiet(IDLE_SECONDS))
     start = channel.receive()
     if isinstance(start, Start):
         channel.listen()

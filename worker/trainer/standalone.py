@@ -1,4 +1,4 @@
-"""The trainer without the service: a job file, a folder, and a person who looks on."""
+"""The trainer without the service: runs a job file in a folder, and prints its progress."""
 
 from __future__ import annotations
 
@@ -45,41 +45,41 @@ EXIT_FAILED, EXIT_INVALID, EXIT_STOPPED = 1, 2, 130
 
 
 class InvalidJob(Exception):
-    """The job file can't be run; the text says why."""
+    """The job file can't be run; the text is the reason."""
 
 
 def train_file(job_file: Path, out: Path, cache: Path | None = None) -> int:
-    """Run the job of `job_file` into `out`, from the newest sound checkpoint there; the exit code.
+    """Run the job of `job_file` in `out`, from the newest valid checkpoint there; returns the exit code.
 
-    What the teachers say is kept in `cache`, for other runs too.
+    Teacher outputs are cached in `cache`, shared with other runs.
     """
     try:
         assignment = prepare(job_file, out, cache)
     except InvalidJob as error:
-        _say(f"{job_file}: {error}")
+        _print(f"{job_file}: {error}")
         return EXIT_INVALID
     make_deterministic()
-    word = perform(assignment, out, Screen().show, _stop_on_interrupt())
-    if isinstance(word, Failed):
-        _say(f"failed ({word.fault}, {word.code}): {word.message}")
+    result = perform(assignment, out, Screen().show, _stop_on_interrupt())
+    if isinstance(result, Failed):
+        _print(f"failed ({result.fault}, {result.code}): {result.message}")
         return EXIT_FAILED
-    if isinstance(word, Stopped):
-        _say(f"stopped at step {word.step}; run again to continue")
+    if isinstance(result, Stopped):
+        _print(f"stopped at step {result.step}; run again to continue")
         return EXIT_STOPPED
-    _say(f"finished: {out / 'bundle'}")
+    _print(f"finished: {out / 'bundle'}")
     return 0
 
 
 def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
     """Write `out/assignment.json` for a job file whose references are paths relative to it; raises InvalidJob.
 
-    A seed that had to be drawn, and the day that chats are told, are kept when the same folder is used again.
+    A drawn seed, and the date of chat templates, are kept if the same folder is used again.
     """
     job = _read_job(job_file)
     out.mkdir(parents=True, exist_ok=True)
     job = _settled(job, out)
     if outside := [origin.reference for origin in job.origins.values() if origin.model is None]:
-        raise InvalidJob(f"{outside[0]} is fetched by a worker of the service only; name a folder as model instead")
+        raise InvalidJob(f"{outside[0]} is only fetched by a worker of the service; name a folder as model instead")
     inputs = {name: str((job_file.parent / name).resolve()) for name in job.references.values()}
     missing = [name for name, path in inputs.items() if not Path(path).exists()]
     if missing:
@@ -95,7 +95,7 @@ def prepare(job_file: Path, out: Path, cache: Path | None = None) -> Assignment:
 
 
 def _described(job: JobSpec, inputs: Mapping[str, str]) -> dict[str, ModelConfig]:
-    """Descriptions of the models that the job names; one that can't be read is the trainer's to refuse."""
+    """Descriptions of the models that the job names; the trainer rejects those that can't be read."""
     found = {}
     for origin in job.origins.values():
         with suppress(JobError):
@@ -104,14 +104,14 @@ def _described(job: JobSpec, inputs: Mapping[str, str]) -> dict[str, ModelConfig
 
 
 class Screen:
-    """Prints what the trainer says, one short line each, on stderr."""
+    """Prints the trainer's messages on stderr, one short line each."""
 
     def __init__(self) -> None:
         self._next = float("-inf")
         self._loss = float("nan")
 
     def show(self, message: Message) -> None:
-        """Print `message` if it is worth a line now."""
+        """Print `message` if it is due."""
         if isinstance(message, Metrics):
             self._loss = message.values.get("train/loss", self._loss)
         if isinstance(message, StepProgress):
@@ -119,7 +119,7 @@ class Screen:
                 return
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
         if line := self._line(message):
-            _say(line)
+            _print(line)
 
     def _line(self, message: Message) -> str | None:
         match message:
@@ -139,7 +139,7 @@ class Screen:
         return None
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
@@ -154,14 +154,14 @@ def _read_job(job_file: Path) -> JobSpec:
 
 
 def _settled(job: JobSpec, out: Path) -> JobSpec:
-    """With the seed and the day that were drawn when the folder was first used."""
+    """The job with the seed and the date that were drawn when the folder was first used."""
     seed, day = secrets.randbelow(MAX_SEED) + 1, datetime.now(UTC).date()
     drawn_seed, drawn_day = _drawn(out)
     return job.settled(job.seed if job.seed is not None else drawn_seed or seed, drawn_day or day)
 
 
 def _drawn(out: Path) -> tuple[int | None, date | None]:
-    """Seed and day of the assignment in `out`, whichever version wrote it; none: there is no such thing."""
+    """Seed and date of the assignment in `out`, of any version; none if there are none."""
     try:
         spec = json.loads((out / ASSIGNMENT).read_bytes())["spec"]
         seed, day = spec["seed"], spec["data"].get("chat_date")
@@ -175,14 +175,14 @@ def _newest_sound(root: Path) -> Path | None:
         try:
             checkpoint.read_record(folder)
         except checkpoint.CheckpointError as error:
-            _say(f"warning: {error}; trying an earlier one")
+            _print(f"warning: {error}; trying an earlier one")
         else:
             return folder
     return None
 
 
 def _stop_on_interrupt() -> Callable[[], bool]:
-    """The first interrupt asks for a checkpoint; the second one kills."""
+    """Make the first interrupt request a checkpoint; the second one kills."""
     asked = threading.Event()
 
     def ask(*_: object) -> None:

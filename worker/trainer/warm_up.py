@@ -1,4 +1,4 @@
-"""Pays ahead of time for what the first step would wait for: imports, thread pools, lazily loaded kernels."""
+"""Warm-up before the first step: imports, thread pools, lazily loaded kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.data.batches import Batches, whole_split
 from worker.machine import make_deterministic
 from worker.tasks import task_for
-from worker.trainer import run  # noqa: F401  # all that a job needs is imported by it
+from worker.trainer import run  # noqa: F401  # it imports all modules that a job needs
 from worker.training.loop import set_rate, take_step
 from worker.training.peak import peak_of
 from worker.training.stages import begin_stage, build_stages
@@ -33,14 +33,14 @@ EXPORT_IMPORTS = (
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
 )
-"""What the export loads when it first runs, in pieces of at most 0.4 s: together 1.6 s and 130 MB. Some names are
-private to torch; where one is gone, the export imports its successor itself."""
+"""Modules that the first export imports, in steps of at most 0.4 s: in total 1.6 s and 130 MB. Some names are
+private to torch; if one does not exist, the export imports its successor itself."""
 
 
 def warm_up() -> None:
     """Take one step of a tiny job on the CPU, and measure the CPU's rate.
 
-    CUDA stays untouched, for a spare must not hold a GPU's memory.
+    CUDA is not initialised, as a spare must not hold GPU memory.
     """
     make_deterministic()
     recipe = Recipe(losses=[CrossEntropy()], optimizer=AdamW(), epochs=1, batch_size=2)
@@ -57,13 +57,13 @@ def warm_up() -> None:
     begin_stage(stage, state)
     set_rate(stage, state)
     take_step(stage, state, stage.step_inputs(0))
-    for threads in sorted({1, torch.get_num_threads()}):  # what `choose_threads` chooses from
+    for threads in sorted({1, torch.get_num_threads()}):  # the options of `choose_threads`
         torch.set_num_threads(threads)
         peak_of(torch.device("cpu"), recipe.precision)
 
 
 def get_warmer(idle: Callable[[], bool]) -> None:
-    """Import what the export will need, piece by piece for as long as `idle` says so before each."""
+    """Import modules for the export, one by one while `idle` returns true before each."""
     for name in EXPORT_IMPORTS:
         if not idle():
             return

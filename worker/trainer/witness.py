@@ -1,4 +1,4 @@
-"""Somebody who can tell how a trainer without a supervisor died: its parent, which does nothing else."""
+"""Parent process of a trainer without a supervisor, which only reports how the trainer died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from worker.parent import die_with_parent
 
 FORWARDED = {signal.SIGINT, signal.SIGTERM}
 SENT_BY_A_PROCESS = 0
-"""`si_code` of a signal that came from `kill`; from a terminal, the child has it already."""
+"""`si_code` of a signal sent by `kill`; one from a terminal has already reached the child."""
 
 
 def continue_in_child(out: Path) -> None:
-    """Return in a child process that works in `out`; this one waits for it, says what it read where that ended it, and
-    leaves with its exit status. Before any thread runs. Where the kernel is not Linux, nothing is done."""
+    """Return in a child process that works in `out`; this one waits for it, reports what it was reading if that ended
+    it, and exits with its status. To be called before any thread runs. Does nothing on kernels other than Linux."""
     if sys.platform != "linux":
         return
     sys.stderr.flush()
@@ -31,7 +31,7 @@ def continue_in_child(out: Path) -> None:
 
 
 def _status_of(child: int) -> int:
-    """Its exit status once it has left, negative for a signal; what is sent to this process is passed on."""
+    """Its exit status once it has ended, negative for a signal; signals to this process are forwarded."""
     while True:
         came = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
         if came.si_signo in FORWARDED and came.si_code == SENT_BY_A_PROCESS:
@@ -42,10 +42,10 @@ def _status_of(child: int) -> int:
 
 
 def _report(out: Path, child: int, status: int) -> int:
-    """The exit status to leave with."""
+    """Print the cause of the end; returns the exit status."""
     note = note_of(out, child)
-    if note is not None and (told := note.explain(status)):
-        sys.stderr.write(f"failed ({told.fault}, {told.code}): {told.message}\n")
+    if note is not None and (cause := note.explain(status)):
+        sys.stderr.write(f"failed ({cause.fault}, {cause.code}): {cause.message}\n")
         sys.stderr.flush()
         return 1
     return status if status >= 0 else 128 - status

@@ -1,1 +1,1 @@
-"""Shapes of the jobs resource's requests and answers."""
+"""Requests and responses of the jobs resource."""

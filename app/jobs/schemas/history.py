@@ -1,4 +1,4 @@
-"""What a job leaves behind while it runs: events, metrics, checkpoints and files."""
+"""Views of a job's events, metrics, checkpoints and files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from app.jobs.tables import ArtifactRow, CheckpointRow, EventRow
 
 
 class EventView(View):
-    """Something that happened to a job."""
+    """An event of a job."""
 
     object: Literal["job.event"] = "job.event"
     seq: int
-    """Number of the event within the job, from 1 and without holes."""
+    """Number of the event within the job, from 1 and without gaps."""
     type: str
-    """What happened, such as `status`, `phase` or `log`."""
+    """Type of the event, such as `status`, `phase` or `log`."""
     level: str
-    """How much it matters: `info`, `warning` or `error`."""
+    """Severity: `info`, `warning` or `error`."""
     message: str
-    """What happened, for people."""
+    """Description of the event, for people."""
     data: dict[str, Any]
-    """What happened, for programs; its keys depend on the type."""
+    """Data of the event, for programs; its keys depend on the type."""
     created_at: Time
     """When it happened."""
 
@@ -32,7 +32,7 @@ class EventView(View):
 
 
 class EventPage(View):
-    """Events in order; go on with `after` = the last `seq`."""
+    """Events in order; the next page has `after` = the last `seq`."""
 
     object: Literal["list"] = "list"
     data: list[EventView]
@@ -53,7 +53,7 @@ class SeriesView(View):
 
 
 class MetricsView(View):
-    """Series of a job, thinned to the number of points asked for."""
+    """Series of a job, down-sampled to the requested number of points."""
 
     object: Literal["job.metrics"] = "job.metrics"
     data: list[SeriesView]
@@ -71,7 +71,7 @@ class CheckpointView(View):
     step: int
     """Optimizer steps done in it."""
     size: int
-    """Size of its files together, in bytes."""
+    """Total size of its files, in bytes."""
     created_at: Time
     """When it was published."""
 

@@ -1,4 +1,4 @@
-"""A job as its clients see it."""
+"""Views of a job."""
 
 from __future__ import annotations
 
@@ -16,73 +16,73 @@ class PhaseView(View):
     attempt: int
     """Number of the attempt, from 1."""
     phase: str
-    """What the worker does: `staging`, `training`, `evaluating`, `exporting` or `publishing`."""
+    """Work of the worker: `staging`, `training`, `evaluating`, `exporting` or `publishing`."""
     started_at: Time
     """When it began."""
     ended_at: Time | None
-    """When it ended; null while it lasts."""
+    """When it ended; null while it is in progress."""
 
 
 class ProgressView(View):
-    """Where training stands."""
+    """Progress of training."""
 
     step: int
     """Optimizer steps done."""
     total_steps: int | None
-    """Optimizer steps of the whole training; null until the data was read."""
+    """Optimizer steps of the whole training; null until the data is read."""
     epoch: float
     """Passes over the training set done, with fraction."""
     samples_per_second: float | None
-    """Samples trained on in a second, lately."""
+    """Recent training throughput, in samples per second."""
     seconds_left: float | None
     """Estimated seconds until training ends."""
     progress_at: Time | None
-    """When the worker last told its progress."""
+    """When the worker last reported progress."""
 
 
 class JobErrorView(View):
-    """Why a job failed, and by whose fault."""
+    """Why a job failed."""
 
     fault: Literal["user", "system", "capacity", "deadline"]
-    """Whose fault it is: the request or its data, the service, the resources, or the time limit."""
+    """Cause: the request or its data, the service, the resources, or the time limit."""
     code: str
     """Name of the error, for programs."""
     message: str
-    """What went wrong, for people."""
+    """Description of the error, for people."""
     param: str | None = None
-    """The field of the job to blame; null where none is."""
+    """The field of the job that caused it; null if none did."""
     step: int | None = None
     """Optimizer step at which it happened; null before and after training."""
 
 
 class WarningView(View):
-    """Something remarkable about a job that does not keep it from being taken in."""
+    """A warning about a job, which is accepted nevertheless."""
 
     code: str
     """Name of the warning, for programs."""
     param: str
-    """Path of the field that it is about."""
+    """Path of the field concerned."""
     message: str
-    """What is remarkable, for people."""
+    """The warning, for people."""
 
 
 class ResultView(View):
-    """What a job came to, by the main metric of its task, measured on its exported weights."""
+    """Result of a job by the main metric of its task, measured on its exported weights."""
 
     metric: str
     """Main metric of the task."""
     higher_is_better: bool
     """Whether larger values of the metric are better."""
     value: float
-    """The student's."""
+    """Value of the student."""
     teachers: dict[str, float]
     """The same metric of each teacher, by its name."""
     difference: float | None
-    """The student's value less that of its best teacher; none without a teacher."""
+    """The student's value minus that of its best teacher; none without a teacher."""
 
 
 class JobView(View):
-    """A job as a client sees it."""
+    """A job."""
 
     id: str
     """Id of the job."""
@@ -92,21 +92,21 @@ class JobView(View):
     status: Status
     """State of the job."""
     is_final: bool
-    """Whether nothing more will happen to it."""
+    """Whether the state is final."""
     phase: str | None
-    """What its worker does at present; null while none has it."""
+    """Current phase; null unless a worker has the job."""
     phases: list[PhaseView]
     """All phases so far, oldest first."""
     progress: ProgressView
-    """Where training stands."""
+    """Progress of training."""
     queue_position: int | None
-    """Jobs of its queue that run before it; null when it is not queued, or has a thousand or more before it."""
+    """Jobs of its queue that run before it; null if it is not queued, or has a thousand or more before it."""
     reason: str | None
-    """Why a queued job waits, where it is not for the jobs ahead of it: that no worker would take it."""
+    """Why no worker would take a queued job; null if one would."""
     warnings: list[WarningView]
-    """What was remarked when it was taken in."""
+    """Warnings from its validation."""
     result: ResultView | None
-    """What it came to, once it has succeeded."""
+    """Result, once it has succeeded."""
     error: JobErrorView | None
     """Why it failed; null unless it did."""
     model_id: str | None
@@ -120,25 +120,25 @@ class JobView(View):
     failures: int
     """Attempts that failed; at `max_attempts` the job fails."""
     interruptions: int
-    """Attempts that something outside of the job ended, such as a lost machine; they count against nothing."""
+    """Attempts ended by an external cause, such as a lost machine; they have no limit."""
     max_attempts: int
     """Attempts that may fail."""
     priority: int
     """Higher runs first within a queue."""
     queue: str
-    """Kind of machine that it waits for."""
+    """Kind of machine that it needs."""
     created_at: Time
     """When it was submitted."""
     started_at: Time | None
-    """When a worker first began with it."""
+    """When a worker first started it."""
     finished_at: Time | None
     """When it became final."""
     status_at: Time
     """When its state last changed."""
     deadline_at: Time | None
-    """When the service will end its present state, if nothing else does; null in a final state."""
+    """When the service will end its current state at the latest; null in a final state."""
     spec: dict[str, Any]
-    """The job as resolved: all defaults filled, the seed drawn (see the request's schema)."""
+    """The resolved job: all defaults filled, the seed drawn (see the request's schema)."""
 
     @classmethod
     def of(cls, job: JobRow, phases: list[PhaseRow], queue_position: int | None, reason: str | None = None) -> JobView:

@@ -1,4 +1,4 @@
-"""Requests that change a job or make one of another."""
+"""Requests that change or clone a job."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from app.recipe.teachers.teacher import Teacher, Weighting
 
 
 class JobPatch(Spec):
-    """What may be changed while a job is queued."""
+    """Fields that may be changed while a job is queued."""
 
     priority: int = Field(ge=0, le=100)
     """Higher runs first within a queue."""
 
 
 def _may_not_be_null(schema: dict[str, Any]) -> None:
-    """None stands for what was left out; a document may not say null."""
+    """None means omitted; a document must not have null."""
     for name in NEVER_NULL:
         field = schema["properties"][name]
         [option] = [option for option in field.pop("anyOf") if option.get("type") != "null"]
@@ -52,29 +52,29 @@ class CloneOverrides(Spec):
     labels: Labels | None = None
     """Labels of the clone."""
     data: AnyData | None = None
-    """What is trained and evaluated on."""
+    """Data for training and evaluation."""
     teacher: Teacher | None = None
-    """The model to learn from; null: none."""
+    """The teacher; null: none."""
     teachers: list[Teacher] | None = Field(None, max_length=8)
-    """Several models to learn from."""
+    """Several teachers."""
     teacher_weighting: Weighting | None = None
-    """How several teachers share a loss."""
+    """Weighting of several teachers in a loss."""
     student: Student | None = None
-    """The network that learns."""
+    """The network that is trained."""
     recipe: Recipe | None = None
     """How the student is trained."""
     evaluation: EvaluationSpec | None = None
-    """How the student is judged."""
+    """How the student is evaluated."""
     resources: Resources | None = None
-    """Where the clone may run, and how long."""
+    """Machines and time limit of the clone."""
     priority: int | None = Field(None, ge=0, le=100)
     """Higher runs first within a queue."""
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
-    """None: a new one is drawn; left out: the original's, so that the clone repeats it."""
+    """Null: a new one is drawn; omitted: the original's, so that the clone repeats it."""
 
     @field_validator(*NEVER_NULL, mode="before")
     @classmethod
     def _not_null(cls, value: object) -> object:
         if value is None:
-            raise ValueError("can't be null; leave it out to keep the original's")
+            raise ValueError("can't be null; omit it to keep the original's")
         return value

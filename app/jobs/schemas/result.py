@@ -18,39 +18,39 @@ class AloneView(View):
     value: float
     """The main metric of its student."""
     difference: float
-    """The distilled student's value less this one's."""
+    """The distilled student's value minus this one's."""
 
 
 class ReportWarningView(View):
-    """Something that the training found out and that puts its figures in doubt."""
+    """A reason to doubt the figures, found during training."""
 
     code: str
     """Name of the warning, for programs."""
     message: str
-    """What puts the figures in doubt, for people."""
+    """The reason, for people."""
 
 
 class JobResultView(View):
-    """What people wait for: how good the student is, beside whom, and its files."""
+    """Result of a job: the quality of the student, comparisons, and its files."""
 
     object: Literal["job.result"] = "job.result"
     job_id: str
     """Id of the job."""
     model_id: str | None
-    """The model that it made; none where that was deleted."""
+    """The trained model; none if it was deleted."""
     metric: str | None = None
-    """Main metric of the task; none where the report has none."""
+    """Main metric of the task; none if the report has none."""
     higher_is_better: bool | None = None
     """Whether larger values of the metric are better."""
     value: float | None = None
-    """The student's."""
+    """Value of the student."""
     teachers: dict[str, float] = {}
     """The same metric of each teacher, by its name."""
     difference: float | None = None
-    """The student's value less that of its best teacher."""
+    """The student's value minus that of its best teacher."""
     alone: AloneView | None
-    """Null where there is no such job, or this one has no teacher."""
+    """Null if there is no such job, or this one has no teacher."""
     warnings: list[ReportWarningView]
-    """What the training found out and puts the figures in doubt."""
+    """Reasons to doubt the figures, found during training."""
     artifacts: list[ArtifactView]
     """The files, by name."""

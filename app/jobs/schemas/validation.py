@@ -1,4 +1,4 @@
-"""What a job would become and take, before it is submitted."""
+"""Validation of a job before it is submitted: the resolved job and its estimates."""
 
 from __future__ import annotations
 
@@ -12,71 +12,71 @@ from app.jobs.schemas.job import WarningView
 
 
 class DeviceEstimateView(View):
-    """What a job takes on one kind of device."""
+    """Memory and time of a job on one kind of device."""
 
     device: Literal["cpu", "gpu"]
     """Kind of device."""
     memory_bytes: int
-    """Main memory at the peak, with torch itself: on a CPU within a quarter of what was measured, on a GPU untried."""
+    """Peak of main memory, including torch: on a CPU within a quarter of the measured value, on a GPU not verified."""
     gpu_memory_bytes: int | None
-    """Memory of the GPU at the peak, its context assumed; none on a CPU."""
+    """Peak of GPU memory, with an assumed context; none on a CPU."""
     training_seconds: float | None
-    """Time that training takes, in seconds; none where only a worker can count the samples."""
+    """Training time in seconds; none if only a worker can count the samples."""
     basis: str
-    """Where the rate comes from: measured on recent jobs on such a device, or assumed."""
+    """Source of the rate: measured on recent jobs on such a device, or assumed."""
 
 
 class EstimateView(View):
-    """What the job will take, as far as can be told before it runs, on the device that its queue has."""
+    """Estimated memory and time of the job, on the device of its queue."""
 
     memory_bytes: int
-    """Main memory of the trainer at its peak, with torch itself."""
+    """Peak of the trainer's main memory, including torch."""
     seconds: float | None
-    """Training, evaluating and exporting together; none where only a worker can count the samples."""
+    """Total of training, evaluating and exporting; none if only a worker can count the samples."""
     training_seconds: float | None
-    """Training alone, in seconds."""
+    """Training only, in seconds."""
     evaluating_seconds: float | None
-    """Measuring the student between the epochs, in seconds."""
+    """Evaluation of the student between the epochs, in seconds."""
     exporting_seconds: float
-    """Writing, reading and measuring the files: as long as in the newest jobs, or assumed."""
+    """Writing, reading and evaluating the files: the time of the newest jobs, or an assumption."""
     basis: str
-    """Where the rate of training comes from: measured on recent jobs, or assumed."""
+    """Source of the training rate: measured on recent jobs, or assumed."""
     devices: list[DeviceEstimateView]
     """The same by device; a queue that serves both may take either."""
 
 
 class DefaultView(View):
-    """A value that was chosen for a field of the recipe that the document leaves out."""
+    """A default that was chosen for an omitted field of the recipe."""
 
     param: str
     """Path of the field."""
     value: Any
-    """What stands there now."""
+    """The chosen value."""
     reason: str
-    """The kind of student that the value is for, and its source."""
+    """The kind of student that the value applies to, and its source."""
 
 
 class ValidationView(View):
-    """What would become of a job, without making it."""
+    """Result of validating a job without creating it."""
 
     object: Literal["job.validation"] = "job.validation"
     valid: bool
     """Whether the job would be accepted."""
     errors: list[FieldError]
-    """The fields that are wrong, at most fifty."""
+    """The invalid fields, at most fifty."""
     more_errors: int = Field(0, ge=0)
-    """Number of wrong fields that `errors` leaves out."""
+    """Number of invalid fields that `errors` omits."""
     spec: dict[str, Any] | None = None
-    """The job as it would be stored; the seed stays open when none was given."""
+    """The job as it would be stored; without a seed if none was given."""
     defaults: list[DefaultView] = []
-    """Values of `recipe` that depend on the student, where the document gives none."""
+    """Defaults of `recipe` that depend on the student, for omitted fields."""
     warnings: list[WarningView] = []
-    """What is remarkable about the job, though nothing is wrong."""
+    """Warnings about a valid job."""
     steps_per_epoch: int | None = None
-    """Optimizer steps of one epoch; null where the headers of the data do not tell."""
+    """Optimizer steps of one epoch; null if the headers of the data do not determine it."""
     total_steps: int | None = None
-    """Optimizer steps of the whole training; null where the headers of the data do not tell."""
+    """Optimizer steps of the whole training; null if the headers of the data do not determine it."""
     parameters: int | None = None
-    """The student's parameters; null where they are not known."""
+    """The student's parameters; null if unknown."""
     estimate: EstimateView | None = None
-    """Memory and time; null where too little is known."""
+    """Memory and time; null if too little is known."""

@@ -1,8 +1,8 @@
 """The loss terms that a recipe may weigh together. Each has one class of the same kind in `worker/losses`.
 
 Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
-softmax(logits / T) over the classes; T is `temperature`, and 1 where a term has none. A loss is the mean over the rows.
-Of the task `embedding` every text is a row, and a pair is two.
+softmax(logits / T) over the classes; T is `temperature`, and 1 for terms without one. A loss is the mean over the rows.
+In the task `embedding` every text is a row, and a pair is two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every loss term has, whatever it looks at."""
+"""Base classes of the loss terms."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from app.recipe.losses.weights import Weight
 from app.recipe.teachers.teacher import TeacherName
 
 Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
-"""Divides logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
+"""Divisor of logits. Above 1000 a divergence is lost in rounding; `logit-mse` is its limit."""
 
 
 BY_ROW: frozenset[Answer] = frozenset({"classes", "tokens"})
-"""Answers of a term that looks at one row of logits at a time: those of a sample, or of the next token."""
+"""Answers of a term that is computed per row of logits: those of a sample, or of the next token."""
 
 
 class LossSpec(TaskOption):
-    """Base of the terms: weight in the objective, what it learns from, and what it works with."""
+    """Base of the terms: weight in the objective, teacher, and requirements."""
 
     needs_teacher: ClassVar[bool] = True
     couples_rows: ClassVar[bool] = False
     """True when the loss of a row depends on the others of its batch, so that a batch can't be split."""
     joint: ClassVar[bool] = False
-    """True when the term looks at several teachers at once, instead of being computed for each."""
+    """True when the term uses several teachers at once, instead of being computed for each."""
     any_tokens: ClassVar[bool] = False
-    """True when a teacher of a language model may read with another tokenizer than the student."""
+    """True when a teacher of a language model may have another tokenizer than the student."""
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     equation: ClassVar[str] = ""
     applies: ClassVar[str] = "Classification with a teacher of the same classes."
     weight: Weight = 1.0
     """Factor of this term in the objective: a number, or a ramp over a stage."""
     teacher: TeacherName | None = None
-    """Name of the teacher to learn from; none: all of them, each with its weight."""
+    """Name of the teacher to use; none: all of them, each with its weight."""
 
     def taps(self) -> Taps:
-        """The activations that the term looks at."""
+        """The activations that the term uses."""
         return Taps()
 
     def named_teachers(self) -> dict[str, str]:
-        """Teachers that the term names, by the field that does."""
+        """Names of teachers, by the field that holds them."""
         return {"teacher": self.teacher} if self.teacher is not None else {}
 
 
 class Softened(LossSpec):
-    """A term that sees nothing but the softened distributions of both sides."""
+    """A term that depends only on the softened distributions of both sides."""
 
     temperature: Temperature = 1.0
     """Divides both sides' logits; the value is not multiplied by its square."""
     standardize: bool = False
-    """Brings each side's logits to mean 0 and deviation 1 per row first, so that only their relations count
-    (Logit Standardization in Knowledge Distillation, arXiv 2403.01427: there with a temperature of 2 and a weight of 9
-    for `kd`)."""
+    """Standardises each side's logits to mean 0 and standard deviation 1 per row first, so that only their relations
+    count (Logit Standardization in Knowledge Distillation, arXiv 2403.01427: there with a temperature of 2 and a weight
+    of 9 for `kd`)."""

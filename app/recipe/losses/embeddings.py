@@ -1,4 +1,4 @@
-"""The losses of sentence encoders, whose answer is a vector of a text.
+"""Losses of sentence encoders, whose output is a vector of a text.
 
 Notation of the equations: s and t the vectors of student and teacher, r(s) the student's after its projection, cos the
 cosine of two vectors; S_i and T_i the cosines of text i with the others, of both sides; a and b the texts of a pair.
@@ -18,16 +18,16 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class EmbeddingTerm(LossSpec):
-    """A term of nothing but vectors of texts."""
+    """A term that depends only on vectors of texts."""
 
     answers: ClassVar[frozenset[Answer]] = frozenset({"vectors"})
 
 
 class EmbeddingDistance(EmbeddingTerm):
-    """The student's vector of a text becomes the teacher's.
+    """Distance between the student's and the teacher's vector of a text.
 
-    A projection is learned beside the student and left out of the exported model, whose vectors keep the student's own
-    width: compared with each other they are as good, but they can't be compared with the teacher's.
+    A projection is trained beside the student and is not exported; the exported vectors keep the student's own
+    width: they are comparable with each other, but not with the teacher's.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -37,17 +37,17 @@ class EmbeddingDistance(EmbeddingTerm):
     applies: ClassVar[str] = "Embeddings with a teacher, of single texts or of pairs."
     kind: Literal["embedding-distance"] = "embedding-distance"
     distance: Literal["mse", "cosine"] = "mse"
-    """What is compared: vectors with their lengths, or their directions alone. Of vectors of length 1 in D dimensions
-    `mse` is 2 / D times `cosine`."""
+    """Compares the vectors with their lengths (`mse`), or only their directions (`cosine`). For vectors of length 1 in
+    D dimensions `mse` is 2 / D times `cosine`."""
     projection: Literal["auto", "linear", "none"] = "auto"
-    """Brings the student's vector to the teacher's width: a linear layer with a bias; `auto` has one where the widths
-    differ, and `none` refuses that."""
+    """Maps the student's vector to the teacher's width by a linear layer with a bias; `auto` adds one if the widths
+    differ, and `none` rejects different widths."""
     name: PartName = "embedding"
-    """Of the projection: terms and stages with the same name share it."""
+    """Name of the projection: terms and stages with the same name share it."""
 
 
 class SimilarityMatrix(EmbeddingTerm):
-    """How alike the texts of a batch are to each other becomes as with the teacher; widths may differ.
+    """Matches the student's similarities between the texts of a batch to the teacher's; widths may differ.
 
     `mse` compares the cosines themselves, as Similarity-Preserving KD (1907.09682) does with products of rows.
     """
@@ -61,9 +61,9 @@ class SimilarityMatrix(EmbeddingTerm):
     applies: ClassVar[str] = "Embeddings with a teacher, of single texts or of pairs; not with `accumulate` above 1."
     kind: Literal["similarity-matrix"] = "similarity-matrix"
     compare: Literal["kl", "mse"] = "kl"
-    """Distributions over the other texts, or the cosines."""
+    """Compares distributions over the other texts, or the cosines."""
     temperature: Temperature = 0.05
-    """Divides the student's cosines; it belongs to `kl`."""
+    """Divides the student's cosines; only for `kl`."""
     teacher_temperature: Temperature | None = None
     """Divides the teacher's; none: the same. Lower than the student's makes the targets sharper: the paper has 0.01 and
     0.2."""
@@ -76,11 +76,11 @@ class PairTerm(EmbeddingTerm):
 
 
 class Contrastive(PairTerm):
-    """InfoNCE within the batch: a text finds the one it is paired with among those of the other pairs.
+    """InfoNCE within the batch: classifies the text that a text is paired with among those of the other pairs.
 
-    With `target: teacher` it is to find all of them as likely as the teacher does: labels that are soft where texts of
-    other pairs fit, too. A text that is the same as the one looked for, or as the one that looks, is left out.
-    `anchors: both` with `others: all` is NT-Xent (SimCLR, 2002.05709).
+    With `target: teacher` the labels are the teacher's distribution over them: soft where texts of other pairs match
+    too. A candidate that is identical to the positive, or to the anchor, is masked out. `anchors: both` with
+    `others: all` is NT-Xent (SimCLR, 2002.05709).
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -97,15 +97,15 @@ class Contrastive(PairTerm):
     )
     kind: Literal["contrastive"] = "contrastive"
     target: Literal["pairs", "teacher"] = "pairs"
-    """What the student is to find: its pair, or what the teacher finds."""
+    """Labels: the index of the paired text, or the teacher's distribution."""
     temperature: Temperature = 0.05
     """Divides the student's cosines; 0.05 as in SimCSE (2104.08821)."""
     teacher_temperature: Temperature | None = None
     """Divides the teacher's; none: the same."""
     anchors: Literal["first", "both"] = "first"
-    """Which texts of the pairs look for their others: the first ones, or both."""
+    """Anchors: the first texts of the pairs, or both."""
     others: Literal["opposite", "all"] = "opposite"
-    """What they look through: the texts on the other side of all pairs, or all texts but themselves."""
+    """Candidates: the texts on the other side of all pairs, or all texts but the anchor."""
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]  # here it depends on a setting
@@ -114,12 +114,12 @@ class Contrastive(PairTerm):
     @model_validator(mode="after")
     def _names_a_teacher_only_to_learn_from_it(self) -> Self:
         if self.target == "pairs" and (self.teacher is not None or self.teacher_temperature is not None):
-            raise ValueError("teacher and teacher_temperature belong to target: teacher")
+            raise ValueError("teacher and teacher_temperature are only allowed with target: teacher")
         return self
 
 
 class PairScore(PairTerm):
-    """The cosine of a pair becomes its score, brought to 0 to 1."""
+    """Squared difference between the cosine of a pair and its score, scaled to 0 to 1."""
 
     needs_teacher: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
@@ -130,9 +130,9 @@ class PairScore(PairTerm):
     applies: ClassVar[str] = "Embeddings of pairs with scores."
     kind: Literal["pair-score"] = "pair-score"
     lowest: Score = 0.0
-    """Score of a pair whose texts have nothing in common."""
+    """Score of a pair of unrelated texts."""
     highest: Score = 1.0
-    """Score of a pair whose texts mean the same; 5 for the STS Benchmark."""
+    """Score of a pair of texts with the same meaning; 5 for the STS Benchmark."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

@@ -1,4 +1,4 @@
-"""The losses that make or mend the labels themselves: a student that teaches itself, and crops that a teacher sorts.
+"""Losses that create or correct the labels: self-distillation, and crops sorted by the teacher's confidence.
 
 Notation of the equations as in `app.recipe.losses`.
 """
@@ -16,10 +16,10 @@ from app.recipe.losses.taps import Tap, Taps
 
 
 class Uskd(LossSpec):
-    """Universal self-KD: soft labels out of the student's own prediction and that of a weak head on an earlier feature.
+    """Universal self-KD: soft labels from the student's own prediction and that of a weak head on an earlier feature.
 
-    The weak head is one linear layer that is trained along and is not exported. The cross-entropy with the labels is
-    no part of this term: give it beside it, with a weight of 1.
+    The weak head is one linear layer that is trained with the student and is not exported. The cross-entropy with the
+    labels is not part of this term: add it, with a weight of 1.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -40,30 +40,30 @@ class Uskd(LossSpec):
     )
     kind: Literal["uskd"] = "uskd"
     feature: Tap
-    """Where the weak head reads: in a CNN the stage before the last, in a transformer an inner block."""
+    """Input of the weak head: in a CNN the stage before the last, in a transformer an inner block."""
     reduction: Reduction = "mean"
-    """What becomes one vector of tokens: the `first` one (a class token), or the `mean` of those that aren't padding.
-    Maps are always averaged over their positions."""
+    """How tokens are reduced to one vector: the `first` one (a class token), or the `mean` of those that aren't
+    padding. Maps are always averaged over their positions."""
     alpha: NonNegative = 1.0
     """Weight of the target class; 1 on ImageNet, 0.1 on CIFAR-100."""
     beta: NonNegative = 0.1
-    """Weight of the other classes, in the order that both heads give them."""
+    """Weight of the other classes, ranked by both heads."""
     mu: NonNegative = 0.005
     """Weight of the weak head's own cross-entropy; 0.005 on ImageNet, 0.1 on CIFAR-100."""
     rank_source: Literal["log", "prob"] = "log"
-    """What the order of the classes takes from the student: log-probabilities, as the authors' code does, or
-    probabilities, as the paper says."""
+    """Values of the student from which the classes are ranked: log-probabilities, as in the authors' code, or
+    probabilities, as in the paper."""
 
     def taps(self) -> Taps:
         return Taps(student=(self.feature,))
 
 
 class Ferkd(LossSpec):
-    """FerKD: by how sure the teacher is of it, a crop keeps the teacher's label, gets the true one, or is dropped.
+    """FerKD: depending on the teacher's confidence, a crop keeps the teacher's label, gets the true one, or is dropped.
 
-    The teacher sees the crop that the student sees, so its prediction is that region's soft label. Where nothing of a
-    batch would count all of it does, with the teacher's labels. The rule is the paper's; its thresholds are not
-    published, and those here are ours.
+    Teacher and student get the same crop, so the teacher's prediction is the soft label of that region. If every crop
+    of a batch would be dropped, all are used, with the teacher's labels. The rule is the paper's; its thresholds are
+    not published, and those here are ours.
     """
 
     couples_rows: ClassVar[bool] = True
@@ -73,32 +73,32 @@ class Ferkd(LossSpec):
         "t = 1 - smoothing on y and smoothing / (C - 1) on the others where a < middle, else t = p"
     )
     applies: ClassVar[str] = (
-        "Classification with a teacher, of random crops above all; labels may be probabilities; not with `accumulate` "
+        "Classification with a teacher, mainly on random crops; labels may be probabilities; not with `accumulate` "
         "above 1."
     )
     kind: Literal["ferkd"] = "ferkd"
     confidence: Literal["top1", "target"] = "top1"
-    """What the teacher's confidence is: its largest probability, or that of the label."""
+    """Definition of the teacher's confidence: its largest probability, or that of the label."""
     thresholds: Literal["confidence", "quantile"] = "confidence"
-    """What `low`, `middle` and `high` mean: confidences, or shares of a batch in the order of their confidence."""
+    """Meaning of `low`, `middle` and `high`: confidences, or quantiles of the confidences of a batch."""
     low: Share = 0.15
-    """Less sure crops are dropped: background, and pieces of other things."""
+    """Crops with less confidence are dropped: background, and parts of other objects."""
     middle: Share = 0.4
-    """Less sure crops are hard ones: they get the true label, smoothed."""
+    """Crops with less confidence are hard: they get the true label, smoothed."""
     high: Share = 1.0
-    """Surer crops are dropped as too easy; 1 drops none."""
+    """Crops with more confidence are dropped as too easy; 1 drops none."""
     smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     """Share of a hard crop's label that is spread evenly over the other classes."""
     top_k: int | None = Field(None, ge=1)
-    """Keeps only the teacher's likeliest classes, as in a store of soft labels (FKD, arXiv 2112.01528: 5 or 10); none:
-    all of them."""
+    """Keeps only the teacher's most probable classes, as in a store of soft labels (FKD, arXiv 2112.01528: 5 or 10);
+    none: all of them."""
     rest: Literal["spread", "drop"] = "spread"
-    """With `top_k`: spreads what the likeliest leave evenly over the others, or brings them to a sum of 1 alone."""
+    """With `top_k`: spreads the remaining probability evenly over the others, or renormalises the kept ones."""
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
         if not self.low <= self.middle <= self.high:
-            raise ValueError("low, middle and high must be in this order")
+            raise ValueError("low, middle and high must be in increasing order")
         if self.rest == "drop" and self.top_k is None:
-            raise ValueError("rest is drop, but nothing is left over without top_k")
+            raise ValueError("rest: drop needs top_k")
         return self

@@ -1,4 +1,4 @@
-"""Terms that look at the logits of both sides, or of the student alone."""
+"""Terms on the logits of both sides, or of the student only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Kd(Softened):
 
 
 class Nkd(LossSpec):
-    """Normalised KD: the target's own term, plus cross-entropy over the renormalised non-target classes."""
+    """Normalised KD: the target's term, plus cross-entropy over the renormalised non-target classes."""
 
     paper: ClassVar[Paper | None] = Paper(
         "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and "
@@ -65,8 +65,8 @@ class LogitMse(LossSpec):
     answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["logit-mse"] = "logit-mse"
     centered: bool = False
-    """Takes each side's mean over the classes off first: exactly what `kd` becomes at an infinite temperature. Without
-    it, a difference of the means costs too."""
+    """Subtracts each side's mean over the classes first: exactly the limit of `kd` at an infinite temperature. Without
+    it, a difference of the means contributes too."""
 
 
 class Dkd(Softened):
@@ -106,9 +106,9 @@ class Dist(LossSpec):
 
 
 class BdKd(Softened):
-    """Balanced divergences: forward KL counts more where the student is more certain than its teacher, else reverse KL.
+    """Balanced divergences: forward KL has more weight if the student is more certain than the teacher, else reverse.
 
-    The teacher is frozen here. That the entropies choose the side follows the paper; the weights themselves are ours.
+    The teacher is frozen here. Choosing the side by the entropies follows the paper; the weights themselves are ours.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -122,11 +122,11 @@ class BdKd(Softened):
     temperature: Temperature = 1.0
     """Divides both sides' logits; the value is multiplied by its square."""
     delta: Positive = 2.0
-    """Weight of the divergence that counts more; 1 makes it symmetric."""
+    """Weight of the favoured divergence; 1 makes the loss symmetric."""
 
 
 class ReverseKl(Softened):
-    """Reverse Kullback-Leibler divergence: the student keeps to what the teacher finds likely."""
+    """Reverse Kullback-Leibler divergence: mode-seeking, the student stays where the teacher's probability is high."""
 
     paper: ClassVar[Paper | None] = Paper("MiniLLM: Knowledge Distillation of Large Language Models", "2306.08543")
     equation: ClassVar[str] = "KL(q || p)"
@@ -152,7 +152,7 @@ class Jsd(Softened):
 
 
 class SkewKl(Softened):
-    """Forward KL to a mixture that holds some of the teacher, which bounds its gradient."""
+    """Forward KL to a mixture of student and teacher, which bounds its gradient."""
 
     paper: ClassVar[Paper | None] = DISTILLM
     equation: ClassVar[str] = "KL(p || skew p + (1 - skew) q)"
@@ -163,7 +163,7 @@ class SkewKl(Softened):
 
 
 class SkewReverseKl(Softened):
-    """Reverse KL to a mixture that holds some of the student, which bounds its gradient."""
+    """Reverse KL to a mixture of teacher and student, which bounds its gradient."""
 
     paper: ClassVar[Paper | None] = DISTILLM
     equation: ClassVar[str] = "KL(q || (1 - skew) p + skew q)"
@@ -185,7 +185,7 @@ class Tvd(Softened):
 
 
 class Akl(Softened):
-    """Adaptive KL: forward and reverse, by how much of the gap lies in the head of the teacher's distribution."""
+    """Adaptive KL: forward and reverse, weighted by the share of the gap in the head of the teacher's distribution."""
 
     paper: ClassVar[Paper | None] = Paper(
         "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models", "2404.02657"
@@ -196,13 +196,13 @@ class Akl(Softened):
     answers: ClassVar[frozenset[Answer]] = BY_ROW
     kind: Literal["akl"] = "akl"
     mu: Share = 0.5
-    """Cumulative probability of the head; the likeliest class is always in it."""
+    """Cumulative probability of the head; the most probable class is always in it."""
     boundary_in_head: bool = False
     """Counts the class that crosses `mu` into the head; the authors' code does not."""
 
 
 class KdPt(LossSpec):
-    """Only the teacher's confidence in the target (the instance's level of its knowledge); the rest evenly spread."""
+    """Cross-entropy with only the teacher's confidence in the target (instance-level knowledge), the rest uniform."""
 
     paper: ClassVar[Paper | None] = THREE_LEVELS
     equation: ClassVar[str] = "-T^2 sum_c t_c log q_c, t_y = p_y, (1 - p_y) spread evenly over the others"
@@ -213,7 +213,7 @@ class KdPt(LossSpec):
 
 
 class KdSim(LossSpec):
-    """Only how alike the classes are to the teacher (the domain's level of its knowledge), read off its last layer."""
+    """Cross-entropy with only the teacher's similarities of classes (domain-level knowledge), from its last layer."""
 
     paper: ClassVar[Paper | None] = THREE_LEVELS
     equation: ClassVar[str] = (
@@ -222,11 +222,11 @@ class KdSim(LossSpec):
     applies: ClassVar[str] = "Single-label classification with a teacher that ends in a linear layer."
     kind: Literal["kd-sim"] = "kd-sim"
     tau: Positive = 0.3
-    """Divides the cosines; smaller is nearer to the label alone."""
+    """Divides the cosines; smaller values approach the label alone."""
 
 
 class KdTopk(LossSpec):
-    """The teacher's likeliest classes as they are; what is left evenly spread."""
+    """Cross-entropy with the teacher's most probable classes; the remaining probability is spread evenly."""
 
     paper: ClassVar[Paper | None] = THREE_LEVELS
     equation: ClassVar[str] = "-T^2 sum_c t_c log q_c, t_c = p_c for the k likeliest classes, the rest spread evenly"
@@ -238,7 +238,7 @@ class KdTopk(LossSpec):
 
 
 class KdRel(LossSpec):
-    """Relations of the classes by hand: a hierarchy instead of a teacher."""
+    """Cross-entropy with hand-made relations of the classes: a hierarchy instead of a teacher."""
 
     needs_teacher: ClassVar[bool] = False
     paper: ClassVar[Paper | None] = THREE_LEVELS
@@ -250,12 +250,12 @@ class KdRel(LossSpec):
     parents: list[int] = Field(min_length=2, max_length=1024)
     """Number of each class's parent, one per class; classes of one parent are siblings."""
     siblings: Share = 0.2
-    """Mass shared by the siblings of the label; a class without siblings keeps it."""
+    """Probability shared by the siblings of the label; a class without siblings keeps it."""
     others: Share = 0.1
-    """Mass shared by the classes that are neither."""
+    """Probability shared by the classes that are neither."""
 
     @model_validator(mode="after")
     def _the_label_keeps_some(self) -> Self:
         if self.siblings + self.others > 1.0:
-            raise ValueError("siblings and others must not exceed 1 together")
+            raise ValueError("the sum of siblings and others must be at most 1")
         return self

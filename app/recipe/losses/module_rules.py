@@ -1,4 +1,4 @@
-"""Module paths that losses name, held against the networks whose paths are known without building them."""
+"""Checks of the module paths in losses, for networks whose paths are known without building them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _student_paths(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> list[st
     try:
         network = network_of(job, teachers)
     except Unshrinkable:
-        return None  # the job is refused for it
+        return None  # reported elsewhere
     return None if network is None else module_paths(network)
 
 
@@ -40,11 +40,11 @@ def _term_problems(
     term: Loss, path: str, student: list[str] | None, teachers: Mapping[str, list[str] | None]
 ) -> Iterator[Problem]:
     fields = {id(tap): field for field, tap in _taps_in(term, path)}
-    looked_at = term.taps()
-    for tap in looked_at.student:
+    taps = term.taps()
+    for tap in taps.student:
         if student is not None and tap.path not in student:
             yield _problem(fields.get(id(tap), path), "the student", tap, student)
-    for tap in looked_at.teacher:
+    for tap in taps.teacher:
         for name, known in teachers.items():
             if known is not None and tap.path not in known:
                 yield _problem(fields.get(id(tap), path), f"teacher {name!r}", tap, known)

@@ -1,7 +1,7 @@
-"""The losses of tasks whose answer is a list of numbers.
+"""Losses of tasks whose output is a list of numbers.
 
 Notation of the equations: x the student's output, g the label, t a teacher's output, each of C numbers; |.| and sign
-are taken number by number, and a loss is the mean over the C numbers and over the rows.
+are elementwise, and a loss is the mean over the C numbers and over the rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Factor = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class DistanceLoss(LossSpec):
-    """A term that sees nothing but the difference between the student's numbers and their target."""
+    """A term that depends only on the difference between the student's numbers and their target."""
 
     answers: ClassVar[frozenset[Answer]] = frozenset({"numbers"})
-    applies: ClassVar[str] = "Regression and keypoints, with the labels or with a teacher's answers as the target."
+    applies: ClassVar[str] = "Regression and keypoints, with the labels or with a teacher's outputs as the target."
     target: Literal["labels", "teacher"] = "labels"
-    """What the student is to say: the label, or what the teacher says of the same sample."""
+    """Target of the student: the label, or the teacher's output for the same sample."""
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]  # here it depends on a setting
@@ -33,7 +33,7 @@ class DistanceLoss(LossSpec):
     @model_validator(mode="after")
     def _names_a_teacher_only_to_learn_from_it(self) -> Self:
         if self.teacher is not None and not self.needs_teacher:
-            raise ValueError("teacher is named, but target is labels; set target to teacher, or name no teacher")
+            raise ValueError("teacher is only allowed with target: teacher; set target to teacher, or omit teacher")
         return self
 
 
@@ -45,18 +45,18 @@ class Mse(DistanceLoss):
 
 
 class SmoothL1(DistanceLoss):
-    """Squared where the difference is small, absolute where it is large, so that outliers don't lead."""
+    """Squared for small differences, absolute for large ones, so that outliers do not dominate."""
 
     paper: ClassVar[Paper | None] = Paper("Fast R-CNN", "1504.08083")
     equation: ClassVar[str] = "d^2 / (2 beta) where d = |x - g| < beta, else d - beta / 2"
     kind: Literal["smooth-l1"] = "smooth-l1"
     beta: Positive = 1.0
-    """Where squared turns into absolute, in units of the targets; coordinates that are fractions of a side want less
-    than 1, such as 0.01."""
+    """Difference at which squared changes to absolute, in units of the targets; coordinates that are fractions of a
+    side need less than 1, such as 0.01."""
 
 
 class Wing(DistanceLoss):
-    """Wing loss: logarithmic where the difference is small, so that the last pixels still count; absolute elsewhere."""
+    """Wing loss: logarithmic for small differences, so that the last pixels still contribute; absolute otherwise."""
 
     paper: ClassVar[Paper | None] = Paper(
         "Wing Loss for Robust Facial Landmark Localisation with Convolutional Neural Networks", "1711.06753"
@@ -64,18 +64,18 @@ class Wing(DistanceLoss):
     equation: ClassVar[str] = "w log(1 + d / epsilon) where d = |x - g| < w, else d - w + w log(1 + w / epsilon)"
     kind: Literal["wing"] = "wing"
     w: Positive = 10 / 256
-    """Where the logarithm ends, in units of the targets; the paper's 10 pixels of a side of 256."""
+    """Difference at which the logarithm ends, in units of the targets; the paper's 10 pixels of a side of 256."""
     epsilon: Positive = 2 / 256
-    """Bends the logarithm, in units of the targets; smaller gives small differences more weight. The paper's 2 pixels
-    of a side of 256."""
+    """Curvature of the logarithm, in units of the targets; smaller gives small differences more weight. The paper's
+    2 pixels of a side of 256."""
 
 
 class Assistive(LossSpec):
-    """KD-Loss of two teachers: the label leads, and each teacher draws the student in or pushes it on.
+    """KD-Loss of two teachers: a label loss, and terms that pull the student towards or push it past each teacher.
 
-    Every teacher's answer is reflected to the student's side of the label. A student that is further from the label
-    than the teacher is drawn in; one that is between the teacher and the label is pushed on to the label by a negative
-    weight, so the loss may be below 0; one that is all but there is left alone. The tough teacher was trained on the
+    Every teacher's output is reflected to the student's side of the label. A student that is further from the label
+    than the teacher is pulled in; one between the teacher and the label is pushed on to the label by a negative
+    weight, so the loss may be below 0; one very close to the label has no term. The tough teacher was trained on the
     labels, the tolerant one on `soft-landmarks`.
     """
 
@@ -108,7 +108,7 @@ class Assistive(LossSpec):
     tough_inner: Factor = -0.45
     """Factor where it is nearer."""
     near: Share = 0.15
-    """Share of a teacher's distance from the label within which that teacher leaves the student alone."""
+    """Share of a teacher's distance from the label within which that teacher's term is 0."""
 
     @model_validator(mode="after")
     def _names_two_teachers(self) -> Self:

@@ -12,6 +12,7 @@ from app.recipe.students.model import ModelConfig
 
 
 def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    """Problems of the loss terms of all stages. `teachers` are descriptions by reference."""
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.told_classes or next(iter(known), None)
     for path, terms in job.objectives.items():
@@ -30,7 +31,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
     names = [teacher.name for teacher in job.all_teachers]
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
-            yield Problem(f"{path}.{field_name}", f"{term.kind} learns from no teacher", "no name")
+            yield Problem(f"{path}.{field_name}", f"{term.kind} uses no teacher", "no name")
         elif name not in names:
             yield Problem(f"{path}.{field_name}", f"there is no teacher {name!r}", f"one of {', '.join(names)}")
     if term.couples_rows and job.recipe.accumulate > 1:
@@ -44,7 +45,7 @@ def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> It
     if len(job.data.input_columns) < 2:
         yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
     elif term.needs_scores and not job.data.label_columns:
-        yield Problem("data.label_columns", f"is missing, and {term.kind} learns from scores", "the column of scores")
+        yield Problem("data.label_columns", f"is missing, and {term.kind} needs scores", "the column of scores")
 
 
 def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Places in a network whose activations a loss looks at, named as plain data."""
+"""Places in a network whose activations a loss uses, named as plain data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PATH = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
 
 class Tap(Spec):
-    """One side of one module. A document may give the path alone, which stands for the module's output."""
+    """Input or output of one module. A document may give only the path, which means the module's output."""
 
     path: str = Field(max_length=512, pattern=PATH)
     """The module within the network, as in `stages.1` or `bert.encoder.layer.3`."""
     at: Literal["output", "input"] = "output"
-    """The input of a ReLU is what an activation is made from; of several tensors the first one counts."""
+    """Side of the module: the input of a ReLU is the pre-activation. Of several tensors the first is used."""
 
     @model_validator(mode="before")
     @classmethod
@@ -34,7 +34,7 @@ class Tap(Spec):
 
 
 class Pair(Spec):
-    """A place in the teacher, and the place in the student that is to become like it."""
+    """A place in the teacher, and the place in the student that is trained to match it."""
 
     teacher: Tap
     """Place in the teacher."""
@@ -43,12 +43,12 @@ class Pair(Spec):
 
 
 class Taps(NamedTuple):
-    """What a loss looks at on each side."""
+    """Activations that a loss uses on each side."""
 
     student: tuple[Tap, ...] = ()
     teacher: tuple[Tap, ...] = ()
 
 
 def taps_of(pairs: Sequence[Pair]) -> Taps:
-    """Both sides of `pairs`."""
+    """The taps of both sides of `pairs`."""
     return Taps(tuple(pair.student for pair in pairs), tuple(pair.teacher for pair in pairs))

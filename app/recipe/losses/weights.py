@@ -1,4 +1,4 @@
-"""Weights of loss terms that change while training goes on."""
+"""Weights of loss terms that change during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.recipe.base import NonNegative, Positive, Spec
 
 
 class Ramp(Spec):
-    """From one weight to another between two points of a stage; constant before and after."""
+    """Change from one weight to another between two points of a stage; constant before and after."""
 
     first: NonNegative
     """Weight until `from_epoch`."""
@@ -20,25 +20,25 @@ class Ramp(Spec):
     from_epoch: NonNegative = 0.0
     """Epochs of this stage before the weight begins to change."""
     to_epoch: Positive | None = None
-    """Epochs of this stage after which it has changed; none: at the stage's end."""
+    """Epochs of this stage after which the weight is `last`; none: at the stage's end."""
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
         if self.first == self.last == 0.0:
             raise ValueError("first and last must not both be 0")
         if self.to_epoch is not None and self.to_epoch <= self.from_epoch:
-            raise ValueError("to_epoch must lie after from_epoch")
+            raise ValueError("to_epoch must be above from_epoch")
         return self
 
 
 class LinearWeight(Ramp):
-    """A straight line: a warm-up when it rises."""
+    """A linear ramp: a warm-up when it rises."""
 
     kind: Literal["linear"]
 
 
 class CosineWeight(Ramp):
-    """Half a cosine."""
+    """Half a period of a cosine."""
 
     kind: Literal["cosine"]
 

@@ -1,1 +1,1 @@
-"""The commands of `stillhouse`, by what they are about; each module registers its own."""
+"""The commands of `stillhouse`, by topic; each module registers its own."""

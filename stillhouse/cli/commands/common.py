@@ -1,4 +1,4 @@
-"""Parameters and pieces that several commands share."""
+"""Parameters and functions that several commands share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ JobFile = Annotated[
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Replace a value, as in recipe.optimizer.lr=1e-3. May be repeated.")
 ]
-Outage = Annotated[float, typer.Option(min=0, help="For how many seconds the service may be away, as in a restart.")]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+Outage = Annotated[float, typer.Option(min=0, help="Longest outage of the service, in seconds.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number.")]
 
 
 def status_of(job: Job) -> CommandOutput:
@@ -28,7 +28,7 @@ def status_of(job: Job) -> CommandOutput:
 
 
 def transfers() -> Progress:
-    """Progress bars of files on their way."""
+    """Progress bars of file transfers."""
     columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 

@@ -1,4 +1,4 @@
-"""Commands for files, those of jobs and models among them."""
+"""Commands for files, including those of jobs and models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def download(
     name: Annotated[list[str] | None, typer.Option(help="Only this file. May be repeated.")] = None,
     outage: Outage = OUTAGE_SECONDS,
 ) -> CommandOutput:
-    """Fetch the files of a job or model, and verify their sha256. A broken transfer is continued."""
+    """Download the files of a job or model, and verify their sha256. An interrupted transfer is continued."""
     client = Client(outage_seconds=outage)
     items = _files_of(client, source)
     wanted = [item for item in items if not name or item.name in name]
     if missing := set(name or ()) - {item.name for item in items}:
         there = ", ".join(item.name for item in items) or "none"
-        raise BadRequest(f"{source} has no file {', '.join(sorted(missing))}; there are: {there}")
+        raise BadRequest(f"{source} has no file {', '.join(sorted(missing))}; available: {there}")
     if not items:
         raise BadRequest(f"{source} has no files{_why_none(client, source)}")
     fetch = client.download_model if source.startswith("model_") else client.download
@@ -64,14 +64,14 @@ def upload(
         list[Path],
         typer.Argument(help="Data (.npz, .csv, .jsonl, .parquet, archives) or weights.", show_default=False),
     ],
-    resume: Annotated[str | None, typer.Option(help="Go on with a broken upload, upload_…")] = None,
+    resume: Annotated[str | None, typer.Option(help="Continue an interrupted upload, upload_…")] = None,
     outage: Outage = OUTAGE_SECONDS,
 ) -> CommandOutput:
-    """Send files; one that the service has already, with this name and content, is not sent again."""
+    """Upload files; one that the service already has, with this name and content, is not sent again."""
     if missing := [path for path in files if not path.is_file()]:
         raise BadRequest(f"there is no file {', '.join(map(str, missing))}")
     if resume and len(files) != 1:
-        raise BadRequest("--resume goes with exactly one file")
+        raise BadRequest("--resume needs exactly one file")
     client = Client(outage_seconds=outage)
     sent = []
     with transfers() as bars:
@@ -99,14 +99,14 @@ def files(
 
 @command(app)
 def delete(
-    ids: Annotated[list[str], typer.Argument(help="Jobs that have ended, files or models.", show_default=False)],
+    ids: Annotated[list[str], typer.Argument(help="Finished jobs, files or models.", show_default=False)],
 ) -> CommandOutput:
-    """Delete jobs that have ended, files and models. A job's model stays until it is deleted itself."""
+    """Delete finished jobs, files and models. A job's model is kept until it is deleted itself."""
     if unknown := [id for id in ids if id.partition("_")[0] not in ("job", "file", "model")]:
-        raise BadRequest(f"{unknown[0]!r} is no id of a job, a file or a model; keys are revoked by `keys revoke`")
+        raise BadRequest(f"{unknown[0]!r} is not the id of a job, a file or a model; keys are revoked by `keys revoke`")
     client = Client()
     for id in ids:
         kind = id.partition("_")[0]
         {"job": client.delete_job, "file": client.delete_file, "model": client.delete_model}[kind](id)
     gone = [{"id": id, "deleted": True} for id in ids]
-    return CommandOutput(gone, views.show(Text("\n".join(f"{id} is deleted" for id in ids))))
+    return CommandOutput(gone, views.show(Text("\n".join(f"{id} was deleted" for id in ids))))

@@ -1,4 +1,4 @@
-"""Commands that send jobs, look at them and steer them."""
+"""Commands that submit, show and control jobs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from stillhouse.cli.commands.root import app
 from stillhouse.cli.output import INTERRUPTED, CommandOutput, LineOutput, command, err
 from stillhouse.retries import OUTAGE_SECONDS
 
-MOST_POINTS = 10_000
-"""So many steps of a series are told apart."""
+MAX_POINTS = 10_000
+"""Most values of a series."""
 
 
 def _read(client: Client, file: Path, assignments: list[str] | None) -> dict[str, Any]:
-    """The job of a file, its local data sent ahead."""
+    """The job of a file, after uploading its local data."""
     document = documents.read(file, assignments or ())
-    return client.upload_data(document, folder=file.parent, tell=lambda line: err.print(line, style="dim"))
+    return client.upload_data(document, folder=file.parent, notify=lambda line: err.print(line, style="dim"))
 
 
 @command(app)
 def submit(
     file: JobFile,
     assignments: Assignments = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Then watch it to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch it until it ends.")] = False,
 ) -> CommandOutput | LineOutput:
-    """Send a job. Local data is uploaded first, unless the service has it already; a folder of pictures is packed."""
+    """Submit a job. Local data is uploaded first, unless the service already has it; a folder of images is packed."""
     client = Client()
     job = client.submit(_read(client, file, assignments))
     if watch:
@@ -43,7 +43,7 @@ def submit(
 
 @command(app)
 def validate(file: JobFile, assignments: Assignments = None) -> CommandOutput:
-    """Say what would become of a job, and all that is wrong with it. Local data is uploaded for that."""
+    """Validate a job without running it: show the resolved job, or all its errors. Local data is uploaded."""
     client = Client()
     result = client.validate(_read(client, file, assignments))
     return CommandOutput(result, views.show(views.validation(result)), code=0 if result.valid else 1)
@@ -52,7 +52,7 @@ def validate(file: JobFile, assignments: Assignments = None) -> CommandOutput:
 @command(app)
 def jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="Only jobs with this label, as key:value. May be repeated.")
     ] = None,
@@ -65,7 +65,7 @@ def jobs(
 
 @command(app)
 def show(job: JobId) -> CommandOutput:
-    """Show a job, what it came to and its files."""
+    """Show a job, its result and its files."""
     client = Client()
     found = client.job(job)
     artifacts = client.artifacts(job)
@@ -81,22 +81,22 @@ def watch(
     jobs: Annotated[list[str], typer.Argument(help="Ids of jobs, job_…", show_default=False)],
     outage: Outage = OUTAGE_SECONDS,
 ) -> LineOutput:
-    """Watch jobs to their end: progress bars, event log and results. Fails if one of them does not succeed.
+    """Watch jobs until they end: progress bars, event log and results. Fails if one of them does not succeed.
 
-    Ctrl-C ends the watching (exit code 130), not the jobs.
+    Ctrl-C stops watching (exit code 130), not the jobs.
     """
     client = Client(outage_seconds=outage)
     return _watch(client, [client.job(id) for id in jobs])
 
 
 def _watch(client: Client, jobs: list[Job]) -> LineOutput:
-    def lines(tell: Callable[[Any], None]) -> int:
+    def lines(write: Callable[[Any], None]) -> int:
         for job in jobs:
             for event in client.watch(job.id):
-                tell({"job_id": job.id, **event.model_dump(mode="json")})
+                write({"job_id": job.id, **event.model_dump(mode="json")})
         ended = [client.patient().job(job.id) for job in jobs]
         for result in filter(None, (_result(client, job) for job in ended)):
-            tell(result)
+            write(result)
         return _worst(ended)
 
     def follow(console: Console) -> int:
@@ -109,7 +109,7 @@ def _watch(client: Client, jobs: list[Job]) -> LineOutput:
 
 
 def _interruptible(run: Callable[[Any], int], jobs: list[Job]) -> Callable[[Any], int]:
-    """As `run`; Ctrl-C ends the watching, and the jobs go on."""
+    """As `run`; Ctrl-C stops watching, and the jobs continue."""
 
     def watching(to: Any) -> int:
         try:
@@ -128,10 +128,10 @@ def _worst(jobs: list[Job]) -> int:
 @command(app)
 def logs(
     job: JobId,
-    after: Annotated[int, typer.Option(min=0, help="Only events behind this number.")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
     level: Annotated[str | None, typer.Option(help="Only events of this level: info, warning or error.")] = None,
 ) -> CommandOutput:
-    """Show what happened to a job: changes of status, phases, checkpoints and what its trainer said."""
+    """Show the events of a job: changes of status, phases, checkpoints and log lines of its trainer."""
     events = [event for event in Client().events(job, after=after) if level in (None, event.level)]
     lines = [views.event(event) for event in events] or [Text("no events")]
     return CommandOutput(events, views.show(Text("\n").join(lines)))
@@ -142,35 +142,36 @@ def metrics(
     job: JobId,
     name: Annotated[str | None, typer.Option(help="Only this series, such as eval/accuracy.")] = None,
     points: Annotated[
-        int | None, typer.Option(min=2, max=10_000, help="About how many values of a series; default: 20 with --name.")
+        int | None,
+        typer.Option(min=2, max=10_000, help="Approximate number of values per series; default: 20 with --name."),
     ] = None,
 ) -> CommandOutput:
-    """Show the measured series of a job: first, last, smallest and largest values, or with --name those of one."""
-    series = Client().metrics(job, name, points=points or (MOST_POINTS if name is None else 20))
+    """Show the metrics of a job: first, last, smallest and largest values, or with --name the values of one."""
+    series = Client().metrics(job, name, points=points or (MAX_POINTS if name is None else 20))
     return CommandOutput(series, views.show(views.series(series, in_full=name is not None)))
 
 
 @command(app)
 def cancel(job: JobId) -> CommandOutput:
-    """End a job."""
+    """Cancel a job."""
     return status_of(Client().cancel(job))
 
 
 @command(app)
 def pause(job: JobId) -> CommandOutput:
-    """Halt a job after a checkpoint."""
+    """Pause a job after a checkpoint."""
     return status_of(Client().pause(job))
 
 
 @command(app)
 def resume(job: JobId) -> CommandOutput:
-    """Let a paused job go on from its checkpoint."""
+    """Resume a paused job from its checkpoint."""
     return status_of(Client().resume(job))
 
 
 @command(app)
 def clone(job: JobId, assignments: Assignments = None) -> CommandOutput:
-    """Send a job like another one, with some values replaced."""
+    """Submit a copy of a job, with some values replaced."""
     client = Client()
     overrides = documents.overrides(client.job(job).spec, assignments or ())
     return status_of(client.clone(job, overrides))

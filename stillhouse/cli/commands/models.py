@@ -34,7 +34,7 @@ def models(
 
 @command(app)
 def modules(model: ModelId) -> CommandOutput:
-    """List the module paths of a model, as losses on features name them."""
+    """List the module paths of a model, as used by losses on features."""
     found = Client().modules(model)
     if not found.complete:
         err.print(views.module_source(found), style="dim", soft_wrap=True)
@@ -49,14 +49,14 @@ def register(
     config: Annotated[
         Path | None,
         typer.Argument(
-            help="Their description: architecture, input, classes; or an object with this as config beside name, "
+            help="The network: architecture, input, classes; or an object with this as config, and name, "
             "checkpoint_key and key_map. A folder has its own.",
             dir_okay=False,
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; default: that of the folder or file.")] = None,
     checkpoint_key: Annotated[
-        str | None, typer.Option(help="Where in a .pt file the weights lie, such as state_dict.")
+        str | None, typer.Option(help="Key of the weights in a .pt file, such as state_dict.")
     ] = None,
     key_map: Annotated[
         Path | None,
@@ -66,13 +66,13 @@ def register(
         ),
     ] = None,
 ) -> CommandOutput:
-    """Make a model of your own weights, to be a teacher."""
+    """Register your own weights as a model, for use as a teacher."""
     client = Client()
     description = _description(config, weights) if config else None
     called = name or (weights.resolve().name if weights.is_dir() else weights.stem)
     if weights.is_dir():
         if checkpoint_key or key_map:
-            raise BadRequest("--checkpoint-key and --key-map go with a file of weights, not with a folder")
+            raise BadRequest("--checkpoint-key and --key-map are for a file of weights, not for a folder")
         paths = {path.relative_to(weights).as_posix(): path for path in sorted(weights.rglob("*"))}
         found = {name: path for name, path in paths.items() if is_model_file(name)}
         if not found:
@@ -82,24 +82,24 @@ def register(
         )
     elif description is None:
         raise BadRequest(
-            f"{weights} is a file of weights alone: give a description of its network too, as in"
+            f"{weights} is only a file of weights: give a description of its network too, as in"
             f" `stillhouse register {weights} config.json`; docs/jobs.md shows one"
         )
     else:
-        told = documents.registration(description, name=name, checkpoint_key=checkpoint_key, key_map=key_map)
-        model = client.register_model(client.upload(weights).id, **{"name": called, **told})
+        arguments = documents.registration(description, name=name, checkpoint_key=checkpoint_key, key_map=key_map)
+        model = client.register_model(client.upload(weights).id, **{"name": called, **arguments})
     return CommandOutput(model, lambda console: console.print(f"{model.id}  {model.name}"))
 
 
 def _description(config: Path, weights: Path) -> dict[str, Any]:
-    """The description in a file. Raises `BadRequest` for one of another library beside weights of unknown origin."""
+    """The description in a file. Raises `BadRequest` for a description of another library."""
     description = documents.read(config)
     if "model_type" in description and "architecture" not in description:
         where = f"{config} is a config.json of the Transformers library"
         if weights.is_dir():
-            raise BadRequest(f"{where}, which the folder {weights} is read with anyway; leave it out")
+            raise BadRequest(f"{where}, which is read with the folder {weights} anyway; omit it")
         raise BadRequest(
-            f"{where}, which goes with a whole folder: save the model with save_pretrained"
+            f"{where}, which describes a whole folder: save the model with save_pretrained"
             " (model.safetensors beside config.json) and register the folder"
         )
     return description

@@ -1,4 +1,4 @@
-"""The command that all others lie below."""
+"""The root command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stillhouse.version import VERSION
 
 app = typer.Typer(
     help="Distils models: give it a teacher, a student and a recipe; get a small model back.",
-    epilog="Exit codes: 0 done, 1 the job or command failed, 2 wrong use, 3 no service reached, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 the job or command failed, 2 wrong usage, 3 service unreachable, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,4 +1,4 @@
-"""Commands that run the service, and those that look at it as a whole."""
+"""Commands that run the service, and those for the service as a whole."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 def catalog(
     group: Annotated[str | None, typer.Argument(help="losses, optimizers, schedules or students")] = None,
 ) -> CommandOutput:
-    """Show what a job can ask for."""
+    """Show the options of a job."""
     found = Client().catalog(group)
     return CommandOutput(found, views.show(views.catalog(found)))
 
 
 @command(keys, "create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    scope: Annotated[list[str] | None, typer.Option(help="What it may do. May be repeated.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the key.")],
+    scope: Annotated[list[str] | None, typer.Option(help="Permission of the key. May be repeated.")] = None,
 ) -> CommandOutput:
-    """Make a key. It is shown this once."""
+    """Create a key. It is shown only once."""
     key = Client().create_key(name, scope or ())
     return CommandOutput(key, lambda console: console.print(key.key, soft_wrap=True))
 
@@ -49,9 +49,9 @@ def list_keys() -> CommandOutput:
 
 @command(keys, "revoke")
 def revoke_key(key: Annotated[str, typer.Argument(help="A key's id, key_…", show_default=False)]) -> CommandOutput:
-    """Make a key invalid."""
+    """Revoke a key."""
     revoked = Client().revoke_key(key)
-    return CommandOutput(revoked, lambda console: console.print(f"{key} is revoked"))
+    return CommandOutput(revoked, lambda console: console.print(f"{key} was revoked"))
 
 
 @command(app)
@@ -60,24 +60,24 @@ def up(
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of database, files and secret.")] = None,
 ) -> LineOutput:
-    """Run the service here, in the foreground: API and one worker. Ctrl-C stops both."""
+    """Run the service on this machine, in the foreground: API and one worker. Ctrl-C stops both."""
     settings = _settings(host=host, port=port, data_dir=data_dir)
     from stillhouse.cli.embedded import up as run  # the whole API: costs half a second
 
-    def lines(tell: Callable[[Any], None]) -> int:
-        return run(settings, lambda mine: tell({"object": "service", **_hello(mine)}))
+    def lines(write: Callable[[Any], None]) -> int:
+        return run(settings, lambda connection: write({"object": "service", **_addresses(connection)}))
 
     def show(console: Console) -> int:
-        return run(settings, lambda mine: console.print(views.facts(_hello(mine).items())))
+        return run(settings, lambda connection: console.print(views.facts(_addresses(connection).items())))
 
     return LineOutput(lines, show)
 
 
-def _hello(mine: Connection) -> dict[str, str]:
+def _addresses(connection: Connection) -> dict[str, str]:
     return {
-        "url": mine.url,
-        "docs": f"{mine.url}/docs",
-        "key": mine.key or "one of yours: the first one is not kept here",
+        "url": connection.url,
+        "docs": f"{connection.url}/docs",
+        "key": connection.key or "one of yours: the first one is not stored here",
     }
 
 
@@ -86,12 +86,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = None,
 ) -> LineOutput:
-    """Run the API alone, as containers do. The database must be migrated."""
+    """Run only the API, as in containers. The database must be migrated."""
     settings = _settings(host=host, port=port)
     from stillhouse.cli.embedded import serve as run
 
-    def lines(tell: Callable[[Any], None]) -> int:
-        return run(settings, lambda url: tell({"object": "service", "url": url}))
+    def lines(write: Callable[[Any], None]) -> int:
+        return run(settings, lambda url: write({"object": "service", "url": url}))
 
     return LineOutput(lines, lambda console: run(settings, lambda url: console.print(f"listening on {url}")))
 
@@ -102,26 +102,26 @@ def node(
         str, typer.Argument(help="Host and port of the worker: its STILLHOUSE_WORKER_RENDEZVOUS.", show_default=False)
     ],
 ) -> LineOutput:
-    """Help a worker on another machine with jobs for several machines, until a signal comes."""
+    """Take part in a worker's jobs for several machines, until a signal is received."""
     from app.core.settings import ADDRESS
 
     if not re.fullmatch(ADDRESS, address):
-        raise BadRequest(f"{address!r} is no address; accepted: HOST:PORT, the port from 1 to 65535")
+        raise BadRequest(f"{address!r} is not an address; accepted: HOST:PORT, the port from 1 to 65535")
     from worker.trainer.node import serve as run  # torch takes seconds
 
-    def lines(tell: Callable[[Any], None]) -> int:
+    def lines(write: Callable[[Any], None]) -> int:
         try:
-            run(address, lambda said: tell({"object": "node", "message": said}))
+            run(address, lambda message: write({"object": "node", "message": message}))
         except OSError as error:
-            raise BadRequest(f"{address} can't be looked up: {error.strerror}") from error
+            raise BadRequest(f"{address} can't be resolved: {error.strerror}") from error
         return 0
 
-    return LineOutput(lines, lambda console: lines(lambda said: console.print(said["message"])))
+    return LineOutput(lines, lambda console: lines(lambda line: console.print(line["message"])))
 
 
 @command(app)
 def migrate() -> CommandOutput:
-    """Bring the database to the newest schema."""
+    """Migrate the database to the newest schema."""
     settings = _settings()
     from app.core.migrate import upgrade
 
@@ -133,7 +133,7 @@ def migrate() -> CommandOutput:
 
 @command(app)
 def doctor() -> CommandOutput:
-    """Say what this machine can do, what is missing, and what that means."""
+    """Show what this machine supports, what is missing, and the consequences."""
     _settings()
     from stillhouse.cli.doctor import examine, view
 
@@ -143,7 +143,7 @@ def doctor() -> CommandOutput:
 
 
 def _settings(**changes: object) -> Settings:
-    """Settings with what the command line says, which the worker inherits too. Raises `BadRequest`."""
+    """Settings with the options of the command line, which the worker inherits too. Raises `BadRequest`."""
     from pydantic import ValidationError
 
     from app.core.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from app.core import migrate
-from app.core.connection import MAX_HEAD_BYTES, MOST_SENT_AHEAD
+from app.core.connection import MAX_HEAD_BYTES, MAX_PIPELINED
 from app.core.settings import Settings
 from app.main import create_app
 from app.projects import keys
@@ -154,14 +154,14 @@ async def test_requests_that_are_sent_ahead_do_not_pile_up(tmp_path: Path) -> No
     """Whoever sends few at a time gets all answers, as nothing is read while some wait; others are cut."""
     async with Served(settings(tmp_path)) as served:
         request = f"GET /v1/jobs/x HTTP/1.1\r\nHost: x\r\n{AUTH}\r\n"
-        reader, writer = await served.send(request * MOST_SENT_AHEAD)
+        reader, writer = await served.send(request * MAX_PIPELINED)
         for _ in range(3):
-            for _ in range(MOST_SENT_AHEAD):
+            for _ in range(MAX_PIPELINED):
                 assert b" 404 " in await reader.readuntil(b"\r\n\r\n")
                 await reader.readuntil(b"}}")
-            writer.write(request.encode() * MOST_SENT_AHEAD)
+            writer.write(request.encode() * MAX_PIPELINED)
         writer.close()
-        reader, _ = await served.send(request * (MOST_SENT_AHEAD + 2))
+        reader, _ = await served.send(request * (MAX_PIPELINED + 2))
         assert await answer(reader) == (400, "malformed_request")
 
 

@@ -110,7 +110,7 @@ async def test_pauses_double_up_to_the_longest_and_then_it_is_set_aside(
     assert bomb.set_aside_at is None
     with caplog.at_level(logging.ERROR):
         await relay(database, mailbox.handlers)
-    assert "is set aside after 20 tries: ConnectionError: nobody is at home" in caplog.text
+    assert "was set aside after 20 tries: ConnectionError: nobody is at home" in caplog.text
     await let_pauses_pass(database)
     assert await relay(database, {**mailbox.handlers, "bomb": mailbox.deliver}) == 0, "it is not tried again"
     [bomb] = await left(database)

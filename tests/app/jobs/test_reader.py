@@ -83,12 +83,12 @@ async def test_a_place_too_far_back_is_not_counted(database: Database, monkeypat
 
 
 async def test_no_more_answers_are_kept_than_allowed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "KEPT", 2)
+    monkeypatch.setattr(reader, "CACHED", 2)
     jobs = JobReader(database)
     first, second, third = [await submit(database) for _ in range(3)]
     for job_id in (first, second, first, third):
         await read(jobs, job_id)
-    assert set(jobs._kept) == {first, third}
+    assert set(jobs._cache) == {first, third}
 
 
 async def test_many_at_once_each_get_their_own_in_several_batches(

@@ -26,7 +26,7 @@ STREAM = {"Accept": "text/event-stream"}
 @pytest.fixture
 def never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found by looking from time to time."""
-    monkeypatch.setattr(stream, "LOOK_SECONDS", 10_000.0)
+    monkeypatch.setattr(stream, "POLL_SECONDS", 10_000.0)
 
 
 async def submit(api: Api) -> str:
@@ -79,7 +79,7 @@ async def test_an_event_whose_ring_was_lost_is_found_all_the_same(
         raise AssertionError("unreachable")
 
     monkeypatch.setattr(stream, "run_bell", silent)
-    monkeypatch.setattr(stream, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(stream, "POLL_SECONDS", 0.05)
     async with running(settings) as api:
         job_id, begun = await submit(api), asyncio.Event()
         following = asyncio.create_task(collect(reader(api).open(await caller(api), job_id, 0), begun))
@@ -142,7 +142,7 @@ async def test_a_revoked_key_ends_its_streams_at_once(api: Api, never_looks: Non
 async def test_a_key_that_another_process_revoked_or_that_expired_ends_its_streams(
     api: Api, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(stream, "POLL_SECONDS", 0.05)
     job_id, begun, follower = await submit(api), asyncio.Event(), await caller(api)
     following = asyncio.create_task(collect(reader(api).open(follower, job_id, 0), begun))
     await begun.wait()

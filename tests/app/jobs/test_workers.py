@@ -32,11 +32,11 @@ MANY = Capability(frozenset({"any", "gpu"}), gpus=1, nodes=4)
         (
             {"queue": "gpu", "processes": 4},
             [GPU, MANY],
-            "asks for 4 GPUs on a machine, and no worker takes",
+            "needs 4 GPUs on a machine, and no worker takes",
         ),
-        ({"queue": "gpu", "processes": 2, "nodes": 2}, [GPU, MANY], "asks for 2 GPUs on a machine"),
+        ({"queue": "gpu", "processes": 2, "nodes": 2}, [GPU, MANY], "needs 2 GPUs on a machine"),
         ({"queue": "cpu", "processes": 4}, [CPU], None),
-        ({"queue": "any", "nodes": 2}, [CPU, GPU], "asks for 2 machines, and no worker"),
+        ({"queue": "any", "nodes": 2}, [CPU, GPU], "needs 2 machines, and no worker"),
         ({"queue": "any", "nodes": 2}, [CPU, MANY], None),
     ],
 )

@@ -107,7 +107,7 @@ def test_every_library_of_the_worker_is_looked_for_and_what_it_is_for_is_known()
 def test_a_missing_library_is_named_with_what_that_means(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pillow" else "1")
     [missing] = [check for check in doctor.libraries() if check.state == "missing"]
-    assert (missing.name, missing.means) == ("pillow", "jobs fail on pictures: pip install 'stillhouse[worker]'")
+    assert (missing.name, missing.means) == ("pillow", "jobs fail on images: pip install 'stillhouse[worker]'")
 
 
 def test_no_library_is_imported_for_it() -> None:

@@ -355,7 +355,7 @@ def test_an_interrupted_watch_says_that_the_job_goes_on(
     result = run("submit", job_file, "--watch")
     [job] = json.loads(run("jobs", "--json").stdout)["data"]
     assert result.exit_code == 130
-    assert "the job goes on" in result.stderr
+    assert "the job continues" in result.stderr
     assert f"stillhouse watch {job['id']}" in result.stderr
     assert f"stillhouse cancel {job['id']}" in result.stderr
 

@@ -63,7 +63,7 @@ def test_attempts_are_told_apart_from_failures() -> None:
     assert "of at most" not in resumed, "a pause uses no attempt up"
     assert ["attempt", "2"] in [line.split() for line in resumed.splitlines()]
     told = printed(views.job(job(attempt=7, failures=1, interruptions=4)))
-    assert "7; 1 of at most 3 failed; 4 interrupted, which counts as no failure" in told
+    assert "7; 1 of at most 3 failed; 4 interrupted, not counted as failures" in told
     assert "7 (1 failed)" in printed(views.jobs([job(attempt=7, failures=1)]))
 
 

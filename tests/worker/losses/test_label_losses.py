@@ -365,12 +365,12 @@ def test_keeping_the_likeliest_class_alone_makes_it_the_label() -> None:
 
 @pytest.mark.parametrize("thresholds", [{"low": 0.5}, {"middle": 0.9, "high": 0.8}])
 def test_thresholds_in_another_order_are_refused(thresholds: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="low, middle and high must be in this order"):
+    with pytest.raises(ValueError, match="low, middle and high must be in increasing order"):
         Ferkd(**thresholds)
 
 
 def test_a_rest_of_all_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="without top_k"):
+    with pytest.raises(ValueError, match="needs top_k"):
         Ferkd(rest="drop")
 
 

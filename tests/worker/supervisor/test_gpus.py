@@ -70,7 +70,7 @@ async def test_each_worker_holds_another_gpu_until_none_is_left(machine: Callabl
 
 async def test_a_worker_for_several_takes_all_of_them_or_none(machine: Callable[..., None], tmp_path: Path) -> None:
     machine(*TWO)
-    with pytest.raises(NoGpu, match="asks for 3 GPUs"):
+    with pytest.raises(NoGpu, match="STILLHOUSE_WORKER_GPUS is 3"):
         await hold_gpus(tmp_path / "locks", 3)
     [one] = await hold_gpus(tmp_path / "locks")
     with pytest.raises(NoGpu, match="fewer than 2 of the 2 GPUs"):
