@@ -218,7 +218,7 @@ def test_mass_for_siblings_that_do_not_exist_stays_on_the_label() -> None:
 
 
 def test_masses_of_a_hierarchy_can_not_exceed_one_together() -> None:
-    with pytest.raises(ValueError, match="must not exceed 1"):
+    with pytest.raises(ValueError, match="must be at most 1"):
         losses.KdRel(parents=[0, 1], siblings=0.6, others=0.5)
 
 

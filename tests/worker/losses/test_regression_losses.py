@@ -85,7 +85,7 @@ def test_the_target_is_the_label_or_the_teachers_answer(spec: DistanceLoss) -> N
 
 def test_a_teacher_that_nothing_is_learned_from_is_refused() -> None:
     assert Mse(target="teacher", teacher="big").named_teachers() == {"teacher": "big"}
-    with pytest.raises(ValueError, match="set target to teacher, or name no teacher"):
+    with pytest.raises(ValueError, match="set target to teacher, or omit teacher"):
         Mse(teacher="big")
 
 

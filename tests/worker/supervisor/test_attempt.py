@@ -284,7 +284,7 @@ async def test_a_trainer_that_hangs_is_killed(settings: Settings, database: Data
     async with worker(settings, *TRAIN, "steps=1", "hang", timeouts=replace(HASTE, hang=0.3)) as context:
         await run_next(context)
         assert nothing_is_left(context)
-    assert "nothing was heard" in (await events(database, job_id))[-1].message
+    assert "sent no report" in (await events(database, job_id))[-1].message
 
 
 @pytest.mark.parametrize("act", ["garble", "shout", "finish_with_link", "finish_outside"])
