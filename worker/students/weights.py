@@ -25,6 +25,7 @@ from app.recipe.students.hugging_face import (
     read_index,
 )
 from app.recipe.students.model import DESCRIPTIONS, ModelConfig
+from app.recipe.students.rules import architecture_problems
 from app.recipe.students.timm import is_timm
 from worker import students
 from worker.errors import UserError
@@ -85,7 +86,10 @@ def read_config(folder: Path) -> ModelConfig:
             return hugging_face_folder.describe(document, folder)
         if is_timm(document):
             return timm_network.describe(document)
-        return ModelConfig.model_validate_json(path.read_bytes())
+        config = ModelConfig.model_validate_json(path.read_bytes())
+        if wrong := next(architecture_problems(config.architecture, config.input, "architecture"), None):
+            raise InvalidModel(f"{path.name}: {wrong.param}: {wrong.message}")
+        return config
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidModel(f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

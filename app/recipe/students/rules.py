@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from pydantic import JsonValue
 
-from app.recipe.cost import least_weights
+from app.recipe.cost import least_weights, normalised_channels
 from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import Mlp, Network, Pretrained, Transformers, Vit
 from app.recipe.students.exports import is_too_large
 from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.layers import GroupNorm
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import Unshrinkable, network_of, student_input
 from app.recipe.tasks import tasks_with
@@ -114,6 +116,17 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
         yield Problem(f"{path}.architecture", f"{network.architecture} takes images", "mlp")
     if isinstance(network, Vit):
         yield from _vit_problems(network, given, path)
+    else:
+        yield from _norm_problems(network, path)
+
+
+def _norm_problems(network: Network, path: str) -> Iterator[Problem]:
+    norm = getattr(network, "norm", None)
+    if isinstance(norm, GroupNorm):
+        channels = sorted(normalised_channels(network))
+        if not all(map(norm.divides, channels)):
+            found = f"{norm.groups} does not divide {', '.join(map(str, channels))}, the channels of the layers"
+            yield Problem(f"{path}.norm.groups", found, f"a divisor of {math.gcd(*channels)}")
 
 
 def _transformers_problems(network: Transformers, given: Input | None, path: str) -> Iterator[Problem]:

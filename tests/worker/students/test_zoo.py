@@ -15,10 +15,11 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.layers import BatchNorm, Relu
 from app.recipe.students.model import ImageInput
 from worker.students import build
 from worker.students.cifar_resnet import BasicBlock
-from worker.students.layers import BatchNorm2d
+from worker.students.layers.convolutions import ImageLayers
 
 STUDENTS: list[Student] = [
     Mlp(hidden=[8]),
@@ -34,6 +35,7 @@ IMAGES = [
     ImageInput(channels=3, height=5, width=7),
     ImageInput(channels=2, height=1, width=1),
 ]
+LAYERS = ImageLayers(BatchNorm(), Relu())
 each_student = pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.architecture)
 
 
@@ -79,7 +81,7 @@ def test_fresh_logits_are_of_moderate_size(student: Student) -> None:
 
 
 def test_an_option_a_shortcut_is_strided_and_padded_with_zero_channels() -> None:
-    block = BasicBlock(2, 5, stride=2)
+    block = BasicBlock(LAYERS, 2, 5, stride=2)
     for norm in (block.norm1, block.norm2):
         torch.nn.init.zeros_(norm.weight)  # leaves the shortcut alone
     images = torch.rand(1, 2, 5, 4)
@@ -89,31 +91,13 @@ def test_an_option_a_shortcut_is_strided_and_padded_with_zero_channels() -> None
 
 
 def test_a_shortcut_can_be_padded_on_both_sides() -> None:
-    block = BasicBlock(2, 5, stride=2, padding="both")
+    block = BasicBlock(LAYERS, 2, 5, stride=2, padding="both")
     for norm in (block.norm1, block.norm2):
         torch.nn.init.zeros_(norm.weight)
     images = torch.rand(1, 2, 5, 4)
     out = block(images)
     assert torch.equal(out[:, 1:3], images[:, :, ::2, ::2])
     assert not out[:, [0, 3, 4]].any()
-
-
-def test_batch_norm_of_one_value_uses_and_keeps_the_running_statistics() -> None:
-    norm = BatchNorm2d(2).train()
-    assert norm.running_mean is not None
-    norm.running_mean.fill_(3.0)
-    out = norm(torch.full((1, 2, 1, 1), 4.0))
-    torch.testing.assert_close(out, torch.full((1, 2, 1, 1), 1.0), rtol=1e-4, atol=1e-4)
-    assert norm.running_mean.tolist() == [3.0, 3.0]
-    norm(torch.randn(2, 2, 1, 1))
-    assert norm.running_mean.tolist() != [3.0, 3.0]
-
-
-def test_batch_norm_is_torchs_own_otherwise() -> None:
-    ours, theirs = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    images = torch.randn(4, 3, 2, 2)
-    assert torch.equal(ours(images), theirs(images))
-    assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize(
