@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from app.recipe.base import OneOf, Option, Paper
 
@@ -92,6 +92,26 @@ NORMS: tuple[type[NormSpec], ...] = (BatchNorm, LayerNorm, GroupNorm, RmsNorm, N
 """All kinds."""
 IMAGE_NORMS = tuple(kind for kind in NORMS if "images" in kind.of)
 TOKEN_NORMS = tuple(kind for kind in NORMS if "tokens" in kind.of)
+
+
+def _refuse_what_is_not_for(place: Normalised) -> BeforeValidator:
+    """Kinds that there are, and that have no place here, are refused with the reason."""
+    elsewhere = {_tag(kind): " and ".join(sorted(kind.of)) for kind in NORMS if place not in kind.of}
+    here = ", ".join(_tag(kind) for kind in NORMS if place in kind.of)
+
+    def check(given: Any) -> Any:
+        kind = given.get("kind") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind in elsewhere:
+            raise ValueError(f"{kind} is for networks of {elsewhere[kind]}, not of {place}; accepted: {here}")
+        return given
+
+    return BeforeValidator(check)
+
+
+def _tag(kind: type[NormSpec]) -> str:
+    return str(kind.model_fields["kind"].default)
+
+
 Norm = Annotated[NormSpec, OneOf(NORMS)]
-ImageNorm = Annotated[NormSpec, OneOf(IMAGE_NORMS)]
-TokenNorm = Annotated[NormSpec, OneOf(TOKEN_NORMS)]
+ImageNorm = Annotated[NormSpec, OneOf(IMAGE_NORMS), _refuse_what_is_not_for("images")]
+TokenNorm = Annotated[NormSpec, OneOf(TOKEN_NORMS), _refuse_what_is_not_for("tokens")]
