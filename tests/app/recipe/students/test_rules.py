@@ -62,6 +62,15 @@ def test_a_narrower_copy_of_a_grouped_teacher_must_be_divided_too() -> None:
     assert not problems({"architecture": "shrink", "width": 8}, teacher)
 
 
+def test_without_norms_a_residual_network_is_not_as_deep_as_those_that_did_not_train() -> None:
+    without = {**RESNET, "norm": {"kind": "none"}}
+    [problem] = problems({**without, "depth": 110})
+    assert problem.param == "student.norm.kind"
+    assert problem.accepted == "another norm, or a depth of at most 56"
+    assert not problems({**without, "depth": 56})
+    assert not problems({**RESNET, "depth": 110, "norm": {"kind": "group"}})
+
+
 def test_nap_needs_norms() -> None:
     nap = {"kind": "nap", "inner": {"kind": "sgd", "lr": 0.1}}
     [problem] = problems({**RESNET, "norm": {"kind": "none"}}, optimizer=nap)
