@@ -86,10 +86,7 @@ def read_config(folder: Path) -> ModelConfig:
             return hugging_face_folder.describe(document, folder)
         if is_timm(document):
             return timm_network.describe(document)
-        config = ModelConfig.model_validate_json(path.read_bytes())
-        if wrong := next(architecture_problems(config.architecture, config.input, "architecture"), None):
-            raise InvalidModel(f"{path.name}: {wrong.param}: {wrong.message}")
-        return config
+        return ModelConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidModel(f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -122,6 +119,8 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
 
 
 def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
+    if wrong := next(architecture_problems(config.architecture, config.input, "architecture"), None):
+        raise InvalidModel(f"{config.file_name}: {wrong.param}: {wrong.message}")
     network = _unfilled(config)
     expected = network.state_dict()
     _check_shapes(_shapes(files), expected)

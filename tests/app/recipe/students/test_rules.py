@@ -71,6 +71,11 @@ def test_without_norms_a_residual_network_is_not_as_deep_as_those_that_did_not_t
     assert not problems({**RESNET, "depth": 110, "norm": {"kind": "group"}})
 
 
+def test_a_mobile_network_does_not_train_without_norms() -> None:
+    [problem] = problems({"architecture": "mobilenet-v2", "norm": {"kind": "none"}})
+    assert (problem.param, problem.accepted) == ("student.norm.kind", "another norm")
+
+
 def test_nap_needs_norms() -> None:
     nap = {"kind": "nap", "inner": {"kind": "sgd", "lr": 0.1}}
     [problem] = problems({**RESNET, "norm": {"kind": "none"}}, optimizer=nap)
