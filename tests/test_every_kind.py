@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from safetensors.numpy import load_file
 
 from app.recipe.base import Option
 from app.recipe.data.augmentation import AUGMENTATIONS
 from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
-from app.recipe.students.architectures import STUDENTS
+from app.recipe.students.architectures import STUDENTS, ZOO, Student
 from app.recipe.students.hugging_face import is_model_file
+from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
 from app.recipe.tasks import TASKS
 from stillhouse import Client, Job
 from tests import kinds
@@ -78,6 +80,17 @@ STUDENT: dict[str, Document] = {
     "pretrained": {"model": "other"},
 }
 """Settings by the architecture of the student."""
+LAYERED: dict[str, Document] = {
+    "layer norm": {"architecture": "cifar-resnet", "norm": {"kind": "layer"}, "activation": {"kind": "gelu"}},
+    "group norm": {
+        **{"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}},
+        "activation": {"kind": "leaky-relu"},
+    },
+    "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
+    "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
+    "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
+}
+"""Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}}
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
@@ -86,6 +99,7 @@ def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
     return [option.model_fields[field].default for option in options]
 
 
+STUDENT_OF: TypeAdapter[Any] = TypeAdapter(Student)
 DIAGNOSTIC_KINDS = names(DIAGNOSTICS)
 OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.reads)
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
@@ -150,6 +164,8 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
+    for name, student in LAYERED.items():
+        yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS]
     yield "every diagnostic", small_job(LABELS, MLP, evaluation={"diagnostics": asked})
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
@@ -262,6 +278,15 @@ def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str
     assert all(one["figures"] for one in told.values())
     pictures = [one["picture"] for one in told.values() if one["picture"]]
     assert all(service.client.download(job.id, name, tmp_path).read_bytes()[1:4] == b"PNG" for name in pictures)
+
+
+def test_together_the_jobs_have_every_kind_of_layer() -> None:
+    described = [job["student"] for job in JOBS.values()]
+    students = [
+        STUDENT_OF.validate_python(each) for each in described if each["architecture"] in names(ZOO, "architecture")
+    ]
+    layers = [getattr(student, field, None) for student in students for field in ("norm", "activation", "attention")]
+    assert {type(layer) for layer in layers} >= {*NORMS, *ACTIVATIONS, *ATTENTIONS}
 
 
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:

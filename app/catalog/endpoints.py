@@ -20,6 +20,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.methods import METHODS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
+from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
 from app.recipe.tasks import tasks_for
 from app.recipe.teachers.cache import TEACHER_CACHES
 
@@ -30,6 +31,9 @@ Group = Literal[
     "optimizers",
     "schedules",
     "students",
+    "norms",
+    "activations",
+    "attentions",
     "formats",
     "augmentations",
     "tokenizers",
@@ -44,6 +48,9 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
     "students": STUDENTS,
+    "norms": NORMS,
+    "activations": ACTIVATIONS,
+    "attentions": ATTENTIONS,
     "formats": FORMATS,
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,

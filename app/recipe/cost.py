@@ -20,6 +20,7 @@ from app.recipe.students.architectures import (
     WideResNet,
 )
 from app.recipe.students.inputs import ImageInput, Input, TableInput, TextInput
+from app.recipe.students.layers import ActivationSpec, NormSpec
 from app.recipe.students.shapes import (
     SHUFFLENET_BLOCKS,
     SHUFFLENET_STEM,
@@ -55,37 +56,54 @@ class Cost:
     """Weights in the matrices of hidden layers, which some optimizers keep no state of."""
 
 
+_Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
+"""Networks that choose norms and activations of images."""
+
+
 class _Tally:
     """Adds up layers as they come."""
 
     def __init__(self, image: ImageInput) -> None:
         self.parameters = self.flops = self.matrices = self.last_matrix = 0
         self.activations = self.peak = image.channels * image.height * image.width
+        self.normalised = set[int]()
+        """Channels of the layers that are normalised."""
 
-    def layer(self, fan_in: int, outputs: int, positions: int = 1, *, bias: bool) -> None:
-        """A linear map from `fan_in` inputs to `outputs` channels at each of `positions`; its output is kept."""
-        self.parameters += outputs if bias else 0
-        self.weights(fan_in, outputs, positions)
-        self.keep(outputs * positions)
-
-    def weights(self, fan_in: int, outputs: int, positions: int) -> None:
-        """As `layer`, without a bias and of an output that is not kept."""
-        self.parameters += fan_in * outputs
+    def matrix(self, fan_in: int, outputs: int, positions: int = 1, *, bias: bool) -> None:
+        """A linear map from `fan_in` inputs to `outputs` channels at each of `positions`."""
+        self.parameters += (fan_in + bias) * outputs
         self.flops += 2 * fan_in * outputs * positions
         self.last_matrix = fan_in * outputs if min(fan_in, outputs) > 1 else self.last_matrix
         self.matrices += fan_in * outputs if min(fan_in, outputs) > 1 else 0
 
-    def conv_norm(self, fan_in: int, outputs: int, positions: int) -> None:
-        """A convolution without bias and its batch norm, whose output is kept by what comes next, ReLU or not."""
-        self.layer(fan_in, outputs, positions, bias=False)
-        self.norm(outputs)
-        self.keep(outputs * positions)
+    def conv_norm(self, layers: _Layers, fan_in: int, outputs: int, positions: int, *, linear: bool = False) -> None:
+        """A convolution, its norm and, unless it is `linear`, its activation."""
+        self.matrix(fan_in, outputs, positions, bias=layers.norm.needs_bias)
+        self.norm(layers.norm, outputs, positions)
+        if linear:
+            self.keep(outputs * positions)
+        else:
+            self.activation(layers.activation, outputs * positions)
 
-    def norm(self, channels: int) -> None:
-        self.parameters += 2 * channels
+    def norm(self, norm: NormSpec, channels: int, positions: int) -> None:
+        """Its output is counted with what comes next, which keeps it or not."""
+        self.normalised.add(channels)
+        self.parameters += norm.vectors * channels
+        self.keep(channels * positions, norm.keeps)
 
-    def keep(self, elements: int) -> None:
-        self.activations += elements
+    def activation(self, activation: ActivationSpec, elements: int) -> None:
+        """Its output is kept by the layer that comes next."""
+        self.keep(elements, 1 + activation.keeps_input)
+
+    def head(self, features: int, outputs: int) -> None:
+        """The last layer, from features that are kept to outputs that are."""
+        self.keep(features)
+        self.matrix(features, outputs, bias=True)
+        self.keep(outputs)
+
+    def keep(self, elements: int, times: int = 1) -> None:
+        """So many elements, `times` over, that the backward pass needs."""
+        self.activations += times * elements
         self.peak = max(self.peak, elements)
 
     def cost(self) -> Cost:
@@ -95,12 +113,23 @@ class _Tally:
 def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
     """Count `student` on one sample; tables are for a `mlp` alone. None: only building it can tell (`transformers`,
     `timm`)."""
+    tally = _count(student, sample, outputs)
+    return tally.cost() if tally else None
+
+
+def normalised_channels(network: Network) -> set[int]:
+    """Channels of the layers that a network of the zoo normalises; empty for others."""
+    tally = _count(network, ImageInput(channels=1, height=1, width=1), 1)
+    return tally.normalised if tally else set()
+
+
+def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
     if isinstance(student, Transformers | Timm):
         return None
     image = as_image(sample)
     tally = _Tally(image)
     _COUNTERS[type(student)](student, image, outputs, tally)
-    return tally.cost()
+    return tally
 
 
 def least_weights(network: Network, sample: Input | None, outputs: int) -> int:
@@ -141,46 +170,43 @@ def as_image(sample: Input) -> ImageInput:
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden, classes]
     for fan_in, outputs in pairwise(widths):
-        tally.layer(fan_in, outputs, bias=True)
+        tally.matrix(fan_in, outputs, bias=True)
+        tally.keep(outputs)
 
 
 def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
     positions = image.height * image.width
     channels = student.width
-    tally.conv_norm(9 * image.channels, channels, positions)
+    tally.conv_norm(student, 9 * image.channels, channels, positions)
     for stage in range(STAGES):
         width, positions = student.width * 2**stage, _positions(image, stage)
         for fan_in in [channels] + [width] * (2 * basic_blocks(student) - 1):
-            tally.conv_norm(9 * fan_in, width, positions)
+            tally.conv_norm(student, 9 * fan_in, width, positions)
         channels = width
-    tally.keep(channels)
-    tally.layer(channels, classes, bias=True)
+    tally.head(channels, classes)
 
 
 def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
-    channels = WRN_BASE
-    tally.layer(9 * image.channels, channels, image.height * image.width, bias=False)
+    channels, bias = WRN_BASE, student.norm.needs_bias
+    tally.matrix(9 * image.channels, channels, image.height * image.width, bias=bias)
     for stage in range(STAGES):
-        width = WRN_BASE * student.widen * 2**stage
+        width, after = WRN_BASE * student.widen * 2**stage, _positions(image, stage)
         for block in range(basic_blocks(student)):
             before = _positions(image, stage if block else max(stage - 1, 0))
-            _pre_activation_block(channels, width, before, _positions(image, stage), tally)
+            _pre_activation(student, channels, before, tally)
+            tally.matrix(9 * channels, width, after, bias=bias)
+            _pre_activation(student, width, after, tally)
+            tally.matrix(9 * width, width, after, bias=bias)
+            if channels != width:
+                tally.matrix(channels, width, after, bias=bias)
             channels = width
-    tally.norm(channels)
-    tally.keep(channels * _positions(image, STAGES - 1))
-    tally.keep(channels)
-    tally.layer(channels, classes, bias=True)
+    _pre_activation(student, channels, _positions(image, STAGES - 1), tally)
+    tally.head(channels, classes)
 
 
-def _pre_activation_block(channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
-    tally.norm(channels)
-    tally.keep(channels * before)
-    tally.layer(9 * channels, width, after, bias=False)
-    tally.norm(width)
-    tally.keep(width * after)
-    tally.layer(9 * width, width, after, bias=False)  # what is kept of it is the sum with the shortcut
-    if channels != width:
-        tally.weights(channels, width, after)
+def _pre_activation(layers: _Layers, channels: int, positions: int, tally: _Tally) -> None:
+    tally.norm(layers.norm, channels, positions)
+    tally.activation(layers.activation, channels * positions)
 
 
 def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -188,78 +214,77 @@ def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> N
     for stage, widths in enumerate(vgg_stages(student)):
         positions = _positions(image, min(stage, VGG_HALVINGS))
         for width in widths:
-            tally.conv_norm(9 * channels, width, positions)
-            tally.parameters += width  # the convolution's bias
+            tally.matrix(9 * channels, width, positions, bias=True)
+            _pre_activation(student, width, positions, tally)
             channels = width
         if stage < VGG_HALVINGS:
             tally.keep(channels * _positions(image, stage + 1))
-    tally.keep(channels)
-    tally.layer(channels, classes, bias=True)
+    tally.head(channels, classes)
 
 
 def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
     shape, halvings = mobilenet_shape(student), 1
-    tally.conv_norm(9 * image.channels, shape.stages[0][0].inputs, _positions(image, halvings))
+    tally.conv_norm(student, 9 * image.channels, shape.stages[0][0].inputs, _positions(image, halvings))
     for block in (block for stage in shape.stages for block in stage):
-        tally.conv_norm(block.inputs, block.hidden, _positions(image, halvings))
+        tally.conv_norm(student, block.inputs, block.hidden, _positions(image, halvings))
         halvings += block.stride - 1
-        tally.conv_norm(9, block.hidden, _positions(image, halvings))
-        tally.conv_norm(block.hidden, block.outputs, _positions(image, halvings))
-    tally.conv_norm(shape.stages[-1][-1].outputs, shape.last, _positions(image, halvings))
-    tally.keep(shape.last)
-    tally.layer(shape.last, classes, bias=True)
+        tally.conv_norm(student, 9, block.hidden, _positions(image, halvings))
+        tally.conv_norm(student, block.hidden, block.outputs, _positions(image, halvings), linear=True)
+    tally.conv_norm(student, shape.stages[-1][-1].outputs, shape.last, _positions(image, halvings))
+    tally.head(shape.last, classes)
 
 
 def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
     *widths, last = shufflenet_widths(student)
     channels = SHUFFLENET_STEM
-    tally.conv_norm(image.channels, channels, _positions(image, 0))
+    tally.conv_norm(student, image.channels, channels, _positions(image, 0))
     for stage, (width, units) in enumerate(zip(widths, SHUFFLENET_BLOCKS, strict=True)):
         before, after = _positions(image, stage), _positions(image, stage + 1)
-        tally.conv_norm(9, channels, after)
-        tally.conv_norm(channels, width // 2, after)
-        _shuffle_branch(channels, width // 2, before, after, tally)
+        tally.conv_norm(student, 9, channels, after, linear=True)
+        tally.conv_norm(student, channels, width // 2, after)
+        _shuffle_branch(student, channels, width // 2, before, after, tally)
         for _ in range(units):
             tally.keep(width * after)  # both halves, interleaved
-            _shuffle_branch(width // 2, width // 2, after, after, tally)
+            _shuffle_branch(student, width // 2, width // 2, after, after, tally)
         channels = width
     tally.keep(channels * _positions(image, len(widths)))
-    tally.conv_norm(channels, last, _positions(image, len(widths)))
-    tally.keep(last)
-    tally.layer(last, classes, bias=True)
+    tally.conv_norm(student, channels, last, _positions(image, len(widths)))
+    tally.head(last, classes)
 
 
-def _shuffle_branch(channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
-    tally.conv_norm(channels, width, before)
-    tally.conv_norm(9, width, after)
-    tally.conv_norm(width, width, after)
+def _shuffle_branch(layers: _Layers, channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
+    tally.conv_norm(layers, channels, width, before)
+    tally.conv_norm(layers, 9, width, after, linear=True)
+    tally.conv_norm(layers, width, width, after)
 
 
 def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
     patch, width = student.patch_size, student.width
     patches = (image.height // patch) * (image.width // patch)
     tokens = patches + 1
-    tally.layer(image.channels * patch * patch, width, patches, bias=True)
+    tally.matrix(image.channels * patch * patch, width, patches, bias=True)
     tally.parameters += width + tokens * width  # class token and positions
     for _ in range(student.depth):
-        _transformer_block(width, feed_forward_width(student), tokens, tally)
-    tally.norm(width)
-    tally.keep(width)
-    tally.layer(width, classes, bias=True)
+        _transformer_block(student, tokens, tally)
+    tally.keep(width * tokens)
+    tally.norm(student.norm, width, 1)
+    tally.head(width, classes)
 
 
-def _transformer_block(width: int, hidden: int, tokens: int, tally: _Tally) -> None:
-    tally.norm(width)
+def _transformer_block(student: Vit, tokens: int, tally: _Tally) -> None:
+    width, hidden = student.width, feed_forward_width(student)
+    tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
-    tally.layer(width, 3 * width, tokens, bias=True)
-    tally.flops += 4 * tokens * tokens * width
+    tally.matrix(width, 3 * width, tokens, bias=True)
+    tally.keep(3 * width * tokens)
+    tally.flops += student.attention.flops(tokens, width, student.heads)
+    tally.keep(width * tokens, student.attention.keeps)
+    tally.matrix(width, width, tokens, bias=True)
+    tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
-    tally.layer(width, width, tokens, bias=True)
-    tally.norm(width)
-    tally.keep(width * tokens)
-    tally.layer(width, hidden, tokens, bias=True)
-    tally.keep(hidden * tokens)
-    tally.layer(hidden, width, tokens, bias=True)
+    tally.matrix(width, hidden, tokens, bias=True)
+    tally.activation(student.activation, hidden * tokens)
+    tally.matrix(hidden, width, tokens, bias=True)
 
 
 def _positions(image: ImageInput, stage: int) -> int:

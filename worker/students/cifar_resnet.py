@@ -8,20 +8,20 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import CifarResNet
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import STAGES, basic_blocks
-from worker.students.layers import BatchNorm2d, conv3x3, init_residual
+from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around an identity; where the size changes, it is strided and zero-padded (option A)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, padding: str = "end") -> None:
+    def __init__(self, layers: ImageLayers, inputs: int, outputs: int, stride: int, padding: str = "end") -> None:
         super().__init__()
         extra = outputs - inputs
         before = extra // 2 if padding == "both" else 0
         self.stride, self.before, self.after = stride, before, extra - before
-        self.conv1, self.norm1 = conv3x3(inputs, outputs, stride), BatchNorm2d(outputs)
-        self.conv2, self.norm2 = conv3x3(outputs, outputs), BatchNorm2d(outputs)
-        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.conv1, self.norm1 = layers.conv(inputs, outputs, stride=stride), layers.norm(outputs)
+        self.conv2, self.norm2 = layers.conv(outputs, outputs), layers.norm(outputs)
+        self.relu1, self.relu2 = layers.activation(), layers.activation()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu1(self.norm1(self.conv1(x)))
@@ -37,12 +37,13 @@ class BasicBlock(nn.Module):
 class CifarResNetNetwork(nn.Module):
     """Three stages of basic blocks, global average pooling, a linear classifier."""
 
-    def __init__(self, channels: int, width: int, blocks: int, classes: int, padding: str) -> None:
+    def __init__(self, student: CifarResNet, channels: int, classes: int) -> None:
         super().__init__()
-        self.conv, self.norm, self.relu = conv3x3(channels, width), BatchNorm2d(width), nn.ReLU()
+        layers, width = ImageLayers(student.norm, student.activation), student.width
+        self.conv, self.norm, self.relu = layers.conv(channels, width), layers.norm(width), layers.activation()
         widths = [width * 2**stage for stage in range(STAGES)]
         before = [width, *widths]
-        self.stages = nn.Sequential(*(_stage(before[i], widths[i], blocks, i > 0, padding) for i in range(STAGES)))
+        self.stages = nn.Sequential(*(_stage(student, layers, before[i], widths[i]) for i in range(STAGES)))
         self.head = nn.Linear(widths[-1], classes)
         init_residual(self)
 
@@ -52,11 +53,11 @@ class CifarResNetNetwork(nn.Module):
         return logits
 
 
-def _stage(inputs: int, outputs: int, blocks: int, shrink: bool, padding: str) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, 2 if shrink else 1, padding)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+def _stage(student: CifarResNet, layers: ImageLayers, inputs: int, outputs: int) -> nn.Sequential:
+    first = BasicBlock(layers, inputs, outputs, outputs // inputs, student.padding)
+    return nn.Sequential(first, *(BasicBlock(layers, outputs, outputs, 1) for _ in range(basic_blocks(student) - 1)))
 
 
 def build(student: CifarResNet, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: each of the last two stages halves the sides, rounding up."""
-    return CifarResNetNetwork(image.channels, student.width, basic_blocks(student), classes, student.padding)
+    return CifarResNetNetwork(student, image.channels, classes)

@@ -1,4 +1,4 @@
-"""VGG with batch norm (1409.1556) for small images: one linear classifier instead of three fully connected layers."""
+"""VGG with norms (1409.1556) for small images: one linear classifier instead of three fully connected layers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import CifarVgg
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import VGG_HALVINGS, vgg_stages
-from worker.students.layers import BatchNorm2d, init_residual
+from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class CifarVggNetwork(nn.Module):
-    """Stages of convolutions, global average pooling, a linear classifier; every stage ends in its ReLU."""
+    """Stages of convolutions, global average pooling, a linear classifier; every stage ends in its activation."""
 
-    def __init__(self, channels: int, stages: list[list[int]], classes: int) -> None:
+    def __init__(self, student: CifarVgg, channels: int, classes: int) -> None:
         super().__init__()
+        layers, stages = ImageLayers(student.norm, student.activation), vgg_stages(student)
         before = [channels, *(widths[-1] for widths in stages)]
-        self.stages = nn.ModuleList(_stage([first, *widths]) for first, widths in zip(before, stages, strict=False))
+        channels_of = [[first, *widths] for first, widths in zip(before, stages, strict=False)]
+        self.stages = nn.ModuleList(_stage(layers, widths) for widths in channels_of)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)  # one pixel stays one pixel
         self.head = nn.Linear(before[-1], classes)
         init_residual(self)
@@ -31,13 +33,13 @@ class CifarVggNetwork(nn.Module):
         return logits
 
 
-def _stage(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
+def _stage(layers: ImageLayers, widths: list[int]) -> nn.Sequential:
+    modules: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(*layers)
+        modules += [nn.Conv2d(inputs, outputs, 3, padding=1), layers.norm(outputs), layers.activation()]
+    return nn.Sequential(*modules)
 
 
 def build(student: CifarVgg, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: the sides are halved three times, rounding up."""
-    return CifarVggNetwork(image.channels, vgg_stages(student), classes)
+    return CifarVggNetwork(student, image.channels, classes)

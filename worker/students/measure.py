@@ -1,4 +1,4 @@
-"""What a network costs, where only building it can tell: counted on a copy without memory."""
+"""What a network costs: counted on a copy that is built without memory."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.recipe.cost import Cost, student_cost
+from app.recipe.cost import Cost
 from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
 
 
 def network_cost(config: ModelConfig) -> Cost:
-    """Costs of the network that `config` describes: from its description where that is enough, else from a dry run."""
-    known = student_cost(config.architecture, config.input, config.outputs)
-    return known or _dry_run(config)
+    """Costs of the network that `config` describes, of one sample. Raises UserError.
+
+    Built without memory where the network can do without values, as all but a few can. Weights drawn for it are none of
+    the job's draws.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _run_once(config)
+        except (RuntimeError, NotImplementedError):
+            with students.blaming(config.architecture):
+                return _run_once(config)
 
 
 def example(sample: Input, batch: int = 1) -> Tensor:
@@ -28,20 +37,6 @@ def example(sample: Input, batch: int = 1) -> Tensor:
     if isinstance(sample, TableInput):
         return torch.zeros(batch, sample.columns)
     return torch.zeros(batch, sample.length, dtype=torch.int64)
-
-
-def _dry_run(config: ModelConfig) -> Cost:
-    """Without memory where the network can do without values, as all but a few can. Raises UserError.
-
-    Weights drawn for it are none of the job's draws.
-    """
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return _run_once(config)
-        except (RuntimeError, NotImplementedError):
-            with students.blaming(config.architecture):
-                return _run_once(config)
 
 
 def _run_once(config: ModelConfig) -> Cost:

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import ShuffleNetV2
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import SHUFFLENET_BLOCKS, SHUFFLENET_STEM, shufflenet_widths
-from worker.students.layers import conv_norm, init_residual
+from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class Unit(nn.Module):
     """Half of the channels pass, the other half goes through `branch`; the halves are then interleaved."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, layers: ImageLayers, width: int) -> None:
         super().__init__()
-        self.branch = _branch(width // 2, width // 2, 1)
+        self.branch = _branch(layers, width // 2, width // 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         kept, changed = x.chunk(2, dim=1)
@@ -26,11 +26,12 @@ class Unit(nn.Module):
 class DownUnit(nn.Module):
     """Both halves see all channels and halve the sides, rounding up."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, layers: ImageLayers, inputs: int, outputs: int) -> None:
         super().__init__()
         half = outputs // 2
-        self.shortcut = nn.Sequential(*conv_norm(inputs, inputs, 3, 2, inputs), *conv_norm(inputs, half), nn.ReLU())
-        self.branch = _branch(inputs, half, 2)
+        down = layers.conv_norm(inputs, inputs, 3, 2, inputs)
+        self.shortcut = nn.Sequential(*down, *layers.conv_norm(inputs, half), layers.activation())
+        self.branch = _branch(layers, inputs, half, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return _shuffle(self.shortcut(x), self.branch(x))
@@ -39,13 +40,14 @@ class DownUnit(nn.Module):
 class ShuffleNetV2Network(nn.Module):
     """A 1x1 stem, three stages of units, a 1x1 convolution, global average pooling, a linear classifier."""
 
-    def __init__(self, channels: int, widths: tuple[int, int, int, int], classes: int) -> None:
+    def __init__(self, student: ShuffleNetV2, channels: int, classes: int) -> None:
         super().__init__()
-        *stages, last = widths
+        layers = ImageLayers(student.norm, student.activation)
+        *stages, last = shufflenet_widths(student)
         before = [SHUFFLENET_STEM, *stages]
-        self.stem = nn.Sequential(*conv_norm(channels, SHUFFLENET_STEM), nn.ReLU())
-        self.stages = nn.Sequential(*(_stage(before[i], stages[i], n) for i, n in enumerate(SHUFFLENET_BLOCKS)))
-        self.last = nn.Sequential(*conv_norm(before[-1], last), nn.ReLU())
+        self.stem = nn.Sequential(*layers.conv_norm(channels, SHUFFLENET_STEM), layers.activation())
+        self.stages = nn.Sequential(*(_stage(layers, before[i], stages[i], n) for i, n in enumerate(SHUFFLENET_BLOCKS)))
+        self.last = nn.Sequential(*layers.conv_norm(before[-1], last), layers.activation())
         self.head = nn.Linear(last, classes)
         init_residual(self)
 
@@ -55,13 +57,13 @@ class ShuffleNetV2Network(nn.Module):
         return logits
 
 
-def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def _branch(layers: ImageLayers, inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        *conv_norm(inputs, outputs),
-        nn.ReLU(),
-        *conv_norm(outputs, outputs, 3, stride, groups=outputs),
-        *conv_norm(outputs, outputs),
-        nn.ReLU(),
+        *layers.conv_norm(inputs, outputs),
+        layers.activation(),
+        *layers.conv_norm(outputs, outputs, 3, stride, groups=outputs),
+        *layers.conv_norm(outputs, outputs),
+        layers.activation(),
     )
 
 
@@ -69,10 +71,10 @@ def _shuffle(left: Tensor, right: Tensor) -> Tensor:
     return torch.stack((left, right), dim=2).flatten(1, 2)
 
 
-def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
-    return nn.Sequential(DownUnit(inputs, outputs), *(Unit(outputs) for _ in range(units)))
+def _stage(layers: ImageLayers, inputs: int, outputs: int, units: int) -> nn.Sequential:
+    return nn.Sequential(DownUnit(layers, inputs, outputs), *(Unit(layers, outputs) for _ in range(units)))
 
 
 def build(student: ShuffleNetV2, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: each stage halves the sides, rounding up."""
-    return ShuffleNetV2Network(image.channels, shufflenet_widths(student), classes)
+    return ShuffleNetV2Network(student, image.channels, classes)

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Vit
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import feed_forward_width
+from worker.students.layers.activations import ACTIVATIONS
+from worker.students.layers.attentions import ATTENTIONS
+from worker.students.layers.norms import TOKEN_NORMS
 
 INIT_STD = 0.02
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens (N, S, D)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(query, key, value)
-        mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return mixed
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
-
-
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward part, each after a layer norm and beside an identity."""
+    """Attention and feed-forward part, each after a norm and beside an identity."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, student: Vit) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        width, hidden = student.width, feed_forward_width(student)
+        self.norm1 = TOKEN_NORMS.build(student.norm, width)
+        self.attention = ATTENTIONS.build(student.attention, width, student.heads)
+        self.norm2 = TOKEN_NORMS.build(student.norm, width)
+        activation = ACTIVATIONS.build(student.activation)
+        self.feed_forward = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -56,9 +43,8 @@ class VitNetwork(nn.Module):
         self.embed = nn.Conv2d(image.channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, tokens, width))
-        hidden = feed_forward_width(student)
-        self.blocks = nn.Sequential(*(TransformerBlock(width, student.heads, hidden) for _ in range(student.depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+        self.blocks = nn.Sequential(*(TransformerBlock(student) for _ in range(student.depth)))
+        self.norm, self.head = TOKEN_NORMS.build(student.norm, width), nn.Linear(width, classes)
         self._init()
 
     def forward(self, x: Tensor) -> Tensor:

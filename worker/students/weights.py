@@ -25,6 +25,7 @@ from app.recipe.students.hugging_face import (
     read_index,
 )
 from app.recipe.students.model import DESCRIPTIONS, ModelConfig
+from app.recipe.students.rules import architecture_problems
 from app.recipe.students.timm import is_timm
 from worker import students
 from worker.errors import UserError
@@ -118,6 +119,8 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
 
 
 def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
+    if wrong := next(architecture_problems(config.architecture, config.input, "architecture"), None):
+        raise InvalidModel(f"{config.file_name}: {wrong.param}: {wrong.message}")
     network = _unfilled(config)
     expected = network.state_dict()
     _check_shapes(_shapes(files), expected)

@@ -7,18 +7,18 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import WideResNet
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import STAGES, WRN_BASE, basic_blocks
-from worker.students.layers import BatchNorm2d, conv3x3, init_residual
+from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, ReLU, convolution, twice; the 1x1 shortcut starts after the first ReLU."""
+    """Norm, activation, convolution, twice; the 1x1 shortcut starts after the first activation."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, layers: ImageLayers, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = BatchNorm2d(inputs), conv3x3(inputs, outputs, stride)
-        self.norm2, self.conv2 = BatchNorm2d(outputs), conv3x3(outputs, outputs)
-        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
-        self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.norm1, self.conv1 = layers.norm(inputs), layers.conv(inputs, outputs, stride=stride)
+        self.norm2, self.conv2 = layers.norm(outputs), layers.conv(outputs, outputs)
+        self.relu1, self.relu2 = layers.activation(), layers.activation()
+        self.shortcut = None if inputs == outputs else layers.conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.norm1(x))
@@ -30,13 +30,14 @@ class PreActivationBlock(nn.Module):
 class WideResNetNetwork(nn.Module):
     """Three stages of pre-activation blocks, a last norm, global average pooling, a linear classifier."""
 
-    def __init__(self, channels: int, widen: int, blocks: int, classes: int) -> None:
+    def __init__(self, student: WideResNet, channels: int, classes: int) -> None:
         super().__init__()
-        widths = [WRN_BASE * widen * 2**stage for stage in range(STAGES)]
+        layers, blocks = ImageLayers(student.norm, student.activation), basic_blocks(student)
+        widths = [WRN_BASE * student.widen * 2**stage for stage in range(STAGES)]
         before = [WRN_BASE, *widths]
-        self.conv = conv3x3(channels, WRN_BASE)
-        self.stages = nn.Sequential(*(_stage(before[i], widths[i], blocks, i > 0) for i in range(STAGES)))
-        self.norm, self.relu = BatchNorm2d(widths[-1]), nn.ReLU()
+        self.conv = layers.conv(channels, WRN_BASE)
+        self.stages = nn.Sequential(*(_stage(layers, before[i], widths[i], blocks, i > 0) for i in range(STAGES)))
+        self.norm, self.relu = layers.norm(widths[-1]), layers.activation()
         self.head = nn.Linear(widths[-1], classes)
         init_residual(self)
 
@@ -46,11 +47,11 @@ class WideResNetNetwork(nn.Module):
         return logits
 
 
-def _stage(inputs: int, outputs: int, blocks: int, shrink: bool) -> nn.Sequential:
-    first = PreActivationBlock(inputs, outputs, 2 if shrink else 1)
-    return nn.Sequential(first, *(PreActivationBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+def _stage(layers: ImageLayers, inputs: int, outputs: int, blocks: int, shrink: bool) -> nn.Sequential:
+    first = PreActivationBlock(layers, inputs, outputs, 2 if shrink else 1)
+    return nn.Sequential(first, *(PreActivationBlock(layers, outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 def build(student: WideResNet, image: ImageInput, classes: int) -> nn.Module:
     """Any image size: each of the last two stages halves the sides, rounding up."""
-    return WideResNetNetwork(image.channels, student.widen, basic_blocks(student), classes)
+    return WideResNetNetwork(student, image.channels, classes)

@@ -9,7 +9,8 @@ from app.recipe.losses import Loss
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
 from app.recipe.problem import Problem
-from app.recipe.students.architectures import Mlp
+from app.recipe.students.architectures import Mlp, Student
+from app.recipe.students.layers import NoNorm
 
 
 def optimizer_problems(job: JobSpec) -> Iterator[Problem]:
@@ -23,8 +24,9 @@ def optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 
 def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: str) -> Iterator[Problem]:
     """`losses` are those that the student is trained with, none where only terms are."""
-    if isinstance(optimizer, NormalizeAndProject) and losses and isinstance(job.student, Mlp):
-        yield Problem(f"{path}.kind", "nap needs normalisation layers, and mlp has none", "any other optimizer")
+    if isinstance(optimizer, NormalizeAndProject) and losses and not _normalises(job.student):
+        found = "nap needs normalisation layers, and the student has none"
+        yield Problem(f"{path}.kind", found, "any other optimizer, or a student with norms")
     if not isinstance(optimizer, NormalizedGd):
         return
     if not job.task_spec.fits(type(optimizer)):
@@ -34,3 +36,8 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
         yield Problem(
             f"{path}.kind", found, "any other optimizer, or a loss on the outputs, where the student is trained"
         )
+
+
+def _normalises(student: Student) -> bool:
+    """Whether it has normalisation layers, as far as the job alone tells."""
+    return not isinstance(student, Mlp) and not isinstance(getattr(student, "norm", None), NoNorm)

@@ -9,6 +9,18 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Option, Paper
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.students.layers import (
+    Activation,
+    Attention,
+    BatchNorm,
+    Gelu,
+    ImageNorm,
+    LayerNorm,
+    Relu,
+    SoftmaxAttention,
+    TokenNorm,
+    by_default,
+)
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
@@ -35,6 +47,10 @@ class CifarResNet(Option):
     padding: Literal["end", "both"] = "end"
     """Where a shortcut to a wider stage puts its zeros: behind the channels that there are, or half of them before; the
     paper leaves it open, and weights fit only the one that they were trained with."""
+    norm: ImageNorm = by_default(BatchNorm())
+    """What follows each convolution."""
+    activation: Activation = by_default(Relu())
+    """What follows the norms; its modules are called `relu`, whichever it is."""
 
 
 class WideResNet(Option):
@@ -46,6 +62,10 @@ class WideResNet(Option):
     """Number of weighted layers: 6n + 4."""
     widen: int = Field(1, ge=1, le=20)
     """Multiple of the base widths 16, 32, 64."""
+    norm: ImageNorm = by_default(BatchNorm())
+    """What precedes each activation."""
+    activation: Activation = by_default(Relu())
+    """What follows the norms; its modules are called `relu`, whichever it is."""
 
 
 class Vit(Option):
@@ -63,10 +83,16 @@ class Vit(Option):
     """Number of attention heads."""
     mlp_ratio: float = Field(4.0, gt=0.0, le=16.0)
     """Width of a block's feed-forward layer as a multiple of `width`."""
+    norm: TokenNorm = by_default(LayerNorm())
+    """What precedes attention, the feed-forward layers and the classifier."""
+    attention: Attention = by_default(SoftmaxAttention())
+    """How tokens look at each other."""
+    activation: Activation = by_default(Gelu())
+    """What lies between the two feed-forward layers of a block."""
 
 
 class CifarVgg(Option):
-    """VGG with batch norm for small images: five stages of 3x3 convolutions, halved after the first three stages."""
+    """VGG with norms for small images: five stages of 3x3 convolutions, halved after the first three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
         "Very Deep Convolutional Networks for Large-Scale Image Recognition", "1409.1556"
@@ -76,6 +102,10 @@ class CifarVgg(Option):
     """Weighted layers, with the two fully connected ones of the paper that small images do without counted in."""
     width: Width = 64
     """Channels of the first stage; the next ones have 2, 4, 8 and 8 times as many."""
+    norm: ImageNorm = by_default(BatchNorm())
+    """What follows each convolution."""
+    activation: Activation = by_default(Relu())
+    """What follows the norms."""
 
 
 class MobileNetV2(Option):
@@ -87,6 +117,10 @@ class MobileNetV2(Option):
     """Multiple of the paper's widths, rounded down."""
     expansion: int = Field(6, ge=1, le=16)
     """Channels inside a block as a multiple of those that enter it."""
+    norm: ImageNorm = by_default(BatchNorm())
+    """What follows each convolution."""
+    activation: Activation = by_default(Relu())
+    """What follows the norms, but for the last one of a block."""
 
 
 class ShuffleNetV2(Option):
@@ -98,6 +132,10 @@ class ShuffleNetV2(Option):
     architecture: Literal["shufflenet-v2"] = "shufflenet-v2"
     size: Literal["0.5x", "1x", "1.5x", "2x"] = "1x"
     """Row of the paper's table of widths."""
+    norm: ImageNorm = by_default(BatchNorm())
+    """What follows each convolution."""
+    activation: Activation = by_default(Relu())
+    """What follows the norms, but for those of depthwise convolutions."""
 
 
 MAX_CONFIG_CHARACTERS = 65_536

@@ -219,7 +219,10 @@ def _cifar_resnet(student: Shrink, teacher: CifarResNet) -> CifarResNet:
     width = _narrower(student, teacher.width)
     if width < teacher.width and teacher.padding == "both":
         raise Unshrinkable("width", "moves what the teacher's shortcuts pad on both sides", str(teacher.width))
-    return CifarResNet(depth=depth, width=width, padding=teacher.padding)
+    if not teacher.norm.divides(width):
+        found = f"is {width}, which the groups of the teacher's norm do not divide"
+        raise Unshrinkable("width", found, "a multiple of its groups")
+    return CifarResNet(**{**dict(teacher), "depth": depth, "width": width})
 
 
 def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
@@ -228,7 +231,7 @@ def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
     width = _narrower(student, WRN_BASE * teacher.widen)
     if width % WRN_BASE:
         raise Unshrinkable("width", f"is {width}", f"a multiple of {WRN_BASE}")
-    return WideResNet(depth=depth, widen=width // WRN_BASE)
+    return WideResNet(**{**dict(teacher), "depth": depth, "widen": width // WRN_BASE})
 
 
 def _vit(student: Shrink, teacher: Vit) -> Vit:
@@ -237,13 +240,8 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
     width = _narrower(student, teacher.width)
     hidden = _hidden(student, feed_forward_width(teacher), width, teacher.width)
     depth = len(kept_layers(student, teacher.depth))
-    return Vit(
-        patch_size=teacher.patch_size,
-        width=width,
-        depth=depth,
-        heads=len(heads.queries),
-        mlp_ratio=hidden / width,
-    )
+    sizes: dict[str, Any] = {"width": width, "depth": depth, "heads": len(heads.queries), "mlp_ratio": hidden / width}
+    return Vit(**{**dict(teacher), **sizes})
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -24,6 +25,18 @@ from app.recipe.students.architectures import (
     WideResNet,
 )
 from app.recipe.students.inputs import ImageInput
+from app.recipe.students.layers import (
+    ATTENTIONS,
+    IMAGE_NORMS,
+    TOKEN_NORMS,
+    ActivationSpec,
+    GroupNorm,
+    LeakyRelu,
+    NoNorm,
+    NormSpec,
+    Relu,
+    Silu,
+)
 from worker.students import BUILDERS, build
 
 DIGITS, ODD = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=9, width=5)
@@ -44,6 +57,22 @@ CASES: list[tuple[Network, ImageInput]] = [
     (ShuffleNetV2(size="2x"), ODD),
     (Vit(patch_size=2, width=16, depth=2), DIGITS),
     (Vit(patch_size=1, width=12, depth=1, heads=3, mlp_ratio=1.5), ODD),
+]
+NORMED: list[Callable[[NormSpec, ActivationSpec], Network]] = [
+    lambda norm, activation: CifarResNet(depth=8, width=8, norm=norm, activation=activation),
+    lambda norm, activation: WideResNet(depth=10, norm=norm, activation=activation),
+    lambda norm, activation: CifarVgg(width=8, norm=norm, activation=activation),
+    lambda norm, activation: MobileNetV2(multiplier=0.25, norm=norm, activation=activation),
+    lambda norm, activation: ShuffleNetV2(norm=norm, activation=activation),
+]
+LARGER = ImageInput(channels=2, height=24, width=16)
+"""So large that what is kept of a layer outweighs what is kept of a channel."""
+CASES += [(make(norm(), Relu()), LARGER) for make in NORMED for norm in IMAGE_NORMS if norm is not GroupNorm]
+CASES += [(make(NoNorm(), Silu()), LARGER) for make in NORMED]
+CASES += [(make(GroupNorm(groups=2), LeakyRelu()), LARGER) for make in NORMED]
+CASES += [
+    (Vit(patch_size=2, width=16, depth=2, norm=norm(), attention=attention(), activation=activation()), LARGER)
+    for norm, attention, activation in [*product(TOKEN_NORMS, ATTENTIONS, (Relu, Silu))]
 ]
 each = pytest.mark.parametrize(("student", "image"), CASES)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Mlp
-from app.recipe.students.model import ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
 from tests.worker.training.builders import CLASSES, SIDE, play, stage
-from worker.bundle.export import export_int8, export_onnx, export_program
+from worker.bundle.export import export_int8, export_onnx, export_program, export_weights
 from worker.protocol import Finished
 from worker.students.model import Model
 from worker.students.weights import load_model
@@ -30,6 +30,7 @@ STUDENTS: list[dict[str, Any]] = [
 ]
 
 
+SILU, LEAKY = {"kind": "silu"}, {"kind": "leaky-relu", "slope": 0.1}
 ALL_FORMATS = ["safetensors", "onnx", "onnx-int8", "torch-export"]
 
 
@@ -50,6 +51,42 @@ def test_the_graphs_take_any_number_of_raw_images(tmp_path: Path, student: dict[
             torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-4)
         (coarse,) = small.run(["logits"], {"images": images.numpy()})
         assert np.abs(coarse - expected.numpy()).max() < 0.15 * max(1.0, float(expected.abs().max()))
+
+
+LAYERED: dict[str, dict[str, Any]] = {
+    "group, silu": {"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}, "activation": SILU},
+    "layer, leaky-relu": {"architecture": "wide-resnet", "norm": {"kind": "layer"}, "activation": LEAKY},
+    "rms, gelu": {"architecture": "cifar-resnet", "norm": {"kind": "rms"}, "activation": {"kind": "gelu"}},
+    "none, relu": {"architecture": "cifar-resnet", "norm": {"kind": "none"}},
+    "rms, linear, relu": {
+        **{"architecture": "vit", "norm": {"kind": "rms"}, "attention": {"kind": "linear"}},
+        "activation": {"kind": "relu"},
+    },
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "cifar-resnet": {"depth": 8, "width": 4},
+    "wide-resnet": {"depth": 10},
+    "vit": {"patch_size": 3, "width": 8, "depth": 2, "heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_every_kind_of_layer_is_read_again_in_every_format(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        architecture={**LAYERED[name], **SIZES[LAYERED[name]["architecture"]]},
+        input=ImageInput(channels=1, height=SIDE, width=SIDE),
+        preprocessing=Preprocessing(scale=1 / 255, mean=[0.5], std=[0.3]),
+        classes=CLASSES,
+    )
+    model = Model(config).eval().requires_grad_(False)
+    calls = [export_weights(model, tmp_path, torch.device("cpu"))]
+    assert calls[0].config == config
+    calls += [export_onnx(model, tmp_path), export_program(model, tmp_path)]
+    for count in (1, 5):
+        images = torch.randint(0, 256, (count, 1, SIDE, SIDE)).float()
+        for call in calls:
+            torch.testing.assert_close(call(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 class Reader(nn.Module):

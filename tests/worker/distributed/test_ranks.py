@@ -44,6 +44,13 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": True,
         "recipe": {**SPLIT, "ema_decay": 0.8},
     },
+    "layers": {
+        "student": {
+            **{"architecture": "cifar-resnet", "depth": 8, "width": 4, "norm": {"kind": "group", "groups": 2}},
+            "activation": {"kind": "silu"},
+        },
+        "recipe": {**SPLIT, "accumulate": 2},
+    },
     "mutual": {"recipe": {**SPLIT, "method": {"kind": "mutual"}, "ema_decay": 0.8, "accumulate": 2}},
     "stages": {
         "teacher": True,
@@ -74,6 +81,11 @@ CASES |= {
         **{"task": "embedding", "data": {**PAIRS, "label_columns": []}, "student": NARROW, "teacher": True, **SHARDED},
         **{"teacher_cache": {"store": "off"}},
         "recipe": {**SPLIT, "epochs": 4, "losses": [{"kind": "embedding-distance"}]},
+    },
+    "sharded-layers": {
+        "student": {**VIT, "norm": {"kind": "rms"}, "attention": {"kind": "linear"}, "activation": {"kind": "silu"}},
+        **SHARDED,
+        "recipe": SPLIT,
     },
     "sharded-bf16": {
         **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe.students.architectures import CifarResNet, Mlp, Student
+from app.recipe.students.layers import GroupNorm
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.errors import UserError
 from worker.students.model import Model
@@ -124,6 +125,14 @@ def test_a_bad_description_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_missing_description_is_refused(tmp_path: Path) -> None:
     assert "config.json is missing" in refusal(tmp_path)
+
+
+def test_a_network_that_can_t_be_built_is_refused(tmp_path: Path) -> None:
+    stored(tmp_path, CifarResNet(depth=8, width=6, norm=GroupNorm(groups=3)))
+    document = json.loads((tmp_path / CONFIG).read_text())
+    document["architecture"]["norm"]["groups"] = 4
+    (tmp_path / CONFIG).write_text(json.dumps(document))
+    assert "config.json: architecture.norm.groups: 4 does not divide 6, 12, 24" in refusal(tmp_path)
 
 
 def test_counters_of_a_batch_norm_may_be_missing(tmp_path: Path) -> None:

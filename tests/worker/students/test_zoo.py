@@ -15,10 +15,25 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.layers import (
+    ACTIVATIONS,
+    ATTENTIONS,
+    NORMS,
+    BatchNorm,
+    Gelu,
+    GroupNorm,
+    LayerNorm,
+    LeakyRelu,
+    LinearAttention,
+    NoNorm,
+    Relu,
+    RmsNorm,
+    Silu,
+)
 from app.recipe.students.model import ImageInput
 from worker.students import build
 from worker.students.cifar_resnet import BasicBlock
-from worker.students.layers import BatchNorm2d
+from worker.students.layers.convolutions import ImageLayers
 
 STUDENTS: list[Student] = [
     Mlp(hidden=[8]),
@@ -29,11 +44,23 @@ STUDENTS: list[Student] = [
     ShuffleNetV2(size="0.5x"),
     Vit(patch_size=1, width=8, depth=2, heads=2),
 ]
+LAYERED: dict[str, Student] = {
+    "no norms": CifarResNet(depth=8, width=4, norm=NoNorm(), activation=Gelu()),
+    "rms of images": CifarResNet(depth=8, width=4, norm=RmsNorm()),
+    "groups": WideResNet(depth=10, norm=GroupNorm(groups=4), activation=LeakyRelu(slope=0.1)),
+    "layer norm of images": CifarVgg(depth=8, width=3, norm=LayerNorm(), activation=Silu()),
+    "groups of a mobile network": MobileNetV2(multiplier=0.25, norm=GroupNorm(groups=2), activation=Silu()),
+    "layer norm of shuffled channels": ShuffleNetV2(size="0.5x", norm=LayerNorm(), activation=LeakyRelu()),
+    "rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=RmsNorm(), activation=Relu()),
+    "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
+}
+"""Every kind of layer but those that networks have by default."""
 IMAGES = [
     ImageInput(channels=1, height=8, width=8),
     ImageInput(channels=3, height=5, width=7),
     ImageInput(channels=2, height=1, width=1),
 ]
+LAYERS = ImageLayers(BatchNorm(), Relu())
 each_student = pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.architecture)
 
 
@@ -53,6 +80,40 @@ def test_a_training_step_gives_finite_gradients_to_all_weights(student: Student,
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_networks_of_other_layers_learn(name: str, precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = build(LAYERED[name], IMAGES[1], 3)
+    samples, labels = torch.randn(12, 3, 5, 7), torch.arange(12) % 3
+    optimizer, losses = torch.optim.AdamW(network.parameters(), 3e-3), []
+    for _ in range(12):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = network(samples)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter_name, parameter in network.named_parameters():
+            assert parameter.grad is not None, parameter_name
+            assert parameter.grad.isfinite().all(), parameter_name
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("name", [name for name, student in LAYERED.items() if not isinstance(student, CifarVgg)])
+def test_without_batch_norm_a_sample_does_not_depend_on_its_batch_in_training_either(name: str) -> None:
+    network = build(LAYERED[name], IMAGES[0], 5).train()
+    images = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(network(images)[:1], network(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_every_kind_of_layer_is_in_a_network_that_is_tried() -> None:
+    students = [*STUDENTS, *LAYERED.values()]
+    tried = {type(getattr(one, field, None)) for one in students for field in ("norm", "activation", "attention")}
+    assert {*NORMS, *ACTIVATIONS, *ATTENTIONS} <= tried
 
 
 @each_student
@@ -79,7 +140,7 @@ def test_fresh_logits_are_of_moderate_size(student: Student) -> None:
 
 
 def test_an_option_a_shortcut_is_strided_and_padded_with_zero_channels() -> None:
-    block = BasicBlock(2, 5, stride=2)
+    block = BasicBlock(LAYERS, 2, 5, stride=2)
     for norm in (block.norm1, block.norm2):
         torch.nn.init.zeros_(norm.weight)  # leaves the shortcut alone
     images = torch.rand(1, 2, 5, 4)
@@ -89,31 +150,13 @@ def test_an_option_a_shortcut_is_strided_and_padded_with_zero_channels() -> None
 
 
 def test_a_shortcut_can_be_padded_on_both_sides() -> None:
-    block = BasicBlock(2, 5, stride=2, padding="both")
+    block = BasicBlock(LAYERS, 2, 5, stride=2, padding="both")
     for norm in (block.norm1, block.norm2):
         torch.nn.init.zeros_(norm.weight)
     images = torch.rand(1, 2, 5, 4)
     out = block(images)
     assert torch.equal(out[:, 1:3], images[:, :, ::2, ::2])
     assert not out[:, [0, 3, 4]].any()
-
-
-def test_batch_norm_of_one_value_uses_and_keeps_the_running_statistics() -> None:
-    norm = BatchNorm2d(2).train()
-    assert norm.running_mean is not None
-    norm.running_mean.fill_(3.0)
-    out = norm(torch.full((1, 2, 1, 1), 4.0))
-    torch.testing.assert_close(out, torch.full((1, 2, 1, 1), 1.0), rtol=1e-4, atol=1e-4)
-    assert norm.running_mean.tolist() == [3.0, 3.0]
-    norm(torch.randn(2, 2, 1, 1))
-    assert norm.running_mean.tolist() != [3.0, 3.0]
-
-
-def test_batch_norm_is_torchs_own_otherwise() -> None:
-    ours, theirs = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    images = torch.randn(4, 3, 2, 2)
-    assert torch.equal(ours(images), theirs(images))
-    assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize(

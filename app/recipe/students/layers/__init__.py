@@ -1,0 +1,58 @@
+"""Layers that a network of the zoo has of one kind or another: one module per family, each a tagged union on `kind`.
+
+Each kind has one implementation in the module of the same name in `worker/students/layers`.
+"""
+
+from __future__ import annotations
+
+from app.recipe.students.layers.activations import ACTIVATIONS, Activation, ActivationSpec, Gelu, LeakyRelu, Relu, Silu
+from app.recipe.students.layers.attentions import (
+    ATTENTIONS,
+    Attention,
+    AttentionSpec,
+    LinearAttention,
+    SoftmaxAttention,
+)
+from app.recipe.students.layers.base import by_default
+from app.recipe.students.layers.norms import (
+    IMAGE_NORMS,
+    NORMS,
+    TOKEN_NORMS,
+    BatchNorm,
+    GroupNorm,
+    ImageNorm,
+    LayerNorm,
+    NoNorm,
+    Norm,
+    NormSpec,
+    RmsNorm,
+    TokenNorm,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "ATTENTIONS",
+    "IMAGE_NORMS",
+    "NORMS",
+    "TOKEN_NORMS",
+    "Activation",
+    "ActivationSpec",
+    "Attention",
+    "AttentionSpec",
+    "BatchNorm",
+    "Gelu",
+    "GroupNorm",
+    "ImageNorm",
+    "LayerNorm",
+    "LeakyRelu",
+    "LinearAttention",
+    "NoNorm",
+    "Norm",
+    "NormSpec",
+    "Relu",
+    "RmsNorm",
+    "Silu",
+    "SoftmaxAttention",
+    "TokenNorm",
+    "by_default",
+]

@@ -1,0 +1,83 @@
+"""Layers that do not fit a network, or what a job does with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.recipe.checks import InputFacts, find_problems
+from app.recipe.data.facts import Archive, ArrayFacts
+from app.recipe.job import JobSpec
+from app.recipe.problem import Problem
+from app.recipe.students.model import ModelConfig
+
+DATA: Archive = {"x": ArrayFacts((100, 8, 8), "u1"), "y": ArrayFacts((100,), "i8")}
+RESNET: dict[str, Any] = {"architecture": "cifar-resnet", "depth": 20}
+
+
+def problems(student: dict[str, Any], teacher: dict[str, Any] | None = None, **recipe: Any) -> list[Problem]:
+    losses = [{"kind": "kd" if teacher else "cross-entropy"}]
+    document: dict[str, Any] = {
+        "data": {"train": "file_a"},
+        "student": student,
+        "recipe": {"losses": losses, **recipe},
+    }
+    stored = {}
+    if teacher is not None:
+        document["teacher"] = {"model": "model_a"}
+        image = {"channels": 1, "height": 8, "width": 8}
+        config = {"architecture": teacher, "input": image, "preprocessing": {"mean": [0.0], "std": [1.0]}}
+        stored["model_a"] = ModelConfig.model_validate({**config, "classes": 10})
+    return list(find_problems(JobSpec.model_validate(document), InputFacts(train=DATA, teachers=stored)))
+
+
+def group(groups: int) -> dict[str, Any]:
+    return {"norm": {"kind": "group", "groups": groups}}
+
+
+@pytest.mark.parametrize(
+    ("student", "accepted"),
+    [
+        ({**RESNET, "width": 12, **group(8)}, "a divisor of 12"),
+        ({"architecture": "wide-resnet", **group(32)}, "a divisor of 16"),
+        ({"architecture": "cifar-vgg", "width": 6, **group(4)}, "a divisor of 6"),
+        ({"architecture": "mobilenet-v2", **group(8)}, "a divisor of 4"),
+        ({"architecture": "shufflenet-v2", **group(8)}, "a divisor of 2"),
+    ],
+    ids=lambda value: value["architecture"] if isinstance(value, dict) else None,
+)
+def test_groups_must_divide_the_channels_of_every_layer(student: dict[str, Any], accepted: str) -> None:
+    [problem] = problems(student)
+    assert problem.param == "student.norm.groups"
+    assert problem.accepted == accepted
+    divisor = int(accepted.rpartition(" ")[2])
+    assert not problems({**student, **group(divisor)})
+
+
+def test_a_narrower_copy_of_a_grouped_teacher_must_be_divided_too() -> None:
+    teacher = {**RESNET, "width": 16, **group(8)}
+    [problem] = problems({"architecture": "shrink", "width": 12}, teacher)
+    assert problem.param == "student.width"
+    assert not problems({"architecture": "shrink", "width": 8}, teacher)
+
+
+def test_without_norms_a_residual_network_is_not_as_deep_as_those_that_did_not_train() -> None:
+    without = {**RESNET, "norm": {"kind": "none"}}
+    [problem] = problems({**without, "depth": 110})
+    assert problem.param == "student.norm.kind"
+    assert problem.accepted == "another norm, or a depth of at most 56"
+    assert not problems({**without, "depth": 56})
+    assert not problems({**RESNET, "depth": 110, "norm": {"kind": "group"}})
+
+
+def test_a_mobile_network_does_not_train_without_norms() -> None:
+    [problem] = problems({"architecture": "mobilenet-v2", "norm": {"kind": "none"}})
+    assert (problem.param, problem.accepted) == ("student.norm.kind", "another norm")
+
+
+def test_nap_needs_norms() -> None:
+    nap = {"kind": "nap", "inner": {"kind": "sgd", "lr": 0.1}}
+    [problem] = problems({**RESNET, "norm": {"kind": "none"}}, optimizer=nap)
+    assert problem.param == "recipe.optimizer.kind"
+    assert not problems({**RESNET, "norm": {"kind": "layer"}}, optimizer=nap)
