@@ -91,7 +91,7 @@ class Model(nn.Module):
         self.fit = Resize(config.input, config.preprocessing) if isinstance(config.input, ImageInput) else nn.Identity()
         """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)
-        self.network = network or students.build(config.architecture, config.input, config.outputs, config.embedding)
+        self.network = network or students.build_described(config)
         self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ def drawn(names: list[str], seed: int) -> tuple[Sentences, Sentences]:
     return true, changed
 
 
-def scored(
-    true: Sentences, predicted: Sentences, names: list[str]
-) -> tuple[EntityScores, dict[str, EntityScores]]:
+def scored(true: Sentences, predicted: Sentences, names: list[str]) -> tuple[EntityScores, dict[str, EntityScores]]:
     number = {name: index for index, name in enumerate(names)}
     tags, found = (torch.tensor([number[tag] for tag in chain(*rows)]) for rows in (true, predicted))
     return entity_scores(found, tags, torch.tensor([len(row) for row in true]), names)
