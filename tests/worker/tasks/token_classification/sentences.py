@@ -20,7 +20,7 @@ STUDENT: Document = {**TEACHER, "hidden_size": 8, "intermediate_size": 16, "num_
 DISTILLED: list[Document] = [{"kind": "cross-entropy"}, {"kind": "kd", "temperature": 2.0}]
 NAMES = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
 TEXTS = 80
-PERSONS, PLACES = ["ann", "bob", "carla", "dieter"], ["new york", "rome", "oslo", "rio de janeiro"]
+PERSONS, PLACES = ["ann", "bob", "carla may", "dieter"], ["new york", "rome", "oslo", "rio de janeiro"]
 OTHER = ["the", "man", "saw", "a", "rather", "long", "film", "in", "and", "with", ",", "."]
 
 

@@ -36,7 +36,7 @@ PLAIN = {"O": "DET", "B-PER": "NOUN", "I-PER": "NOUN", "B-LOC": "PROPN", "I-LOC"
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a teacher that learned from the sentences."""
     folder = tmp_path_factory.mktemp("tags") / "teacher"
-    return finished(folder, stage(folder, TEACHER, recipe={"epochs": 6}))
+    return finished(folder, stage(folder, TEACHER, recipe={"epochs": 12}))
 
 
 def report_of(bundle: Path) -> Document:
