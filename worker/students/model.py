@@ -79,7 +79,8 @@ class Rescale(nn.Module):
 
 class Model(nn.Module):
     """Raw samples to logits, numbers or vectors (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype,
-    or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one."""
+    or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one; and
+    a tagger those of the token itself."""
 
     def __init__(self, config: ModelConfig, network: nn.Module | None = None, input_key: str | None = None) -> None:
         super().__init__()
