@@ -54,8 +54,9 @@ class TokenClassification(Classification):
         classes = find_classes(job, teachers, flat)
         found, notes = {}, [*classes.notes]
         for param, one in samples.items():
-            tags, own = class_targets(flat[param], classes, job.data, param, _rows_of(one.labels))
-            begins = [[tag is not None for tag in row] for row in one.labels]
+            rows: list[PieceTags] = list(one.labels)
+            tags, own = class_targets(flat[param], classes, job.data, param, _rows_of(rows))
+            begins = [[tag is not None for tag in row] for row in rows]
             found[param] = tags_of_pieces(begins, tags, job.data.max_length)
             notes += own
         return Targets(found, classes, notes)
