@@ -47,6 +47,10 @@ TEXTS: Document = {
     **{"train": "texts.csv", "format": "csv", "input_columns": ["text"], "label_columns": ["label"]},
     "max_length": 8,
 }
+TAGS: Document = {
+    **{"train": "tags.jsonl", "format": "jsonl", "input_columns": ["words"], "label_columns": ["tags"]},
+    "max_length": 8,
+}
 GPT2: Document = {
     "architecture": "transformers",
     "config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16},
@@ -56,6 +60,7 @@ TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a",
 METRICS = {
     "image-classification": {"accuracy", "nll", "ece", "brier"},
     "text-classification": {"accuracy", "nll", "ece", "brier"},
+    "token-classification": {"entity_f1", "entity_precision", "entity_recall", "accuracy", "nll"},
     "regression": {"rmse", "mae", "r2"},
     "keypoints": {"nme", "failure_rate", "auc"},
     "embedding": {"pearson", "spearman"},
@@ -168,6 +173,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS]
     yield "every diagnostic", small_job(LABELS, MLP, evaluation={"diagnostics": asked})
+    yield "tags of words", small_job(LABELS, BERT, "token-classification", data=TAGS)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
@@ -224,6 +230,8 @@ def write_tables(folder: Path) -> None:
     random = np.random.default_rng(0)
     words = [("a good day", "pleased"), ("a bad night", "cross")]
     write_csv(folder / "texts.csv", ("text", "label"), [words[index % 2] for index in range(SAMPLES)])
+    lines = [json.dumps({"words": text.split(), "tags": ["O", "B-MOOD", "O"]}) for text, _ in words]
+    (folder / "tags.jsonl").write_text("\n".join(lines[index % 2] for index in range(SAMPLES)) + "\n")
     rows = random.random((SAMPLES, 2))
     write_csv(folder / "table.csv", ("a", "b", "sum"), [(a, b, a + b) for a, b in rows.tolist()])
     images = random.integers(0, 256, (SAMPLES, SIDE, SIDE), dtype=np.uint8)

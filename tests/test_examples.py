@@ -27,6 +27,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.model import ModelConfig
+from app.recipe.tasks import TASKS
 from stillhouse import Client, Job, documents
 from tests.stillhouse.process import environment, running
 from worker.errors import UserError
@@ -47,12 +48,13 @@ PLAYED = (
     *("shakespeare-teacher.yaml", "shakespeare.yaml", "shakespeare-on-policy.yaml"),
 )
 """Examples that the programs send."""
-MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml")
+MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml", "token-classification-teacher.yaml")
 """Other examples whose models others learn from."""
 TAUGHT_BY = {
     "sst2.yaml": ["sst2-teacher.yaml"],
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
+    "token-classification.yaml": ["token-classification-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
     "shakespeare.yaml": ["shakespeare-teacher.yaml"],
     "shakespeare-on-policy.yaml": ["shakespeare-teacher.yaml"],
@@ -98,7 +100,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def write_data(folder: Path) -> None:
     """Data files by the names that the examples use."""
-    for name in ("digits", "faces"):
+    for name in ("digits", "faces", "tags"):
         getattr(example(name), f"write_{name}")(folder)
     write_images(folder / "images.npz", write_checkpoint(folder / "resnet8.th"))
     example("archives").write_parts(folder / "images.npz", folder, "cifar10")
@@ -249,7 +251,7 @@ def test_it_runs_to_its_end(service: Service, made: dict[str, Job], teachers: di
     ended = made.get(name) or service.finished(name, *assignments(name, teachers))
     names = {artifact.name for artifact in service.client.artifacts(ended.id)}
     assert {"model.safetensors", "config.json", "report.json"} <= names
-    assert "tokenizer.json" not in names
+    assert ("tokenizer.json" in names) == (TASKS[ended.spec["task"]].reads == ("texts",))
 
 
 def test_a_network_that_was_trained_elsewhere_teaches(service: Service) -> None:

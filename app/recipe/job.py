@@ -136,8 +136,8 @@ class EvaluationSpec(Spec):
     and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
-    task's main metric (accuracy and then nll, rmse, nme, perplexity, or of embeddings spearman, without scores mrr).
-    The report has both."""
+    task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, or of
+    embeddings spearman, without scores mrr). The report has both."""
     require_teacher: RequiredMetrics | None = None
     """What each teacher must come to on the held-out samples before training begins, by the names of the task's
     metrics, such as `{accuracy: 0.5}`: at least so much of a share or a correlation, at most so much of an error.

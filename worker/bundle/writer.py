@@ -184,6 +184,7 @@ class BundleWriter:
             | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
             "warnings": [*trained.warnings, *self.diagnosed.warnings],
+            **self._live.evaluation.figures,
             **self._task.report_figures(self._inputs()),
         }
 

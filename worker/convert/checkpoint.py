@@ -22,7 +22,7 @@ COUNTER = "num_batches_tracked"
 def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """The tensors of the architecture by name, on the meta device."""
     with torch.device("meta"):
-        network = students.build(config.architecture, config.input, config.outputs, config.embedding)
+        network = students.build_described(config)
     return network.state_dict()
 
 

@@ -22,7 +22,7 @@ class Batch:
     inputs: dict[str, Tensor]
     """Raw samples as stored, one tensor (B, ...) per input key: what models read may differ (`Model.input_key`)."""
     targets: Tensor
-    """(B,) int64 classes, (B, C) probabilities of classes, or (B, C) numbers."""
+    """(B,) int64 classes, (B, S) int64 classes of tokens, (B, C) probabilities of classes, or (B, C) numbers."""
     index: Tensor
     """(B,) int64: number of each sample within its split."""
     epoch: int = 0

@@ -6,7 +6,7 @@ Every file has classes of its own, in an order of its own; they are found among 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,19 +116,21 @@ def _numbered_classes(teachers: list[ClassList], samples: Mapping[str, Samples])
     return teachers[0].count if teachers else largest
 
 
-def class_targets(samples: Samples, classes: Classes, data: Data, param: str) -> tuple[Tensor, list[str]]:
+def class_targets(
+    samples: Samples, classes: Classes, data: Data, param: str, place: Callable[[int], str] = "index {}".format
+) -> tuple[Tensor, list[str]]:
     """Classes (N,) int64, and names that were taken for the same although they are written differently.
 
-    Raises UserError naming the label that is none of them, and its index.
+    Raises UserError naming the label that is none of them, and the `place` of its index.
     """
     if isinstance(samples.labels, list):
-        return _of_texts(samples.labels, classes, param)
+        return _of_texts(samples.labels, classes, param, place)
     own = _own_classes(samples, classes, data, param)
     wrong = (samples.labels < 0) | (samples.labels >= own.count)
     if wrong.any():
         index = int(wrong.argmax())
         where = f"of array {data.label_key!r}" if isinstance(data, ImageData) else f"of {param}"
-        found = f"label {samples.labels[index]} at index {index} {where}"
+        found = f"label {samples.labels[index]} at {place(index)} {where}"
         raise invalid(f"{found} is outside 0..{own.count - 1}", param)
     numbers = samples.labels.astype(np.int64)
     if own.names is None or own.names == classes.names:
@@ -163,13 +165,13 @@ def _find(names: list[str], classes: Classes, param: str) -> ClassMatch:
         raise invalid(f"{error}; accepted: {accepted}", param) from None
 
 
-def _of_texts(labels: list[str], classes: Classes, param: str) -> tuple[Tensor, list[str]]:
+def _of_texts(labels: list[str], classes: Classes, param: str, place: Callable[[int], str]) -> tuple[Tensor, list[str]]:
     names = sorted(set(labels))
     try:
         match = match_classes(ClassList(param, len(names), names), classes.listed)
     except ClassMismatch as error:
         wrong = next((index for index, label in enumerate(labels) if not _is_class(label, classes)), None)
-        where = f"label {shown(labels[wrong])} at index {wrong} of {param} is no class; " if wrong is not None else ""
+        where = f"label {shown(labels[wrong])} at {place(wrong)} of {param} is no class; " if wrong is not None else ""
         raise invalid(f"{where}{error}", param) from None
     number = dict(zip(names, match.places, strict=True))
     targets = torch.from_numpy(np.array([number[label] for label in labels], np.int64))

@@ -24,10 +24,10 @@ from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_room, data_subject, invalid
-from worker.data.readers import Readers, open_readers
+from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
-from worker.data.task_data import SampleReading, Targets, TaskData, references, refuse
+from worker.data.task_data import AlignedSplit, SampleReading, Targets, TaskData, references, refuse
 from worker.data.tokenizer_checks import check_tokenizers, sampled
 from worker.limits import reading
 
@@ -53,16 +53,15 @@ def load_samples(
     readers, told = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets, param) for param, one in samples.items()}
     refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
-    words = task.reads_words or any(isinstance(step, TextAugmentation) for step in data.augment)
-    splits = {
-        param: task.align(_whole(one, targets.by_file[param], readers, words=words), readers)
-        for param, one in samples.items()
+    aligned = {
+        param: _aligned(task, job, one, targets.by_file[param], readers, param) for param, one in samples.items()
     }
-    train, evaluation, numbers = _split(task, splits, job, seed)
+    train, evaluation, numbers = _split(task, {param: split.samples for param, split in aligned.items()}, job, seed)
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     model = _describe(task, job, facts["data.train"].input, train, targets, teachers)
     notes = [note for one in samples.values() for note in one.notes]
+    notes += [note for split in aligned.values() for note in split.notes]
     notes += [*targets.notes, *told, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}
     return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
@@ -109,9 +108,17 @@ def _input(shape: tuple[int, ...]) -> Input:
     return TableInput(columns=shape[0])
 
 
-def _whole(samples: Samples, targets: Tensor, readers: Readers | None, *, words: bool) -> Batch:
-    """All samples of a file; with `words`, the words of the tokens of texts, too."""
-    return whole_split(_inputs_by_key(samples, readers, words=words), targets, samples.rows_per_sample)
+def _aligned(
+    task: SampleReading, job: JobSpec, samples: Samples, targets: Tensor, readers: Readers | None, param: str
+) -> AlignedSplit:
+    """All samples of a file; the words of the tokens of texts are kept where augmentation looks at them."""
+    kept = any(isinstance(step, TextAugmentation) for step in job.data.augment)
+    inputs = _inputs_by_key(samples, readers, words=kept or task.reads_words)
+    found = task.align(whole_split(inputs, targets, samples.rows_per_sample), readers, param)
+    if kept:
+        return found
+    inputs = {name: values for name, values in found.samples.inputs.items() if not name.startswith(WORDS)}
+    return found._replace(samples=replace(found.samples, inputs=inputs))
 
 
 def _inputs_by_key(samples: Samples, readers: Readers | None, *, words: bool) -> dict[str, Tensor]:

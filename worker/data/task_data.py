@@ -70,6 +70,14 @@ class Targets(NamedTuple):
     """Numbers in a row of targets, where the student answers with as many."""
 
 
+class AlignedSplit(NamedTuple):
+    """The samples of a file, with targets that fit the tokens of its texts."""
+
+    samples: Batch
+    notes: Sequence[str] = ()
+    """Oddities worth a warning."""
+
+
 class SampleReading(Protocol):
     """How a task's samples are read: what `load_samples` asks the task."""
 
@@ -85,8 +93,8 @@ class SampleReading(Protocol):
         """Targets by file; `teachers` are described by their references. Raises UserError naming the label."""
         ...
 
-    def align(self, split: Batch, readers: Readers | None) -> Batch:
-        """A file's samples with targets that fit the tokens of its texts."""
+    def align(self, split: Batch, readers: Readers | None, param: str) -> AlignedSplit:
+        """The samples of the file that `param` names with targets that fit the tokens of its texts."""
         ...
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:

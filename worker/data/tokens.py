@@ -211,13 +211,15 @@ def _with_usual(tokenizer: tokenizers.Tokenizer, told: Mapping[str, str]) -> dic
 
 
 def _words(encoding: Encoding, first: str, second: str) -> NDArray:
-    """The word of each token, told by its last character: some tokenizers count the space before it in."""
-    starts = (_starts(first), _starts(second))
+    """The word of each token, told by its last character: some tokenizers count the space before it in. A token of
+    nothing but white space belongs to the word that it comes before."""
+    texts, starts = (first, second), (_starts(first), _starts(second))
     before = (0, len(starts[0]))
     found = np.full(len(encoding.ids), NO_WORD, np.int32)
     for place, (text, (begin, end)) in enumerate(zip(encoding.sequence_ids, encoding.offsets, strict=True)):
         if text is not None and end > begin:
-            found[place] = before[text] + max(bisect_right(starts[text], end - 1) - 1, 0)
+            word = bisect_right(starts[text], end - 1) - (not texts[text][begin:end].isspace())
+            found[place] = before[text] + max(word, 0) if word < len(starts[text]) else NO_WORD
     return found
 
 

@@ -21,7 +21,7 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
-from app.recipe.students.model import ImageInput, Input
+from app.recipe.students.model import ImageInput, Input, ModelConfig
 from app.recipe.students.pooling import Embedding
 from worker.students import (
     cifar_resnet,
@@ -55,11 +55,19 @@ def blaming(network: Network) -> AbstractContextManager[None]:
     return blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
 
 
-def build(network: Network, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
+def build(
+    network: Network, sample: Input, outputs: int, embedding: Embedding | None = None, *, per_token: bool = False
+) -> nn.Module:
     """A freshly initialised network from preprocessed samples (N, ...) to logits, numbers, or vectors of texts as
-    `embedding` describes (N, outputs)."""
+    `embedding` describes (N, outputs); with `per_token` to logits at each of S tokens (N, S, outputs)."""
     if isinstance(network, Timm):
         return timm_network.build(network, as_image(sample), outputs)
     if isinstance(network, Transformers):
-        return hugging_face.build(network, sample, outputs, embedding)
+        return hugging_face.build(network, sample, outputs, embedding, per_token=per_token)
     return BUILDERS[type(network)](network, as_image(sample), outputs)
+
+
+def build_described(config: ModelConfig) -> nn.Module:
+    """A freshly initialised network as a model's description has it; see `build`."""
+    per_token = config.task_spec.per_token
+    return build(config.architecture, config.input, config.outputs, config.embedding, per_token=per_token)

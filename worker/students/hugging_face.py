@@ -36,17 +36,19 @@ class Misfit(Exception):
     """Weights don't fit the network; the text names the first of them."""
 
 
-def build(student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None) -> nn.Module:
+def build(
+    student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None, *, per_token: bool = False
+) -> nn.Module:
     """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), to
-    vectors of this width as `embedding` describes, or of a decoder to (N, S, outputs): at every token the logits of the
-    next one.
+    vectors of this width as `embedding` describes, or to (N, S, outputs): with `per_token` logits of each token, of a
+    decoder at every token those of the next one.
 
     Tokens that are `pad` are not attended to; a network that tells parts of a text apart is told them by `separator`.
     Raises UserError (`invalid_architecture`) when the library can't build it.
     """
     with blaming_the_config(student):
         config = _library_config(student, sample, outputs)
-        kind = _network_class(config, student, sample, embedding)
+        kind = _network_class(config, student, sample, embedding, per_token=per_token)
         if embedding is not None and config.hidden_size != outputs:
             raise ValueError(f"its vectors have {config.hidden_size} numbers, not {outputs}")
         network: nn.Module = kind._from_config(config, **_options(config, student))
@@ -107,7 +109,8 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
         described = _library_config(student, config.input, config.outputs)
         if config.embedding is not None and _without_pooler(_bare_class(described)):
             state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
-        kind = _network_class(described, student, config.input, config.embedding)
+        per_token = config.task_spec.per_token
+        kind = _network_class(described, student, config.input, config.embedding, per_token=per_token)
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
         return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
 
@@ -191,10 +194,12 @@ def counts_from_padding(model_type: str) -> bool:
     return model_type in ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta")
 
 
-def _base_class(config: Any, student: Transformers) -> Any:
+def _base_class(config: Any, student: Transformers, *, per_token: bool = False) -> Any:
     table = library().models.auto.modeling_auto
     if student.decodes:
         classes = table.MODEL_FOR_CAUSAL_LM_MAPPING
+    elif per_token:
+        classes = table.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     elif student.reads == "images":
         classes = table.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     else:
@@ -229,11 +234,13 @@ def _without_pooler(base: Any) -> dict[str, Any]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(base.__init__).parameters else {}
 
 
-def _network_class(config: Any, student: Transformers, sample: Input, embedding: Embedding | None) -> Any:
+def _network_class(
+    config: Any, student: Transformers, sample: Input, embedding: Embedding | None, *, per_token: bool
+) -> Any:
     """The library's class, called with one tensor and answering with one; it has the same name, which is stored."""
     if embedding is not None:
         return _encoder_class(config, sample, embedding)
-    base = _base_class(config, student)
+    base = _base_class(config, student, per_token=per_token)
     kinds = _kinds_of_parts(base, config)
 
     def forward(self: Any, samples: Tensor) -> Tensor:
@@ -309,7 +316,8 @@ def _options(config: Any, student: Transformers) -> dict[str, Any]:
 def _require_enough(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """A description of far more weights than there are costs no memory: the network is built without any first."""
     with torch.device("meta"):
-        network = build(config.architecture, config.input, config.outputs, config.embedding)  # type: ignore[arg-type]
+        answer = config.outputs, config.embedding
+        network = build(config.architecture, config.input, *answer, per_token=config.task_spec.per_token)  # type: ignore[arg-type]
     needed = sum(parameter.numel() for parameter in network.parameters())
     stored = sum(tensor.numel() for tensor in state.values())
     if needed > 2 * stored + SLACK:

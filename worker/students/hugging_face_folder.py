@@ -51,6 +51,9 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     if network.decodes:
         return ModelConfig(task="causal-lm", architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
+    if _answers_by_token(config):
+        tags: dict[str, Any] = {"classes": classes, "class_names": names}
+        return ModelConfig(task="token-classification", architecture=network, input=_texts(settings, folder), **tags)
     regression = config.get("problem_type") == "regression" or classes == 1
     if config.get("problem_type") == "multi_label_classification":
         raise InvalidModel("config.json: problem_type is multi_label_classification; one class per sample is accepted")
@@ -58,6 +61,12 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)
     task: TaskName = "regression" if regression else f"{network.reads[:-1]}-classification"  # type: ignore[assignment]
     return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **answer)
+
+
+def _answers_by_token(config: dict[str, Any]) -> bool:
+    """Whether the network that was stored gives classes of tokens, by the name of its class."""
+    kinds = config.get("architectures")
+    return isinstance(kinds, list) and any(str(kind).endswith("ForTokenClassification") for kind in kinds)
 
 
 def _encoder(network: Transformers, settings: dict[str, Any], folder: Path) -> ModelConfig:

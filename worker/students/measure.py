@@ -40,7 +40,7 @@ def example(sample: Input, batch: int = 1) -> Tensor:
 
 
 def _run_once(config: ModelConfig) -> Cost:
-    network = students.build(config.architecture, config.input, config.outputs, config.embedding).eval()
+    network = students.build_described(config).eval()
     samples = example(config.input)
     kept = [samples.numel()]
     for leaf in network.modules():
@@ -93,5 +93,5 @@ def reading(config: ModelConfig) -> Reading:
 def _width(config: ModelConfig) -> int:
     """Numbers of a decoder's last hidden state."""
     with torch.device("meta"):
-        network: Any = students.build(config.architecture, config.input, config.outputs, config.embedding)
+        network: Any = students.build_described(config)
     return int(network.get_output_embeddings().weight.shape[1])

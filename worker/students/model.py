@@ -79,7 +79,8 @@ class Rescale(nn.Module):
 
 class Model(nn.Module):
     """Raw samples to logits, numbers or vectors (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype,
-    or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one."""
+    or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one; and
+    a tagger those of the token itself."""
 
     def __init__(self, config: ModelConfig, network: nn.Module | None = None, input_key: str | None = None) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Model(nn.Module):
         self.fit = Resize(config.input, config.preprocessing) if isinstance(config.input, ImageInput) else nn.Identity()
         """Brings raw samples to the size that the network takes."""
         self.preprocess = _preprocess(config)
-        self.network = network or students.build(config.architecture, config.input, config.outputs, config.embedding)
+        self.network = network or students.build_described(config)
         self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class Evaluation(NamedTuple):
     metrics: Metrics
     classes: list[ClassRow] | None = None
     """For a classifier of not too many classes."""
+    figures: Figures = {}
+    """The task's own entries of the report."""
 
 
 class HeldOut(NamedTuple):
@@ -55,13 +57,16 @@ class HeldOut(NamedTuple):
     samples: Batch
     bytes: int = 0
     """Of text, in UTF-8, that a language model is to predict of them; 0: not known, or there is none."""
+    class_names: Sequence[str] | None = None
+    """Names of the classes that their targets are about, where they have names."""
 
 
 class Predictions(NamedTuple):
     """Outputs of a model for held-out samples, and their metrics."""
 
     outputs: Tensor
-    """(n, C) float32 on the CPU: of all samples, or of the first rows where those of all would be too many."""
+    """(n, C) float32 on the CPU: of all samples, or of the first rows where those of all would be too many. Where a
+    sample has several rows, such as its words, they follow each other."""
     evaluation: Evaluation
     """Over all samples."""
 
@@ -151,6 +156,11 @@ class Task(ABC):
     """Whether models predict the next token at every position, and give hidden states in place of logits."""
     moves_points: ClassVar[bool] = False
     """Whether targets are points of an image, which move with it under augmentation."""
+
+    @property
+    def per_token(self) -> bool:
+        """Whether models give logits of classes at every token (B, S, C)."""
+        return TASKS[self.name].per_token
 
     @property
     def main_metric(self) -> MainMetric:

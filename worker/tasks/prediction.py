@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,17 +13,23 @@ from worker.students.model import Model
 from worker.tasks.base import Call
 
 
-@torch.inference_mode()
 def predict(model: Model, samples: Tensor) -> Tensor:
-    """Outputs (N, C) on the CPU for raw `samples` (N, …), in evaluation mode and full float32.
+    """Outputs (N, C) on the CPU for raw `samples` (N, …), in evaluation mode and full float32."""
+    with evaluating(model):
+        return predict_with(model, samples)
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Have a model compute in evaluation mode, without gradients and in full float32 for a while.
 
     TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
     """
     was_training = model.training
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        outputs = predict_with(model.eval(), samples)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        model.eval()
+        yield
     model.train(was_training)
-    return outputs
 
 
 def predict_with(call: Call, samples: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from worker.data.load import load_samples
 from worker.data.randomness import generator
 from worker.data.readers import Readers
 from worker.data.running_text import PackingDir
-from worker.data.task_data import Targets, TaskData
+from worker.data.task_data import AlignedSplit, Targets, TaskData
 from worker.students.model import Model
 from worker.tasks.base import (
     Call,
@@ -33,7 +33,7 @@ from worker.tasks.base import (
     TeacherExaminer,
     weights_of,
 )
-from worker.tasks.prediction import mean_outputs, predict, predict_with
+from worker.tasks.prediction import evaluating, mean_outputs, predict, predict_with
 
 CHECKED = 1024
 """Held-out samples that a teacher is asked about, where no more are needed; drawn from the seed."""
@@ -65,9 +65,9 @@ class SampleTask(Task):
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         """Targets by file; `teachers` are described by their references. Raises UserError naming the label."""
 
-    def align(self, split: Batch, readers: Readers | None) -> Batch:
-        """A file's samples with targets that fit the tokens of its texts."""
-        return split
+    def align(self, split: Batch, readers: Readers | None, param: str) -> AlignedSplit:
+        """The samples of the file that `param` names with targets that fit the tokens of its texts."""
+        return AlignedSplit(split)
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Numbers of the samples to train on and of `count` to evaluate on, int64, both ascending."""
@@ -96,6 +96,21 @@ class SampleTask(Task):
         """Metrics of `outputs` (N, C) against `targets` (see `Batch.targets`) and the teacher's outputs (N, C). In
         float64 on the CPU from float32 outputs."""
 
+    def evaluate_as(
+        self,
+        names: Sequence[str] | None,
+        outputs: Tensor,
+        targets: Tensor,
+        options: EvaluationSpec,
+        teacher: Tensor | None = None,
+    ) -> Evaluation:
+        """`evaluate`, where the classes have these names; none: they have none, or there are no classes."""
+        return self.evaluate(outputs, targets, options, teacher)
+
+    def outputs_of(self, call: Call, samples: Batch, input_key: str) -> Tensor:
+        """Outputs (n, C) float32 on the CPU by any function of raw samples, one row for each target that counts."""
+        return predict_with(call, samples.inputs[input_key])
+
     def mixture(self, outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """Outputs (N, C) of several teachers together, by their relative weights."""
         return mean_outputs(outputs, weights)
@@ -116,7 +131,7 @@ class SampleTask(Task):
         stored: Mapping[str, Callable[[], Model]],
         known: Mapping[str, Tensor],
     ) -> SampleEvaluator:
-        return SampleEvaluator(self, job, held_out.samples, stored, known)
+        return SampleEvaluator(self, job, held_out, stored, known)
 
     def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TeacherExaminer:
         return SampleExaminer(self, job, data, seed, whole=whole)
@@ -132,12 +147,13 @@ class SampleEvaluator:
         self,
         task: SampleTask,
         job: JobSpec,
-        samples: Batch,
+        held_out: HeldOut,
         teachers: Mapping[str, Callable[[], Model]],
         known: Mapping[str, Tensor],
     ) -> None:
-        """`known` outputs (N, C), on the CPU, are those of teachers that were asked about all `samples` before."""
-        self._task, self._job, self._samples = task, job, samples
+        """`known` outputs (n, C), on the CPU, are those of teachers that were asked about all samples before."""
+        self._task, self._job = task, job
+        self._samples, self._names = held_out.samples, held_out.class_names
         self._teachers, self._known = teachers, known
         self._teacher_outputs: Tensor | None = None
 
@@ -153,10 +169,11 @@ class SampleEvaluator:
         return self._known[name] if name in self._known else self._predict(self._teachers[name]())
 
     def _predict(self, model: Model) -> Tensor:
-        return predict(model, self._samples.inputs[model.input_key])
+        with evaluating(model):
+            return self._task.outputs_of(model, self._samples, model.input_key)
 
     def _evaluated(self, outputs: Tensor, teacher: Tensor | None) -> Evaluation:
-        return self._task.evaluate(outputs, self._samples.targets, self._job.evaluation, teacher)
+        return self._task.evaluate_as(self._names, outputs, self._samples.targets, self._job.evaluation, teacher)
 
     def evaluate(self, model: Model) -> Predictions:
         """See `TaskEvaluator`."""
@@ -171,7 +188,7 @@ class SampleEvaluator:
 
     def evaluate_graph(self, call: Call, model: Model) -> Predictions:
         """See `TaskEvaluator`; the graph takes samples of the model's own size."""
-        outputs = predict_with(lambda samples: call(model.fit(samples)), self._samples.inputs[model.input_key])
+        outputs = self._task.outputs_of(lambda samples: call(model.fit(samples)), self._samples, model.input_key)
         return Predictions(outputs, self._evaluated(outputs, self.teacher_outputs))
 
     def beside(self, teachers: Mapping[str, Model]) -> SampleEvaluator:
@@ -198,8 +215,10 @@ class SampleExaminer:
 
     def measure(self, model: Model) -> tuple[Metrics, Tensor | None]:
         """See `TeacherExaminer`."""
-        outputs = predict(model, self._held.inputs[model.input_key])
-        return self._task.evaluate(outputs, self._held.targets, self._job.evaluation).metrics, outputs
+        with evaluating(model):
+            outputs = self._task.outputs_of(model, self._held, model.input_key)
+        names = self._data.model.class_names
+        return self._task.evaluate_as(names, outputs, self._held.targets, self._job.evaluation).metrics, outputs
 
     def baseline(self, model: Model) -> tuple[Metrics, str]:
         """See `TeacherExaminer`."""

@@ -75,8 +75,9 @@ class CachedTeacher:
 
     It goes on without keeping anything when there is no room for all rows, when the disk is full, or when it fails,
     and says so once to `warn`. `numbers` (on the CPU) are those of the split's samples among the subject's; none: the
-    split is all of them; `tokens` is the length of a language model's sequences. Raises UserError when the teacher's
-    answers do not fit what is to be kept of them.
+    split is all of them; `tokens` is the length of sequences whose every token is answered for, by `hidden` states of a
+    language model or by logits of classes. Raises UserError when the teacher's answers do not fit what is to be kept of
+    them.
     """
 
     def __init__(
@@ -89,10 +90,12 @@ class CachedTeacher:
         head: Tensor | None = None,
         numbers: Tensor | None = None,
         tokens: int | None = None,
+        *,
+        hidden: bool = True,
     ) -> None:
         self._teacher, self._subject, self._warn, self._head = teacher, subject, warn, head
         self._numbers = numbers
-        self._encoding = build_encoding(kept, subject.outputs, tokens)
+        self._encoding = build_encoding(kept, subject.outputs, tokens, hidden=hidden)
         self.key = subject.key(kept, place.owner if place else "")
         about = {"format": FORMAT, "subject": asdict(subject), "kept": kept.model_dump()}
         self._layout = RowLayout(subject.epochs * subject.samples, self._encoding.columns, about)

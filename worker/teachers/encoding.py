@@ -126,16 +126,39 @@ class TopKTokens:
         return LikeliestTokens(apart["indices"], apart["values"], apart["tail"].squeeze(2), self._outputs)
 
 
-def build_encoding(kept: Kept, outputs: int, tokens: int | None = None) -> Encoding:
-    """The encoding that a job chose, for answers of `outputs` numbers, one for a sample or at each of so many `tokens`;
-    raises UserError when it does not fit them."""
+class LogitsOfTokens:
+    """Logits of classes at every token (B, S, C), by the encoding of a row of them; a row is a sequence."""
+
+    def __init__(self, each: Dense | TopK, tokens: int) -> None:
+        self._each, self.tokens = each, tokens
+        once = each.columns
+        self.columns = {name: column._replace(width=tokens * column.width) for name, column in once.items()}
+
+    def encode(self, answer: Answer) -> Columns:
+        """The columns of all tokens side by side."""
+        assert isinstance(answer, Tensor)  # small enough to be there at once
+        found = self._each.encode(answer.flatten(0, 1))
+        return {name: column.reshape(len(answer), -1) for name, column in found.items()}
+
+    def decode(self, columns: Columns) -> Tensor:
+        """Logits (B, S, C), in float32."""
+        rows = {name: column.reshape(len(column) * self.tokens, -1) for name, column in columns.items()}
+        return self._each.decode(rows).unflatten(0, (-1, self.tokens))
+
+
+def build_encoding(kept: Kept, outputs: int, tokens: int | None = None, *, hidden: bool = True) -> Encoding:
+    """The encoding that a job chose, for answers of `outputs` numbers, one for a sample or at each of so many `tokens`,
+    where they come as `hidden` states or as logits; raises UserError when it does not fit them."""
     if not isinstance(kept, TopKCache):
-        return Dense(outputs, DTYPES[kept.dtype])
+        dense = Dense(outputs, DTYPES[kept.dtype])
+        return dense if tokens is None else LogitsOfTokens(dense, tokens)
     if kept.k > outputs:
         message = f"k is {kept.k}, but the teacher gives {outputs} numbers; accepted: at most {outputs}"
         raise UserError("invalid_job", message, "teacher_cache.k")
     chosen = outputs, kept.k, DTYPES[kept.dtype]
-    return TopK(*chosen) if tokens is None else TopKTokens(*chosen, tokens)
+    if tokens is None:
+        return TopK(*chosen)
+    return TopKTokens(*chosen, tokens) if hidden else LogitsOfTokens(TopK(*chosen), tokens)
 
 
 def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -134,7 +134,9 @@ def train_job(
     stored = live | {name: stored_teacher(inputs, name) for name in lowered}
     learners = {name: ranks.offer_model(partial(_evaluated, state, name)) for name in state.learners}
 
-    held_out = task.evaluator(job, HeldOut(data.eval, data.bytes), live, stored, checked.outputs)
+    held_out = task.evaluator(
+        job, HeldOut(data.eval, data.bytes, data.model.class_names), live, stored, checked.outputs
+    )
     evaluator = Evaluator(job, task.main_metric, held_out, evaluated)
     save = ranks.collectively(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     counter = open_flop_counter(job, plan, data, teachers, state, method.flops, ranks.size)

@@ -35,7 +35,7 @@ class TeacherCaches:
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
         self._job, self._place, self._send = job, place, send
-        self._predicts_tokens = task.predicts_tokens
+        self._predicts_tokens, self._per_token = task.predicts_tokens, task.per_token
         self._cached: dict[str, CachedTeacher] = {}
 
     def __enter__(self) -> Self:
@@ -70,6 +70,7 @@ class TeacherCaches:
                     None if self._predicts_tokens else head_of(taught.model),
                     numbers,
                     self._length(task, taught),
+                    hidden=self._predicts_tokens,
                 )
                 given[name] = taught._replace(source=cached)
         return given
@@ -133,7 +134,8 @@ class TeacherCaches:
 
     def _length(self, task: TaskData, taught: TeacherHandle) -> int | None:
         """Tokens of a sequence; none: answers are about whole samples."""
-        return task.train.inputs[taught.model.input_key].shape[1] if self._predicts_tokens else None
+        by_token = self._predicts_tokens or self._per_token
+        return task.train.inputs[taught.model.input_key].shape[1] if by_token else None
 
     def label(
         self, batches: Batches, teachers: Mapping[str, TeacherHandle], stop: Callable[[], bool], ranks: SingleProcess

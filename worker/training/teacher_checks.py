@@ -47,7 +47,7 @@ def check_teachers(
         _require(task, job, name, found, examiner.samples)
         for odd in _odd(task, model, folders[name], examiner, found, outputs):
             warnings.append(odd._replace(message=f"teacher {name!r} {odd.message}"))
-        if outputs is not None and len(outputs) == len(data.eval):
+        if outputs is not None and examiner.samples == data.eval.samples:
             kept[name] = outputs
     return Checked(warnings, kept)
 

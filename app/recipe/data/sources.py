@@ -140,12 +140,13 @@ class Table(Texts):
     input_columns: Columns
     """What the model reads: one column of texts, two for pairs of texts, one of images, or any number of columns of
     numbers. For causal-lm one column of texts, or of chats: lists of messages with `role` and `content`, of which what
-    the role `assistant` says is learned."""
+    the role `assistant` says is learned. For token-classification one column of lists of words."""
 
     label_columns: MaybeColumns = []
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
     keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
-    a pair, where it has one; for causal-lm none: a text is its own answer; all other tasks need it."""
+    a pair, where it has one; for causal-lm none: a text is its own answer; for token-classification one
+    column of lists of tags, one for every word. All other tasks need it."""
 
     chat_date: Day | None = None
     """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;

@@ -37,6 +37,11 @@ class LossSpec(TaskOption):
     teacher: TeacherName | None = None
     """Name of the teacher to use; none: all of them, each with its weight."""
 
+    @classmethod
+    def by_row(cls) -> bool:
+        """Whether it looks at the logits of one row at a time, and at nothing else of a sample."""
+        return not cls.couples_rows and cls.taps is LossSpec.taps
+
     def taps(self) -> Taps:
         """The activations that the term uses."""
         return Taps()

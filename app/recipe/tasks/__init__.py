@@ -11,11 +11,21 @@ from app.recipe.tasks.classification import ImageClassificationSpec, TextClassif
 from app.recipe.tasks.embedding import EmbeddingSpec
 from app.recipe.tasks.keypoints import KeypointsSpec
 from app.recipe.tasks.regression import RegressionSpec
+from app.recipe.tasks.token_classification import TokenClassificationSpec
 
-TaskName = Literal["image-classification", "text-classification", "regression", "keypoints", "embedding", "causal-lm"]
+TaskName = Literal[
+    "image-classification",
+    "text-classification",
+    "token-classification",
+    "regression",
+    "keypoints",
+    "embedding",
+    "causal-lm",
+]
 _SPECS: tuple[TaskSpec, ...] = (
     ImageClassificationSpec(),
     TextClassificationSpec(),
+    TokenClassificationSpec(),
     RegressionSpec(),
     KeypointsSpec(),
     EmbeddingSpec(),

@@ -61,6 +61,8 @@ class TaskSpec:
     sized_by: ClassVar[Literal["classes", "targets"] | None]
     """Field of a model's description that has the width of its output; None: the vocabulary of a decoder's input has,
     and the model has neither field."""
+    per_token: ClassVar[bool] = False
+    """Whether a student that answers with classes does so at every token of a text."""
     metrics: ClassVar[Mapping[str, bool]]
     """Metrics that a model is measured by on its own, by name: whether higher is better."""
     main_metric: ClassVar[MainMetric]

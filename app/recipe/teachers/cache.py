@@ -21,7 +21,7 @@ Dtype = Literal["fp32", "fp16", "bf16"]
 
 class DenseCache(Option):
     """Every number of an answer; in fp32 nothing is lost. Nothing is kept of a language model, whose answers are a
-    vocabulary's logits at every token."""
+    vocabulary's logits at every token; of a tagger, the logits of every token."""
 
     store: Literal["dense"] = "dense"
     """What is kept of an answer: all of it."""

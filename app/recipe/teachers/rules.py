@@ -90,7 +90,13 @@ def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -
 
 def tokenizer_problems(job: JobSpec) -> Iterator[Problem]:
     """Of a tokenizer that no teacher knows; whether the teachers have the same one, shows when they are read."""
-    compares_tokens = job.task_spec.answers == "tokens" and not isinstance(job.student, Pretrained)
-    if compares_tokens and isinstance(job.data, Texts) and isinstance(job.data.tokenizer, Trained):
+    if isinstance(job.student, Pretrained) or not isinstance(job.data, Texts):
+        return
+    if not isinstance(job.data.tokenizer, Trained):
+        return
+    if job.task_spec.per_token and job.all_teachers:
+        found = f"is {job.data.tokenizer.kind}, and {job.task} compares student and teacher token by token"
+        yield Problem("data.tokenizer", found, "null, or teacher")
+    elif job.task_spec.answers == "tokens":
         for teacher in job.all_teachers:
             yield from other_tokens_problems(job, teacher.name)

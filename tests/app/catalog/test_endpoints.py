@@ -57,7 +57,7 @@ async def test_an_option_is_described_with_its_source_schema_and_defaults(api: A
     assert nkd["description"].startswith("Normalised KD")
     assert nkd["equation"].startswith("-p_y log q_y")
     assert nkd["applies"].startswith("Single-label classification")
-    assert nkd["tasks"] == ["image-classification", "text-classification", "causal-lm"]
+    assert nkd["tasks"] == ["image-classification", "text-classification", "token-classification", "causal-lm"]
     assert losses["cross-entropy"]["paper"] is None
 
 

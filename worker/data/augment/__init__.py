@@ -41,7 +41,7 @@ from worker.data.readers import WORDS, Special
 from worker.data.task_data import TaskData
 from worker.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same draws come to mean other pixels."""
 
 

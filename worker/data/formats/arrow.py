@@ -201,10 +201,11 @@ def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, 
 
 
 def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None:
-    """Names of a `ClassLabel`, from the description that `datasets` writes into its tables; none: it says nothing."""
+    """Names of a `ClassLabel`, or of one in a list, from the description that `datasets` writes into its tables; none:
+    it says nothing."""
     try:
         features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
+        names = _listed_feature(features[column])["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list):
@@ -213,3 +214,10 @@ def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None
         if not is_class_name(name):
             raise invalid(f"{param} names class {number} {shown(name)}; accepted: {CLASS_NAME}", param)
     return names
+
+
+def _listed_feature(feature: Any) -> Any:
+    """The feature that lists are of, in any of the ways in which `datasets` has described them; any other as it is."""
+    if isinstance(feature, list):
+        return feature[0] if len(feature) == 1 else {}
+    return feature.get("feature", feature)

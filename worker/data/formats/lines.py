@@ -165,4 +165,5 @@ def _collect(rows: Iterator[Row], data: Table, reader: ColumnReader, param: str,
     wholes = [(name, column.whole()) for name, column in zip(names, columns, strict=True)]
     split = len(data.input_columns)
     notes = tuple(note for column in columns if isinstance(column, Labels) for note in column.notes)
-    return reader.assemble(dict(wholes[:split]), dict(wholes[split:]), param)._replace(notes=notes)
+    found = reader.assemble(dict(wholes[:split]), dict(wholes[split:]), param)
+    return found._replace(notes=(*found.notes, *notes))

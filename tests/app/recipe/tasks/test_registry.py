@@ -48,15 +48,15 @@ def test_every_option_is_for_some_task() -> None:
 @pytest.mark.parametrize(
     ("option", "tasks"),
     [
-        (CrossEntropy, ["image-classification", "text-classification", "causal-lm"]),
-        (Kd, ["image-classification", "text-classification", "causal-lm"]),
+        (CrossEntropy, ["image-classification", "text-classification", "token-classification", "causal-lm"]),
+        (Kd, ["image-classification", "text-classification", "token-classification", "causal-lm"]),
         (Uld, ["causal-lm"]),
         (Mse, ["regression", "keypoints"]),
-        (Hint, list(TASKS)),
+        (Hint, [name for name in TASKS if name != "token-classification"]),
         (Mixup, ["image-classification", "regression"]),
         (CutMix, ["image-classification"]),
-        (TokenMask, ["text-classification", "regression", "embedding"]),
-        (NormalizedGd, ["image-classification", "text-classification"]),
+        (TokenMask, ["text-classification", "token-classification", "regression", "embedding"]),
+        (NormalizedGd, ["image-classification", "text-classification", "token-classification"]),
     ],
 )
 def test_options_fit_by_what_a_task_answers_and_reads(option: type, tasks: list[str]) -> None:

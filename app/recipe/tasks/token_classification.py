@@ -1,0 +1,47 @@
+"""Token classification: a class for every word of a text, such as parts of speech or the names of entities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.recipe.base import TaskOption
+from app.recipe.data.augmentation import TokenDelete
+from app.recipe.data.sources import CsvData, HfData, JsonlData, ParquetData, Table
+from app.recipe.diagnostics.base import DiagnosticSpec
+from app.recipe.losses.base import LossSpec
+from app.recipe.problem import Problem
+from app.recipe.students.hugging_face import TEXT_MODEL_TYPES
+from app.recipe.tasks.base import MainMetric, TaskSpec
+
+
+class TokenClassificationSpec(TaskSpec):
+    """Tags of the words of texts; each word is answered for by its first token."""
+
+    name = "token-classification"
+    reads = ("texts",)
+    formats = (CsvData, JsonlData, ParquetData, HfData)
+    model_types = TEXT_MODEL_TYPES
+    answers = "classes"
+    sized_by = "classes"
+    per_token = True
+    metrics = {
+        **{"entity_f1": True, "entity_precision": True, "entity_recall": True},
+        **{"accuracy": True, "nll": False, "ece": False, "adaptive_ece": False, "brier": False},
+    }
+    main_metric = MainMetric("entity_f1", higher_is_better=True, tie_breaker="nll", stand_in="accuracy")
+
+    def fits(self, option: type[TaskOption]) -> bool:
+        """Losses that look at the logits of one row at a time, for a row is a word; no augmentation that moves tokens
+        away from their tags, and no diagnostic, which analyses whole samples."""
+        by_sample = issubclass(option, TokenDelete | DiagnosticSpec)
+        by_sample |= issubclass(option, LossSpec) and not option.by_row()
+        return super().fits(option) and not by_sample
+
+    def column_problems(self, data: Table) -> Iterator[Problem]:
+        yield from super().column_problems(data)
+        for field, names, held in (
+            ("input_columns", data.input_columns, "lists of words"),
+            ("label_columns", data.label_columns, "lists of tags"),
+        ):
+            if len(names) > 1:
+                yield Problem(f"data.{field}", f"names {len(names)} columns of {held}", "one column")
