@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from worker.tasks import causal_lm, classification, embedding, keypoints, regression
+from worker.tasks import causal_lm, classification, embedding, keypoints, multi_label, regression
 from worker.tasks.base import Task
 
 _ALL: tuple[Task, ...] = (
     classification.IMAGES,
     classification.TEXTS,
+    multi_label.LABELS,
     regression.NUMBERS,
     keypoints.POINTS,
     embedding.VECTORS,

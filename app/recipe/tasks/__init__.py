@@ -10,12 +10,22 @@ from app.recipe.tasks.causal_lm import CausalLmSpec
 from app.recipe.tasks.classification import ImageClassificationSpec, TextClassificationSpec
 from app.recipe.tasks.embedding import EmbeddingSpec
 from app.recipe.tasks.keypoints import KeypointsSpec
+from app.recipe.tasks.multi_label import MultiLabelSpec
 from app.recipe.tasks.regression import RegressionSpec
 
-TaskName = Literal["image-classification", "text-classification", "regression", "keypoints", "embedding", "causal-lm"]
+TaskName = Literal[
+    "image-classification",
+    "text-classification",
+    "multi-label-classification",
+    "regression",
+    "keypoints",
+    "embedding",
+    "causal-lm",
+]
 _SPECS: tuple[TaskSpec, ...] = (
     ImageClassificationSpec(),
     TextClassificationSpec(),
+    MultiLabelSpec(),
     RegressionSpec(),
     KeypointsSpec(),
     EmbeddingSpec(),

@@ -201,11 +201,12 @@ def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, 
 
 
 def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None:
-    """Names of a `ClassLabel`, from the description that `datasets` writes into its tables; none: it says nothing."""
+    """Names of a `ClassLabel`, or of a list of them, from the description that `datasets` writes into its tables; none:
+    it says nothing."""
     try:
         features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        names = features[column].get("feature", features[column])["names"]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list):
         return None
