@@ -24,13 +24,14 @@ class Bounds(NamedTuple):
 
 
 def mean_average_precision(logits: Tensor, labels: Tensor) -> Tensor | None:
-    """Mean over the classes with a positive sample of their average precision, a scalar; none: no class has one."""
+    """Mean over the classes with a positive sample of their average precision, a scalar, from logits (N, C)
+    and labels (N, C); none: no class has one."""
     found = average_precision_bounds(logits, labels)
     return None if found is None else found.low
 
 
 def average_precision_bounds(logits: Tensor, labels: Tensor, slack: float = 0.0) -> Bounds | None:
-    """The same as between what it can be where every logit may be off by as much as half of `slack`.
+    """Between which that scalar lies where every one of the logits (N, C) may be off by half of `slack`.
 
     Average precision is the mean over the positive samples of the precision at their score: of the samples that score
     no less, the share that is positive (Zhu, "Recall, Precision and Average Precision", 2004).
@@ -68,14 +69,15 @@ def _no_less(values: Tensor, than: Tensor) -> Tensor:
 
 
 def micro_f1(logits: Tensor, labels: Tensor) -> Tensor:
-    """F1, a scalar, of all decisions together: twice the hits by the labels that are there and those that are
-    predicted; 0 where there are neither."""
+    """F1, a scalar, of all decisions together, from logits and labels (N, C): twice the hits by the labels that are
+    there and those that are predicted; 0 where there are neither."""
     hits, predicted, there = (each.sum() for each in _decisions(logits, labels))
     return 2 * hits / (predicted + there).clamp(min=1)
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean, a scalar, of the F1 of each class that has a positive sample or is predicted for one; 0 if none is."""
+    """Mean, a scalar, of the F1 of each class that has a positive sample or is predicted for one, from logits and
+    labels (N, C); 0 if there is no such class."""
     hits, predicted, there = _decisions(logits, labels)
     count = predicted + there
     return (2 * hits / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
@@ -89,15 +91,15 @@ def _decisions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def precision_at(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Mean over the samples, a scalar, of the share of their `k` likeliest classes that they have; `k` is C at most,
-    and of equal logits those with lower numbers come first."""
+    """Mean over the samples, a scalar, of the share of their `k` likeliest classes that they have, from logits and
+    labels (N, C); `k` is C at most, and of equal logits those with lower numbers come first."""
     likeliest = logits.double().sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return (labels.gather(-1, likeliest) > 0).double().mean()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Mean over the classes of the expected calibration error (1706.04599) of their probability: |frequency -
-    probability| per bin, weighted with the bin's samples.
+    """Mean over the classes, a scalar, of the expected calibration error (1706.04599) of their probability, from logits
+    and labels (N, C): |frequency - probability| per bin, weighted with the bin's samples.
 
     `bins` are equally wide, each without its lower and with its upper edge.
     """
@@ -107,12 +109,13 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy over samples and classes, a scalar in nats."""
+    """Mean binary cross-entropy over samples and classes, a scalar in nats, from logits and labels (N, C)."""
     return F.binary_cross_entropy_with_logits(logits.double(), labels.double())
 
 
 def recall_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples that have each class, and how many of them are given it: both (C,) int64."""
+    """Samples that have each class, and how many of them are given it: both (C,) int64, from logits and labels
+    (N, C)."""
     there = labels > 0
     return there.sum(0), (there & (logits > 0)).sum(0)
 
@@ -123,7 +126,8 @@ def agreement(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over samples and classes of KL(teacher || student) of a label's probability, a scalar in nats."""
+    """Mean over samples and classes of KL(teacher || student) of a label's probability, a scalar in nats, from both
+    sides' logits (N, C)."""
     given, wanted = logits.double(), teacher.double()
     there = wanted.sigmoid() * (F.logsigmoid(wanted) - F.logsigmoid(given))
     absent = (-wanted).sigmoid() * (F.logsigmoid(-wanted) - F.logsigmoid(-given))
