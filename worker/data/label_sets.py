@@ -35,8 +35,8 @@ def find_label_classes(job: JobSpec, models: Mapping[str, ModelConfig], samples:
     for param, one in samples.items():
         _require_labels(one, param)
     _require_meaning(samples[DATA], job.data)
-    each_once = {param: one._replace(labels=_occurring(one.labels)) for param, one in samples.items()}
-    return find_classes(job, models, each_once)
+    train = samples[DATA]
+    return find_classes(job, models, {DATA: train._replace(labels=_occurring(train.labels))})
 
 
 def _require_labels(samples: Samples, param: str) -> None:

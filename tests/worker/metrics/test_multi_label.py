@@ -1,4 +1,4 @@
-"""Measures of answers with any number of labels, against scikit-learn and torchmetrics, and where they are undefined."""
+"""Measures of answers with any number of labels, against scikit-learn and torchmetrics, and where they fail."""
 
 from __future__ import annotations
 

@@ -68,8 +68,9 @@ class NameLists:
         items = value if self._separator is None else self._split(value)
         if not isinstance(items, list):
             raise self._place.wrong(len(self._values), value, "a list of names of classes")
-        self._values.append([self._item(item, value) for item in items])
-        self._require_each_once(value)
+        found = [self._item(item, value) for item in items]
+        self._require_each_once(found, value)
+        self._values.append(found)
 
     def _split(self, value: object) -> list[str]:
         """The names in a text, without the spaces around them; of one without any there is no name."""
@@ -97,21 +98,16 @@ class NameLists:
             self._known[name] = name
         return self._known[name]
 
-    def _require_each_once(self, value: object) -> None:
-        """A name twice is that name; a number twice is a list of something else than classes."""
-        last = self._values[-1]
-        if len(set(last)) == len(last):
-            return
-        if self._kind is int:
-            self._values.pop()
+    def _require_each_once(self, items: list[Any], value: object) -> None:
+        """A number twice makes a list of something else than classes; a name twice is that name."""
+        if self._kind is int and len(set(items)) < len(items):
             accepted = "numbers of classes, each once; 0 and 1 for every class in a column for each class"
             raise self._place.wrong(len(self._values), value, accepted)
-        self._values[-1] = list(dict.fromkeys(last))
 
     def whole(self) -> list[Any]:
         """N lists of names, or of numbers: so where all names of a format of text alone are whole numbers."""
         if self._separator is None or not self._known or not all(map(is_whole, self._known)):
-            return self._values
+            return [list(dict.fromkeys(items)) for items in self._values]
         numbers = NameLists(self._place, None)
         for names in self._values:
             numbers.add([int(name) for name in names])
