@@ -155,6 +155,8 @@ def _moved_labels(outputs: Tensor, targets: Tensor) -> Moved:
     """Of the labels that enough samples have, and enough do not."""
     positive = targets.sum(0)
     judged = ((positive >= RARE) & (positive <= len(targets) - RARE)).nonzero().flatten()
+    if len(judged) < 2:
+        return {}
     moved = moved_places(outputs[:, judged].sigmoid(), targets[:, judged])
     return {int(judged[own]): int(judged[other]) for own, other in moved.items()}
 
