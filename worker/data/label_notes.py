@@ -24,7 +24,16 @@ def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
     """Oddities of labels (N, C) of 0 and 1 to train and to evaluate on."""
     names = model.class_names or [str(number) for number in range(model.classes or 0)]
     counts = [targets.sum(0).long().tolist() for targets in (train, evaluation)]
-    return [*_label_notes(counts[0], counts[1], names, len(train)), *odd_names(model.class_names or [])]
+    alone = [f"no training sample has more than one label{_joined(names)}"] if train.sum(1).max() <= 1 else []
+    return [*_label_notes(counts[0], counts[1], names, len(train)), *alone, *odd_names(model.class_names or [])]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Names that look as if there were several in one."""
+    joined = [name for name in names if any(mark in name for mark in ",;|")]
+    return (
+        f", and some may be several: {shown_names(joined)} (data.label_separator stands between two)" if joined else ""
+    )
 
 
 def number_notes(train: Tensor) -> list[str]:

@@ -21,6 +21,7 @@ from worker.data.archive import NDArray
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import MAX_BYTES, data_subject, invalid, shown
 from worker.data.labels import DATA, Classes, class_targets, find_classes, is_class
+from worker.errors import UserError
 from worker.limits import reading, room_for
 
 CHUNK = 2**16
@@ -111,8 +112,11 @@ def _require_flags(labels: NDArray, data: Data, param: str) -> None:
 
 def _of_lists(samples: Samples, classes: Classes, data: Data, param: str) -> tuple[Tensor, list[str]]:
     lists, found = samples.labels, _occurring(samples.labels)
-    _require_known(samples, classes, param)
-    places, notes = class_targets(samples._replace(labels=found), classes, data, param)
+    try:
+        places, notes = class_targets(samples._replace(labels=found), classes, data, param)
+    except UserError:
+        _refuse_unknown(samples, classes, param)
+        raise
     place = dict(zip(found if isinstance(found, list) else found.tolist(), places.tolist(), strict=True))
     targets = torch.zeros(len(lists), classes.count)
     lengths = torch.tensor([len(items) for items in lists])
@@ -121,14 +125,14 @@ def _of_lists(samples: Samples, classes: Classes, data: Data, param: str) -> tup
     return targets, notes
 
 
-def _require_known(samples: Samples, classes: Classes, param: str) -> None:
-    """Name the first row with a label that is no class; what else keeps lists apart, `class_targets` names."""
-    known: dict[Any, bool] = {}
+def _refuse_unknown(samples: Samples, classes: Classes, param: str) -> None:
+    """Raise UserError naming the first row with a label that is no class, if there is one."""
     count = classes.count if samples.class_names is None else len(samples.class_names)
+    known: set[Any] = set(classes.names or ()) | set(range(count))
     for row, items in enumerate(samples.labels):
         for item in items:
-            if item not in known:
-                known[item] = is_class(item, classes) if isinstance(item, str) else item < count
-            if not known[item]:
-                accepted = classes.listed.shown if isinstance(item, str) else f"numbers from 0 to {count - 1}"
-                raise invalid(f"label {shown(item)} in row {row} of {param} is no class; accepted: {accepted}", param)
+            if item in known or (isinstance(item, str) and is_class(item, classes)):
+                known.add(item)
+                continue
+            accepted = classes.listed.shown if isinstance(item, str) else f"numbers from 0 to {count - 1}"
+            raise invalid(f"label {shown(item)} in row {row} of {param} is no class; accepted: {accepted}", param)

@@ -163,8 +163,15 @@ def notes(train: list[list[int]], evaluation: list[list[int]]) -> list[str]:
 
 def test_oddities_of_labels_are_told_by_name() -> None:
     assert notes([[1, 1, 0], [1, 0, 1], [0, 1, 1], [0, 0, 0]], [[1, 1, 1]]) == []
+    assert notes([[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2, [[1, 1, 1]]) == ["no training sample has more than one label"]
     found = notes([[1, 0, 0], [1, 1, 0]], [[0, 0, 1]])
     assert found[0].startswith("only 2 of 3 classes have a training sample; without one: 'c'")
     assert "classes that all training samples have, so that there is nothing to tell apart: 'a'" in found
     assert "classes that are evaluated and have no training sample: 'c'" in found
     assert "classes with a single training sample: 'b'" in found
+
+
+def test_names_that_were_not_set_apart_are_told() -> None:
+    one = torch.eye(2).repeat(2, 1)
+    (told,) = label_notes(one, one, described(["a, b", "c"]))
+    assert "no training sample has more than one label, and some may be several: 'a, b' (data.label_separator" in told
