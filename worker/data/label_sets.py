@@ -6,7 +6,7 @@ sample are (`worker.data.labels`): by name, or by number where there are no name
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,6 @@ from worker.limits import reading, room_for
 
 CHUNK = 2**16
 """Rows checked at a time."""
-Lists = Sequence[Sequence[Any]]
-"""Names, or numbers, of the classes of each sample."""
 
 
 def find_label_classes(job: JobSpec, models: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Classes:
