@@ -26,6 +26,8 @@ from worker.students.sentence_folder import is_encoder, longest_text, read_embed
 from worker.transformers_library import library, width_of
 
 PREPROCESSOR = "preprocessor_config.json"
+ONE_CLASS = "single_label_classification"
+"""What the library takes a head for whose configuration does not say."""
 LONGEST = 512
 """Tokens of a text where the model itself would take more, or sets no bound."""
 _ONE_SIZE = frozenset(
@@ -60,9 +62,10 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
 
 
 def _task(config: dict[str, Any], network: Transformers, classes: int) -> TaskName:
-    """The first task whose heads the library calls as the configuration does; where that says nothing, of one number,
-    or of one of several classes."""
-    problem = config.get("problem_type") or ("regression" if classes == 1 else "single_label_classification")
+    """The first task whose heads the library calls as the configuration does; where that says nothing, of one of
+    several classes, and of a single one a number."""
+    problem = config.get("problem_type") or ONE_CLASS
+    problem = "regression" if classes == 1 and problem == ONE_CLASS else problem
     for name in get_args(TaskName):
         if task_of(name).problem_type == problem and network.reads in task_of(name).reads:
             return name  # type: ignore[no-any-return]
