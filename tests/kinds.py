@@ -1,8 +1,8 @@
 """A small job for every kind of loss: what the tests that walk the contract run, in a process or over HTTP.
 
-Images are 8 x 8 and grey; classes are told apart, or three points found. All teachers and students of images are a
-`wide-resnet` or a `vit` of the smallest size; those of pairs of texts are a `bert` with half the teacher's width, those
-of continued texts a `gpt2` whose teacher reads other tokens.
+Images are 8 x 8 and grey; classes are told apart, labels given, or three points found. All teachers and students of
+images are a `wide-resnet` or a `vit` of the smallest size; those of pairs of texts are a `bert` with half the teacher's
+width, those of continued texts a `gpt2` whose teacher reads other tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import save_model
 
-SIDE, CLASSES, POINTS, SAMPLES = 8, 10, 3, 30
+SIDE, CLASSES, LABELS, POINTS, SAMPLES = 8, 10, 5, 3, 30
 WORDS = ["red", "blue", "old", "new", "big", "cat", "dog", "tree", "house", "runs", "sleeps"]
-DATA = {"image-classification": "classes", "keypoints": "points", "embedding": "pairs", "causal-lm": "lines"}
+DATA = {
+    "image-classification": "classes",
+    "multi-label-classification": "labels",
+    "keypoints": "points",
+    "embedding": "pairs",
+    "causal-lm": "lines",
+}
 """Name of each task's file."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -85,7 +91,12 @@ def job_of(kind: str) -> Document:
     """A job that learns by a loss of this kind, in a stage before the main training and beside the labels in it."""
     found: type[LossSpec] = next(one for one in LOSSES if one.model_fields["kind"].default == kind)
     task = task_of(found)
-    labels = {"keypoints": {"kind": "mse"}, "embedding": term("pair-score")}.get(task, {"kind": "cross-entropy"})
+    own = {
+        "multi-label-classification": {"kind": "binary-cross-entropy"},
+        "keypoints": {"kind": "mse"},
+        "embedding": term("pair-score"),
+    }
+    labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
     if kind in ("feature-autoencoder", "inheritance-exploration"):
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
@@ -97,8 +108,8 @@ def job_of(kind: str) -> Document:
 def task_of(kind: type[LossSpec]) -> TaskName:
     """A task that a kind of loss is for."""
     fitting = tasks_for(kind)
-    usual: tuple[TaskName, ...] = ("image-classification", "keypoints", "embedding", "causal-lm")
-    return next(task for task in usual if task in fitting)
+    usual: tuple[TaskName, ...] = ("image-classification", "multi-label-classification", "keypoints", "embedding")
+    return next(task for task in (*usual, "causal-lm") if task in fitting)
 
 
 def small_job(
@@ -129,7 +140,12 @@ def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
     if not any(one.needs_teacher for one in terms):
         return {}
-    named = {"keypoints": "tough", "embedding": "encoder", "causal-lm": "writer"}
+    named = {
+        "multi-label-classification": "tagger",
+        "keypoints": "tough",
+        "embedding": "encoder",
+        "causal-lm": "writer",
+    }
     return {"teacher": {"model": "vit" if student == VIT else named.get(task, "cnn")}}
 
 
@@ -139,6 +155,8 @@ def write_data(folder: Path) -> None:
     labels = np.arange(SAMPLES) % CLASSES
     images = random.integers(60, 196, (CLASSES, SIDE, SIDE))[labels] + random.integers(-40, 40, (SAMPLES, SIDE, SIDE))
     np.savez(folder / f"{DATA['image-classification']}.npz", x=images.astype(np.uint8), y=labels)
+    given = (np.arange(SAMPLES)[:, None] % np.arange(2, 2 + LABELS) == 0).astype(np.uint8)
+    np.savez(folder / f"{DATA['multi-label-classification']}.npz", x=images.astype(np.uint8), y=given)
     points = random.random((SAMPLES, POINTS, 2), dtype=np.float32)
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
@@ -159,8 +177,8 @@ def pairs() -> list[tuple[str, str, int]]:
 
 
 def write_teachers(folder: Path) -> None:
-    """Models with random weights: of classes `cnn`, `other` and `vit`, of points `tough` and `tolerant`, of vectors
-    `encoder`, of continued texts `writer`."""
+    """Models with random weights: of classes `cnn`, `other` and `vit`, of labels `tagger`, of points `tough` and
+    `tolerant`, of vectors `encoder`, of continued texts `writer`."""
     classes: Document = {"classes": CLASSES}
     points: Document = {
         "task": "keypoints",
@@ -171,6 +189,7 @@ def write_teachers(folder: Path) -> None:
         "cnn": _described(WideResNet(depth=10), **classes),
         "other": _described(WideResNet(depth=10, widen=2), **classes),
         "vit": _described(Vit(patch_size=4, width=16, depth=2, heads=2), **classes),
+        "tagger": _described(WideResNet(depth=10), task="multi-label-classification", classes=LABELS),
         "tough": _described(WideResNet(depth=10), **points),
         "tolerant": _described(WideResNet(depth=10), **points),
     }

@@ -48,7 +48,7 @@ TEXTS: Document = {
     "max_length": 8,
 }
 TAGS: Document = {
-    **{"train": "tags.jsonl", "format": "jsonl", "input_columns": ["words"], "label_columns": ["tags"]},
+    **{"train": "words.jsonl", "format": "jsonl", "input_columns": ["words"], "label_columns": ["tags"]},
     "max_length": 8,
 }
 GPT2: Document = {
@@ -56,11 +56,13 @@ GPT2: Document = {
     "config": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16},
 }
 RUNNING: Document = {"train": "texts.csv", "format": "csv", "input_columns": ["text"], "max_length": 8}
+TAGGED: Document = {**TEXTS, "train": "tags.jsonl", "format": "jsonl", "label_columns": ["tags"]}
 TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a", "b"], "label_columns": ["sum"]}
 METRICS = {
     "image-classification": {"accuracy", "nll", "ece", "brier"},
     "text-classification": {"accuracy", "nll", "ece", "brier"},
     "token-classification": {"entity_f1", "entity_precision", "entity_recall", "accuracy", "nll"},
+    "multi-label-classification": {"map", "micro_f1", "macro_f1", "precision_at_1", "precision_at_3", "ece", "nll"},
     "regression": {"rmse", "mae", "r2"},
     "keypoints": {"nme", "failure_rate", "auc"},
     "embedding": {"pearson", "spearman"},
@@ -167,6 +169,10 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     for kind in OF_TEXTS:
         data = {**TEXTS, "augment": [{"kind": kind, **AUGMENTED.get(kind, {})}]}
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
+    given: Document = {"losses": [{"kind": "binary-cross-entropy"}], "epochs": 1}
+    yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
+    mixed = {"train": "labels", "augment": [{"kind": "mixup"}, {"kind": "cutmix"}]}
+    yield "labels of mixed images", small_job(given, kinds.CNN, "multi-label-classification", data=mixed)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
     for name, student in LAYERED.items():
@@ -226,12 +232,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def write_tables(folder: Path) -> None:
-    """Texts of two classes, a table whose last column is the sum of the others, and images with two numbers each."""
+    """Texts of two classes and of any number of labels, a table whose last column is the sum of the others, and images
+    with two numbers each."""
     random = np.random.default_rng(0)
     words = [("a good day", "pleased"), ("a bad night", "cross")]
     write_csv(folder / "texts.csv", ("text", "label"), [words[index % 2] for index in range(SAMPLES)])
-    lines = [json.dumps({"words": text.split(), "tags": ["O", "B-MOOD", "O"]}) for text, _ in words]
-    (folder / "tags.jsonl").write_text("\n".join(lines[index % 2] for index in range(SAMPLES)) + "\n")
+    sentences = [json.dumps({"words": text.split(), "tags": ["O", "B-MOOD", "O"]}) for text, _ in words]
+    (folder / "words.jsonl").write_text("\n".join(sentences[index % 2] for index in range(SAMPLES)) + "\n")
+    tags = [["day"], ["night", "bad"], []]
+    lines = [json.dumps({"text": words[index % 2][0], "tags": tags[index % 3]}) for index in range(SAMPLES)]
+    (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
     rows = random.random((SAMPLES, 2))
     write_csv(folder / "table.csv", ("a", "b", "sum"), [(a, b, a + b) for a, b in rows.tolist()])
     images = random.integers(0, 256, (SAMPLES, SIDE, SIDE), dtype=np.uint8)

@@ -48,11 +48,15 @@ PLAYED = (
     *("shakespeare-teacher.yaml", "shakespeare.yaml", "shakespeare-on-policy.yaml"),
 )
 """Examples that the programs send."""
-MADE_FIRST = ("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml", "token-classification-teacher.yaml")
+MADE_FIRST = (
+    *("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
+    *("token-classification-teacher.yaml", "multi-label-teacher.yaml"),
+)
 """Other examples whose models others learn from."""
 TAUGHT_BY = {
     "sst2.yaml": ["sst2-teacher.yaml"],
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
+    "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
@@ -102,6 +106,7 @@ def write_data(folder: Path) -> None:
     """Data files by the names that the examples use."""
     for name in ("digits", "faces", "tags"):
         getattr(example(name), f"write_{name}")(folder)
+    example("digit_pages").write_pages(folder)
     write_images(folder / "images.npz", write_checkpoint(folder / "resnet8.th"))
     example("archives").write_parts(folder / "images.npz", folder, "cifar10")
     for name, rows in (("sst2.tsv.gz", 200), ("sst2-dev.tsv.gz", 40)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, mutual, optimizers
+from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, multi_label, mutual, optimizers
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -20,6 +20,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ferkd": labels.ferkd,
     "fkd_soft_labels": labels.fkd_soft_labels,
     "facial_kd_loss": labels.facial_kd_loss,
+    "mld": multi_label.mld,
     "rkd": features.rkd,
     "ab": features.ab,
     "overhaul_ofd": features.overhaul,

@@ -43,7 +43,7 @@ def output_name(model: Model) -> str:
     """Name of the graph's output."""
     if model.config.embedding is not None:
         return "embeddings"
-    return "logits" if model.config.chooses else "outputs"
+    return "logits" if model.config.gives_logits else "outputs"
 
 
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:

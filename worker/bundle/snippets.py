@@ -129,7 +129,7 @@ def _answer(config: ModelConfig) -> str:
     """Of a graph's output."""
     if config.embedding is not None:
         return "embeddings"
-    return "logits" if config.chooses else "outputs"
+    return "logits" if config.gives_logits else "outputs"
 
 
 def _samples(card: TaskCard, job: JobSpec, config: ModelConfig, kind: str) -> list[str]:

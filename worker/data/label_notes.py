@@ -20,23 +20,54 @@ def class_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
     return [*_class_notes(counts[0], counts[1], names), *odd_names(model.class_names or [])]
 
 
+def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+    """Oddities of labels (N, C) of 0 and 1 to train and to evaluate on."""
+    names = model.class_names or [str(number) for number in range(model.classes or 0)]
+    counts = [targets.sum(0).long().tolist() for targets in (train, evaluation)]
+    alone = [f"no training sample has more than one label{_joined(names)}"] if train.sum(1).max() <= 1 else []
+    return [*_label_notes(counts[0], counts[1], names, len(train)), *alone, *odd_names(model.class_names or [])]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Names that look as if there were several in one."""
+    joined = [name for name in names if any(mark in name for mark in ",;|")]
+    return (
+        f", and some may be several: {shown_names(joined)} (data.label_separator stands between two)" if joined else ""
+    )
+
+
 def number_notes(train: Tensor) -> list[str]:
     """Oddities of numbers (N, T) to train on."""
     return list(_number_notes(train))
 
 
 def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequence[str]) -> Iterator[str]:
-    missing = [name for name, count in zip(names, train, strict=True) if not count]
-    present = len(names) - len(missing)
-    if missing:
-        yield f"only {present} of {len(names)} classes have a training sample; without one: {shown_names(missing)}"
-    if present == 1:
+    yield from _missing_notes(train, names)
+    if sum(count > 0 for count in train) == 1:
         only = next(name for name, count in zip(names, train, strict=True) if count)
         yield f"all training samples are of class {only!r}: there is nothing to tell apart"
-    both = list(zip(names, train, evaluation, strict=True))
     if not train[0] and not evaluation[0] and names[0] == "0" and sum(train) > 0:
         first = next(number for number, count in enumerate(train) if count)
         yield f"labels begin at {first}, classes are counted from 0: class 0 has no sample in data.train and data.eval"
+    yield from _rare_notes(train, evaluation, names)
+
+
+def _label_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequence[str], count: int) -> Iterator[str]:
+    yield from _missing_notes(train, names)
+    if always := [name for name, having in zip(names, train, strict=True) if having == count]:
+        yield f"classes that all training samples have, so that there is nothing to tell apart: {shown_names(always)}"
+    yield from _rare_notes(train, evaluation, names)
+
+
+def _missing_notes(train: Sequence[int], names: Sequence[str]) -> Iterator[str]:
+    missing = [name for name, count in zip(names, train, strict=True) if not count]
+    if missing:
+        present = len(names) - len(missing)
+        yield f"only {present} of {len(names)} classes have a training sample; without one: {shown_names(missing)}"
+
+
+def _rare_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequence[str]) -> Iterator[str]:
+    both = list(zip(names, train, evaluation, strict=True))
     if unseen := [name for name, learned, evaluated in both if evaluated and not learned]:
         yield f"classes that are evaluated and have no training sample: {shown_names(unseen)}"
     if single := [name for name, count in zip(names, train, strict=True) if count == 1]:

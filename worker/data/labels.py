@@ -170,7 +170,7 @@ def _of_texts(labels: list[str], classes: Classes, param: str, place: Callable[[
     try:
         match = match_classes(ClassList(param, len(names), names), classes.listed)
     except ClassMismatch as error:
-        wrong = next((index for index, label in enumerate(labels) if not _is_class(label, classes)), None)
+        wrong = next((index for index, label in enumerate(labels) if not is_class(label, classes)), None)
         where = f"label {shown(labels[wrong])} at {place(wrong)} of {param} is no class; " if wrong is not None else ""
         raise invalid(f"{where}{error}", param) from None
     number = dict(zip(names, match.places, strict=True))
@@ -178,5 +178,6 @@ def _of_texts(labels: list[str], classes: Classes, param: str, place: Callable[[
     return targets, [match.note] if match.note else []
 
 
-def _is_class(label: str, classes: Classes) -> bool:
+def is_class(label: str, classes: Classes) -> bool:
+    """Whether a name is that of one of the classes."""
     return _knows(ClassList("", 1, [label]), classes.listed)

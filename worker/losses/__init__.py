@@ -16,6 +16,7 @@ from worker.losses.divergences import AklTerm, DivergenceTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
+from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
@@ -41,6 +42,8 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.KdTopk: KdTopkTerm,
     spec.KdRel: KdRelTerm,
     spec.Ferkd: FerkdTerm,
+    spec.BinaryCrossEntropy: BinaryCrossEntropyTerm,
+    spec.BinaryKd: BinaryKdTerm,
     spec.Mse: MseTerm,
     spec.SmoothL1: SmoothL1Term,
     spec.Wing: WingTerm,

@@ -128,7 +128,7 @@ def _name_answers(described: Any, config: ModelConfig) -> None:
     names = config.class_names or [f"LABEL_{number}" for number in range(config.outputs)]
     described.id2label = dict(enumerate(names))
     described.label2id = {name: number for number, name in enumerate(names)}
-    described.problem_type = "single_label_classification" if config.classes else "regression"
+    described.problem_type = config.task_spec.problem_type
 
 
 def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from app.recipe.students.architectures import SET_FROM_THE_JOB, Transformers
 from app.recipe.students.hugging_face import DOCUMENTS, parse_object, refuse_code
 from app.recipe.students.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
-from app.recipe.tasks import TaskName
+from app.recipe.tasks import TASKS, TaskName, task_of
 from worker.data.formats.columns import CLASS_NAME, is_class_name
 from worker.data.formats.faults import shown
 from worker.data.library_tokenizers import SETTINGS
@@ -26,6 +26,8 @@ from worker.students.sentence_folder import is_encoder, longest_text, read_embed
 from worker.transformers_library import library, width_of
 
 PREPROCESSOR = "preprocessor_config.json"
+ONE_CLASS = "single_label_classification"
+"""What the library takes a head for whose configuration does not say."""
 LONGEST = 512
 """Tokens of a text where the model itself would take more, or sets no bound."""
 _ONE_SIZE = frozenset(
@@ -51,15 +53,11 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     if network.decodes:
         return ModelConfig(task="causal-lm", architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
-    if _answers_by_token(config):
-        tags: dict[str, Any] = {"classes": classes, "class_names": names}
-        return ModelConfig(task="token-classification", architecture=network, input=_texts(settings, folder), **tags)
-    regression = config.get("problem_type") == "regression" or classes == 1
-    if config.get("problem_type") == "multi_label_classification":
-        raise InvalidModel("config.json: problem_type is multi_label_classification; one class per sample is accepted")
-    answer: dict[str, Any] = {"targets": classes} if regression else {"classes": classes, "class_names": names}
+    task = _task(config, network, classes)
+    answer: dict[str, Any] = {"classes": classes, "class_names": names}
+    if task_of(task).sized_by == "targets":
+        answer = {"targets": classes}
     sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)
-    task: TaskName = "regression" if regression else f"{network.reads[:-1]}-classification"  # type: ignore[assignment]
     return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **answer)
 
 
@@ -67,6 +65,20 @@ def _answers_by_token(config: dict[str, Any]) -> bool:
     """Whether the network that was stored gives classes of tokens, by the name of its class."""
     kinds = config.get("architectures")
     return isinstance(kinds, list) and any(str(kind).endswith("ForTokenClassification") for kind in kinds)
+
+
+def _task(config: dict[str, Any], network: Transformers, classes: int) -> TaskName:
+    """The first task whose heads the library calls as the configuration does; where that says nothing, of one of
+    several classes, and of a single one a number."""
+    if _answers_by_token(config):
+        return next(name for name in get_args(TaskName) if task_of(name).per_token)
+    problem = config.get("problem_type") or ONE_CLASS
+    problem = "regression" if classes == 1 and problem == ONE_CLASS else problem
+    for name in get_args(TaskName):
+        if task_of(name).problem_type == problem and network.reads in task_of(name).reads:
+            return name  # type: ignore[no-any-return]
+    known = ", ".join(sorted({str(task.problem_type) for task in TASKS.values() if task.problem_type}))
+    raise InvalidModel(f"config.json: problem_type is {shown(problem)}; accepted: {known}")
 
 
 def _encoder(network: Transformers, settings: dict[str, Any], folder: Path) -> ModelConfig:

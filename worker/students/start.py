@@ -12,6 +12,7 @@ from app.recipe.data.class_rules import model_classes
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Pretrained, Timm, Transformers
+from app.recipe.students.model import ModelConfig
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
 from worker.students.model import Model, last_layer
@@ -51,7 +52,8 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
                 _start_timm(student, load_model(folder))
             else:
                 take_over(student, load_model(folder), EVERY_LAYER)
-            places = _places(student, job, job.student, folder)
+            theirs = read_config(folder)
+            places = _places(student, job, job.student, theirs)
         except ClassMismatch as error:
             _fill(student, fresh)
             warn(f"the student's last layer begins anew: {error}; student.class_order can name what it knows")
@@ -60,13 +62,15 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
             raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
         _fill(student, [weight[list(places)] for weight in _last_weights(student)])
+    elif student.config.has_head and theirs.task != student.config.task:  # the same shape, and another question
+        _fill(student, fresh)
     return student
 
 
-def _places(student: Model, job: JobSpec, origin: Pretrained, folder: Path) -> Sequence[int] | None:
+def _places(student: Model, job: JobSpec, origin: Pretrained, theirs: ModelConfig) -> Sequence[int] | None:
     """For each of the student's classes its number in the stored model, whose last layer was taken over; none: it was
     not, or does not tell classes apart. Raises ClassMismatch."""
-    ours, theirs = student.config, read_config(folder)
+    ours = student.config
     if ours.classes is None or (ours.task, ours.classes) != (theirs.task, theirs.classes):
         return None
     wanted = ClassList("data.train", ours.classes, ours.class_names)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from worker.tasks import causal_lm, classification, embedding, keypoints, regression, token_classification
+from worker.tasks import causal_lm, classification, embedding, keypoints, multi_label, regression, token_classification
 from worker.tasks.base import Task
 
 _ALL: tuple[Task, ...] = (
     classification.IMAGES,
     classification.TEXTS,
+    multi_label.LABELS,
     token_classification.TAGS,
     regression.NUMBERS,
     keypoints.POINTS,

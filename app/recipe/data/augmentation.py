@@ -77,7 +77,7 @@ class Mixup(Augmentation):
     """Weighted mean of two samples and of their labels."""
 
     paper: ClassVar[Paper | None] = Paper("mixup: Beyond Empirical Risk Minimization", "1710.09412")
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "numbers"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images", "table")
     mixes: ClassVar[bool] = True
     kind: Literal["mixup"] = "mixup"
@@ -93,7 +93,7 @@ class CutMix(Augmentation):
     paper: ClassVar[Paper | None] = Paper(
         "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", "1905.04899"
     )
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels"})
     mixes: ClassVar[bool] = True
     kind: Literal["cutmix"] = "cutmix"
     alpha: MixParameter = 1.0
@@ -106,7 +106,7 @@ class SelfMix(Augmentation):
     """A box of another view of the same image in place of its own, or the weighted mean of both; the label stays."""
 
     paper: ClassVar[Paper | None] = Paper("FerKD: Surgical Label Adaptation for Efficient Distillation", "2312.17473")
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels"})
     mixes: ClassVar[bool] = True
     kind: Literal["self-mix"] = "self-mix"
     how: Literal["box", "mean"] = "box"

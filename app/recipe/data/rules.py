@@ -62,10 +62,10 @@ def _format_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
 
 
 def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
-    for field in ("eval_input_columns", "eval_label_columns"):
-        if getattr(data, field) is not None and (path := f"data.{field}") not in task.options:
-            found = f"is for {tasks_with(path)}, the task is {task.name}"
-            yield Problem(path, found, "none: as in data.train")
+    usual = {"eval_input_columns": "none: as in data.train", "eval_label_columns": "none: as in data.train"}
+    for field, accepted in {**usual, "label_separator": "none"}.items():
+        if getattr(data, field, None) is not None and (path := f"data.{field}") not in task.options:
+            yield Problem(path, f"is for {tasks_with(path)}, the task is {task.name}", accepted)
     yield from task.column_problems(data)
 
 

@@ -16,6 +16,7 @@ from app.recipe.data.tokenizers import Tokenizer
 Key = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
 Shade = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=4096)]
+Separator = Annotated[str, Field(min_length=1, max_length=8, pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]+$")]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -144,9 +145,10 @@ class Table(Texts):
 
     label_columns: MaybeColumns = []
     """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
-    keypoints in the order x, y of each point, as fractions of the image's width and height. For embeddings the score of
-    a pair, where it has one; for causal-lm none: a text is its own answer; for token-classification one
-    column of lists of tags, one for every word. All other tasks need it."""
+    multi-label-classification a column of 0 and 1 for each class, called as the class, or one column of lists of names;
+    for token-classification one column of lists of tags, one for every word. For keypoints in the order x, y of each
+    point, as fractions of the image's width and height. For embeddings the score of a pair, where it has one; for
+    causal-lm none: a text is its own answer. All other tasks need it."""
 
     chat_date: Day | None = None
     """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;
@@ -183,8 +185,9 @@ class ImageData(Data):
     point."""
 
     label_key: Key = "y"
-    """Name of the array of labels: (N,) integers from 0 to classes - 1; for regression numbers (N,) or (N, T); for
-    keypoints (N, K, 2), x before y, as fractions of the image's width and height."""
+    """Name of the array of labels: (N,) integers from 0 to classes - 1; for multi-label-classification (N, C) of 0 and
+    1, also as booleans; for regression numbers (N,) or (N, T); for keypoints (N, K, 2), x before y, as fractions of the
+    image's width and height."""
 
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """Order of the axes of a four-dimensional array of images."""
@@ -208,6 +211,16 @@ class CsvData(Table):
     """What stands between two values."""
     quoted: bool = True
     """A value may stand in double quotes; false: a quote is a character like any other."""
+    label_separator: Annotated[str, Field(min_length=1, max_length=8, pattern=r"^[^\x00-\x08\x0a-\x1f]+$")] | None = (
+        None
+    )
+    """For multi-label-classification: what stands between two names of classes in one value of the label column; none:
+    `|`. A value with no name in it is a sample without labels."""
+
+    @property
+    def separates_labels(self) -> str:
+        """What stands between two names of classes."""
+        return self.label_separator or "|"
 
 
 class JsonlData(Table):

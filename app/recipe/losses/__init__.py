@@ -2,7 +2,8 @@
 
 Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
 softmax(logits / T) over the classes; T is `temperature`, and 1 for terms without one. A loss is the mean over the rows.
-In the task `embedding` every text is a row, and a pair is two.
+In the task `embedding` every text is a row, and a pair is two; in `multi-label-classification` p and q are
+sigmoids, one for each class.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ from app.recipe.losses.logits import (
     SkewReverseKl,
     Tvd,
 )
+from app.recipe.losses.multi_label import (
+    BinaryCrossEntropy,
+    BinaryKd,
+)
 from app.recipe.losses.numbers import (
     Assistive,
     Mse,
@@ -69,6 +74,8 @@ __all__ = [
     "Assistive",
     "AttentionRelation",
     "BdKd",
+    "BinaryCrossEntropy",
+    "BinaryKd",
     "Contrastive",
     "CrossEntropy",
     "Dist",
@@ -128,6 +135,8 @@ Loss = Annotated[
     | KdRel
     | Uskd
     | Ferkd
+    | BinaryCrossEntropy
+    | BinaryKd
     | Hint
     | Rkd
     | AttentionRelation

@@ -62,11 +62,13 @@ class LogitMse(LossSpec):
         "Exploring the Connection between Knowledge Distillation and Logits Matching", "2109.06458"
     )
     equation: ClassVar[str] = "1 / (2 C) sum_c (z_c - v_c)^2, z and v the logits of student and teacher"
-    answers: ClassVar[frozenset[Answer]] = BY_ROW
+    applies: ClassVar[str] = "Classification, of several labels too, with a teacher of the same classes."
+    answers: ClassVar[frozenset[Answer]] = BY_ROW | {"labels"}
     kind: Literal["logit-mse"] = "logit-mse"
     centered: bool = False
     """Subtracts each side's mean over the classes first: exactly the limit of `kd` at an infinite temperature. Without
-    it, a difference of the means contributes too."""
+    it, a difference of the means contributes too. Not for labels with a sigmoid each: there the mean depends on how
+    many there are."""
 
 
 class Dkd(Softened):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
-from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, Loss, PairScore
+from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
 from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
 
@@ -26,6 +26,9 @@ def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator
 def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
     if not job.task_spec.fits(type(term)):
         yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
+    if isinstance(term, LogitMse) and term.centered and not job.task_spec.chooses:
+        found = f"is true, and the mean of the logits counts for {job.task}"
+        yield Problem(f"{path}.centered", found, "false")
     if isinstance(term, Contrastive | PairScore):
         yield from _pair_problems(job, term, path)
     names = [teacher.name for teacher in job.all_teachers]

@@ -139,9 +139,9 @@ class ModelConfig(Spec):
         return self.task_spec.answers not in ("tokens", "vectors")
 
     @property
-    def chooses(self) -> bool:
-        """Whether its numbers are logits, of classes or of tokens."""
-        return self.task_spec.chooses
+    def gives_logits(self) -> bool:
+        """Whether its numbers are logits, of classes, labels or tokens."""
+        return self.task_spec.gives_logits
 
     @property
     def file_name(self) -> str:

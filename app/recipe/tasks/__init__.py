@@ -10,12 +10,14 @@ from app.recipe.tasks.causal_lm import CausalLmSpec
 from app.recipe.tasks.classification import ImageClassificationSpec, TextClassificationSpec
 from app.recipe.tasks.embedding import EmbeddingSpec
 from app.recipe.tasks.keypoints import KeypointsSpec
+from app.recipe.tasks.multi_label import MultiLabelSpec
 from app.recipe.tasks.regression import RegressionSpec
 from app.recipe.tasks.token_classification import TokenClassificationSpec
 
 TaskName = Literal[
     "image-classification",
     "text-classification",
+    "multi-label-classification",
     "token-classification",
     "regression",
     "keypoints",
@@ -25,6 +27,7 @@ TaskName = Literal[
 _SPECS: tuple[TaskSpec, ...] = (
     ImageClassificationSpec(),
     TextClassificationSpec(),
+    MultiLabelSpec(),
     TokenClassificationSpec(),
     RegressionSpec(),
     KeypointsSpec(),

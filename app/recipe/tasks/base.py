@@ -66,6 +66,8 @@ class TaskSpec:
     metrics: ClassVar[Mapping[str, bool]]
     """Metrics that a model is measured by on its own, by name: whether higher is better."""
     main_metric: ClassVar[MainMetric]
+    problem_type: ClassVar[str | None] = None
+    """The Transformers library's word for what a head of it is asked; none: the library has no word for it."""
     options: ClassVar[frozenset[str]] = frozenset()
     """Paths of the fields of a job that mean something for this task and not for every other."""
     packs_texts: ClassVar[bool] = False
@@ -85,6 +87,11 @@ class TaskSpec:
     def chooses(self) -> bool:
         """Whether the output is logits of a softmax, over classes or tokens."""
         return self.answers in ("classes", "tokens")
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the output is logits: of that softmax, or of a sigmoid for each label."""
+        return self.chooses or self.answers == "labels"
 
     def fits(self, option: type[TaskOption]) -> bool:
         """Whether a loss, optimizer, augmentation or method is for this task."""

@@ -13,6 +13,7 @@ from app.recipe.tasks.base import MainMetric, TaskSpec
 class _ClassificationSpec(TaskSpec):
     answers = "classes"
     sized_by = "classes"
+    problem_type = "single_label_classification"
     metrics = {"accuracy": True, "nll": False, "ece": False, "adaptive_ece": False, "brier": False}
     main_metric = MainMetric("accuracy", higher_is_better=True, tie_breaker="nll")
 

@@ -21,6 +21,7 @@ class KeypointsSpec(TaskSpec):
     model_types = IMAGE_MODEL_TYPES
     answers = "numbers"
     sized_by = "targets"
+    problem_type = "regression"
     metrics = {"nme": False, "failure_rate": False, "auc": True}
     main_metric = MainMetric("nme", higher_is_better=False)
     options = frozenset({"evaluation.nme_points", "data.augment.pairs"})

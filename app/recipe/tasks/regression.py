@@ -19,6 +19,7 @@ class RegressionSpec(TaskSpec):
     model_types = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES)
     answers = "numbers"
     sized_by = "targets"
+    problem_type = "regression"
     metrics = {"mse": False, "rmse": False, "mae": False, "r2": True, "pearson": True}
     main_metric = MainMetric("rmse", higher_is_better=False)
     label_shape = "(N,) or (N, T) numbers"

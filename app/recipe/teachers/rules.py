@@ -80,7 +80,9 @@ def cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterato
 
 def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     if not job.task_spec.chooses:
-        yield Problem("teacher_cache.store", f"is top-k, and {job.task} has no classes", "dense or off")
+        yield Problem(
+            "teacher_cache.store", f"is top-k, and answers of {job.task} are no distributions", "dense or off"
+        )
         return
     known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
     classes = min([count for count in (job.data.told_classes, *known) if count is not None], default=k)

@@ -513,3 +513,16 @@ async def test_the_memory_of_a_model_of_texts_is_told_before_anybody_counts_its_
     assert (view["valid"], view["total_steps"], view["parameters"]) == (True, None, None)
     assert view["estimate"]["memory_bytes"] > 500 << 20
     assert view["estimate"]["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("task", "loss"), [("regression", "mse"), ("multi-label-classification", "binary-cross-entropy")]
+)
+async def test_nothing_is_told_of_a_network_of_numbers_whose_table_nobody_has_read(
+    api: Api, task: str, loss: str
+) -> None:
+    sent = await api.client.post("/v1/files", params={"name": "a.csv"}, content=b"a,b\n1,2\n3,4\n")
+    data = {"train": sent.json()["id"], "format": "csv", "input_columns": ["a"], "label_columns": ["b"]}
+    asked = {"task": task, "data": data, "student": {"architecture": "mlp"}, "recipe": {"losses": [{"kind": loss}]}}
+    view = (await api.client.post("/v1/jobs/validate", json=asked)).json()
+    assert (view["valid"], view["total_steps"], view["estimate"]) == (True, None, None)

@@ -179,6 +179,35 @@ def test_shards_lie_in_the_folder(tmp_path: Path, place: object) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["vit", "bert"])
+def test_a_head_that_the_library_calls_multi_label_is_described_as_one(tmp_path: Path, model_type: str) -> None:
+    names = {"0": "cat", "1": "dog", "2": "eel", "3": "fox", "4": "gnu"}
+    model = uploaded(tmp_path, model_type, problem_type="multi_label_classification", id2label=names)
+    (tmp_path / "vocab.txt").write_text("\n".join([WORDS[1], WORDS[0], *WORDS[2:]]))
+    config = read_config(tmp_path)
+    assert (config.task, config.classes, config.targets) == ("multi-label-classification", 5, None)
+    assert config.class_names == list(names.values())
+    samples = builders.samples(model.config)
+    torch.testing.assert_close(load_model(tmp_path)(samples), Model(model.config, model.network)(samples))
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        ("image-classification", "single_label_classification"),
+        ("multi-label-classification", "multi_label_classification"),
+        ("regression", "regression"),
+        ("keypoints", "regression"),
+    ],
+)
+def test_the_library_is_told_what_a_head_answers(tmp_path: Path, task: str, problem: str) -> None:
+    answer: dict[str, Any] = {"classes": 4} if "classification" in task else {"targets": 4, "classes": None}
+    save_model(Model(builders.described(builders.network("vit"), task=task, **answer)), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == problem
+    (tmp_path / "stillhouse.json").unlink()
+    assert read_config(tmp_path).task == ("regression" if task == "keypoints" else task)
+
+
 def test_former_names_of_weights_are_understood(tmp_path: Path) -> None:
     model = uploaded(tmp_path, "bert")
     (tmp_path / "vocab.txt").write_text("\n".join([WORDS[1], WORDS[0], *WORDS[2:]]))  # padding as in the model
@@ -220,7 +249,7 @@ def test_a_configuration_of_far_more_weights_costs_no_memory(tmp_path: Path) -> 
     [
         ("config.json", {"auto_map": {"AutoModel": "x--m.M"}}, "auto_map"),
         ("config.json", {"model_type": "mystery"}, "model_type"),
-        ("config.json", {"problem_type": "multi_label_classification"}, "multi_label"),
+        ("config.json", {"problem_type": "guessing"}, "multi_label_classification, regression, single_label_classif"),
         ("config.json", {"id2label": {"0": "a", "2": "b"}}, "id2label"),
         ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "x--m.M"}}, "auto_map"),
         ("preprocessor_config.json", {"image_mean": [0.5]}, "image_mean"),

@@ -86,6 +86,19 @@ def test_with_other_classes_only_what_makes_the_answer_is_fresh(kind: str, tmp_p
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - other)
 
 
+@pytest.mark.parametrize("kind", ["bert", "vit", "zoo"])
+def test_with_as_many_answers_to_another_question_what_makes_them_is_fresh(kind: str, tmp_path: Path) -> None:
+    model = Model(zoo(Mlp(hidden=[6]))) if kind == "zoo" else builders.model(kind)
+    student = started(model, stored(tmp_path / "m", model), task="multi-label-classification")
+    torch.manual_seed(1)
+    fresh = Model(student.config).network.state_dict()
+    ours, theirs = student.network.state_dict(), model.network.state_dict()
+    last = {name for name in ours if ours[name].shape[:1] == (5,)}
+    assert last
+    assert all(torch.equal(ours[name], fresh[name]) for name in last)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - last)
+
+
 def renamed(folder: Path, change: Any) -> None:
     """The stored weights, changed as a whole."""
     weights = load_file(folder / WEIGHTS)

@@ -96,8 +96,8 @@ class Augmenter:
     def __call__(self, batch: Batch, epoch: int) -> Batch:
         """The batch as it looks in `epoch` of training, its `epoch` the augmentation epoch.
 
-        Images become float32, of the range that they are stored in; where anything mixes samples, classes become
-        probabilities (B, C) float32.
+        Images become float32, of the range that they are stored in; where anything mixes samples, classes (B,)
+        become probabilities (B, C) float32.
         """
         drawn = self._draw(self.cycle(epoch))
         own = self._apart(batch, drawn.steps)
@@ -124,7 +124,7 @@ class Augmenter:
         return changed
 
     def _targets(self, targets: Tensor) -> Tensor:
-        if not self._mixes or self._classes is None:
+        if not self._mixes or self._classes is None or targets.ndim == 2:  # labels of which each is there or not
             return targets
         return F.one_hot(targets, self._classes).float()
 

@@ -42,7 +42,8 @@ def read_samples(path: Path, data: Data, reader: ColumnReader, param: str) -> Sa
 
     Raises UserError (`invalid_data`) naming the field, the row or index and the value at fault.
     """
-    return _READERS[type(data)](path, data.at(param), reader, param)
+    own = data.at(param)
+    return _READERS[type(data)](path, own, reader.for_data(own), param)
 
 
 def read_pieces(path: Path, data: Data, param: str, folder: Path) -> Iterator[TextSamples | Chats]:

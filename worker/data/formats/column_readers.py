@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from app.recipe.data.sources import HfData, ParquetData
+from app.recipe.data.sources import Data, HfData, ParquetData
 from worker.data.archive import NDArray
 from worker.data.formats.columns import (
     CellLocation,
@@ -37,6 +37,10 @@ class ColumnReader(ABC):
     def __init__(self, task: str, *, texts: bool = False) -> None:
         """`task` is named in messages; `texts`: inputs are texts, also where they look like numbers."""
         self._task, self._texts = task, texts
+
+    def for_data(self, data: Data) -> Self:
+        """The same for a file that is read as `data` says."""
+        return self
 
     def input_column(self, first: object, place: CellLocation, *, typed: bool) -> Column:
         """A column of inputs whose first value is `first`; `typed`: the format has types of its own."""

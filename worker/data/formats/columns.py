@@ -29,8 +29,8 @@ class ChatMessage(NamedTuple):
 T = TypeVar("T")
 Talk = list[ChatMessage]
 Values = NDArray | list[Any]
-"""One column: texts or names, chats, lists of names, classes (N,) int64, numbers (N, T) float32, or images (N, C, H, W)
-uint8."""
+"""One column: texts or names, chats, lists of names, classes (N,) int64, 0 and 1 (N,) uint8, numbers (N, T) float32, or
+images (N, C, H, W) uint8."""
 
 
 class TextSamples(NamedTuple):
@@ -80,7 +80,8 @@ class Samples(NamedTuple):
     inputs: NDArray | TextSamples
     """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
     labels: Values
-    """Classes (N,) int64 or names of classes, numbers (N, T) float32, or what else the task's `ColumnReader` makes."""
+    """Classes (N,) int64 or names of classes, 0 and 1 (N, C), lists of classes, numbers (N, T) float32, or what else
+    the task's `ColumnReader` makes."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., where the file tells them."""
     rows_per_sample: int = 1

@@ -10,7 +10,7 @@ from app.recipe.base import EVERY_ANSWER
 from app.recipe.data.augmentation import AUGMENTATIONS, CutMix, Mixup, TokenMask
 from app.recipe.data.sources import FORMATS
 from app.recipe.job import JobSpec
-from app.recipe.losses import LOSSES, CrossEntropy, Hint, Kd, Mse, Uld
+from app.recipe.losses import LOSSES, BinaryKd, CrossEntropy, Hint, Kd, LogitMse, Mse, Uld
 from app.recipe.optimizers import NormalizedGd
 from app.recipe.students.hugging_face import MODEL_TYPES
 from app.recipe.students.model import ModelConfig
@@ -53,9 +53,23 @@ def test_every_option_is_for_some_task() -> None:
         (Uld, ["causal-lm"]),
         (Mse, ["regression", "keypoints"]),
         (Hint, [name for name in TASKS if name != "token-classification"]),
-        (Mixup, ["image-classification", "regression"]),
-        (CutMix, ["image-classification"]),
-        (TokenMask, ["text-classification", "token-classification", "regression", "embedding"]),
+        (BinaryKd, ["multi-label-classification"]),
+        (
+            LogitMse,
+            [
+                "image-classification",
+                "text-classification",
+                "multi-label-classification",
+                "token-classification",
+                "causal-lm",
+            ],
+        ),
+        (Mixup, ["image-classification", "multi-label-classification", "regression"]),
+        (CutMix, ["image-classification", "multi-label-classification"]),
+        (
+            TokenMask,
+            ["text-classification", "multi-label-classification", "token-classification", "regression", "embedding"],
+        ),
         (NormalizedGd, ["image-classification", "text-classification", "token-classification"]),
     ],
 )

@@ -134,6 +134,18 @@ def test_mixup_is_one_weight_for_pixels_and_labels() -> None:
     torch.testing.assert_close(found.inputs["images"].mean((1, 2, 3)) / 200, found.targets[:, 0])
 
 
+def test_labels_that_are_there_or_not_become_shares_where_samples_are_mixed() -> None:
+    images = (LABELS == 0).view(-1, 1, 1, 1).expand(23, 1, 12, 10).to(torch.uint8) * 200
+    flags = torch.stack([LABELS == 0, LABELS > 1, torch.zeros(23), torch.ones(23)], 1).float()
+    samples = whole_split({"images": images}, flags)
+    plain = Augmenter(options([{"kind": "crop"}]), samples, 4, 2)(samples, 0)
+    assert torch.equal(plain.targets, flags)
+    for kind in ("mixup", "cutmix"):
+        found = Augmenter(options([{"kind": kind, "alpha": 1.0, "probability": 1.0}]), samples, 4, 2)(samples, 0)
+        torch.testing.assert_close(found.inputs["images"].mean((1, 2, 3)) / 200, found.targets[:, 0])
+        assert found.targets[:, 2:].tolist() == flags[:, 2:].tolist()
+
+
 def test_mixup_of_rows_mixes_their_numbers() -> None:
     rows = torch.arange(12.0).view(6, 2)
     samples = whole_split({"table": rows}, 10 * rows)
