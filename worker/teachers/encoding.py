@@ -143,7 +143,8 @@ class LogitsOfTokens:
     def decode(self, columns: Columns) -> Tensor:
         """Logits (B, S, C), in float32."""
         rows = {name: column.reshape(len(column) * self.tokens, -1) for name, column in columns.items()}
-        return self._each.decode(rows).unflatten(0, (-1, self.tokens))
+        found = self._each.decode(rows)
+        return found.view(-1, self.tokens, found.shape[1])
 
 
 def build_encoding(kept: Kept, outputs: int, tokens: int | None = None, *, hidden: bool = True) -> Encoding:

@@ -87,3 +87,15 @@ def test_more_logits_than_classes_are_refused() -> None:
     with pytest.raises(UserError, match="at most 10") as refused:
         build_encoding(TopKCache(k=11), CLASSES)
     assert refused.value.param == "teacher_cache.k"
+
+
+@pytest.mark.parametrize("kept", [DenseCache(), TopKCache(k=CLASSES)], ids=["dense", "top-k"])
+def test_logits_of_every_token_come_back_in_their_places(kept: DenseCache | TopKCache) -> None:
+    answers = logits(rows=12).view(3, 4, CLASSES)
+    encoding = build_encoding(kept, CLASSES, tokens=4, hidden=False)
+    columns = encoding.encode(answers)
+    assert {name: column.shape[1] for name, column in columns.items()} == {
+        name: column.width for name, column in encoding.columns.items()
+    }
+    assert torch.equal(encoding.decode(columns), answers)
+    assert torch.equal(encoding.decode({name: column[1:2] for name, column in columns.items()}), answers[1:2])
