@@ -15,15 +15,19 @@ LONG = ("recovery", "relay", "start")
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in LONG])
 def test_a_part_yields_finite_figures(part: str) -> None:
-    rows = list(PARTS[part].measure(PARTS[part].SHORT))
-    assert rows
-    assert all(math.isfinite(row.figure) for row in rows)
+    require_finite_figures(part)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", LONG)
 def test_a_part_with_services_yields_finite_figures(part: str) -> None:
-    test_a_part_yields_finite_figures(part)
+    require_finite_figures(part)
+
+
+def require_finite_figures(part: str) -> None:
+    rows = list(PARTS[part].measure(PARTS[part].SHORT))
+    assert rows
+    assert all(math.isfinite(row.figure) for row in rows)
 
 
 def test_a_row_tells_whether_its_target_is_reached() -> None:
