@@ -151,7 +151,7 @@ async def test_a_body_of_too_many_parts_is_refused_before_it_is_validated(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_body, "MAX_KEYS", 100)
-    monkeypatch.setattr(json_body, "MOST", {b"[": 100, b"{": 100, b":": 1000, b",": 1000})
+    monkeypatch.setattr(json_body, "MAX_COUNTS", {b"[": 100, b"{": 100, b":": 1000, b",": 1000})
     for document in ({f"k{n}": 1 for n in range(101)}, [{"a": 1, "b": 2}] * 51, [[]] * 101, [1] * 1002, [":" * 1001]):
         error = bounded(await api.client.post("/v1/keys", json=document))
         assert (error["code"], error["param"]) == ("body_too_complex", "body")
