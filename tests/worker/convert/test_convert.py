@@ -182,13 +182,13 @@ def test_a_tensor_that_is_large_by_its_strides_alone_is_refused_before_it_is_cop
         (
             {"state_dict": {"a": torch.ones(1)}, "epoch": 1},
             {},
-            "checkpoint_key: the file is no dictionary of tensors; it has 'state_dict', 'epoch'",
+            "checkpoint_key: the file is not a dictionary of tensors; it has 'state_dict', 'epoch'",
         ),
         ({"model": {"a": torch.ones(1)}}, order(), "checkpoint_key: the file has no 'state_dict'; it has 'model'"),
-        ({"state_dict": 3}, order(), "checkpoint_key: 'state_dict' is no dictionary of tensors"),
+        ({"state_dict": 3}, order(), "checkpoint_key: 'state_dict' is not a dictionary of tensors"),
         ([torch.ones(1)], {}, "it is list"),
         ({"state_dict": {"layer0.w": torch.ones(1)}}, order(), "key_map: {i-1} is negative for 'layer0.w'"),
-        ({"a.w": torch.ones(1)}, {}, "has 'a.w', which the architecture has no place for"),
+        ({"a.w": torch.ones(1)}, {}, "has 'a.w', which the architecture does not have"),
     ],
 )
 def test_what_does_not_fit_is_said_in_the_words_of_the_request(
@@ -204,8 +204,8 @@ def test_what_does_not_fit_is_said_in_the_words_of_the_request(
         ("head.bias", torch.ones(11), "'head.bias' has shape (11,), not (10,)"),
         ("head.bias", torch.ones(10, dtype=torch.int32), "'head.bias' has dtype torch.int32, not torch.float32"),
         ("head.bias", torch.ones(10, dtype=torch.complex64), "dtype torch.complex64"),
-        ("head.bias", torch.ones(10).to_sparse(), "'head.bias' is no plain tensor"),
-        ("tail.bias", torch.ones(10), "has 'tail.bias', which the architecture has no place for"),
+        ("head.bias", torch.ones(10).to_sparse(), "'head.bias' is not a plain tensor"),
+        ("tail.bias", torch.ones(10), "has 'tail.bias', which the architecture does not have"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, name: str, tensor: Tensor | None, said: str) -> None:
