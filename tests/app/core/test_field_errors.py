@@ -86,7 +86,12 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     "missing": ({"data": {}}, "data.train", "is required", "a string of 1 to 512 characters"),
     "missing in a tagged union": (recipe(optimizer={"kind": "sgd"}), "recipe.optimizer.lr", "is required", "> 0.0"),
     "literal": (recipe(precision="fp16"), "recipe.precision", "'fp32' or 'bf16'", "one of fp32, bf16"),
-    "task": ({"task": "poetry"}, "task", "'keypoints'", "one of image-classification, text-classification, multi-label-classification"),
+    "task": (
+        {"task": "poetry"},
+        "task",
+        "'keypoints'",
+        "one of image-classification, text-classification, multi-label-classification",
+    ),
     "literal of numbers": (
         {"student": {"architecture": "cifar-resnet", "depth": 9}},
         "student.depth",

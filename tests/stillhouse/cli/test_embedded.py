@@ -44,7 +44,7 @@ def test_a_worker_that_dies_is_started_again_and_ctrl_c_stops_everything(tmp_pat
     with running(environment(tmp_path / "data")) as (process, hello):
         worker_of(process).kill()
         assert process.stderr is not None
-        said = next(line for line in process.stderr if "started again" in line)
+        said = next(line for line in process.stderr if "it is restarted" in line)
         assert "the worker ended with code -9" in said
         with Client(hello["url"], hello["key"]) as client:
             job = client.submit(job_document(client.upload(data_file).id, export=["safetensors"]))

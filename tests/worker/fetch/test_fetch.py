@@ -142,7 +142,7 @@ async def test_shards_come_with_their_index_and_must_all_be_there(tmp_path: Path
     }
     shutil.rmtree(tmp_path / "shelf")
     (folder / shards[1]).unlink()
-    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors, which is not there"):
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors, which is missing"):
         await fetched(tmp_path, TEACHER, settings, 3)
 
 
