@@ -69,6 +69,17 @@ class Targets(NamedTuple):
     numbers: int | None = None
     """Numbers in a row of targets, where the student answers with as many."""
 
+    @classmethod
+    def about(cls, classes: Classes, read: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Targets:
+        """Targets about classes: of each file, with the notes of its own."""
+        notes = [*classes.notes, *(note for _, own in read.values() for note in own)]
+        return cls({param: targets for param, (targets, _) in read.items()}, classes, notes)
+
+    def class_fields(self) -> dict[str, Any]:
+        """Fields of a `ModelConfig` that describe the classes that these targets are about."""
+        assert self.classes is not None  # whoever asks has made them
+        return {"classes": self.classes.count, "class_names": self.classes.names}
+
 
 class AlignedSplit(NamedTuple):
     """The samples of a file, with targets that fit the tokens of its texts."""

@@ -40,8 +40,7 @@ class Classification(SampleTask):
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         classes = find_classes(job, teachers, samples)
         read = {param: class_targets(one, classes, job.data, param) for param, one in samples.items()}
-        notes = [*classes.notes, *(note for _, own in read.values() for note in own)]
-        return Targets({param: targets for param, (targets, _) in read.items()}, classes, notes)
+        return Targets.about(classes, read)
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Of each class its share."""
@@ -55,8 +54,7 @@ class Classification(SampleTask):
         teachers: Mapping[str, ModelConfig],
         inherited: ModelConfig | None,
     ) -> dict[str, Any]:
-        assert targets.classes is not None  # as `targets` made them
-        return {"classes": targets.classes.count, "class_names": targets.classes.names}
+        return targets.class_fields()
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
         return class_notes(train, evaluation, model)

@@ -58,8 +58,7 @@ class MultiLabelClassification(SampleTask):
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         classes = find_label_classes(job, teachers, samples)
         read = {param: label_targets(one, classes, job.data, param) for param, one in samples.items()}
-        notes = [*classes.notes, *(note for _, own in read.values() for note in own)]
-        return Targets({param: targets for param, (targets, _) in read.items()}, classes, notes)
+        return Targets.about(classes, read)
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Of the samples by the rarest label that each has, and of those without any, their share."""
@@ -76,8 +75,7 @@ class MultiLabelClassification(SampleTask):
         teachers: Mapping[str, ModelConfig],
         inherited: ModelConfig | None,
     ) -> dict[str, Any]:
-        assert targets.classes is not None  # as `targets` made them
-        return {"classes": targets.classes.count, "class_names": targets.classes.names}
+        return targets.class_fields()
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
         return label_notes(train, evaluation, model)

@@ -28,8 +28,10 @@ def evaluating(model: Model) -> Iterator[None]:
     was_training = model.training
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         model.eval()
-        yield
-    model.train(was_training)
+        try:
+            yield
+        finally:
+            model.train(was_training)
 
 
 def predict_with(call: Call, samples: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ LEAST_SUM = 1e-6
 """Added to the sum of the weights of linear attention, which in low precision may come to nothing."""
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.Module, ABC):
     """Multi-head self-attention over tokens (N, S, D); what its heads do is a subclass's."""
 
     def __init__(self, spec: AttentionSpec, width: int, heads: int) -> None:
@@ -29,9 +31,9 @@ class SelfAttention(nn.Module):
         mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return mixed
 
+    @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Values (N, heads, S, D / heads) that each token is given; queries and keys are of the same shape."""
-        raise NotImplementedError
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 from app.recipe.base import OneOf, Option, Paper
@@ -13,9 +14,9 @@ class AttentionSpec(Option):
     keeps: ClassVar[int]
     """Tensors of the size of its tokens that the backward pass needs, queries, keys and values apart, roughly."""
 
+    @abstractmethod
     def flops(self, tokens: int, width: int, heads: int) -> int:
         """Operations of one sample, two per multiply-add, without those of the linear maps."""
-        raise NotImplementedError
 
 
 class SoftmaxAttention(AttentionSpec):
