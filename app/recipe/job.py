@@ -15,6 +15,7 @@ from app.recipe.losses import Loss
 from app.recipe.methods import Method
 from app.recipe.methods.supervised import Supervised
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
+from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Pretrained, Student
 from app.recipe.students.inputs import Side
 from app.recipe.students.pooling import Embedding
@@ -60,21 +61,6 @@ class Checkpointing(Spec):
     """Seconds between two checkpoints."""
 
 
-class StageSpec(Spec):
-    """A stage of training that comes before the main one, with an objective of its own."""
-
-    losses: list[Loss] = Field(min_length=1, max_length=16)
-    """Terms of this stage's objective."""
-    epochs: int = Field(ge=1, le=100_000)
-    """Passes over the training set."""
-    optimizer: Optimizer | None = None
-    """None: as in the main training. Its state begins anew with every stage."""
-    schedule: Schedule | None = None
-    """None: as in the main training, over the steps of this stage."""
-    trains: Literal["student", "terms"] = "student"
-    """`terms`: only what the losses themselves learn (adapters, autoencoders); the student is not touched."""
-
-
 class Recipe(Spec):
     """Losses, optimizer and schedule: how the student is trained."""
 
@@ -115,6 +101,22 @@ class Recipe(Spec):
     On a GPU its launches are then replayed as CUDA graphs, unless there are micro-batches or losses look inside it."""
     checkpoint: Checkpointing = Checkpointing()
     """How often the state of training is saved."""
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Those of all stages, by the path of their field."""
+        own = {f"recipe.stages[{index}].optimizer": stage.optimizer for index, stage in enumerate(self.stages)}
+        return {"recipe.optimizer": self.optimizer} | {path: each for path, each in own.items() if each is not None}
+
+    @property
+    def main_stages(self) -> list[StageSpec]:
+        """The stages of the main training: one, unless the method divides it."""
+        return self.method.main_stages(self)
+
+    @property
+    def all_stages(self) -> list[StageSpec]:
+        """Those that come before the main training, and its own."""
+        return [*self.stages, *self.main_stages]
 
 
 class EvaluationSpec(Spec):

@@ -44,7 +44,7 @@ class TrainingPlan:
     batch_size: int
     steps_per_epoch: int
     stages: tuple[StagePlan, ...]
-    """The recipe's stages, and the main training after them."""
+    """In the order of `Recipe.all_stages`."""
 
     @property
     def total_steps(self) -> int:
@@ -68,8 +68,8 @@ class TrainingPlan:
 def plan_training(recipe: Recipe, train_samples: int) -> TrainingPlan:
     """Lay out `recipe` over `train_samples` samples (after the hold-out)."""
     steps_per_epoch = -(-train_samples // recipe.batch_size)
-    main = steps_per_epoch * recipe.epochs
-    lengths = [steps_per_epoch * stage.epochs for stage in recipe.stages] + [min(main, recipe.max_steps or main)]
+    lengths = [steps_per_epoch * stage.epochs for stage in recipe.all_stages]
+    lengths[-1] = min(lengths[-1], recipe.max_steps or lengths[-1])
     starts = accumulate(lengths, initial=0)
     stages = tuple(StagePlan(first, steps, steps_per_epoch) for first, steps in zip(starts, lengths, strict=False))
     return TrainingPlan(train_samples, recipe.batch_size, steps_per_epoch, stages)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
-from app.recipe.optimizers import NormalizeAndProject, NormalizedGd, Optimizer
+from app.recipe.optimizers import NormalizedGd
 from app.recipe.problem import Problem
 from app.recipe.teachers.cache import NoCache
 
@@ -50,9 +50,8 @@ def _cache_problems(job: JobSpec) -> Iterator[Problem]:
 
 def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
     """Optimizers that look at more than parameters and their gradients, which alone are the same everywhere."""
-    for path, optimizer in _optimizers(job).items():
-        inner = optimizer.inner if isinstance(optimizer, NormalizeAndProject) else optimizer
-        if isinstance(inner, NormalizedGd):
+    for path, optimizer in job.recipe.optimizers.items():
+        if isinstance(optimizer.stepping, NormalizedGd):
             found = "normalized-gd looks at the outputs of a whole batch, and each process has a share"
             yield Problem(f"{path}.kind", found, "any other, or one process")
 
@@ -75,10 +74,3 @@ def _looking_inside(job: JobSpec) -> Iterator[Problem]:
             if term.taps().student or term.taps().teacher or isinstance(term, KdSim):
                 found = f"{term.kind} looks inside a model, and with resources.sharding: fsdp no process has all of it"
                 yield Problem(f"{path}[{index}].kind", found, "a loss on outputs, or resources.sharding: none")
-
-
-def _optimizers(job: JobSpec) -> dict[str, Optimizer]:
-    """Those of all stages, by their path."""
-    stages = enumerate(job.recipe.stages)
-    own = {f"recipe.stages[{index}].optimizer": stage.optimizer for index, stage in stages if stage.optimizer}
-    return {"recipe.optimizer": job.recipe.optimizer, **own}

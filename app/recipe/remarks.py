@@ -23,12 +23,10 @@ def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[JobRemark]:
     if recipe.batch_size > samples:
         found = f"is {recipe.batch_size}, and there are {samples} samples to train on: every step takes all of them"
         yield JobRemark("batch_exceeds_data", "recipe.batch_size", f"{found}, and an epoch is one step")
-    stages = [*recipe.stages, None]
-    for number, (stage, laid_out) in enumerate(zip(stages, plan.stages, strict=True)):
-        own = stage is not None and stage.schedule is not None
-        schedule = stage.schedule if stage is not None and stage.schedule is not None else recipe.schedule
+    for number, (stage, laid_out) in enumerate(zip(recipe.all_stages, plan.stages, strict=True)):
+        schedule = stage.schedule or recipe.schedule
         if schedule.warmup_steps >= laid_out.steps:
-            path = f"recipe.stages[{number}].schedule" if own else "recipe.schedule"
+            path = f"recipe.stages[{number}].schedule" if stage.schedule else "recipe.schedule"
             found = f"is {schedule.warmup_steps}, and this training has {laid_out.steps} steps"
             yield JobRemark(
                 "warmup_exceeds_training", f"{path}.warmup_steps", f"{found}: the rate hardly gets to its peak"

@@ -63,6 +63,9 @@ class Method(ABC, Generic[Spec]):
     def step(self, stage: Stage, state: TrainState) -> Step:
         """What takes the steps of `stage`, from `state` as an attempt finds it. Raises Interrupted, or UserError."""
 
+    def begin(self, stage: Stage, state: TrainState) -> None:
+        """See `BeginStage`."""
+
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         """Floating-point operations over all attempts, by network, that are more (or fewer) than those of the student
         and its teachers on `samples` of the data, which is how many the main training's steps have had."""

@@ -16,6 +16,7 @@ from app.recipe.optimizers import SinkGd as SinkGdSpec
 from app.recipe.optimizers import Swan as SwanSpec
 from worker.errors import UserError
 from worker.optimizers.adamp import AdamPOptimizer
+from worker.optimizers.groups import Names, divide_groups
 from worker.optimizers.nap import NormProjection
 from worker.optimizers.normalized import NormalizedOptimizer
 from worker.optimizers.normalized_gd import NormalizedGdOptimizer
@@ -26,6 +27,7 @@ from worker.optimizers.swan import SwanOptimizer
 
 Parameters = Sequence[nn.Parameter]
 Modules = Sequence[nn.Module]
+NO_NAMES: Names = {}
 
 
 # Fused kernels touch each weight once. On the CPU `foreach` runs operation by operation over all of them: a step of
@@ -93,16 +95,19 @@ OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimize
 
 
 def build_optimizer(
-    spec: Optimizer, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = ()
+    spec: Optimizer, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = (), names: Names = NO_NAMES
 ) -> torch.optim.Optimizer:
     """The optimizer that `spec` describes, over `parameters`.
 
     `modules` are the networks that the parameters are from: they tell embeddings, output layers and normalisation
-    layers from the rest, which `sinkgd`, `swan` and `nap` treat differently. An optimizer that is a `Listener` must be
+    layers from the rest, which `sinkgd`, `swan` and `nap` treat differently. `names` are those that the optimizer's
+    groups match. An optimizer that is a `Listener` must be
     told of the student's outputs. Raises UserError (`invalid_job`) when `nap` finds no normalisation layer.
     """
-    return OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
+    built = OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
+    divide_groups(built, spec, names)
+    return built
 
 
 def _arguments(spec: Optimizer) -> dict[str, Any]:
-    return spec.model_dump(exclude={"kind"})
+    return spec.model_dump(exclude={"kind", "groups"})

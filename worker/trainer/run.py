@@ -142,7 +142,7 @@ def train_job(
     counter = open_flop_counter(job, plan, data, teachers, state, method.flops, ranks.size)
     log(PhaseBegan(phase="training"))
     monitor = TrainingMonitor(job, plan, folder, log, stop, evaluator.evaluate, state, caches, save, counter)
-    done = train_stages(stages, plan, state, monitor if ranks.first else NullMonitor(), step)
+    done = train_stages(stages, plan, state, monitor if ranks.first else NullMonitor(), step, method.begin)
     caches.add_up(ranks.sum)
     if not (done and ranks.first):
         if done:

@@ -50,7 +50,8 @@ class FlopCounter:
     ) -> None:
         """`further` gives the operations of a training method beyond these, by network (see `Method.flops`)."""
         self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
-        learns = [stage.trains == "student" for stage in job.recipe.stages] + [True]
+        self._before_main = len(job.recipe.stages)
+        learns = [stage.trains == "student" for stage in job.recipe.all_stages]
         self._per_sample = [student_flops * (1 + BACKWARD * learning) for learning in learns]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
         self._last = self._done(state)
@@ -87,7 +88,7 @@ class FlopCounter:
         done = {"student": sum(map(mul, self._per_sample, samples))}
         if self._teachers:
             done["teacher"] = state.teacher_flops
-        for name, count in self._further(state, samples[-1]).items():
+        for name, count in self._further(state, sum(samples[self._before_main :])).items():
             done[name] = done.get(name, 0) + count
         return done
 

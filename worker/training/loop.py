@@ -22,6 +22,7 @@ from worker.data.batches import Batch, Batches
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.optimizers.base import Listener
+from worker.optimizers.groups import set_lr
 from worker.optimizers.schedules import rate_factor
 from worker.outputs import HiddenStates
 from worker.students.model import Model
@@ -124,10 +125,11 @@ class Monitor(Protocol):
 
 def set_rate(stage: Stage, state: TrainState) -> None:
     """Give all optimizers the learning rate of the next step."""
-    factor = rate_factor(stage.schedule, state.step - stage.plan.first, stage.plan)
-    for optimizer in (state.optimizer, *(learner.optimizer for learner in state.learners.values())):
-        for group in optimizer.param_groups:
-            group["lr"] = stage.optimizer.lr * factor
+    step = state.step - stage.plan.first
+    set_lr(state.optimizer, stage.optimizer.lr * rate_factor(stage.schedule, step, stage.plan))
+    for learner in state.learners.values():
+        factor = rate_factor(learner.schedule or stage.schedule, step, stage.plan)
+        set_lr(learner.optimizer, (learner.optimizer_spec or stage.optimizer).lr * factor)
 
 
 def take_step(stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:

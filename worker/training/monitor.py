@@ -95,7 +95,7 @@ class TrainingMonitor:
 
     def _report(self, state: TrainState, now: float) -> None:
         values = {f"train/{name}": value for name, value in self._meter.read(state.step).items()}
-        values["train/lr"] = state.optimizer.param_groups[0]["lr"]
+        values["train/lr"] = state.optimizer.defaults["lr"]
         values |= self._memories.metrics()
         values |= self._account.read(state, now - self._began - self._apart)
         self._reported = now

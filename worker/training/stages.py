@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from app.recipe.job import JobSpec, StageSpec
+from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
 from app.recipe.plan import TrainingPlan
@@ -19,6 +19,7 @@ from worker.errors import SystemFault, UserError
 from worker.losses.builder import LossBuilder, Shapes, TeacherSide
 from worker.losses.objective import Objective
 from worker.optimizers import build_optimizer
+from worker.optimizers.groups import unmatched
 from worker.students.model import Model
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.tasks.base import Task
@@ -30,6 +31,14 @@ from worker.training.state import TrainState
 from worker.training.step_inputs import choose_side_stream
 
 DRY_SAMPLES = 2
+EXAMPLES = 8
+"""Paths of modules that an error names."""
+
+
+class BeginStage(Protocol):
+    """What a training method does before the first step of a later stage of its own; the optimizers are fresh."""
+
+    def __call__(self, stage: Stage, state: TrainState) -> None: ...
 
 
 class TeacherHandle(NamedTuple):
@@ -104,16 +113,17 @@ def build_stages(
     ]
     state.aux_modules = builder.aux_modules.to(samples.device)
     trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
+    _require_matches(job, student)
     stages, device = [], samples.device
     side_stream = choose_side_stream(device)
-    specs: list[StageSpec | None] = [*job.recipe.stages, None]
-    for spec, stage_plan, objective in zip(specs, plan.stages, objectives, strict=True):
+    objectives += [objectives[-1]] * (len(job.recipe.main_stages) - 1)
+    for spec, stage_plan, objective in zip(job.recipe.all_stages, plan.stages, objectives, strict=True):
         stages.append(
             Stage(
                 recipe=job.recipe,
                 plan=stage_plan,
-                optimizer=(spec and spec.optimizer) or job.recipe.optimizer,
-                schedule=(spec and spec.schedule) or job.recipe.schedule,
+                optimizer=spec.optimizer or job.recipe.optimizer,
+                schedule=spec.schedule or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
                 teachers={name: teachers[name].source for name in sorted(objective.teachers)},
@@ -123,7 +133,7 @@ def build_stages(
                 device=device,
                 trainable=trainable,
                 seed=seed,
-                trains_student=spec is None or spec.trains == "student",
+                trains_student=spec.trains == "student",
                 ranks=ranks,
                 side_stream=side_stream,
                 asks_ahead=_asks_ahead(task, job, objective),
@@ -146,19 +156,38 @@ def _side(by: TeacherHandle, student: Model, samples: Batch, param: str) -> Teac
     return TeacherSide(by.model.network, shapes, same_tokens=same, outputs=by.model.config.outputs)
 
 
-def fresh_optimizer(stage: Stage, student: nn.Module) -> torch.optim.Optimizer:
+def fresh_optimizer(stage: Stage, student: Model) -> torch.optim.Optimizer:
     """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
     learning = stage.learning(student)
     if not learning:
         raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
-    return build_optimizer(stage.optimizer, learning, [student, *stage.objective.trained.children()])
+    return build_optimizer(stage.optimizer, learning, [student, *stage.objective.trained.children()], _names(student))
+
+
+def _names(model: Model) -> dict[nn.Parameter, str]:
+    """Names of the network's parameters."""
+    return {parameter: name for name, parameter in model.network.named_parameters()}
+
+
+def _require_matches(job: JobSpec, student: Model) -> None:
+    """Raises UserError (`invalid_job`) for a group of an optimizer that matches none of the student's parameters."""
+    names = list(_names(student).values())
+    for path, spec in job.recipe.optimizers.items():
+        for index in unmatched(spec, names):
+            inner = ".inner" if spec.stepping is not spec else ""
+            param = f"{path}{inner}.groups[{index}].match"
+            example = ", ".join(sorted({name.rpartition(".")[0] for name in names})[:EXAMPLES])
+            raise UserError(
+                "invalid_job", f"{param} matches no parameter of the student; accepted: paths such as {example}", param
+            )
 
 
 def begin_stage(stage: Stage, state: TrainState) -> None:
     """Give the student, and every network that the method trains, a fresh optimizer; raises as `fresh_optimizer`."""
     state.optimizer = fresh_optimizer(stage, state.student)
     for learner in state.learners.values():
-        learner.optimizer = build_optimizer(stage.optimizer, list(learner.model.parameters()), [learner.model])
+        spec, model = learner.optimizer_spec or stage.optimizer, learner.model
+        learner.optimizer = build_optimizer(spec, list(model.parameters()), [model], _names(model))
 
 
 def enter(
@@ -188,12 +217,19 @@ def averages(state: TrainState) -> list[Model]:
     return [each.model for each in (state.ema, *(other.ema for other in state.learners.values())) if each is not None]
 
 
-def train_stages(stages: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step) -> bool:
-    """Go through the stages that are left, the last one with the step `main`; false when the watch asked to leave."""
+def train_stages(
+    stages: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step, begin: BeginStage
+) -> bool:
+    """Go through the stages that are left, those of the main training with the step `main`, each after `begin`; false
+    when the watch asked to leave."""
+    main_stages = stages[len(stages[0].recipe.stages) :]
     for stage in stages[plan.stage_at(state.step) :]:
+        in_main = stage in main_stages
         if state.step == stage.plan.first > 0:
             begin_stage(stage, state)
-        if not train(stage, state, watch, main if stage is stages[-1] else take_step):
+            if in_main:
+                begin(stage, state)
+        if not train(stage, state, watch, main if in_main else take_step):
             return False
     return True
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from app.recipe.job import Recipe
+from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students.model import ModelConfig
 from worker.data.randomness import derive_seed
 from worker.students.model import Model
@@ -40,6 +41,10 @@ class Learner:
     """Of the main training."""
     trainable: nn.Module
     """The `TrainableModule` of it, as the job's processes have wrapped it."""
+    optimizer_spec: Optimizer | None = None
+    """None: as the student's in every stage."""
+    schedule: Schedule | None = None
+    """None: as the student's in every stage."""
 
     @property
     def evaluated(self) -> Model:
@@ -90,9 +95,12 @@ def initial_state(recipe: Recipe, student: Model) -> TrainState:
     return TrainState(student, _averaged(recipe, student), idle_optimizer())
 
 
-def fresh_learner(recipe: Recipe, model: Model) -> Learner:
-    """`model`, on its device, before its first step; it has no optimizer yet, and no process has wrapped it."""
-    return Learner(model, _averaged(recipe, model), idle_optimizer(), model)
+def fresh_learner(
+    recipe: Recipe, model: Model, optimizer: Optimizer | None = None, schedule: Schedule | None = None
+) -> Learner:
+    """`model`, on its device, before its first step; it has no optimizer yet, and no process has wrapped it. None: as
+    the student's."""
+    return Learner(model, _averaged(recipe, model), idle_optimizer(), model, optimizer, schedule)
 
 
 def _averaged(recipe: Recipe, model: Model) -> Ema | None:

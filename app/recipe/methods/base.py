@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from app.recipe.base import EVERY_ANSWER, Answer, TaskOption
 from app.recipe.problem import Problem
+from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Network
 from app.recipe.tasks import tasks_for
 
 if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the job
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 FIELD = "recipe.method"
 
@@ -30,6 +31,10 @@ class MethodSpec(TaskOption):
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         """What the rest of `job`, of a task that the method is for, lacks or has too much for it."""
         yield from ()
+
+    def main_stages(self, recipe: Recipe) -> list[StageSpec]:
+        """The stages that it divides the main training into; each has the losses of `recipe`."""
+        return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
 
     def networks(self) -> dict[str, Network]:
         """Networks that learn beside the student, by the path of the field that describes each."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.recipe.base import Paper
 from app.recipe.optimizers.adamp import AdamP
@@ -35,6 +35,16 @@ class NormalizeAndProject(OptimizerSpec):
     """The optimizer that takes the steps, with the learning rate."""
     every_steps: int = Field(1, ge=1, le=10_000)
     """Optimizer steps between two projections."""
+
+    @model_validator(mode="after")
+    def _groups_are_the_inner_optimizers(self) -> Self:
+        if self.groups:
+            raise ValueError("groups belong to `inner`, which takes the steps")
+        return self
+
+    @property
+    def stepping(self) -> OptimizerSpec:
+        return self.inner
 
     @property
     def lr(self) -> float:
