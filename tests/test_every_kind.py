@@ -18,6 +18,7 @@ from app.recipe.base import Option
 from app.recipe.data.augmentation import AUGMENTATIONS
 from app.recipe.diagnostics import DIAGNOSTICS
 from app.recipe.losses import LOSSES
+from app.recipe.methods import METHODS
 from app.recipe.students.architectures import STUDENTS, ZOO, Student
 from app.recipe.students.hugging_face import is_model_file
 from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
@@ -100,6 +101,15 @@ LAYERED: dict[str, Document] = {
 """Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}}
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
+
+
+METHOD_JOBS: dict[str, Document] = {
+    "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
+    "rollback": small_job(
+        {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
+    ),
+}
+"""A job of each training method; of those that generate texts, `tests/test_examples.py` has some."""
 
 
 def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
@@ -188,6 +198,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
 
 
 JOBS: dict[str, Document] = dict([*jobs_of_losses(), *jobs_of_other_data()])
+JOBS |= {f"method {kind}": job for kind, job in METHOD_JOBS.items()}
 
 
 class Service(NamedTuple):
@@ -296,6 +307,10 @@ def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str
     assert all(one["figures"] for one in told.values())
     pictures = [one["picture"] for one in told.values() if one["picture"]]
     assert all(service.client.download(job.id, name, tmp_path).read_bytes()[1:4] == b"PNG" for name in pictures)
+
+
+def test_together_the_jobs_have_every_method() -> None:
+    assert {"supervised", "on-policy", "sequence-level", *METHOD_JOBS} == set(names(METHODS))
 
 
 def test_together_the_jobs_have_every_kind_of_layer() -> None:

@@ -63,6 +63,10 @@ class Method(ABC, Generic[Spec]):
     def step(self, stage: Stage, state: TrainState) -> Step:
         """What takes the steps of `stage`, from `state` as an attempt finds it. Raises Interrupted, or UserError."""
 
+    def arrange(self, stages: list[Stage]) -> list[Stage]:
+        """All stages of the job, with what it changes about those of the main training. Raises UserError."""
+        return stages
+
     def begin(self, stage: Stage, state: TrainState) -> None:
         """See `BeginStage`."""
 

@@ -20,10 +20,8 @@ Names = Mapping[nn.Parameter, str]
 
 def unmatched(spec: Optimizer, names: Iterable[str]) -> list[int]:
     """Positions of the groups that match none of these names of parameters."""
-    known = list(names)
-    return [
-        index for index, group in enumerate(spec.stepping.groups) if not any(_matches(group, name) for name in known)
-    ]
+    known, patterns = list(names), [group.match for group in spec.stepping.groups]
+    return [index for index, each in enumerate(patterns) if not any(matches(each, name) for name in known)]
 
 
 def divide_groups(optimizer: torch.optim.Optimizer, spec: Optimizer, names: Names) -> None:
@@ -46,7 +44,7 @@ def _divide(group: dict[str, Any], spec: Optimizer, names: Names) -> list[dict[s
     found, rest = spec.stepping.groups, list[nn.Parameter]()
     divided: list[list[nn.Parameter]] = [[] for _ in found]
     for parameter in group["params"]:
-        matching = (index for index, each in enumerate(found) if _matches(each, names.get(parameter, "")))
+        matching = (index for index, each in enumerate(found) if matches(each.match, names.get(parameter, "")))
         index = next(matching, None)
         (rest if index is None else divided[index]).append(parameter)
     parts = [{**group, "params": rest}]
@@ -62,7 +60,7 @@ def _settings(spec: Optimizer, group: ParameterGroup) -> dict[str, float]:
     return found if group.weight_decay is None else {**found, "weight_decay": group.weight_decay}
 
 
-def _matches(group: ParameterGroup, name: str) -> bool:
-    """Whether the pattern matches the parameter's name, or the path of a module that holds it."""
+def matches(pattern: str, name: str) -> bool:
+    """Whether the pattern matches a tensor's name, or the path of a module that holds it."""
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), group.match) for end in range(1, len(parts) + 1))
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))

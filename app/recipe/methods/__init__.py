@@ -9,8 +9,9 @@ from pydantic import Field
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
+from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
-Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual, Field(discriminator="kind")]
-METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual)
+Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback, Field(discriminator="kind")]
+METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback)

@@ -41,6 +41,10 @@ class OptimizerSpec(Option):
     """Parameters with a learning rate or a weight decay of their own; the first group that matches a parameter has it.
     A group that matches no parameter of the student is refused."""
 
+    def with_groups(self, groups: list[ParameterGroup]) -> Self:
+        """The same with these groups."""
+        return self.model_copy(update={"groups": groups})
+
     @property
     def stepping(self) -> OptimizerSpec:
         """The optimizer that takes the steps, whose groups count: itself, unless it works around another one."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from app.recipe.base import Paper
 from app.recipe.optimizers.adamp import AdamP
 from app.recipe.optimizers.adamw import AdamW
-from app.recipe.optimizers.base import OptimizerSpec
+from app.recipe.optimizers.base import OptimizerSpec, ParameterGroup
 from app.recipe.optimizers.sgd import Sgd
 from app.recipe.optimizers.sgdp import SgdP
 from app.recipe.optimizers.sinkgd import SinkGd
@@ -41,6 +41,9 @@ class NormalizeAndProject(OptimizerSpec):
         if self.groups:
             raise ValueError("groups belong to `inner`, which takes the steps")
         return self
+
+    def with_groups(self, groups: list[ParameterGroup]) -> Self:
+        return self.model_copy(update={"inner": self.inner.with_groups(groups)})
 
     @property
     def stepping(self) -> OptimizerSpec:
