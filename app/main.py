@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from app.catalog import endpoints as catalog
 from app.core.addresses import known_query
@@ -76,17 +77,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Middleware(BodyLimit, limit=settings.max_body_bytes),
         ],
         redirect_slashes=False,
+        routes=_routes(),
         openapi_url=None,  # the document and its readers are pages of our own
     )
     app.state.settings = settings
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     add_error_handlers(app)
+    return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """Those of every application of this process: to build them takes as long as some hundred requests."""
+    router = APIRouter(generate_unique_id_function=_operation_id)
     # The most asked first, and none within another: FastAPI looks for a route once more on every level.
     for resource in (jobs, files, models, catalog, projects):
-        app.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
-    app.include_router(_open_routes())
-    app.include_router(pages.router)
-    return app
+        router.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
+    router.include_router(_open_routes())
+    router.include_router(pages.router)
+    return router.routes
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -15,12 +15,21 @@ from worker import students
 from worker.optimizers.roles import hidden_matrices
 
 
-def network_cost(config: ModelConfig) -> Cost:
-    """Costs of the network that `config` describes, of one sample. Raises UserError.
+_COSTS: dict[str, Cost] = {}
+"""Costs by the description of the network: a job needs them several times, and a dry run takes some 0.1 s."""
 
-    Built without memory where the network can do without values, as all but a few can. Weights drawn for it are none of
-    the job's draws.
-    """
+
+def network_cost(config: ModelConfig) -> Cost:
+    """Costs of the network that `config` describes, of one sample. Raises UserError."""
+    key = config.model_dump_json()
+    if key not in _COSTS:
+        _COSTS[key] = _measured(config)
+    return _COSTS[key]
+
+
+def _measured(config: ModelConfig) -> Cost:
+    """Built without memory where the network can do without values, as all but a few can. Weights drawn for it are none
+    of the job's draws."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
