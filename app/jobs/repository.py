@@ -66,11 +66,15 @@ async def by_ids(session: AsyncSession, ids: Sequence[str]) -> dict[str, JobRow]
 
 async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list[PhaseRow]]:
     """Phases of the given jobs, oldest first."""
-    rows = await session.scalars(select(PhaseRow).where(PhaseRow.job_id.in_(ids)).order_by(PhaseRow.started_at))
     found: dict[str, list[PhaseRow]] = {id: [] for id in ids}
-    for phase in rows:
-        found[phase.job_id].append(phase)
+    if ids:
+        for phase in await session.scalars(_PHASES, {"ids": list(ids)}):
+            found[phase.job_id].append(phase)
     return found
+
+
+# Statements that every request needs are written once: to write one anew takes longer than SQLite takes to run it.
+_PHASES = select(PhaseRow).where(PhaseRow.job_id.in_(bindparam("ids", expanding=True))).order_by(PhaseRow.started_at)
 
 
 def _queue_position() -> ColumnElement[int | None]:
@@ -90,10 +94,15 @@ _QUEUE_POSITION = _queue_position()
 
 async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[str, int | None]:
     """Number of jobs before each of these, for those that are queued and not too far back to count."""
-    rows = await session.execute(
-        select(JobRow.id, _QUEUE_POSITION).where(JobRow.id.in_(ids), JobRow.status == Status.QUEUED)
-    )
+    if not ids:
+        return {}
+    rows = await session.execute(_POSITIONS, {"ids": list(ids)})
     return {id: position for id, position in rows}
+
+
+_POSITIONS = select(JobRow.id, _QUEUE_POSITION).where(
+    JobRow.id.in_(bindparam("ids", expanding=True)), JobRow.status == Status.QUEUED
+)
 
 
 class State(NamedTuple):

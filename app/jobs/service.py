@@ -194,12 +194,12 @@ async def view(session: AsyncSession, job: JobRow) -> JobView:
 
 async def views(session: AsyncSession, jobs: Sequence[JobRow]) -> list[JobView]:
     """The views of jobs."""
-    ids = [job.id for job in jobs]
-    phases, positions = await repository.phases_of(session, ids), await repository.queue_positions(session, ids)
+    phases = await repository.phases_of(session, [job.id for job in jobs if job.lease_token])
     waiting = [job for job in jobs if job.status == Status.QUEUED]
+    positions = await repository.queue_positions(session, [job.id for job in waiting])
     present = await workers.present(session) if waiting else frozenset[workers.Capability]()
     reasons = {job.id: workers.why_unserved(job.spec["resources"], present) for job in waiting}
-    return [JobView.of(job, phases[job.id], positions.get(job.id), reasons.get(job.id)) for job in jobs]
+    return [JobView.of(job, phases.get(job.id, []), positions.get(job.id), reasons.get(job.id)) for job in jobs]
 
 
 async def get(session: AsyncSession, project_id: str, job_id: str) -> JobRow:
