@@ -97,6 +97,16 @@ class TaskSpec:
         """Whether a loss, optimizer, augmentation or method is for this task."""
         return self.answers in option.answers and not set(self.reads).isdisjoint(option.reads)
 
+    def why_unfit(self, option: type[TaskOption]) -> str:
+        """Why one that works with such inputs and outputs does not fit all the same; empty: it does, or they are why
+        it does not."""
+        return ""
+
+    def refusal(self, option: type[TaskOption]) -> str:
+        """The message about one that does not fit."""
+        found = f"{option.model_fields['kind'].default} is not for {self.name}"
+        return f"{found}: {why}" if (why := self.why_unfit(option)) else found
+
     def column_problems(self, data: Table) -> Iterator[Problem]:
         """What is wrong with the columns that a job names."""
         if not data.label_columns:
