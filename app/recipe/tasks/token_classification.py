@@ -10,7 +10,8 @@ from app.recipe.data.sources import CsvData, HfData, JsonlData, ParquetData, Tab
 from app.recipe.losses.base import LossSpec
 from app.recipe.problem import Problem
 from app.recipe.students.hugging_face import TEXT_MODEL_TYPES
-from app.recipe.tasks.base import MainMetric, TaskSpec
+from app.recipe.students.inputs import Input, TextInput
+from app.recipe.tasks.base import CLASS_BYTES, MainMetric, TaskSpec
 
 
 class TokenClassificationSpec(TaskSpec):
@@ -38,6 +39,9 @@ class TokenClassificationSpec(TaskSpec):
         if issubclass(option, LossSpec) and super().fits(option):
             return option.why_not_by_token()
         return "it moves tokens away from their tags" if issubclass(option, TokenDelete) else ""
+
+    def target_bytes(self, sample: Input, outputs: int) -> int:
+        return CLASS_BYTES * sample.length if isinstance(sample, TextInput) else CLASS_BYTES
 
     def column_problems(self, data: Table) -> Iterator[Problem]:
         yield from super().column_problems(data)
