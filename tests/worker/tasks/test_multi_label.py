@@ -242,12 +242,7 @@ def of_the_library(teacher: Path, folder: Path, problem: str | None) -> Path:
 def test_a_head_whose_problem_is_not_said_teaches_labels_with_a_warning(tmp_path: Path, teacher: Path) -> None:
     silent, folder = of_the_library(teacher, tmp_path / "silent", None), tmp_path / "student"
     assert read_config(silent).task == "text-classification"
-    recipe = {
-        "losses": [{"kind": "binary-kd"}],
-        "max_steps": 1,
-        "epochs": 1,
-        "optimizer": {"kind": "adamw", "lr": 1e-12},
-    }
+    recipe = {"losses": [{"kind": "binary-kd"}], "optimizer": {"kind": "adamw", "lr": 1e-12}, "epochs": 1}
     shrunk = {"architecture": "shrink", "layers": 1}
     played = play(stage(folder, silent, recipe=recipe, student=shrunk), folder)
     assert isinstance(played.word, Finished), played.word
@@ -263,7 +258,7 @@ def test_a_head_of_one_class_alone_is_refused(tmp_path: Path, teacher: Path) -> 
     word: Message | Any = play(stage(folder, single), folder).word
     assert isinstance(word, Failed)
     assert (word.fault, word.param) == ("user", "teacher.model")
-    assert word.message == "was made for text-classification; accepted: a model for multi-label-classification"
+    assert "was made for text-classification (accepted: a model for multi-label-classification)" in word.message
 
 
 def test_a_distilled_student_resumes_to_the_same_bits(tmp_path: Path, teacher: Path) -> None:
