@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.servers.output import first_line
 from worker.teachers import shelf as shelf_module
 from worker.teachers.encoding import StoredColumn
 from worker.teachers.kept_rows import RowLayout
@@ -143,8 +144,7 @@ sys.stdin.read()
 def test_another_process_holds_an_entry_until_it_dies(folder: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(folder), key("a")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+        assert first_line(holder.stdout) == b"held\n"
         shelf = DiskCache(folder, ENTRY)
         held = shelf.open(key("a"), LAYOUT)
         assert held.rows.count() == 1
