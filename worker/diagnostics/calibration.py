@@ -74,6 +74,7 @@ class CalibrationAnalysis:
             "nll": classification.negative_log_likelihood(logits, labels),
             "brier": classification.brier_score(logits, labels),
             "ece": classification.calibration_error(logits, labels, bins),
+            "mce": equal_width_bins(*classification.choices(logits, labels), bins).largest_error(),
             "adaptive_ece": classification.adaptive_calibration_error(logits, labels, bins),
             "classwise_ece": classification.classwise_calibration_error(logits, labels, bins).mean(),
         }

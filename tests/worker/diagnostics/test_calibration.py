@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,10 @@ def analysed(judged: HeldOutPart, fitted: HeldOutPart, bins: int = 10) -> Diagno
     return CalibrationAnalysis(Calibration(bins=bins))(inputs)
 
 
+def _bin_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["model"], row["bins"]
+
+
 def test_the_temperature_is_fitted_on_one_part_and_everything_measured_on_the_other() -> None:
     judged, fitted = part(1), part(2)
     found = analysed(judged, fitted)
@@ -45,6 +51,10 @@ def test_the_temperature_is_fitted_on_one_part_and_everything_measured_on_the_ot
     plain, scaled = found.figures["student"], found.figures["student_scaled"]
     assert (plain["temperature"], scaled["temperature"]) == (1.0, temperature)
     assert plain["ece"] == float(classification.calibration_error(logits, labels, 10))
+    gaps = [
+        abs(row["accuracy"] - row["confidence"]) for row in found.table if _bin_of(row) == ("student", "equal-width")
+    ]
+    assert plain["mce"] == pytest.approx(max(gaps))
     divided = logits.double() / temperature
     assert scaled["nll"] == float(classification.negative_log_likelihood(divided, labels))
     assert scaled["classwise_ece"] == float(classification.classwise_calibration_error(divided, labels, 10).mean())
