@@ -48,7 +48,7 @@ def put(shelf: DiskCache, *names: str, layout: RowLayout = LAYOUT) -> None:
 
 def names(shelf: DiskCache, *candidates: str) -> list[str]:
     known = {key(name): name for name in candidates}
-    return [known[found] for found in shelf.contents()]
+    return [known[found.name] for found in shelf._entries()]
 
 
 def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_entry_in_use_stays(folder: Path) -> None:
     assert set(names(shelf, "a", "b", "c")) == {"a", "c"}
     held.close()
     put(shelf, "d")
-    assert len(shelf.contents()) == 2
+    assert len(shelf._entries()) == 2
 
 
 def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
