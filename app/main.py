@@ -119,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         apart, app.state.key_ring, settings.max_streams, settings.max_streams_per_key
     )
     try:
-        app.state.first_key = await ensure_first_key(database, settings)
+        await ensure_first_key(database, settings)
         async with running_loops(services), streams.running():
             yield
         await app.state.key_ring.close()

@@ -14,6 +14,8 @@ from types import ModuleType
 import httpx
 import pytest
 
+from tests.servers.output import first_line
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = ("--seeds", "1", "--epochs", "1", "--teacher-epochs", "1")
 
@@ -43,8 +45,7 @@ def test_it_goes_from_data_to_measured_models(tmp_path: Path) -> None:
 
 def test_an_interrupt_stops_the_service_and_is_no_success(tmp_path: Path) -> None:
     demo = subprocess.Popen(command(tmp_path, *SHORT), stdout=subprocess.PIPE, text=True)
-    assert demo.stdout is not None
-    line = demo.stdout.readline()
+    line = first_line(demo.stdout)
     demo.send_signal(signal.SIGINT)
     rest, _ = demo.communicate(timeout=600)
     assert demo.returncode == 130

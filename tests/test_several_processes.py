@@ -14,6 +14,7 @@ import pytest
 
 from stillhouse import Client, Job
 from tests import kinds
+from tests.servers.output import first_line
 from tests.servers.ports import reserved_port
 from tests.stillhouse.process import STILLHOUSE, environment, running
 
@@ -99,8 +100,7 @@ def node(address: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Another machine that has begun to wait for jobs."""
     process = subprocess.Popen([*STILLHOUSE, "node", address], text=True, env=env, stdout=subprocess.PIPE)
     try:
-        assert process.stdout is not None
-        assert "waiting for jobs" in process.stdout.readline()
+        assert "waiting for jobs" in first_line(process.stdout)
         yield process
     finally:
         end(process)

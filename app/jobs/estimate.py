@@ -78,8 +78,8 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     reads_texts = isinstance(network, Transformers) and network.reads == "texts"
     if network is None or (sample.kind == "texts" and not reads_texts):  # a table or images, which nobody has read
         return Forecast(counted.plan, None, None)
-    targets = train.targets if isinstance(train, SampleFacts) else None
-    outputs = targets or spec.data.told_classes or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)
+    told = train.targets or train.classes if isinstance(train, SampleFacts) else None
+    outputs = told or spec.data.told_classes or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)
     given = student_input(spec, facts.teachers, sample)
     exact = student_cost(network, given, outputs) if given.kind != "texts" else None
     student = exact or rough_cost(network, given, outputs)
@@ -87,7 +87,8 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     estimate = None
     if student is not None and teaching is not None:
         took = await _recent(session, project_id)
-        sizes = (counted.samples or spec.recipe.batch_size, counted.sample_bytes)
+        targets = spec.task_spec.target_bytes(given, outputs)
+        sizes = (counted.samples or spec.recipe.batch_size, counted.sample_bytes, targets)
         memory = footprints(spec, network, student, teaching, *sizes)
         estimate = _estimate(spec, counted, student, teaching, took, memory)
     return Forecast(counted.plan, exact.parameters if exact else None, estimate)

@@ -15,6 +15,7 @@ from app.recipe.plan import model_memory
 from app.recipe.students.architectures import Mlp, Network, Transformers, Vit
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.shrink import ENCODERS, all_heads
+from app.recipe.tasks.base import CLASS_BYTES
 
 MB = 2**20
 TRAINER_BYTES = 420 * MB
@@ -47,13 +48,20 @@ class Footprint(NamedTuple):
 
 
 def footprints(
-    job: JobSpec, network: Network, student: Cost, teachers: Sequence[Cost], samples: int, sample_bytes: int
+    job: JobSpec,
+    network: Network,
+    student: Cost,
+    teachers: Sequence[Cost],
+    samples: int,
+    sample_bytes: int,
+    target_bytes: int = CLASS_BYTES,
 ) -> dict[str, Footprint]:
-    """Footprints by device, `cpu` and `gpu`. `samples` counts training and evaluation together."""
+    """Footprints by device, `cpu` and `gpu`. `samples` counts training and evaluation together; one of them takes
+    `sample_bytes`, and its targets `target_bytes` (see `TaskSpec.target_bytes`)."""
     resources = job.resources
     weights, activations = model_memory(job, student, samples, teachers)
     activations = round(activations * (DENSE_FACTOR if _is_dense(network) else CONVOLUTION_FACTOR))
-    data = samples * (sample_bytes + 8)
+    data = samples * (sample_bytes + target_bytes)
     base = TRAINER_BYTES + (LIBRARY_BYTES if isinstance(network, Transformers) else 0)
     reading = base + round(READING_COPIES * data)
     written = round(EXPORT_COPIES * 4 * student.parameters)

@@ -96,17 +96,6 @@ def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) 
     return per_sample * plan.samples_until(plan.total_steps)
 
 
-def training_memory(job: JobSpec, student: Cost, samples: int, sample_bytes: int, teachers: Sequence[Cost] = ()) -> int:
-    """Bytes that training holds at its peak, roughly: weights, gradients, optimizer state, activations, data; together,
-    where there are several processes.
-
-    `samples` counts training and evaluation together, `sample_bytes` is what one of them takes as it is stored. What
-    the framework itself takes is not counted.
-    """
-    weights, activations = model_memory(job, student, samples, teachers)
-    return weights + activations + samples * (sample_bytes + 8) * job.resources.processes
-
-
 def model_memory(job: JobSpec, student: Cost, samples: int, teachers: Sequence[Cost] = ()) -> tuple[int, int]:
     """Bytes of weights with gradients and optimizer state, and of activations, in all processes together."""
     copies = 2 + (job.recipe.ema_decay is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-JOB, CLONE, FILE, UPLOAD = (f"{kind}_01k9zq3f8t5v7w9x1y3z5a7b9c" for kind in ("job", "job", "file", "upload"))
+JOB, FILE, UPLOAD = (f"{kind}_01k9zq3f8t5v7w9x1y3z5a7b9c" for kind in ("job", "file", "upload"))
 MODEL, KEY, PROJECT, CHECKPOINT, ARTIFACT = (
     f"{kind}_01k9zq3f8t5v7w9x1y3z5a7b9c" for kind in ("model", "key", "proj", "ckpt", "art")
 )

@@ -22,6 +22,7 @@ from app.core.database import Base
 from app.core.migrate import configuration, connected, downgrade, upgrade
 from app.jobs.tables import JobRow
 from app.projects.tables import Project
+from tests.servers.output import all_of
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -70,7 +71,7 @@ def test_upgrading_again_changes_nothing_and_keeps_the_rows(url: str) -> None:
 def test_processes_that_migrate_together_take_turns(url: str) -> None:
     program = f"from app.core.migrate import upgrade; upgrade({url!r})"
     running = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(3)]
-    assert [process.communicate() for process in running] == [(None, b"")] * 3
+    assert [all_of(process) for process in running] == [(None, b"")] * 3
     assert tables(url) == set(Base.metadata.tables)
 
 

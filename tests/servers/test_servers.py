@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.servers import S3, PostgreSQL, Valkey, postgresql, valkey
+from tests.servers.output import all_of, first_line
 
 DATA = bytes(range(256)) * 5000
 ROOT = Path(__file__).parents[2]
@@ -167,13 +168,12 @@ with valkey() as server:
     owner = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert owner.stdout is not None
-    url, folder = owner.stdout.readline().split()
+    url, folder = first_line(owner.stdout).split()
     family = psutil.Process(owner.pid).children(recursive=True)
     assert {child.name() for child in family} >= {"valkey-server"}
     assert answers(url)
     os.kill(owner.pid, signal.SIGKILL)
-    owner.communicate()
+    all_of(owner)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
     assert not Path(folder).exists()

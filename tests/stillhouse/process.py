@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.servers.output import all_of, first_line
+
 STILLHOUSE = (sys.executable, "-c", "from stillhouse.cli.main import app; app()")
 
 
@@ -24,11 +26,8 @@ def running(env: Mapping[str, str], *words: str) -> Iterator[tuple[subprocess.Po
     """A service on a free port, and the line that it said when it was ready."""
     command = (*STILLHOUSE, "up", "--port", "0", "--json", *words)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
     try:
-        line = process.stdout.readline()
-        assert line, process.stderr.read() if process.stderr else ""
-        yield process, json.loads(line)
+        yield process, json.loads(_first_line(process))
     finally:
         if process.poll() is None:
             process.terminate()
@@ -37,3 +36,12 @@ def running(env: Mapping[str, str], *words: str) -> Iterator[tuple[subprocess.Po
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    """Raises AssertionError with what it wrote to stderr when it does not become ready."""
+    try:
+        return first_line(process.stdout)
+    except AssertionError as error:
+        process.kill()
+        raise AssertionError(f"{error}\n{all_of(process)[1]}") from None

@@ -26,6 +26,7 @@ from app.jobs.leases import Lease, StoredFile
 from app.projects.keys import new_key
 from stillhouse import Client, ServiceError, Unreachable, local_files
 from tests.app.jobs.builders import CONFIG
+from tests.servers.output import first_line
 from tests.stillhouse.conftest import job_document
 from tests.stillhouse.process import environment
 
@@ -55,8 +56,7 @@ class Restarted:
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env=env | {"PYTHONPATH": str(ROOT)}, cwd=ROOT
         )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "listening\n"
+        assert first_line(self._process.stdout) == "listening\n"
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

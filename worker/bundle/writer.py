@@ -34,7 +34,6 @@ from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
 from worker.tasks.base import Call, Figures, NonFiniteOutputs, Predictions, ReportInputs, Task, TaskEvaluator
-from worker.tasks.prediction import predict
 from worker.training.best import chosen
 from worker.training.history import Point
 from worker.training.measure import BATCH, flops, speed
@@ -294,7 +293,8 @@ class BundleWriter:
         assert trained.job.seed is not None  # it is drawn before training
         return run_diagnostics(
             trained.job.evaluation.diagnostics,
-            lambda samples: predict(model, samples.inputs[model.input_key]),
+            # of all samples: no more of them, nor of their tokens, than targets
+            lambda samples: self._task.sample_outputs(model, samples, samples.targets.numel()),
             HeldOutPart(trained.samples, trained.evaluator.teacher_outputs),
             trained.job.seed,
             self._device,

@@ -84,8 +84,11 @@ def split_held_out(held_out: HeldOutPart, one: DiagnosticSpec, seed: int) -> tup
 
 def _taken(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
     samples, teacher = held_out
-    rows = None if teacher is None else teacher.reshape(samples.samples, -1, teacher.shape[-1])[chosen].flatten(0, 1)
-    return HeldOutPart(samples.take_samples(chosen.to(samples.storage_device)), rows)
+    taken = samples.take_samples(chosen.to(samples.storage_device))
+    if teacher is None:
+        return HeldOutPart(taken)
+    of_chosen = torch.zeros(samples.samples, dtype=torch.bool).index_fill(0, chosen, True)
+    return HeldOutPart(taken, teacher[of_chosen.repeat_interleave(held_out.rows_of_samples)])
 
 
 def _result(analysis: DiagnosticAnalysis, inputs: DiagnosticInputs) -> DiagnosticResult | str:

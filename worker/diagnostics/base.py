@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.data.batches import Batch
+from worker.tensors import IGNORED
 
 
 class HeldOutPart(NamedTuple):
@@ -19,13 +20,27 @@ class HeldOutPart(NamedTuple):
     teacher: Tensor | None = None
     """Outputs (n, C) of all teachers together, float32 on the CPU; none: there is no teacher."""
 
+    @property
+    def labels(self) -> Tensor:
+        """Targets (n,) int64, or (n, C), on the CPU, of all rows that there are outputs of: those that aren't
+        ignored."""
+        targets = self.samples.targets.cpu()
+        return targets[targets != IGNORED] if targets.dtype == torch.int64 else targets
+
+    @property
+    def rows_of_samples(self) -> Tensor:
+        """How many of those rows each sample has (N,) int64."""
+        targets = self.samples.targets.cpu()
+        counted = targets != IGNORED if targets.dtype == torch.int64 else torch.ones(len(targets), dtype=torch.bool)
+        return counted.reshape(self.samples.samples, -1).sum(1)
+
 
 class DiagnosticInputs(NamedTuple):
     """The exported student and the samples to analyse it with."""
 
     predict: Callable[[Batch], Tensor]
-    """Outputs (n, C) of the student for raw samples, float32 on the CPU, computed `EVAL_BATCH` samples at a time in
-    evaluation mode and without TensorFloat-32."""
+    """Outputs (n, C) of the student for the rows of raw samples that aren't ignored, float32 on the CPU, computed
+    `EVAL_BATCH` samples at a time in evaluation mode and without TensorFloat-32."""
     judged: HeldOutPart
     """All figures are measured on these."""
     fitted: HeldOutPart | None

@@ -44,7 +44,8 @@ class CalibrationAnalysis:
     def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
         judged, fitted = inputs.judged, inputs.fitted
         assert fitted is not None  # the contract says that it fits something
-        labels, known = judged.samples.targets.cpu(), fitted.samples.targets.cpu()
+        labels, known = judged.labels, fitted.labels
+        _require_enough(known, labels, self._bins)
         answers = {"student": (inputs.predict(fitted.samples), inputs.predict(judged.samples))}
         if fitted.teacher is not None and judged.teacher is not None:
             answers["teacher"] = (fitted.teacher, judged.teacher)
@@ -73,6 +74,7 @@ class CalibrationAnalysis:
             "nll": classification.negative_log_likelihood(logits, labels),
             "brier": classification.brier_score(logits, labels),
             "ece": classification.calibration_error(logits, labels, bins),
+            "mce": equal_width_bins(*classification.choices(logits, labels), bins).largest_error(),
             "adaptive_ece": classification.adaptive_calibration_error(logits, labels, bins),
             "classwise_ece": classification.classwise_calibration_error(logits, labels, bins).mean(),
         }
@@ -86,6 +88,14 @@ class CalibrationAnalysis:
         }
 
 
+def _require_enough(known: Tensor, labels: Tensor, bins: int) -> None:
+    """Raise NotComputable for fewer labels than bins, or none to fit on: of samples the contract refuses so few, but a
+    text may have no word with a token."""
+    if not len(known) or len(labels) < bins:
+        found = f"the held-out samples have {len(known)} labels to fit on and {len(labels)} to measure on"
+        raise NotComputable(f"{found}; needed are 1 and {bins}, as many as bins")
+
+
 def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
     """Raise NotComputable for logits that give no probability, or none to a label."""
     likelihood = classification.negative_log_likelihood(logits, labels)
@@ -93,13 +103,13 @@ def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
         raise NotComputable(f"the {name}'s negative log-likelihood on the held-out samples is {float(likelihood)}")
 
 
-def _at_bound(name: str, temperature: float, samples: int) -> str:
+def _at_bound(name: str, temperature: float, labels: int) -> str:
     why = (
         "has every one of them right, so that no temperature is too small"
         if temperature < 1
         else "tells nothing of them, so that no temperature is too large"
     )
-    return f"the {name}'s temperature {temperature:.4g} is a bound of the search: on {samples} samples it {why}"
+    return f"the {name}'s temperature {temperature:.4g} is a bound of the search: on {labels} labels it {why}"
 
 
 def _rows(name: str, tables: Mapping[str, ReliabilityBins]) -> Iterator[dict[str, Any]]:

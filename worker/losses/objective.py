@@ -128,8 +128,7 @@ class Objective:
         totals, values = self._at_rows(seen, weights, count) if self._suits_kernels(seen, weights) else ([], {})
         for name, (spec, term) in self._terms.items():
             if name not in values:
-                losses = self._loss(spec, term, seen, targets, valid)
-                values[name] = (losses if valid is None else losses.where(valid, 0)).sum() / count
+                values[name] = self._sum(spec, term, seen, targets, valid) / count
                 totals.append(weights[name] * values[name])
         return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
 
@@ -185,12 +184,17 @@ class Objective:
         names = self._names(self._terms[name].spec)
         return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
 
+    def _sum(self, spec: Loss, term: LossTerm, seen: BatchOutputs, targets: Tensor, valid: Tensor | None) -> Tensor:
+        """Over the rows that count."""
+        losses = self._loss(spec, term, seen, targets, valid)
+        return (losses if valid is None else losses.where(valid, 0)).sum()
+
     def _loss(self, spec: Loss, term: LossTerm, seen: BatchOutputs, targets: Tensor, valid: Tensor | None) -> Tensor:
         """Of each row (B,): against the teacher that the term names, or shared by all of them."""
         names = self._names(spec)
         if len(names) < 2 or spec.joint:
-            return term(_rows(seen, targets, valid, names[0] if names else None))
-        losses = torch.stack([term(_rows(seen, targets, valid, name)) for name in names])
+            return term(row_inputs(seen, targets, valid, names[0] if names else None))
+        losses = torch.stack([term(row_inputs(seen, targets, valid, name)) for name in names])
         return (self._shares(seen, names) * losses).sum(0)
 
     def _names(self, spec: Loss) -> list[str]:
@@ -218,7 +222,9 @@ def unique_names(kinds: Sequence[str]) -> list[str]:
     return names
 
 
-def _rows(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: str | None) -> LossInputs:
+def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: str | None) -> LossInputs:
+    """What a term is given of a part of a batch, with targets as `LossInputs.labels`, `valid` (B,) bool, and what the
+    teacher called `name` says of it."""
     said = seen.signals[name] if name is not None else None
     features = Features(
         seen.features, said.features if said else NO_FEATURES, seen.tokens, said.tokens if said else None

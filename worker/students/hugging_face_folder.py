@@ -53,8 +53,8 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     if network.decodes:
         return ModelConfig(task="causal-lm", architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
-    task = _task(config, network, classes)
-    answer: dict[str, Any] = {"classes": classes, "class_names": names}
+    task, silent = _task(config, network, classes), not (config.get("problem_type") or _answers_by_token(config))
+    answer: dict[str, Any] = {"classes": classes, "class_names": names, "task_assumed": silent}
     if task_of(task).sized_by == "targets":
         answer = {"targets": classes}
     sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)

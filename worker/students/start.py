@@ -52,7 +52,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
                 _start_timm(student, load_model(folder))
             else:
                 take_over(student, load_model(folder), EVERY_LAYER)
-            theirs = read_config(folder)
+            theirs = read_config(folder).taken_for(student.config.task)
             places = _places(student, job, job.student, theirs)
         except ClassMismatch as error:
             _fill(student, fresh)

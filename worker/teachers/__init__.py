@@ -24,10 +24,11 @@ def read_teacher_config(folder: Path, param: str) -> ModelConfig:
         return read_config(folder)
 
 
-def load_teacher(folder: Path, param: str) -> Model:
-    """The teacher stored in `folder`, on the CPU; raises UserError naming the first tensor that does not fit."""
+def load_teacher(folder: Path, param: str, config: ModelConfig | None = None) -> Model:
+    """The teacher stored in `folder`, on the CPU, and described by `config`, or else by its files; raises UserError
+    naming the first tensor that does not fit."""
     with reading_weights(folder, *_subject(param)), _blaming(param):
-        return load_model(folder)
+        return load_model(folder, config)
 
 
 @contextmanager

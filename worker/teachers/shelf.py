@@ -64,11 +64,8 @@ class DiskCache:
                 self._make(entry, layout)
             return _hold(entry, layout)
 
-    def contents(self) -> list[str]:
-        """Keys of all entries, the least recently used first."""
-        return [entry.name for entry in self._entries()]
-
     def _entries(self) -> list[Path]:
+        """All entries, by their keys, the least recently used first."""
         entries = [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)]
         return sorted(entries, key=_last_use)
 

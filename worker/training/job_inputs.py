@@ -53,11 +53,14 @@ def load_inputs(
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
     described = {
-        origin.reference: read_teacher_config(paths[origin.reference], f"{path}.{origin.source}")
+        origin.reference: read_teacher_config(paths[origin.reference], f"{path}.{origin.source}").taken_for(job.task)
         for path, origin in job.origins.items()
     }
     data = task.load(job, paths, described, seed, packing_dir)
-    models = {name: load_teacher(folder, params[name]).to(device) for name, folder in folders.items()}
+    models = {
+        each.name: load_teacher(folders[each.name], params[each.name], described[each.reference]).to(device)
+        for each in job.all_teachers
+    }
     for teacher in job.all_teachers:
         models[teacher.name].input_key = data.input_key_of(teacher.reference) or models[teacher.name].input_key
         if teacher.name in data.places:
@@ -86,6 +89,10 @@ def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:
     for name, model in (*inputs.teachers.items(), ("the student", student)):
         if model.ignored:
             log(Log(message=f"{name}: {told(model.ignored)}"))
+    for name, model in inputs.teachers.items():
+        if model.config.task_assumed and not model.config.task_spec.chooses:
+            read = f"its logits are read as those of {model.config.task}: a sigmoid for each class"
+            log.warn("odd_model", f"{name}: config.json has no problem_type; {read}")
     for name, path in inputs.folders.items():
         for note in oddities(path):
             log.warn("odd_model", f"{name}: {note}")

@@ -38,6 +38,8 @@ class SampleFacts:
     """True for images of 8 bits a channel."""
     targets: int | None = None
     """Numbers to learn for each sample; none: classes, or tokens."""
+    classes: int | None = None
+    """How many classes the targets are about, as far as their shape shows it."""
 
 
 Known = Archive | FirstLine | SampleFacts

@@ -68,7 +68,8 @@ def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -
         return [Problem(param, *given)]
     count, *rest = inputs.shape
     size = 1 if inputs.dtype == "u1" and len(inputs.shape) > 2 else 4
-    return SampleFacts(count, given, size * math.prod(rest), inputs.dtype == "u1", task.targets_in(labels))
+    outputs = task.targets_in(labels), task.classes_in(labels)
+    return SampleFacts(count, given, size * math.prod(rest), inputs.dtype == "u1", *outputs)
 
 
 def _input_problems(data: ImageData, task: TaskSpec, inputs: ArrayFacts, param: str) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if not task.fits(type(step)):
-            yield Problem(f"{path}.kind", f"{step.kind} is not for {task.name}", "an augmentation for this task")
+            yield Problem(f"{path}.kind", task.refusal(type(step)), "an augmentation for this task")
         elif train is not None and train.input.kind not in step.reads:
             yield Problem(f"{path}.kind", f"{step.kind} is for {' and '.join(step.reads)}", train.input.kind)
         elif isinstance(step, Flip):

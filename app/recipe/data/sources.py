@@ -16,7 +16,6 @@ from app.recipe.data.tokenizers import Tokenizer
 Key = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")]
 Shade = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=4096)]
-Separator = Annotated[str, Field(min_length=1, max_length=8, pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]+$")]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 

@@ -16,12 +16,13 @@ class Calibration(DiagnosticSpec):
     """Reliability diagram and calibration errors of student and teacher, before and after temperature scaling.
 
     The temperature that divides the logits is the one with the smallest negative log-likelihood on half of the held-out
-    samples; everything is measured on the other half. The exported weights stay as they are.
+    samples; everything is measured on the other half. The exported weights stay as they are. In token-classification
+    samples are texts, and what is counted of them are the words that have a token.
     """
 
     paper: ClassVar[Paper | None] = Paper("On Calibration of Modern Neural Networks", "1706.04599")
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
-    applies: ClassVar[str] = "Single-label classification."
+    applies: ClassVar[str] = "Single-label classification, of samples or of the words of texts."
     fits: ClassVar[bool] = True
     kind: Literal["calibration"] = "calibration"
     bins: int = Field(15, ge=2, le=100)

@@ -14,7 +14,7 @@ def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]
     for index, diagnostic in enumerate(job.evaluation.diagnostics):
         path = f"evaluation.diagnostics[{index}]"
         if not job.task_spec.fits(type(diagnostic)):
-            kind = type(diagnostic).model_fields["kind"].default
-            yield Problem(f"{path}.kind", f"{kind} is not for {job.task}", "a diagnostic for this task, or none")
+            refusal = job.task_spec.refusal(type(diagnostic))
+            yield Problem(f"{path}.kind", refusal, "a diagnostic for this task, or none")
         elif held_out is not None:
             yield from diagnostic.problems(path, parts_of(held_out, diagnostic)[1])

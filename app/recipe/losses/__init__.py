@@ -3,7 +3,7 @@
 Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
 softmax(logits / T) over the classes; T is `temperature`, and 1 for terms without one. A loss is the mean over the rows.
 In the task `embedding` every text is a row, and a pair is two; in `multi-label-classification` p and q are
-sigmoids, one for each class.
+sigmoids, one for each class; in `token-classification` a word is a row, but of losses on features a text is.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from app.recipe.base import Answer, TaskOption
 from app.recipe.losses.taps import Taps
 from app.recipe.losses.weights import Weight
+from app.recipe.problem import Problem
 from app.recipe.teachers.teacher import TeacherName
 
 Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
@@ -38,9 +40,13 @@ class LossSpec(TaskOption):
     """Name of the teacher to use; none: all of them, each with its weight."""
 
     @classmethod
-    def by_row(cls) -> bool:
-        """Whether it looks at the logits of one row at a time, and at nothing else of a sample."""
-        return not cls.couples_rows and cls.taps is LossSpec.taps
+    def why_not_by_token(cls) -> str:
+        """Why it is not for a task that asks for a class of every token; empty: it is."""
+        return "it compares the rows of a batch with each other, and a row is a token here" if cls.couples_rows else ""
+
+    def by_token_problems(self, path: str) -> Iterator[Problem]:
+        """Settings with which it is not for such a task, although others are; `path` is where the job lists it."""
+        yield from ()
 
     def taps(self) -> Taps:
         """The activations that the term uses."""

@@ -7,6 +7,7 @@ pair differ in height or width, the larger one is averaged down to the smaller (
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -15,6 +16,7 @@ from app.recipe.base import EVERY_ANSWER, Answer, NonNegative, Paper, Positive, 
 from app.recipe.losses.base import LossSpec
 from app.recipe.losses.taps import PATH, Pair, Tap, Taps, taps_of
 from app.recipe.losses.weights import Weight
+from app.recipe.problem import Problem
 
 PartName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 """Name of the modules that a term trains; terms and stages with the same name for the same places share them."""
@@ -22,6 +24,7 @@ Power = Annotated[float, Field(ge=1.0, le=16.0)]
 Reduction = Literal["first", "mean"]
 """How tokens are reduced to one vector: the first one (a class token), or the mean of those that aren't padding. Maps
 are always averaged over their positions."""
+NO_MAPS = "it compares maps, and networks that read texts have none"
 IE_KD = Paper(
     "Revisiting Knowledge Distillation: An Inheritance and Exploration Framework",
     "2107.00181",
@@ -30,14 +33,19 @@ IE_KD = Paper(
 
 class FeatureTerm(LossSpec):
     """A term that compares features. It does not use the outputs and so fits every task except causal-lm, whose rows
-    are tokens, unless `answers` includes them."""
+    are tokens, unless `answers` includes them. Its rows are samples, also where a class of every token is asked for."""
 
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER - {"tokens"}
+
+    @classmethod
+    def why_not_by_token(cls) -> str:
+        return ""
 
 
 class Hint(FeatureTerm):
     """FitNets: squared distance between the student's feature, after an adapter, and the teacher's.
 
+    Of the tokens of texts all count but padding: those that no word begins with, and special ones, too.
     With `reduction` this is also the `mse` of Distiller's family (arXiv 2109.11105), whose other members are
     `mi-alpha`. To train hints first and labels later, as the paper does, put it in a stage of its own.
     """
@@ -93,6 +101,11 @@ class Rkd(FeatureTerm):
 
     def taps(self) -> Taps:
         return taps_of([self.pair] if self.pair else [])
+
+    def by_token_problems(self, path: str) -> Iterator[Problem]:
+        if self.pair is None:
+            found = f"is missing, and the outputs are those of tokens, while {self.kind} compares samples"
+            yield Problem(f"{path}.pair", found, "features, of which each text gives one vector (reduction)")
 
     @model_validator(mode="after")
     def _compares_something(self) -> Self:
@@ -161,6 +174,11 @@ class AttentionRelation(FeatureTerm):
     def taps(self) -> Taps:
         return Taps(self.layer.student.taps(), self.layer.teacher.taps())
 
+    def by_token_problems(self, path: str) -> Iterator[Problem]:
+        if self.relation == "mse":
+            found = "is mse, whose mean counts padding"
+            yield Problem(f"{path}.relation", found, "kl, which leaves padding out")
+
 
 class Connected(FeatureTerm):
     """A term on features before their activation, after the connectors of 1904.01866."""
@@ -169,6 +187,10 @@ class Connected(FeatureTerm):
     adapter: Literal["connector", "none"] = "connector"
     """`connector`: a 1x1 convolution (a linear layer for vectors and tokens) and batch norm, as in the authors' code;
     `none` compares the features directly."""
+
+    @classmethod
+    def why_not_by_token(cls) -> str:
+        return "its sums and the batch norm of its connectors count padding"
 
 
 class MarginPair(Pair):
@@ -254,6 +276,10 @@ class Lipschitz(Connected):
     name: PartName = "overhaul"
     """Name of the connectors: terms and stages with the same name share them if their pairs are the same."""
 
+    @classmethod
+    def why_not_by_token(cls) -> str:
+        return NO_MAPS
+
     def taps(self) -> Taps:
         return taps_of(self.pairs)
 
@@ -302,6 +328,10 @@ class Factors(FeatureTerm):
     """Channels of the code; none: half of the teacher's."""
     name: PartName = "autoencoder"
     """Name of the autoencoder: `inheritance-exploration` uses the one that an earlier stage trained under this name."""
+
+    @classmethod
+    def why_not_by_token(cls) -> str:
+        return NO_MAPS
 
 
 class FeatureAutoencoder(Factors):

@@ -25,7 +25,9 @@ def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator
 
 def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
     if not job.task_spec.fits(type(term)):
-        yield Problem(f"{path}.kind", f"{term.kind} is not for {job.task}", "a loss for this task")
+        yield Problem(f"{path}.kind", job.task_spec.refusal(type(term)), "a loss for this task")
+    elif job.task_spec.per_token:
+        yield from term.by_token_problems(path)
     if isinstance(term, LogitMse) and term.centered and not job.task_spec.chooses:
         found = f"is true, and the mean of the logits counts for {job.task}"
         yield Problem(f"{path}.centered", found, "false")

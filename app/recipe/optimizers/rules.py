@@ -30,7 +30,7 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
     if not isinstance(optimizer, NormalizedGd):
         return
     if not job.task_spec.fits(type(optimizer)):
-        yield Problem(f"{path}.kind", f"{optimizer.kind} is not for {job.task}", "an optimizer for this task")
+        yield Problem(f"{path}.kind", job.task_spec.refusal(type(optimizer)), "an optimizer for this task")
     elif all(isinstance(term, FeatureTerm) for term in losses):
         found = f"{optimizer.kind} divides by the gradient at the student's outputs, and no loss gives them one"
         yield Problem(

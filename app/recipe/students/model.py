@@ -80,6 +80,9 @@ class ModelConfig(Spec):
     """How a regression's outputs become the units of the data; none: they are that already."""
     embedding: Embedding | None = None
     """How an encoder makes one vector of a text; there for the task `embedding`, and for no other."""
+    task_assumed: bool = Field(False, exclude_if=lambda value: not value)
+    """True where no file of the model says what its head was trained for (`problem_type` of the Transformers library),
+    so that `task` is what the library assumes."""
 
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
@@ -115,6 +118,15 @@ class ModelConfig(Spec):
         answers = (self.classes, self.class_names, self.targets, self.target_scaling, self.embedding)
         if any(given is not None for given in (*answers, self.preprocessing)):
             raise ValueError(f"a model for {self.task} has neither classes nor targets, and no preprocessing")
+
+    def taken_for(self, task: TaskName) -> ModelConfig:
+        """The same as a model for `task`, where its own is assumed and its outputs may as well be those; else as it
+        is."""
+        wanted, own = task_of(task), self.task_spec
+        as_well = wanted.problem_type is not None and wanted.sized_by == own.sized_by
+        if self.task_assumed and as_well and self.input.kind in wanted.reads:
+            return self.model_copy(update={"task": task})
+        return self
 
     @property
     def task_spec(self) -> TaskSpec:

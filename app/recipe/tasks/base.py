@@ -10,6 +10,10 @@ from app.recipe.data.facts import ArrayFacts
 from app.recipe.data.sources import Data, Table
 from app.recipe.optimizers import AdamW, Schedule
 from app.recipe.problem import Problem
+from app.recipe.students.inputs import Input
+
+CLASS_BYTES, NUMBER_BYTES = 8, 4
+"""Memory of a class, as int64, and of a number to learn, as float32."""
 
 
 class MainMetric(NamedTuple):
@@ -97,6 +101,16 @@ class TaskSpec:
         """Whether a loss, optimizer, augmentation or method is for this task."""
         return self.answers in option.answers and not set(self.reads).isdisjoint(option.reads)
 
+    def why_unfit(self, option: type[TaskOption]) -> str:
+        """Why one that works with such inputs and outputs does not fit all the same; empty: it does, or they are why
+        it does not."""
+        return ""
+
+    def refusal(self, option: type[TaskOption]) -> str:
+        """The message about one that does not fit."""
+        found = f"{option.model_fields['kind'].default} is not for {self.name}"
+        return f"{found}: {why}" if (why := self.why_unfit(option)) else found
+
     def column_problems(self, data: Table) -> Iterator[Problem]:
         """What is wrong with the columns that a job names."""
         if not data.label_columns:
@@ -109,3 +123,11 @@ class TaskSpec:
     def targets_in(self, labels: ArrayFacts) -> int | None:
         """Numbers for each sample in such an array; None: it holds classes."""
         return None
+
+    def classes_in(self, labels: ArrayFacts) -> int | None:
+        """How many classes such an array is about; None: its shape does not tell."""
+        return None
+
+    def target_bytes(self, sample: Input, outputs: int) -> int:
+        """Memory of the targets of one sample, for a student with so many outputs."""
+        return NUMBER_BYTES * outputs if self.answers in ("labels", "numbers") else CLASS_BYTES

@@ -38,6 +38,9 @@ class MultiLabelSpec(TaskSpec):
     def has_label_shape(self, labels: ArrayFacts) -> bool:
         return len(labels.shape) == 2 and labels.shape[1] > 1 and labels.dtype[0] in "biuf"
 
+    def classes_in(self, labels: ArrayFacts) -> int | None:
+        return labels.shape[1]
+
 
 def _separator_problems(data: CsvData) -> Iterator[Problem]:
     if not data.quoted and data.separates_labels == data.delimiter:

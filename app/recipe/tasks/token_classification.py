@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from app.recipe.base import TaskOption
 from app.recipe.data.augmentation import TokenDelete
 from app.recipe.data.sources import CsvData, HfData, JsonlData, ParquetData, Table
-from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.losses.base import LossSpec
 from app.recipe.problem import Problem
 from app.recipe.students.hugging_face import TEXT_MODEL_TYPES
-from app.recipe.tasks.base import MainMetric, TaskSpec
+from app.recipe.students.inputs import Input, TextInput
+from app.recipe.tasks.base import CLASS_BYTES, MainMetric, TaskSpec
 
 
 class TokenClassificationSpec(TaskSpec):
@@ -31,11 +31,17 @@ class TokenClassificationSpec(TaskSpec):
     main_metric = MainMetric("entity_f1", higher_is_better=True, tie_breaker="nll", stand_in="accuracy")
 
     def fits(self, option: type[TaskOption]) -> bool:
-        """Losses that look at the logits of one row at a time, for a row is a word; no augmentation that moves tokens
-        away from their tags, and no diagnostic, which analyses whole samples."""
-        by_sample = issubclass(option, TokenDelete | DiagnosticSpec)
-        by_sample |= issubclass(option, LossSpec) and not option.by_row()
-        return super().fits(option) and not by_sample
+        """Losses on the logits of one row at a time, for a row is a word, or on features without their padding; no
+        augmentation that moves tokens away from their tags."""
+        return super().fits(option) and not self.why_unfit(option)
+
+    def why_unfit(self, option: type[TaskOption]) -> str:
+        if issubclass(option, LossSpec) and super().fits(option):
+            return option.why_not_by_token()
+        return "it moves tokens away from their tags" if issubclass(option, TokenDelete) else ""
+
+    def target_bytes(self, sample: Input, outputs: int) -> int:
+        return CLASS_BYTES * sample.length if isinstance(sample, TextInput) else CLASS_BYTES
 
     def column_problems(self, data: Table) -> Iterator[Problem]:
         yield from super().column_problems(data)

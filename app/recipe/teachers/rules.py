@@ -49,7 +49,7 @@ def teacher_problems(job: JobSpec, models: Mapping[str, ModelConfig], train: Sam
 
 
 def _misfit_problems(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, param: str) -> Iterator[Problem]:
-    if teacher.task != job.task:
+    if teacher.taken_for(job.task).task != job.task:
         yield Problem(param, f"was made for {teacher.task}", f"a model for {job.task}")
     if train and train.targets not in (None, teacher.targets):
         yield Problem(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")

@@ -21,6 +21,7 @@ from app.jobs.tables import IdempotencyKey
 from app.projects import keys
 from tests.app.jobs.builders import PROJECT, add_inputs, job_spec
 from tests.servers import PostgreSQL
+from tests.servers.output import first_line
 from tests.stillhouse.process import STILLHOUSE, environment
 
 KEY = keys.new_key()
@@ -39,8 +40,7 @@ def start(url: str, folder: Path) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         (*STILLHOUSE, "serve", "--port", "0", "--json"), stdout=subprocess.PIPE, text=True, env=env
     )
-    assert process.stdout is not None
-    return process, json.loads(process.stdout.readline())["url"]
+    return process, json.loads(first_line(process.stdout))["url"]
 
 
 async def test_a_request_is_repeated_after_its_server_was_killed(

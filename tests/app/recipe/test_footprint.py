@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from app.recipe.footprint import MB, TRAINER_BYTES, footprints, rough_cost
+from app.recipe.data.facts import ArrayFacts, SampleFacts
+from app.recipe.data.headers import sample_facts
+from app.recipe.footprint import MB, READING_COPIES, TRAINER_BYTES, footprints, rough_cost
 from app.recipe.job import JobSpec
 from app.recipe.students.inputs import ImageInput, Input, TextInput
+from worker.data.task_data import TaskData
+from worker.tasks import TASKS as TRAINED
 
 DIGITS, PICTURES = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=32, width=32)
 LLAMA = {"model_type": "llama", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -70,3 +77,65 @@ def test_the_rough_cost_of_a_small_llama_is_near_its_real_one() -> None:
     assert cost.parameters == 4 * per_layer + 1000 * 128
     unknown = job({"architecture": "transformers", "config": {"model_type": "resnet"}})
     assert rough_cost(unknown.student, PICTURES, 10) is None
+
+
+MULTI: dict[str, Any] = {
+    "student": {"architecture": "mlp", "hidden": [4]},
+    "recipe": {"losses": [{"kind": "binary-cross-entropy"}]},
+}
+ENCODER = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+WORDS = [{"words": ["a"] * (row + 1), "tags": ["X"] * row + ["Y"]} for row in range(20)]
+NAMED = [{"words": f"a {row}", "tags": ["X", "Y", "Z"][: row % 4]} for row in range(20)]
+
+
+def texts(folder: Path, task: str, rows: list[dict[str, Any]]) -> tuple[JobSpec, TaskData]:
+    (folder / "texts").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"input_columns": ["words"], "label_columns": ["tags"]}
+    data = {"train": "texts", "format": "jsonl", "max_length": 12, **columns}
+    losses = [{"kind": "binary-cross-entropy" if task.startswith("multi") else "cross-entropy"}]
+    student = {"architecture": "transformers", "config": ENCODER}
+    spec = JobSpec.model_validate({"task": task, "data": data, "student": student, "recipe": {"losses": losses}})
+    return spec, TRAINED[spec.task].load(spec, {"texts": folder / "texts"}, {}, 0)
+
+
+def images(folder: Path, task: str, labels: np.ndarray[Any, Any], loss: str) -> tuple[JobSpec, TaskData]:
+    np.savez(folder / "data.npz", x=np.zeros((20, 4, 4), np.uint8), y=labels)
+    data, student = {"train": "data"}, {"architecture": "mlp", "hidden": [4]}
+    recipe = {"losses": [{"kind": loss}]}
+    spec = JobSpec.model_validate({"task": task, "data": data, "student": student, "recipe": recipe})
+    return spec, TRAINED[spec.task].load(spec, {"data": folder / "data.npz"}, {}, 0)
+
+
+def of_kind(kind: str, folder: Path) -> tuple[JobSpec, TaskData]:
+    labels = np.eye(5, dtype=np.uint8)[np.arange(20) % 5]
+    match kind:
+        case "words":
+            return texts(folder, "token-classification", WORDS)
+        case "labels of texts":
+            return texts(folder, "multi-label-classification", NAMED)
+        case "labels of images":
+            return images(folder, "multi-label-classification", labels, "binary-cross-entropy")
+        case "numbers":
+            return images(folder, "regression", labels.astype(np.float32), "mse")
+    return images(folder, "image-classification", labels.argmax(-1), "cross-entropy")
+
+
+@pytest.mark.parametrize("kind", ["words", "labels of texts", "labels of images", "numbers", "classes"])
+def test_targets_take_as_much_as_the_arrays_that_are_read(kind: str, tmp_path: Path) -> None:
+    spec, data = of_kind(kind, tmp_path)
+    each = spec.task_spec.target_bytes(data.model.input, data.model.outputs)
+    targets = data.train.targets
+    assert targets.nbytes == each * len(targets)
+    cost = rough_cost(spec.student, data.model.input, data.model.outputs)
+    assert cost is not None
+    large = [footprints(spec, spec.student, cost, [], 10**7, 0, size)["cpu"].host for size in (each, 2 * each)]
+    assert large[1] - large[0] == READING_COPIES * 10**7 * each
+
+
+def test_an_array_of_labels_tells_how_many_classes_there_are() -> None:
+    spec = JobSpec.model_validate({"task": "multi-label-classification", "data": {"train": "f"}, **MULTI})
+    archive = {"x": ArrayFacts((20, 4, 4), "u1"), "y": ArrayFacts((20, 300), "u1")}
+    facts = sample_facts(spec.data, spec.task_spec, archive)
+    assert isinstance(facts, SampleFacts)
+    assert (facts.classes, facts.targets) == (300, None)
+    assert spec.task_spec.target_bytes(facts.input, facts.classes or 0) == 1200

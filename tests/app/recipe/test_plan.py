@@ -10,7 +10,7 @@ from app.recipe.cost import Cost, student_cost
 from app.recipe.data.sources import ImageData
 from app.recipe.job import JobSpec, Recipe, Resources
 from app.recipe.losses import CrossEntropy
-from app.recipe.plan import plan_training, split_counts, training_flops, training_memory
+from app.recipe.plan import model_memory, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.inputs import ImageInput
 
@@ -87,8 +87,7 @@ def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None
 def test_memory_counts_a_copy_of_the_weights_for_each_state(settings: dict[str, object], copies: int) -> None:
     job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=8, **settings))
     cost = cost_of(Mlp())
-    rest = 4 * 8 * cost.activations + 100 * (64 + 8)
-    assert training_memory(job, cost, samples=100, sample_bytes=64) == 4 * cost.parameters * copies + rest
+    assert model_memory(job, cost, samples=100) == (4 * cost.parameters * copies, 4 * 8 * cost.activations)
 
 
 @pytest.mark.parametrize("kind", ["sinkgd", "swan"])
@@ -96,7 +95,7 @@ def test_stateless_optimizers_keep_moments_of_all_but_hidden_matrices(kind: str)
     def estimate(optimizer: dict[str, object]) -> int:
         student = Mlp(hidden=[20, 30])
         job = JobSpec(data=ImageData(train="t"), student=student, recipe=recipe(optimizer=optimizer))
-        return training_memory(job, cost_of(student), samples=100, sample_bytes=64)
+        return sum(model_memory(job, cost_of(student), samples=100))
 
     assert estimate({"kind": "adamw"}) - estimate({"kind": kind}) == 8 * (64 * 20 + 20 * 30)
 
@@ -104,7 +103,7 @@ def test_stateless_optimizers_keep_moments_of_all_but_hidden_matrices(kind: str)
 def test_accumulation_and_bf16_lower_the_estimate() -> None:
     def estimate(**settings: object) -> int:
         job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=64, **settings))
-        return training_memory(job, cost_of(Mlp()), samples=100, sample_bytes=64)
+        return sum(model_memory(job, cost_of(Mlp()), samples=100))
 
     assert estimate(accumulate=4) < estimate()
     assert estimate(precision="bf16") < estimate()
@@ -118,8 +117,7 @@ def test_processes_multiply_what_each_of_them_holds() -> None:
             recipe=Recipe(losses=[CrossEntropy()], batch_size=100),
             resources=Resources.model_validate({"queue": "cpu", **resources}),
         )
-        return training_memory(job, cost_of(Mlp()), samples=100, sample_bytes=64)
+        return sum(model_memory(job, cost_of(Mlp()), samples=100))
 
-    weights, samples = 4 * 4 * cost_of(Mlp()).parameters, 100 * 72
-    assert memory(processes=2) == memory() + weights + samples
-    assert memory(processes=2, sharding="fsdp") == memory() + samples
+    assert memory(processes=2) == memory() + 4 * 4 * cost_of(Mlp()).parameters
+    assert memory(processes=2, sharding="fsdp") == memory()

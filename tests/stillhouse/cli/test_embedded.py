@@ -13,6 +13,7 @@ import pytest
 
 from stillhouse import Client, connection
 from stillhouse.cli.embedded import address
+from tests.servers.output import READ_SECONDS, first_line
 from tests.stillhouse.conftest import job_document
 from tests.stillhouse.process import STILLHOUSE, environment, running
 
@@ -43,8 +44,7 @@ def test_it_runs_a_job_and_stops_with_all_its_children(tmp_path: Path, data_file
 def test_a_worker_that_dies_is_started_again_and_ctrl_c_stops_everything(tmp_path: Path, data_file: Path) -> None:
     with running(environment(tmp_path / "data")) as (process, hello):
         worker_of(process).kill()
-        assert process.stderr is not None
-        said = next(line for line in process.stderr if "it is restarted" in line)
+        said = first_line(process.stderr, lambda line: "it is restarted" in line)
         assert "the worker ended with code -9" in said
         with Client(hello["url"], hello["key"]) as client:
             job = client.submit(job_document(client.upload(data_file).id, export=["safetensors"]))
@@ -87,11 +87,10 @@ def test_the_api_alone_will_not_run_on_an_old_schema(tmp_path: Path) -> None:
 
 def test_the_api_alone_runs_without_a_worker(tmp_path: Path) -> None:
     env = environment(tmp_path)
-    subprocess.run((*STILLHOUSE, "migrate", "--json"), check=True, env=env, capture_output=True)
+    subprocess.run((*STILLHOUSE, "migrate", "--json"), check=True, env=env, capture_output=True, timeout=READ_SECONDS)
     command = (*STILLHOUSE, "serve", "--port", "0", "--json")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
-    url = json.loads(process.stdout.readline())["url"]
+    url = json.loads(first_line(process.stdout))["url"]
     with Client(url, "still_none") as client:
         assert client.health()["status"] == "ok"
     assert psutil.Process(process.pid).children() == []

@@ -18,6 +18,7 @@ from worker.diagnostics import ANALYSES, Diagnosed, run_diagnostics, split_held_
 from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.protocol import CheckpointSaved, Failed, Finished, Log
 from worker.students.weights import load_model
+from worker.tensors import IGNORED
 
 CPU = torch.device("cpu")
 ASKED: dict[str, Any] = {
@@ -149,3 +150,24 @@ def test_a_job_that_was_stopped_and_goes_on_has_the_same_figures(tmp_path: Path)
     assignment = stage(halting, teacher=True, **ASKED)
     saved = play(assignment, halting, steps=2).of(CheckpointSaved)[-1].path
     assert figures(halting, play(assignment.model_copy(update={"resume": saved}), halting)) == whole
+
+
+def texts(samples: int) -> HeldOutPart:
+    """Texts of four tokens that have as many words as their number's rest by four; what is read are their targets, and
+    the teacher's outputs are the numbers of the texts."""
+    numbers = torch.arange(samples)
+    targets = numbers.unsqueeze(1).expand(-1, 4).where(torch.arange(4) < numbers.unsqueeze(1) % 4, IGNORED)
+    return HeldOutPart(whole_split({"tokens": targets}, targets), targets[targets != IGNORED].unsqueeze(1).float())
+
+
+def test_rows_of_a_sample_stay_together_and_those_that_are_ignored_have_no_outputs() -> None:
+    whole = texts(30)
+    fitted, judged = split_held_out(whole, Calibration(), 1)
+    assert fitted is not None
+    assert (fitted.samples.samples, judged.samples.samples) == (15, 15)
+    for part in (fitted, judged):
+        assert part.teacher is not None
+        assert part.teacher.squeeze(1).tolist() == part.labels.tolist()
+        assert part.rows_of_samples.tolist() == [number % 4 for number in part.samples.index.tolist()]
+    assert not set(fitted.labels.tolist()) & set(judged.labels.tolist())
+    assert sorted(fitted.labels.tolist() + judged.labels.tolist()) == whole.labels.tolist()

@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from tests.servers.output import first_line
 from tests.servers.ports import reserved_port
 from tests.worker.distributed.ranks_stage import tell_all, tell_every_step
 from tests.worker.training.builders import Played, play, stage
@@ -69,8 +70,7 @@ def node(address: str, first: str = "") -> Iterator[subprocess.Popen[str]]:
     """Another machine that has begun to wait for jobs, after running some code."""
     command = [sys.executable, "-c", first + COME, address, str(PATIENT)]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert "waiting for jobs" in process.stdout.readline()
+        assert "waiting for jobs" in first_line(process.stdout)
         yield process
         for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             one.kill()

@@ -208,6 +208,17 @@ def test_the_library_is_told_what_a_head_answers(tmp_path: Path, task: str, prob
     assert read_config(tmp_path).task == ("regression" if task == "keypoints" else task)
 
 
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_a_head_whose_problem_is_not_said_may_be_taken_for_one_of_labels(tmp_path: Path, problem: str | None) -> None:
+    uploaded(tmp_path, problem_type=problem)
+    config = read_config(tmp_path)
+    assert (config.task, config.task_assumed) == ("image-classification", problem is None)
+    taken = "image-classification" if problem else "multi-label-classification"
+    assert config.taken_for("multi-label-classification").task == taken
+    for other in ("text-classification", "token-classification", "regression", "causal-lm"):
+        assert config.taken_for(other).task == "image-classification"  # type: ignore[arg-type]
+
+
 def test_former_names_of_weights_are_understood(tmp_path: Path) -> None:
     model = uploaded(tmp_path, "bert")
     (tmp_path / "vocab.txt").write_text("\n".join([WORDS[1], WORDS[0], *WORDS[2:]]))  # padding as in the model

@@ -26,6 +26,7 @@ from app.jobs.tables import AttemptRow, CheckpointRow
 from app.jobs.wake_up import DISPATCH
 from tests.app.jobs.builders import load
 from tests.servers import valkey
+from tests.servers.output import stderr_of
 from tests.worker.supervisor.stage import (
     ROOT,
     alive,
@@ -309,7 +310,7 @@ async def test_a_worker_without_a_broker_does_not_start(settings: Settings) -> N
         env=environment,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, stderr = await process.communicate()
+    stderr = await stderr_of(process)
     assert process.returncode != 0
     assert b"STILLHOUSE_BROKER_URL is not set" in stderr
 

@@ -21,6 +21,7 @@ from app.core.settings import Settings
 from app.jobs.reaper import Reaper
 from app.jobs.tables import CheckpointRow
 from tests.app.jobs.builders import let_backoff_pass, let_lease_run_out, load
+from tests.servers.output import stderr_of
 from tests.worker.supervisor.stage import (
     ROOT,
     alive,
@@ -237,7 +238,7 @@ async def test_the_worker_serves_only_its_queues(settings: Settings, database: D
 
 async def test_a_queue_that_does_not_exist_is_refused(settings: Settings) -> None:
     async with polling(settings, "start", arguments=("--queues", "any,gpus")) as process:
-        _, stderr = await process.communicate()
+        stderr = await stderr_of(process)
     assert process.returncode == 2
     assert b"'any', 'cpu' or 'gpu'" in stderr
     assert b"Traceback" not in stderr
@@ -245,7 +246,7 @@ async def test_a_queue_that_does_not_exist_is_refused(settings: Settings) -> Non
 
 async def test_a_worker_for_gpus_on_a_machine_without_says_so(settings: Settings, tmp_path: Path) -> None:
     async with polling(settings, "start", arguments=("--queues", "gpu"), CUDA_VISIBLE_DEVICES="") as process:
-        _, stderr = await process.communicate()
+        stderr = await stderr_of(process)
     assert process.returncode == 1
     assert b"shows no GPU that CUDA_VISIBLE_DEVICES allows" in stderr
     assert b"Traceback" not in stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from tests.worker.training.builders import finished, play, require_same_bits, wi
 from worker.bundle.verify import allowed_difference, require_same_metrics
 from worker.data.batches import whole_split
 from worker.data.task_data import TaskData
-from worker.protocol import Assignment, Failed, Message
-from worker.students.weights import load_model
+from worker.protocol import Assignment, Failed, Finished, Message
+from worker.students.weights import load_model, read_config
 from worker.tasks.base import ClassRow
 from worker.tasks.multi_label import LABELS
 
@@ -227,6 +228,37 @@ def test_a_student_teaches_another_whose_labels_are_in_another_order(tmp_path: P
     assert report["student"]["agreement"] == 1.0
     assert report["student"]["kl"] == pytest.approx(0.0, abs=1e-9)
     assert report["student"]["map"] == pytest.approx(report["teacher"]["map"])
+
+
+def of_the_library(teacher: Path, folder: Path, problem: str | None) -> Path:
+    """The teacher's files as the library keeps them, with its word for the head's problem, or without."""
+    shutil.copytree(teacher, folder)
+    (folder / "stillhouse.json").unlink()
+    config = json.loads((folder / "config.json").read_text()) | {"problem_type": problem}
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+def test_a_head_whose_problem_is_not_said_teaches_labels_with_a_warning(tmp_path: Path, teacher: Path) -> None:
+    silent, folder = of_the_library(teacher, tmp_path / "silent", None), tmp_path / "student"
+    assert read_config(silent).task == "text-classification"
+    recipe = {"losses": [{"kind": "binary-kd"}], "optimizer": {"kind": "adamw", "lr": 1e-12}, "epochs": 1}
+    shrunk = {"architecture": "shrink", "layers": 1}
+    played = play(stage(folder, silent, recipe=recipe, student=shrunk), folder)
+    assert isinstance(played.word, Finished), played.word
+    report = json.loads((folder / "bundle" / "report.json").read_text())
+    assert report["student"]["agreement"] == 1.0, "its last layer is inherited, too"
+    read = "its logits are read as those of multi-label-classification: a sigmoid for each class"
+    assert {"code": "odd_model", "message": f"teacher: config.json has no problem_type; {read}"} in report["warnings"]
+    assert "task_assumed" not in (folder / "bundle" / "stillhouse.json").read_text()
+
+
+def test_a_head_of_one_class_alone_is_refused(tmp_path: Path, teacher: Path) -> None:
+    single, folder = of_the_library(teacher, tmp_path / "single", "single_label_classification"), tmp_path / "student"
+    word: Message | Any = play(stage(folder, single), folder).word
+    assert isinstance(word, Failed)
+    assert (word.fault, word.param) == ("user", "teacher.model")
+    assert "was made for text-classification (accepted: a model for multi-label-classification)" in word.message
 
 
 def test_a_distilled_student_resumes_to_the_same_bits(tmp_path: Path, teacher: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.teachers.cache import DenseCache, Kept, TopKCache
+from tests.servers.output import all_of, first_line
 from worker.data.batches import Batch, Batches, whole_split
 from worker.errors import UserError
 from worker.outputs import TeacherSignal
@@ -320,9 +321,8 @@ def test_jobs_at_the_same_time_share_their_answers(tmp_path: Path) -> None:
         for seed in (0, 100)
     ]
     for job in jobs:
-        assert job.stdout is not None
-        assert job.stdout.readline() == "open\n"
-    said = [job.communicate("go\n")[0].split() for job in jobs]
+        assert first_line(job.stdout) == "open\n"
+    said = [all_of(job, "go\n")[0].split() for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
     assert all(int(hits) + int(misses) == 20 * SAMPLES for hits, misses in said)
     assert all(int(misses) < 5 * SAMPLES for _, misses in said)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.servers.output import all_of, first_line
 from worker.teachers import kept_rows
 from worker.teachers.encoding import StoredColumn
 from worker.teachers.kept_rows import EMPTY, SYNCED, WRITTEN, KeptRows, RowLayout, create, fits, recover
@@ -221,11 +222,10 @@ def test_a_writer_that_is_killed_leaves_only_whole_rows(tmp_path: Path) -> None:
     layout = RowLayout(2_000_000, {"logits": StoredColumn(torch.float32, 8)}, {})
     create(tmp_path, layout)
     writer = start_writer(tmp_path, layout, seed=0)
-    assert writer.stdout is not None
     for _ in range(5):
-        writer.stdout.readline()
+        first_line(writer.stdout)
     writer.send_signal(signal.SIGKILL)
-    said = {int(line) for line in writer.communicate()[0].split()}
+    said = {int(line) for line in all_of(writer)[0].split()}
     assert writer.returncode == -signal.SIGKILL
     recover(tmp_path)
     kept = KeptRows(tmp_path, layout)
@@ -245,7 +245,7 @@ def test_several_processes_fill_the_same_rows(tmp_path: Path) -> None:
     create(tmp_path, layout)
     writers = [start_writer(tmp_path, layout, seed) for seed in range(2)]
     for writer in writers:
-        writer.communicate()
+        all_of(writer)
         assert writer.returncode == 0
     kept = KeptRows(tmp_path, layout)
     filled = whole(kept, layout)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.servers.output import first_line
 from worker.teachers import shelf as shelf_module
 from worker.teachers.encoding import StoredColumn
 from worker.teachers.kept_rows import RowLayout
@@ -47,7 +48,7 @@ def put(shelf: DiskCache, *names: str, layout: RowLayout = LAYOUT) -> None:
 
 def names(shelf: DiskCache, *candidates: str) -> list[str]:
     known = {key(name): name for name in candidates}
-    return [known[found] for found in shelf.contents()]
+    return [known[found.name] for found in shelf._entries()]
 
 
 def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_an_entry_in_use_stays(folder: Path) -> None:
     assert set(names(shelf, "a", "b", "c")) == {"a", "c"}
     held.close()
     put(shelf, "d")
-    assert len(shelf.contents()) == 2
+    assert len(shelf._entries()) == 2
 
 
 def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
@@ -143,8 +144,7 @@ sys.stdin.read()
 def test_another_process_holds_an_entry_until_it_dies(folder: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(folder), key("a")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+        assert first_line(holder.stdout) == b"held\n"
         shelf = DiskCache(folder, ENTRY)
         held = shelf.open(key("a"), LAYOUT)
         assert held.rows.count() == 1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.output import all_of, first_line
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the witness needs Linux")
 PROGRAM = """
 import os, signal, sys, time
@@ -35,14 +37,14 @@ def begin(out: Path, what: str) -> subprocess.Popen[str]:
 )
 def test_its_status_is_the_childs(tmp_path: Path, what: str, status: int) -> None:
     child = begin(tmp_path, what)
-    _, stderr = child.communicate()
+    _, stderr = all_of(child)
     assert child.returncode == status
     assert "failed" not in stderr
 
 
 def test_a_file_that_ends_the_child_is_named(tmp_path: Path) -> None:
     child = begin(tmp_path, READING.format(what="os.abort()"))
-    _, stderr = child.communicate()
+    _, stderr = all_of(child)
     assert child.returncode == 1
     assert "failed (user, invalid_data): data.train ended the process that read it (SIGABRT)" in stderr
 
@@ -50,8 +52,7 @@ def test_a_file_that_ends_the_child_is_named(tmp_path: Path) -> None:
 def test_a_signal_to_it_reaches_the_child(tmp_path: Path) -> None:
     heard = "signal.signal(signal.SIGINT, lambda *_: sys.exit(7)); print('ready', flush=True); time.sleep(600)"
     child = begin(tmp_path, heard)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
+    assert first_line(child.stdout) == "ready\n"
     child.send_signal(signal.SIGINT)
-    assert child.wait() == 7
-    child.communicate()
+    all_of(child)
+    assert child.returncode == 7

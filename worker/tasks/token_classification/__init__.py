@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -143,16 +143,11 @@ def _flat(rows: Values) -> Values:
 
 
 def _rows_of(rows: Sequence[PieceTags]) -> Callable[[int], str]:
-    """Names the row of the tag at an index among those of all words."""
+    """Names the row of the tag at an index among those of all words; looks at no row behind it."""
 
     def name(index: int) -> str:
-        left = index
-        for row, tags in enumerate(rows):
-            words = sum(tag is not None for tag in tags)
-            if left < words:
-                return f"row {row}"
-            left -= words
-        raise IndexError(index)
+        ends = accumulate(len(tags) - tags.count(None) for tags in rows)
+        return f"row {next(row for row, end in enumerate(ends) if index < end)}"
 
     return name
 

@@ -21,6 +21,7 @@ ENCODER: Document = {"architecture": "transformers", "config": BERT}
 DATA: Document = {"train": "f", "format": "jsonl", "input_columns": ["words"], "label_columns": ["tags"]}
 TAUGHT: Document = {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "kd"}]}}
 PAIR: Document = {"teacher": "bert", "student": "bert"}
+RELATED: Document = {"teacher": {"qkv": "bert"}, "student": {"qkv": "bert"}}
 TEACHER: Document = {
     "task": "token-classification",
     "architecture": ENCODER,
@@ -28,6 +29,10 @@ TEACHER: Document = {
     "classes": 3,
     "class_names": ["O", "B-X", "I-X"],
 }
+
+
+def with_loss(**loss: Any) -> Document:
+    return {"teacher": {"model": "t"}, "recipe": {"losses": [loss]}}
 
 
 def problems(known_as_t: Document | None = None, **changes: Any) -> dict[str, str]:
@@ -62,6 +67,11 @@ def problems(known_as_t: Document | None = None, **changes: Any) -> dict[str, st
         {"data": DATA | {"format": "hf-dataset", "split": "train"}},
         {"evaluation": {"require_teacher": {"entity_f1": 0.5}}, **TAUGHT},
         {"recipe": {"losses": [{"kind": "cross-entropy"}], "method": {"kind": "mutual"}}},
+        with_loss(kind="hint", pairs=[PAIR]),
+        with_loss(kind="rkd", pair=PAIR),
+        with_loss(kind="attention-relation", layer=RELATED),
+        with_loss(kind="mi-alpha", pair=PAIR),
+        {"evaluation": {"diagnostics": [{"kind": "calibration"}]}},
     ],
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
@@ -75,22 +85,36 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"data": DATA | {"label_columns": ["a", "b"]}}, "data.label_columns", "names 2 columns of lists of tags"),
         ({"data": DATA | {"label_columns": []}}, "data.label_columns", "is missing"),
         ({"data": {"train": "f"}}, "data.format", "npz"),
-        ({"data": DATA | {"augment": [{"kind": "token-delete"}]}}, "data.augment[0].kind", "token-delete"),
+        (
+            {"data": DATA | {"augment": [{"kind": "token-delete"}]}},
+            "data.augment[0].kind",
+            "token-delete is not for token-classification: it moves tokens away from their tags",
+        ),
         ({"student": {"architecture": "mlp", "hidden": [8]}}, "student.architecture", "reads no texts"),
         (
             {"student": {"architecture": "transformers", "config": {"model_type": "gpt2"}}},
             "student.config.model_type",
             "gpt2 is not for token-classification",
         ),
-        ({"recipe": {"losses": [{"kind": "dist"}]}, "teacher": {"model": "t"}}, "recipe.losses[0].kind", "dist"),
+        (with_loss(kind="dist"), "recipe.losses[0].kind", "it compares the rows of a batch with each other"),
+        (with_loss(kind="rkd"), "recipe.losses[0].pair", "is missing, and the outputs are those of tokens"),
         (
-            {"recipe": {"losses": [{"kind": "hint", "pairs": [PAIR]}]}, "teacher": {"model": "t"}},
+            with_loss(kind="attention-relation", layer=RELATED, relation="mse"),
+            "recipe.losses[0].relation",
+            "is mse, whose mean counts padding",
+        ),
+        (
+            with_loss(kind="activation-boundary", pairs=[PAIR]),
             "recipe.losses[0].kind",
-            "hint is not for token-classification",
+            "activation-boundary is not for token-classification: its sums and the batch norm of its connectors count",
+        ),
+        (
+            with_loss(kind="lipschitz", pairs=[PAIR, PAIR]),
+            "recipe.losses[0].kind",
+            "lipschitz is not for token-classification: it compares maps",
         ),
         ({"recipe": {"losses": [{"kind": "mse"}]}}, "recipe.losses[0].kind", "mse is not for token-classification"),
         ({**TAUGHT, "data": DATA | {"tokenizer": {"kind": "bpe"}}}, "data.tokenizer", "token by token"),
-        ({"evaluation": {"diagnostics": [{"kind": "calibration"}]}}, "evaluation.diagnostics[0].kind", "calibration"),
     ],
 )
 def test_what_can_not_work_is_refused_by_name(changes: Document, param: str, told: str) -> None:
@@ -107,7 +131,7 @@ def test_a_teacher_of_another_task_is_refused() -> None:
 def test_options_fit_where_a_row_is_a_word() -> None:
     assert TASK.fits(TokenMask)
     assert not TASK.fits(TokenDelete)
-    assert not TASK.fits(Calibration)
+    assert TASK.fits(Calibration)
     fitting = {method.model_fields["kind"].default for method in METHODS if TASK.fits(method)}
     assert {"supervised", "mutual"} <= fitting
     assert not fitting & {"on-policy", "sequence-level"}

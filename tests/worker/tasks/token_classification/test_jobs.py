@@ -339,3 +339,20 @@ def test_a_teacher_of_whole_texts_is_refused(tmp_path: Path, teacher: Path) -> N
     (folder / "teacher" / "stillhouse.json").write_text(json.dumps({**described, "task": "text-classification"}))
     word = refusal(assignment, folder)
     assert "was made for text-classification (accepted: a model for token-classification)" in word.message
+
+
+def test_calibration_is_that_of_the_words_of_half_of_the_texts(tmp_path: Path, teacher: Path) -> None:
+    held, folder = rows(40, seed=6), tmp_path / "student"
+    asked = {"diagnostics": [{"kind": "calibration", "bins": 4}]}
+    data = evaluated_on(folder, held)
+    bundle = finished(folder, with_eval(stage(folder, STUDENT, teacher, DISTILLED, data=data, evaluation=asked)))
+    report = report_of(bundle)
+    found = report["diagnostics"]["calibration"]
+    assert found["samples"] == {"fitted": 20, "judged": 20}
+    assert set(found["figures"]) == {"student", "student_scaled", "teacher", "teacher_scaled"}
+    plain = [row for row in found["table"] if row["model"] == "student" and row["bins"] == "equal-width"]
+    words = sum(row["samples"] for row in plain)
+    assert 20 < words < sum(len(row["words"]) for row in held)
+    right = sum(row["samples"] * row["accuracy"] for row in plain)
+    assert found["figures"]["student"]["accuracy"] == pytest.approx(right / words)
+    assert found["figures"]["student_scaled"]["nll"] < found["figures"]["student"]["nll"]

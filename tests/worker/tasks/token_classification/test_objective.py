@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.losses import LOSSES, Dist, Hint, KdRel, LossSpec, Rkd
+from app.recipe.losses import LOSSES, Dist, KdRel, LossSpec
+from app.recipe.losses.features import FeatureTerm
 from app.recipe.tasks import TASKS
 from app.recipe.teachers.teacher import Teacher
 from tests.worker.losses.samples import CLASSES, PARENTS
@@ -19,7 +20,8 @@ from worker.tasks.token_classification.objective import WordObjective
 from worker.tensors import IGNORED
 
 TASK = TASKS["token-classification"]
-SPECS: list[Any] = [KdRel(parents=PARENTS) if kind is KdRel else kind() for kind in LOSSES if TASK.fits(kind)]
+ON_LOGITS = [kind for kind in LOSSES if TASK.fits(kind) and not issubclass(kind, FeatureTerm)]
+SPECS: list[Any] = [KdRel(parents=PARENTS) if kind is KdRel else kind() for kind in ON_LOGITS]
 TEXTS, TOKENS = 4, 6
 TEACHERS = [Teacher(model="a", name="one", weight=3.0), Teacher(model="b", name="other", weight=1.0)]
 
@@ -92,7 +94,7 @@ def test_a_batch_without_words_gives_zero(spec: LossSpec) -> None:
 
 
 def test_losses_that_look_at_more_than_a_row_are_for_other_tasks() -> None:
-    assert not any(TASK.fits(kind) for kind in (Dist, Hint, Rkd))
+    assert not TASK.fits(Dist)
     fitting = {spec.kind for spec in SPECS}
     assert {"cross-entropy", "kd", "nkd", "dkd", "jsd", "akl", "kd-sim", "kd-topk", "kd-rel"} <= fitting
     assert not fitting & {"uld", "ferkd", "uskd", "mse", "contrastive"}
