@@ -15,7 +15,7 @@ class MultiLabelSpec(TaskSpec):
     """Labels of images and texts, each of them there or not, whatever the others are."""
 
     name = "multi-label-classification"
-    reads = ("images", "texts")
+    reads = ("images", "table", "texts")
     formats = (ImageData, CsvData, JsonlData, ParquetData, HfData)
     model_types = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES)
     answers = "labels"
