@@ -120,9 +120,10 @@ class MutualStep:
         members = _members(stage, state)
         for member in members:
             member.model.train()
-        stage.ranks.begin(stage.seed, state.step)
+        stage.ranks.begin_step(stage.seed, state.step)
         if step_inputs.signals is None:  # the teachers run once for all students
-            step_inputs = replace(step_inputs, signals=[stage.ask(part) for part in step_inputs.parts])
+            signals = [stage.teacher_signals(micro_batch) for micro_batch in step_inputs.micro_batches]
+            step_inputs = replace(step_inputs, signals=signals)
         together = self._spec.updates == "together"
         known = [_predict(member, step_inputs) for member in members] if together else []
         values: dict[str, Tensor] = {}
@@ -155,7 +156,7 @@ class MutualStep:
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
         values[GRAD_NORM] = descend(stage, member.optimizer, list(model.parameters()))
         if member.ema is not None:
-            member.ema.update(model, step + 1, stage.ranks.own)
+            member.ema.update(model, step + 1, stage.ranks.local)
         return values
 
 
@@ -177,7 +178,7 @@ def _predict(member: _Member, step_inputs: StepInputs) -> list[Tensor]:
     def compute(part: Batch) -> Tensor:
         return run_student(stage, member.model, part, {}).outputs
 
-    return [stage.trainable(partial(compute, part)) for part in step_inputs.parts]
+    return [stage.trainable(partial(compute, part)) for part in step_inputs.micro_batches]
 
 
 def _classes(targets: Tensor) -> Tensor:

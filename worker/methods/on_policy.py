@@ -12,7 +12,7 @@ from worker.methods.sampler import Sampler, as_batch
 from worker.methods.text_generation import GenerationMethod, GenerationStep, counter_of
 from worker.students.measure import Reading, reading
 from worker.training.loop import Stage, Step
-from worker.training.stages import teach
+from worker.training.stages import open_teacher
 from worker.training.state import TrainState
 
 
@@ -28,7 +28,7 @@ class OnPolicyMethod(GenerationMethod[OnPolicy]):
         batches = StudentBatches(sampler, cost, self.prompts, stage.input_key, size, seed)
         objective = stage.objective.only(needs_no_label)
         asked = {name: self.inputs.teachers[name] for name in sorted(objective.teachers)}
-        live = {name: teach(model, self.inputs.job, name).source for name, model in asked.items()}
+        live = {name: open_teacher(model, self.inputs.job, name).source for name, model in asked.items()}
         costs = [reading(model.config) for model in asked.values()]
         return GenerationStep(self.spec.share, replace(stage, objective=objective, teachers=live), batches, cost, costs)
 

@@ -24,10 +24,10 @@ from worker.protocol import CachePlace, Log, Send, ShouldStop
 from worker.students.decoding import Generation
 from worker.students.measure import Reading
 from worker.students.model import Model
+from worker.teachers.cached_rows import RowLayout
 from worker.teachers.digests import digest_samples
+from worker.teachers.disk_cache import CacheFull, DiskCache, OpenEntry
 from worker.teachers.encoding import Columns, StoredColumn
-from worker.teachers.kept_rows import RowLayout
-from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
 
 FORMAT = 1
 """Raise it with any change of what is generated for the same key."""
@@ -86,7 +86,7 @@ class SequenceGenerator:
         key = sha256(content.encode()).hexdigest()
         try:
             return DiskCache(Path(self._place.folder), self._place.max_bytes).open(key, layout)
-        except (NoRoom, OSError):
+        except (CacheFull, OSError):
             message = "the texts that the teacher generates are not kept: there is no room"
             self._send(Log(level="warning", message=message))
             return None

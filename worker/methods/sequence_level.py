@@ -16,7 +16,7 @@ from worker.students.decoding import Generation
 from worker.students.measure import reading
 from worker.teachers.digests import digest_folder
 from worker.training.loop import Stage, Step
-from worker.training.stages import teach
+from worker.training.stages import open_teacher
 from worker.training.state import TrainState
 
 
@@ -29,7 +29,7 @@ class SequenceLevelMethod(GenerationMethod[SequenceLevel]):
         texts = as_batch(self._generate(stage, state), stage.input_key)
         batches = TeacherBatches(texts, stage.recipe.batch_size, stage.seed)
         asked = {name: self.inputs.teachers[name] for name in sorted(stage.objective.teachers)}
-        live = {name: teach(model, self.inputs.job, name).source for name, model in asked.items()}
+        live = {name: open_teacher(model, self.inputs.job, name).source for name, model in asked.items()}
         costs = [reading(model.config) for model in asked.values()]
         cost = reading(self.inputs.student.config)
         return GenerationStep(self.spec.share, replace(stage, teachers=live), batches, cost, costs)

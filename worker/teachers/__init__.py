@@ -1,4 +1,4 @@
-"""Where the teachers' signals come from."""
+"""Sources of teacher outputs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ __all__ = ["InProcessTeacher", "TeacherSource", "head_of", "load_teacher", "read
 
 
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:
-    """Description of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
-    `param`."""
-    with reading(_subject(param), tokenizer_room(folder)), _blaming(param):
+    """Config of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`) with `param`."""
+    with reading(_subject(param), tokenizer_room(folder)), _errors_about(param):
         return read_config(folder)
 
 
 def load_teacher(folder: Path, param: str) -> Model:
-    """The teacher stored in `folder`, on the CPU; raises UserError naming the first tensor that does not fit."""
-    with reading_weights(folder, *_subject(param)), _blaming(param):
+    """Load the teacher stored in `folder` to the CPU; raises UserError naming the first tensor that does not fit."""
+    with reading_weights(folder, *_subject(param)), _errors_about(param):
         return load_model(folder)
 
 
 @contextmanager
-def _blaming(param: str) -> Iterator[None]:
+def _errors_about(param: str) -> Iterator[None]:
     try:
         yield
     except InvalidModel as error:

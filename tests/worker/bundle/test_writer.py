@@ -25,7 +25,7 @@ from worker.students.model import INPUT_KEYS, Model
 from worker.students.weights import save_model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
-from worker.training.best import consider
+from worker.training.best import update_best
 from worker.training.state import initial_state
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def trained_on_numbers(task: TaskName, sample: Input, folder: Path) -> TrainedJo
     state = initial_state(job.recipe, student)
     state.step = 9
     found = evaluator.evaluate(student).evaluation
-    consider(state, kind.main_metric, found.metrics, None)
+    update_best(state, kind.main_metric, found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
     return TrainedJob(

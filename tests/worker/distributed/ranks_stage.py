@@ -87,7 +87,7 @@ def die_while_saving(ends: RankArgs) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.save_file = killed
-    launch._be_a_rank(ends)
+    launch._run_rank(ends)
 
 
 def tell_every_step(patch: pytest.MonkeyPatch) -> None:
@@ -100,13 +100,13 @@ def tell_every_step(patch: pytest.MonkeyPatch) -> None:
 def tell_all(ends: RankArgs) -> None:
     """What a rank does, and tells after each step."""
     tell_every_step(pytest.MonkeyPatch())
-    launch._be_a_rank(ends)
+    launch._run_rank(ends)
 
 
 def full(ends: RankArgs) -> None:
     """What a rank does that meets the others and finds no room for the files."""
-    launch.hand_out = _no_room
-    launch._be_a_rank(ends)
+    launch.broadcast_files = _no_room
+    launch._run_rank(ends)
 
 
 def _no_room(*_: object) -> None:

@@ -58,13 +58,13 @@ def test_an_error_of_all_is_told_once_as_the_job_s(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_is_the_job_s_and_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_be_a_rank", fail_in_the_second)
+    monkeypatch.setattr(launch, "_run_rank", fail_in_the_second)
     word = perform_here(tmp_path).word
     assert word == Failed(fault="capacity", code="full_1", message="no room")
 
 
 def test_a_death_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_be_a_rank", die_while_saving)
+    monkeypatch.setattr(launch, "_run_rank", die_while_saving)
     every = {**LONG, "checkpoint": {"every_steps": 2}}
     played = perform_here(tmp_path, recipe=every, resources={**TOGETHER, "sharding": "fsdp"})
     assert played.word == Failed(

@@ -21,7 +21,7 @@ from tests.servers.ports import reserved_port
 from tests.worker.distributed.ranks_stage import tell_all, tell_every_step
 from tests.worker.training.builders import Played, play, stage
 from worker.distributed import launch, nodes
-from worker.distributed.nodes import called, come
+from worker.distributed.nodes import join_job, rendezvous
 from worker.errors import SystemFault
 from worker.protocol import Assignment, Failed, Finished, Metrics, Report
 from worker.students.weights import WEIGHTS
@@ -43,7 +43,7 @@ COME = (
 
 FULL = (
     "from worker.distributed import launch; from tests.worker.distributed.ranks_stage import full; "
-    "launch._be_a_rank = full; "
+    "launch._run_rank = full; "
 )
 
 
@@ -61,7 +61,7 @@ def address() -> Iterator[str]:
 def _on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(launch, "JOIN_SECONDS", PATIENT)
-    monkeypatch.setattr(nodes, "SILENT_SECONDS", PATIENT)
+    monkeypatch.setattr(nodes, "TIMEOUT_SECONDS", PATIENT)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def test_two_machines_take_the_steps_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, sharding: str
 ) -> None:
     tell_every_step(monkeypatch)
-    monkeypatch.setattr(launch, "_be_a_rank", tell_all)
+    monkeypatch.setattr(launch, "_run_rank", tell_all)
     alone = play(stage(tmp_path / "alone", **JOB), tmp_path / "alone")
     folder = tmp_path / "head"
     assignment = met(folder, address, resources={**TWO, "sharding": sharding})
@@ -135,29 +135,29 @@ def test_a_worker_without_other_machines_says_so(tmp_path: Path) -> None:
 
 
 def test_nobody_comes_where_nobody_calls_or_all_seats_are_taken(tmp_path: Path, address: str) -> None:
-    assert come(address, set()) is None
-    with called(met(tmp_path, address)) as (place, store):
+    assert join_job(address, set()) is None
+    with rendezvous(met(tmp_path, address)) as (place, store):
         assert store is not None
         known: set[str] = set()
-        found = come(address, known)
+        found = join_job(address, known)
         assert found is not None
         assert (found.place.run, found.place.nodes, found.place.head) == (place.run, 2, False)
-        assert come(address, known) is None
-        assert come(address, set()) is None
+        assert join_job(address, known) is None
+        assert join_job(address, set()) is None
 
 
 def test_an_address_where_something_else_listens_or_that_leads_nowhere_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.distributed.nodes.LOOK_SECONDS", 0.5)
+    monkeypatch.setattr("worker.distributed.nodes.REPLY_SECONDS", 0.5)
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # it hangs up
         threading.Thread(target=other.serve_forever, daemon=True).start()
         with pytest.raises(SystemFault, match="does not answer"):
-            come(f"127.0.0.1:{other.server_address[1]}", set())
+            join_job(f"127.0.0.1:{other.server_address[1]}", set())
         other.shutdown()
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(OSError, match="unknown"):
-        come("nowhere:1", set())
+        join_job("nowhere:1", set())
 
 
 def unknown(*_: object, **__: object) -> None:
@@ -166,7 +166,7 @@ def unknown(*_: object, **__: object) -> None:
 
 def test_only_one_job_at_a_time_calls_at_an_address(tmp_path: Path, address: str) -> None:
     assignment = met(tmp_path, address)
-    with called(assignment), pytest.raises(SystemFault, match="listened"), called(assignment):
+    with rendezvous(assignment), pytest.raises(SystemFault, match="can.t listen"), rendezvous(assignment):
         pass
 
 
@@ -175,13 +175,13 @@ def test_a_machine_that_comes_when_the_others_have_given_up_leaves_the_reason_to
 ) -> None:
     monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
     assignment = met(tmp_path, address)
-    with called(assignment) as (place, store):
+    with rendezvous(assignment) as (place, store):
         assert store is not None
-        helper = come(address, set())
+        helper = join_job(address, set())
         assert helper is not None
         head = launch._launch(run, assignment, tmp_path, lambda _: None, lambda: False, place)
         late = launch.assist(run, helper, tmp_path / "late")
-        assert not store.check([nodes.WORD])
+        assert not store.check([nodes.FAILURE])
     assert isinstance(head, Failed)
     assert head.code == "too_few_nodes"
     assert late is not None

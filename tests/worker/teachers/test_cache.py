@@ -216,7 +216,7 @@ def test_a_cache_that_does_not_fit_is_said_once_and_done_without(tmp_path: Path)
     for _ in range(2):
         assert torch.equal(desk.say(EVERYTHING), desk.exact(EVERYTHING))
     assert desk.teacher.rows == 2 * SAMPLES
-    assert desk.warnings == ["the teacher's answers are not kept: 840 bytes are needed, and at most 100 may be kept"]
+    assert desk.warnings == ["the teacher's outputs are not cached: 840 bytes are needed; the limit is 100"]
     assert desk.cached.figures()["bytes"] == 0
     desk.cached.close()
 

@@ -20,14 +20,14 @@ ACCURACIES = [0.25, 0.5, 0.75, 0.5, 0.75, 0.25]
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the evaluations during training say `ACCURACIES`."""
-    real = judges.consider
+    real = judges.update_best
 
-    def consider(state: TrainState, main: Any, metrics: dict[str, float], kept: Any) -> None:
+    def scripted_update(state: TrainState, main: Any, metrics: dict[str, float], model: Any) -> None:
         metrics["accuracy"] = ACCURACIES[state.step // 3 - 1]
         metrics["nll"] = 1.0
-        real(state, main, metrics, kept)
+        real(state, main, metrics, model)
 
-    monkeypatch.setattr(judges, "consider", consider)
+    monkeypatch.setattr(judges, "update_best", scripted_update)
 
 
 def job(folder: Path, **changes: Any) -> Assignment:

@@ -93,7 +93,7 @@ def test_a_teacher_without_layers_for_fp8_is_refused(tmp_path: Path) -> None:
     word = play(assignment, tmp_path).word
     assert isinstance(word, Failed)
     assert (word.fault, word.param) == ("user", "teacher.precision")
-    assert "accepted: bf16, fp32 or null" in word.message
+    assert "accepted: bf16, fp32, null" in word.message
 
 
 def test_a_smaller_copy_starts_from_the_teachers_own_weights(tmp_path: Path) -> None:

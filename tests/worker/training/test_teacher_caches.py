@@ -137,7 +137,7 @@ def test_a_cache_without_room_is_a_warning(tmp_path: Path) -> None:
     assignment = staged(tmp_path, None)
     place = CachePlace(folder=str(tmp_path / "cache"), max_bytes=10)
     played = done(assignment.model_copy(update={"teacher_cache": place}), tmp_path)
-    warnings = [log.message for log in played.of(Log) if log.level == "warning" and "not kept" in log.message]
+    warnings = [log.message for log in played.of(Log) if log.level == "warning" and "not cached" in log.message]
     assert len(warnings) == 1
 
 
@@ -155,5 +155,5 @@ def test_a_teacher_whose_activations_are_looked_at_is_always_run(
     taps = {"recipe": {"losses": [{"kind": "kd"}]}}
     played = done(staged(tmp_path, tmp_path / "cache", **taps), tmp_path)
     assert sum(asked) == 3 * TRAINED
-    assert any("are not kept: losses look at its activations" in log.message for log in played.of(Log))
+    assert any("are not cached: losses use its activations" in log.message for log in played.of(Log))
     assert not (tmp_path / "cache").exists()

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.teachers import kept_rows
+from worker.teachers import cached_rows
+from worker.teachers.cached_rows import EMPTY, SYNCED, WRITTEN, CachedRows, RowLayout, create, fits, recover
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import EMPTY, SYNCED, WRITTEN, KeptRows, RowLayout, create, fits, recover
 
 WIDTH = 3
 LAYOUT = RowLayout(20, {"logits": StoredColumn(torch.float32, WIDTH)}, {"format": 1})
@@ -30,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rows(folder: Path) -> Iterator[KeptRows]:
-    kept = KeptRows(folder, LAYOUT)
+def rows(folder: Path) -> Iterator[CachedRows]:
+    kept = CachedRows(folder, LAYOUT)
     yield kept
     kept.close()
 
@@ -45,17 +45,17 @@ def answers(*rows: int, plus: float = 0.0) -> dict[str, Tensor]:
 
 
 def states(folder: Path) -> list[int]:
-    return list((folder / kept_rows.STATES).read_bytes())
+    return list((folder / cached_rows.STATES).read_bytes())
 
 
-def test_a_row_is_read_as_it_was_written(rows: KeptRows) -> None:
+def test_a_row_is_read_as_it_was_written(rows: CachedRows) -> None:
     rows.write(numbers(7, 2), answers(7, 2))
     assert rows.filled(numbers(1, 2, 7)).tolist() == [False, True, True]
     assert torch.equal(rows.read(numbers(2, 7, 2))["logits"], answers(2, 7, 2)["logits"])
     assert rows.count() == 2
 
 
-def test_what_was_read_does_not_change_with_the_file(rows: KeptRows) -> None:
+def test_what_was_read_does_not_change_with_the_file(rows: CachedRows) -> None:
     rows.write(numbers(3), answers(3))
     read = rows.read(numbers(3))["logits"]
     read.zero_()
@@ -70,7 +70,7 @@ def test_columns_of_several_types_lie_side_by_side(tmp_path: Path) -> None:
     }
     layout = RowLayout(4, columns, {})
     create(tmp_path, layout)
-    kept = KeptRows(tmp_path, layout)
+    kept = CachedRows(tmp_path, layout)
     made = {name: torch.ones(2, column.width, dtype=column.dtype) for name, column in columns.items()}
     kept.write(numbers(0, 3), made)
     assert all(torch.equal(column, made[name]) for name, column in kept.read(numbers(3, 0)).items())
@@ -78,8 +78,8 @@ def test_columns_of_several_types_lie_side_by_side(tmp_path: Path) -> None:
     kept.close()
 
 
-def test_the_first_writer_of_a_row_wins(rows: KeptRows, folder: Path) -> None:
-    other = KeptRows(folder, LAYOUT)
+def test_the_first_writer_of_a_row_wins(rows: CachedRows, folder: Path) -> None:
+    other = CachedRows(folder, LAYOUT)
     rows.write(numbers(4, 5), answers(4, 5))
     other.write(numbers(5, 6), answers(5, 6, plus=0.5))
     assert torch.equal(rows.read(numbers(4, 5))["logits"], answers(4, 5)["logits"])
@@ -87,8 +87,8 @@ def test_the_first_writer_of_a_row_wins(rows: KeptRows, folder: Path) -> None:
     other.close()
 
 
-def test_nothing_is_written_while_another_process_writes(rows: KeptRows, folder: Path) -> None:
-    with (folder / kept_rows.WRITER).open("rb") as writer:
+def test_nothing_is_written_while_another_process_writes(rows: CachedRows, folder: Path) -> None:
+    with (folder / cached_rows.WRITER).open("rb") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
         rows.write(numbers(1), answers(1))
         assert not rows.filled(numbers(1)).any()
@@ -97,7 +97,7 @@ def test_nothing_is_written_while_another_process_writes(rows: KeptRows, folder:
 
 
 def test_a_sync_marks_what_was_written_after_the_columns_reached_the_disk(
-    rows: KeptRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+    rows: CachedRows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows.write(numbers(0, 1), answers(0, 1))
     assert states(folder)[:3] == [WRITTEN, WRITTEN, EMPTY]
@@ -110,13 +110,13 @@ def test_a_sync_marks_what_was_written_after_the_columns_reached_the_disk(
 
     monkeypatch.setattr(os, "fsync", watched)
     rows.sync()
-    assert seen == [("logits.bin", [WRITTEN, WRITTEN]), (kept_rows.STATES, [SYNCED, SYNCED])]
+    assert seen == [("logits.bin", [WRITTEN, WRITTEN]), (cached_rows.STATES, [SYNCED, SYNCED])]
     rows.sync()
     assert len(seen) == 2, "nothing was new"
 
 
 def test_a_failed_sync_takes_back_what_may_be_lost(
-    rows: KeptRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+    rows: CachedRows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows.write(numbers(0), answers(0))
     rows.sync()
@@ -131,21 +131,21 @@ def test_a_failed_sync_takes_back_what_may_be_lost(
     assert states(folder)[:2] == [SYNCED, EMPTY]
 
 
-def test_within_a_boot_nothing_is_taken_back(rows: KeptRows, folder: Path) -> None:
+def test_within_a_boot_nothing_is_taken_back(rows: CachedRows, folder: Path) -> None:
     rows.write(numbers(2), answers(2))
     recover(folder)
     assert rows.filled(numbers(2)).all()
 
 
 def test_after_a_boot_only_what_was_synced_counts(
-    rows: KeptRows, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: CachedRows, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows.write(numbers(1), answers(1))
     rows.sync()
     rows.write(numbers(2), answers(2))
     boot = tmp_path / "another-boot"
     boot.write_text("another boot\n")
-    monkeypatch.setattr(kept_rows, "BOOT_ID", boot)
+    monkeypatch.setattr(cached_rows, "BOOT_ID", boot)
     recover(folder)
     assert rows.filled(numbers(1, 2)).tolist() == [True, False]
     rows.write(numbers(2), answers(2))
@@ -154,9 +154,9 @@ def test_after_a_boot_only_what_was_synced_counts(
 
 
 def test_where_boots_have_no_name_every_first_opening_counts_as_one(
-    rows: KeptRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+    rows: CachedRows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_rows, "BOOT_ID", folder / "missing")
+    monkeypatch.setattr(cached_rows, "BOOT_ID", folder / "missing")
     rows.write(numbers(1), answers(1))
     recover(folder)
     assert not rows.filled(numbers(1)).any()
@@ -190,11 +190,11 @@ import sys
 from pathlib import Path
 import torch
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import KeptRows, RowLayout
+from worker.teachers.cached_rows import CachedRows, RowLayout
 
 torch.set_num_threads(1)
 folder, rows, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-kept = KeptRows(folder, RowLayout(rows, {"logits": StoredColumn(torch.float32, width)}, {}))
+kept = CachedRows(folder, RowLayout(rows, {"logits": StoredColumn(torch.float32, width)}, {}))
 order = torch.randperm(rows, generator=torch.Generator().manual_seed(int(sys.argv[4])))
 for chosen in order.split(16):
     kept.write(chosen, {"logits": chosen.float().unsqueeze(1).expand(-1, width).contiguous()})
@@ -208,7 +208,7 @@ def start_writer(folder: Path, layout: RowLayout, seed: int) -> subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-def whole(kept: KeptRows, layout: RowLayout) -> Tensor:
+def whole(kept: CachedRows, layout: RowLayout) -> Tensor:
     """Numbers of the rows that are filled, each of which was checked to hold its own number."""
     everything = torch.arange(layout.rows)
     filled = everything[kept.filled(everything)]
@@ -228,7 +228,7 @@ def test_a_writer_that_is_killed_leaves_only_whole_rows(tmp_path: Path) -> None:
     said = {int(line) for line in writer.communicate()[0].split()}
     assert writer.returncode == -signal.SIGKILL
     recover(tmp_path)
-    kept = KeptRows(tmp_path, layout)
+    kept = CachedRows(tmp_path, layout)
     filled = whole(kept, layout)
     assert 5 * 16 <= len(filled) < layout.rows
     assert said <= set(filled.tolist())
@@ -247,7 +247,7 @@ def test_several_processes_fill_the_same_rows(tmp_path: Path) -> None:
     for writer in writers:
         writer.communicate()
         assert writer.returncode == 0
-    kept = KeptRows(tmp_path, layout)
+    kept = CachedRows(tmp_path, layout)
     filled = whole(kept, layout)
     assert len(filled) > layout.rows // 2, "but for rows that met the other process both times, all are there"
     everything = torch.arange(layout.rows)

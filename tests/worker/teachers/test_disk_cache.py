@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.teachers import shelf as shelf_module
+from worker.teachers import disk_cache as cache_module
+from worker.teachers.cached_rows import RowLayout
+from worker.teachers.disk_cache import DRAFT, IN_USE, LOCK, CacheFull, DiskCache, OpenEntry
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import RowLayout
-from worker.teachers.shelf import DRAFT, IN_USE, LOCK, DiskCache, NoRoom, OpenEntry
 
 LAYOUT = RowLayout(100, {"logits": StoredColumn(torch.float32, 10)}, {})
 ENTRY = 4800
@@ -99,7 +99,7 @@ def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
     shelf = DiskCache(folder, 2 * ENTRY)
     put(shelf, "idle")
     held = shelf.open(key("used"), LAYOUT)
-    with pytest.raises(NoRoom, match="other jobs"):
+    with pytest.raises(CacheFull, match="other jobs"):
         shelf.open(key("large"), RowLayout(150, LAYOUT.columns, {}))
     assert set(names(shelf, "idle", "used")) == {"idle", "used"}
     held.close()
@@ -108,7 +108,7 @@ def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
 def test_what_is_larger_than_the_shelf_has_no_room(folder: Path) -> None:
     shelf = DiskCache(folder, ENTRY)
     put(shelf, "a")
-    with pytest.raises(NoRoom, match="may be kept"):
+    with pytest.raises(CacheFull, match="the limit is"):
         shelf.open(key("b"), RowLayout(200, LAYOUT.columns, {}))
     assert names(shelf, "a") == ["a"]
 
@@ -117,7 +117,7 @@ def test_an_entry_is_in_use_until_its_last_holder_lets_go(folder: Path) -> None:
     shelf = DiskCache(folder, ENTRY)
     first, second = shelf.open(key("a"), LAYOUT), shelf.open(key("a"), LAYOUT)
     first.close()
-    with pytest.raises(NoRoom):
+    with pytest.raises(CacheFull):
         shelf.open(key("b"), LAYOUT)
     second.close()
     put(shelf, "b")
@@ -129,8 +129,8 @@ import sys
 from pathlib import Path
 import torch
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import RowLayout
-from worker.teachers.shelf import DiskCache
+from worker.teachers.cached_rows import RowLayout
+from worker.teachers.disk_cache import DiskCache
 
 layout = RowLayout(100, {"logits": StoredColumn(torch.float32, 10)}, {})
 held = DiskCache(Path(sys.argv[1]), 10**6).open(sys.argv[2], layout)
@@ -149,7 +149,7 @@ def test_another_process_holds_an_entry_until_it_dies(folder: Path) -> None:
         held = shelf.open(key("a"), LAYOUT)
         assert held.rows.count() == 1
         held.close()
-        with pytest.raises(NoRoom):
+        with pytest.raises(CacheFull):
             shelf.open(key("b"), LAYOUT)
         holder.kill()
         holder.wait()
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.Mon
 def test_a_shelf_that_another_process_has_locked_for_long_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf_module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(cache_module, "LOCK_SECONDS", 0.05)
     folder.mkdir()
     with (folder / LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -206,7 +206,7 @@ def test_other_files_in_the_folder_are_left_alone(folder: Path) -> None:
 def test_rows_that_are_thrown_away_stay_readable_where_they_are_open(folder: Path) -> None:
     held: OpenEntry = DiskCache(folder, ENTRY).open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
-    shelf_module._throw_away(folder / key("a"))
+    cache_module._remove(folder / key("a"))
     assert torch.equal(held.rows.read(torch.tensor([5]))["logits"], torch.ones(1, 10))
     held.close()
 

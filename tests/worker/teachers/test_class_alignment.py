@@ -19,7 +19,7 @@ from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from tests.worker.students import builders
 from worker.students.model import Model
 from worker.teachers import head_of
-from worker.teachers.class_places import take_classes
+from worker.teachers.class_alignment import take_classes
 
 ZOO: list[Network] = [
     Mlp(hidden=[]),
