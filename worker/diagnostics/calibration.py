@@ -26,37 +26,37 @@ LEFT, BOTTOM, RIGHT, TOP = 0.55, 0.45, 0.1, 0.3
 """Margins of a panel, in inches."""
 
 
-class _Answers(NamedTuple):
-    """Logits of one model, divided by a temperature."""
+class _ScaledLogits(NamedTuple):
+    """Logits of one model, and the temperature to divide them by."""
 
     logits: Tensor
-    """(n, C)."""
+    """(n, C) float32."""
     temperature: float
 
 
 class CalibrationAnalysis:
-    """Figures, bins and a reliability diagram of the student and of its teachers together, each as it is (`student`)
-    and with its logits divided by its own temperature (`student_scaled`)."""
+    """Figures, bins and a reliability diagram of the student and of its teachers' mixture, each with its own logits
+    (`student`) and with logits divided by its fitted temperature (`student_scaled`)."""
 
     def __init__(self, spec: Calibration) -> None:
         self._bins = spec.bins
 
     def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
         judged, fitted = inputs.judged, inputs.fitted
-        assert fitted is not None  # the contract says that it fits something
-        labels, known = judged.samples.targets.cpu(), fitted.samples.targets.cpu()
-        answers = {"student": (inputs.predict(fitted.samples), inputs.predict(judged.samples))}
+        assert fitted is not None  # by the contract, this kind fits something
+        labels, fitted_labels = judged.samples.targets.cpu(), fitted.samples.targets.cpu()
+        logits_of = {"student": (inputs.predict(fitted.samples), inputs.predict(judged.samples))}
         if fitted.teacher is not None and judged.teacher is not None:
-            answers["teacher"] = (fitted.teacher, judged.teacher)
-        models: dict[str, _Answers] = {}
+            logits_of["teacher"] = (fitted.teacher, judged.teacher)
+        models: dict[str, _ScaledLogits] = {}
         warnings = []
-        for name, (fitting, logits) in answers.items():
-            _require_probable(name, fitting, known)
-            _require_probable(name, logits, labels)
-            temperature = fit_temperature(fitting, known)
-            models |= {name: _Answers(logits, 1.0), f"{name}_scaled": _Answers(logits, temperature.value)}
+        for name, (fitted_logits, logits) in logits_of.items():
+            _require_finite_likelihood(name, fitted_logits, fitted_labels)
+            _require_finite_likelihood(name, logits, labels)
+            temperature = fit_temperature(fitted_logits, fitted_labels)
+            models |= {name: _ScaledLogits(logits, 1.0), f"{name}_scaled": _ScaledLogits(logits, temperature.value)}
             if temperature.at_bound:
-                warnings.append(_at_bound(name, temperature.value, len(known)))
+                warnings.append(_at_bound(name, temperature.value, len(fitted_labels)))
         scaled = {name: one.logits.double() / one.temperature for name, one in models.items()}
         figures = {
             name: {"temperature": models[name].temperature, **self._figures(logits, labels)}
@@ -86,8 +86,8 @@ class CalibrationAnalysis:
         }
 
 
-def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
-    """Raise NotComputable for logits that give no probability, or none to a label."""
+def _require_finite_likelihood(name: str, logits: Tensor, labels: Tensor) -> None:
+    """Raise NotComputable for logits without probabilities, or with probability 0 for a label."""
     likelihood = classification.negative_log_likelihood(logits, labels)
     if not bool(likelihood.isfinite()):
         raise NotComputable(f"the {name}'s negative log-likelihood on the held-out samples is {float(likelihood)}")
@@ -95,15 +95,15 @@ def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
 
 def _at_bound(name: str, temperature: float, samples: int) -> str:
     why = (
-        "has every one of them right, so that no temperature is too small"
+        "is always right, so that no temperature is too small"
         if temperature < 1
-        else "tells nothing of them, so that no temperature is too large"
+        else "is uninformative, so that no temperature is too large"
     )
     return f"the {name}'s temperature {temperature:.4g} is a bound of the search: on {samples} samples it {why}"
 
 
 def _rows(name: str, tables: Mapping[str, ReliabilityBins]) -> Iterator[dict[str, Any]]:
-    """Bins with samples, numbered from 1."""
+    """Rows of the bins that have samples, numbered from 1."""
     for kind, table in tables.items():
         columns = (each.tolist() for each in table)
         for number, (samples, confidence, accuracy) in enumerate(zip(*columns, strict=True), start=1):

@@ -205,8 +205,8 @@ def test_what_it_was_made_from_is_named_with_digests_and_licences(tmp_path: Path
     }
     card = card_in(tmp_path)
     assert f"| teacher | `big / 'one'` `teacher` | `{digest}` | cc-by-nc-4.0 |" in card
-    assert "Of what it was made from, these are known: teacher: cc-by-nc-4.0." in card
-    assert "Not known: the job named none" in card
+    assert "Known licences of the models that it was made from: teacher: cc-by-nc-4.0." in card
+    assert "Not known: the job names none" in card
     assert header(tmp_path)["license"] == "unknown"
 
 

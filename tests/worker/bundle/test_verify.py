@@ -19,7 +19,7 @@ def slacks(task: str, outputs: Tensor, targets: Tensor) -> list[tuple[str, float
 def test_outputs_within_the_tolerance_pass_and_beyond_it_fail() -> None:
     live = torch.tensor([[10.0, -3.0], [0.0, 1.0]])
     require_same("model.onnx", live + 9e-4, live)
-    with pytest.raises(SystemFault, match=r"model\.onnx gives other outputs"):
+    with pytest.raises(SystemFault, match=r"model\.onnx returns other outputs"):
         require_same("model.onnx", live + 2e-3, live)
     with pytest.raises(SystemFault):
         require_same("model.onnx", live * torch.nan, live)

@@ -209,7 +209,7 @@ def test_the_card_tells_lineage_results_use_and_rights(tmp_path: Path) -> None:
     assert {line.count("|") for line in rows} == {9}
     assert "`images` (N, 1, 6, 6) of raw pixels as float32 in" in card
     assert 'torch.export.load("model.pt2"' in card
-    assert "![What was measured while the model was trained](curves.png)" in card
+    assert "![Metrics during training](curves.png)" in card
     assert "## Licence" in card
 
 

@@ -69,7 +69,7 @@ def test_report_files_and_card_tell_of_student_and_teacher(tmp_path: Path) -> No
     assert set(found["figures"]) == {"student", "student_scaled", "teacher", "teacher_scaled"}
     assert "calibration.png" in {one.name for one in word.artifacts if one.media_type == "image/png"}
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "### calibration\n\nOn 10 held-out samples; what is fitted, on 10 others.\n" in card
+    assert "### calibration\n\nOn 10 held-out samples; fitted on 10 others.\n" in card
     assert "| | student | student scaled | teacher | teacher scaled |" in card
     assert "![calibration](calibration.png)" in card
 
@@ -97,7 +97,7 @@ def test_none_is_asked_for_and_none_is_there(tmp_path: Path) -> None:
     [
         (NotComputable("no sample has two heads"), "no sample has two heads"),
         (MemoryError(), "memory ran out"),
-        (ZeroDivisionError("secret"), "it met an error of its own, which the worker's log describes"),
+        (ZeroDivisionError("secret"), "it had an internal error, which is in the worker's log"),
     ],
     ids=["samples", "memory", "fault"],
 )

@@ -218,7 +218,7 @@ def test_a_teacher_with_its_classes_mixed_up_is_named_with_the_order(files: File
     assert "teacher 'teacher' is hardly better than none: accuracy 0 on 120 held-out samples" in told
     assert "is far from its own report" in told
     assert "seems to have its classes in another order" in told
-    assert "'zero' is answered with 'one'" in told
+    assert "'zero' is predicted as 'one'" in told
     assert "accuracy 0 as it is, 1 then" in told
     assert said(tmp_path / "job") == warnings(played)
     codes = [warned["code"] for warned in report(tmp_path / "job")["warnings"]]
@@ -307,7 +307,7 @@ def test_numbers_are_held_against_their_mean_and_their_order(tmp_path: Path) -> 
         assert isinstance(played.word, Finished), played.word
         told[data] = warnings(played)
     assert told["sound"] == []
-    assert any("0 is answered with 1, 1 is answered with 0" in each for each in told["swapped"])
+    assert any("0 is predicted as 1, 1 is predicted as 0" in each for each in told["swapped"])
     assert any("far from its own report" in each for each in told["swapped"])
 
 
