@@ -64,7 +64,7 @@ class SingleProcess:
         return value
 
     def sum_all(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sums of scalars over all ranks, which must have the same names on each."""
+        """The sums of floating scalars over all ranks, which must have the same names on each."""
         return values
 
     def agree(self, leave: bool) -> bool:
@@ -90,19 +90,19 @@ class SingleProcess:
         return nullcontext()
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """The whole of a tensor that may be sharded, in its dtype; called by all ranks."""
+        """The whole of a tensor of any shape that may be sharded, in its dtype; called by all ranks."""
         return tensor
 
     def local(self, tensor: Tensor) -> Tensor:
-        """This rank's shard of a tensor, in the same memory; all of a tensor that is not sharded."""
+        """This rank's shard of a tensor of any shape and dtype, in the same memory; all of it if it is not sharded."""
         return tensor
 
     def load(self, stored: Stored, target: Tensor) -> Tensor:
-        """Read a stored tensor, as this rank holds it, to replace `target`, which has the same shape."""
+        """Read a stored tensor, as this rank holds it, to replace `target`, which has the same shape and dtype."""
         return stored.read()
 
     def to_save(self, tensors: Tensors) -> Tensors:
-        """This rank's share of a checkpoint's tensors."""
+        """This rank's share of a checkpoint's tensors, of any shapes and dtypes, by name."""
         return tensors
 
     def gather_files(self, files: list[Path]) -> None:
@@ -148,8 +148,8 @@ class DataParallel(SingleProcess):
         self.sum(torch.zeros(()))
 
     def share(self, rows: Tensor) -> Tensor:
-        """Nearly equal shares in their order; if there are fewer rows than ranks, each takes all, and they count as
-        such."""
+        """Nearly equal shares of rows (B, ...) of any dtype, in their order. If there are fewer rows than ranks, each
+        takes all, and they are counted as often."""
         return rows if len(rows) < self.size else rows.tensor_split(self.size)[self.number]
 
     def sum(self, value: Tensor) -> Tensor:

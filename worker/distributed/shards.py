@@ -91,7 +91,8 @@ class FullyShardedDataParallel(DataParallel):
         )
 
     def to_save(self, tensors: Tensors) -> Tensors:
-        """This rank's shards (rows); tensors that are not sharded are saved by the first rank."""
+        """This rank's shards (rows) in their dtypes; tensors of any shape that are not sharded are saved by the
+        first."""
         own = {
             name: self.local(tensor) for name, tensor in tensors.items() if self.first or isinstance(tensor, DTensor)
         }

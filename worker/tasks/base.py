@@ -231,7 +231,7 @@ class Task(ABC):
         return model
 
     def flops(self, model: Model, sample: Tensor, count: CountFlops) -> int:
-        """Floating-point operations of `model` for one raw sample (1, ...)."""
+        """Floating-point operations of `model` for one raw sample (1, ...) of its input dtype."""
         return count(model, sample)
 
     def graph_samples(self, held_out: Batch, batch: int) -> Batch:

@@ -43,7 +43,7 @@ class Classification(SampleTask):
         return Targets.about(classes, read)
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """A share of each class."""
+        """Numbers (n,) int64 of the samples to train and to evaluate on, with a share of each class."""
         return hold_out(train.targets, count, seed)
 
     def answer(
@@ -57,6 +57,7 @@ class Classification(SampleTask):
         return targets.class_fields()
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+        """Peculiarities of labels (N,) int64."""
         return class_notes(train, evaluation, model)
 
     def evaluate(
@@ -85,6 +86,7 @@ class Classification(SampleTask):
         }
 
     def mixture(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """Log-probabilities (N, C) float32 of the mixture, or a single teacher's logits (N, C)."""
         return mixture_of_logits(logits, weights)
 
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
@@ -97,7 +99,7 @@ class Classification(SampleTask):
         return {"accuracy": share}, f"always predicting {_names(data.model)[likeliest]!r}"
 
     def oddities(self, logits: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
-        """Classes whose predictions would be right in another order."""
+        """Classes whose predictions, by logits (N, C) float32, would be right in another order."""
         names, choices = _names(model), logits.argmax(-1)
         if moved := moved_classes(choices, targets):
             hits, plain, _ = permuted_hits(choices, targets, moved)
@@ -109,13 +111,14 @@ class Classification(SampleTask):
     def tolerances(
         self, logits: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """Two choices with close logits may swap; the NLL differs by at most twice the largest difference of a logit.
-        The calibration error is left out, since it jumps at the edges of its bins."""
+        """Two choices with close logits (N, C) float32 may swap; the NLL differs by at most twice the largest
+        difference of a logit. The calibration error is left out, since it jumps at the edges of its bins."""
         best = logits.topk(2, dim=-1).values
         yield "accuracy", float((best[:, 0] - best[:, 1] <= 2 * allowed).double().mean())
         yield "nll", 2 * allowed
 
     def same_choice(self, logits: Tensor, live: Tensor) -> Tensor | None:
+        """Share with the same likeliest class, a float64 scalar, for logits (N, C) float32."""
         return (logits.argmax(-1) == live.argmax(-1)).double().mean()
 
 

@@ -12,5 +12,5 @@ LISTED = 20
 
 def listed_moves(moved: Moved, name: Callable[[int], str]) -> str:
     """A list of the places and the places predicted instead; `name` returns the name of each."""
-    pairs = [f"{name(own)} is predicted as {name(other)}" for own, other in sorted(moved.items())]
+    pairs = [f"{name(place)} is predicted as {name(other)}" for place, other in sorted(moved.items())]
     return ", ".join(pairs[:LISTED]) + (f" and {len(pairs) - LISTED} more" if len(pairs) > LISTED else "")

@@ -54,6 +54,7 @@ class Regression(SampleTask):
         return {"targets": width, "target_names": _target_names(job.data, width), "target_scaling": scaling}
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+        """Peculiarities of targets (N, C) float32."""
         return number_notes(train)
 
     def evaluate(
@@ -87,7 +88,7 @@ class Regression(SampleTask):
         return self.evaluate(mean, held_out.targets, job.evaluation).metrics, "the mean of the training samples"
 
     def oddities(self, predictions: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
-        """Numbers whose predictions would be right in another order."""
+        """Numbers whose predictions, of (N, C) float32, would be right in another order."""
         size, kind = self.grouped
         if moved := moved_places(predictions, targets, size):
             listed = listed_moves(moved, str)
@@ -96,7 +97,7 @@ class Regression(SampleTask):
     def tolerances(
         self, predictions: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """The error differs by at most that of predictions which are all off by `allowed`."""
+        """The error differs by at most that of predictions (N, C) float32 which are all off by `allowed`."""
         name, targets = self.main_metric.name, targets.cpu()
         yield name, self.evaluate(targets + allowed, targets, options).metrics[name]
 

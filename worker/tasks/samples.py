@@ -105,7 +105,8 @@ class SampleTask(Task):
         options: EvaluationSpec,
         teacher: Tensor | None = None,
     ) -> Evaluation:
-        """`evaluate` for classes with these names; none: they have no names, or there are no classes."""
+        """`evaluate` for outputs (N, C) float32 of classes with these names; none: they have no names, or there are no
+        classes."""
         return self.evaluate(outputs, targets, options, teacher)
 
     def outputs_of(self, call: Call, samples: Batch, input_key: str) -> Tensor:
@@ -139,6 +140,7 @@ class SampleTask(Task):
         return SampleExaminer(self, job, data, seed, whole=whole)
 
     def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
+        """Outputs (n, C) float32 on the CPU."""
         return predict(model, held_out.inputs[model.input_key][:most])
 
 

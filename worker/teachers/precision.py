@@ -59,8 +59,11 @@ class EightBitLinear(nn.Module):
     """
 
     weight_8: Tensor
+    """(O, I) float8_e4m3fn."""
     scale: Tensor
+    """(1, O) float32."""
     bias: Tensor | None
+    """(O,) bf16; none: the layer has none."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()

@@ -286,11 +286,11 @@ def _files(record: Record, folder: Path) -> list[Path]:
 
 
 def _prune(root: Path, newest: int) -> None:
-    """Later steps than the newest were left by a run that was given up."""
+    """Remove all but the newest checkpoints, and those of later steps, which are of an abandoned run."""
     folders = saved(root)
     past = [folder for folder in folders if _step_of(folder) <= newest]
     for folder in set(folders) - set(past[:KEPT]):
-        doomed = folder.with_name(f".{folder.name}")  # whoever reads there meets a whole checkpoint or none
+        doomed = folder.with_name(f".{folder.name}")  # renamed first, so that no reader finds half a checkpoint
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 

@@ -28,7 +28,8 @@ class Ema:
 
     @torch.no_grad()
     def update(self, student: Model, step: int, local: Callable[[Tensor], Tensor] = _same) -> None:
-        """Add the weights after optimizer step `step`, counted from 1; `local` returns this process's shard of each."""
+        """Add the weights after optimizer step `step`, counted from 1; `local` returns this process's shard of each
+        tensor, of any shape, in its dtype."""
         share = (1 - self.decay) / (1 - self.decay**step)
         averages, values = (map(local, model.state_dict().values()) for model in (self.model, student))
         unique = {average.data_ptr(): (average, value) for average, value in zip(averages, values, strict=True)}

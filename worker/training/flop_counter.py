@@ -49,8 +49,8 @@ class FlopCounter:
     ) -> None:
         """`further` returns the operations of a training method beyond these, by network (see `Method.flops`)."""
         self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
-        learns = [stage.trains == "student" for stage in job.recipe.stages] + [True]
-        self._per_sample = [student_flops * (1 + BACKWARD * learning) for learning in learns]
+        trains_student = [stage.trains == "student" for stage in job.recipe.stages] + [True]
+        self._per_sample = [student_flops * (1 + BACKWARD * trains) for trains in trains_student]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
         self._last = self._done(state)
 

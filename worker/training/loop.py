@@ -107,7 +107,9 @@ class TrainableModule(nn.Module):
 class Step(Protocol):
     """Takes one optimizer step; returns metrics: floating scalars by name, on the device."""
 
-    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]: ...
+    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
+        """Take the step; metrics are floating scalars by name."""
+        ...
 
 
 class Shares(Protocol):
@@ -116,7 +118,9 @@ class Shares(Protocol):
     Returns floating scalars by the names of the loss terms; `TOTAL` is the one to differentiate.
     """
 
-    def __call__(self, number: int, micro_batch: Batch, signals: Signals) -> dict[str, Tensor]: ...
+    def __call__(self, number: int, micro_batch: Batch, signals: Signals) -> dict[str, Tensor]:
+        """The shares of micro-batch `number`: floating scalars by name."""
+        ...
 
 
 class Monitor(Protocol):

@@ -23,7 +23,7 @@ class Best(NamedTuple):
     found: Point
     """Step and metrics."""
     weights: dict[str, Tensor] | None
-    """State dict of the evaluated model, on the CPU, in its own shapes and dtypes; none if the last weights are
+    """State dict of the evaluated model (tensors of any shapes and dtypes), on the CPU; none if the last weights are
     exported anyway."""
 
 

@@ -85,7 +85,7 @@ def choose_side_stream(device: torch.device) -> SideStream | None:
 
 
 class Prefetcher:
-    """Inputs of consecutive steps, made by `make`; on a side stream, each one step ahead and none beyond `end`."""
+    """Inputs of consecutive steps, built by `make`; on a side stream, each one step ahead and none beyond `end`."""
 
     def __init__(self, make: Callable[[int], StepInputs], end: int, side_stream: SideStream | None) -> None:
         self._make, self._end, self._side_stream = make, end, side_stream

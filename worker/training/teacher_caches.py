@@ -90,7 +90,7 @@ class TeacherCaches:
         return {"train/cache_hits": float(hits), "train/cache_misses": float(misses)}
 
     def sum_counts(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Add the hits and misses of the job's other processes; `sum_over_ranks` sums (2,) int64 over them."""
+        """Add the hits and misses of the job's other processes; `sum_over_ranks` sums a tensor (2,) int64 over them."""
         for cached in self._cached.values():
             cached.hits, cached.misses = sum_over_ranks(torch.tensor([cached.hits, cached.misses])).tolist()
 

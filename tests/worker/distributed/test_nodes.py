@@ -166,7 +166,7 @@ def unknown(*_: object, **__: object) -> None:
 
 def test_only_one_job_at_a_time_calls_at_an_address(tmp_path: Path, address: str) -> None:
     assignment = met(tmp_path, address)
-    with rendezvous(assignment), pytest.raises(SystemFault, match="can.t listen"), rendezvous(assignment):
+    with rendezvous(assignment), pytest.raises(SystemFault, match="can't listen"), rendezvous(assignment):
         pass
 
 

@@ -56,13 +56,15 @@ class CausalLm(Task):
         stored: Mapping[str, Callable[[], Model]],
         computed: Mapping[str, Tensor],
     ) -> TokenEvaluator:
-        """An evaluator that runs the live teachers each time: loading their files would take too long."""
+        """An evaluator that runs the live teachers each time: loading their files would take too long. `computed`,
+        which has outputs (N, C) float32, is not used."""
         return TokenEvaluator(job, held_out, list(live.values()))
 
     def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TokenExaminer:
         return TokenExaminer(data, whole=whole)
 
     def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
+        """Logits (n, V) float32 on the CPU."""
         return first_logits(model.eval(), held_out, most)
 
     def likeness(self, logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -73,10 +75,11 @@ class CausalLm(Task):
     def tolerances(
         self, logits: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """The NLL differs by at most twice the largest difference of a logit."""
+        """The NLL differs by at most twice the largest difference of a logit, for logits (n, V) float32."""
         yield "nll", 2 * allowed
 
     def same_choice(self, logits: Tensor, live: Tensor) -> Tensor | None:
+        """Share with the same likeliest token, a float64 scalar, for logits (n, V) float32."""
         return (logits.argmax(-1) == live.argmax(-1)).double().mean()
 
     def timed_call(self, model: Model) -> Call:
@@ -84,8 +87,8 @@ class CausalLm(Task):
         return lambda tokens: next_logits(model, tokens)
 
     def flops(self, model: Model, sample: Tensor, count: CountFlops) -> int:
-        """Operations for a sequence, including the last layer at every token, although logits are not computed for
-        all."""
+        """Operations for token ids (1, S) int64, including the last layer at every token, although logits are not
+        computed for all."""
         with torch.no_grad():
             states = hidden_states_of(model, sample)
         return count(model.forward_hidden, sample) + 2 * sample.numel() * states.weight.numel()

@@ -149,6 +149,7 @@ class TokenEvaluator:
     store."""
 
     teacher_outputs: Tensor | None = None
+    """None: they would be (N, V) float32 for all tokens."""
 
     def __init__(self, job: JobSpec, held: HeldOut, teachers: Sequence[Callable[[], Model]]) -> None:
         self._job, self._held, self._teachers = job, held, teachers

@@ -52,7 +52,7 @@ class TokenExaminer:
         return {"perplexity": math.exp(min(nll, 700.0))}, "the frequency of each token"
 
     def oddities(self, outputs: Tensor | None) -> Iterator[str]:
-        """None: these need logits."""
+        """None: these need logits (N, V) float32, which are not stored."""
         yield from ()
 
 
