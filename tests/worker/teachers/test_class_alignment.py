@@ -36,7 +36,7 @@ NAMES = ["d", "a", "e"]
 
 
 def require_moved(model: Model) -> None:
-    """What takes classes answers as before, with other columns."""
+    """After the change the model returns the same outputs in other columns."""
     samples = builders.samples(model.config)
     with torch.no_grad():
         before, head = model(samples), head_of(model)

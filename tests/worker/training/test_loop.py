@@ -135,7 +135,7 @@ def test_the_teacher_is_left_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
-def test_the_average_is_normalised_to_the_steps_there_are() -> None:
+def test_the_average_is_normalised_by_the_number_of_steps() -> None:
     stage, state = prepare(ema_decay=0.9)
     assert state.ema is not None
     seen = []
@@ -150,7 +150,7 @@ def test_the_average_is_normalised_to_the_steps_there_are() -> None:
     assert state.evaluated is state.ema.model
 
 
-def test_the_loop_ends_with_the_plan_or_when_it_is_asked_to() -> None:
+def test_the_loop_ends_with_the_plan_or_when_its_monitor_stops_it() -> None:
     class Monitor:
         def __init__(self, last: int) -> None:
             self.steps: list[int] = []
