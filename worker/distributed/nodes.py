@@ -248,8 +248,8 @@ def move_file(path: Path, number: int) -> None:
     dist.recv(length := torch.tensor(0), number)
     with path.open("wb") as file:
         for begin in range(0, int(length), CHUNK):
-            dist.recv(chunk := torch.empty(min(CHUNK, int(length) - begin), dtype=torch.uint8), number)
-            file.write(chunk.numpy().data)
+            dist.recv(received := torch.empty(min(CHUNK, int(length) - begin), dtype=torch.uint8), number)
+            file.write(received.numpy().data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -144,7 +144,7 @@ def test_an_encoder_opens_in_sentence_transformers_by_its_program(tmp_path: Path
     assert header(folder)["pipeline_tag"] == "sentence-similarity"
 
 
-def test_a_language_model_writes_by_its_programs(tmp_path: Path) -> None:
+def test_a_language_model_generates_by_its_programs(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     finished(folder, language.stage(folder, language.LLAMA, export=ALL_FORMATS))
     printed = run_all(folder, tmp_path / "away")

@@ -51,7 +51,7 @@ def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
 
 def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int) -> None:
     where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    where |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # so that the first rank opens no store of its own there
+    where |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # so that the first rank opens no other store there
     os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     make_deterministic()

@@ -127,7 +127,7 @@ def drawn(student: Model, texts: Tensor, seed: int) -> Tensor:
 
 
 def prompts_of(folder: Path, teacher: Path) -> Tensor:
-    """Of the first step of a job whose batch is all there is."""
+    """The first step of a job whose batch is the whole data."""
     assignment = job(folder / "again", teacher, ALWAYS, JUDGED)
     inputs = {name: folder / "again" / path for name, path in assignment.inputs.items()}
     task = load_task(assignment.spec, inputs, {"teacher": read_config(teacher)}, SEED, PackingDir(folder / "packed"))
@@ -227,7 +227,7 @@ def test_generation_works_with_the_rest_of_a_recipe(tmp_path: Path, teacher: Pat
     assert train["steps"] * 2 == train["written"]["steps"] * (2 + stages)  # of a stage before, none
 
 
-def test_accumulation_leaves_a_written_step_as_it_is(tmp_path: Path, teacher: Path) -> None:
+def test_accumulation_does_not_change_a_step_on_generated_texts(tmp_path: Path, teacher: Path) -> None:
     states = []
     for parts in (1, 3):
         folder = tmp_path / str(parts)

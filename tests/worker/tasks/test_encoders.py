@@ -147,7 +147,7 @@ def test_the_folder_describes_how_embeddings_are_computed(inputs: dict[str, str]
 
 
 def test_a_projection_is_learned_and_left_out_of_the_model(inputs: dict[str, str], tmp_path: Path) -> None:
-    """The teacher's vectors are twice as wide."""
+    """The teacher's embeddings are twice as wide."""
     run = played(inputs, tmp_path / "job", export=["safetensors", "onnx"])
     assert isinstance(run.word, Finished)
     folder = tmp_path / "job" / "bundle"

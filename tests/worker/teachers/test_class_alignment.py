@@ -50,7 +50,7 @@ def require_moved(model: Model) -> None:
 
 
 @pytest.mark.parametrize("network", ZOO, ids=lambda network: f"{network.architecture}-{len(repr(network))}")
-def test_of_the_zoo(network: Network) -> None:
+def test_classes_of_the_zoo_are_reordered(network: Network) -> None:
     torch.manual_seed(0)
     scale = Preprocessing(scale=1 / 255, mean=[0.5] * 3, std=[0.3] * 3)
     image = ImageInput(channels=3, height=32, width=32)
@@ -59,7 +59,7 @@ def test_of_the_zoo(network: Network) -> None:
 
 @pytest.mark.parametrize("classes", [5, 16])
 @pytest.mark.parametrize("model_type", [*builders.IMAGE_NETWORKS, *builders.TEXT_NETWORKS])
-def test_of_the_library_also_where_layers_are_as_wide_as_there_are_classes(model_type: str, classes: int) -> None:
+def test_classes_of_the_library_are_reordered_also_where_layers_are_as_wide(model_type: str, classes: int) -> None:
     torch.manual_seed(0)
     require_moved(Model(builders.described(builders.network(model_type), classes)).eval())
 

@@ -189,7 +189,7 @@ def test_cached_outputs_of_one_order_are_not_used_for_another(files: Files, tmp_
 
 
 def test_a_student_that_starts_from_weights_keeps_its_classes(files: Files, tmp_path: Path) -> None:
-    """Of the last layer too, whose rows lie in another order now: nothing is left to learn."""
+    """Also those of the last layer, whose rows are reordered: it begins fully trained."""
     start = {"architecture": "pretrained", "model": "words-teacher"}
     document = job(data_of("words", class_order=WORDS), {"model": "words-teacher"}, student=start)
     document["recipe"] |= {"optimizer": {"kind": "sgd", "lr": 1e-9}, "epochs": 1}
