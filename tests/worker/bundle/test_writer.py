@@ -207,7 +207,7 @@ def test_the_card_has_lineage_results_use_and_rights(tmp_path: Path) -> None:
     results = card.partition("## Results")[2].partition("## Use")[0]
     rows = [line for line in results.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in rows} == {9}
-    assert "`images` (N, 1, 6, 6) of raw pixels as float32 in" in card
+    assert "`images` (N, 1, 6, 6), raw pixels as float32, for any N" in card
     assert 'torch.export.load("model.pt2"' in card
     assert "![Metrics during training](curves.png)" in card
     assert "## Licence" in card
