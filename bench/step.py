@@ -41,7 +41,7 @@ from worker.tasks import task_for
 from worker.teachers import head_of
 from worker.teachers.cache import CachedTeacher, CacheKey
 from worker.training.loop import set_rate, take_step
-from worker.training.stages import TeacherHandle, build_stages, fresh_optimizer, teach
+from worker.training.stages import TeacherHandle, build_stages, fresh_optimizer, open_teacher
 from worker.training.state import initial_state
 
 WARM, COLD = 1.10, 1.05
@@ -103,10 +103,10 @@ class _Bench:
         found = {"plain": self._step(_job(self._methods[ALONE], self._size), None)}
         if not self.needs_teacher:
             return found | {"warm": self._step(self.job, None)}
-        taught = teach(_model(TEACHER, self._size), self.job, "teacher")
+        taught = open_teacher(_model(TEACHER, self._size), self.job, "teacher")
         found |= {"teacher": self._forward(taught.model), "cold": self._step(self.job, taught)}
         if not self.looks_inside:
-            taught = teach(_model(TEACHER, self._size), self.job, "teacher")
+            taught = open_teacher(_model(TEACHER, self._size), self.job, "teacher")
             found["warm"] = self._step(self.job, taught._replace(source=self._kept(taught)))
         return found
 

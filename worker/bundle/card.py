@@ -1,4 +1,4 @@
-"""The model card (`README.md` of a bundle): for people who meet the model without the service."""
+"""The model card (`README.md` of a bundle), for users of the model without the service."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 LISTED_CLASSES = 100
-"""With more classes the card shows the first of them."""
+"""Most classes that the card lists; of more it lists the first."""
 FORBIDDEN = str.maketrans({"`": "'", "|": "/", "<": "(", ">": ")"})
-"""What would end a cell or a piece of code, or begin an element."""
+"""Replaces characters that would end a table cell or inline code, or begin an HTML element."""
 
 
 def model_card(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -> str:
-    """Markdown with a YAML header: where the model comes from, how it was trained, what it achieves, how to use it."""
-    threads, kept = report["train"]["threads"], report["epochs"]["kept"]
+    """Markdown with a YAML header: origin, training, results and use of the model."""
+    threads, exported = report["train"]["threads"], report["epochs"]["kept"]
     measured = f"{report['samples']['eval']} held-out samples"
     sections = [
         f"# {job.name or config.architecture.architecture}",
@@ -37,13 +37,13 @@ def model_card(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -
         *_warnings(report),
         "\n".join(_recipe(job, report)),
         "## Results",
-        f"Measured on {measured}: teachers and epochs from their weights, the files of this folder as they were opened "
-        f"again. These hold the weights of the {kept} epoch.",
+        f"Measured on {measured}: teachers and epochs with their weights, the files of this folder after they were "
+        f"loaded again. They have the weights of the {exported} epoch.",
         "\n".join(_table(columns(report))),
-        "`flops` counts one sample, a multiplication and its addition as two, elementwise work not at all. Latencies "
-        f"are those of one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or where the name says so on "
-        "the GPU.",
-        "![What was measured while the model was trained](curves.png)",
+        "`flops` is for one sample; a multiplication and its addition count as two, elementwise work is left out. "
+        f"Latencies are for one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or on the GPU if the name "
+        "begins with `gpu_`.",
+        "![Metrics during training](curves.png)",
         *_diagnostics(report),
         "## Use",
         *_use(task.card, job, config, report),
@@ -57,7 +57,7 @@ def model_card(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -
 
 
 HUB_METRICS = {"r2": "r_squared", "pearson": "pearsonr", "spearman": "spearmanr", "brier": "brier_score"}
-"""Names of metrics on the hub, where they are other than ours."""
+"""Names of metrics on the hub that differ from ours."""
 
 
 def _header(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -> str:
@@ -83,14 +83,14 @@ def _header(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -> s
 
 
 def _measured(task: Task, report: Figures) -> dict[str, float]:
-    """Metrics of the exported student by their names on the hub, that which decides first."""
+    """Metrics of the exported student by their names on the hub, the main metric first."""
     student = report["student"]
     names = dict.fromkeys((task.main_metric.of(student), *task.metrics))
     return {HUB_METRICS.get(name, name): student[name] for name in names if name in student}
 
 
 def _results(task: str, report: Figures, figures: Mapping[str, float], *, held_out: bool) -> list[EvalResult]:
-    """One for each metric; `held_out` where the samples to evaluate on have a file of their own."""
+    """One result for each metric; `held_out` if the held-out samples have a separate file."""
     from huggingface_hub import EvalResult
 
     name = _plain(_title(report, "data.eval" if held_out else "data.train"))
@@ -105,7 +105,7 @@ def _tags(job: JobSpec, report: Figures) -> set[str]:
 
 
 def _base(job: JobSpec) -> str | None:
-    """The hub's model whose weights the student began with."""
+    """The hub's model that the student's weights were initialised from."""
     if isinstance(job.student, Pretrained):
         return job.student.hub
     if isinstance(job.student, Shrink) and job.student.init == "teacher" and job.all_teachers:
@@ -115,21 +115,21 @@ def _base(job: JobSpec) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """Somebody's name, fit for a cell and for code."""
+    """A user's text, made safe for table cells and inline code."""
     return "".join(letter if letter.isprintable() else " " for letter in name.translate(FORBIDDEN))
 
 
 def _title(report: Figures, path: str) -> str:
-    """How people call an input."""
+    """Name of an input for readers."""
     source = report["sources"][path]
     return source["name"] or source["reference"]  # type: ignore[no-any-return]
 
 
 def _warnings(report: Figures) -> Iterator[str]:
-    """What the job was warned of."""
-    if told := report.get("warnings"):
+    """Section with the warnings of the job, if there are any."""
+    if warnings := report.get("warnings"):
         yield "## Warnings"
-        yield "\n".join(f"- **{_plain(each['code'])}**: {_plain(each['message'])}" for each in told)
+        yield "\n".join(f"- **{_plain(each['code'])}**: {_plain(each['message'])}" for each in warnings)
 
 
 def _sources(report: Figures) -> Iterator[str]:
@@ -137,22 +137,22 @@ def _sources(report: Figures) -> Iterator[str]:
     yield "|---|---|---|---|"
     for path, source in report["sources"].items():
         licence = (source["licence"] or "not known") if "licence" in source else "not known"
-        name = " ".join(f"`{_plain(told)}`" for told in dict.fromkeys((source["name"], source["reference"])) if told)
+        name = " ".join(f"`{_plain(text)}`" for text in dict.fromkeys((source["name"], source["reference"])) if text)
         yield f"| {path} | {name} | `{source['sha256']}` | {_plain(licence)} |"
 
 
 def _licence(job: JobSpec, report: Figures) -> Iterator[str]:
     if job.card.license:
-        yield f"{job.card.license}, as whoever sent the job says."
+        yield f"{job.card.license}, as stated by the author of the job."
     else:
-        yield "Not known: the job named none, and this folder grants none."
+        yield "Not known: the job names none, and this folder grants none."
     models = [path for path, source in report["sources"].items() if "licence" in source]
     known = [f"{path}: {_plain(licence)}" for path in models if (licence := report["sources"][path]["licence"])]
     if known:
-        yield f"Of what it was made from, these are known: {'; '.join(known)}."
+        yield f"Known licences of the models that it was made from: {'; '.join(known)}."
     yield (
-        "What may be done with the weights also follows from the terms of the training data, of the teachers where "
-        "there are any, and of whatever these were made from: settle them before you pass the model on."
+        "The use of the weights is also restricted by the terms of the training data, of the teachers if there are "
+        "any, and of everything that these were made from: check them before you distribute the model."
     )
 
 
@@ -172,7 +172,7 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
     if written := train.get("written"):
         texts = f"{written['texts']:,} texts of {written['mean_tokens']:.0f} tokens"
-        yield f"- {written['steps']} of these steps on texts that the {written['by']} wrote, {texts}"
+        yield f"- {written['steps']} of these steps on texts generated by the {written['by']}, {texts}"
     yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 
@@ -184,10 +184,10 @@ def _arithmetic(train: Figures) -> str:
 
 
 def _fidelity(name: str, figures: Figures) -> str:
-    """How a teacher of fewer bits differs from its weights."""
-    told = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
-    found = f"{', '.join(told)} to its weights in fp32, on {figures['samples']} held out"
-    return f"- `{name}` taught in {figures['precision']}: {found}"
+    """Line on the difference of a lowered teacher from its fp32 weights."""
+    values = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
+    found = f"{', '.join(values)} to its weights in fp32, on {figures['samples']} held out"
+    return f"- `{name}` ran in {figures['precision']}: {found}"
 
 
 def _losses(terms: list[Loss]) -> str:
@@ -210,55 +210,55 @@ def _table(shown: Mapping[str, Figures]) -> Iterator[str]:
 
 
 def _diagnostics(report: Figures) -> Iterator[str]:
-    """A section for each diagnostic: its figures and its picture, or why there are none."""
+    """A section for each diagnostic: its figures and its picture, or the reason why there are none."""
     for name, found, shown in diagnostics(report):
         yield f"### {name}"
         if not shown:
             yield f"Not computed: {_plain(found['left_out'])}."
             continue
         fitted, judged = found["samples"]["fitted"], found["samples"]["judged"]
-        yield f"On {judged} held-out samples" + (f"; what is fitted, on {fitted} others." if fitted else ".")
+        yield f"On {judged} held-out samples" + (f"; fitted on {fitted} others." if fitted else ".")
         yield "\n".join(_table(shown))
         if found["picture"]:
             yield f"![{name}]({found['picture']})"
 
 
 def _use(card: TaskCard, job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:
-    """How samples are prepared, what the graphs take, and a program for each file."""
+    """Preparation of samples, inputs of the graphs, and a program for each file."""
     yield _preparation(card, config)
     graphs = {key: file for key, file in GRAPHS.items() if key in report["student"]}
     if graphs:
         name, shape, dtype = _input(card, config)
         files, output = ", ".join(f"`{file}`" for file in graphs.values()), card.output(config)
-        yield f"{files}: `{name}` {shape} of {dtype} in, for any N, {output} out; what is done to numbers is inside."
+        yield f"{files}: input `{name}` {shape}, {dtype}, for any N; output {output}. Preprocessing is included."
     for kind, reason in report.get("left_out", {}).items():
         yield f"There is no {kind}: {_plain(reason)}."
-    yield "Each of these programs runs in this folder as it stands."
+    yield "Each of these programs runs in this folder without changes."
     for snippet in snippets(card, job, config, [WEIGHTS, *graphs.values()]):
         yield f"`{snippet.file}`:\n\n```python\n{snippet.code}\n```"
     yield (
-        f"`{config.file_name}` describes the weights in `{WEIGHTS}`; `recipe.json` is the whole job, and `report.json` "
-        "has all figures."
+        f"`{config.file_name}` is the config of the weights in `{WEIGHTS}`; `recipe.json` is the whole job, and "
+        "`report.json` has all figures."
     )
 
 
 def _preparation(card: TaskCard, config: ModelConfig) -> str:
-    """What is done to a sample before the network sees it, with the numbers."""
+    """Preprocessing of a sample, with its constants."""
     sample, scaling = config.input, config.preprocessing
     if isinstance(sample, TextInput):
         tokenizer = "`tokenizer.json` and `tokenizer_config.json` turn texts into ids"
-        return f"{tokenizer}, with the tokens that begin and end one; {card.reading(sample)}"
+        return f"{tokenizer}, with the tokens that begin and end a text; {card.reading(sample)}"
     assert scaling is not None
     one = "column" if isinstance(sample, TableInput) else "channel"
     numbers = f"(value × {scaling.scale:.6g} − mean) / deviation, for each {one}"
-    told = "" if len(scaling.mean) > 16 else f": mean {_row(scaling.mean)}, deviation {_row(scaling.std)}"
+    values = "" if len(scaling.mean) > 16 else f": mean {_row(scaling.mean)}, deviation {_row(scaling.std)}"
     if isinstance(sample, TableInput):
-        return f"Rows of {sample.columns} numbers become {numbers}{told}."
+        return f"Rows of {sample.columns} numbers become {numbers}{values}."
     sides = f"{sample.height} x {sample.width}"
     colours = {1: " of one channel", 3: " in RGB"}.get(sample.channels, f" of {sample.channels} channels")
-    part = "" if scaling.crop is None else f", of which the middle {scaling.crop:.4g} of the sides is looked at"
-    brought = f"brought to {sides} pixels (height, width; {scaling.interpolation}, antialiased){part}"
-    return f"Images{colours} are {brought}, and their values become {numbers}{told}."
+    crop = "" if scaling.crop is None else f", of which the middle {scaling.crop:.4g} of the sides is used"
+    resized = f"resized to {sides} pixels (height, width; {scaling.interpolation}, antialiased){crop}"
+    return f"Images{colours} are {resized}, and their values become {numbers}{values}."
 
 
 def _row(values: list[float]) -> str:
@@ -266,7 +266,7 @@ def _row(values: list[float]) -> str:
 
 
 def _labels(config: ModelConfig) -> Iterator[str]:
-    """Classes by the numbers of their logits."""
+    """Table of the classes by the numbers of their logits."""
     if config.classes is None:
         return
     yield "### Labels"

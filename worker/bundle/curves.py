@@ -1,4 +1,4 @@
-"""Draws how training went, as a picture."""
+"""Plots the metrics of training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COLUMNS = 3
 PANEL = (4.0, 2.6)
 """Width and height of a panel, in inches."""
 LEFT, BOTTOM, RIGHT, TOP = 0.72, 0.45, 0.1, 0.3
-"""What a panel leaves around its axes for their labels and its title, in inches: fixed, because a layout that measures
-all text takes as long again as drawing it."""
+"""Margins of a panel for labels and title, in inches: fixed, because a layout that measures all text takes as long as
+drawing it."""
 TICKS = 5
 DPI = 100
 Series = tuple[list[int], list[float]]
 
 
 def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = None) -> None:
-    """Write a PNG: values that share the first two parts of their names share a panel; `best_step` is marked."""
+    """Write a PNG. Values that share the first two parts of their names share a panel; `best_step` is marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second that training need not wait for
     from matplotlib.figure import Figure
 
@@ -34,7 +34,7 @@ def draw_curves(points: Sequence[Point], path: Path, best_step: int | None = Non
     for place, (title, names) in enumerate(panels.items()):
         axes = figure.add_axes(_within(rows, *divmod(place, COLUMNS)))
         _draw(axes, title, {name: _series(points, name) for name in names}, best_step)
-    canvas = FigureCanvasAgg(figure)  # needs no display; `savefig` would go through all of it twice
+    canvas = FigureCanvasAgg(figure)  # needs no display; `savefig` would draw everything twice
     canvas.print_png(path)  # type: ignore[no-untyped-call]
 
 

@@ -1,9 +1,10 @@
-"""Writes a model in every format asked for and opens each file with the reader that a user would use.
+"""Writes a model in every requested format and opens each file with the reader that a user would use.
 
-The graphs hold the preprocessing. They take raw samples, with any number N of them: `images` float32 (N, C, H, W),
-`table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model takes, and give `logits` (N, classes),
-of a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings` (N, width). A classifier's hold
-the names of its classes as JSON: ONNX in its metadata under `id2label`, torch's in the extra file `id2label.json`.
+The graphs include the preprocessing. Their inputs are raw samples, of any number N: `images` float32 (N, C, H, W),
+`table` float32 (N, D) or `tokens` int64 (N, S) of any length S that the model accepts. Their outputs are float32:
+`logits` (N, classes), for a language model `logits` (N, S, vocabulary), `outputs` (N, targets) or `embeddings`
+(N, width). A classifier's graphs have the names of its classes as JSON: ONNX in its metadata under `id2label`, torch's
+in the extra file `id2label.json`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from worker.students.weights import load_model, save_model
 QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
 """Operators whose constant weights become int8: convolutions, linear layers, embeddings."""
 SHORTEST = 3
-"""Tokens of a text that is not empty, with its ends; networks with convolutions over tokens have no graph for fewer."""
+"""Fewest tokens of a non-empty text, with its begin and end tokens; networks with convolutions over tokens can't be
+exported for fewer."""
 Call = Callable[[Tensor], Tensor]
 
 
 def input_name(model: Model) -> str:
-    """Name of the graph's input: the input key that the model reads, without what tells tokenizers apart."""
+    """Name of the graph's input: the model's input key without the suffix of the tokenizer."""
     return model.input_key.partition(":")[0]
 
 
@@ -47,7 +49,7 @@ def output_name(model: Model) -> str:
 
 
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
-    """Write weights and description into `folder`, and load them again, in a fresh module on `device`."""
+    """Write weights and config into `folder`, and load them into a new module on `device`."""
     save_model(model, folder)
     loaded = load_model(folder)
     loaded.input_key = model.input_key
@@ -55,7 +57,7 @@ def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
 
 
 def export_onnx(model: Model, folder: Path) -> Call:
-    """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime."""
+    """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime; see the module for the tensors."""
     with _quiet():
         program = torch.onnx.export(
             model,
@@ -77,26 +79,27 @@ def export_int8(model: Model, folder: Path) -> Call:
     """Write `model.int8.onnx` from the `model.onnx` in `folder`, and open it in ONNX Runtime.
 
     Weights are stored in 8 bits, one scale per channel of a linear layer and one per convolution; activations are
-    quantised while the graph runs, over the range that each has just then (which takes no data to calibrate with).
-    Weights are unsigned: ONNX Runtime was seen to take five times as long for convolutions with signed ones on the CPU,
-    and products of unsigned numbers do not overflow on older processors.
+    quantised dynamically, over their range in each call (which needs no data for calibration). Weights are unsigned:
+    ONNX Runtime was measured to take five times as long for convolutions with signed ones on the CPU, and products of
+    unsigned numbers do not overflow on older processors.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(folder / ONNX)
-    del graph.graph.value_info[:]  # the quantiser transposes weights; the shapes noted of them would contradict it
+    del graph.graph.value_info[:]  # the quantiser transposes weights, which would contradict their stored shapes
     with _quiet():
         quantize_dynamic(graph, folder / INT8, QUANTISED, per_channel=True, weight_type=QuantType.QUInt8)
     return open_onnx(folder / INT8)
 
 
 def export_program(model: Model, folder: Path) -> Call:
-    """Write `model.pt2` from `model` (on the CPU) and open it with `torch.export.load`."""
+    """Write `model.pt2` from `model` (on the CPU) and open it with `torch.export.load`; see the module for the
+    tensors."""
     with _quiet():
         sample = model.config.input
         program = torch.export.export(model, (_example(sample),), dynamic_shapes=(_free(sample),))
-        _forget_sources(program.graph_module)
+        _remove_stack_traces(program.graph_module)
         labels = {f"{name}.json": content for name, content in _labels(model.config).items()}
         torch.export.save(program, folder / PROGRAM, extra_files=labels)
         opened = torch.export.load(folder / PROGRAM).module()
@@ -109,15 +112,15 @@ def export_program(model: Model, folder: Path) -> Call:
 
 
 def _labels(config: ModelConfig) -> dict[str, str]:
-    """Names of a classifier's classes by the numbers of its logits, as JSON; without names their numbers."""
+    """Names of a classifier's classes by the numbers of its logits, as JSON; classes without names are numbered."""
     if config.classes is None:
         return {}
     names = config.class_names or [str(number) for number in range(config.classes)]
     return {LABELS: json.dumps({str(number): name for number, name in enumerate(names)}, ensure_ascii=False)}
 
 
-def _forget_sources(graph: torch.fx.GraphModule) -> None:
-    """Every node remembers the lines of our sources that it came from, with the paths of this machine."""
+def _remove_stack_traces(graph: torch.fx.GraphModule) -> None:
+    """Remove the stack trace of every node, which has lines of our sources with the paths of this machine."""
     for module in graph.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -125,7 +128,8 @@ def _forget_sources(graph: torch.fx.GraphModule) -> None:
 
 
 def open_onnx(path: Path) -> Call:
-    """The exported graph as a function from raw samples of any numeric dtype to outputs, on the CPU."""
+    """The exported graph as a function from raw samples (N, ...) of any numeric dtype to float32 outputs, on the
+    CPU."""
     import onnxruntime  # a tenth of a second that training need not wait for
 
     options = onnxruntime.SessionOptions()
@@ -142,12 +146,12 @@ def open_onnx(path: Path) -> Call:
 
 
 def _as_input(samples: Tensor) -> Tensor:
-    """Token ids are int64, all else float32."""
+    """Samples in the dtype of the graph's input: int64 for token ids, else float32."""
     return samples if samples.dtype == torch.int64 else samples.float()
 
 
 def _example(sample: Input) -> Tensor:
-    """Two samples: of one, torch.export would make a constant."""
+    """Two samples as an example: with one, torch.export would fix their number."""
     if isinstance(sample, ImageInput):
         return torch.zeros(2, sample.channels, sample.height, sample.width)
     if isinstance(sample, TableInput):
@@ -156,7 +160,7 @@ def _example(sample: Input) -> Tensor:
 
 
 def _free(sample: Input) -> dict[int, torch.export.Dim]:
-    """The axes that may have any length: the samples, and the tokens of a text as far as the model takes them."""
+    """The dynamic axes: the number of samples, and of the tokens of a text up to the model's length."""
     free = {0: torch.export.Dim("batch")}
     if isinstance(sample, TextInput) and sample.length > SHORTEST:
         free[1] = torch.export.Dim("tokens", min=SHORTEST, max=sample.length)
@@ -165,7 +169,7 @@ def _free(sample: Input) -> dict[int, torch.export.Dim]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, warnings about its own internals and notes on absent packages to itself."""
+    """Suppress the exporter's progress, warnings about its internals and notes on missing packages."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

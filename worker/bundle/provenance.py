@@ -1,4 +1,4 @@
-"""What a student was made from: names, digests and licences of data and models, for its report and its card."""
+"""Provenance of a student: names, digests and licences of data and models, for its report and its card."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from worker.protocol import Assignment, InputSource
 from worker.students.weights import weight_files
 
 RECIPE = "recipe.json"
-"""The job of a model that an earlier job made, beside its weights."""
+"""File beside the weights of an earlier job's student, with its job."""
 _HEADER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 LICENCE_CHARACTERS = 64
 
 
 def provenance(assignment: Assignment, folder: Path) -> dict[str, dict[str, Any]]:
-    """Of every input staged in `folder`, by the path of its field: `reference`, `name` (or null) and `sha256`, of a
-    model of its weights (of several files, of their digests in order); of a model also `licence`, or null where nothing
-    tells it.
+    """`reference`, `name` (or null) and `sha256` of every input staged in `folder`, by the path of its field.
 
-    Reads every model's weights, and data whose digest is not told.
+    The digest of a model is that of its weights (with several files, of their digests in order). Models also have
+    `licence`, or null if it is unknown. Reads every model's weights, and data without a digest in the assignment.
     """
-    job, told = assignment.spec, assignment.sources
+    job, sources = assignment.spec, assignment.sources
     inputs = {reference: folder / path for reference, path in assignment.inputs.items()}
     data = {"data.train": job.data.train} | ({"data.eval": job.data.eval} if job.data.eval else {})
-    found = {path: _of_data(reference, inputs[reference], told) for path, reference in data.items()}
-    return found | {path: _of_model(origin, inputs[origin.reference], told) for path, origin in job.origins.items()}
+    found = {path: _of_data(reference, inputs[reference], sources) for path, reference in data.items()}
+    return found | {path: _of_model(origin, inputs[origin.reference], sources) for path, origin in job.origins.items()}
 
 
-def _of_data(reference: str, path: Path, told: Mapping[str, InputSource]) -> dict[str, Any]:
-    source = told.get(reference, InputSource())
+def _of_data(reference: str, path: Path, sources: Mapping[str, InputSource]) -> dict[str, Any]:
+    source = sources.get(reference, InputSource())
     return {"reference": reference, "name": source.name, "sha256": source.sha256 or _digest(path)}
 
 
-def _of_model(origin: Origin, folder: Path, told: Mapping[str, InputSource]) -> dict[str, Any]:
-    name = told.get(origin.reference, InputSource()).name or origin.hub
+def _of_model(origin: Origin, folder: Path, sources: Mapping[str, InputSource]) -> dict[str, Any]:
+    name = sources.get(origin.reference, InputSource()).name or origin.hub
     digests = [_digest(path) for path in weight_files(folder)]
     whole = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
     return {"reference": origin.reference, "name": name, "sha256": whole, "licence": licence_of(folder)}
@@ -53,20 +52,20 @@ def _digest(path: Path) -> str:
 
 
 def licence_of(folder: Path) -> str | None:
-    """What a model's card says of its licence in its header; of an earlier job's student what that job said."""
+    """Licence in the header of a model's card, or in the job of an earlier job's student."""
     if (folder / RECIPE).is_file():
-        told = _json(folder / RECIPE).get("card")
-        return _plain(told.get("license")) if isinstance(told, dict) else None
+        card = _json(folder / RECIPE).get("card")
+        return _plain(card.get("license")) if isinstance(card, dict) else None
     header = _header(folder / CARD)
-    told = header.get("license")
-    named = header.get("license_name") if told == "other" else told
-    return _plain(named or told)
+    licence = header.get("license")
+    named = header.get("license_name") if licence == "other" else licence
+    return _plain(named or licence)
 
 
-def _plain(told: object) -> str | None:
-    """A short word or several on one line."""
-    words = [word for word in (told if isinstance(told, list) else [told]) if isinstance(word, str)]
-    line = " ".join(words)
+def _plain(value: object) -> str | None:
+    """A short string, or a list of them as one line; none if it is too long or not printable."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    line = " ".join(texts)
     return line if line.isprintable() and 0 < len(line) <= LICENCE_CHARACTERS else None
 
 
@@ -79,7 +78,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Empty where there is none that can be read."""
+    """The YAML header of a card; empty if there is none that can be read."""
     if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
         return {}
     found = _HEADER.match(path.read_text(encoding="utf-8", errors="replace"))

@@ -1,4 +1,4 @@
-"""What the job tells of its result, for programs: the content of `report.json`."""
+"""Content of `report.json`, the machine-readable report of a job."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Report = dict[str, Any]
 
 
 def epochs_figures(plan: TrainingPlan, main: MainMetric, kept: str, last: Point, best: Point) -> Figures:
-    """The last and the best evaluated epoch, which metric decides, and which of both was exported."""
+    """Figures of the last and the best evaluated epoch, the deciding metric, and which of both was exported."""
     rows = {"last": last, "best": best}
-    told = {name: {"step": row.step, "epoch": plan.epoch_at(row.step), **row.values} for name, row in rows.items()}
-    return {"kept": kept, "by": main.of(last.values), **told}
+    figures = {name: {"step": row.step, "epoch": plan.epoch_at(row.step), **row.values} for name, row in rows.items()}
+    return {"kept": kept, "by": main.of(last.values), **figures}
 
 
 def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures | None:
-    """What the student began as: a stored model, or which layers and heads of which teacher, by their numbers there;
-    null where it began anew. `teachers` are known by their names."""
+    """Origin of the student's initial weights: a stored model, or layers and heads of a teacher, by their numbers
+    there; none if they were random. `teachers` has configs by name."""
     if isinstance(job.student, Pretrained):
         return {"started_from": job.student.reference}
     name = shrunk_teacher(job)
@@ -36,17 +36,17 @@ def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures
         return None
     network = teachers[name].architecture
     depth, heads = teacher_depth(network), kept_heads(job.student, network)
-    told = {"teacher": name, "init": job.student.init, "layers": kept_layers(job.student, depth), "of_layers": depth}
+    layers = {"teacher": name, "init": job.student.init, "layers": kept_layers(job.student, depth), "of_layers": depth}
     if heads is None:
-        return told
-    kept = {"heads": heads.queries, "of_heads": heads.of}
-    return told | kept | {"shared_heads": heads.shared, "of_shared_heads": heads.of_shared}
+        return layers
+    queries = {"heads": heads.queries, "of_heads": heads.of}
+    return layers | queries | {"shared_heads": heads.shared, "of_shared_heads": heads.of_shared}
 
 
 def class_figures(
     student: Sequence[ClassRow] | None, teacher: Sequence[ClassRow] | None, names: Sequence[str] | None
 ) -> list[Figures] | None:
-    """The table of classes: accuracy of student and teacher on each; null where a class has no sample."""
+    """Table of classes: accuracy of student and teacher on each; null if a class has no sample."""
     if student is None:
         return None
     rows: list[Figures] = [{"class": row.number, "samples": row.samples, "student": row.accuracy} for row in student]
@@ -60,7 +60,7 @@ def class_figures(
 def train_figures(
     plan: TrainingPlan, seconds: float, device: torch.device, student_flops: int, teacher_flops: Sequence[int]
 ) -> Figures:
-    """What the training took; seconds are over all attempts."""
+    """Steps, time and operations of training; seconds are over all attempts."""
     samples = plan.samples_until(plan.total_steps)
     return {
         "steps": plan.total_steps,

@@ -1,6 +1,6 @@
-"""Programs for a model card: each opens one file of the bundle in its folder, without this project, and answers.
+"""Programs for a model card: each loads one file of the bundle in its folder, without this project, and prints outputs.
 
-They run as they stand, on samples that they make themselves: raw pixels, rows of a table, or texts.
+They run without changes, on samples that they create: raw pixels, rows of a table, or texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worker.students.weights import WEIGHTS
 from worker.tasks.card import TaskCard
 
 LABELS = "id2label"
-"""Key of a graph's metadata, and begin of the name of a program's extra file: names of the classes, as JSON."""
+"""Key of a graph's metadata, and stem of the name of a program's extra file, for the names of the classes as JSON."""
 LABELS_FILE = f"{LABELS}.json"
 
 
@@ -24,21 +24,21 @@ Writer = Callable[[TaskCard, JobSpec, ModelConfig], str]
 
 
 class Snippet(NamedTuple):
-    """A program, and what it opens."""
+    """A program, and the file that it loads."""
 
     file: str
     code: str
 
 
 def snippets(card: TaskCard, job: JobSpec, config: ModelConfig, files: list[str]) -> list[Snippet]:
-    """One for each of the bundle's `files` that can be opened, in this order."""
+    """A program for each of the bundle's `files` that can be loaded, in this order."""
     writers: dict[str, Writer] = {WEIGHTS: _weights, PROGRAM: _program}
     writers |= {name: _session(name) for name in (ONNX, INT8)}
     return [Snippet(name, writers[name](card, job, config)) for name in files if name in writers]
 
 
 def _weights(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
-    """A folder of a library; of the zoo nothing but tensors by name."""
+    """A program that loads the folder with its library; for the zoo it lists the tensors by name."""
     if card.weights_program is not None:
         return card.weights_program
     if isinstance(config.architecture, Timm):
@@ -46,15 +46,15 @@ def _weights(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
     if not isinstance(config.architecture, Transformers):
         return TENSORS
     kind = card.auto_class(config)
-    head = f"from transformers import {kind}" + (", AutoTokenizer" if _reads(config) else "")
-    given = "**samples" if _reads(config) else "samples"
+    head = f"from transformers import {kind}" + (", AutoTokenizer" if _reads_text(config) else "")
+    arguments = "**samples" if _reads_text(config) else "samples"
     lines = [
         *("import torch", head, ""),
         f'model = {kind}.from_pretrained(".").eval()',
         *_samples(card, job, config, "torch"),
         *_prepared(config),
         "with torch.no_grad():",
-        f"    {_answer(config)} = model({given}).logits",
+        f"    {_output_name(config)} = model({arguments}).logits",
         *_rescaled(config),
         *_printed(card, config, "torch", "model.config.id2label[int(number)]"),
     ]
@@ -68,7 +68,7 @@ def _timm(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         *_samples(card, job, config, "torch"),
         *_prepared(config),
         "with torch.no_grad():",
-        f"    {_answer(config)} = model(samples)",
+        f"    {_output_name(config)} = model(samples)",
         *_rescaled(config),
         *_printed(card, config, "torch", _NAMED if config.class_names else "str(int(number))"),
     ]
@@ -86,7 +86,7 @@ def _session(file: str) -> Writer:
             *("import numpy as np", "import onnxruntime", *_reader(config), ""),
             f'session = onnxruntime.InferenceSession("{file}")',
             *_samples(card, job, config, "np"),
-            f'({_answer(config)},) = session.run(None, {{"{_name(config)}": samples}})',
+            f'({_output_name(config)},) = session.run(None, {{"{_input_name(config)}": samples}})',
             *([f'names = json.loads(session.get_modelmeta().custom_metadata_map["{LABELS}"])'] if named else []),
             *_printed(card, config, "np", "names[str(number)]"),
         ]
@@ -105,45 +105,45 @@ def _program(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         f'model = torch.export.load("{PROGRAM}"{extra}).module()',
         *_samples(card, job, config, "graph"),
         "with torch.no_grad():",
-        f"    {_answer(config)} = model(samples)",
+        f"    {_output_name(config)} = model(samples)",
         *([f'names = json.loads(extra["{LABELS_FILE}"])'] if named else []),
         *_printed(card, config, "torch", "names[str(int(number))]"),
     ]
     return "\n".join(lines)
 
 
-def _reads(config: ModelConfig) -> bool:
+def _reads_text(config: ModelConfig) -> bool:
     return isinstance(config.input, TextInput)
 
 
 def _reader(config: ModelConfig) -> list[str]:
-    return ["from transformers import AutoTokenizer"] if _reads(config) else []
+    return ["from transformers import AutoTokenizer"] if _reads_text(config) else []
 
 
-def _name(config: ModelConfig) -> str:
-    """Of a graph's input."""
+def _input_name(config: ModelConfig) -> str:
+    """Name of a graph's input."""
     return {ImageInput: "images", TableInput: "table", TextInput: "tokens"}[type(config.input)]
 
 
-def _answer(config: ModelConfig) -> str:
-    """Of a graph's output."""
+def _output_name(config: ModelConfig) -> str:
+    """Name of a graph's output."""
     if config.embedding is not None:
         return "embeddings"
     return "logits" if config.gives_logits else "outputs"
 
 
 def _samples(card: TaskCard, job: JobSpec, config: ModelConfig, kind: str) -> list[str]:
-    """Lines that make samples: `np` arrays, `torch` tensors or what a library takes, or tensors for a `graph`."""
+    """Lines that create samples: `np` arrays, inputs of a library (`torch`), or tensors for a `graph`."""
     sample, arrays = config.input, kind == "np"
     if isinstance(sample, TextInput):
         return _texts(card, job, sample, kind)
     if isinstance(sample, ImageInput):
         shape = f"2, {sample.channels}, {sample.height}, {sample.width}"
-        said = f"  # raw pixels, as they lie in the file: {'0 to 255, ' if _bytes(config) else ''}N x C x H x W"
+        comment = f"  # raw pixels, as in the file: {'0 to 255, ' if _bytes(config) else ''}N x C x H x W"
     else:
-        shape, said = f"2, {sample.columns}", f"  # rows of raw numbers{_columns(job)}"
+        shape, comment = f"2, {sample.columns}", f"  # rows of raw numbers{_columns(job)}"
     code = f"np.zeros(({shape}), np.float32)" if arrays else f"torch.zeros({shape})"
-    return [f"samples = {code}{said}"]
+    return [f"samples = {code}{comment}"]
 
 
 def _bytes(config: ModelConfig) -> bool:
@@ -161,9 +161,9 @@ def _on_a_line(name: str) -> str:
 
 def _texts(card: TaskCard, job: JobSpec, sample: TextInput, kind: str) -> list[str]:
     texts, options = card.example_texts(job, sample)
-    made = "np" if kind == "np" else "pt"
+    tensors = "np" if kind == "np" else "pt"
     lines = ['tokenizer = AutoTokenizer.from_pretrained(".")']
-    lines.append(f'samples = tokenizer({texts}, {options}, return_tensors="{made}")')
+    lines.append(f'samples = tokenizer({texts}, {options}, return_tensors="{tensors}")')
     if kind == "np":
         lines.append('samples = samples["input_ids"].astype(np.int64)')
     elif kind == "graph":
@@ -172,26 +172,27 @@ def _texts(card: TaskCard, job: JobSpec, sample: TextInput, kind: str) -> list[s
 
 
 def _prepared(config: ModelConfig) -> list[str]:
-    """What is inside a graph, and is not inside a network of the library."""
-    if _reads(config) or config.preprocessing is None:
+    """Lines of preprocessing, which is part of a graph and not of a library's network."""
+    if _reads_text(config) or config.preprocessing is None:
         return []
-    told: Preprocessing = config.preprocessing
+    scaling: Preprocessing = config.preprocessing
     return [
-        f"mean, std = torch.tensor({told.mean}), torch.tensor({told.std})",
-        f"samples = (samples * {told.scale!r} - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)",
+        f"mean, std = torch.tensor({scaling.mean}), torch.tensor({scaling.std})",
+        f"samples = (samples * {scaling.scale!r} - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)",
     ]
 
 
 def _rescaled(config: ModelConfig) -> list[str]:
     if config.target_scaling is None:
         return []
-    told = config.target_scaling
-    return [f"outputs = outputs * torch.tensor({told.std}) + torch.tensor({told.mean})  # in the units of the data"]
+    scaling = config.target_scaling
+    line = f"outputs = outputs * torch.tensor({scaling.std}) + torch.tensor({scaling.mean})"
+    return [f"{line}  # in the units of the data"]
 
 
 def _printed(card: TaskCard, config: ModelConfig, kind: str, label: str) -> list[str]:
     """Lines that print the meaning of the outputs."""
-    return [card.printed(_answer(config), "-1" if kind == "np" else "dim=-1", label)]
+    return [card.printed(_output_name(config), "-1" if kind == "np" else "dim=-1", label)]
 
 
 TENSORS = f"""from safetensors.torch import load_file

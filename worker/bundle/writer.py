@@ -1,4 +1,4 @@
-"""From the trained student to its bundle: export, read back, compare, measure, describe."""
+"""Writes the bundle of a trained student: exports, loads, compares and measures its files, and describes them."""
 
 from __future__ import annotations
 
@@ -40,56 +40,56 @@ from worker.training.measure import BATCH, flops, speed
 from worker.training.state import TrainState
 
 BUNDLE = "bundle"
-NO_GRAPH = "its exporter can't follow what the network computes"
+NO_GRAPH = "its exporter can't trace the network"
 REPORT, RECIPE, CARD, CURVES = "report.json", "recipe.json", "README.md", "curves.png"
 MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".png": "image/png"}
-"""By the ending of a file's name; all others are plain bytes."""
+"""Media types by the suffix of a file; all others are plain bytes."""
 
 
 class TrainedJob(NamedTuple):
-    """All that the report tells of."""
+    """Inputs of the bundle and its report."""
 
     task: Task
     job: JobSpec
     plan: TrainingPlan
     state: TrainState
-    """After its last step and its last evaluation."""
+    """State after the last step and the last evaluation."""
     teachers: dict[str, tuple[Model, Path]]
-    """Their models and files, by their names."""
+    """Models and folders of the teachers, by name."""
     samples: Batch
-    """To evaluate on."""
+    """Held-out samples."""
     evaluator: TaskEvaluator
-    """Evaluates on these samples, beside the teachers."""
+    """Evaluates on these samples, in comparison with the teachers."""
     teacher_cache: Figures
-    """What was kept of the teachers' answers, by their names."""
+    """Figures of the teacher caches, by the teachers' names."""
     teacher_fidelity: Figures
-    """How teachers of fewer bits differ from their weights, by their names."""
+    """Differences of lowered teachers from their fp32 weights, by name."""
     arithmetic: Figures
-    """What student and teachers computed in training."""
+    """Floating-point operations of student and teachers in training."""
     learners: Mapping[str, Model] = {}
-    """Networks that the training method trained beside the student, by their names."""
+    """Networks that the training method trained beside the student, by name."""
     tokenizer: TextTokenizer | None = None
-    """What the student reads texts with; none: it reads none."""
+    """The student's tokenizer; none: it reads no texts."""
     tokenizers: Mapping[str, TextTokenizer] = {}
-    """Those of a language model's teachers that read other tokens, by their names."""
+    """Tokenizers of a language model's teachers that differ from the student's, by name."""
     sources: Figures = {}
-    """What it was made from, by the path of the field (see `provenance`)."""
+    """Provenance of the inputs, by the path of the field (see `provenance`)."""
     alignment: Figures = {}
-    """What share of the student's tokens these teach, by their names."""
+    """Shares of the student's tokens that are aligned with those of these teachers, by name."""
     warnings: Sequence[Figures] = ()
-    """What the job was warned of: `code` and `message` of each."""
+    """Warnings of the job: `code` and `message` of each."""
 
 
 class _Graph(NamedTuple):
-    """How one format is written and opened."""
+    """A format that is written as a graph."""
 
     key: str
-    """In the report."""
+    """Key in the report."""
     file: str
     runtime: str
     write: Callable[[Model, Path], Call]
     exact: bool = True
-    """Whether the file must answer as the live model does."""
+    """Whether the file must return the live model's outputs."""
 
 
 GRAPHS: dict[ExportFormat, _Graph] = {
@@ -97,11 +97,11 @@ GRAPHS: dict[ExportFormat, _Graph] = {
     "onnx-int8": _Graph("onnx_int8", INT8, "onnxruntime", export.export_int8, exact=False),
     "torch-export": _Graph("torch_export", PROGRAM, "torch", export.export_program),
 }
-"""In the order in which they are written: the one with 8 bits is made from the one before."""
+"""In the order in which they are written: the one with 8 bits is converted from the one before."""
 
 
 def require_exportable(job: JobSpec, parameters: int) -> None:
-    """Raise UserError (`invalid_job`) for a graph that is asked for and that no single file can hold."""
+    """Raise UserError (`invalid_job`) for a requested graph that is too large for a single file."""
     if "onnx" in (job.export or ()) and is_too_large(parameters):
         raise UserError("invalid_job", f"export: {TOO_LARGE.format(parameters)}; accepted: safetensors", "export")
 
@@ -112,11 +112,11 @@ def write_bundle(
     device: torch.device,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[BundleFile]:
-    """Write `folder/bundle`; every figure of its report is measured on the files just written. `warn` is told what the
-    default would have exported and can't.
+    """Write `folder/bundle`; every figure of its report is measured on the written files. `warn` is called for formats
+    that are exported by default and can't be.
 
-    Raises SystemFault (`export_mismatch`) when a file does not give what the live model gives, and UserError
-    (`not_exportable`) when a format that the job asks for can't hold the network.
+    Raises SystemFault (`export_mismatch`) if a file does not return the live model's outputs, and UserError
+    (`not_exportable`) if the network can't be exported to a requested format.
     """
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
@@ -132,14 +132,23 @@ def write_bundle(
     (bundle / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (bundle / RECIPE).write_text(trained.job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (bundle / CARD).write_text(model_card(trained.task, trained.job, writer.config, report), encoding="utf-8")
-    reading = (GENERATION, PREPROCESSOR, FILE, SETTINGS, *FOLDER)
-    names = (WEIGHTS, *DESCRIPTIONS, *reading, *(graph.file for graph in GRAPHS.values()), REPORT, CURVES, RECIPE, CARD)
+    settings = (GENERATION, PREPROCESSOR, FILE, SETTINGS, *FOLDER)
+    names = (
+        WEIGHTS,
+        *DESCRIPTIONS,
+        *settings,
+        *(graph.file for graph in GRAPHS.values()),
+        REPORT,
+        CURVES,
+        RECIPE,
+        CARD,
+    )
     names += tuple(writer.diagnosed.pictures)
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
 class BundleWriter:
-    """Writes the student's files into `bundle`, and finds out about each of them what the report tells."""
+    """Writes the student's files into `bundle`, and measures each of them for the report."""
 
     def __init__(self, trained: TrainedJob, bundle: Path, device: torch.device) -> None:
         self._trained, self._bundle, self._device = trained, bundle, device
@@ -156,7 +165,7 @@ class BundleWriter:
         self.diagnosed = self._diagnose()
 
     def report(self) -> Report:
-        """The whole of it."""
+        """Export the graphs, and build the content of `report.json`."""
         trained, config = self._trained, self.config
         student = self._student()
         teachers = {name: self._teacher(*files) for name, files in trained.teachers.items()}
@@ -205,12 +214,12 @@ class BundleWriter:
         return figures
 
     def _graph(self, name: ExportFormat, graph: _Graph) -> Figures | None:
-        """None: the network can't be written so, and nobody has asked for it."""
+        """Figures of an exported graph; none: it can't be exported, and the job did not request it."""
         try:
             call = graph.write(self._loaded.cpu(), self._bundle)
         except (MemoryError, torch.OutOfMemoryError, OSError):
             raise
-        except Exception as error:  # of whatever kind the exporters raise for what they can't follow
+        except Exception as error:  # exporters raise errors of any kind for networks that they can't trace
             (self._bundle / graph.file).unlink(missing_ok=True)
             if self._trained.job.export is not None:
                 raise UserError("not_exportable", f"{name} can't hold this network: {NO_GRAPH}", "export") from error
@@ -226,10 +235,10 @@ class BundleWriter:
         try:
             return self._trained.evaluator.evaluate(self._loaded)
         except NonFiniteOutputs as error:
-            raise SystemFault("export_mismatch", f"{WEIGHTS}, read again: {error}") from error
+            raise SystemFault("export_mismatch", f"{WEIGHTS}, loaded again: {error}") from error
 
     def _exact(self, file: str, found: Predictions) -> Figures:
-        """Metrics of a file that must give what the live model gives."""
+        """Metrics of a file that must return the live model's outputs."""
         live, metrics = self._live, found.evaluation.metrics
         require_same(file, found.outputs, live.outputs)
         targets, options = self._trained.samples.targets, self._trained.job.evaluation
@@ -238,7 +247,7 @@ class BundleWriter:
         return dict(metrics)
 
     def _inexact(self, file: str, found: Predictions) -> Figures:
-        """Metrics of a file that may give other outputs, and by how much it does."""
+        """Metrics of a file that may return other outputs, and its differences."""
         require_finite(file, found.outputs)
         outputs, live = found.outputs, self._live.outputs
         figures: Figures = {**found.evaluation.metrics}
@@ -253,7 +262,7 @@ class BundleWriter:
         return figures | self._torch_speed(teacher)
 
     def _learners(self) -> Figures:
-        """Of networks that learned beside the student; nothing where there are none."""
+        """Figures of networks trained beside the student; empty if there are none."""
         found = {name: self._learner(model) for name, model in self._trained.learners.items()}
         return {"learners": found} if found else {}
 
@@ -269,7 +278,7 @@ class BundleWriter:
         return {"parameters": parameters, "flops": self._task.flops(model.to(sample.device), sample, flops)}
 
     def _torch_speed(self, model: Model) -> Figures:
-        """On the CPU, and before that on the GPU where training ran on one. The model is left on the CPU."""
+        """Speed on the CPU, and before that on the GPU if training ran on one. The model is left on the CPU."""
         samples = self._trained.samples.between(0, BATCH).inputs[model.input_key]
         call = self._task.timed_call(model)
         on_gpu = speed(call, samples, prefix="gpu_") if samples.is_cuda else {}
@@ -288,9 +297,9 @@ class BundleWriter:
         return class_figures(self._live.evaluation.classes, teacher and teacher.classes, self.config.class_names)
 
     def _diagnose(self) -> Diagnosed:
-        """On the weights as they were opened again."""
+        """Run the diagnostics on the weights as loaded from their file."""
         trained, model = self._trained, self._loaded
-        assert trained.job.seed is not None  # it is drawn before training
+        assert trained.job.seed is not None  # drawn before training
         return run_diagnostics(
             trained.job.evaluation.diagnostics,
             # of all samples: no more of them, nor of their tokens, than targets

@@ -22,11 +22,11 @@ from worker.losses.objective import unique_names
 ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Calibration: CalibrationAnalysis,
 }
-"""By the class of the contract."""
+"""Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"
 """Codes of warnings."""
 OUT_OF_MEMORY = "memory ran out"
-FAILED = "it met an error of its own, which the worker's log describes"
+FAILED = "it had an internal error, which is in the worker's log"
 
 
 class Diagnosed(NamedTuple):
@@ -37,7 +37,7 @@ class Diagnosed(NamedTuple):
     warnings: list[dict[str, str]]
     """`code` and `message` of each."""
     pictures: list[str]
-    """Files that were written."""
+    """Names of the written files."""
 
 
 def run_diagnostics(
@@ -50,39 +50,41 @@ def run_diagnostics(
 ) -> Diagnosed:
     """Run every diagnostic of a job in turn, and write their pictures into `folder`.
 
-    One that fails leaves its reason in the figures and a warning, and the others go on: the student is trained, and
-    good for what it is without them. Raises OSError where a picture can't be written.
+    `predict` returns outputs (n, C) float32 on the CPU for a batch of raw samples. A diagnostic that fails leaves its
+    reason in the figures and a warning, and the others continue: the trained student is valid without them. Raises
+    OSError if a picture can't be written.
     """
     found = Diagnosed({}, [], [])
     for name, one in zip(unique_names([_kind(each) for each in specs]), specs, strict=True):
-        told: dict[str, Any] = one.model_dump(mode="json")
+        entry: dict[str, Any] = one.model_dump(mode="json")
         fitted, judged = split_held_out(held_out, one, seed)
         inputs = DiagnosticInputs(predict, judged, fitted, seed, device)
-        told["samples"] = {"fitted": fitted.samples.samples if fitted else 0, "judged": judged.samples.samples}
+        entry["samples"] = {"fitted": fitted.samples.samples if fitted else 0, "judged": judged.samples.samples}
         result = _result(ANALYSES[type(one)](one), inputs)
         if isinstance(result, str):
-            told["left_out"] = result
+            entry["left_out"] = result
             found.warnings.append({"code": NOT_COMPUTED, "message": f"{name} was not computed: {result}"})
         else:
-            told |= {"figures": result.figures, "table": result.table, "warnings": result.warnings}
-            told["picture"] = _picture(result, f"{name}.png", folder)
-            found.pictures.extend([told["picture"]] if told["picture"] else [])
+            entry |= {"figures": result.figures, "table": result.table, "warnings": result.warnings}
+            entry["picture"] = _picture(result, f"{name}.png", folder)
+            found.pictures.extend([entry["picture"]] if entry["picture"] else [])
             found.warnings.extend({"code": IN_DOUBT, "message": f"{name}: {each}"} for each in result.warnings)
-        found.figures[name] = told
+        found.figures[name] = entry
     return found
 
 
 def split_held_out(held_out: HeldOutPart, one: DiagnosticSpec, seed: int) -> tuple[HeldOutPart | None, HeldOutPart]:
-    """Parts to fit on, where the kind fits anything, and to measure on: drawn by `seed`, the same for every kind."""
+    """Samples to fit on (none if the kind fits nothing) and to measure on: drawn by `seed`, the same for every kind."""
     count = parts_of(held_out.samples.samples, one)[0]
     if not count:
         return None, held_out
     order = torch.randperm(held_out.samples.samples, generator=generator(seed, "diagnostics"))
-    fitted, judged = (_taken(held_out, chosen.sort().values) for chosen in (order[:count], order[count:]))
+    fitted, judged = (_subset(held_out, chosen.sort().values) for chosen in (order[:count], order[count:]))
     return fitted, judged
 
 
-def _taken(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
+def _subset(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
+    """The samples with the numbers `chosen` (n,) int64, and the teachers' rows for them."""
     samples, teacher = held_out
     taken = samples.take_samples(chosen.to(samples.storage_device))
     if teacher is None:
@@ -92,7 +94,7 @@ def _taken(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
 
 
 def _result(analysis: DiagnosticAnalysis, inputs: DiagnosticInputs) -> DiagnosticResult | str:
-    """What was found, or why nothing was."""
+    """The result, or the reason why there is none."""
     try:
         return analysis(inputs)
     except NotComputable as error:

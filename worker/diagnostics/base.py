@@ -1,4 +1,4 @@
-"""What a diagnostic is given, and what it returns."""
+"""Inputs and results of diagnostics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from worker.tensors import IGNORED
 
 
 class HeldOutPart(NamedTuple):
-    """Held-out samples, or a part of them."""
+    """All held-out samples, or a subset."""
 
     samples: Batch
     teacher: Tensor | None = None
-    """Outputs (n, C) of all teachers together, float32 on the CPU; none: there is no teacher."""
+    """Outputs (n, C) float32 of the teachers' mixture, on the CPU; none: there is no teacher."""
 
     @property
     def labels(self) -> Tensor:
@@ -36,24 +36,24 @@ class HeldOutPart(NamedTuple):
 
 
 class DiagnosticInputs(NamedTuple):
-    """The exported student and the samples to analyse it with."""
+    """The exported student and the samples to analyse it on."""
 
     predict: Callable[[Batch], Tensor]
     """Outputs (n, C) of the student for the rows of raw samples that aren't ignored, float32 on the CPU, computed
     `EVAL_BATCH` samples at a time in evaluation mode and without TensorFloat-32."""
     judged: HeldOutPart
-    """All figures are measured on these."""
+    """Samples on which all figures are measured."""
     fitted: HeldOutPart | None
-    """What is fitted is fitted on these, which neither the student has learnt from nor the figures are measured on;
-    none for a kind that fits nothing."""
+    """Samples for fitting, which the student was not trained on and no figures are measured on; none for a kind that
+    fits nothing."""
     seed: int
-    """Of the job; decides whatever is drawn."""
+    """Seed of the job, for all draws."""
     device: torch.device
-    """Where the student computes."""
+    """Device of the student."""
 
 
 class DiagnosticResult(NamedTuple):
-    """What an analysis has found."""
+    """Result of an analysis."""
 
     figures: Mapping[str, Mapping[str, float]]
     """Numbers by name, for each column of a table."""
@@ -62,7 +62,7 @@ class DiagnosticResult(NamedTuple):
     draw: Callable[[Path], None] | None = None
     """Writes a PNG; none: there is no picture."""
     warnings: Sequence[str] = ()
-    """What puts figures in doubt."""
+    """Reasons to doubt figures."""
 
 
 class DiagnosticAnalysis(Protocol):
@@ -74,4 +74,4 @@ class DiagnosticAnalysis(Protocol):
 
 
 class NotComputable(Exception):
-    """A diagnostic can't be computed on the given samples; the message, which is for the report, says why."""
+    """A diagnostic can't be computed on the given samples; the message has the reason, for the report."""

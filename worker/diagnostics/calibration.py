@@ -26,38 +26,38 @@ LEFT, BOTTOM, RIGHT, TOP = 0.55, 0.45, 0.1, 0.3
 """Margins of a panel, in inches."""
 
 
-class _Answers(NamedTuple):
-    """Logits of one model, divided by a temperature."""
+class _ScaledLogits(NamedTuple):
+    """Logits of one model, and the temperature to divide them by."""
 
     logits: Tensor
-    """(n, C)."""
+    """(n, C) float32."""
     temperature: float
 
 
 class CalibrationAnalysis:
-    """Figures, bins and a reliability diagram of the student and of its teachers together, each as it is (`student`)
-    and with its logits divided by its own temperature (`student_scaled`)."""
+    """Figures, bins and a reliability diagram of the student and of its teachers' mixture, each with its own logits
+    (`student`) and with logits divided by its fitted temperature (`student_scaled`)."""
 
     def __init__(self, spec: Calibration) -> None:
         self._bins = spec.bins
 
     def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
         judged, fitted = inputs.judged, inputs.fitted
-        assert fitted is not None  # the contract says that it fits something
-        labels, known = judged.labels, fitted.labels
-        _require_enough(known, labels, self._bins)
-        answers = {"student": (inputs.predict(fitted.samples), inputs.predict(judged.samples))}
+        assert fitted is not None  # by the contract, this kind fits something
+        labels, fitted_labels = judged.labels, fitted.labels
+        _require_enough(fitted_labels, labels, self._bins)
+        logits_of = {"student": (inputs.predict(fitted.samples), inputs.predict(judged.samples))}
         if fitted.teacher is not None and judged.teacher is not None:
-            answers["teacher"] = (fitted.teacher, judged.teacher)
-        models: dict[str, _Answers] = {}
+            logits_of["teacher"] = (fitted.teacher, judged.teacher)
+        models: dict[str, _ScaledLogits] = {}
         warnings = []
-        for name, (fitting, logits) in answers.items():
-            _require_probable(name, fitting, known)
-            _require_probable(name, logits, labels)
-            temperature = fit_temperature(fitting, known)
-            models |= {name: _Answers(logits, 1.0), f"{name}_scaled": _Answers(logits, temperature.value)}
+        for name, (fitted_logits, logits) in logits_of.items():
+            _require_finite_likelihood(name, fitted_logits, fitted_labels)
+            _require_finite_likelihood(name, logits, labels)
+            temperature = fit_temperature(fitted_logits, fitted_labels)
+            models |= {name: _ScaledLogits(logits, 1.0), f"{name}_scaled": _ScaledLogits(logits, temperature.value)}
             if temperature.at_bound:
-                warnings.append(_at_bound(name, temperature.value, len(known)))
+                warnings.append(_at_bound(name, temperature.value, len(fitted_labels)))
         scaled = {name: one.logits.double() / one.temperature for name, one in models.items()}
         figures = {
             name: {"temperature": models[name].temperature, **self._figures(logits, labels)}
@@ -88,16 +88,16 @@ class CalibrationAnalysis:
         }
 
 
-def _require_enough(known: Tensor, labels: Tensor, bins: int) -> None:
-    """Raise NotComputable for fewer labels than bins, or none to fit on: of samples the contract refuses so few, but a
+def _require_enough(fitted_labels: Tensor, labels: Tensor, bins: int) -> None:
+    """Raise NotComputable for fewer labels than bins, or none to fit on: the contract refuses too few samples, but a
     text may have no word with a token."""
-    if not len(known) or len(labels) < bins:
-        found = f"the held-out samples have {len(known)} labels to fit on and {len(labels)} to measure on"
+    if not len(fitted_labels) or len(labels) < bins:
+        found = f"the held-out samples have {len(fitted_labels)} labels to fit on and {len(labels)} to measure on"
         raise NotComputable(f"{found}; needed are 1 and {bins}, as many as bins")
 
 
-def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
-    """Raise NotComputable for logits that give no probability, or none to a label."""
+def _require_finite_likelihood(name: str, logits: Tensor, labels: Tensor) -> None:
+    """Raise NotComputable for logits without probabilities, or with probability 0 for a label."""
     likelihood = classification.negative_log_likelihood(logits, labels)
     if not bool(likelihood.isfinite()):
         raise NotComputable(f"the {name}'s negative log-likelihood on the held-out samples is {float(likelihood)}")
@@ -105,15 +105,15 @@ def _require_probable(name: str, logits: Tensor, labels: Tensor) -> None:
 
 def _at_bound(name: str, temperature: float, labels: int) -> str:
     why = (
-        "has every one of them right, so that no temperature is too small"
+        "is always right, so that no temperature is too small"
         if temperature < 1
-        else "tells nothing of them, so that no temperature is too large"
+        else "is uninformative, so that no temperature is too large"
     )
     return f"the {name}'s temperature {temperature:.4g} is a bound of the search: on {labels} labels it {why}"
 
 
 def _rows(name: str, tables: Mapping[str, ReliabilityBins]) -> Iterator[dict[str, Any]]:
-    """Bins with samples, numbered from 1."""
+    """Rows of the bins that have samples, numbered from 1."""
     for kind, table in tables.items():
         columns = (each.tolist() for each in table)
         for number, (samples, confidence, accuracy) in enumerate(zip(*columns, strict=True), start=1):

@@ -13,20 +13,20 @@ from worker.errors import CapacityError, JobError, SystemFault
 from worker.protocol import Failed
 
 RANK_LOST = "rank_lost"
-"""Code of the failure of a process that misses another one, which knows better what happened."""
+"""Code of the failure of a process that lost another one, whose own failure is the cause."""
 
 
 def failed(error: BaseException) -> Failed:
-    """The end of a job by an error that is being handled; what is not for its owner goes to stderr."""
+    """The result of a job that ended by `error`, which is being handled; internal details go to stderr only."""
     problem = _explain(error)
     if problem.__cause__ is not None or problem is not error:
         traceback.print_exc(file=sys.stderr)
-    about = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
-    return Failed(fault=problem.fault, **about)
+    fields = {"code": problem.code, "message": problem.message, "param": problem.param, "step": problem.step}
+    return Failed(fault=problem.fault, **fields)
 
 
 def _explain(error: BaseException) -> JobError:
-    """Nothing internal is told."""
+    """The error as its owner sees it, without internal details."""
     if isinstance(error, JobError):
         return error
     if _is_out_of_memory(error):
@@ -34,12 +34,12 @@ def _explain(error: BaseException) -> JobError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return CapacityError("disk_full", "the worker's disk is full")
     if is_lost(error):
-        return SystemFault(RANK_LOST, "another process of the job went away")
-    return SystemFault("internal_error", "the trainer met an error of its own; its log has the details")
+        return SystemFault(RANK_LOST, "another process of the job ended")
+    return SystemFault("internal_error", "the trainer had an internal error; its log has the details")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch reports a failed allocation on the CPU as a plain RuntimeError, known by its text."""
+    """Whether memory ran out. torch reports it on the CPU as a plain RuntimeError, recognised by its text."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,9 +1,9 @@
-"""One job on several processes, by torch's elastic launcher; this process trains nothing itself.
+"""Runs a job on several processes by torch's elastic launcher; this process trains nothing itself.
 
-Every rank has a pipe to here: the first one's carries what it reports, the others' a failure at most. Another pipe
-leads to the first one and carries the wish to stop. When a process fails or dies, the launcher ends the rest at once,
-and the job's last word is what the first to fail has said: whoever only misses another one keeps quiet. Of several
-machines (see `worker.distributed.nodes`) each has a launcher, and that of the head speaks.
+Every rank has a pipe to this process: the first rank sends its reports, the others a failure at most. Another pipe
+leads to the first rank and carries the request to stop. When a process fails or dies, the launcher ends the others at
+once, and the job's result is that of the first process that failed; a process that only lost another one sends
+nothing. With several machines (see `worker.distributed.nodes`) each has a launcher, and the head's reports the result.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from worker.distributed.failures import RANK_LOST, failed
 from worker.distributed.group import join
 from worker.distributed.nodes import (
     JOIN_SECONDS,
-    Beats,
+    Heartbeats,
     Node,
     RendezvousSpec,
-    beat,
-    called,
-    done,
-    guarded,
-    hand_out,
+    broadcast_files,
+    ending_processes,
     number_of,
-    tell,
+    rendezvous,
+    report_failure,
+    send_done,
+    send_heartbeat,
 )
 from worker.distributed.ranks import SingleProcess
 from worker.errors import JobError
@@ -62,65 +62,64 @@ from worker.protocol import (
     TrainerResult,
 )
 
-LOOK_SECONDS = 0.05
-"""Between two looks whether the job shall stop."""
-QUIET_SECONDS = 30.0
-"""How long a rank that misses another one waits to be ended, before it says so itself."""
-QUIET_NODE_SECONDS = 5.0
+POLL_SECONDS = 0.05
+"""Interval at which the request to stop is polled."""
+LOST_SECONDS = 30.0
+"""Time that a rank which lost another one waits to be ended, before it reports that itself."""
+LOST_NODE_SECONDS = 5.0
 """The same with several machines, whose launchers don't end each other's processes."""
 END_SECONDS = 5
-"""From SIGTERM to SIGKILL, for the ranks that are left when one has failed."""
+"""Time from SIGTERM to SIGKILL for the remaining ranks when one has failed."""
 Died = ChildFailedError | RendezvousTimeoutError | RendezvousClosedError | None
 Work = Callable[[Assignment, Path, Send, ShouldStop, SingleProcess], TrainerResult]
-"""What every process does; a function of a module, for it is named to the processes and not sent."""
+"""Function that every process runs; it must be importable, since processes receive its name and not its code."""
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
 class RankArgs(NamedTuple):
-    """What all ranks are started with."""
+    """Arguments that all ranks are started with."""
 
     work: Work
     assignment: str
     folder: str
     launcher: int
     reports: list[Connection]
-    """Of every rank, to write to."""
-    wish: Connection
-    """Of the first rank, to read from: something comes when the job shall stop."""
+    """Pipe of every rank, for writing."""
+    stop: Connection
+    """Pipe of the first rank, for reading: a message means that the job shall stop."""
     place: RendezvousSpec
 
 
 def launch(work: Work, assignment: Assignment, folder: Path, send: Send, stop: ShouldStop) -> TrainerResult:
-    """`work` on as many processes as the job says; must be called in the main thread."""
+    """Run `work` on the job's number of processes; must be called in the main thread."""
     try:
-        with called(assignment) as (place, store):
+        with rendezvous(assignment) as (place, store):
             if store is None:
                 return _launch(work, assignment, folder, send, stop, place)
-            with guarded((beats := Beats(store, place.nodes)).end):
-                word = _launch(work, assignment, folder, send, stop, place)
-            return (beats.word() if isinstance(word, Failed) else None) or word
+            with ending_processes((heartbeats := Heartbeats(store, place.nodes)).job_over):
+                result = _launch(work, assignment, folder, send, stop, place)
+            return (heartbeats.failure() if isinstance(result, Failed) else None) or result
     except JobError as error:
         return failed(error)
 
 
 def assist(work: Work, node: Node, folder: Path) -> Failed | None:
-    """`work` on this machine's processes of a job that another one is the head of; what has failed here, if something
-    has."""
-    with guarded(partial(beat, node)):
-        word = _launch(work, node.assignment, folder, _ignore, lambda: False, node.place, partial(_pass_on, node))
-    _pass_on(node, word)
-    done(node)
-    return word if isinstance(word, Failed) else None
+    """Run `work` on this machine's processes of a job whose head is another machine; returns a failure on this one."""
+    with ending_processes(partial(send_heartbeat, node)):
+        result = _launch(work, node.assignment, folder, _ignore, lambda: False, node.place, partial(_forward, node))
+    _forward(node, result)
+    send_done(node)
+    return result if isinstance(result, Failed) else None
 
 
 def _ignore(report: Report) -> None:
-    """For who has nobody to tell."""
+    """Discard a report."""
 
 
-def _pass_on(node: Node, report: Report) -> None:
-    """Of what is said on a machine that helps, the head hears why it failed."""
+def _forward(node: Node, report: Report) -> None:
+    """Send the head the cause of a failure on this machine; other reports are discarded."""
     if isinstance(report, Failed) and report.code != RANK_LOST:
-        tell(node.store, report)
+        report_failure(node.store, report)
 
 
 def _launch(
@@ -130,29 +129,29 @@ def _launch(
     send: Send,
     stop: ShouldStop,
     place: RendezvousSpec,
-    told: Send = _ignore,
+    on_result: Send = _ignore,
 ) -> TrainerResult:
-    """`told` hears the last word as soon as it is said."""
+    """`on_result` is called with the result as soon as it is received."""
     size, gpus = assignment.spec.resources.processes, assignment.spec.resources.queue == "gpu"
     if gpus and 0 < torch.cuda.device_count() < size:
         message = f"{size} processes need a GPU each, and this machine has {torch.cuda.device_count()}"
         return Failed(fault="capacity", code="too_few_gpus", message=message, param="resources.processes")
     context, kills = get_context("spawn"), oom_kills()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
-    wish, wisher = context.Pipe(duplex=False)
-    reports = [out for _, out in pipes]
-    ends = RankArgs(work, assignment.model_dump_json(), str(folder), os.getpid(), reports, wish, place)
-    relay = _Relay([end for end, _ in pipes], send, told)
-    with closing(wisher), relay.running(), _minding(stop, wisher):
-        died = _start(size, ends, gpus=gpus)
-        for end in (*ends.reports, wish):
+    stop_reader, stop_writer = context.Pipe(duplex=False)
+    writers = [writer for _, writer in pipes]
+    args = RankArgs(work, assignment.model_dump_json(), str(folder), os.getpid(), writers, stop_reader, place)
+    relay = _Relay([reader for reader, _ in pipes], send, on_result)
+    with closing(stop_writer), relay.running(), _forwarding_stop(stop, stop_writer):
+        died = _start(size, args, gpus=gpus)
+        for end in (*args.reports, stop_reader):
             end.close()
-    return relay.word or _explain(died, folder, killed_for_memory=oom_kills() > kills)
+    return relay.result or _explain(died, folder, killed_for_memory=oom_kills() > kills)
 
 
-def _start(size: int, ends: RankArgs, *, gpus: bool) -> Died:
-    """See all ranks to their end; which of them died first, if one did."""
-    place = ends.place
+def _start(size: int, args: RankArgs, *, gpus: bool) -> Died:
+    """Run all ranks to their end; returns the launcher's error, which has the first rank that died, if one did."""
+    place = args.place
     if place.nodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(sys.platform, "lo"))
     if not gpus:
@@ -165,54 +164,54 @@ def _start(size: int, ends: RankArgs, *, gpus: bool) -> Died:
         rdzv_backend="c10d",
         rdzv_endpoint=place.endpoint,
         rdzv_configs={} if place.nodes == 1 else {"is_host": "false", "join_timeout": str(int(JOIN_SECONDS))},
-        local_addr=place.address,  # else the name of this machine is looked up, which may lead nowhere
-        max_restarts=0,  # another attempt is the supervisor's to make, from the last checkpoint
-        signals_to_handle="SIGTERM",  # SIGINT asks for a stop where a person looks on
+        local_addr=place.address,  # else the name of this machine is resolved, which may fail
+        max_restarts=0,  # the supervisor starts another attempt, from the last checkpoint
+        signals_to_handle="SIGTERM",  # SIGINT is a request to stop, from a terminal
         shutdown_timeout=END_SECONDS,
     )
     before = signal.getsignal(signal.SIGTERM)
     try:
-        elastic_launch(config, _be_a_rank)(ends)
+        elastic_launch(config, _run_rank)(args)
     except (ChildFailedError, RendezvousTimeoutError, RendezvousClosedError) as error:
         return error
     except Exception:
         traceback.print_exc(file=sys.stderr)
     finally:
-        signal.signal(signal.SIGTERM, before)  # the launcher leaves its own behind
+        signal.signal(signal.SIGTERM, before)  # the launcher does not restore it
     return None
 
 
-def _be_a_rank(ends: RankArgs) -> None:
-    """What each process does; it leaves with status 1 unless its share of the job is done."""
-    die_with_parent(ends.launcher)
+def _run_rank(args: RankArgs) -> None:
+    """Main function of a rank; it exits with status 1 unless its share of the job is done."""
+    die_with_parent(args.launcher)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number, local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     make_deterministic()
     _divide_the_machine(number, local)
-    assignment, out = Assignment.model_validate_json(ends.assignment), ends.reports[number]
-    ranks = join(choose_device(), assignment.spec.resources.sharding, number_of(ends.place))
+    assignment, pipe = Assignment.model_validate_json(args.assignment), args.reports[number]
+    ranks = join(choose_device(), assignment.spec.resources.sharding, number_of(args.place))
 
     def send(report: BaseModel) -> None:
         if ranks.first:
-            out.send_bytes(report.model_dump_json().encode())
+            pipe.send_bytes(report.model_dump_json().encode())
 
     try:
-        if ends.place.nodes > 1:
-            hand_out(assignment, Path(ends.folder), local)
-        word = ends.work(assignment, Path(ends.folder), send, ends.wish.poll, ranks)
+        if args.place.nodes > 1:
+            broadcast_files(assignment, Path(args.folder), local)
+        result = args.work(assignment, Path(args.folder), send, args.stop.poll, ranks)
     except Exception as error:
-        word = failed(error)
-    if isinstance(word, Failed) and word.code == RANK_LOST:
-        time.sleep(QUIET_SECONDS if ends.place.nodes == 1 else QUIET_NODE_SECONDS)
-    if number == 0 or isinstance(word, Failed):
-        out.send_bytes(word.model_dump_json().encode())
+        result = failed(error)
+    if isinstance(result, Failed) and result.code == RANK_LOST:
+        time.sleep(LOST_SECONDS if args.place.nodes == 1 else LOST_NODE_SECONDS)
+    if number == 0 or isinstance(result, Failed):
+        pipe.send_bytes(result.model_dump_json().encode())
     sys.stderr.flush()
-    if isinstance(word, Failed):
+    if isinstance(result, Failed):
         os._exit(1)
 
 
 def _divide_the_machine(number: int, size: int) -> None:
-    """A GPU for each rank, or its share of the cores."""
+    """Assign a GPU to each rank, or its share of the cores."""
     if torch.cuda.is_available():
         torch.cuda.set_device(number)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -220,44 +219,44 @@ def _divide_the_machine(number: int, size: int) -> None:
 
 
 class _Relay:
-    """Passes on what the ranks say; `word` is the last word, once there is one."""
+    """Forwards the reports of the ranks; `result` is the first result received, none before that."""
 
-    def __init__(self, ends: list[Connection], send: Send, told: Send) -> None:
-        self._ends, self._send, self._told = ends, send, told
-        self.word: TrainerResult | None = None
+    def __init__(self, readers: list[Connection], send: Send, on_result: Send) -> None:
+        self._readers, self._send, self._on_result = readers, send, on_result
+        self.result: TrainerResult | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Ends with the last rank, when this process has closed its copies of their ends."""
+        """Forward reports within the context; it ends when all ranks and this process have closed their write ends."""
         thread = threading.Thread(target=self._relay, daemon=True)
         thread.start()
         yield
         thread.join()
 
     def _relay(self) -> None:
-        left = list(self._ends)
+        left = list(self._readers)
         while left:
-            for end in connection.wait(left):
-                assert isinstance(end, Connection)
+            for reader in connection.wait(left):
+                assert isinstance(reader, Connection)
                 try:
-                    self._hear(REPORTS.validate_json(end.recv_bytes()))
-                except (EOFError, OSError):  # the latter where one was killed in the middle of a word
-                    left.remove(end)
-                    end.close()
+                    self._receive(REPORTS.validate_json(reader.recv_bytes()))
+                except (EOFError, OSError):  # the latter if a rank was killed while it was writing
+                    left.remove(reader)
+                    reader.close()
 
-    def _hear(self, report: Report) -> None:
+    def _receive(self, report: Report) -> None:
         if not isinstance(report, Finished | Stopped | Failed):
             self._send(report)
-        elif self.word is None:
-            self.word = report
-            self._told(report)
+        elif self.result is None:
+            self.result = report
+            self._on_result(report)
 
 
 @contextmanager
-def _minding(stop: ShouldStop, wisher: Connection) -> Iterator[None]:
-    """Tell the first rank as soon as the job shall stop."""
+def _forwarding_stop(stop: ShouldStop, writer: Connection) -> Iterator[None]:
+    """Send the first rank the request to stop, within the context."""
     over = threading.Event()
-    thread = threading.Thread(target=_tell, args=(stop, over.wait, wisher), daemon=True)
+    thread = threading.Thread(target=_forward_stop, args=(stop, over.wait, writer), daemon=True)
     thread.start()
     try:
         yield
@@ -266,29 +265,29 @@ def _minding(stop: ShouldStop, wisher: Connection) -> Iterator[None]:
         thread.join()
 
 
-def _tell(stop: ShouldStop, over: Callable[[float], bool], wisher: Connection) -> None:
-    while not over(LOOK_SECONDS):
+def _forward_stop(stop: ShouldStop, over: Callable[[float], bool], writer: Connection) -> None:
+    while not over(POLL_SECONDS):
         if stop():
-            with suppress(OSError):  # it has just left
-                wisher.send_bytes(b"stop")
+            with suppress(OSError):  # the rank has just ended
+                writer.send_bytes(b"stop")
             return
 
 
 def _explain(died: Died, folder: Path, *, killed_for_memory: bool) -> Failed:
-    """A process ended without a last word."""
-    if isinstance(died, RendezvousClosedError):  # another machine gave up first, and says why
+    """The failure of a job whose processes ended without a result."""
+    if isinstance(died, RendezvousClosedError):  # another machine gave up first, and reports the reason
         return Failed(fault="system", code=RANK_LOST, message="the job's machines stopped waiting for this one")
     if isinstance(died, RendezvousTimeoutError):
-        message = f"not all of the job's machines came within {JOIN_SECONDS:g} s"
+        message = f"not all of the job's machines joined within {JOIN_SECONDS:g} s"
         return Failed(fault="capacity", code="too_few_nodes", message=message, param="resources.nodes")
     if died is None:
-        return Failed(fault="system", code="trainer_died", message="the trainer's processes left without a last word")
+        return Failed(fault="system", code="trainer_died", message="the trainer's processes ended without a result")
     number, failure = died.get_first_failure()
     if failure.exitcode == -signal.SIGKILL and killed_for_memory:
         message = "a process of the job was killed: the machine ran out of memory"
         return Failed(fault="capacity", code="out_of_memory", message=message)
-    if (note := note_of(folder, failure.pid)) and (told := note.explain(failure.exitcode)):
-        return told
+    if (note := note_of(folder, failure.pid)) and (cause := note.explain(failure.exitcode)):
+        return cause
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with status {failure.exitcode}"
     code = TRAINER_KILLED if killed_from_outside(failure.exitcode) else "trainer_died"
     return Failed(fault="system", code=code, message=f"process {number} of the job {how}")

@@ -1,11 +1,11 @@
-"""One job on several machines: the worker that has claimed it is the head, the others (`stillhouse node`) come to it.
+"""Runs a job on several machines: the worker that claimed it is the head, the others (`stillhouse node`) join it.
 
-They meet in the head's c10d store, which it opens for a job at the address that the operator has set, and which goes
-with the job. There lies the call: the job's assignment, and how many machines it is for. A machine takes a seat, meets
-the others by torch's c10d rendezvous, and gets all files that the head has staged through the process group. What it
-knows of a failure it leaves in the store; everything else is said by the first process, which is the head's.
+They connect to the head's c10d store, which it opens for one job at the address that the operator has set. The store
+has the job's assignment and its number of machines. A machine takes a seat, joins the others by torch's c10d
+rendezvous, and receives all files that the head has staged through the process group. It writes its own failure to the
+store; all other reports are sent by the first process, which is the head's.
 
-Neither torch's store nor its rendezvous asks who is there: the address must be reachable by these machines alone.
+Neither torch's store nor its rendezvous authenticates: only these machines may be able to reach the address.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has 
 from worker.errors import SystemFault
 from worker.protocol import NODE_LOST, REPORTS, Assignment, Failed
 
-CALL, SEATS, FIRST, WORD, BEAT = (f"stillhouse/{name}" for name in ("call", "seats", "first", "word", "beat"))
-"""Keys in the store: the job, machines that came to it, the launcher's number of its first process, what failed, and
-for each seat a number that grows."""
-BEAT_SECONDS, SILENT_SECONDS = 0.5, 20.0
-"""Between two beats of a machine, and after which one without a beat is taken for dead."""
+OFFER, SEATS, FIRST, FAILURE, BEAT = (f"stillhouse/{name}" for name in ("call", "seats", "first", "word", "beat"))
+"""Keys in the store: the job, the number of machines that joined, the launcher's number of the head's first process, a
+failure, and for each seat a growing heartbeat counter."""
+BEAT_SECONDS, TIMEOUT_SECONDS = 0.5, 20.0
+"""Interval of a machine's heartbeats, and the time without one after which it counts as lost."""
 DONE = 1 << 40
-"""What is added to the beats of a machine that has done its share."""
+"""Added to the heartbeat counter of a machine that has done its share."""
 JOIN_SECONDS = 60.0
-"""Longest wait for machines that are missing."""
-LOOK_SECONDS = 5.0
-"""Longest wait for an answer of the head."""
+"""Longest wait for missing machines."""
+REPLY_SECONDS = 5.0
+"""Longest wait for a reply of the head."""
 CHUNK = 1 << 24
 """Bytes of a file that are sent at a time."""
 
 
-class Call(BaseModel):
-    """What the head has to say to those who come."""
+class JobOffer(BaseModel):
+    """The head's message to machines that connect."""
 
     run: str
-    """Names the attempt; whoever has tried it does not try it again."""
+    """Id of the attempt; a machine that has joined it does not join it again."""
     nodes: int
-    """Machines, the head among them."""
+    """Number of machines, with the head."""
     assignment: Assignment
 
 
 class RendezvousSpec(NamedTuple):
-    """Where the launchers of a job meet, and how many."""
+    """Address and number of a job's launchers."""
 
     run: str
     endpoint: str
     """Host and port of the store."""
     address: str
-    """Under which the other machines reach this one."""
+    """Address at which the other machines reach this one."""
     nodes: int = 1
     head: bool = True
 
 
 class Node(NamedTuple):
-    """What a machine that was called has to do."""
+    """A seat of this machine in a job."""
 
     place: RendezvousSpec
     assignment: Assignment
@@ -78,49 +78,50 @@ class Node(NamedTuple):
     """From 1; the head has 0."""
 
 
-class Beats:
-    """Whether the other machines live: each counts up a number in the store, until it has done its share."""
+class Heartbeats:
+    """The head's view of the other machines, each of which counts up a number in the store until its share is done."""
 
     def __init__(self, store: Store, nodes: int) -> None:
         self._store, self._lost = store, False
-        self._seen = {f"{BEAT}/{seat}": (0, time.monotonic()) for seat in range(1, nodes)}
 
-    def end(self) -> bool:
-        """Whether the job is over for the head: a machine has said that it failed, or has fallen silent."""
-        self._lost = self._lost or any([self._silent(key) for key in self._seen])
-        return self._lost or self._store.check([WORD])
+        self._counts = {f"{BEAT}/{seat}": (0, time.monotonic()) for seat in range(1, nodes)}
 
-    def word(self) -> Failed | None:
-        """Why another machine has ended the job, if one has."""
-        if self._store.check([WORD]):
-            word = REPORTS.validate_json(self._store.get(WORD))
-            return word if isinstance(word, Failed) else None
-        message = "another machine of the job fell silent"
+    def job_over(self) -> bool:
+        """Whether another machine has ended the job: it reported a failure, or was lost."""
+        self._lost = self._lost or any([self._timed_out(key) for key in self._counts])
+        return self._lost or self._store.check([FAILURE])
+
+    def failure(self) -> Failed | None:
+        """The failure by which another machine has ended the job, if one has."""
+        if self._store.check([FAILURE]):
+            failure = REPORTS.validate_json(self._store.get(FAILURE))
+            return failure if isinstance(failure, Failed) else None
+        message = "another machine of the job stopped responding"
         return Failed(fault="system", code=NODE_LOST, message=message) if self._lost else None
 
-    def _silent(self, key: str) -> bool:
-        count, (before, since) = self._store.add(key, 0), self._seen[key]
+    def _timed_out(self, key: str) -> bool:
+        count, (before, since) = self._store.add(key, 0), self._counts[key]
         if count != before:
-            self._seen[key] = count, time.monotonic()
-        return 0 < count < DONE and count == before and time.monotonic() - since > SILENT_SECONDS
+            self._counts[key] = count, time.monotonic()
+        return 0 < count < DONE and count == before and time.monotonic() - since > TIMEOUT_SECONDS
 
 
 @contextmanager
-def guarded(over: Callable[[], bool]) -> Iterator[None]:
-    """End the processes of this one as soon as the job is over elsewhere, or its store is gone with the head."""
+def ending_processes(job_over: Callable[[], bool]) -> Iterator[None]:
+    """End this process's children when the job is over elsewhere, or when its store is lost with the head."""
     left = threading.Event()
 
-    def look() -> None:
+    def poll() -> None:
         while not left.wait(BEAT_SECONDS):
             try:
-                ended = over()
+                ended = job_over()
             except RuntimeError:
                 ended = True
             if ended:
                 for child in active_children():
                     child.terminate()
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
@@ -129,59 +130,64 @@ def guarded(over: Callable[[], bool]) -> Iterator[None]:
         thread.join()
 
 
-def beat(node: Node) -> bool:
-    """Show the head that this machine lives; never asks to end."""
+def send_heartbeat(node: Node) -> bool:
+    """Count up this machine's heartbeat; always false: the job is not over."""
     node.store.add(f"{BEAT}/{node.seat}", 1)
     return False
 
 
-def done(node: Node) -> None:
-    """Tell the head that no more beats will come."""
+def send_done(node: Node) -> None:
+    """Mark this machine's share as done: no more heartbeats will come."""
     with suppress(RuntimeError):
         node.store.add(f"{BEAT}/{node.seat}", DONE)
 
 
 @contextmanager
-def called(assignment: Assignment) -> Iterator[tuple[RendezvousSpec, Store | None]]:
-    """Where the processes of a job meet: on this machine, or, for several, where they are called to. Raises SystemFault
-    when nobody can be called."""
+def rendezvous(assignment: Assignment) -> Iterator[tuple[RendezvousSpec, Store | None]]:
+    """Offer a job on several machines at the worker's address; of a job on this machine only, the store is none.
+
+    Raises SystemFault if the worker has no address, or can't listen on it.
+    """
     nodes = assignment.spec.resources.nodes
     if nodes == 1:
         yield RendezvousSpec(str(os.getpid()), "127.0.0.1:0", "127.0.0.1"), None
         return
     if assignment.rendezvous is None:
-        raise SystemFault("no_rendezvous", "this worker has no address at which other machines would meet it")
-    call = Call(run=uuid4().hex, nodes=nodes, assignment=assignment)
+        raise SystemFault("no_rendezvous", "this worker has no address at which other machines could join it")
+    offer = JobOffer(run=uuid4().hex, nodes=nodes, assignment=assignment)
     host, port = split_address(assignment.rendezvous)
     try:
         store = TCPStore(host, port, is_master=True, wait_for_workers=False)
     except (RuntimeError, OSError) as error:
-        raise SystemFault("no_rendezvous", "the address at which machines meet can't be listened on") from error
-    store.set(CALL, call.model_dump_json())
-    yield RendezvousSpec(call.run, assignment.rendezvous, host, nodes), store
+        raise SystemFault("no_rendezvous", "the worker can't listen on the address of the rendezvous") from error
+    store.set(OFFER, offer.model_dump_json())
+    yield RendezvousSpec(offer.run, assignment.rendezvous, host, nodes), store
 
 
-def come(address: str, known: set[str]) -> Node | None:
-    """Take a seat in the job that the head at `address` calls for; none: nobody calls, it is in `known`, or all seats
-    are taken. Raises OSError when the address can't be looked up, SystemFault when something else listens there."""
+def join_job(address: str, joined: set[str]) -> Node | None:
+    """Take a seat in the job that the head at `address` offers, and add its id to `joined`.
+
+    None: there is no job, its id is in `joined`, or all seats are taken. Raises OSError if the address can't be
+    resolved, SystemFault if something else listens there.
+    """
     host, port = split_address(address)
     try:
-        with socket.create_connection((host, port), timeout=LOOK_SECONDS) as there:
-            own = there.getsockname()[0]
+        with socket.create_connection((host, port), timeout=REPLY_SECONDS) as connection:
+            own = connection.getsockname()[0]
     except socket.gaierror:
         raise
-    except OSError:  # no job, or no machine yet
+    except OSError:  # no job yet, or no head
         return None
     try:
-        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=LOOK_SECONDS))
-        call = Call.model_validate_json(store.get(CALL))
-        seat = 0 if call.run in known else store.add(SEATS, 1)
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=REPLY_SECONDS))
+        offer = JobOffer.model_validate_json(store.get(OFFER))
+        seat = 0 if offer.run in joined else store.add(SEATS, 1)
     except (RuntimeError, ValidationError) as error:
-        message = f"what listens at {address} does not answer as a worker of this version; trying on"
+        message = f"the server at {address} does not answer as a worker of this version; trying again"
         raise SystemFault("no_rendezvous", message) from error
-    known.add(call.run)
-    place = RendezvousSpec(call.run, address, own, call.nodes, head=False)
-    return Node(place, call.assignment, store, seat) if 0 < seat < call.nodes else None
+    joined.add(offer.run)
+    place = RendezvousSpec(offer.run, address, own, offer.nodes, head=False)
+    return Node(place, offer.assignment, store, seat) if 0 < seat < offer.nodes else None
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -191,7 +197,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def number_of(place: RendezvousSpec) -> int:
-    """Of this process, counted from the first one of the head; the launcher's own order goes by addresses."""
+    """Rank of this process, counted from the head's first one; the launcher itself orders machines by address."""
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if place.nodes == 1:
         return number
@@ -201,35 +207,37 @@ def number_of(place: RendezvousSpec) -> int:
     return (number - int(store.get(FIRST))) % size
 
 
-def tell(store: Store, word: Failed) -> None:
-    """Leave for the head why the job has failed here, unless it is gone."""
+def report_failure(store: Store, failure: Failed) -> None:
+    """Write this machine's failure to the store, unless the head is lost."""
     with suppress(RuntimeError):
-        store.set(WORD, word.model_dump_json())
+        store.set(FAILURE, failure.model_dump_json())
 
 
-def hand_out(assignment: Assignment, folder: Path, local: int) -> None:
-    """Bring all staged files from the first process to the first one of every other machine, of `local` processes each;
-    called by all. Raises SystemFault for a file that would leave the folder."""
+def broadcast_files(assignment: Assignment, folder: Path, local: int) -> None:
+    """Send all staged files from the first process to the first one of every other machine.
+
+    Called by all processes, of which each machine has `local`. Raises SystemFault for a path outside of the folder.
+    """
     number, size = dist.get_rank(), dist.get_world_size()
     leads = dist.new_group(list(range(0, size, local)), backend="gloo")
     if number % local == 0:
-        for name, length in json.loads(_say(json.dumps(list(_files(assignment, folder))), leads)):
+        for name, length in json.loads(_broadcast(json.dumps(list(_files(assignment, folder))), leads)):
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise SystemFault("invalid_assignment", "a staged file lies outside of the job's folder")
+                raise SystemFault("invalid_assignment", "a staged file is outside of the job's folder")
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb" if number == 0 else "wb") as file:
                 for begin in range(0, length, CHUNK):
                     count = min(CHUNK, length - begin)
-                    said = _bytes(file.read(count)) if number == 0 else torch.empty(count, dtype=torch.uint8)
-                    dist.broadcast(said, src=0, group=leads)
+                    chunk = _bytes(file.read(count)) if number == 0 else torch.empty(count, dtype=torch.uint8)
+                    dist.broadcast(chunk, src=0, group=leads)
                     if number:
-                        file.write(said.numpy().data)
-    dist.all_reduce(torch.zeros(()))  # the others of a machine wait for its first
+                        file.write(chunk.numpy().data)
+    dist.all_reduce(torch.zeros(()))  # the other processes of a machine wait for its first
 
 
-def bring(path: Path, number: int) -> None:
-    """Move the file that process `number` has at `path` to the first one's machine, same path there; called by both."""
+def move_file(path: Path, number: int) -> None:
+    """Move the file at `path` of process `number` to the same path on the first one's machine; called by both."""
     if dist.get_rank() == number:
         dist.send(torch.tensor(path.stat().st_size), 0)
         with path.open("rb") as file:
@@ -240,14 +248,14 @@ def bring(path: Path, number: int) -> None:
     dist.recv(length := torch.tensor(0), number)
     with path.open("wb") as file:
         for begin in range(0, int(length), CHUNK):
-            dist.recv(said := torch.empty(min(CHUNK, int(length) - begin), dtype=torch.uint8), number)
-            file.write(said.numpy().data)
+            dist.recv(received := torch.empty(min(CHUNK, int(length) - begin), dtype=torch.uint8), number)
+            file.write(received.numpy().data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _files(assignment: Assignment, folder: Path) -> Iterator[tuple[str, int]]:
-    """Names and bytes of all that a job reads."""
+    """Names and sizes in bytes of all files that a job reads; empty but on the first process."""
     if dist.get_rank() == 0:
         for path in _within(folder / name for name in (*assignment.inputs.values(), assignment.resume) if name):
             yield str(path.relative_to(folder)), path.stat().st_size
@@ -258,13 +266,13 @@ def _within(paths: Iterable[Path]) -> Iterator[Path]:
         yield from ([path] if path.is_file() else (each for each in sorted(path.rglob("*")) if each.is_file()))
 
 
-def _say(text: str, group: dist.ProcessGroup) -> str:
-    """What the first of `group` says."""
+def _broadcast(text: str, group: dist.ProcessGroup) -> str:
+    """`text` of the first process of `group`."""
     content = _bytes(text.encode())
     dist.broadcast(length := torch.tensor(len(content)), src=0, group=group)
-    said = content if dist.get_rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(said, src=0, group=group)
-    return said.numpy().tobytes().decode()
+    received = content if dist.get_rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(received, src=0, group=group)
+    return received.numpy().tobytes().decode()
 
 
 def _bytes(content: bytes) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tensors on the disk whose rows lie in several safetensors files, one after the other."""
+"""Tensors on the disk whose rows are divided among several safetensors files, in their order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class _Piece(NamedTuple):
-    """Where a tensor, or some of its rows, lies; only what is asked for is read."""
+    """A tensor, or some of its rows, in one file; only the requested rows are read."""
 
     slices: Any
-    """What safetensors gives of one tensor."""
+    """The slice object of safetensors for one tensor."""
     file: Any
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
@@ -24,7 +24,7 @@ class _Piece(NamedTuple):
 
 
 class Stored:
-    """One tensor; of several pieces each has the next rows of it."""
+    """One tensor on the disk; each of several pieces has its next rows."""
 
     def __init__(self, name: str, pieces: Sequence[_Piece]) -> None:
         self._name, self._pieces = name, pieces
@@ -32,12 +32,12 @@ class Stored:
 
     @property
     def shape(self) -> torch.Size:
-        """Of the whole."""
+        """Shape of the whole tensor."""
         first = self._pieces[0].slices.get_shape()
         return torch.Size([sum(self._lengths), *first[1:]] if first else [])
 
     def read(self, begin: int = 0, end: int | None = None) -> Tensor:
-        """Rows from `begin` to before `end`, or all of them; a scalar has one."""
+        """Rows from `begin` to before `end`, or all of them, (n, ...) in the stored dtype; a scalar has one row."""
         found, offset = [], 0
         end = sum(self._lengths) if end is None else end
         for piece, length in zip(self._pieces, self._lengths, strict=True):
@@ -50,10 +50,10 @@ class Stored:
 
 
 def open_pieces(files: Sequence[Path]) -> dict[str, Stored]:
-    """All tensors of `files`, by name; raises SafetensorError or OSError."""
+    """Open all tensors of `files`, by name; raises SafetensorError or OSError."""
     found: dict[str, list[_Piece]] = {}
     for path in files:
         file: Any = safe_open(path, framework="pt")
-        for name in file.keys():  # noqa: SIM118  # it is no mapping
+        for name in file.keys():  # noqa: SIM118  # it is not a mapping
             found.setdefault(name, []).append(_Piece(file.get_slice(name), file))
     return {name: Stored(name, pieces) for name, pieces in found.items()}

@@ -1,8 +1,8 @@
-"""The processes that train one job together: each takes its share of every batch, and all take the same step.
+"""The processes that train one job together: each computes its share of every batch, and all take the same step.
 
-A rank divides by the count of the whole batch, which is summed over all, and gradients are summed, so that the step is
-the one that a single process would have taken. Batch norm sees the share of its rank alone, as it does with
-`accumulate`, and dropout draws on every rank for itself.
+A rank divides by the count of the whole batch, which is summed over all ranks, and gradients are summed, so that the
+step is the one that a single process would have taken. Batch norm uses the share of its rank only, as it does with
+`accumulate`, and dropout is drawn on every rank separately.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from worker.students.model import Model
 
 Tensors = dict[str, Tensor]
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=7)
-"""Longest wait of a rank for another, which may be evaluating. Whoever dies is noticed by the launcher at once."""
+TIMEOUT = timedelta(days=7)
+"""Longest wait of a rank for another, which may be evaluating. The launcher detects at once that one has died."""
 
 
 class SingleProcess:
-    """A single process, which has nobody to agree with."""
+    """A single process; base of the groups of several."""
 
     number = 0
-    """Of this process, from 0; the first one speaks, evaluates, saves and exports."""
+    """Rank of this process, from 0; the first one reports, evaluates, saves and exports."""
     size = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that speaks for all."""
+        """Whether this is the process that reports for all."""
         return self.number == 0
 
     @property
@@ -53,83 +53,85 @@ class SingleProcess:
         return 0
 
     def barrier(self) -> None:
-        """Wait until everybody is here."""
+        """Wait until all ranks have called this."""
 
     def share(self, rows: Tensor) -> Tensor:
-        """This rank's part of the rows (B, ...) of a batch."""
+        """This rank's share of the rows (B, ...) of a batch, of any dtype."""
         return rows
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of everybody's `value`."""
+        """The sum of `value`, of any shape and dtype, over all ranks."""
         return value
 
     def sum_all(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sums of everybody's scalars, which have the same names on all ranks."""
+        """The sums of floating scalars over all ranks, which must have the same names on each."""
         return values
 
     def agree(self, leave: bool) -> bool:
-        """What the first rank has decided."""
+        """The value of `leave` on the first rank."""
         return leave
 
-    def begin(self, seed: int, step: int) -> None:
+    def begin_step(self, seed: int, step: int) -> None:
         """Called before every step of a job with this seed."""
 
-    def least(self, count: int) -> int:
-        """In how many micro-batches a step is taken, of those that everybody could make of its share."""
+    def min_count(self, count: int) -> int:
+        """The least `count` of all ranks: the number of micro-batches that each can split its share into."""
         return count
 
-    def wrap(self, whole: nn.Module) -> nn.Module:
-        """The module whose call gives a share of the loss, so that gradients become the same everywhere."""
-        return whole
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module whose call returns a share of the loss, wrapped so that gradients are the same on all ranks."""
+        return module
 
-    def split(self, model: nn.Module) -> None:
-        """Divide a model that learns nothing between the ranks, where they hold parts of models."""
+    def shard(self, model: nn.Module) -> None:
+        """Divide a frozen model between the ranks, where weights are sharded."""
 
-    def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Around one of the micro-batches of a step; gradients are exchanged with the `last` one."""
+    def micro_batch(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Context of one micro-batch of a step; gradients are exchanged with the `last` one."""
         return nullcontext()
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """All of a tensor that ranks may hold parts of; called by all of them."""
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor of any shape that may be sharded, in its dtype; called by all ranks."""
         return tensor
 
-    def own(self, tensor: Tensor) -> Tensor:
-        """What this rank holds of a tensor, in the same memory."""
+    def local(self, tensor: Tensor) -> Tensor:
+        """This rank's shard of a tensor of any shape and dtype, in the same memory; all of it if it is not sharded."""
         return tensor
 
-    def place(self, stored: Stored, own: Tensor) -> Tensor:
-        """What this rank holds of a tensor that is to replace `own`."""
+    def load(self, stored: Stored, target: Tensor) -> Tensor:
+        """Read a stored tensor, as this rank holds it, to replace `target`, which has the same shape and dtype."""
         return stored.read()
 
-    def mine(self, tensors: Tensors) -> Tensors:
-        """What this rank has to save of the tensors that make its next step."""
+    def to_save(self, tensors: Tensors) -> Tensors:
+        """This rank's share of a checkpoint's tensors, of any shapes and dtypes, by name."""
         return tensors
 
     def gather_files(self, files: list[Path]) -> None:
-        """Have what ranks on other machines wrote, one of `files` each, lie beside what the first one wrote."""
+        """Move the files of ranks on other machines, one of `files` each, to the first rank's machine."""
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
-        """What each rank that saves something says; all of them wait for it."""
+        """`value` of each rank that saves a share; these must all call it with the same shape and dtype."""
         return [value]
 
     def collectively(self, act: Callable[[], Result]) -> Callable[[], Result]:
-        """`act` for the first rank to call, with all ranks that hold parts of what it needs. They say so for the same
-        acts, in the same order."""
+        """A function for the first rank that runs `act` on all ranks that hold shards of what it needs.
+
+        All ranks must register the same acts in the same order.
+        """
         return act
 
     def offer_model(self, get: Callable[[], Model]) -> Callable[[], Model]:
-        """`get` for the first rank, giving a model that it can run without the others."""
+        """`get` for the first rank, returning a model that it can run without the other ranks."""
         return get
 
     def serve(self) -> None:
-        """Help the first rank until it has no more use for the others."""
+        """Run collective acts for the first rank until it dismisses the others."""
 
     def dismiss(self) -> None:
-        """Called by the first rank when it has no more use for the others."""
+        """Called by the first rank when it no longer needs the others."""
 
 
 class DataParallel(SingleProcess):
-    """Every rank has the whole student, and gradients are summed while the backward pass runs."""
+    """Every rank has a copy of the student, and gradients are summed while the backward pass runs."""
 
     def __init__(self) -> None:
         self.number, self.size = dist.get_rank(), dist.get_world_size()
@@ -146,7 +148,8 @@ class DataParallel(SingleProcess):
         self.sum(torch.zeros(()))
 
     def share(self, rows: Tensor) -> Tensor:
-        """Nearly equal parts in their order; of fewer rows than ranks everybody takes all, and the count says so."""
+        """Nearly equal shares of rows (B, ...) of any dtype, in their order. If there are fewer rows than ranks, each
+        takes all, and they are counted as often."""
         return rows if len(rows) < self.size else rows.tensor_split(self.size)[self.number]
 
     def sum(self, value: Tensor) -> Tensor:
@@ -160,44 +163,46 @@ class DataParallel(SingleProcess):
         return dict(zip(values, self.sum(torch.stack(list(values.values()))).unbind(), strict=True))
 
     def agree(self, leave: bool) -> bool:
-        """On the CPU, so that no rank waits for its device."""
-        said = torch.tensor(leave)
-        dist.broadcast(said, src=0)
-        return bool(said)
+        """The value of the first rank; broadcast on the CPU, so that no rank waits for its device."""
+        decision = torch.tensor(leave)
+        dist.broadcast(decision, src=0)
+        return bool(decision)
 
-    def begin(self, seed: int, step: int) -> None:
-        """Dropout as a function of seed, step and rank, so that a resumed run drops what it would have dropped."""
+    def begin_step(self, seed: int, step: int) -> None:
+        """Seed dropout by seed, step and rank, so that a resumed run draws the same masks."""
         torch.manual_seed(derive_seed(seed, "step", step, self.number))
 
-    def wrap(self, whole: nn.Module) -> nn.Module:
-        """Losses that look at activations, and stages that train only some of the parameters, leave others without a
-        gradient: they are looked for in every step, which costs a walk over the graph of the loss.
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` in DistributedDataParallel.
 
-        Buffers stay each rank's own: the statistics of batch norm that are evaluated and exported are the first's.
+        Losses on activations, and stages that train only some of the parameters, leave parameters without a gradient.
+        These are searched for in every step, which costs a walk over the graph of the loss. Buffers are not exchanged:
+        the batch norm statistics that are evaluated and exported are the first rank's.
         """
-        with warnings.catch_warnings():  # torch 2.13 has a new name for it, which 2.11 does not know
+        with warnings.catch_warnings():  # torch 2.13 renamed an argument, and 2.11 lacks the new name
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(
-                whole, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+                module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
         wrapped.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket.buffer()))
         return wrapped
 
-    def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        assert isinstance(whole, DistributedDataParallel)
-        return nullcontext() if last else whole.no_sync()
+    def micro_batch(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        assert isinstance(module, DistributedDataParallel)
+        return nullcontext() if last else module.no_sync()
 
 
 SINGLE_PROCESS = SingleProcess()
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether `error` means that another rank has gone: Gloo says so in a plain RuntimeError, known by its text."""
+    """Whether `error` means that another rank ended: Gloo raises a plain RuntimeError, recognised by its text."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _sum_bucket(gradients: Tensor) -> torch.futures.Future[Tensor]:
-    """DDP's own average would be the gradient divided by the ranks; each has divided by the whole count already."""
+    """Sum gradients over the ranks. DDP's default would divide by their number, but each loss share is already divided
+    by the count of the whole batch."""
     summed: torch.futures.Future[Tensor] = dist.all_reduce(gradients, async_op=True).get_future().then(_first)
     return summed
 

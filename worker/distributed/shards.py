@@ -1,8 +1,9 @@
-"""Processes that each hold a part of every weight (FSDP2, torch's `fully_shard`): of student, optimizer and teachers.
+"""Processes that each hold a shard of every weight (FSDP2, torch's `fully_shard`): of student, optimizer and teachers.
 
-A module's weights are gathered when it runs and let go after it, so all ranks must run the same modules in the same
-order. What only the first rank does (evaluate, export) needs whole weights, and each saves its own part: these *acts*
-were agreed on before training, and the others help with them while they wait for the first one to decide how to go on.
+A module's weights are gathered when it runs and freed after it, so all ranks must run the same modules in the same
+order. Evaluation and export, which only the first rank does, need full weights, and each rank saves its own shard.
+These collective *acts* are registered before training, and the other ranks take part in them while they wait for the
+first one's decision whether to continue.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from worker.distributed.nodes import bring
+from worker.distributed.nodes import move_file
 from worker.distributed.parts import Stored
 from worker.distributed.ranks import DataParallel, Result, Tensors
 from worker.students.model import Model
 
 GO, LEAVE, ACTS = 0, 1, 2
-"""What the first rank says: go on, leave, or from `ACTS` on the number of what all shall do."""
+"""Codes that the first rank broadcasts: continue, leave, or from `ACTS` on the number of a collective act."""
 
 
 class FullyShardedDataParallel(DataParallel):
@@ -37,76 +38,82 @@ class FullyShardedDataParallel(DataParallel):
         self._mesh = init_device_mesh(device.type, (self.size,))
         self._acts: list[Callable[[], object]] = []
 
-    def least(self, count: int) -> int:
-        """A rank that ran one micro-batch more than the others would wait for them for ever."""
+    def min_count(self, count: int) -> int:
+        """The least `count` of all ranks: one that ran one micro-batch more would wait for the others for ever."""
         fewest = torch.tensor(count)
         dist.all_reduce(fewest, dist.ReduceOp.MIN)
         return int(fewest)
 
     def agree(self, leave: bool) -> bool:
-        """What the first rank has decided; until then the others do with it what it wants."""
+        """The value of the first rank; until it is received, the others run the acts that the first rank requests."""
         if self.first:
-            self._say(LEAVE if leave else GO)
+            self._send(LEAVE if leave else GO)
             return leave
-        while (said := self._hear()) >= ACTS:
-            self._acts[said - ACTS]()
-        return said == LEAVE
+        while (code := self._receive()) >= ACTS:
+            self._acts[code - ACTS]()
+        return code == LEAVE
 
-    def wrap(self, whole: nn.Module) -> nn.Module:
-        """What lies outside of blocks is whole from the first layer to the end of the backward pass, since a loss may
-        look at the last layer's weight, which may be the first layer's."""
-        self.split(whole)
-        return whole
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module`, sharded in place.
 
-    def split(self, model: nn.Module) -> None:
-        """Block by block, so that no more than a block's weights are whole at a time."""
+        Weights outside of blocks are gathered from the first layer to the end of the backward pass, since a loss may
+        use the last layer's weight, which may be shared with the first layer.
+        """
+        self.shard(module)
+        return module
+
+    def shard(self, model: nn.Module) -> None:
+        """Shard `model` in place, block by block, so that only one block's weights are gathered at a time."""
         for block in _blocks(model):
-            self._split(block)
-        self._split(model)
+            self._shard(block)
+        self._shard(model)
         if isinstance(model, Model) and model.config.predicts_tokens:
             register_fsdp_forward_method(model, "forward_hidden")
 
-    def part(self, whole: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        assert isinstance(whole, FSDPModule)
-        whole.set_requires_gradient_sync(last)
+    def micro_batch(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        assert isinstance(module, FSDPModule)
+        module.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def full_tensor(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def own(self, tensor: Tensor) -> Tensor:
+    def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def place(self, stored: Stored, own: Tensor) -> Tensor:
-        if not isinstance(own, DTensor) or stored.shape != own.shape:
+    def load(self, stored: Stored, target: Tensor) -> Tensor:
+        if not isinstance(target, DTensor) or stored.shape != target.shape:
             return stored.read()
-        shape, offset = compute_local_shape_and_global_offset(own.shape, own.device_mesh, own.placements)
-        rows = stored.read(offset[0], offset[0] + shape[0]).to(own.device)
+        shape, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+        rows = stored.read(offset[0], offset[0] + shape[0]).to(target.device)
         return DTensor.from_local(
-            rows, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
+            rows, target.device_mesh, target.placements, run_check=False, shape=target.shape, stride=target.stride()
         )
 
-    def mine(self, tensors: Tensors) -> Tensors:
-        """Its rows; what nobody has divided is the first one's to save."""
-        mine = {name: self.own(tensor) for name, tensor in tensors.items() if self.first or isinstance(tensor, DTensor)}
-        return {name: tensor for name, tensor in mine.items() if self.first or len(tensor)}
+    def to_save(self, tensors: Tensors) -> Tensors:
+        """This rank's shards (rows) in their dtypes; tensors of any shape that are not sharded are saved by the
+        first."""
+        own = {
+            name: self.local(tensor) for name, tensor in tensors.items() if self.first or isinstance(tensor, DTensor)
+        }
+        return {name: tensor for name, tensor in own.items() if self.first or len(tensor)}
 
     def gather_files(self, files: list[Path]) -> None:
         for number in range(int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), self.size):
             if self.number in (0, number):
-                bring(files[number], number)
+                move_file(files[number], number)
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
-        said = [torch.empty_like(value) for _ in range(self.size)]
-        dist.all_gather(said, value)
-        return said
+        values = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(values, value)
+        return values
 
     def collectively(self, act: Callable[[], Result]) -> Callable[[], Result]:
         number = len(self._acts)
         self._acts.append(act)
 
         def call() -> Result:
-            self._say(ACTS + number)
+            self._send(ACTS + number)
             return act()
 
         return call
@@ -128,32 +135,33 @@ class FullyShardedDataParallel(DataParallel):
     def dismiss(self) -> None:
         self.agree(leave=False)
 
-    def _split(self, module: nn.Module) -> None:
-        """Sums are sent as sums: every rank has divided by the whole count already."""
+    def _shard(self, module: nn.Module) -> None:
+        """Shard one module. Gradients are summed, not averaged: each loss share is divided by the whole batch's
+        count."""
         sharded = fully_shard(module, mesh=self._mesh)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
 
-    def _say(self, what: int) -> None:
-        dist.broadcast(torch.tensor(what), src=0)
+    def _send(self, code: int) -> None:
+        dist.broadcast(torch.tensor(code), src=0)
 
-    def _hear(self) -> int:
-        said = torch.tensor(GO)
-        dist.broadcast(said, src=0)
-        return int(said)
+    def _receive(self) -> int:
+        code = torch.tensor(GO)
+        dist.broadcast(code, src=0)
+        return int(code)
 
-    def _gather(self, divided: Tensors) -> Tensors:
-        """Whole tensors on the CPU of the first rank; one at a time on the others."""
+    def _gather(self, sharded: Tensors) -> Tensors:
+        """Full tensors on the CPU of the first rank; the others hold one at a time."""
         gathered = {}
-        for name, tensor in divided.items():
-            full = self.whole(tensor)
+        for name, tensor in sharded.items():
+            full = self.full_tensor(tensor)
             if self.first:
                 gathered[name] = full.cpu()
         return gathered
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """What lies in a list or a sequence and has parts of its own, inner ones first."""
+    """Modules with children in a `ModuleList` or `Sequential`, inner ones first."""
     rows = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     blocks = [block for row in rows for block in row if any(block.children()) and any(True for _ in block.parameters())]
     return list(dict.fromkeys(reversed(blocks)))

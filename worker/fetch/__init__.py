@@ -15,11 +15,11 @@ from app.recipe.students.hugging_face import DOCUMENTS, INDEX, MAX_INDEX_BYTES, 
 from app.recipe.teachers.teacher import Origin
 from worker.errors import UserError, unusable_model
 from worker.fetch import hub, objects
+from worker.fetch.model_cache import FetchCache, files_in
 from worker.fetch.refusal import Refused
-from worker.fetch.shelf import FetchCache, files_in
 
 
-async def fetch(origin: Origin, param: str, settings: Settings, shelf: FetchCache, target: Path) -> None:
+async def fetch(origin: Origin, param: str, settings: Settings, cache: FetchCache, target: Path) -> None:
     """Write the files of a model from outside into the folder `target`.
 
     Raises: `UserError` with `param`, the field that names it; `Unavailable`; `OSError` if the disk is full.
@@ -31,7 +31,7 @@ async def fetch(origin: Origin, param: str, settings: Settings, shelf: FetchCach
             await objects.fetch(origin.uri, settings, target)
             await asyncio.to_thread(check, target)
         else:
-            await shelf.place(_digest(origin.reference), target, lambda folder: _from_hub(origin, settings, folder))
+            await cache.place(_digest(origin.reference), target, lambda folder: _from_hub(origin, settings, folder))
     except Refused as error:
         raise unusable_model(f"can't be fetched: {error}", param) from error
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from app.core.errors import Unavailable
 from app.core.settings import Settings
+from worker.fetch.model_cache import files_in
 from worker.fetch.refusal import Refused, choose
-from worker.fetch.shelf import files_in
 
 REFUSED, UNREACHED = 3, 4
 """Exit statuses of a process that prints why nothing can be fetched, or that the hub does not respond."""

@@ -27,6 +27,6 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
 
 
 def build_method(inputs: MethodInputs) -> Method[Any]:
-    """The method that the job asks for."""
+    """Build the job's training method."""
     spec = inputs.job.recipe.method
     return METHODS[type(spec)](spec, inputs)

@@ -1,4 +1,4 @@
-"""Base of all training methods, and what they are built from."""
+"""Base of all training methods, and their inputs."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ Spec = TypeVar("Spec", bound=MethodSpec)
 
 
 class Interrupted(Exception):
-    """Asked to stop before all that training needs was made."""
+    """A request to stop was received before the inputs of training were complete."""
 
 
 class MethodInputs(NamedTuple):
-    """What a method is built from, before the first step of an attempt."""
+    """Inputs from which a method is built, before the first step of an attempt."""
 
     job: JobSpec
     data: TaskData
-    """Samples on their device."""
+    """Samples, on their device."""
     student: Model
     student_flops: int
     """Floating-point operations of the student's forward pass on one sample of the training set."""
     teachers: Mapping[str, Model]
-    """By their names."""
+    """Teachers by name."""
     folders: Mapping[str, Path]
-    """Of the teachers' files."""
+    """Folders of the teachers' files, by name."""
     cache: CachePlace
-    """Where teachers' texts are kept."""
+    """Place of the cache for texts that teachers generate."""
     seed: int
     send: Send
     stop: ShouldStop
 
 
 class Method(ABC, Generic[Spec]):
-    """How the main training of a job takes its steps.
+    """Takes the steps of the main training of a job.
 
-    What it trains and keeps beside the student it names here, once: DDP, FSDP, moving averages, optimizers, learning
-    rates and checkpoints take it from there.
+    `learners` and `State` define the networks and counters that it has beside the student; DDP, FSDP, moving averages,
+    optimizers, learning rates and checkpoints use these definitions.
     """
 
     State: ClassVar[type[MethodState]] = MethodState
-    """Numbers that it keeps over all attempts."""
+    """Class of its counters over all attempts."""
 
     def __init__(self, spec: Spec, inputs: MethodInputs) -> None:
         self.spec, self.inputs = spec, inputs
 
     def learners(self) -> dict[str, Learner]:
-        """Networks that it trains beside the student, by their names, as they are before the first step."""
+        """Networks that it trains beside the student, by name, in their state before the first step."""
         return {}
 
     @abstractmethod
     def step(self, stage: Stage, state: TrainState) -> Step:
-        """What takes the steps of `stage`, from `state` as an attempt finds it. Raises Interrupted, or UserError."""
+        """Build the step of `stage`; `state` is the initial one of this attempt. Raises Interrupted, or UserError."""
 
     def arrange(self, stages: list[Stage]) -> list[Stage]:
         """All stages of the job, with what it changes about those of the main training. Raises UserError."""
@@ -71,10 +71,10 @@ class Method(ABC, Generic[Spec]):
         """See `BeginStage`."""
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
-        """Floating-point operations over all attempts, by network, that are more (or fewer) than those of the student
-        and its teachers on `samples` of the data, which is how many the main training's steps have had."""
+        """Floating-point operations over all attempts, by network, beyond (or below) those of the student and its
+        teachers on `samples` of the data, the number that the main training's steps have used."""
         return {}
 
     def figures(self, state: TrainState) -> dict[str, Any]:
-        """For the report's section about training."""
+        """Figures for the report's section on training."""
         return {}

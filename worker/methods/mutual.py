@@ -40,17 +40,17 @@ from worker.training.state import Learner, TrainState, fresh_learner, fresh_stud
 from worker.training.step_inputs import Signals, StepInputs
 
 MUTUAL, ACCURACY = f"{TOTAL}/mutual", "accuracy"
-"""Metrics of each student beside its other losses: the divergence from the others before its weight, and the share of
-the batch's rows that it gets right. Those of the others begin with their names."""
+"""Metrics of each student beside its other losses: the divergence from the other students before its weight, and the
+accuracy on the batch. Names of the peers' metrics begin with the peer's name."""
 
 
 def mutual_loss(logits: Tensor, others: Sequence[Tensor], peer_reduce: str = "mean") -> Tensor:
-    """Mean or sum over the others of KL(p_other || p) of each row (B,), in float32 or wider; `logits` and `others` are
-    (B, C) of any floating dtype, and no gradient goes to the others."""
+    """Mean or sum over the others of KL(p_other || p) for each row, (B,) in float32 or wider; `logits` and `others` are
+    logits (B, C) of any floating dtype, and the others receive no gradient."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    own = F.log_softmax(logits.to(wide), dim=-1)
-    logs = [F.log_softmax(other.detach().to(wide), dim=-1) for other in others]
-    divergences = torch.stack([F.kl_div(own, log, reduction="none", log_target=True).sum(-1) for log in logs])
+    log_p = F.log_softmax(logits.to(wide), dim=-1)
+    log_others = [F.log_softmax(other.detach().to(wide), dim=-1) for other in others]
+    divergences = torch.stack([F.kl_div(log_p, log, reduction="none", log_target=True).sum(-1) for log in log_others])
     return divergences.mean(0) if peer_reduce == "mean" else divergences.sum(0)
 
 
@@ -58,12 +58,12 @@ class MutualMethod(Method[Mutual]):
     """See `Mutual`."""
 
     def learners(self) -> dict[str, Learner]:
-        """Peers `peer-1`, `peer-2`, …; their weights are none of the job's other draws."""
+        """Peers `peer-1`, `peer-2`, …; their weights are drawn from separate seeds."""
         job, device = self.inputs.job, next(self.inputs.student.parameters()).device
         found = {}
         for number, config in enumerate(self._configs):
-            given = self.spec.seeds
-            seed = given[number] if given else derive_seed(self.inputs.seed, "peer", number)
+            seeds = self.spec.seeds
+            seed = seeds[number] if seeds else derive_seed(self.inputs.seed, "peer", number)
             peer = Subject(f"a peer of {FIELD}", "invalid_architecture", FIELD)
             with torch.random.fork_rng(devices=[]), reading(peer, WHOLE_MACHINE, BUILDING_SECONDS):
                 model = fresh_student(config, seed).to(device)
@@ -72,10 +72,10 @@ class MutualMethod(Method[Mutual]):
         return found
 
     def step(self, stage: Stage, state: TrainState) -> Step:
-        """Raises UserError (`invalid_job`) for losses that have parts of their own, which several students would
+        """Build the step; raises UserError (`invalid_job`) for losses with modules, which several students would
         share."""
         if list(stage.objective.trained) or list(stage.objective.frozen):
-            message = f"recipe.losses: a loss that trains parts of its own is not for {FIELD}: mutual"
+            message = f"recipe.losses: {FIELD}: mutual allows no loss with modules; accepted: losses without"
             raise UserError("invalid_job", message, "recipe.losses")
         return MutualStep(self.spec)
 
@@ -89,14 +89,14 @@ class MutualMethod(Method[Mutual]):
 
     @cached_property
     def _configs(self) -> list[ModelConfig]:
-        """Descriptions of the peers."""
-        own, given = self.inputs.data.model, self.spec.architectures
-        networks = given or [own.architecture] * (self.spec.students - 1)
-        return [own.model_copy(update={"architecture": network}) for network in networks]
+        """Configs of the peers."""
+        student, architectures = self.inputs.data.model, self.spec.architectures
+        networks = architectures or [student.architecture] * (self.spec.students - 1)
+        return [student.model_copy(update={"architecture": network}) for network in networks]
 
 
 class _Member(NamedTuple):
-    """One of the students, with the stage as it trains that one."""
+    """One of the students, with the stage that trains it."""
 
     name: str
     stage: Stage
@@ -109,8 +109,8 @@ class _Member(NamedTuple):
 
 
 class MutualStep:
-    """One optimizer step of every student. All run in training mode, also where the others only predict, so that batch
-    norm takes in the statistics of every pass."""
+    """One optimizer step of every student. All run in training mode, also for predictions to the others, so that batch
+    norm includes the statistics of every pass."""
 
     def __init__(self, spec: Mutual) -> None:
         self._spec = spec
@@ -120,15 +120,16 @@ class MutualStep:
         members = _members(stage, state)
         for member in members:
             member.model.train()
-        stage.ranks.begin(stage.seed, state.step)
+        stage.ranks.begin_step(stage.seed, state.step)
         if step_inputs.signals is None:  # the teachers run once for all students
-            step_inputs = replace(step_inputs, signals=[stage.ask(part) for part in step_inputs.parts])
+            signals = [stage.teacher_signals(micro_batch) for micro_batch in step_inputs.micro_batches]
+            step_inputs = replace(step_inputs, signals=signals)
         together = self._spec.updates == "together"
-        known = [_predict(member, step_inputs) for member in members] if together else []
+        predicted = [_predict(member, step_inputs) for member in members] if together else []
         values: dict[str, Tensor] = {}
         for index, member in enumerate(members):
             if together:
-                others = [logits for other, logits in enumerate(known) if other != index]
+                others = [logits for other, logits in enumerate(predicted) if other != index]
             else:
                 others = [_predict(other, step_inputs) for other in members if other is not member]
             found = self._update(member, state.step, step_inputs, others)
@@ -138,14 +139,14 @@ class MutualStep:
     def _update(
         self, member: _Member, step: int, step_inputs: StepInputs, others: list[list[Tensor]]
     ) -> dict[str, Tensor]:
-        """`others` are the logits of the other students, by micro-batch."""
+        """Update one student; `others` are the logits (B, C) of the other students, by micro-batch."""
         stage, model = member.stage, member.model
         count, epoch = stage.count(step_inputs), stage.epoch_at(step)
 
-        def shares(number: int, part: Batch, signals: Signals) -> dict[str, Tensor]:
-            outputs = run_student(stage, model, part, signals)
+        def shares(number: int, micro_batch: Batch, signals: Signals) -> dict[str, Tensor]:
+            outputs = run_student(stage, model, micro_batch, signals)
             found = objective_shares(stage, outputs, member.optimizer, count, epoch)
-            logits, classes = outputs.outputs, _classes(part.targets)
+            logits, classes = outputs.outputs, _classes(micro_batch.targets)
             rows = mutual_loss(logits, [each[number] for each in others], self._spec.peer_reduce)
             divergence = rows.where(classes != IGNORED, 0).sum() / count
             hits = (logits.argmax(-1) == classes).sum() / count
@@ -155,7 +156,7 @@ class MutualStep:
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
         values[GRAD_NORM] = descend(stage, member.optimizer, list(model.parameters()))
         if member.ema is not None:
-            member.ema.update(model, step + 1, stage.ranks.own)
+            member.ema.update(model, step + 1, stage.ranks.local)
         return values
 
 
@@ -164,22 +165,22 @@ def _members(stage: Stage, state: TrainState) -> list[_Member]:
     found = [_Member("", stage, state.student, state.optimizer, state.ema)]
     for name, peer in state.learners.items():
         recorder = Recorder(peer.model.network, ())
-        own = replace(stage, forward=peer.model, recorder=recorder, trainable=peer.trainable)
-        found.append(_Member(name, own, peer.model, peer.optimizer, peer.ema))
+        peer_stage = replace(stage, forward=peer.model, recorder=recorder, trainable=peer.trainable)
+        found.append(_Member(name, peer_stage, peer.model, peer.optimizer, peer.ema))
     return found
 
 
 @torch.no_grad()
 def _predict(member: _Member, step_inputs: StepInputs) -> list[Tensor]:
     """Logits (B, C) of every micro-batch."""
-    stage = replace(member.stage, trains_student=False)  # so that no graph is kept
+    stage = replace(member.stage, trains_student=False)  # so that no graph is built
 
-    def compute(part: Batch) -> Tensor:
-        return run_student(stage, member.model, part, {}).outputs
+    def compute(micro_batch: Batch) -> Tensor:
+        return run_student(stage, member.model, micro_batch, {}).outputs
 
-    return [stage.trainable(partial(compute, part)) for part in step_inputs.parts]
+    return [stage.trainable(partial(compute, micro_batch)) for micro_batch in step_inputs.micro_batches]
 
 
 def _classes(targets: Tensor) -> Tensor:
-    """(B,) int64 of targets (B,) int64, or of probabilities (B, C) the likeliest."""
+    """Classes (B,) int64 of targets (B,) int64, or the likeliest ones of probabilities (B, C)."""
     return targets if targets.dtype == torch.int64 else targets.argmax(-1)

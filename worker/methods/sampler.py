@@ -1,4 +1,4 @@
-"""Texts that a model samples for training, and batches of tokens and targets made of them."""
+"""Samples texts from a model for training, and converts them to batches of tokens and targets."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from worker.students.model import Model
 from worker.tensors import IGNORED
 
 CHUNK = 64
-"""Texts that are generated at a time; another number would draw other ones."""
+"""Texts that are generated at a time; another number would change the sampled texts."""
 
 
 class Sampled(NamedTuple):
-    """Texts for some prompts, and the floating-point operations that they took."""
+    """Texts for some prompts, and the floating-point operations of generating them."""
 
     generation: Generation
     flops: int
 
 
 class Sampler:
-    """Generates texts as a job wants them: a pure function of the model's weights, the prompts, seed and purpose."""
+    """Generates texts by a job's settings: a pure function of the model's weights, the prompts, seed and purpose."""
 
     def __init__(
         self, spec: OnPolicy | SequenceLevel, prompts: Prompts, vocabulary: int, seed: int, *, autocast: bool
@@ -65,7 +65,7 @@ def _padded(generation: Generation, length: int) -> Generation:
 
 
 def as_batch(generation: Generation, input_key: str) -> Batch:
-    """A batch to learn from: inputs (N, T-1) int64; the target of a token is the one behind it where the model
-    generated that, all others are ignored."""
+    """A training batch: inputs (N, T-1) int64, targets (N, T-1) int64. The target of a token is the next one if the
+    model generated that; all others are ignored."""
     targets = torch.where(generation.generated, generation.tokens, IGNORED)[:, 1:]
     return whole_split({input_key: generation.tokens[:, :-1]}, targets)

@@ -1,7 +1,8 @@
-"""Texts that a teacher generates before training, one for each prompt of the data, and that are kept as it goes.
+"""Generates a teacher's texts before training, one for each prompt of the data, and caches them.
 
-They are rows in the disk cache of the teachers' answers, under a key of all that decides them. So a job that is killed
-meanwhile goes on behind those that it has, and another job with the same teacher, prompts and seed generates none.
+They are rows in the disk cache of teacher outputs, under a key of everything that determines them. So a job that is
+killed meanwhile continues after its cached texts, and another job with the same teacher, prompts and seed generates
+none.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from worker.protocol import CachePlace, Log, Send, ShouldStop
 from worker.students.decoding import Generation
 from worker.students.measure import Reading
 from worker.students.model import Model
+from worker.teachers.cached_rows import RowLayout
 from worker.teachers.digests import digest_samples
+from worker.teachers.disk_cache import CacheFull, DiskCache, OpenEntry
 from worker.teachers.encoding import Columns, StoredColumn
-from worker.teachers.kept_rows import RowLayout
-from worker.teachers.shelf import DiskCache, NoRoom, OpenEntry
 
 FORMAT = 1
-"""Raise it with any change of what is generated for the same key."""
+"""To be raised with any change of the generated texts for the same key."""
 SECONDS_BETWEEN_LOGS = 30.0
 
 
@@ -42,7 +43,7 @@ class GeneratedDataset(NamedTuple):
 
 
 class SequenceGenerator:
-    """Has `model` generate up to `max_new_tokens` tokens behind every prompt; the texts are kept in `place`."""
+    """Generates up to `max_new_tokens` tokens after every prompt by `model`; the texts are cached in `place`."""
 
     def __init__(
         self,
@@ -58,10 +59,10 @@ class SequenceGenerator:
         self._place, self._send, self._logged_at = place, send, time.monotonic()
         self._width = int(prompts.samples.targets.max()) + max_new_tokens
 
-    def generate(self, about: dict[str, Any], stop: ShouldStop) -> GeneratedDataset | None:
-        """All texts, of which those that are kept are read; none: it was asked to stop before the last one.
+    def generate(self, settings: dict[str, Any], stop: ShouldStop) -> GeneratedDataset | None:
+        """All texts, of which cached ones are read; none: `stop` returned true before the last one.
 
-        `about` holds what decides them besides the prompts.
+        `settings` has everything besides the prompts that determines the texts.
         """
         samples = self._prompts.samples
         inputs = {"tokens": self._prompts.tokens, "lengths": samples.targets}
@@ -69,7 +70,7 @@ class SequenceGenerator:
             "format": FORMAT,
             "prompts": digest_samples(replace(samples, inputs=inputs)),
             "ends": list(self._prompts.ends),
-            **about,
+            **settings,
         }
         columns = {"tokens": StoredColumn(torch.int32, self._width), "length": StoredColumn(torch.int32, 1)}
         entry = self._open(description, RowLayout(len(samples), columns, {"texts": description}))
@@ -86,8 +87,8 @@ class SequenceGenerator:
         key = sha256(content.encode()).hexdigest()
         try:
             return DiskCache(Path(self._place.folder), self._place.max_bytes).open(key, layout)
-        except (NoRoom, OSError):
-            message = "the texts that the teacher generates are not kept: there is no room"
+        except (CacheFull, OSError):
+            message = "the texts that the teacher generates are not cached: the cache or the disk is full"
             self._send(Log(level="warning", message=message))
             return None
 
@@ -104,7 +105,7 @@ class SequenceGenerator:
             spent += flops
             parts.append(fresh)
             if entry is not None:
-                _keep(entry, numbers, fresh)
+                _store(entry, numbers, fresh)
             self._log(begin + len(numbers), count)
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return GeneratedDataset(self._generation(**whole), spent)
@@ -123,13 +124,13 @@ class SequenceGenerator:
         return Generation(tokens[:, : len(places)].long().to(device), generated.to(device))
 
     def _log(self, done: int, count: int) -> None:
-        """So that whoever waits sees that it goes on."""
+        """Report the progress at intervals."""
         if time.monotonic() - self._logged_at > SECONDS_BETWEEN_LOGS:
             self._logged_at = time.monotonic()
             self._send(Log(message=f"the teacher has generated {done} of {count} texts"))
 
 
-def _keep(entry: OpenEntry, numbers: Tensor, fresh: Columns) -> None:
-    """A disk that fails must not fail the job: texts can be generated again."""
+def _store(entry: OpenEntry, numbers: Tensor, fresh: Columns) -> None:
+    """Write rows to the cache. A disk that fails must not fail the job: texts can be generated again."""
     with suppress(OSError):
         entry.rows.write(numbers, fresh)

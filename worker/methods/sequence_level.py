@@ -16,7 +16,7 @@ from worker.students.decoding import Generation
 from worker.students.measure import reading
 from worker.teachers.digests import digest_folder
 from worker.training.loop import Stage, Step
-from worker.training.stages import teach
+from worker.training.stages import open_teacher
 from worker.training.state import TrainState
 
 
@@ -28,29 +28,29 @@ class SequenceLevelMethod(GenerationMethod[SequenceLevel]):
     def generated_step(self, stage: Stage, state: TrainState) -> Step:
         texts = as_batch(self._generate(stage, state), stage.input_key)
         batches = TeacherBatches(texts, stage.recipe.batch_size, stage.seed)
-        asked = {name: self.inputs.teachers[name] for name in sorted(stage.objective.teachers)}
-        live = {name: teach(model, self.inputs.job, name).source for name, model in asked.items()}
-        costs = [reading(model.config) for model in asked.values()]
+        teachers = {name: self.inputs.teachers[name] for name in sorted(stage.objective.teachers)}
+        live = {name: open_teacher(model, self.inputs.job, name).source for name, model in teachers.items()}
+        costs = [reading(model.config) for model in teachers.values()]
         cost = reading(self.inputs.student.config)
         return GenerationStep(self.spec.share, replace(stage, teachers=live), batches, cost, costs)
 
     def _generate(self, stage: Stage, state: TrainState) -> Generation:
-        """All texts, on the device, which the teacher leaves if training does not ask it."""
+        """All texts, on the device; the teacher is moved to the CPU if training does not use it."""
         spec, inputs, vocabulary = self.spec, self.inputs, self.inputs.student.config.outputs
         name = spec.writer or next(iter(inputs.teachers))
-        model, own = inputs.teachers[name].to(stage.device), inputs.job.teacher_named(name).precision
-        autocast = own is None and stage.recipe.precision == "bf16"
-        about = spec.model_dump(exclude={"share", "writer"}) | {
+        model, precision = inputs.teachers[name].to(stage.device), inputs.job.teacher_named(name).precision
+        autocast = precision is None and stage.recipe.precision == "bf16"
+        settings = spec.model_dump(exclude={"share", "writer"}) | {
             "teacher": digest_folder(inputs.folders[name]),
             "vocabulary": vocabulary,
-            "arithmetic": f"{own or stage.recipe.precision} on {stage.device.type}",
+            "arithmetic": f"{precision or stage.recipe.precision} on {stage.device.type}",
             "seed": stage.seed,
         }
         sampler = Sampler(spec, self.prompts, vocabulary, stage.seed, autocast=autocast)
         generator = SequenceGenerator(
             sampler, model, reading(model.config), self.prompts, spec.new_tokens, inputs.cache, inputs.send
         )
-        dataset = generator.generate(about, inputs.stop)
+        dataset = generator.generate(settings, inputs.stop)
         if dataset is None:
             raise Interrupted
         if name not in stage.objective.teachers:
@@ -63,7 +63,7 @@ class SequenceLevelMethod(GenerationMethod[SequenceLevel]):
 
 
 class TeacherBatches:
-    """Of texts that were generated before training."""
+    """Batches of texts that were generated before training."""
 
     def __init__(self, texts: Batch, size: int, seed: int) -> None:
         self._texts = Batches(texts, size, seed)

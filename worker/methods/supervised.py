@@ -1,4 +1,4 @@
-"""Training on the data alone."""
+"""Supervised training: steps on the data only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that learn from generated texts in the place of a batch of the data."""
+"""Steps on generated texts in place of a batch of the data."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from worker.training.state import MethodState, TrainState
 from worker.training.step_inputs import StepInputs
 
 GENERATED, GENERATED_TOKENS = "written", "written_tokens"
-"""Metrics of a step: 1 where it learned from generated texts and 0 elsewhere, and generated tokens per text."""
+"""Metrics of a step: 1 if it used generated texts, else 0, and generated tokens per text."""
 Spec = TypeVar("Spec", bound=TextGeneration)
 
 
 class GenerationCounter(MethodState):
-    """What was generated for training, and what that took, over all attempts."""
+    """Counts generated texts and their operations, over all attempts."""
 
     steps: int = 0
-    """Optimizer steps that learned from generated texts."""
+    """Optimizer steps on generated texts."""
     replaced: int = 0
-    """Samples of the data that these steps would have learned from."""
+    """Samples of the data that these steps replaced."""
     texts: int = 0
     tokens: int = 0
-    """Of the texts, without their prompts."""
+    """Generated tokens, without prompts."""
     student_flops: int = 0
-    """Of generating, and of learning from what was generated."""
+    """Operations of generating, and of training on generated texts."""
     teacher_flops: int = 0
-    """Of generating, and of answers about what was generated."""
+    """Operations of generating, and of outputs for generated texts."""
 
 
 def counter_of(state: TrainState) -> GenerationCounter:
@@ -51,35 +51,36 @@ class GeneratedBatches(Protocol):
     """A source of generated batches."""
 
     def next(self, state: TrainState) -> Batch:
-        """The batch of step `state.step`; what making it took is added to the counter."""
+        """The batch of step `state.step`, inputs and targets (N, T-1) int64; its operations are added to the
+        counter."""
         ...
 
 
 class GenerationMethod(Method[Spec]):
-    """What on-policy and sequence-level distillation have in common."""
+    """Base of on-policy and sequence-level distillation."""
 
     State: ClassVar[type[MethodState]] = GenerationCounter
     generated_by: ClassVar[Literal["student", "teacher"]]
 
     def step(self, stage: Stage, state: TrainState) -> Step:
-        """Teachers are asked anew about generated texts: whatever is kept of their answers is about the data. Raises
-        Interrupted, or UserError (`invalid_job`) for teachers that read other tokens."""
+        """Build the step. Teachers are run on generated texts, since cached outputs are for the data only. Raises
+        Interrupted, or UserError (`invalid_job`) for teachers with another tokenizer."""
         if not self.spec.share:
             return take_step
         for name, teacher in self.inputs.teachers.items():
             if teacher.input_key != stage.input_key:
-                found = f"{name!r} reads other tokens than the student, and generated ones are the student's"
+                found = f"{name!r} has another tokenizer than the student, which generated texts are tokenized by"
                 raise UserError("invalid_job", f"{FIELD}: {found}; accepted: teachers with its tokenizer", FIELD)
         return self.generated_step(stage, state)
 
     def generated_step(self, stage: Stage, state: TrainState) -> Step:
-        """As `step`, where there is something to generate."""
+        """Build the step of a job that generates texts; see `step`."""
         raise NotImplementedError
 
     @property
     def prompts(self) -> Prompts:
-        """What texts are generated after."""
-        assert self.inputs.data.prompts is not None  # the contract has such methods for language models alone
+        """The prompts of generated texts."""
+        assert self.inputs.data.prompts is not None  # the contract allows such methods for language models only
         return self.inputs.data.prompts
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
@@ -96,9 +97,9 @@ class GenerationMethod(Method[Spec]):
 
 
 class GenerationStep:
-    """The step of a training that learns from generated `batches` for a share of its steps, drawn from the seed.
+    """A step that uses one of the generated `batches` with probability `share`, drawn from the seed.
 
-    `generated` is the stage that a generated batch is learned in; `student` and `teachers` say what reading takes.
+    `generated` is the stage for generated batches; `student` and `teachers` are the costs of forward passes.
     """
 
     def __init__(
@@ -115,8 +116,8 @@ class GenerationStep:
         batch = self._batches.next(state)
         tokens = (batch.targets != IGNORED).sum() / len(batch)
         self._count(counter_of(state), batch, replaced=len(step_inputs.batch))
-        parts = list(batch.split(stage.recipe.accumulate))
-        values = take_step(self._generated, state, StepInputs(batch, parts, None))
+        micro_batches = list(batch.split(stage.recipe.accumulate))
+        values = take_step(self._generated, state, StepInputs(batch, micro_batches, None))
         return values | {GENERATED: torch.ones((), device=device), GENERATED_TOKENS: tokens}
 
     def _is_generated(self, step: int) -> bool:

@@ -14,7 +14,6 @@ from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
 
-
 _COSTS: dict[str, Cost] = {}
 """Costs by the description of the network: a job needs them several times, and a dry run takes some 0.1 s."""
 

@@ -17,7 +17,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.core.store import Store
 from app.jobs.requeue import disown
-from worker.fetch.shelf import FetchCache
+from worker.fetch.model_cache import FetchCache
 from worker.protocol import CachePlace
 from worker.supervisor.gpus import hold_gpus
 from worker.supervisor.presence import Presence
@@ -70,8 +70,8 @@ class Context:
     @property
     def sources(self) -> Sources:
         """Sources of the inputs of attempts, with a cache for all workers of the machine."""
-        shelf = FetchCache(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
-        return Sources(self.store, self.settings, shelf)
+        cache = FetchCache(self.settings.resolved_cache_dir / "models", self.settings.model_cache_bytes)
+        return Sources(self.store, self.settings, cache)
 
     def teacher_cache(self, project_id: str) -> CachePlace | None:
         """Place of the teacher cache for the jobs of a project."""

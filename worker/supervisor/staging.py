@@ -27,7 +27,7 @@ from app.recipe.job import JobSpec
 from worker.convert import CONVERTER, ORDER, SOURCES, Unconvertible, convert
 from worker.errors import unusable_model
 from worker.fetch import fetch
-from worker.fetch.shelf import FetchCache
+from worker.fetch.model_cache import FetchCache
 from worker.protocol import Assignment, CachePlace, InputSource
 
 LOCK, OWNER = "lock", "owner"
@@ -103,7 +103,7 @@ class Sources:
 
     store: Store
     settings: Settings
-    shelf: FetchCache
+    cache: FetchCache
     """Cache of models that were fetched or converted for earlier jobs."""
 
 
@@ -180,7 +180,7 @@ async def _stage_models_from_outside(sources: Sources, spec: JobSpec, folder: Pa
             target = folder / staged[origin.reference]
             shutil.rmtree(target, ignore_errors=True)  # of an earlier try
             target.mkdir(parents=True)
-            await fetch(origin, f"{path}.{origin.source}", sources.settings, sources.shelf, target)
+            await fetch(origin, f"{path}.{origin.source}", sources.settings, sources.cache, target)
     return staged
 
 
@@ -197,7 +197,7 @@ async def _stage_converted(sources: Sources, files: list[StoredFile], target: Pa
             (target / name).unlink(missing_ok=True)
 
     content = sorted((file.name, file.sha256) for file in files)
-    await sources.shelf.place(hashlib.sha256(repr((CONVERTER, content)).encode()).hexdigest(), target, make)
+    await sources.cache.place(hashlib.sha256(repr((CONVERTER, content)).encode()).hexdigest(), target, make)
 
 
 async def _fetch(store: Store, files: list[StoredFile], folder: Path) -> None:

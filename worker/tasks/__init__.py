@@ -1,4 +1,4 @@
-"""Tasks: targets, evaluation and description of what a student is trained for; one object per task."""
+"""Tasks: targets, objective, evaluation and export of each; one object per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALL: tuple[Task, ...] = (
     causal_lm.TOKENS,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
-"""By their names."""
+"""Tasks by name."""
 
 
 def task_for(name: str) -> Task:

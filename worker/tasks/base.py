@@ -1,4 +1,4 @@
-"""What a task is to the training side: one object per task, which all code outside this package asks.
+"""Interface of tasks: one object per task, by which all code outside this package uses it.
 
 N rows (samples, or texts of pairs), C outputs of a model for each of them.
 """
@@ -25,7 +25,7 @@ from worker.students.model import Model
 from worker.tasks.card import TaskCard
 
 Call = Callable[[Tensor], Tensor]
-"""From raw samples to outputs."""
+"""Function from raw samples (N, ...) to outputs (N, C), or (N, S, C) per token, floating."""
 Metrics = dict[str, float]
 Figures = dict[str, Any]
 CountFlops = Callable[[Callable[[Tensor], object], Tensor], int]
@@ -38,7 +38,7 @@ class ClassRow(NamedTuple):
     number: int
     samples: int
     accuracy: float | None
-    """Share of its samples that were recognised; none where it has no sample."""
+    """Share of its samples that were classified correctly; none if it has no sample."""
 
 
 class Evaluation(NamedTuple):
@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
 
     metrics: Metrics
     classes: list[ClassRow] | None = None
-    """For a classifier of not too many classes."""
+    """Table of classes, for a classifier with not too many."""
     figures: Figures = {}
     """The task's own entries of the report."""
 
@@ -56,34 +56,34 @@ class HeldOut(NamedTuple):
 
     samples: Batch
     bytes: int = 0
-    """Of text, in UTF-8, that a language model is to predict of them; 0: not known, or there is none."""
+    """Bytes in UTF-8 of the text that a language model is to predict; 0: unknown, or there is no text."""
     class_names: Sequence[str] | None = None
-    """Names of the classes that their targets are about, where they have names."""
+    """Names of the classes of their targets; none: there are no names."""
 
 
 class Predictions(NamedTuple):
     """Outputs of a model for held-out samples, and their metrics."""
 
     outputs: Tensor
-    """(n, C) float32 on the CPU: of all samples, or of the first rows where those of all would be too many. Where a
-    sample has several rows, such as its words, they follow each other."""
+    """(n, C) float32 on the CPU: for all samples, or for the first rows if all would be too many. The rows of a sample
+    with several, such as its words, are adjacent."""
     evaluation: Evaluation
     """Over all samples."""
 
 
 class NonFiniteOutputs(ArithmeticError):
-    """A model's outputs are not finite; the text names them."""
+    """A model's outputs are not finite; the message names them."""
 
 
 class TaskEvaluator(Protocol):
-    """Evaluates models on a job's held-out samples, beside its teachers."""
+    """Evaluates models on a job's held-out samples, in comparison with its teachers."""
 
     def evaluate(self, model: Model) -> Predictions:
         """Predictions in evaluation mode and full float32, compared with the teachers'. Raises NonFiniteOutputs."""
         ...
 
     def evaluate_alone(self, model: Model) -> Metrics:
-        """The metrics that `model` is measured by on its own."""
+        """Metrics of `model` that need no teacher."""
         ...
 
     def evaluate_graph(self, call: Call, model: Model) -> Predictions:
@@ -91,16 +91,17 @@ class TaskEvaluator(Protocol):
         ...
 
     def beside(self, teachers: Mapping[str, Model]) -> TaskEvaluator:
-        """One for the report, beside the teachers as their files have them."""
+        """An evaluator for the report, which compares with the teachers as stored in their files."""
         ...
 
     @property
     def teacher_outputs(self) -> Tensor | None:
-        """Outputs (N, C) of the teachers' mixture, on the CPU; none: no teacher, or more outputs than can be kept."""
+        """Outputs (N, C) float32 of the teachers' mixture, on the CPU; none: no teacher, or too many outputs to
+        store."""
         ...
 
     def teacher_evaluation(self) -> Evaluation | None:
-        """Evaluation of the teachers' mixture; none where its outputs are not kept."""
+        """Evaluation of the teachers' mixture; none if its outputs are not stored."""
         ...
 
 
@@ -108,68 +109,68 @@ class TeacherExaminer(Protocol):
     """Measures teachers on held-out samples before training."""
 
     samples: int
-    """Held-out samples, or tokens, that are asked about."""
+    """Number of held-out samples, or tokens, that are used."""
     unit: str
     """Their name, in the plural."""
 
     def measure(self, model: Model) -> tuple[Metrics, Tensor | None]:
-        """Metrics of the task, and the outputs (N, C) where they are kept."""
+        """Metrics of the task, and the outputs (N, C) float32 on the CPU if they are stored."""
         ...
 
     def baseline(self, model: Model) -> tuple[Metrics, str]:
-        """Metrics of outputs that do not depend on the sample, and which outputs those are."""
+        """Metrics of constant outputs, and a description of these outputs."""
         ...
 
     def oddities(self, outputs: Tensor | None) -> Iterator[str]:
-        """Oddities of a teacher's outputs, in sentences that go on from its name."""
+        """Peculiarities of a teacher's outputs (N, C) float32, as sentences that continue from its name."""
         ...
 
 
 class ReportInputs(NamedTuple):
-    """What a task's own part of the report is made of."""
+    """Inputs of a task's own part of the report."""
 
     job: JobSpec
     samples: Batch
-    """Held out."""
+    """Held-out samples."""
     student: Model
-    """As its exported files have it."""
+    """The student as loaded from its exported files."""
     teachers: Mapping[str, Model]
-    """By their names."""
+    """Teachers by name."""
     tokenizer: TextTokenizer | None
-    """The student's."""
+    """The student's tokenizer; none: it reads no text."""
     tokenizers: Mapping[str, TextTokenizer]
-    """Of teachers with other tokens, by their names."""
+    """Tokenizers of teachers that differ from the student's, by the teachers' names."""
     alignment: Mapping[str, Any]
-    """Shares of the student's tokens that those have counterparts of, by their names."""
+    """Shares of the student's tokens that are aligned with those of these teachers, by the teachers' names."""
 
 
 class Task(ABC):
     """One task: its targets, objective, evaluation, and how its models are exported and described."""
 
     name: str
-    """As jobs give it."""
+    """Name of the task in a job."""
     objective: ClassVar[type[Objective]] = Objective
     """Class of the weighted sum of losses."""
     card: TaskCard
-    """What a model card says of its models."""
+    """Texts of the model card."""
     predicts_tokens: ClassVar[bool] = False
-    """Whether models predict the next token at every position, and give hidden states in place of logits."""
+    """Whether models predict the next token at every position, and return hidden states in place of logits."""
     moves_points: ClassVar[bool] = False
     """Whether targets are points of an image, which move with it under augmentation."""
 
     @property
     def per_token(self) -> bool:
-        """Whether models give logits of classes at every token (B, S, C)."""
+        """Whether models return logits of classes at every token (B, S, C)."""
         return TASKS[self.name].per_token
 
     @property
     def main_metric(self) -> MainMetric:
-        """The metric that a student is chosen by."""
+        """The metric by which students are compared."""
         return TASKS[self.name].main_metric
 
     @property
     def metrics(self) -> Mapping[str, bool]:
-        """Metrics that a model is measured by on its own, by name: whether higher is better."""
+        """Metrics that need no teacher, by name: whether higher is better."""
         return TASKS[self.name].metrics
 
     @abstractmethod
@@ -183,9 +184,9 @@ class Task(ABC):
     ) -> TaskData:
         """Read and check the data of `job`.
 
-        `inputs` maps its references to files, and those of teachers to folders; `teachers` holds their descriptions by
-        reference; `seed` decides what is held out; texts of a language model are packed in `packing`. Raises UserError
-        naming the field, the row or index, and the value.
+        `inputs` maps its references to files, and those of teachers to folders; `teachers` has their configs by
+        reference; `seed` draws the held-out samples; texts of a language model are packed in `packing`. Raises
+        UserError naming the field, the row or index, and the value.
         """
 
     @abstractmethod
@@ -193,16 +194,16 @@ class Task(ABC):
         self,
         job: JobSpec,
         held_out: HeldOut,
-        teaching: Mapping[str, Callable[[], Model]],
+        live: Mapping[str, Callable[[], Model]],
         stored: Mapping[str, Callable[[], Model]],
-        known: Mapping[str, Tensor],
+        computed: Mapping[str, Tensor],
     ) -> TaskEvaluator:
-        """Evaluates beside the teachers, by their names: as they are while they are `teaching`, or as their files have
-        them. `known` outputs (N, C), on the CPU, were computed for all samples before."""
+        """An evaluator that compares with the teachers, by name: those used in training (`live`), or as stored in their
+        files (`stored`). `computed` has outputs (N, C) float32 for all samples, on the CPU, of some of the latter."""
 
     @abstractmethod
     def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TeacherExaminer:
-        """Measures teachers on the held-out samples: all of them if `whole`, else a part that `seed` decides."""
+        """An examiner of teachers on the held-out samples: all of them if `whole`, else a subset drawn by `seed`."""
 
     @abstractmethod
     def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
@@ -210,30 +211,31 @@ class Task(ABC):
 
     @abstractmethod
     def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """Scalars that tell how like one model's outputs (N, C) are to another's."""
+        """Scalars, float64 on the CPU, that measure the similarity of one model's outputs (N, C) to another's."""
 
     @abstractmethod
     def tolerances(
         self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """Metrics of an exported file that must be the live model's, and by how much each may differ where no output
-        differs by more than `allowed`. `outputs` (n, C) are the live model's, `targets` those of all samples."""
+        """Metrics that an exported file must have in common with the live model, and how much each may differ if no
+        output differs by more than `allowed`. `outputs` (n, C) float32 are the live model's; `targets` are those of all
+        samples (see `Batch.targets`)."""
 
     def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
-        """Share (scalar) of decisions in which an inexact file's outputs (n, C) agree with the live model's; none
-        where outputs are no decisions."""
+        """Share of decisions, a float64 scalar, in which an inexact file's outputs (n, C) float32 agree with the live
+        model's; none if outputs are no decisions."""
         return None
 
     def timed_call(self, model: Model) -> Call:
-        """The call whose latency is the model's."""
+        """The function whose latency is measured for the model."""
         return model
 
     def flops(self, model: Model, sample: Tensor, count: CountFlops) -> int:
-        """Operations of `model` for one raw sample (1, ...)."""
+        """Floating-point operations of `model` for one raw sample (1, ...) of its input dtype."""
         return count(model, sample)
 
     def graph_samples(self, held_out: Batch, batch: int) -> Batch:
-        """Samples that an exported graph is timed with, `batch` at most."""
+        """Samples for timing an exported graph, at most `batch`."""
         return held_out.between(0, batch)
 
     def report_figures(self, inputs: ReportInputs) -> Figures:

@@ -1,4 +1,4 @@
-"""What a model card says of a task's models, and how the programs on it read their outputs."""
+"""Texts of the model card for a task's models, and code that reads their outputs."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextI
 
 
 class TaskCard:
-    """A task whose models give one row of outputs for each sample; other tasks override what differs."""
+    """Card of a task whose models return one row of outputs for each sample; base of those of other tasks."""
 
     weights_program: str | None = None
-    """A program that opens the folder with a library of the task's own; none: the architecture decides."""
+    """A program that loads the folder with the task's own library; none: it depends on the architecture."""
 
     def __init__(self, pipeline: str | None = None, table_pipeline: str | None = None) -> None:
-        """Names of the task on model hubs, of models of images and texts and of models of tables; none: hubs have no
+        """Names of the task on model hubs, for models of images and texts and for models of tables; none: hubs have no
         name for it."""
         self._pipeline, self._table_pipeline = pipeline, table_pipeline
 
     def pipeline_tag(self, config: ModelConfig) -> str | None:
-        """Name of the task on model hubs; none: they have none."""
+        """Name of the task on model hubs; none: they have no name for it."""
         return self._table_pipeline if isinstance(config.input, TableInput) else self._pipeline
 
     def library(self, config: ModelConfig) -> str | None:
-        """The library that opens the folder; none: of the zoo there is none."""
+        """The library that loads the folder; none: there is none for the zoo's architectures."""
         if isinstance(config.architecture, Timm):
             return "timm"
         return "transformers" if isinstance(config.architecture, Transformers) else None
 
     def auto_class(self, config: ModelConfig) -> str:
-        """The class of the Transformers library that opens the folder."""
+        """The class of the Transformers library that loads the folder."""
         return f"AutoModelFor{'Image' if isinstance(config.input, ImageInput) else 'Sequence'}Classification"
 
     def output(self, config: ModelConfig) -> str:
@@ -41,13 +41,13 @@ class TaskCard:
         return f"(N, {sample.length})", f"token ids as int64, padded with {sample.pad}"
 
     def reading(self, sample: TextInput) -> str:
-        """What becomes of the ids that the tokenizer gives; the sentence goes on from there."""
+        """Processing of the tokenizer's ids, as the continuation of a sentence."""
         ends = f" Two texts are joined by token {sample.separator}." if sample.separator is not None else ""
         padding = f"Shorter ones are padded behind with {sample.pad}, which is not attended to."
         return f"texts of more than {sample.length} ids lose their end. {padding}{ends}"
 
     def example_texts(self, job: JobSpec, sample: TextInput) -> tuple[str, str]:
-        """Arguments of a call of the tokenizer, as code: the texts, and the options."""
+        """Arguments of a tokenizer call, as code: the texts, and the options."""
         columns = getattr(job.data, "input_columns", None) or []
         pair = ', ["and its second part", "and its own"]' if len(columns) == 2 else ""
         options = f'padding="max_length", truncation=True, max_length={sample.length}'
@@ -83,7 +83,7 @@ print(SentenceTransformer(".").encode(["a text", "another one"]))"""
         return f"`embeddings` (N, {config.targets})"
 
     def example_texts(self, job: JobSpec, sample: TextInput) -> tuple[str, str]:
-        """Both texts of a pair are rows of their own."""
+        """Single texts: each text of a pair is a separate row."""
         _, options = super().example_texts(job, sample)
         return '["a text", "another one"]', options
 

@@ -1,4 +1,4 @@
-"""One class per sample: of images, tables or texts."""
+"""Classification of images, tables or texts into one class per sample."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LISTED_CLASSES = 1000
 
 
 class Classification(SampleTask):
-    """Targets (N,) int64, outputs logits (N, C)."""
+    """Targets (N,) int64, outputs logits (N, C) floating."""
 
     def __init__(self, name: str, *, texts: bool = False) -> None:
-        """`texts`: its inputs are texts, also where they look like numbers."""
+        """`texts`: inputs are texts, also if they could be read as numbers."""
         self.name, self.columns = name, ClassColumns(name, texts=texts)
         self.card = ClassCard(name, "tabular-classification")
 
@@ -43,7 +43,7 @@ class Classification(SampleTask):
         return Targets.about(classes, read)
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Of each class its share."""
+        """Numbers (n,) int64 of the samples to train and to evaluate on, with a share of each class."""
         return hold_out(train.targets, count, seed)
 
     def answer(
@@ -57,46 +57,50 @@ class Classification(SampleTask):
         return targets.class_fields()
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
+        """Peculiarities of labels (N,) int64."""
         return class_notes(train, evaluation, model)
 
     def evaluate(
-        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
+        self, logits: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
-        """`accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier`; likeness to the teacher: `agreement`, `kl`."""
+        """`accuracy`, `nll` (nats), `ece`, `adaptive_ece`, `brier` of logits (N, C) float32; likeness to the teacher's
+        logits (N, C): `agreement`, `kl`."""
         labels = targets.cpu()
         found = {
-            "accuracy": metrics.accuracy(outputs, labels),
-            "nll": metrics.negative_log_likelihood(outputs, labels),
-            "ece": metrics.calibration_error(outputs, labels, options.ece_bins),
-            "adaptive_ece": metrics.adaptive_calibration_error(outputs, labels, options.ece_bins),
-            "brier": metrics.brier_score(outputs, labels),
+            "accuracy": metrics.accuracy(logits, labels),
+            "nll": metrics.negative_log_likelihood(logits, labels),
+            "ece": metrics.calibration_error(logits, labels, options.ece_bins),
+            "adaptive_ece": metrics.adaptive_calibration_error(logits, labels, options.ece_bins),
+            "brier": metrics.brier_score(logits, labels),
         }
-        found |= {} if teacher is None else self.likeness(outputs, teacher)
-        table = class_table(outputs, labels) if outputs.shape[-1] <= LISTED_CLASSES else None
+        found |= {} if teacher is None else self.likeness(logits, teacher)
+        table = class_table(logits, labels) if logits.shape[-1] <= LISTED_CLASSES else None
         return Evaluation({name: float(value) for name, value in found.items()}, table)
 
-    def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """`agreement`, the share with the same likeliest class, and `kl`, the mean KL(reference || outputs) in nats."""
+    def likeness(self, logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """`agreement`, the share with the same likeliest class, and `kl`, the mean KL(reference || logits) in nats, of
+        logits (N, C) float32."""
         return {
-            "agreement": metrics.agreement(outputs, reference),
-            "kl": metrics.divergence(outputs, reference),
+            "agreement": metrics.agreement(logits, reference),
+            "kl": metrics.divergence(logits, reference),
         }
 
-    def mixture(self, outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        return mixture_of_logits(outputs, weights)
+    def mixture(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """Log-probabilities (N, C) float32 of the mixture, or a single teacher's logits (N, C)."""
+        return mixture_of_logits(logits, weights)
 
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
-        """The likeliest class of the training samples."""
+        """The most frequent class of the training samples."""
         targets, classes = data.train.targets.cpu(), data.model.classes or 0
         likeliest = int(torch.bincount(targets, minlength=classes).argmax())
         share = float((held_out.targets.cpu() == likeliest).double().mean())
         if share < 1 / classes:
             return {"accuracy": 1 / classes}, "chance"
-        return {"accuracy": share}, f"always answering {_names(data.model)[likeliest]!r}"
+        return {"accuracy": share}, f"always predicting {_names(data.model)[likeliest]!r}"
 
-    def oddities(self, outputs: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
-        """Classes that would be right in another order."""
-        names, choices = _names(model), outputs.argmax(-1)
+    def oddities(self, logits: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
+        """Classes whose predictions, by logits (N, C) float32, would be right in another order."""
+        names, choices = _names(model), logits.argmax(-1)
         if moved := moved_classes(choices, targets):
             hits, plain, _ = permuted_hits(choices, targets, moved)
             right = int((choices == targets).sum())
@@ -105,22 +109,23 @@ class Classification(SampleTask):
             yield f"seems to have its classes in another order: {listed} ({shares})"
 
     def tolerances(
-        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
+        self, logits: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """Two choices may swap where they are close; the NLL moves by at most twice the difference. The calibration
-        error is left out, since it jumps at the edges of its bins."""
-        best = outputs.topk(2, dim=-1).values
+        """Two choices with close logits (N, C) float32 may swap; the NLL differs by at most twice the largest
+        difference of a logit. The calibration error is left out, since it jumps at the edges of its bins."""
+        best = logits.topk(2, dim=-1).values
         yield "accuracy", float((best[:, 0] - best[:, 1] <= 2 * allowed).double().mean())
         yield "nll", 2 * allowed
 
-    def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
-        return (outputs.argmax(-1) == live.argmax(-1)).double().mean()
+    def same_choice(self, logits: Tensor, live: Tensor) -> Tensor | None:
+        """Share with the same likeliest class, a float64 scalar, for logits (N, C) float32."""
+        return (logits.argmax(-1) == live.argmax(-1)).double().mean()
 
 
 def class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:
-    """Samples and accuracy of each class, by logits (N, C) and labels (N,)."""
-    samples, recognised = (counts.tolist() for counts in metrics.class_counts(logits, labels))
-    pairs = enumerate(zip(samples, recognised, strict=True))
+    """Samples and accuracy of each class, for logits (N, C) float32 and labels (N,) int64."""
+    samples, correct = (counts.tolist() for counts in metrics.class_counts(logits, labels))
+    pairs = enumerate(zip(samples, correct, strict=True))
     return [ClassRow(number, count, hits / count if count else None) for number, (count, hits) in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Vectors of texts, compared with each other: pairs of texts with scores, or without."""
+"""Embeddings of texts, compared with each other: pairs of texts with scores, or without."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from worker.data.formats.column_readers import NumberColumns
 from worker.data.formats.columns import Samples
 from worker.data.pairs import SCORE, TEXT, as_rows
 from worker.data.task_data import Targets, TaskData
-from worker.metrics import embeddings, regression
+from worker.metrics import embeddings as metrics
+from worker.metrics import regression
 from worker.tasks.base import Evaluation, Metrics
 from worker.tasks.card import EncoderCard
 from worker.tasks.regression import number_targets
@@ -24,11 +25,11 @@ from worker.tasks.samples import SampleTask
 from worker.transformers_library import width_of
 
 RECALL_AT = (1, 5, 10)
-"""How many of the nearest texts are looked through."""
+"""Numbers of nearest texts for recall."""
 
 
 class EmbeddingTask(SampleTask):
-    """Outputs (N, C), a vector per text; both texts of a pair are rows of their own, with targets as in
+    """Outputs (N, C) floating, an embedding per text; each text of a pair is a separate row, with targets as in
     `worker.data.pairs`."""
 
     name = "embedding"
@@ -55,17 +56,17 @@ class EmbeddingTask(SampleTask):
         return {"targets": width_of(network), "embedding": embedding_of(job, teachers)}
 
     def evaluate(
-        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
+        self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
-        """`spearman` and `pearson` of cosines with scores; without scores `mrr` and `recall_at_<k>` of the second text,
-        looked for among all second ones by the first; likeness: `teacher_correlation` of cosines, `teacher_cosine`
-        where widths are equal. The teacher may be wider."""
-        found = _measured(outputs, targets.cpu()) | _likeness(outputs, teacher)
+        """`spearman` and `pearson` of cosines with scores, for embeddings (N, C) float32; without scores `mrr` and
+        `recall_at_<k>` of the second text, ranked among all second texts by the first. Likeness to the teacher's
+        embeddings (N, D): `teacher_correlation` of cosines, `teacher_cosine` if widths are equal."""
+        found = _measured(embeddings, targets.cpu()) | _likeness(embeddings, teacher)
         return Evaluation({name: float(value) for name, value in found.items()})
 
     def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """The mean `cosine`."""
-        return {"cosine": embeddings.teacher_cosine(outputs, reference)}
+        """The mean `cosine` of embeddings (N, C) float32."""
+        return {"cosine": metrics.teacher_cosine(outputs, reference)}
 
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
         """Chance."""
@@ -73,31 +74,31 @@ class EmbeddingTask(SampleTask):
         return {"spearman": 0.0, "mrr": sum(1 / place for place in range(1, count + 1)) / count}, "chance"
 
     def tolerances(
-        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
+        self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """None: ranks jump where two cosines are that close."""
+        """None, for embeddings (N, C) float32: ranks jump if two cosines are that close."""
         yield from ()
 
 
-def _measured(vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def _measured(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
     scores = targets[0::2, SCORE]
     if not bool(scores.isnan().any()):
-        found = embeddings.pair_cosines(vectors)
+        found = metrics.pair_cosines(embeddings)
         return {
-            "spearman": embeddings.spearman_correlation(found, scores),
+            "spearman": metrics.spearman_correlation(found, scores),
             "pearson": regression.pearson_correlation(found, scores),
         }
-    places = embeddings.retrieval_ranks(vectors, targets[:, TEXT])
-    recalls = {f"recall_at_{k}": embeddings.recall_at(places, k) for k in RECALL_AT}
-    return {"mrr": embeddings.mean_reciprocal_rank(places), **recalls}
+    ranks = metrics.retrieval_ranks(embeddings, targets[:, TEXT])
+    recalls = {f"recall_at_{k}": metrics.recall_at(ranks, k) for k in RECALL_AT}
+    return {"mrr": metrics.mean_reciprocal_rank(ranks), **recalls}
 
 
-def _likeness(vectors: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+def _likeness(embeddings: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
     if teacher is None:
         return {}
-    found = {"teacher_correlation": embeddings.teacher_correlation(vectors, teacher)}
-    same = vectors.shape == teacher.shape
-    return found | ({"teacher_cosine": embeddings.teacher_cosine(vectors, teacher)} if same else {})
+    found = {"teacher_correlation": metrics.teacher_correlation(embeddings, teacher)}
+    same = embeddings.shape == teacher.shape
+    return found | ({"teacher_cosine": metrics.teacher_cosine(embeddings, teacher)} if same else {})
 
 
 VECTORS = EmbeddingTask()

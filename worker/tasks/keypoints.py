@@ -1,4 +1,4 @@
-"""Points of an image, such as landmarks of a face: x and y of each."""
+"""Prediction of keypoints in images, such as landmarks of a face: x and y of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.tasks.regression import Regression
 
 
 class Keypoints(Regression):
-    """Targets and outputs (N, 2 K), x before y, in the units of the data."""
+    """Targets (N, 2 K) float32 and outputs (N, 2 K) floating, x before y, in the units of the data."""
 
     name = "keypoints"
     moves_points = True
@@ -31,13 +31,13 @@ class Keypoints(Regression):
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         found = super().targets(job, teachers, samples)
         if found.numbers is not None and found.numbers % 2:
-            raise invalid(f"{found.numbers} numbers are no points; accepted: x and y of each", "data.label_columns")
+            raise invalid(f"{found.numbers} numbers are not points; accepted: x and y of each", "data.label_columns")
         return found
 
-    def errors(self, outputs: Tensor, targets: Tensor, options: EvaluationSpec) -> dict[str, Tensor]:
-        """`nme`, `failure_rate`, `auc`. Raises UserError (`invalid_data`) for points without a length to divide their
-        error by."""
-        errors = metrics.sample_errors(outputs, targets, _lengths(targets, options))
+    def errors(self, predictions: Tensor, targets: Tensor, options: EvaluationSpec) -> dict[str, Tensor]:
+        """`nme`, `failure_rate`, `auc` of predictions (N, 2 K) float32. Raises UserError (`invalid_data`) for points
+        without a length to divide their error by."""
+        errors = metrics.sample_errors(predictions, targets, _lengths(targets, options))
         return {
             "nme": metrics.normalised_mean_error(errors),
             "failure_rate": metrics.failure_rate(errors),
@@ -46,7 +46,7 @@ class Keypoints(Regression):
 
 
 def _lengths(targets: Tensor, options: EvaluationSpec) -> Tensor:
-    """A single point has no size of its own: its error stays in the unit of the targets."""
+    """Lengths (N,) float64 to divide errors by; 1 for a single point, whose error stays in the unit of the targets."""
     if targets.shape[-1] == 2:
         return torch.ones(len(targets), dtype=torch.float64)
     first_second = options.nme_points

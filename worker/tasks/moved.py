@@ -1,4 +1,4 @@
-"""Words for outputs that stand in other places than the targets they belong to."""
+"""Describes outputs whose order differs from that of the targets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from worker.metrics.permutation import Moved
 
 LISTED = 20
-"""Pairs that a sentence names."""
+"""Most pairs listed in a sentence."""
 
 
 def listed_moves(moved: Moved, name: Callable[[int], str]) -> str:
-    """Which places are answered with which others, as `name` calls them."""
-    pairs = [f"{name(own)} is answered with {name(other)}" for own, other in sorted(moved.items())]
+    """A list of the places and the places predicted instead; `name` returns the name of each."""
+    pairs = [f"{name(place)} is predicted as {name(other)}" for place, other in sorted(moved.items())]
     return ", ".join(pairs[:LISTED]) + (f" and {len(pairs) - LISTED} more" if len(pairs) > LISTED else "")

@@ -1,4 +1,4 @@
-"""Outputs of models for samples, on the CPU in float32."""
+"""Computes outputs of models for samples, on the CPU in float32."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from worker.tasks.base import Call
 
 
 def predict(model: Model, samples: Tensor) -> Tensor:
-    """Outputs (N, C) on the CPU for raw `samples` (N, …), in evaluation mode and full float32."""
+    """Outputs (N, C) float32 on the CPU for raw `samples` (N, …), in evaluation mode and full float32."""
     with evaluating(model):
         return predict_with(model, samples)
 
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """Have a model compute in evaluation mode, without gradients and in full float32 for a while.
+    """Run a model in evaluation mode, without gradients and in full float32 within the context.
 
     TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
     """
@@ -35,12 +35,13 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 def predict_with(call: Call, samples: Tensor) -> Tensor:
-    """Outputs (N, C) on the CPU by any function of raw samples, a batch at a time."""
+    """Outputs (N, C) float32 on the CPU of any function of raw samples (N, …), a batch at a time."""
     return torch.cat([call(batch).float().cpu() for batch in torch.split(samples, EVAL_BATCH)])
 
 
 def mean_outputs(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Mean (N, C) of several teachers' outputs by their relative weights; a single teacher's are left as they are."""
+    """Mean (N, C) float32 of several teachers' outputs (N, C) by their relative weights; a single teacher's are
+    returned as they are."""
     if len(outputs) == 1:
         return outputs[0]
     shares = _shares(weights)
@@ -48,8 +49,8 @@ def mean_outputs(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def mixture_of_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Log-probabilities (N, C) of the mixture of several teachers' classes by their relative weights; a single
-    teacher's logits are left as they are."""
+    """Log-probabilities (N, C) float32 of the mixture of several teachers, from their logits (N, C) and relative
+    weights; a single teacher's logits are returned as they are."""
     if len(logits) == 1:
         return logits[0]
     logs = torch.stack(list(logits)).double().log_softmax(-1)

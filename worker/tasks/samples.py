@@ -1,4 +1,4 @@
-"""Tasks whose models give one row of outputs for each row of inputs; outputs of all held-out samples are kept."""
+"""Tasks whose models return one row of outputs for each row of inputs; outputs of all held-out samples are stored."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from worker.tasks.base import (
 from worker.tasks.prediction import evaluating, mean_outputs, predict, predict_with
 
 CHECKED = 1024
-"""Held-out samples that a teacher is asked about, where no more are needed; drawn from the seed."""
+"""Held-out samples on which a teacher is measured, if not on all; drawn from the seed."""
 
 
 class SampleTask(Task):
-    """Reads samples by a `ColumnReader`, and evaluates all outputs at once."""
+    """A task that reads samples by a `ColumnReader`, and evaluates all outputs at once."""
 
     columns: ColumnReader
     """Reads the columns of its files."""
     reads_words: bool = False
-    """Whether `align` needs to know which word each token belongs to."""
+    """Whether `align` needs the word of each token."""
 
     def load(
         self,
@@ -58,19 +58,20 @@ class SampleTask(Task):
         return load_samples(self, job, inputs, teachers, seed)
 
     def arrange(self, samples: Samples, param: str) -> Samples:
-        """The samples of the file that `param` names as the rows that models read."""
+        """The samples of the file of the field `param`, as the rows that models read."""
         return samples
 
     @abstractmethod
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
-        """Targets by file; `teachers` are described by their references. Raises UserError naming the label."""
+        """Targets by file (see `Batch.targets`); `teachers` has configs by reference. Raises UserError naming the
+        label."""
 
     def align(self, split: Batch, readers: Readers | None, param: str) -> AlignedSplit:
-        """The samples of the file that `param` names with targets that fit the tokens of its texts."""
+        """The samples of the file of the field `param`, with targets aligned to the tokens of its texts."""
         return AlignedSplit(split)
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Numbers of the samples to train on and of `count` to evaluate on, int64, both ascending."""
+        """Numbers of the samples to train on (n,) and of `count` to evaluate on, int64, both ascending."""
         return hold_out_any(train.samples, count, seed)
 
     @abstractmethod
@@ -82,19 +83,19 @@ class SampleTask(Task):
         teachers: Mapping[str, ModelConfig],
         inherited: ModelConfig | None,
     ) -> dict[str, Any]:
-        """Fields of the student's `ModelConfig` that describe its outputs; `inherited` is the model that its weights
-        come from."""
+        """Fields of the student's `ModelConfig` that describe its outputs; `inherited` is the config of the model that
+        its weights come from."""
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
-        """Oddities of the targets to train and to evaluate on, each in one sentence."""
+        """Peculiarities of the targets (see `Batch.targets`) to train and to evaluate on, each in one sentence."""
         return []
 
     @abstractmethod
     def evaluate(
         self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
-        """Metrics of `outputs` (N, C) against `targets` (see `Batch.targets`) and the teacher's outputs (N, C). In
-        float64 on the CPU from float32 outputs."""
+        """Metrics of `outputs` (N, C) float32 against `targets` (see `Batch.targets`), and in comparison with the
+        teacher's outputs (N, C) float32; computed in float64 on the CPU."""
 
     def evaluate_as(
         self,
@@ -104,44 +105,47 @@ class SampleTask(Task):
         options: EvaluationSpec,
         teacher: Tensor | None = None,
     ) -> Evaluation:
-        """`evaluate`, where the classes have these names; none: they have none, or there are no classes."""
+        """`evaluate` for outputs (N, C) float32 of classes with these names; none: they have no names, or there are no
+        classes."""
         return self.evaluate(outputs, targets, options, teacher)
 
     def outputs_of(self, call: Call, samples: Batch, input_key: str) -> Tensor:
-        """Outputs (n, C) float32 on the CPU by any function of raw samples, one row for each target that counts."""
+        """Outputs (n, C) float32 on the CPU of any function of raw samples, one row for each valid target."""
         return predict_with(call, samples.inputs[input_key])
 
     def mixture(self, outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """Outputs (N, C) of several teachers together, by their relative weights."""
+        """Outputs (N, C) float32 of the mixture of several teachers' outputs (N, C), by their relative weights."""
         return mean_outputs(outputs, weights)
 
     @abstractmethod
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
-        """Metrics on `held_out` of outputs that do not depend on the sample, and which outputs those are."""
+        """Metrics on `held_out` of constant outputs, and a description of these outputs."""
 
     def oddities(self, outputs: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
-        """Oddities of a teacher's outputs (N, C) for a student like `model`; sentences go on from its name."""
+        """Peculiarities of a teacher's outputs (N, C) float32 for a student like `model`, as sentences that continue
+        from the teacher's name."""
         yield from ()
 
     def evaluator(
         self,
         job: JobSpec,
         held_out: HeldOut,
-        teaching: Mapping[str, Callable[[], Model]],
+        live: Mapping[str, Callable[[], Model]],
         stored: Mapping[str, Callable[[], Model]],
-        known: Mapping[str, Tensor],
+        computed: Mapping[str, Tensor],
     ) -> SampleEvaluator:
-        return SampleEvaluator(self, job, held_out, stored, known)
+        return SampleEvaluator(self, job, held_out, stored, computed)
 
     def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TeacherExaminer:
         return SampleExaminer(self, job, data, seed, whole=whole)
 
     def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
+        """Outputs (n, C) float32 on the CPU."""
         return predict(model, held_out.inputs[model.input_key][:most])
 
 
 class SampleEvaluator:
-    """Evaluates models on held-out samples; the teachers, as their files have them, are asked once."""
+    """Evaluates models on held-out samples; the outputs of the stored teachers are computed once."""
 
     def __init__(
         self,
@@ -149,24 +153,24 @@ class SampleEvaluator:
         job: JobSpec,
         held_out: HeldOut,
         teachers: Mapping[str, Callable[[], Model]],
-        known: Mapping[str, Tensor],
+        computed: Mapping[str, Tensor],
     ) -> None:
-        """`known` outputs (n, C), on the CPU, are those of teachers that were asked about all samples before."""
+        """`computed` has outputs (N, C) float32 for all samples, on the CPU, of some teachers, by name."""
         self._task, self._job = task, job
         self._samples, self._names = held_out.samples, held_out.class_names
-        self._teachers, self._known = teachers, known
+        self._teachers, self._computed = teachers, computed
         self._teacher_outputs: Tensor | None = None
 
     @property
     def teacher_outputs(self) -> Tensor | None:
         """See `TaskEvaluator`."""
         if self._teacher_outputs is None and self._teachers:
-            outputs = [self._of_teacher(name) for name in self._teachers]
+            outputs = [self._outputs_of_teacher(name) for name in self._teachers]
             self._teacher_outputs = self._task.mixture(outputs, weights_of(self._job))
         return self._teacher_outputs
 
-    def _of_teacher(self, name: str) -> Tensor:
-        return self._known[name] if name in self._known else self._predict(self._teachers[name]())
+    def _outputs_of_teacher(self, name: str) -> Tensor:
+        return self._computed[name] if name in self._computed else self._predict(self._teachers[name]())
 
     def _predict(self, model: Model) -> Tensor:
         with evaluating(model):
@@ -187,12 +191,12 @@ class SampleEvaluator:
         return self._evaluated(self._predict(model), None).metrics
 
     def evaluate_graph(self, call: Call, model: Model) -> Predictions:
-        """See `TaskEvaluator`; the graph takes samples of the model's own size."""
+        """See `TaskEvaluator`; samples are resized to the model's input size for the graph."""
         outputs = self._task.outputs_of(lambda samples: call(model.fit(samples)), self._samples, model.input_key)
         return Predictions(outputs, self._evaluated(outputs, self.teacher_outputs))
 
     def beside(self, teachers: Mapping[str, Model]) -> SampleEvaluator:
-        """The same: it asked the teachers as their files have them."""
+        """This evaluator: it uses the stored teachers already."""
         return self
 
     def teacher_evaluation(self) -> Evaluation | None:

@@ -1,4 +1,4 @@
-"""Where the teachers' signals come from."""
+"""Sources of teacher outputs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ __all__ = ["InProcessTeacher", "TeacherSource", "head_of", "load_teacher", "read
 
 
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:
-    """Description of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
-    `param`."""
-    with reading(_subject(param), tokenizer_room(folder)), _blaming(param):
+    """Config of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`) with `param`."""
+    with reading(_subject(param), tokenizer_room(folder)), _errors_about(param):
         return read_config(folder)
 
 
 def load_teacher(folder: Path, param: str, config: ModelConfig | None = None) -> Model:
-    """The teacher stored in `folder`, on the CPU, and described by `config`, or else by its files; raises UserError
+    """Load the teacher stored in `folder` to the CPU, as `config` describes it, or else its own files; raises UserError
     naming the first tensor that does not fit."""
-    with reading_weights(folder, *_subject(param)), _blaming(param):
+    with reading_weights(folder, *_subject(param)), _errors_about(param):
         return load_model(folder, config)
 
 
 @contextmanager
-def _blaming(param: str) -> Iterator[None]:
+def _errors_about(param: str) -> Iterator[None]:
     try:
         yield
     except InvalidModel as error:

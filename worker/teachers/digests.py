@@ -1,4 +1,4 @@
-"""Names by content: equal digests mean the same teacher, and the same samples."""
+"""Content digests: equal digests mean the same teacher, or the same samples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from worker.data.batches import Batch
 
 ROWS = 1024
-"""Read at a time."""
+"""Samples read at a time."""
 
 
 def digest_folder(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files below `folder`: a model's weights, its description and whatever
-    else may change what it says."""
+    """SHA-256 over the names and contents of all files below `folder`: a model's weights, its config and all other
+    files that may change its outputs."""
     whole = sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -25,13 +25,14 @@ def digest_folder(folder: Path) -> str:
 
 
 def digest_samples(samples: Batch) -> str:
-    """SHA-256 over the samples of a split as models see them, input key by input key, without their targets.
+    """SHA-256 over the samples (N, ...) of a split as models read them, of any dtype, input key by input key, without
+    their targets.
 
     Reads about 1.6 GB a second; samples on a GPU are copied to the CPU, some at a time.
     """
     whole = sha256()
-    for input_key, told in sorted(samples.inputs.items()):
-        whole.update(f"{input_key}\0{told.dtype}\0{tuple(told.shape)}\n".encode())
+    for input_key, values in sorted(samples.inputs.items()):
+        whole.update(f"{input_key}\0{values.dtype}\0{tuple(values.shape)}\n".encode())
         for part in samples.parts(ROWS):
             whole.update(part.inputs[input_key].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()

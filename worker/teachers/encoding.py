@@ -1,6 +1,6 @@
-"""What of a teacher's answer is kept, and the answer that is made of it again.
+"""Encodes teacher outputs as columns of the cache, and decodes them.
 
-C numbers per answer, k of them kept by `TopK`. What is kept is a handful of named columns, one row for each answer.
+C numbers per output, of which `TopK` stores k. An encoding has a few named columns, with one row per output.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from worker.outputs import Answer, HiddenStates, LikeliestTokens
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24
-"""Logits of a language model that are made at a time."""
+"""Logits of a language model that are computed at a time."""
 Columns = dict[str, Tensor]
-"""By name, each (B, width)."""
+"""Columns by name, each (B, width) in the dtype of its `StoredColumn`."""
 
 
 class StoredColumn(NamedTuple):
@@ -30,65 +30,67 @@ class StoredColumn(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return self.width * self.dtype.itemsize
 
 
 class Encoding(Protocol):
-    """Both ways between answers and columns; either stays on the device of what it is given."""
+    """Converts outputs to columns and back; both stay on the device of their argument."""
 
     columns: dict[str, StoredColumn]
 
     @property
     def tokens(self) -> int | None:
-        """Answers in a row, one at every token; none: there is one, about the whole sample."""
+        """Outputs in a row, one per token; none: one output for the whole sample."""
         ...
 
-    def encode(self, answer: Answer) -> Columns:
-        """The columns of answers (B, C), or of a language model's."""
+    def encode(self, outputs: Answer) -> Columns:
+        """The columns of outputs (B, C) of any floating dtype, or of a language model's hidden states."""
         ...
 
     def decode(self, columns: Columns) -> Answer:
-        """Answers (B, C) in float32, or a language model's largest logits."""
+        """Outputs (B, C) float32, or a language model's largest logits."""
         ...
 
 
 class Dense:
-    """All C numbers."""
+    """Stores all C numbers."""
 
     tokens = None
 
-    def __init__(self, outputs: int, dtype: torch.dtype) -> None:
-        self.columns = {"logits": StoredColumn(dtype, outputs)}
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.columns = {"logits": StoredColumn(dtype, size)}
 
-    def encode(self, answer: Answer) -> Columns:
-        """The numbers in the kept type; raises UserError when one is too large for it."""
-        assert isinstance(answer, Tensor)  # about whole samples
-        return {"logits": _narrow(answer, self.columns["logits"].dtype)}
+    def encode(self, outputs: Answer) -> Columns:
+        """The numbers (B, C) in the stored dtype; raises UserError if one is too large for it."""
+        assert isinstance(outputs, Tensor)  # for whole samples
+        return {"logits": _narrow(outputs, self.columns["logits"].dtype)}
 
     def decode(self, columns: Columns) -> Tensor:
-        """The numbers as they were kept."""
+        """The numbers (B, C) float32 as they were stored."""
         return columns["logits"].float()
 
 
 class TopK:
-    """The k largest logits, the classes they belong to, and the logarithm of the mass of all others."""
+    """Stores the k largest logits, their classes, and the logarithm of the probability mass of all others."""
 
     tokens = None
 
-    def __init__(self, outputs: int, k: int, dtype: torch.dtype) -> None:
-        self._outputs, self._k = outputs, k
-        index_type = torch.int16 if outputs <= torch.iinfo(torch.int16).max else torch.int32
+    def __init__(self, classes: int, k: int, dtype: torch.dtype) -> None:
+        self._classes, self._k = classes, k
+        index_type = torch.int16 if classes <= torch.iinfo(torch.int16).max else torch.int32
         self.columns = {
             "values": StoredColumn(dtype, k),
             "indices": StoredColumn(index_type, k),
             "tail": StoredColumn(torch.float32, 1),
         }
 
-    def encode(self, answer: Answer) -> Columns:
-        """The columns of answers; `tail` is log sum exp over the classes left out, -inf when there are none."""
-        assert isinstance(answer, Tensor)  # about whole samples
-        values, indices = answer.float().topk(self._k, dim=1)
-        rest = answer.float().scatter(1, indices, -torch.inf)
+    def encode(self, outputs: Answer) -> Columns:
+        """The columns of logits (B, C); `tail` is log sum exp over the classes left out, -inf if there are none."""
+        assert isinstance(outputs, Tensor)  # for whole samples
+        logits = outputs.float()
+        values, indices = logits.topk(self._k, dim=1)
+        rest = logits.scatter(1, indices, -torch.inf)
         values = _narrow(values, self.columns["values"].dtype)
         return {
             "values": values,
@@ -97,66 +99,68 @@ class TopK:
         }
 
     def decode(self, columns: Columns) -> Tensor:
-        """Logits that give every class left out an equal part of their mass, at most what the least kept one has."""
-        each = columns["tail"] - math.log(max(self._outputs - self._k, 1))
-        return each.repeat(1, self._outputs).scatter(1, columns["indices"].long(), columns["values"].float())
+        """Logits (B, C) float32; the classes left out share their mass equally, so each is at most the least stored."""
+        each = columns["tail"] - math.log(max(self._classes - self._k, 1))
+        return each.repeat(1, self._classes).scatter(1, columns["indices"].long(), columns["values"].float())
 
 
 class TopKTokens:
-    """The same of a language model, at every token of a sequence; a row is a sequence."""
+    """The `TopK` encoding of a language model, at every token of a sequence; a row is a sequence."""
 
-    def __init__(self, outputs: int, k: int, dtype: torch.dtype, tokens: int) -> None:
-        self._outputs, self._k, self.tokens = outputs, k, tokens
-        self._each = TopK(outputs, k, dtype)
+    def __init__(self, vocabulary: int, k: int, dtype: torch.dtype, tokens: int) -> None:
+        self._vocabulary, self._k, self.tokens = vocabulary, k, tokens
+        self._each = TopK(vocabulary, k, dtype)
         once = self._each.columns
         self.columns = {name: column._replace(width=tokens * column.width) for name, column in once.items()}
 
-    def encode(self, answer: Answer) -> Columns:
-        """The columns, made of the logits of some tokens at a time."""
-        assert isinstance(answer, HiddenStates)  # of a language model
-        count = len(answer.rows)
-        size = max(1, CHUNK // self._outputs)
-        parts = [self._each.encode(answer.logits(slice(begin, begin + size))) for begin in range(0, count, size)]
+    def encode(self, outputs: Answer) -> Columns:
+        """The columns of hidden states (B, S, H); logits are computed for some tokens at a time."""
+        assert isinstance(outputs, HiddenStates)  # of a language model
+        count = len(outputs.rows)
+        size = max(1, CHUNK // self._vocabulary)
+        parts = [self._each.encode(outputs.logits(slice(begin, begin + size))) for begin in range(0, count, size)]
         rows = count // self.tokens
         return {name: torch.cat([part[name] for part in parts]).view(rows, -1) for name in self.columns}
 
     def decode(self, columns: Columns) -> LikeliestTokens:
-        """The largest logits as they were kept."""
-        apart = {name: column.view(len(column), self.tokens, -1) for name, column in columns.items()}
-        return LikeliestTokens(apart["indices"], apart["values"], apart["tail"].squeeze(2), self._outputs)
+        """The largest logits as they were stored: (B, S, k), and their `rest` (B, S) float32."""
+        by_token = {name: column.view(len(column), self.tokens, -1) for name, column in columns.items()}
+        return LikeliestTokens(by_token["indices"], by_token["values"], by_token["tail"].squeeze(2), self._vocabulary)
 
 
 class LogitsOfTokens:
-    """Logits of classes at every token (B, S, C), by the encoding of a row of them; a row is a sequence."""
+    """Stores logits of classes at every token (B, S, C) by the encoding of one token; a row is a sequence."""
 
     def __init__(self, each: Dense | TopK, tokens: int) -> None:
         self._each, self.tokens = each, tokens
         once = each.columns
         self.columns = {name: column._replace(width=tokens * column.width) for name, column in once.items()}
 
-    def encode(self, answer: Answer) -> Columns:
-        """The columns of all tokens side by side."""
-        assert isinstance(answer, Tensor)  # small enough to be there at once
-        found = self._each.encode(answer.flatten(0, 1))
-        return {name: column.reshape(len(answer), -1) for name, column in found.items()}
+    def encode(self, outputs: Answer) -> Columns:
+        """The columns of logits (B, S, C), with all tokens of a sequence in one row."""
+        assert isinstance(outputs, Tensor)  # few classes, so all logits fit in memory
+        found = self._each.encode(outputs.flatten(0, 1))
+        return {name: column.reshape(len(outputs), -1) for name, column in found.items()}
 
     def decode(self, columns: Columns) -> Tensor:
-        """Logits (B, S, C), in float32."""
+        """Logits (B, S, C) float32."""
         rows = {name: column.reshape(len(column) * self.tokens, -1) for name, column in columns.items()}
         found = self._each.decode(rows)
         return found.view(-1, self.tokens, found.shape[1])
 
 
-def build_encoding(kept: Kept, outputs: int, tokens: int | None = None, *, hidden: bool = True) -> Encoding:
-    """The encoding that a job chose, for answers of `outputs` numbers, one for a sample or at each of so many `tokens`,
-    where they come as `hidden` states or as logits; raises UserError when it does not fit them."""
-    if not isinstance(kept, TopKCache):
-        dense = Dense(outputs, DTYPES[kept.dtype])
+def build_encoding(spec: Kept, size: int, tokens: int | None = None, *, hidden: bool = True) -> Encoding:
+    """The encoding that a job chose, for outputs of `size` numbers; raises UserError if it does not fit them.
+
+    There is one output per sample, or one for each of `tokens` tokens, given as `hidden` states or as logits.
+    """
+    if not isinstance(spec, TopKCache):
+        dense = Dense(size, DTYPES[spec.dtype])
         return dense if tokens is None else LogitsOfTokens(dense, tokens)
-    if kept.k > outputs:
-        message = f"k is {kept.k}, but the teacher gives {outputs} numbers; accepted: at most {outputs}"
+    if spec.k > size:
+        message = f"k is {spec.k}, but the teacher has {size} outputs; accepted: at most {size}"
         raise UserError("invalid_job", message, "teacher_cache.k")
-    chosen = outputs, kept.k, DTYPES[kept.dtype]
+    chosen = size, spec.k, DTYPES[spec.dtype]
     if tokens is None:
         return TopK(*chosen)
     return TopKTokens(*chosen, tokens) if hidden else LogitsOfTokens(TopK(*chosen), tokens)
@@ -166,6 +170,6 @@ def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
     narrow = values.to(dtype)
     if dtype == torch.float16 and bool((narrow.isinf() & values.isfinite()).any()):
         largest = float(values.abs().max())
-        message = f"fp16 can't hold the teacher's {largest:g}; accepted: bf16 or fp32, which hold any number"
+        message = f"fp16 can't hold the teacher's {largest:g}; accepted: bf16, fp32"
         raise UserError("invalid_job", message, "teacher_cache.dtype")
     return narrow

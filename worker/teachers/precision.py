@@ -1,7 +1,7 @@
-"""Teachers in fewer bits: bf16, or fp8 in the products of linear layers (torch's `_scaled_mm`).
+"""Lowers the precision of teachers: bf16, or fp8 in the products of linear layers (torch's `_scaled_mm`).
 
-Weights are cast, once; there is no autocast. What goes in and comes out of the model stays as it was, but for the
-states and the last layer of a language model, which are bf16.
+Weights are cast once; there is no autocast. The dtypes of the model's inputs and outputs stay as they were, but for the
+hidden states and the last layer of a language model, which are bf16.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from worker.students.model import Model, last_layer
 
 EIGHT_BITS = torch.float8_e4m3fn
 SIDES = 16
-"""Both sides of a weight must be multiples of it: what CUDA's product of 8-bit floats takes."""
+"""Both sides of a weight must be multiples of this: a requirement of CUDA's product of 8-bit floats."""
 SMALLEST = 1e-12
-"""Least scale: a row of zeros stays one."""
+"""Least scale, so that a row of zeros stays one."""
 
 
 class CannotLower(Exception):
-    """The model, or the machine, has no such arithmetic; the text says why."""
+    """The model or the machine does not support this precision; the message has the reason."""
 
 
 def lower(model: Model, precision: Arithmetic) -> Model:
-    """`model`, changed in place; fp32 changes nothing. Modules that `fp8` replaces lose their hooks.
+    """Change `model` in place and return it; fp32 changes nothing. Modules that `fp8` replaces lose their hooks.
 
-    Raises CannotLower for fp8 where no layer would take it, or where this machine has no product for it.
+    Raises CannotLower for fp8 if no layer supports it, or if this machine has no product of 8-bit floats.
     """
     if precision == "fp32":
         return model
@@ -40,23 +40,30 @@ def lower(model: Model, precision: Arithmetic) -> Model:
 
 
 class Cast(nn.Module):
-    """Floating tensors in another dtype; others pass."""
+    """Casts floating tensors to another dtype; others are returned as they are."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def forward(self, values: Tensor) -> Tensor:
+        """`values` of any shape, in `dtype` if they are floating."""
         return values.to(self.dtype) if values.is_floating_point() else values
 
 
 class EightBitLinear(nn.Module):
-    """A linear layer (..., I) -> (..., O) whose product takes 8-bit floats, each row of inputs and weight with a scale
-    of its own; it adds up in float32 and gives bf16."""
+    """A linear layer (..., I) -> (..., O) with a product of 8-bit floats; each row of inputs and weight has its own
+    scale.
+
+    Sums are in float32, outputs in bf16.
+    """
 
     weight_8: Tensor
+    """(O, I) float8_e4m3fn."""
     scale: Tensor
+    """(1, O) float32."""
     bias: Tensor | None
+    """(O,) bf16; none: the layer has none."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -66,21 +73,24 @@ class EightBitLinear(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().bfloat16())
 
     def forward(self, values: Tensor) -> Tensor:
+        """Outputs (..., O) bf16 for `values` (..., I) of any floating dtype."""
         rows, scale = narrow(values.flatten(0, -2))
-        told = torch._scaled_mm(rows, self.weight_8.t(), scale, self.scale, bias=self.bias, out_dtype=torch.bfloat16)
-        return told.view(*values.shape[:-1], -1)
+        product = torch._scaled_mm(rows, self.weight_8.t(), scale, self.scale, bias=self.bias, out_dtype=torch.bfloat16)
+        return product.view(*values.shape[:-1], -1)
 
 
 def narrow(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (N, I) in 8 bits, and the scale (N, 1) float32 of each, by which its largest number becomes the largest that
-    8 bits hold."""
+    """Rows (N, I) as float8_e4m3fn, and their scales (N, 1) float32.
+
+    A scale maps the largest number of its row to the largest one that 8 bits hold.
+    """
     largest: Tensor = torch.linalg.vector_norm(values, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
     scale = (largest / torch.finfo(EIGHT_BITS).max).clamp(min=SMALLEST)
     return (values / scale).to(EIGHT_BITS), scale
 
 
 def _replace_layers(model: Model) -> None:
-    """All but the last layer, which losses look at."""
+    """Replace all linear layers but the last one, whose weight losses use."""
     last, found = last_layer(model), False
     for parent in list(model.network.modules()):
         for name, layer in list(parent.named_children()):
@@ -88,16 +98,16 @@ def _replace_layers(model: Model) -> None:
                 setattr(parent, name, EightBitLinear(layer))
                 found = True
     if not found:
-        raise CannotLower(f"before its last layer it has no linear one whose sides are multiples of {SIDES}")
+        raise CannotLower(f"the model has no linear layer before its last one whose sides are multiples of {SIDES}")
 
 
 def _fits(layer: nn.Linear) -> bool:
-    """Classes made of a linear layer may have others use its weight without calling it."""
+    """Whether a layer can be replaced. Subclasses can't: other modules may use their weight without calling them."""
     return type(layer) is nn.Linear and layer.in_features % SIDES == layer.out_features % SIDES == 0
 
 
 def _require_product(device: torch.device) -> None:
-    """Tried out, since it depends on the GPU and on the version of torch."""
+    """Raise CannotLower if `device` has no product of 8-bit floats, which depends on the GPU and on torch's version."""
     rows, scale = narrow(torch.ones(SIDES, SIDES, device=device))
     try:
         torch._scaled_mm(rows, rows.t(), scale, scale.t(), out_dtype=torch.bfloat16)
@@ -106,8 +116,8 @@ def _require_product(device: torch.device) -> None:
 
 
 def _cast(network: nn.Module) -> None:
-    """Weights and what is stored with them. What is computed at the start, such as the frequencies of rotary positions,
-    stays as it is: in bf16 it would move the positions."""
+    """Cast weights and persistent buffers to bf16. Buffers computed at the start, such as the frequencies of rotary
+    positions, stay as they are: in bf16 they would change the positions."""
     for module in network.modules():
         computed = module._non_persistent_buffers_set
         if isinstance(module, EightBitLinear):

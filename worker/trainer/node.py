@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from worker.distributed.launch import assist
-from worker.distributed.nodes import come
+from worker.distributed.nodes import join_job
 from worker.errors import SystemFault
 from worker.trainer.run import run
 
@@ -27,7 +27,7 @@ def serve(address: str, notify: Notify) -> None:
     notify(shown)
     while True:
         try:
-            node, state = come(address, known), shown
+            node, state = join_job(address, known), shown
         except SystemFault as error:
             node, state = None, error.message
         if state != shown:

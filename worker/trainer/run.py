@@ -48,7 +48,7 @@ from worker.training.job_inputs import (
     stored_teacher,
 )
 from worker.training.monitor import CHECKPOINTS, NullMonitor, TrainingMonitor
-from worker.training.stages import averages, build_stages, enter, teach, train_stages, wrap_learners
+from worker.training.stages import averages, build_stages, enter, open_teacher, train_stages, wrap_learners
 from worker.training.state import TrainState, initial_state
 from worker.training.teacher_caches import TeacherCaches
 from worker.training.teacher_checks import check_teachers
@@ -110,14 +110,14 @@ def train_job(
     state.learners, state.method = method.learners(), method.State()
 
     # What its steps need
-    handles = {name: teach(model, job, name) for name, model in inputs.teachers.items()}
+    handles = {name: open_teacher(model, job, name) for name, model in inputs.teachers.items()}
     augment = build_augmenter(job, data, seed, points=task.moves_points)
     batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share)
-    teachers = caches.give(handles, inputs.folders, data, batches.augment)
+    teachers = caches.wrap(handles, inputs.folders, data, batches.augment)
     stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks))
     wrap_learners(state, ranks)
     for model in (*inputs.teachers.values(), *averages(state)):
-        ranks.split(model)
+        ranks.shard(model)
     caches.label(batches, teachers, stop, ranks)
 
     # As the checkpoint left it
@@ -143,7 +143,7 @@ def train_job(
     log(PhaseBegan(phase="training"))
     monitor = TrainingMonitor(job, plan, folder, log, stop, evaluator.evaluate, state, caches, save, counter)
     done = train_stages(stages, plan, state, monitor if ranks.first else NullMonitor(), step, method.begin)
-    caches.add_up(ranks.sum)
+    caches.sum_counts(ranks.sum)
     if not (done and ranks.first):
         if done:
             ranks.serve()

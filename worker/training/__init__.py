@@ -1,1 +1,1 @@
-"""Stages, loop, state, checkpoints and metrics of one training."""
+"""Training: stages, loop, state, checkpoints and metrics."""

@@ -1,4 +1,4 @@
-"""Remembers the best evaluated epoch, so that its weights can be exported in place of the last ones."""
+"""Stores the best evaluated epoch, so that its weights can be exported in place of the last ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from worker.training.history import Point
 from worker.training.state import Best, TrainState
 
 
-def consider(state: TrainState, main: MainMetric, metrics: Metrics, kept: Model | None) -> None:
-    """Make the epoch that was just evaluated the best one if it is better than all before; `kept` is its model, where
-    its weights are to be exported."""
+def update_best(state: TrainState, main: MainMetric, metrics: Metrics, model: Model | None) -> None:
+    """Make the epoch that was just evaluated the best one if it is better than all before; its weights are copied if
+    `model` is given."""
     if state.best is not None and not main.is_better(metrics, state.best.found.values):
         return
-    state.best = Best(Point(step=state.step, values=metrics), None if kept is None else _weights(kept))
+    state.best = Best(Point(step=state.step, values=metrics), None if model is None else _weights(model))
 
 
 def chosen(state: TrainState) -> Model:
-    """The model to export: the best one where its weights were kept, else the one that was evaluated last."""
+    """The model to export: the best one if its weights were stored, else the one that was evaluated last."""
     if state.best is None or state.best.weights is None or state.best.found.step == state.step:
         return state.evaluated
     model = deepcopy(state.evaluated)

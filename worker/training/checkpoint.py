@@ -1,10 +1,10 @@
-"""Saves all that makes the next step, as safetensors and JSON, so that a resumed run takes the same steps.
+"""Saves the state of training as safetensors and JSON, so that a resumed run takes the same steps.
 
-A checkpoint is a folder `step-N`: `state.safetensors` with every tensor (student, EMA, parts of losses, optimizer,
-random states) and `checkpoint.json` with the rest and the digest of the tensors. Processes that each hold a part of the
-tensors write them at the same time: the first rows are in that file, the others' in `state-1.safetensors` and so on.
-Whoever goes on reads the rows that it needs, so their number may change. All is written under another name, synced,
-then renamed: a folder that has its name is whole.
+A checkpoint is a folder `step-N`: `state.safetensors` with every tensor (student, EMA, modules of losses, optimizer,
+random states) and `checkpoint.json` with the rest and the digest of the tensors. Processes that each hold a shard of
+the tensors write it at the same time: the first rows are in that file, the others in `state-1.safetensors` and so on. A
+resumed process reads the rows that it needs, so the number of processes may change. All files are written under another
+name, synced, then renamed: a folder with the final name is complete.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from app.recipe.plan import TrainingPlan
 from worker.distributed.parts import Stored, open_pieces
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.training.history import History, Point
-from worker.training.metric_logger import refuse_spoilt
+from worker.training.metric_logger import require_finite_weights
 from worker.training.state import Best, TrainState
 
 KEPT = 2
-"""Checkpoints left on disk: the newest may be cut short by the death of the machine."""
+"""Checkpoints kept on disk: a crash of the machine may truncate the newest."""
 TENSORS = "state.safetensors"
 RECORD = "checkpoint.json"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that can't be continued from; the text says why."""
+    """A checkpoint that can't be resumed from; the message has the reason."""
 
 
 class Record(BaseModel):
@@ -48,62 +48,62 @@ class Record(BaseModel):
     format: Literal[1] = 1
     """Version of this layout; others are refused."""
     job: str
-    """Digest of what the job says about training."""
+    """Digest of the job's training settings."""
     train_samples: int
     step: Annotated[int, Field(ge=0)]
     stage: Annotated[int, Field(ge=0)]
-    """The stage that the optimizer belongs to."""
+    """Index of the stage that the optimizer belongs to."""
     seconds: Annotated[float, Field(ge=0)]
     teacher_flops: Annotated[int, Field(ge=0)] = 0
     ledger: dict[str, Any] = {}
-    """What the training method counts (see `MethodState`)."""
+    """Counters of the training method (see `MethodState`)."""
     groups: list[dict[str, Any]]
     """Settings of the optimizer's parameter groups."""
     learners: dict[str, list[dict[str, Any]]] = {}
-    """The same of the networks that the method trains beside the student; left out where there are none."""
+    """The same for the networks that the method trains beside the student; omitted if there are none."""
     sha256: str
-    """Of the file of tensors."""
+    """Digest of the file of tensors."""
     parts: list[str] = []
-    """The same of the files of the other processes that saved a part, in their order."""
+    """Digests of the files of the other processes that saved a shard, in their order."""
     best: Point | None = None
-    """Metrics of the best evaluated epoch; its weights are among the tensors where they are to be exported."""
+    """Metrics of the best evaluated epoch; its weights are among the tensors if they are to be exported."""
     history: list[Point] = []
-    """What was measured on the way, thinned out."""
+    """Thinned history of metrics."""
 
 
 def training_digest(job: JobSpec) -> str:
-    """Digest of the parts of a job that decide the weights; its name or its resources may change between attempts.
+    """Digest of the fields of a job that affect the weights; its name or its resources may change between attempts.
 
-    Defaults are left out, so that a field that a later version adds leaves the digests of earlier jobs as they were.
+    Defaults are left out, so that a field added by a later version does not change the digests of earlier jobs.
     """
     free: dict[str, Any] = dict.fromkeys(("name", "labels", "resources", "priority", "export", "card"), True)
     free |= {"evaluation": True, "recipe": {"checkpoint"}}
     content = job.model_dump(mode="json", exclude=free, exclude_defaults=True)
     if "method" in content["recipe"]:
         content["recipe"][job.recipe.method.digest_key] = content["recipe"].pop("method")
-    content["keep"] = job.evaluation.keep  # the weights of the best epoch are only there where kept
+    content["keep"] = job.evaluation.keep  # decides whether the weights of the best epoch are stored
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save(
     state: TrainState, job: JobSpec, plan: TrainingPlan, root: Path, ranks: SingleProcess = SINGLE_PROCESS
 ) -> Path:
-    """Write `root/step-N` and remove all but the newest checkpoints; the path of the new one.
+    """Write `root/step-N` and remove all but the newest checkpoints; returns the path of the new one.
 
-    To be called by all `ranks` that have something to save, each of which writes it. Raises UserError (`nan_loss`).
+    To be called by all `ranks` that have tensors to save; each writes its own. Raises UserError (`nan_loss`).
     """
     draft, final = root / f".step-{state.step}", root / f"step-{state.step}"
     if ranks.first:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-    mine, files = _apart(ranks.mine(tensors(state))), [draft / _file(number) for number in range(ranks.size)]
-    refuse_spoilt(mine, state.step)
-    ranks.all_gather(torch.zeros(()))  # the folder is there, on the first one's machine
+    own, files = _unshared(ranks.to_save(tensors(state))), [draft / _file(number) for number in range(ranks.size)]
+    require_finite_weights(own, state.step)
+    ranks.all_gather(torch.zeros(()))  # wait for the folder on the first rank's machine
     draft.mkdir(parents=True, exist_ok=True)
-    save_file(mine, path := files[ranks.number])
+    save_file(own, path := files[ranks.number])
     _sync(path)
     digests = [
-        bytes(said.tolist()).hex() for said in ranks.all_gather(torch.tensor(list(bytes.fromhex(_digest(path)))))
+        bytes(digest.tolist()).hex() for digest in ranks.all_gather(torch.tensor(list(bytes.fromhex(_digest(path)))))
     ]
     ranks.gather_files(files)
     if ranks.first:
@@ -131,7 +131,7 @@ def _record(state: TrainState, job: JobSpec, plan: TrainingPlan, digests: list[s
 
 
 def _seal(record: Record, draft: Path, final: Path) -> None:
-    """From here on it is a checkpoint."""
+    """Write the record and rename the draft, which makes it a checkpoint."""
     content = record.model_dump_json(indent=2, exclude=None if record.learners else {"learners"})
     (draft / RECORD).write_text(content, encoding="utf-8")
     for path in (draft / RECORD, draft):
@@ -142,25 +142,25 @@ def _seal(record: Record, draft: Path, final: Path) -> None:
 
 
 def saved(root: Path) -> list[Path]:
-    """Checkpoints under `root`, newest first."""
+    """Folders of the checkpoints under `root`, newest first."""
     folders = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(folders, key=_step_of, reverse=True)
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a whole and sound checkpoint; raises CheckpointError."""
+    """The record of a complete and intact checkpoint; raises CheckpointError."""
     try:
         record = Record.model_validate_json((folder / RECORD).read_bytes())
         for path, digest in zip(_files(record, folder), (record.sha256, *record.parts), strict=True):
             if _digest(path) != digest:
-                raise CheckpointError(f"checkpoint {folder.name} is corrupt: {path.name} lacks the recorded digest")
+                raise CheckpointError(f"checkpoint {folder.name} is corrupt: the digest of {path.name} is wrong")
     except (OSError, ValidationError) as error:
         raise CheckpointError(f"checkpoint {folder.name} is incomplete, corrupt, or of another format") from error
     return record
 
 
 def read_for(job: JobSpec, plan: TrainingPlan, folder: Path) -> Record:
-    """The record of a checkpoint of this very training; raises CheckpointError."""
+    """The record of a checkpoint of this job's training; raises CheckpointError."""
     record = read_record(folder)
     if record.job != training_digest(job) or record.train_samples != plan.train_samples:
         raise CheckpointError(f"checkpoint {folder.name} belongs to another job or to other data")
@@ -170,10 +170,10 @@ def read_for(job: JobSpec, plan: TrainingPlan, folder: Path) -> Record:
 def restore(
     state: TrainState, record: Record, plan: TrainingPlan, folder: Path, ranks: SingleProcess = SINGLE_PROCESS
 ) -> None:
-    """Bring `state`, fresh from the same job, to where it was when `folder` was saved; raises CheckpointError.
+    """Load the checkpoint in `folder` into `state`, a new state of the same job; raises CheckpointError.
 
-    The optimizer must be that of the stage that goes on; where the checkpoint ends a stage, it is left fresh. Each of
-    the `ranks` takes what it holds of every tensor.
+    The optimizer must be that of the stage to continue; if the checkpoint ends a stage, it stays as it is. Each of the
+    `ranks` loads its shard of every tensor.
     """
     try:
         tensors = open_pieces(_files(record, folder))
@@ -188,7 +188,7 @@ def restore(
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
-    """Every tensor that makes the next step, by its name in the file; of a rank its own part."""
+    """Every tensor of the state, in its own shape and dtype, by its name in the file; on a rank its own shard."""
     named = {f"student/{name}": tensor for name, tensor in state.student.state_dict().items()}
     if state.ema is not None:
         named |= {f"ema/{name}": tensor for name, tensor in state.ema.model.state_dict().items()}
@@ -213,9 +213,9 @@ def _moments_of(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return {f"{prefix}{index}/{name}": value for index, values in state.items() for name, value in values.items()}
 
 
-def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that share their memory, as the first and the last layer of a language model may, are written twice: the
-    file format has no word for it."""
+def _unshared(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory, as the first and the last layer of a language model may: safetensors requires
+    it."""
     seen: set[int] = set()
     for name, tensor in named.items():
         named[name] = tensor = tensor.contiguous()
@@ -226,44 +226,45 @@ def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(state: TrainState, tensors: dict[str, Stored], record: Record | None, ranks: SingleProcess) -> None:
-    """`record` has the settings of the optimizers; none: they stay fresh."""
-    _take_in(state.student, _under("student/", tensors), ranks)
+    """Load tensors; `record` has the settings of the optimizers; none: these stay as they are."""
+    _load_module(state.student, _under("student/", tensors), ranks)
     if state.ema is not None:
-        _take_in(state.ema.model, _under("ema/", tensors), ranks)
-    _take_in(state.aux_modules, _under("parts/", tensors), ranks)
+        _load_module(state.ema.model, _under("ema/", tensors), ranks)
+    _load_module(state.aux_modules, _under("parts/", tensors), ranks)
     for name, learner in state.learners.items():
-        _take_in(learner.model, _under(f"learner/{name}/", tensors), ranks)
+        _load_module(learner.model, _under(f"learner/{name}/", tensors), ranks)
         if learner.ema is not None:
-            _take_in(learner.ema.model, _under(f"learner-ema/{name}/", tensors), ranks)
+            _load_module(learner.ema.model, _under(f"learner-ema/{name}/", tensors), ranks)
     if record is not None:
-        _continue(state.optimizer, _under("optimizer/", tensors), record.groups, ranks)
+        _load_optimizer(state.optimizer, _under("optimizer/", tensors), record.groups, ranks)
         for name, learner in state.learners.items():
             moments = _under(f"learner-optimizer/{name}/", tensors)
-            _continue(learner.optimizer, moments, record.learners[name], ranks)
+            _load_optimizer(learner.optimizer, moments, record.learners[name], ranks)
     torch.set_rng_state(tensors["rng/cpu"].read())
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"].read())
 
 
-def _take_in(module: nn.Module, tensors: dict[str, Stored], ranks: SingleProcess) -> None:
-    own = module.state_dict()
-    module.load_state_dict({name: ranks.place(stored, own[name]) for name, stored in tensors.items()})
+def _load_module(module: nn.Module, tensors: dict[str, Stored], ranks: SingleProcess) -> None:
+    targets = module.state_dict()
+    module.load_state_dict({name: ranks.load(stored, targets[name]) for name, stored in tensors.items()})
 
 
-def _continue(
+def _load_optimizer(
     optimizer: torch.optim.Optimizer, stored: dict[str, Stored], groups: list[dict[str, Any]], ranks: SingleProcess
 ) -> None:
-    owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in stored.items():
         index, _, key = name.partition("/")
-        moments.setdefault(int(index), {})[key] = ranks.place(tensor, owners[int(index)])
+        moments.setdefault(int(index), {})[key] = ranks.load(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    _lay_out_like_parameters(optimizer)
+    _match_memory_format(optimizer)
 
 
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Files hold rows first; a sum over channels-last moments must run in the order it would have had."""
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory format of their parameters, so that sums over them run in the same order as before. Files
+    store them row-major."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -275,7 +276,7 @@ def _under(prefix: str, tensors: dict[str, Stored]) -> dict[str, Stored]:
 
 
 def _file(number: int) -> str:
-    """Of the part that the process of this number saves."""
+    """Name of the file that the process of this number writes."""
     first = Path(TENSORS)
     return f"{first.stem}-{number}{first.suffix}" if number else TENSORS
 
@@ -285,11 +286,11 @@ def _files(record: Record, folder: Path) -> list[Path]:
 
 
 def _prune(root: Path, newest: int) -> None:
-    """Later steps than the newest were left by a run that was given up."""
+    """Remove all but the newest checkpoints, and those of later steps, which are of an abandoned run."""
     folders = saved(root)
     past = [folder for folder in folders if _step_of(folder) <= newest]
     for folder in set(folders) - set(past[:KEPT]):
-        doomed = folder.with_name(f".{folder.name}")  # whoever reads there meets a whole checkpoint or none
+        doomed = folder.with_name(f".{folder.name}")  # renamed first, so that no reader finds half a checkpoint
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 

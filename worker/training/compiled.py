@@ -1,7 +1,7 @@
-"""The student as training runs it: as it is, compiled, or compiled and replayed as CUDA graphs.
+"""The student's forward pass in training: eager, compiled, or compiled and replayed as CUDA graphs.
 
-A graph repeats its launches on memory of its own, which the next run overwrites. So it is for students of which nothing
-is looked at but the answer, and whose batch is one micro-batch: then a step has one run, and nothing of it is kept.
+A graph writes to fixed memory, which the next run overwrites. So graphs are used only if losses use the student's
+outputs alone and a batch is one micro-batch: then a step has one forward pass, and no later pass overwrites it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ Forward = Callable[[Tensor], Tensor | HiddenStates]
 
 
 def training_forward(student: Model, job: JobSpec, device: torch.device) -> Forward:
-    """Runs `student` in the steps of `job`."""
-    look = student.forward_hidden if student.config.predicts_tokens else student
+    """The function that runs `student` in the steps of `job`; see `Stage.forward` for its tensors."""
+    forward = student.forward_hidden if student.config.predicts_tokens else student
     if not job.recipe.compile:
-        return look
-    return graphed(student) if suits_graphs(student, job, device) else torch.compile(look)
+        return forward
+    return graphed(student) if suits_graphs(student, job, device) else torch.compile(forward)
 
 
 def suits_graphs(student: Model, job: JobSpec, device: torch.device) -> bool:
-    """Whether every step runs the student once, with shapes that come again, and looks at its answer alone."""
-    looks_inside = any(term.taps().student for terms in job.objectives.values() for term in terms)
+    """Whether every step runs the student once, with recurring shapes, and uses its outputs only."""
+    uses_activations = any(term.taps().student for terms in job.objectives.values() for term in terms)
     trains_terms = any(stage.trains == "terms" for stage in job.recipe.stages)
-    alone = job.recipe.accumulate == 1 and not looks_inside and not trains_terms
-    return device.type == "cuda" and not student.config.predicts_tokens and alone
+    single_pass = job.recipe.accumulate == 1 and not uses_activations and not trains_terms
+    return device.type == "cuda" and not student.config.predicts_tokens and single_pass
 
 
 def graphed(student: Model) -> Forward:
-    """Compiled for the two sizes of batches that an epoch has, each of which becomes graphs of its own."""
+    """The student compiled to CUDA graphs, for each of the two batch sizes of an epoch; outputs (B, C) floating."""
     compiled = torch.compile(student, mode="reduce-overhead", dynamic=False)
 
     def forward(samples: Tensor) -> Tensor:

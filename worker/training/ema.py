@@ -18,7 +18,7 @@ def _same(tensor: Tensor) -> Tensor:
 class Ema:
     """Average over the steps done, with weights that fall by `decay` per step back in time.
 
-    It is normalised to the steps there are, as Adam's moments are, so the random initial weights have no part in it.
+    It is normalised by the number of steps, as Adam's moments are, so the random initial weights do not contribute.
     The statistics of batch norm are averaged like the weights; integer buffers are copied.
     """
 
@@ -27,12 +27,13 @@ class Ema:
         self.model = deepcopy(student).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def update(self, student: Model, step: int, own: Callable[[Tensor], Tensor] = _same) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1; `own` is what this process has of each."""
+    def update(self, student: Model, step: int, local: Callable[[Tensor], Tensor] = _same) -> None:
+        """Add the weights after optimizer step `step`, counted from 1; `local` returns this process's shard of each
+        tensor, of any shape, in its dtype."""
         share = (1 - self.decay) / (1 - self.decay**step)
-        averages, values = (map(own, model.state_dict().values()) for model in (self.model, student))
-        apart = {average.data_ptr(): (average, value) for average, value in zip(averages, values, strict=True)}
-        pairs = list(apart.values())  # weights that two layers share are averaged once
+        averages, values = (map(local, model.state_dict().values()) for model in (self.model, student))
+        unique = {average.data_ptr(): (average, value) for average, value in zip(averages, values, strict=True)}
+        pairs = list(unique.values())  # weights that two layers share are averaged once
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], share)
         for average, value in pairs:

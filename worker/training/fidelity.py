@@ -1,4 +1,4 @@
-"""Teachers brought to the arithmetic that a job asks for, and how that changes their outputs."""
+"""Lowers teachers to the precision that a job requests, and measures how their outputs change."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from worker.tasks.base import Figures, Task
 from worker.teachers.precision import CannotLower, lower
 
 COMPARED = 1024
-"""Held-out samples, or tokens of held-out texts, that a teacher is asked about twice."""
+"""Held-out samples, or tokens of held-out texts, for which both outputs are compared."""
 
 
 def lower_teachers(task: Task, job: JobSpec, models: Mapping[str, Model], held_out: Batch) -> dict[str, Figures]:
-    """Change the `models` of teachers with a `precision` of fewer bits, in place; returns figures for the report, by
-    their names.
+    """Lower the `models` of teachers with a `precision` of fewer bits, in place; returns figures for the report, by
+    teacher.
 
-    `samples` is the number of held-out samples (or tokens) that both were asked about, `max_difference` the largest
-    between their numbers; and the task's `likeness` of fewer bits to fp32. Raises UserError (`invalid_job`, blaming
-    `precision`) where that arithmetic can't be had, or gives numbers that are not finite.
+    `samples` is the number of held-out samples (or tokens) compared, `max_difference` the largest difference of an
+    output; and the task's `likeness` of the lowered outputs to fp32. Raises UserError (`invalid_job`, with the path of
+    `precision`) if the precision is not supported, or if outputs are not finite in it.
     """
-    told = {}
+    figures = {}
     for index, teacher in enumerate(job.all_teachers):
         if teacher.lowered:
-            told[teacher.name] = _lower(task, teacher, models[teacher.name], held_out, job.teacher_path(index))
-    return told
+            figures[teacher.name] = _lower(task, teacher, models[teacher.name], held_out, job.teacher_path(index))
+    return figures
 
 
 def _lower(task: Task, teacher: Teacher, model: Model, held_out: Batch, path: str) -> Figures:
@@ -40,11 +40,11 @@ def _lower(task: Task, teacher: Teacher, model: Model, held_out: Batch, path: st
     try:
         lower(model, teacher.precision)
     except CannotLower as error:
-        message = f"{param} is {teacher.precision}: {error}; accepted: bf16, fp32 or null"
+        message = f"{param} is {teacher.precision}: {error}; accepted: bf16, fp32, null"
         raise UserError("invalid_job", message, param) from error
     after = task.sample_outputs(model, held_out, COMPARED)
     if not bool(after.isfinite().all()):
-        message = f"in {teacher.precision} the teacher says what is not finite; accepted: fp32 or null"
+        message = f"the teacher's outputs in {teacher.precision} are not finite; accepted: fp32, null"
         raise UserError("invalid_job", message, param)
     return {"precision": teacher.precision, "samples": len(before), **_compare(task, before, after)}
 

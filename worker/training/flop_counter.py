@@ -1,4 +1,4 @@
-"""Floating-point operations of training by network, and their share of the machine's rate."""
+"""Counts the floating-point operations of training by network, and their share of the machine's rate."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ BACKWARD = 2
 
 
 class TeacherCost(NamedTuple):
-    """A teacher, and what it takes to ask it."""
+    """A teacher, and the cost of its forward pass."""
 
     source: TeacherSource
     flops: int
-    """Of its forward pass on one sample."""
+    """Operations of its forward pass on one sample."""
 
 
 class FlopCounter:
-    """Counts floating-point operations over the steps; made before the first step of an attempt.
+    """Counts floating-point operations over the steps; created before the first step of an attempt.
 
-    They are those of the networks' matrix products, convolutions and attention: three forward passes of the student for
-    each sample that it learns from, one where only terms of the loss are trained, and one of each teacher for each
-    sample that it is asked about. What a training method computes beyond that, or saves, it says itself. Left out is
-    what the losses compute, and every evaluation.
+    Counted are the networks' matrix products, convolutions and attention: three forward passes of the student for each
+    sample that it learns from, one if only terms of the loss are trained, and one of each teacher for each sample that
+    it is run on. A training method adds what it computes beyond that, or saves. Losses and evaluations are left out.
     """
 
     def __init__(
@@ -48,21 +47,21 @@ class FlopCounter:
         state: TrainState,
         further: Callable[[TrainState, int], Mapping[str, int]] = lambda state, samples: {},
     ) -> None:
-        """`further` gives the operations of a training method beyond these, by network (see `Method.flops`)."""
+        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`)."""
         self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
         self._before_main = len(job.recipe.stages)
-        learns = [stage.trains == "student" for stage in job.recipe.all_stages]
-        self._per_sample = [student_flops * (1 + BACKWARD * learning) for learning in learns]
+        trains_student = [stage.trains == "student" for stage in job.recipe.all_stages]
+        self._per_sample = [student_flops * (1 + BACKWARD * trains) for trains in trains_student]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
         self._last = self._done(state)
 
     def settle(self, state: TrainState) -> None:
-        """Bring what the state knows of the teachers' operations up to now."""
-        asked = sum(teacher.source.answered * teacher.flops for teacher in self._teachers.values())
-        state.teacher_flops = self._teachers_before + asked
+        """Update the teachers' operations in the state."""
+        computed = sum(teacher.source.computed_samples * teacher.flops for teacher in self._teachers.values())
+        state.teacher_flops = self._teachers_before + computed
 
     def read(self, state: TrainState, seconds: float) -> dict[str, float]:
-        """Operations so far, over all attempts, and the share of the machine's rate since the last reading.
+        """Operations so far, over all attempts, and the share of the machine's rate since the last call.
 
         `seconds` is the time that the steps of this attempt took until now.
         """
@@ -75,12 +74,12 @@ class FlopCounter:
         return values
 
     def figures(self, state: TrainState) -> dict[str, Any]:
-        """For the report: operations over all attempts, and what the rates are held against."""
-        told = {f"{side}_flops": count for side, count in self._done(state).items()}
-        return {**told, "peak_flops_per_second": self._peak.flops_per_second, "peak": self._peak.source}
+        """Figures for the report: operations over all attempts, and the machine's rate that they are compared with."""
+        counts = {f"{side}_flops": count for side, count in self._done(state).items()}
+        return {**counts, "peak_flops_per_second": self._peak.flops_per_second, "peak": self._peak.source}
 
     def _done(self, state: TrainState) -> dict[str, int]:
-        """By network; there is no teacher's where there is no teacher."""
+        """Operations by network; without an entry for teachers if there are none."""
         step = state.step
         samples = [
             self._samples(min(step, stage.end)) - self._samples(min(step, stage.first)) for stage in self._plan.stages
@@ -105,19 +104,21 @@ def open_flop_counter(
     further: Callable[[TrainState, int], Mapping[str, int]],
     processes: int,
 ) -> FlopCounter:
-    """Chooses the threads too, which the rate depends on. Of several processes each has a share of the samples, asks
-    teachers about as many as the others, and has a rate of its own."""
+    """Build the counter; also chooses the number of threads, which the rate depends on.
+
+    Of several `processes`, each has an equal share of the samples and of the teachers' samples, and its own rate.
+    """
     device = next(state.student.parameters()).device
     flops = student_flops(task)
     samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
     choose_threads(samples * flops, device)
-    asked = {
-        name: TeacherCost(by.source, processes * network_cost(_as_asked(by.model.config, task)).flops)
+    costs = {
+        name: TeacherCost(by.source, processes * network_cost(_at_task_length(by.model.config, task)).flops)
         for name, by in teachers.items()
     }
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
-    return FlopCounter(job, plan, flops, asked, peak, state, further)
+    return FlopCounter(job, plan, flops, costs, peak, state, further)
 
 
 def student_flops(task: TaskData) -> int:
@@ -125,9 +126,9 @@ def student_flops(task: TaskData) -> int:
     return network_cost(task.model).flops * task.train.rows_per_sample
 
 
-def _as_asked(teacher: ModelConfig, task: TaskData) -> ModelConfig:
-    """A teacher that could read longer texts than a language model's sequences, which are those that it is given."""
-    given, taken = task.model.input, teacher.input
-    if not teacher.predicts_tokens or not (isinstance(given, TextInput) and isinstance(taken, TextInput)):
+def _at_task_length(teacher: ModelConfig, task: TaskData) -> ModelConfig:
+    """Config of a language model with the length of the task's sequences, which may be shorter than its own."""
+    task_input, own_input = task.model.input, teacher.input
+    if not teacher.predicts_tokens or not (isinstance(task_input, TextInput) and isinstance(own_input, TextInput)):
         return teacher
-    return teacher.model_copy(update={"input": taken.model_copy(update={"length": given.length})})
+    return teacher.model_copy(update={"input": own_input.model_copy(update={"length": task_input.length})})

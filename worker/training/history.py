@@ -1,4 +1,4 @@
-"""What was measured on the way, thinned out so that it stays small however long training is."""
+"""Metrics over the steps, thinned so that their number is bounded however long training is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel
 
 LIMIT = 200
-"""Points that are kept; more would not be seen in a picture."""
+"""Most points stored; more would not be visible in a plot."""
 
 
 class Point(BaseModel):
@@ -18,7 +18,7 @@ class Point(BaseModel):
 
 
 class History:
-    """Points at least so many steps apart that there are never more than `LIMIT`; the newest of each value stays."""
+    """At most `LIMIT` points, one per interval of steps; within an interval the newest value is stored."""
 
     def __init__(self, points: Iterable[Point] = ()) -> None:
         self._width = 1
@@ -28,11 +28,11 @@ class History:
 
     @property
     def points(self) -> list[Point]:
-        """In the order of their steps."""
+        """Points in the order of their steps."""
         return list(self._points.values())
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Take in what was measured at `step`, which is no earlier than the steps before."""
+        """Add values measured at `step`, which is no earlier than the steps before."""
         self._put(step, values)
         while len(self._points) > LIMIT:
             self._width *= 2

@@ -1,4 +1,4 @@
-"""Everything that a job reads: samples, teachers, and the student as it begins."""
+"""Reads the inputs of a job: samples, teachers, and the initial student."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from worker.students.shrink import inherit
 from worker.students.start import start
 from worker.tasks.base import Task
 from worker.teachers import load_teacher, read_teacher_config
-from worker.teachers.class_places import take_classes
+from worker.teachers.class_alignment import take_classes
 from worker.training.state import fresh_student
 from worker.training.warning_log import WarningLog
 
 STUDENT = Subject("the student", "invalid_architecture", "student")
 WHOLE_MACHINE, BUILDING_SECONDS = 1 << 50, 500
-"""Bounds on building the student: a large one is nobody's fault, but must leave room to the others on the machine."""
+"""Bounds on building the student, in bytes and seconds: a large one is no error, but the machine is shared."""
 PACKED = "packed"
-"""Begins the name of a folder in which texts are packed."""
+"""Prefix of the name of a folder with packed texts."""
 
 
 class JobInputs(NamedTuple):
@@ -41,15 +41,16 @@ class JobInputs(NamedTuple):
 
     data: TaskData
     teachers: dict[str, Model]
-    """On the device, by their names."""
+    """Teachers on the device, by name."""
     folders: dict[str, Path]
-    """Of their files."""
+    """Folders of their files, by name."""
 
 
 def load_inputs(
     task: Task, job: JobSpec, paths: dict[str, Path], seed: int, device: torch.device, packing_dir: PackingDir
 ) -> JobInputs:
-    """Read what lies at `paths`, by reference; training samples stay on the CPU where the device has no room."""
+    """Read the inputs at `paths`, by reference; training samples stay on the CPU if the device's memory is too
+    small."""
     folders = {teacher.name: paths[teacher.reference] for teacher in job.all_teachers}
     params = {teacher.name: job.teacher_param(index) for index, teacher in enumerate(job.all_teachers)}
     described = {
@@ -75,7 +76,7 @@ def load_inputs(
 def build_student(
     job: JobSpec, inputs: JobInputs, paths: dict[str, Path], seed: int, device: torch.device, log: WarningLog
 ) -> Model:
-    """The student before its first step: fresh, or begun as the job says."""
+    """The student before its first step: random, or initialised as the job specifies."""
     with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
         student = fresh_student(inputs.data.model, seed)
     student.input_key = inputs.data.input_key or student.input_key
@@ -83,7 +84,7 @@ def build_student(
 
 
 def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:
-    """What was found in the data and in stored models that their owners may not know."""
+    """Log peculiarities of the data and of stored models that their owners may not be aware of."""
     for note in inputs.data.notes:
         log.warn("odd_data", note)
     for name, model in (*inputs.teachers.items(), ("the student", student)):
@@ -99,13 +100,13 @@ def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:
 
 
 def packing_dir(folder: Path, log: WarningLog, ranks: SingleProcess) -> PackingDir:
-    """Where texts are packed; processes of one machine map what its first one has packed."""
-    own = folder / f"{PACKED}-{ranks.machine}"
-    return PackingDir(own, lambda message: log(Log(message=message)), ranks.first_here, ranks.barrier)
+    """Folder of packed texts; the processes of one machine map the files that its first one has packed."""
+    packed = folder / f"{PACKED}-{ranks.machine}"
+    return PackingDir(packed, lambda message: log(Log(message=message)), ranks.first_here, ranks.barrier)
 
 
 def stored_teacher(inputs: JobInputs, name: str) -> Callable[[], Model]:
-    """Loads a teacher as it is in its files, on the device of the one that teaches with fewer bits."""
+    """A function that loads a teacher in the precision of its files, to the device of its lowered model."""
 
     def load() -> Model:
         model, places = inputs.teachers[name], inputs.data.places.get(name)
@@ -119,7 +120,7 @@ def stored_teacher(inputs: JobInputs, name: str) -> Callable[[], Model]:
 
 
 def other_tokens(job: JobSpec, data: TaskData) -> dict[str, TextTokenizer]:
-    """Tokenizers of teachers that don't read a language model's tokens, by their names."""
+    """Tokenizers of teachers that differ from the student's, for a language model, by the teachers' names."""
     if data.readers is None:
         return {}
     by_name = {teacher.name: data.readers.by_teacher[teacher.reference] for teacher in job.all_teachers}

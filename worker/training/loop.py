@@ -1,7 +1,7 @@
-"""The loop: teachers, student, objective, step. It knows no loss, optimizer, schedule or method by name.
+"""The training loop: teachers, student, objective, step. It names no loss, optimizer, schedule or method.
 
-A training method brings a `Step` of its own in the place of `take_step`, made of the same pieces; data, stages,
-checkpoints, metrics and the end of a job stay as they are.
+A training method replaces `take_step` by its own `Step`, built from the same functions; data, stages, checkpoints,
+metrics and the end of a job stay as they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One stage of a job: everything that its steps need and do not change."""
+    """One stage of a job: the constant inputs of its steps."""
 
     recipe: Recipe
     plan: StagePlan
@@ -46,85 +46,94 @@ class Stage:
     batches: Batches
     objective: Objective
     teachers: Mapping[str, TeacherSource]
-    """Those that this stage learns from."""
+    """Sources of the teachers that this stage uses."""
     forward: Callable[[Tensor], Tensor | HiddenStates]
-    """The student as training runs it: itself, or compiled."""
+    """The student's forward pass, eager or compiled: for raw samples (B, ...), outputs (B, C) floating, or hidden
+    states (B, S, H) of a language model."""
     recorder: Recorder
-    """Reads the student's activations."""
+    """Records the student's activations."""
     input_key: str
-    """Which of a batch's inputs the student reads."""
+    """Key of the student's input in a batch."""
     device: torch.device
     trainable: nn.Module
-    """The student's `TrainableModule`, as the job's processes have wrapped it."""
+    """The student's `TrainableModule`, wrapped for the job's processes."""
     seed: int
     trains_student: bool = True
     ranks: SingleProcess = SINGLE_PROCESS
     """The processes that take every step together."""
     side_stream: SideStream | None = None
-    """Where the inputs of the next step are prepared while a step runs; none: they are made when they are needed."""
-    asks_ahead: bool = True
-    """Whether the teachers run there too: not where their outputs for a whole batch are too much to keep."""
+    """Stream on which the inputs of the next step are prepared while a step runs; none: they are prepared when
+    needed."""
+    prefetches_teachers: bool = True
+    """Whether teacher outputs are computed there too: not if those of a whole batch would take too much memory."""
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
-        """The parameters that the optimizer moves."""
+        """The parameters that the optimizer updates."""
         students = list(student.parameters()) if self.trains_student else []
         return students + list(self.objective.trained.parameters())
 
     def step_inputs(self, step: int) -> StepInputs:
-        """Inputs of step number `step`, prepared as far as they can be."""
+        """Inputs of step number `step`; see `StepInputs` for shapes and dtypes."""
         batch = self.batches.at(step)
-        parts = list(batch.split(self.ranks.least(min(self.recipe.accumulate, batch.samples))))
-        ahead = self.side_stream is not None and self.asks_ahead
-        return StepInputs(batch, parts, [self.ask(part) for part in parts] if ahead else None)
+        micro_batches = list(batch.split(self.ranks.min_count(min(self.recipe.accumulate, batch.samples))))
+        ahead = self.side_stream is not None and self.prefetches_teachers
+        signals = [self.teacher_signals(micro_batch) for micro_batch in micro_batches] if ahead else None
+        return StepInputs(batch, micro_batches, signals)
 
-    def ask(self, part: Batch) -> Signals:
-        """The teachers' outputs for a micro-batch."""
-        return {name: teacher(part) for name, teacher in self.teachers.items()}
+    def teacher_signals(self, micro_batch: Batch) -> Signals:
+        """The teachers' outputs for a micro-batch, by name; see `TeacherSignal` for shapes and dtypes."""
+        return {name: teacher(micro_batch) for name, teacher in self.teachers.items()}
 
     def count(self, step_inputs: StepInputs) -> Tensor:
-        """Rows that count in the batch of a step, over all processes: a scalar, at least 1."""
+        """Number of valid rows in the batch of a step, over all processes: an int64 scalar, at least 1."""
         return self.objective.count(step_inputs.batch.targets, self.ranks.sum)
 
     def epoch_at(self, step: int) -> float:
-        """Epochs of this stage that are over before a step, with fraction."""
+        """Epochs of this stage done before a step, with fraction."""
         return (step - self.plan.first) / self.plan.steps_per_epoch
 
 
 class TrainableModule(nn.Module):
-    """A network that learns, with all that the losses train, as the one module that several processes keep alike."""
+    """A trained network and the trained modules of the losses, as one module that is synchronised across processes."""
 
     def __init__(self, model: Model, aux_modules: nn.Module) -> None:
         super().__init__()
         self.model, self.aux_modules = model, aux_modules
 
     def forward(self, compute: Callable[[], Result]) -> Result:
-        """`compute()`, which runs the network, between the hooks that the processes have put around this module."""
+        """Call `compute()`, which runs the network, within the hooks of the wrapper around this module."""
         return compute()
 
 
 class Step(Protocol):
-    """Takes one optimizer step; returns what it measured: scalars by name, still on the device."""
+    """Takes one optimizer step; returns metrics: floating scalars by name, on the device."""
 
-    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]: ...
+    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
+        """Take the step; metrics are floating scalars by name."""
+        ...
 
 
 class Shares(Protocol):
-    """Computes the loss of a micro-batch (`number` among those of the step) as its share of the whole batch's mean, by
-    the names of its terms; `TOTAL` is the one to differentiate."""
+    """Computes the loss of a micro-batch (`number` among those of the step) as its share of the whole batch's mean.
 
-    def __call__(self, number: int, part: Batch, signals: Signals) -> dict[str, Tensor]: ...
+    Returns floating scalars by the names of the loss terms; `TOTAL` is the one to differentiate.
+    """
+
+    def __call__(self, number: int, micro_batch: Batch, signals: Signals) -> dict[str, Tensor]:
+        """The shares of micro-batch `number`: floating scalars by name."""
+        ...
 
 
 class Monitor(Protocol):
-    """Looks on between the steps."""
+    """Observes training between the steps."""
 
     def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
-        """Called after each step with what it measured, still on the device; true asks the loop to leave."""
+        """Called after each step with its metrics, floating scalars on the device; true stops the loop."""
         ...
 
 
 def set_rate(stage: Stage, state: TrainState) -> None:
-    """Give all optimizers the learning rate of the next step."""
+    """Set the learning rate of the next step in all optimizers."""
     step = state.step - stage.plan.first
     set_lr(state.optimizer, stage.optimizer.lr * rate_factor(stage.schedule, step, stage.plan))
     for learner in state.learners.values():
@@ -133,37 +142,38 @@ def set_rate(stage: Stage, state: TrainState) -> None:
 
 
 def take_step(stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
-    """One supervised step: the loss, its terms, and the gradient's norm before clipping.
+    """One supervised step; returns the loss, its terms, and the gradient norm before clipping, as floating scalars.
 
-    Every part divides by the count of the whole batch, so the number of parts and of processes does not change the step
-    (but batch norm sees each part on its own). Nothing here waits for the device.
+    Every micro-batch divides by the count of the whole batch, so the number of micro-batches and of processes does not
+    change the step (but batch norm is computed per micro-batch). Nothing here waits for the device.
     """
     state.student.train(stage.trains_student)
-    stage.ranks.begin(stage.seed, state.step)
+    stage.ranks.begin_step(stage.seed, state.step)
     count, epoch = stage.count(step_inputs), stage.epoch_at(state.step)
 
-    def shares(number: int, part: Batch, signals: Signals) -> dict[str, Tensor]:
-        return objective_shares(stage, run_student(stage, state.student, part, signals), state.optimizer, count, epoch)
+    def shares(number: int, micro_batch: Batch, signals: Signals) -> dict[str, Tensor]:
+        outputs = run_student(stage, state.student, micro_batch, signals)
+        return objective_shares(stage, outputs, state.optimizer, count, epoch)
 
     values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
     values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(state.student))
     if state.ema is not None and stage.trains_student:
-        state.ema.update(state.student, state.step + 1, stage.ranks.own)
+        state.ema.update(state.student, state.step + 1, stage.ranks.local)
     return values
 
 
-def run_student(stage: Stage, student: Model, part: Batch, signals: Signals) -> BatchOutputs:
-    """Outputs of the student for a micro-batch; one that does not learn leaves no graph."""
+def run_student(stage: Stage, student: Model, micro_batch: Batch, signals: Signals) -> BatchOutputs:
+    """Outputs of the student for a micro-batch (see `BatchOutputs`), without a graph if the student is not trained."""
     bf16 = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16")
     with bf16, torch.set_grad_enabled(stage.trains_student):
-        outputs = stage.forward(samples := part.inputs[stage.input_key])
-    return BatchOutputs(outputs, part.targets, signals, stage.recorder.take(), student.tokens(samples))
+        outputs = stage.forward(samples := micro_batch.inputs[stage.input_key])
+    return BatchOutputs(outputs, micro_batch.targets, signals, stage.recorder.take(), student.tokens(samples))
 
 
 def objective_shares(
     stage: Stage, outputs: BatchOutputs, optimizer: torch.optim.Optimizer, count: Tensor, epoch: float
 ) -> dict[str, Tensor]:
-    """The objective of a micro-batch as its share of a batch of `count` rows that count; see `Shares`."""
+    """The objective of a micro-batch as its share of a batch of `count` valid rows, an int64 scalar; see `Shares`."""
     if isinstance(optimizer, Listener):
         optimizer.listen(outputs.outputs)
     return stage.objective(outputs, count, epoch, stage.plan.epochs)
@@ -172,13 +182,14 @@ def objective_shares(
 def accumulate_gradients(
     stage: Stage, trainable: nn.Module, step_inputs: StepInputs, shares: Shares
 ) -> dict[str, Tensor]:
-    """Forward and backward passes of all micro-batches through `trainable`; the sums of the shares, over all
-    processes."""
+    """Run forward and backward passes of all micro-batches through `trainable`; returns the sums of the shares over
+    all processes, floating scalars by name."""
     values: dict[str, Tensor] = {}
-    for number, part in enumerate(step_inputs.parts):
-        signals = stage.ask(part) if step_inputs.signals is None else step_inputs.signals[number]
-        with stage.ranks.part(trainable, last=part is step_inputs.parts[-1]):
-            found = trainable(partial(shares, number, part, signals))
+    for number, micro_batch in enumerate(step_inputs.micro_batches):
+        prefetched = step_inputs.signals
+        signals = stage.teacher_signals(micro_batch) if prefetched is None else prefetched[number]
+        with stage.ranks.micro_batch(trainable, last=micro_batch is step_inputs.micro_batches[-1]):
+            found = trainable(partial(shares, number, micro_batch, signals))
             found[TOTAL].backward()
         for name, share in found.items():
             values[name] = values[name] + share.detach() if name in values else share.detach()
@@ -186,10 +197,11 @@ def accumulate_gradients(
 
 
 def descend(stage: Stage, optimizer: torch.optim.Optimizer, learning: list[nn.Parameter]) -> Tensor:
-    """Clip the gradients of the parameters that learn, and take the optimizer's step; the norm before clipping."""
+    """Clip the gradients of the trained parameters and take the optimizer's step; returns the gradient norm before
+    clipping, a floating scalar."""
     parameters = [parameter for parameter in learning if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = stage.ranks.whole(get_total_norm(gradients))
+    norm = stage.ranks.full_tensor(get_total_norm(gradients))
     if stage.recipe.clip_norm is not None:
         clip_grads_with_norm_(parameters, stage.recipe.clip_norm, norm)
     optimizer.step()
@@ -197,8 +209,8 @@ def descend(stage: Stage, optimizer: torch.optim.Optimizer, learning: list[nn.Pa
     return norm
 
 
-def train(stage: Stage, state: TrainState, watch: Monitor, step: Step = take_step) -> bool:
-    """Train `state` to the end of the stage; false when `watch` asked to leave before it."""
+def train(stage: Stage, state: TrainState, monitor: Monitor, step: Step = take_step) -> bool:
+    """Train `state` to the end of the stage; false if `monitor` stopped it before."""
     prefetcher = Prefetcher(stage.step_inputs, stage.plan.end, stage.side_stream)
     stage.objective.prepare()
     while state.step < stage.plan.end:
@@ -206,6 +218,6 @@ def train(stage: Stage, state: TrainState, watch: Monitor, step: Step = take_ste
         values = step(stage, state, prefetcher.at(state.step))
         state.step += 1
         prefetcher.prepare(state.step)
-        if stage.ranks.agree(watch.step_done(state, values)):
+        if stage.ranks.agree(monitor.step_done(state, values)):
             return False
     return True

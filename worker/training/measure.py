@@ -1,4 +1,4 @@
-"""What a model costs to run: arithmetic, time to an answer, answers a second."""
+"""Measures the cost of running a model: operations, latency, throughput."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ Call = Callable[[Tensor], object]
 
 
 def flops(model: Call, sample: Tensor) -> int:
-    """Floating-point operations of a forward pass on one sample (1, …); a multiplication with its addition are two.
+    """Floating-point operations of a forward pass on one sample (1, …) of the model's input dtype; a multiplication
+    with its addition are two.
 
-    What runs is counted, but only its matrix products, convolutions and attention: elementwise work (activations,
-    normalisation, preprocessing) is left out. Attention is taken apart for it: some fused kernels go uncounted.
+    Only matrix products, convolutions and attention are counted: elementwise work (activations, normalisation,
+    preprocessing) is left out. Attention runs unfused for it, since some fused kernels are not counted.
     """
-    with torch.no_grad(), _taken_apart(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
         model(sample)
     return int(counter.get_total_flops())
 
 
 @contextlib.contextmanager
-def _taken_apart() -> Iterator[None]:
+def _unfused() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -43,9 +44,9 @@ def _taken_apart() -> Iterator[None]:
 
 @torch.inference_mode()
 def speed(call: Call, samples: Tensor, prefix: str = "") -> dict[str, float]:
-    """Speed of `call` on `samples` (N, …), on whatever device these are; the names begin with `prefix`.
+    """Speed of `call` on `samples` (N, …) of the model's input dtype, on their device; the names begin with `prefix`.
 
-    `latency_ms_p50` and `latency_ms_p95`: milliseconds from one sample to its answer, over at most 100 calls or half a
+    `latency_ms_p50` and `latency_ms_p95`: milliseconds from one sample to its outputs, over at most 100 calls or half a
     second. `samples_per_second`: in batches of up to 64, fewer for a model that would take longer than half a second.
     """
     times = 1e3 * np.array(_times(call, samples[:1], warm_ups=3))
@@ -59,7 +60,7 @@ def speed(call: Call, samples: Tensor, prefix: str = "") -> dict[str, float]:
 
 
 def _times(call: Call, batch: Tensor, warm_ups: int) -> list[float]:
-    """Seconds of each call, once it is warm; the device has answered when a time is taken."""
+    """Seconds of each call after the warm-ups, with the device synchronised."""
     for _ in range(warm_ups):
         call(batch)
     times: list[float] = []

@@ -1,4 +1,4 @@
-"""Looks on between the steps: tells how training goes, has the student evaluated, saves checkpoints, minds `stop`."""
+"""Observes training between the steps: reports progress, evaluates the student, saves checkpoints, polls `stop`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Evaluate = Callable[[TrainState], dict[str, float]]
 
 
 class NullMonitor:
-    """The watch of a rank that isn't the first: it has nothing to tell, and leaves when the first one does."""
+    """The monitor of a rank other than the first: it reports nothing, and stops when the first rank does."""
 
     def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
-        """Never asks to leave."""
+        """See `Monitor`; never stops the loop."""
         return False
 
 
 class TrainingMonitor:
-    """The loop's watch; its clocks start when it is made, just before the first step.
+    """The monitor of the first rank; its clocks start when it is created, just before the first step.
 
-    `evaluate` gives the student's metrics by name; `folder` is where the job was staged; `memories` are the
-    teachers', `account` counts what they and the student compute; `save` writes a checkpoint of the state as it is.
+    `evaluate` returns the student's metrics by name; `folder` is the folder of the staged job; `flop_counter` counts
+    the operations of teachers and student; `save` writes a checkpoint of the current state.
     """
 
     def __init__(
@@ -50,19 +50,20 @@ class TrainingMonitor:
         state: TrainState,
         teacher_caches: TeacherCaches,
         save: Callable[[], Path],
-        account: FlopCounter,
+        flop_counter: FlopCounter,
     ) -> None:
         self._job, self._plan, self._folder = job, plan, folder
-        self._send, self._stop, self._evaluate, self._memories = send, stop, evaluate, teacher_caches
-        self._write, self._account, self._meter, self._apart = save, account, MetricLogger(), 0.0
+        self._send, self._stop, self._evaluate, self._teacher_caches = send, stop, evaluate, teacher_caches
+        self._write, self._flop_counter, self._metric_logger, self._paused = save, flop_counter, MetricLogger(), 0.0
         self._began = self._saved_at = time.monotonic()
         self._reported = float("-inf")
         self._seconds_before, self._first = state.seconds, state.step
         self._saved_step = state.step
 
     def step_done(self, state: TrainState, values: dict[str, Tensor]) -> bool:
-        """Called after each step with what it measured; true asks the loop to leave, after a checkpoint."""
-        self._meter.add(values)
+        """Called after each step with its metrics, floating scalars on the device; true stops the loop, after a
+        checkpoint."""
+        self._metric_logger.add(values)
         now, last = time.monotonic(), state.step == self._plan.total_steps
         state.seconds = self._seconds_before + now - self._began
         if last or now - self._reported >= SECONDS_BETWEEN_REPORTS:
@@ -75,43 +76,43 @@ class TrainingMonitor:
         return stop
 
     def evaluate(self, state: TrainState) -> None:
-        """Have the student evaluated as it is now, and tell its metrics."""
+        """Evaluate the current student and send its metrics."""
         with self._between_steps():
-            self._tell(state, self._evaluate(state))
+            self._send_metrics(state, self._evaluate(state))
 
     def save(self, state: TrainState) -> None:
-        """Save a checkpoint, unless this step has one; never one of weights that a bad step has spoilt."""
+        """Save a checkpoint, unless this step has one; raises if a value or a weight is not finite."""
         if self._saved_step != state.step:
             with self._between_steps():
                 self._save(state)
 
     def _save(self, state: TrainState) -> None:
-        self._meter.check(state.step)
-        self._account.settle(state)
-        self._memories.sync()  # what a resumed job needs to take the same steps
+        self._metric_logger.check(state.step)
+        self._flop_counter.settle(state)
+        self._teacher_caches.sync()  # a resumed job needs these outputs to take the same steps
         path = self._write()
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._send(CheckpointSaved(step=state.step, path=str(path.relative_to(self._folder))))
 
     def _report(self, state: TrainState, now: float) -> None:
-        values = {f"train/{name}": value for name, value in self._meter.read(state.step).items()}
+        values = {f"train/{name}": value for name, value in self._metric_logger.read(state.step).items()}
         values["train/lr"] = state.optimizer.defaults["lr"]
-        values |= self._memories.metrics()
-        values |= self._account.read(state, now - self._began - self._apart)
+        values |= self._teacher_caches.metrics()
+        values |= self._flop_counter.read(state, now - self._began - self._paused)
         self._reported = now
-        self._tell(state, values)
+        self._send_metrics(state, values)
         self._send(self._progress(state, max(now - self._began, 1e-9)))
 
-    def _tell(self, state: TrainState, values: dict[str, float]) -> None:
+    def _send_metrics(self, state: TrainState, values: dict[str, float]) -> None:
         state.history.add(state.step, values)
         self._send(Metrics(step=state.step, values=values))
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """Time spent within is no time of the steps."""
+        """Exclude the time within from that of the steps."""
         begun = time.monotonic()
         yield
-        self._apart += time.monotonic() - begun
+        self._paused += time.monotonic() - begun
 
     def _progress(self, state: TrainState, elapsed: float) -> StepProgress:
         plan, steps = self._plan, state.step - self._first

@@ -1,4 +1,4 @@
-"""What the machine could do: the rate that the arithmetic of a training is held against."""
+"""Peak rate of the machine's matrix products, with which the rate of training is compared."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DATA_SHEETS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-"""Operations a second in bf16 with sums in float32, of matrices that aren't sparse, by NVIDIA's data sheets (half of
-the rate where these state that of sparse ones)."""
+"""Operations per second in bf16 with sums in float32, for dense matrices, by NVIDIA's data sheets (half of the rate
+where these give that of sparse ones)."""
 SIDE = {"cpu": 384, "cuda": 4096}
-"""Rows and columns of the matrices that are multiplied: enough for the full rate, in a millisecond or two."""
+"""Rows and columns of the multiplied matrices: enough for the full rate, in a millisecond or two."""
 RUNS = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -38,10 +38,10 @@ class Peak(NamedTuple):
 
 
 def peak_of(device: torch.device, precision: str) -> Peak:
-    """The rate of `device` in the arithmetic of a job (`Recipe.precision`), with as many threads as are set.
+    """The rate of `device` in the precision of a job (`Recipe.precision`), with the current number of threads.
 
-    Known GPUs have that of their data sheet in bf16. Everything else is measured once in a process by products of
-    matrices, the fastest of a few, which takes a few milliseconds.
+    For known GPUs in bf16 it is that of their data sheet. All others are measured once per process by matrix products,
+    the fastest of a few, which takes a few milliseconds.
     """
     if device.type == "cuda" and precision == "bf16":
         known = DATA_SHEETS.get(torch.cuda.get_device_name(device))
@@ -52,10 +52,10 @@ def peak_of(device: torch.device, precision: str) -> Peak:
 
 @cache
 def _measured(device: str, dtype: torch.dtype, threads: int) -> float:
-    """Operations a second; `threads` only tells measurements apart."""
+    """Operations per second; `threads` is only part of the cache's key."""
     side = SIDE[torch.device(device).type]
-    drawn = torch.Generator(device).manual_seed(0)  # leaves training's own draws alone
-    left, right = (torch.randn(side, side, generator=drawn, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # does not change the random state of training
+    left, right = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(_seconds(left, right) for _ in range(1 + RUNS))
 
 

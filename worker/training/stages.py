@@ -1,4 +1,4 @@
-"""Builds the stages of a job, each with its objective, over the same student, teachers and batches, and trains them."""
+"""Builds the stages of a job, each with its objective, for the same student, teachers and batches, and trains them."""
 
 from __future__ import annotations
 
@@ -46,36 +46,37 @@ class TeacherHandle(NamedTuple):
 
     model: Model
     recorder: Recorder
-    """Reads the activations that the job's losses look at."""
+    """Records the activations that the job's losses use."""
     source: TeacherSource
-    """Its signal: from the model itself, or remembered."""
+    """Source of its outputs: the model itself, or its cache."""
 
 
-def teach(model: Model, job: JobSpec, name: str) -> TeacherHandle:
-    """The model as the teacher called `name`, run in process; raises UserError (`invalid_job`) for a wrong tap."""
+def open_teacher(model: Model, job: JobSpec, name: str) -> TeacherHandle:
+    """The model as the teacher called `name`, run in this process; raises UserError (`invalid_job`) for a wrong tap."""
     recorder = open_recorder(model, teacher_taps(job, name), _path(job, name))
     autocast = job.teacher_named(name).precision is None and job.recipe.precision == "bf16"
     return TeacherHandle(model, recorder, InProcessTeacher(model, recorder, autocast=autocast))
 
 
 def student_taps(job: JobSpec) -> dict[Tap, str]:
-    """Every place in the student that a loss of the job looks at, and the path of the first that does."""
+    """The modules of the student whose activations the job's losses use, each with the path of the first such loss."""
     return _by_place((path, term.taps().student) for path, term in _terms(job))
 
 
 def teacher_taps(job: JobSpec, name: str) -> dict[Tap, str]:
-    """Every place in the teacher called `name` that a loss of the job looks at, and the path of the first that does."""
+    """The modules of the teacher called `name` whose activations the losses use, each with the path of the first
+    loss."""
     terms = ((path, term) for path, term in _terms(job) if name in (term.named_teachers().values() or [name]))
     return _by_place((path, term.taps().teacher) for path, term in terms)
 
 
 def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> Shapes:
-    """Shapes of the activations on the first samples; raises UserError (`invalid_job`, blaming `param`)."""
+    """Shapes of the activations for the first samples; raises UserError (`invalid_job`) with `param`."""
     was_training = model.training
     try:
         with torch.no_grad():
             model.eval().forward_hidden(samples.between(0, DRY_SAMPLES).inputs[model.input_key])
-        return {tap: seen.shape for tap, seen in recorder.take().items()}
+        return {tap: activation.shape for tap, activation in recorder.take().items()}
     except NoSuchModule as error:
         raise UserError("invalid_job", f"{param}: {error}", param) from error
     finally:
@@ -83,7 +84,8 @@ def dry_shapes(model: Model, recorder: Recorder, samples: Batch, param: str) -> 
 
 
 def open_recorder(model: Model, taps: Mapping[Tap, str], side: str) -> Recorder:
-    """Raises UserError (`invalid_job`, blaming the loss) when the network on this side has no such module."""
+    """A recorder of `taps`; raises UserError (`invalid_job`) with the path of the loss if the network lacks a
+    module."""
     try:
         return Recorder(model.network, taps)
     except NoSuchModule as error:
@@ -100,7 +102,7 @@ def build_stages(
     seed: int,
     ranks: SingleProcess = SINGLE_PROCESS,
 ) -> list[Stage]:
-    """The stages of a job in their order; the parts that their losses train go into `state.aux_modules`."""
+    """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`."""
     student, samples = state.student, batches.samples
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
@@ -136,17 +138,17 @@ def build_stages(
                 trains_student=spec.trains == "student",
                 ranks=ranks,
                 side_stream=side_stream,
-                asks_ahead=_asks_ahead(task, job, objective),
+                prefetches_teachers=_prefetches_teachers(task, job, objective),
             )
         )
     return stages
 
 
-def _asks_ahead(task: Task, job: JobSpec, objective: Objective) -> bool:
-    """Not language models, whose states of a whole batch are large; not teachers of whose weights other processes hold
-    a part; and not for activations of a batch that comes in micro-batches because it is large."""
-    looks_inside = any(teacher_taps(job, name) for name in objective.teachers)
-    divided = job.resources.sharding != "none" or (looks_inside and job.recipe.accumulate > 1)
+def _prefetches_teachers(task: Task, job: JobSpec, objective: Objective) -> bool:
+    """Whether teacher outputs are computed ahead: not for language models, whose hidden states of a whole batch are
+    large, nor for sharded teachers, nor for activations of a batch that is split because it is large."""
+    uses_activations = any(teacher_taps(job, name) for name in objective.teachers)
+    divided = job.resources.sharding != "none" or (uses_activations and job.recipe.accumulate > 1)
     return not task.predicts_tokens and not divided
 
 
@@ -157,10 +159,10 @@ def _side(by: TeacherHandle, student: Model, samples: Batch, param: str) -> Teac
 
 
 def fresh_optimizer(stage: Stage, student: Model) -> torch.optim.Optimizer:
-    """The optimizer of a stage; raises UserError (`invalid_job`) when the stage has nothing to train."""
+    """A new optimizer for a stage; raises UserError (`invalid_job`) if the stage has nothing to train."""
     learning = stage.learning(student)
     if not learning:
-        raise UserError("invalid_job", "a stage that trains terms alone has no term that learns", "recipe.stages")
+        raise UserError("invalid_job", "a stage that trains only terms has no term with weights", "recipe.stages")
     return build_optimizer(stage.optimizer, learning, [student, *stage.objective.trained.children()], _names(student))
 
 
@@ -183,7 +185,7 @@ def _require_matches(job: JobSpec, student: Model) -> None:
 
 
 def begin_stage(stage: Stage, state: TrainState) -> None:
-    """Give the student, and every network that the method trains, a fresh optimizer; raises as `fresh_optimizer`."""
+    """Build new optimizers for the student and every network that the method trains; raises as `fresh_optimizer`."""
     state.optimizer = fresh_optimizer(stage, state.student)
     for learner in state.learners.values():
         spec, model = learner.optimizer_spec or stage.optimizer, learner.model
@@ -193,8 +195,8 @@ def begin_stage(stage: Stage, state: TrainState) -> None:
 def enter(
     state: TrainState, job: JobSpec, plan: TrainingPlan, stages: list[Stage], resume: Path | None, ranks: SingleProcess
 ) -> None:
-    """Bring `state` to its first step here: with fresh optimizers, or as the checkpoint in `resume` left it. Raises
-    SystemFault (`bad_checkpoint`)."""
+    """Prepare `state` for its first step: with new optimizers, or from the checkpoint in `resume`. Raises SystemFault
+    (`bad_checkpoint`)."""
     if resume is None:
         begin_stage(stages[0], state)
         return
@@ -207,21 +209,21 @@ def enter(
 
 
 def wrap_learners(state: TrainState, ranks: SingleProcess) -> None:
-    """Have the processes keep alike, or divide, what the method trains beside the student."""
+    """Wrap the networks that the method trains beside the student, so that they are synchronised or sharded."""
     for learner in state.learners.values():
         learner.trainable = ranks.wrap(TrainableModule(learner.model, nn.ModuleDict()))
 
 
 def averages(state: TrainState) -> list[Model]:
-    """The moving averages of all networks that learn."""
+    """The moving averages of all trained networks."""
     return [each.model for each in (state.ema, *(other.ema for other in state.learners.values())) if each is not None]
 
 
 def train_stages(
-    stages: list[Stage], plan: TrainingPlan, state: TrainState, watch: Monitor, main: Step, begin: BeginStage
+    stages: list[Stage], plan: TrainingPlan, state: TrainState, monitor: Monitor, main: Step, begin: BeginStage
 ) -> bool:
-    """Go through the stages that are left, those of the main training with the step `main`, each after `begin`; false
-    when the watch asked to leave."""
+    """Train the remaining stages, those of the main training with the step `main`, after a call of `begin` for each but
+    the first; false if `monitor` stopped the loop."""
     main_stages = stages[len(stages[0].recipe.stages) :]
     for stage in stages[plan.stage_at(state.step) :]:
         in_main = stage in main_stages
@@ -229,7 +231,7 @@ def train_stages(
             begin_stage(stage, state)
             if in_main:
                 begin(stage, state)
-        if not train(stage, state, watch, main if in_main else take_step):
+        if not train(stage, state, monitor, main if in_main else take_step):
             return False
     return True
 
@@ -239,7 +241,7 @@ def _path(job: JobSpec, name: str) -> str:
 
 
 def _terms(job: JobSpec) -> Iterator[tuple[str, Loss]]:
-    """Every loss, with its path."""
+    """Every loss of the job, with its path."""
     for path, losses in job.objectives.items():
         yield from ((f"{path}[{index}]", term) for index, term in enumerate(losses))
 

@@ -1,4 +1,4 @@
-"""State of training: all that makes the next step, apart from what the job itself says."""
+"""State of training: everything but the job that determines the next step."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ class Best(NamedTuple):
     """The best evaluated epoch so far."""
 
     found: Point
-    """Its metrics."""
+    """Step and metrics."""
     weights: dict[str, Tensor] | None
-    """State of the judged model, on the CPU; none where the last weights are exported anyway."""
+    """State dict of the evaluated model (tensors of any shapes and dtypes), on the CPU; none if the last weights are
+    exported anyway."""
 
 
 class MethodState(BaseModel):
-    """Numbers that a training method keeps over all attempts; each method that has some derives its own."""
+    """Counters of a training method over all attempts; base of those of each method."""
 
 
 @dataclass
 class Learner:
-    """A network that a training method trains beside the student, and what moves with it."""
+    """A network that a training method trains beside the student, with its optimizer and moving average."""
 
     model: Model
     ema: Ema | None
     optimizer: torch.optim.Optimizer
-    """Of the main training."""
+    """Optimizer of the main training."""
     trainable: nn.Module
-    """The `TrainableModule` of it, as the job's processes have wrapped it."""
+    """Its `TrainableModule`, wrapped for the job's processes."""
     optimizer_spec: Optimizer | None = None
-    """None: as the student's in every stage."""
+    """None: that of the student in every stage."""
     schedule: Schedule | None = None
-    """None: as the student's in every stage."""
+    """None: that of the student in every stage."""
 
     @property
     def evaluated(self) -> Model:
@@ -54,27 +55,27 @@ class Learner:
 
 @dataclass
 class TrainState:
-    """The student and everything that moves with it. The data cursor is the step itself (see `Batches`)."""
+    """The student and everything that changes with it. The data cursor is the step itself (see `Batches`)."""
 
     student: Model
     ema: Ema | None
     optimizer: torch.optim.Optimizer
-    """Of the stage that `step` lies in; every stage begins with a fresh one."""
+    """Optimizer of the current stage; every stage begins with a new one."""
     aux_modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    """What the losses themselves train; never exported."""
+    """Trained modules of the losses; never exported."""
     step: int = 0
     """Optimizer steps done, over all stages and attempts."""
     seconds: float = 0.0
-    """Seconds trained, over all attempts."""
+    """Seconds of training, over all attempts."""
     teacher_flops: int = 0
-    """Operations of teachers, over all attempts (see `FlopCounter`)."""
+    """Floating-point operations of the teachers, over all attempts (see `FlopCounter`)."""
     learners: dict[str, Learner] = field(default_factory=dict)
     """Networks that the method trains beside the student, by their names."""
     method: MethodState = field(default_factory=MethodState)
-    """What the method counts."""
+    """Counters of the method."""
     best: Best | None = None
     history: History = field(default_factory=History)
-    """What was measured on the way, over all attempts."""
+    """Metrics over the steps, over all attempts."""
 
     @property
     def evaluated(self) -> Model:
@@ -83,7 +84,7 @@ class TrainState:
 
 
 def fresh_student(config: ModelConfig, seed: int) -> Model:
-    """A student whose weights depend on `seed` and the architecture alone, on the CPU."""
+    """A student on the CPU whose random weights depend only on `seed` and the architecture."""
     torch.manual_seed(derive_seed(seed, "weights"))
     student = Model(config)
     torch.manual_seed(derive_seed(seed, "training"))
@@ -91,25 +92,25 @@ def fresh_student(config: ModelConfig, seed: int) -> Model:
 
 
 def initial_state(recipe: Recipe, student: Model) -> TrainState:
-    """`student`, on its device, before its first step; it has no optimizer yet."""
-    return TrainState(student, _averaged(recipe, student), idle_optimizer())
+    """The state before the first step, of `student` on its device; without an optimizer yet."""
+    return TrainState(student, _averaged(recipe, student), placeholder_optimizer())
 
 
 def fresh_learner(
     recipe: Recipe, model: Model, optimizer: Optimizer | None = None, schedule: Schedule | None = None
 ) -> Learner:
-    """`model`, on its device, before its first step; it has no optimizer yet, and no process has wrapped it. None: as
-    the student's."""
-    return Learner(model, _averaged(recipe, model), idle_optimizer(), model, optimizer, schedule)
+    """A learner before the first step, of `model` on its device; without an optimizer yet, and not wrapped. `optimizer`
+    and `schedule` default to those of the student."""
+    return Learner(model, _averaged(recipe, model), placeholder_optimizer(), model, optimizer, schedule)
 
 
 def _averaged(recipe: Recipe, model: Model) -> Ema | None:
-    """The moving average of `model`, which is laid out as the recipe wants it."""
+    """The moving average of `model`, if the recipe has one; `model` gets the recipe's memory format."""
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return Ema(model, recipe.ema_decay) if recipe.ema_decay is not None else None
 
 
-def idle_optimizer() -> torch.optim.Optimizer:
-    """In the place of one until a stage begins."""
+def placeholder_optimizer() -> torch.optim.Optimizer:
+    """Stands for the optimizer until a stage begins."""
     return torch.optim.SGD([torch.zeros(())], lr=0.0)

@@ -1,8 +1,8 @@
-"""What a step learns from: a batch in its parts, and what the teachers say of each.
+"""Inputs of training steps: a batch in its micro-batches, and the teacher outputs for each.
 
-On a GPU the next lesson is prepared while a step runs: the batch is gathered, brought over and augmented, and the
-teachers are asked, on a stream of their own. A batch is a function of its step alone, so nothing of a step depends on
-when its lesson was prepared. The price is the memory of one more batch with its answers.
+On a GPU the inputs of the next step are prepared while a step runs: the batch is gathered, copied to the GPU and
+augmented, and the teachers are run, on a separate stream. A batch is a function of its step only, so the time of its
+preparation does not change the step. It costs the memory of one more batch with its teacher outputs.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from worker.data.batches import Batch
 from worker.outputs import TeacherSignal
 
 Signals = dict[str, TeacherSignal]
-"""Of the teachers, by their names."""
+"""Outputs of the teachers, by their names."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """Of one step."""
+    """Inputs of one optimizer step; see `Batch` and `TeacherSignal` for shapes and dtypes."""
 
     batch: Batch
-    parts: list[Batch]
-    """The micro-batches that it is split into."""
+    micro_batches: list[Batch]
+    """The micro-batches that the batch is split into."""
     signals: list[Signals] | None
-    """What is said of each part; none: the teachers have not been asked yet."""
+    """Teacher outputs for each micro-batch; none: they have not been computed yet."""
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds, but for what it holds views of."""
+        """All tensors, of any shapes and dtypes, without those that are views of others."""
         yield from (*self.batch.inputs.values(), self.batch.targets, self.batch.index)
         for signals in self.signals or ():
             for signal in signals.values():
@@ -40,18 +40,18 @@ class StepInputs:
 
 
 class SideStream(Protocol):
-    """Where lessons are prepared while a step runs."""
+    """Prepares step inputs while a step runs."""
 
     def begin(self) -> None:
-        """Called before the first lesson: weights and samples are there."""
+        """Called before the first `start`, once weights and samples are on the device."""
         ...
 
     def start(self, make: Callable[[], StepInputs]) -> StepInputs:
-        """The lesson, which may not be there yet on the device."""
+        """Start preparing step inputs; the device may not have computed them yet when this returns."""
         ...
 
     def hand_over(self, step_inputs: StepInputs) -> None:
-        """Have the step that is taken next wait for the last lesson that was started, which is this one."""
+        """Make the next step wait for `step_inputs`, which were started last."""
         ...
 
 
@@ -71,7 +71,7 @@ class CudaSideStream:
             return make()
 
     def hand_over(self, step_inputs: StepInputs) -> None:
-        """See `SideStream`; memory that this stream has allocated is not used again before the step is done with it."""
+        """See `SideStream`; memory that this stream has allocated is not reused before the step is done."""
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
         for tensor in step_inputs.tensors():
@@ -80,12 +80,12 @@ class CudaSideStream:
 
 
 def choose_side_stream(device: torch.device) -> SideStream | None:
-    """A processor has nothing to spare beside a step."""
+    """A side stream on a GPU; none on a CPU, where a step uses all cores."""
     return CudaSideStream(device) if device.type == "cuda" else None
 
 
 class Prefetcher:
-    """The lessons of consecutive steps, made by `make`; in a lane, each one ahead of its step and none beyond `end`."""
+    """Inputs of consecutive steps, built by `make`; on a side stream, each one step ahead and none beyond `end`."""
 
     def __init__(self, make: Callable[[int], StepInputs], end: int, side_stream: SideStream | None) -> None:
         self._make, self._end, self._side_stream = make, end, side_stream
@@ -94,23 +94,23 @@ class Prefetcher:
             side_stream.begin()
 
     def at(self, step: int) -> StepInputs:
-        """That of this step; the current stream may use it."""
+        """Inputs of this step, which the current stream may use."""
         if self._side_stream is None:
             return self._make(step)
         if self._ahead is None or self._ahead[0] != step:
             self.prepare(step)
-        assert self._ahead is not None  # a step that is taken lies before the end
+        assert self._ahead is not None  # steps are before the end
         step_inputs, self._ahead = self._ahead[1], None
         self._side_stream.hand_over(step_inputs)
         return step_inputs
 
     def prepare(self, step: int) -> None:
-        """Begin with the lesson of this step, where there is a lane; called once the step before it has been queued."""
+        """Start preparing the inputs of this step if there is a side stream; called once the step before is queued."""
         if self._side_stream is not None and step < self._end:
             self._ahead = step, self._side_stream.start(lambda: self._make(step))
 
 
 def _tensors(signal: TeacherSignal) -> Iterator[Tensor]:
     for value in vars(signal).values():
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
-        yield from (part for part in parts if isinstance(part, Tensor))
+        values = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        yield from (each for each in values if isinstance(each, Tensor))

@@ -1,4 +1,4 @@
-"""What a job's teachers say, kept for later epochs and jobs as the job wants it."""
+"""Caches the outputs of a job's teachers for later epochs and jobs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from worker.training.stages import TeacherHandle, teacher_taps
 
 
 class TeacherCaches:
-    """The teachers of a job that remember, by name; used as a context, so that all is on the disk after the job.
+    """The cached teachers of a job, by name; a context that syncs and closes the caches at its end.
 
-    A teacher whose activations a loss looks at runs on every batch, so nothing of it is kept.
+    A teacher whose activations a loss uses runs on every batch, so it has no cache.
     """
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
@@ -45,82 +45,83 @@ class TeacherCaches:
         for cached in self._cached.values():
             cached.close()
 
-    def give(
+    def wrap(
         self,
         teachers: Mapping[str, TeacherHandle],
         folders: Mapping[str, Path],
         task: TaskData,
         augment: Augment | None,
     ) -> dict[str, TeacherHandle]:
-        """The teachers, those that can remember doing so; `augment` is what changes the training samples of `task`."""
-        kept = self._job.teacher_cache
+        """The teachers, with a cache where possible; `augment` is the augmentation of the training samples of
+        `task`."""
+        spec = self._job.teacher_cache
         place = self._place_for(augment)
-        if isinstance(kept, NoCache) or (place is None and kept.exact) or (self._predicts_tokens and not _sparse(kept)):
+        if isinstance(spec, NoCache) or (place is None and spec.exact) or (self._predicts_tokens and not _sparse(spec)):
             return dict(teachers)
-        given = dict(teachers)
-        for name, taught in teachers.items():
+        wrapped = dict(teachers)
+        for name, handle in teachers.items():
             if not self._runs_anyway(name):
-                subject, numbers = self._subject(name, taught.model, folders[name], task, augment)
+                cache_key, numbers = self._cache_key(name, handle.model, folders[name], task, augment)
                 self._cached[name] = cached = CachedTeacher(
-                    taught.source,
-                    kept,
-                    subject,
+                    handle.source,
+                    spec,
+                    cache_key,
                     place,
                     self._warn,
-                    None if self._predicts_tokens else head_of(taught.model),
+                    None if self._predicts_tokens else head_of(handle.model),
                     numbers,
-                    self._length(task, taught),
+                    self._length(task, handle),
                     hidden=self._predicts_tokens,
                 )
-                given[name] = taught._replace(source=cached)
-        return given
+                wrapped[name] = handle._replace(source=cached)
+        return wrapped
 
     def sync(self) -> None:
-        """Bring what was said to the disk; before a checkpoint, so that a resumed job finds what it found before."""
+        """Sync the cached outputs to the disk; before a checkpoint, so that a resumed job finds the same rows."""
         for cached in self._cached.values():
             cached.sync()
 
     def metrics(self) -> dict[str, float]:
-        """Answers read and asked so far in this attempt, over all teachers; empty when nothing is kept."""
+        """Outputs read and computed so far in this attempt, over all teachers; empty if there are no caches."""
         if not self._cached:
             return {}
         hits = sum(cached.hits for cached in self._cached.values())
         misses = sum(cached.misses for cached in self._cached.values())
         return {"train/cache_hits": float(hits), "train/cache_misses": float(misses)}
 
-    def add_up(self, everywhere: Callable[[Tensor], Tensor]) -> None:
-        """Count what other processes of the job have read and asked too; `everywhere` sums over them."""
+    def sum_counts(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Add the hits and misses of the job's other processes; `sum_over_ranks` sums a tensor (2,) int64 over them."""
         for cached in self._cached.values():
-            cached.hits, cached.misses = everywhere(torch.tensor([cached.hits, cached.misses])).tolist()
+            cached.hits, cached.misses = sum_over_ranks(torch.tensor([cached.hits, cached.misses])).tolist()
 
     def figures(self) -> dict[str, Any]:
-        """For the report, by teacher."""
+        """Figures for the report, by teacher."""
         return {name: cached.figures() for name, cached in self._cached.items()}
 
     def _runs_anyway(self, name: str) -> bool:
         if not teacher_taps(self._job, name):
             return False
-        message = f"the answers of {name!r} are not kept: losses look at its activations, so it runs on every batch"
+        message = f"the outputs of {name!r} are not cached: losses use its activations, so it runs on every batch"
         self._send(Log(message=message))
         return True
 
     def _place_for(self, augment: Augment | None) -> CachePlace | None:
-        """Where answers may be kept: nowhere when no sample ever looks the same again."""
+        """Place of the cache; none if no augmented sample ever recurs."""
         if self._place is None or augment is None:
             return self._place
         if isinstance(augment, Augmenter) and self._job.data.augment_epochs is not None:
             return self._place
-        message = "the teachers' answers are not kept: without data.augment_epochs no sample looks the same twice"
+        message = "the teachers' outputs are not cached: without data.augment_epochs no augmented sample recurs"
         self._send(Log(message=message))
         return None
 
-    def _subject(
+    def _cache_key(
         self, name: str, model: Model, folder: Path, task: TaskData, augment: Augment | None
     ) -> tuple[CacheKey, Tensor | None]:
-        """What the rows are about, and which of them are those of the training samples."""
+        """Identity of the cached rows, and the row numbers (n,) int64 of the training samples; none: all of them."""
         arithmetic = f"{self._job.arithmetic_of(name)} on {task.train.device.type}"
         samples, numbers = _origin(task, model.input_key) if augment is None else (task.train, None)
-        subject = CacheKey(
+        cache_key = CacheKey(
             teacher=digest_folder(folder) + _order(task.places.get(name, ())),
             data=digest_samples(samples),
             samples=len(samples),
@@ -129,21 +130,21 @@ class TeacherCaches:
         )
         if isinstance(augment, Augmenter):
             epochs = self._job.data.augment_epochs or 1
-            subject = replace(subject, augmentation=augment.digest(), epochs=epochs)
-        return subject, numbers
+            cache_key = replace(cache_key, augmentation=augment.digest(), epochs=epochs)
+        return cache_key, numbers
 
-    def _length(self, task: TaskData, taught: TeacherHandle) -> int | None:
-        """Tokens of a sequence; none: answers are about whole samples."""
+    def _length(self, task: TaskData, handle: TeacherHandle) -> int | None:
+        """Tokens of a sequence; none: there is one output per sample."""
         by_token = self._predicts_tokens or self._per_token
-        return task.train.inputs[taught.model.input_key].shape[1] if by_token else None
+        return task.train.inputs[handle.model.input_key].shape[1] if by_token else None
 
     def label(
         self, batches: Batches, teachers: Mapping[str, TeacherHandle], stop: Callable[[], bool], ranks: SingleProcess
     ) -> None:
-        """Have language models of which the largest logits are kept say all that training will ask them, and leave the
-        device; `stop` asks to leave it at that. Without a place to keep it in, nothing is said before it is asked.
+        """Compute and cache the outputs of language models for all training samples, and move the models to the CPU.
 
-        Each of the `ranks` asks about its share, and finds what the others were told.
+        `stop` interrupts it. Nothing is computed if there is no place for a cache. Each of the `ranks` computes its
+        share, and reads the others' outputs from the cache.
         """
         samples, size = batches.samples, self._job.recipe.batch_size // self._job.recipe.accumulate
         for cached in self._cached.values() if self._predicts_tokens else ():
@@ -155,7 +156,7 @@ class TeacherCaches:
                 rows = ranks.share(torch.arange(begin, min(begin + size, len(samples)), device=samples.storage_device))
                 cached(samples.take(rows))
             cached.sync()
-        ranks.sum(torch.zeros(()))  # or the last of what others were told would be asked again
+        ranks.sum(torch.zeros(()))  # wait for the others' last outputs, which would be computed again
         for name in self._cached if self._predicts_tokens else ():
             teachers[name].model.cpu()
 
@@ -164,22 +165,22 @@ class TeacherCaches:
 
 
 def _order(places: Sequence[int]) -> str:
-    """Names the order in which a teacher gives its classes, where that is not its own."""
-    own = list(places) == list(range(len(places)))
-    return "" if own else ":" + sha256(json.dumps(list(places)).encode()).hexdigest()
+    """Suffix of a teacher's digest for the order of its classes; empty if that is its own order."""
+    unchanged = list(places) == list(range(len(places)))
+    return "" if unchanged else ":" + sha256(json.dumps(list(places)).encode()).hexdigest()
 
 
-def _sparse(kept: Kept | NoCache) -> bool:
-    """Whole logits of every token would fill any disk."""
-    return isinstance(kept, TopKCache)
+def _sparse(spec: Kept | NoCache) -> bool:
+    """Whether only the largest logits are stored: all logits of every token would fill any disk."""
+    return isinstance(spec, TopKCache)
 
 
 def _origin(task: TaskData, input_key: str) -> tuple[Batch, Tensor | None]:
-    """All samples of the file that the training samples were taken from, and their numbers in it, so that jobs which
-    hold out different samples share what is said about the rest.
+    """All samples of the file that the training samples were taken from, and the numbers (n,) int64 of the latter in
+    it, so that jobs which hold out different samples share the outputs for the rest.
 
-    Not for augmented samples, whose changes depend on their number within the split and on the other samples in it; nor
-    for packed texts, which lie in other sequences once others are held out.
+    Not for augmented samples, whose augmentation depends on their number within the split and on the other samples in
+    it; nor for packed texts, whose sequences change with the held-out texts.
     """
     train, held = task.train.inputs[input_key], task.eval.inputs[input_key]
     if task.numbers is None:

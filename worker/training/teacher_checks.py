@@ -1,4 +1,4 @@
-"""Teachers on held-out samples before anything learns from them: how good they are, and what is odd about it."""
+"""Checks of teachers on held-out samples before training: their metrics, and warnings about them."""
 
 from __future__ import annotations
 
@@ -25,37 +25,38 @@ class Checked(NamedTuple):
 
     warnings: list[Warned]
     outputs: dict[str, Tensor]
-    """Outputs (N, C) for all held-out samples, on the CPU, by the teachers' names; empty where only some were asked."""
+    """Outputs (N, C) float32 for all held-out samples, on the CPU, by the teachers' names; empty if only some samples
+    were used."""
 
 
 def check_teachers(
     task: Task, job: JobSpec, models: Mapping[str, Model], folders: Mapping[str, Path], data: TaskData, seed: int
 ) -> Checked:
-    """Measure every teacher on the held-out samples: a part of them that `seed` decides, or all where there are no
-    more, or where the job requires something of its teachers.
+    """Measure every teacher on the held-out samples: on a subset drawn by `seed`, or on all if there are no more, or if
+    the job has requirements for its teachers.
 
-    Raises UserError: `weak_teacher` for one that falls short of `evaluation.require_teacher`, `invalid_job` for a
-    metric that these samples do not give.
+    Raises UserError: `weak_teacher` for a teacher below `evaluation.require_teacher`, `invalid_job` for a metric that
+    can't be computed on these samples.
     """
     if not models:
         return Checked([], {})
     whole = job.evaluation.require_teacher is not None
     examiner = task.examiner(job, data, seed, whole=whole)
-    warnings, kept = [], {}
+    warnings, outputs_by_teacher = [], {}
     for name, model in models.items():
         found, outputs = examiner.measure(model)
         _require(task, job, name, found, examiner.samples)
         for odd in _odd(task, model, folders[name], examiner, found, outputs):
             warnings.append(odd._replace(message=f"teacher {name!r} {odd.message}"))
         if outputs is not None and examiner.samples == data.eval.samples:
-            kept[name] = outputs
-    return Checked(warnings, kept)
+            outputs_by_teacher[name] = outputs
+    return Checked(warnings, outputs_by_teacher)
 
 
 def _odd(
     task: Task, model: Model, folder: Path, examiner: TeacherExaminer, found: Metrics, outputs: Tensor | None
 ) -> Iterator[Warned]:
-    """What is odd about a teacher; messages go on from its name."""
+    """Warnings about a teacher; messages continue from its name."""
     name, count = task.main_metric.of(found), examiner.samples
     higher, (baseline, which) = task.main_metric.higher_is_better, examiner.baseline(model)
     here = f"{name} {found[name]:.4g} on {count} held-out {examiner.unit}"
@@ -64,13 +65,14 @@ def _odd(
         yield Warned("teacher_near_chance", message)
     reported = _reported(folder, task.name, name)
     if reported is not None and _far_worse(found[name], reported, higher):
-        message = f"is far from what its own report says: {here}, and {reported:.4g} in the report"
+        message = f"is far from its own report: {here}, and {reported:.4g} in the report"
         yield Warned("teacher_below_report", message)
     yield from (Warned("teacher_permuted", message) for message in examiner.oddities(outputs))
 
 
 def _hardly_better(found: float, trivial: float, count: int, higher: bool) -> bool:
-    """Within two standard errors of a share or a correlation; or within a twentieth of an error."""
+    """Whether a metric is within two standard errors of the baseline's, for a share or a correlation; or within a
+    twentieth, for an error."""
     if not math.isfinite(found):
         return True
     if not higher:
@@ -84,7 +86,7 @@ def _far_worse(found: float, reported: float, higher: bool) -> bool:
 
 
 def _reported(folder: Path, task_name: str, metric: str) -> float | None:
-    """What the report beside a model says of it; none: there is none, or of another task_name."""
+    """The metric in the report beside a model; none: there is no report, or it is of another task."""
     path = folder / "report.json"
     try:
         if not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
@@ -100,7 +102,7 @@ def _require(task: Task, job: JobSpec, name: str, found: Metrics, count: int) ->
     for metric, bound in (job.evaluation.require_teacher or {}).items():
         param = f"evaluation.require_teacher.{metric}"
         if metric not in found:
-            message = f"{param}: the held-out samples do not give it; accepted: one of {', '.join(found)}"
+            message = f"{param} can't be computed on the held-out samples; accepted: {', '.join(found)}"
             raise UserError("invalid_job", message, param)
         higher = task.metrics[metric]
         if not (found[metric] >= bound if higher else found[metric] <= bound):

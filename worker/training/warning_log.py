@@ -1,4 +1,4 @@
-"""What a job was warned of, for its report."""
+"""Collects the warnings of a job for its report."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 from worker.protocol import Log, Report
 
 OTHER = "other"
-"""Code of warnings that say of none."""
+"""Code of warnings without one."""
 
 
 class Warned(NamedTuple):
     """One warning."""
 
     code: str
-    """What kind it is, stable, in snake_case."""
+    """Stable code of its kind, in snake_case."""
     message: str
 
 
 class WarningLog:
-    """Passes on what the trainer says, and remembers the warnings of this attempt, each once."""
+    """Forwards the trainer's reports, and stores the warnings of this attempt, each once."""
 
     def __init__(self, send: Callable[[Report], None]) -> None:
         self._send = send
@@ -36,5 +36,5 @@ class WarningLog:
         self(Log(level="warning", message=message, code=code))
 
     def figures(self) -> list[dict[str, str]]:
-        """For the report, in the order in which they came."""
+        """Warnings for the report, in their order."""
         return [warned._asdict() for warned in self._warned.values()]

@@ -56,9 +56,9 @@ def programs(folder: Path) -> dict[str, str]:
 
 
 def run_all(folder: Path, scratch: Path) -> dict[str, str]:
-    """What each program prints, run in a copy of the bundle far from our code."""
+    """Output of each program, run in a copy of the bundle outside of the project."""
     shutil.copytree(folder / "bundle", scratch)
-    said = {}
+    printed = {}
     for file, code in programs(folder).items():
         check = "\nimport sys\nassert not {name.partition('.')[0] for name in sys.modules} & {'app', 'worker'}\n"
         environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -66,8 +66,8 @@ def run_all(folder: Path, scratch: Path) -> dict[str, str]:
             [sys.executable, "-P", "-c", code + check], cwd=scratch, env=environment, capture_output=True, text=True
         )
         assert result.returncode == 0, f"{file}: {result.stderr}"
-        said[file] = result.stdout
-    return said
+        printed[file] = result.stdout
+    return printed
 
 
 def bundle_of(folder: Path, **changes: Any) -> None:
@@ -77,12 +77,12 @@ def bundle_of(folder: Path, **changes: Any) -> None:
 
 def test_every_file_of_a_classifier_of_the_zoo_has_a_program_that_names_the_class(tmp_path: Path) -> None:
     bundle_of(tmp_path / "job", teacher=True, export=ALL_FORMATS)
-    said = run_all(tmp_path / "job", tmp_path / "away")
-    assert list(said) == FILES
-    assert "weight" in said["model.safetensors"]
+    printed = run_all(tmp_path / "job", tmp_path / "away")
+    assert list(printed) == FILES
+    assert "weight" in printed["model.safetensors"]
     for file in FILES[1:]:
-        assert re.fullmatch(r"\['[0-3]', '[0-3]'\]\n", said[file]), said
-    assert said["model.onnx"] == said["model.pt2"]
+        assert re.fullmatch(r"\['[0-3]', '[0-3]'\]\n", printed[file]), printed
+    assert printed["model.onnx"] == printed["model.pt2"]
 
 
 def test_a_program_of_a_network_of_the_library_prepares_images_as_the_graphs_do(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_a_program_of_a_network_of_the_library_prepares_images_as_the_graphs_do(
     }
     folder = tmp_path / "job"
     bundle_of(folder, student=student, export=ALL_FORMATS[:2])
-    said = run_all(folder, tmp_path / "away")
-    assert list(said) == FILES[:2]
-    assert said["model.safetensors"].replace("LABEL_", "") == said["model.onnx"]  # the library's names of no names
+    printed = run_all(folder, tmp_path / "away")
+    assert list(printed) == FILES[:2]
+    assert printed["model.safetensors"].replace("LABEL_", "") == printed["model.onnx"]  # names of unnamed classes
     assert "Class n is the label n of the training data, from 0 to 3." in card_in(folder)
     assert header(folder)["library_name"] == "transformers"
 
@@ -103,16 +103,16 @@ def test_texts_are_tokenised_and_padded_by_the_programs(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     formats = ALL_FORMATS
     bundle = finished(folder, texts.stage(folder, texts.STUDENT, export=formats))
-    said = run_all(folder, tmp_path / "away")
-    assert list(said) == FILES
-    assert said["model.safetensors"] == said["model.onnx"] == said["model.pt2"]
-    assert set(re.findall(r"'(.*?)'", said["model.onnx"])) <= {"poor", "fair"}
+    printed = run_all(folder, tmp_path / "away")
+    assert list(printed) == FILES
+    assert printed["model.safetensors"] == printed["model.onnx"] == printed["model.pt2"]
+    assert set(re.findall(r"'(.*?)'", printed["model.onnx"])) <= {"poor", "fair"}
     assert "texts of more than 32 ids lose their end" in card_in(folder)
     assert bundle.is_dir()
     assert header(folder)["pipeline_tag"] == "text-classification"
 
 
-def test_numbers_of_a_library_network_come_in_the_units_of_the_data(tmp_path: Path) -> None:
+def test_numbers_of_a_library_network_are_in_the_units_of_the_data(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     assignment = texts.stage(folder, texts.STUDENT, task="regression", losses=[{"kind": "mse"}])
     rows = [("text", "verdict"), *((text, 1000 + 10 * len(text)) for text, _ in texts.sentences())]
@@ -120,8 +120,8 @@ def test_numbers_of_a_library_network_come_in_the_units_of_the_data(tmp_path: Pa
         csv.writer(file).writerows(rows)
     spec = assignment.spec.model_copy(update={"export": ["safetensors", "onnx"]})
     finished(folder, assignment.model_copy(update={"spec": spec}))
-    said = run_all(folder, tmp_path / "away")
-    weights, graph = ([float(n) for n in re.findall(r"\d+\.\d+", said[file])] for file in FILES[:2])
+    printed = run_all(folder, tmp_path / "away")
+    weights, graph = ([float(n) for n in re.findall(r"\d+\.\d+", printed[file])] for file in FILES[:2])
     assert len(weights) == 2
     assert weights == pytest.approx(graph, rel=1e-4)
     assert min(weights) > 900
@@ -137,23 +137,23 @@ def test_an_encoder_opens_in_sentence_transformers_by_its_program(tmp_path: Path
     data = {"format": "jsonl", "train": "pairs", "input_columns": ["a", "b"], "max_length": 16}
     spec = JobSpec.model_validate(job | {"data": data, "export": ALL_FORMATS})
     finished(folder, Assignment(spec=spec, inputs={"pairs": "pairs"}))
-    said = run_all(folder, tmp_path / "away")
-    assert list(said) == FILES
-    first = {file: [float(n) for n in re.findall(r"-?\d+\.\d+(?:e-\d+)?", said[file])][:3] for file in FILES}
+    printed = run_all(folder, tmp_path / "away")
+    assert list(printed) == FILES
+    first = {file: [float(n) for n in re.findall(r"-?\d+\.\d+(?:e-\d+)?", printed[file])][:3] for file in FILES}
     assert first["model.safetensors"] == pytest.approx(first["model.onnx"], abs=1e-4)
     assert header(folder)["pipeline_tag"] == "sentence-similarity"
 
 
-def test_a_language_model_writes_by_its_programs(tmp_path: Path) -> None:
+def test_a_language_model_generates_by_its_programs(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     finished(folder, language.stage(folder, language.LLAMA, export=ALL_FORMATS))
-    said = run_all(folder, tmp_path / "away")
-    assert list(said) == FILES
-    assert "Once" in said["model.safetensors"]
-    assert said["model.onnx"] == said["model.pt2"]
+    printed = run_all(folder, tmp_path / "away")
+    assert list(printed) == FILES
+    assert "Once" in printed["model.safetensors"]
+    assert printed["model.onnx"] == printed["model.pt2"]
 
 
-def test_rows_of_a_table_and_images_with_numbers_to_answer_have_programs(tmp_path: Path) -> None:
+def test_regressions_of_tables_and_images_have_programs(tmp_path: Path) -> None:
     for task, sample in (
         ("regression", TableInput(columns=5)),
         ("keypoints", ImageInput(channels=1, height=4, width=4)),
@@ -161,43 +161,43 @@ def test_rows_of_a_table_and_images_with_numbers_to_answer_have_programs(tmp_pat
         folder = tmp_path / task
         folder.mkdir()
         write_bundle(trained_on_numbers(task, sample, folder), folder, CPU)  # type: ignore[arg-type]  # a task's name
-        said = run_all(folder, tmp_path / f"{task}-away")
-        assert list(said) == FILES
-        assert len(re.findall(r"\d\.\d", said["model.onnx"])) == 8
+        printed = run_all(folder, tmp_path / f"{task}-away")
+        assert list(printed) == FILES
+        assert len(re.findall(r"\d\.\d", printed["model.onnx"])) == 8
         assert (
             header(folder)["pipeline_tag"]
             == {"regression": "tabular-regression", "keypoints": "keypoint-detection"}[task]
         )
 
 
-def test_the_header_tells_task_terms_and_results(tmp_path: Path) -> None:
+def test_the_header_has_task_terms_and_results(tmp_path: Path) -> None:
     bundle_of(tmp_path, teacher=True, name="small one", card={"license": "Apache-2.0", "datasets": ["me/digits"]})
-    told = header(tmp_path)
-    assert (told["license"], told["pipeline_tag"], told["tags"]) == (
+    fields = header(tmp_path)
+    assert (fields["license"], fields["pipeline_tag"], fields["tags"]) == (
         "apache-2.0",
         "image-classification",
         ["distillation"],
     )
-    (index,) = told["model-index"]
+    (index,) = fields["model-index"]
     (result,) = index["results"]
     assert (index["name"], result["metrics"][0]["type"]) == ("small one", "accuracy")
     assert result["metrics"][0]["value"] == report_in(tmp_path)["student"]["accuracy"]
-    assert told["metrics"] == [one["type"] for one in result["metrics"]]
-    assert told["metrics"] == ["accuracy", "nll", "ece", "adaptive_ece", "brier_score"]
-    assert told["datasets"] == ["me/digits"]
-    assert "base_model" not in told
+    assert fields["metrics"] == [one["type"] for one in result["metrics"]]
+    assert fields["metrics"] == ["accuracy", "nll", "ece", "adaptive_ece", "brier_score"]
+    assert fields["datasets"] == ["me/digits"]
+    assert "base_model" not in fields
 
 
-def test_what_it_was_made_from_is_named_with_digests_and_licences(tmp_path: Path) -> None:
+def test_the_sources_are_listed_with_digests_and_licences(tmp_path: Path) -> None:
     assignment = stage(tmp_path, teacher=True)
     (tmp_path / "teacher" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# mine\n")
     sources = {"data": InputSource(name="digits.npz", sha256="ab" * 32), "teacher": InputSource(name="big | `one`")}
     word = play(assignment.model_copy(update={"sources": sources}), tmp_path).word
     assert isinstance(word, Finished), word
     digest = hashlib.sha256((tmp_path / "teacher" / "model.safetensors").read_bytes()).hexdigest()
-    told = report_in(tmp_path)["sources"]
-    assert told["data.train"] == {"reference": "data", "name": "digits.npz", "sha256": "ab" * 32}
-    assert told["teacher"] == {
+    fields = report_in(tmp_path)["sources"]
+    assert fields["data.train"] == {"reference": "data", "name": "digits.npz", "sha256": "ab" * 32}
+    assert fields["teacher"] == {
         "reference": "teacher",
         "name": "big | `one`",
         "sha256": digest,
@@ -205,12 +205,12 @@ def test_what_it_was_made_from_is_named_with_digests_and_licences(tmp_path: Path
     }
     card = card_in(tmp_path)
     assert f"| teacher | `big / 'one'` `teacher` | `{digest}` | cc-by-nc-4.0 |" in card
-    assert "Of what it was made from, these are known: teacher: cc-by-nc-4.0." in card
-    assert "Not known: the job named none" in card
+    assert "Known licences of the models that it was made from: teacher: cc-by-nc-4.0." in card
+    assert "Not known: the job names none" in card
     assert header(tmp_path)["license"] == "unknown"
 
 
-def test_warnings_of_the_report_and_names_of_classes_stand_on_the_card(tmp_path: Path) -> None:
+def test_warnings_of_the_report_and_names_of_classes_are_on_the_card(tmp_path: Path) -> None:
     bundle_of(tmp_path)
     spec = JobSpec.model_validate(document())
     report = report_in(tmp_path) | {"warnings": [{"code": "teacher_near_chance", "message": "it knows <b>nothing</b>"}]}
@@ -243,7 +243,7 @@ def test_a_licence_is_read_from_a_models_card_or_not_known(tmp_path: Path, card:
     assert licence_of(tmp_path) == licence
 
 
-def test_of_an_earlier_jobs_student_the_licence_is_what_the_job_said(tmp_path: Path) -> None:
+def test_the_licence_of_an_earlier_jobs_student_is_that_of_its_job(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: unknown\n---\n")
     (tmp_path / "recipe.json").write_text(json.dumps({"card": {"license": "MIT"}}))
     assert licence_of(tmp_path) == "MIT"
@@ -256,29 +256,29 @@ def test_of_an_earlier_jobs_student_the_licence_is_what_the_job_said(tmp_path: P
     [({"architecture": "mlp"}, ["safetensors", "onnx", "torch-export"]), (LIBRARY, ["safetensors", "onnx"])],
     ids=["zoo", "library"],
 )
-def test_by_default_a_student_is_exported_to_what_others_can_open(student: dict[str, Any], formats: list[str]) -> None:
+def test_by_default_a_student_is_exported_to_standard_formats(student: dict[str, Any], formats: list[str]) -> None:
     job = JobSpec.model_validate(document(student=student, export=None))
     network = ARCHITECTURE.validate_python(student)
     assert exports_of(job, network, 1000) == (formats, {})
     large = exports_of(job, network, 2**29)
     assert large.formats == [name for name in formats if name != "onnx"]
     assert large.left_out == {"onnx": "536,870,912 weights are more than one ONNX file can hold"}
-    asked = JobSpec.model_validate(document(student=student, export=["safetensors", "onnx"]))
+    requested = JobSpec.model_validate(document(student=student, export=["safetensors", "onnx"]))
     with pytest.raises(UserError, match="more than one ONNX file"):
-        require_exportable(asked, 2**29)
+        require_exportable(requested, 2**29)
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_network_that_has_no_graph_costs_the_graph_or_the_job_that_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+@pytest.mark.parametrize("requested", [True, False])
+def test_a_network_without_a_graph_costs_the_graph_or_fails_the_job_that_requested_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requested: bool
 ) -> None:
     def untraceable(model: Model, folder: Path) -> Any:
         (folder / "model.onnx").write_bytes(b"half")
         raise RuntimeError("data-dependent control flow at /somewhere")
 
     monkeypatch.setitem(bundle.GRAPHS, "onnx", bundle.GRAPHS["onnx"]._replace(write=untraceable))
-    played = play(stage(tmp_path, export=["safetensors", "onnx"] if asked else None), tmp_path)
-    if asked:
+    played = play(stage(tmp_path, export=["safetensors", "onnx"] if requested else None), tmp_path)
+    if requested:
         assert isinstance(played.word, Failed)
         assert (played.word.fault, played.word.code, played.word.param) == ("user", "not_exportable", "export")
         assert "somewhere" not in played.word.message

@@ -32,7 +32,7 @@ def test_losses_share_a_panel_and_every_other_value_has_one(tmp_path: Path) -> N
     assert pixels(more, tmp_path / "b.png").shape[:2] == (520, 1200)
 
 
-def test_what_was_measured_decides_what_is_drawn(tmp_path: Path) -> None:
+def test_the_metrics_decide_the_panels(tmp_path: Path) -> None:
     other = [Point(step=point.step, values={**point.values, "eval/nll": 1 / point.step}) for point in POINTS]
     first, again = pixels(POINTS, tmp_path / "a.png"), pixels(POINTS, tmp_path / "b.png")
     assert np.array_equal(first, again)
@@ -53,6 +53,6 @@ def test_little_can_be_drawn_too(tmp_path: Path, points: list[Point]) -> None:
 
 
 def test_no_global_state_of_the_drawing_library_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # whoever imports it fails
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it fails
     draw_curves(POINTS, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0

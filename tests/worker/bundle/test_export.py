@@ -128,11 +128,11 @@ def table_model() -> tuple[Model, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("build", "name", "answer"),
+    ("build", "name", "output"),
     [(text_model, "tokens", "logits"), (table_model, "table", "outputs")],
     ids=["text", "table"],
 )
-def test_graphs_take_texts_and_tables_too(tmp_path: Path, build: Any, name: str, answer: str) -> None:
+def test_graphs_accept_texts_and_tables_too(tmp_path: Path, build: Any, name: str, output: str) -> None:
     model, samples = build()
     model.eval().requires_grad_(False)
     opened = {write: write(model, tmp_path) for write in (export_onnx, export_int8, export_program)}
@@ -143,10 +143,10 @@ def test_graphs_take_texts_and_tables_too(tmp_path: Path, build: Any, name: str,
             torch.testing.assert_close(call(several), expected, rtol=0.0, atol=tolerance)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [node.name for node in session.get_inputs()] == [name]
-    assert [node.name for node in session.get_outputs()] == [answer]
+    assert [node.name for node in session.get_outputs()] == [output]
 
 
-def test_the_graph_of_8_bits_is_smaller_where_weights_are_what_fills_it(tmp_path: Path) -> None:
+def test_the_graph_of_8_bits_is_smaller_if_weights_dominate_its_size(tmp_path: Path) -> None:
     model, _ = text_model()
     for write in (export_onnx, export_int8):
         write(model.eval().requires_grad_(False), tmp_path)
@@ -154,7 +154,7 @@ def test_the_graph_of_8_bits_is_smaller_where_weights_are_what_fills_it(tmp_path
 
 
 @pytest.mark.parametrize("build", [text_model, table_model], ids=["text", "table"])
-def test_no_file_tells_where_it_was_made(tmp_path: Path, build: Any) -> None:
+def test_no_file_has_the_paths_of_the_machine(tmp_path: Path, build: Any) -> None:
     model, _ = build()
     for write in (export_onnx, export_int8, export_program):
         write(model.eval().requires_grad_(False), tmp_path)

@@ -1,4 +1,4 @@
-"""What exported files may differ in, and what they must not."""
+"""Tolerances for the differences of exported files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def slacks(task: str, outputs: Tensor, targets: Tensor) -> list[tuple[str, float
 def test_outputs_within_the_tolerance_pass_and_beyond_it_fail() -> None:
     live = torch.tensor([[10.0, -3.0], [0.0, 1.0]])
     require_same("model.onnx", live + 9e-4, live)
-    with pytest.raises(SystemFault, match=r"model\.onnx gives other outputs"):
+    with pytest.raises(SystemFault, match=r"model\.onnx returns other outputs"):
         require_same("model.onnx", live + 2e-3, live)
     with pytest.raises(SystemFault):
         require_same("model.onnx", live * torch.nan, live)
@@ -42,7 +42,7 @@ def test_choices_may_only_swap_where_the_tolerance_explains_it() -> None:
 
 
 @pytest.mark.parametrize(("task", "metric", "slack"), [("regression", "rmse", 1.0), ("keypoints", "nme", 2**0.5 / 4)])
-def test_errors_may_only_move_as_far_as_the_tolerance_can_move_them(task: str, metric: str, slack: float) -> None:
+def test_errors_may_differ_only_as_far_as_the_tolerance_of_outputs_allows(task: str, metric: str, slack: float) -> None:
     """The four points of each sample span a square of side 4."""
     targets = torch.tensor([0.0, 0.0, 0.0, 4.0, 4.0, 0.0, 4.0, 4.0]).repeat(3, 1)
     found, allowed = slacks(task, targets, targets), 4 * TOLERANCE * slack

@@ -1,4 +1,4 @@
-"""What is published of a training, and what its report says."""
+"""The files of a bundle, and the content of its report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from worker.students.model import INPUT_KEYS, Model
 from worker.students.weights import save_model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
-from worker.training.best import consider
+from worker.training.best import update_best
 from worker.training.state import initial_state
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def numbers_model(task: TaskName, sample: Input, seed: int) -> Model:
 
 
 def trained_on_numbers(task: TaskName, sample: Input, folder: Path) -> TrainedJob:
-    """A student of a task whose answers are numbers, as it may stand at the end of its training."""
+    """A student of a regression task in a state as at the end of training."""
     job = JobSpec.model_validate(document(task=task, teacher=True, export=ALL_FORMATS))
     shape = (12, 5) if isinstance(sample, TableInput) else (12, 1, 4, 4)
     student, teacher = (numbers_model(task, sample, seed) for seed in (1, 2))
@@ -53,7 +53,7 @@ def trained_on_numbers(task: TaskName, sample: Input, folder: Path) -> TrainedJo
     state = initial_state(job.recipe, student)
     state.step = 9
     found = evaluator.evaluate(student).evaluation
-    consider(state, kind.main_metric, found.metrics, None)
+    update_best(state, kind.main_metric, found.metrics, None)
     state.history.add(9, {f"eval/{name}": value for name, value in found.metrics.items()})
     teachers = {"teacher": (teacher, folder)}
     return TrainedJob(
@@ -107,7 +107,7 @@ def test_the_report_measures_every_file(tmp_path: Path) -> None:
     assert student["flops"] == 2 * (36 * 8 + 8 * 4)
 
 
-def test_the_teacher_stands_beside_the_student(tmp_path: Path) -> None:
+def test_the_report_has_teacher_and_student(tmp_path: Path) -> None:
     play(stage(tmp_path, teacher=True), tmp_path)
     report = report_in(tmp_path)
     likeness = {"agreement", "kl"}
@@ -135,7 +135,7 @@ def test_a_class_that_no_sample_has_is_null_in_the_table(tmp_path: Path) -> None
     assert all("teacher" not in row for row in rows)
 
 
-def test_last_and_best_epoch_are_both_told(tmp_path: Path) -> None:
+def test_last_and_best_epoch_are_both_in_the_report(tmp_path: Path) -> None:
     played = play(stage(tmp_path, recipe={"epochs": 6}), tmp_path)
     report = report_in(tmp_path)
     epochs = report["epochs"]
@@ -153,7 +153,7 @@ def test_last_and_best_epoch_are_both_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sample", [TableInput(columns=5), ImageInput(channels=1, height=4, width=4)], ids=["table", "images"]
 )
-def test_answers_may_be_numbers(tmp_path: Path, task: TaskName, sample: Input) -> None:
+def test_outputs_may_be_numbers(tmp_path: Path, task: TaskName, sample: Input) -> None:
     trained = trained_on_numbers(task, sample, tmp_path)
     artifacts = write_bundle(trained, tmp_path, CPU)
     report, main = report_in(tmp_path), task_for(task).main_metric.name
@@ -170,7 +170,7 @@ def test_answers_may_be_numbers(tmp_path: Path, task: TaskName, sample: Input) -
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
-def test_a_graph_that_answers_otherwise_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_a_graph_with_other_outputs_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     name = next(name for name, graph in bundle.GRAPHS.items() if graph.file == file)
     graph = bundle.GRAPHS[name]
 
@@ -196,7 +196,7 @@ def test_a_graph_of_8_bits_may_differ_but_must_give_numbers(tmp_path: Path, monk
         write_bundle(trained_on_numbers("regression", TableInput(columns=5), tmp_path), tmp_path, CPU)
 
 
-def test_the_card_tells_lineage_results_use_and_rights(tmp_path: Path) -> None:
+def test_the_card_has_lineage_results_use_and_rights(tmp_path: Path) -> None:
     play(stage(tmp_path, teacher=True, name="small one", export=ALL_FORMATS), tmp_path)
     card = card_in(tmp_path)
     assert "\n# small one\n\nA `mlp` for image-classification, distilled from `teacher`, on `data`.\n" in card
@@ -207,9 +207,9 @@ def test_the_card_tells_lineage_results_use_and_rights(tmp_path: Path) -> None:
     results = card.partition("## Results")[2].partition("## Use")[0]
     rows = [line for line in results.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in rows} == {9}
-    assert "`images` (N, 1, 6, 6) of raw pixels as float32 in" in card
+    assert "`images` (N, 1, 6, 6), raw pixels as float32, for any N" in card
     assert 'torch.export.load("model.pt2"' in card
-    assert "![What was measured while the model was trained](curves.png)" in card
+    assert "![Metrics during training](curves.png)" in card
     assert "## Licence" in card
 
 

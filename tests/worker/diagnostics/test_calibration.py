@@ -60,7 +60,7 @@ def test_the_temperature_is_fitted_on_one_part_and_everything_measured_on_the_ot
     assert scaled["classwise_ece"] == float(classification.classwise_calibration_error(divided, labels, 10).mean())
 
 
-def test_scaling_mends_what_is_overconfident_and_leaves_choices() -> None:
+def test_scaling_reduces_overconfidence_and_leaves_choices() -> None:
     found = analysed(part(1), part(2)).figures
     for name in ("nll", "brier", "ece", "adaptive_ece"):
         assert found["student_scaled"][name] < found["student"][name]

@@ -61,7 +61,7 @@ def test_the_split_is_the_seeds_and_takes_every_sample_once() -> None:
         assert part.teacher.squeeze(1).tolist() == part.samples.inputs["table"].squeeze(1).tolist()
 
 
-def test_report_files_and_card_tell_of_student_and_teacher(tmp_path: Path) -> None:
+def test_report_files_and_card_have_student_and_teacher(tmp_path: Path) -> None:
     word = play(stage(tmp_path, teacher=True, **ASKED), tmp_path).word
     assert isinstance(word, Finished), word
     found = report_in(tmp_path)["diagnostics"]["calibration"]
@@ -70,12 +70,12 @@ def test_report_files_and_card_tell_of_student_and_teacher(tmp_path: Path) -> No
     assert set(found["figures"]) == {"student", "student_scaled", "teacher", "teacher_scaled"}
     assert "calibration.png" in {one.name for one in word.artifacts if one.media_type == "image/png"}
     card = (tmp_path / "bundle" / "README.md").read_text()
-    assert "### calibration\n\nOn 10 held-out samples; what is fitted, on 10 others.\n" in card
+    assert "### calibration\n\nOn 10 held-out samples; fitted on 10 others.\n" in card
     assert "| | student | student scaled | teacher | teacher scaled |" in card
     assert "![calibration](calibration.png)" in card
 
 
-def test_a_kind_that_comes_twice_is_numbered(tmp_path: Path) -> None:
+def test_a_kind_that_is_requested_twice_is_numbered(tmp_path: Path) -> None:
     found = diagnosed(tmp_path, Calibration(bins=2), Calibration(bins=4))
     assert [found.figures[name]["bins"] for name in ("calibration-1", "calibration-2")] == [2, 4]
     assert found.pictures == ["calibration-1.png", "calibration-2.png"]
@@ -88,7 +88,7 @@ def test_figures_in_doubt_are_warned_of(tmp_path: Path) -> None:
     assert warning["message"].startswith("calibration: the student's temperature")
 
 
-def test_none_is_asked_for_and_none_is_there(tmp_path: Path) -> None:
+def test_without_a_request_there_is_none(tmp_path: Path) -> None:
     play(stage(tmp_path), tmp_path)
     assert report_in(tmp_path)["diagnostics"] == {}
 
@@ -98,11 +98,11 @@ def test_none_is_asked_for_and_none_is_there(tmp_path: Path) -> None:
     [
         (NotComputable("no sample has two heads"), "no sample has two heads"),
         (MemoryError(), "memory ran out"),
-        (ZeroDivisionError("secret"), "it met an error of its own, which the worker's log describes"),
+        (ZeroDivisionError("secret"), "it had an internal error, which is in the worker's log"),
     ],
     ids=["samples", "memory", "fault"],
 )
-def test_what_can_not_be_computed_leaves_its_reason_and_a_warning(
+def test_a_diagnostic_that_can_not_be_computed_leaves_its_reason_and_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def fails(spec: Calibration) -> Any:
@@ -133,14 +133,14 @@ def test_too_few_samples_are_refused_before_anything_is_trained(tmp_path: Path) 
 
 
 def test_weights_and_mode_of_the_student_stay_as_they_are(tmp_path: Path) -> None:
-    asked, plain = tmp_path / "asked", tmp_path / "plain"
-    play(stage(asked, **ASKED), asked)
+    diagnosed, plain = tmp_path / "diagnosed", tmp_path / "plain"
+    play(stage(diagnosed, **ASKED), diagnosed)
     play(stage(plain, data=ASKED["data"]), plain)
-    with_it, without = (load_model(folder / "bundle").state_dict() for folder in (asked, plain))
+    with_it, without = (load_model(folder / "bundle").state_dict() for folder in (diagnosed, plain))
     assert all(torch.equal(with_it[name], without[name]) for name in without)
 
 
-def test_a_job_that_was_stopped_and_goes_on_has_the_same_figures(tmp_path: Path) -> None:
+def test_a_job_that_was_stopped_and_resumed_has_the_same_figures(tmp_path: Path) -> None:
     def figures(folder: Path, played: Played) -> Any:
         assert isinstance(played.word, Finished), played.word
         return report_in(folder)["diagnostics"]

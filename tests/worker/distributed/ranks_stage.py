@@ -1,4 +1,4 @@
-"""Processes that play jobs together: started once, because torch takes seconds to import."""
+"""Processes that run jobs together: started once, because torch takes seconds to import."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE = 2
 
 
 class Act(NamedTuple):
-    """A job to play to the end, or for so many steps."""
+    """A job to run to the end, or for so many steps."""
 
     assignment: Assignment
     folder: Path
@@ -40,44 +40,45 @@ class Act(NamedTuple):
 
 
 def play_together(acts: dict[str, Act], size: int = SIZE) -> dict[str, Played]:
-    """What the first rank says in each."""
+    """Run jobs on several ranks; returns the reports of the first rank for each."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder = next(iter(acts.values())).folder
     spawn(_play_all, (acts, str(store.port), folder / "played", size), nprocs=size)
-    told = json.loads((folder / "played").read_text())
-    runs = {name: [REPORTS.validate_python(said) for said in run] for name, run in told.items()}
+    written = json.loads((folder / "played").read_text())
+    runs = {name: [REPORTS.validate_python(report) for report in run] for name, run in written.items()}
     return {name: Played(reports, word) for name, (*reports, word) in runs.items()}
 
 
 def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int) -> None:
     where: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    where |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # so that the first rank opens no store of its own there
+    where |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # so that the first rank opens no other store there
     os.environ |= {**where, "RANK": str(number), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     make_deterministic()
-    tell_every_step(pytest.MonkeyPatch())
+    report_every_step(pytest.MonkeyPatch())
     join(cpu := torch.device("cpu"))
     played = {}
     for name, act in acts.items():
         sharded = act.assignment.spec.resources.sharding == "fsdp"
         played[name] = play(*act, FullyShardedDataParallel(cpu) if sharded else DataParallel())
     if number == 0:
-        said = {name: [*run.reports, run.word] for name, run in played.items()}
-        out.write_text(json.dumps({name: [each.model_dump(mode="json") for each in run] for name, run in said.items()}))
+        reports = {name: [*run.reports, run.word] for name, run in played.items()}
+        dumped = {name: [each.model_dump(mode="json") for each in run] for name, run in reports.items()}
+        out.write_text(json.dumps(dumped))
 
 
-def fail_in_the_second(ends: RankArgs) -> None:
-    """What a rank does of which the second alone meets an error; the first says so, too late."""
+def fail_in_the_second(args: RankArgs) -> None:
+    """Main function of a rank of which only the second fails at once; the first fails too late."""
     number = int(os.environ["RANK"])
     if number == 0:
         time.sleep(30)
-    word = Failed(fault="capacity", code=f"full_{number}", message="no room")
-    ends.reports[number].send_bytes(word.model_dump_json().encode())
+    word = Failed(fault="capacity", code=f"full_{number}", message="no space")
+    args.reports[number].send_bytes(word.model_dump_json().encode())
     os._exit(1)
 
 
-def die_while_saving(ends: RankArgs) -> None:
-    """What a rank does of which the second is killed with half of its second checkpoint on the disk."""
+def die_while_saving(args: RankArgs) -> None:
+    """Main function of a rank of which the second is killed with half of its second checkpoint on the disk."""
     write, times = checkpoint.save_file, iter(range(10))
 
     def killed(tensors: dict[str, Tensor], path: Path) -> None:
@@ -87,27 +88,27 @@ def die_while_saving(ends: RankArgs) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.save_file = killed
-    launch._be_a_rank(ends)
+    launch._run_rank(args)
 
 
-def tell_every_step(patch: pytest.MonkeyPatch) -> None:
-    """Have metrics told after each step in this process, and do without what takes longer than the steps."""
+def report_every_step(patch: pytest.MonkeyPatch) -> None:
+    """Report metrics after each step in this process, and skip work that takes longer than the steps."""
     patch.setattr(watch, "SECONDS_BETWEEN_REPORTS", float("-inf"))
     patch.setattr(bundle, "draw_curves", lambda *_: None)
     patch.setattr(measure, "RUNS", 1)
 
 
-def tell_all(ends: RankArgs) -> None:
-    """What a rank does, and tells after each step."""
-    tell_every_step(pytest.MonkeyPatch())
-    launch._be_a_rank(ends)
+def run_rank_reporting(args: RankArgs) -> None:
+    """Main function of a rank that reports after each step."""
+    report_every_step(pytest.MonkeyPatch())
+    launch._run_rank(args)
 
 
-def full(ends: RankArgs) -> None:
-    """What a rank does that meets the others and finds no room for the files."""
-    launch.hand_out = _no_room
-    launch._be_a_rank(ends)
+def full(args: RankArgs) -> None:
+    """Main function of a rank that joins the others and has no disk space for the files."""
+    launch.broadcast_files = _disk_full
+    launch._run_rank(args)
 
 
-def _no_room(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "no room")
+def _disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no space")

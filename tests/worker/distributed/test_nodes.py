@@ -1,4 +1,4 @@
-"""A job on several machines, which are played by processes of this one."""
+"""A job on several machines, simulated by processes of this one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch.testing import assert_close
 
 from tests.servers.output import first_line
 from tests.servers.ports import reserved_port
-from tests.worker.distributed.ranks_stage import tell_all, tell_every_step
+from tests.worker.distributed.ranks_stage import report_every_step, run_rank_reporting
 from tests.worker.training.builders import Played, play, stage
 from worker.distributed import launch, nodes
-from worker.distributed.nodes import called, come
+from worker.distributed.nodes import join_job, rendezvous
 from worker.errors import SystemFault
 from worker.protocol import Assignment, Failed, Finished, Metrics, Report
 from worker.students.weights import WEIGHTS
@@ -36,7 +36,7 @@ JOB: dict[str, Any] = {
     "recipe": {"batch_size": 13, "accumulate": 2, "checkpoint": {"every_steps": 4}},
 }
 TWO = {"nodes": 2, "queue": "cpu"}
-COME = (
+JOIN = (
     "import sys; from functools import partial; "
     "from worker.distributed import launch; from worker.trainer.node import serve; "
     "launch.JOIN_SECONDS = float(sys.argv[2]); serve(sys.argv[1], partial(print, flush=True))"
@@ -44,7 +44,7 @@ COME = (
 
 FULL = (
     "from worker.distributed import launch; from tests.worker.distributed.ranks_stage import full; "
-    "launch._be_a_rank = full; "
+    "launch._run_rank = full; "
 )
 
 
@@ -62,13 +62,13 @@ def address() -> Iterator[str]:
 def _on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(launch, "JOIN_SECONDS", PATIENT)
-    monkeypatch.setattr(nodes, "SILENT_SECONDS", PATIENT)
+    monkeypatch.setattr(nodes, "TIMEOUT_SECONDS", PATIENT)
 
 
 @contextmanager
 def node(address: str, first: str = "") -> Iterator[subprocess.Popen[str]]:
     """Another machine that has begun to wait for jobs, after running some code."""
-    command = [sys.executable, "-c", first + COME, address, str(PATIENT)]
+    command = [sys.executable, "-c", first + JOIN, address, str(PATIENT)]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
         assert "waiting for jobs" in first_line(process.stdout)
         yield process
@@ -81,12 +81,12 @@ def met(folder: Path, address: str | None, **changes: Any) -> Assignment:
 
 
 def performed(assignment: Assignment, folder: Path) -> Played:
-    said: list[Report] = []
-    return Played(said, perform(assignment, folder, said.append, lambda: False))
+    reports: list[Report] = []
+    return Played(reports, perform(assignment, folder, reports.append, lambda: False))
 
 
 def curves(played: Played) -> dict[tuple[int, str], float]:
-    values = {(said.step, name): value for said in played.of(Metrics) for name, value in said.values.items()}
+    values = {(report.step, name): value for report in played.of(Metrics) for name, value in report.values.items()}
     return {key: value for key, value in values.items() if key[1].startswith(("train/loss", "train/grad", "eval/"))}
 
 
@@ -94,8 +94,8 @@ def curves(played: Played) -> dict[tuple[int, str], float]:
 def test_two_machines_take_the_steps_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, sharding: str
 ) -> None:
-    tell_every_step(monkeypatch)
-    monkeypatch.setattr(launch, "_be_a_rank", tell_all)
+    report_every_step(monkeypatch)
+    monkeypatch.setattr(launch, "_run_rank", run_rank_reporting)
     alone = play(stage(tmp_path / "alone", **JOB), tmp_path / "alone")
     folder = tmp_path / "head"
     assignment = met(folder, address, resources={**TWO, "sharding": sharding})
@@ -114,74 +114,76 @@ def test_two_machines_take_the_steps_of_one_process(
 def test_an_error_on_another_machine_is_the_job_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """What the head says of itself is only that it lost the other."""
+    """The head's own failure is only that it lost the other machine."""
     folder = tmp_path / "head"
     with node(address, FULL):
         word = performed(met(folder, address), folder).word
     assert word == Failed(fault="capacity", code="disk_full", message="the worker's disk is full")
 
 
-def test_a_machine_that_does_not_come_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_a_machine_that_does_not_join_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
     monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
     word = performed(met(tmp_path, address), tmp_path).word
     assert isinstance(word, Failed)
     assert (word.fault, word.code, word.param) == ("capacity", "too_few_nodes", "resources.nodes")
 
 
-def test_a_worker_without_other_machines_says_so(tmp_path: Path) -> None:
+def test_a_worker_without_an_address_for_other_machines_is_an_error(tmp_path: Path) -> None:
     word = performed(met(tmp_path, None), tmp_path).word
     assert isinstance(word, Failed)
     assert (word.fault, word.code) == ("system", "no_rendezvous")
 
 
-def test_nobody_comes_where_nobody_calls_or_all_seats_are_taken(tmp_path: Path, address: str) -> None:
-    assert come(address, set()) is None
-    with called(met(tmp_path, address)) as (place, store):
+def test_no_machine_joins_if_there_is_no_job_or_all_seats_are_taken(tmp_path: Path, address: str) -> None:
+    assert join_job(address, set()) is None
+    with rendezvous(met(tmp_path, address)) as (place, store):
         assert store is not None
-        known: set[str] = set()
-        found = come(address, known)
+        joined: set[str] = set()
+        found = join_job(address, joined)
         assert found is not None
         assert (found.place.run, found.place.nodes, found.place.head) == (place.run, 2, False)
-        assert come(address, known) is None
-        assert come(address, set()) is None
+        assert join_job(address, joined) is None
+        assert join_job(address, set()) is None
 
 
-def test_an_address_where_something_else_listens_or_that_leads_nowhere_is_told(
+def test_an_address_with_another_server_or_that_can_not_be_resolved_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.distributed.nodes.LOOK_SECONDS", 0.5)
+    monkeypatch.setattr("worker.distributed.nodes.REPLY_SECONDS", 0.5)
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # it hangs up
         threading.Thread(target=other.serve_forever, daemon=True).start()
         with pytest.raises(SystemFault, match="does not answer"):
-            come(f"127.0.0.1:{other.server_address[1]}", set())
+            join_job(f"127.0.0.1:{other.server_address[1]}", set())
         other.shutdown()
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(OSError, match="unknown"):
-        come("nowhere:1", set())
+        join_job("nowhere:1", set())
 
 
 def unknown(*_: object, **__: object) -> None:
     raise socket.gaierror(-2, "unknown")
 
 
-def test_only_one_job_at_a_time_calls_at_an_address(tmp_path: Path, address: str) -> None:
+def test_only_one_job_at_a_time_is_offered_at_an_address(tmp_path: Path, address: str) -> None:
     assignment = met(tmp_path, address)
-    with called(assignment), pytest.raises(SystemFault, match="listened"), called(assignment):
+    with rendezvous(assignment), pytest.raises(SystemFault, match="can't listen"), rendezvous(assignment):
         pass
 
 
-def test_a_machine_that_comes_when_the_others_have_given_up_leaves_the_reason_to_them(
+def test_a_machine_that_joins_when_the_others_have_given_up_leaves_the_reason_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
     assignment = met(tmp_path, address)
-    with called(assignment) as (place, store):
+    with rendezvous(assignment) as (place, store):
         assert store is not None
-        helper = come(address, set())
+        helper = join_job(address, set())
         assert helper is not None
         head = launch._launch(run, assignment, tmp_path, lambda _: None, lambda: False, place)
         late = launch.assist(run, helper, tmp_path / "late")
-        assert not store.check([nodes.WORD])
+        assert not store.check([nodes.FAILURE])
     assert isinstance(head, Failed)
     assert head.code == "too_few_nodes"
     assert late is not None

@@ -31,7 +31,7 @@ def test_any_rows_are_those_of_the_whole(stored: dict[str, Stored], begin: int, 
     assert torch.equal(rows.read(), WHOLE)
 
 
-def test_what_lies_in_one_file_alone_is_read_too(stored: dict[str, Stored]) -> None:
+def test_a_tensor_in_one_file_only_is_read_too(stored: dict[str, Stored]) -> None:
     assert stored["step"].shape == ()
     assert stored["step"].read() == 5.0
     assert stored["none"].read().shape == stored["none"].shape == (0, 3)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from tests import kinds
 from tests.kinds import BERT, PAIRS
-from tests.worker.distributed.ranks_stage import Act, play_together, tell_every_step
+from tests.worker.distributed.ranks_stage import Act, play_together, report_every_step
 from tests.worker.training.builders import Played, play, stage, weights
 from worker.protocol import CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
@@ -60,7 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Stages that train a loss's own parts alone, and a student whose last layer has no gradient, are among them."""
+"""Among them are stages that train only the modules of a loss, and a student whose last layer has no gradient."""
 NARROW: dict[str, Any] = {
     "architecture": "transformers",
     "config": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -99,7 +99,7 @@ CASES |= {
 
 
 class Scene:
-    """All that is played: each case by one process and by two, and a job that goes on elsewhere."""
+    """The runs of the tests: each case by one process and by two, and a job that is resumed by other processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -152,13 +152,13 @@ def resumed(act: Act, checkpoint: str) -> Any:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        tell_every_step(patch)
+        report_every_step(patch)
         yield Scene(tmp_path_factory.mktemp("ranks"))
 
 
 def curves(played: Played) -> dict[tuple[int, str], float]:
-    """All that was measured but the machine's rate, and what teachers compute: the first's share times the ranks."""
-    values = {(said.step, name): value for said in played.of(Metrics) for name, value in said.values.items()}
+    """All metrics but the machine's rate and the teachers' operations, which are the first rank's times the ranks."""
+    values = {(report.step, name): value for report in played.of(Metrics) for name, value in report.values.items()}
     return {key: value for key, value in values.items() if not key[1].startswith(("train/mfu/", "train/flops/teacher"))}
 
 
@@ -173,13 +173,13 @@ def test_every_loss_and_metric_is_that_of_one_process(scene: Scene, name: str) -
     assert_close(scene.weights(name), scene.weights(f"{name}-alone"), rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_ends_bit_equal_and_drops_what_it_would_have_dropped(scene: Scene) -> None:
+def test_a_resumed_run_ends_bit_equal_with_the_same_dropout(scene: Scene) -> None:
     assert scene.rows_per_sample["half"].word == Stopped(step=5)
     assert isinstance(scene.rows_per_sample["half-again"].word, Finished)
     assert weights(scene.root / "half") == weights(scene.root / "straight")
 
 
-def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scene: Scene) -> None:
+def test_one_process_resumes_a_run_of_two_and_two_a_run_of_one(scene: Scene) -> None:
     stopped = scene.rows_per_sample["two-one"]
     assert [saved.step for saved in stopped.of(CheckpointSaved)] == [4]
     assert isinstance(scene.ended.word, Finished)

@@ -18,7 +18,7 @@ from worker.protocol import CachePlace, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
 
 OUTSIDE = {"kind": "akl"}
-"""A divergence that the kernels don't know."""
+"""A divergence that has no kernel."""
 SPLIT = {"batch_size": 7, "accumulate": 2, "clip_norm": 0.5}
 SHARDED = {"processes": 2, "queue": "cpu", "sharding": "fsdp"}
 OFF: dict[str, Any] = {"teacher_cache": {"store": "off"}}
@@ -34,7 +34,7 @@ KEPT: dict[str, Any] = {"network": LLAMA, "teacher_cache": {"store": "top-k", "k
 
 
 class Scene:
-    """All that is played: each case by one process and by two, and jobs that go on elsewhere."""
+    """The runs of the tests: each case by one process and by two, and jobs that are resumed by other processes."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.teacher = root, root / "teacher" / "bundle"
@@ -71,7 +71,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def curves(played: Played) -> dict[tuple[int, str], float]:
-    values = {(said.step, name): value for said in played.of(Metrics) for name, value in said.values.items()}
+    values = {(report.step, name): value for report in played.of(Metrics) for name, value in report.values.items()}
     return {key: value for key, value in values.items() if key[1].startswith(("train/loss", "train/grad", "eval/"))}
 
 
@@ -85,7 +85,7 @@ def test_every_loss_and_metric_is_that_of_one_process(scene: Scene, name: str) -
     scene.require_equal(name, f"{name}-alone")
 
 
-def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scene: Scene) -> None:
+def test_one_process_resumes_a_run_of_two_and_two_a_run_of_one(scene: Scene) -> None:
     assert scene.rows_per_sample["half"].word == scene.begun.word == Stopped(step=3)
     assert isinstance(scene.ended.word, Finished), scene.ended.word
     assert isinstance(scene.rows_per_sample["begun"].word, Finished)
@@ -93,9 +93,9 @@ def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(scen
     scene.require_equal("begun", "sharded-untied-alone")
 
 
-def test_each_has_the_teacher_say_its_share_before_training(scene: Scene) -> None:
+def test_each_rank_computes_its_share_of_teacher_outputs_before_training(scene: Scene) -> None:
     kept = scene.rows_per_sample["kept"]
     assert isinstance(kept.word, Finished), kept.word
-    told = json.loads((scene.root / "kept" / "bundle" / "report.json").read_text())["train"]
-    figures = told["teacher_cache"]["teacher"]
+    train = json.loads((scene.root / "kept" / "bundle" / "report.json").read_text())["train"]
+    figures = train["teacher_cache"]["teacher"]
     assert figures["misses"] == figures["hits"] > 0

@@ -21,7 +21,7 @@ from tests.worker.fetch.hub_server import Hub, serving
 from worker.errors import UserError
 from worker.fetch import fetch
 from worker.fetch.hub import HubUnavailable
-from worker.fetch.shelf import FetchCache
+from worker.fetch.model_cache import FetchCache
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny-bert"
@@ -64,7 +64,7 @@ async def fetched(tmp_path: Path, teacher: Teacher, settings: Settings, number: 
     """What a worker ends up with, by file name."""
     target = tmp_path / "attempt" / str(number)
     target.mkdir(parents=True)
-    await fetch(teacher, "teacher.hub", settings, FetchCache(tmp_path / "shelf", settings.model_cache_bytes), target)
+    await fetch(teacher, "teacher.hub", settings, FetchCache(tmp_path / "cache", settings.model_cache_bytes), target)
     return {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
 
 
@@ -140,7 +140,7 @@ async def test_shards_come_with_their_index_and_must_all_be_there(tmp_path: Path
         "model.safetensors.index.json",
         *shards,
     }
-    shutil.rmtree(tmp_path / "shelf")
+    shutil.rmtree(tmp_path / "cache")
     (folder / shards[1]).unlink()
     with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors, which is missing"):
         await fetched(tmp_path, TEACHER, settings, 3)

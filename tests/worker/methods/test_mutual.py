@@ -48,11 +48,13 @@ def vectors(models: list[Model]) -> list[Tensor]:
     return [torch.cat([weight.detach().flatten().clone() for weight in model.parameters()]) for model in models]
 
 
-def objective(own: Tensor, others: list[Tensor], labels: Tensor, weight: float, reduce: str) -> Tensor:
+def objective(logits: Tensor, others: list[Tensor], labels: Tensor, weight: float, reduce: str) -> Tensor:
     """As the paper has it, written out with probabilities."""
-    p = own.softmax(-1)
+    p = logits.softmax(-1)
     terms = [(q * (q.log() - p.log())).sum(-1).mean() for q in (other.detach().softmax(-1) for other in others)]
-    return F.cross_entropy(own, labels) + weight * sum(terms, torch.zeros(())) / (len(terms) if reduce == "mean" else 1)
+    return F.cross_entropy(logits, labels) + weight * sum(terms, torch.zeros(())) / (
+        len(terms) if reduce == "mean" else 1
+    )
 
 
 @pytest.mark.parametrize("updates", ["in-turn", "together"])
@@ -97,7 +99,7 @@ def report(folder: Path) -> Any:
     [{}, {"ema_decay": 0.8, "optimizer": {"kind": "adamp", "lr": 0.01}, "schedule": {"kind": "cosine"}}],
     ids=["plain", "averaged"],
 )
-def test_a_job_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path, recipe: dict[str, Any]) -> None:
+def test_a_job_that_is_stopped_resumes_to_the_same_bits(tmp_path: Path, recipe: dict[str, Any]) -> None:
     dropping = {"architecture": "mlp", "hidden": [8]}
     require_same_bits(partial(stage, student=dropping, recipe={**RECIPE, **recipe}), tmp_path)
     straight, halting = (report(tmp_path / name)["learners"] for name in ("straight", "halting"))
@@ -145,7 +147,7 @@ def test_every_student_is_measured_counted_and_reported(tmp_path: Path) -> None:
         assert values[f"train/flops/{name}"] == train[f"{name}_flops"]
 
 
-def test_seeds_decide_the_peers_and_not_the_student_s_start(tmp_path: Path) -> None:
+def test_seeds_determine_the_peers_and_not_the_student(tmp_path: Path) -> None:
     for name, seeds in (("a", [1]), ("b", [1]), ("c", [2])):
         ran(tmp_path / name, recipe={**RECIPE, "method": {**MUTUAL, "seeds": seeds}})
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
@@ -183,7 +185,7 @@ def test_a_weight_of_nothing_leaves_the_student_as_it_is(tmp_path: Path) -> None
         ),
     ],
 )
-def test_what_does_not_go_with_it_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
+def test_fields_that_do_not_fit_it_are_refused_by_name(changes: dict[str, Any], field: str) -> None:
     job = JobSpec.model_validate(document(**changes))
     assert field in [problem.param for problem in find_problems(job)]
 

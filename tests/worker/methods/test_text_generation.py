@@ -1,4 +1,4 @@
-"""Students that learn from what they or their teachers write."""
+"""Students that learn from texts that they or their teachers generate."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ran(folder: Path, assignment: Assignment) -> Played:
     return played
 
 
-def told(played: Played, name: str) -> list[float]:
+def values_of(played: Played, name: str) -> list[float]:
     return [metrics.values[name] for metrics in played.of(Metrics) if name in metrics.values]
 
 
@@ -71,8 +71,10 @@ def report(folder: Path) -> Any:
     return json.loads((folder / "bundle" / "report.json").read_text())
 
 
-@pytest.mark.parametrize("generation", [ON_POLICY, {**SEQUENCES, "share": 0.5, "top_k": None}], ids=["own", "taught"])
-def test_a_job_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path, teacher: Path, generation: Document) -> None:
+@pytest.mark.parametrize(
+    "generation", [ON_POLICY, {**SEQUENCES, "share": 0.5, "top_k": None}], ids=["on-policy", "sequences"]
+)
+def test_a_job_that_is_stopped_resumes_to_the_same_bits(tmp_path: Path, teacher: Path, generation: Document) -> None:
     require_same_bits(partial(job, teacher=teacher, generation=generation), tmp_path)
     for folder in (tmp_path / "straight", tmp_path / "halting"):
         assert 0 < report(folder)["train"]["written"]["steps"] < report(folder)["train"]["steps"]
@@ -88,26 +90,26 @@ def test_a_share_of_nothing_leaves_the_job_as_it_is(tmp_path: Path, teacher: Pat
     assert weights(tmp_path / "none") == weights(tmp_path / "plain")
 
 
-def test_the_loss_is_the_teacher_s_divergence_at_what_the_student_wrote(tmp_path: Path, teacher: Path) -> None:
+def test_the_loss_is_the_divergence_from_the_teacher_on_the_student_s_texts(tmp_path: Path, teacher: Path) -> None:
     """All of it computed again: prompts, draws without any memory, and the divergences of whole rows of logits."""
     folder, steps = tmp_path / "job", {"max_steps": 1, "batch_size": 64}
     played = ran(folder, job(folder, teacher, ALWAYS, JUDGED, recipe=steps))
-    student, taught = fresh_student(read_config(folder / "bundle"), SEED).eval(), load_model(teacher).eval()
+    student, teacher_model = fresh_student(read_config(folder / "bundle"), SEED).eval(), load_model(teacher).eval()
     prompts = prompts_of(folder, teacher)
     texts = drawn(student, prompts, derive_seed(SEED, "writing", "student", 0, 0))
     ends = (texts[:, BEGIN:] == load_tokenizer(teacher, "").end).long()
     over = ends.cumsum(1) > ends
     with torch.no_grad():
-        q, p = (model(texts[:, :-1])[:, BEGIN - 1 :].double() for model in (student, taught))
+        q, p = (model(texts[:, :-1])[:, BEGIN - 1 :].double() for model in (student, teacher_model))
     q, p = q[~over], p[~over]
     first, second = (logits.softmax(-1) for logits in (p, q))
     mean = (first + second) / 2
     jsd = 0.5 * divergence(first, mean) + 0.5 * divergence(second, mean)
     reverse = divergence((q / 2).softmax(-1), (p / 2).softmax(-1))
-    assert told(played, "train/loss/jsd")[0] == pytest.approx(float(jsd), rel=1e-4)
-    assert told(played, "train/loss/reverse-kl")[0] == pytest.approx(float(reverse), rel=1e-4)
-    assert told(played, "train/loss")[0] == pytest.approx(0.5 * float(jsd) + float(reverse), rel=1e-4)
-    assert told(played, "train/written_tokens") == [pytest.approx(int((~over).sum()) / len(texts))]
+    assert values_of(played, "train/loss/jsd")[0] == pytest.approx(float(jsd), rel=1e-4)
+    assert values_of(played, "train/loss/reverse-kl")[0] == pytest.approx(float(reverse), rel=1e-4)
+    assert values_of(played, "train/loss")[0] == pytest.approx(0.5 * float(jsd) + float(reverse), rel=1e-4)
+    assert values_of(played, "train/written_tokens") == [pytest.approx(int((~over).sum()) / len(texts))]
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ def drawn(student: Model, texts: Tensor, seed: int) -> Tensor:
 
 
 def prompts_of(folder: Path, teacher: Path) -> Tensor:
-    """Of the first step of a job whose batch is all there is."""
+    """The first step of a job whose batch is the whole data."""
     assignment = job(folder / "again", teacher, ALWAYS, JUDGED)
     inputs = {name: folder / "again" / path for name, path in assignment.inputs.items()}
     task = load_task(assignment.spec, inputs, {"teacher": read_config(teacher)}, SEED, PackingDir(folder / "packed"))
@@ -134,13 +136,13 @@ def prompts_of(folder: Path, teacher: Path) -> Tensor:
     return task.prompts.tokens[order]
 
 
-@pytest.mark.parametrize("generation", [ALWAYS, SEQUENCES], ids=["own", "taught"])
-def test_where_all_is_written_the_answers_of_the_data_are_never_looked_at(
+@pytest.mark.parametrize("generation", [ALWAYS, SEQUENCES], ids=["on-policy", "sequences"])
+def test_if_all_texts_are_generated_the_answers_of_the_data_are_not_used(
     tmp_path: Path, teacher: Path, generation: Document
 ) -> None:
-    talking, asked = can_talk(teacher, tmp_path / "talking"), "What did the cat do?"
+    talking, prompt = can_talk(teacher, tmp_path / "talking"), "What did the cat do?"
     for name, answer in (("one", "the cat sat on the mat."), ("other", "A bird sang, and flew off")):
-        rows = [{"messages": [{"role": "user", "content": f"{asked} {row}"}, {"role": "assistant", "content": answer}]}
+        rows = [{"messages": [{"role": "user", "content": f"{prompt} {row}"}, {"role": "assistant", "content": answer}]}
                 for row in range(20)]  # fmt: skip
         data = {"max_length": LONG, "eval_fraction": 0.1}
         recipe = {"method": generation, "max_steps": 4, "epochs": 9}
@@ -153,7 +155,7 @@ def test_where_all_is_written_the_answers_of_the_data_are_never_looked_at(
     assert weights(tmp_path / "one") == weights(tmp_path / "other")
 
 
-def test_what_writing_took_is_counted_and_told(tmp_path: Path, teacher: Path) -> None:
+def test_the_cost_of_generation_is_counted_and_reported(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "job"
     played = ran(folder, job(folder, teacher, ALWAYS, JUDGED))
     own, other = reading(read_config(folder / "bundle")), reading(read_config(teacher))
@@ -165,11 +167,11 @@ def test_what_writing_took_is_counted_and_told(tmp_path: Path, teacher: Path) ->
     assert MOST / 2 < train["written"]["mean_tokens"] <= MOST
     assert train["student_flops"] == texts * (own.writing(BEGIN, length) + 3 * own.of(length - 1))
     assert train["teacher_flops"] == texts * other.of(length - 1)
-    assert set(told(played, "train/written")) == {1.0}
-    assert f"{train['steps']} of these steps on texts that the student wrote" in card(folder)
+    assert set(values_of(played, "train/written")) == {1.0}
+    assert f"{train['steps']} of these steps on texts generated by the student" in card(folder)
 
 
-def test_a_teacher_that_only_writes_is_asked_nothing(tmp_path: Path, teacher: Path) -> None:
+def test_a_teacher_that_only_generates_computes_no_outputs(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "job"
     played = ran(folder, job(folder, teacher, SEQUENCES, [{"kind": "cross-entropy"}]))
     train, prompts = report(folder)["train"], report(folder)["samples"]["train"]
@@ -180,23 +182,23 @@ def test_a_teacher_that_only_writes_is_asked_nothing(tmp_path: Path, teacher: Pa
     assert train["student_flops"] == 3 * 2 * prompts * reading(read_config(folder / "bundle")).of(length - 1)
 
 
-def test_texts_are_written_once_for_all_jobs_and_a_killed_one_goes_on(
+def test_texts_are_generated_once_for_all_jobs_and_a_killed_one_continues(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("sampler", "sequence_generator"):
         monkeypatch.setattr(f"worker.methods.{module}.CHUNK", 5)
     drawn = {**SEQUENCES, "top_k": None, "temperature": 1.5}
 
-    def kept(name: str) -> Assignment:
+    def cached(name: str) -> Assignment:
         place = CachePlace(folder=str(tmp_path / "cache"))
         return job(tmp_path / name, teacher, drawn).model_copy(update={"teacher_cache": place})
 
     ran(tmp_path / "straight", job(tmp_path / "straight", teacher, drawn))
-    killed = play(kept("killed"), tmp_path / "killed", steps=3)
+    killed = play(cached("killed"), tmp_path / "killed", steps=3)
     assert killed.word == Stopped(step=0)
     spent = []
     for name in ("next", "last"):
-        ran(tmp_path / name, kept(name))
+        ran(tmp_path / name, cached(name))
         assert weights(tmp_path / name) == weights(tmp_path / "straight")
         spent.append(report(tmp_path / name)["train"]["teacher_flops"])
     whole = report(tmp_path / "straight")["train"]["teacher_flops"]
@@ -206,7 +208,7 @@ def test_texts_are_written_once_for_all_jobs_and_a_killed_one_goes_on(
     assert spent[1] == whole - report(tmp_path / "last")["samples"]["train"] * written
 
 
-def test_a_teacher_of_kept_answers_is_asked_anew_about_what_is_written(tmp_path: Path, teacher: Path) -> None:
+def test_a_teacher_with_cached_outputs_is_run_on_generated_texts(tmp_path: Path, teacher: Path) -> None:
     make = partial(job, teacher=teacher, generation=ON_POLICY, teacher_cache=FEW)
     require_same_bits(make, tmp_path)
     train = report(tmp_path / "straight")["train"]
@@ -218,14 +220,14 @@ def test_a_teacher_of_kept_answers_is_asked_anew_about_what_is_written(tmp_path:
 @pytest.mark.parametrize(
     "recipe", [{"precision": "bf16"}, {"ema_decay": 0.9}, {"stages": [{"losses": DISTILLED, "epochs": 1}]}]
 )
-def test_writing_goes_with_the_rest_of_a_recipe(tmp_path: Path, teacher: Path, recipe: Document) -> None:
+def test_generation_works_with_the_rest_of_a_recipe(tmp_path: Path, teacher: Path, recipe: Document) -> None:
     folder = tmp_path / "job"
     ran(folder, job(folder, teacher, ALWAYS, JUDGED, recipe=recipe))
     train, stages = report(folder)["train"], len(recipe.get("stages", ()))
     assert train["steps"] * 2 == train["written"]["steps"] * (2 + stages)  # of a stage before, none
 
 
-def test_accumulation_leaves_a_written_step_as_it_is(tmp_path: Path, teacher: Path) -> None:
+def test_accumulation_does_not_change_a_step_on_generated_texts(tmp_path: Path, teacher: Path) -> None:
     states = []
     for parts in (1, 3):
         folder = tmp_path / str(parts)
@@ -236,7 +238,7 @@ def test_accumulation_leaves_a_written_step_as_it_is(tmp_path: Path, teacher: Pa
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_a_student_whose_numbers_left_the_finite_ones_is_told_so(tmp_path: Path, teacher: Path) -> None:
+def test_a_student_with_non_finite_weights_is_an_error(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "job"
     recipe = {"optimizer": {"kind": "sgd", "lr": 1e30}}
     word = play(job(folder, teacher, ALWAYS, JUDGED, recipe=recipe), folder).word
@@ -244,14 +246,14 @@ def test_a_student_whose_numbers_left_the_finite_ones_is_told_so(tmp_path: Path,
     assert word.code == "nan_loss"
 
 
-def test_chats_whose_prompts_leave_no_room_are_refused(tmp_path: Path, teacher: Path) -> None:
+def test_chats_whose_prompts_are_too_long_are_refused(tmp_path: Path, teacher: Path) -> None:
     talking, folder = can_talk(teacher, tmp_path / "talking"), tmp_path / "job"
     word = play(stage(folder, LLAMA, talking, JUDGED, CHATS, recipe={"method": ALWAYS}), folder).word
     assert isinstance(word, Failed)
     assert (word.fault, word.code, word.param) == ("user", "invalid_data", "recipe.method.new_tokens")
 
 
-def test_a_teacher_that_knows_more_tokens_writes_those_of_the_student(tmp_path: Path, teacher: Path) -> None:
+def test_a_teacher_with_more_tokens_generates_those_of_the_student(tmp_path: Path, teacher: Path) -> None:
     wide, folder = tmp_path / "wide", tmp_path / "job"
     wide.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -263,7 +265,7 @@ def test_a_teacher_that_knows_more_tokens_writes_those_of_the_student(tmp_path: 
     ran(folder, job(folder, wide, drawn))
 
 
-def test_what_is_written_are_no_tokens_of_a_teacher_with_other_ones(tmp_path: Path, teacher: Path) -> None:
+def test_generated_texts_are_refused_for_a_teacher_with_another_tokenizer(tmp_path: Path, teacher: Path) -> None:
     other = tmp_path / "other"
     tokenizer = {"kind": "bpe", "vocabulary": 512, "lowercase": False}
     rows = [{"text": f"{row} other words, in other pieces"} for row in range(12)]

@@ -20,7 +20,7 @@ from app.jobs.leases import CheckpointRef, Lease, StoredFile
 from app.recipe.job import JobSpec
 from tests.app.jobs.builders import job_spec
 from worker.errors import UserError
-from worker.fetch.shelf import FetchCache
+from worker.fetch.model_cache import FetchCache
 from worker.protocol import Assignment, CachePlace, InputSource
 from worker.supervisor.endings import failure_from
 from worker.supervisor.staging import (
@@ -140,7 +140,7 @@ async def stored(store: Store, folder: Path, name: str, content: bytes) -> Store
 
 def sources(store: Store, folder: Path) -> Sources:
     settings = Settings(_env_file=None, data_dir=folder / "home")
-    return Sources(store, settings, FetchCache(folder / "shelf", 1 << 30))
+    return Sources(store, settings, FetchCache(folder / "cache", 1 << 30))
 
 
 def lease(checkpoint: CheckpointRef | None = None) -> Lease:

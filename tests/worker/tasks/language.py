@@ -1,4 +1,4 @@
-"""Small jobs whose students continue texts, staged and played in this process."""
+"""Small jobs of language models, staged and run in this process."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ CHATS: list[Document] = [
 def can_talk(teacher: Path, folder: Path) -> Path:
     """A copy of a teacher in `folder`, with a chat template."""
     shutil.copytree(teacher, folder)
-    told = json.loads((teacher / "tokenizer_config.json").read_text()) | {"chat_template": CHATML}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    settings = json.loads((teacher / "tokenizer_config.json").read_text()) | {"chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder

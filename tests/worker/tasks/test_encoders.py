@@ -1,4 +1,4 @@
-"""Jobs of sentence encoders: what they leave behind opens where its users open it, and gives the same vectors."""
+"""Jobs of sentence encoders: their bundles open in the readers of users, and return the same embeddings."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def tokens(folder: Path) -> Tensor:
 
 
 def plain(folder: Path, making: Document) -> Tensor:
-    """What the published recipe for such a folder gives: the library's states, pooled by hand."""
+    """Embeddings by the published recipe for such a folder: the library's hidden states, pooled by hand."""
     read = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         states = AutoModel.from_pretrained(folder).eval()(**read).last_hidden_state
@@ -91,7 +91,9 @@ def plain(folder: Path, making: Document) -> Tensor:
 
 
 @pytest.mark.parametrize("making", MAKINGS)
-def test_every_reader_of_the_folder_gives_the_same_vectors(inputs: dict[str, str], tmp_path: Path, making: str) -> None:
+def test_every_reader_of_the_folder_returns_the_same_embeddings(
+    inputs: dict[str, str], tmp_path: Path, making: str
+) -> None:
     wanted = MAKINGS[making]
     formats = ["safetensors", "onnx", "torch-export"]
     folder = finished(inputs, tmp_path / "job", embedding=wanted, export=formats)
@@ -124,7 +126,7 @@ def test_the_graph_takes_any_number_of_texts_of_any_length(inputs: dict[str, str
         torch.testing.assert_close(found, model(torch.from_numpy(ids)), rtol=0.0, atol=1e-5)
 
 
-def test_the_folder_says_how_vectors_are_made(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_the_folder_describes_how_embeddings_are_computed(inputs: dict[str, str], tmp_path: Path) -> None:
     folder = finished(inputs, tmp_path / "job", embedding={"pooling": "cls", "normalise": True})
     modules = json.loads((folder / "modules.json").read_text())
     assert [(module["path"], module["type"].rpartition(".")[2]) for module in modules] == [
@@ -145,15 +147,15 @@ def test_the_folder_says_how_vectors_are_made(inputs: dict[str, str], tmp_path: 
 
 
 def test_a_projection_is_learned_and_left_out_of_the_model(inputs: dict[str, str], tmp_path: Path) -> None:
-    """The teacher's vectors are twice as wide."""
+    """The teacher's embeddings are twice as wide."""
     run = played(inputs, tmp_path / "job", export=["safetensors", "onnx"])
     assert isinstance(run.word, Finished)
     folder = tmp_path / "job" / "bundle"
     assert not [name for name in load_file(folder / "model.safetensors") if "projection" in name]
-    told = report(folder)
-    assert (told["targets"], told["teacher"]["parameters"] > told["student"]["parameters"]) == (8, True)
-    assert "teacher_cosine" not in told["student"]
-    assert -1.0 <= told["student"]["teacher_correlation"] <= 1.0
+    figures = report(folder)
+    assert (figures["targets"], figures["teacher"]["parameters"] > figures["student"]["parameters"]) == (8, True)
+    assert "teacher_cosine" not in figures["student"]
+    assert -1.0 <= figures["student"]["teacher_correlation"] <= 1.0
     assert "`embeddings` (N, 8)" in (folder / "README.md").read_text()
 
 
@@ -163,32 +165,36 @@ def test_widths_that_differ_without_a_projection_are_refused(inputs: dict[str, s
     assert (word.fault, word.code, word.param) == ("user", "invalid_job", "recipe.losses[0].projection")
 
 
-def test_scores_are_met_by_ranks_and_the_teachers_figures_stand_beside(inputs: dict[str, str], tmp_path: Path) -> None:
-    told = report(finished(inputs, tmp_path / "job", data=SENTENCES))
-    assert told["samples"] == {"train": 30, "eval": 30}
-    for side in (told["student"], told["teacher"], told["epochs"]["last"], told["epochs"]["best"]):
+def test_scores_are_compared_by_ranks_and_the_report_has_the_teachers_figures(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    figures = report(finished(inputs, tmp_path / "job", data=SENTENCES))
+    assert figures["samples"] == {"train": 30, "eval": 30}
+    for side in (figures["student"], figures["teacher"], figures["epochs"]["last"], figures["epochs"]["best"]):
         assert {"spearman", "pearson"} <= side.keys()
         assert "mrr" not in side
-    assert told["epochs"]["by"] == "spearman"
+    assert figures["epochs"]["by"] == "spearman"
 
 
-def test_pairs_without_scores_are_looked_for(inputs: dict[str, str], tmp_path: Path) -> None:
-    told = report(finished(inputs, tmp_path / "job", data=UNSCORED))
-    assert {"mrr", "recall_at_1", "recall_at_5", "recall_at_10"} <= told["student"].keys() & told["teacher"].keys()
-    assert "spearman" not in told["student"]
-    assert told["epochs"]["by"] == "mrr"
+def test_pairs_without_scores_are_evaluated_by_retrieval(inputs: dict[str, str], tmp_path: Path) -> None:
+    figures = report(finished(inputs, tmp_path / "job", data=UNSCORED))
+    assert {"mrr", "recall_at_1", "recall_at_5", "recall_at_10"} <= figures["student"].keys() & figures[
+        "teacher"
+    ].keys()
+    assert "spearman" not in figures["student"]
+    assert figures["epochs"]["by"] == "mrr"
 
 
-def test_a_student_that_learns_comes_near_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_a_trained_student_approaches_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:
     recipe = {"losses": [DISTANCE], "epochs": 30, "optimizer": {"kind": "adamw", "lr": 1e-2}}
     student = {"architecture": "shrink", "layers": 1, "init": "fresh"}
     run = played(inputs, tmp_path / "job", recipe, student=student, data=SENTENCES)
-    cosines = [said.values["eval/teacher_cosine"] for said in run.of(Metrics) if "eval/teacher_cosine" in said.values]
+    cosines = [each.values["eval/teacher_cosine"] for each in run.of(Metrics) if "eval/teacher_cosine" in each.values]
     assert 1.0 - cosines[-1] < (1.0 - cosines[0]) / 2
 
 
 def test_a_smaller_copy_begins_as_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:
-    """With all layers kept and a rate of all but nothing, it stays there."""
+    """With all layers and a negligible learning rate, it stays there."""
     recipe = {"losses": [DISTANCE], "epochs": 1, "optimizer": {"kind": "adamw", "lr": 1e-12}}
     student = {"architecture": "shrink", "layers": 2}
     folder = finished(inputs, tmp_path / "job", recipe=recipe, student=student)
@@ -201,7 +207,7 @@ def test_a_smaller_copy_begins_as_its_teacher(inputs: dict[str, str], tmp_path: 
         torch.testing.assert_close(tensor, leading, rtol=0.0, atol=1e-6, msg=name)
 
 
-def test_what_a_teacher_says_of_a_text_is_kept_for_the_next_job(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_teacher_outputs_for_a_text_are_cached_for_the_next_job(inputs: dict[str, str], tmp_path: Path) -> None:
     """30 pairs in either job; other pairs are held out."""
     first = report(finished(inputs, tmp_path / "first", seed=1))["train"]["teacher_cache"]["teacher"]
     again = report(finished(inputs, tmp_path / "again", seed=2, recipe={"losses": [{"kind": "similarity-matrix"}]}))
@@ -214,10 +220,10 @@ def test_what_a_teacher_says_of_a_text_is_kept_for_the_next_job(inputs: dict[str
 def test_a_job_s_encoder_teaches_the_next_one(inputs: dict[str, str], tmp_path: Path) -> None:
     folder = finished(inputs, tmp_path / "first", embedding={"pooling": "cls"})
     made = {**inputs, "encoder": str(folder)}
-    told = report(finished(made, tmp_path / "second", student={"architecture": "shrink", "layers": 1}))
+    figures = report(finished(made, tmp_path / "second", student={"architecture": "shrink", "layers": 1}))
     pooling = json.loads((tmp_path / "second" / "bundle" / "1_Pooling" / "config.json").read_text())
     assert pooling["pooling_mode_cls_token"]
-    assert "teacher_cosine" in told["student"]
+    assert "teacher_cosine" in figures["student"]
 
 
 def test_a_classifier_can_not_teach_vectors(inputs: dict[str, str], tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_keypoints_are_evaluated_by_the_length_that_the_job_names() -> None:
         evaluate("keypoints", outputs, SQUARE[None], EvaluationSpec(nme_points=[0, 9]))
 
 
-def test_the_error_of_a_single_point_stays_in_its_own_unit() -> None:
+def test_the_error_of_a_single_point_is_in_the_unit_of_the_targets() -> None:
     found = (
         sample_task("keypoints")
         .evaluate(torch.tensor([[0.53, 0.54]]), torch.tensor([[0.5, 0.5]]), EvaluationSpec())
@@ -142,7 +142,7 @@ def test_huge_logits_give_finite_metrics() -> None:
         ("keypoints", {"nme": 0.2}, {"nme": 0.1}),
     ],
 )
-def test_each_task_knows_which_of_two_results_is_better(task: TaskName, worse: Any, better: Any) -> None:
+def test_each_task_decides_which_of_two_results_is_better(task: TaskName, worse: Any, better: Any) -> None:
     main = sample_task(task).main_metric
     assert main.is_better(better, worse)
     assert not main.is_better(worse, better)

@@ -1,4 +1,4 @@
-"""Jobs whose student continues texts: what they leave behind reads, writes and teaches."""
+"""Jobs of language models: their bundles can be evaluated, generate texts and serve as teachers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RELATION: Document = {
     },
 }
 OUTSIDE: Document = {"kind": "akl"}
-"""A divergence that the kernels don't know."""
+"""A divergence that has no kernel."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("losses", [DISTILLED, [*DISTILLED, HINT, RELATION, OUTSIDE]], ids=["fused", "all"])
-def test_the_library_opens_a_student_and_writes_with_it(tmp_path: Path, teacher: Path, losses: list[Document]) -> None:
+def test_the_library_opens_a_student_and_generates_with_it(
+    tmp_path: Path, teacher: Path, losses: list[Document]
+) -> None:
     folder = tmp_path / "student"
     bundle = finished(folder, stage(folder, LLAMA, teacher, losses))
     reader, theirs, ours = (
@@ -62,7 +64,7 @@ def test_the_library_opens_a_student_and_writes_with_it(tmp_path: Path, teacher:
     assert load_tokenizer(bundle, "").digest == load_tokenizer(teacher, "").digest
 
 
-def test_the_report_has_the_measures_of_student_and_teacher_and_what_they_write(tmp_path: Path, teacher: Path) -> None:
+def test_the_report_has_metrics_and_continuations_of_student_and_teacher(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "student"
     bundle = finished(folder, stage(folder, LLAMA, teacher, DISTILLED))
     report = json.loads((bundle / "report.json").read_text())
@@ -72,13 +74,13 @@ def test_the_report_has_the_measures_of_student_and_teacher_and_what_they_write(
     assert {"perplexity", "nll", "accuracy"} <= report["teacher"].keys()
     assert report["teacher"]["perplexity"] < 520
     assert len(report["continuations"]) == 3
-    for told in report["continuations"]:
-        assert told.keys() == {"prompt", "held_out", "student", "teacher"}
-        assert told["prompt"]
+    for row in report["continuations"]:
+        assert row.keys() == {"prompt", "held_out", "student", "teacher"}
+        assert row["prompt"]
     assert "perplexity" in (bundle / "README.md").read_text()
 
 
-def test_a_report_has_no_continuations_where_none_are_asked_for(tmp_path: Path) -> None:
+def test_a_report_has_no_continuations_unless_requested(tmp_path: Path) -> None:
     bundle = finished(tmp_path / "job", stage(tmp_path / "job", GPT2, evaluation={"prompts": 0}))
     assert json.loads((bundle / "report.json").read_bytes())["continuations"] == []
 
@@ -90,7 +92,7 @@ def test_a_distilled_student_resumes_to_the_same_bits(tmp_path: Path, teacher: P
     require_same_bits(make, tmp_path)
 
 
-def test_the_graphs_of_a_student_answer_at_every_token(tmp_path: Path, teacher: Path) -> None:
+def test_the_graphs_of_a_student_return_logits_at_every_token(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "student"
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     bundle = finished(folder, stage(folder, LLAMA, teacher, DISTILLED, export=formats))
@@ -119,15 +121,15 @@ def test_a_smaller_copy_of_a_teacher_begins_with_its_weights(tmp_path: Path, tea
     assert mine.shape == (width, 3 * width)
     torch.testing.assert_close(mine[:, width : 2 * width], theirs[:width, 16 : 16 + width])
     torch.testing.assert_close(small["transformer.wte.weight"], large["transformer.wte.weight"][:, :width])
-    told = json.loads((bundle / "report.json").read_text())["origin"]
-    assert (told["teacher"], told["layers"], told["of_layers"]) == ("teacher", [layer], 2)
-    assert (told["heads"], told["of_heads"]) == (list(range(width // 8)), 2)
+    origin = json.loads((bundle / "report.json").read_text())["origin"]
+    assert (origin["teacher"], origin["layers"], origin["of_layers"]) == ("teacher", [layer], 2)
+    assert (origin["heads"], origin["of_heads"]) == (list(range(width // 8)), 2)
 
 
-def test_a_stored_student_goes_on_with_its_weights_its_tokenizer_and_its_whole_vocabulary(
+def test_a_stored_student_starts_with_its_weights_its_tokenizer_and_its_whole_vocabulary(
     tmp_path: Path, teacher: Path
 ) -> None:
-    """Its network knows more tokens than the tokenizer of both, and than the teacher's."""
+    """Its network has more tokens than the tokenizer of both, and than the teacher's network."""
     began = load_model(teacher)
     wide = began.config.input.model_copy(update={"vocabulary": began.config.outputs + 8})
     config = began.config.model_copy(update={"input": wide, "architecture": Transformers(config=LLAMA)})
@@ -176,7 +178,7 @@ def test_accumulation_leaves_the_step_as_it_is(tmp_path: Path, teacher: Path) ->
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_a_teacher_that_knows_more_tokens_than_its_tokenizer_teaches(tmp_path: Path, teacher: Path) -> None:
+def test_a_teacher_may_have_more_tokens_than_its_tokenizer(tmp_path: Path, teacher: Path) -> None:
     """As published models are, whose vocabularies are rounded up."""
     wide = tmp_path / "wide"
     config = json.loads((teacher / "config.json").read_text()) | {"vocab_size": 640}
@@ -191,13 +193,13 @@ def test_a_teacher_that_knows_more_tokens_than_its_tokenizer_teaches(tmp_path: P
     assert load_model(bundle).config.outputs < 640
 
 
-def test_a_teacher_in_bf16_arithmetic_teaches(tmp_path: Path, teacher: Path) -> None:
+def test_a_teacher_may_run_in_bf16(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "student"
     losses = [*DISTILLED, HINT, OUTSIDE]
     finished(folder, stage(folder, LLAMA, teacher, losses, recipe={"precision": "bf16"}))
 
 
-def test_of_chats_the_answers_alone_are_learned(tmp_path: Path, teacher: Path) -> None:
+def test_only_the_answers_of_chats_are_targets(tmp_path: Path, teacher: Path) -> None:
     talking = can_talk(teacher, tmp_path / "talking")
     folder = tmp_path / "student"
     bundle = finished(folder, stage(folder, LLAMA, talking, DISTILLED, CHATS))
@@ -212,7 +214,7 @@ def test_chats_without_a_template_are_refused(tmp_path: Path, teacher: Path) -> 
     assert (word.fault, word.code, word.param) == ("user", "invalid_job", "data.tokenizer")
 
 
-def test_teachers_of_other_tokens_are_refused(tmp_path: Path, teacher: Path) -> None:
+def test_teachers_with_another_tokenizer_are_refused(tmp_path: Path, teacher: Path) -> None:
     other = tmp_path / "other"
     finished(other, stage(other, GPT2, data={"tokenizer": {"kind": "bpe", "vocabulary": 600, "lowercase": True}}))
     folder = tmp_path / "student"
@@ -236,12 +238,12 @@ def test_the_measures_are_those_of_plain_logits(tmp_path: Path, teacher: Path) -
     bundle = finished(folder, assignment.model_copy(update={"inputs": {**assignment.inputs, "held": "held"}}))
     reader = load_tokenizer(bundle, "")
     stream = [token for text in sentences(3) for token in plain_ids(reader, text)]
-    student, taught = load_model(bundle), load_model(teacher)
+    student, teacher_model = load_model(bundle), load_model(teacher)
     logs, known = [], []
     for start in range(0, len(stream) - 1, LENGTH):
         ids = torch.tensor([stream[start : min(start + LENGTH, len(stream) - 1)]])
         logs.append(F.log_softmax(student(ids)[0].double(), -1))
-        known.append(F.log_softmax(taught(ids)[0].double(), -1))
+        known.append(F.log_softmax(teacher_model(ids)[0].double(), -1))
     q, p, labels = torch.cat(logs), torch.cat(known), torch.tensor(stream[1:])
     counted = labels != stream[0]  # what a text begins with is not predicted
     q, p, labels = q[counted], p[counted], labels[counted]

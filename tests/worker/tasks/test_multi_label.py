@@ -120,14 +120,14 @@ def test_labels_in_another_order_are_told_by_name() -> None:
     model = described(4, ["a", "b", "c", "d"])
     assert list(LABELS.oddities(logits, labels, model)) == []
     (told,) = LABELS.oddities(logits[:, [1, 0, 2, 3]], labels, model)
-    assert told == "seems to have its labels in another order: 'a' is answered with 'b', 'b' is answered with 'a'"
+    assert told == "seems to have its labels in another order: 'a' is predicted as 'b', 'b' is predicted as 'a'"
 
 
 def test_a_rare_label_does_not_hide_the_others() -> None:
     logits, labels = drawn()
     labels[:, 2] = 0
     (told,) = LABELS.oddities(logits[:, [3, 1, 2, 0]], labels, described(4))
-    assert "'0' is answered with '3'" in told
+    assert "'0' is predicted as '3'" in told
 
 
 def test_an_exact_file_may_differ_by_the_allowed_rounding_and_no_more() -> None:

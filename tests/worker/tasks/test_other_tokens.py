@@ -1,4 +1,4 @@
-"""Jobs whose student continues texts, and whose teacher reads them in other tokens."""
+"""Jobs of language models whose teacher has another tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN: Document = {"tokenizer": {"kind": "bpe", "vocabulary": 520, "lowercase": Fa
 
 
 def babble() -> list[Document]:
-    """Texts that fill a vocabulary with words that the others don't have, and those others."""
+    """Texts that fill a vocabulary with words that the other texts lack, and those other texts."""
     draw = random.Random(1)
     words = ["".join(draw.choices("bcdfghjklmnpqrstvwxyz", k=9)) for _ in range(32)]
     return [{"text": " ".join([word] * 90)} for word in words] + [{"text": text} for text in sentences()]
@@ -33,7 +33,7 @@ def babble() -> list[Document]:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a teacher that knows the texts, in smaller pieces than a tokenizer made of them."""
+    """The bundle of a teacher trained on the texts, in smaller pieces than a tokenizer trained on them."""
     folder = tmp_path_factory.mktemp("other") / "teacher"
     return finished(folder, stage(folder, {**GPT2, "n_positions": 64}, rows=babble(), data=SMALL, recipe={"epochs": 1}))
 
@@ -53,7 +53,7 @@ def refusal(assignment: Assignment, folder: Path) -> Failed:
     return word
 
 
-def test_a_student_learns_from_it_where_both_have_read_the_same(tmp_path: Path, teacher: Path) -> None:
+def test_a_student_learns_from_it_where_both_have_read_the_same_text(tmp_path: Path, teacher: Path) -> None:
     distances = []
     for weight in (1e-6, 3.0):
         folder = tmp_path / str(weight)
@@ -61,9 +61,9 @@ def test_a_student_learns_from_it_where_both_have_read_the_same(tmp_path: Path, 
         recipe = {"epochs": 7, "optimizer": {"kind": "adamw", "lr": 1e-2}}
         played = play(job(folder, teacher=teacher, losses=losses, recipe=recipe), folder)
         distances.append(
-            [told.values["train/loss/uld"] for told in played.of(Metrics) if "train/loss/uld" in told.values]
+            [each.values["train/loss/uld"] for each in played.of(Metrics) if "train/loss/uld" in each.values]
         )
-    assert distances[1][-1] < 0.75 * distances[0][-1]  # it keeps to what the teacher is unsure of
+    assert distances[1][-1] < 0.75 * distances[0][-1]  # the rest is where the teacher is uncertain
     report = report_of(tmp_path / "3.0" / "bundle")
     assert all(share > 0.9 for share in report["alignment"]["teacher"].values())  # pieces end where words do
     assert load_tokenizer(tmp_path / "3.0" / "bundle", "").digest != load_tokenizer(teacher, "").digest
@@ -75,24 +75,24 @@ def test_teacher_and_student_are_measured_on_the_same_text(tmp_path: Path, teach
     """The teacher's figures are those of plain logits, over sequences that end where the student's do."""
     folder = tmp_path / "student"
     assignment = job(folder, teacher=teacher, data={**OWN, "eval": "held", "max_length": 20})
-    told = ["the cat sat on the mat.", "A bird"]
-    (folder / "held").write_text("".join(json.dumps({"text": text}) + "\n" for text in told))
+    held_out = ["the cat sat on the mat.", "A bird"]
+    (folder / "held").write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
     bundle = finished(folder, assignment.model_copy(update={"inputs": {**assignment.inputs, "held": "held"}}))
     reader, model = load_tokenizer(teacher, ""), load_model(teacher)
-    ids = torch.tensor([token for text in told for token in plain_ids(reader, text)])
+    ids = torch.tensor([token for text in held_out for token in plain_ids(reader, text)])
     logs = F.log_softmax(model(ids[None, :-1])[0].double(), -1)
     counted = ids[1:] != ids[0]
     bits = float(F.nll_loss(logs[counted], ids[1:][counted], reduction="sum")) / math.log(2)
     found = report_of(bundle)["teacher"]
-    assert found["bits_per_byte"] == pytest.approx(bits / sum(len(text.encode()) for text in told), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(bits / sum(len(text.encode()) for text in held_out), rel=1e-5)
 
 
-def test_what_it_writes_stands_beside_the_students(tmp_path: Path, teacher: Path) -> None:
+def test_the_report_has_continuations_of_teacher_and_student(tmp_path: Path, teacher: Path) -> None:
     folder = tmp_path / "student"
     bundle = finished(
         folder, job(folder, teacher=teacher, evaluation={"prompts": 2, "prompt_tokens": 5, "new_tokens": 4})
     )
-    assert [told.keys() for told in report_of(bundle)["continuations"]] == [
+    assert [row.keys() for row in report_of(bundle)["continuations"]] == [
         {"prompt", "held_out", "student", "teacher"}
     ] * 2
 
@@ -111,7 +111,7 @@ def test_accumulation_leaves_the_step_as_it_is(tmp_path: Path, teacher: Path) ->
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_it_teaches_beside_one_with_the_same_tokens(tmp_path: Path, teacher: Path) -> None:
+def test_it_can_be_combined_with_a_teacher_of_the_same_tokens(tmp_path: Path, teacher: Path) -> None:
     alike, folder = tmp_path / "alike", tmp_path / "student"
     finished(alike, stage(alike, GPT2))
     losses = [*DISTILLED[:1], {**DISTILLED[1], "teacher": "alike"}, {"kind": "uld", "teacher": "other"}]
@@ -138,17 +138,17 @@ def test_a_student_that_starts_as_a_stored_model_keeps_its_own_tokens(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "prefix"),
     [
         ("[{{ m.role }}] {{ m.content | trim }}</s>\n", "[assistant] "),
         ("{{ m.role }}: {{ m.content }}</s>", "assistant: "),
     ],
 )
-def test_of_chats_the_answers_are_compared_whatever_is_written_around_them(
-    tmp_path: Path, teacher: Path, template: str, told: str
+def test_answers_of_chats_are_compared_whatever_the_templates(
+    tmp_path: Path, teacher: Path, template: str, prefix: str
 ) -> None:
     talking, first = tmp_path / "talking", tmp_path / "first"
-    add_template(teacher, talking, template, told)
+    add_template(teacher, talking, template, prefix)
     finished(first, stage(first, GPT2))
     add_template(first / "bundle", tmp_path / "own", "<s>{{ m.role }}\n{{ m.content }}</s>\n", "<s>assistant\n")
     folder = tmp_path / "student"
@@ -167,17 +167,17 @@ CHATS: list[Document] = [
 ]
 
 
-def add_template(model: Path, to: Path, message: str, asks: str) -> None:
-    """A copy of a model that knows chats."""
+def add_template(model: Path, to: Path, message: str, prefix: str) -> None:
+    """A copy of a model with a chat template."""
     to.mkdir()
     for path in model.iterdir():
         (to / path.name).write_bytes(path.read_bytes())
-    whole = f"{{% for m in messages %}}{message}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    whole = f"{{% for m in messages %}}{message}{{% endfor %}}{{% if add_generation_prompt %}}{prefix}{{% endif %}}"
     settings = json.loads((model / "tokenizer_config.json").read_text()) | {"chat_template": whole}
     (to / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def test_chats_are_refused_where_its_tokenizer_knows_none(tmp_path: Path, teacher: Path) -> None:
+def test_chats_are_refused_if_its_tokenizer_has_no_template(tmp_path: Path, teacher: Path) -> None:
     own, folder = tmp_path / "own", tmp_path / "student"
     finished(tmp_path / "first", stage(tmp_path / "first", GPT2))
     add_template(tmp_path / "first" / "bundle", own, "<s>{{ m.role }}\n{{ m.content }}</s>\n", "<s>assistant\n")
@@ -207,7 +207,7 @@ def test_chats_are_refused_where_its_tokenizer_knows_none(tmp_path: Path, teache
         ({"teacher_cache": {"store": "top-k", "k": 4}}, "teacher_cache.store"),
     ],
 )
-def test_what_compares_token_with_token_is_refused(
+def test_losses_that_compare_token_with_token_are_refused(
     tmp_path: Path, teacher: Path, changes: Document, param: str
 ) -> None:
     folder = tmp_path / "student"
@@ -217,12 +217,12 @@ def test_what_compares_token_with_token_is_refused(
     assert "another tokenizer" in word.message
 
 
-def test_sequences_that_it_has_no_room_for_are_refused(tmp_path: Path) -> None:
-    taught, folder = tmp_path / "taught", tmp_path / "student"
+def test_sequences_longer_than_its_context_are_refused(tmp_path: Path) -> None:
+    teacher_folder, folder = tmp_path / "teacher_folder", tmp_path / "student"
     bundle = finished(
-        taught,
+        teacher_folder,
         stage(
-            taught,
+            teacher_folder,
             {**GPT2, "n_positions": LENGTH},
             rows=babble(),
             data={**SMALL, "max_length": LENGTH},
@@ -235,9 +235,9 @@ def test_sequences_that_it_has_no_room_for_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_changes_every_text_is_refused(tmp_path: Path) -> None:
-    taught, folder = tmp_path / "taught", tmp_path / "student"
+    teacher_folder, folder = tmp_path / "teacher_folder", tmp_path / "student"
     small = {"tokenizer": {"kind": "bpe", "vocabulary": 512, "lowercase": True}, "max_length": 32}
-    bundle = finished(taught, stage(taught, GPT2, data=small, recipe={"max_steps": 1}))
+    bundle = finished(teacher_folder, stage(teacher_folder, GPT2, data=small, recipe={"max_steps": 1}))
     word = refusal(job(folder, teacher=bundle), folder)
     assert (word.code, word.param) == ("invalid_teacher", "teacher.model")
     assert "leaves texts as they are" in word.message

@@ -1,4 +1,4 @@
-"""Jobs whose student reads texts: what they leave behind is a model and its tokenizer, to use and to learn from."""
+"""Jobs of text classifiers: their bundles have a model and its tokenizer, and can serve as teachers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TOKENIZERS: dict[str, dict[str, Any]] = {"same": {}, "another": {"tokenizer": {"
 
 
 def sentences() -> list[tuple[str, str]]:
-    """Texts of a few words, with the name of their class: a word or two tell which it is."""
+    """Texts of a few words with the name of their class, which two of the words determine."""
     draw = random.Random(0)
     names = ["poor", "fair"] * (ROWS // 2)
-    told = (draw.choices((GOOD if name == "fair" else BAD).split(), k=2) for name in names)
+    cues = (draw.choices((GOOD if name == "fair" else BAD).split(), k=2) for name in names)
     rest = (draw.choices(OTHER.split(), k=draw.randint(1, 9)) for _ in names)
     return [
         (" ".join(draw.sample([*some, *more], len(some) + len(more))), name)
-        for some, more, name in zip(told, rest, names, strict=True)
+        for some, more, name in zip(cues, rest, names, strict=True)
     ]
 
 
@@ -49,7 +49,7 @@ def write_texts(path: Path, form: str) -> None:
 
 
 def attention(layer: int) -> dict[str, str]:
-    """Where a BERT's queries, keys and values come out."""
+    """Modules of a BERT's queries, keys and values."""
     return {
         f"{what[:3]}{what[3:]}": f"bert.encoder.layer.{layer}.attention.self.{where}"
         for what, where in (("queries", "query"), ("keys", "key"), ("values", "value"))
@@ -141,7 +141,7 @@ def test_the_graphs_of_a_student_take_any_number_of_texts_of_any_length(tmp_path
         torch.testing.assert_close(program(torch.from_numpy(tokens)), expected, rtol=0.0, atol=1e-5)
 
 
-def test_what_compares_tokens_needs_the_same_ones(tmp_path: Path, teacher: Path) -> None:
+def test_losses_that_compare_tokens_need_the_same_tokenizer(tmp_path: Path, teacher: Path) -> None:
     for loss in (RELATION, {"kind": "hint", "pairs": [{"teacher": "bert.encoder", "student": "bert.encoder"}]}):
         folder = tmp_path / str(loss["kind"])
         word = play(stage(folder, STUDENT, teacher, losses=[loss], data=TOKENIZERS["another"]), folder).word

@@ -62,7 +62,7 @@ def test_how_samples_lie_in_memory_does_not_matter() -> None:
     assert digest({"images": images}) == digest({"images": last})
 
 
-def test_more_samples_than_are_read_at_a_time_are_told_apart() -> None:
+def test_more_samples_than_are_read_at_a_time_change_the_digest() -> None:
     table = torch.zeros(2 * ROWS + 1, 1)
     changed = table.clone()
     changed[-1] = 1

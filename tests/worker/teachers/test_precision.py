@@ -29,22 +29,22 @@ def model(student: Student | None = None) -> Model:
 
 
 @torch.no_grad()
-def answers(of: Model) -> Tensor:
+def outputs_of(of: Model) -> Tensor:
     return of(IMAGES)
 
 
 @pytest.mark.parametrize("student", [Mlp(hidden=[32]), WideResNet(depth=10, widen=1)], ids=["mlp", "convolutions"])
-def test_bf16_halves_the_weights_and_answers_nearly_the_same_in_float32(student: Student) -> None:
-    whole, half = answers(model(student)), lower(model(student), "bf16")
+def test_bf16_halves_the_weights_and_returns_nearly_the_same_in_float32(student: Student) -> None:
+    whole, half = outputs_of(model(student)), lower(model(student), "bf16")
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
-    told = answers(half)
-    assert told.dtype == torch.float32
-    assert not torch.equal(told, whole)
-    torch.testing.assert_close(told, whole, rtol=0.03, atol=0.03)
+    outputs = outputs_of(half)
+    assert outputs.dtype == torch.float32
+    assert not torch.equal(outputs, whole)
+    torch.testing.assert_close(outputs, whole, rtol=0.03, atol=0.03)
 
 
 def test_fp32_changes_nothing() -> None:
-    assert torch.equal(answers(lower(model(), "fp32")), answers(model()))
+    assert torch.equal(outputs_of(lower(model(), "fp32")), outputs_of(model()))
 
 
 def test_8_bits_have_a_scale_for_each_row() -> None:
@@ -66,17 +66,17 @@ def test_a_product_of_8_bits_is_that_of_the_rounded_numbers() -> None:
         ]
         expected.append(torch.stack([rounded[0] @ weight for weight in rounded[1:]]))
     with torch.no_grad():
-        told = EightBitLinear(layer)(values)
-    assert (told.dtype, told.shape) == (torch.bfloat16, (2, 3, 16))
+        outputs = EightBitLinear(layer)(values)
+    assert (outputs.dtype, outputs.shape) == (torch.bfloat16, (2, 3, 16))
     wanted = torch.stack(expected).view(2, 3, 16) + layer.bias.detach().float()
-    torch.testing.assert_close(told.float(), wanted, rtol=2**-7, atol=2e-2)
+    torch.testing.assert_close(outputs.float(), wanted, rtol=2**-7, atol=2e-2)
 
 
-def test_fp8_leaves_the_last_layer_to_the_losses_that_look_at_it() -> None:
+def test_fp8_leaves_the_last_layer_which_losses_use() -> None:
     lowered = lower(model(), "fp8")
     kinds = [type(layer) for layer in lowered.network.modules() if isinstance(layer, nn.Linear | EightBitLinear)]
     assert kinds == [EightBitLinear, EightBitLinear, nn.Linear]
-    torch.testing.assert_close(answers(lowered), answers(model()), rtol=0.2, atol=0.2)
+    torch.testing.assert_close(outputs_of(lowered), outputs_of(model()), rtol=0.2, atol=0.2)
 
 
 @pytest.mark.parametrize("student", [Mlp(hidden=[30]), WideResNet(depth=10, widen=1)], ids=["odd", "convolutions"])
@@ -95,7 +95,7 @@ def test_fp8_needs_a_machine_that_has_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Rotary(nn.Module):
-    """What a network computes at its start, beside what it stores."""
+    """A network with a buffer computed at its start, beside stored ones."""
 
     frequencies: Tensor
     mean: Tensor
@@ -107,7 +107,7 @@ class Rotary(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
 
-def test_what_is_computed_at_the_start_keeps_its_bits() -> None:
+def test_buffers_computed_at_the_start_keep_their_bits() -> None:
     network = model()
     network.network = nn.Sequential(Rotary(), nn.Linear(4, 4))
     lower(network, "bf16")
@@ -127,7 +127,7 @@ def test_a_gpu_multiplies_as_the_processor_does() -> None:
     torch.manual_seed(0)
     layer, values = nn.Linear(64, 32), torch.randn(24, 64).bfloat16()
     with torch.no_grad():
-        told = [EightBitLinear(layer).to(device)(values.to(device)).float().cpu() for device in ("cpu", "cuda")]
+        outputs = [EightBitLinear(layer).to(device)(values.to(device)).float().cpu() for device in ("cpu", "cuda")]
         plain = F.linear(values.float(), layer.weight, layer.bias)
-    torch.testing.assert_close(told[0], told[1], rtol=2**-6, atol=2e-2)
-    torch.testing.assert_close(told[1], plain, rtol=0.2, atol=0.2)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=2**-6, atol=2e-2)
+    torch.testing.assert_close(outputs[1], plain, rtol=0.2, atol=0.2)

@@ -1,4 +1,4 @@
-"""What a teacher says."""
+"""Outputs of a teacher run in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def batch(images: Tensor = IMAGES) -> Batch:
     return whole_split({"images": images}, torch.zeros(4, dtype=torch.int64))
 
 
-def test_a_teacher_says_the_logits_of_its_model_without_gradient(tmp_path: Path) -> None:
+def test_a_teacher_returns_the_logits_of_its_model_without_gradient(tmp_path: Path) -> None:
     write_teacher(tmp_path)
     signal = InProcessTeacher(load_model(tmp_path))(batch())
     assert torch.equal(signal.logits, load_model(tmp_path)(IMAGES))

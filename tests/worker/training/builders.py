@@ -1,4 +1,4 @@
-"""Stages small jobs and plays them in this process."""
+"""Stages small jobs and runs them in this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Message = TypeVar("Message")
 
 
 class Played(NamedTuple):
-    """What a run said, and its last word."""
+    """Reports and result of a run."""
 
     reports: list[Report]
     word: Finished | Stopped | Failed
@@ -36,7 +36,7 @@ class Played(NamedTuple):
 
 
 def write_data(path: Path, **changes: Any) -> None:
-    """Pictures of four classes that a small network can tell apart: 40 to train on, 10 to hold out."""
+    """Images of four classes that a small network can distinguish: 40 to train on, 10 to hold out."""
     random = np.random.default_rng(0)
     templates = random.integers(40, 216, (CLASSES, SIDE, SIDE))
     labels = np.arange(SAMPLES) % CLASSES
@@ -81,7 +81,7 @@ def stage(folder: Path, **changes: Any) -> Assignment:
 
 
 def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: SingleProcess = SINGLE_PROCESS) -> Played:
-    """Run the job, or a rank's share of it; the supervisor asks to stop once `steps` steps are done."""
+    """Run the job, or a rank's share of it; it is stopped once `steps` steps are done."""
     reports: list[Report] = []
     left = iter(range(steps - 1, -1, -1))
     word = run(assignment, folder, reports.append, lambda: next(left) == 0, ranks)
@@ -111,7 +111,7 @@ def finished(folder: Path, assignment: Assignment) -> Path:
 
 
 def require_same_bits(make: Callable[[Path], Assignment], scratch: Path) -> None:
-    """A job that is stopped after two steps and goes on ends with the weights of one that ran through."""
+    """A job that is stopped after two steps and resumed ends with the weights of one that was not stopped."""
     straight, halting = scratch / "straight", scratch / "halting"
     finished(straight, make(straight))
     assignment = make(halting)

@@ -62,7 +62,7 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert [folder.name for folder in saved(tmp_path)] == ["step-100", "step-10"]
 
 
-def test_later_steps_of_a_run_that_was_given_up_go(tmp_path: Path) -> None:
+def test_later_steps_of_an_abandoned_run_are_removed(tmp_path: Path) -> None:
     for step in (5, 10, 7):
         store(at(job(), step), tmp_path)
     assert [folder.name for folder in saved(tmp_path)] == ["step-7", "step-5"]
@@ -74,7 +74,7 @@ def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     assert read_record(second).step == 5
 
 
-def test_one_that_was_cut_short_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_checkpoint_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store(at(job(), 3), tmp_path)
 
     def fail(path: Path) -> None:
@@ -86,7 +86,7 @@ def test_one_that_was_cut_short_is_not_taken_for_whole(tmp_path: Path, monkeypat
     assert [folder.name for folder in saved(tmp_path)] == ["step-3"]
 
 
-def test_random_states_and_clock_come_back(tmp_path: Path) -> None:
+def test_random_states_and_clock_are_restored(tmp_path: Path) -> None:
     state = at(job(), 4)
     state.seconds = 12.5
     folder = store(state, tmp_path)
@@ -119,7 +119,7 @@ def test_a_missing_one_is_refused(tmp_path: Path) -> None:
         {"teacher": True},
     ],
 )
-def test_the_digest_changes_with_all_that_decides_the_weights(changes: dict[str, Any]) -> None:
+def test_the_digest_changes_with_every_field_that_affects_the_weights(changes: dict[str, Any]) -> None:
     assert training_digest(job(**changes)) != training_digest(job())
 
 

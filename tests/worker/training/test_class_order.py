@@ -1,4 +1,4 @@
-"""Texts whose classes a teacher knows in another order, and tokenizers that do not know the texts."""
+"""Texts whose teacher has the classes in another order, and tokenizers that do not cover the texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.training import measure
 
 Document = dict[str, Any]
 NAMES = ["entailment", "neutral", "contradiction"]
-TELLING = {"entailment": "yes", "neutral": "perhaps", "contradiction": "never"}
+CUES = {"entailment": "yes", "neutral": "perhaps", "contradiction": "never"}
 OTHER = ["the", "dog", "ran", "home", "again", "and", "late", "it", "was"]
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT |= {"intermediate_size": 64, "max_position_embeddings": 32}
@@ -38,10 +38,10 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, str]]:
-    """Texts in which one word tells the class, and its name."""
+    """Texts in which one word determines the class, and its name."""
     draw = random.Random(seed)
     named = [(NAMES[number % 3], draw.choices(OTHER, k=4)) for number in range(count)]
-    return [(" ".join([*words, TELLING[name]]), name) for name, words in named]
+    return [(" ".join([*words, CUES[name]]), name) for name, words in named]
 
 
 def write_csv(path: Path, rows: list[tuple[str, str]]) -> None:
@@ -80,7 +80,7 @@ def report(folder: Path) -> Document:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A teacher that has learned the classes in the order of the alphabet, and files that list them in another."""
+    """A teacher with the classes in alphabetical order, and files that list them in another."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("inputs")
     write_csv(folder / "teacher-train", sentences(240, 1))
@@ -99,12 +99,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 DATA = {"format": "parquet", "train": "train", "eval": "eval", **COLUMNS}
-TAUGHT: Document = {"data": DATA, "teacher": {"model": "teacher"}}
+WITH_TEACHER: Document = {"data": DATA, "teacher": {"model": "teacher"}}
 
 
-def test_classes_of_a_parquet_file_and_a_teacher_meet_by_name(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_classes_of_a_parquet_file_and_a_teacher_are_matched_by_name(inputs: dict[str, Path], tmp_path: Path) -> None:
     losses = [{"kind": "kd", "temperature": 1.0}]
-    played = run(tmp_path / "job", inputs, TAUGHT | {"recipe": recipe("kd", 40, losses=losses)})
+    played = run(tmp_path / "job", inputs, WITH_TEACHER | {"recipe": recipe("kd", 40, losses=losses)})
     assert isinstance(played.word, Finished), played.word
     found = report(tmp_path / "job")
     assert found["teacher"]["accuracy"] == 1.0
@@ -117,11 +117,11 @@ def test_classes_of_a_parquet_file_and_a_teacher_meet_by_name(inputs: dict[str, 
 @pytest.mark.parametrize(
     "student", [{"architecture": "shrink", "layers": 1}, {"architecture": "pretrained", "model": "teacher"}]
 )
-def test_weights_that_a_student_begins_with_are_those_of_its_own_classes(
+def test_a_student_s_initial_weights_are_aligned_with_its_classes(
     inputs: dict[str, Path], tmp_path: Path, student: Document
 ) -> None:
     still = recipe("kd", 1, optimizer={"kind": "sgd", "lr": 1e-9})
-    played = run(tmp_path / "job", inputs, TAUGHT | {"recipe": still, "student": student})
+    played = run(tmp_path / "job", inputs, WITH_TEACHER | {"recipe": still, "student": student})
     assert isinstance(played.word, Finished), played.word
     assert report(tmp_path / "job")["student"]["accuracy"] == report(tmp_path / "job")["student"]["agreement"] == 1.0
 
@@ -130,7 +130,7 @@ def test_weights_that_a_student_begins_with_are_those_of_its_own_classes(
 
 
 def bert(folder: Path, tokenizer: tokenizers.Tokenizer | None, rows: int) -> Path:
-    """A BERT of the Transformers library with random weights, as people keep it."""
+    """A BERT of the Transformers library with random weights, saved as by its users."""
     torch.manual_seed(0)
     sizes = {name: value for name, value in BERT.items() if name != "model_type"}
     names = dict(enumerate(NAMES))
@@ -149,7 +149,7 @@ def word_level(words: list[str]) -> tokenizers.Tokenizer:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_tokenizer_that_knows_no_word_is_refused(inputs: dict[str, Path], tmp_path: Path, role: str) -> None:
+def test_a_tokenizer_that_covers_no_word_is_refused(inputs: dict[str, Path], tmp_path: Path, role: str) -> None:
     stored = bert(tmp_path / "bert", word_level([]), 400)
     named: dict[str, Document] = {
         "teacher": {"teacher": {"model": "bert"}, "recipe": recipe("kd", 1)},
@@ -164,21 +164,21 @@ def test_a_tokenizer_that_knows_no_word_is_refused(inputs: dict[str, Path], tmp_
     assert "does not know 1200 of 1200 words of data.train" in word.message
 
 
-def test_a_tokenizer_that_knows_few_words_or_fits_another_network_is_warned_of(
+def test_a_tokenizer_that_covers_few_words_or_fits_another_network_is_a_warning(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     stored = bert(tmp_path / "bert", word_level(["the", "dog", "ran", "yes", "never"]), 400)
     document: Document = {"data": DATA, "teacher": {"model": "bert"}, "recipe": recipe("kd", 1)}
     played = run(tmp_path / "job", {**inputs, "bert": stored}, document)
     assert isinstance(played.word, Finished), played.word
-    told = [log.message for log in played.of(Log) if log.level == "warning"]
-    assert any("teacher.model has a tokenizer that does not know" in each for each in told)
-    assert any("has a tokenizer of 10 tokens for 400 embeddings" in each for each in told)
-    assert [warned["message"] for warned in report(tmp_path / "job")["warnings"]] == told
+    messages = [log.message for log in played.of(Log) if log.level == "warning"]
+    assert any("teacher.model has a tokenizer that does not know" in each for each in messages)
+    assert any("has a tokenizer of 10 tokens for 400 embeddings" in each for each in messages)
+    assert [warned["message"] for warned in report(tmp_path / "job")["warnings"]] == messages
 
 
 def test_tokens_without_an_embedding_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
-    """Also of a model of this service, whose own description says how many there are."""
+    """Also for a model of this service, whose config has their number."""
     shutil.copytree(inputs["teacher"], tmp_path / "wide")
     made = tokenizers.Tokenizer.from_file(str(tmp_path / "wide" / "tokenizer.json"))
     made.add_tokens([f"more{number}" for number in range(5000)])
@@ -190,8 +190,8 @@ def test_tokens_without_an_embedding_are_refused(inputs: dict[str, Path], tmp_pa
     assert "embeddings for a tokenizer of" in word.message or "the network" in word.message
 
 
-def test_a_tokenizer_made_of_strange_texts_is_warned_of(tmp_path: Path) -> None:
-    """Most characters of these texts are too rare to be kept."""
+def test_a_tokenizer_trained_on_unusual_texts_is_a_warning(tmp_path: Path) -> None:
+    """Most characters of these texts are too rare for the vocabulary."""
     rows = [
         (" ".join(chr(0x4E00 + 7 * number + shift) for shift in range(3)), NAMES[number % 2]) for number in range(90)
     ]

@@ -1,4 +1,4 @@
-"""The student as training runs it."""
+"""The student's forward pass in training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def job(**recipe: Any) -> JobSpec:
 
 
 @pytest.mark.parametrize("recipe", [{"accumulate": 2}, INSIDE, STAGED], ids=["parts", "inside", "terms"])
-def test_graphs_are_for_steps_that_run_the_student_once_and_look_at_its_answer(recipe: dict[str, Any]) -> None:
+def test_graphs_are_for_steps_that_run_the_student_once_and_use_its_outputs_only(recipe: dict[str, Any]) -> None:
     assert suits_graphs(student(), job(), GPU)
     assert not suits_graphs(student(), job(), torch.device("cpu"))
     assert not suits_graphs(student(), job(**recipe), GPU)
@@ -47,19 +47,19 @@ def test_a_student_that_is_not_to_be_compiled_is_left_alone() -> None:
     assert training_forward(model, job(), GPU) is model
 
 
-def test_each_run_of_graphs_begins_a_step_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
+def test_each_run_of_graphs_begins_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
 
     def compile_(module: Any, **options: Any) -> Any:
-        told.append(options)
+        calls.append(options)
         return module
 
     monkeypatch.setattr(compiled.torch, "compile", compile_)
-    monkeypatch.setattr(compiled.torch.compiler, "cudagraph_mark_step_begin", lambda: told.append("step"))
+    monkeypatch.setattr(compiled.torch.compiler, "cudagraph_mark_step_begin", lambda: calls.append("step"))
     forward, samples = graphed(torch.nn.Identity()), torch.ones(2)  # type: ignore[arg-type]  # it is only called
-    answers = [forward(samples), forward(samples)]
-    assert all(isinstance(answer, Tensor) and torch.equal(answer, samples) for answer in answers)
-    assert told == [{"mode": "reduce-overhead", "dynamic": False}, "step", "step"]
+    outputs = [forward(samples), forward(samples)]
+    assert all(isinstance(output, Tensor) and torch.equal(output, samples) for output in outputs)
+    assert calls == [{"mode": "reduce-overhead", "dynamic": False}, "step", "step"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,4 +1,4 @@
-"""Jobs whose teachers compute in fewer bits, and say what that costs."""
+"""Jobs with teachers in lower precision, and the reported difference of their outputs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ LOSSES: list[dict[str, Any]] = [{"kind": "cross-entropy"}, {"kind": "kd"}]
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and few measurements: they take longer than these jobs, and have tests of their own."""
+    """No plots and few measurements: they take longer than these jobs, and have other tests."""
     monkeypatch.setattr(bundles, "draw_curves", lambda *_: None)
     monkeypatch.setattr(measuring, "RUNS", 1)
 
 
-def taught_in(precision: str | None, assignment: Assignment) -> Assignment:
+def with_precision(precision: str | None, assignment: Assignment) -> Assignment:
     job = assignment.spec.model_dump(mode="json")
     job["teacher"]["precision"] = precision
     return assignment.model_copy(update={"spec": JobSpec.model_validate(job)})
 
 
-def staged(folder: Path, taught: str | None, **recipe: Any) -> Assignment:
+def staged(folder: Path, teacher_precision: str | None, **recipe: Any) -> Assignment:
     assignment = stage(folder, teacher=True, recipe={"losses": LOSSES, **recipe})
     write_teacher(folder / "teacher", Mlp(hidden=[32, 16]))
-    return taught_in(taught, assignment)
+    return with_precision(teacher_precision, assignment)
 
 
 def report(bundle: Path) -> dict[str, Any]:
@@ -48,17 +48,17 @@ def report(bundle: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_a_job_tells_what_its_teachers_arithmetic_costs(tmp_path: Path, precision: str) -> None:
+def test_the_report_has_the_difference_of_lowered_teachers(tmp_path: Path, precision: str) -> None:
     bundle = finished(tmp_path, staged(tmp_path, precision))
-    told = report(bundle)["train"]["teacher_fidelity"]["teacher"]
-    assert (told["precision"], told["samples"]) == (precision, 10)
-    assert 0.0 <= told["agreement"] <= 1.0
-    assert 0.0 < told["kl"] < 0.05
-    assert 0.0 < told["max_difference"] < 0.5
-    assert f"taught in {precision}" in (bundle / "README.md").read_text()
+    figures = report(bundle)["train"]["teacher_fidelity"]["teacher"]
+    assert (figures["precision"], figures["samples"]) == (precision, 10)
+    assert 0.0 <= figures["agreement"] <= 1.0
+    assert 0.0 < figures["kl"] < 0.05
+    assert 0.0 < figures["max_difference"] < 0.5
+    assert f"ran in {precision}" in (bundle / "README.md").read_text()
 
 
-def test_the_report_measures_the_teacher_of_the_files_whatever_it_taught_in(tmp_path: Path) -> None:
+def test_the_report_measures_the_stored_teacher_whatever_its_precision_in_training(tmp_path: Path) -> None:
     plain, lowered = (tmp_path / name for name in ("plain", "lowered"))
     bundles = [finished(plain, staged(plain, None)), finished(lowered, staged(lowered, "bf16"))]
     measured = [report(bundle)["teacher"] for bundle in bundles]
@@ -68,14 +68,14 @@ def test_the_report_measures_the_teacher_of_the_files_whatever_it_taught_in(tmp_
     assert report(bundles[0])["train"]["teacher_fidelity"] == {}
 
 
-def test_fp32_is_said_of_a_teacher_beside_a_student_in_bf16(tmp_path: Path) -> None:
+def test_a_teacher_in_fp32_with_a_student_in_bf16(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("autocast", "fp32")]
     for folder, precision in zip(folders, (None, "fp32"), strict=True):
         finished(folder, staged(folder, precision, precision="bf16"))
     assert weights(folders[0]) != weights(folders[1])
 
 
-def test_answers_in_fewer_bits_are_kept_apart(tmp_path: Path) -> None:
+def test_outputs_of_lower_precision_have_another_cache_key(tmp_path: Path) -> None:
     place, keys = CachePlace(folder=str(tmp_path / "cache")), set()
     for number, (precision, recipe) in enumerate(
         ((None, "fp32"), ("fp32", "fp32"), ("fp32", "bf16"), (None, "bf16"), ("bf16", "bf16"), ("fp8", "fp32"))
@@ -93,7 +93,7 @@ def test_a_teacher_without_layers_for_fp8_is_refused(tmp_path: Path) -> None:
     word = play(assignment, tmp_path).word
     assert isinstance(word, Failed)
     assert (word.fault, word.param) == ("user", "teacher.precision")
-    assert "accepted: bf16, fp32 or null" in word.message
+    assert "accepted: bf16, fp32, null" in word.message
 
 
 def test_a_smaller_copy_starts_from_the_teachers_own_weights(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_smaller_copy_starts_from_the_teachers_own_weights(tmp_path: Path) -> 
         recipe = {"losses": LOSSES, "max_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e-30}}
         assignment = stage(folder, teacher=True, student=shrunk, recipe=recipe)
         write_teacher(folder / "teacher", Vit(patch_size=3, width=16, depth=2, heads=2))
-        finished(folder, taught_in(precision, assignment))
+        finished(folder, with_precision(precision, assignment))
         found.append(load_model(folder / "bundle").state_dict())
     torch.testing.assert_close(found[0], found[1], rtol=0.0, atol=1e-20)
 
@@ -117,11 +117,11 @@ def test_numbers_and_vectors_have_measures_of_their_own(
     kinds.write_teachers(tmp_path)
     job = kinds.job_of(kind or "embedding-distance")
     named = {path.stem: str(path) for path in tmp_path.iterdir()}
-    assignment = taught_in("bf16", Assignment(spec=JobSpec.model_validate(job), inputs=named))
+    assignment = with_precision("bf16", Assignment(spec=JobSpec.model_validate(job), inputs=named))
     assert assignment.spec.task == task
-    told = report(finished(tmp_path, assignment))["train"]["teacher_fidelity"]["teacher"]
-    assert told.keys() == {"precision", "samples", "max_difference", measure}
-    assert 0.0 < told["max_difference"] < 0.1
+    figures = report(finished(tmp_path, assignment))["train"]["teacher_fidelity"]["teacher"]
+    assert figures.keys() == {"precision", "samples", "max_difference", measure}
+    assert 0.0 < figures["max_difference"] < 0.1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
@@ -129,8 +129,8 @@ def test_language_models_teach_in_fewer_bits(tmp_path: Path, precision: str) -> 
     wide = language.LLAMA | {"hidden_size": 32, "intermediate_size": 48}
     teacher = finished(tmp_path / "teaches", language.stage(tmp_path / "teaches", wide))
     losses = [*language.DISTILLED, {"kind": "akl"}]
-    assignment = taught_in(precision, language.stage(tmp_path / "job", language.LLAMA, teacher, losses))
-    told = report(finished(tmp_path / "job", assignment))["train"]["teacher_fidelity"]["teacher"]
-    assert told["samples"] > 50
-    assert told["agreement"] > 0.7
-    assert 0.0 < told["kl"] < 0.01
+    assignment = with_precision(precision, language.stage(tmp_path / "job", language.LLAMA, teacher, losses))
+    figures = report(finished(tmp_path / "job", assignment))["train"]["teacher_fidelity"]["teacher"]
+    assert figures["samples"] > 50
+    assert figures["agreement"] > 0.7
+    assert 0.0 < figures["kl"] < 0.01

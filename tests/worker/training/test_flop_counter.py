@@ -1,4 +1,4 @@
-"""What a training computes is counted, and held against what the machine could do."""
+"""Counted operations of training, and their share of the machine's rate."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TRAINED = 40
 
 
 def last(played: Played, prefix: str) -> dict[str, float]:
-    """The values that were told last, by what follows the prefix."""
-    told: dict[str, float] = {}
+    """The last values reported, by their names without the prefix."""
+    values: dict[str, float] = {}
     for metrics in played.of(Metrics):
-        told |= metrics.values
-    return {name.removeprefix(prefix): value for name, value in told.items() if name.startswith(prefix)}
+        values |= metrics.values
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def test_a_student_alone_takes_three_forward_passes_a_sample(tmp_path: Path) -> 
     assert "teacher_flops" not in report(tmp_path)
 
 
-def test_a_teacher_is_counted_apart_and_only_when_it_is_asked(tmp_path: Path) -> None:
+def test_a_teacher_is_counted_separately_and_only_if_it_runs(tmp_path: Path) -> None:
     for epochs, folder in ((3, tmp_path / "runs"), (1, tmp_path / "remembers")):
         assignment = stage(folder, teacher=True)
         if epochs == 1:
@@ -59,7 +59,7 @@ def test_where_only_terms_are_trained_the_student_runs_forward(tmp_path: Path) -
     assert last(played, "train/flops/")["student"] == STUDENT * TRAINED * (2 + 3)
 
 
-def test_a_resumed_training_goes_on_counting(tmp_path: Path) -> None:
+def test_a_resumed_training_continues_counting(tmp_path: Path) -> None:
     straight = last(play(stage(tmp_path / "a", teacher=True), tmp_path / "a"), "train/flops/")
     assignment = stage(tmp_path / "b", teacher=True)
     stopped = play(assignment, tmp_path / "b", steps=4)

@@ -1,4 +1,4 @@
-"""What is kept of a long training."""
+"""History of metrics of a long training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_rare_values_outlive_the_thinning() -> None:
     assert sum("eval/nll" in point.values for point in history.points) == 10
 
 
-def test_it_goes_on_where_it_was_read_back() -> None:
+def test_it_continues_after_it_was_read_back() -> None:
     straight, halted = History(), History()
     for step in range(1, 1001):
         straight.add(step, {"a": float(step)})

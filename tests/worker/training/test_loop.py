@@ -20,7 +20,7 @@ from worker.students.model import Model
 from worker.tasks import task_for
 from worker.teachers import InProcessTeacher
 from worker.training.loop import Stage, set_rate, take_step, train
-from worker.training.stages import build_stages, fresh_optimizer, teach
+from worker.training.stages import build_stages, fresh_optimizer, open_teacher
 from worker.training.state import TrainState, fresh_student, initial_state
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
@@ -47,7 +47,7 @@ def prepare(
         teacher=TeacherSpec(model="m") if teacher else None,
     )
     torch.manual_seed(1)
-    teachers = {"teacher": teach(Model(config), job, "teacher")} if teacher else {}
+    teachers = {"teacher": open_teacher(Model(config), job, "teacher")} if teacher else {}
     state = initial_state(recipe, fresh_student(config, 0))
     stages = build_stages(task_for(job.task), job, plan_training(recipe, 25), batches, state, teachers, 0)
     stage = stages[0 if first else -1]
@@ -121,7 +121,7 @@ def test_a_compiled_student_takes_the_same_step() -> None:
 
 def test_a_stage_that_trains_terms_leaves_the_student_alone() -> None:
     stage = {"losses": [{"kind": "cross-entropy"}], "epochs": 1, "trains": "terms"}
-    with pytest.raises(UserError, match="no term that learns"):
+    with pytest.raises(UserError, match="no term with weights"):
         prepare(stages=[stage], first=True)
 
 
@@ -135,7 +135,7 @@ def test_the_teacher_is_left_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
-def test_the_average_is_normalised_to_the_steps_there_are() -> None:
+def test_the_average_is_normalised_by_the_number_of_steps() -> None:
     stage, state = prepare(ema_decay=0.9)
     assert state.ema is not None
     seen = []
@@ -150,7 +150,7 @@ def test_the_average_is_normalised_to_the_steps_there_are() -> None:
     assert state.evaluated is state.ema.model
 
 
-def test_the_loop_ends_with_the_plan_or_when_it_is_asked_to() -> None:
+def test_the_loop_ends_with_the_plan_or_when_its_monitor_stops_it() -> None:
     class Monitor:
         def __init__(self, last: int) -> None:
             self.steps: list[int] = []

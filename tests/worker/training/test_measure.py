@@ -1,4 +1,4 @@
-"""What running a model costs."""
+"""Operations and speed of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.training.measure import RUNS, flops, speed
     [Mlp(hidden=[8]), CifarResNet(depth=8, width=4), WideResNet(depth=10), Vit(patch_size=4, width=16, heads=2)],
     ids=lambda student: student.architecture,
 )
-def test_what_runs_is_what_the_contract_foresees(student: Student) -> None:
+def test_measured_operations_are_those_of_the_contract(student: Student) -> None:
     image = ImageInput(channels=3, height=8, width=8)
     preprocessing = Preprocessing(mean=[0.0] * 3, std=[1.0] * 3)
     model = Model(ModelConfig(architecture=student, input=image, preprocessing=preprocessing, classes=5)).eval()
@@ -34,7 +34,7 @@ def test_attention_that_a_fused_kernel_hides_is_counted() -> None:
 
 
 class Calls(list[int]):
-    """Remembers the size of each batch."""
+    """Records the size of each batch."""
 
     def __call__(self, samples: Tensor) -> Tensor:
         self.append(len(samples))

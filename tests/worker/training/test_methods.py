@@ -44,13 +44,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and few measurements: they take longer than these jobs, and have tests of their own."""
+    """No plots and few measurements: they take longer than these jobs, and have other tests."""
     monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
     monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def assigned(job: Document, inputs: dict[str, str], folder: Path, resume: str | None = None) -> Assignment:
-    """The job as a worker gets it, with a place of its own for what teachers say."""
+    """The job as a worker receives it, with a separate teacher cache."""
     spec = JobSpec.model_validate(job)
     place = CachePlace(folder=str(folder / "teachers"))
     named = {name: inputs[name] for name in spec.references.values()}
@@ -66,7 +66,7 @@ def halts(name: str, job: Document) -> list[int]:
 
 
 def in_pieces(job: Document, inputs: dict[str, str], folder: Path, stops: list[int]) -> Played:
-    """Run to each of `stops` and on from there; what was said after the last."""
+    """Run to each of `stops` and resume from there; returns the last run."""
     done, resume = 0, None
     for step in stops:
         stopped = play(assigned(job, inputs, folder, resume), folder, steps=step - done)
@@ -101,7 +101,7 @@ def test_a_job_of_every_kind_resumes_bit_equal(kind: str, inputs: dict[str, str]
 
 
 @pytest.mark.parametrize("method", methods())
-def test_every_method_resumes_bit_equal_whatever_else_a_step_does(
+def test_every_method_resumes_bit_equal_with_other_settings_of_a_step(
     method: str, inputs: dict[str, str], tmp_path: Path
 ) -> None:
     """In bf16, channels last, with an average of the weights, and the best of them exported."""
@@ -110,9 +110,9 @@ def test_every_method_resumes_bit_equal_whatever_else_a_step_does(
 
 
 VARIANTS: dict[str, Document] = {
-    "augmented, kept of its teacher": small_job({"losses": [CROSS_ENTROPY, term("kd")], "epochs": 3}, data=AUGMENTED),
+    "augmented, cached teacher": small_job({"losses": [CROSS_ENTROPY, term("kd")], "epochs": 3}, data=AUGMENTED),
     "augmented, features": small_job({"losses": [CROSS_ENTROPY, term("hint")]}, data=AUGMENTED),
-    "augmented, labels mended": small_job(
+    "augmented, labels corrected": small_job(
         {"losses": [CROSS_ENTROPY, term("uskd"), term("ferkd")], **HALF_PRECISION}, data=AUGMENTED
     ),
     "attention in bf16": small_job({"losses": [CROSS_ENTROPY, term("attention-relation")], **HALF_PRECISION}, VIT),
@@ -123,10 +123,10 @@ VARIANTS: dict[str, Document] = {
         {"losses": [CROSS_ENTROPY, {**term("hint"), "teacher": "other"}]}, **COMMITTEE
     ),
     "ramps in stages": small_job({"stages": [{"epochs": 2, "losses": [RAMPED]}], "losses": [CROSS_ENTROPY, RAMPED]}),
-    "answers kept in part": small_job(
+    "outputs cached in part": small_job(
         {"losses": [CROSS_ENTROPY, term("kd")]}, teacher_cache={"store": "top-k", "k": 3, "dtype": "bf16"}
     ),
-    "vectors of texts that are changed, kept of their teacher": small_job(
+    "embeddings of augmented texts, cached teacher": small_job(
         {"losses": [{"kind": "embedding-distance"}, {"kind": "contrastive", "target": "teacher"}], **HALF_PRECISION},
         ENCODER,
         "embedding",
@@ -153,12 +153,12 @@ VARIANTS: dict[str, Document] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_jobs_combine_resumes_bit_equal(name: str, inputs: dict[str, str], tmp_path: Path) -> None:
+def test_combinations_resume_bit_equal(name: str, inputs: dict[str, str], tmp_path: Path) -> None:
     require_bit_equal(name, VARIANTS[name], inputs, tmp_path)
 
 
 @pytest.mark.parametrize("side", ["teacher", "student"])
-def test_a_place_that_a_network_does_not_have_is_blamed_on_the_loss(
+def test_a_module_that_a_network_does_not_have_is_an_error_of_the_loss(
     side: str, inputs: dict[str, str], tmp_path: Path
 ) -> None:
     pair = {"teacher": "stages.1", "student": "stages.1", side: "layers.7"}

@@ -1,4 +1,4 @@
-"""Reading what the steps measured."""
+"""Metrics of steps, and their means."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from worker.training.metric_logger import MetricLogger
 
 
 def filled(*losses: float) -> MetricLogger:
-    meter = MetricLogger()
+    metrics = MetricLogger()
     for loss in losses:
-        meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(1.0)})
-    return meter
+        metrics.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(1.0)})
+    return metrics
 
 
-def test_a_reading_is_the_mean_since_the_last_one() -> None:
-    meter = filled(1.0, 2.0, 6.0)
-    assert meter.read(3) == {"loss": 3.0, "grad_norm": 1.0}
-    assert meter.read(3) == {}
+def test_read_returns_the_mean_since_the_last_call() -> None:
+    metrics = filled(1.0, 2.0, 6.0)
+    assert metrics.read(3) == {"loss": 3.0, "grad_norm": 1.0}
+    assert metrics.read(3) == {}
 
 
 def test_a_value_that_only_some_steps_measure_is_a_mean_over_them() -> None:
-    meter = filled(1.0, 2.0)
-    meter.add({"loss": torch.tensor(6.0), "loss/late": torch.tensor(5.0)})
-    assert meter.read(3) == {"loss": 3.0, "grad_norm": 1.0, "loss/late": 5.0}
+    metrics = filled(1.0, 2.0)
+    metrics.add({"loss": torch.tensor(6.0), "loss/late": torch.tensor(5.0)})
+    assert metrics.read(3) == {"loss": 3.0, "grad_norm": 1.0, "loss/late": 5.0}
 
 
 def test_a_check_leaves_the_values_unread() -> None:
-    meter = filled(1.0, 3.0)
-    meter.check(2)
-    assert meter.read(2)["loss"] == 2.0
+    metrics = filled(1.0, 3.0)
+    metrics.check(2)
+    assert metrics.read(2)["loss"] == 2.0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -41,7 +41,7 @@ def test_the_first_bad_step_is_named(bad: float) -> None:
 
 
 def test_a_bad_gradient_counts_too() -> None:
-    meter = filled(1.0)
-    meter.add({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.inf)})
+    metrics = filled(1.0)
+    metrics.add({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(torch.inf)})
     with pytest.raises(UserError, match="grad_norm became inf at step 2;"):
-        meter.read(2)
+        metrics.read(2)

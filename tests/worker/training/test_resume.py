@@ -71,7 +71,7 @@ def test_stopping_anywhere_and_resuming_changes_no_bit(tmp_path: Path, name: str
     assert weights(halting) == weights(straight)
 
 
-def test_published_steps_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+def test_published_steps_continue_after_the_checkpoint(tmp_path: Path) -> None:
     assignment = stage(tmp_path)
     stopped = play(assignment, tmp_path, steps=4)
     steps = [report.step for report in play(resumed(assignment, stopped), tmp_path).of(Metrics)]
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert "another job" in failure(resumed(other, stopped), tmp_path).message
 
 
-def test_what_does_not_change_the_weights_may_change_between_attempts(tmp_path: Path) -> None:
+def test_fields_that_do_not_affect_the_weights_may_change_between_attempts(tmp_path: Path) -> None:
     stopped = play(stage(tmp_path), tmp_path, steps=2)
     renamed = stage(tmp_path, name="renamed", priority=99, recipe={"checkpoint": {"every_steps": 1}})
     assert isinstance(play(resumed(renamed, stopped), tmp_path).word, Finished)

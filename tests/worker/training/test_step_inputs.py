@@ -1,4 +1,4 @@
-"""Prefetcher that are prepared ahead of their steps."""
+"""Step inputs that are prepared ahead of their steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Beside:
-    """A lane without a device: what is started is there at once."""
+    """A side stream without a device: inputs are ready at once."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -55,7 +55,7 @@ class Beside:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and few measurements: they take longer than these jobs, and have tests of their own."""
+    """No plots and few measurements: they take longer than these jobs, and have other tests."""
     monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
     monkeypatch.setattr(measure, "RUNS", 1)
 
@@ -98,7 +98,7 @@ def test_samples_on_the_host_teach_the_same(
     assert weights(tmp_path / "near") == weights(tmp_path / "far")
 
 
-def test_a_job_that_goes_on_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_job_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     side_stream = beside(monkeypatch)
     require_same_bits(lambda folder: staged(folder, "entropy"), tmp_path)
     assert len(side_stream.started) == len(side_stream.taken) + 1  # the one that was prepared when the job was stopped
@@ -128,7 +128,7 @@ def lesson_of(batch: Batch) -> StepInputs:
     return StepInputs(batch, [batch], [{"teacher": signal}])
 
 
-def test_a_lesson_knows_all_its_tensors() -> None:
+def test_step_inputs_list_all_their_tensors() -> None:
     step_inputs = lesson_of(whole_split({"images": torch.zeros(4, 2)}, torch.zeros(4, dtype=torch.int64)))
     assert step_inputs.signals is not None
     signal, batch = step_inputs.signals[0]["teacher"], step_inputs.batch

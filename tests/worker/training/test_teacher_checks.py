@@ -45,13 +45,13 @@ def write_rows(folder: Path, name: str, names: list[str] | None, count: int, see
     draw = np.random.default_rng(seed)
     labels = np.arange(count) % len(WORDS)
     rows = centres[labels] + draw.normal(0, 0.4, (count, COLUMNS))
-    told = labels.tolist() if names is None else [names[label] for label in labels]
-    table = pa.table({"x": pa.array(rows.tolist(), pa.list_(pa.float32())), "y": told})
+    column = labels.tolist() if names is None else [names[label] for label in labels]
+    table = pa.table({"x": pa.array(rows.tolist(), pa.list_(pa.float32())), "y": column})
     pq.write_table(table, folder / name)
 
 
 def job(data: Document, teacher: Document | list[Document] | None = None, **more: Any) -> Document:
-    taught = {} if teacher is None else {"teachers" if isinstance(teacher, list) else "teacher": teacher}
+    teacher_fields = {} if teacher is None else {"teachers" if isinstance(teacher, list) else "teacher": teacher}
     return {
         "data": {**TABLE, **data},
         "student": {"architecture": "mlp", "hidden": [16]},
@@ -62,7 +62,7 @@ def job(data: Document, teacher: Document | list[Document] | None = None, **more
         },
         "export": ["safetensors"],
         "seed": 1,
-        **taught,
+        **teacher_fields,
         **more,
     }
 
@@ -83,7 +83,7 @@ def warnings(played: Played) -> list[str]:
     return [log.message for log in played.of(Log) if log.level == "warning"]
 
 
-def said(folder: Path) -> list[str]:
+def warnings_in_report(folder: Path) -> list[str]:
     """Warnings in a report."""
     return [warned["message"] for warned in report(folder)["warnings"]]
 
@@ -127,7 +127,9 @@ def data_of(kind: str, **more: Any) -> Document:
     ],
     ids=["names", "numbers", "named data", "named teacher by the data", "named teacher", "renamed teacher"],
 )  # fmt: skip
-def test_a_teacher_teaches_what_it_knows(files: Files, tmp_path: Path, teacher: Document, data: Document) -> None:
+def test_a_teacher_with_other_classes_is_aligned(
+    files: Files, tmp_path: Path, teacher: Document, data: Document
+) -> None:
     played = run(files, tmp_path / "job", job(data, teacher))
     assert isinstance(played.word, Finished), played.word
     found = report(tmp_path / "job")
@@ -138,26 +140,26 @@ def test_a_teacher_teaches_what_it_knows(files: Files, tmp_path: Path, teacher: 
 
 
 @pytest.mark.parametrize(
-    ("teacher", "data", "told"),
+    ("teacher", "data", "fragments"),
     [
         ("words-teacher", "numbers", ["has names", "the numbers 0 to 4", "'four', 'one', 'three', 'two', 'zero'"]),
         ("numbers-teacher", "words", ["has numbers", "the numbers 0 to 4", "'four', 'one', 'three', 'two', 'zero'"]),
         ("other-teacher", "words", ["only data.train has 'zero'", "only teacher.model has 'nought'"]),
     ],
 )
-def test_what_can_not_be_matched_is_refused_before_training(
-    files: Files, tmp_path: Path, teacher: str, data: str, told: list[str]
+def test_classes_that_can_not_be_matched_are_refused_before_training(
+    files: Files, tmp_path: Path, teacher: str, data: str, fragments: list[str]
 ) -> None:
     played = run(files, tmp_path / "job", job(data_of(data), {"model": teacher}))
     assert isinstance(played.word, Failed)
     assert (played.word.fault, played.word.code, played.word.param) == ("user", "invalid_teacher", "teacher.model")
-    for part in (*told, "data.class_order", "teacher.class_order"):
+    for part in (*fragments, "data.class_order", "teacher.class_order"):
         assert part in played.word.message
     assert played.of(PhaseBegan) == []
 
 
-def test_every_teacher_is_aligned_also_where_its_answers_were_kept(files: Files, tmp_path: Path) -> None:
-    """The second one has its classes in another order, and its answers lie on the shelf in that of an earlier job."""
+def test_every_teacher_is_aligned_also_with_cached_outputs(files: Files, tmp_path: Path) -> None:
+    """The second one has its classes in another order, and its cached outputs have that of an earlier job."""
     place = CachePlace(folder=str(tmp_path / "cache"))
     alone = run(files, tmp_path / "alone", job(data_of("words"), {"model": "other-teacher", "class_order": [
         "four", "zero", "one", "three", "two"]}), teacher_cache=place)  # fmt: skip
@@ -175,7 +177,7 @@ def test_every_teacher_is_aligned_also_where_its_answers_were_kept(files: Files,
     assert all(kept[teacher]["shared"] and not kept[teacher]["misses"] for teacher in "ab")
 
 
-def test_kept_answers_of_one_order_are_not_those_of_another(files: Files, tmp_path: Path) -> None:
+def test_cached_outputs_of_one_order_are_not_used_for_another(files: Files, tmp_path: Path) -> None:
     place = CachePlace(folder=str(tmp_path / "cache"))
     orders = {"there": WORDS, "back": WORDS[::-1]}
     for name, order in orders.items():
@@ -186,8 +188,8 @@ def test_kept_answers_of_one_order_are_not_those_of_another(files: Files, tmp_pa
     assert len(set(keys.values())) == 2
 
 
-def test_a_student_that_starts_from_weights_keeps_what_it_knows(files: Files, tmp_path: Path) -> None:
-    """Of the last layer too, whose rows lie in another order now: nothing is left to learn."""
+def test_a_student_that_starts_from_weights_keeps_its_classes(files: Files, tmp_path: Path) -> None:
+    """Also those of the last layer, whose rows are reordered: it begins fully trained."""
     start = {"architecture": "pretrained", "model": "words-teacher"}
     document = job(data_of("words", class_order=WORDS), {"model": "words-teacher"}, student=start)
     document["recipe"] |= {"optimizer": {"kind": "sgd", "lr": 1e-9}, "epochs": 1}
@@ -201,9 +203,9 @@ def test_a_student_from_weights_of_other_classes_begins_its_last_layer_anew(file
     start = {"architecture": "pretrained", "model": "other-teacher"}
     played = run(files, tmp_path / "job", job(data_of("words"), student=start))
     assert isinstance(played.word, Finished), played.word
-    (told,) = warnings(played)
-    assert "last layer begins anew" in told
-    assert "'nought'" in told
+    (text,) = warnings(played)
+    assert "last layer begins anew" in text
+    assert "'nought'" in text
     assert report(tmp_path / "job")["student"]["accuracy"] > 0.9
 
 
@@ -214,13 +216,13 @@ def test_a_teacher_with_its_classes_mixed_up_is_named_with_the_order(files: File
     mixed = {"model": "numbers-teacher", "class_order": ["one", "two", "three", "four", "zero"]}
     played = run(files, tmp_path / "job", job(data_of("words"), mixed))
     assert isinstance(played.word, Finished), played.word
-    told = " ".join(warnings(played))
-    assert "teacher 'teacher' is hardly better than none: accuracy 0 on 120 held-out samples" in told
-    assert "is far from what its own report says" in told
-    assert "seems to have its classes in another order" in told
-    assert "'zero' is answered with 'one'" in told
-    assert "accuracy 0 as it is, 1 then" in told
-    assert said(tmp_path / "job") == warnings(played)
+    text = " ".join(warnings(played))
+    assert "teacher 'teacher' is hardly better than none: accuracy 0 on 120 held-out samples" in text
+    assert "is far from its own report" in text
+    assert "seems to have its classes in another order" in text
+    assert "'zero' is predicted as 'one'" in text
+    assert "accuracy 0 as it is, 1 then" in text
+    assert warnings_in_report(tmp_path / "job") == warnings(played)
     codes = [warned["code"] for warned in report(tmp_path / "job")["warnings"]]
     assert codes == ["teacher_near_chance", "teacher_below_report", "teacher_permuted"]
     card = (tmp_path / "job" / "bundle" / "README.md").read_text()
@@ -271,13 +273,13 @@ def test_a_resumed_job_is_warned_again_and_ends_the_same(files: Files, tmp_path:
     assert isinstance(stopped.word, Stopped)
     resumed = play(Assignment(spec=spec, inputs=inputs, resume="checkpoints/step-3"), folder)
     assert isinstance(resumed.word, Finished), resumed.word
-    assert warnings(stopped) == warnings(resumed) == said(folder)
+    assert warnings(stopped) == warnings(resumed) == warnings_in_report(folder)
 
 
-def test_answers_to_all_samples_are_not_asked_for_twice(
+def test_outputs_for_all_samples_are_not_computed_twice(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the check was told is what the student is evaluated against."""
+    """The student is evaluated against the outputs of the check."""
     monkeypatch.setattr(judges.Evaluator, "_teachers", None, raising=False)
     played = run(files, tmp_path / "job", job(data_of("words"), {"model": "words-teacher"}))
     assert isinstance(played.word, Finished), played.word
@@ -299,16 +301,16 @@ def test_numbers_are_held_against_their_mean_and_their_order(tmp_path: Path) -> 
         run(files, tmp_path / "t", {**numbers, "data": {"train": "sound"}, "recipe": labels}).word, Finished
     )
     files.paths["teacher"] = str(tmp_path / "t" / "bundle")
-    told: dict[str, list[str]] = {}
+    by_data: dict[str, list[str]] = {}
     for data in ("sound", "swapped"):
         recipe = {"losses": [{"kind": "mse", "target": "teacher"}], "epochs": 1, **adam}
         document = {**numbers, "data": {"train": data}, "teacher": {"model": "teacher"}, "recipe": recipe}
         played = run(files, tmp_path / data, document)
         assert isinstance(played.word, Finished), played.word
-        told[data] = warnings(played)
-    assert told["sound"] == []
-    assert any("0 is answered with 1, 1 is answered with 0" in each for each in told["swapped"])
-    assert any("far from what its own report says" in each for each in told["swapped"])
+        by_data[data] = warnings(played)
+    assert by_data["sound"] == []
+    assert any("0 is predicted as 1, 1 is predicted as 0" in each for each in by_data["swapped"])
+    assert any("far from its own report" in each for each in by_data["swapped"])
 
 
 # ---- orders

@@ -1,4 +1,4 @@
-"""Language models: the next token at every position of a text."""
+"""Language modelling: the next token at every position of a text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from worker.tasks.causal_lm.examiner import TokenExaminer
 
 
 class CausalLm(Task):
-    """Targets (N, S) int64, the next tokens. Outputs are compared by rows of logits (n, V), one per token that
-    counts."""
+    """Targets (N, S) int64, the next tokens. Outputs are compared by rows of logits (n, V) float32, one per valid
+    token."""
 
     name = "causal-lm"
     objective = TokenObjective
@@ -45,45 +45,50 @@ class CausalLm(Task):
         packing: PackingDir | None = None,
     ) -> TaskData:
         if packing is None:
-            raise ValueError("texts of a language model are packed in a folder")
+            raise ValueError("texts of a language model need a folder for packing")
         return load_running_text(job, inputs, teachers, seed, packing)
 
     def evaluator(
         self,
         job: JobSpec,
         held_out: HeldOut,
-        teaching: Mapping[str, Callable[[], Model]],
+        live: Mapping[str, Callable[[], Model]],
         stored: Mapping[str, Callable[[], Model]],
-        known: Mapping[str, Tensor],
+        computed: Mapping[str, Tensor],
     ) -> TokenEvaluator:
-        """Teachers are asked anew each time, as they teach: reading their files would take too long."""
-        return TokenEvaluator(job, held_out, list(teaching.values()))
+        """An evaluator that runs the live teachers each time: loading their files would take too long. `computed`,
+        which has outputs (N, C) float32, is not used."""
+        return TokenEvaluator(job, held_out, list(live.values()))
 
     def examiner(self, job: JobSpec, data: TaskData, seed: int, *, whole: bool) -> TokenExaminer:
         return TokenExaminer(data, whole=whole)
 
     def sample_outputs(self, model: Model, held_out: Batch, most: int) -> Tensor:
+        """Logits (n, V) float32 on the CPU."""
         return first_logits(model.eval(), held_out, most)
 
-    def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """`agreement`, the share with the same likeliest token, and `kl`, the mean KL(reference || outputs) in nats."""
-        return {"agreement": metrics.agreement(outputs, reference), "kl": metrics.divergence(outputs, reference)}
+    def likeness(self, logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """`agreement`, the share with the same likeliest token, and `kl`, the mean KL(reference || logits) in nats, of
+        logits (n, V) float32."""
+        return {"agreement": metrics.agreement(logits, reference), "kl": metrics.divergence(logits, reference)}
 
     def tolerances(
-        self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
+        self, logits: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
     ) -> Iterator[tuple[str, float]]:
-        """The NLL moves by at most twice the difference."""
+        """The NLL differs by at most twice the largest difference of a logit, for logits (n, V) float32."""
         yield "nll", 2 * allowed
 
-    def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
-        return (outputs.argmax(-1) == live.argmax(-1)).double().mean()
+    def same_choice(self, logits: Tensor, live: Tensor) -> Tensor | None:
+        """Share with the same likeliest token, a float64 scalar, for logits (n, V) float32."""
+        return (logits.argmax(-1) == live.argmax(-1)).double().mean()
 
     def timed_call(self, model: Model) -> Call:
-        """Reading a sequence, and predicting the token behind it."""
+        """Prediction of the token after a sequence: logits (N, V) floating for token ids (N, S) int64."""
         return lambda tokens: next_logits(model, tokens)
 
     def flops(self, model: Model, sample: Tensor, count: CountFlops) -> int:
-        """Of a sequence; the last layer is applied to every token, which would make logits of all of them."""
+        """Operations for token ids (1, S) int64, including the last layer at every token, although logits are not
+        computed for all."""
         with torch.no_grad():
             states = hidden_states_of(model, sample)
         return count(model.forward_hidden, sample) + 2 * sample.numel() * states.weight.numel()

@@ -1,4 +1,4 @@
-"""How student and teachers continue held-out texts, for the report."""
+"""Continuations of held-out texts by student and teachers, for the report."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from worker.tasks.base import Figures, ReportInputs
 
 
 def continuations(inputs: ReportInputs) -> list[Figures]:
-    """Of each of the first held-out texts the `prompt`, how it goes on (`held_out`), and how `student` and teachers,
-    by their names, continue it by their likeliest tokens."""
+    """For each of the first held-out texts: the `prompt`, its true continuation (`held_out`), and the greedy
+    continuations by `student` and teachers, by their names."""
     options, reader = inputs.job.evaluation, inputs.tokenizer
     if not options.prompts:
         return []
@@ -30,8 +30,8 @@ def continuations(inputs: ReportInputs) -> list[Figures]:
     tokens = {"held_out": texts[:, : begin + count]}
     tokens |= {name: greedy_continuation(model.cpu(), texts[:, :begin], count) for name, model in same.items()}
     found = {name: [_until_end(reader, row[begin:].tolist()) for row in rows] for name, rows in tokens.items()}
-    for name, own in inputs.tokenizers.items():
-        found[name] = _in_own_tokens(models[name].cpu(), own, samples, options)
+    for name, tokenizer in inputs.tokenizers.items():
+        found[name] = _with_own_tokenizer(models[name].cpu(), tokenizer, samples, options)
     prompts = [reader.text(row[:begin].tolist()) for row in texts]
     return [
         {"prompt": prompt, **{name: rows[number] for name, rows in found.items()}}
@@ -39,27 +39,27 @@ def continuations(inputs: ReportInputs) -> list[Figures]:
     ]
 
 
-def _in_own_tokens(teacher: Model, reader: TextTokenizer, samples: Batch, options: EvaluationSpec) -> list[str]:
-    """Continuations by a teacher with another tokenizer, behind all that it has read when the prompts end, which may be
-    some characters less."""
+def _with_own_tokenizer(teacher: Model, reader: TextTokenizer, samples: Batch, options: EvaluationSpec) -> list[str]:
+    """Continuations by a teacher with another tokenizer, after its last token within the prompt, which may end some
+    characters earlier."""
     texts, places = samples.inputs[teacher.input_key], samples.inputs[ROWS + teacher.input_key]
     begin, count = _lengths(options, places.shape[1])
     found = []
-    for text, known in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
-        prompt = text[: known + 1].unsqueeze(0)
-        room = min(count, _context(teacher) - known - 1)
-        found.append(_until_end(reader, greedy_continuation(teacher, prompt, room)[0, known + 1 :].tolist()))
+    for text, last in zip(texts, places[:, :begin].amax(1).clamp(min=0).tolist(), strict=True):
+        prompt = text[: last + 1].unsqueeze(0)
+        most = min(count, _context(teacher) - last - 1)
+        found.append(_until_end(reader, greedy_continuation(teacher, prompt, most)[0, last + 1 :].tolist()))
     return found
 
 
 def _context(model: Model) -> int:
-    """Tokens that it reads at a time."""
+    """Length of the model's context, in tokens."""
     assert isinstance(model.config.input, TextInput)
     return model.config.input.length
 
 
 def _lengths(options: EvaluationSpec, length: int) -> tuple[int, int]:
-    """Tokens of a prompt, and of what follows it, in sequences of `length`."""
+    """Tokens of a prompt, and of its continuation, in sequences of `length`."""
     begin = min(options.prompt_tokens, max(1, length // 2))
     return begin, min(options.new_tokens, length - begin)
 

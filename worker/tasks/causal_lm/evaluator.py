@@ -1,6 +1,6 @@
-"""A language model's metrics on held-out texts.
+"""Metrics of language models on held-out texts.
 
-Logits are made some rows at a time, so that memory does not grow with the number of tokens.
+Logits are computed some rows at a time, so that memory does not grow with the number of tokens.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from worker.tasks.base import Call, Evaluation, HeldOut, Metrics, NonFiniteOutpu
 from worker.tensors import IGNORED
 
 TOKENS_AT_ONCE = 8192
-"""Tokens that a model reads at a time."""
+"""Tokens of a forward pass."""
 COMPARED = 128
-"""Rows of logits that an exported file is held against the live model by; its NLL is, over all rows."""
+"""Rows of logits by which an exported file is compared with the live model; the NLL is compared over all rows."""
 
 
 class RowLogits(Protocol):
-    """Outputs for a batch of sequences that give logits of some rows."""
+    """Outputs for a batch of sequences from which logits of some rows can be computed."""
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Logits (n, V) of the tokens at `rows` (n,) int64, counted over all sequences."""
+        """Logits (n, V) floating of the tokens at `rows` (n,) int64, counted over all sequences."""
         ...
 
 
 class FullLogits(NamedTuple):
-    """Outputs of a graph, which gives all logits at once."""
+    """Outputs of a graph, which returns all logits at once."""
 
     values: Tensor
-    """(B, S, V)."""
+    """(B, S, V) float32 logits."""
 
     def logits(self, rows: Tensor) -> Tensor:
         """See `RowLogits`."""
@@ -56,17 +56,18 @@ class TeacherMixture(NamedTuple):
     weights: Sequence[float]
 
     def reading(self, input_key: str) -> TeacherMixture:
-        """Those that read the same tokens; logits of other tokens can't be compared."""
+        """The teachers that read the input of this key; logits of other tokens can't be compared."""
         pairs = zip(self.models, self.weights, strict=True)
         same = [(model, weight) for model, weight in pairs if model.input_key == input_key]
         return TeacherMixture([model for model, _ in same], [weight for _, weight in same])
 
     def hidden_states(self, tokens: Tensor) -> list[HiddenStates]:
-        """Of each teacher, for token ids (B, S)."""
+        """Hidden states of each teacher for token ids (B, S) int64."""
         return [hidden_states_of(model, tokens) for model in self.models]
 
     def log_probabilities(self, states: Sequence[HiddenStates], rows: Tensor) -> Tensor | None:
-        """Of the mixture (n, V), where a shorter vocabulary ends with -inf; none: there is no teacher."""
+        """Log-probabilities (n, V) float32 of the mixture at `rows` (n,) int64, shorter vocabularies padded with -inf;
+        none: there is no teacher."""
         logs = [F.log_softmax(each.logits(rows).float(), dim=-1) for each in states]
         if len(logs) < 2:
             return logs[0] if logs else None
@@ -90,26 +91,26 @@ def hidden_states_of(model: Model, tokens: Tensor) -> HiddenStates:
 def evaluate_rows(
     forward: Callable[[Tensor], RowLogits], held: HeldOut, input_key: str, teachers: TeacherMixture, at_once: int
 ) -> Predictions:
-    """Metrics over all tokens that count, `at_once` sequences at a time, and the first rows of logits; compared with
-    those of the teachers that read the same tokens."""
+    """Metrics over all valid tokens, `at_once` sequences at a time, and the first rows of logits (n, V) float32;
+    compared with the teachers that read the same tokens."""
     tally, first, teachers = TokenTally(), torch.empty(0), teachers.reading(input_key)
     for part in held.samples.parts(at_once):
         outputs, states = forward(tokens := part.inputs[input_key]), teachers.hidden_states(tokens)
         labels = labels_of(part, input_key)
         for rows in torch.split((labels != IGNORED).nonzero().squeeze(1), _rows_at_a_time(outputs)):
             logits = outputs.logits(rows)
-            first = _more(first, logits)
+            first = _append_rows(first, logits)
             tally.add(logits, labels[rows], teachers.log_probabilities(states, rows))
     return Predictions(first, Evaluation(tally.metrics(held.bytes)))
 
 
 def labels_of(part: Batch, input_key: str) -> Tensor:
-    """The tokens (n,) int64 that come next, where those of this input key are read."""
+    """Labels (n,) int64 of all sequences of the input of this key: the next tokens, or `IGNORED`."""
     return part.inputs.get(NEXT + input_key, part.targets).flatten()
 
 
-def _more(first: Tensor, logits: Tensor) -> Tensor:
-    """With as many rows of `logits` behind as are compared."""
+def _append_rows(first: Tensor, logits: Tensor) -> Tensor:
+    """Append rows of `logits` (n, V), up to `COMPARED` in all; float32 on the CPU."""
     fresh = logits[: COMPARED - len(first)].float().cpu()
     return torch.cat((first, fresh)) if len(first) else fresh
 
@@ -120,7 +121,7 @@ def _rows_at_a_time(outputs: RowLogits) -> int:
 
 @torch.inference_mode()
 def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
-    """Logits (n, V) of the first tokens that count, float32 on the CPU: at most `most`, fewer of a large vocabulary."""
+    """Logits (n, V) float32 on the CPU of the first valid tokens: at most `most`, fewer for a large vocabulary."""
     most = min(most, max(1, CHUNK // model.config.outputs))
     found = torch.empty(0, model.config.outputs)
     for some in samples.parts(1):
@@ -133,7 +134,7 @@ def first_logits(model: Model, samples: Batch, most: int) -> Tensor:
 
 
 def evaluate_model(model: Model, held: HeldOut, teachers: TeacherMixture = NO_TEACHERS) -> Predictions:
-    """`evaluate_rows` of a model, in evaluation mode and full float32 (see `predict`)."""
+    """`evaluate_rows` for a model, in evaluation mode and full float32 (see `predict`)."""
     was_training = model.training
     model.eval()
     at_once = max(1, TOKENS_AT_ONCE // held.samples.inputs[model.input_key].shape[1])
@@ -144,9 +145,11 @@ def evaluate_model(model: Model, held: HeldOut, teachers: TeacherMixture = NO_TE
 
 
 class TokenEvaluator:
-    """Evaluates language models on the held-out texts, beside their teachers, whose logits are too many to keep."""
+    """Evaluates language models on the held-out texts, in comparison with their teachers, whose logits are too large to
+    store."""
 
     teacher_outputs: Tensor | None = None
+    """None: they would be (N, V) float32 for all tokens."""
 
     def __init__(self, job: JobSpec, held: HeldOut, teachers: Sequence[Callable[[], Model]]) -> None:
         self._job, self._held, self._teachers = job, held, teachers
@@ -192,10 +195,10 @@ def _same(model: Model) -> Model:
 
 @contextmanager
 def _moved_to(device: torch.device, models: Sequence[Model]) -> Iterator[None]:
-    """Models that may be stored elsewhere, on `device` for a while."""
-    homes = [next(model.parameters()).device for model in models]
+    """Move models to `device` within the context, and back after it."""
+    devices = [next(model.parameters()).device for model in models]
     for model in models:
         model.to(device)
     yield
-    for model, home in zip(models, homes, strict=True):
-        model.to(home)
+    for model, original in zip(models, devices, strict=True):
+        model.to(original)

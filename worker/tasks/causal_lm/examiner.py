@@ -1,4 +1,4 @@
-"""Measures a language model's teachers on held-out texts before training."""
+"""Measures the teachers of a language model on held-out texts before training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from worker.tasks.causal_lm.evaluator import evaluate_model, labels_of
 from worker.tensors import IGNORED
 
 CHECKED_TOKENS = 4096
-"""Held-out tokens that a teacher is asked about, in whole sequences, where no more are needed."""
+"""Held-out tokens on which a teacher is measured, in whole sequences, if not on all."""
 COUNTED = 256
-"""Training sequences whose tokens are counted."""
+"""Training sequences from which token frequencies are computed."""
 
 
 class TokenExaminer:
-    """Of all held-out sequences, or of some that are evenly spread; logits are not kept."""
+    """Examines on all held-out sequences, or on evenly spaced ones; logits are not stored."""
 
     unit: str = "tokens"
 
@@ -43,20 +43,20 @@ class TokenExaminer:
         return evaluate_model(model, HeldOut(self._held, self._bytes)).evaluation.metrics, None
 
     def baseline(self, model: Model) -> tuple[Metrics, str]:
-        """How often each token comes in training texts, once more than that for each."""
+        """Token frequencies in training texts, with add-one smoothing."""
         train, width = self._data.train, model.config.outputs
         some = train.between(0, min(len(train), COUNTED))
         counts = torch.bincount(_labels(some, model.input_key), minlength=width).double() + 1
         logs = F.log_softmax(counts.log(), dim=0)
         nll = -float(logs[_labels(self._held, model.input_key)].mean())
-        return {"perplexity": math.exp(min(nll, 700.0))}, "how often each token comes"
+        return {"perplexity": math.exp(min(nll, 700.0))}, "the frequency of each token"
 
     def oddities(self, outputs: Tensor | None) -> Iterator[str]:
-        """None that would show without logits."""
+        """None: these need logits (N, V) float32, which are not stored."""
         yield from ()
 
 
 def _labels(samples: Batch, input_key: str) -> Tensor:
-    """Tokens (n,) int64 that a model is to predict, on the CPU; packed texts give them some rows at a time."""
+    """Valid labels (n,) int64 on the CPU; packed texts are read some rows at a time."""
     labels = torch.cat([labels_of(part, input_key).cpu() for part in samples.parts(COUNTED)])
     return labels[labels != IGNORED]

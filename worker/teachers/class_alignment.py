@@ -1,4 +1,4 @@
-"""A classifier brought to other classes: some of its own, in another order."""
+"""Aligns a classifier's outputs with the job's classes: a selection of its own classes, in another order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from worker.students.model import Model, last_layer
 
 @torch.no_grad()
 def take_classes(model: Model, places: Sequence[int], names: Sequence[str] | None) -> None:
-    """Have output i of `model` be what its output `places[i]` was, and have it called `names[i]`, in place.
+    """Change `model` in place: output i becomes its former output `places[i]`, with the class name `names[i]`.
 
-    The rows of its last layer are what is chosen and moved, so that whoever looks at the layer, its weights or the
-    outputs finds the same order everywhere, and nothing is left to do when it runs.
+    The rows of the last layer's weight (C, D) and bias (C,) are selected and reordered, so that the layer, its weights
+    and the outputs have the same order everywhere, and a forward pass costs nothing more.
     """
-    told = None if names is None else list(names)
+    class_names = None if names is None else list(names)
     if list(places) != list(range(model.config.outputs)):
         layer = last_layer(model)
         if layer is None:
@@ -27,4 +27,4 @@ def take_classes(model: Model, places: Sequence[int], names: Sequence[str] | Non
         if layer.bias is not None:
             layer.bias = nn.Parameter(layer.bias[rows].clone(), requires_grad=layer.bias.requires_grad)
         layer.out_features = len(places)
-    model.config = model.config.model_copy(update={"classes": len(places), "class_names": told})
+    model.config = model.config.model_copy(update={"classes": len(places), "class_names": class_names})

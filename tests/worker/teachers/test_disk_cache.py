@@ -1,4 +1,4 @@
-"""Who may use which entry of the shelf, and what must go to make room."""
+"""Locking and eviction of the entries of the disk cache."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from tests.servers.output import first_line
-from worker.teachers import shelf as shelf_module
+from worker.teachers import disk_cache as cache_module
+from worker.teachers.cached_rows import RowLayout
+from worker.teachers.disk_cache import DRAFT, IN_USE, LOCK, CacheFull, DiskCache, OpenEntry
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import RowLayout
-from worker.teachers.shelf import DRAFT, IN_USE, LOCK, DiskCache, NoRoom, OpenEntry
 
 LAYOUT = RowLayout(100, {"logits": StoredColumn(torch.float32, 10)}, {})
 ENTRY = 4800
@@ -35,25 +35,25 @@ def key(name: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "shelf"
+    return tmp_path / "cache"
 
 
-def put(shelf: DiskCache, *names: str, layout: RowLayout = LAYOUT) -> None:
+def put(cache: DiskCache, *names: str, layout: RowLayout = LAYOUT) -> None:
     """Open and close entries, one after the other, with a little time between."""
     for name in names:
-        shelf.open(key(name), layout).close()
-        mark = shelf._folder / key(name) / IN_USE
+        cache.open(key(name), layout).close()
+        mark = cache._folder / key(name) / IN_USE
         os.utime(mark, ns=(0, next(CLOCK)))
 
 
-def names(shelf: DiskCache, *candidates: str) -> list[str]:
+def names(cache: DiskCache, *candidates: str) -> list[str]:
     known = {key(name): name for name in candidates}
-    return [known[found.name] for found in shelf._entries()]
+    return [known[found.name] for found in cache._entries()]
 
 
-def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
-    shelf = DiskCache(folder, 10 * ENTRY)
-    held = shelf.open(key("a"), LAYOUT)
+def test_an_entry_is_created_once_and_found_again(folder: Path) -> None:
+    cache = DiskCache(folder, 10 * ENTRY)
+    held = cache.open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
     held.close()
     again = DiskCache(folder, 10 * ENTRY).open(key("a"), LAYOUT)
@@ -62,67 +62,67 @@ def test_an_entry_is_made_once_and_found_again(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([key("a"), LOCK])
 
 
-def test_the_entry_that_was_not_used_for_longest_makes_room(folder: Path) -> None:
-    shelf = DiskCache(folder, 3 * ENTRY)
-    put(shelf, "a", "b", "c")
-    put(shelf, "a")
-    assert names(shelf, "a", "b", "c") == ["b", "c", "a"]
-    put(shelf, "d")
-    assert names(shelf, "a", "b", "c", "d") == ["c", "a", "d"]
+def test_the_least_recently_used_entry_is_evicted(folder: Path) -> None:
+    cache = DiskCache(folder, 3 * ENTRY)
+    put(cache, "a", "b", "c")
+    put(cache, "a")
+    assert names(cache, "a", "b", "c") == ["b", "c", "a"]
+    put(cache, "d")
+    assert names(cache, "a", "b", "c", "d") == ["c", "a", "d"]
 
 
 def test_opening_an_entry_counts_as_use(folder: Path) -> None:
-    shelf = DiskCache(folder, 3 * ENTRY)
-    put(shelf, "a", "b")
-    held = shelf.open(key("a"), LAYOUT)
-    assert names(shelf, "a", "b") == ["b", "a"]
+    cache = DiskCache(folder, 3 * ENTRY)
+    put(cache, "a", "b")
+    held = cache.open(key("a"), LAYOUT)
+    assert names(cache, "a", "b") == ["b", "a"]
     held.close()
 
 
-def test_no_more_is_thrown_away_than_must_be(folder: Path) -> None:
-    shelf = DiskCache(folder, 4 * ENTRY)
-    put(shelf, "a", "b", "c", "d")
-    put(shelf, "large", layout=RowLayout(200, LAYOUT.columns, {}))
-    assert names(shelf, "a", "b", "c", "d", "large") == ["c", "d", "large"]
+def test_no_more_is_evicted_than_necessary(folder: Path) -> None:
+    cache = DiskCache(folder, 4 * ENTRY)
+    put(cache, "a", "b", "c", "d")
+    put(cache, "large", layout=RowLayout(200, LAYOUT.columns, {}))
+    assert names(cache, "a", "b", "c", "d", "large") == ["c", "d", "large"]
 
 
 def test_an_entry_in_use_stays(folder: Path) -> None:
-    shelf = DiskCache(folder, 2 * ENTRY)
-    held = shelf.open(key("a"), LAYOUT)
-    put(shelf, "b", "c")
-    assert set(names(shelf, "a", "b", "c")) == {"a", "c"}
+    cache = DiskCache(folder, 2 * ENTRY)
+    held = cache.open(key("a"), LAYOUT)
+    put(cache, "b", "c")
+    assert set(names(cache, "a", "b", "c")) == {"a", "c"}
     held.close()
-    put(shelf, "d")
-    assert len(shelf._entries()) == 2
+    put(cache, "d")
+    assert len(cache._entries()) == 2
 
 
-def test_nothing_goes_when_room_cannot_be_made(folder: Path) -> None:
-    shelf = DiskCache(folder, 2 * ENTRY)
-    put(shelf, "idle")
-    held = shelf.open(key("used"), LAYOUT)
-    with pytest.raises(NoRoom, match="other jobs"):
-        shelf.open(key("large"), RowLayout(150, LAYOUT.columns, {}))
-    assert set(names(shelf, "idle", "used")) == {"idle", "used"}
+def test_nothing_is_evicted_if_it_would_not_suffice(folder: Path) -> None:
+    cache = DiskCache(folder, 2 * ENTRY)
+    put(cache, "idle")
+    held = cache.open(key("used"), LAYOUT)
+    with pytest.raises(CacheFull, match="other jobs"):
+        cache.open(key("large"), RowLayout(150, LAYOUT.columns, {}))
+    assert set(names(cache, "idle", "used")) == {"idle", "used"}
     held.close()
 
 
-def test_what_is_larger_than_the_shelf_has_no_room(folder: Path) -> None:
-    shelf = DiskCache(folder, ENTRY)
-    put(shelf, "a")
-    with pytest.raises(NoRoom, match="may be kept"):
-        shelf.open(key("b"), RowLayout(200, LAYOUT.columns, {}))
-    assert names(shelf, "a") == ["a"]
+def test_an_entry_larger_than_the_cache_is_refused(folder: Path) -> None:
+    cache = DiskCache(folder, ENTRY)
+    put(cache, "a")
+    with pytest.raises(CacheFull, match="the limit is"):
+        cache.open(key("b"), RowLayout(200, LAYOUT.columns, {}))
+    assert names(cache, "a") == ["a"]
 
 
-def test_an_entry_is_in_use_until_its_last_holder_lets_go(folder: Path) -> None:
-    shelf = DiskCache(folder, ENTRY)
-    first, second = shelf.open(key("a"), LAYOUT), shelf.open(key("a"), LAYOUT)
+def test_an_entry_is_in_use_until_its_last_holder_closes_it(folder: Path) -> None:
+    cache = DiskCache(folder, ENTRY)
+    first, second = cache.open(key("a"), LAYOUT), cache.open(key("a"), LAYOUT)
     first.close()
-    with pytest.raises(NoRoom):
-        shelf.open(key("b"), LAYOUT)
+    with pytest.raises(CacheFull):
+        cache.open(key("b"), LAYOUT)
     second.close()
-    put(shelf, "b")
-    assert names(shelf, "a", "b") == ["b"]
+    put(cache, "b")
+    assert names(cache, "a", "b") == ["b"]
 
 
 HOLDER = """
@@ -130,8 +130,8 @@ import sys
 from pathlib import Path
 import torch
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import RowLayout
-from worker.teachers.shelf import DiskCache
+from worker.teachers.cached_rows import RowLayout
+from worker.teachers.disk_cache import DiskCache
 
 layout = RowLayout(100, {"logits": StoredColumn(torch.float32, 10)}, {})
 held = DiskCache(Path(sys.argv[1]), 10**6).open(sys.argv[2], layout)
@@ -145,30 +145,30 @@ def test_another_process_holds_an_entry_until_it_dies(folder: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(folder), key("a")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert first_line(holder.stdout) == b"held\n"
-        shelf = DiskCache(folder, ENTRY)
-        held = shelf.open(key("a"), LAYOUT)
+        cache = DiskCache(folder, ENTRY)
+        held = cache.open(key("a"), LAYOUT)
         assert held.rows.count() == 1
         held.close()
-        with pytest.raises(NoRoom):
-            shelf.open(key("b"), LAYOUT)
+        with pytest.raises(CacheFull):
+            cache.open(key("b"), LAYOUT)
         holder.kill()
         holder.wait()
-        put(shelf, "b")
-    assert names(shelf, "a", "b") == ["b"]
+        put(cache, "b")
+    assert names(cache, "a", "b") == ["b"]
 
 
-def test_a_damaged_entry_is_made_anew(folder: Path) -> None:
-    shelf = DiskCache(folder, 10 * ENTRY)
-    held = shelf.open(key("a"), LAYOUT)
+def test_a_damaged_entry_is_created_again(folder: Path) -> None:
+    cache = DiskCache(folder, 10 * ENTRY)
+    held = cache.open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
     held.close()
     os.truncate(folder / key("a") / "logits.bin", 100)
-    again = shelf.open(key("a"), LAYOUT)
+    again = cache.open(key("a"), LAYOUT)
     assert again.rows.count() == 0
     again.close()
 
 
-def test_a_draft_that_nobody_finished_is_swept(folder: Path) -> None:
+def test_an_unfinished_draft_is_removed(folder: Path) -> None:
     draft = folder / f"{DRAFT}{key('a')}"
     draft.mkdir(parents=True)
     (draft / "logits.bin").write_bytes(b"half")
@@ -183,10 +183,10 @@ def test_a_full_disk_leaves_nothing_behind(folder: Path, monkeypatch: pytest.Mon
     put(DiskCache(folder, ENTRY), "a")
 
 
-def test_a_shelf_that_another_process_has_locked_for_long_is_an_error(
+def test_a_cache_that_another_process_has_locked_for_long_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf_module, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(cache_module, "LOCK_SECONDS", 0.05)
     folder.mkdir()
     with (folder / LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -203,10 +203,10 @@ def test_other_files_in_the_folder_are_left_alone(folder: Path) -> None:
     assert (folder / "photographs").is_dir()
 
 
-def test_rows_that_are_thrown_away_stay_readable_where_they_are_open(folder: Path) -> None:
+def test_evicted_rows_stay_readable_where_they_are_open(folder: Path) -> None:
     held: OpenEntry = DiskCache(folder, ENTRY).open(key("a"), LAYOUT)
     held.rows.write(torch.tensor([5]), {"logits": torch.ones(1, 10)})
-    shelf_module._throw_away(folder / key("a"))
+    cache_module._remove(folder / key("a"))
     assert torch.equal(held.rows.read(torch.tensor([5]))["logits"], torch.ones(1, 10))
     held.close()
 

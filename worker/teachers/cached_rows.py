@@ -1,19 +1,19 @@
-"""Rows of columns in memory-mapped files, filled in any order by any number of processes, sound after any crash.
+"""Rows of columns in memory-mapped files, filled in any order by any number of processes, consistent after a crash.
 
 A row is in one of three states, a byte each in `filled.bin`:
 
-    EMPTY     nothing may be read.
-    WRITTEN   its bytes were handed to the system: every process reads them, and they survive the death of all
-              processes, but not that of the machine.
-    SYNCED    the disk has them.
+    EMPTY     may not be read.
+    WRITTEN   its bytes were passed to the operating system: every process reads them, and they survive a crash of all
+              processes, but not of the machine.
+    SYNCED    its bytes are on the disk.
 
-A state follows the bytes, never the other way round: WRITTEN is set after the bytes were copied, SYNCED after `fsync`
-of the columns. So when the machine dies, rows marked SYNCED are whole wherever the mark itself reached the disk;
-WRITTEN says nothing then, and whoever opens the rows first after a boot takes those marks back (`recover`). When a sync
-fails, the system may have dropped the bytes that it could not write, and the marks are taken back too.
+A state is set after the bytes, never before: WRITTEN after the bytes were copied, SYNCED after `fsync` of the columns.
+So after a crash of the machine, rows marked SYNCED are complete wherever the mark itself reached the disk. WRITTEN has
+no meaning then, and the first process that opens the rows after a boot resets those marks (`recover`). If a sync fails,
+the operating system may have dropped the bytes that it could not write, and the marks are reset too.
 
-All bytes are reserved when the files are made, since a write through a mapping to a full disk would kill the process.
-The files must lie on a local disk. Processes share them by its cache, so nothing needs to be sent between them.
+All bytes are reserved when the files are created, since a write through a mapping to a full disk would kill the
+process. The files must be on a local disk. Processes share them by its page cache, so they send each other nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ EMPTY, WRITTEN, SYNCED = 0, 1, 2
 RECORD, STATES, BOOT, WRITER = "cache.json", "filled.bin", "boot", "writer"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 WAIT_SECONDS = 0.1
-"""Longest wait for another process that writes: those of one job are told at the same moment."""
+"""Longest wait for another process that writes: the processes of one job write at the same moment."""
 BLANK = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What the files look like: `rows` rows of these columns, described for people by `about`."""
+    """Layout of the files: `rows` rows of these columns; `about` is a description for readers."""
 
     rows: int
     columns: Mapping[str, StoredColumn]
@@ -52,12 +52,12 @@ class RowLayout:
 
     @property
     def bytes(self) -> int:
-        """Disk space of all files but the small ones."""
+        """Disk space of all files but the small ones, in bytes."""
         return self.rows * (1 + sum(column.row_bytes for column in self.columns.values()))
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file of rows, by name."""
+        """Bytes of every file of rows, by file name."""
         columns = {f"{name}.bin": self.rows * column.row_bytes for name, column in self.columns.items()}
         return columns | {STATES: self.rows}
 
@@ -72,7 +72,7 @@ class RowLayout:
 
 
 def create(folder: Path, layout: RowLayout) -> None:
-    """Make the files of `layout`, all rows empty, in the empty `folder`; raises OSError when the disk has no room."""
+    """Create the files of `layout`, all rows empty, in the empty `folder`; raises OSError if the disk is full."""
     for name, size in layout.sizes.items():
         with (folder / name).open("xb") as file:
             _reserve(file, size)
@@ -83,7 +83,7 @@ def create(folder: Path, layout: RowLayout) -> None:
 
 
 def fits(folder: Path, layout: RowLayout) -> bool:
-    """Whether the files in `folder` are those of `layout`, complete."""
+    """Whether the files in `folder` are those of `layout`, and complete."""
     try:
         sizes = {name: (folder / name).stat().st_size for name in layout.sizes}
         record = json.loads((folder / RECORD).read_bytes())
@@ -93,7 +93,7 @@ def fits(folder: Path, layout: RowLayout) -> bool:
 
 
 def recover(folder: Path) -> None:
-    """Empty the rows that may not have reached the disk when the machine went down; nobody else may have them open."""
+    """Empty the rows that may not have reached the disk before a crash; no other process may have them open."""
     now = boot_id()
     with suppress(OSError):
         if (folder / BOOT).read_text(encoding="utf-8") == now:
@@ -105,17 +105,17 @@ def recover(folder: Path) -> None:
 
 
 def boot_id() -> str:
-    """Names the time since the machine went up; where the system has no such name, a new one for each question."""
+    """Identifier of the machine's current boot; a new one for each call where the system has none."""
     try:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return uuid4().hex
 
 
-class KeptRows:
+class CachedRows:
     """The rows in `folder`, for reading and writing by row number.
 
-    A row has its first writer's bytes for good: whoever comes later with the same row leaves it alone.
+    A row is written once: later writes of the same row change nothing.
     """
 
     def __init__(self, folder: Path, layout: RowLayout) -> None:
@@ -125,7 +125,7 @@ class KeptRows:
             for name, column in layout.columns.items()
         }
         with ExitStack() as stack:
-            # OpenEntry open from the start, so that no failure to write back escapes `fsync`.
+            # Opened before the first write, so that `fsync` reports every failure to write back.
             self._column_files = [stack.enter_context((folder / f"{name}.bin").open("rb")) for name in layout.columns]
             self._states_file = stack.enter_context((folder / STATES).open("rb"))
             self._writer = stack.enter_context((folder / WRITER).open("rb"))
@@ -133,26 +133,25 @@ class KeptRows:
         self._dirty = False
 
     def filled(self, rows: Tensor) -> Tensor:
-        """Which of `rows` (B,) int64 may be read: (B,) bool."""
+        """Whether each of `rows` (B,) int64 may be read: (B,) bool."""
         return self._states[rows] != EMPTY
 
     def count(self) -> int:
-        """Rows that may be read."""
+        """Number of rows that may be read."""
         return int(self._states.count_nonzero())
 
     def read(self, rows: Tensor) -> Columns:
-        """A copy of `rows`; of those that are empty, nothing that means anything."""
+        """A copy of `rows` (B,) int64; the values of empty rows are undefined."""
         return {name: column.index_select(0, rows) for name, column in self._columns.items()}
 
     def write(self, rows: Tensor, columns: Columns) -> None:
-        """Fill those of `rows` that are empty; none where another process keeps writing, which may be asleep for all we
-        know.
+        """Fill those of `rows` (B,) int64 that are empty; none if another process holds the write lock for too long.
 
-        No row may be named twice.
+        `rows` must be distinct; `columns` are (B, width) each, on the CPU.
         """
-        with self._writing() as alone:
+        with self._writing() as locked:
             fresh = (self._states[rows] == EMPTY).nonzero().squeeze(1)
-            if not alone or not len(fresh):
+            if not locked or not len(fresh):
                 return
             target = rows[fresh]
             for name, column in self._columns.items():
@@ -161,7 +160,7 @@ class KeptRows:
             self._dirty = True
 
     def sync(self) -> None:
-        """Bring all that was written to the disk; raises OSError after emptying the rows that may be lost."""
+        """Sync all written rows to the disk; raises OSError after emptying the rows that may be lost."""
         if not self._dirty:
             return
         written = self._states == WRITTEN
@@ -176,15 +175,15 @@ class KeptRows:
         self._dirty = False
 
     def close(self) -> None:
-        """Let go of the files; what was not synced stays as it is."""
+        """Close the files; rows that were not synced stay as they are."""
         self._open.close()
 
     @contextmanager
     def _writing(self) -> Iterator[bool]:
         until = time.monotonic() + WAIT_SECONDS
-        while not (alone := self._locked()) and time.monotonic() < until:
+        while not (locked := self._try_lock()) and time.monotonic() < until:
             time.sleep(WAIT_SECONDS / 100)
-        if not alone:
+        if not locked:
             yield False
             return
         try:
@@ -192,7 +191,7 @@ class KeptRows:
         finally:
             fcntl.flock(self._writer, fcntl.LOCK_UN)
 
-    def _locked(self) -> bool:
+    def _try_lock(self) -> bool:
         with suppress(BlockingIOError):
             fcntl.flock(self._writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

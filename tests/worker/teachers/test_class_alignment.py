@@ -19,7 +19,7 @@ from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from tests.worker.students import builders
 from worker.students.model import Model
 from worker.teachers import head_of
-from worker.teachers.class_places import take_classes
+from worker.teachers.class_alignment import take_classes
 
 ZOO: list[Network] = [
     Mlp(hidden=[]),
@@ -36,7 +36,7 @@ NAMES = ["d", "a", "e"]
 
 
 def require_moved(model: Model) -> None:
-    """What takes classes answers as before, with other columns."""
+    """After the change the model returns the same outputs in other columns."""
     samples = builders.samples(model.config)
     with torch.no_grad():
         before, head = model(samples), head_of(model)
@@ -50,7 +50,7 @@ def require_moved(model: Model) -> None:
 
 
 @pytest.mark.parametrize("network", ZOO, ids=lambda network: f"{network.architecture}-{len(repr(network))}")
-def test_of_the_zoo(network: Network) -> None:
+def test_classes_of_the_zoo_are_reordered(network: Network) -> None:
     torch.manual_seed(0)
     scale = Preprocessing(scale=1 / 255, mean=[0.5] * 3, std=[0.3] * 3)
     image = ImageInput(channels=3, height=32, width=32)
@@ -59,7 +59,7 @@ def test_of_the_zoo(network: Network) -> None:
 
 @pytest.mark.parametrize("classes", [5, 16])
 @pytest.mark.parametrize("model_type", [*builders.IMAGE_NETWORKS, *builders.TEXT_NETWORKS])
-def test_of_the_library_also_where_layers_are_as_wide_as_there_are_classes(model_type: str, classes: int) -> None:
+def test_classes_of_the_library_are_reordered_also_where_layers_are_as_wide(model_type: str, classes: int) -> None:
     torch.manual_seed(0)
     require_moved(Model(builders.described(builders.network(model_type), classes)).eval())
 

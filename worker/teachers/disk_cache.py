@@ -1,10 +1,10 @@
-"""The folder that holds the kept answers of all jobs on a machine: who may use which, and what must go to make room.
+"""The folder with the cached teacher outputs of all jobs on a machine: locking and eviction of its entries.
 
-    FOLDER/lock          held while something is made, opened or thrown away
-    FOLDER/KEY/          the files of one key (`worker.teachers.kept_rows`)
-    FOLDER/KEY/in-use    held shared by every process that has the key open; its time of change is that of the last use
+    FOLDER/lock          locked while an entry is created, opened or removed
+    FOLDER/KEY/          the files of one key (`worker.teachers.cached_rows`)
+    FOLDER/KEY/in-use    share-locked by every process that has the key open; its modification time is the last use
 
-Locks are the kernel's: they end with the process that holds them, however it ends.
+The kernel releases the locks of a process when it ends, however it ends.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 
-from worker.teachers import kept_rows
-from worker.teachers.kept_rows import KeptRows, RowLayout
+from worker.teachers import cached_rows
+from worker.teachers.cached_rows import CachedRows, RowLayout
 
 LOCK, IN_USE = "lock", "in-use"
 DRAFT = "draft-"
 LOCK_SECONDS = 10.0
-"""Longest wait for a process that makes or throws away something."""
+"""Longest wait for a process that creates or removes an entry."""
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
-class NoRoom(Exception):
-    """The shelf is too small, or what is on it is in use; the text says which."""
+class CacheFull(Exception):
+    """The cache is too small, or its entries are in use; the message has the reason."""
 
 
 class OpenEntry(NamedTuple):
-    """An open entry; it is not thrown away before it is closed, or its process ends."""
+    """An open entry; it is not evicted before it is closed, or its process ends."""
 
-    rows: KeptRows
+    rows: CachedRows
     lock: BinaryIO
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the files and release the lock."""
         self.rows.close()
         with suppress(OSError):
             os.utime(self.lock.fileno())
@@ -48,76 +48,80 @@ class OpenEntry(NamedTuple):
 
 
 class DiskCache:
-    """Entries by key in `folder`, of at most `max_bytes` together; the least recently used go first."""
+    """Entries by key in `folder`, of at most `max_bytes` in all; the least recently used are evicted first."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
     def open(self, key: str, layout: RowLayout) -> OpenEntry:
-        """The entry of `key`, made if there is none; raises NoRoom, or OSError when the disk is full or unfit, and
-        TimeoutError when another process holds the lock for too long."""
+        """Open the entry of `key`, and create it if there is none.
+
+        Raises CacheFull, OSError if the disk is full or can't be used, and TimeoutError if another process holds the
+        lock for too long.
+        """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(self._folder / LOCK, timeout=LOCK_SECONDS, fallback_to_soft=False):  # raises TimeoutError
             self._sweep()
             entry = self._folder / key
-            if not kept_rows.fits(entry, layout):
-                self._make(entry, layout)
-            return _hold(entry, layout)
+            if not cached_rows.fits(entry, layout):
+                self._create(entry, layout)
+            return _open(entry, layout)
 
     def _entries(self) -> list[Path]:
         """All entries, by their keys, the least recently used first."""
         entries = [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)]
         return sorted(entries, key=_last_use)
 
-    def _make(self, entry: Path, layout: RowLayout) -> None:
+    def _create(self, entry: Path, layout: RowLayout) -> None:
         if entry.exists():  # damaged, or of another layout
-            _throw_away(entry)
-        self._make_room(layout.bytes)
+            _remove(entry)
+        self._evict(layout.bytes)
         draft = self._folder / f"{DRAFT}{entry.name}"
         draft.mkdir(mode=0o700)
         try:
-            kept_rows.create(draft, layout)
+            cached_rows.create(draft, layout)
             (draft / IN_USE).touch()
             draft.rename(entry)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def _make_room(self, needed: int) -> None:
-        """Throw away as little as needed, and nothing when that would not do."""
+    def _evict(self, needed: int) -> None:
+        """Free `needed` bytes by removing as few entries as possible; none if that would not suffice."""
         if needed > self._max_bytes:
-            raise NoRoom(f"{needed} bytes are needed, and at most {self._max_bytes} may be kept")
+            raise CacheFull(f"{needed} bytes are needed; the limit is {self._max_bytes}")
         sizes = {entry: _size(entry) for entry in self._entries()}
         idle = [entry for entry in sizes if not _in_use(entry)]
         excess = sum(sizes.values()) + needed - self._max_bytes
         if excess > sum(sizes[entry] for entry in idle):
-            raise NoRoom(f"{needed} bytes are needed, and other jobs use what could make room")
+            raise CacheFull(f"{needed} bytes are needed; the entries to evict are used by other jobs")
         for entry in idle:
             if excess <= 0:
                 break
-            _throw_away(entry)
+            _remove(entry)
             excess -= sizes[entry]
 
     def _sweep(self) -> None:
-        """Drafts of a process that died over them; whoever makes one has the lock, which we have."""
+        """Remove drafts of processes that ended while creating them: a live creator would hold the lock, which we
+        hold."""
         for draft in self._folder.glob(f"{DRAFT}*"):
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _hold(entry: Path, layout: RowLayout) -> OpenEntry:
+def _open(entry: Path, layout: RowLayout) -> OpenEntry:
     lock = (entry / IN_USE).open("rb")
     try:
         if _try_lock(lock):
-            kept_rows.recover(entry)
+            cached_rows.recover(entry)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.utime(lock.fileno())
-        return OpenEntry(KeptRows(entry, layout), lock)
+        return OpenEntry(CachedRows(entry, layout), lock)
     except BaseException:
         lock.close()
         raise
 
 
-def _throw_away(entry: Path) -> None:
-    """Remove it; what another process has open of it stays readable there, and is gone with that process."""
+def _remove(entry: Path) -> None:
+    """Remove an entry; files that another process has open stay readable there until it closes them."""
     shutil.rmtree(entry)
 
 
@@ -140,7 +144,7 @@ def _size(entry: Path) -> int:
 
 
 def _try_lock(file: BinaryIO) -> bool:
-    """Exclusive. Not filelock's, which can't turn an exclusive lock into a shared one without letting go."""
+    """Try to take an exclusive lock; filelock can't turn one into a shared lock without releasing it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Rows in mapped files: what is read, what survives which death, and who may write."""
+"""Rows in memory-mapped files: reading, writing by several processes, and recovery after crashes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tests.servers.output import all_of, first_line
-from worker.teachers import kept_rows
+from worker.teachers import cached_rows
+from worker.teachers.cached_rows import EMPTY, SYNCED, WRITTEN, CachedRows, RowLayout, create, fits, recover
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import EMPTY, SYNCED, WRITTEN, KeptRows, RowLayout, create, fits, recover
 
 WIDTH = 3
 LAYOUT = RowLayout(20, {"logits": StoredColumn(torch.float32, WIDTH)}, {"format": 1})
@@ -31,39 +31,39 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rows(folder: Path) -> Iterator[KeptRows]:
-    kept = KeptRows(folder, LAYOUT)
-    yield kept
-    kept.close()
+def rows(folder: Path) -> Iterator[CachedRows]:
+    opened = CachedRows(folder, LAYOUT)
+    yield opened
+    opened.close()
 
 
 def numbers(*rows: int) -> Tensor:
     return torch.tensor(rows)
 
 
-def answers(*rows: int, plus: float = 0.0) -> dict[str, Tensor]:
+def row_values(*rows: int, plus: float = 0.0) -> dict[str, Tensor]:
     return {"logits": torch.tensor([[10.0 * row + column + plus for column in range(WIDTH)] for row in rows])}
 
 
 def states(folder: Path) -> list[int]:
-    return list((folder / kept_rows.STATES).read_bytes())
+    return list((folder / cached_rows.STATES).read_bytes())
 
 
-def test_a_row_is_read_as_it_was_written(rows: KeptRows) -> None:
-    rows.write(numbers(7, 2), answers(7, 2))
+def test_a_row_is_read_as_it_was_written(rows: CachedRows) -> None:
+    rows.write(numbers(7, 2), row_values(7, 2))
     assert rows.filled(numbers(1, 2, 7)).tolist() == [False, True, True]
-    assert torch.equal(rows.read(numbers(2, 7, 2))["logits"], answers(2, 7, 2)["logits"])
+    assert torch.equal(rows.read(numbers(2, 7, 2))["logits"], row_values(2, 7, 2)["logits"])
     assert rows.count() == 2
 
 
-def test_what_was_read_does_not_change_with_the_file(rows: KeptRows) -> None:
-    rows.write(numbers(3), answers(3))
+def test_a_copy_that_was_read_does_not_change_with_the_file(rows: CachedRows) -> None:
+    rows.write(numbers(3), row_values(3))
     read = rows.read(numbers(3))["logits"]
     read.zero_()
-    assert torch.equal(rows.read(numbers(3))["logits"], answers(3)["logits"])
+    assert torch.equal(rows.read(numbers(3))["logits"], row_values(3)["logits"])
 
 
-def test_columns_of_several_types_lie_side_by_side(tmp_path: Path) -> None:
+def test_columns_may_have_several_types(tmp_path: Path) -> None:
     columns = {
         "values": StoredColumn(torch.bfloat16, 2),
         "indices": StoredColumn(torch.int16, 2),
@@ -71,36 +71,36 @@ def test_columns_of_several_types_lie_side_by_side(tmp_path: Path) -> None:
     }
     layout = RowLayout(4, columns, {})
     create(tmp_path, layout)
-    kept = KeptRows(tmp_path, layout)
+    opened = CachedRows(tmp_path, layout)
     made = {name: torch.ones(2, column.width, dtype=column.dtype) for name, column in columns.items()}
-    kept.write(numbers(0, 3), made)
-    assert all(torch.equal(column, made[name]) for name, column in kept.read(numbers(3, 0)).items())
+    opened.write(numbers(0, 3), made)
+    assert all(torch.equal(column, made[name]) for name, column in opened.read(numbers(3, 0)).items())
     assert sum((tmp_path / f"{name}.bin").stat().st_size for name in columns) == layout.bytes - layout.rows
-    kept.close()
+    opened.close()
 
 
-def test_the_first_writer_of_a_row_wins(rows: KeptRows, folder: Path) -> None:
-    other = KeptRows(folder, LAYOUT)
-    rows.write(numbers(4, 5), answers(4, 5))
-    other.write(numbers(5, 6), answers(5, 6, plus=0.5))
-    assert torch.equal(rows.read(numbers(4, 5))["logits"], answers(4, 5)["logits"])
-    assert torch.equal(rows.read(numbers(6))["logits"], answers(6, plus=0.5)["logits"])
+def test_the_first_writer_of_a_row_wins(rows: CachedRows, folder: Path) -> None:
+    other = CachedRows(folder, LAYOUT)
+    rows.write(numbers(4, 5), row_values(4, 5))
+    other.write(numbers(5, 6), row_values(5, 6, plus=0.5))
+    assert torch.equal(rows.read(numbers(4, 5))["logits"], row_values(4, 5)["logits"])
+    assert torch.equal(rows.read(numbers(6))["logits"], row_values(6, plus=0.5)["logits"])
     other.close()
 
 
-def test_nothing_is_written_while_another_process_writes(rows: KeptRows, folder: Path) -> None:
-    with (folder / kept_rows.WRITER).open("rb") as writer:
+def test_nothing_is_written_while_another_process_writes(rows: CachedRows, folder: Path) -> None:
+    with (folder / cached_rows.WRITER).open("rb") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
-        rows.write(numbers(1), answers(1))
+        rows.write(numbers(1), row_values(1))
         assert not rows.filled(numbers(1)).any()
-    rows.write(numbers(1), answers(1))
+    rows.write(numbers(1), row_values(1))
     assert rows.filled(numbers(1)).all()
 
 
-def test_a_sync_marks_what_was_written_after_the_columns_reached_the_disk(
-    rows: KeptRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_sync_marks_written_rows_after_the_columns_reached_the_disk(
+    rows: CachedRows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows.write(numbers(0, 1), answers(0, 1))
+    rows.write(numbers(0, 1), row_values(0, 1))
     assert states(folder)[:3] == [WRITTEN, WRITTEN, EMPTY]
     seen: list[tuple[str, list[int]]] = []
     sync = os.fsync
@@ -111,17 +111,17 @@ def test_a_sync_marks_what_was_written_after_the_columns_reached_the_disk(
 
     monkeypatch.setattr(os, "fsync", watched)
     rows.sync()
-    assert seen == [("logits.bin", [WRITTEN, WRITTEN]), (kept_rows.STATES, [SYNCED, SYNCED])]
+    assert seen == [("logits.bin", [WRITTEN, WRITTEN]), (cached_rows.STATES, [SYNCED, SYNCED])]
     rows.sync()
     assert len(seen) == 2, "nothing was new"
 
 
-def test_a_failed_sync_takes_back_what_may_be_lost(
-    rows: KeptRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_sync_empties_rows_that_may_be_lost(
+    rows: CachedRows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows.write(numbers(0), answers(0))
+    rows.write(numbers(0), row_values(0))
     rows.sync()
-    rows.write(numbers(1), answers(1))
+    rows.write(numbers(1), row_values(1))
 
     def fails(descriptor: int) -> None:
         raise OSError(errno.EIO, "the disk failed")
@@ -132,33 +132,33 @@ def test_a_failed_sync_takes_back_what_may_be_lost(
     assert states(folder)[:2] == [SYNCED, EMPTY]
 
 
-def test_within_a_boot_nothing_is_taken_back(rows: KeptRows, folder: Path) -> None:
-    rows.write(numbers(2), answers(2))
+def test_within_a_boot_no_row_is_emptied(rows: CachedRows, folder: Path) -> None:
+    rows.write(numbers(2), row_values(2))
     recover(folder)
     assert rows.filled(numbers(2)).all()
 
 
-def test_after_a_boot_only_what_was_synced_counts(
-    rows: KeptRows, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_after_a_boot_only_synced_rows_are_valid(
+    rows: CachedRows, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows.write(numbers(1), answers(1))
+    rows.write(numbers(1), row_values(1))
     rows.sync()
-    rows.write(numbers(2), answers(2))
+    rows.write(numbers(2), row_values(2))
     boot = tmp_path / "another-boot"
     boot.write_text("another boot\n")
-    monkeypatch.setattr(kept_rows, "BOOT_ID", boot)
+    monkeypatch.setattr(cached_rows, "BOOT_ID", boot)
     recover(folder)
     assert rows.filled(numbers(1, 2)).tolist() == [True, False]
-    rows.write(numbers(2), answers(2))
+    rows.write(numbers(2), row_values(2))
     recover(folder)
     assert rows.filled(numbers(1, 2)).all(), "the new boot was not recorded"
 
 
-def test_where_boots_have_no_name_every_first_opening_counts_as_one(
-    rows: KeptRows, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_boot_ids_every_first_opening_counts_as_a_boot(
+    rows: CachedRows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_rows, "BOOT_ID", folder / "missing")
-    rows.write(numbers(1), answers(1))
+    monkeypatch.setattr(cached_rows, "BOOT_ID", folder / "missing")
+    rows.write(numbers(1), row_values(1))
     recover(folder)
     assert not rows.filled(numbers(1)).any()
 
@@ -177,7 +177,7 @@ def test_all_bytes_are_reserved_on_the_disk(folder: Path) -> None:
         assert status.st_blocks * 512 >= status.st_size, "a write through the mapping could meet a full disk"
 
 
-def test_a_full_disk_is_an_error_when_the_files_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_when_the_files_are_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -191,14 +191,14 @@ import sys
 from pathlib import Path
 import torch
 from worker.teachers.encoding import StoredColumn
-from worker.teachers.kept_rows import KeptRows, RowLayout
+from worker.teachers.cached_rows import CachedRows, RowLayout
 
 torch.set_num_threads(1)
 folder, rows, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-kept = KeptRows(folder, RowLayout(rows, {"logits": StoredColumn(torch.float32, width)}, {}))
+opened = CachedRows(folder, RowLayout(rows, {"logits": StoredColumn(torch.float32, width)}, {}))
 order = torch.randperm(rows, generator=torch.Generator().manual_seed(int(sys.argv[4])))
 for chosen in order.split(16):
-    kept.write(chosen, {"logits": chosen.float().unsqueeze(1).expand(-1, width).contiguous()})
+    opened.write(chosen, {"logits": chosen.float().unsqueeze(1).expand(-1, width).contiguous()})
     print(int(chosen[0]), flush=True)
 """
 
@@ -209,11 +209,11 @@ def start_writer(folder: Path, layout: RowLayout, seed: int) -> subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-def whole(kept: KeptRows, layout: RowLayout) -> Tensor:
-    """Numbers of the rows that are filled, each of which was checked to hold its own number."""
+def whole(opened: CachedRows, layout: RowLayout) -> Tensor:
+    """Numbers of the filled rows, after a check that each of them contains its number."""
     everything = torch.arange(layout.rows)
-    filled = everything[kept.filled(everything)]
-    found = kept.read(filled)["logits"]
+    filled = everything[opened.filled(everything)]
+    found = opened.read(filled)["logits"]
     assert torch.equal(found, filled.float().unsqueeze(1).expand_as(found))
     return filled
 
@@ -225,19 +225,19 @@ def test_a_writer_that_is_killed_leaves_only_whole_rows(tmp_path: Path) -> None:
     for _ in range(5):
         first_line(writer.stdout)
     writer.send_signal(signal.SIGKILL)
-    said = {int(line) for line in all_of(writer)[0].split()}
+    printed = {int(line) for line in all_of(writer)[0].split()}
     assert writer.returncode == -signal.SIGKILL
     recover(tmp_path)
-    kept = KeptRows(tmp_path, layout)
-    filled = whole(kept, layout)
+    opened = CachedRows(tmp_path, layout)
+    filled = whole(opened, layout)
     assert 5 * 16 <= len(filled) < layout.rows
-    assert said <= set(filled.tolist())
+    assert printed <= set(filled.tolist())
     missing = torch.ones(layout.rows, dtype=torch.bool)
     missing[filled] = False
     rest = missing.nonzero().squeeze(1)[:100]
-    kept.write(rest, {"logits": rest.float().unsqueeze(1).expand(-1, 8).contiguous()})
-    assert len(whole(kept, layout)) == len(filled) + 100
-    kept.close()
+    opened.write(rest, {"logits": rest.float().unsqueeze(1).expand(-1, 8).contiguous()})
+    assert len(whole(opened, layout)) == len(filled) + 100
+    opened.close()
 
 
 def test_several_processes_fill_the_same_rows(tmp_path: Path) -> None:
@@ -247,10 +247,10 @@ def test_several_processes_fill_the_same_rows(tmp_path: Path) -> None:
     for writer in writers:
         all_of(writer)
         assert writer.returncode == 0
-    kept = KeptRows(tmp_path, layout)
-    filled = whole(kept, layout)
-    assert len(filled) > layout.rows // 2, "but for rows that met the other process both times, all are there"
+    opened = CachedRows(tmp_path, layout)
+    filled = whole(opened, layout)
+    assert len(filled) > layout.rows // 2, "rows are missing only where the other process had the lock both times"
     everything = torch.arange(layout.rows)
-    kept.write(everything, {"logits": everything.float().unsqueeze(1).expand(-1, 8).contiguous()})
-    assert len(whole(kept, layout)) == layout.rows
-    kept.close()
+    opened.write(everything, {"logits": everything.float().unsqueeze(1).expand(-1, 8).contiguous()})
+    assert len(whole(opened, layout)) == layout.rows
+    opened.close()
