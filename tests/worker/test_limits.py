@@ -15,7 +15,7 @@ import pytest
 
 from worker import limits
 from worker.errors import CapacityError, SystemFault, UserError
-from worker.limits import Subject, note_of, noted_in, progress, reading, room_for
+from worker.limits import Subject, memory_limit, note_of, noted_in, progress, reading
 
 FILE = Subject("the tokenizer of teacher", "invalid_teacher", "teacher")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="bounds on memory need Linux")
@@ -170,4 +170,4 @@ def test_a_note_that_is_none_explains_nothing(tmp_path: Path, content: bytes) ->
 
 
 def test_room_grows_with_the_file_alone() -> None:
-    assert room_for(1000, 4) - room_for(0) == 4000
+    assert memory_limit(1000, 4) - memory_limit(0) == 4000

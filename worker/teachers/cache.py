@@ -175,7 +175,7 @@ class CachedTeacher:
 
     def _ask(self, batch: Batch) -> Columns:
         self.misses += len(batch)
-        return self._encoding.encode(self._teacher(batch).answer)
+        return self._encoding.encode(self._teacher(batch).outputs)
 
     def _open(self, place: CachePlace) -> OpenEntry | None:
         try:

@@ -16,7 +16,7 @@ from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer
 from worker.distributed.ranks import SingleProcess
 from worker.limits import Subject, reading
-from worker.machine import room_for_samples
+from worker.machine import sample_memory
 from worker.protocol import Log
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import told
@@ -64,7 +64,7 @@ def load_inputs(
             take_classes(models[teacher.name], data.places[teacher.name], data.model.class_names)
         if job.recipe.channels_last:
             models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
-    train = data.train.settle(device, room_for_samples(device))
+    train = data.train.settle(device, sample_memory(device))
     prompts = data.prompts and data.prompts.to(device)
     return JobInputs(replace(data, train=train, eval=data.eval.to(device), prompts=prompts), models, folders)
 

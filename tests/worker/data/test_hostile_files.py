@@ -21,7 +21,7 @@ from worker import limits
 from worker.data.chats import ChatWriter
 from worker.data.formats import read_samples
 from worker.data.formats.columns import ChatMessage, TextSamples
-from worker.data.formats.faults import FREE_BYTES, data_room, data_subject, most_bytes
+from worker.data.formats.faults import FREE_BYTES, data_memory, data_subject, most_bytes
 from worker.data.labels import find_classes
 from worker.data.readers import _stored
 from worker.data.running_text import PackingDir, TextFile
@@ -37,7 +37,7 @@ MIB = 2**20
 def read(path: Path, task: Any, kind: str = "parquet", **more: Any) -> UserError:
     """What is said of a file that can't be read within its bounds."""
     data = options(kind, input_columns=["x"], label_columns=["y"], **more)
-    with pytest.raises(UserError) as caught, reading(data_subject("data.train"), data_room(path)):
+    with pytest.raises(UserError) as caught, reading(data_subject("data.train"), data_memory(path)):
         read_samples(path, data, columns_of(task), "data.train")
     assert (caught.value.code, caught.value.param) == ("invalid_data", "data.train")
     return caught.value
@@ -92,7 +92,7 @@ def test_honest_files_may_take_far_more_than_they_have(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"x" * MIB)
     assert most_bytes(path, 100) == FREE_BYTES + 100 * MIB
-    assert data_room(path) > 3 * most_bytes(path)
+    assert data_memory(path) > 3 * most_bytes(path)
 
 
 def test_texts_that_are_read_some_at_a_time_are_bounded_together(

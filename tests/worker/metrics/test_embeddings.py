@@ -112,5 +112,5 @@ def test_each_two_texts_count_once_in_the_likeness_of_cosines(monkeypatch: pytes
     student, teacher = torch.eye(2)[[0, 0, 1]], torch.eye(2)[[0, 1, 1]]
     assert float(teacher_correlation(student, teacher)) == pytest.approx(-0.5)
     more = torch.cat([student, torch.randn(3, 2)]), torch.cat([teacher, torch.randn(3, 2)])
-    monkeypatch.setattr(embeddings, "LOOKED_AT", 3)
+    monkeypatch.setattr(embeddings, "COMPARED", 3)
     assert float(teacher_correlation(*more)) == pytest.approx(-0.5)

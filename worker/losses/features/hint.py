@@ -1,4 +1,4 @@
-"""FitNets (1412.6550): the student's features become the teacher's, through adapters."""
+"""FitNets (1412.6550): the student's features match the teacher's, through adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.losses.features.adapters import Joiner
 class HintTerm:
     """Mean squared difference over the entries of each row, summed over the pairs.
 
-    Of tokens, padding counts like the others unless `reduction` is `mean`.
+    Padding tokens count like all others unless `reduction` is `mean`.
     """
 
     def __init__(self, spec: Hint, builder: LossBuilder) -> None:

@@ -20,7 +20,7 @@ class WordObjective(Objective):
 
 def _by_token(seen: BatchOutputs) -> BatchOutputs:
     signals = {
-        name: replace(signal, answer=signal.logits.flatten(0, 1), tokens=None) for name, signal in seen.signals.items()
+        name: replace(signal, outputs=signal.logits.flatten(0, 1), tokens=None) for name, signal in seen.signals.items()
     }
     outputs, targets = seen.outputs.flatten(0, 1), seen.targets.flatten()
-    return replace(seen, answer=outputs, targets=targets, signals=signals, tokens=None)
+    return replace(seen, student=outputs, targets=targets, signals=signals, tokens=None)
