@@ -1,4 +1,4 @@
-"""What one job on several processes asks of the rest of the job."""
+"""Rules of a job on several processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIELD = "resources.processes"
 
 
 def processes_problems(job: JobSpec) -> Iterator[Problem]:
-    """What keeps the processes from taking the steps of a single one."""
+    """Problems that keep several processes from computing the steps of a single one."""
     size = job.resources.size
     if size == 1:
         if job.resources.sharding != "none":
@@ -38,7 +38,7 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _cache_problems(job: JobSpec) -> Iterator[Problem]:
-    """Answers are kept by processes that share a disk and can each ask the teacher alone."""
+    """Problems of the teacher cache: it needs processes that share a disk and can each run the teacher."""
     found = None
     if job.resources.nodes > 1:
         found = "the machines of a job (resources.nodes) have no disk in common"
@@ -58,7 +58,7 @@ def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
-    """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
+    """Problems of settings that need whole weights or activations, of which a process has only a shard."""
     for index, teacher in enumerate(job.all_teachers):
         if teacher.precision == "fp8":
             found = "is fp8, whose weights are not divided between processes (resources.sharding: fsdp)"

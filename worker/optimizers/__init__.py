@@ -66,8 +66,8 @@ def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) ->
     if not kept:
         raise UserError(
             "invalid_job",
-            "nap is for networks with normalisation layers, and the trained modules have none; accepted: any optimizer but "
-            "nap, or a student such as cifar-resnet, wide-resnet or vit",
+            "nap is for networks with normalisation layers, and the trained modules have none; accepted: any optimizer "
+            "but nap, or a student such as cifar-resnet, wide-resnet or vit",
             "recipe.optimizer.kind",
         )
     optimizer = build_optimizer(spec.inner, parameters, modules)

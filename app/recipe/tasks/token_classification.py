@@ -15,7 +15,7 @@ from app.recipe.tasks.base import MainMetric, TaskSpec
 
 
 class TokenClassificationSpec(TaskSpec):
-    """Tags of the words of texts; each word is answered for by its first token."""
+    """Tags of the words of texts; the first token of each word has its prediction."""
 
     name = "token-classification"
     reads = ("texts",)
@@ -31,7 +31,7 @@ class TokenClassificationSpec(TaskSpec):
     main_metric = MainMetric("entity_f1", higher_is_better=True, tie_breaker="nll", stand_in="accuracy")
 
     def fits(self, option: type[TaskOption]) -> bool:
-        """Losses that look at the logits of one row at a time, for a row is a word; no augmentation that moves tokens
+        """Only losses on the logits of one row at a time, because a row is a word; no augmentation that moves tokens
         away from their tags, and no diagnostic, which analyses whole samples."""
         by_sample = issubclass(option, TokenDelete | DiagnosticSpec)
         by_sample |= issubclass(option, LossSpec) and not option.by_row()

@@ -69,7 +69,7 @@ def test_rows_that_name_values_which_a_data_set_lacks_are_refused(tmp_path: Path
         stream.write_table(table)
     state = json.dumps({"_data_files": [{"filename": "data.arrow"}]}).encode()
     path = packed(tmp_path / "a.zip", {"d/state.json": state, "d/data.arrow": sink.getvalue()})
-    assert "sound data set" in read(path, "text-classification", "hf-dataset").message
+    assert "valid data set" in read(path, "text-classification", "hf-dataset").message
 
 
 @linux

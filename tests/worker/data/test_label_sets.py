@@ -166,7 +166,7 @@ def test_oddities_of_labels_are_told_by_name() -> None:
     assert notes([[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2, [[1, 1, 1]]) == ["no training sample has more than one label"]
     found = notes([[1, 0, 0], [1, 1, 0]], [[0, 0, 1]])
     assert found[0].startswith("only 2 of 3 classes have a training sample; without one: 'c'")
-    assert "classes that all training samples have, so that there is nothing to tell apart: 'a'" in found
+    assert "classes that all training samples have, so that there is nothing to distinguish: 'a'" in found
     assert "classes that are evaluated and have no training sample: 'c'" in found
     assert "classes with a single training sample: 'b'" in found
 

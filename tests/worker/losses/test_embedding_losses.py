@@ -167,7 +167,7 @@ def test_there_is_a_projection_where_it_is_needed_or_asked_for(choice: Any, taug
 
 
 def test_widths_that_differ_without_a_projection_are_refused() -> None:
-    with pytest.raises(UserError, match="the student's vectors have 5 numbers and the teacher's 7") as caught:
+    with pytest.raises(UserError, match="the student's embeddings have 5 dimensions and the teacher's 7") as caught:
         term_of(EmbeddingDistance(projection="none"), TAUGHT)
     assert caught.value.param == "recipe.losses[0].projection"
 

@@ -376,7 +376,7 @@ def test_a_cut_that_is_left_out_is_told(tmp_path: Path) -> None:
     assert hugging_face_folder.oddities(tmp_path) == []
     change(tmp_path / "preprocessor_config.json", do_center_crop=True, crop_size={"height": 32, "width": 32})
     (told,) = hugging_face_folder.oddities(tmp_path)
-    assert "the middle is cut out" in told
+    assert "crops the centre" in told
 
 
 @pytest.mark.parametrize("name", ["", "a\0", "a\ud800", "a" * 1025])

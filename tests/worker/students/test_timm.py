@@ -108,7 +108,7 @@ def test_a_folder_describes_itself_without_the_library(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"label_names": ["one"]}, "label_names must name each of the 3 classes"),
+        ({"label_names": ["one"]}, "label_names is invalid; accepted: a name for each of the 3 classes"),
         ({"pretrained_cfg": {"interpolation": "random"}}, "interpolation"),
         ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode is border"),
         ({"pretrained_cfg": {"input_size": [3, 64]}}, "input_size"),

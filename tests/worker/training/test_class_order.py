@@ -161,7 +161,7 @@ def test_a_tokenizer_that_knows_no_word_is_refused(inputs: dict[str, Path], tmp_
     word = run(tmp_path / "job", {**inputs, "bert": stored}, {"data": DATA, **named[role]}).word
     assert isinstance(word, Failed)
     assert (word.fault, word.code, word.param) == ("user", f"invalid_{role}", f"{role}.model")
-    assert "does not know 1200 of 1200 words of data.train" in word.message
+    assert "has no tokens for 1200 of 1200 words of data.train" in word.message
 
 
 def test_a_tokenizer_that_knows_few_words_or_fits_another_network_is_warned_of(
@@ -172,7 +172,7 @@ def test_a_tokenizer_that_knows_few_words_or_fits_another_network_is_warned_of(
     played = run(tmp_path / "job", {**inputs, "bert": stored}, document)
     assert isinstance(played.word, Finished), played.word
     told = [log.message for log in played.of(Log) if log.level == "warning"]
-    assert any("teacher.model has a tokenizer that does not know" in each for each in told)
+    assert any("teacher.model has a tokenizer that has no tokens for" in each for each in told)
     assert any("has a tokenizer of 10 tokens for 400 embeddings" in each for each in told)
     assert [warned["message"] for warned in report(tmp_path / "job")["warnings"]] == told
 
@@ -199,4 +199,4 @@ def test_a_tokenizer_made_of_strange_texts_is_warned_of(tmp_path: Path) -> None:
     data = {"format": "csv", "train": "texts", **COLUMNS, "tokenizer": {"kind": "wordpiece", "vocabulary": 100}}
     played = run(tmp_path / "job", {"texts": tmp_path / "texts"}, {"data": data, "recipe": recipe("cross-entropy", 1)})
     assert isinstance(played.word, Finished), played.word
-    assert any("the tokenizer of the student does not know" in log.message for log in played.of(Log))
+    assert any("the tokenizer of the student has no tokens for" in log.message for log in played.of(Log))

@@ -202,7 +202,7 @@ def test_a_student_from_weights_of_other_classes_begins_its_last_layer_anew(file
     played = run(files, tmp_path / "job", job(data_of("words"), student=start))
     assert isinstance(played.word, Finished), played.word
     (told,) = warnings(played)
-    assert "last layer begins anew" in told
+    assert "last layer is initialised" in told
     assert "'nought'" in told
     assert report(tmp_path / "job")["student"]["accuracy"] > 0.9
 

@@ -84,7 +84,7 @@ def test_lists_of_names_stand_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "told"),
     [
-        (["a", "a||b"], "has 'a||b' in row 1; accepted: names with '|' between each two, none of them empty"),
+        (["a", "a||b"], "has 'a||b' in row 1; accepted: names separated by '|', none of them empty"),
         (["a|"], "has 'a|' in row 0"),
         (["0|1|1|0"], "has [0, 1, 1, 0] in row 0; accepted: numbers of classes, each once; 0 and 1 for every class in"),
         (["-1"], "has [-1] in row 0"),

@@ -187,9 +187,9 @@ def deep_and_clear() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a/1.png", b"not an image", "not a sound image"),
-        ("a/1.png", picture()[:40], "not a sound image"),
-        ("a/1.png", picture(kind="GIF"), "not a sound image"),
+        ("a/1.png", b"not an image", "not a valid image"),
+        ("a/1.png", picture()[:40], "not a valid image"),
+        ("a/1.png", picture(kind="GIF"), "not a valid image"),
         ("a/1.png", bomb(), "5000 x 5000 pixels"),
         ("a/1.webp", MOVING, "moves"),
         ("a/1.png", MOVING_PNG, "moves"),
@@ -207,7 +207,7 @@ def test_what_is_no_image_of_a_class_is_named(tmp_path: Path, name: str, content
 
 
 def test_an_archive_without_images_is_refused(tmp_path: Path) -> None:
-    assert "holds no images" in said(tmp_path / "a.zip", {".hidden": b""})
+    assert "has no images" in said(tmp_path / "a.zip", {".hidden": b""})
 
 
 def test_decoded_images_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
