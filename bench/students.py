@@ -1,4 +1,4 @@
-"""Trains one student of a comparison in this process, and tells what it came to."""
+"""Trains one student of a comparison in this process, and returns its metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 
 class Trained(NamedTuple):
-    """A job that has succeeded."""
+    """Result of a succeeded job."""
 
     report: Document
     step_ms: float
@@ -35,7 +35,7 @@ def prepare_process() -> None:
 
 
 def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, cache: Path) -> Trained:
-    """Run a job, its files staged in `inputs`. Raises RuntimeError when it fails."""
+    """Run a job with files staged in `inputs`. Raises RuntimeError if it fails."""
     out.mkdir()
     spec = JobSpec.model_validate_json(json.dumps(document))
     staged = {reference: str(path) for reference, path in inputs.items()}
@@ -49,13 +49,13 @@ def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, 
 
 
 def learns_from_a_teacher(document: Document) -> bool:
-    """Whether a loss of the job needs one."""
+    """Whether a loss of the job needs a teacher."""
     job = JobSpec.model_validate_json(json.dumps(document))
     return any(term.needs_teacher for terms in job.objectives.values() for term in terms)
 
 
 class _Clock:
-    """CPU time of this process while it trains, in milliseconds: what else the machine does has no part in it."""
+    """CPU time of this process during training, in milliseconds, which excludes other processes."""
 
     def __init__(self) -> None:
         self.spent = 0.0
