@@ -111,12 +111,12 @@ def write_text(text: str, folder: Path) -> None:
 
 def _train(folder: Path, name: str, document: Document) -> Result:
     out = folder / name
-    told = out / "bundle" / "report.json"
-    if not told.exists():
+    report = out / "bundle" / "report.json"
+    if not report.exists():
         shutil.rmtree(out, ignore_errors=True)
         inputs = {part: folder / part for part in ("train", "test")} | {"teacher": folder / "teacher" / "bundle"}
         train(name, document, inputs, out, folder / "answers")
-    student = json.loads(told.read_bytes())["student"]
+    student = json.loads(report.read_bytes())["student"]
     print(f"{name}: perplexity {student['perplexity']:.2f}", file=sys.stderr, flush=True)
     return Result(*(student.get(key, float("nan")) for key in Result._fields))
 

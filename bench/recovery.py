@@ -126,8 +126,8 @@ def _await_attempt(client: Client, job_id: str, dead: int) -> None:
     def look() -> bool | None:
         job = client.job(job_id)
         begun = [phase.started_at for phase in job.phases if phase.attempt > dead and phase.phase == "training"]
-        told = job.progress.progress_at
-        return True if begun and told and told >= begun[0] else None
+        reported = job.progress.progress_at
+        return True if begun and reported and reported >= begun[0] else None
 
     await_that(look)
 

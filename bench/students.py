@@ -41,9 +41,9 @@ def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, 
     staged = {reference: str(path) for reference, path in inputs.items()}
     clock = _Clock()
     assignment = Assignment(spec=spec, inputs=staged, teacher_cache=CachePlace(folder=str(cache)))
-    word = run(assignment, out, clock.hear, lambda: False)
-    if isinstance(word, Failed):
-        raise RuntimeError(f"{name}: {word.message}")
+    result = run(assignment, out, clock.receive, lambda: False)
+    if isinstance(result, Failed):
+        raise RuntimeError(f"{name}: {result.message}")
     report = json.loads((out / "bundle" / "report.json").read_bytes())
     return Trained(report, clock.spent / report["train"]["steps"])
 
@@ -60,8 +60,8 @@ class _Clock:
     def __init__(self) -> None:
         self.spent = 0.0
 
-    def hear(self, message: Report) -> None:
-        """Begins with the phase of training and ends with the next one."""
+    def receive(self, message: Report) -> None:
+        """Start at the phase of training and stop at the next one."""
         if isinstance(message, PhaseBegan):
             now = 1e3 * time.process_time()
             if message.phase == "training":

@@ -49,11 +49,11 @@ def _cache_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
-    """Optimizers that look at more than parameters and their gradients, which alone are the same everywhere."""
+    """Problems of optimizers that need more than parameters and gradients, which are the same in all processes."""
     for path, optimizer in _optimizers(job).items():
         inner = optimizer.inner if isinstance(optimizer, NormalizeAndProject) else optimizer
         if isinstance(inner, NormalizedGd):
-            found = "normalized-gd looks at the outputs of a whole batch, and each process has a share"
+            found = "normalized-gd needs the outputs of a whole batch, and each process has a share"
             yield Problem(f"{path}.kind", found, "any other, or one process")
 
 

@@ -11,8 +11,8 @@ MISSING = "missing"
 
 def why(error: Exception) -> str:
     """The first line of an error's message; for a missing package, the reason why it was not installed."""
-    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    message = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         note = Path(sys.prefix) / MISSING / error.name.partition(".")[0].replace("_", "-")
-        return f"{said}; {note.read_text().strip()}" if note.is_file() else said
-    return said
+        return f"{message}; {note.read_text().strip()}" if note.is_file() else message
+    return message

@@ -1,6 +1,6 @@
 """Each engine trains on the same ground, and returns its losses by step, its final weights, and the time of a step.
 
-The engines keep to their own ways: each uses its own loader, logging and optimizer, with settings that say the same.
+The engines keep to their own ways: each uses its own loader, logging and optimizer, with equivalent settings.
 Clocks start after the first steps and see training alone, not loading or saving.
 """
 
@@ -78,16 +78,16 @@ def stillhouse(ground: Ground, curve: bool) -> Outcome:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
 
-    def hear(message: object) -> None:
+    def receive(message: object) -> None:
         if isinstance(message, Metrics) and "train/loss" in message.values:
             losses.append(message.values["train/loss"])
 
     kept = CachePlace(folder=str(ground.folder / "answers")) if ground.objective == "mse" else None
     assignment = Assignment(spec=ground.job, inputs=ground.inputs, teacher_cache=kept)
     with _every_step_reported() if curve else contextlib.nullcontext():
-        word = run(assignment, out, hear, lambda: clock.tick() == ground.size.steps)
-    if isinstance(word, Failed):
-        raise RuntimeError(word.message)
+        result = run(assignment, out, receive, lambda: clock.tick() == ground.size.steps)
+    if isinstance(result, Failed):
+        raise RuntimeError(result.message)
     tensors = load_file(checkpoint.saved(out / watch.CHECKPOINTS)[0] / checkpoint.TENSORS)
     begin = "student/network."
     own = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
@@ -109,13 +109,13 @@ def plain(ground: Ground, curve: bool) -> Outcome:
     student = _network(ground.student).train()
     inputs, labels = _tokens(ground, samples), torch.tensor(samples.labels)
     teacher = _network(ground.teacher).eval()
-    said = _answers(ground, samples) if ground.objective == "mse" else None
+    targets = _teacher_outputs(ground, samples) if ground.objective == "mse" else None
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, eps=EPS, weight_decay=0.0, foreach=True)
     clock, losses = Clock(), list[Tensor]()
     for chosen in torch.tensor(order).split(ground.size.batch):
         part = {name: column[chosen] for name, column in inputs.items()}
-        if said is not None:
-            loss = F.mse_loss(student(**part).logits, said[chosen])
+        if targets is not None:
+            loss = F.mse_loss(student(**part).logits, targets[chosen])
         else:
             with torch.inference_mode():
                 taught = teacher(**part).logits
@@ -168,8 +168,8 @@ def sentence_transformers(ground: Ground, curve: bool) -> Outcome:
     from torch.utils.data import SequentialSampler
 
     order, samples = ground.order(), ground.samples()
-    taken, said = samples.taken(order), _answers(ground, samples)[order, 0].tolist()
-    rows = Dataset.from_dict({"first": taken.first, "second": taken.second, "label": said})
+    taken, targets = samples.taken(order), _teacher_outputs(ground, samples)[order, 0].tolist()
+    rows = Dataset.from_dict({"first": taken.first, "second": taken.second, "label": targets})
     model = CrossEncoder(str(ground.student), num_labels=1, device="cpu")
     clock, losses = Clock(), list[Tensor]()
     loss = MSELoss(model)
@@ -250,7 +250,7 @@ def _tokens(ground: Ground, samples: Pairs) -> dict[str, Tensor]:
     return dict(AutoTokenizer.from_pretrained(ground.student)(samples.first, samples.second, return_tensors="pt"))
 
 
-def _answers(ground: Ground, samples: Pairs) -> Tensor:
+def _teacher_outputs(ground: Ground, samples: Pairs) -> Tensor:
     """The teacher's outputs for all samples (N, outputs) float32."""
     teacher, inputs = _network(ground.teacher).eval(), _tokens(ground, samples)
     with torch.no_grad():

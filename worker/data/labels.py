@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.data.class_rules import WAY_OUT, model_classes, told_classes
+from app.recipe.data.class_rules import WAY_OUT, model_classes, declared_classes
 from app.recipe.data.classes import ClassList, ClassMatch, ClassMismatch, match_classes
 from app.recipe.data.sources import Data, ImageData
 from app.recipe.job import JobSpec
@@ -87,7 +87,7 @@ def _names(
 ) -> list[str] | None:
     """The names from the contract, else from the file's list; names found in the labels alone have the first teacher's
     order, if every teacher has all of its classes."""
-    if (declared := told_classes(job, models)) is not None:
+    if (declared := declared_classes(job, models)) is not None:
         return None if declared.names is None else list(declared.names)
     if not isinstance(train.labels, list):
         return train.class_names

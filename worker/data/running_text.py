@@ -46,7 +46,7 @@ class PackingDir:
 
     folder: Path
     """Exists only while texts are packed."""
-    say: Callable[[str], None] = _silent
+    report: Callable[[str], None] = _silent
     packs: bool = True
     """Whether this process writes the files, which all processes of its machine map."""
     barrier: Callable[[], None] = _nothing
@@ -71,7 +71,7 @@ class TextFile:
     data: Data
     param: str
     """The field that names it."""
-    workplace: PackingDir
+    directory: PackingDir
 
     @property
     def day(self) -> date | None:
@@ -83,7 +83,7 @@ class TextFile:
         `doing` is the activity in reports of progress."""
         rows, reported = 0, time.monotonic()
         pieces, taken, most = (
-            read_pieces(self.path, self.data, self.param, self.workplace.folder),
+            read_pieces(self.path, self.data, self.param, self.directory.folder),
             0,
             most_text(self.path),
         )
@@ -102,7 +102,7 @@ class TextFile:
             rows += len(piece[0])
             if time.monotonic() >= reported + SECONDS_BETWEEN_REPORTS:
                 reported = time.monotonic()
-                self.workplace.say(f"{doing} {self.param}: {rows:,} texts so far")
+                self.directory.report(f"{doing} {self.param}: {rows:,} texts so far")
 
     def talks(self) -> bool:
         """Whether the file has chats."""
@@ -165,19 +165,19 @@ def align_file(
 
 def map_files(
     paths: Sequence[Path],
-    workplace: PackingDir,
+    directory: PackingDir,
     reader: TextTokenizer,
     length: int,
     others: Sequence[TextTokenizer] = (),
 ) -> list[PackedTexts]:
     """Map the files that the first process of the machine has packed and aligned, in all of its processes; the files
     may be deleted afterwards."""
-    workplace.barrier()
+    directory.barrier()
     mapped = [
         open_packed(path, reader.vocabulary, length, reader.input_key).beside(
             [open_aligned(path, other, length) for other in others]
         )
         for path in paths
     ]
-    workplace.barrier()
+    directory.barrier()
     return mapped

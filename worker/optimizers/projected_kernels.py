@@ -73,7 +73,7 @@ def _tile(layout, count, tensor, number, ALIGNED: tl.constexpr, PIECE: tl.conste
     pieces = _field(layout, PIECES, count, tensor)
     length = _field(layout, LENGTH, count, tensor)
     if ALIGNED:
-        length = length // 4 * 4  # tells the compiler that four numbers can be read at a time
+        length = length // 4 * 4  # shows the compiler that four numbers can be read at a time
     row = within // pieces * R + tl.arange(0, R)[:, None]
     first = within % pieces * PIECE
     sums = _field(layout, FIRST_SUM, count, tensor) + row * pieces + within % pieces

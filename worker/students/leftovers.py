@@ -32,7 +32,7 @@ def leftovers(names: Iterable[str], described: Any, prefix: str, table: Any) -> 
     return [name for name in unused if _bare(name, prefix) in known]
 
 
-def told(ignored: list[str]) -> str:
+def describe_ignored(ignored: list[str]) -> str:
     """A note about ignored tensors."""
     more = f" and {len(ignored) - MOST} more" if len(ignored) > MOST else ""
     return (

@@ -19,7 +19,7 @@ from worker.limits import Subject, reading
 from worker.machine import sample_memory
 from worker.protocol import Log
 from worker.students.hugging_face_folder import oddities
-from worker.students.leftovers import told
+from worker.students.leftovers import describe_ignored
 from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.students.start import start
@@ -85,7 +85,7 @@ def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:
         log.warn("odd_data", note)
     for name, model in (*inputs.teachers.items(), ("the student", student)):
         if model.ignored:
-            log(Log(message=f"{name}: {told(model.ignored)}"))
+            log(Log(message=f"{name}: {describe_ignored(model.ignored)}"))
     for name, path in inputs.folders.items():
         for note in oddities(path):
             log.warn("odd_model", f"{name}: {note}")

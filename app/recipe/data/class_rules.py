@@ -28,7 +28,7 @@ def model_classes(job: JobSpec, origin: Origin, path: str, model: ModelConfig) -
     return ClassList(f"{path}.{origin.source}", model.classes or 0, names)
 
 
-def told_classes(job: JobSpec, models: Models) -> ClassList | None:
+def declared_classes(job: JobSpec, models: Models) -> ClassList | None:
     """The classes in `data.class_order`; none: it is not given, or it is that of an unknown teacher."""
     order = job.data.class_order
     if isinstance(order, list):
@@ -50,19 +50,19 @@ def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
         return
     if job.data.class_order == "teacher" and not job.all_teachers:
         yield Problem("data.class_order", "is teacher, and there is none", "a list of names, or null")
-    if job.data.classes not in (None, job.data.told_classes):
-        found = f"has {job.data.told_classes} names, data.classes is {job.data.classes}"
+    if job.data.classes not in (None, job.data.declared_classes):
+        found = f"has {job.data.declared_classes} names, data.classes is {job.data.classes}"
         yield Problem("data.class_order", found, "one name for each class")
     for path, origin in job.origins.items():
         if origin.reference in models:
             yield from _length_problems(origin, path, models[origin.reference])
-    ours, told = told_classes(job, models) or _numbers(job), job.data.told_classes
-    for path, theirs in _teachers(job, models).items():
-        if theirs.names is None and told not in (None, theirs.count):
+    classes, declared = declared_classes(job, models) or _numbers(job), job.data.declared_classes
+    for path, teacher in _teachers(job, models).items():
+        if teacher.names is None and declared not in (None, teacher.count):
             field = "classes" if job.data.classes else "class_order"
-            yield Problem(f"data.{field}", f"is {told}, the teacher has {theirs.count}", str(theirs.count))
-        elif ours is not None:
-            yield from _mismatches(ours, theirs, path)
+            yield Problem(f"data.{field}", f"is {declared}, the teacher has {teacher.count}", str(teacher.count))
+        elif classes is not None:
+            yield from _mismatches(classes, teacher, path)
 
 
 def _target_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
@@ -98,8 +98,8 @@ def _numbers(job: JobSpec) -> ClassList | None:
     return ClassList("data.train", job.data.classes or 0) if isinstance(job.data, ImageData) else None
 
 
-def _mismatches(ours: ClassList, theirs: ClassList, path: str) -> Iterator[Problem]:
+def _mismatches(classes: ClassList, teacher: ClassList, path: str) -> Iterator[Problem]:
     try:
-        match_classes(ours if ours.count else replace(ours, count=theirs.count), theirs)
+        match_classes(classes if classes.count else replace(classes, count=teacher.count), teacher)
     except ClassMismatch as error:
-        yield Problem(theirs.whose, str(error), WAY_OUT.format(path=path))
+        yield Problem(teacher.whose, str(error), WAY_OUT.format(path=path))

@@ -71,7 +71,7 @@ def match_classes(wanted: ClassList, there: ClassList) -> ClassMatch:
     if wanted.names is None and there.names is None:
         if wanted.count != there.count:
             counts = f"{wanted.whose} has {wanted.count} classes, {there.whose} has {there.count}"
-            raise ClassMismatch(f"{counts}, and no names tell which are the same", wanted, there)
+            raise ClassMismatch(f"{counts}, and there are no names to match them by", wanted, there)
         return ClassMatch(list(range(wanted.count)))
     for numbers, named in ((wanted, there), (there, wanted)):
         if numbers.names is None and not all(name.strip().isdecimal() for name in named.names or ()):

@@ -89,7 +89,7 @@ class Data(Spec):
         return str(get_args(cls.model_fields["format"].annotation)[0])
 
     @property
-    def told_classes(self) -> int | None:
+    def declared_classes(self) -> int | None:
         """Number of classes from the document; none: it follows from the data or a teacher."""
         return len(self.class_order) if isinstance(self.class_order, list) else self.classes
 

@@ -66,5 +66,5 @@ class TextGeneration(MethodSpec):
 def _feature_problems(job: JobSpec) -> Iterator[Problem]:
     for index, term in enumerate(job.recipe.losses):
         if term.taps() != Taps():
-            found = f"{term.kind} looks at whole sequences, and a generated one ends somewhere within ({FIELD})"
+            found = f"{term.kind} needs whole sequences, and a generated one may end within ({FIELD})"
             yield Problem(f"recipe.losses[{index}].kind", found, "a loss on outputs, or in a stage before")

@@ -156,7 +156,7 @@ def _require_bounds(path: str, key: str, value: object) -> None:
     if any(not -MAX_NUMBER <= n <= MAX_NUMBER for n in numbers):
         raise ValueError(f"{path} is larger than {MAX_NUMBER}")
     if _LAYERS.fullmatch(key) and sum(abs(n) for n in numbers) > MAX_LAYERS:
-        raise ValueError(f"{path} asks for more than {MAX_LAYERS} layers")
+        raise ValueError(f"{path} sets more than {MAX_LAYERS} layers")
 
 
 def _numbers(value: object) -> Iterator[int | float]:

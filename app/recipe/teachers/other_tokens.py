@@ -23,4 +23,4 @@ def other_tokens_problems(job: JobSpec, name: str) -> Iterator[Problem]:
                 yield Problem(f"{path}[{index}].kind", found, f"{ANY_TOKENS}, or a teacher with the same tokenizer")
     if isinstance(job.teacher_cache, TopKCache):
         found = f"is top-k, and nothing is kept of {name!r}, which has another tokenizer than the student"
-        yield Problem("teacher_cache.store", found, "dense or off, with which it is asked on every batch")
+        yield Problem("teacher_cache.store", found, "dense or off, with which it runs on every batch")

@@ -72,7 +72,7 @@ def cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterato
     if not job.all_teachers:
         yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
     if any(term.taps().teacher for terms in job.objectives.values() for term in terms):
-        found = "loses something, but a loss looks at the teacher's activations, so that nothing is kept"
+        found = "is lossy, but a loss needs the teacher's activations, so that nothing is cached"
         yield Problem("teacher_cache", found, "dense in fp32, or off")
     if isinstance(kept, TopKCache):
         yield from _top_k_problems(job, kept.k, teachers)
@@ -85,7 +85,7 @@ def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -
         )
         return
     known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
-    classes = min([count for count in (job.data.told_classes, *known) if count is not None], default=k)
+    classes = min([count for count in (job.data.declared_classes, *known) if count is not None], default=k)
     if k > classes:
         yield Problem("teacher_cache.k", f"{k} is more than the {classes} classes", f"at most {classes}")
 

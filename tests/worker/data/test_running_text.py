@@ -222,7 +222,7 @@ def test_chats_and_texts_in_one_column_are_refused(tmp_path: Path) -> None:
 def test_who_takes_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running_text, "SECONDS_BETWEEN_REPORTS", 0.0)
     said: list[str] = []
-    place = replace(PackingDir(tmp_path), say=said.append)
+    place = replace(PackingDir(tmp_path), report=said.append)
     assert TextFile(jsonl(tmp_path / "file"), job_of(format="jsonl").data, "data.train", place).count() == ROWS
     assert said[-1] == "reading data.train: 2,600 texts so far"
 
