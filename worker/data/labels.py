@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.recipe.data.class_rules import WAY_OUT, model_classes, declared_classes
+from app.recipe.data.class_rules import WAY_OUT, declared_classes, model_classes
 from app.recipe.data.classes import ClassList, ClassMatch, ClassMismatch, match_classes
 from app.recipe.data.sources import Data, ImageData
 from app.recipe.job import JobSpec
