@@ -154,7 +154,7 @@ def test_marks_may_differ_from_turns(folder: Path) -> None:
 )
 def test_marks_whose_place_can_t_be_told_are_refused(folder: Path, template: str) -> None:
     ours, _ = readers(folder, template)
-    with pytest.raises(UserError, match=r"row 0 of data\.train: the chat template refuses it: it keeps what it writes"):
+    with pytest.raises(UserError, match=r"row 0 of data\.train: the chat template refuses it: it stores the text"):
         documents(ours, CHATS[:1])
 
 

@@ -68,7 +68,7 @@ def test_weights_in_16_bits_are_scaled_where_they_are_exact() -> None:
 
 def test_a_network_without_normalisation_is_refused() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(UserError, match="what is trained has none; accepted: any optimizer but nap") as caught:
+    with pytest.raises(UserError, match="the trained modules have none; accepted: any optimizer but nap") as caught:
         build_optimizer(NormalizeAndProject(inner=AdamW()), model.parameters(), [model])
     assert caught.value.param == "recipe.optimizer.kind"
 
