@@ -96,7 +96,7 @@ def test_damaged_content_is_refused(tmp_path: Path) -> None:
 
 def test_a_header_that_claims_more_than_there_is_gets_refused(tmp_path: Path) -> None:
     header = {"shape": (10**9, 10**9), "fortran_order": False, "descr": "<f8"}
-    assert "claims" in refusal(write_raw(tmp_path / "a.npz", header, b"12345678")).message
+    assert "declares" in refusal(write_raw(tmp_path / "a.npz", header, b"12345678")).message
 
 
 def test_bytes_beyond_the_shape_are_refused(tmp_path: Path) -> None:
