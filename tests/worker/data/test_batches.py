@@ -35,7 +35,7 @@ def test_samples_keep_their_numbers() -> None:
     assert torch.equal(torch.cat([part.index for part in batch.split(3)]), batch.index)
 
 
-def test_augmentation_is_told_the_epoch_and_sees_whole_batches() -> None:
+def test_augmentation_gets_the_epoch_and_whole_batches() -> None:
     seen: list[tuple[int, int]] = []
 
     def augment(batch: Batch, epoch: int) -> Batch:
@@ -48,7 +48,7 @@ def test_augmentation_is_told_the_epoch_and_sees_whole_batches() -> None:
     assert seen == [(3, 0), (2, 0), (3, 1), (2, 1)]
 
 
-def test_any_step_can_be_asked_for_first() -> None:
+def test_any_step_can_be_the_first() -> None:
     straight, jumping = Batches(samples(20), 7, 3), Batches(samples(20), 7, 3)
     expected = [straight.at(step).targets for step in range(9)]
     for step in (8, 0, 4, 7):
@@ -77,7 +77,7 @@ def large(count: int) -> Batch:
     return samples(count).settle(torch.device("cpu"), max_bytes=count * 3 * 8 - 1)
 
 
-def test_samples_that_take_too_much_room_stay_on_the_host() -> None:
+def test_samples_that_take_too_much_memory_stay_on_the_host() -> None:
     assert isinstance(large(20), OnHost)
     assert not isinstance(samples(20).settle(torch.device("cpu"), max_bytes=20 * 3 * 8), OnHost)
 

@@ -152,7 +152,7 @@ def test_marks_may_differ_from_turns(folder: Path) -> None:
         "{% macro say() %}+{% generation %}ab{% endgeneration %}{% endmacro %}--{{ say() }}",
     ],
 )
-def test_marks_whose_place_can_t_be_told_are_refused(folder: Path, template: str) -> None:
+def test_marks_with_an_unknown_position_are_refused(folder: Path, template: str) -> None:
     ours, _ = readers(folder, template)
     with pytest.raises(UserError, match=r"row 0 of data\.train: the chat template refuses it: it stores the text"):
         documents(ours, CHATS[:1])
@@ -182,7 +182,7 @@ def test_a_template_stays_in_its_sandbox(folder: Path, template: str) -> None:
     assert written in ("", "invalid_data")
 
 
-def test_the_day_stays_the_same_and_is_today_where_none_is_told(folder: Path) -> None:
+def test_the_date_is_fixed_and_defaults_to_today(folder: Path) -> None:
     ours, _ = readers(folder, "{{ strftime_now('%Y-%m-%d %H:%M') }}{% for m in messages %}{{ m.role }}{% endfor %}")
     talk = talks(CHATS).talks[0]
     assert ChatWriter(ours, "data.train", DAY)._render(talk, 0)[0].startswith("2024-02-29 00:00")

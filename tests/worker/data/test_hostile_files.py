@@ -80,7 +80,7 @@ def test_an_image_that_is_stored_once_does_not_fill_the_memory(tmp_path: Path) -
     assert "more than" in read(path, "image-classification", image_size=[2048, 2048]).message
 
 
-def test_rows_that_take_no_room_in_the_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_take_no_space_in_the_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.data.formats.faults.FREE_BYTES", 10_000)
     rows = 1_000_000
     table = pa.table({"x": np.zeros(rows, np.float32), "y": np.zeros(rows, np.float32)})
@@ -145,7 +145,7 @@ def samples(names: list[str]) -> Any:
     return Samples(TextSamples(["t"] * len(names)), names)
 
 
-def test_some_of_many_problems_are_told() -> None:
+def test_some_of_many_problems_are_reported() -> None:
     from app.recipe.problem import Problem
 
     with pytest.raises(UserError, match="and 980 more"):
@@ -220,7 +220,7 @@ def write(tokenizer: Any) -> None:
 
 @linux
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_that_asks_for_too_much_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_template_that_takes_too_much_is_refused(tmp_path: Path, name: str) -> None:
     tokenizer = stored(tmp_path)
     tokenizer.template = TEMPLATES[name]
     with pytest.raises(UserError) as caught:

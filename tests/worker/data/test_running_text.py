@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, reader: TextTokenize
         ([7], "row 0"),
     ],
 )
-def test_what_is_no_text_is_told_with_its_row(tmp_path: Path, texts: list[Any], word: str) -> None:
+def test_an_invalid_text_is_refused_with_its_row(tmp_path: Path, texts: list[Any], word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         loaded(job_of(format="jsonl"), tmp_path, t=jsonl(tmp_path / "file", texts))
     assert (caught.value.code, caught.value.param) == ("invalid_data", "data.train")
@@ -219,7 +219,7 @@ def test_chats_and_texts_in_one_column_are_refused(tmp_path: Path) -> None:
         loaded(job_of(format="jsonl"), tmp_path, t=path)
 
 
-def test_who_takes_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_reading_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running_text, "SECONDS_BETWEEN_REPORTS", 0.0)
     said: list[str] = []
     place = replace(PackingDir(tmp_path), report=said.append)

@@ -187,7 +187,7 @@ def test_cross_entropy_alone_needs_no_teacher_and_equals_torch() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_looking_for_the_maximum_first_changes_nothing() -> None:
+def test_computing_the_maximum_first_changes_nothing() -> None:
     assert_same(batch_of(3, 20, 17, seed=11), RowSpec(Divergence("jsd", temperature=2.0), 1.0, 0.5), three_passes=True)
 
 

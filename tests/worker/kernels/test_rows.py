@@ -168,7 +168,7 @@ def test_backward_runs_once() -> None:
         total.backward()
 
 
-def test_what_saved_the_logits_for_its_own_backward_is_told() -> None:
+def test_an_operation_that_saved_the_logits_raises_in_backward() -> None:
     inputs = batch_of(3, 9, 9, seed=12)
     logits = inputs.student.clone().requires_grad_().tanh()
     total = row_loss(logits, inputs.teacher, inputs.labels, MIXED).total.sum()

@@ -53,7 +53,7 @@ def test_splitting_a_batch_changes_neither_loss_nor_gradient(parts: int) -> None
         torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-13)
 
 
-def test_a_loss_that_says_that_it_couples_rows_does_change_when_a_batch_is_split() -> None:
+def test_a_loss_that_declares_coupled_rows_changes_when_a_batch_is_split() -> None:
     for spec in SPECS:
         split, whole = (loss_and_gradient(objective_of([spec]), parts)[0] for parts in (2, 1))
         assert torch.allclose(split, whole, rtol=1e-6) != spec.couples_rows
@@ -191,7 +191,7 @@ def test_row_kernels_give_what_the_terms_give(monkeypatch: pytest.MonkeyPatch, s
     assert passes == max(plain, 2 * taught)
 
 
-def test_terms_that_weigh_nothing_yet_are_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terms_of_weight_0_are_still_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, objective = (
         draw(),
         objective_of([CrossEntropy(), Kd(weight=LinearWeight(kind="linear", first=0.0, last=1.0))]),

@@ -34,7 +34,7 @@ def test_equal_values_share_the_mean_of_their_ranks() -> None:
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
-def test_a_rank_is_half_way_among_those_that_are_not_told_apart(values: list[int]) -> None:
+def test_equal_values_have_their_mean_rank(values: list[int]) -> None:
     expected = [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
     assert ranks(torch.tensor(values)).tolist() == expected
 
@@ -70,7 +70,7 @@ def plain_places(vectors: Tensor, texts: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 2**24])
-def test_a_text_is_looked_for_among_all_that_differ_from_it(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_a_text_is_ranked_among_all_that_differ_from_it(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """Texts 100 and 101 are what several look for, and 0 looks for two."""
     monkeypatch.setattr(embeddings, "AT_ONCE", at_once)
     texts = [0, 100, 1, 101, 0, 102, 2, 100, 3, 103, 4, 101]

@@ -242,6 +242,6 @@ def test_there_must_be_a_teacher_to_shrink() -> None:
 
 
 @pytest.mark.parametrize("student", [{}, {"layers": []}, {"layers": [1, 0]}, {"layers": [0, 0]}, {"layers": 0}])
-def test_a_student_says_how_it_is_to_shrink(student: dict[str, Any]) -> None:
+def test_a_student_needs_a_setting_that_shrinks(student: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="layers"):
         job(**student)

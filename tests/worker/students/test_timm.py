@@ -117,7 +117,7 @@ def test_a_folder_describes_itself_without_the_library(tmp_path: Path) -> None:
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path would load files"),
     ],
 )
-def test_a_folder_that_says_something_else_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
+def test_an_unsupported_folder_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
     config = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}} | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidModel, match=said):

@@ -56,7 +56,7 @@ def test_classes_are_found_by_name_or_value(ours: Names | int, theirs: Names | i
         (["1", "01"], ["1", "2"], ["only data.train has '01'"]),
     ],
 )
-def test_what_can_not_be_told_is_refused_naming_both_lists(
+def test_an_ambiguous_match_is_refused_naming_both_lists(
     ours: Names | int, theirs: Names | int, told: list[str]
 ) -> None:
     with pytest.raises(ClassMismatch) as caught:

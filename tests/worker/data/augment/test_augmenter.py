@@ -74,7 +74,7 @@ def test_augmentation_epochs_come_again() -> None:
     assert [of_images(steps).cycle(epoch) for epoch in (0, 1, 7)] == [0, 1, 7]
 
 
-def test_the_digest_tells_whatever_decides_the_pixels() -> None:
+def test_the_digest_depends_on_everything_that_determines_the_pixels() -> None:
     steps = [{"kind": "crop"}]
     found = of_images(steps).digest()
     assert found == of_images(steps).digest()

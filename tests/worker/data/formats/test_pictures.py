@@ -93,7 +93,7 @@ def test_half_transparent_pixels_are_mixed(tmp_path: Path) -> None:
     assert np.abs(small.astype(int) - (40 + 255) / 2).max() <= 1  # the hidden colour does not come through
 
 
-def test_a_grey_image_over_a_colour_stays_grey_unless_asked(tmp_path: Path) -> None:
+def test_a_grey_image_over_a_colour_stays_grey_by_default(tmp_path: Path) -> None:
     grey = {"a/1.png": encoded(Image.new("LA", (2, 1), (9, 0)))}
     assert array(read(tmp_path / "a.zip", grey, background=[7, 7, 7])).tolist() == [[[[7, 7]]]]
 

@@ -75,7 +75,7 @@ def test_batch_norm_of_tokens_is_over_rows_and_tokens() -> None:
     torch.testing.assert_close(normal.var(0, unbiased=False), torch.ones(3), rtol=0, atol=1e-4)
 
 
-def test_statistics_remember_only_rows_that_count() -> None:
+def test_running_statistics_use_only_valid_rows() -> None:
     feature, valid = torch.randn(4, 3), torch.tensor([True, True, True, False])
     ours, few = RowNorm(3), RowNorm(3)
     ours(feature, valid)

@@ -50,7 +50,7 @@ def test_every_kind_has_a_term_and_a_sample() -> None:
 
 
 @pytest.mark.parametrize("kind", FEATURE_LOSSES, ids=lambda kind: kind.__name__)
-def test_every_kind_says_where_it_comes_from_and_describes_its_fields(kind: type[LossSpec]) -> None:
+def test_every_kind_has_a_source_and_described_fields(kind: type[LossSpec]) -> None:
     assert kind.paper
     assert kind.equation
     assert [name for name, field in kind.model_fields.items() if not field.description and name != "kind"] == []
@@ -125,14 +125,14 @@ def test_a_batch_of_one_row_is_finite(spec: LossSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.couples_rows], ids=lambda spec: f"{spec.kind}")
-def test_rows_do_not_depend_on_each_other_unless_the_kind_says_so(spec: LossSpec) -> None:
+def test_rows_are_independent_unless_the_kind_couples_them(spec: LossSpec) -> None:
     rows, built = draw(6), build(spec)
     parts = torch.cat([built(select(rows, part)) for part in (slice(0, 2), slice(2, 6))])
     torch.testing.assert_close(parts, built(rows))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FEATURE_LOSSES if kind.couples_rows], ids=lambda kind: kind.__name__)
-def test_a_kind_that_says_that_rows_are_coupled_has_them_so(kind: type[LossSpec]) -> None:
+def test_a_kind_that_declares_coupled_rows_couples_them(kind: type[LossSpec]) -> None:
     rows = draw(6)
     lengths = torch.tensor([1, 2, 3, 4, 4, 4]).unsqueeze(1)
     rows = rows._replace(features=rows.features._replace(student_tokens=torch.arange(4) < lengths))
@@ -205,12 +205,12 @@ def test_a_teacher_without_features_is_missed(spec: LossSpec) -> None:
 
 
 @every_spec
-def test_a_document_says_it_all(spec: LossSpec) -> None:
+def test_a_document_has_all_fields(spec: LossSpec) -> None:
     assert type(spec).model_validate_json(spec.model_dump_json()) == spec
 
 
 @every_spec
-def test_a_term_says_where_it_looks(spec: LossSpec) -> None:
+def test_a_term_declares_its_taps(spec: LossSpec) -> None:
     rows, built, taps = draw(), build(spec), spec.taps()
     assert bool(taps.teacher) == (spec != Rkd())
     student = {tap: rows.features.student[tap] for tap in taps.student}

@@ -115,7 +115,7 @@ def test_padding_reaches_the_losses_of_both_sides() -> None:
     torch.testing.assert_close(found, (student[0] - teacher[:2].mean(0)).square().mean())
 
 
-def test_a_model_of_text_knows_its_padding() -> None:
+def test_a_model_of_texts_masks_its_padding() -> None:
     config = ModelConfig(
         task="text-classification",
         architecture=Mlp(hidden=[2]),

@@ -103,7 +103,7 @@ def test_rms_keeps_a_low_precision_and_does_not_overflow_in_it() -> None:
 
 
 @pytest.mark.parametrize("norm", [norm for norm in IMAGES if not isinstance(norm, BatchNorm)], **of_kind)
-def test_all_but_batch_norm_look_at_each_sample_alone(norm: NormSpec) -> None:
+def test_all_but_batch_norm_normalise_each_sample_alone(norm: NormSpec) -> None:
     module = norms.IMAGE_NORMS.build(norm, CHANNELS).train()
     x = torch.randn(4, CHANNELS, 3, 5)
     assert_close(module(x)[:1], module(x[:1]))
