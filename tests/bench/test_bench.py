@@ -1,4 +1,4 @@
-"""Every part of the benchmark runs and yields figures. What they are is nothing that a test could hold."""
+"""Every part of the benchmark runs and yields figures. Their values are not tested."""
 
 from __future__ import annotations
 

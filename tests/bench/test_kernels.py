@@ -1,4 +1,4 @@
-"""The contest of the kernels on tiny inputs. How long anybody takes is nothing that a test could hold."""
+"""The comparison of kernels on tiny inputs. Times are not tested."""
 
 from __future__ import annotations
 

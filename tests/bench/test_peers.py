@@ -1,4 +1,4 @@
-"""The ground that engines are compared on, and the tables; the peers themselves are in an environment of their own."""
+"""The common setup of the compared engines, and the tables; the peers are in a separate environment."""
 
 from __future__ import annotations
 

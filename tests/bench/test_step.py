@@ -1,4 +1,4 @@
-"""The table of steps has a row for every method that is asked for, and targets for those that look at logits."""
+"""The table of steps has a row for every selected method, and targets for those that use logits."""
 
 from __future__ import annotations
 

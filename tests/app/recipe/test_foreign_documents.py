@@ -1,4 +1,4 @@
-"""JSON files and objects of any form, as users may send them: refused in words, or taken; never an error of ours."""
+"""JSON files and objects of any form, as users may send them: refused or accepted, never an internal error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract itself: what it fills in, what it refuses, and what every option must carry."""
+"""The contract itself: its defaults, its refusals, and the documentation that every option must have."""
 
 from __future__ import annotations
 

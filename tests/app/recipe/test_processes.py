@@ -1,4 +1,4 @@
-"""What one job on several processes refuses, and why."""
+"""Settings that a job on several processes refuses, and why."""
 
 from __future__ import annotations
 

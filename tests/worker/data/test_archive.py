@@ -1,4 +1,4 @@
-"""Reading archives that strangers made."""
+"""Reading untrusted archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates, held against the Transformers library's own rendering."""
+"""Chat templates, compared with the rendering of the Transformers library."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def that_day(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The library asks the clock; it is told the day that jobs here are told."""
+    """The library reads the clock; it is set to the date that jobs use."""
 
     class Then(datetime):
         @classmethod
@@ -134,7 +134,7 @@ def test_a_token_that_a_mark_only_touches_is_learned(folder: Path) -> None:
 
 
 def test_marks_may_differ_from_turns(folder: Path) -> None:
-    """Turns that change once others follow are no matter where the template says what is learned."""
+    """Turns that change once others follow do not matter if the template marks the trained tokens."""
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% if loop.last %}<think>{% endif %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"

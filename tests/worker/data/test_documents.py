@@ -1,4 +1,4 @@
-"""From texts and chats to tokens, and which of them are learned."""
+"""From texts and chats to tokens, and which of them are trained on."""
 
 from __future__ import annotations
 

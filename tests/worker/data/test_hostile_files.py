@@ -1,4 +1,4 @@
-"""Small files that ask their reader for gigabytes, or for ever: what is said of them, and what they take."""
+"""Small files that cost their reader gigabytes or endless time: their errors, and the memory and time they take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MIB = 2**20
 
 
 def read(path: Path, task: Any, kind: str = "parquet", **more: Any) -> UserError:
-    """What is said of a file that can't be read within its bounds."""
+    """The error for a file that can't be read within its limits."""
     data = options(kind, input_columns=["x"], label_columns=["y"], **more)
     with pytest.raises(UserError) as caught, reading(data_subject("data.train"), data_memory(path)):
         read_samples(path, data, columns_of(task), "data.train")

@@ -1,4 +1,4 @@
-"""Labels of files whose classes have names, numbers, or orders of their own."""
+"""Labels of files whose classes have names, numbers or another order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of files of any size become the same sequences as if all of them were held in memory, and are not held."""
+"""Texts of files of any size become the same sequences as if they were held in memory, without being held."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def reader() -> TextTokenizer:
 
 
 def in_memory(texts: list[str], reader: TextTokenizer) -> tuple[Tensor, Tensor]:
-    """All of it at once, as plainly as can be said."""
+    """The whole text at once, in the plainest form."""
     assert reader.end is not None
     rows = [([*reader.begin, *e.ids, reader.end], len(reader.begin)) for e in reader.encode_whole(texts)]
     ids = np.array([i for row, _ in rows for i in row])

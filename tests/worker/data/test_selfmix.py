@@ -1,4 +1,4 @@
-"""Two crops of one image: what is pasted, and by whose numbers."""
+"""Two crops of one image: which pixels are pasted, and which random numbers decide it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What softening keeps of targets, and what it takes away."""
+"""Softening of targets: the values it keeps and the values it removes."""
 
 from __future__ import annotations
 

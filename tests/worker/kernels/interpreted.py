@@ -1,6 +1,6 @@
-"""The row kernel under Triton's interpreter, held against the references in float64.
+"""The row kernel under Triton's interpreter, compared with the references in float64.
 
-Triton has to be told before it is imported, so `test_rows.py` runs this file in a process of its own. A launch takes
+Triton must be configured before its import, so `test_rows.py` runs this file in a separate process. A launch takes
 half a second here: few rows, one or two blocks of columns.
 """
 

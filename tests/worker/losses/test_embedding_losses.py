@@ -1,4 +1,4 @@
-"""Losses of vectors of texts, against the plainest way to compute them."""
+"""Losses of text embeddings, compared with direct formulas."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_similarities_of_any_width_are_compared_row_by_row(taught: int) -> None:
 
 
 def candidates(anchor: int, texts: list[float], others: str) -> list[int]:
-    """What an anchor looks through: its partner, and rows of other texts than both of theirs."""
+    """The candidates of an anchor: its partner, and rows whose texts differ from both of theirs."""
     partner = anchor ^ 1
     rows = [row for row in range(len(texts)) if others == "all" or row % 2 != anchor % 2]
     return [row for row in rows if row == partner or texts[row] not in (texts[anchor], texts[partner])]

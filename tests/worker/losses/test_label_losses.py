@@ -1,4 +1,4 @@
-"""What USKD and FerKD promise: who learns from what, what is left out, and what the numbers are by hand."""
+"""USKD and FerKD: which samples use which targets, which are left out, and values computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the formulas of single losses promise: limits, identities and what they leave alone."""
+"""Properties of single losses: limits, identities and invariances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of labels that are there or not: against the library, their limits, and that no class looks at another."""
+"""Losses of binary labels: compared with the library, their limits, and that classes are independent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective: one count divides everything, however a batch is split."""
+"""The objective: all terms are divided by one count, however a batch is split."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_terms_of_the_same_kind_have_names_of_their_own() -> None:
 
 
 def two_sides() -> tuple[BatchOutputs, BatchOutputs, BatchOutputs]:
-    """What is seen of one teacher, of another, and of both."""
+    """The outputs of one teacher, of another, and of both."""
     rows = draw(dtype=torch.float32)
     assert rows.teacher is not None
     one, other = TeacherSignal(rows.teacher), TeacherSignal(3.0 * rows.teacher.flip(0))

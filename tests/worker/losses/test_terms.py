@@ -1,4 +1,4 @@
-"""What must hold for every loss term, whatever its formula."""
+"""Properties of every loss term, independent of its formula."""
 
 from __future__ import annotations
 

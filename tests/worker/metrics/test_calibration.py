@@ -1,4 +1,4 @@
-"""Bins of confidences and the temperature, against cases done by hand and against what defines them."""
+"""Bins of confidences and the temperature, against cases computed by hand and against their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures of vectors of texts, against numbers worked out by hand and plain loops."""
+"""Metrics of text embeddings, against numbers computed by hand and plain loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans of entities, held against `seqeval` on sound and on broken sequences."""
+"""Spans of entities, compared with `seqeval` on valid and on invalid sequences."""
 
 from __future__ import annotations
 

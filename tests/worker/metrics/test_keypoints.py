@@ -1,4 +1,4 @@
-"""Measures of predicted points, against numbers worked out by hand."""
+"""Metrics of predicted points, against numbers worked out by hand."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ INNER = [Sgd(lr=0.1), Sgd(lr=0.1, momentum=0.0), AdamW(), AdamP(), SinkGd(), Swa
 
 
 def norms(model: nn.Sequential) -> list[float]:
-    """Of the hidden convolution, of scale and offset together, and of the output layer."""
+    """Norms of the hidden convolution, of scale and offset together, and of the output layer."""
     pair = torch.cat([model[1].weight, model[1].bias])
     return [tensor.detach().norm().item() for tensor in (model[0].weight, pair, model[3].weight)]
 

@@ -1,4 +1,4 @@
-"""Normalised gradient descent divides by how wrong the outputs are."""
+"""Normalised gradient descent divides by the error of the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of AdamP and SGDP without a GPU: what they are for, how tensors are cut, and what they compile to."""
+"""The kernels of AdamP and SGDP without a GPU: when they apply, how tensors are tiled, and their compiled code."""
 
 from __future__ import annotations
 

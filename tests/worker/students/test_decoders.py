@@ -1,4 +1,4 @@
-"""Decoders of the Transformers library: what they say at every token, before and behind their last layer."""
+"""Decoders of the Transformers library: logits and hidden states at every token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_type_of_the_contract_is_tested() -> None:
 
 @EVERY
 def test_the_last_layer_makes_the_logits_of_the_last_states(model_type: str) -> None:
-    """What is scaled or capped behind that layer would not be learned as it is used."""
+    """Logits that are scaled or capped after that layer would be trained differently from their use."""
     model, ids = builders.decoder(model_type), tokens()
     rows = torch.arange(ids.numel())
     torch.testing.assert_close(states(model, ids).logits(rows), model(ids).flatten(0, 1))

@@ -1,4 +1,4 @@
-"""What models write: with the memory of what they read, as without it."""
+"""Generation is the same with the key-value cache as without it."""
 
 from __future__ import annotations
 

@@ -350,7 +350,7 @@ PROCESSORS = [
 def test_pixels_mean_what_they_mean_to_the_library(
     tmp_path: Path, model_type: str, processor: str, settings: dict[str, Any]
 ) -> None:
-    """Of an image that has the size which the folder speaks of."""
+    """For an image of the size in the folder's configuration."""
     theirs = getattr(transformers, processor)(**settings)
     theirs.save_pretrained(tmp_path)
     config = transformers.AutoConfig.for_model(model_type)

@@ -1,4 +1,4 @@
-"""Checkpoints that hold more than their network, held against the Transformers library's own reading of them."""
+"""Checkpoints with more weights than their network, compared with how the Transformers library loads them."""
 
 from __future__ import annotations
 

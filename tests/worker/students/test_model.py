@@ -1,4 +1,4 @@
-"""What stands around a network."""
+"""Model: resampling of inputs, units of outputs, and recorded activations."""
 
 from __future__ import annotations
 

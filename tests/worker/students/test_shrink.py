@@ -108,7 +108,7 @@ def test_a_narrower_encoder_has_the_leading_heads(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", [*ENCODERS, "zoo"])
 def test_heads_that_are_named_are_those_that_stay(model_type: str) -> None:
-    """As the leading ones of a teacher with its heads in another order, which says the same."""
+    """The same as the leading heads of an equivalent teacher with reordered heads."""
     network = Vit(width=16, depth=2, heads=2) if model_type == "zoo" else builders.network(model_type)
     teacher = teacher_of(network)
     student = shrunk(job(heads=[1], width=8), teacher)
@@ -122,7 +122,7 @@ def test_heads_that_are_named_are_those_that_stay(model_type: str) -> None:
 
 @torch.no_grad()
 def swap_heads(teacher: Model) -> None:
-    """Of two heads of eight."""
+    """Swaps two heads of eight."""
     for name, parameter in teacher.network.named_parameters():
         if "attention" not in name or "norm" in name.lower():
             continue

@@ -1,4 +1,4 @@
-"""Students that go on from stored models."""
+"""Students that start from stored models."""
 
 from __future__ import annotations
 

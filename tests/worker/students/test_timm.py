@@ -1,4 +1,4 @@
-"""Networks of timm: opened, described, trained and written where the library is there, refused elsewhere."""
+"""Networks of timm: opened, described, trained and written where the library is installed, refused elsewhere."""
 
 from __future__ import annotations
 

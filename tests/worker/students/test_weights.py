@@ -1,4 +1,4 @@
-"""Storing a model and reading models that strangers made."""
+"""Storing a model and reading untrusted models."""
 
 from __future__ import annotations
 

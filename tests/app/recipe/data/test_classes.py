@@ -1,4 +1,4 @@
-"""Lists of classes that meet: matched by name, by number where there are no names, and refused where neither tells."""
+"""Matching of class lists: by name, by number where there are no names, and refused where neither is possible."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_other_spellings_are_noted_and_long_lists_cut() -> None:
 
 
 def problems(models: dict[str, Any], data: dict[str, Any] | None = None, **fields: Any) -> list[Problem]:
-    """Of a job on an archive, which holds numbers, with the teacher `m` unless `fields` say otherwise."""
+    """Problems of a job on an archive, which holds numbers, with the teacher `m` unless `fields` override it."""
     document: dict[str, Any] = {
         "data": {"train": "file_a", **(data or {})},
         "teacher": {"model": "m"},

@@ -1,4 +1,4 @@
-"""Facts that the headers of a job's files show, for every task."""
+"""Facts read from the headers of a job's files, for every task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job may say about keeping its teachers' answers."""
+"""A job's settings for caching teacher outputs."""
 
 from __future__ import annotations
 

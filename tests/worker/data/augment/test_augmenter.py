@@ -1,4 +1,4 @@
-"""A sample looks the same in whatever batch it comes, and whatever is changed is changed with its label."""
+"""A sample's augmentation does not depend on its batch, and labels change together with their samples."""
 
 from __future__ import annotations
 

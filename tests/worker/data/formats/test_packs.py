@@ -1,4 +1,4 @@
-"""Going through archives that strangers made."""
+"""Iterating over untrusted archives."""
 
 from __future__ import annotations
 

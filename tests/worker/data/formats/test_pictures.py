@@ -113,7 +113,7 @@ STORED = {
 
 
 def tagged(orientation: int, kind: str = "PNG") -> bytes:
-    """Pixels that are stored as the tag says; large, so that JPEG keeps them."""
+    """Pixels stored in the orientation of the tag; large, so that JPEG preserves them."""
     exif = Image.Exif()
     exif[pictures.ORIENTATION] = orientation
     large = np.kron(STORED[orientation], np.ones((16, 16), np.uint8))

@@ -1,4 +1,4 @@
-"""Adapters: which one is made, how it begins, who shares it, and what is refused."""
+"""Adapters: which one is made, its initial weights, sharing between losses, and refused settings."""
 
 from __future__ import annotations
 

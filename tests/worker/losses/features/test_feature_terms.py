@@ -1,4 +1,4 @@
-"""What must hold for every loss on features, whatever its formula."""
+"""Properties of every loss on features, independent of its formula."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kin
 
 
 def gradients(spec: LossSpec, built: Built, rows: LossInputs) -> list[Tensor]:
-    """Of the loss of the batch, at the student's features and at the parts that learn; 0 where there is none."""
+    """Gradients of the batch's loss at the student's features and the trainable parameters; 0 where there is none."""
     wanted = [*inputs(spec, rows), *built.trained]
     found = torch.autograd.grad(total(built, rows), wanted, allow_unused=True)
     return [torch.zeros_like(at) if grad is None else grad for at, grad in zip(wanted, found, strict=True)]
@@ -103,7 +103,7 @@ def test_rows_that_do_not_count_change_nothing(spec: LossSpec) -> None:
 
 
 def assert_gradients_equal(spec: LossSpec, first: LossInputs, second: LossInputs, at: list[Tensor]) -> None:
-    """Of the losses of two batches made of `at`, there and at the parts that learn."""
+    """Compares gradients of the losses of two batches made of `at`, there and at the trainable parameters."""
     found = [(build(spec), rows) for rows in (first, second)]
     grads = [torch.autograd.grad(total(built, rows), [*at, *built.trained], allow_unused=True) for built, rows in found]
     torch.testing.assert_close(*grads)

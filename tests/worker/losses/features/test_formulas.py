@@ -1,4 +1,4 @@
-"""What single kinds promise beyond the numbers of their vectors."""
+"""Properties of single kinds beyond the values of their test vectors."""
 
 from __future__ import annotations
 

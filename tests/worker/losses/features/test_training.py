@@ -1,4 +1,4 @@
-"""Every loss on features trains a network of the zoo, and leaves nothing of its own in what is exported."""
+"""Every loss on features trains a network of the zoo, and adds nothing to the exported model."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def standardised(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
 
 
 def reference(norm: NormSpec, x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """What a norm without scale and offset makes of `x`, whose `axes` belong to one sample or token."""
+    """`x` normalised without scale and offset over `axes`, which belong to one sample or token."""
     if isinstance(norm, NoNorm):
         return x
     if isinstance(norm, RmsNorm):
