@@ -21,7 +21,7 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
             yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")
         return
     if job.resources.queue == "any":
-        found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
+        found = f"is any, and {size} processes need a fixed one: on a CPU they share cores, otherwise each has a GPU"
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
@@ -43,7 +43,7 @@ def _cache_problems(job: JobSpec) -> Iterator[Problem]:
     if job.resources.nodes > 1:
         found = "the machines of a job (resources.nodes) have no disk in common"
     elif job.resources.sharding == "fsdp":
-        found = "processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
+        found = "processes that hold a part of a teacher each must run it together (resources.sharding: fsdp)"
     if found and job.all_teachers and not isinstance(job.teacher_cache, NoCache):
         yield Problem("teacher_cache.store", f"is on, but {found}", "off")
 

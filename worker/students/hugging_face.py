@@ -288,7 +288,7 @@ def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:
     return {"input_ids": tokens, "use_cache": False, **mask}
 
 
-def tells_parts_apart(student: Transformers) -> bool:
+def has_segments(student: Transformers) -> bool:
     """Whether a network of texts has token types, for the part of the text that a token belongs to."""
     config = library().AutoConfig.for_model(**{"architectures": [], **student.config})
     return _kinds_of_parts(_base_class(config, student), config) > 1

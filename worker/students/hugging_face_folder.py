@@ -21,7 +21,7 @@ from worker.data.formats.faults import shown
 from worker.data.library_tokenizers import SETTINGS
 from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
-from worker.students.hugging_face import counts_from_padding, first_position, tells_parts_apart
+from worker.students.hugging_face import counts_from_padding, first_position, has_segments
 from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
 from worker.transformers_library import library, width_of
 
@@ -236,7 +236,7 @@ def write_tokenizer(tokenizer: TextTokenizer, config: ModelConfig, folder: Path)
     sample, network = config.input, config.architecture
     assert isinstance(sample, TextInput)
     tokenizer.save(folder)
-    parts = isinstance(network, Transformers) and tells_parts_apart(network)
+    parts = isinstance(network, Transformers) and has_segments(network)
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if parts else [])]
     document = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     document |= {"model_max_length": sample.length, "model_input_names": inputs}

@@ -96,4 +96,4 @@ def _colour_problems(train: SampleFacts, path: str) -> Iterator[Problem]:
     channels = train.input.channels if isinstance(train.input, ImageInput) else 0
     if not train.pixels or channels not in (1, 3):
         accepted = "images of uint8 with one channel or three"
-        yield Problem(f"{path}.kind", "rand-augment does not know how to change these images", accepted)
+        yield Problem(f"{path}.kind", "rand-augment does not support these images", accepted)
