@@ -155,7 +155,9 @@ class _Process:
             return
         os.ftruncate(self.note, 0)
         if section is not None:
-            note = Note(**section.subject._asdict(), bytes=section.room, seconds=section.seconds, fault=section.fault)
+            note = Note(
+                **section.subject._asdict(), bytes=section.limit_bytes, seconds=section.seconds, fault=section.fault
+            )
             os.pwrite(self.note, note.model_dump_json().encode(), 0)
 
 
@@ -237,7 +239,7 @@ def _explain(error: BaseException, section: _Section) -> JobError | None:
     if isinstance(error, JobError):
         return None
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error):
-        problem = too_large(section.room, section.fault)
+        problem = too_large(section.limit_bytes, section.fault)
         if section.fault == "capacity":
             return CapacityError("out_of_memory", f"{section.subject.name} {problem}", section.subject.param)
         return section.subject.blamed(problem)
