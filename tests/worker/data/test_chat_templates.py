@@ -106,7 +106,7 @@ def test_a_chat_is_written_as_the_library_writes_it(folder: Path, name: str) -> 
     for chat, talk in zip(CHATS, talks(CHATS).talks, strict=True):
         for asks in (False, True):
             expected = library.apply_chat_template(chat, tokenize=False, add_generation_prompt=asks)
-            assert writer._render(talk, 0, asks=asks)[0] == expected
+            assert writer._render(talk, 0, prompts=asks)[0] == expected
 
 
 def documents(ours: TextTokenizer, chats: list[list[dict[str, Any]]]) -> list[Document]:
