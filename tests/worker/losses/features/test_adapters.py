@@ -125,7 +125,11 @@ REFUSED: list[tuple[LossSpec, str, str]] = [
     (Hint(pairs=[pair("map", "map"), pair("map", "tokens")]), "pairs[1]", "features of one kind, or a reduction"),
     (Hint(pairs=[pair("tokens", "short")]), "pairs[0]", "the same number of tokens in both"),
     (Hint(pairs=[pair("map")], adapter="none"), "pairs[0]", "equal widths, or an adapter"),
-    (Hint(pairs=[pair("map")], adapter="linear"), "adapter", "linear does not fit maps of 3 x 4 x 4; accepted: conv1x1"),
+    (
+        Hint(pairs=[pair("map")], adapter="linear"),
+        "adapter",
+        "linear does not fit maps of 3 x 4 x 4; accepted: conv1x1",
+    ),
     (Hint(pairs=[pair("vector")], adapter="conv1x1"), "adapter", "conv1x1 does not fit vectors of 3; accepted: linear"),
     (Hint(pairs=[pair("video", "map")]), "pairs[0]", "the feature has shape 3 x 4 x 4 x 4"),
     (Rkd(pair=pair("map", "video")), "pair.teacher", "the feature has shape 3 x 4 x 4 x 4"),
