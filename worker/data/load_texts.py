@@ -131,11 +131,11 @@ def _prompts(job: JobSpec, wanted: TextGeneration, train: _Portion, packed: Batc
         return beginnings(packed, reader.input_key, wanted.prompt_tokens, end)
     read = read_documents(file.pieces("finding prompts in"), reader, file.param, file.day)
     documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
-    found = questions(documents, reader.input_key, most, end, [*reader.special, end])
-    if not len(found.samples):
+    prompts = questions(documents, reader.input_key, most, end, [*reader.special, end])
+    if not len(prompts.samples):
         found = f"no answer of data.train has at most {most} tokens before it, which recipe.method.new_tokens leaves"
         raise invalid(f"{found} of data.max_length", "recipe.method.new_tokens")
-    return found
+    return prompts
 
 
 def _notes(prompts: Prompts | None) -> Iterator[str]:
