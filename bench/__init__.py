@@ -1,1 +1,1 @@
-"""How fast and how small the service is: `python -m bench` measures and prints one table. No test asserts a time."""
+"""Benchmarks of the service's speed and size: `python -m bench` prints one table. No test asserts a time."""

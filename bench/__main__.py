@@ -1,4 +1,4 @@
-"""`python -m bench [PART …]` measures, prints one table, and writes it into a page if asked to."""
+"""`python -m bench [PART …]` measures and prints one table, and writes it into a page with `--write`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PARTS = {
 
 
 def main() -> None:
-    """Run the parts that are asked for. A missed target is stated, and is no failure."""
+    """Run the selected parts. A missed target is reported, and is no failure."""
     arguments = _parser().parse_args()
     for name in [name for name in os.environ if name.startswith("STILLHOUSE_")]:
-        del os.environ[name]  # what is measured is the service as it comes
+        del os.environ[name]  # the service is measured with its default settings
     progress, begin, rows = Console(stderr=True, highlight=False), time.monotonic(), list[Row]()
     for name in arguments.parts or PARTS:
         for row in PARTS[name].measure(PARTS[name].SHORT if arguments.short else PARTS[name].FULL):

@@ -27,7 +27,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     bytes: int = 200 * MB
     rounds: int = 15
@@ -43,7 +43,7 @@ def measure(size: Size) -> Iterator[Row]:
         plain = [stack.enter_context(started(kind)) for kind in (StandardLibrary, StaticFiles)]
         stored = asyncio.run(_publish(service, size.bytes))
         for server in plain:
-            (server.content / NAME).hardlink_to(stored)  # what the system holds in memory of it is the same for all
+            (server.content / NAME).hardlink_to(stored)  # all share one file in the system's cache
         address = f"/v1/jobs/{job_id(0)}/artifacts/{NAME}"
         fetches = [Fetch(service.port, address, service.key, size.bytes)]
         fetches += [Fetch(server.port, f"/{NAME}", "", size.bytes) for server in plain]
@@ -65,7 +65,7 @@ def _write(path: Path, size: int) -> None:
 
 
 async def _publish(service: Service, size: int) -> Path:
-    """Make an artifact of a job that has succeeded; the place of its file in the store."""
+    """Create an artifact of a succeeded job; returns the path of its file in the store."""
     path = service.folder / NAME
     _write(path, size)
     await fill(service.settings.resolved_database_url, 1)

@@ -1,4 +1,4 @@
-"""The downloading process: reads one answer off a raw socket as fast as it comes, and throws it away.
+"""The downloading process: reads one response from a raw socket as fast as possible, and discards it.
 
 `python -m bench.fetch` reads a `Fetch` as JSON from stdin and writes the rate in bytes per second to stdout.
 """
@@ -17,7 +17,7 @@ BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Fetch:
-    """A GET whose answer must have `size` bytes."""
+    """A GET whose response must have `size` bytes."""
 
     port: int
     path: str
@@ -26,7 +26,7 @@ class Fetch:
 
 
 def fetch(wanted: Fetch) -> float:
-    """Bytes per second, from the connection to the last byte, measured in a process of its own."""
+    """Bytes per second, from the connection to the last byte, measured in a separate process."""
     command = [sys.executable, "-m", "bench.fetch"]
     done = subprocess.run(command, input=json.dumps(asdict(wanted)), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -49,7 +49,7 @@ def _rate(wanted: Fetch) -> float:
 
 
 def _read_head(connection: socket.socket, size: int) -> int:
-    """Read up to the end of the head; returns how much of the body came along."""
+    """Read up to the end of the head; returns the number of bytes of the body that were read with it."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += connection.recv(4096)

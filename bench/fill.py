@@ -14,7 +14,7 @@ from app.projects.tables import Project
 from app.recipe.job import JobSpec
 
 STATUSES = {"succeeded": 90, "failed": 95, "cancelled": 98, "running": 99, "queued": 100}
-"""Of every hundred jobs, by the last two digits of their number: those below 90 have succeeded, and so on."""
+"""Statuses of every hundred jobs, by the last two digits of their number: those below 90 have succeeded, and so on."""
 PHASES = ("staging", "training", "evaluating", "exporting", "publishing")
 DAY_SECONDS = 86_400.0
 SPEC = JobSpec.model_validate(
@@ -37,7 +37,7 @@ def job_id(number: int) -> str:
 
 
 def ids(jobs: int, status: str | None = None) -> list[str]:
-    """Ids of so many jobs, oldest first; only those that have the status, if one is given."""
+    """Ids of the first `jobs` jobs, oldest first; only those with `status`, if given."""
     bounds = {name: range(below, above) for name, below, above in _spans()}
     wanted = range(100) if status is None else bounds[status]
     return [job_id(number) for number in range(jobs) if number % 100 in wanted]
@@ -51,7 +51,7 @@ def _spans() -> Iterator[tuple[str, int, int]]:
 
 
 async def fill(url: str, jobs: int) -> str:
-    """Add so many jobs to the only project, with the phases of those that ran; returns the project's id."""
+    """Add `jobs` jobs to the only project, with the phases of those that ran; returns the project's id."""
     database = Database(url)
     try:
         async with database.write() as session:

@@ -29,7 +29,7 @@ print(json.dumps([seconds, sum(name.partition(".")[0] == "torch" for name in sys
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     requests: int = 1000
     imports: int = 7
@@ -54,7 +54,7 @@ def _memory(size: Size) -> Iterator[Row]:
     with started(Service) as service:
         yield Row("memory of the idle API process", _resident(service), "MB", target=under)
         asyncio.run(fill(service.settings.resolved_database_url, 1000))
-        _ask(service, size.requests)
+        _request(service, size.requests)
         yield Row(f"memory after {size.requests:,} requests", _resident(service), "MB", target=under)
 
 
@@ -62,7 +62,7 @@ def _resident(service: Service) -> float:
     return float(service.process().memory_info().rss) / MB
 
 
-def _ask(service: Service, requests: int) -> None:
+def _request(service: Service, requests: int) -> None:
     """Jobs, lists of jobs and the catalogue, in turn."""
     jobs = ids(1000)
     headers = {"Authorization": f"Bearer {service.key}"}
@@ -73,7 +73,7 @@ def _ask(service: Service, requests: int) -> None:
 
 
 def _import(modules: str) -> tuple[float, int]:
-    """Seconds that an import takes in a fresh process, and the modules of torch that are loaded then."""
+    """Seconds of an import in a new process, and the number of torch modules that it loads."""
     command = [sys.executable, "-c", IMPORT.format(modules=modules)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     seconds, torch = json.loads(done.stdout)

@@ -1,8 +1,8 @@
 """`python -m bench.gpu [--out FOLDER]` measures the kernels on this machine's CUDA device, by one command.
 
-First the contests of the losses, then steps of the optimizers that have kernels, beside torch's fused AdamW. It writes
-`gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables), and after each contest what there
-is so far: a rented machine may go. Without CUDA it refuses.
+First the contests of the losses, then steps of the optimizers with kernels, compared with torch's fused AdamW. It
+writes `gpu.json` (every turn, with machine, versions and commit) and `gpu.md` (the tables) after each contest, because
+a rented machine may be lost. It fails without CUDA.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from bench.rows import Row, markdown
 
 PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers")
 ROUNDS, SHORT_ROUNDS = 30, 2
-"""Of the optimizers."""
+"""Rounds of the optimizers."""
 ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write. Raises SystemExit with a reason where there is no CUDA device, or our loss is wrong."""
+    """Measure, print, write. Raises SystemExit without a CUDA device, or if this project's loss is wrong."""
     options = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     plan: Plan, out: Path, seconds: float, device: dict[str, Any], steps: Callable[[], Iterable[Row]]
 ) -> list[OpenEntry]:
-    """Hold every contest of `plan`, then take the `steps` of optimizers, and leave the results in `out`."""
+    """Run every contest of `plan`, then the `steps` of optimizers, and write the results to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     begun, machine, held = time.monotonic(), plan.rates(), list[OpenEntry]()
 
@@ -68,7 +68,7 @@ def measure(
 
 
 def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[OpenEntry], steps: Sequence[Row]) -> None:
-    """Both files."""
+    """Write both files."""
     contests, rows = [each.data for each in held], [dataclasses.asdict(row) for row in steps]
     document = {**facts, "machine": machine._asdict(), "contests": contests, "optimizers": rows}
     (out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -80,7 +80,7 @@ def write(out: Path, facts: dict[str, Any], machine: Machine, held: Sequence[Ope
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a figure is worth nothing without."""
+    """Machine and versions, which figures depend on."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": commit(),
@@ -98,19 +98,19 @@ def device_facts() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "memory": f"{properties.total_memory / 1e9:.0f} GB",
         "cuda": torch.version.cuda,
-        "driver": _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) or "unknown",
+        "driver": _output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) or "unknown",
     }
 
 
 def commit() -> str:
-    """Of the code that runs; `changed` after it where files differ, `unknown` outside a repository."""
-    found = _said(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
-    changed = _said(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    """Commit of the code; with `changed` if files differ, `unknown` outside a repository."""
+    found = _output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
+    changed = _output_of(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
     return f"{found} changed" if found and changed else found or "unknown"
 
 
-def _said(command: Sequence[str]) -> str:
-    """The first line that a program prints; nothing where it fails or isn't there."""
+def _output_of(command: Sequence[str]) -> str:
+    """The first line of a program's output; empty if it fails or is missing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except OSError:

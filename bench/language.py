@@ -1,4 +1,4 @@
-"""How good a language model each method makes: all methods on equal terms, over several seeds, as a table.
+"""Quality of language models by method: all methods under the same conditions, over several seeds, as a table.
 
 python -m bench.language --text input.txt [--methods NAME …] [--seeds 3] [--work FOLDER] [--write docs/quality.md]
 
@@ -28,12 +28,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 METHODS = EXAMPLES / "methods-language.yaml"
 ALONE = "alone"
 HELD_OUT = 0.1
-"""Share of the text, at its end."""
+"""Share of the text that is held out, at its end."""
 Table = dict[str, list["Result"]]
 
 
 class Result(NamedTuple):
-    """What one model came to on the held-out text; NaN: it has no teacher to be compared with."""
+    """Metrics of one model on the held-out text; NaN: there is no teacher to compare with."""
 
     perplexity: float
     accuracy: float
@@ -42,7 +42,7 @@ class Result(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, and write the page if asked to."""
+    """Compare, print, and write the page with `--write`."""
     options = _parser().parse_args(arguments)
     text = options.text.read_text(encoding="utf-8")[: options.characters]
     names = options.methods or list(read_methods())
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(text: str, names: Sequence[str], seeds: int, folder: Path, epochs: int | None = None) -> Table:
-    """Results of every method by seed; `teacher` is there too, once. What is done in `folder` is not run again."""
+    """Results of every method by seed, and one of `teacher`. Finished results in `folder` are not computed again."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(text, folder)
     with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
@@ -72,17 +72,17 @@ def compare(text: str, names: Sequence[str], seeds: int, folder: Path, epochs: i
 
 
 def read_methods() -> dict[str, Document]:
-    """What each method changes in the student's job."""
+    """Changes of each method to the student's job."""
     return documents.parse(METHODS.read_text(encoding="utf-8"))
 
 
 def teacher_job(epochs: int | None = None) -> Document:
-    """The job of the teacher; `epochs` in the place of its own."""
+    """The job of the teacher; `epochs` replaces its own."""
     return _short(_read("shakespeare-teacher.yaml"), 0, epochs)
 
 
 def job_of(method: Document, seed: int, epochs: int | None = None) -> Document:
-    """A student's job. Without a teacher it reads the tokens that the teacher would have read."""
+    """A student's job. Without a teacher it has the same tokens as the teacher."""
     job = _read("shakespeare.yaml")
     job |= {**method, "recipe": {**job["recipe"], **method.get("recipe", {})}, "teacher": {"model": "teacher"}}
     if not learns_from_a_teacher({key: value for key, value in job.items() if key != "teacher"}):
@@ -111,12 +111,12 @@ def write_text(text: str, folder: Path) -> None:
 
 def _train(folder: Path, name: str, document: Document) -> Result:
     out = folder / name
-    told = out / "bundle" / "report.json"
-    if not told.exists():
+    report = out / "bundle" / "report.json"
+    if not report.exists():
         shutil.rmtree(out, ignore_errors=True)
         inputs = {part: folder / part for part in ("train", "test")} | {"teacher": folder / "teacher" / "bundle"}
         train(name, document, inputs, out, folder / "answers")
-    student = json.loads(told.read_bytes())["student"]
+    student = json.loads(report.read_bytes())["student"]
     print(f"{name}: perplexity {student['perplexity']:.2f}", file=sys.stderr, flush=True)
     return Result(*(student.get(key, float("nan")) for key in Result._fields))
 

@@ -1,4 +1,4 @@
-"""The load process: many keep-alive connections, each sending its next request when the last one was answered.
+"""The load process: many keep-alive connections, each sending its next request after the last response.
 
 `python -m bench.load` reads a `Load` as JSON from stdin and writes a `Result` to stdout. Requests are made beforehand
 and answers are only counted, so that on two cores the client does not slow down the server that it measures.
@@ -21,7 +21,7 @@ import uvloop
 
 @dataclass(frozen=True)
 class Load:
-    """Requests for `paths`, dealt out to the connections, for some seconds after some to warm up."""
+    """Requests for `paths`, distributed over the connections, for some seconds after a warm-up."""
 
     port: int
     paths: Sequence[str]
@@ -30,11 +30,11 @@ class Load:
     seconds: float
     warm_seconds: float = 0.3
     body: str = ""
-    """JSON that is posted; empty: the requests are GETs."""
+    """JSON to post; empty: the requests are GETs."""
 
 
 class Result(NamedTuple):
-    """What came back; an answer other than 200 or 201 raises instead."""
+    """Results of a load; a response other than 200 or 201 raises instead."""
 
     per_second: float
     p50_ms: float
@@ -42,7 +42,7 @@ class Result(NamedTuple):
 
 
 def apply(load: Load) -> Result:
-    """Run the load in a process of its own."""
+    """Run the load in a separate process."""
     command = [sys.executable, "-m", "bench.load"]
     done = subprocess.run(command, input=json.dumps(asdict(load)), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -51,7 +51,7 @@ def apply(load: Load) -> Result:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, with one request under way at a time."""
+    """One connection, with one request at a time."""
 
     def __init__(self, requests: list[bytes], latencies: list[tuple[float, float]], failed: asyncio.Event) -> None:
         self._requests, self._latencies, self._failed = requests, latencies, failed
@@ -91,7 +91,7 @@ def _is_whole(answer: bytes) -> bool:
 
 
 async def run(load: Load) -> Result:
-    """Keep all connections busy; raises `RuntimeError` when one is refused."""
+    """Keep all connections busy; raises `RuntimeError` if a request fails."""
     latencies: list[tuple[float, float]] = []
     failed = asyncio.Event()
     requests = [_request(load, path) for path in load.paths]
@@ -102,14 +102,14 @@ async def run(load: Load) -> Result:
         await loop.create_connection(connect, "127.0.0.1", load.port)
     begin = time.perf_counter() + load.warm_seconds
     measured: list[float] = []
-    while not measured:  # a busy machine may need more than the time that was asked for
+    while not measured:  # a busy machine may need more time
         await _until(time.perf_counter() + load.warm_seconds + load.seconds, failed)
         measured = [taken for moment, taken in latencies if moment > begin]
     return _summary(measured, time.perf_counter() - begin)
 
 
 async def _until(end: float, failed: asyncio.Event) -> None:
-    """Wait; raises `RuntimeError` at the first failure."""
+    """Wait; raises `RuntimeError` on the first failure."""
     try:
         await asyncio.wait_for(failed.wait(), end - time.perf_counter())
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""`python -m bench.optimizers`: what a step of each optimizer takes beside torch's AdamW, as one table.
+"""`python -m bench.optimizers`: time of a step of each optimizer compared with torch's AdamW, as one table.
 
 python -m bench.optimizers [NAME …] [--rounds 9] [--threads 1] [--device cpu] [--write docs/performance.md]
 
@@ -30,7 +30,7 @@ from worker.optimizers import build_optimizer
 
 Shapes = list[tuple[int, ...]]
 REFERENCES = {"cpu": "AdamW, foreach", "cuda": "AdamW, fused"}
-"""What torch does best with lists of tensors, and on CUDA in one kernel."""
+"""Reference: torch's AdamW on lists of tensors, and on CUDA in one kernel."""
 OURS: dict[str, Optimizer] = {
     "adamw": AdamW(),
     "adamp": AdamP(weight_decay=0.01),
@@ -39,14 +39,14 @@ OURS: dict[str, Optimizer] = {
     "sinkgd": SinkGd(),
     "swan": Swan(),
 }
-"""What jobs use under this name."""
+"""AdamW as jobs use it."""
 HEAVY = {"swan"}
-"""Products of matrices in every step: only where asked for by name."""
+"""Optimizers with products of matrices in every step: only if selected by name."""
 PROJECTED = ("adamp", "sgdp")
 BOUNDS = {"cpu": 1.5, "cuda": 1.25}
-"""Of the projected ones' ratio to the reference."""
+"""Target of the projected optimizers' ratio to the reference."""
 UNMOVED = 1e-9
-"""Learning rate: the weights stay what they are, so that gradients stay orthogonal to them."""
+"""Learning rate: so small that the weights do not change, and gradients stay orthogonal to them."""
 
 
 def resnet50() -> Shapes:
@@ -76,7 +76,7 @@ NETWORKS: dict[str, Callable[[], Shapes]] = {"ResNet-50": resnet50, "transformer
 
 
 def parameters(shapes: Shapes, orthogonal: bool, device: str = "cpu") -> list[nn.Parameter]:
-    """Weights with gradients: random, or orthogonal to each channel's weights."""
+    """Float32 weights with gradients: random, or orthogonal to each channel's weights."""
     torch.manual_seed(0)
     made = [nn.Parameter(torch.randn(shape) / math.sqrt(max(1, math.prod(shape[1:])))) for shape in shapes]
     for weight in made:
@@ -92,7 +92,7 @@ def parameters(shapes: Shapes, orthogonal: bool, device: str = "cpu") -> list[nn
 
 
 def milliseconds(names: Sequence[str], shared: Sequence[nn.Parameter], rounds: int) -> dict[str, list[float]]:
-    """Time of each step, by contestant; the first round, which makes the state, is left out."""
+    """Time of each step, by contestant; without the first round, which creates the state."""
     kind = "fused" if shared[0].is_cuda else "foreach"
     contestants = {REFERENCES[shared[0].device.type]: torch.optim.AdamW(shared, lr=UNMOVED, **{kind: True})}
     contestants |= {name: build_optimizer(OURS[name].model_copy(update={"lr": UNMOVED}), shared) for name in names}
@@ -131,7 +131,7 @@ def measure(names: Sequence[str], rounds: int, device: str) -> Iterator[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print one table, and write it into a page if asked to."""
+    """Measure, print one table, and write it into a page with `--write`."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     command = " ".join(["python -m bench.optimizers", *(sys.argv[1:] if arguments is None else arguments)])

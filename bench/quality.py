@@ -1,4 +1,4 @@
-"""How good a student each method makes: all methods on equal terms, over several seeds, as a page of tables.
+"""Quality of students by method: all methods under the same conditions, over several seeds, as a page of tables.
 
 python -m bench.quality [--set digits] [--set FILE.npz] [--write docs/quality.md]
 
@@ -37,19 +37,19 @@ Images = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained."""
+    """Sizes of the training."""
 
     train: int
-    """Images that students learn from; the teacher has all."""
+    """Training images of students; the teacher has all."""
     shrink: int
-    """Pixels that become one along each side, by their mean."""
+    """Pixels that are averaged to one along each side."""
     teacher_epochs: int
     epochs: int
     seeds: int
 
 
 class Result(NamedTuple):
-    """What one student came to on the test images."""
+    """Metrics of one student on the test images."""
 
     accuracy: float
     ece: float
@@ -58,7 +58,7 @@ class Result(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, and write the page if asked to."""
+    """Compare, print, and write the page with `--write`."""
     options = _parser().parse_args(arguments)
     size = Size(options.train, options.shrink, options.teacher_epochs, options.epochs, options.seeds)
     wanted = options.methods.split(",") if options.methods else None
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(name: str, size: Size, wanted: Iterable[str] | None = None) -> dict[str, list[Result]]:
-    """Results of every method by seed; `teacher` is there too, once."""
+    """Results of every method by seed, and one of `teacher`."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _write_set(name, folder, size)
@@ -97,7 +97,7 @@ def read_methods() -> dict[str, Document]:
 
 
 def _write_set(name: str, folder: Path, size: Size) -> None:
-    """Archives `all`, `train` and `test` with `x` and `y`; the images to learn from are the first of all."""
+    """Archives `all`, `train` and `test` with `x` and `y`; the training images are the first of all."""
     arrays = _digits() if name == DIGITS else dict(np.load(name, allow_pickle=False))
     x, test = (_shrunk(arrays[part], size.shrink) for part in ("x_train", "x_test"))
     y, answers = (arrays[part].astype(np.int64) for part in ("y_train", "y_test"))
@@ -122,7 +122,7 @@ def _digits() -> dict[str, Images]:
 
 
 def _job(method: Document, size: Size, seed: int | None) -> Document:
-    """A student's job, or the teacher's where `seed` is none."""
+    """A student's job, or the teacher's if `seed` is none."""
     recipe = {
         **method,
         "epochs": size.teacher_epochs if seed is None else size.epochs,

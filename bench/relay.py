@@ -1,4 +1,4 @@
-"""What the supervisor and its relay of metrics cost: the CPU time of the worker's process while a trainer reports."""
+"""Cost of the supervisor and its relay of metrics: the CPU time of the worker's process while a trainer reports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _relaying(
 
 @contextmanager
 def _worker(service: Service, messages: int, values: int) -> Iterator[psutil.Process]:
-    """A worker as `python -m worker` is, but that its trainers only report."""
+    """A worker as `python -m worker`, except that its trainers only report."""
     command = [sys.executable, "-m", "bench.relay", str(messages), str(values)]
     environment = {**service.environment(), "PYTHONPATH": str(ROOT)}
     worker = psutil.Popen(command, env=environment, cwd=ROOT)

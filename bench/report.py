@@ -38,13 +38,13 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def write(rows: Sequence[Row], page: Path, command: str, seconds: float) -> None:
-    """Put the table and how it was made into `page`. Raises `ValueError` when it has no place for it."""
+    """Write the table and its command into `page`. Raises `ValueError` if the page has no marks for it."""
     made = f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, in {seconds:.0f} s, on {machine()}.\n\n{markdown(rows)}"
     replace_part(page, "measured", made)
 
 
 def replace_part(page: Path, part: str, text: str) -> None:
-    """Put `text` between the marks of a part of `page`. Raises `ValueError` when it has none."""
+    """Write `text` between the marks of a part of `page`. Raises `ValueError` if it has none."""
     begin, end = f"<!-- {part}: begin -->\n", f"<!-- {part}: end -->\n"
     before, begun, rest = page.read_text().partition(begin)
     _, ended, after = rest.partition(end)
@@ -65,7 +65,7 @@ def system() -> str:
 
 
 def versions(packages: Sequence[str]) -> list[str]:
-    """Name and version of those that are installed."""
+    """Name and version of the installed packages."""
     return [f"{name} {found}" for name in packages if (found := _version(name))]
 
 

@@ -1,4 +1,4 @@
-"""A row of the table: what was measured, against what in the same run, and whether the target is reached."""
+"""A row of the table: the figure, the reference from the same run, and whether the target is reached."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
     reference: float | None = None
     reference_name: str = ""
     note: str = ""
-    """What goes with the figure, such as its spread."""
+    """Additional text, such as the spread."""
     target: Target | None = None
 
     @property
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; none where there is none."""
+        """Whether the target is reached; none without a target."""
         if self.target is None:
             return None
         value = self.figure if self.target.of == "figure" else self.ratio

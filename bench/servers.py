@@ -1,4 +1,4 @@
-"""The servers that are measured and those that they are held against, each a process of its own."""
+"""The measured servers and the references, each in a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.servers.process import Server
 
 ROOT = Path(__file__).parent.parent
 QUIET = ("--log-level", "warning", "--no-access-log")
-"""How the service runs uvicorn, and so how references are run."""
+"""Settings of uvicorn in the service, which the references use, too."""
 AnyServer = TypeVar("AnyServer", bound=Server)
 Found = TypeVar("Found")
 LOOK_SECONDS = 0.01
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 600.0
 
 @contextmanager
 def started(make: Callable[[Path, int], AnyServer]) -> Iterator[AnyServer]:
-    """A server that answers, in a temporary folder; both are gone afterwards. `make` gets the folder and a port."""
+    """A running server in a temporary folder; both are removed afterwards. `make` gets the folder and a port."""
     temporary = tempfile.TemporaryDirectory(prefix="stillhouse-bench-", ignore_cleanup_errors=True)
     with temporary as folder, reserved_port() as port:
         server = make(Path(folder), port)
@@ -43,25 +43,25 @@ def started(make: Callable[[Path, int], AnyServer]) -> Iterator[AnyServer]:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """CPU time that the process has taken so far, without its children's."""
+    """CPU time of the process so far, without its children's."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
 def cpu_share(process: psutil.Process, seconds: float) -> float:
-    """Share of a core that the process takes from now on, for some seconds."""
+    """Share of a core that the process uses over the next seconds."""
     begin, before = time.monotonic(), cpu_seconds(process)
     time.sleep(seconds)
     return (cpu_seconds(process) - before) / (time.monotonic() - begin)
 
 
 def await_rest(process: psutil.Process) -> psutil.Process:
-    """Wait until the process has loaded what it needs and is idle."""
+    """Wait until the process has finished loading and is idle."""
     return await_that(lambda: process if cpu_seconds(process) > 0.3 and cpu_share(process, 0.3) < 0.1 else None)
 
 
 def await_that(look: Callable[[], Found | None]) -> Found:
-    """What `look` finds, once it finds something. Raises `TimeoutError`."""
+    """Poll `look` until it finds something, and return it. Raises `TimeoutError`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (found := look()) is None:
         if time.monotonic() > deadline:
@@ -86,7 +86,7 @@ class HttpServer(Server):
             return False
 
     def process(self) -> psutil.Process:
-        """The server's own process."""
+        """The server's process."""
         assert self._guard is not None
         [process] = psutil.Process(self._guard.pid).children()
         return process
@@ -114,12 +114,12 @@ class Service(HttpServer):
         }
 
     def start(self) -> None:
-        """Bring the database to the newest schema, then start."""
+        """Migrate the database to the newest schema, then start."""
         migrate.upgrade(self.settings.resolved_database_url)
         super().start()
 
     def client(self) -> Client:
-        """A client with a key of all scopes."""
+        """A client whose key has all scopes."""
         return Client(self.url, self.key)
 
 
@@ -142,7 +142,7 @@ class Bare(HttpServer):
 
 
 class StaticFiles(HttpServer):
-    """Starlette's static files under uvicorn; `content` is what it serves."""
+    """Starlette's static files under uvicorn, which serve `content`."""
 
     probe = "/probe"
 
@@ -158,7 +158,7 @@ class StaticFiles(HttpServer):
 
 
 class StandardLibrary(StaticFiles):
-    """Python's `http.server`; `content` is what it serves."""
+    """Python's `http.server`, which serves `content`."""
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "-d", str(self.content), str(self.port)]

@@ -1,4 +1,4 @@
-"""From POST to the first optimizer step, in the service as `stillhouse up` starts it, with a real trainer.
+"""Time from POST to the first optimizer step, in the service of `stillhouse up`, with a real trainer.
 
 The clock starts before the request is sent and stops when a GET first shows a step, so all hops are in it.
 """
@@ -24,7 +24,7 @@ from stillhouse import Client
 
 @dataclass(frozen=True)
 class Size:
-    """How many jobs are started."""
+    """Number of started jobs."""
 
     warm: int = 20
     cold: int = 5
@@ -34,7 +34,7 @@ FULL, SHORT = Size(), Size(warm=1, cold=1)
 
 
 def measure(size: Size) -> Iterator[Row]:
-    """Rows for jobs that find a warm trainer, and for jobs that find none."""
+    """Rows for jobs with a warm trainer, and for jobs without."""
     with started(Embedded) as service, service.client() as client, tempfile.TemporaryDirectory() as folder:
         data = client.upload(write_digits(Path(folder)).few)
         spec = tiny_job(data.id)
@@ -62,7 +62,7 @@ def _row(what: str, seconds: Sequence[float], target: Target | None) -> Row:
 
 
 def _start(client: Client, spec: dict[str, Any], service: Embedded, *, spare: bool) -> float:
-    """Run one job up to its first step; seconds to that."""
+    """Run one job up to its first step; returns the seconds."""
     waiting = _await_spare(service)
     if not spare:
         waiting.kill()
@@ -76,7 +76,7 @@ def _start(client: Client, spec: dict[str, Any], service: Embedded, *, spare: bo
 
 
 def await_step(client: Client, job_id: str) -> int:
-    """Wait until a job shows a step; which one."""
+    """Wait until a job reports a step; returns its number."""
     return await_that(lambda: client.job(job_id).progress.step or None)
 
 

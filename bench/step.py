@@ -1,4 +1,4 @@
-"""Cost of distillation per training step: the steps of all methods beside the student's plain one, as a table.
+"""Cost of distillation per training step: the steps of all methods compared with the student's plain one, as a table.
 
 python -m bench.step [METHOD …] [--device cuda] [--write docs/performance.md]
 
@@ -48,7 +48,7 @@ WARM, COLD = 1.10, 1.05
 """Largest ratios, for methods that use only logits: with all teacher outputs cached, over the plain step;
 with none cached, over the sum of teacher and plain step."""
 BATCHES = 4
-"""In an epoch."""
+"""Steps of an epoch."""
 WARM_UPS = 2
 SEED = 3
 Step = Callable[[], object]
@@ -56,10 +56,10 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained on, and how often it is timed."""
+    """Sizes of the training, and number of timed rounds."""
 
     side: int = 32
-    """Of the images, in pixels."""
+    """Side of the images, in pixels."""
     batch: int = 64
     rounds: int = 7
     device: str = "cpu"
@@ -71,9 +71,9 @@ class Times(NamedTuple):
     plain: float
     """The student's step of cross-entropy."""
     warm: float | None
-    """Its step with the teacher's answers kept; none where the teacher has to run on every batch."""
+    """Its step with cached teacher outputs; none if the teacher has to run on every batch."""
     cold: float | None
-    """Its step with the teacher; none where it needs none."""
+    """Its step with the teacher; none if it needs no teacher."""
     over_plain: float | None
     over_both: float | None
     """The cold step over the teacher's forward pass and the plain step."""
@@ -99,7 +99,7 @@ class _Bench:
         self.looks_inside = any(term.taps().teacher for term in self.job.recipe.losses)
 
     def steps(self) -> dict[str, Step]:
-        """By name; `plain` is always there."""
+        """Contestants by name; always with `plain`."""
         found = {"plain": self._step(_job(self._methods[ALONE], self._size), None)}
         if not self.needs_teacher:
             return found | {"warm": self._step(self.job, None)}
@@ -138,7 +138,7 @@ class _Bench:
         return forward
 
     def _kept(self, taught: TeacherHandle) -> CachedTeacher:
-        """All answers are there."""
+        """All teacher outputs are cached."""
         subject = CacheKey("teacher", "data", len(self._samples), CLASSES, self._size.device)
         place = CachePlace(folder=str(self._folder))
         kept = CachedTeacher(taught.source, DenseCache(), subject, place, _complain, head_of(taught.model))
@@ -177,7 +177,7 @@ def _ratio(times: list[float] | None, over: list[float]) -> float | None:
 
 
 def _now(device: str) -> float:
-    """On a CPU with one thread its own time, which other processes have no part in."""
+    """The clock: on a CPU with one thread its CPU time, which excludes other processes."""
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
@@ -203,7 +203,7 @@ def _model(architecture: dict[str, Any], size: Size) -> Model:
 
 
 def _job(method: dict[str, Any], size: Size) -> JobSpec:
-    """With the stages that come before, so that the parts that they train are there."""
+    """Train the earlier stages first, so that their modules exist."""
     recipe = {**method, "epochs": 1000, "batch_size": size.batch, "optimizer": {"kind": "sgd", "lr": 1e-3}}
     document = {"data": {"train": "x"}, "teacher": {"model": "teacher"}, "student": STUDENT, "recipe": recipe}
     return JobSpec.model_validate_json(json.dumps(document))
@@ -217,7 +217,7 @@ HEADINGS = ("method", "plain, ms", "cached, ms", "ratio", "reached", "teacher ru
 
 
 def table(found: Sequence[tuple[str, Times]]) -> str:
-    """As Markdown; targets are those of methods that look at logits alone."""
+    """As Markdown; targets are those of methods on logits alone."""
     lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(name, times) for name, times in found)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -239,7 +239,7 @@ def _number(milliseconds: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the table into a page if asked to."""
+    """Measure, print, and write the table into a page with `--write`."""
     options = _parser().parse_args(arguments)
     make_deterministic()
     torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""Trains one student of a comparison in this process, and tells what it came to."""
+"""Trains one student of a comparison in this process, and returns its metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 
 class Trained(NamedTuple):
-    """A job that has succeeded."""
+    """Result of a succeeded job."""
 
     report: Document
     step_ms: float
@@ -35,33 +35,33 @@ def prepare_process() -> None:
 
 
 def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, cache: Path) -> Trained:
-    """Run a job, its files staged in `inputs`. Raises RuntimeError when it fails."""
+    """Run a job with files staged in `inputs`. Raises RuntimeError if it fails."""
     out.mkdir()
     spec = JobSpec.model_validate_json(json.dumps(document))
     staged = {reference: str(path) for reference, path in inputs.items()}
     clock = _Clock()
     assignment = Assignment(spec=spec, inputs=staged, teacher_cache=CachePlace(folder=str(cache)))
-    word = run(assignment, out, clock.hear, lambda: False)
-    if isinstance(word, Failed):
-        raise RuntimeError(f"{name}: {word.message}")
+    result = run(assignment, out, clock.receive, lambda: False)
+    if isinstance(result, Failed):
+        raise RuntimeError(f"{name}: {result.message}")
     report = json.loads((out / "bundle" / "report.json").read_bytes())
     return Trained(report, clock.spent / report["train"]["steps"])
 
 
 def learns_from_a_teacher(document: Document) -> bool:
-    """Whether a loss of the job needs one."""
+    """Whether a loss of the job needs a teacher."""
     job = JobSpec.model_validate_json(json.dumps(document))
     return any(term.needs_teacher for terms in job.objectives.values() for term in terms)
 
 
 class _Clock:
-    """CPU time of this process while it trains, in milliseconds: what else the machine does has no part in it."""
+    """CPU time of this process during training, in milliseconds, which excludes other processes."""
 
     def __init__(self) -> None:
         self.spent = 0.0
 
-    def hear(self, message: Report) -> None:
-        """Begins with the phase of training and ends with the next one."""
+    def receive(self, message: Report) -> None:
+        """Start at the phase of training and stop at the next one."""
         if isinstance(message, PhaseBegan):
             now = 1e3 * time.process_time()
             if message.phase == "training":

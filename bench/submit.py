@@ -1,4 +1,5 @@
-"""Submitting jobs to `stillhouse up`, beside the rate at which a plain program commits to SQLite on the same disk."""
+"""Submitting jobs to `stillhouse up`, compared with the rate of commits of a plain program to SQLite on the same
+disk."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from bench.start import tiny_job
 from examples.digits import write_digits
 
 SYNCED = ("journal_mode=WAL", "synchronous=FULL")
-"""How the service writes what it has accepted: a commit is on the disk when it returns."""
+"""The service's mode of writing accepted jobs: a commit is on the disk when it returns."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Sizes of the measurement."""
 
     connections: int = 64
     rounds: int = 5
@@ -36,7 +37,7 @@ FULL, SHORT = Size(), Size(connections=4, rounds=1, seconds=0.3)
 def measure(size: Size) -> Iterator[Row]:
     """A row for many clients that submit at once, and one for a single client."""
     with started(Embedded) as service, service.client() as client, tempfile.TemporaryDirectory() as folder:
-        # On a queue that no worker of this machine serves: what is measured is the door, not training.
+        # On a queue that no worker of this machine serves: submission is measured, not training.
         job = tiny_job(client.upload(write_digits(Path(folder)).few).id) | {"resources": {"queue": "gpu"}}
         await_rest(service.process())
         for connections in (size.connections, 1):

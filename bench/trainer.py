@@ -1,4 +1,4 @@
-"""A trainer that trains nothing and reports at a steady rate, for measuring those who listen.
+"""A trainer that only reports at a steady rate, for measuring the receivers of reports.
 
 `python -m bench.trainer MESSAGES VALUES`: so many messages a second with so many metrics each, and ten of progress.
 """
@@ -15,7 +15,7 @@ PROGRESS_PER_SECOND = 10
 
 
 def main(messages: int, values: int) -> None:
-    """Wait for `Start`, then report until stdin says something or ends."""
+    """Wait for `Start`, then report until stdin has input or ends."""
     _say(Ready())
     assert isinstance(COMMANDS.validate_json(sys.stdin.buffer.readline()), Start)
     _say(PhaseBegan(phase="training"))

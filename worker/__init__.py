@@ -1,1 +1,1 @@
-"""The training side: supervisors that mind trainers, and the trainers themselves."""
+"""The training side: supervisors and trainers."""

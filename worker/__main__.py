@@ -17,7 +17,7 @@ from worker.supervisor.poller import serve
 
 
 def main() -> int:
-    """Run until a signal comes; the exit code."""
+    """Run until a signal; returns the exit code."""
     parser = _parser()
     arguments = parser.parse_args()
     try:
@@ -26,7 +26,7 @@ def main() -> int:
         parser.error("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
     logs.configure(settings.log_format, settings.log_level)
     if arguments.parent is not None:
-        # SIGTERM and not SIGKILL: a job whose service was killed is still saved and handed back.
+        # SIGTERM and not SIGKILL: if the service is killed, the job is saved and returned to the queue.
         die_with_parent(arguments.parent, signal.SIGTERM)
     try:
         asyncio.run(serve(settings))

@@ -1,4 +1,4 @@
-"""What can end a job, and whose fault each is."""
+"""Errors that end a job, by whose fault they are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ Fault = Literal["user", "system", "capacity"]
 
 
 class JobError(Exception):
-    """Ends the job; `message` is shown to its owner, `code` is stable, `param` is the path of the field to blame.
+    """Ends the job; `message` is shown to its owner, `code` is stable, `param` is the path of the field at fault.
 
-    `step` is the optimizer step at which it showed, when it was one.
+    `step` is the optimizer step at which it occurred, if any.
     """
 
     fault: ClassVar[Fault]
@@ -21,7 +21,7 @@ class JobError(Exception):
 
 
 class UserError(JobError):
-    """Something in what the client asked or uploaded; trying again won't help."""
+    """An error in the client's job or files; a retry does not help."""
 
     fault = "user"
 
@@ -33,12 +33,12 @@ class CapacityError(JobError):
 
 
 class SystemFault(JobError):
-    """Something of ours went wrong, and we know what."""
+    """A known error of the service."""
 
     fault = "system"
 
 
 def unusable_model(message: str, param: str) -> UserError:
-    """A stored model that the field `param` names is at fault: `message` goes on from "the teacher", or the student."""
+    """The error for a stored model that the field `param` names; `message` follows "the teacher" or "the student"."""
     whose = "student" if param.startswith("student") else "teacher"
     return UserError(f"invalid_{whose}", f"the {whose} {message}", param)

@@ -1,10 +1,10 @@
-"""Bounds on the reading of one file of a user's: memory, time without progress, and whose fault a death is.
+"""Limits on reading a user's file: memory and time without progress; also finds out whose fault a crash is.
 
-A few kilobytes can ask a reader for gigabytes or for hours, and readers in native code can't be interrupted. So the
-kernel refuses memory beyond a bound (`RLIMIT_DATA`), Python code is interrupted by a timer, and a process whose native
-code does not come back a little later is ended by a thread that needs no lock of Python's. What is being read stands
-in a file beside the job, from which whoever started the process explains its death. The bounds on memory need Linux;
-elsewhere only time is bounded. This module imports no torch, for supervisors use it too.
+A file of a few kilobytes can make a reader use gigabytes or hours, and readers in native code can't be interrupted. So
+the kernel refuses memory beyond a limit (`RLIMIT_DATA`), a timer interrupts Python code, and a thread that needs no
+lock of Python's ends a process whose native code does not return a little later. A file beside the job records what is
+being read, from which the parent process explains a crash. The memory limits need Linux; elsewhere only time is
+limited. This module imports no torch, because supervisors use it too.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from worker.memory import available_bytes
 from worker.protocol import Failed
 
 SECONDS = 60.0
-"""Longest time that one parse may take, and longest without progress of a reader that reports it."""
+"""Longest time of one parse, and longest time without progress for a reader that reports progress."""
 GRACE = 5.0
-"""Time after which native code that was interrupted and did not return is ended with its process."""
+"""Seconds after the interrupt at which a process whose native code has not returned is ended."""
 REARM = 1.0
-"""Progress is taken note of so often, in seconds."""
-ROOM = 512 << 20
-"""Bytes of memory that reading any file may take, however small; a thread's stack on each core comes on top."""
+"""Seconds between restarts of the timer by `progress`."""
+BASE_BYTES = 512 << 20
+"""Bytes of memory that reading any file may take, however small, plus a thread's stack for each core."""
 STACK = 16 << 20
 RESERVE = 256 << 20
-"""Bytes of the machine's memory that reading leaves to others."""
+"""Bytes of the machine's memory that reading leaves free."""
 TIMED_OUT = 1
 """Exit status of a process that was ended because its native code did not return."""
 CRASHES = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
 """Signals that a process gets from its own code: a reader that runs out of memory aborts, too."""
 NOTE_BYTES = 4096
 _SYSTEM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE})
-"""Errors of the operating system that say nothing about the file that is read."""
+"""Errors of the operating system that are not the file's fault."""
 
 
 class Subject(NamedTuple):
-    """A file of the user's: its name in messages, and the code and field of the failure that it is to blame for."""
+    """A user's file: its name in messages, and the code and field of errors in it."""
 
     name: str
     code: str
     param: str
 
     def blamed(self, problem: str) -> UserError:
-        """The failure that is the file's; `problem` goes on from its name."""
+        """The error for this file; `problem` follows its name."""
         return UserError(self.code, f"{self.name} {problem}", self.param)
 
 
@@ -69,15 +69,15 @@ class Note(BaseModel):
     code: str
     param: str
     bytes: int
-    """Memory that it may take."""
+    """Memory limit."""
     seconds: float
-    """Time that it may take."""
+    """Time limit."""
     fault: Fault
-    """Whose fault a lack of memory is: the file's, or the machine's, which has less than the file may take."""
+    """Whose fault a lack of memory is: the user's, or capacity if the machine has less than the limit."""
 
     def explain(self, status: int) -> Failed | None:
-        """The failure of a process that left with this status (negative: a signal) while reading; none: the status
-        says nothing about the file."""
+        """The failure of a process that exited with this status (negative: a signal) while reading; none: the status
+        has another cause than the file."""
         if status == TIMED_OUT:
             return self._failed("user", self.code, f"{self.name} {too_slow(self.seconds)}")
         if -status not in CRASHES:
@@ -93,28 +93,28 @@ class Note(BaseModel):
 
 
 def too_slow(seconds: float) -> str:
-    """Problem of a file that takes too long."""
+    """Text on a file that takes too long."""
     return f"takes longer than {seconds:g} s to process"
 
 
-def too_large(room: int, fault: Fault) -> str:
-    """Problem of a file that takes too much memory."""
+def too_large(limit_bytes: int, fault: Fault) -> str:
+    """Text on a file that takes too much memory."""
     if fault == "capacity":
-        return f"takes more memory to process than this machine has free ({room} bytes)"
-    return f"takes more than {room} bytes of memory to process, which no sound file of its size does"
+        return f"takes more memory to process than this machine has free ({limit_bytes} bytes)"
+    return f"takes more than {limit_bytes} bytes of memory to process, which no sound file of its size does"
 
 
 class _Section(NamedTuple):
     subject: Subject
-    room: int
+    limit_bytes: int
     seconds: float
     fault: Fault
     limit: int
-    """`RLIMIT_DATA` while it is read."""
+    """`RLIMIT_DATA` during the reading."""
 
 
 class _Process:
-    """What this process reads; limits, timers and signals are a process's, so there is one of it."""
+    """Sections that are open in this process; one object, because limits, timers and signals are per process."""
 
     def __init__(self) -> None:
         self.sections: list[_Section] = []
@@ -133,7 +133,7 @@ class _Process:
         self.settle()
 
     def settle(self) -> None:
-        """Bring limits, timers and note in line with the innermost section."""
+        """Set limits, timers and note for the innermost section."""
         section = self.sections[-1] if self.sections else None
         _disarm()
         _limit_data(section.limit if section else self.before)
@@ -142,12 +142,12 @@ class _Process:
             self.arm()
 
     def arm(self) -> None:
-        """Let the innermost section's time begin."""
+        """Start the innermost section's timer."""
         seconds = self.sections[-1].seconds
         self.armed_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGALRM, _interrupt)
-            signal.setitimer(signal.ITIMER_REAL, seconds, REARM)  # again: what it raises may be swallowed
+            signal.setitimer(signal.ITIMER_REAL, seconds, REARM)  # repeated: a library may swallow the exception
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=2)
 
     def _write(self, section: _Section | None) -> None:
@@ -155,8 +155,10 @@ class _Process:
             return
         os.ftruncate(self.note, 0)
         if section is not None:
-            told = Note(**section.subject._asdict(), bytes=section.room, seconds=section.seconds, fault=section.fault)
-            os.pwrite(self.note, told.model_dump_json().encode(), 0)
+            note = Note(
+                **section.subject._asdict(), bytes=section.limit_bytes, seconds=section.seconds, fault=section.fault
+            )
+            os.pwrite(self.note, note.model_dump_json().encode(), 0)
 
 
 _process = _Process()
@@ -175,30 +177,32 @@ def _disarm() -> None:
 
 
 @contextmanager
-def reading(subject: Subject, room: int | None = None, seconds: float | None = None) -> Iterator[None]:
-    """Bound what is done within to `room` bytes of memory beyond what is taken already, and to `seconds` since the
-    last `progress`; whatever else goes wrong is the file's fault, too. Sections may lie within each other.
+def reading(subject: Subject, limit_bytes: int | None = None, seconds: float | None = None) -> Iterator[None]:
+    """Limit the block to `limit_bytes` more bytes of memory, and to `seconds` since the last `progress`; any other
+    error in it counts as the file's, too. Sections may be nested.
 
-    Raises UserError blaming the subject; CapacityError (`out_of_memory`) where the machine has less memory than
-    `room`. None: the bounds of a small file.
+    Raises UserError for the subject; CapacityError (`out_of_memory`) if the machine has less memory than `limit_bytes`.
+    None: the limits for a small file.
     """
-    section = _section(subject, room_for(0) if room is None else room, SECONDS if seconds is None else seconds)
+    section = _section(
+        subject, memory_limit(0) if limit_bytes is None else limit_bytes, SECONDS if seconds is None else seconds
+    )
     _process.begin(section)
     try:
         yield
     except BaseException as error:
-        told = _explain(error, section)
-        if told is None:
+        failure = _explain(error, section)
+        if failure is None:
             raise
         traceback.print_exc(file=sys.stderr)
-        raise told from error
+        raise failure from error
     finally:
         _process.end()
 
 
 @contextmanager
 def unbounded() -> Iterator[None]:
-    """What is done within is ours, such as the import of a library: nothing of it counts."""
+    """Suspend the limits for the service's own work, such as the import of a library."""
     sections, _process.sections = _process.sections, []
     if sections:
         _process.settle()
@@ -211,31 +215,31 @@ def unbounded() -> Iterator[None]:
 
 
 def progress() -> None:
-    """The reader has come further: its time begins anew."""
+    """Report progress of the reader, which restarts its time limit."""
     if _process.sections and time.monotonic() - _process.armed_at >= REARM:
         _process.arm()
 
 
-def room_for(size: int, growth: int = 1) -> int:
-    """Bytes of memory to read a file of `size` bytes that may grow so many times."""
-    return ROOM + STACK * (os.cpu_count() or 1) + growth * size
+def memory_limit(size: int, growth: int = 1) -> int:
+    """Memory limit in bytes for a file of `size` bytes, which may take `growth` times its size."""
+    return BASE_BYTES + STACK * (os.cpu_count() or 1) + growth * size
 
 
-def _section(subject: Subject, room: int, seconds: float) -> _Section:
+def _section(subject: Subject, limit_bytes: int, seconds: float) -> _Section:
     available = available_bytes()
     fault: Fault = "user"
-    if available is not None and available - RESERVE < room:
-        room, fault = max(available - RESERVE, ROOM // 2), "capacity"
-    limit = _data_bytes() + room
-    return _Section(subject, room, seconds, fault, min([limit, *(outer.limit for outer in _process.sections)]))
+    if available is not None and available - RESERVE < limit_bytes:
+        limit_bytes, fault = max(available - RESERVE, BASE_BYTES // 2), "capacity"
+    limit = _data_bytes() + limit_bytes
+    return _Section(subject, limit_bytes, seconds, fault, min([limit, *(outer.limit for outer in _process.sections)]))
 
 
 def _explain(error: BaseException, section: _Section) -> JobError | None:
-    """What an error means for the job; none: it says so itself, or is none of the file's."""
+    """The job's error for an exception while reading; none: it is a job error itself, or not the file's fault."""
     if isinstance(error, JobError):
         return None
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error):
-        problem = too_large(section.room, section.fault)
+        problem = too_large(section.limit_bytes, section.fault)
         if section.fault == "capacity":
             return CapacityError("out_of_memory", f"{section.subject.name} {problem}", section.subject.param)
         return section.subject.blamed(problem)
@@ -251,18 +255,18 @@ def _explain(error: BaseException, section: _Section) -> JobError | None:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether native code in Rust gave up; that is no `Exception`, and of no class that can be imported."""
+    """Whether native code in Rust panicked; that is no `Exception`, and its class can't be imported."""
     return type(error).__name__ == "PanicException"
 
 
 def _first_line(error: BaseException) -> str:
-    told = error.strerror if isinstance(error, OSError) else error  # the text has the path, which is ours
-    return str(told).strip().partition("\n")[0][:200] or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) else error  # str(error) has the path, which is internal
+    return str(reason).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 @contextmanager
 def noted_in(folder: Path) -> Iterator[None]:
-    """Keep in `folder` what this process reads, for whoever has to explain its death with `note_of`."""
+    """Record in `folder` what this process is reading, for `note_of` after a crash."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _note_name(os.getpid())
     _process.note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -275,17 +279,17 @@ def noted_in(folder: Path) -> Iterator[None]:
 
 
 def note_of(folder: Path, pid: int) -> Note | None:
-    """What the process, which has ended, was reading in the middle of its job; none: it was reading nothing."""
+    """Note of what the process was reading when it ended; none: it was not reading."""
     try:
-        place = os.open(folder / _note_name(pid), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(folder / _note_name(pid), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(place, "rb") as file:
-        if not stat.S_ISREG(os.fstat(place).st_mode):
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
         try:
             return Note.model_validate_json(file.read(NOTE_BYTES))
-        except ValidationError:  # it is empty, or its writer was ended in the middle
+        except ValidationError:  # it is empty, or its writer was killed while writing
             return None
 
 
@@ -294,7 +298,7 @@ def _note_name(pid: int) -> str:
 
 
 def _data_bytes() -> int:
-    """Private writable memory that this process has mapped; what `RLIMIT_DATA` bounds."""
+    """Private writable memory that this process has mapped, which `RLIMIT_DATA` limits."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmData:"):
@@ -305,7 +309,7 @@ def _data_bytes() -> int:
 
 
 def _limit_data(soft: int) -> None:
-    """Linux alone counts what is mapped; elsewhere this limit would mean another thing."""
+    """Set `RLIMIT_DATA` on Linux alone: elsewhere this limit does not count mapped memory."""
     if sys.platform == "linux":
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

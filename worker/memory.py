@@ -1,6 +1,6 @@
-"""What memory there is, and who ended a process: itself, the kernel for want of memory, or somebody else.
+"""Available memory, and the cause of a process's end: itself, the kernel's out-of-memory killer, or a signal.
 
-No torch: supervisors ask too.
+Imports no torch, because supervisors use it too.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 SENT = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
-"""Signals that a program does not bring upon itself: somebody has sent them."""
+"""Signals that a program does not cause itself: another process has sent them."""
 
 
 def oom_kills(counters: Path | None = None) -> int:
-    """Processes that the kernel has killed so far for want of memory; 0 where it does not count them.
+    """Number of processes that the kernel has killed so far for lack of memory; 0 if it does not count them.
 
-    Of the control group that this process is in, which its children share, where the kernel counts by group; else of
-    the machine.
+    Counts this process's control group, which its children share, if the kernel counts by group; else the machine.
     """
     if counters is None:
         group = _own_group() / "memory.events"
@@ -31,7 +30,7 @@ def oom_kills(counters: Path | None = None) -> int:
 
 
 def available_bytes(memory: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that this machine, or the container that this process is in, has left; none where it can't be told."""
+    """Bytes of memory available on this machine, or in the container of this process; none if unknown."""
     known = [_machine(memory), _container(cgroup)]
     return min((bytes_ for bytes_ in known if bytes_ is not None), default=None)
 
@@ -45,9 +44,9 @@ def _machine(memory: Path) -> int | None:
 
 
 def _container(cgroup: Path) -> int | None:
-    """Of version 2, as containers see their own group; what only caches files can be taken back."""
+    """Available bytes of the container's control group (version 2); the kernel can reclaim the cache of files."""
     with suppress(OSError, ValueError):
-        most = int((cgroup / "memory.max").read_text())  # ValueError: "max", which is none
+        most = int((cgroup / "memory.max").read_text())  # ValueError: "max", which is no limit
         taken = int((cgroup / "memory.current").read_text())
         lines = (line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
         cached = sum(int(count) for name, count in lines if name in ("inactive_file", "active_file"))
@@ -56,15 +55,15 @@ def _container(cgroup: Path) -> int | None:
 
 
 def killed_from_outside(status: int) -> bool:
-    """Whether a process with this exit status (negative for a signal) was ended by somebody else.
+    """Whether a process with this exit status (negative for a signal) was ended from outside.
 
-    Ask `oom_kills` first: the kernel, short of memory, kills by SIGKILL as an operator does.
+    Check `oom_kills` first: the kernel's out-of-memory killer sends SIGKILL, as an operator may.
     """
     return -status in SENT
 
 
 def _own_group(groups: Path = Path("/proc/self/cgroup")) -> Path:
-    """Folder of this process's group in the second version of the interface."""
+    """Folder of this process's control group (version 2)."""
     with suppress(OSError):
         for line in groups.read_text().splitlines():
             number, _, path = line.partition("::")

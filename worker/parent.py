@@ -1,4 +1,4 @@
-"""The process's tie to its parent; imports no torch, so that it holds from the first moment."""
+"""Ends this process with its parent; imports no torch, so that it takes effect at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int | None, by: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send `by` when this process's parent dies (Linux); leave at once if `parent` is already gone."""
+    """Have the kernel send `by` when this process's parent dies (Linux); exit at once if `parent` is already gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if parent is not None and os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""The Transformers library, told to stay offline before it is loaded, which happens when it is first needed."""
+"""Loads the Transformers library on first use, in offline mode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 @cache
 def library() -> ModuleType:
-    """The library, silenced; it takes a second or two to load."""
+    """The library, without progress bars and warnings; it takes a second or two to load."""
     with unbounded():
         import transformers
 
@@ -32,12 +32,12 @@ def library() -> ModuleType:
 
 @contextmanager
 def blaming_the_config(student: Transformers) -> Iterator[None]:
-    """Make whatever the library raises a UserError (`invalid_architecture`)."""
+    """Turn any error of the library into a UserError (`invalid_architecture`)."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # of whatever kind the library's hundreds of files raise
+    except Exception as error:  # the library's files raise many kinds
         if "can't allocate memory" in str(error):
             raise MemoryError from error
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
@@ -46,7 +46,7 @@ def blaming_the_config(student: Transformers) -> Iterator[None]:
 
 
 def width_of(student: Transformers) -> int:
-    """Numbers in the hidden state of a token, and so in the vector of a text; raises UserError
-    (`invalid_architecture`) for a configuration that the library refuses."""
+    """Hidden size, which is also the number of dimensions of a text's embedding; raises UserError
+    (`invalid_architecture`) for a configuration that the library rejects."""
     with blaming_the_config(student):
         return int(library().AutoConfig.for_model(**{"architectures": [], **student.config}).hidden_size)

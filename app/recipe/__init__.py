@@ -1,1 +1,1 @@
-"""The contract: pydantic models of everything that a job may say. No input or output, no torch, nothing of ours."""
+"""The contract: pydantic models of a job document. No I/O, no torch, no imports from other packages of the project."""

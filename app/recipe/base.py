@@ -1,4 +1,4 @@
-"""What every part of the contract shares: the strict base model, the papers and the reference types."""
+"""Base of the contract: the strict base model, papers and reference types."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Paper(NamedTuple):
 
 
 _AS_TEXT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?[0-9]+(?:_[0-9]+)+")
-"""Numbers that common readers of YAML give as text: `5e-4` (YAML 1.1 wants a point and a sign) and `1_000`."""
+"""Numbers that common YAML parsers return as text: `5e-4` (YAML 1.1 requires a point and a sign) and `1_000`."""
 
 
 class Spec(BaseModel):
-    """Base of all that a job may say: unknown keys are refused, values are not coerced, nothing changes afterwards.
+    """Base of all parts of a job: unknown keys are refused, values are not coerced, instances are immutable.
 
-    Only text such as "5e-4" is read as a number where a field takes numbers and no text: so a job file means the same
-    whichever reader of YAML it went through.
+    Only text such as "5e-4" is converted to a number in a field of numbers without text, so that a job file means the
+    same with any YAML parser.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
@@ -42,7 +42,7 @@ class Spec(BaseModel):
 
 @cache
 def _numeric(spec: type[BaseModel]) -> dict[str, bool]:
-    """Fields that take numbers and no text, and whether these are whole."""
+    """Fields that accept numbers and no text, and whether these are whole."""
     found = {name: set(_types(field.annotation)) for name, field in spec.model_fields.items()}
     return {name: float not in types for name, types in found.items() if types & {int, float} and str not in types}
 
@@ -56,7 +56,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _number(value: Any, whole: bool) -> Any:
-    """The number that a text stands for; anything else as it is."""
+    """The number that a text represents; any other value unchanged."""
     if isinstance(value, list):
         read = [_number(item, whole) for item in value]
         return read if any(new is not old for new, old in zip(read, value, strict=True)) else value
@@ -73,14 +73,14 @@ def _require_tag(schema: dict[str, Any]) -> None:
 
 
 class Option(Spec):
-    """One member of a tagged union, with the facts that the catalogue shows beside its JSON Schema."""
+    """One member of a tagged union, with the facts that the catalogue shows with its JSON Schema."""
 
     model_config = ConfigDict(json_schema_extra=_require_tag)
     paper: ClassVar[Paper | None] = None
 
 
 class OneOf:
-    """Annotates the base class of options: a tagged union of the kinds of a registry, told apart by `kind`.
+    """Annotates the base class of options: a tagged union of the kinds of a registry, with the tag `kind`.
 
     `Field(discriminator="kind")` does the same for unions that are written out, of two kinds or more.
     """
@@ -94,24 +94,24 @@ class OneOf:
 
 
 Answer = Literal["classes", "labels", "numbers", "vectors", "tokens"]
-"""Kinds of output that a task may ask for: one of several `classes`, any number of them at once (`labels`), `numbers`,
-`vectors` to compare with each other, or the next of the `tokens` of a text."""
+"""Kinds of output of a task: one of several `classes`, any number of them at once (`labels`), `numbers`, `vectors` to
+be compared with each other, or the next of the `tokens` of a text."""
 EVERY_ANSWER: frozenset[Answer] = frozenset(get_args(Answer))
 InputKind = Literal["images", "table", "texts"]
-"""Kinds of sample that a model may read."""
+"""Kinds of samples of a model."""
 
 
 class TaskOption(Option):
-    """An option that not every task has a use for."""
+    """An option that is not for every task."""
 
     answers: ClassVar[frozenset[Answer]]
-    """Kinds of output that it works with."""
+    """Kinds of output that it supports."""
     reads: ClassVar[tuple[InputKind, ...]] = ("images", "table", "texts")
-    """Kinds of input that it works with."""
+    """Kinds of input that it supports."""
 
 
 Reference = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""Names an input: an id of this service (`file_…`, `model_…`), or a path when the trainer runs on its own."""
+"""Names an input: an id of this service (`file_…`, `model_…`), or a path if the trainer runs without the service."""
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -1,4 +1,4 @@
-"""What a job says for its model card that nobody can measure."""
+"""Fields of a job for its model card that can't be measured."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Card(Spec):
     """Terms and origin of the student, for its model card."""
 
     license: LicenseId | None = Field(None, examples=["Apache-2.0", "MIT", "CC-BY-NC-4.0"])
-    """The student's licence, as its SPDX identifier; none: the card says that it is not known. It is never concluded
-    from the licences of teachers and data, which the card tells where they are known."""
+    """The student's licence, as its SPDX identifier; none: the card lists it as unknown. It is never derived
+    from the licences of teachers and data, which the card lists if they are known."""
     datasets: list[HubId] = Field(default=[], max_length=16, examples=[["uoft-cs/cifar10"]])
     """Data sets that the training data comes from, by their ids on the Hugging Face hub, which reads them from the
     card's header. Files are named in the card with their digests in any case."""

@@ -1,8 +1,8 @@
 """Rules that span several fields of a job, or a job and the facts about its inputs.
 
-A rule lies beside the fields that it is about, in the `rules` of their room; here they are put in order. One pure
-function, so that the HTTP side (which knows file headers) and the trainer (which has read everything) hold a job
-against the same rules.
+A rule is beside the fields that it checks, in the `rules` of their package; here all rules are called in order. One
+pure function, so that the HTTP side, with file headers, and the trainer, with all samples, check a job by the same
+rules.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from app.recipe.teachers.rules import cache_problems, teacher_problems, teaching
 
 @dataclass(frozen=True)
 class InputFacts:
-    """Facts about a job's inputs; None: not known yet, so not checked."""
+    """Facts about a job's inputs; None: unknown so far, so not checked."""
 
     train: Known | None = None
     eval: Known | None = None
@@ -41,7 +41,7 @@ class InputFacts:
 
 
 def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Problem]:
-    """Everything wrong with `job` that its single fields could not show, in the order of the document."""
+    """All problems of `job` that validation of single fields can't find, in the order of the document."""
     problems: list[Problem] = []
     train = _samples(job, facts.train, "data.train", problems)
     held_out = _samples(job, facts.eval, "data.eval", problems)
@@ -69,7 +69,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
 
 
 def _samples(job: JobSpec, known: Known | None, param: str, problems: list[Problem]) -> SampleFacts | None:
-    """Facts about the samples of one file; what is wrong with its header is added to `problems`."""
+    """Facts about the samples of one file; problems of its header are added to `problems`."""
     found = sample_facts(job.data, job.task_spec, known, param)
     if isinstance(found, SampleFacts):
         return found

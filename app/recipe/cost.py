@@ -1,4 +1,4 @@
-"""What a student costs, from its description alone: parameters, arithmetic and memory, counted without building it."""
+"""Costs of a student from its description alone: parameters, arithmetic and memory, counted without building it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from app.recipe.students.shapes import (
 from app.recipe.students.shrink import ENCODERS, all_heads
 
 LARGEST_GRAPH = 2**31 - 2**26
-"""Bytes of weights that one ONNX file can hold."""
+"""Most bytes of weights in one ONNX file."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Cost:
     activations: int
     """Elements kept for the backward pass per sample, roughly."""
     peak_activation: int
-    """Elements of the largest layer's output per sample: what a forward pass alone needs, twice."""
+    """Elements of the largest layer's output per sample; a forward pass alone needs twice as many."""
     hidden_weights: int
-    """Weights in the matrices of hidden layers, which some optimizers keep no state of."""
+    """Weights in the matrices of hidden layers, for which some optimizers have no state."""
 
 
 _Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
-"""Networks that choose norms and activations of images."""
+"""Networks with a choice of norms and activations of images."""
 
 
 class _Tally:
-    """Adds up layers as they come."""
+    """Sums of costs, layer by layer."""
 
     def __init__(self, image: ImageInput) -> None:
         self.parameters = self.flops = self.matrices = self.last_matrix = 0
@@ -86,23 +86,23 @@ class _Tally:
             self.activation(layers.activation, outputs * positions)
 
     def norm(self, norm: NormSpec, channels: int, positions: int) -> None:
-        """Its output is counted with what comes next, which keeps it or not."""
+        """A norm; its output is counted with the next layer, which may keep it."""
         self.normalised.add(channels)
         self.parameters += norm.vectors * channels
         self.keep(channels * positions, norm.keeps)
 
     def activation(self, activation: ActivationSpec, elements: int) -> None:
-        """Its output is kept by the layer that comes next."""
+        """An activation; its output is kept by the next layer."""
         self.keep(elements, 1 + activation.keeps_input)
 
     def head(self, features: int, outputs: int) -> None:
-        """The last layer, from features that are kept to outputs that are."""
+        """The last layer; its features and outputs are kept."""
         self.keep(features)
         self.matrix(features, outputs, bias=True)
         self.keep(outputs)
 
     def keep(self, elements: int, times: int = 1) -> None:
-        """So many elements, `times` over, that the backward pass needs."""
+        """`times` tensors of `elements` that are kept for the backward pass."""
         self.activations += times * elements
         self.peak = max(self.peak, elements)
 
@@ -111,14 +111,14 @@ class _Tally:
 
 
 def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
-    """Count `student` on one sample; tables are for a `mlp` alone. None: only building it can tell (`transformers`,
-    `timm`)."""
+    """Count the costs of `student` on one sample; tables are for a `mlp` alone. None: they are only known after
+    building it (`transformers`, `timm`)."""
     tally = _count(student, sample, outputs)
     return tally.cost() if tally else None
 
 
 def normalised_channels(network: Network) -> set[int]:
-    """Channels of the layers that a network of the zoo normalises; empty for others."""
+    """Channels of the layers that a built-in network normalises; empty for others."""
     tally = _count(network, ImageInput(channels=1, height=1, width=1), 1)
     return tally.normalised if tally else set()
 
@@ -133,14 +133,14 @@ def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
 
 
 def least_weights(network: Network, sample: Input | None, outputs: int) -> int:
-    """At least so many weights has it, as far as its description tells: exactly, but for a network of the library.
+    """A lower bound of its weights from its description; exact, except for a network of the Transformers library.
 
-    Of a decoder its large matrices are counted, and the embedding of its tokens where `sample` tells how many.
+    For a decoder its large matrices are counted, and the embedding of its tokens if `sample` has their number.
     """
     if isinstance(network, Transformers):
         try:
             return _matrices(network, sample) if network.decodes else 0
-        except (TypeError, ValueError, ArithmeticError):  # sizes that are none are the library's to refuse
+        except (TypeError, ValueError, ArithmeticError):  # invalid sizes are refused by the library
             return 0
     counted = None if sample is None else student_cost(network, sample, outputs)
     return counted.parameters if counted else 0
@@ -155,13 +155,13 @@ def _matrices(network: Transformers, sample: Input | None) -> int:
 
 
 def known_costs(costs: Sequence[Cost | None]) -> list[Cost] | None:
-    """All of them, or none when one is not known."""
+    """All costs, or none if one is unknown."""
     known = [cost for cost in costs if cost is not None]
     return known if len(known) == len(costs) else None
 
 
 def as_image(sample: Input) -> ImageInput:
-    """The input as the zoo sees it: a row of numbers is an image of one line."""
+    """The input of a built-in network: a row of numbers is an image of one line."""
     if isinstance(sample, TextInput):
         raise ValueError("no network of the zoo takes texts")
     return ImageInput(channels=1, height=1, width=sample.columns) if isinstance(sample, TableInput) else sample

@@ -1,7 +1,7 @@
-"""Training defaults by student: what a recipe that leaves out optimizer, schedule or epochs gets, and why.
+"""Training defaults by student: optimizer, schedule and epochs for a recipe without them, with reasons.
 
-Fine-tuning starts from what pretrained networks want, training from scratch from what a fresh network wants. A value
-that the document gives is never replaced, so a resolved job, which gives all of them, resolves to itself.
+Defaults differ for fine-tuning of pretrained networks and training from scratch. Values in the document are never
+replaced, so a resolved job, which has all of them, resolves to itself.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v
 """Networks of the Transformers library that get the defaults of convolutional ones; the others get a transformer's."""
 
 TRANSFORMERS_OF_TIMM = ("beit", "cait", "crossvit", "deit", "eva", "flexivit", "mixer", "pit_", "swin", "vit", "xcit")
-"""How names of vision transformers begin in timm, whose other networks get the defaults of convolutional ones."""
+"""Prefixes of the names of vision transformers in timm, whose other networks get the defaults of convolutional ones."""
 
 
 class Default(NamedTuple):
-    """A value that was chosen for a field that the document leaves out."""
+    """A value that was chosen for a field that is not in the document."""
 
     param: str
     value: Any
-    """As it stands in the resolved document: plain data."""
+    """The value in the resolved document: plain data."""
     reason: str
 
 
@@ -79,15 +79,14 @@ _TUNED_ENCODER = TrainingDefaults(
     _WARM_LINEAR,
 )
 PRETRAINED_EPOCHS = 3
-"""Of a pretrained transformer: BERT's fine-tuning takes 2 to 4, Alpaca's 3. A shrunken one has lost layers, and takes
-more."""
+"""Epochs for a pretrained transformer: BERT's fine-tuning has 2 to 4, Alpaca's 3. A shrunken one lacks layers, and
+needs more."""
 
 
 def resolve(job: JobSpec, models: Mapping[str, ModelConfig]) -> tuple[JobSpec, list[Default]]:
-    """Fill in what the recipe leaves out; the resolved job, and each value that was chosen.
+    """Fill in missing fields of the recipe; returns the resolved job, and each value that was chosen.
 
-    `models` are descriptions of stored models by the reference that the job names them with; of one that is not known,
-    the task tells the family.
+    `models` are descriptions of stored models by reference; for an unknown one the family follows from the task.
     """
     given = job.recipe
     values, chosen = _missing(given, training_defaults(job, models))
@@ -112,7 +111,7 @@ def _missing(recipe: Recipe, wanted: TrainingDefaults) -> tuple[dict[str, Any], 
 
 
 def training_defaults(job: JobSpec, models: Mapping[str, ModelConfig]) -> TrainingDefaults:
-    """The defaults for a job's student, by its family and by where its weights come from."""
+    """The defaults for a job's student, by its family and the source of its weights."""
     student, network = job.student, _network(job, models)
     if network is not None and not _is_transformer(network):
         return _TUNED if isinstance(student, Pretrained) else _SHRUNK if _starts_as_teacher(student) else _FRESH
@@ -133,11 +132,12 @@ def _starts_as_teacher(student: Student) -> bool:
 def _reads_texts(job: JobSpec, network: Network | None) -> bool:
     if network is None:
         return "texts" in job.task_spec.reads and isinstance(job.data, Texts)
-    return isinstance(network, Transformers) and network.reads == "texts"  # no network of the zoo takes texts
+    return isinstance(network, Transformers) and network.reads == "texts"  # no built-in network takes texts
 
 
 def _network(job: JobSpec, models: Mapping[str, ModelConfig]) -> Network | None:
-    """None for a folder that nobody has read yet: in a hub's layout, so of the Transformers library."""
+    """The student's network; none for a folder that was not read yet: it has a hub's layout, so it is of the
+    Transformers library."""
     try:
         return network_of(job, models)
     except Unshrinkable:

@@ -1,7 +1,7 @@
-"""Job documents as text: YAML read the way people write numbers, and `key.path=value` overrides.
+"""Job documents as text: a YAML parser with JSON's numbers, and `key.path=value` overrides.
 
-PyYAML follows YAML 1.1, where `1e-3` is a string, `no` is false, `010` is eight and `1:30` is ninety. This reader knows
-the numbers and words of JSON instead, and refuses a key that stands twice, and aliases.
+PyYAML follows YAML 1.1, where `1e-3` is a string, `no` is false, `010` is eight and `1:30` is ninety. This parser uses
+the numbers and keywords of JSON instead, and refuses duplicate keys and aliases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 
 class DocumentError(ValueError):
-    """The text is no job document; the message says what and where."""
+    """The text is no job document; the message has the reason and the location."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,8 +59,8 @@ def parse(text: str) -> dict[str, Any]:
 def override(document: dict[str, Any], assignment: str) -> dict[str, Any]:
     """Return the document with one value replaced: `recipe.optimizer.lr=1e-3`, `recipe.losses[0].weight=2`.
 
-    The path is written as in error messages. The value is read as YAML. Missing mappings on the way are made; a list is
-    entered by an index that it has. Raises `DocumentError`.
+    The path has the form of paths in error messages. The value is parsed as YAML. Missing mappings on the path are
+    created; an item of a list is selected by an existing index. Raises `DocumentError`.
     """
     path, equals, text = assignment.partition("=")
     keys = _INDEX.sub(r".\1", path).split(".")

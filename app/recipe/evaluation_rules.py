@@ -10,7 +10,7 @@ from app.recipe.tasks import tasks_with
 
 
 def evaluation_problems(job: JobSpec) -> Iterator[Problem]:
-    """Settings that the task has no use for, and requirements that no teacher is measured by."""
+    """Problems of settings that are not for the task, and of requirements that are not metrics of teachers."""
     path = "evaluation.nme_points"
     if job.evaluation.nme_points is not None and path not in job.task_spec.options:
         wanted = tasks_with(path)

@@ -1,7 +1,7 @@
-"""Memory that the trainer of a job takes on each kind of device, from descriptions alone.
+"""Memory of a job's trainer on each kind of device, from descriptions alone.
 
-The constants are measured on trainers of this project (docs/performance.md, "Estimates"), on a CPU; what a GPU takes is
-arithmetic, and what its driver takes is assumed.
+The constants are measured on trainers of this project (docs/performance.md, "Estimates"), on a CPU; a GPU's memory is
+computed, and its driver's is assumed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from app.recipe.tasks.base import CLASS_BYTES
 
 MB = 2**20
 TRAINER_BYTES = 420 * MB
-"""Python, torch and the formats of data, before anything is read."""
+"""Python, torch and the readers of data, before anything is read."""
 LIBRARY_BYTES = 80 * MB
-"""The Transformers library on top of it."""
+"""The Transformers library in addition."""
 EXPORTER_BYTES = 140 * MB
-"""What ONNX and matplotlib take on top of it, once a student is written."""
+"""ONNX and matplotlib in addition, while a student is exported."""
 READING_COPIES = 6.0
 """Memory at the peak of reading and splitting samples, as a multiple of their size."""
 KEPT_COPIES = 1.7
-"""The same while training goes on."""
+"""Memory of the samples during training, as a multiple of their size."""
 EXPORT_COPIES = 5.5
-"""Copies of the weights while graphs are written and held against the live model."""
+"""Copies of the weights while graphs are written and compared with the trained model."""
 CONVOLUTION_FACTOR, DENSE_FACTOR = 1.7, 1.2
-"""Activations, their gradients and the room that kernels work in, as a multiple of the activations that are counted."""
+"""Activations, their gradients and the work space of kernels, as a multiple of the counted activations."""
 LEFT_OVER = 0.6
-"""Share of the memory of activations that the process still holds when it exports."""
+"""Share of the memory of activations that the process still holds during the export."""
 CUDA_BYTES = 512 * MB
 """Assumed for a CUDA context and the libraries' kernels on the GPU."""
 
@@ -75,14 +75,15 @@ def footprints(
 
 
 def rough_cost(network: Network, sample: Input, outputs: int) -> Cost | None:
-    """As `student_cost`, and of the Transformers library's commonest encoders and decoders nearly; else none."""
+    """As `student_cost`, and an estimate for the Transformers library's most common encoders and decoders; else
+    none."""
     if not isinstance(network, Transformers):
         return student_cost(network, sample, outputs)
     if network.model_type not in ENCODERS:
         return None
     try:
         return _of_the_library(network, sample, outputs)
-    except (TypeError, ValueError, ArithmeticError):  # sizes that are none are the library's to refuse
+    except (TypeError, ValueError, ArithmeticError):  # invalid sizes are refused by the library
         return None
 
 
@@ -99,7 +100,7 @@ def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
 
 
 def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
-    """Tokens of one sample, and tokens that have an embedding."""
+    """Tokens of one sample, and the number of token embeddings."""
     if isinstance(sample, TextInput):
         return sample.length, sample.vocabulary
     if not isinstance(sample, ImageInput):
@@ -114,5 +115,5 @@ def _is_dense(network: Network) -> bool:
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:
-    """Samples that evaluations of the whole job look at, those after training among them."""
+    """Samples of all evaluations of the job, including the one after training."""
     return held_out * (-(-job.recipe.epochs // job.evaluation.every_epochs) + 1)

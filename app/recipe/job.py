@@ -1,4 +1,4 @@
-"""The job: everything that a client may say when it asks for a model."""
+"""The job document."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _differ(numbers: list[int] | None) -> list[int] | None:
 
 
 class Checkpointing(Spec):
-    """How often the state of training is saved; whichever comes first counts."""
+    """Intervals of checkpoints; whichever comes first counts."""
 
     every_steps: int | None = Field(None, ge=1)
     """Optimizer steps between two checkpoints."""
@@ -67,40 +67,40 @@ class Recipe(Spec):
     losses: list[Loss] = Field(min_length=1, max_length=16)
     """Terms of the objective; their weighted sum is minimised."""
     stages: list[StageSpec] = Field(default=[], max_length=8)
-    """What comes before this main training, in this order."""
+    """Stages before this main training, in this order."""
     method: Method = Supervised()
-    """How the main training takes its steps: on the data alone (`supervised`), or by a program that changes the loop,
-    such as texts that the student (`on-policy`) or a teacher (`sequence-level`) generates for it. Stages before it are
-    always supervised."""
+    """Method of the main training: on the data alone (`supervised`), or a program that changes the loop, such as texts
+    that the student (`on-policy`) or a teacher (`sequence-level`) generates for it. Earlier stages are always
+    supervised."""
     optimizer: Optimizer = AdamW()
-    """What turns gradients into steps; none given: what the student wants, as `validate` tells, and this one for a
-    convolutional network from scratch."""
+    """Optimizer; default: by the student, as `validate` shows, and this one for a convolutional network from
+    scratch."""
     schedule: Schedule = Constant()
-    """How the learning rate changes over the training; none given: what the student wants, as of the optimizer."""
+    """Learning-rate schedule; default: by the student, as for the optimizer."""
     epochs: int = Field(10, ge=1, le=100_000)
-    """Passes over the training set; none given: 3 of a pretrained transformer, 10 of any other student."""
+    """Passes over the training set; default: 3 for a pretrained transformer, 10 for any other student."""
     max_steps: int | None = Field(None, ge=1)
-    """Optimizer steps after which training ends, whatever `epochs` says."""
+    """Optimizer steps after which training ends, regardless of `epochs`."""
     batch_size: int = Field(128, ge=1, le=1_048_576)
     """Samples per optimizer step."""
     accumulate: int = Field(1, ge=1, le=1024)
-    """Micro-batches that one batch is split into; lowers memory, leaves a step unchanged (but batch norm
-    sees each part alone)."""
+    """Micro-batches that one batch is split into; needs less memory, and does not change a step (except that batch norm
+    normalises each part separately)."""
     clip_norm: Positive | None = None
     """Largest global norm of the gradient; none: not clipped."""
     ema_decay: float | None = Field(None, gt=0.0, lt=1.0)
-    """Decay of an exponential moving average of the weights, normalised to the steps done; it is then what is evaluated
-    and exported."""
+    """Decay of an exponential moving average of the weights, normalised to the steps done; the average is then
+    evaluated and exported."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass: bf16 runs under autocast, the weights stay fp32."""
     channels_last: bool = False
-    """Lays images and convolutions of student and teachers out with the channels last, which tensor cores and many CPUs
-    prefer."""
+    """Channels-last memory format for images and convolutions of student and teachers, which is faster on tensor cores
+    and many CPUs."""
     compile: bool = False
-    """Compiles the student for training (`torch.compile`); the first step waits for it, a minute for a deep network.
-    On a GPU its launches are then replayed as CUDA graphs, unless there are micro-batches or losses look inside it."""
+    """Compiles the student for training (`torch.compile`) before the first step, which takes a minute for a deep
+    network. On a GPU its launches are replayed as CUDA graphs, unless there are micro-batches or losses on features."""
     checkpoint: Checkpointing = Checkpointing()
-    """How often the state of training is saved."""
+    """Intervals of checkpoints."""
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -120,55 +120,56 @@ class Recipe(Spec):
 
 
 class EvaluationSpec(Spec):
-    """How the student is judged."""
+    """Evaluation of the student."""
 
     every_epochs: int = Field(1, ge=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
     ece_bins: int = Field(15, ge=1, le=1000)
     """Confidence bins of the calibration errors: equally wide ones, and ones with equally many samples."""
     prompts: int = Field(3, ge=0, le=64)
-    """For causal-lm: beginnings of held-out texts that student and teacher continue, each time with the likeliest
-    token, side by side in the report."""
+    """For causal-lm: beginnings of held-out texts that student and teacher continue by greedy decoding, side by side in
+    the report."""
     prompt_tokens: int = Field(16, ge=1, le=4096)
-    """Tokens of such a beginning."""
+    """Tokens of each beginning."""
     new_tokens: int = Field(48, ge=1, le=4096)
-    """Tokens that are written behind it; fewer where the model takes no more."""
+    """Tokens that are generated after it; fewer if the model takes no more."""
     nme_points: Annotated[Annotated[list[PointNumber], Field(max_length=2)] | None, AfterValidator(_differ)] = None
-    """Numbers, from 0, of the two points whose distance the errors of keypoints are divided by; of 68 facial points 36
-    and 45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around them all."""
+    """Numbers, from 0, of the two points whose distance normalises the errors of keypoints; of 68 facial points 36 and
+    45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around all points."""
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
     task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, or of
     embeddings spearman, without scores mrr). The report has both."""
     require_teacher: RequiredMetrics | None = None
-    """What each teacher must come to on the held-out samples before training begins, by the names of the task's
-    metrics, such as `{accuracy: 0.5}`: at least so much of a share or a correlation, at most so much of an error.
-    A teacher that falls short ends the job (`weak_teacher`). None: a teacher that is hardly better than no teacher is
-    warned of, and teaches."""
+    """Requirements on each teacher on the held-out samples before training begins, by the names of the task's metrics,
+    such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
+    them ends the job (`weak_teacher`). None: there is only a warning about a teacher that is hardly better than
+    none."""
     diagnostics: list[Diagnostic] = Field(default=[], max_length=8)
     """Analyses of the exported student beyond these metrics, for the report: figures, tables and pictures."""
 
 
 class Resources(Spec):
-    """Where the job may run, and how long."""
+    """Machines and time limits of the job."""
 
     queue: Queue = "any"
     """Kind of machine."""
     processes: int = Field(1, ge=1, le=64)
-    """Processes of one machine that train together. Each takes its share of every batch, so that batches, their order
-    and the step are those of a single process (but batch norm sees each share alone). Each holds all samples."""
+    """Processes of one machine that train together. Each computes its share of every batch, so that batches, their
+    order and the step are those of a single process (except that batch norm normalises each share separately). Each
+    holds all samples."""
     nodes: int = Field(1, ge=1, le=1024)
-    """Machines that have so many processes each; for workers that others help (`STILLHOUSE_WORKER_NODES`)."""
+    """Machines, each with this number of processes; for workers with helper machines (`STILLHOUSE_WORKER_NODES`)."""
     sharding: Sharding = "none"
-    """What each of several processes holds of a model: the whole of it, or with `fsdp` a part of every weight, of its
-    gradient and optimizer state, and of the teachers' weights."""
+    """Sharding over several processes: each holds the whole model, or with `fsdp` a shard of every weight, its gradient
+    and optimizer state, and of the teachers' weights."""
     max_seconds: Positive = 86_400.0
-    """Longest time of training over all attempts, in seconds; after that the job fails with its deadline."""
+    """Longest time of training over all attempts, in seconds; after that the job fails."""
     max_queue_seconds: Positive = 604_800.0
     """Longest wait for a worker, in seconds; after that the job expires."""
     max_attempts: int = Field(3, ge=1, le=100)
-    """Failures of attempts after which the job fails. Pauses, hand-backs and attempts that something outside of the job
-    ended (a lost machine, a killed process) don't count."""
+    """Failed attempts after which the job fails. Pauses, hand-backs and attempts that were ended from outside (a lost
+    machine, a killed process) don't count."""
 
     @property
     def size(self) -> int:
@@ -177,53 +178,53 @@ class Resources(Spec):
 
 
 class JobSpec(Spec):
-    """A distillation job, or a plain supervised one when it has no teacher."""
+    """A distillation job, or a plain supervised one without a teacher."""
 
     task: TaskName = "image-classification"
-    """What the student learns to do."""
+    """Task of the student."""
     name: Name | None = None
     """Name to find the job by; names may repeat."""
     labels: Labels = {}
     """Free key-value pairs to find the job by."""
     data: AnyData
-    """What is trained and evaluated on."""
+    """Training and evaluation data."""
     teacher: Teacher | None = None
-    """The model to learn from."""
+    """The teacher."""
     teachers: list[Teacher] = Field(default=[], max_length=8)
-    """Several models to learn from, instead of `teacher`."""
+    """Several teachers, instead of `teacher`."""
     teacher_weighting: Weighting = "fixed"
-    """How several teachers share a loss: by their weights alone, or also by how sure each is of a sample: the weight is
-    multiplied by exp(-entropy) of its prediction. Shares add up to 1."""
+    """Weighting of several teachers in a loss: by their weights alone, or also by their confidence in a sample: the
+    weight is multiplied by exp(-entropy) of the prediction. The resulting shares add up to 1."""
     teacher_cache: TeacherCache = DenseCache()
-    """What of the teachers' answers the worker keeps, for later epochs and for other jobs with the same teacher and
-    samples. Losses that look at a teacher's activations have it run on every batch, and nothing of it is kept."""
+    """Cache of the teachers' outputs on the worker, for later epochs and for other jobs with the same teacher and
+    samples. For losses on a teacher's activations the teacher runs on every batch, and nothing is cached."""
     student: Student
-    """The network that learns."""
+    """The network to train."""
     student_image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    """Height and width of the images that the student sees, in pixels, which they are resized to; none: those of the
-    data, or of the teacher that a student starts from. Teachers see the size that they were trained on."""
+    """Height and width, in pixels, to which the student's images are resized; none: those of the data, or of the model
+    that the student starts from. Teachers get the size that they were trained on."""
     embedding: Embedding | None = None
-    """For the task `embedding`: how the student makes one vector of a text; none: as the teacher that it is a smaller
-    copy of, else the mean of its tokens."""
+    """For the task `embedding`: pooling of the student's tokens to one vector; none: as in the teacher that it is a
+    smaller copy of, else the mean."""
     recipe: Recipe
     """How the student is trained."""
     evaluation: EvaluationSpec = EvaluationSpec()
-    """How the student is judged."""
+    """Evaluation of the student."""
     export: Annotated[list[ExportFormat], Field(max_length=8), AfterValidator(_go_together)] | None = None
     """Formats of the exported student: `torch-export` for `torch.export.load`; `onnx-int8` is the ONNX graph with
-    weights of 8 bits, whose answers differ a little (the report says by how much). None: safetensors and ONNX, of a
-    network of the zoo `torch-export` too; what can't hold the student is left out with a warning."""
+    weights of 8 bits, whose outputs differ slightly (the report has the difference). None: safetensors and ONNX, for a
+    built-in network also `torch-export`; formats that can't represent the student are left out with a warning."""
     card: Card = Card()
-    """What the model card tells that nobody can measure."""
+    """Fields of the model card that can't be measured."""
     resources: Resources = Resources()
-    """Where the job may run, and how long."""
+    """Machines and time limits of the job."""
     priority: int = Field(50, ge=0, le=100)
     """Higher runs first within a queue."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Seed of all that is drawn at random; none: one is drawn and recorded."""
+    """Seed of all random draws; none: one is drawn and recorded."""
 
     def settled(self, seed: int, day: date) -> Self:
-        """The same with what was left open: the seed, and the day that chat templates are told."""
+        """A copy with seed, and the date for chat templates, filled in."""
         settled = self.model_copy(update={"seed": seed})
         dated = "data.chat_date" in self.task_spec.options
         if dated and isinstance(self.data, Table) and self.data.chat_date is None:
@@ -232,7 +233,7 @@ class JobSpec(Spec):
 
     @property
     def task_spec(self) -> TaskSpec:
-        """What the contract knows of its task."""
+        """Its task."""
         return task_of(self.task)
 
     @property
@@ -241,16 +242,16 @@ class JobSpec(Spec):
         return self.teachers or ([self.teacher] if self.teacher else [])
 
     def teacher_named(self, name: str) -> Teacher:
-        """One of all teachers."""
+        """The teacher called `name`."""
         return next(teacher for teacher in self.all_teachers if teacher.name == name)
 
     def arithmetic_of(self, name: str) -> str:
-        """In what the teacher called `name` computes: weights of fp32 under autocast are not weights of bf16, and
-        another layout adds up in another order."""
+        """Arithmetic of the teacher called `name`, as text: fp32 weights under autocast differ from bf16 weights, and
+        another memory format sums in another order."""
         teacher = self.teacher_named(name)
         layout = ", channels last" if self.recipe.channels_last else ""
-        told = f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
-        return told + layout
+        arithmetic = f"{teacher.precision} weights" if teacher.lowered else teacher.precision or self.recipe.precision
+        return arithmetic + layout
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -260,7 +261,7 @@ class JobSpec(Spec):
 
     @property
     def references(self) -> dict[str, str]:
-        """Inputs that the service keeps, by the path of the field that names them."""
+        """Inputs that are stored in the service, by the path of the field that names them."""
         named = {"data.train": self.data.train, "data.eval": self.data.eval}
         named |= {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
         return {param: reference for param, reference in named.items() if reference is not None}
@@ -270,7 +271,7 @@ class JobSpec(Spec):
         return f"teachers[{index}]" if self.teachers else "teacher"
 
     def teacher_param(self, index: int) -> str:
-        """Path of the field that says where a teacher comes from."""
+        """Path of the field with a teacher's source."""
         return f"{self.teacher_path(index)}.{self.all_teachers[index].source}"
 
     @property

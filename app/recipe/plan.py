@@ -1,4 +1,4 @@
-"""How much work a job is: steps, samples, memory and arithmetic, from its recipe and the number of its samples."""
+"""Plan of a job: steps, samples, memory and arithmetic, from its recipe and the number of its samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVAL_BATCH = 256
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Where one stage lies among the optimizer steps of a job."""
+    """Position of one stage in the optimizer steps of a job."""
 
     first: int
     """Steps before it."""
@@ -27,7 +27,7 @@ class StagePlan:
 
     @property
     def end(self) -> int:
-        """Steps done when it is over."""
+        """Steps done at its end."""
         return self.first + self.steps
 
     @property
@@ -38,7 +38,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How training is laid out over optimizer steps."""
+    """Stages and steps of the training."""
 
     train_samples: int
     batch_size: int
@@ -52,7 +52,7 @@ class TrainingPlan:
         return self.stages[-1].end
 
     def stage_at(self, step: int) -> int:
-        """Number of the stage that takes the step after `step` steps; of the last one when all are done."""
+        """Index of the stage of the step after `step` steps; of the last one if all are done."""
         return min(bisect_right([stage.end for stage in self.stages], step), len(self.stages) - 1)
 
     def epoch_at(self, step: int) -> float:
@@ -76,7 +76,7 @@ def plan_training(recipe: Recipe, train_samples: int) -> TrainingPlan:
 
 
 def split_counts(data: Data, samples: int) -> tuple[int, int]:
-    """Samples of `data.train` that are (trained on, held out); nothing is held out when `data.eval` is given."""
+    """Samples of `data.train` that are (trained on, held out); none are held out if `data.eval` is given."""
     if not data.holds_out:
         return samples, 0
     held_out = min(max(round(samples * data.eval_fraction), 1), samples - 1)
@@ -84,7 +84,7 @@ def split_counts(data: Data, samples: int) -> tuple[int, int]:
 
 
 def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> int | None:
-    """Samples to evaluate on; None: not known yet."""
+    """Number of evaluation samples; None: unknown so far."""
     if not data.holds_out:
         return held_out.count if held_out else None
     return split_counts(data, train.count)[1] if train else None

@@ -1,4 +1,4 @@
-"""What one job on several processes asks of the rest of the job."""
+"""Rules of a job on several processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FIELD = "resources.processes"
 
 
 def processes_problems(job: JobSpec) -> Iterator[Problem]:
-    """What keeps the processes from taking the steps of a single one."""
+    """Problems that keep several processes from computing the steps of a single one."""
     size = job.resources.size
     if size == 1:
         if job.resources.sharding != "none":
             yield Problem("resources.sharding", "is fsdp, and a single process holds all there is", "none")
         return
     if job.resources.queue == "any":
-        found = f"is any, and {size} processes need to know whether they share cores or have a GPU each"
+        found = f"is any, and {size} processes need a fixed one: on a CPU they share cores, otherwise each has a GPU"
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
@@ -38,26 +38,26 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _cache_problems(job: JobSpec) -> Iterator[Problem]:
-    """Answers are kept by processes that share a disk and can each ask the teacher alone."""
+    """Problems of the teacher cache: it needs processes that share a disk and can each run the teacher."""
     found = None
     if job.resources.nodes > 1:
         found = "the machines of a job (resources.nodes) have no disk in common"
     elif job.resources.sharding == "fsdp":
-        found = "processes that hold a part of a teacher each must ask it together (resources.sharding: fsdp)"
+        found = "processes that hold a part of a teacher each must run it together (resources.sharding: fsdp)"
     if found and job.all_teachers and not isinstance(job.teacher_cache, NoCache):
         yield Problem("teacher_cache.store", f"is on, but {found}", "off")
 
 
 def _optimizer_problems(job: JobSpec) -> Iterator[Problem]:
-    """Optimizers that look at more than parameters and their gradients, which alone are the same everywhere."""
+    """Problems of optimizers that need more than parameters and gradients, which are the same in all processes."""
     for path, optimizer in job.recipe.optimizers.items():
         if isinstance(optimizer.stepping, NormalizedGd):
-            found = "normalized-gd looks at the outputs of a whole batch, and each process has a share"
+            found = "normalized-gd needs the outputs of a whole batch, and each process has a share"
             yield Problem(f"{path}.kind", found, "any other, or one process")
 
 
 def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
-    """What looks at weights or activations, where a process holds a part of every weight and only while it runs."""
+    """Problems of settings that need whole weights or activations, of which a process has only a shard."""
     for index, teacher in enumerate(job.all_teachers):
         if teacher.precision == "fp8":
             found = "is fp8, whose weights are not divided between processes (resources.sharding: fsdp)"

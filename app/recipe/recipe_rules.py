@@ -10,7 +10,7 @@ from app.recipe.problem import Problem
 
 
 def recipe_problems(job: JobSpec) -> Iterator[Problem]:
-    """Settings that contradict each other."""
+    """Problems of settings that contradict each other."""
     recipe = job.recipe
     if recipe.accumulate > recipe.batch_size:
         yield Problem(

@@ -1,4 +1,4 @@
-"""What is remarkable about a job although nothing is wrong with it: the job is taken in, and its owner is told."""
+"""Warnings about a valid job, for its owner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.recipe.plan import TrainingPlan
 
 
 class JobRemark(NamedTuple):
-    """One of them: a stable code, the path of the field, and what to know."""
+    """One warning: a stable code, the path of the field, and the text."""
 
     code: str
     param: str
@@ -18,7 +18,7 @@ class JobRemark(NamedTuple):
 
 
 def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[JobRemark]:
-    """What shows once the samples are counted."""
+    """Warnings that depend on the number of samples."""
     recipe, samples = job.recipe, plan.train_samples
     if recipe.batch_size > samples:
         found = f"is {recipe.batch_size}, and there are {samples} samples to train on: every step takes all of them"

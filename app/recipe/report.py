@@ -1,4 +1,4 @@
-"""How a model's report (`report.json`) is laid out as a table, for its card and for the command line."""
+"""Tables of a model's report (`report.json`), for its card and for the command line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAIN_METRICS = {
     for name in (spec.main_metric.name, spec.main_metric.stand_in)
     if name is not None
 }
-"""By which a student is judged first, in the order in which to look for them: whether higher is better."""
+"""Main metrics, in the order in which they are searched: whether higher is better."""
 
 
 def summary(report: Figures) -> dict[str, Any] | None:
     """The report in one line: the main metric of the exported student and of its teachers.
 
-    `difference` is the student's value less that of its best teacher. None where the report has no such metric.
+    `difference` is the student's value minus that of its best teacher. None if the report has no such metric.
     """
     student = report.get("student") or {}
     named = (report.get("epochs") or {}).get("by")
@@ -44,7 +44,7 @@ def summary(report: Figures) -> dict[str, Any] | None:
 
 
 def columns(report: Figures) -> dict[str, Figures]:
-    """Figures by the titles of the table's columns: teachers, epochs, files. What a report lacks is left out."""
+    """Figures by the titles of the table's columns: teachers, epochs, files. Missing columns are left out."""
     student, epochs = report.get("student") or {}, report.get("epochs") or {}
     teachers = report.get("teachers") or {}
     found = {
@@ -66,8 +66,8 @@ def diagnostics(report: Figures) -> Iterator[tuple[str, Figures, dict[str, Figur
 
 
 def rows(columns: Mapping[str, Figures]) -> Iterator[tuple[str, list[str]]]:
-    """Every number that a column has: its name, and its cell in each column."""
-    richest = sorted(columns.values(), key=len, reverse=True)  # its order is the one to follow
+    """Rows of numbers: the name, and the cell in each column."""
+    richest = sorted(columns.values(), key=len, reverse=True)  # its order is used
     names = dict.fromkeys(
         name for column in richest for name, value in column.items() if isinstance(value, int | float)
     )

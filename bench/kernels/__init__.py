@@ -1,1 +1,1 @@
-"""Time and memory of the kernels beside what others offer; `python -m bench.gpu` is the same on CUDA."""
+"""Time and memory of the kernels compared with other libraries; `python -m bench.gpu` is the same on CUDA."""

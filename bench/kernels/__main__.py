@@ -23,7 +23,7 @@ PACKAGES = ("torch", "liger-kernel", "trl", "triton")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write the page if asked to."""
+    """Measure, print, and write the page with `--write`."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     plan, begun = plans.processor(options.short), time.monotonic()

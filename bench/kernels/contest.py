@@ -1,4 +1,5 @@
-"""Contenders over the same inputs take turns, on a processor or a CUDA device: time, memory, and the same loss."""
+"""Comparison of implementations on the same inputs, in turn, on a CPU or a CUDA device: time, memory, and equal
+loss."""
 
 from __future__ import annotations
 
@@ -20,56 +21,56 @@ from bench.peers.absence import why
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Of a loss, relative, by dtype of the inputs: some contenders take logarithms in it."""
+"""Relative tolerance of a loss, by dtype of the inputs: some contenders compute logarithms in it."""
 MB = 1_000_000
 
 
 class Contender(NamedTuple):
-    """Whoever computes the loss."""
+    """One implementation of the loss."""
 
     loss: Callable[[], Tensor]
-    """Without a graph behind it when it left the gradients where they belong."""
+    """Returns the loss; without a graph if it has already stored the gradients."""
     alone: bool = False
-    """Whether it has the divergence alone, without cross-entropy."""
+    """Whether it computes the divergence alone, without cross-entropy."""
     early: bool = False
-    """Whether the gradients of the inputs are there after the forward pass."""
+    """Whether the gradients of the inputs are computed in the forward pass."""
     tolerance: float | None = None
-    """Instead of `TOLERANCE`, for one that rounds by choice."""
+    """Replaces `TOLERANCE` for a contender with intended rounding."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One set of inputs, and what is known of any solution."""
+    """One set of inputs, and facts for all contenders."""
 
     title: str
     device: torch.device
     dtype: torch.dtype
     load: dict[str, Callable[[], Contender]]
-    """By name; raises whatever keeps a contender from being here. The second one is what losses are held against."""
+    """Loaders of the contenders by name; a loader raises if it is not available. The second one is the reference."""
     reset: Callable[[], None]
-    """What makes the inputs as they were, outside of the time."""
+    """Restores the inputs; not timed."""
     divergence: Callable[[], Tensor]
-    """The divergence alone, for contenders that have no more."""
+    """The divergence alone, for contenders without cross-entropy."""
     gradient_bytes: int
     least_bytes: int
-    """That must move: inputs read and gradients written once."""
+    """Least bytes to transfer: inputs read and gradients written once."""
     flops: int = 0
-    """Of the products that nobody can spare; 0: there are none."""
+    """Operations of the necessary products; 0: there are none."""
     leaves: Sequence[Tensor] = ()
-    """What gradients are taken of where passes are repeated."""
+    """Tensors with gradients, for repeated passes."""
     repeats: int = 1
-    """Passes in a row that are timed as one; more than one where a pass is too short to be seen."""
+    """Passes that are timed together; more than one if a pass is too short to time."""
 
 
 class Turn(NamedTuple):
-    """What one forward pass without gradients, and one with the backward pass, took."""
+    """Measurements of one forward pass without gradients, and one with the backward pass."""
 
     forward: float
     """Seconds."""
     both: float
     """Seconds."""
     memory: int
-    """Bytes at the highest, beyond inputs and gradients."""
+    """Peak bytes, without inputs and gradients."""
     loss: float
 
 
@@ -79,14 +80,14 @@ class Outcome(NamedTuple):
     contest: Contest
     turns: dict[str, list[Turn]]
     missing: dict[str, str]
-    """Who could not take part, and why."""
+    """Contenders that are not available, with the reason."""
     wrong: dict[str, str]
-    """Whose loss is another one."""
+    """Contenders with another loss."""
 
 
 def hold(contest: Contest, seconds: float) -> Outcome:
-    """Rounds until `seconds` are over, after one turn each that does not count."""
-    gc.freeze()  # or every turn's collection walks through all modules
+    """Run rounds until `seconds` have passed, after one warm-up turn each."""
+    gc.freeze()  # so that the collection in every turn does not traverse all modules
     try:
         return _held(contest, seconds)
     finally:
@@ -113,7 +114,7 @@ def _loaded(contest: Contest) -> tuple[dict[str, Contender], dict[str, str]]:
     for name, load in contest.load.items():
         try:
             found[name] = load()
-        except Exception as error:  # whatever a library raises where it can't run
+        except Exception as error:  # a library may raise anything if it can't run
             missing[name] = why(error)
     return found, missing
 
@@ -121,13 +122,13 @@ def _loaded(contest: Contest) -> tuple[dict[str, Contender], dict[str, str]]:
 def _tried(contender: Contender, contest: Contest, missing: dict[str, str], name: str) -> Turn | None:
     try:
         return turn(contender, contest)
-    except Exception as error:  # as above; a compiler that is not there, memory that does not suffice
+    except Exception as error:  # as above; a missing compiler, or too little memory
         missing[name] = why(error)
         return None
 
 
 def _disagreeing(turns: dict[str, Turn], found: dict[str, Contender], contest: Contest) -> Iterator[tuple[str, str]]:
-    """Those whose loss differs from that of the contender that is written down plainly."""
+    """Contenders whose loss differs from that of the plain reference."""
     contest.reset()
     with torch.no_grad():
         alone = float(contest.divergence())
@@ -140,7 +141,7 @@ def _disagreeing(turns: dict[str, Turn], found: dict[str, Contender], contest: C
 
 
 def turn(contender: Contender, contest: Contest) -> Turn:
-    """Each pass from clean gradients."""
+    """One turn; each pass begins without gradients."""
     meter = CUDA if contest.device.type == "cuda" else PROCESSOR
     contest.reset()
     with torch.no_grad():
@@ -158,7 +159,7 @@ def turn(contender: Contender, contest: Contest) -> Turn:
 
 
 def _steady(contender: Contender, contest: Contest, meter: MetricLogger) -> tuple[float, float]:
-    """Seconds of a forward pass, and of one with the backward pass, where one follows the other."""
+    """Seconds of a forward pass, and of one with the backward pass, in repeated passes."""
 
     def both() -> None:
         found = contender.loss()
@@ -186,7 +187,7 @@ def _loop(call: Callable[[], object], repeats: int) -> None:
 
 
 def _graph(call: Callable[[], object], repeats: int) -> Callable[[], None]:
-    """Without what Python takes to launch: a CUDA graph, or the bare loop for what can't be captured in one."""
+    """Repeated calls without Python's launch overhead: a CUDA graph, or a plain loop if it can't be captured."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -196,14 +197,14 @@ def _graph(call: Callable[[], object], repeats: int) -> Callable[[], None]:
     try:
         with torch.cuda.graph(graph):
             _loop(call, repeats)
-    except Exception:  # whatever a library raises that waits for the device
+    except Exception:  # a library that waits for the device may raise anything
         torch.cuda.synchronize()
         return partial(_loop, call, repeats)
     return graph.replay
 
 
 class Timed(NamedTuple):
-    """A call's seconds, the highest memory at that, and what it returned."""
+    """A call's seconds, peak memory and result."""
 
     seconds: float
     highest: int
@@ -219,14 +220,14 @@ def _timed(call: Callable[[], Tensor], meter: MetricLogger) -> Timed:
 
 
 class MetricLogger(NamedTuple):
-    """How a device is measured."""
+    """Functions for measuring a device."""
 
     wait: Callable[[], None]
-    """Until all that was asked of it is done."""
+    """Waits until the device has finished."""
     settled: Callable[[], int]
-    """Bytes in use once what is free was given back; from here on the highest counts."""
+    """Bytes in use after freeing unused memory; resets the peak."""
     highest: Callable[[], int]
-    """The most bytes in use since the last call."""
+    """Peak bytes in use since the last call."""
 
 
 def _settled_processor() -> int:
@@ -261,22 +262,22 @@ def _highest_allocated() -> int:
 
 
 PROCESSOR = MetricLogger(lambda: None, _settled_processor, _highest_resident)
-"""By the process's resident set, of Linux."""
+"""Measures the process's resident set, on Linux."""
 CUDA = MetricLogger(torch.cuda.synchronize, _settled_cuda, _highest_allocated)
-"""By torch's allocator."""
+"""Measures torch's allocator."""
 
 
 class Machine(NamedTuple):
-    """What the device does at best, as measured."""
+    """Measured peak rates of the device."""
 
     copied: float
-    """Bytes a second, each read and written once: both count."""
+    """Bytes per second, counting reads and writes."""
     multiplied: float
-    """Floating-point operations a second, of a product in the dtype of the contest."""
+    """Floating-point operations per second, of a product in the dtype of the contest."""
 
 
 def machine_rates(device: torch.device, dtype: torch.dtype, side: int, megabytes: int) -> Machine:
-    """Of a copy of so many megabytes and a product of square matrices (side, side): the best of several."""
+    """Rates of a copy of `megabytes` and a product of square matrices (side, side) in `dtype`: the best of several."""
     meter = CUDA if device.type == "cuda" else PROCESSOR
     source = torch.ones(megabytes * MB, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
@@ -288,5 +289,5 @@ def machine_rates(device: torch.device, dtype: torch.dtype, side: int, megabytes
 
 
 def median(turns: Sequence[Turn], part: str = "both") -> float:
-    """Of seconds or bytes."""
+    """Median of seconds or bytes."""
     return statistics.median(getattr(turn, part) for turn in turns)

@@ -27,7 +27,7 @@ STUDENT = "Stillhouse, cross-entropy alone (no teacher)"
 
 
 class Shape(NamedTuple):
-    """Sizes of both sides, which are alike."""
+    """Sizes of student and teacher, which are the same."""
 
     rows: int
     hidden: int
@@ -50,16 +50,16 @@ class Case:
         self.labels = torch.randint(shape.vocabulary, (shape.rows,), device=device)
 
     def reset(self) -> None:
-        """Without gradients."""
+        """Clear the gradients."""
         self.hidden.grad = self.weight.grad = None
 
     @property
     def student_bytes(self) -> int:
-        """Of what has a gradient, and so of the gradients."""
+        """Bytes of the tensors with a gradient, and so of the gradients."""
         return sum(leaf.numel() * leaf.element_size() for leaf in (self.hidden, self.weight))
 
     def plain(self, alone: bool = False) -> Tensor:
-        """What one would write down, over all logits at once."""
+        """The plain form, on all logits at once: a scalar in float32."""
         student = F.linear(self.hidden, self.weight).float()
         with torch.no_grad():
             teacher = F.linear(self.teacher_hidden, self.teacher_weight).float().log_softmax(-1)
@@ -67,13 +67,13 @@ class Case:
         return divergence if alone else 0.5 * divergence + 0.5 * F.cross_entropy(student, self.labels)
 
     def ours(self) -> Tensor:
-        """The fused form."""
+        """The fused form: a scalar."""
         teacher = HiddenTeacher(self.teacher_hidden, self.teacher_weight)
         return linear_distillation(self.hidden, self.weight, teacher, self.labels, SPEC).total
 
 
 def contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
-    """All who can do it."""
+    """All contenders."""
     case = Case(shape, device, dtype)
     load: dict[str, Callable[[], Contender]] = {
         OURS: lambda: Contender(case.ours, early=True),
@@ -100,7 +100,7 @@ def contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
 
 
 def sparse_contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
-    """A teacher of which the largest logits are kept, against one that multiplies."""
+    """A teacher with its largest logits alone, compared with one with a forward pass of the last layer."""
     case = Case(shape, device, dtype)
     with torch.no_grad():
         teacher = _sparse_teacher(case)
@@ -132,7 +132,7 @@ def _sparse(case: Case, teacher: TopKTeacher) -> Tensor:
 
 
 def _sparse_teacher(case: Case) -> TopKTeacher:
-    """Some rows at a time, as a cache would have been filled."""
+    """The teacher's largest logits, computed some rows at a time, as for a cache."""
     parts = []
     for hidden in case.teacher_hidden.split(256):
         logits = F.linear(hidden, case.teacher_weight).float()
@@ -147,7 +147,7 @@ def _narrow(case: Case) -> Tensor:
 
 
 def _liger(case: Case) -> Callable[[], Tensor]:
-    """As it comes: compiled."""
+    """Liger's default, which is compiled."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     loss: Any = LigerFusedLinearJSDLoss(weight_hard_loss=0.5, weight_soft_loss=0.5, beta=0.0)

@@ -1,4 +1,4 @@
-"""Losses of rows of logits that are there already: half of forward KL at temperature 2 plus half of cross-entropy."""
+"""Losses of rows of materialised logits: half of forward KL at temperature 2 plus half of cross-entropy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THREE_PASSES = "Stillhouse, maximum looked for first"
 
 
 class Size(NamedTuple):
-    """Of the logits of either side."""
+    """Shape of the logits of student and teacher."""
 
     rows: int
     classes: int
@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
 
 class Case:
-    """Inputs of one size; ours overwrites the student's, so they are laid anew for every pass."""
+    """Inputs of one size; the kernel overwrites the student's, so they are restored for every pass."""
 
     def __init__(self, size: Size, device: torch.device, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -43,25 +43,25 @@ class Case:
         self.weights = torch.full((size.rows,), 1.0 / size.rows, device=device)
 
     def reset(self) -> None:
-        """No gradient, and the logits as they were."""
+        """Clear the gradient and restore the logits."""
         self.leaf.grad = None
         self.buffer.copy_(self._first)
 
     def plain(self, alone: bool = False) -> Tensor:
-        """What one would write down."""
+        """The plain form: a scalar."""
         student, teacher = self.leaf.float(), self.teacher.float()
         log_q, log_p = ((side / TEMPERATURE).log_softmax(-1) for side in (student, teacher))
         divergence = TEMPERATURE**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         return divergence if alone else 0.5 * divergence + 0.5 * F.cross_entropy(student, self.labels)
 
     def ours(self) -> Tensor:
-        """The gradient stands in the logits' place at once, unless none is wanted."""
+        """The kernel: a scalar; the gradient overwrites the logits, if there is one."""
         gradient = torch.is_grad_enabled()
         losses = row_loss_(self.buffer, self.teacher, self.labels, SPEC, row_weights=self.weights, gradient=gradient)
         return losses.total.sum()
 
     def three_passes(self) -> Tensor:
-        """The same by the usual softmax, to see what keeping mantissa and exponent apart saves."""
+        """The kernel with the usual softmax, to measure the effect of separate mantissa and exponent."""
         from worker.kernels.row_kernels.launches import launch
 
         inputs = RowInputs(self.buffer, self.teacher, self.labels, self.weights)
@@ -70,7 +70,7 @@ class Case:
 
 
 def contest(size: Size, device: torch.device, dtype: torch.dtype) -> Contest:
-    """All who can do it."""
+    """All contenders."""
     case = Case(size, device, dtype)
     load: dict[str, Callable[[], Contender]] = {
         OURS: lambda: Contender(case.ours),

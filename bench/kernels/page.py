@@ -1,4 +1,4 @@
-"""The tables in Markdown, and the same as plain data."""
+"""The tables in Markdown, and as plain data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADINGS = (
 
 
 class Verdict(NamedTuple):
-    """A target, the figure that it bounds, and the most (or with `least` the least) that it may be."""
+    """A target: its figure, and the bound, an upper one or with `least` a lower one."""
 
     what: str
     figure: Callable[[Outcome, Machine], float]
@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     least: bool = False
 
     def line(self, outcome: Outcome, machine: Machine) -> str:
-        """As the page states it; what was not measured is not reached."""
+        """The text of the page; a figure that was not measured is not reached."""
         sense = "at least" if self.least else "at most"
         target = f"{self.what}: {sense} {self.bound:g}"
         try:
@@ -43,17 +43,17 @@ class Verdict(NamedTuple):
 
 
 def to(name: str, part: str) -> Callable[[Outcome, Machine], float]:
-    """Our median of a part of the turns over that of `name`."""
+    """Ratio of this project's median of a part of the turns to that of `name`."""
     return lambda outcome, _: median(outcome.turns[OURS], part) / median(outcome.turns[name], part)
 
 
 def bandwidth(outcome: Outcome, machine: Machine) -> float:
-    """Our share of the copy bandwidth."""
+    """This project's share of the copy bandwidth."""
     return outcome.contest.least_bytes / median(outcome.turns[OURS]) / machine.copied
 
 
 def sparse_cost(outcome: Outcome, _: Machine) -> float:
-    """What a sparse teacher adds to the cross-entropy alone, over what a dense one adds."""
+    """Additional time of a sparse teacher over cross-entropy alone, as a ratio to that of a dense one."""
     sparse, dense, student = (median(outcome.turns[name]) for name in (SPARSE, OURS, STUDENT))
     return (sparse - student) / (dense - student)
 
@@ -72,7 +72,7 @@ SPARSES = (Verdict("cost of the teacher, relative to a dense one", sparse_cost, 
 
 
 def section(outcome: Outcome, machine: Machine, verdicts: Sequence[Verdict]) -> str:
-    """Title, table, who is missing, and the targets."""
+    """Title, table, missing contenders, and the targets."""
     notes = [f"* {name}: not here ({reason})" for name, reason in outcome.missing.items()]
     notes += [f"* {name}: left out, as it {reason}" for name, reason in outcome.wrong.items()]
     notes += [verdict.line(outcome, machine) for verdict in verdicts]
@@ -81,7 +81,7 @@ def section(outcome: Outcome, machine: Machine, verdicts: Sequence[Verdict]) -> 
 
 
 def rates(machine: Machine) -> str:
-    """The machine's own figures, which shares are taken of."""
+    """The machine's peak rates, to which shares refer."""
     return f"Copy bandwidth {machine.copied / 1e9:,.1f} GB/s, matrix rate {machine.multiplied / 1e9:,.0f} GFLOP/s."
 
 
@@ -115,7 +115,7 @@ def _ratio(turns: Sequence[Turn], plain: Sequence[Turn] | None, part: str) -> st
 
 
 def data(outcome: Outcome) -> dict[str, Any]:
-    """Of every turn, as numbers."""
+    """All turns, as numbers."""
     turns = {name: [turn._asdict() for turn in each] for name, each in outcome.turns.items()}
     contest = outcome.contest
     facts = {"dtype": _dtype(contest), "flops": contest.flops, "least_bytes": contest.least_bytes}

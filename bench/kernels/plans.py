@@ -1,4 +1,4 @@
-"""Which contests there are, for a processor and for CUDA."""
+"""The contests, for a CPU and for CUDA."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SIZES = tuple(Size(rows, classes) for rows in (256, 4096) for classes in (10, 10
 
 
 class Entry(NamedTuple):
-    """One contest, which is only laid out in its turn, and its targets."""
+    """One contest, which is created in its turn, and its targets."""
 
     make: Callable[[], Contest]
     verdicts: Sequence[Verdict]
 
 
 class Plan(NamedTuple):
-    """What is measured on a device."""
+    """The measurements on a device."""
 
     device: torch.device
     dtype: torch.dtype
@@ -34,14 +34,14 @@ class Plan(NamedTuple):
 
 
 def processor(short: bool) -> Plan:
-    """In float32 on all cores."""
+    """Plan for a CPU: float32 on all cores."""
     shapes = (Shape(64, 64, 4096),) if short else (Shape(1024, 512, 32_768), Shape(256, 1024, 128_256))
     sizes = SIZES[:1] if short else SIZES
     return plan("cpu", torch.float32, shapes, shapes[:1], sizes, (256, 8) if short else (4096, 400))
 
 
 def cuda(short: bool) -> Plan:
-    """In bfloat16."""
+    """Plan for CUDA: bfloat16."""
     full = (*(Shape(rows, 4096, 128_256) for rows in (1024, 2048, 4096, 8192)), Shape(4096, 2048, 151_936))
     shapes = (Shape(256, 256, 8192),) if short else full
     sizes = SIZES[:1] if short else (*SIZES, Size(1024, 128_256))
@@ -56,7 +56,7 @@ def plan(
     sizes: Sequence[Size],
     rates: tuple[int, int],
 ) -> Plan:
-    """Any such plan; `rates` are a side and megabytes for `machine_rates`."""
+    """A plan; `rates` are a side and megabytes for `machine_rates`."""
     device = torch.device(name)
     of_heads, of_rows = (page.HEADS_CUDA, page.ROWS_CUDA) if name == "cuda" else (page.HEADS, ())
     entries = [Entry(lambda shape=shape: heads.contest(shape, device, dtype), of_heads) for shape in shapes]
@@ -66,19 +66,19 @@ def plan(
 
 
 class OpenEntry(NamedTuple):
-    """A contest that is over, without its inputs: those of the next one need the memory."""
+    """Results of a contest, without its inputs, whose memory the next one needs."""
 
     data: dict[str, Any]
     section: str
     fault: str | None
-    """Of our own loss, where it is another one than the plain one's."""
+    """Error of this project's loss, if it differs from the plain one."""
 
 
 def held(plan: Plan, machine: Machine, seconds: float) -> Iterator[OpenEntry]:
-    """One after the other, each roughly so long."""
+    """Run the contests one after the other, each for about `seconds`."""
     for entry in plan.entries:
         result = _over(hold(entry.make(), seconds), machine, entry.verdicts)
-        torch._dynamo.reset()  # or what was compiled for the last shapes keeps them alive
+        torch._dynamo.reset()  # code compiled for the last shapes would keep them alive
         print(result.section, end="\n\n", file=sys.stderr, flush=True)
         yield result
 

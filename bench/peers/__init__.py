@@ -1,1 +1,2 @@
-"""The same distillation in this trainer and in established engines: same losses to rounding, and seconds per step."""
+"""The same distillation in this trainer and in established engines: equal losses up to rounding, and seconds per
+step."""

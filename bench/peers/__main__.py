@@ -19,7 +19,7 @@ SHAPES = losses.Shape(256, 1000), losses.Shape(1024, 32768)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, and write the page if asked to."""
+    """Compare, print, and write the page with `--write`."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     for name in options.parts or PARTS:

@@ -1,6 +1,6 @@
-"""Each engine trains on the ground, and tells its losses step by step, its last weights, and how long a step took.
+"""Each engine trains on the same ground, and returns its losses by step, its final weights, and the time of a step.
 
-The engines keep to their own ways: each uses its own loader, logging and optimizer, with settings that say the same.
+The engines keep to their own ways: each uses its own loader, logging and optimizer, with equivalent settings.
 Clocks start after the first steps and see training alone, not loading or saving.
 """
 
@@ -28,47 +28,47 @@ from worker.training import checkpoint
 from worker.training import monitor as watch
 
 UNTIMED = 3
-"""Steps before the clock starts."""
+"""Warm-up steps, which are not timed."""
 Weights = dict[str, NDArray[np.float32]]
 
 
 class Taken(NamedTuple):
-    """Seconds of a step, a mean over the timed ones."""
+    """Seconds of a step, as a mean over the timed ones."""
 
     wall: float
     processor: float
-    """Of all threads of the process, which other programs on the machine hardly change."""
+    """CPU time of all threads of the process, which other programs on the machine hardly change."""
 
 
 class Outcome(NamedTuple):
-    """What one training came to."""
+    """Result of one training."""
 
     losses: list[float]
-    """Of every step; empty where they were not asked for."""
+    """Losses of every step; empty if they were not requested."""
     step: Taken
     weights: Weights
 
 
 class Clock:
-    """Looks at the time after every step."""
+    """Records the time after every step."""
 
     def __init__(self) -> None:
         self._ticks: list[Taken] = []
 
     def tick(self) -> int:
-        """A step is done; how many are."""
+        """Record a step; returns the number of steps."""
         self._ticks.append(Taken(time.perf_counter(), time.process_time()))
         return len(self._ticks)
 
     def step(self) -> Taken:
-        """What a step took, without the first ones."""
+        """Time of a step, without the first ones."""
         first, *_, last = self._ticks[UNTIMED - 1 :]
         steps = len(self._ticks) - UNTIMED
         return Taken(*((end - begin) / steps for begin, end in zip(first, last, strict=True)))
 
 
 Engine = Callable[[Ground, bool], Outcome]
-"""Trains on the ground; true asks for the loss of every step, which may cost time."""
+"""Trains on the ground; true requests the loss of every step, which may take time."""
 
 
 def stillhouse(ground: Ground, curve: bool) -> Outcome:
@@ -78,16 +78,16 @@ def stillhouse(ground: Ground, curve: bool) -> Outcome:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
 
-    def hear(message: object) -> None:
+    def receive(message: object) -> None:
         if isinstance(message, Metrics) and "train/loss" in message.values:
             losses.append(message.values["train/loss"])
 
     kept = CachePlace(folder=str(ground.folder / "answers")) if ground.objective == "mse" else None
     assignment = Assignment(spec=ground.job, inputs=ground.inputs, teacher_cache=kept)
     with _every_step_reported() if curve else contextlib.nullcontext():
-        word = run(assignment, out, hear, lambda: clock.tick() == ground.size.steps)
-    if isinstance(word, Failed):
-        raise RuntimeError(word.message)
+        result = run(assignment, out, receive, lambda: clock.tick() == ground.size.steps)
+    if isinstance(result, Failed):
+        raise RuntimeError(result.message)
     tensors = load_file(checkpoint.saved(out / watch.CHECKPOINTS)[0] / checkpoint.TENSORS)
     begin = "student/network."
     own = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
@@ -104,18 +104,18 @@ def _every_step_reported() -> Any:
 
 
 def plain(ground: Ground, curve: bool) -> Outcome:
-    """A bare loop in PyTorch, with all texts as tokens beforehand: what the arithmetic itself takes."""
+    """A bare loop in PyTorch, with all texts tokenized before: the time of the arithmetic alone."""
     samples, order = ground.samples(), ground.order()
     student = _network(ground.student).train()
     inputs, labels = _tokens(ground, samples), torch.tensor(samples.labels)
     teacher = _network(ground.teacher).eval()
-    said = _answers(ground, samples) if ground.objective == "mse" else None
+    targets = _teacher_outputs(ground, samples) if ground.objective == "mse" else None
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR, eps=EPS, weight_decay=0.0, foreach=True)
     clock, losses = Clock(), list[Tensor]()
     for chosen in torch.tensor(order).split(ground.size.batch):
         part = {name: column[chosen] for name, column in inputs.items()}
-        if said is not None:
-            loss = F.mse_loss(student(**part).logits, said[chosen])
+        if targets is not None:
+            loss = F.mse_loss(student(**part).logits, targets[chosen])
         else:
             with torch.inference_mode():
                 taught = teacher(**part).logits
@@ -168,8 +168,8 @@ def sentence_transformers(ground: Ground, curve: bool) -> Outcome:
     from torch.utils.data import SequentialSampler
 
     order, samples = ground.order(), ground.samples()
-    taken, said = samples.taken(order), _answers(ground, samples)[order, 0].tolist()
-    rows = Dataset.from_dict({"first": taken.first, "second": taken.second, "label": said})
+    taken, targets = samples.taken(order), _teacher_outputs(ground, samples)[order, 0].tolist()
+    rows = Dataset.from_dict({"first": taken.first, "second": taken.second, "label": targets})
     model = CrossEncoder(str(ground.student), num_labels=1, device="cpu")
     clock, losses = Clock(), list[Tensor]()
     loss = MSELoss(model)
@@ -198,7 +198,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def blend(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """The `kd` objective of logits (B, C), written as engines without one have it."""
+    """The `kd` objective of logits (B, C), written for engines without one."""
     soft = F.kl_div(
         F.log_softmax(student / TEMPERATURE, dim=-1),
         F.log_softmax(teacher / TEMPERATURE, dim=-1),
@@ -209,7 +209,7 @@ def blend(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 
 def _arguments(ground: Ground) -> dict[str, Any]:
-    """Of the library's trainers: same settings, everything else as it comes, and nothing saved or sent."""
+    """Arguments of the library's trainers: the same settings, other defaults, without saving or reporting."""
     return {
         "output_dir": str(ground.folder / "theirs"),
         "per_device_train_batch_size": ground.size.batch,
@@ -250,8 +250,8 @@ def _tokens(ground: Ground, samples: Pairs) -> dict[str, Tensor]:
     return dict(AutoTokenizer.from_pretrained(ground.student)(samples.first, samples.second, return_tensors="pt"))
 
 
-def _answers(ground: Ground, samples: Pairs) -> Tensor:
-    """What the teacher says of all samples (N, outputs)."""
+def _teacher_outputs(ground: Ground, samples: Pairs) -> Tensor:
+    """The teacher's outputs for all samples (N, outputs) float32."""
     teacher, inputs = _network(ground.teacher).eval(), _tokens(ground, samples)
     with torch.no_grad():
         batches = zip(*(column.split(ground.size.batch) for column in inputs.values()), strict=True)
@@ -267,5 +267,5 @@ def _as_arrays(state: dict[str, Tensor]) -> Weights:
 
 
 def _under_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what a wrapper put before the names."""
+    """The state without the prefix that a wrapper added to the names."""
     return {name[name.index("model.") + len("model.") :]: t for name, t in state.items() if "model." in name}

@@ -1,4 +1,4 @@
-"""The ground that all engines stand on: texts, a teacher, a student's first weights, and the order of the samples.
+"""The common ground of all engines: texts, a teacher, a student's initial weights, and the order of the samples.
 
 It lies in a folder that any engine can read: `train.jsonl` (pairs of texts, classes or numbers), and `teacher/` and
 `student/` in the Hugging Face layout, with their tokenizer. Nothing is fetched, and all follows from one seed.
@@ -34,24 +34,24 @@ from worker.training.state import fresh_student
 
 Objective = Literal["kd", "mse"]
 """`kd`: half cross-entropy with the labels, half KL at TEMPERATURE times its square; the teacher runs in every step.
-`mse`: squared difference to the teacher's numbers, which are computed before."""
+`mse`: squared difference to the teacher's predictions, which are computed before."""
 TEMPERATURE = 2.0
 LR, EPS, CLIP = 3e-4, 1e-6, 1.0
-"""Of AdamW without weight decay, at a constant rate. Some gradients are 0 but for rounding (a key's bias): the larger
-`eps` keeps them from becoming whole steps."""
+"""Settings of AdamW without weight decay, at a constant rate. Some gradients are 0 up to rounding (a key's bias): the
+larger `eps` keeps their steps small."""
 CLASSES, WORDS, SEED = 4, 400, 7
 TEACHER_LR = 1e-3
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained."""
+    """Sizes of the training."""
 
     samples: int
     batch: int
     steps: int
     words: int
-    """Of each text; a pair of texts has twice as many tokens, and three special ones."""
+    """Words of each text; a pair of texts has twice as many tokens, and three special ones."""
     teacher: tuple[int, int]
     """Width and layers."""
     student: tuple[int, int]
@@ -59,11 +59,11 @@ class Size:
 
 
 TINY = Size(samples=512, batch=16, steps=150, words=6, teacher=(32, 2), student=(32, 1))
-"""Where a loop's own costs show."""
+"""Size at which the loop's overhead dominates."""
 SMALL = Size(samples=512, batch=32, steps=24, words=30, teacher=(256, 4), student=(192, 2), teacher_steps=10)
-"""Where arithmetic outweighs them."""
+"""Size at which arithmetic dominates."""
 SHORT = Size(samples=32, batch=8, steps=8, words=4, teacher=(16, 1), student=(16, 1))
-"""Shows that it runs."""
+"""Size for a smoke test."""
 
 
 class Pairs(NamedTuple):
@@ -74,13 +74,13 @@ class Pairs(NamedTuple):
     labels: list[int] | list[float]
 
     def taken(self, order: list[int]) -> Pairs:
-        """Those at `order`, in that order."""
+        """The samples at `order`, in that order."""
         return Pairs(*([column[index] for index in order] for column in self))
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What an engine is given; small enough to be sent to its process."""
+    """Inputs of an engine; small enough to be sent to its process."""
 
     folder: Path
     objective: Objective
@@ -98,12 +98,12 @@ class Ground:
 
     @property
     def job(self) -> JobSpec:
-        """The distillation as this trainer takes it."""
+        """The distillation as a job of this trainer."""
         return JobSpec.model_validate_json(json.dumps(_document(self.objective, self.size)))
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Where the job's references lie."""
+        """Paths of the job's references."""
         return {name: str(self.folder / name) for name in ("train.jsonl", "eval.jsonl", "teacher")}
 
     def samples(self) -> Pairs:
@@ -112,7 +112,7 @@ class Ground:
         return Pairs(*([row[name] for row in rows] for name in ("first", "second", "label")))
 
     def order(self) -> list[int]:
-        """Numbers of the samples as the steps take them, one batch after the other."""
+        """Indices of the samples in the order of the steps, one batch after the other."""
         batches = Batches(self._task().train, self.size.batch, SEED)
         return [int(number) for step in range(self.size.steps) for number in batches.at(step).index]
 
@@ -121,13 +121,13 @@ class Ground:
         return task_for(job.task).load(job, paths, {"teacher": read_teacher_config(self.teacher, "teacher")}, SEED)
 
     def lay_student(self) -> None:
-        """Write the student that a job with this seed begins with."""
+        """Write the initial student of a job with this seed."""
         model = self._task().model
         _save(fresh_student(model, SEED), load_tokenizer(self.teacher, "teacher"), self.student)
 
 
 def lay(folder: Path, objective: Objective, size: Size) -> Ground:
-    """Make the ground in `folder`."""
+    """Create the ground in `folder`."""
     ground = Ground(folder, objective, size)
     folder.mkdir(parents=True, exist_ok=True)
     samples = invent(size, objective)
@@ -141,7 +141,7 @@ def lay(folder: Path, objective: Objective, size: Size) -> Ground:
 
 
 def invent(size: Size, objective: Objective) -> Pairs:
-    """Pairs of made-up sentences: each class prefers a part of the words, which half of each text is drawn from."""
+    """Pairs of synthetic sentences: half of each text is drawn from the words that its class prefers."""
     draw = np.random.default_rng(SEED)
     labels = np.arange(size.samples) % CLASSES
     own = WORDS // CLASSES
@@ -157,7 +157,7 @@ def invent(size: Size, objective: Objective) -> Pairs:
 
 
 def _lay_teacher(ground: Ground, samples: Pairs) -> None:
-    """Train a teacher for a moment, so that what it says depends on the text."""
+    """Train a teacher briefly, so that its outputs depend on the text."""
     size, texts = ground.size, TextSamples(samples.first, samples.second)
     tokenizer = train_tokenizer(WordPiece(vocabulary=WORDS + 64), texts)
     length = 2 * size.words + 3
@@ -177,7 +177,7 @@ def _lay_teacher(ground: Ground, samples: Pairs) -> None:
 
 
 def _rounds(size: Size, steps: int) -> Iterator[Tensor]:
-    """So many batches, in the order of the samples."""
+    """The first batches, in the order of the samples."""
     for step in range(steps):
         yield (step * size.batch + torch.arange(size.batch)) % size.samples
 

@@ -1,4 +1,4 @@
-"""Loss functions on the same numbers: values, gradients, and processor time per call with its backward pass."""
+"""Loss functions on the same inputs: values, gradients, and CPU time per call with its backward pass."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from worker.losses.divergences import divergence_of
 SCALE = 3.0
 """Deviation of the logits: softmaxes that are neither flat nor one-hot."""
 WIDTH = 64
-"""Of the hidden states that a loss with the head in it makes its logits from."""
+"""Size of the hidden states for a loss that includes the head."""
 
 Side = Sequence[Tensor]
 """Logits (rows, classes); or hidden states (rows, WIDTH) and a head (classes, WIDTH)."""
 Loss = Callable[[Side, Side], Tensor]
-"""Of the student's side and the teacher's, the mean over the rows."""
+"""A loss of student's and teacher's inputs, as the mean over the rows."""
 
 
 class Shape(NamedTuple):
-    """Of the logits."""
+    """Shape of the logits."""
 
     rows: int
     classes: int
@@ -43,28 +43,28 @@ class Shape(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One loss, as this trainer has it and as a peer has it."""
+    """One loss, in this trainer and in a peer."""
 
     what: str
     peer: str
     ours: LossSpec
     load: Callable[[], Loss]
-    """Imports the peer's; raises whatever keeps it from being here."""
+    """Imports the peer's loss; raises if it is not available."""
     with_head: bool = False
-    """Whether the peer's makes the logits itself."""
+    """Whether the peer's loss computes the logits."""
 
 
 class Compared(NamedTuple):
-    """Ours against theirs."""
+    """Comparison of this project's loss with the peer's."""
 
     pair: Pair
     shape: Shape
     value_gap: float
-    """Relative."""
+    """Relative difference."""
     gradient_gap: float
-    """Largest, as a share of the largest entry of theirs."""
+    """Largest difference, as a share of the largest entry of the peer's gradient."""
     ours: list[float]
-    """Seconds of processor time of each call, in turn with theirs."""
+    """Seconds of CPU time of each call, in turn with the peer's."""
     theirs: list[float]
 
 
@@ -76,13 +76,13 @@ class Missing(NamedTuple):
 
 
 def compare(shapes: Sequence[Shape], calls: int, pairs: Sequence[Pair] | None = None) -> Iterator[Compared | Missing]:
-    """Every pair at every shape, each side called so many times."""
+    """Every pair at every shape, with repeated calls of each."""
     for pair in pairs or PAIRS:
         try:
             theirs = pair.load()
             for shape in shapes:
                 yield _compare(pair, theirs, shape, calls)
-        except Exception as error:  # whatever a library raises where it can't run
+        except Exception as error:  # a library may raise anything if it can't run
             yield Missing(pair, why(error))
 
 
@@ -103,13 +103,13 @@ def _compare(pair: Pair, theirs: Loss, shape: Shape, calls: int) -> Compared:
 
 
 def mean_of_rows(spec: LossSpec, student: Side, teacher: Side) -> Tensor:
-    """The term as the objective calls it."""
+    """The term as the objective computes it."""
     labels = torch.zeros(len(student[0]), dtype=torch.int64)
     return TERMS[type(spec)](spec)(LossInputs(student[0], labels, teacher[0])).mean()
 
 
 def at_the_last_layer(spec: LossSpec, student: Side, teacher: Side) -> Tensor:
-    """The same of hidden states and a head, as language models are trained."""
+    """The term on hidden states and a head, as for language models."""
     return linear_distillation(*student, HiddenTeacher(*teacher), None, RowSpec(divergence_of(spec))).total
 
 
@@ -187,4 +187,5 @@ PAIRS = (
     ),
     Pair("jsd, β 0.5", "Liger, Triton", Jsd(beta=0.5, temperature=1.0), partial(_liger_triton, 0.5)),
 )
-"""The peers' conventions are ours: β is the teacher's share of the mixture, and a loss is divided by the rows."""
+"""Peers and this project have the same conventions: β is the teacher's share of the mixture, and a loss is divided by
+the rows."""

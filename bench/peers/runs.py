@@ -1,4 +1,4 @@
-"""Whole trainings, engine beside engine: each in its own process, and in turn, so that all meet the same machine."""
+"""Whole trainings by all engines: each in a separate process, and in turn, so that all have the same conditions."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Ran(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training by all engines; of one that could not do it, why."""
+    """One training by all engines; for an engine that failed, the reason."""
 
     objective: Objective
     name: str
-    """Of the size."""
+    """Name of the size."""
     size: Size
     engines: dict[str, Ran | str]
 
@@ -61,7 +61,7 @@ def compare(sizes: dict[str, Size], rounds: int, threads: int) -> Iterator[Run]:
 
 def _race(ground: Ground, names: Sequence[str], rounds: int, threads: int) -> dict[str, Ran | str]:
     """A first training for the losses and the weights, which also warms up; then timed ones in turn."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # is read when a process loads its libraries
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a process loads its libraries
     spawn = multiprocessing.get_context("spawn")
     found: dict[str, Ran | str] = {}
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def _race(ground: Ground, names: Sequence[str], rounds: int, threads: int) -> di
             try:
                 first = pools[name].submit(_train, name, ground, True).result()
                 found[name] = Ran(first.losses, first.weights, [])
-            except Exception as error:  # whatever a library raises where it can't run
+            except Exception as error:  # a library may raise anything if it can't run
                 found[name] = why(error)
         for _ in range(rounds):
             for name, ran in found.items():
@@ -108,5 +108,5 @@ def weight_gap(ours: Ran, theirs: Ran) -> float:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of ours over theirs, round by round."""
+    """Median over the rounds of the ratio of this trainer's time to the peer's."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -1,4 +1,4 @@
-"""Every part of the benchmark runs and yields figures. What they are is nothing that a test could hold."""
+"""Every part of the benchmark runs and yields figures. Their values are not tested."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_finite_figures(part: str) -> None:
     assert all(math.isfinite(row.figure) for row in rows)
 
 
-def test_a_row_tells_whether_its_target_is_reached() -> None:
+def test_a_row_shows_whether_its_target_is_reached() -> None:
     under = Target("figure", "under", 2.0)
     assert Row("x", 1.0, "s", target=under).reached is True
     assert Row("x", 2.0, "s", target=under).reached is False

@@ -1,4 +1,4 @@
-"""The contest of the kernels on tiny inputs. How long anybody takes is nothing that a test could hold."""
+"""The comparison of kernels on tiny inputs. Times are not tested."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_all_forms_of_the_row_loss_have_the_same_loss_in_every_round(dtype: torc
     assert len({each.loss for each in outcome.turns[OURS]}) == 1, "its logits are overwritten, and laid anew"
 
 
-def test_another_loss_is_told_and_left_out() -> None:
+def test_another_loss_is_reported_and_left_out() -> None:
     outcome = hold(with_contender(Contender(lambda: torch.tensor(2.0)), lambda: torch.tensor(1.0)), 0.0)
     assert outcome.wrong == {"one": "gives 2, not 1"}
     assert set(outcome.turns) == {"plain"}

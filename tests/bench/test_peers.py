@@ -1,4 +1,4 @@
-"""The ground that engines are compared on, and the tables; the peers themselves are in an environment of their own."""
+"""The common setup of the compared engines, and the tables; the peers are in a separate environment."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_head_is_part_of_what_is_differentiated() -> None:
     assert row.gradient_gap > 1.0
 
 
-def test_a_peer_that_is_not_there_is_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_peer_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def load() -> Loss:
         import no_such_engine  # noqa: F401
 
@@ -105,7 +105,7 @@ def test_a_peer_that_is_not_there_is_a_row_that_says_why(monkeypatch: pytest.Mon
     assert "it wants another torch" in page.losses_table([row])
 
 
-def test_an_error_is_told_by_its_first_line() -> None:
+def test_an_error_is_reported_by_its_first_line() -> None:
     assert why(RuntimeError("no driver\nand much more")) == "RuntimeError: no driver"
 
 

@@ -1,4 +1,4 @@
-"""The table of steps has a row for every method that is asked for, and targets for those that look at logits."""
+"""The table of steps has a row for every selected method, and targets for those that use logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_method_is_timed_beside_the_plain_step_and_the_teacher() -> None:
     assert all(figure is not None and figure > 0 for figure in times[:5])
 
 
-def test_a_method_that_looks_inside_the_teacher_has_it_run_and_no_target() -> None:
+def test_a_method_on_features_runs_the_teacher_and_has_no_target() -> None:
     [(_, times)] = compare(TINY, ["overhaul"])
     assert (times.warm, times.over_plain, times.logits_alone) == (None, None, False)
     assert times.over_both is not None
@@ -33,7 +33,7 @@ def test_a_method_without_a_teacher_is_held_against_the_plain_step() -> None:
     assert (times.cold, times.over_both) == (None, None)
 
 
-def test_the_table_says_what_is_reached() -> None:
+def test_the_table_shows_which_targets_are_reached() -> None:
     shown = table(
         [("near", Times(10.0, 10.9, 21.0, 1.09, 1.06, True)), ("far", Times(10.0, None, 30.0, None, 1.5, False))]
     )

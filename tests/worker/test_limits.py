@@ -15,7 +15,7 @@ import pytest
 
 from worker import limits
 from worker.errors import CapacityError, SystemFault, UserError
-from worker.limits import Subject, note_of, noted_in, progress, reading, room_for
+from worker.limits import Subject, memory_limit, note_of, noted_in, progress, reading
 
 FILE = Subject("the tokenizer of teacher", "invalid_teacher", "teacher")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="bounds on memory need Linux")
@@ -59,7 +59,7 @@ def test_what_reads_within_bounds_leaves_no_trace(tmp_path: Path) -> None:
 
 
 @linux
-def test_memory_beyond_the_room_is_refused_at_once_and_is_the_files_fault() -> None:
+def test_memory_beyond_the_limit_is_refused_at_once_and_is_the_files_fault() -> None:
     before = soft_limit()
     with pytest.raises(UserError) as caught, reading(FILE, 64 << 20):
         bytearray(512 << 20)
@@ -169,5 +169,5 @@ def test_a_note_that_is_none_explains_nothing(tmp_path: Path, content: bytes) ->
     assert [note_of(tmp_path, pid) for pid in (6, 7, 8, 9)] == [None] * 4
 
 
-def test_room_grows_with_the_file_alone() -> None:
-    assert room_for(1000, 4) - room_for(0) == 4000
+def test_the_limit_grows_with_the_file_alone() -> None:
+    assert memory_limit(1000, 4) - memory_limit(0) == 4000

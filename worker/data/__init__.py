@@ -1,1 +1,1 @@
-"""Where batches come from: guarded reading of archives, hold-out, preprocessing, order of the samples."""
+"""Data of a job: reading files, hold-out, preprocessing, order of the samples, batches."""

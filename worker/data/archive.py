@@ -1,7 +1,7 @@
-"""Reads NumPy archives (`.npz`) that strangers made.
+"""Reads untrusted NumPy archives (`.npz`).
 
-An archive is a zip file of arrays. Nothing that it claims is believed before it is checked: pickled objects are
-refused, sizes are capped by claim and by what really comes out, and nothing is unpacked to disk.
+An archive is a zip file of arrays. Its headers are checked before they are used: pickled objects are refused, declared
+and actual sizes are limited, and nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worker.errors import UserError
 MAX_ARRAY_BYTES = 8 * 2**30
 MAX_ARRAYS = 1024
 FREE_BYTES = 64 * 2**20
-"""Below this size any ratio of compression is harmless."""
+"""Size below which any compression ratio is accepted."""
 MAX_RATIO = 100
 """DEFLATE can reach 1032; real images stay below 20."""
 CHUNK = 2**20
@@ -44,7 +44,7 @@ class _Header(NamedTuple):
 def read_headers(path: Path, param: str) -> Archive:
     """Shape and dtype of every array of the archive, without reading any data.
 
-    Raises UserError (`invalid_data`, blaming `param`) for anything but a sound archive of plain arrays.
+    Raises UserError (`invalid_data` at `param`) unless the file is a valid archive of plain arrays.
     """
     with _opened(path, param) as archive:
         headers = {}
@@ -55,7 +55,8 @@ def read_headers(path: Path, param: str) -> Archive:
 
 
 def read_array(path: Path, name: str, param: str) -> NDArray:
-    """The array `name`, in C order and native byte order; raises as `read_headers` does."""
+    """The array `name`, of the shape and dtype of its header, in C order and native byte order; raises as
+    `read_headers` does."""
     with _opened(path, param) as archive:
         info = archive.getinfo(f"{name}.npy")
         with archive.open(info) as stream:
@@ -68,13 +69,13 @@ def _opened(path: Path, param: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise _invalid(f"{param} is not a sound NumPy archive (.npz)", param) from error
+        raise _invalid(f"{param} is not a valid NumPy archive (.npz)", param) from error
 
 
 def _members(archive: zipfile.ZipFile, param: str) -> list[zipfile.ZipInfo]:
     members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
     if len(archive.infolist()) > MAX_ARRAYS:
-        raise _invalid(f"{param} holds more than {MAX_ARRAYS} entries", param)
+        raise _invalid(f"{param} has more than {MAX_ARRAYS} entries", param)
     for info in members:
         _refuse_bomb(info, param)
     return members
@@ -96,9 +97,9 @@ def _read_header(stream: IO[bytes], info: zipfile.ZipInfo, param: str) -> _Heade
         raise _invalid(f"array {name!r} of {param} has an unknown format version {version}", param)
     header = _Header(*read(stream))
     if header.dtype.hasobject:
-        raise _invalid(f"array {name!r} of {param} holds Python objects, which are never loaded", param)
+        raise _invalid(f"array {name!r} of {param} has Python objects, which are never loaded", param)
     if header.bytes > info.file_size:
-        raise _invalid(f"array {name!r} of {param} claims {header.bytes} bytes and has {info.file_size}", param)
+        raise _invalid(f"array {name!r} of {param} declares {header.bytes} bytes and has {info.file_size}", param)
     return header
 
 
@@ -107,7 +108,7 @@ def _read_data(stream: IO[bytes], header: _Header, name: str, param: str) -> NDA
     while len(data) < header.bytes:
         chunk = stream.read(min(CHUNK, header.bytes - len(data)))
         if not chunk:
-            raise _invalid(f"array {name!r} of {param} is cut short: {len(data)} of {header.bytes} bytes", param)
+            raise _invalid(f"array {name!r} of {param} is truncated: {len(data)} of {header.bytes} bytes", param)
         data += chunk
     if stream.read(1):  # also makes zipfile compare the checksum
         raise _invalid(f"array {name!r} of {param} has more bytes than its shape {header.shape} needs", param)

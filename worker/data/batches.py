@@ -1,4 +1,4 @@
-"""The order in which samples are seen: a pure function of seed and step, so a resumed run sees the same batches."""
+"""Batches in an order that is a pure function of seed and step, so that a resumed run has the same batches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from worker.data.randomness import generator
 
 ROWS, NEXT = "rows:", "next:"
-"""Begin the names of inputs about tokens of a teacher's own: the places in them that have read what the student
-has (see `TeacherSignal.rows`), and what comes behind each of its tokens."""
+"""Prefixes of inputs for a teacher with another tokenizer: the indices of its tokens that are aligned with the
+student's (see `TeacherSignal.rows`), and the token after each of its tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,79 +20,80 @@ class Batch:
     """Samples, or a whole split of them."""
 
     inputs: dict[str, Tensor]
-    """Raw samples as stored, one tensor (B, ...) per input key: what models read may differ (`Model.input_key`)."""
+    """Raw samples as stored, one tensor (B, ...) per input key; models may have different input keys
+    (`Model.input_key`)."""
     targets: Tensor
-    """(B,) int64 classes, (B, S) int64 classes of tokens, (B, C) probabilities of classes, or (B, C) numbers."""
+    """(B,) int64 classes, (B, S) int64 classes of tokens, or (B, C) floating probabilities of classes or values."""
     index: Tensor
-    """(B,) int64: number of each sample within its split."""
+    """(B,) int64: index of each sample in its split."""
     epoch: int = 0
-    """Which of the augmentation epochs the samples were drawn in."""
+    """Augmentation epoch of the samples."""
     rows_per_sample: int = 1
-    """Rows that make one sample and lie one after the other: 2 for pairs of texts that are read one by one. All other
-    shapes here count rows."""
+    """Consecutive rows that make one sample: 2 for pairs of texts that are encoded separately. All other shapes here
+    count rows."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     @property
     def samples(self) -> int:
-        """Rows, or pairs of them."""
+        """Number of samples: rows, or pairs of rows."""
         return len(self) // self.rows_per_sample
 
     @property
     def storage_device(self) -> torch.device:
-        """Where the rows lie."""
+        """Device where the rows are stored."""
         return self.targets.device
 
     @property
     def device(self) -> torch.device:
-        """Where rows that are taken arrive."""
+        """Device of the batches that `take` returns."""
         return self.targets.device
 
     def take(self, chosen: Tensor) -> Batch:
-        """The rows at `chosen` (any number of int64 positions)."""
+        """The rows at `chosen` (n,) int64."""
         inputs = {input_key: samples[chosen] for input_key, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets[chosen], index=self.index[chosen])
 
     def take_samples(self, chosen: Tensor) -> Batch:
-        """All rows of the samples at `chosen` (any number of int64 positions)."""
+        """All rows of the samples at `chosen` (n,) int64."""
         within = torch.arange(self.rows_per_sample, device=chosen.device)
         return self.take((chosen.unsqueeze(1) * self.rows_per_sample + within).flatten())
 
     def split(self, parts: int) -> Iterator[Batch]:
-        """At most `parts` micro-batches of nearly equal size, none of them empty; no sample is torn apart."""
+        """At most `parts` micro-batches of nearly equal size, none of them empty; no sample is divided."""
         for part in torch.arange(self.samples).tensor_split(min(parts, self.samples)):
             yield self.between(int(part[0]) * self.rows_per_sample, (int(part[-1]) + 1) * self.rows_per_sample)
 
     def between(self, first: int, end: int) -> Batch:
-        """The rows from `first` on that come before `end`, as far as there are any."""
+        """The rows from `first` to before `end`, or to the last one."""
         rows = slice(first, end)
         inputs = {input_key: samples[rows] for input_key, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets[rows], index=self.index[rows])
 
     def parts(self, rows: int) -> Iterator[Batch]:
-        """All rows in their order, so many at a time."""
+        """All rows in their order, `rows` at a time."""
         return (self.between(first, first + rows) for first in range(0, len(self), rows))
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
+        """A copy on `device`."""
         inputs = {input_key: samples.to(device) for input_key, samples in self.inputs.items()}
         return replace(self, inputs=inputs, targets=self.targets.to(device), index=self.index.to(device))
 
-    def settle(self, device: torch.device, room: float) -> Batch:
-        """The same for rows to be taken on `device`: there, or where they take more than `room` bytes on the host."""
-        if sum(tensor.nbytes for tensor in (*self.inputs.values(), self.targets, self.index)) <= room:
+    def settle(self, device: torch.device, max_bytes: float) -> Batch:
+        """The batch for taking rows on `device`: stored there, or on the host if it has more than `max_bytes`."""
+        if sum(tensor.nbytes for tensor in (*self.inputs.values(), self.targets, self.index)) <= max_bytes:
             return self.to(device)
         return OnHost(self.inputs, self.targets, self.index, self.epoch, self.rows_per_sample, place=device)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OnHost(Batch):
-    """A split too large for the device. What is taken is gathered in pinned memory and sent from there, by a copy that
-    nothing waits for but what comes behind it on the same stream."""
+    """A split too large for the device. Taken rows are gathered in pinned memory and copied to the device
+    asynchronously, in the order of the stream."""
 
     place: torch.device
-    """Where rows that are taken go."""
+    """Device of the batches that `take` returns."""
 
     @property
     def device(self) -> torch.device:
@@ -114,16 +115,16 @@ class OnHost(Batch):
 
 
 def whole_split(inputs: dict[str, Tensor], targets: Tensor, rows_per_sample: int = 1) -> Batch:
-    """All samples of a split, numbered from 0."""
+    """All samples of a split, numbered from 0: inputs and targets are (N, ...), of any dtype."""
     return Batch(inputs, targets, torch.arange(len(targets), device=targets.device), rows_per_sample=rows_per_sample)
 
 
 Augment = Callable[[Batch, int], Batch]
-"""Changes the samples of a batch, as drawn for this epoch; a pure function of both and of the job's seed."""
+"""Augments a batch for an epoch; a pure function of both and of the job's seed."""
 
 
 Share = Callable[[Tensor], Tensor]
-"""Which of the samples (B,) of a batch are for this process."""
+"""Selects from the samples (B,) int64 of a batch those of this process."""
 
 
 class Batches:
@@ -139,7 +140,7 @@ class Batches:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int) -> Batch:
-        """The share in the batch of optimizer step `step`, counted from 0 over all epochs."""
+        """This process's share of the batch of optimizer step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         chosen = self._order_of(epoch)[index * self._size : (index + 1) * self._size]
         batch = self.samples.take_samples(self._share(chosen))

@@ -1,8 +1,8 @@
-"""Chat templates, rendered as the Transformers library renders them: with its tags, its filters and its names.
+"""Chat templates, rendered as the Transformers library renders them: with its tags, filters and names.
 
-A template is a stranger's program in Jinja: it runs in that library's sandbox, which reaches nothing but what it is
-given, in a process that holds no credentials. Two things differ on purpose: the day is given, so that a job renders
-the same whenever it goes on; and a `generation` block whose place in the text can't be told is refused.
+A template is an untrusted Jinja program: it runs in that library's sandbox, without access to anything but its
+arguments, in a process without credentials. Two differences are intended: the date is an argument, so that a resumed
+job renders the same; and a `generation` block whose position in the text can't be determined is refused.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Span = tuple[int, int]
-"""First character, and the one behind the last."""
+"""First character, and the end (exclusive)."""
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which messages hold what was thought before an answer."""
+"""Keys of messages for the reasoning before an answer."""
 
 
 class ChatTemplate:
-    """A compiled template, told the time as midnight of `day`. Raises `jinja2.TemplateError` where it can't be read."""
+    """A compiled template, whose current time is midnight of `day`. Raises `jinja2.TemplateError` if it is invalid."""
 
     def __init__(self, source: str, day: date) -> None:
         self.marks = _MARKED.search(source) is not None
-        """Whether the template itself says, by `generation` blocks, what is to be learned."""
-        around = ImmutableSandboxedEnvironment(
+        """Whether the template marks the text to be learned, by `generation` blocks."""
+        environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
-        around.filters["tojson"] = _to_json
-        around.globals["raise_exception"] = _refuse
-        around.globals["strftime_now"] = datetime.combine(day, time()).strftime
-        self._blocks: _Generation = around.extensions[_Generation.identifier]  # type: ignore[assignment]
-        self._template = around.from_string(source)
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = datetime.combine(day, time()).strftime
+        self._blocks: _Generation = environment.extensions[_Generation.identifier]  # type: ignore[assignment]
+        self._template = environment.from_string(source)
 
     def render(
-        self, messages: Iterable[Mapping[str, Any]], roles: Mapping[str, str], *, asks: bool = False
+        self, messages: Iterable[Mapping[str, Any]], roles: Mapping[str, str], *, prompts: bool = False
     ) -> tuple[str, list[Span]]:
-        """A chat's text, and the spans of its `generation` blocks; with `asks` an answer is asked for at its end.
+        """A chat's text, and the spans of its `generation` blocks; with `prompts` it ends in the prompt for an answer.
 
-        `roles` are special tokens by their roles. Raises TemplateError, or what a template's expressions raise.
+        `roles` are special tokens by their roles. Raises TemplateError, and any error of a template's expressions.
         """
-        told = {"messages": [_plain(message) for message in messages], "tools": None, "documents": None}
+        variables = {"messages": [_plain(message) for message in messages], "tools": None, "documents": None}
         parts: list[str] = []
         self._blocks.begin()
-        for part in self._template.generate(**told, add_generation_prompt=asks, **roles):
+        for part in self._template.generate(**variables, add_generation_prompt=prompts, **roles):
             parts.append(part)
             self._blocks.position += len(part)
         text = "".join(parts)
         if any(text[start : start + len(block)] != block for start, block in self._blocks.found):
-            raise TemplateError("it keeps what it writes in a generation block, and writes it elsewhere")
+            raise TemplateError("it stores the text of a generation block, and writes it elsewhere")
         return text, [(start, start + len(block)) for start, block in self._blocks.found]
 
 
 class _Generation(Extension):
-    """The tag `generation`, around what a model is to learn of a chat; it leaves the text as it is."""
+    """The tag `generation`, around the text of a chat that a model is to learn; it does not change the text."""
 
     tags = {"generation"}  # as the base class declares it
 
     def begin(self) -> None:
-        """Forget the blocks of the text before."""
+        """Clear the blocks of the previous text."""
         self.position, self.found = 0, list[tuple[int, str]]()
 
     def parse(self, parser: Parser) -> nodes.Node:
@@ -81,10 +81,10 @@ class _Generation(Extension):
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates are given it: without what it leaves open, and its reasoning under all usual names."""
-    told = {key: value for key, value in message.items() if value is not None}
-    reasoning = next((told[key] for key in _REASONING if key in told), None)
-    return told if reasoning is None else {"thinking": reasoning, **told, "reasoning_content": reasoning}
+    """A message in the form for templates: without null values, and with its reasoning under all usual keys."""
+    values = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((values[key] for key in _REASONING if key in values), None)
+    return values if reasoning is None else {"thinking": reasoning, **values, "reasoning_content": reasoning}
 
 
 def _to_json(

@@ -1,4 +1,4 @@
-"""What is odd about the names of classes, so that nobody learns two classes for one, or names for numbers."""
+"""Warnings about class names: names that differ only in their form, and names mixed with numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from worker.data.formats.columns import is_whole
 from worker.data.formats.faults import shown
 
 MOST = 5
-"""Names that a warning repeats."""
+"""Most names in a warning."""
 
 
 def odd_names(names: Sequence[str]) -> Iterator[str]:
-    """Warnings about the names of a job's classes, each naming some of those that it is about."""
+    """Warnings about the names of a job's classes, each with examples."""
     if blank := [name for name in names if not name.strip()]:
-        yield f"a class has the name {shown(blank[0])}, which is nothing but spaces"
+        yield f"a class has the name {shown(blank[0])}, which has only spaces"
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         alike[fold(" ".join(unicodedata.normalize("NFKC", name).split()))].append(name)
@@ -36,6 +36,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _ascii(name: str) -> str:
-    """A name with all that looks alike told apart, cut as `shown` cuts it."""
+    """A name in ASCII, so that similar characters can be distinguished, truncated as `shown` does."""
     text = ascii(name)
     return text if len(text) <= 60 else f"{text[:57]}..."

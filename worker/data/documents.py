@@ -1,4 +1,4 @@
-"""Texts and chats as token ids to learn from: which tokens they are, and which of them are to be predicted."""
+"""Texts and chats as token ids, with the tokens that are to be predicted."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Document(NamedTuple):
     counted: NDArray
     """(T,) bool: tokens to be predicted."""
     bytes: int = 0
-    """Of the text that these stand for, in UTF-8."""
+    """Bytes, in UTF-8, of the text of these tokens."""
 
 
 def read_documents(
     pieces: Iterable[TextSamples | Chats], reader: TextTokenizer, param: str, day: date | None = None
 ) -> Iterator[Document]:
-    """All samples of the file that the field `param` names, in their order; chats are written as on `day`. Raises
+    """All samples of the file that the field `param` names, in their order; templates get `day` as the date. Raises
     UserError (`invalid_data`, `invalid_job`)."""
     row, writer = 0, None
     for piece in pieces:
@@ -46,14 +46,14 @@ def read_documents(
 
 
 def end_of(reader: TextTokenizer) -> int:
-    """Id of the token that ends a text. Raises UserError (`invalid_job`) when the tokenizer has none."""
+    """Id of the token that ends a text. Raises UserError (`invalid_job`) if the tokenizer has none."""
     if reader.end is None:
         raise UserError("invalid_job", "data.tokenizer: it has no token that ends a text", "data.tokenizer")
     return reader.end
 
 
 def _of_texts(texts: list[str], reader: TextTokenizer) -> Iterator[Document]:
-    """That a text ends is predicted; what the tokenizer begins it with says nothing, and is not."""
+    """The end token is predicted; the tokenizer's begin tokens are not."""
     end, begin = end_of(reader), reader.begin
     for text, encoding in zip(texts, reader.encode_whole(texts), strict=True):
         ids = np.array([*begin, *encoding.ids, end], np.int64)
@@ -61,8 +61,8 @@ def _of_texts(texts: list[str], reader: TextTokenizer) -> Iterator[Document]:
 
 
 def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, first: int) -> Iterator[Document]:
-    """The template writes all special tokens, also those that end an answer; ours comes last, and is not predicted.
-    The chats are those from row `first` on."""
+    """The template writes all special tokens, also those that end an answer; a final end token is added, which is not
+    predicted. The chats are those from row `first` on."""
     end = end_of(reader)
     written = write_all(writer, talks, first)
     encodings = reader.encode_whole([text for text, _ in written])
@@ -74,8 +74,8 @@ def _of_chats(talks: list[Talk], reader: TextTokenizer, writer: ChatWriter, firs
 
 
 def within_spans(encoding: Encoding, spans: list[Span], length: int, *, touched: bool = False) -> NDArray:
-    """(T,) bool: which tokens begin within one of the `spans` of a text of so many characters; with `touched`, which
-    have any character there, as the Transformers library counts what a template marks."""
+    """Mask (T,) bool of the tokens that begin in one of the `spans` of a text of `length` characters; with `touched`,
+    of those with any character there, as in the Transformers library."""
     marks = np.zeros(length + 1, np.int64)
     for start, end in spans:
         marks[start:end] = 1

@@ -1,4 +1,4 @@
-"""Sets samples aside for evaluation: each class by its share, or any."""
+"""Chooses samples to hold out for evaluation: by class in proportion, or any."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker.data.randomness import generator
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the indices of `labels` (N,) int64 into (kept, held out), both ascending; `count` of them are held out.
+    """Split the indices of `labels` (N,) int64 into (kept, held out), both ascending int64; `count` are held out.
 
     Each class gives its share, rounded so that the sum is exact (largest remainder first, then the lower class).
     """
@@ -32,6 +32,6 @@ def _shares(sizes: Tensor, count: int) -> Tensor:
 
 
 def hold_out_any(samples: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the indices of so many samples into (kept, held out), both ascending; `count` are held out."""
+    """Split the indices of `samples` samples into (kept, held out), both ascending int64; `count` are held out."""
     order = torch.randperm(samples, generator=generator(seed, "hold-out"))
     return order[count:].sort().values, order[:count].sort().values

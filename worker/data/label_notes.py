@@ -1,4 +1,4 @@
-"""Oddities of labels that are no errors and worth a warning, each in one sentence."""
+"""Warnings about unusual labels, each in one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.data.class_names import odd_names
 
 
 def class_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
-    """Oddities of classes (N,) int64 to train and to evaluate on."""
+    """Warnings about classes (N,) int64 of the training and evaluation samples."""
     count = model.classes or 0
     names = model.class_names or [str(number) for number in range(count)]
     counts = [torch.bincount(targets, minlength=count).tolist() for targets in (train, evaluation)]
@@ -21,7 +21,7 @@ def class_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
 
 
 def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
-    """Oddities of labels (N, C) of 0 and 1 to train and to evaluate on."""
+    """Warnings about labels (N, C) of 0 and 1, any dtype, of the training and evaluation samples."""
     names = model.class_names or [str(number) for number in range(model.classes or 0)]
     counts = [targets.sum(0).long().tolist() for targets in (train, evaluation)]
     alone = [f"no training sample has more than one label{_joined(names)}"] if train.sum(1).max() <= 1 else []
@@ -29,15 +29,13 @@ def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
 
 
 def _joined(names: Sequence[str]) -> str:
-    """Names that look as if there were several in one."""
+    """Names that may be several names in one."""
     joined = [name for name in names if any(mark in name for mark in ",;|")]
-    return (
-        f", and some may be several: {shown_names(joined)} (data.label_separator stands between two)" if joined else ""
-    )
+    return f", and some may be several: {shown_names(joined)} (data.label_separator separates them)" if joined else ""
 
 
 def number_notes(train: Tensor) -> list[str]:
-    """Oddities of numbers (N, T) to train on."""
+    """Warnings about numeric targets (N, T), floating, of the training samples."""
     return list(_number_notes(train))
 
 
@@ -45,7 +43,7 @@ def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequenc
     yield from _missing_notes(train, names)
     if sum(count > 0 for count in train) == 1:
         only = next(name for name, count in zip(names, train, strict=True) if count)
-        yield f"all training samples are of class {only!r}: there is nothing to tell apart"
+        yield f"all training samples are of class {only!r}: there is nothing to distinguish"
     if not train[0] and not evaluation[0] and names[0] == "0" and sum(train) > 0:
         first = next(number for number, count in enumerate(train) if count)
         yield f"labels begin at {first}, classes are counted from 0: class 0 has no sample in data.train and data.eval"
@@ -55,7 +53,7 @@ def _class_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequenc
 def _label_notes(train: Sequence[int], evaluation: Sequence[int], names: Sequence[str], count: int) -> Iterator[str]:
     yield from _missing_notes(train, names)
     if always := [name for name, having in zip(names, train, strict=True) if having == count]:
-        yield f"classes that all training samples have, so that there is nothing to tell apart: {shown_names(always)}"
+        yield f"classes that all training samples have, so that there is nothing to distinguish: {shown_names(always)}"
     yield from _rare_notes(train, evaluation, names)
 
 
@@ -79,4 +77,4 @@ def _number_notes(train: Tensor) -> Iterator[str]:
         constant = (train == train[:1]).all(0).nonzero().flatten().tolist()
         if constant:
             numbers = ", ".join(map(str, constant[:20])) + (", ..." if len(constant) > 20 else "")
-            yield f"numbers to answer with that are the same in all training samples (counted from 0): {numbers}"
+            yield f"target columns that are constant in all training samples (counted from 0): {numbers}"

@@ -1,7 +1,7 @@
-"""From any number of classes per sample, as files have them, to targets of 0 and 1 in the order of the job's classes.
+"""Multi-label targets: from the classes of each sample in a file to 0 and 1 in the order of the job's classes.
 
-Files, models and the contract have classes in orders of their own, which are matched as those of a single class per
-sample are (`worker.data.labels`): by name, or by number where there are no names.
+Files, models and the contract may order classes differently. They are matched as for a single class per sample
+(`worker.data.labels`): by name, or by number if there are no names.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from worker.data.formats.columns import Samples
 from worker.data.formats.faults import MAX_BYTES, data_subject, invalid, shown
 from worker.data.labels import DATA, Classes, class_targets, find_classes, is_class
 from worker.errors import UserError
-from worker.limits import reading, room_for
+from worker.limits import memory_limit, reading
 
 CHUNK = 2**16
 """Rows checked at a time."""
 
 
 def find_label_classes(job: JobSpec, models: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Classes:
-    """The classes that the training file, the contract and the teachers tell of. Raises UserError as `find_classes`
-    does, and where a file has no label at all, or numbers that nothing says the meaning of."""
+    """The classes of the job, from the training file, the contract and the teachers. Raises UserError as `find_classes`
+    does, and if a file has no label at all, or numbers whose classes are unknown."""
     for param, one in samples.items():
         _require_labels(one, param)
     _require_meaning(samples[DATA], job.data)
@@ -45,19 +45,19 @@ def _require_labels(samples: Samples, param: str) -> None:
 
 
 def _require_meaning(train: Samples, data: Data) -> None:
-    """Lists of numbers could be of anything."""
-    told = data.class_order is not None or data.classes is not None or train.class_names is not None
-    if not isinstance(train.labels, list) or told:
+    """Raise UserError for lists of numbers without a list of classes."""
+    known = data.class_order is not None or data.classes is not None or train.class_names is not None
+    if not isinstance(train.labels, list) or known:
         return
     row = next(row for row, found in enumerate(train.labels) if found)
     if not isinstance(train.labels[row][0], str):
         found = f"the label column of {DATA} has the numbers {shown(train.labels[row])} in row {row}"
         accepted = "names of classes, or data.classes or data.class_order beside numbers of classes"
-        raise invalid(f"{found}, and nothing says which classes there are; accepted: {accepted}", "data.label_columns")
+        raise invalid(f"{found}, and the classes are unknown; accepted: {accepted}", "data.label_columns")
 
 
 def _occurring(labels: Any) -> Any:
-    """The classes of a file, each once: numbers (C,) int64, or names in the order in which they come."""
+    """The classes of a file, each once: numbers (C,) int64, or names in the order of their first samples."""
     if not isinstance(labels, list):
         return np.arange(labels.shape[1])
     found = list(dict.fromkeys(item for items in labels for item in items))
@@ -65,15 +65,15 @@ def _occurring(labels: Any) -> Any:
 
 
 def label_targets(samples: Samples, classes: Classes, data: Data, param: str) -> tuple[Tensor, list[str]]:
-    """Targets (N, C) float32 of 0 and 1, and names that were taken for the same although they are written differently.
+    """Targets (N, C) float32 of 0 and 1, and notes on names that were matched although they are written differently.
 
-    Raises UserError naming the value that is neither, or the label that is none of the classes, and its row.
+    Raises UserError naming a value that is neither 0 nor 1, or a label that is none of the classes, and its row.
     """
     rows, bytes_taken = len(samples.labels), 4 * len(samples.labels) * classes.count
     if bytes_taken > MAX_BYTES:
         found = f"{rows} samples of {classes.count} labels each take {bytes_taken} bytes"
         raise invalid(f"{found}; accepted: at most {MAX_BYTES}", param)
-    with reading(data_subject(param), room_for(bytes_taken, 2)):
+    with reading(data_subject(param), memory_limit(bytes_taken, 2)):
         if isinstance(samples.labels, list):
             return _of_lists(samples, classes, data, param)
         return _of_array(samples.labels, samples.class_names, classes, data, param)
@@ -82,18 +82,18 @@ def label_targets(samples: Samples, classes: Classes, data: Data, param: str) ->
 def _of_array(
     labels: NDArray, names: list[str] | None, classes: Classes, data: Data, param: str
 ) -> tuple[Tensor, list[str]]:
-    """Of a column (N,) of 0 and 1 for each class."""
-    own = ClassList(param, labels.shape[1], names)
-    if own.count != classes.count:
-        found = f"{param} has labels of {own.count} classes, and there are {classes.count}: {classes.listed.shown}"
-        raise invalid(f"{found}; accepted: 0 or 1 for each class", param)
+    """Targets from labels (N, C) of 0 and 1."""
+    found = ClassList(param, labels.shape[1], names)
+    if found.count != classes.count:
+        message = f"{param} has labels of {found.count} classes, and there are {classes.count}: {classes.listed.shown}"
+        raise invalid(f"{message}; accepted: 0 or 1 for each class", param)
     try:
-        match = match_classes(own, classes.listed) if names is not None else None
+        match = match_classes(found, classes.listed) if names is not None else None
     except ClassMismatch as error:
         raise invalid(f"{error}; accepted: a column of labels for each class", param) from None
     _require_flags(labels, data, param)
     targets = torch.zeros(len(labels), classes.count)
-    targets[:, match.places if match else list(range(own.count))] = torch.from_numpy(labels.astype(np.float32))
+    targets[:, match.places if match else list(range(found.count))] = torch.from_numpy(labels.astype(np.float32))
     return targets, [match.note] if match and match.note else []
 
 

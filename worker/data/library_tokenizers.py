@@ -1,6 +1,6 @@
-"""Tokenizers of model folders, opened by the Transformers library, so that ids and special tokens are the library's.
+"""Opens tokenizers of model folders by the Transformers library, so that ids and special tokens are the library's.
 
-The library is offline, runs no code of the folder's, and is given the files that are there: never a name to look up.
+The library is offline, runs no code from the folder, and gets local files alone: never a name to look up.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ FILE, VOCABULARY, SETTINGS, SPECIAL = "tokenizer.json", "vocab.txt", "tokenizer_
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 MODEL = "config.json"
 _GENERIC = "TokenizersBackend"
-"""The library's class that takes a `tokenizer.json` as it stands."""
+"""The library's class that loads a `tokenizer.json` unchanged."""
 
 
 class Opened(NamedTuple):
-    """A tokenizer, and the tokens that play a role for the library, by role: `pad_token`, `eos_token`, …"""
+    """A tokenizer, and its special tokens by their roles in the library: `pad_token`, `eos_token`, …"""
 
     tokenizer: tokenizers.Tokenizer
     roles: dict[str, str]
 
 
 def open_tokenizer(folder: Path, settings: Mapping[str, Any]) -> Opened | None:
-    """The tokenizer of `folder`, whose `tokenizer_config.json` says `settings`; none: its files hold none.
+    """The tokenizer of `folder`, whose `tokenizer_config.json` has `settings`; none: there is no tokenizer.
 
-    Raises ValueError, or whatever else the library raises for files that it can't read.
+    Raises ValueError, or any other error of the library for files that it can't read.
     """
     if not _has_files(folder):
         return None
     kind = _class_of(folder, settings)
     opened = kind.from_pretrained(folder, **_OFFLINE)
-    if invented := _invented(opened, _told(folder, settings)):
+    if invented := _invented(opened, _named_roles(folder, settings)):
         _require_marks(opened, invented)
         opened = kind.from_pretrained(folder, **_OFFLINE, **dict.fromkeys(invented))
     roles = {role: str(token) for role, token in opened.special_tokens_map.items() if isinstance(token, str)}
@@ -53,7 +53,7 @@ def _has_files(folder: Path) -> bool:
 
 
 def _class_of(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """The class that the library opens the folder with; where that one reads none of its files, the one that does."""
+    """The class by which the library opens the folder; if that one reads none of its files, the one that does."""
     if "tokenizer_class" not in settings and not (folder / MODEL).is_file():
         return _by_files(folder)
     try:
@@ -71,7 +71,7 @@ def _class_of(folder: Path, settings: Mapping[str, Any]) -> Any:
 
 
 def _by_files(folder: Path) -> Any:
-    """The class that the files themselves are of."""
+    """The class for the files of the folder."""
     if (folder / FILE).is_file():
         return getattr(library(), _GENERIC)
     if (folder / VOCABULARY).is_file():
@@ -81,30 +81,30 @@ def _by_files(folder: Path) -> Any:
 
 
 def _made_by(kind: Any, folder: Path) -> bool:
-    """Whether a `tokenizer.json` holds the kind of model that the class makes anew of it."""
+    """Whether the model in `tokenizer.json` has the kind that the class creates from it."""
     if kind.model is None:
         return True
     model = tokenizers.Tokenizer.from_file(str(folder / FILE)).model
     return bool(type(model).__name__ == kind.model.__name__)
 
 
-def _told(folder: Path, settings: Mapping[str, Any]) -> set[str]:
-    """Roles that the files name a token for."""
+def _named_roles(folder: Path, settings: Mapping[str, Any]) -> set[str]:
+    """Roles for which the files name a token."""
     path = folder / SPECIAL
     more = json.loads(path.read_bytes()) if path.is_file() else {}
     return {*settings, *(more if isinstance(more, dict) else {})}
 
 
-def _invented(opened: Any, told: set[str]) -> dict[str, str]:
-    """By roles that no file speaks of, the usual tokens that the library has added to a vocabulary which lacks them,
-    and for which the network has no rows."""
+def _invented(opened: Any, named: set[str]) -> dict[str, str]:
+    """By roles that no file names, the usual tokens that the library has added to a vocabulary without them, and for
+    which the network has no rows."""
     known = opened.backend_tokenizer.get_vocab_size(with_added_tokens=False)
-    usual = {role: str(token) for role, token in opened.special_tokens_map.items() if role not in told}
+    usual = {role: str(token) for role, token in opened.special_tokens_map.items() if role not in named}
     return {role: token for role, token in usual.items() if (opened.convert_tokens_to_ids(token) or 0) >= known}
 
 
 def _require_marks(opened: Any, lacking: Mapping[str, str]) -> None:
-    """Raise ValueError where the vocabulary lacks a token that every text gets, or that stands for unknown words."""
+    """Raise ValueError if the vocabulary lacks a token that every text gets, or the one for unknown words."""
     words = type(opened.backend_tokenizer.model).__name__ == "WordPiece"
     for role in ("cls_token", "sep_token", *(["unk_token"] if words else [])):
         if role in lacking:
@@ -112,7 +112,7 @@ def _require_marks(opened: Any, lacking: Mapping[str, str]) -> None:
 
 
 def _by_config(tokenizer: tokenizers.Tokenizer, roles: dict[str, str], folder: Path) -> dict[str, str]:
-    """With tokens that only `config.json` names; where both do, the tokenizer's stay."""
+    """Roles with tokens that only `config.json` names added; if both name one, the tokenizer's is used."""
     path = folder / MODEL
     config = json.loads(path.read_bytes()) if path.is_file() else {}
     for role in ("pad_token", "bos_token", "eos_token"):

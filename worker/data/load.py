@@ -1,4 +1,4 @@
-"""The samples of a job: read, checked, split, and measured for the model that will learn from them."""
+"""Loads the samples of a job: reads, checks and splits them, and fits the student's preprocessing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
-from worker.data.formats.faults import data_room, data_subject, invalid
+from worker.data.formats.faults import data_memory, data_subject, invalid
 from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
@@ -37,10 +37,11 @@ IMAGES, TABLE = "images", "table"
 def load_samples(
     task: SampleReading, job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int
 ) -> TaskData:
-    """Read and check the data of `job`, which is one for `task`.
+    """Read and check the data of `job`, whose task is `task`.
 
-    `inputs` maps its references to files, and those of teachers to folders; `teachers` holds their descriptions by
-    reference; `seed` decides what is held out. Raises UserError naming the field, the row or index, and the value.
+    `inputs` maps its references to files, and those of teachers to folders; `teachers` are their descriptions by
+    reference; `seed` determines the held-out samples. Raises UserError naming the field, the row or index, and the
+    value.
     """
     data, files = job.data, {param: inputs[name] for param, name in references(job.data).items()}
     if isinstance(data, ImageData):
@@ -50,7 +51,7 @@ def load_samples(
         refuse(find_problems(job, InputFacts(teachers=teachers)))
     samples = {param: _read(task, path, job, param) for param, path in files.items()}
     targets = task.targets(job, teachers, samples)
-    readers, told = _readers(job, inputs, teachers, samples["data.train"])
+    readers, warnings = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets, param) for param, one in samples.items()}
     refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     aligned = {
@@ -62,7 +63,7 @@ def load_samples(
     model = _describe(task, job, facts["data.train"].input, train, targets, teachers)
     notes = [note for one in samples.values() for note in one.notes]
     notes += [note for split in aligned.values() for note in split.notes]
-    notes += [*targets.notes, *told, *task.label_notes(train.targets, evaluation.targets, model)]
+    notes += [*targets.notes, *warnings, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}
     return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
 
@@ -73,7 +74,7 @@ def _headers(path: Path, param: str) -> Archive:
 
 
 def _read(task: SampleReading, path: Path, job: JobSpec, param: str) -> Samples:
-    with reading(data_subject(param), data_room(path)):
+    with reading(data_subject(param), data_memory(path)):
         samples = read_samples(path, job.data, task.columns, param)
     return task.arrange(samples, param)
 
@@ -81,7 +82,7 @@ def _read(task: SampleReading, path: Path, job: JobSpec, param: str) -> Samples:
 def _readers(
     job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples
 ) -> tuple[Readers | None, list[str]]:
-    """The tokenizers, and oddities of them."""
+    """The tokenizers, and warnings about them."""
     if not isinstance(train.inputs, TextSamples) or not isinstance(job.data, TextOptions):
         return None, []
     readers = open_readers(job, job.data, inputs, teachers, train.inputs)
@@ -89,7 +90,7 @@ def _readers(
 
 
 def _facts(samples: Samples, readers: Readers | None, targets: Targets, param: str) -> SampleFacts:
-    """What the samples amount to, now that they are read."""
+    """Facts about the samples that were read."""
     stored, count = samples.inputs, len(targets.by_file[param]) // samples.rows_per_sample
     if isinstance(stored, TextSamples):
         if readers is None:
@@ -111,7 +112,7 @@ def _input(shape: tuple[int, ...]) -> Input:
 def _aligned(
     task: SampleReading, job: JobSpec, samples: Samples, targets: Tensor, readers: Readers | None, param: str
 ) -> AlignedSplit:
-    """All samples of a file; the words of the tokens of texts are kept where augmentation looks at them."""
+    """All samples of a file; the word numbers of tokens are kept if augmentation needs them."""
     kept = any(isinstance(step, TextAugmentation) for step in job.data.augment)
     inputs = _inputs_by_key(samples, readers, words=kept or task.reads_words)
     found = task.align(whole_split(inputs, targets, samples.rows_per_sample), readers, param)
@@ -135,8 +136,8 @@ def _split(
         return train, splits["data.eval"], None
     _, count = split_counts(job.data, train.samples)
     kept, held = (train.take_samples(chosen) for chosen in task.hold_out(train, count, seed))
-    own, others = (whole_split(half.inputs, half.targets, half.rows_per_sample) for half in (kept, held))
-    return own, others, (kept.index, held.index)
+    train_half, eval_half = (whole_split(half.inputs, half.targets, half.rows_per_sample) for half in (kept, held))
+    return train_half, eval_half, (kept.index, held.index)
 
 
 def _describe(
@@ -147,20 +148,21 @@ def _describe(
     targets: Targets,
     teachers: Mapping[str, ModelConfig],
 ) -> ModelConfig:
-    raw = next((samples for input_key, samples in train.inputs.items() if input_key in (IMAGES, TABLE)), None)
+    samples = next((values for input_key, values in train.inputs.items() if input_key in (IMAGES, TABLE)), None)
     network, inherited = network_of(job, teachers), start_of(job, teachers)
-    assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
+    assert network is not None  # all teachers are known, and those that can't be shrunk were refused
     return ModelConfig(
         task=job.task,
         architecture=network,
         input=student_input(job, teachers, given),
-        preprocessing=_preprocessing(raw, inherited),
+        preprocessing=_preprocessing(samples, inherited),
         **task.answer(job, train, targets, teachers, inherited),
     )
 
 
-def _preprocessing(raw: Tensor | None, inherited: ModelConfig | None) -> Preprocessing | None:
-    """The teacher's where the student starts from its weights, else fitted to the samples; none for texts."""
+def _preprocessing(samples: Tensor | None, inherited: ModelConfig | None) -> Preprocessing | None:
+    """The teacher's preprocessing if the student starts from its weights, else fitted to the samples; none for
+    texts."""
     if inherited is not None:
         return inherited.preprocessing
-    return None if raw is None else fit_preprocessing(raw)
+    return None if samples is None else fit_preprocessing(samples)

@@ -31,7 +31,7 @@ def load_running_text(
     job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], seed: int, packing: PackingDir
 ) -> TaskData:
     """Read and check the texts of a language model's `job`: whole texts are held out, and each split is packed into
-    sequences in the folder of `packing`. Arguments and errors are those of `load_samples`."""
+    sequences in the folder of `packing`. Other arguments and errors are those of `load_samples`."""
     refuse(find_problems(job, InputFacts(teachers=teachers)))
     files = {param: TextFile(inputs[name], job.data, param, packing) for param, name in references(job.data).items()}
     with packing.opened():
@@ -44,35 +44,35 @@ def _running_text(
     teachers: Mapping[str, ModelConfig],
     files: Mapping[str, TextFile],
     seed: int,
-    workplace: PackingDir,
+    packing: PackingDir,
 ) -> TaskData:
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
     length, train = job.data.max_length, files["data.train"]
-    counts = {param: file.count() for param, file in files.items()} if workplace.packs else {}
+    counts = {param: file.count() for param, file in files.items()} if packing.packs else {}
     readers = open_reader(job, job.data, inputs, teachers, train.texts())
-    told = check_tokenizers(job, readers, teachers, train.texts())
+    warnings = check_tokenizers(job, readers, teachers, train.texts())
     reader, end = readers.student, end_of(readers.student)
     taken = TextInput(length=length, vocabulary=reader.vocabulary, pad=end)
     facts = {param: SampleFacts(count, taken, 16 * length) for param, count in counts.items()}
     refuse(find_problems(job, InputFacts(facts.get("data.train"), facts.get("data.eval"), teachers)))
-    paths = [workplace.folder / name for name in ("train", "eval")]
-    portions = _portions(job, files, counts, seed, paths) if workplace.packs else []
+    paths = [packing.folder / name for name in ("train", "eval")]
+    portions = _portions(job, files, counts, seed, paths) if packing.packs else []
     sizes = [size for part in portions for size in pack_file(part.file, reader, length, part.halves, part.paths)]
     shares = (
         {input_key: _aligned(job, readers, input_key, portions) for input_key in readers.others} if portions else {}
     )
-    packed = map_files(paths, workplace, reader, length, list(readers.others.values()))
+    packed = map_files(paths, packing, reader, length, list(readers.others.values()))
     network = network_of(job, teachers)
-    assert network is not None  # all teachers are known, and what keeps one from being shrunk is told
+    assert network is not None  # all teachers are known, and those that can't be shrunk were refused
     model = ModelConfig(task=job.task, architecture=network, input=student_input(job, teachers, taken))
     method = job.recipe.method
     prompts = _prompts(job, method, portions[0], packed[0], reader) if isinstance(method, TextGeneration) else None
-    notes = [*told, *_notes(prompts)]
+    notes = [*warnings, *_notes(prompts)]
     return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
 
 
 class _Portion(NamedTuple):
-    """Where the texts of a file go: text number i into the file at `paths[halves[i]]`."""
+    """A file and its splits: text number i goes into the file at `paths[halves[i]]`."""
 
     file: TextFile
     halves: NDArray
@@ -82,7 +82,7 @@ class _Portion(NamedTuple):
 def _portions(
     job: JobSpec, files: Mapping[str, TextFile], counts: Mapping[str, int], seed: int, paths: Sequence[Path]
 ) -> list[_Portion]:
-    """Of all files, those to train on first."""
+    """Portions of all files, the training texts first."""
     if len(files) > 1:
         wholes = zip(files.items(), paths, strict=True)
         return [_Portion(file, halves_of(counts[param], 0, seed), [path]) for (param, file), path in wholes]
@@ -91,8 +91,9 @@ def _portions(
 
 
 def _aligned(job: JobSpec, readers: Readers, input_key: str, portions: Sequence[_Portion]) -> dict[str, float]:
-    """Write the texts in the tokens of a teacher's own; returns the share of the student's tokens, by split, that it
-    has something to say about. Raises UserError blaming the teacher, or sequences that are too long for it."""
+    """Write the texts in the tokens of a teacher with another tokenizer; returns the share of the student's tokens, by
+    split, for which there is a teacher prediction. Raises UserError for the teacher, or for sequences that are too long
+    for it."""
     teacher, length = readers.others[input_key], readers.lengths[readers.student.input_key]
     index = next(
         i for i, each in enumerate(job.all_teachers) if readers.by_teacher[each.reference].input_key == input_key
@@ -110,32 +111,34 @@ def _aligned(job: JobSpec, readers: Readers, input_key: str, portions: Sequence[
         raise UserError("invalid_teacher", f"{param}: {error.message}", param) from error
     longest, most = max(train.longest, evaluation.longest), readers.lengths[input_key]
     if longest > most:
-        found = f"is {length}, and what is read in so many tokens is up to {longest} of {name!r}, which reads {most}"
+        found = (
+            f"is {length}, and the text of so many tokens has up to {longest} tokens of {name!r}, which takes {most}"
+        )
         accepted = f"about {length * most // longest} at most"
-        raise UserError("invalid_job", f"data.max_length {found} (accepted: {accepted})", "data.max_length")
+        raise UserError("invalid_job", f"data.max_length {found}; accepted: {accepted}", "data.max_length")
     if not train.share:
         found = f"{param} has a tokenizer none of whose tokens ends where one of the student's does in data.train"
-        accepted = "one that leaves texts as they are, beside a student's that does"
-        raise UserError("invalid_teacher", f"{found} (accepted: {accepted})", param)
+        accepted = "tokenizers of teacher and student that do not change texts"
+        raise UserError("invalid_teacher", f"{found}; accepted: {accepted}", param)
     return {"train": train.share, "eval": evaluation.share}
 
 
 def _prompts(job: JobSpec, wanted: TextGeneration, train: _Portion, packed: Batch, reader: TextTokenizer) -> Prompts:
-    """Raises UserError (`invalid_data`) where there is no prompt to generate after."""
+    """Prompts for generation. Raises UserError (`invalid_data`) if there are none."""
     assert isinstance(job.data, TextOptions)  # the contract refuses other formats
-    file, end, room = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
+    file, end, most = train.file, end_of(reader), job.data.max_length - wanted.new_tokens
     if not file.talks():
         return beginnings(packed, reader.input_key, wanted.prompt_tokens, end)
-    read = read_documents(file.pieces("finding prompts to generate after in"), reader, file.param, file.day)
+    read = read_documents(file.pieces("finding prompts in"), reader, file.param, file.day)
     documents = (document for half, document in zip(train.halves, read, strict=True) if not half)
-    found = questions(documents, reader.input_key, room, end, [*reader.special, end])
-    if not len(found.samples):
-        told = f"no answer of data.train has at most {room} tokens before it, which recipe.method.new_tokens leaves"
-        raise invalid(f"{told} of data.max_length", "recipe.method.new_tokens")
-    return found
+    prompts = questions(documents, reader.input_key, most, end, [*reader.special, end])
+    if not len(prompts.samples):
+        found = f"no answer of data.train has at most {most} tokens before it, which recipe.method.new_tokens leaves"
+        raise invalid(f"{found} of data.max_length", "recipe.method.new_tokens")
+    return prompts
 
 
 def _notes(prompts: Prompts | None) -> Iterator[str]:
     if prompts and prompts.left_out:
-        told = f"{prompts.left_out} of {prompts.left_out + len(prompts.samples)} answers are not generated anew"
-        yield f"{told}: what precedes them and recipe.method.new_tokens are more than data.max_length"
+        found = f"{prompts.left_out} of {prompts.left_out + len(prompts.samples)} answers are not generated"
+        yield f"{found}: their prompts and recipe.method.new_tokens are more than data.max_length"

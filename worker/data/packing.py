@@ -1,10 +1,11 @@
-"""Documents laid one behind the other, and cut into sequences of one length: no token is lost, doubled or padded away.
+"""Packing: documents are concatenated and cut into sequences of one length, without losing or repeating a token.
 
-A token sees all tokens before it in its sequence, those of an earlier document too, behind the token that ended it, as
-in GPT-2's training. Here, and nowhere else, targets are shifted: that of a place is the token after it.
+A token attends to all tokens before it in its sequence, including those of earlier documents, which an end token
+separates, as in GPT-2's training. Targets are shifted here, and nowhere else: the target of a position is the next
+token.
 
-The tokens lie in a file, however many there are, and sequences are read from it as they are taken. One number a token
-tells both what it is and whether it is learned: a token that is not counted is stored as its complement.
+The tokens are in a file of any size, and sequences are read from it when they are taken. One number per token has both
+its id and whether it is learned: a token that is not learned is stored as its complement.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from worker.data.documents import Document
 from worker.tensors import IGNORED
 
 NARROW = 2**15
-"""Vocabularies up to here take two bytes a token, all others four."""
+"""Largest vocabulary with two bytes per token; larger ones have four."""
 BUFFER = 2**20
 
 
@@ -37,17 +38,17 @@ class Packer:
         self.learns = False
         """Whether any token is a target."""
         self.bytes = 0
-        """Of text, in UTF-8, that all targets stand for."""
+        """Bytes, in UTF-8, of the text of all targets."""
 
     def add(self, document: Document) -> None:
-        """Lay a document behind the others."""
+        """Append a document."""
         codes = np.where(document.counted, document.ids, ~document.ids)
         self.learns = self.learns or bool(document.counted[0 if self.tokens else 1 :].any())
         self.bytes += document.bytes
         self._write(codes)
 
     def fill_up(self, length: int) -> None:
-        """Let the last sequence of so many tokens end. The very last token is a target alone."""
+        """Pad the last sequence to `length` tokens. The very last token is only a target."""
         rows = max(1, -(-(self.tokens - 1) // length))
         self._write(np.full(rows * length + 1 - self.tokens, ~self._fill, np.int64))
 
@@ -58,30 +59,31 @@ class Packer:
 
 @contextmanager
 def packing(path: Path, vocabulary: int, length: int, fill: int) -> Iterator[Packer]:
-    """Writes the file at `path`, which is whole when the context is left without an error."""
+    """A packer that writes the file at `path`, which is complete if the context ends without an error."""
     with path.open("wb", buffering=BUFFER) as file:
         yield (packer := Packer(file, vocabulary, fill))
         packer.fill_up(length)
 
 
 class Beside(Protocol):
-    """More inputs of sequences than lie in the file."""
+    """Additional inputs of sequences from another source."""
 
     def take(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Of the sequences with these numbers (n,)."""
+        """Inputs (n, ...) by input key, of the sequences with the numbers (n,) int64."""
         ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PackedTexts(Batch):
-    """A split whose sequences lie in a file. `inputs` and `targets` tell shapes alone; what is taken has values."""
+    """A split whose sequences are in a file. `inputs` and `targets` have shapes alone; batches that are taken have
+    values."""
 
     rows: Tensor
-    """(N, S + 1): the tokens of each sequence and the one behind them, as they are stored."""
+    """(N, S + 1) int16 or int32: the tokens of each sequence and the next one, as stored."""
     place: torch.device = torch.device("cpu")
-    """Where sequences that are taken go."""
+    """Device of the batches that `take` returns."""
     others: tuple[Beside, ...] = ()
-    """What else is read of each sequence, under names of its own."""
+    """Sources of additional inputs."""
 
     @property
     def storage_device(self) -> torch.device:
@@ -98,19 +100,19 @@ class PackedTexts(Batch):
         return self._read(self.rows[first:end], self.index[first:end])
 
     def beside(self, others: Sequence[Beside]) -> PackedTexts:
-        """The same with more inputs."""
+        """A copy with additional inputs."""
         shapes = {
-            name: torch.empty(len(self), *told.shape[1:], dtype=told.dtype, device="meta")
+            name: torch.empty(len(self), *values.shape[1:], dtype=values.dtype, device="meta")
             for other in others
-            for name, told in other.take(torch.arange(1)).items()
+            for name, values in other.take(torch.arange(1)).items()
         }
         return replace(self, inputs=self.inputs | shapes, others=(*self.others, *others))
 
     def to(self, device: torch.device) -> PackedTexts:
-        """The same, for sequences to go to `device` as they are taken."""
+        """A copy whose sequences are taken to `device`."""
         return replace(self, place=device)
 
-    def settle(self, device: torch.device, room: float) -> PackedTexts:
+    def settle(self, device: torch.device, max_bytes: float) -> PackedTexts:
         return self.to(device)
 
     def _read(self, rows: Tensor, index: Tensor) -> Batch:
@@ -126,8 +128,8 @@ class PackedTexts(Batch):
 def open_packed(path: Path, vocabulary: int, length: int, input_key: str) -> PackedTexts:
     """The sequences (N, S) of a file that `packing` wrote: token ids and targets, both int64.
 
-    Every token but the very first is a target once, unless it is not counted: then its target is IGNORED. The last
-    sequence is filled up with the token that ends documents, whose targets are ignored too.
+    Every token but the very first is a target once; the target of a token that is not learned is IGNORED. The last
+    sequence is padded with the end token, with IGNORED as target.
     """
     dtype = getattr(torch, stored_dtype(vocabulary))
     count = path.stat().st_size // dtype.itemsize
@@ -140,5 +142,5 @@ def open_packed(path: Path, vocabulary: int, length: int, input_key: str) -> Pac
 
 
 def stored_dtype(vocabulary: int) -> str:
-    """Name of the type that tokens of so large a vocabulary are stored in."""
+    """Name of the dtype in which tokens of such a vocabulary are stored."""
     return "int16" if vocabulary <= NARROW else "int32"

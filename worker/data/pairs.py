@@ -1,6 +1,6 @@
-"""Texts to make vectors of: of pairs both texts become rows of their own, one after the other.
+"""Texts for embeddings: both texts of a pair become consecutive rows.
 
-So all that looks at rows (a model, a teacher, what is kept of its answers, most losses) need not know of pairs.
+So models, teachers, cached outputs and most losses work on rows and do not depend on pairs.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import invalid
 
 SCORE, TEXT = 0, 1
-"""Columns of the targets of a row: the score of its pair (NaN where there is none), and a number of its text that equal
-texts of a file share; float32 tells 16,777,216 texts apart."""
+"""Columns of a row's targets: the score of its pair (NaN if there is none), and a number of its text, the same for
+equal texts of a file; float32 distinguishes 16,777,216 texts."""
 
 
 def as_rows(samples: Samples, param: str) -> Samples:
-    """Each text as a row, with targets (rows, 2) float32; `together` says how many rows make a sample.
+    """Each text as a row, with targets (rows, 2) float32; `rows_per_sample` is 2 for pairs, else 1.
 
-    Raises UserError (`invalid_data`) where the columns hold no texts.
+    Raises UserError (`invalid_data`) if the columns have no texts.
     """
     texts = samples.inputs
     if not isinstance(texts, TextSamples):
-        raise invalid(f"the columns of {param} hold no texts; accepted: one or two columns of texts", param)
+        raise invalid(f"the columns of {param} have no texts; accepted: one or two columns of texts", param)
     sides = [texts.first] if texts.second is None else [texts.first, texts.second]
     rows = [text for sample in zip(*sides, strict=True) for text in sample]
     numbers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What training has models write on: beginnings of packed texts, or of chats all that precedes an answer."""
+"""Prompts for generation during training: beginnings of packed texts, or the part of a chat before an answer."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from worker.data.documents import Document
 from worker.tensors import IGNORED
 
 TOGETHER = 4096
-"""Sequences that are looked at at a time."""
+"""Sequences that are read at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Texts to be written on."""
+    """Texts to be continued by generation."""
 
     samples: Batch
     """Token ids (N, P) of one input key, int64, padded at the end; targets are their lengths (N,) int64, at least 1."""
     ends: tuple[int, ...]
-    """Token ids that end what is written."""
+    """Token ids that end a generated text."""
     left_out: int = 0
-    """Prompts that leave no room for what is to be written."""
+    """Number of prompts that are too long for the new tokens."""
 
     @property
     def tokens(self) -> Tensor:
-        """Token ids (N, P)."""
+        """Token ids (N, P) int64."""
         return next(iter(self.samples.inputs.values()))
 
     def to(self, device: torch.device) -> Prompts:
-        """The same on `device`."""
+        """A copy on `device`."""
         return replace(self, samples=self.samples.to(device))
 
 
 def beginnings(sequences: Batch, input_key: str, most: int, end: int) -> Prompts:
-    """The first `most` tokens of packed sequences (N, S); fewer of one that was filled up before."""
+    """The first `most` tokens of packed sequences (N, S); fewer if a sequence ends in padding before."""
     tokens, lengths = zip(*(_begun(part, input_key, most) for part in sequences.parts(TOGETHER)), strict=True)
     return Prompts(whole_split({input_key: torch.cat(tokens)}, torch.cat(lengths)), (end,))
 
@@ -53,7 +53,7 @@ def _begun(sequences: Batch, input_key: str, most: int) -> tuple[Tensor, Tensor]
 
 
 def questions(documents: Iterable[Document], input_key: str, most: int, fill: int, ends: Sequence[int]) -> Prompts:
-    """All that precedes each answer of chats, where it has at most `most` tokens."""
+    """The tokens before each answer of chats, if they are at most `most`."""
     found = [prompt for document in documents for prompt in _before_answers(document)]
     fitting = [prompt for prompt in found if len(prompt) <= most]
     lengths = torch.tensor([len(prompt) for prompt in fitting], dtype=torch.int64)
@@ -65,4 +65,4 @@ def questions(documents: Iterable[Document], input_key: str, most: int, fill: in
 
 def _before_answers(document: Document) -> Iterator[NDArray]:
     begins = np.flatnonzero(document.counted[1:] & ~document.counted[:-1]) + 1
-    return (document.ids[:place] for place in begins)
+    return (document.ids[:begin] for begin in begins)

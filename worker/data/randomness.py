@@ -1,4 +1,4 @@
-"""Everything drawn at random is drawn from the job's seed and a purpose, so that no draw depends on an earlier one."""
+"""Seeds for random draws, from the job's seed and a purpose, so that no draw depends on an earlier one."""
 
 from __future__ import annotations
 

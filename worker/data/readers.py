@@ -1,4 +1,4 @@
-"""Which tokenizer reads the texts of a job for the student, and which for each of its teachers."""
+"""The tokenizers of a job: the student's, and one for each teacher."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from worker.data.tokens import TextTokenizer, load_tokenizer, train_tokenizer, t
 from worker.errors import UserError
 
 MOST = 1 << 31
-"""More tokens than any model reads at a time."""
+"""More tokens than any model takes at a time."""
 WORDS = "words:"
-"""Begins the name of the input that tells the words of an input key's tokens."""
+"""Prefix of the input with the word numbers of an input key's tokens."""
 
 
 class Special(NamedTuple):
-    """Token ids of an input key that mean no text."""
+    """Ids of special tokens of an input key."""
 
     pad: int
     mask: int | None
@@ -41,24 +41,27 @@ class Readers:
     by_teacher: Mapping[str, TextTokenizer]
     """By the teacher's reference."""
     lengths: Mapping[str, int]
-    """Most tokens of a text, by input key: what all that read it can take."""
+    """Most tokens of a text, by input key: as many as all of its models take."""
 
     @property
     def input(self) -> TextInput:
-        """What the student takes."""
-        own = self.student
+        """The student's input."""
+        student = self.student
         return TextInput(
-            length=self.lengths[own.input_key], vocabulary=own.vocabulary, pad=own.pad, separator=own.separator
+            length=self.lengths[student.input_key],
+            vocabulary=student.vocabulary,
+            pad=student.pad,
+            separator=student.separator,
         )
 
     @property
     def special(self) -> dict[str, Special]:
-        """By input key."""
+        """Special tokens by input key."""
         return {reader.input_key: Special(reader.pad, reader.mask) for reader in self._all}
 
     @property
     def others(self) -> dict[str, TextTokenizer]:
-        """Tokenizers of teachers that don't read as the student does, by input key."""
+        """Teachers' tokenizers that differ from the student's, by input key."""
         return {reader.input_key: reader for reader in self._all if reader.input_key != self.student.input_key}
 
     @property
@@ -66,7 +69,8 @@ class Readers:
         return [self.student, *self.by_teacher.values()]
 
     def read(self, texts: TextSamples, *, words: bool) -> dict[str, Tensor]:
-        """Token ids (N, S) by input key; with `words`, the words of the tokens too, under the key after `WORDS`."""
+        """Token ids (N, S) int64 by input key; with `words`, also the word numbers of the tokens (N, S) int32, with the
+        prefix `WORDS`."""
         found: dict[str, Tensor] = {}
         for reader in self._all:
             if reader.input_key not in found:
@@ -83,7 +87,7 @@ def open_readers(
     teachers: Mapping[str, ModelConfig],
     train: TextSamples,
 ) -> Readers:
-    """Load the teachers' tokenizers from their `folders`, and make the student's as the job asks.
+    """Load the teachers' tokenizers from their `folders`, and create the student's as the job sets.
 
     Raises UserError (`invalid_teacher`, `invalid_job`).
     """
@@ -105,10 +109,10 @@ def open_reader(
     teachers: Mapping[str, ModelConfig],
     train: Iterable[str],
 ) -> Readers:
-    """The tokenizers of a language model and its teachers. One that gives the student's tokens is the student's own,
-    even if it knows more.
+    """The tokenizers of a language model and its teachers. A teacher's tokenizer that produces the student's tokens is
+    replaced by the student's, even if it has more tokens.
 
-    Raises UserError (`invalid_teacher`, `invalid_job`), the latter too for what can't be learned from other tokens.
+    Raises UserError (`invalid_teacher`, `invalid_job`), the latter also for terms that need equal tokenizers.
     """
     readers = [
         _stored(folders[teacher.reference], job.teacher_param(index)) for index, teacher in enumerate(job.all_teachers)
@@ -128,7 +132,7 @@ def open_reader(
 
 
 def _stored(folder: Path, param: str) -> TextTokenizer:
-    """The tokenizer of the model in `folder`; the rules in it are a stranger's, and bounded wherever they work."""
+    """The tokenizer of the model in `folder`; its rules are untrusted, and limited wherever they run."""
     with reading_tokenizer(folder, param):
         tokenizer = load_tokenizer(folder, param)
     tokenizer.subject = tokenizer_subject(param)
@@ -136,14 +140,14 @@ def _stored(folder: Path, param: str) -> TextTokenizer:
 
 
 def _most(teacher: ModelConfig) -> int:
-    """Tokens that a teacher of texts reads at a time."""
+    """Most tokens that a teacher takes at a time."""
     return teacher.input.length if isinstance(teacher.input, TextInput) else MOST
 
 
 def _require_comparable(job: JobSpec, index: int, reader: TextTokenizer) -> None:
-    """Raise UserError for what can't be learned from a teacher with a tokenizer of its own."""
+    """Raise UserError for terms that can't use a teacher with another tokenizer."""
     for problem in other_tokens_problems(job, job.all_teachers[index].name):
-        message = f"{problem.param}: {problem.message} (accepted: {problem.accepted})"
+        message = f"{problem.param}: {problem.message}; accepted: {problem.accepted}"
         raise UserError("invalid_job", message, problem.param)
     if reader.end is None:
         param = job.teacher_param(index)
@@ -163,6 +167,6 @@ def _students(
     if not isinstance(wanted, TeacherTokenizer):
         return train_tokenizer(wanted, train)
     if not teachers:
-        message = "data.tokenizer: there is no teacher to take it from (accepted: wordpiece or bpe)"
+        message = "data.tokenizer: there is no teacher to take it from; accepted: wordpiece, bpe"
         raise UserError("invalid_job", message, "data.tokenizer")
     return teachers[0]

@@ -1,7 +1,7 @@
-"""SelfMix (2312.17473): two crops of the same image become one, so that its class stays what it is.
+"""SelfMix (2312.17473): two crops of the same image are mixed, which does not change its class.
 
-All is decided by numbers that the caller draws for each sample, so that a sample is mixed alike in any batch. The same
-functions make CutMix out of crops of different images.
+The caller draws all random numbers for each sample, so that a sample is mixed in the same way in any batch. The same
+functions are CutMix for crops of different images.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class Mixed(NamedTuple):
-    """Images (B, C, H, W), and the share of the first crop in each (B,), by its area where a box was put into it."""
+    """Images (B, C, H, W), and the share of the first crop in each (B,), floating: by area if a box was pasted."""
 
     images: Tensor
     share: Tensor
 
 
 def draw_boxes(share: Tensor, centre: Tensor, size: torch.Size) -> Tensor:
-    """Boxes (B, 4) int64 with 1 - `share` (B,) of the area, around `centre` (B, 2) in 0..1, clipped.
+    """Boxes (B, 4) int64 with 1 - `share` (B,) of the area, around `centre` (B, 2) in 0..1, both floating; clipped.
 
     A box is y1, x1, y2, x2 in pixels, the latter two exclusive; `size` is height and width.
     """

@@ -1,4 +1,4 @@
-"""What is measured on the training samples and belongs to the model: the scale of its inputs and of its answers."""
+"""Statistics of the training samples that are part of the model: the scales of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import Tensor
 from app.recipe.students.model import Preprocessing, TargetScaling
 
 STD_FLOOR = 1e-3
-"""In scaled units; a channel that is nearly constant is centred but not blown up."""
+"""Least standard deviation, in scaled units: a nearly constant channel is centred but not amplified."""
 
 
 def fit_preprocessing(samples: Tensor) -> Preprocessing:
-    """Scale of raw values, and mean and standard deviation of each channel (N, C, H, W) or column (N, D)."""
+    """Scale of raw values, and mean and standard deviation of each channel or column, from `samples` (N, C, H, W) or
+    (N, D), uint8 or floating."""
     scale = 1 / 255 if samples.dtype == torch.uint8 else 1.0
     channels = range(samples.shape[1])  # one at a time: the copy in float64 stays small
     moments = [_moments(samples[:, channel].double() * scale) for channel in channels]
@@ -23,7 +24,7 @@ def fit_preprocessing(samples: Tensor) -> Preprocessing:
 
 
 def fit_targets(targets: Tensor) -> TargetScaling:
-    """Mean and standard deviation of each number to answer with, over `targets` (N, T)."""
+    """Mean and standard deviation of each column of floating `targets` (N, T)."""
     moments = [_moments(targets[:, column].double()) for column in range(targets.shape[1])]
     return TargetScaling(mean=[mean for mean, _ in moments], std=[_at_least(0.0, std) for _, std in moments])
 
@@ -34,5 +35,5 @@ def _moments(values: Tensor) -> tuple[float, float]:
 
 
 def _at_least(floor: float, std: float) -> float:
-    """A deviation to divide by; columns have units of their own, so that only a constant one is left as it is."""
+    """A deviation to divide by; columns may have any unit, so that only a constant one is left unchanged."""
     return max(std, floor) or 1.0

@@ -1,4 +1,4 @@
-"""A job's samples once they are read, and what reading them asks the job's task."""
+"""A job's samples after reading, and the interface of the task for reading them."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ from worker.data.readers import Readers
 from worker.errors import UserError
 
 MOST_PROBLEMS = 20
-"""Of those that are found, told in one message."""
+"""Most problems in one message."""
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Samples to train and to evaluate on, and the description that a student of them will have."""
+    """Samples for training and evaluation, and the student's description."""
 
     train: Batch
     eval: Batch
     model: ModelConfig
     notes: list[str]
-    """Oddities worth a warning."""
+    """Warnings."""
     readers: Readers | None = None
-    """How texts become tokens for the student and its teachers; none: there are none."""
+    """Tokenizers of the student and its teachers; none: there are no texts."""
     prompts: Prompts | None = None
-    """What models write on in training, on the CPU; none: nothing is written."""
+    """Prompts for generation during training, on the CPU; none: there is no generation."""
     numbers: tuple[Tensor, Tensor] | None = None
-    """Of the samples to train and to evaluate on within `data.train`, when both were taken from there: int64, CPU."""
+    """Indices in `data.train` of the training and evaluation samples, if both are from there: (N,) and (M,) int64, on
+    the CPU."""
     bytes: int = 0
-    """Of text, in UTF-8, that a language model is to predict of the samples to evaluate on; 0: there is none."""
+    """Bytes, in UTF-8, of the text that a language model is to predict in the evaluation samples; 0: no text."""
     places: Mapping[str, list[int]] = field(default_factory=dict)
     """By the name of a classifier's teacher: for each class of the job its number among the teacher's outputs."""
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
-    """By the input key of a teacher with another tokenizer: the shares of the student's tokens, by split, that it
-    has something to say about."""
+    """By the input key of a teacher with another tokenizer: the shares of the student's tokens, by split, for which
+    there is a teacher prediction."""
 
     @property
     def input_key(self) -> str | None:
-        """Which of the inputs the student reads; none: its kind's usual one."""
+        """Key of the student's inputs; none: the default of its kind."""
         return self.readers.student.input_key if self.readers else None
 
     def input_key_of(self, teacher: str) -> str | None:
-        """Which of the inputs the teacher of this reference reads; none: its kind's usual one."""
+        """Key of the inputs of the teacher with this reference; none: the default of its kind."""
         return self.readers.by_teacher[teacher].input_key if self.readers else None
 
 
@@ -63,41 +64,41 @@ class Targets(NamedTuple):
     by_file: Mapping[str, Tensor]
     """By the field that names the file, one row for each row of its inputs (see `Batch.targets`)."""
     classes: Classes | None = None
-    """Where the targets are about classes."""
+    """Set if the targets are about classes."""
     notes: Sequence[str] = ()
-    """Oddities worth a warning."""
+    """Warnings."""
     numbers: int | None = None
-    """Numbers in a row of targets, where the student answers with as many."""
+    """Numbers in a row of targets, if they are the student's outputs."""
 
     @classmethod
     def about(cls, classes: Classes, read: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Targets:
-        """Targets about classes: of each file, with the notes of its own."""
-        notes = [*classes.notes, *(note for _, own in read.values() for note in own)]
+        """Targets about classes, from targets (N, ...) and notes of each file."""
+        notes = [*classes.notes, *(note for _, its_notes in read.values() for note in its_notes)]
         return cls({param: targets for param, (targets, _) in read.items()}, classes, notes)
 
     def class_fields(self) -> dict[str, Any]:
         """Fields of a `ModelConfig` that describe the classes that these targets are about."""
-        assert self.classes is not None  # whoever asks has made them
+        assert self.classes is not None  # the caller has set them
         return {"classes": self.classes.count, "class_names": self.classes.names}
 
 
 class AlignedSplit(NamedTuple):
-    """The samples of a file, with targets that fit the tokens of its texts."""
+    """The samples of a file, with targets aligned with the tokens of its texts."""
 
     samples: Batch
     notes: Sequence[str] = ()
-    """Oddities worth a warning."""
+    """Warnings."""
 
 
 class SampleReading(Protocol):
-    """How a task's samples are read: what `load_samples` asks the task."""
+    """A task's part in reading samples, for `load_samples`."""
 
     columns: ColumnReader
     reads_words: bool
-    """Whether `align` needs to know which word each token belongs to."""
+    """Whether `align` needs the word numbers of the tokens."""
 
     def arrange(self, samples: Samples, param: str) -> Samples:
-        """The samples of the file that `param` names as the rows that models read."""
+        """The samples of the file that `param` names, as rows for the models."""
         ...
 
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
@@ -105,11 +106,12 @@ class SampleReading(Protocol):
         ...
 
     def align(self, split: Batch, readers: Readers | None, param: str) -> AlignedSplit:
-        """The samples of the file that `param` names with targets that fit the tokens of its texts."""
+        """The samples of the file that `param` names, with targets aligned with the tokens of its texts."""
         ...
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Numbers of the samples to train on and of `count` to evaluate on, int64, both ascending."""
+        """Indices of the training samples, (N,) int64, and of `count` for evaluation, (count,) int64, both
+        ascending."""
         ...
 
     def answer(
@@ -120,12 +122,12 @@ class SampleReading(Protocol):
         teachers: Mapping[str, ModelConfig],
         inherited: ModelConfig | None,
     ) -> dict[str, Any]:
-        """Fields of the student's `ModelConfig` that describe its outputs; `inherited` is the model that its weights
-        come from."""
+        """Fields of the student's `ModelConfig` that describe its outputs; `inherited` is the model from which it gets
+        its weights."""
         ...
 
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
-        """Oddities of the targets to train and to evaluate on, each in one sentence."""
+        """Warnings about the targets (N, ...) of the training and evaluation samples, each in one sentence."""
         ...
 
 
@@ -145,6 +147,6 @@ def refuse(problems: list[Problem]) -> None:
         some = problems[:MOST_PROBLEMS]
         lines = [f"{p.param}: {p.message}" + (f" (accepted: {p.accepted})" if p.accepted else "") for p in some]
         lines += [f"… and {len(problems) - len(some)} more"] if problems[MOST_PROBLEMS:] else []
-        room = problems[0].param.split(".")[0]
-        code = {"data": "invalid_data", "teacher": "invalid_teacher"}.get(room, "invalid_job")
+        section = problems[0].param.split(".")[0]
+        code = {"data": "invalid_data", "teacher": "invalid_teacher"}.get(section, "invalid_job")
         raise UserError(code, "; ".join(lines), problems[0].param)

@@ -1,6 +1,6 @@
-"""From texts to token ids: a stored tokenizer, or one trained on the texts at hand. Nothing is fetched.
+"""Tokenizers: from texts to token ids, by a stored tokenizer or one trained on the job's texts. Nothing is downloaded.
 
-Two models read the same tokens when their tokenizers' digests are the same.
+Two models have the same tokens if their tokenizers' digests are the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from worker.errors import UserError, unusable_model
 from worker.limits import Subject
 
 ROUND = 8
-"""Lengths are rounded up to a multiple of this, as devices like them."""
+"""Lengths are rounded up to a multiple of this, for efficiency."""
 TEMPLATE = "chat_template.jinja"
 USUAL = {
     "pad_token": ("[PAD]", "<pad>", "<|endoftext|>"),
@@ -41,7 +41,7 @@ USUAL = {
     "sep_token": ("[SEP]", "</s>"),
     "unk_token": ("[UNK]", "<unk>"),
 }
-"""Names that the token of each role goes by, where a tokenizer does not say which it is."""
+"""Usual names of the token of each role, for a tokenizer that does not name it."""
 NO_WORD = -1
 UNKNOWN = "[UNK]"
 WORD_CHARACTERS = 100
@@ -49,9 +49,9 @@ WORD_CHARACTERS = 100
 
 
 class EncodedTexts(NamedTuple):
-    """Token ids (N, S) int64, padded; and the number of the word that each token is part of (N, S) int32.
+    """Token ids (N, S) int64, padded; and the number of the word of each token (N, S) int32.
 
-    Words are what stands between white spaces, counted from 0 over a text or a pair; -1: special tokens and padding.
+    Words are separated by white space and counted from 0 over a text or a pair; -1: special tokens and padding.
     """
 
     ids: Tensor
@@ -59,10 +59,10 @@ class EncodedTexts(NamedTuple):
 
 
 class TextTokenizer:
-    """Turns texts to ids the same way for ever."""
+    """Converts texts to token ids, deterministically."""
 
     subject: Subject = TRAINED
-    """What is to blame where its rules don't end, or fail."""
+    """Subject of errors if its rules fail or do not end."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class TextTokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.template = template
-        """How a chat becomes one text, in Jinja; none: it knows no chats."""
+        """Chat template in Jinja; none: there is no support for chats."""
         self.named = {role: token for role, token in (roles or {}).items() if tokenizer.token_to_id(token) is not None}
-        """Special tokens by the roles that the tokenizer itself names."""
+        """Special tokens by the roles that the tokenizer names."""
         self.roles = _with_usual(tokenizer, self.named)
-        """The same, and those of usual names: `pad_token`, `mask_token`, `eos_token`, …"""
+        """These, and tokens with usual names: `pad_token`, `mask_token`, `eos_token`, …"""
         self._pad, self._mask = self.roles.get("pad_token"), self.roles.get("mask_token")
-        told = json.dumps([tokenizer.to_str(), self._pad, self._mask])
-        self.digest = sha256(told.encode()).hexdigest()[:16]
+        content = json.dumps([tokenizer.to_str(), self._pad, self._mask])
+        self.digest = sha256(content.encode()).hexdigest()[:16]
 
     @property
     def input_key(self) -> str:
@@ -95,45 +95,45 @@ class TextTokenizer:
 
     @property
     def pad(self) -> int:
-        """Id of the padding; 0 where the tokenizer knows none."""
+        """Id of the padding token; 0 if there is none."""
         return self._id("pad_token") or 0
 
     @property
     def pads(self) -> bool:
-        """Whether it has a token for padding."""
+        """Whether it has a padding token."""
         return self._pad is not None
 
     @property
     def mask(self) -> int | None:
-        """Id of the token that stands for a hidden one."""
+        """Id of the mask token, if there is one."""
         return self._id("mask_token")
 
     @property
     def end(self) -> int | None:
-        """Id of the token that ends a text, where there is one."""
+        """Id of the token that ends a text, if there is one."""
         return self._id("eos_token")
 
     @property
     def special(self) -> list[int]:
-        """Ids of the tokens that are marks and no text."""
+        """Ids of the special tokens, ascending."""
         known = self._tokenizer.get_added_tokens_decoder()
         return sorted(number for number, token in known.items() if token.special)
 
     @property
     def begin(self) -> list[int]:
-        """Ids that the tokenizer itself puts before a text: one or none."""
+        """Ids that the tokenizer puts before a text: one or none."""
         encoded = self._tokenizer.encode("a")
         return encoded.ids[:1] if encoded.special_tokens_mask[:1] == [1] else []
 
     @cached_property
     def unknown(self) -> int | None:
-        """Id of the token that stands for what is in no other one; none: there is no such token."""
+        """Id of the token for unknown words; none: there is no such token."""
         model = json.loads(self._tokenizer.to_str())["model"]
         name = model.get("unk_token")
         return model.get("unk_id") if name is None else self._tokenizer.token_to_id(name)
 
     def encode_whole(self, texts: list[str]) -> Iterator[Encoding]:
-        """Each text as it is: nothing cut off, nothing put around it, and every character within a token's offsets."""
+        """Each text without truncation or special tokens; every character is in a token's offsets."""
         for together in in_runs(texts, len):
             with reading_texts(self.subject, together):
                 encodings = self._bare.encode_batch(together, add_special_tokens=False)
@@ -141,37 +141,39 @@ class TextTokenizer:
 
     @cached_property
     def _bare(self) -> tokenizers.Tokenizer:
-        """Without the post-processor, which may take spaces out of the offsets."""
+        """The tokenizer without its post-processor, which may remove spaces from the offsets."""
         bare = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         bare.post_processor = None
         return bare
 
     def text(self, ids: list[int]) -> str:
-        """What token ids say."""
+        """The text that token ids decode to."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def reads_like(self, other: TextTokenizer) -> bool:
-        """Whether this and a larger one give the same ids for every text without tokens that only that one was given.
+        """Whether `other`, which may have more tokens, produces the same ids for every text without its additional
+        tokens.
 
-        They share rules and pieces, and all that this one was given besides is known there by the same id.
+        Both have the same rules and pieces, and all added tokens of this one have the same ids there.
         """
-        ours, theirs = (json.loads(each._tokenizer.to_str()) for each in (self, other))
+        own_rules, other_rules = (json.loads(each._tokenizer.to_str()) for each in (self, other))
         rules = ("model", "normalizer", "pre_tokenizer")
-        same = self.digest == other.digest or all(ours[rule] == theirs[rule] for rule in rules)
+        same = self.digest == other.digest or all(own_rules[rule] == other_rules[rule] for rule in rules)
         return same and all(
             other._tokenizer.token_to_id(token) == i for token, i in self._tokenizer.get_vocab().items()
         )
 
     @property
     def separator(self) -> int | None:
-        """Id of the token that ends each part of a text."""
+        """Id of the token that ends each part of a text, if there is one."""
         return self._id("sep_token")
 
     def _id(self, role: str) -> int | None:
         return self._tokenizer.token_to_id(self.roles[role]) if role in self.roles else None
 
     def encode(self, texts: TextSamples, length: int) -> EncodedTexts:
-        """Ids of all texts, cut after `length` tokens (of a pair the longer text first) and padded to the longest."""
+        """Ids of all texts, truncated to `length` tokens (the longer text of a pair first) and padded to the
+        longest."""
         self._tokenizer.enable_truncation(length)
         try:
             rows = [(row.ids, _words(row, *both)) for row, both in self._encodings(texts)]
@@ -188,22 +190,22 @@ class TextTokenizer:
     def _encodings(self, texts: TextSamples) -> Iterator[tuple[Encoding, tuple[str, str]]]:
         both = zip(texts.first, texts.second or [""] * len(texts.first), strict=True)
         for pairs in in_runs(both, lambda pair: len(pair[0]) + len(pair[1])):
-            given: list[Any] = [first for first, _ in pairs] if texts.second is None else pairs
+            inputs: list[Any] = [first for first, _ in pairs] if texts.second is None else pairs
             with reading_texts(self.subject, chain(*pairs)):
-                encodings = self._tokenizer.encode_batch(given)
+                encodings = self._tokenizer.encode_batch(inputs)
             yield from zip(encodings, pairs, strict=True)
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads, and what the Transformers library reads."""
+        """Write the files that `load_tokenizer` and the Transformers library read."""
         self._tokenizer.save(str(folder / FILE))
-        told = {"tokenizer_class": "PreTrainedTokenizerFast", **self.roles}
-        told |= {} if self.template is None else {"chat_template": self.template}
-        (folder / SETTINGS).write_text(json.dumps(told, indent=2), encoding="utf-8")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.roles}
+        settings |= {} if self.template is None else {"chat_template": self.template}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def _with_usual(tokenizer: tokenizers.Tokenizer, told: Mapping[str, str]) -> dict[str, str]:
-    """Roles as told, and for all others the token of a usual name, where there is one."""
-    known = dict(told)
+def _with_usual(tokenizer: tokenizers.Tokenizer, named: Mapping[str, str]) -> dict[str, str]:
+    """The named roles, and for all others the token with a usual name, if there is one."""
+    known = dict(named)
     for role, names in USUAL.items():
         usual = next((name for name in names if tokenizer.token_to_id(name) is not None), None)
         known |= {role: usual} if usual is not None and role not in known else {}
@@ -211,8 +213,8 @@ def _with_usual(tokenizer: tokenizers.Tokenizer, told: Mapping[str, str]) -> dic
 
 
 def _words(encoding: Encoding, first: str, second: str) -> NDArray:
-    """The word of each token, told by its last character: some tokenizers count the space before it in. A token of
-    nothing but white space belongs to the word that it comes before."""
+    """The word number of each token (T,) int32, by its last character, because some tokenizers include the space before
+    a word. A token of white space alone belongs to the next word."""
     texts, starts = (first, second), (_starts(first), _starts(second))
     before = (0, len(starts[0]))
     found = np.full(len(encoding.ids), NO_WORD, np.int32)
@@ -224,15 +226,15 @@ def _words(encoding: Encoding, first: str, second: str) -> NDArray:
 
 
 def _starts(text: str) -> list[int]:
-    """Where the words of a text begin."""
+    """Start positions of the words of a text."""
     spaces = [True, *map(str.isspace, text)]
     return [index for index, character in enumerate(text) if spaces[index] and not character.isspace()]
 
 
 def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
-    """The tokenizer whose files lie in `folder`, with the ids and special tokens that the Transformers library gives.
+    """The tokenizer whose files are in `folder`, with the ids and special tokens of the Transformers library.
 
-    Raises UserError (`invalid_teacher` or `invalid_student`), blaming `param`.
+    Raises UserError (`invalid_teacher` or `invalid_student`) at `param`.
     """
     settings = _settings(folder, param)
     for name in (FILE, VOCABULARY, *BYTE_PAIRS):
@@ -240,7 +242,7 @@ def load_tokenizer(folder: Path, param: str) -> TextTokenizer:
     template = _template(folder, settings, param)
     try:
         opened = open_tokenizer(folder, settings)
-    except Exception as error:  # the libraries raise bare exceptions for whatever is wrong in a file
+    except Exception as error:  # the libraries raise bare exceptions for invalid files
         raise _unusable(f"has a tokenizer that can't be read: {str(error)[:200]}", param) from error
     if opened is None:
         files = f"{FILE}, {VOCABULARY}, or {' and '.join(BYTE_PAIRS)}"
@@ -271,14 +273,14 @@ def _settings(folder: Path, param: str) -> dict[str, Any]:
 
 
 def _template(folder: Path, settings: dict[str, Any], param: str) -> str | None:
-    """The chat template, in a file of its own or among the settings; of several, the one called default."""
+    """The chat template, from a separate file or from the settings; of several, the one called default."""
     if (folder / TEMPLATE).is_file():
         return _text(folder / TEMPLATE, param)
-    told = settings.get("chat_template")
-    if isinstance(told, list):
-        named = [each for each in told if isinstance(each, dict) and each.get("name") == "default"]
-        told = named[0].get("template") if named else None
-    return told if isinstance(told, str) else None
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    return template if isinstance(template, str) else None
 
 
 def _between_ends(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -308,14 +310,14 @@ _BYTE_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def train_tokenizer(spec: Trained, texts: TextSamples) -> TextTokenizer:
-    """A tokenizer made of these texts: the same one from the same texts."""
+    """A tokenizer trained on these texts; deterministic."""
     made = _train_bytes(spec, _all(texts)) if isinstance(spec, BytePairs) else _train_pieces(spec, texts)
     return TextTokenizer(made)
 
 
 def train_writer(spec: Trained, texts: Iterable[str]) -> TextTokenizer:
-    """The same for a language model: texts come back as they were, and nothing is put behind them, where it goes on.
-    Of the texts nothing is kept but how often each word comes."""
+    """A tokenizer for a language model, trained on these texts: it restores texts exactly, and appends nothing, because
+    the model continues them. Of the texts only the counts of words are stored."""
     made = _train_bytes(spec, texts, space=False)
     begin = ("<s>", made.token_to_id("<s>"))
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
@@ -328,10 +330,11 @@ def _all(texts: TextSamples) -> Iterator[str]:
 
 
 def _train_pieces(spec: Trained, texts: TextSamples) -> tokenizers.Tokenizer:
-    """WordPiece by way of byte pair merging, as the library does it, but with the same result in every process.
+    """WordPiece by byte pair merging, as in the library, but with the same result in every process.
 
     The library numbers pieces that continue a word in the order of a hash table with random keys. Here the characters
-    that continue a word are other characters while merging, so that all of the alphabet is known, and sorted, before.
+    inside a word are replaced by private characters for the merging, so that the whole alphabet is known, and sorted,
+    before.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=spec.lowercase), pre_tokenizers.BertPreTokenizer()
     counts = Counter(
@@ -370,7 +373,7 @@ def _alphabet(counts: Counter[str], most: int) -> list[str]:
 
 
 def _train_bytes(spec: Trained, texts: Iterable[str], *, space: bool = True) -> tokenizers.Tokenizer:
-    """With `space`, what stands first is read like any other word."""
+    """Byte pair encoding; with `space`, the first word of a text is tokenized like any other."""
     raw = tokenizers.Tokenizer(models.BPE())
     if spec.lowercase:
         raw.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()])

@@ -18,5 +18,5 @@ def choose(sizes: Mapping[str, int], max_bytes: int) -> list[str]:
     except ValueError as error:
         raise Refused(str(error)) from error
     if (total := sum(sizes[name] for name in names)) > max_bytes:
-        raise Refused(f"it has {total} bytes; at most {max_bytes} are accepted")
+        raise Refused(f"it has {total} bytes; accepted: at most {max_bytes}")
     return names

@@ -1,1 +1,1 @@
-"""Losses of rows of logits, with their gradients, where memory decides: Triton on CUDA, plain PyTorch elsewhere."""
+"""Memory-saving losses of rows of logits, with their gradients: Triton on CUDA, plain PyTorch elsewhere."""

@@ -1,4 +1,4 @@
-"""Where Triton's kernels can run; nothing here imports it."""
+"""Availability of Triton, which is not imported here."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Makes the device of a tensor of any shape the current one, on which Triton launches."""
+    """Makes the device of a tensor, of any shape and dtype, the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,7 +1,7 @@
-"""Distributions of both sides in log space, and what is computed from two of them.
+"""Student and teacher distributions in log space, and functions of two of them.
 
-A column that either side masks (a logit of -inf: padding of a vocabulary, a class that is not offered) counts for
-nothing: it is taken out after the softmax, so that what it weighed is not shared out among the others.
+A column that either side masks (a logit of -inf: padding of a vocabulary, a class that is not offered) is left out: it
+is removed after the softmax, so that its probability is not divided among the others.
 
 Shapes: B rows, C columns; all floating tensors in float32 or float64.
 """
@@ -18,11 +18,11 @@ from torch import Tensor
 from worker.tensors import surely_none
 
 FLOOR = -1e9
-"""Log of what counts as no probability: finite, so that differences of two such logs are 0 and products no NaN."""
+"""Log of a probability of 0: finite, so that differences of two such logs are 0 and products are not NaN."""
 
 
 class LogProbs(NamedTuple):
-    """Log-probabilities (B, C) of both sides; FLOOR in both where either side masks the column."""
+    """Log-probabilities (B, C) of student and teacher; FLOOR in both if either masks the column."""
 
     student: Tensor
     teacher: Tensor
@@ -31,7 +31,7 @@ class LogProbs(NamedTuple):
 
 
 def log_probs(student: Tensor, teacher: Tensor) -> LogProbs:
-    """Log-softmax of logits (B, C) of both sides."""
+    """Log-softmax of logits (B, C) of student and teacher."""
     masked = student.isneginf() | teacher.isneginf()
     log_q, log_p = (F.log_softmax(side, dim=-1) for side in (student, teacher))
     if not surely_none(masked):
@@ -40,14 +40,15 @@ def log_probs(student: Tensor, teacher: Tensor) -> LogProbs:
 
 
 def log_probs_beside(column: Tensor, student: Tensor, teacher: Tensor) -> LogProbs:
-    """Log-softmax of logits (B, C) without `column` (B, 1) int64: of the other classes among themselves.
+    """Log-softmax of logits (B, C) over all classes but `column` (B, 1) int64.
 
-    Where no other class is left that both sides offer, all is FLOOR, with no gradient: there is nothing to divide by.
+    If no other class is left that neither side masks, all is FLOOR, with no gradient, because the softmax has no
+    divisor.
     """
     student, teacher = (logits.scatter(-1, column, -torch.inf) for logits in (student, teacher))
     masked = student.isneginf() | teacher.isneginf()
     nothing = masked.all(-1, keepdim=True)
-    if not surely_none(nothing):  # the softmax of what is masked throughout would be NaN, and its slope
+    if not surely_none(nothing):  # the softmax of a fully masked row would be NaN, and its gradient
         student, teacher = student.masked_fill(nothing, 0.0), teacher.masked_fill(nothing, 0.0)
     log_q, log_p = (F.log_softmax(side, dim=-1).masked_fill(masked, FLOOR) for side in (student, teacher))
     return LogProbs(log_q, log_p, masked)
@@ -64,7 +65,7 @@ def entropy(logs: Tensor) -> Tensor:
 
 
 def mixture(share: float, first: Tensor, second: Tensor) -> Tensor:
-    """Log (B, C) of `share` first + (1 - share) second, from their logs (B, C); exactly one of them where `share` is 0
+    """Log (B, C) of `share` first + (1 - share) second, from their logs (B, C); exactly one of them if `share` is 0
     or 1."""
     if share in (0.0, 1.0):
         return first if share else second

@@ -1,4 +1,4 @@
-"""What a divergence of the contract is to the kernels, which know fewer kinds: ends of ranges are other kinds."""
+"""Maps divergences of the contract to the kernels' kinds, which are fewer: ends of ranges are other kinds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from worker.kernels.spec import RowSpec
 
 
 class Plan(NamedTuple):
-    """A divergence as the kernel wants it."""
+    """A divergence in the form of the kernel's arguments."""
 
     kind: str
     share: float = 0.0

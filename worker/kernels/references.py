@@ -1,7 +1,7 @@
-"""Plain PyTorch forms of the row losses: they define what the kernels compute, and autograd differentiates them.
+"""Plain PyTorch forms of the row losses, which define the kernels' results; autograd differentiates them.
 
-All are computed in log space, mixtures too, so that probabilities that underflow on both sides do no harm, and neither
-do logits of ±1e4. Letters: p is the teacher's softmax at the temperature T, q the student's.
+All are computed in log space, mixtures too, so that probabilities that underflow on both sides and logits of ±1e4 cause
+no error. Letters: p is the teacher's softmax at the temperature T, q the student's.
 
 Shapes: B rows, C columns; logits (B, C) float32 or float64, labels (B,) int64, losses (B,) in the logits' dtype.
 """
@@ -19,7 +19,8 @@ from worker.kernels.spec import Divergence, DivergenceKind
 
 
 def divergence(spec: Divergence, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Divergence of each row (B,) between logits (B, C) of both sides; `nkd` and `dkd` look at labels (B,) int64."""
+    """Divergence of each row (B,) between logits (B, C) of student and teacher; `nkd` and `dkd` use labels (B,)
+    int64."""
     match spec.kind:
         case "nkd":
             target, others = nkd_parts(student, teacher, labels, spec.temperature)
@@ -36,8 +37,8 @@ def divergence(spec: Divergence, student: Tensor, teacher: Tensor, labels: Tenso
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """-sum_c y_c log q_c of each row (B,), where y is the label mixed with a uniform distribution by `smoothing`.
 
-    `labels` are classes (B,) int64 or probabilities (B, C). Masked columns (logits of -inf) take no part in the uniform
-    distribution; a label that is masked costs infinitely.
+    `labels` are classes (B,) int64 or probabilities (B, C). Masked columns (logits of -inf) are not in the uniform
+    distribution; the loss of a masked label is infinite.
     """
     logs, soft = F.log_softmax(logits, dim=-1), labels.is_floating_point()
     if not soft:
@@ -67,7 +68,7 @@ def jsd(spec: Divergence, log_q: Tensor, log_p: Tensor) -> Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m) of each row (B,), where m is beta p + (1 - beta) q, from
     log-probabilities (B, C) (arXiv 2306.13649).
 
-    At the ends, where that would be 0 for any student, it is forward and reverse KL by definition.
+    For beta 0 and 1, where that would be 0 for any student, it is forward and reverse KL by definition.
     """
     if spec.beta in (0.0, 1.0):
         return kl(log_q, log_p) if spec.beta else kl(log_p, log_q)
@@ -91,10 +92,10 @@ def total_variation(spec: Divergence, log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def bd_kd(spec: Divergence, log_q: Tensor, log_p: Tensor) -> Tensor:
-    """T^2 (w KL(p || q) + v KL(q || p)) of each row (B,), from log-probabilities (B, C); (w, v) is (delta, 1) where q
+    """T^2 (w KL(p || q) + v KL(q || p)) of each row (B,), from log-probabilities (B, C); (w, v) is (delta, 1) if q
     has less entropy than p, else (1, delta).
 
-    The choice has no gradient. The teacher stands still here; the paper (arXiv 2212.12965) trains it too.
+    The choice has no gradient. The teacher is fixed here; the paper (arXiv 2212.12965) trains it too.
     """
     overconfident = entropy(log_q.detach()) < entropy(log_p)
     forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
@@ -115,8 +116,7 @@ OF_LOG_PROBS: dict[DivergenceKind, Callable[[Divergence, Tensor, Tensor], Tensor
 
 
 def logit_mse(student: Tensor, teacher: Tensor, centered: bool) -> Tensor:
-    """1 / (2 C) |z - v|^2 of each row (B,) of logits z and v (B, C), or of what is left of them without their means
-    (arXiv 2109.06458).
+    """1 / (2 C) |z - v|^2 of each row (B,) of logits z and v (B, C), which may be centred (arXiv 2109.06458).
 
     As T grows, forward KL times T^2 tends to the centred form with an error of O(1 / T); the plain form adds half the
     squared difference of the means. Masked columns count neither in the sum nor in C.
@@ -133,8 +133,8 @@ def nkd_parts(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
     """Parts of normalised KD, (B,) each, from logits (B, C) and labels (B,) (arXiv 2303.13005): -p_t log q_t of the
     target at temperature 1, and the cross-entropy of the other classes among themselves, without its weight.
 
-    The second part is no divergence, so it is not 0 where both sides agree; with two classes, and where both sides
-    offer no other class, it is exactly 0.
+    The second part is no divergence, so it is not 0 if student and teacher agree; with two classes, and if both mask
+    all other classes, it is exactly 0.
     """
     column = labels.unsqueeze(-1)
     p_target, log_q_target = _at(column, teacher).exp(), _at(column, student)
@@ -147,9 +147,9 @@ def dkd_parts(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
     """Parts of decoupled KD, (B,) each, from logits (B, C) and labels (B,) (arXiv 2203.08679): KL of the target against
     the rest (TCKD) and of the rest among themselves (NCKD), without weights.
 
-    The target's column is really taken out. The authors' code subtracts 1000 from the target's logit instead, and takes
-    logs of summed probabilities: the same up to where those underflow. With two classes, and where both sides offer no
-    other class, NCKD is 0.
+    The target's column is removed exactly. The authors' code subtracts 1000 from the target's logit instead, and takes
+    logs of summed probabilities: the same unless those underflow. With two classes, and if both sides mask all other
+    classes, NCKD is 0.
     """
     column, student, teacher = labels.unsqueeze(-1), student / temperature, teacher / temperature
     log_q, log_p, _ = log_probs(student, teacher)

@@ -1,9 +1,9 @@
 """Forward KL against a sparse teacher, with cross-entropy, in Triton: one launch, a program for each row.
 
-A program goes over the student's logits in blocks, as `worker.kernels.row_kernels` does: once for what each softmax
-divides by, once for the sum of log q, of which the teacher's other columns have a share, once to write the gradient as
-if no column were kept; then it writes the few that are. The teacher is K numbers of a row, and nothing of its size is
-read or made. Names as there.
+A program makes passes over the student's logits in blocks, as in `worker.kernels.row_kernels`: one for the divisor of
+each softmax, one for the sum of log q, for the teacher's other columns, and one to write the gradient as if no column
+were stored; then it writes the few stored columns. The teacher is K numbers per row; nothing of the size of its
+vocabulary is read or allocated. Names as there.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
@@ -35,7 +35,7 @@ def _sum_of_logs(student, width, live, high, low, temperature, B: tl.constexpr):
 
 @triton.jit
 def _gradient(x, high, low, hard_high, hard_low, mass, share, soft, hard, temperature, at_label, HARD: tl.constexpr):
-    """Of logits whose share of the teacher's mass is `share`."""
+    """Gradient of logits whose teacher probability is `share`."""
     gradient = soft * (mass * tl.exp((x / temperature - high) - low) - share)
     if HARD:
         gradient += hard * (tl.exp((x - hard_high) - hard_low) - at_label.to(tl.float32))
@@ -49,7 +49,7 @@ def sparse_kernel(
     HARD: tl.constexpr, ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr,
     GRADIENT: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """See the module. `shared` columns are the teacher's too."""
+    """See the module. `shared` is the number of columns of both student and teacher."""
     row, inside, live, label = live_rows(labels, rows, ignore_index, LABELLED, 1)
     student = pointer + row.to(tl.int64) * stride
     end = width * tl.max(live.to(tl.int32))
@@ -96,7 +96,7 @@ def sparse_kernel(
                 x, high, low, hard_high, hard_low, mass, even, soft, hard, temperature, every == label, HARD
             )
             tl.store(student + every, tl.where(live, gradient, 0.0), mask=inside & (every < width))
-        tl.debug_barrier()  # before what was written for the kept columns is replaced
+        tl.debug_barrier()  # before the gradient of the stored columns is overwritten
         gradient = _gradient(
             x_kept, high, low, hard_high, hard_low, mass, p, soft, hard, temperature, columns == label, HARD
         )
@@ -106,10 +106,11 @@ def sparse_kernel(
 def launch(
     student: Tensor, known: TopKProbs, shared: int, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy (R,) of logits (R, C), of which `shared` columns are the teacher's too.
+    """Divergence and cross-entropy (R,) float32 of logits (R, C), floating, of which `shared` columns are the teacher's
+    too; `labels` are (R,) int64.
 
-    With `gradient`, the logits become that of the weighted sum times `scale`, a number on the device. `spec` is one
-    that `worker.kernels.processor_rows.covers`.
+    With `gradient`, the logits are overwritten by the gradient of the weighted sum times `scale`, a floating scalar on
+    the device. `spec` is one that `worker.kernels.processor_rows.covers`.
     """
     assert spec.divergence is not None
     temperature, (rows, width) = spec.divergence.temperature, student.shape

@@ -1,4 +1,4 @@
-"""Requests to the row kernels and their answers: a divergence from the teacher, cross-entropy with the label, or both.
+"""Arguments and results of the row kernels: a divergence from the teacher, cross-entropy with the label, or both.
 
 `worker.kernels.references` defines both.
 """
@@ -28,15 +28,15 @@ DivergenceKind = Literal[
 
 @dataclass(frozen=True)
 class Divergence:
-    """One divergence; each kind looks at the fields that its term in `app.recipe.losses` has.
+    """One divergence; each kind uses the fields that its term in `app.recipe.losses` has.
 
-    Raises ValueError for a temperature that nothing can be divided by; the contract checks the rest.
+    Raises ValueError for a temperature that is not positive; the contract checks the rest.
     """
 
     kind: DivergenceKind
     """As in the contract; `forward-kl` is its `kd`, and so is multiplied by the squared temperature."""
     temperature: float = 1.0
-    """Divides both sides' logits, but for `logit-mse`."""
+    """Divides student and teacher logits, except for `logit-mse`."""
     beta: float = 0.5
     """`jsd`: share of the teacher in the mixture; `dkd`: weight of the other classes among themselves."""
     skew: float = 0.1
@@ -46,18 +46,18 @@ class Divergence:
     alpha: float = 1.0
     """`dkd`: weight of the target class against the rest."""
     delta: float = 2.0
-    """`bd-kd`: weight of the divergence that counts more."""
+    """`bd-kd`: weight of the divergence with more weight."""
     centered: bool = False
-    """`logit-mse`: takes each side's mean off first."""
+    """`logit-mse`: subtracts each side's mean first."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
-            raise ValueError("temperature: takes a number above 0")
+            raise ValueError("temperature: accepted: a number above 0")
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """`divergence_weight` divergence + `ce_weight` cross-entropy of a row; what weighs nothing is not computed.
+    """`divergence_weight` divergence + `ce_weight` cross-entropy of a row; a part with weight 0 is not computed.
 
     Raises ValueError for a `label_smoothing` outside [0, 1).
     """
@@ -68,11 +68,11 @@ class RowSpec:
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
     ignore_index: int = IGNORED
-    """Label of a row that counts for nothing: loss and gradient are 0, and its logits are not read."""
+    """Label of an ignored row: loss and gradient are 0, and its logits are not read."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError("label_smoothing: takes a number from 0 to below 1")
+            raise ValueError("label_smoothing: accepted: a number from 0 to below 1")
 
 
 class RowInputs(NamedTuple):
@@ -89,8 +89,7 @@ class RowInputs(NamedTuple):
 
 
 class RowLosses(NamedTuple):
-    """Losses of each row (R,), float32 (float64 for such logits); 0 where the row is ignored or the part weighs
-    nothing."""
+    """Losses of each row (R,), float32 (float64 for such logits); 0 if the row is ignored or the part has weight 0."""
 
     total: Tensor
     """Both parts with their weights, times the row's weight."""

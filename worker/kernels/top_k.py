@@ -1,6 +1,6 @@
-"""The K largest logits of each row, as caches keep them.
+"""The K largest logits of each row, as in caches.
 
-Letters: n rows, K classes kept of each.
+Letters: n rows, K classes of each.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ class TopK(NamedTuple):
     """The largest logits of n rows."""
 
     indices: Tensor
-    """(n, K) integers, different ones in each row."""
+    """(n, K) integers, distinct in each row."""
     values: Tensor
-    """Logits (n, K)."""
+    """Logits (n, K), floating."""
     rest: Tensor
-    """Logarithm of the sum of the exponentials of all other logits (n, 1); -inf: none."""
+    """Logarithm of the sum of the exponentials of all other logits (n, 1), floating; -inf: none."""
 
     def rows(self, rows: RowIndex) -> TopK:
-        """The same of some of them."""
+        """The entries of some rows: a range, or indices (m,) int64."""
         return TopK(*(take_rows(side, rows) for side in self))
 
 
 class TopKProbs(NamedTuple):
-    """The teacher's softmax of n rows, at a temperature, with equal parts for the classes that aren't kept."""
+    """The teacher's softmax of n rows, at a temperature, with equal parts for the classes without a logit."""
 
     columns: Tensor
     """(n, K) int64."""
     logs: Tensor
-    """log p of the kept columns (n, K)."""
+    """log p of these columns (n, K), float32 or float64."""
     other: Tensor
-    """log p of any other column (n, 1)."""
+    """log p of any other column (n, 1), float32 or float64."""

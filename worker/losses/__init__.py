@@ -52,7 +52,7 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.Contrastive: ContrastiveTerm,
     spec.PairScore: PairScoreTerm,
 }
-"""Terms that look at outputs alone."""
+"""Terms that need outputs alone."""
 
 
 BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
@@ -60,7 +60,7 @@ BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
     **FEATURE_TERMS,
 }
-"""Terms that tap activations or train parts of their own."""
+"""Terms that read activations or train modules."""
 
 
 def build_term(spec: LossSpec, builder: LossBuilder) -> LossTerm:

@@ -1,7 +1,7 @@
-"""What a loss term is.
+"""The interface of a loss term.
 
-Shapes: B rows of a batch, C classes (or numbers of a regression). Logits come in any floating dtype; terms compute in
-at least float32 and stay in log space, so that logits of ±1e4 do no harm.
+Shapes: B rows of a batch, C classes (or values of a regression). Logits come in any floating dtype; terms compute in
+at least float32 and stay in log space, so that logits of ±1e4 stay finite.
 """
 
 from __future__ import annotations
@@ -16,54 +16,55 @@ from worker.tensors import at_least_float32
 
 
 class Features(NamedTuple):
-    """Activations (B, ...) of both sides, by the place that they were tapped at."""
+    """Activations (B, ...), floating, of student and teacher, by tap."""
 
     student: Mapping[Tap, Tensor]
     teacher: Mapping[Tap, Tensor]
     """Without gradient."""
     student_tokens: Tensor | None = None
-    """(B, S) bool: which of the student's tokens aren't padding; none: all of them."""
+    """(B, S) bool: the student's tokens that aren't padding; none: all of them."""
     teacher_tokens: Tensor | None = None
-    """The same of the teacher, whose tokenizer may be another."""
+    """(B, S') bool: the same for the teacher, whose tokenizer may differ."""
 
 
 class LossInputs(NamedTuple):
-    """What a term sees of a batch."""
+    """Inputs of a loss term for one batch."""
 
     student: Tensor
-    """Logits or numbers (B, C)."""
+    """Logits, predictions or embeddings (B, C), floating."""
     labels: Tensor
-    """(B,) int64, or (B, C) probabilities or numbers."""
+    """(B,) int64 classes, or (B, C) floating probabilities or values."""
     teacher: Tensor | None
-    """The student's counterpart (B, C), without gradient; there for terms that need a teacher."""
+    """The teacher's outputs (B, C), floating, without gradient; set for terms that need a teacher."""
     valid: Tensor | None = None
-    """(B,) bool: rows that count, for terms that couple rows; none: all of them."""
+    """(B,) bool: valid rows, for terms that couple rows; none: all of them."""
     head: Tensor | None = None
-    """Weight (C, D) of the teacher's last layer, for terms that look at it."""
+    """Weight (C, D), floating, of the teacher's last layer, for terms that need it."""
     features: Features = Features({}, {})
-    """There for terms that tap."""
+    """Set for terms that read activations."""
     teachers: Mapping[str, Tensor] = {}
-    """What every teacher says (B, C), by its name, for terms that need more than one."""
+    """Outputs (B, C), floating, of every teacher by name, for terms that need more than one."""
 
 
 class LossTerm(Protocol):
     """One term of the objective."""
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """Loss of each row (B,); the caller masks ignored rows, sums and divides.
+        """Loss of each row (B,), float32 or float64; the caller masks ignored rows, sums and divides.
 
-        Whatever couples rows is shared out so that the mean over the rows that count is right.
+        A loss that couples rows is spread over them so that the mean over the valid rows is right.
         """
         ...
 
 
 def teacher_logits(inputs: LossInputs) -> Tensor:
-    """The teacher's logits; raises ValueError when the caller brought none."""
+    """The teacher's logits (B, C) in at least float32, detached; raises ValueError when `inputs` has none."""
     if inputs.teacher is None:
         raise ValueError("this term needs a teacher's logits")
     return at_least_float32(inputs.teacher).detach()
 
 
 def target_column(labels: Tensor) -> Tensor:
-    """The target class of each row (B, 1); labels given as probabilities (B, C) count by their arg-max."""
+    """The target class of each row (B, 1) int64, from labels (B,) int64 or (B, C) probabilities, whose arg-max
+    counts."""
     return (labels.argmax(-1) if labels.ndim == 2 else labels).unsqueeze(-1)

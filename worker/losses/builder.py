@@ -1,4 +1,4 @@
-"""What a loss term is built from: the shapes of what it will see, and the parts that it trains."""
+"""Inputs for building loss terms: shapes of activations, and the modules that the terms train."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Shapes = Mapping[Tap, torch.Size]
 
 @dataclass(frozen=True)
 class TeacherSide:
-    """What is known of a teacher before training."""
+    """Facts about a teacher before training."""
 
     network: nn.Module
     shapes: Shapes
-    """Of its activations, each with a batch axis."""
+    """Shapes of its activations, each with a batch axis."""
     same_tokens: bool = True
-    """Whether it reads texts with the student's tokenizer; true where there are no texts."""
+    """Whether it uses the student's tokenizer; true where there are no texts."""
     outputs: int = 0
-    """Classes, or numbers per sample."""
+    """Outputs per sample: classes, values or dimensions."""
 
 
 class LossBuilder:
-    """Shapes and trainable parts for the terms of a job.
+    """Shapes and trainable modules for the terms of a job.
 
-    A part has a name; terms and stages that ask for the same name share it. A fresh part depends on the job's seed and
-    its own name alone.
+    A module has a name; terms and stages that use the same name share it. A new module is initialised from the job's
+    seed and its name alone.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class LossBuilder:
     ) -> None:
         self._student, self._teachers, self._seed = student, teachers, seed
         self.outputs = outputs
-        """Classes, or numbers per sample."""
+        """Outputs per sample: classes, values or dimensions."""
         self.param = param
-        """Path of the term that is being built, for what is to be blamed on it."""
+        """Path of the term that is being built, for its errors."""
         self.aux_modules = nn.ModuleDict()
-        """Every part made so far."""
+        """All modules made so far, by name."""
         self.trained: set[str] = set()
-        """Names of the parts that the terms built since the last `new_stage` train."""
+        """Names of the modules that are trained by the terms built since the last `new_stage`."""
         self.frozen: set[str] = set()
-        """Names of the parts that they use as they are."""
+        """Names of the modules that these terms use without training them."""
 
     def new_stage(self) -> None:
-        """Forget who uses which part."""
+        """Clear `trained` and `frozen`."""
         self.trained, self.frozen = set(), set()
 
     def student(self, tap: Tap) -> torch.Size:
@@ -63,11 +63,11 @@ class LossBuilder:
         return self._side(name).shapes[tap]
 
     def teacher_outputs(self, name: str | None = None) -> int:
-        """Numbers that a teacher answers with."""
+        """Number of a teacher's outputs per sample."""
         return self._side(name).outputs
 
     def same_tokens(self, name: str | None = None) -> bool:
-        """Whether the student's tokens are this teacher's, one for one."""
+        """Whether student and teacher have the same tokens, one for one."""
         return self._side(name).same_tokens
 
     def teacher_module(self, path: str, name: str | None = None) -> nn.Module:
@@ -78,7 +78,8 @@ class LossBuilder:
             raise self.refuse(f"the teacher has no module {path!r}") from error
 
     def part(self, name: str, make: Callable[[], nn.Module], *, frozen: bool = False) -> nn.Module:
-        """The part called `name`, made on first use; `frozen` when the term uses it as it is, in evaluation mode."""
+        """The module called `name`, made on first use; `frozen`: the term does not train it, and it runs in evaluation
+        mode."""
         if name not in self.aux_modules:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self._seed, "part", name))
@@ -87,7 +88,7 @@ class LossBuilder:
         return self.aux_modules[name]
 
     def refuse(self, message: str, field: str = "") -> UserError:
-        """What a term raises that can't be built; `field` is below the term's own path."""
+        """The error for a term that can't be built; `field` is relative to the term's path."""
         return UserError("invalid_job", message, f"{self.param}.{field}" if field else self.param)
 
     def _side(self, name: str | None) -> TeacherSide:

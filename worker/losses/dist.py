@@ -1,4 +1,4 @@
-"""DIST (2205.10536): the student keeps the relations of the teacher's predictions, not their values."""
+"""DIST (2205.10536): the student matches the relations of the teacher's predictions, not their values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EPS = 1e-8
 class DistTerm:
     """T^2 (beta (1 - correlation over a row's classes) + gamma (1 - correlation over a class's rows)).
 
-    The second part belongs to the batch: every row carries the mean over the classes, so that the mean over the rows
-    that count is that mean again, provided that the call sees the whole batch. Rows that do not count and masked
+    The second part couples the rows: every row has the mean over the classes as its loss, so that the mean over the
+    valid rows equals it. This holds if the call gets the whole batch. Invalid rows and masked
     columns are left out of every mean. Where a row or a column is constant its correlation is 0, with no gradient.
     """
 
@@ -38,14 +38,15 @@ class DistTerm:
 
 
 def correlation(first: Tensor, second: Tensor, counted: Tensor | None, dim: int) -> Tensor:
-    """Pearson's, along `dim` of two (B, C), over the entries that are counted (B, C) bool; none: all of them."""
+    """Pearson correlation along `dim`, (B,) or (C,), of two floating (B, C), over the entries that are `counted` (B, C)
+    bool; none: all of them."""
     a, b = (_center(side, counted, dim) for side in (first, second))
     norms: Tensor = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
     return (a * b).sum(dim) / (norms + EPS)
 
 
 def _mean(between: Tensor, counted: Tensor | None) -> Tensor:
-    """Over the classes (C,) that any row counts in."""
+    """Mean over the classes (C,) with a counted entry."""
     if counted is None:
         return between.mean()
     classes = counted.any(0)

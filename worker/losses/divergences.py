@@ -1,4 +1,4 @@
-"""Divergences between the distributions of both sides, row by row; rows may be tokens."""
+"""Divergences between student and teacher distributions, row by row; rows may be tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: frozenset[str] = frozenset(get_args(DivergenceKind))
 
 
 def divergence_of(spec: Loss) -> Divergence | None:
-    """The kernels' name and settings for a term; none: they have no such divergence."""
+    """The divergence, with settings, by which the kernels compute a term; none: they have no such divergence."""
     kind = "forward-kl" if spec.kind == "kd" else spec.kind
     if kind not in KINDS:
         return None
@@ -28,14 +28,14 @@ def divergence_of(spec: Loss) -> Divergence | None:
 
 
 class DivergenceTerm:
-    """A divergence of `worker.kernels.references`, which has the formulas and their sources.
+    """A divergence of `worker.kernels.references`, where the formulas and their sources are.
 
-    Labels given as probabilities count by their arg-max, as in the authors' code of `nkd`.
+    For labels that are probabilities the target is their arg-max, as in the authors' code of `nkd`.
     """
 
     def __init__(self, spec: Loss) -> None:
         found = divergence_of(spec)
-        assert found is not None  # the table of terms names it for these kinds alone
+        assert found is not None  # the table of terms uses this class for these kinds alone
         self.divergence, self.standardize = found, getattr(spec, "standardize", False)
 
     def __call__(self, inputs: LossInputs) -> Tensor:
@@ -44,10 +44,10 @@ class DivergenceTerm:
 
 
 class AklTerm:
-    """h KL(p || q) + (1 - h) KL(q || p), where h is the head's share of the gap between both (arXiv 2404.02657).
+    """h KL(p || q) + (1 - h) KL(q || p), where h is the head's share of the gap between p and q (arXiv 2404.02657).
 
-    h has no gradient, and is 1/2 where there is no gap. Costs a sort over the classes, which also chooses among equal
-    probabilities at the edge of the head.
+    h has no gradient, and is 1/2 where there is no gap. Costs a sort over the classes; its order also decides between
+    equal probabilities at the edge of the head.
     """
 
     def __init__(self, spec: Akl) -> None:
@@ -59,17 +59,17 @@ class AklTerm:
         return share * kl(teacher, student) + (1.0 - share) * kl(student, teacher)
 
     def head_share(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """h of each row (B,), from log-probabilities (B, C) in float32 or float64."""
+        """h of each row (B,), from log-probabilities `student` and `teacher` (B, C) in float32 or float64."""
         p, order = teacher.exp().sort(dim=-1, descending=not self.spec.boundary_in_head)
         gaps = (p - student.exp().gather(-1, order)).abs()
         head, total = gaps.where(self._head(p), 0.0).sum(-1), gaps.sum(-1)
         return torch.where(total > 0.0, head / total, 0.5)
 
     def _head(self, p: Tensor) -> Tensor:
-        """Which of the sorted probabilities (B, C) belong to the head.
+        """(B, C) bool: which of the sorted probabilities (B, C) belong to the head.
 
-        Both authors' codes are followed in how they count, because it decides among equal probabilities: one adds up
-        from the likeliest class until `mu` is passed, the other from the least likely until 1 - `mu` is reached.
+        The authors have published two codes, which sum differently, and this decides between equal probabilities. One
+        sums from the likeliest class until `mu` is passed, the second from the least likely until 1 - `mu` is reached.
         """
         reached = p.cumsum(-1)
         if self.spec.boundary_in_head:

@@ -1,7 +1,8 @@
-"""FerKD (2312.17473): soft labels where the teacher is sure of a crop, hard ones where not, none where it is lost.
+"""FerKD (2312.17473): soft labels for crops of high teacher confidence, hard labels for lower confidence, none for the
+lowest.
 
-Which rows are kept belongs to the batch, so each row carries the share that makes the mean over the rows that count the
-mean over the kept ones.
+The choice of rows depends on the batch: losses are scaled so that their mean over the valid rows is the mean over the
+kept ones.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from worker.losses.soft_labels import recover
 from worker.losses.softened import prepare
 
 LOST, HARD, SURE, EASY = range(4)
-"""What a crop is to the teacher, in the order of its confidence."""
+"""Kinds of crops, in the order of the teacher's confidence."""
 
 
 class Calibrated(NamedTuple):
-    """What the rows of a batch are to learn."""
+    """Calibrated labels of a batch."""
 
     labels: Tensor
-    """(B, C) probabilities; those of rows that are not kept are the teacher's."""
+    """(B, C) floating probabilities; the teacher's for rows that are not kept."""
     kinds: Tensor
     """(B,) int64: LOST, HARD, SURE or EASY."""
     kept: Tensor
-    """(B,) bool."""
+    """(B,) bool: rows that the loss uses."""
 
 
 class FerkdTerm:
-    """Cross-entropy with calibrated labels over the kept rows; columns that either side masks count for nothing."""
+    """Cross-entropy with calibrated labels over the kept rows, without columns that either side masks."""
 
     def __init__(self, spec: Ferkd) -> None:
         self.spec = spec
@@ -47,7 +48,8 @@ class FerkdTerm:
         return losses.where(calibrated.kept, 0.0) * counted / calibrated.kept.sum().clamp(min=1)
 
     def calibrate(self, log_p: Tensor, masked: Tensor, inputs: LossInputs) -> Calibrated:
-        """Labels out of the teacher's log-probabilities (B, C), of which the `masked` ones (B, C) bool don't count."""
+        """Labels from the teacher's log-probabilities (B, C), float32 or float64, without the `masked` ones (B, C)
+        bool."""
         p, true, valid = log_p.exp(), self._true_labels(inputs, log_p), _valid(inputs)
         confidence = p.amax(-1) if self.spec.confidence == "top1" else (p * true).sum(-1)
         kinds = self._kinds(confidence, valid)
@@ -71,7 +73,7 @@ class FerkdTerm:
         return torch.zeros_like(like).scatter(-1, inputs.labels.unsqueeze(-1), 1.0)
 
     def _smoothed(self, true: Tensor, masked: Tensor) -> Tensor:
-        """`smoothing` of every class's share of the label, spread evenly over the classes that it is not."""
+        """Labels (B, C) smoothed: `smoothing` of every class's share is spread evenly over the other classes."""
         others = ((~masked).sum(-1, keepdim=True) - 1).clamp(min=1)
         smoothing = self.spec.smoothing
         return (1.0 - smoothing) * true + ((1.0 - true) * smoothing / others).masked_fill(masked, 0.0)

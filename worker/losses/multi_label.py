@@ -1,6 +1,6 @@
-"""Losses of labels that are there or not, each by the sigmoid of its own logit.
+"""Multi-label losses: each label is present or absent, with the sigmoid of its logit as probability.
 
-Logits of both sides and labels are (B, C); a label is a probability, 0 and 1 among them. Everything stays in log space.
+Logits of student and teacher and labels are (B, C); a label is a probability from 0 to 1. All is computed in log space.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class BinaryCrossEntropyTerm:
     def __call__(self, inputs: LossInputs) -> Tensor:
         logits, smoothing = at_least_float32(inputs.student), self.spec.label_smoothing
         target = inputs.labels.to(logits.dtype) * (1.0 - smoothing) + smoothing / 2
-        there, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
-        return -(self.spec.pos_weight * target * there + (1.0 - target) * absent).mean(-1)
+        present, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
+        return -(self.spec.pos_weight * target * present + (1.0 - target) * absent).mean(-1)
 
 
 class BinaryKdTerm:
-    """Mean over the classes of T^2 KL(p || q) between the two Bernoulli distributions of a label (arXiv 2308.06453)."""
+    """Mean over the classes of T^2 KL(p || q), p and q the Bernoulli distributions of a label (arXiv 2308.06453)."""
 
     def __init__(self, spec: BinaryKd) -> None:
         self.temperature = spec.temperature
@@ -37,7 +37,8 @@ class BinaryKdTerm:
         return self.temperature**2 * binary_kl(teacher / self.temperature, student / self.temperature).mean(-1)
 
 
-def binary_kl(logits: Tensor, others: Tensor) -> Tensor:
-    """KL(p || q) of each label, in nats and the shape of both, of p = sigmoid(`logits`) from q = sigmoid(`others`)."""
-    there = logits.sigmoid() * (F.logsigmoid(logits) - F.logsigmoid(others))
-    return there + (-logits).sigmoid() * (F.logsigmoid(-logits) - F.logsigmoid(-others))
+def binary_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(p || q) of each label in nats, in the shape of both floating arguments, for p = sigmoid(`teacher_logits`) and
+    q = sigmoid(`student_logits`)."""
+    present = teacher_logits.sigmoid() * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits))
+    return present + (-teacher_logits).sigmoid() * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))

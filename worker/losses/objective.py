@@ -1,4 +1,4 @@
-"""The objective: the weighted sum of a stage's terms, divided in one place by the count of valid rows."""
+"""The objective: the weighted sum of a stage's terms, divided once by the count of valid rows."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ NO_FEATURES: Mapping[Tap, Tensor] = {}
 
 @dataclass(frozen=True, eq=False)
 class BatchOutputs:
-    """What both sides say of a part (B rows) of a batch."""
+    """Outputs of student and teachers for a part (B rows) of a batch."""
 
-    answer: Tensor | HiddenStates
-    """The student's logits or numbers (B, C), or what the last layer of a language model would make logits of."""
+    student: Tensor | HiddenStates
+    """The student's outputs (B, C), floating; of a language model the inputs of its last layer."""
     targets: Tensor
-    """(B,) int64, or (B, C) probabilities or numbers; of a language model (B, S) int64."""
+    """(B,) int64, or (B, C) floating probabilities or values; of a language model (B, S) int64."""
     signals: Mapping[str, TeacherSignal]
-    """What the teachers say, by their names."""
+    """Teacher outputs, by the teachers' names."""
     features: Mapping[Tap, Tensor] = field(default_factory=dict)
-    """The student's activations."""
+    """The student's activations (B, ...), floating."""
     tokens: Tensor | None = None
-    """(B, S) bool: which of the student's tokens aren't padding; none where it reads no text."""
+    """(B, S) bool: the student's tokens that aren't padding; none if its inputs aren't texts."""
 
     @property
     def outputs(self) -> Tensor:
-        """The answer for whole samples. Raises TypeError for a language model's."""
-        if not isinstance(self.answer, Tensor):
-            raise TypeError("the logits of a language model are made where they are used, some rows at a time")
-        return self.answer
+        """The student's outputs for whole samples (B, C), floating. Raises TypeError for a language model."""
+        if not isinstance(self.student, Tensor):
+            raise TypeError("the logits of a language model are computed where they are used, some rows at a time")
+        return self.student
 
     @property
     def states(self) -> HiddenStates:
-        """The answer of a language model. Raises TypeError for any other."""
-        if isinstance(self.answer, Tensor):
-            raise TypeError("the answers for whole samples have no last states")
-        return self.answer
+        """The student's hidden states, of a language model. Raises TypeError for any other student."""
+        if isinstance(self.student, Tensor):
+            raise TypeError("outputs for whole samples have no hidden states")
+        return self.student
 
 
 class _Weighted(NamedTuple):
@@ -67,8 +67,8 @@ class _Weighted(NamedTuple):
 class Objective:
     """Named terms and their weighted sum.
 
-    A batch may come in parts: each call gives its part's share of the batch's mean, because it divides by the count of
-    the whole batch. So the shares of all parts add up to the loss of the batch, and so do their gradients.
+    A batch may be computed in parts. Each call divides by the count of the whole batch, so its result is the part's
+    share of the batch's mean: the shares of all parts add up to the loss of the batch, and so do their gradients.
     """
 
     def __init__(
@@ -86,39 +86,41 @@ class Objective:
             builder.param = f"{path}[{index}]"
             self._terms[name] = _Weighted(spec, build_term(spec, builder))
         self.trained = nn.ModuleList(builder.aux_modules[name] for name in sorted(builder.trained - builder.frozen))
-        """Parts that learn together with the student."""
+        """Modules that are trained together with the student."""
         self.frozen = nn.ModuleList(builder.aux_modules[name] for name in sorted(builder.frozen))
 
     @property
     def teachers(self) -> set[str]:
-        """Names of the teachers that its terms learn from."""
+        """Names of the teachers that its terms use."""
         learning = [spec for spec, _ in self._terms.values() if spec.needs_teacher]
         return {name for spec in learning for name in (spec.named_teachers().values() or self._teachers)}
 
     def only(self, wanted: Callable[[Loss], bool]) -> Self:
-        """The same with those terms alone, by their own names."""
+        """A copy with the wanted terms alone; they keep their names."""
         some = copy(self)
         some._terms = {name: term for name, term in self._terms.items() if wanted(term.spec)}
         return some
 
     def prepare(self) -> None:
-        """Bring the parts into the mode that training needs: what learns learns, the rest stays as it is."""
+        """Set the modules' modes for training: the trained ones get gradients, the frozen ones are in evaluation
+        mode."""
         self.trained.requires_grad_(True).train()
         self.frozen.requires_grad_(False).eval()
 
     def count(self, targets: Tensor, everywhere: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Rows of a whole batch that count, a scalar int64, from targets (B, ...); at least 1, so that a batch of
-        ignored rows gives 0 and not NaN.
+        """Valid rows of a whole batch, a scalar int64, from targets (B, ...); at least 1, so that a batch of ignored
+        rows has the loss 0 and not NaN.
 
-        `everywhere` adds up over the processes that have a share of the batch each.
+        `everywhere` sums over the processes that share the batch.
         """
-        own = _valid(targets).sum()
-        return (everywhere(own) if everywhere else own).clamp(min=1)
+        count = _valid(targets).sum()
+        return (everywhere(count) if everywhere else count).clamp(min=1)
 
     def __call__(self, seen: BatchOutputs, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
-        """Share of a part of a batch with `count` valid rows: `loss`, and each term's `loss/<kind>` before its weight.
+        """Share of a part of a batch with `count` valid rows, a scalar int64: `loss`, and each term's `loss/<kind>`
+        before its weight, floating scalars.
 
-        `epoch` of the stage's `epochs`, both with fraction, decide weights that change.
+        Weights that change depend on `epoch` of the stage's `epochs`, both with fraction.
         """
         valid, targets = _rows_that_count(seen.targets), seen.targets
         if valid is not None and targets.ndim != 2:
@@ -133,9 +135,9 @@ class Objective:
         return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
 
     def _suits_kernels(self, seen: BatchOutputs, weights: Mapping[str, float]) -> bool:
-        """Whether row kernels compute the terms that they know, with one share for all rows, and leave out no value
-        because it weighs nothing. On a processor there are none, and few rows of few classes take longer there in the
-        row losses than in the terms."""
+        """Whether the row kernels compute the terms that they support: all rows have the same teacher weights, and no
+        supported term has weight 0, whose value they would leave out. There are no row kernels for a CPU, where few
+        rows of few classes take longer in the row losses than in the terms."""
         by_row = self._weighting == "entropy" and len(self._teachers) > 1
         if by_row or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
             return False
@@ -144,18 +146,18 @@ class Objective:
     def _at_rows(
         self, seen: BatchOutputs, weights: Mapping[str, float], count: Tensor
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Shares in the loss, and the values by name, of the terms that the kernels know: one launch for cross-entropy
-        and a divergence, gradient included.
+        """Shares in the loss, and the values by name, of the terms that the kernels support: one launch for
+        cross-entropy and a divergence, gradient included.
 
-        The gradient is written over the logits, so each pass is given a copy of them.
+        The gradient is written over the logits, so each pass gets a copy of them.
         """
         totals: list[Tensor] = []
         values: dict[str, Tensor] = {}
         shares = torch.ones_like(seen.targets, dtype=torch.promote_types(seen.outputs.dtype, torch.float32)) / count
         for each in self._passes():
             teacher = None if each.teacher is None else seen.signals[each.teacher].logits
-            own = seen.outputs.clone(memory_format=torch.contiguous_format)
-            losses = row_loss(own, teacher, seen.targets, self._spec_of(each, weights), row_weights=shares)
+            student = seen.outputs.clone(memory_format=torch.contiguous_format)
+            losses = row_loss(student, teacher, seen.targets, self._spec_of(each, weights), row_weights=shares)
             totals.append(losses.total.sum())
             if each.cross_entropy is not None:
                 values[each.cross_entropy] = losses.cross_entropy.sum() / count
@@ -165,7 +167,7 @@ class Objective:
         return totals, values
 
     def _passes(self) -> list[Pass]:
-        """Cross-entropy goes with the first divergence."""
+        """Passes over the logits; cross-entropy shares one with the first divergence."""
         kinds = {name: spec for name, (spec, _) in self._terms.items()}
         plain = [name for name, spec in kinds.items() if isinstance(spec, CrossEntropy)]
         taught = [(name, by) for name, spec in kinds.items() if kernel_divergence(spec) for by in self._names(spec)]
@@ -180,7 +182,7 @@ class Objective:
         return each.spec(plain, taught, hard, soft)
 
     def _share(self, teacher: str | None, name: str) -> float:
-        """Of a teacher in a term that learns from several; they add up to 1."""
+        """Weight of a teacher in a term that uses several; the weights add up to 1."""
         names = self._names(self._terms[name].spec)
         return 1.0 if teacher is None else self._teachers[teacher] / sum(self._teachers[each] for each in names)
 
@@ -190,7 +192,7 @@ class Objective:
         return (losses if valid is None else losses.where(valid, 0)).sum()
 
     def _loss(self, spec: Loss, term: LossTerm, seen: BatchOutputs, targets: Tensor, valid: Tensor | None) -> Tensor:
-        """Of each row (B,): against the teacher that the term names, or shared by all of them."""
+        """Loss of each row (B,): with the teacher that the term names, or the weighted sum over all of them."""
         names = self._names(spec)
         if len(names) < 2 or spec.joint:
             return term(row_inputs(seen, targets, valid, names[0] if names else None))
@@ -198,13 +200,13 @@ class Objective:
         return (self._shares(seen, names) * losses).sum(0)
 
     def _names(self, spec: Loss) -> list[str]:
-        """Teachers that a term is computed against."""
+        """Names of the teachers that a term uses."""
         if not spec.needs_teacher:
             return []
         return list(spec.named_teachers().values())[:1] or list(self._teachers)
 
     def _shares(self, seen: BatchOutputs, names: list[str]) -> Tensor:
-        """Weights of the teachers (T, B) or (T, 1); they add up to 1."""
+        """Weights of the teachers (T, B) or (T, 1); they add up to 1 for each row."""
         weights = seen.outputs.new_tensor([self._teachers[name] for name in names], dtype=torch.float32).unsqueeze(-1)
         if self._weighting == "entropy":
             logs = torch.stack([seen.signals[name].logits.float().log_softmax(-1) for name in names])
@@ -213,7 +215,7 @@ class Objective:
 
 
 def unique_names(kinds: Sequence[str]) -> list[str]:
-    """Each kind's name; kinds that appear several times are numbered: kd-1, kd-2."""
+    """A name for each kind; kinds that appear several times are numbered: kd-1, kd-2."""
     totals, seen = Counter(kinds), Counter[str]()
     names = []
     for kind in kinds:
@@ -223,19 +225,19 @@ def unique_names(kinds: Sequence[str]) -> list[str]:
 
 
 def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: str | None) -> LossInputs:
-    """What a term is given of a part of a batch, with targets as `LossInputs.labels`, `valid` (B,) bool, and what the
-    teacher called `name` says of it."""
-    said = seen.signals[name] if name is not None else None
+    """Inputs of a term for a micro-batch, with targets as `LossInputs.labels`, `valid` (B,) bool, and outputs of the
+    teacher called `name`."""
+    signal = seen.signals[name] if name is not None else None
     features = Features(
-        seen.features, said.features if said else NO_FEATURES, seen.tokens, said.tokens if said else None
+        seen.features, signal.features if signal else NO_FEATURES, seen.tokens, signal.tokens if signal else None
     )
-    everyone = {other: signal.logits for other, signal in seen.signals.items()}
-    logits, head = (said.logits, said.head) if said else (None, None)
-    return LossInputs(seen.outputs, targets, logits, valid, head, features, everyone)
+    teachers = {other: each.logits for other, each in seen.signals.items()}
+    logits, head = (signal.logits, signal.head) if signal else (None, None)
+    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers)
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:
-    """(B,) bool; none: all of them, as far as that is known without waiting for a device."""
+    """Valid rows (B,) bool; none: all rows are valid, if that is known without waiting for a device."""
     valid = _valid(targets)
     return None if surely_none(~valid) else valid
 

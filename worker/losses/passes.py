@@ -1,4 +1,4 @@
-"""Terms of an objective that the kernels compute (`worker.kernels`), and in which passes over the logits."""
+"""Terms of an objective that the kernels compute (`worker.kernels`), grouped in passes over the logits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class Pass(NamedTuple):
     teacher: str | None
 
     def spec(self, plain: Loss | None, taught: Loss | None, hard: float, soft: float) -> RowSpec:
-        """For the cross-entropy `plain` with the weight `hard` and the divergence `taught` with `soft`."""
+        """The kernel's settings for the cross-entropy `plain` with weight `hard` and the divergence `taught` with
+        weight `soft`."""
         smoothing = plain.label_smoothing if isinstance(plain, CrossEntropy) else 0.0
         divergence = None if taught is None else kernel_divergence(taught)
         return RowSpec(divergence, divergence_weight=soft, ce_weight=hard, label_smoothing=smoothing)
 
 
 def kernel_divergence(spec: Loss) -> Divergence | None:
-    """The divergence by which a pass computes a term; none: it does not, as of standardised logits."""
+    """The divergence by which a pass computes a term; none: the kernels don't have it, such as on standardised
+    logits."""
     return None if isinstance(spec, Softened) and spec.standardize else divergence_of(spec)
 
 

@@ -1,4 +1,4 @@
-"""Distances between the student's numbers and the labels, or a teacher's numbers."""
+"""Distances between the student's predictions and the labels, or a teacher's predictions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from worker.tensors import at_least_float32
 
 
 class DistanceTerm:
-    """Mean over a row's numbers of a cost of the difference; outputs (B, C), labels (B, C) of any floating dtype."""
+    """Mean over a row's values of a cost of the difference; predictions and labels (B, C) of any floating dtype."""
 
     def __init__(self, spec: DistanceLoss) -> None:
         self.spec = spec
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        outputs = at_least_float32(inputs.student)
+        predictions = at_least_float32(inputs.student)
         target = teacher_logits(inputs) if self.spec.needs_teacher else inputs.labels
-        return self.cost(outputs - target.to(outputs.dtype)).mean(-1)
+        return self.cost(predictions - target.to(predictions.dtype)).mean(-1)
 
     def cost(self, gap: Tensor) -> Tensor:
-        """Loss (B, C) of every difference (B, C), floating, between output and target."""
+        """Loss (B, C) of every difference (B, C), floating, between prediction and target."""
         raise NotImplementedError
 
 
@@ -48,12 +48,12 @@ class SmoothL1Term(DistanceTerm):
 
 
 class WingTerm(DistanceTerm):
-    """w log(1 + d / epsilon) below w, and above it d with what makes both meet at w (1711.06753)."""
+    """w log(1 + d / epsilon) below w; above it d plus a constant, so that both are equal at w (1711.06753)."""
 
     spec: Wing
 
     def cost(self, gap: Tensor) -> Tensor:
         """See `DistanceTerm`."""
         width, distance = self.spec.w, gap.abs()
-        meeting = width * (1.0 - math.log1p(width / self.spec.epsilon))
-        return torch.where(distance < width, width * (distance / self.spec.epsilon).log1p(), distance - meeting)
+        offset = width * (1.0 - math.log1p(width / self.spec.epsilon))
+        return torch.where(distance < width, width * (distance / self.spec.epsilon).log1p(), distance - offset)

@@ -1,4 +1,4 @@
-"""Soft labels of which only the likeliest classes are known, as stores of them keep no more (FKD, 2112.01528)."""
+"""Soft labels restored from the probabilities of the likeliest classes alone (FKD, 2112.01528)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def recover(columns: Tensor, probabilities: Tensor, offered: Tensor, left: Tensor | None) -> Tensor:
-    """Soft labels (B, C) from the `probabilities` (B, K) of `columns` (B, K), K different ones in each row.
+    """Soft labels (B, C) from floating `probabilities` (B, K) of `columns` (B, K) int64, distinct in each row.
 
-    What is `left` (B, 1) beside them is spread evenly over the other `offered` columns (B, C) bool; none: they are
-    divided by their sum, and the others have nothing.
+    The remaining mass `left` (B, 1) is spread evenly over the other `offered` columns (B, C) bool; none: the
+    probabilities are divided by their sum, and the other columns are 0.
     """
     others = offered.scatter(-1, columns, False)
     if left is None:
@@ -20,5 +20,6 @@ def recover(columns: Tensor, probabilities: Tensor, offered: Tensor, left: Tenso
 
 
 def evenly(mass: Tensor | float, where: Tensor, like: Tensor) -> Tensor:
-    """`mass` of each row spread over the columns `where` (B, C) bool, in the dtype of `like`; 0 if there are none."""
+    """`mass`, a float or (B, 1), of each row spread over the columns `where` (B, C) bool, as (B, C) in the dtype of
+    `like`; 0 in a row without such columns."""
     return where.to(like.dtype) * mass / where.sum(-1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Logits of both sides as the losses of rows take them: in at least float32, standardised, at a temperature."""
+"""Logits of student and teacher prepared for the row losses: in at least float32, standardised, at a temperature."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from worker.tensors import at_least_float32, surely_none
 
 
 def soften(inputs: LossInputs, spec: Softened) -> LogProbs:
-    """Log-probabilities (B, C) of both sides, standardised if asked for, at the temperature."""
+    """Log-probabilities (B, C) of student and teacher at the temperature, in at least float32; of standardised logits
+    if `spec` sets it."""
     return log_probs(*(logits / spec.temperature for logits in prepare(inputs, spec.standardize)))
 
 
 def prepare(inputs: LossInputs, standardized: bool) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) of student and teacher in at least float32, standardised if asked for."""
+    """Logits (B, C) of student and teacher in at least float32, standardised if `standardized`."""
     student, teacher = at_least_float32(inputs.student), teacher_logits(inputs)
     return (standardize(student), standardize(teacher)) if standardized else (student, teacher)
 

@@ -1,7 +1,7 @@
-"""Cross-entropy with parts of what a teacher knows (2002.03532): its confidence, its classes' likeness, a hierarchy.
+"""Cross-entropy with targets from a teacher's confidence, its similarity of classes, or a hierarchy (2002.03532).
 
-The targets are built after the literature's description of the paper, for which there is no code by its authors. They
-leave out masked columns: none of the mass that is spread falls on them.
+The targets follow the literature's description of the paper, for which there is no code by its authors. Masked columns
+get none of the mass that is spread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.tensors import at_least_float32
 
 
 class KdPtTerm:
-    """T^2 H(t, q): t has the teacher's probability of the target, and the rest of it evenly on the others."""
+    """T^2 H(t, q): t has the teacher's probability of the target, and the rest spread evenly over the other classes."""
 
     def __init__(self, spec: KdPt) -> None:
         self.temperature = spec.temperature
@@ -30,7 +30,7 @@ class KdPtTerm:
 
 
 class KdTopkTerm:
-    """T^2 H(t, q): t has the teacher's k largest probabilities, and the rest of it evenly on the others."""
+    """T^2 H(t, q): t has the teacher's k largest probabilities, and the rest spread evenly over the other classes."""
 
     def __init__(self, spec: KdTopk) -> None:
         self.temperature, self.k = spec.temperature, spec.k
@@ -54,14 +54,14 @@ class KdSimTerm:
         logits = at_least_float32(inputs.student)
         directions = F.normalize(at_least_float32(inputs.head).detach(), dim=-1)
         cosines = directions[target_column(inputs.labels).squeeze(-1)] @ directions.T
-        likeness = (cosines / self.tau).masked_fill(logits.isneginf(), -torch.inf)
-        return cross_entropy(torch.softmax(likeness, dim=-1), logits)
+        similarity = (cosines / self.tau).masked_fill(logits.isneginf(), -torch.inf)
+        return cross_entropy(torch.softmax(similarity, dim=-1), logits)
 
 
 class KdRelTerm:
     """H(t, q): t has given masses on the label, on its siblings in a hierarchy, and on the other classes.
 
-    Mass for siblings or others that do not exist stays on the label.
+    If there are no siblings or no other classes, their mass stays on the label.
     """
 
     def __init__(self, spec: KdRel) -> None:
@@ -78,13 +78,14 @@ class KdRelTerm:
 
 
 def keep(columns: Tensor, logits: Tensor) -> Tensor:
-    """softmax(`logits`) (B, C) in the `columns` (B, K), and what it leaves spread evenly over the other columns."""
+    """softmax(`logits`), floating (B, C), in the `columns` (B, K) int64; the rest is spread evenly over the other
+    columns."""
     p = torch.softmax(logits, dim=-1)
     left = p.scatter(-1, columns, 0.0).sum(-1, keepdim=True)
     return recover(columns, p.gather(-1, columns), ~logits.isneginf(), left)
 
 
 def cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
-    """-sum_c target_c log softmax(logits)_c of each row (B,); masked columns count for nothing."""
+    """-sum_c target_c log softmax(logits)_c of each row (B,) of floating (B, C), without masked columns."""
     logs = F.log_softmax(logits, dim=-1).masked_fill(logits.isneginf(), 0.0)
     return -(target * logs).sum(-1)

@@ -1,9 +1,9 @@
-"""The objective of a language model: its rows are tokens, and the logits of all of them exist on neither side.
+"""The objective of a language model: its rows are tokens, and logits of all tokens at once are never computed.
 
-What the kernels know, cross-entropy and most divergences, is computed at the last layer, chunk by chunk, with the
-gradients made on the way: one pass for cross-entropy with the first divergence, another for each further divergence or
-teacher. Any other term that looks at logits gets those of some rows at a time, and they are made again in the backward
-pass, for the price of one more product of the last layer. Terms that look at features see whole sequences.
+The terms that the kernels support, cross-entropy and most divergences, are computed at the last layer, chunk by chunk,
+together with their gradients: one pass for cross-entropy with the first divergence, another for each further divergence
+or teacher. Any other term on logits gets those of some rows at a time. They are recomputed in the backward pass, at the
+cost of one more product of the last layer. Terms on features get whole sequences.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
 from worker.tensors import IGNORED
 
 CHUNK = 1 << 24
-"""Logits of one side that a term outside the kernels is given at a time."""
+"""Logits of one model that a term outside the kernels gets at a time."""
 
 
 class TokenObjective(Objective):
-    """Named terms and their weighted sum, as `Objective`, with one row for each token that counts.
+    """Named terms and their weighted sum, as `Objective`, with one row for each valid token.
 
-    `seen.states` is the student's answer, `seen.targets` (B, S) the next tokens. What a term says of the features of a
-    whole sequence counts as often as the sequence has tokens that count.
+    `seen.states` are the student's hidden states, `seen.targets` (B, S) int64 the next tokens. The loss of a term on
+    the features of a sequence is weighted with the sequence's number of valid tokens.
     """
 
     def __call__(self, seen: BatchOutputs, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
@@ -65,69 +65,70 @@ class TokenObjective(Objective):
         return linear_distillation(states.rows, states.weight, teacher, labels, row, bias=states.bias, divisor=count)
 
     def _some_rows_at_a_time(self, name: str, term: LossTerm, seen: BatchOutputs) -> Tensor:
-        """Sum of a term's losses over all rows that count."""
+        """Sum of a term's losses over all valid rows."""
         rows = (seen.targets.flatten() != IGNORED).nonzero().squeeze(1)
         total = torch.zeros((), device=rows.device)
         for by in self._names(self._terms[name].spec):
-            ours, theirs = same_text(seen.signals[by], rows)
+            student, teacher = same_text(seen.signals[by], rows)
             at_once = max(1, CHUNK // max(len(seen.states.weight), vocabulary_of(seen.signals[by])))
-            for pair in zip(torch.split(ours, at_once), torch.split(theirs, at_once), strict=True):
+            for pair in zip(torch.split(student, at_once), torch.split(teacher, at_once), strict=True):
                 loss: Tensor = checkpoint(
                     self._of_rows, term, seen, by, *pair, use_reentrant=False, preserve_rng_state=False
                 )
                 total = total + self._share(by, name) * loss
         return total
 
-    def _of_rows(self, term: LossTerm, seen: BatchOutputs, by: str, rows: Tensor, theirs: Tensor) -> Tensor:
-        """Sum over some of the student's rows, each against the one at the same place of the teacher's."""
-        labels, own, said = (
+    def _of_rows(self, term: LossTerm, seen: BatchOutputs, by: str, rows: Tensor, teacher_rows: Tensor) -> Tensor:
+        """Sum over some of the student's `rows` (n,), each with the teacher's row of the same text."""
+        labels, student_logits, teacher_logits = (
             seen.targets.flatten()[rows],
             seen.states.logits(rows),
-            plain_logits(seen.signals[by], theirs),
+            plain_logits(seen.signals[by], teacher_rows),
         )
-        width = max(own.shape[1], said.shape[1])
-        return term(LossInputs(widened(own, width), labels, widened(said, width))).sum()
+        width = max(student_logits.shape[1], teacher_logits.shape[1])
+        return term(LossInputs(widened(student_logits, width), labels, widened(teacher_logits, width))).sum()
 
     def _by_sequence(self, name: str, term: LossTerm, seen: BatchOutputs) -> Tensor:
-        """Sum of a term's losses over all sequences, each as often as it has tokens that count."""
+        """Sum of a term's losses over all sequences, each weighted with its number of valid tokens."""
         tokens, states = (seen.targets != IGNORED).sum(1), seen.states.hidden[:, 0]
         losses = torch.zeros((), device=tokens.device)
         for by in self._names(self._terms[name].spec):
             features = Features(seen.features, seen.signals[by].features)
-            given = LossInputs(states, seen.targets[:, 0], None, tokens > 0, None, features)
-            losses = losses + self._share(by, name) * (term(given) * tokens).sum()
+            inputs = LossInputs(states, seen.targets[:, 0], None, tokens > 0, None, features)
+            losses = losses + self._share(by, name) * (term(inputs) * tokens).sum()
         return losses
 
 
 def kernel_teacher(signal: TeacherSignal) -> KernelTeacher:
-    """What a teacher says, as the kernels take it."""
-    said = signal.answer
-    if isinstance(said, LikeliestTokens):
-        kept = TopK(said.indices.flatten(0, 1), said.values.flatten(0, 1), said.rest.flatten().unsqueeze(1))
-        return TopKTeacher(kept, said.vocabulary)
-    assert isinstance(said, HiddenStates)  # of a language model
-    return HiddenTeacher(said.rows, said.weight, said.bias)
+    """A teacher's outputs in the form that the kernels take: one row per token."""
+    outputs = signal.outputs
+    if isinstance(outputs, LikeliestTokens):
+        top_k = TopK(outputs.indices.flatten(0, 1), outputs.values.flatten(0, 1), outputs.rest.flatten().unsqueeze(1))
+        return TopKTeacher(top_k, outputs.vocabulary)
+    assert isinstance(outputs, HiddenStates)  # of a language model
+    return HiddenTeacher(outputs.rows, outputs.weight, outputs.bias)
 
 
 def same_text(signal: TeacherSignal, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the student's `rows` (n,), counted over all sequences, that a teacher has a row for, and which."""
+    """The student's `rows` (n,) int64, counted over all sequences, that have a row of a teacher, and that row for each:
+    both (m,) int64."""
     if signal.rows is None:
         return rows, rows
-    assert isinstance(signal.answer, HiddenStates)  # nothing is kept of a teacher with tokens of its own
-    places = signal.rows.flatten()[rows]
-    theirs = rows // signal.rows.shape[1] * signal.answer.hidden.shape[1] + places
-    there = places >= 0
-    return rows[there], theirs[there]
+    assert isinstance(signal.outputs, HiddenStates)  # outputs of a teacher with another tokenizer are not cached
+    positions = signal.rows.flatten()[rows]
+    teacher_rows = rows // signal.rows.shape[1] * signal.outputs.hidden.shape[1] + positions
+    found = positions >= 0
+    return rows[found], teacher_rows[found]
 
 
 def vocabulary_of(signal: TeacherSignal) -> int:
-    """Tokens that a language model tells the logits of."""
-    said = signal.answer
-    assert not isinstance(said, Tensor)
-    return said.vocabulary if isinstance(said, LikeliestTokens) else len(said.weight)
+    """Size of a language model's vocabulary."""
+    outputs = signal.outputs
+    assert not isinstance(outputs, Tensor)
+    return outputs.vocabulary if isinstance(outputs, LikeliestTokens) else len(outputs.weight)
 
 
 def plain_logits(signal: TeacherSignal, rows: Tensor) -> Tensor:
-    """Its logits (n, V) of some rows."""
-    assert not isinstance(signal.answer, Tensor)  # of a language model
-    return signal.answer.logits(rows)
+    """A language model's logits (n, V), floating, of `rows` (n,) int64."""
+    assert not isinstance(signal.outputs, Tensor)  # of a language model
+    return signal.outputs.logits(rows)

@@ -1,4 +1,4 @@
-"""Universal self-KD (2303.13005): a student's own predictions, and those of a weak head within it, as soft labels."""
+"""Universal self-KD (2303.13005): soft labels from the student's predictions and from a weak head inside it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from worker.losses.features.activations import describe, of_student, vectors, wi
 from worker.tensors import at_least_float32
 
 EPS = 1e-6
-"""Added to what is left beside the label, as in the authors' code."""
+"""Added to the mass outside the label, as in the authors' code."""
 SMOOTHING = 0.1
-"""Of the weak head's labels; fixed in the authors' code."""
+"""Label smoothing of the weak head; fixed in the authors' code."""
 
 
 class Named(NamedTuple):
-    """The classes that a label names: one, or the two largest of a label of probabilities."""
+    """The target classes of a label: one, or the two largest of a label of probabilities."""
 
     columns: Tensor
     """(B, K) int64."""
     values: Tensor
-    """(B, K), their shares in the label; 0 for a class that is there only to fill the row."""
+    """(B, K) floating, their shares in the label; 0 for a class that only fills the row."""
 
     def beside(self, scores: Tensor) -> Tensor:
-        """`scores` (B, C), in units of what the named classes' scores leave of 1."""
+        """`scores` (B, C), floating, divided by 1 minus the named classes' scores."""
         named = scores.gather(-1, self.columns).where(self.values > 0.0, 0.0)
         return scores / (1.0 - named.sum(-1, keepdim=True) + EPS)
 
 
 class UskdParts(NamedTuple):
-    """What the loss of a row is made of, each (B,) and without its weight."""
+    """Parts of the loss, each (B,) floating and unweighted."""
 
     target: Tensor
     others: Tensor
@@ -46,9 +46,9 @@ class UskdParts(NamedTuple):
 
 
 class UskdTerm:
-    """alpha target + beta others + mu weak; the feature and the weak head learn from the last alone.
+    """alpha target + beta others + mu weak; the weak head has gradients from the last part alone.
 
-    The mean over the rows couples them, but has no gradient. Masked columns (logits of -inf) take no part.
+    The mean over the rows couples them, but has no gradient. Masked columns (logits of -inf) are left out.
     """
 
     def __init__(self, spec: Uskd, builder: LossBuilder) -> None:
@@ -65,7 +65,7 @@ class UskdTerm:
         return spec.alpha * parts.target + spec.beta * parts.others + spec.mu * parts.weak
 
     def parts(self, inputs: LossInputs) -> UskdParts:
-        """Each with the gradient that it has."""
+        """The three parts of each row, with gradients."""
         logits = at_least_float32(inputs.student)
         weak = self._weak_logits(inputs, logits)
         named = named_classes(inputs.labels, logits)
@@ -83,28 +83,31 @@ class UskdTerm:
         return at_least_float32(weak).masked_fill(logits.isneginf(), -torch.inf)
 
     def order(self, logits: Tensor, weak: Tensor, named: Named) -> Tensor:
-        """Zipf's law over all classes (B, C): 1 / rank, by what both heads' logits (B, C) together say of them."""
-        own = F.log_softmax(logits, dim=-1) if self.spec.rank_source == "log" else logits.softmax(-1)
-        scores = named.beside(weak.softmax(-1)) + named.beside(own)
+        """Zipf's law over all classes (B, C): 1 / rank, ranked by the sum of both heads' scores; from floating logits
+        (B, C) of the student and its weak head."""
+        strong = F.log_softmax(logits, dim=-1) if self.spec.rank_source == "log" else logits.softmax(-1)
+        scores = named.beside(weak.softmax(-1)) + named.beside(strong)
         ranks = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         return 1.0 / (ranks + 1).to(logits.dtype)
 
 
 def target_part(logits: Tensor, named: Named, valid: Tensor | None) -> Tensor:
-    """-sum_k t_k log q_k of the named classes (B,), where t_k = q_k^2 + value_k - mean over rows of q_k^2, a constant.
+    """-sum_k t_k log q_k of the named classes (B,), where t_k = q_k^2 + value_k - mean over rows of q_k^2, a constant;
+    from floating logits (B, C).
 
-    The mean is that of the rows that count and name a k-th class.
+    The mean is over the `valid` rows (B,) bool that name a k-th class.
     """
     logs = F.log_softmax(logits, dim=-1).gather(-1, named.columns)
-    there = named.values > 0.0
-    counted = there if valid is None else there & valid.unsqueeze(-1)
+    present = named.values > 0.0
+    counted = present if valid is None else present & valid.unsqueeze(-1)
     squared = logs.detach().exp().square()
     mean = squared.where(counted, 0.0).sum(0) / counted.sum(0).clamp(min=1)
-    return -((squared + named.values - mean) * logs).where(there, 0.0).sum(-1)
+    return -((squared + named.values - mean) * logs).where(present, 0.0).sum(-1)
 
 
 def others_part(logits: Tensor, named: Named, order: Tensor) -> Tensor:
-    """-sum_c r_c log q_c over the classes that are not named (B,), `order` r (B, C) and q renormalised over them."""
+    """-sum_c r_c log q_c (B,) over the classes that are not named, r and q renormalised over them, from floating logits
+    and `order` r (B, C)."""
     offered = ~logits.isneginf()
     others = offered.scatter(-1, named.columns, offered.gather(-1, named.columns) & (named.values <= 0.0))
     weights = order.where(others, 0.0)
@@ -113,7 +116,7 @@ def others_part(logits: Tensor, named: Named, order: Tensor) -> Tensor:
 
 
 def named_classes(labels: Tensor, like: Tensor) -> Named:
-    """Of labels (B,) int64 or (B, C) probabilities, in the dtype of `like`."""
+    """The classes that labels (B,) int64 or (B, C) probabilities name, with values in the dtype of `like`."""
     if not labels.is_floating_point():
         columns = labels.unsqueeze(-1)
         return Named(columns, torch.ones_like(columns, dtype=like.dtype))

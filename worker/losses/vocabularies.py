@@ -1,4 +1,4 @@
-"""Terms between vocabularies that have nothing in common."""
+"""Terms between unrelated vocabularies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from worker.tensors import at_least_float32
 
 
 class UldTerm:
-    """sum |p_(i) - q_(i)| over the sorted probabilities (2402.12030): the optimal transport between both, when bringing
-    mass from any token to any other costs the same.
+    """sum |p_(i) - q_(i)| over the sorted probabilities (2402.12030): the optimal transport cost between both, if
+    moving mass costs the same between any two tokens.
 
-    The sides may have different numbers of columns. A column with a logit of -inf has no probability, and is as if it
-    were not there. Sorting holds two copies of each side's logits.
+    Student and teacher may have different numbers of columns. A column with a logit of -inf has probability 0 and has
+    no effect. Sorting holds two copies of each side's logits.
     """
 
     def __init__(self, spec: Uld) -> None:
         self._temperature = spec.temperature
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        ours = self._sorted(at_least_float32(inputs.student))
-        theirs = self._sorted(teacher_logits(inputs))
-        width = max(ours.shape[1], theirs.shape[1])
-        ours, theirs = (F.pad(side, (0, width - side.shape[1])) for side in (ours, theirs))
-        return (theirs - ours).abs().sum(-1)
+        student = self._sorted(at_least_float32(inputs.student))
+        teacher = self._sorted(teacher_logits(inputs))
+        width = max(student.shape[1], teacher.shape[1])
+        student, teacher = (F.pad(side, (0, width - side.shape[1])) for side in (student, teacher))
+        return (teacher - student).abs().sum(-1)
 
     def _sorted(self, logits: Tensor) -> Tensor:
-        """Probabilities (B, C), the largest first."""
+        """Probabilities (B, C) in descending order."""
         return F.softmax(logits / self._temperature, dim=-1).sort(dim=-1, descending=True).values

@@ -1,6 +1,6 @@
-"""Calibration of a classifier: confidences in bins beside how often they are right, and temperature scaling.
+"""Calibration of a classifier: accuracy by bins of confidence, and temperature scaling.
 
-N samples, C classes, B bins. All is computed in float64.
+N samples, C classes, B bins. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MOST_STEPS = 100
 
 
 class ReliabilityBins(NamedTuple):
-    """Bins in the order of their confidences; means of empty bins are 0."""
+    """Bins in ascending order of confidence; means of empty bins are 0."""
 
     samples: Tensor
-    """How many (B,) int64."""
+    """Number of samples (B,) int64."""
     confidence: Tensor
     """Mean confidence (B,) float64."""
     accuracy: Tensor
@@ -31,19 +31,19 @@ class ReliabilityBins(NamedTuple):
 
     @property
     def gaps(self) -> Tensor:
-        """|accuracy - confidence| (B,); 0 of empty bins."""
+        """|accuracy - confidence| (B,) float64; 0 for empty bins."""
         return (self.accuracy - self.confidence).abs()
 
     def expected_error(self) -> Tensor:
-        """Mean gap, weighted with the samples of each bin."""
+        """Mean gap weighted with the samples of each bin, a float64 scalar."""
         return (self.gaps * self.samples).sum() / self.samples.sum()
 
     def mean_error(self) -> Tensor:
-        """Plain mean of the gaps of bins with samples."""
+        """Plain mean of the gaps of bins with samples, a float64 scalar."""
         return self.gaps.sum() / (self.samples > 0).sum()
 
     def largest_error(self) -> Tensor:
-        """Largest gap."""
+        """Largest gap, a float64 scalar."""
         return self.gaps.max()
 
 
@@ -78,19 +78,18 @@ def _binned(confidence: Tensor, correct: Tensor, index: Tensor, bins: int) -> Re
 
 
 class Temperature(NamedTuple):
-    """What divides logits."""
+    """Temperature by which logits are divided."""
 
     value: float
     at_bound: bool
-    """True when the likelihood grows beyond the bounds: logits that are always right, or no better than none."""
+    """True if the likelihood grows beyond the bounds: logits that are always right, or no better than chance."""
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
     """The temperature between `LOWEST` and `HIGHEST` with the smallest negative log-likelihood (1706.04599) of logits
     (N, C), of any floating dtype, and labels (N,) int64.
 
-    The likelihood is convex in 1 / T, so that its slope is followed by Newton's method, kept within a bracket of the
-    optimum.
+    The likelihood is convex in 1 / T, so Newton's method finds the root of its slope, within a bracket of the optimum.
     """
     values = logits.double()
     low, high = 1 / HIGHEST, 1 / LOWEST
@@ -113,8 +112,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
 def _slope(logits: Tensor, labels: Tensor, inverse: float) -> tuple[float, float]:
     """First and second derivative of the mean negative log-likelihood with respect to 1 / T."""
     probabilities = F.softmax(logits * inverse, dim=-1)
-    finite = logits.masked_fill(logits.isneginf(), 0.0)  # they have a probability of 0
+    finite = logits.masked_fill(logits.isneginf(), 0.0)  # their probability is 0
     mean = (probabilities * finite).sum(-1)
     variance = (probabilities * (finite - mean.unsqueeze(-1)).square()).sum(-1)
-    own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return float((mean - own).mean()), float(variance.mean())
+    target = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return float((mean - target).mean()), float(variance.mean())

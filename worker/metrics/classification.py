@@ -1,7 +1,7 @@
-"""Measures of a classifier's answers: choices, probabilities, calibration, likeness to a teacher.
+"""Metrics of a classifier: accuracy, probabilities, calibration, similarity to a teacher.
 
 N samples, C classes. Logits (N, C) of any floating dtype are taken to float64; labels are (N,) int64. Confidence is the
-probability of the class that is chosen, and a tie goes to the class with the lowest number.
+probability of the predicted class; a tie goes to the class with the lowest number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from worker.metrics.calibration import equal_mass_bins, equal_width_bins
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of samples, a scalar, whose chosen class is the label; from logits (N, C) and labels (N,)."""
+    """Share of samples, a scalar, whose predicted class is the label; from logits (N, C) and labels (N,)."""
     return _mean(logits.argmax(-1) == labels)
 
 
@@ -44,7 +44,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
 
 def adaptive_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
     """Calibration error, a scalar, over bins that hold equally many samples, from logits (N, C) and labels (N,)
-    (AdaECE, arXiv 2002.09437, of the chosen class alone).
+    (AdaECE, arXiv 2002.09437, of the predicted class alone).
 
     Samples are sorted by confidence and split into `bins` parts, of which the first ones are longer by one where N is
     no multiple. The plain mean over the parts is taken, as in 1904.01685; fewer samples than bins: one part each.
@@ -53,7 +53,8 @@ def adaptive_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Ten
 
 
 def classwise_calibration_error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
-    """Calibration error of each class's probability (C,), chosen or not (1910.12656): its mean is the usual figure."""
+    """Calibration error of each class's probability (C,), whether predicted or not (1910.12656), from logits (N, C) and
+    labels (N,); its mean is the usual figure."""
     probabilities, hits = _probabilities(logits), F.one_hot(labels, logits.shape[-1]).double()
     columns = zip(probabilities.T.contiguous(), hits.T, strict=True)
     return torch.stack([equal_width_bins(*column, bins).expected_error() for column in columns])
@@ -67,7 +68,7 @@ def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def agreement(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Share of samples, a scalar, on which both sides choose the same class; from their logits (N, C)."""
+    """Share of samples, a scalar, for which student and teacher predict the same class; from their logits (N, C)."""
     return _mean(logits.argmax(-1) == teacher.argmax(-1))
 
 
@@ -78,7 +79,7 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence (N,) and whether the choice is right (N,), both float64."""
+    """Confidence (N,) and whether the prediction is right (N,), both float64, from logits (N, C) and labels (N,)."""
     return _probabilities(logits).amax(-1), (logits.argmax(-1) == labels).double()
 
 

@@ -1,10 +1,10 @@
-"""Measures of named entities: which spans of words were found, and of which type each is.
+"""Metrics of named entities: predicted spans of words and their types.
 
-C tags, by number and name; N sentences whose n words follow each other. A tag is a prefix and a type, such as `B-PER`;
-the spans that a sequence of tags stands for are those of the library `seqeval` in its default mode, which also reads
-sequences that break the rules: `I-` begins a span where none of its type is open, and a change of type ends one. All
-that decides whether a span begins or ends between two words is their pair of tags, so a table of pairs is made of the
-names once, and sentences are looked up in it together.
+C tags, by number and name; N sentences with n words in all. A tag is a prefix and a type, such as `B-PER`. Sequences of
+tags are converted to spans as in the library `seqeval` in its default mode, which also accepts sequences that break the
+rules: `I-` begins a span if none of its type is open, and a change of type ends one. Whether a span begins or ends
+between two words depends on their pair of tags alone, so a table of pairs is computed once from the names, and used for
+all sentences together.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 OUTSIDE = "O"
-"""Tag of a word that is in no span."""
+"""Tag of a word outside all spans."""
 _ENTITY = re.compile(r"[BIES]-.+", re.S)
 _SILENT = (OUTSIDE, ".")
-"""Prefixes of what is in no span."""
+"""Prefixes of tags outside all spans."""
 
 
 class EntityScores(NamedTuple):
-    """How well the spans of one type, or of all, were found; shares are 0 where there is nothing to divide by."""
+    """Scores for the spans of one type, or of all; shares are 0 if their divisor is 0."""
 
     precision: float
     """Share of the predicted spans that are right: first word, last word and type."""
@@ -37,25 +37,25 @@ class EntityScores(NamedTuple):
 
 
 def marks_entities(names: Sequence[str]) -> bool:
-    """Whether these are tags of spans: `O`, and `B-`, `I-`, `E-` or `S-` before a type; and no tags of words, such as
+    """Whether these are tags of spans: `O`, and `B-`, `I-`, `E-` or `S-` before a type; and not tags of words, such as
     parts of speech."""
     marks = [name for name in names if name != OUTSIDE]
     return bool(marks) and all(_ENTITY.fullmatch(name) for name in marks)
 
 
 class Spans(NamedTuple):
-    """The spans of sentences that lie one after the other, with a place behind each sentence: P places."""
+    """Spans of consecutive sentences, with an additional position after each sentence: P positions."""
 
     ends: Tensor
-    """(P,) bool: whether a span ends before this place."""
+    """(P,) bool: whether a span ends before this position."""
     begins: Tensor
-    """(P,) int64: the place where that span began."""
+    """(P,) int64: the position where that span began."""
     kinds: Tensor
     """(P,) int64: the number of its type."""
 
 
 class TagScheme:
-    """What the names of tags say about spans."""
+    """Converts tags to spans, by the names of the tags."""
 
     def __init__(self, names: Sequence[str]) -> None:
         """Tags are numbered as in `names`."""
@@ -69,16 +69,16 @@ class TagScheme:
         self._begins = torch.tensor([[_begins(before, after) for after in marks] for before in marks])
 
     def spans(self, tags: Tensor, lengths: Tensor) -> Spans:
-        """Those of tags (n,) int64, of sentences of `lengths` (N,) int64 words."""
+        """Spans of tags (n,) int64, of sentences with `lengths` (N,) int64 words."""
         after = self._separated(tags, lengths)
         before = torch.cat((after.new_tensor([self._first]), after[:-1]))
         places = torch.arange(len(after))
         starts = torch.where(self._begins[before, after], places, 0).cummax(0).values
-        begins = torch.cat((starts.new_zeros(1), starts[:-1]))  # what begins here is not what ended here
+        begins = torch.cat((starts.new_zeros(1), starts[:-1]))  # a span that begins here is not the one that ended here
         return Spans(self._ends[before, after], begins, self._kinds[before])
 
     def _separated(self, tags: Tensor, lengths: Tensor) -> Tensor:
-        """The tags with one outside of all spans behind each sentence."""
+        """The tags with an outside tag after each sentence."""
         places = torch.arange(len(tags)) + torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         return tags.new_full((len(tags) + len(lengths),), self._outside).index_copy(0, places, tags)
 
@@ -103,8 +103,8 @@ def _begins(before: tuple[str, str], after: tuple[str, str]) -> bool:
 def entity_scores(
     predicted: Tensor, tags: Tensor, lengths: Tensor, names: Sequence[str]
 ) -> tuple[EntityScores, dict[str, EntityScores]]:
-    """Of all spans together (micro average), and by type for each that is true or predicted, in the order of their
-    names; from `predicted` and true `tags` (n,) int64 of sentences of `lengths` (N,) int64 words, all on the CPU."""
+    """Scores for all spans together (micro average), and for each type that is true or predicted, in the order of their
+    names; from `predicted` and true `tags` (n,) int64 of sentences with `lengths` (N,) int64 words, all on the CPU."""
     scheme = TagScheme(names)
     found, true = scheme.spans(predicted, lengths), scheme.spans(tags, lengths)
     right = found.ends & true.ends & (found.begins == true.begins) & (found.kinds == true.kinds)

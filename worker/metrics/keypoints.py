@@ -1,8 +1,8 @@
-"""Measures of predicted points.
+"""Metrics of predicted keypoints.
 
 N samples of K points each. Predictions and targets are (N, K, 2) or (N, 2 K), x before y, of any floating dtype and in
-any unit that both share; they are taken to float64 on the CPU. The error of a sample is the mean distance of its
-points, divided by a length of the sample itself, its normaliser.
+one unit; they are converted to float64 on the CPU. The error of a sample is the mean distance of its points, divided by
+a length of the sample, its normaliser.
 """
 
 from __future__ import annotations
@@ -17,42 +17,47 @@ THRESHOLD = 0.1
 
 
 def normalisers(targets: Tensor, pair: tuple[int, int] | None = None) -> Tensor:
-    """Length (N,) that the errors of each sample are divided by.
+    """Length (N,) float64 by which the errors of each sample are divided.
 
     With a `pair` of point numbers, from 0: the distance of these two points (of 68 facial points 36 and 45 are the
     outer corners of the eyes). Without: the root of the area of the smallest upright box around all points.
 
-    Raises UserError (`invalid_data`) for a sample of length 0, or a number that no point has.
+    Raises UserError (`invalid_data`) for a sample of length 0, or an invalid number of a point.
     """
     shapes = _points(targets)
     lengths = _distances(shapes, pair) if pair else (shapes.amax(1) - shapes.amin(1)).prod(-1).sqrt()
     if not (lengths > 0.0).all():
-        where = f"points {pair[0]} and {pair[1]} are one" if pair else "all points are on one spot or upright line"
+        where = (
+            f"points {pair[0]} and {pair[1]} are equal" if pair else "all points are on one horizontal or vertical line"
+        )
         sample = int((~(lengths > 0.0)).nonzero()[0])
-        raise UserError("invalid_data", f"sample {sample} has no length to divide its error by: {where}", "data")
+        raise UserError(
+            "invalid_data", f"the length that normalises the error of sample {sample} is 0: {where}", "data"
+        )
     return lengths
 
 
 def sample_errors(predictions: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-    """Normalised error of each sample (N,), with `normalisers` (N,)."""
+    """Normalised error of each sample (N,) float64, with `normalisers` (N,)."""
     distances: Tensor = torch.linalg.vector_norm(_points(predictions) - _points(targets), dim=-1)
     return distances.mean(-1) / lengths
 
 
 def normalised_mean_error(errors: Tensor) -> Tensor:
-    """Mean of the samples' errors (N,)."""
+    """Mean of the samples' errors (N,), a float64 scalar."""
     return errors.mean()
 
 
 def failure_rate(errors: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """Share of samples whose error (N,) is above `threshold`."""
+    """Share of samples whose error (N,) is above `threshold`, a float64 scalar."""
     return (errors > threshold).double().mean()
 
 
 def area_under_curve(errors: Tensor, threshold: float = THRESHOLD) -> Tensor:
     """Area under the share of samples with at most an error, from 0 to `threshold`, divided by `threshold`.
 
-    1 when all errors (N,) are 0, 0 when all samples fail. It is exact: the curve is a staircase with a step per sample.
+    A float64 scalar: 1 if all errors (N,) are 0, 0 if all samples fail. It is exact: the curve is a step function with
+    a step per sample.
     """
     return (1.0 - errors / threshold).clamp(min=0.0).mean()
 

@@ -1,6 +1,6 @@
-"""How well a language model predicts: sums over tokens, a few rows at a time, because all logits would fill any memory.
+"""Metrics of a language model: sums over tokens, a few rows at a time, because all logits would take too much memory.
 
-n rows, V columns of the student, W of the teacher, of which each side may have more than the other.
+n rows, V columns of the student, W of the teacher; either may be larger.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST_EXPONENT = 700.0
-"""Of what a float64 still holds."""
+"""Largest exponent whose power is finite in float64."""
 
 
 class TokenTally:
-    """Adds rows up; sums are float64, on the device of the rows."""
+    """Sums over rows, in float64, on the device of the rows."""
 
     def __init__(self) -> None:
         self._tokens = 0
         self._sums: dict[str, Tensor] = {}
 
     def add(self, logits: Tensor, targets: Tensor, teacher: Tensor | None = None) -> None:
-        """Take in logits (n, V), the tokens (n,) that came next, and log-probabilities of the teacher (n, W)."""
+        """Add rows: logits (n, V), floating, the next tokens (n,) int64, and log-probabilities of the teacher (n, W),
+        floating."""
         logs = F.log_softmax(logits.float(), dim=-1)
         self._tokens += len(targets)
         choice = logits.argmax(-1)
@@ -39,8 +40,8 @@ class TokenTally:
     def metrics(self, size: int = 0) -> dict[str, float]:
         """Means over the tokens: `nll` (nats), `perplexity`, `accuracy`; with a teacher `agreement` and `kl` (nats).
 
-        With `size`, the bytes of text that all tokens stand for, `bits_per_byte` too: what it takes to write the text
-        by the model's predictions, whatever its tokens are.
+        With `size`, the bytes of the text of all tokens, also `bits_per_byte`: the code length of the text by the
+        model's predictions, which does not depend on its tokens.
         """
         means = {name: float(total) / max(1, self._tokens) for name, total in self._sums.items()}
         nll = means.get("nll", 0.0)
@@ -49,8 +50,8 @@ class TokenTally:
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) (n,) over the columns that both have."""
+    """KL(teacher || student) (n,) over the columns of both."""
     width = min(student.shape[1], teacher.shape[1])
-    ours, theirs = student[:, :width], teacher[:, :width]
-    gap = torch.where(theirs.isneginf(), 0.0, theirs - ours)
-    return (theirs.exp() * gap).sum(-1)
+    student_logs, teacher_logs = student[:, :width], teacher[:, :width]
+    gap = torch.where(teacher_logs.isneginf(), 0.0, teacher_logs - student_logs)
+    return (teacher_logs.exp() * gap).sum(-1)

@@ -1,7 +1,7 @@
-"""Whether answers would be right if they were given in another order: the sign of two lists that were mixed up.
+"""Detects permuted outputs: predictions that would be right in another order, as when two lists were mixed up.
 
-N samples, C classes or places. An order is found on every second sample and held against the others, so that chance
-does not pass for one.
+N samples, C classes or positions. A permutation is found on every second sample and tested on the others, so that it is
+not due to chance.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 Moved = dict[int, int]
-"""For each class or place that is out of its place, where its answers are found."""
+"""For each permuted class or position, the one where its outputs are."""
 
 
 def moved_classes(choices: Tensor, labels: Tensor) -> Moved:
-    """Classes that most samples of another class are taken for, and which swap places that way; empty: none do.
+    """Classes that are permuted: most samples of each are predicted as another class; empty if there are none.
 
-    Both are (N,) int64 on the CPU. A class belongs to it if its samples are answered with the other class, whose own
-    samples are answered with yet another one, or are not there.
+    Both are (N,) int64 on the CPU. A class is permuted if its samples are predicted as another class, whose samples are
+    predicted as yet another one, or do not exist.
     """
-    order = labels.argsort(stable=True)  # so that each class is divided evenly
+    order = labels.argsort(stable=True)  # divides each class evenly
     fitted, held = order[::2], order[1::2]
     partners = _assign(_confusion(choices[fitted], labels[fitted]), largest=True)
     moved = _closed(partners, set(labels.tolist()))
@@ -33,48 +33,48 @@ def moved_classes(choices: Tensor, labels: Tensor) -> Moved:
 
 
 def permuted_hits(choices: Tensor, labels: Tensor, moved: Mapping[int, int]) -> tuple[int, int, int]:
-    """Counts of the samples of moved classes, from choices and labels (N,) int64: those that are right once the order
-    is mended, those that are right as it is, and all of them."""
+    """Counts of the samples of permuted classes, from choices and labels (N,) int64: those right after the permutation
+    is undone, those right without, and all of them."""
     expected = torch.tensor([moved.get(label, -1) for label in labels.tolist()], dtype=torch.int64)
-    concerned = expected >= 0
-    return int((choices == expected).sum()), int((choices == labels)[concerned].sum()), int(concerned.sum())
+    affected = expected >= 0
+    return int((choices == expected).sum()), int((choices == labels)[affected].sum()), int(affected.sum())
 
 
 def moved_places(outputs: Tensor, targets: Tensor, width: int = 1) -> Moved:
-    """The same of numbers (N, T): places, `width` numbers each, whose answers lie in other places.
+    """Positions of numbers (N, T), floating, with `width` numbers each, whose outputs are at other positions.
 
-    It shows in less than a quarter of the squared error, which is less than that of the mean, too.
+    They are permuted if undoing it leaves less than a quarter of the squared error, and less than the mean's error.
     """
     if len(outputs) < 4:
         return {}
     order = torch.randperm(len(outputs), generator=torch.Generator().manual_seed(0))
-    given, wanted = outputs.double()[order], targets.double()[order]
-    moved = _closed(_assign(_errors(given[::2], wanted[::2], width), largest=False), None)
-    errors, own = _errors(given[1::2], wanted[1::2], width), list(moved)
-    mended, plain = errors[own, list(moved.values())].sum(), errors[own, own].sum()
-    mean = wanted[1::2].mean(0, keepdim=True).expand_as(wanted[1::2])
-    spread = _errors(mean, wanted[1::2], width)[own, own].sum()
-    return moved if mended < 0.25 * plain and mended < spread else {}
+    predictions, truth = outputs.double()[order], targets.double()[order]
+    moved = _closed(_assign(_errors(predictions[::2], truth[::2], width), largest=False), None)
+    errors, positions = _errors(predictions[1::2], truth[1::2], width), list(moved)
+    corrected, plain = errors[positions, list(moved.values())].sum(), errors[positions, positions].sum()
+    mean = truth[1::2].mean(0, keepdim=True).expand_as(truth[1::2])
+    spread = _errors(mean, truth[1::2], width)[positions, positions].sum()
+    return moved if corrected < 0.25 * plain and corrected < spread else {}
 
 
 def _confusion(choices: Tensor, labels: Tensor) -> dict[tuple[int, int], float]:
-    """Samples by label and choice, as far as there are any."""
+    """Number of samples by label and choice, without zeros."""
     return {pair: float(count) for pair, count in Counter(zip(labels.tolist(), choices.tolist(), strict=True)).items()}
 
 
 def _errors(outputs: Tensor, targets: Tensor, width: int) -> Tensor:
-    """Mean squared distance (C, C) of each place of the targets (first axis) to each of the outputs, in units of the
+    """Mean squared distance (C, C) of each position of the targets (first axis) to each of the outputs, in units of the
     target's variance."""
-    given, wanted = (each.reshape(len(each), -1, width) for each in (outputs, targets))
-    squares = wanted.square().sum(2).mean(0).unsqueeze(1) + given.square().sum(2).mean(0).unsqueeze(0)
-    distances = squares - 2 * torch.einsum("nid,njd->ij", wanted, given) / len(outputs)
-    variance = wanted.var(0, correction=0).sum(1).clamp(min=1e-12)
+    predictions, truth = (each.reshape(len(each), -1, width) for each in (outputs, targets))
+    squares = truth.square().sum(2).mean(0).unsqueeze(1) + predictions.square().sum(2).mean(0).unsqueeze(0)
+    distances = squares - 2 * torch.einsum("nid,njd->ij", truth, predictions) / len(outputs)
+    variance = truth.var(0, correction=0).sum(1).clamp(min=1e-12)
     errors: Tensor = distances / variance.unsqueeze(1)
     return errors
 
 
 def _assign(scores: Mapping[tuple[int, int], float] | Tensor, *, largest: bool) -> Moved:
-    """A partner for each row, the best pairs first: the best of all assignments where each row's best is its own."""
+    """A partner for each row, the best pairs first: the best assignment if no two rows have the same best column."""
     if isinstance(scores, Tensor):
         rows = range(len(scores))
         scores = {(row, column): float(scores[row, column]) for row in rows for column in rows}
@@ -88,14 +88,14 @@ def _assign(scores: Mapping[tuple[int, int], float] | Tensor, *, largest: bool) 
     return found
 
 
-def _closed(partners: Moved, there: set[int] | None) -> Moved:
-    """What changes places among itself: a class that is taken for one which stays where it is, is just not known.
+def _closed(partners: Moved, present: set[int] | None) -> Moved:
+    """The permutation without classes that are predicted as an unpermuted one, which are only predicted wrongly.
 
-    `there` are the classes that have samples; none: all have.
+    `present` are the classes with samples; none: all have samples.
     """
     moved = {own: other for own, other in partners.items() if own != other}
     while True:
-        kept = {own: other for own, other in moved.items() if other in moved or (there and other not in there)}
+        kept = {own: other for own, other in moved.items() if other in moved or (present and other not in present)}
         if len(kept) == len(moved):
             return kept
         moved = kept

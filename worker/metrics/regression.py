@@ -1,7 +1,7 @@
-"""Measures of a regression's answers.
+"""Metrics of a regression's predictions.
 
-N samples, C outputs. Predictions and targets are (N, C) or (N,), of any floating dtype, and are taken to float64 on the
-CPU. Errors are in the units of the targets; each output counts alike.
+N samples, C outputs. Predictions and targets are (N, C) or (N,), of any floating dtype, and are converted to float64 on
+the CPU. Errors are in the units of the targets; all outputs have the same weight.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def r_squared(predictions: Tensor, targets: Tensor) -> Tensor:
     """Coefficient of determination of numbers (N, C), a scalar, mean over the outputs: 1 is perfect, 0 is as good as
     the targets' mean.
 
-    An output whose targets are all the same has 1 where they are met exactly, else 0.
+    An output whose targets are all the same has 1 if they are predicted exactly, else 0.
     """
-    wanted = _columns(targets)
+    truth = _columns(targets)
     residual = _gaps(predictions, targets).square().sum(0)
-    total = _centered(wanted).square().sum(0)
+    total = _centered(truth).square().sum(0)
     return torch.where(total > 0.0, 1.0 - residual / total, (residual == 0.0).double()).mean()
 
 
 def pearson_correlation(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean over the outputs of numbers (N, C), a scalar; an output that is constant on either side has 0."""
-    found, wanted = _centered(_columns(predictions)), _centered(_columns(targets))
-    norms = torch.linalg.vector_norm(found, dim=0) * torch.linalg.vector_norm(wanted, dim=0)
-    return torch.where(norms > 0.0, (found * wanted).sum(0) / norms, 0.0).mean()
+    centered, truth = _centered(_columns(predictions)), _centered(_columns(targets))
+    norms = torch.linalg.vector_norm(centered, dim=0) * torch.linalg.vector_norm(truth, dim=0)
+    return torch.where(norms > 0.0, (centered * truth).sum(0) / norms, 0.0).mean()
 
 
 def _gaps(predictions: Tensor, targets: Tensor) -> Tensor:

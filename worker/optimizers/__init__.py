@@ -30,12 +30,12 @@ Modules = Sequence[nn.Module]
 NO_NAMES: Names = {}
 
 
-# Fused kernels touch each weight once. On the CPU `foreach` runs operation by operation over all of them: a step of
+# Fused kernels read each weight once. On the CPU `foreach` runs operation by operation over all weights: a step of
 # AdamW over 3.4 million weights took five times as long (17.9 ms to 3.6 ms, one thread).
 
 
 def _sgd(spec: Sgd, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
-    # torch's fused SGD knows no weights of which processes hold parts, which are of another type
+    # torch's fused SGD does not support sharded weights, which are of another type
     fused = all(type(parameter) is nn.Parameter for parameter in parameters)
     return torch.optim.SGD(parameters, **_arguments(spec), fused=fused)
 
@@ -63,13 +63,13 @@ def _normalized(kind: type[NormalizedOptimizer]) -> Callable[[Any, Parameters, M
 
 def _nap(spec: NormalizeAndProject, parameters: Parameters, modules: Modules) -> torch.optim.Optimizer:
     normalised = [module for module in modules if any(True for _ in normalisations(module))]
-    theirs = {parameter for module in normalised for parameter in module.parameters()}
-    kept = [parameter for parameter in parameters if parameter in theirs]
+    members = {parameter for module in normalised for parameter in module.parameters()}
+    kept = [parameter for parameter in parameters if parameter in members]
     if not kept:
         raise UserError(
             "invalid_job",
-            "nap is for networks with normalisation layers and what is trained has none; accepted: any optimizer but "
-            "nap, or a student such as cifar-resnet, wide-resnet or vit",
+            "nap is for networks with normalisation layers, and the trained modules have none; accepted: any optimizer "
+            "but nap, or a student such as cifar-resnet, wide-resnet or vit",
             "recipe.optimizer.kind",
         )
     optimizer = build_optimizer(spec.inner, parameters, modules)
@@ -97,12 +97,12 @@ OPTIMIZERS: dict[type, Callable[[Any, Parameters, Modules], torch.optim.Optimize
 def build_optimizer(
     spec: Optimizer, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = (), names: Names = NO_NAMES
 ) -> torch.optim.Optimizer:
-    """The optimizer that `spec` describes, over `parameters`.
+    """The optimizer that `spec` describes, for `parameters`.
 
-    `modules` are the networks that the parameters are from: they tell embeddings, output layers and normalisation
-    layers from the rest, which `sinkgd`, `swan` and `nap` treat differently. `names` are those that the optimizer's
-    groups match. An optimizer that is a `Listener` must be
-    told of the student's outputs. Raises UserError (`invalid_job`) when `nap` finds no normalisation layer.
+    `modules` are the networks of the parameters, in which embeddings, output layers and normalisation layers are found,
+    which `sinkgd`, `swan` and `nap` treat differently. `names` are those that the optimizer's groups match. An
+    optimizer that is a `Listener` needs the student's outputs. Raises UserError (`invalid_job`) if `nap` finds no
+    normalisation layer.
     """
     built = OPTIMIZERS[type(spec)](spec, list(parameters), list(modules))
     divide_groups(built, spec, names)

@@ -1,4 +1,4 @@
-"""Adam's steps (1412.6980) over lists of tensors, by torch's own fused kernel."""
+"""Adam's steps (1412.6980) over lists of tensors, by torch's fused kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from worker.optimizers.base import State
 
 
 def fresh_moments(weight: Tensor) -> State:
-    """`step` (float32 scalar beside the weight), `exp_avg` and `exp_avg_sq` (as `weight`)."""
+    """`step` (float32 scalar on the weight's device), `exp_avg` and `exp_avg_sq`, of the shape and dtype of `weight`,
+    any shape and floating."""
     return {
         "step": torch.zeros((), dtype=torch.float32, device=weight.device),
         "exp_avg": torch.zeros_like(weight),
@@ -22,15 +23,15 @@ def fresh_moments(weight: Tensor) -> State:
 
 
 def adam_steps(gradients: list[Tensor], states: Sequence[State], group: dict[str, Any]) -> list[Tensor]:
-    """Summands of Adam for the weights, each a fresh tensor of its gradient's shape and dtype, float32 or float64,
-    whose moments take in the gradient (arXiv 1412.6980).
+    """Adam's updates of the weights, each a new tensor of its gradient's shape and dtype, float32 or float64; also
+    updates the moments (arXiv 1412.6980).
 
-    The kernel moves weights of 0. It touches memory once where one operation after the other did seven times (20 ms to
-    70 ms for 25 million elements, one thread).
+    The kernel is applied to weights of 0. It passes over memory once, single operations seven times (20 ms to 70 ms for
+    25 million elements, one thread).
     """
     averages, squares, ages = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
     first, second = group["betas"]
-    if group.get("nesterov"):  # the gradient once more, on top of the average that is kept
+    if group.get("nesterov"):  # the gradient a second time, in addition to the stored average
         torch._foreach_lerp_(averages, gradients, 1 - first)
         averages = [average.clone() for average in averages]
     steps = [torch.zeros_like(gradient) for gradient in gradients]

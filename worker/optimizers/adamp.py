@@ -16,10 +16,10 @@ from worker.optimizers.rule import Rule
 
 
 class AdamPOptimizer(Projected):
-    """Adam with decoupled weight decay, whose update loses its radial part on scale-invariant weights.
+    """Adam with decoupled weight decay, whose update has no radial part on scale-invariant weights.
 
-    Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection sees the raw
-    gradient and the undecayed weights; the decay comes next, the step last. State per parameter: `step` (float32
+    Defaults and order of operations are those of the authors' code (clovaai/AdamP): the projection uses the raw
+    gradient and the weights before decay; the decay comes next, the step last. State per parameter: `step` (float32
     scalar), `exp_avg`, `exp_avg_sq`.
     """
 
@@ -74,7 +74,7 @@ class AdamPOptimizer(Projected):
 
 
 def _move(weights: list[Tensor], steps: list[Tensor], ratios: list[Tensor], rate: float) -> None:
-    """Shrink each weight in place by `rate` times its ratio (a scalar), and add its step in the same pass."""
+    """Decay each weight in place by `rate` times its ratio (a scalar), and add its step in the same pass."""
     if rate <= 0:
         torch._foreach_add_(weights, steps)
         return

@@ -1,4 +1,4 @@
-"""What our own optimizers share: many tensors in one call, and arithmetic that is never less exact than float32."""
+"""Base of this project's optimizers: many tensors in one call, and arithmetic in at least float32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 CACHED = 1 << 18
-"""Elements that a CPU is given at a time: weights, gradients and moments of so many stay in its caches."""
+"""Elements that a CPU updates at a time: their weights, gradients and moments fit its caches."""
 DIVIDED = 1 << 24
-"""Elements that are made whole at a time, of weights that processes hold parts of."""
+"""Elements of sharded weights that are gathered at a time."""
 MASTER = "master"
-"""Key of the exact weights of a parameter in 16 bits."""
+"""Key of the float32 weights of a parameter in 16 bits."""
 State = dict[str, Tensor]
 
 
@@ -31,14 +31,14 @@ class Listener(Protocol):
 class Foreach(torch.optim.Optimizer, ABC):
     """An optimizer that updates lists of tensors.
 
-    Parameters without a gradient are left alone and keep no state. State and arithmetic are float32, or float64 for
-    parameters in float64. A parameter in 16 bits is the rounded image of exact weights in its state (`master`), because
-    most steps are smaller than its last bit. The state holds tensors alone.
+    Parameters without a gradient are skipped and have no state. State and arithmetic are float32, or float64 for
+    parameters in float64. A parameter in 16 bits is the rounded copy of float32 weights in its state (`master`),
+    because most steps are smaller than its last bit. The state has tensors alone.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
-        """Take one step; `closure`, when given, computes loss and gradients anew and its value is returned."""
+        """Take one step; `closure`, if given, recomputes loss and gradients, and its value is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -49,7 +49,7 @@ class Foreach(torch.optim.Optimizer, ABC):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would round the state of parameters in 16 bits."""
+        """As torch's, but without rounding the state of parameters in 16 bits."""
         super().load_state_dict(state_dict)
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
@@ -58,27 +58,27 @@ class Foreach(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
-        """State of a parameter before its first step."""
+        """State of a parameter, whose `weight` is float32 or float64 of any shape, before its first step."""
 
     @abstractmethod
     def _update(
         self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
     ) -> None:
-        """Change `weights` and `states` in place."""
+        """Update `weights` and `states` in place; all tensors are float32 or float64, of the parameters' shapes."""
 
     def _bunches(self, parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-        """Parameters with a gradient, by device and dtype; on a CPU no more of them than its caches hold."""
+        """Parameters with a gradient, by device and dtype; on a CPU as many as fit its caches."""
         alike: defaultdict[Hashable, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
                 alike[parameter.device, parameter.dtype].append(parameter)
         for members in alike.values():
-            size = DIVIDED if _is_divided(members[0]) else CACHED if members[0].device.type == "cpu" else None
+            size = DIVIDED if _is_sharded(members[0]) else CACHED if members[0].device.type == "cpu" else None
             yield from [members] if size is None else _cut(members, size)
 
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        if _is_divided(parameters[0]):
-            from worker.optimizers.divided import step_on_whole  # which takes a while to import
+        if _is_sharded(parameters[0]):
+            from worker.optimizers.divided import step_on_whole  # its import is slow
 
             return step_on_whole(parameters, self.state, lambda whole: self._step(whole, group))
         exact = torch.promote_types(parameters[0].dtype, torch.float32)
@@ -104,7 +104,7 @@ class Foreach(torch.optim.Optimizer, ABC):
 
 
 def by_shape(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions of the tensors of each shape."""
+    """Indices of the tensors of each shape; any shapes and dtypes."""
     alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         alike[tensor.shape].append(index)
@@ -112,22 +112,22 @@ def by_shape(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def stacked(tensors: Sequence[Tensor], members: Sequence[int]) -> Tensor:
-    """Those tensors of equal shape as one, (members, …); a single one is not copied."""
+    """The tensors at `members`, of equal shape (…) and dtype, as one (members, …); a single one is not copied."""
     if len(members) == 1:
         return tensors[members[0]].unsqueeze(0)
     return torch.stack([tensors[index] for index in members])
 
 
 def laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor` with the strides of its parameter, where it has its shape: fused kernels on a CPU walk through memory
-    blindly."""
+    """`tensor`, of any shape and dtype, with the strides of its parameter if it has its shape: fused kernels on a CPU
+    ignore strides."""
     if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
-def _is_divided(parameter: nn.Parameter) -> bool:
-    """Whether processes hold parts of it: it is of another type then."""
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether the parameter is sharded over processes: it is of another type then."""
     return type(parameter) is not nn.Parameter
 
 

@@ -1,4 +1,4 @@
-"""Steps on weights that processes hold parts of (DTensors): the rules of our optimizers look at whole tensors."""
+"""Steps on sharded weights (DTensors): this project's optimizers need whole tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ State = dict[str, Tensor]
 def step_on_whole(
     parameters: Sequence[nn.Parameter], states: dict[Tensor, State], step: Callable[[list[nn.Parameter]], None]
 ) -> None:
-    """Have `step` move copies of `parameters` in their whole shape, with whole gradients and `states`; each process
-    keeps its part of what comes of it.
+    """Apply `step` to whole copies of `parameters`, of any shape and floating dtype, with whole gradients and `states`;
+    each process stores its shard of the result.
 
-    All processes do the same, and must call it with the same parameters. It costs memory for as many whole tensors, and
+    All processes do the same, and must call it with the same parameters. It takes memory for as many whole tensors, and
     the time of the step on every process.
     """
     wholes = [_whole(parameter, states) for parameter in parameters]
@@ -41,7 +41,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _part(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of `value`, where it has the shape of `like`."""
+    """This process's shard of `value`, if it has the shape of `like`."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""Normalize-and-Project (2407.01800): weights return to their first norms after the steps of any optimizer."""
+"""Normalize-and-Project (2407.01800): weights are rescaled to their initial norms after the steps of any optimizer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from worker.optimizers.base import MASTER
 NORM = "nap_norm"
 """Key in the state of a weight: its norm before the first step (scalar)."""
 STEPS = "nap_steps"
-"""Key in the optimizer's groups: steps that were taken."""
+"""Key in the optimizer's groups: number of steps."""
 
 
 class NormProjection:
-    """Looks after an optimizer: what it keeps lies in the optimizer's own state and groups, and is saved with them.
+    """Hooks on an optimizer; its data is in the optimizer's state and groups, and is saved with them.
 
-    `weights` keep the Frobenius norm that they have before their first step. The vectors of each of `pairs`, scale and
-    offset of one normalisation layer of width d, keep together the norm sqrt(d). Tensors of norm 0, and those without a
-    gradient, are left as they are. The moments of the optimizer are not touched.
+    `weights` are rescaled to the Frobenius norm before their first step. The vectors of each of `pairs`, scale and
+    offset of one normalisation layer of width d, are rescaled together to the norm sqrt(d). Tensors of norm 0, and
+    those without a gradient, are not changed, and neither are the moments of the optimizer.
     """
 
     def __init__(
@@ -36,12 +36,13 @@ class NormProjection:
         self._first: dict[nn.Parameter, Tensor] = {}
         for group in optimizer.param_groups:
             group[STEPS] = 0
-        optimizer.register_step_pre_hook(self._remember)
+        optimizer.register_step_pre_hook(self._measure_norms)
         optimizer.register_step_post_hook(self._project)
 
     @torch.no_grad()
-    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Optimizers make their state in their first step, and only where there is none: ours is added after it."""
+    def _measure_norms(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Measure initial norms. Optimizers create their state in the first step if there is none, so the norms are
+        added to it afterwards."""
         for weight in self.weights:
             if weight.grad is not None and NORM not in optimizer.state.get(weight, {}):
                 self._first[weight] = _norm(weight.detach())
@@ -63,7 +64,7 @@ class NormProjection:
 
 
 def _rescale(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
-    """Give the parameters together the norm, in place; where they have exact weights, through those."""
+    """Rescale the parameters together to the norm, in place; if they have float32 weights, through those."""
     exact = [optimizer.state.get(parameter, {}).get(MASTER, parameter.detach()) for parameter in parameters]
     found = vector_norm(torch.stack([_norm(tensor) for tensor in exact]))
     factor = torch.where(found > 0, norm.to(found) / found, 1.0)
@@ -74,7 +75,7 @@ def _rescale(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    """Of all of it, where processes hold parts."""
+    """Norm of the whole tensor, also if it is sharded."""
     norm = vector_norm(tensor.to(_exact(tensor)))
     return norm if type(norm) is Tensor else norm.full_tensor()
 

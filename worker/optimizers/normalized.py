@@ -16,8 +16,8 @@ from worker.optimizers.base import Foreach, State, by_shape, stacked
 class NormalizedOptimizer(Foreach):
     """Normalised gradients, without state, for `matrices`; Adam for `others`.
 
-    Two parameter groups, in this order. Both hold the same settings, so that whoever sets the rate of all groups keeps
-    the ratio of the two.
+    Two parameter groups, in this order. Both have the same settings, so that setting the rate of all groups does not
+    change the ratio of the two.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], **settings: Any) -> None:
@@ -26,7 +26,7 @@ class NormalizedOptimizer(Foreach):
 
     @abstractmethod
     def _normalize(self, gradients: Tensor, group: dict[str, Any]) -> Tensor:
-        """The step (k, rows, columns) that the gradients of k matrices make."""
+        """The steps for k matrices, from their gradients, both (k, rows, columns), float32 or float64."""
 
     def _fresh_state(self, weight: Tensor, group: dict[str, Any]) -> State:
         return fresh_moments(weight) if group["rule"] == "adam" else {}

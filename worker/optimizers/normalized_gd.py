@@ -12,12 +12,12 @@ from worker.optimizers.base import Foreach, State
 
 
 class NormalizedGdOptimizer(Foreach):
-    """Divides the gradient by the mean probability of the wrong classes, which it reads off the outputs' gradients.
+    """Divides the gradient by the mean probability of the wrong classes, which is computed from the outputs' gradients.
 
     The gradient of the mean cross-entropy at the logits of sample i is (p_i - onehot_i) / n: its positive and its
     negative entries each sum to the probability of the wrong classes, s_i / n. Their sum over the samples is the
-    divisor mean(s), in whatever parts the batch comes and by whatever weight the loss is multiplied. With a single
-    logit the two sums are |p_i - y_i| / n and 0.
+    divisor mean(s), for any micro-batches and any weight of the loss. With a single logit the two sums are
+    |p_i - y_i| / n and 0.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:
@@ -26,15 +26,15 @@ class NormalizedGdOptimizer(Foreach):
         """Sum over the outputs since the last step; a scalar on their device."""
 
     def listen(self, outputs: Tensor) -> None:
-        """Take in the gradient of the model's outputs (…, C) once it is computed; for every part of a batch."""
-        outputs.register_hook(self._heard)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        """Add the gradient of the model's outputs (…, C), floating, when it is computed; for every part of a batch."""
+        outputs.register_hook(self._add)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's; what was heard of the outputs belongs to the gradients."""
+        """As torch's; also clears the sum over the outputs' gradients."""
         self.wrong = None
         super().zero_grad(set_to_none)
 
-    def _heard(self, gradient: Tensor) -> None:
+    def _add(self, gradient: Tensor) -> None:
         exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).flatten(0, -2)
         sums = torch.maximum(exact.clamp(min=0).sum(-1), -exact.clamp(max=0).sum(-1))  # one of the two may round to 0
         self.wrong = sums.sum() if self.wrong is None else self.wrong + sums.sum()
@@ -46,7 +46,7 @@ class NormalizedGdOptimizer(Foreach):
         self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: dict[str, Any]
     ) -> None:
         if self.wrong is None:
-            raise RuntimeError("the outputs had no gradient, or `listen` was not told of them")
+            raise RuntimeError("the outputs had no gradient, or `listen` was not called with them")
         wrong = self.wrong.to(weights[0].dtype)
         factor = torch.where(wrong > 0, -group["lr"] / wrong, 0.0)
         torch._foreach_add_(weights, torch._foreach_mul(gradients, factor))

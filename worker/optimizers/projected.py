@@ -1,8 +1,8 @@
-"""What AdamP and SGDP share: on CUDA, all parameters take their step in a few launches of kernels of our own.
+"""Base of AdamP and SGDP: on CUDA, all parameters are updated in a few launches of this project's kernels.
 
-Everything else goes through torch's lists of tensors: processors, float64, parameters of which processes hold parts,
-and layouts whose output channels do not lie in memory one after the other. State is the same either way, so that a
-checkpoint may go from one to the other.
+Everything else is updated by torch's operations on lists of tensors: on a CPU, in float64, sharded parameters, and
+layouts whose output channels are not contiguous in memory. The state is the same for both, so that a checkpoint can be
+loaded by either.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from torch import Tensor, nn
 from worker.kernels.devices import HAS_TRITON
 from worker.optimizers.base import MASTER, Foreach, State, laid_out
 from worker.optimizers.rule import Rule
-from worker.optimizers.tables import Pointers, TableRows, seen_in_rows
+from worker.optimizers.tables import Pointers, TableRows, table_rows_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Projected(Foreach, ABC):
-    """An optimizer that moves weights by a `Rule`."""
+    """An optimizer that updates weights by a `Rule`."""
 
     AVERAGE: str
     """Key of the average of gradients in the state."""
 
     @abstractmethod
     def _rule(self, group: dict[str, Any]) -> Rule:
-        """Of a group."""
+        """The rule of a group."""
 
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         quick, others = list[tuple[nn.Parameter, TableRows]](), list[nn.Parameter]()
         for parameter in parameters:
-            seen = seen_in_rows(parameter) if runs_on_triton(parameter) else None
-            if seen is None:
+            layout = table_rows_of(parameter) if runs_on_triton(parameter) else None
+            if layout is None:
                 others.append(parameter)
             else:
-                quick.append((parameter, seen))
+                quick.append((parameter, layout))
         if quick:
             self._launch(quick, group)
         if others:
             super()._step(others, group)
 
     def _launch(self, parameters: list[tuple[nn.Parameter, TableRows]], group: dict[str, Any]) -> None:
-        from worker.optimizers.projected_kernels import launch  # Triton is there on Linux alone
+        from worker.optimizers.projected_kernels import launch  # Triton is available on Linux alone
 
         exact = torch.promote_types(parameters[0][0].dtype, torch.float32)
         batches: defaultdict[bool, list[tuple[TableRows, Pointers]]] = defaultdict(list)
-        gradients = list[Tensor]()  # where they had to be laid out anew, nobody else holds them
-        for parameter, seen in parameters:
-            assert parameter.grad is not None  # or it would not be here
+        gradients = list[Tensor]()  # keeps copies with new strides alive
+        for parameter, layout in parameters:
+            assert parameter.grad is not None  # parameters without a gradient were skipped
             gradients.append(laid_out(parameter.grad, parameter))
             found = self._pointers(parameter, gradients[-1], self._state_of(parameter, exact, group))
-            batches[_aligned(seen, found)].append((seen, found))
+            batches[_aligned(layout, found)].append((layout, found))
         for aligned, batch in batches.items():
             launch(batch, self._rule(group), parameters[0][0], aligned)
         torch.autograd.graph.increment_version([parameter for parameter, _ in parameters])
@@ -68,10 +68,10 @@ class Projected(Foreach, ABC):
 
 
 def runs_on_triton(parameter: nn.Parameter) -> bool:
-    """Whether the kernels are for it, if it is laid out in rows."""
+    """Whether the kernels support the parameter, if its rows are contiguous."""
     return HAS_TRITON and parameter.is_cuda and parameter.dtype in DTYPES and type(parameter) is nn.Parameter
 
 
-def _aligned(seen: TableRows, found: Pointers) -> bool:
+def _aligned(layout: TableRows, found: Pointers) -> bool:
     """Whether four numbers can be read at a time."""
-    return seen.length % 4 == 0 and all(place % 16 == 0 for place in found._replace(age=0))
+    return layout.length % 4 == 0 and all(place % 16 == 0 for place in found._replace(age=0))

@@ -1,20 +1,20 @@
-"""Steps of AdamP and SGDP in Triton: all parameters of one dtype in four launches, by tables of where they lie.
+"""Steps of AdamP and SGDP in Triton: all parameters of one dtype in four launches, by tables of their addresses.
 
-Whether an update is projected is known once the gradient of a whole tensor has been held against its weights, so:
+Whether an update is projected depends on the gradient and weights of a whole tensor, so:
 
-1. `sums_kernel` reads gradients and weights, and leaves three sums of every row: g·w, w·w, g·g;
-2. `decide_kernel`, a program for each tensor, tells from them whether all channels, or the whole, pass the test;
-3. `step_kernel` does the rest, moments and weights in one pass. Where channels are projected it goes over a row twice,
-   first for u·w; the second time finds it in a cache. It takes the tiles from the last to the first, because the
-   second-level cache still holds what was read last;
-4. `step_kernel` once more, for tensors that are projected as a whole, and for rows cut in pieces: their u·w is a sum
-   over programs, which 3 left behind instead of moving them.
+1. `sums_kernel` reads gradients and weights, and writes three sums for every row: g·w, w·w, g·g;
+2. `decide_kernel`, a program for each tensor, computes from them whether all channels, or the whole, pass the test;
+3. `step_kernel` updates moments and weights in one pass. If channels are projected it makes two passes over a row,
+   first for u·w; in the second the row is in a cache. It processes the tiles from the last to the first, because the
+   second-level cache still has what was read last;
+4. `step_kernel` a second time, for tensors that are projected as a whole, and for rows cut in pieces: their u·w is a
+   sum over programs, which step 3 has written instead of updating them.
 
-Of a float32 weight, 1 moves 8 bytes and 3 moves 28 (of SGDP 20); AdamW moves 28 altogether. No sum depends on the order
-in which programs run.
+Per float32 weight, step 1 transfers 8 bytes and step 3 28 (SGDP: 20); AdamW transfers 28 in all. No sum depends on the
+order in which programs run.
 
-A tile is some rows of a tensor, or a piece of a long row: R rows, gone over in blocks of B columns. A row is an output
-channel, and lies in memory in one piece. Tensors that are never projected are a single row.
+A tile is some rows of a tensor, or a piece of a long row: R rows, processed in blocks of B columns. A row is an output
+channel, and is contiguous in memory. Tensors that are never projected are a single row.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
@@ -34,14 +34,14 @@ from worker.optimizers.rule import Rule
 from worker.optimizers.tables import Pointers, TableRows, addresses_of, layout_of
 
 ROWS_OF_A_DECISION = 1024
-"""That a program looks at in a turn."""
+"""Rows that a program reads per iteration."""
 WARPS = 4
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 FIRST_TILE, ROWS, LENGTH, PIECES, TOGETHER, FIRST_SUM, PROJECTED = (tl.constexpr(field) for field in range(7))
 """Fields of the layout (7, n) int64 of n tensors."""
 WEIGHT, GRADIENT, AVERAGE, SQUARE, AGE, IMAGE = (tl.constexpr(field) for field in range(6))
-"""Fields of the addresses (6, n) int64: IMAGE is the rounded parameter of an exact weight; AGE counts steps."""
+"""Fields of the addresses (6, n) int64: IMAGE is the rounded parameter of a float32 weight; AGE counts steps."""
 G_ON_W, W_ON_W, G_ON_G, U_ON_W = (tl.constexpr(field) for field in range(4))
 """Fields of the sums (4, s) float32 of s rows, or pieces of rows."""
 SIZE, ROOT, SHRINK, WHOLE = (tl.constexpr(field) for field in range(4))
@@ -53,13 +53,13 @@ AS_IT_IS, BY_CHANNEL, AS_A_WHOLE = (tl.constexpr(float(mode)) for mode in range(
 
 @triton.jit
 def _field(table, field, count, tensor):
-    """Of one tensor."""
+    """A field of one tensor."""
     return tl.load(table + field * count + tensor)
 
 
 @triton.jit
 def _address(addresses, field, count, tensor, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointer to one tensor's first number."""
+    """Pointer to one tensor's first element."""
     pointer = tl.load(addresses + field * count + tensor).to(tl.pointer_type(TYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -68,12 +68,12 @@ def _address(addresses, field, count, tensor, TYPE: tl.constexpr, ALIGNED: tl.co
 
 @triton.jit
 def _tile(layout, count, tensor, number, ALIGNED: tl.constexpr, PIECE: tl.constexpr, R: tl.constexpr):
-    """Rows (R, 1) of a tile and whether they exist, row length, first and last column, and where its sums stand."""
+    """Rows (R, 1) of a tile and whether they exist, row length, first and last column, and the index of its sums."""
     within = number - _field(layout, FIRST_TILE, count, tensor)
     pieces = _field(layout, PIECES, count, tensor)
     length = _field(layout, LENGTH, count, tensor)
     if ALIGNED:
-        length = length // 4 * 4  # tells the compiler that four numbers can be read at a time
+        length = length // 4 * 4  # shows the compiler that four numbers can be read at a time
     row = within // pieces * R + tl.arange(0, R)[:, None]
     first = within % pieces * PIECE
     sums = _field(layout, FIRST_SUM, count, tensor) + row * pieces + within % pieces
@@ -85,7 +85,7 @@ def _sums(
     layout, addresses, sums, count, total, tensor, number,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, PIECE: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile's rows: what tells whether the gradient is orthogonal to the weights."""
+    """Write the sums of a tile's rows for the test of orthogonality of gradient and weights."""
     row, exists, length, first, last, place = _tile(layout, count, tensor, number, ALIGNED, PIECE, R)
     weights = _address(addresses, WEIGHT, count, tensor, tl.float32, ALIGNED) + row * length
     gradients = _address(addresses, GRADIENT, count, tensor, TYPE, ALIGNED) + row * length
@@ -110,7 +110,7 @@ def sums_kernel(
     layout, owners, addresses, sums, count, total,
     TYPE: tl.constexpr, ALIGNED: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """See the module; `owners` (tiles,) int32 tells whose each tile is, of `count` tensors with `total` sums."""
+    """See the module; `owners` (tiles,) int32 is each tile's tensor, of `count` tensors with `total` sums."""
     number = tl.program_id(0)
     tensor = tl.load(owners + number)
     if _field(layout, PROJECTED, count, tensor) != 0:
@@ -140,7 +140,7 @@ def _orthogonal(g_on_w, w_on_w, g_on_g, most, eps):
 
 @triton.jit
 def _mode(layout, sums, count, total, tensor, delta, eps, D: tl.constexpr):
-    """How a tensor's update is projected, and its w·w."""
+    """The kind of projection of a tensor's update, and its w·w."""
     rows = _field(layout, ROWS, count, tensor)
     pieces = _field(layout, PIECES, count, tensor)
     length = _field(layout, LENGTH, count, tensor)
@@ -171,7 +171,7 @@ def decide_kernel(
     layout, addresses, sums, decisions, count, total,
     rate, decay, wd_ratio, delta, eps, log_beta1, log_beta2, ADAM: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """See the module; also counts the step, and corrects for moments that began at 0 (in float64: 1 - 0.999^1)."""
+    """See the module; also counts the step, and corrects the bias of the moments (in float64: 1 - 0.999^1)."""
     tensor = tl.program_id(0)
     mode = AS_IT_IS
     whole = 0.0
@@ -193,8 +193,8 @@ def decide_kernel(
 
 
 @triton.jit
-def _taken_in(data, at, inside, root, rule, ADAM: tl.constexpr, NESTEROV: tl.constexpr):
-    """Weights, the update without its size, and the moments with the gradient in them, all (R, B)."""
+def _load_and_update(data, at, inside, root, rule, ADAM: tl.constexpr, NESTEROV: tl.constexpr):
+    """Weights, the update before the step size, and the updated moments, all (R, B)."""
     keep, take, again, keep_square, take_square, eps = rule
     w = tl.load(data[0] + at, mask=inside, other=0.0)
     g = tl.load(data[1] + at, mask=inside, other=0.0).to(tl.float32)
@@ -214,11 +214,11 @@ def _u_on_w(
     data, exists, first, last, root, rule,
     ADAM: tl.constexpr, NESTEROV: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile's rows (R, 1)."""
+    """u·w of a tile's rows (R, 1)."""
     along = tl.zeros([R, B], tl.float32)
     for start in range(first, last, B):
         columns = start + tl.arange(0, B)[None, :]
-        w, update, _, _ = _taken_in(data, columns, exists & (columns < last), root, rule, ADAM, NESTEROV)
+        w, update, _, _ = _load_and_update(data, columns, exists & (columns < last), root, rule, ADAM, NESTEROV)
         along += update * w
     return tl.sum(along, axis=1, keep_dims=True)
 
@@ -247,11 +247,11 @@ def _move(
     data, exists, first, last, radial, size, root, shrink, rule,
     ADAM: tl.constexpr, NESTEROV: tl.constexpr, PROJECT_BUFFER: tl.constexpr, ROUNDED: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """A tile's moments and weights; the update loses `radial` (R, 1) times the weights."""
+    """Write a tile's moments and weights; `radial` (R, 1) times the weights is subtracted from the update."""
     for start in range(first, last, B):
         columns = start + tl.arange(0, B)[None, :]
         inside = exists & (columns < last)
-        w, update, average, square = _taken_in(data, columns, inside, root, rule, ADAM, NESTEROV)
+        w, update, average, square = _load_and_update(data, columns, inside, root, rule, ADAM, NESTEROV)
         moved = (shrink + size * radial) * w - size * update
         if PROJECT_BUFFER:
             average = update - radial * w
@@ -278,7 +278,7 @@ def _step(
     LATE: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr, PIECE: tl.constexpr, R: tl.constexpr,
     B: tl.constexpr,
 ):  # fmt: skip
-    """Move a tile; or, of one that has to wait for others, leave its part of u·w."""
+    """Update a tile; or, if it depends on other tiles, write its part of u·w."""
     layout, addresses, sums, decisions, count, total = tables
     row, exists, length, first, last, place = _tile(layout, count, tensor, number, ALIGNED, PIECE, R)
     data = (
@@ -314,10 +314,10 @@ def step_kernel(
     ADAM: tl.constexpr, NESTEROV: tl.constexpr, PROJECT_BUFFER: tl.constexpr, ROUNDED: tl.constexpr,
     LATE: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """See the module; LATE is the second launch, for what has to wait.
+    """See the module; LATE is the second launch, for tiles that depend on others.
 
-    `rule`: what the average keeps and takes of the gradient, what Nesterov's momentum takes of it once more, what the
-    average of squares keeps and takes, eps.
+    `rule`: factors of the average and of the gradient in it, Nesterov's additional factor of the gradient, factors of
+    the average of squares and of the squared gradient in it, eps.
     """
     number = tl.num_programs(0) - 1 - tl.program_id(0)
     tensor = tl.load(owners + number)
@@ -342,16 +342,16 @@ def step_kernel(
 
 
 def cut_of(dtype: torch.dtype, aligned: bool) -> dict[str, Any]:
-    """The kernels' constants that say how tensors are cut into tiles."""
+    """The kernels' constants for cutting tensors into tiles."""
     block = sizes.BLOCK if aligned else sizes.BLOCK // 2  # an address for every number takes twice the registers
     return {"TYPE": TYPES[dtype], "ALIGNED": aligned, "PIECE": sizes.PIECE, "BLOCK": block}
 
 
 def launch(batch: Sequence[tuple[TableRows, Pointers]], rule: Rule, like: Tensor, aligned: bool) -> None:
-    """Take the step of parameters of any shape that have the dtype of `like` and lie on its device.
+    """Update parameters of any shape that have the dtype of `like`, of any shape, and are on its device.
 
-    Their rows lie in memory in one piece, in the same order of elements as their gradients and states, which are
-    float32; `aligned`: four numbers can be read at a time, of each of them.
+    Their rows are contiguous in memory, in the same order of elements as their gradients and states, which are float32;
+    `aligned`: four numbers of each can be read at a time.
     """
     layout = layout_of(tuple(seen for seen, _ in batch), like.device)
     addresses = addresses_of(tuple(pointers for _, pointers in batch), like.device)

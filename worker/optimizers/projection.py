@@ -12,11 +12,12 @@ from torch.linalg import vector_norm
 from worker.optimizers.base import by_shape, stacked
 
 BLOCK = 1 << 16
-"""Elements that a CPU multiplies at a time: memory for so many is at hand, more has to be asked of the system."""
+"""Elements that a CPU multiplies at a time: the allocator has memory for these, more would be a system call."""
 
 
 class _View(NamedTuple):
-    """Weights, gradients and updates of k tensors, each cut into the same number of rows; all (k, rows)."""
+    """Weights, gradients and updates of k tensors, each cut into the same number of rows; all (k, rows), float32 or
+    float64."""
 
     gradient_on_weight: Tensor
     update_on_weight: Tensor
@@ -25,7 +26,7 @@ class _View(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, gradient: Tensor, update: Tensor) -> Self:
-        """One row for each output channel; the tensors are (k, rows, …)."""
+        """One row for each output channel; the tensors are (k, rows, …), float32 or float64."""
         inside = tuple(range(2, weight.ndim))
         return cls(
             _dot(gradient, weight, inside),
@@ -49,18 +50,19 @@ class _View(NamedTuple):
         return (cosine < threshold).all(1, keepdim=True)
 
     def radial(self, eps: float) -> Tensor:
-        """The radial part of the updates, as a multiple of the weights."""
+        """The radial part of the updates (k, rows), as a multiple of the weights."""
         return self.update_on_weight / (self.weight_norm + eps).square()
 
 
 def project(
     weights: list[Tensor], gradients: list[Tensor], updates: list[Tensor], delta: float, wd_ratio: float, eps: float
 ) -> list[Tensor]:
-    """Project in place the updates of weights that look scale-invariant; factor of the weight decay for each, a scalar.
+    """Project in place the updates of weights that appear scale-invariant; returns the factor of the weight decay for
+    each, a scalar. Tensors are float32 or float64, of the weights' shapes.
 
-    A gradient orthogonal to the weights is the mark of scale invariance. It is looked for per output channel first,
-    then over the whole tensor; tensors of fewer than two dimensions are left alone. Tensors of one shape go together.
-    The choice stays on the device, because reading the outcome would stall a GPU.
+    The test for scale invariance is a gradient orthogonal to the weights: per output channel first, then over the whole
+    tensor; tensors of fewer than two dimensions are not projected. Tensors of one shape are processed together. The
+    result of the test stays on the device, because reading it would stall a GPU.
     """
     ratios = [weights[0].new_ones(())] * len(weights)
     for members in by_shape(weights):
@@ -75,7 +77,7 @@ def project(
 
 
 def _radial(weight: Tensor, channels: _View, delta: float, eps: float) -> tuple[Tensor, Tensor]:
-    """What multiple of its weights each row's update loses (k, rows), and whether it loses any, as 0 or 1 (k)."""
+    """Multiple of its weights to subtract from each row's update (k, rows), and whether there is any, as 0 or 1 (k)."""
     whole = channels.whole()
     by_channel = channels.fires(delta / math.sqrt(weight[0, 0].numel()), eps)
     by_layer = whole.fires(delta / math.sqrt(weight[0].numel()), eps)
@@ -84,7 +86,7 @@ def _radial(weight: Tensor, channels: _View, delta: float, eps: float) -> tuple[
 
 
 def _dot(left: Tensor, right: Tensor, inside: tuple[int, ...]) -> Tensor:
-    """Products of the rows (k, rows, …), summed over what is inside; (k, rows)."""
+    """Dot products (k, rows) of the rows (k, rows, …), summed over the axes `inside`."""
     rows = max(1, BLOCK * left.shape[1] // left.numel()) if left.device.type == "cpu" else left.shape[1]
     parts = zip(torch.split(left, rows, 1), torch.split(right, rows, 1), strict=True)
     return torch.cat([(one * other).sum(inside) for one, other in parts], 1)

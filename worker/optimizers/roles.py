@@ -1,4 +1,4 @@
-"""What a parameter is for: matrices of hidden layers and normalisation layers are trained in ways of their own."""
+"""Roles of parameters: some optimizers treat hidden layers' matrices and normalisation layers differently."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from torch import nn
 
 
 def hidden_matrices(parameters: Iterable[nn.Parameter], modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Those of `parameters` that are weights of hidden layers: matrices, but no embedding and not the last.
+    """The `parameters` that are weights of hidden layers: matrices, without embeddings and the last one.
 
-    A matrix has more than one row and column. Rows are output channels; kernels of convolutions are seen as (channels,
-    rest). The last matrix of each of `modules`, in the order in which they register them, is its output layer.
+    A matrix has more than one row and column. Rows are output channels; kernels of convolutions are viewed as
+    (channels, rest). The last matrix of each of `modules`, in the order of registration, is its output layer.
     """
-    apart = {weight for module in modules for weight in _apart(module)}
-    return [parameter for parameter in parameters if _is_matrix(parameter) and parameter not in apart]
+    excluded = {weight for module in modules for weight in _not_hidden(module)}
+    return [parameter for parameter in parameters if _is_matrix(parameter) and parameter not in excluded]
 
 
 def scales_and_offsets(parameters: Iterable[nn.Parameter], modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """Scale, and offset where there is one, of each normalisation layer that `parameters` has any of."""
+    """Scale, and offset if there is one, of each normalisation layer with parameters in `parameters`."""
     wanted = set(parameters)
     found = [list(layer.parameters(recurse=False)) for module in modules for layer in normalisations(module)]
     return [kept for pair in found if (kept := [parameter for parameter in pair if parameter in wanted])]
 
 
 def normalisations(module: nn.Module) -> Iterator[nn.Module]:
-    """Normalisation layers of any library: they say so in their name, and learn vectors or nothing.
+    """Normalisation layers of any library: `norm` is in their class name, and their parameters are vectors.
 
-    What is called `Normalize` there prepares samples.
+    Classes called `Normalize` preprocess samples and are left out.
     """
     for layer in module.modules():
         name = type(layer).__name__.lower()
@@ -36,7 +36,7 @@ def normalisations(module: nn.Module) -> Iterator[nn.Module]:
             yield layer
 
 
-def _apart(module: nn.Module) -> Iterator[nn.Parameter]:
+def _not_hidden(module: nn.Module) -> Iterator[nn.Parameter]:
     last = None
     for layer in module.modules():
         for parameter in layer.parameters(recurse=False):

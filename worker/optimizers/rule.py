@@ -1,4 +1,4 @@
-"""The settings of AdamP and SGDP as numbers, the same for both."""
+"""The settings of AdamP and SGDP in a common form."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rule:
-    """A group's settings as the kernels take them."""
+    """A group's settings in the form of the kernels' arguments."""
 
     rate: float
-    """Size of a step; of Adam's before it is corrected for moments that began at 0."""
+    """Size of a step; for Adam before the bias correction."""
     decay: float
-    """Part of the weights that a step takes away where it isn't projected."""
+    """Share of the weights that a step without projection subtracts."""
     keep: float
-    """Of the average of gradients, into which a gradient goes times `take`."""
+    """Factor of the average of gradients, to which `take` times the gradient is added."""
     take: float
     again: float | None
-    """Nesterov: the update is `keep` times the average and so much of the gradient; none: it is the average."""
+    """Nesterov: the update is `keep` times the average plus `again` times the gradient; none: it is the average."""
     betas: tuple[float, float] | None
-    """Of Adam, whose update is divided by the root of the average of squares; none: there is no such average."""
+    """Adam's, whose update is divided by the root of the average of squares; none: there is no such average."""
     project_buffer: bool
-    """Whether the average loses what the update loses."""
+    """Whether the average is projected, too."""
     delta: float
     wd_ratio: float
     eps: float
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """What every element is moved by, in the order of the kernel."""
+        """Factors for every element, in the order of the kernel's argument."""
         second = 0.0 if self.betas is None else self.betas[1]
         return tuple(map(float, (self.keep, self.take, self.again or 0.0, second, 1.0 - second, self.eps)))
 
     @property
     def log_betas(self) -> tuple[float, float]:
-        """Their logarithms, as float32 holds little of 1 - beta."""
+        """Logarithms of the betas, because 1 - beta is inexact in float32."""
         first, second = (math.log(beta) if beta else -math.inf for beta in self.betas or (0.0, 0.0))
         return first, second

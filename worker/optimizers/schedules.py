@@ -14,8 +14,8 @@ from app.recipe.plan import StagePlan
 def rate_factor(spec: Schedule, step: int, plan: StagePlan) -> float:
     """Factor of the peak rate at optimizer step `step` of a stage, counted from 0.
 
-    During warm-up the rate rises linearly and reaches its peak at its last step. Cosine and linear schedules
-    then run from the peak towards their final ratio, which they would reach one step after the last.
+    During warm-up the rate rises linearly and reaches its peak at the last step of the warm-up. Cosine and linear
+    schedules then fall from the peak towards their final ratio, which they would reach one step after the last.
     """
     if step < (warmup := spec.warmup(plan.steps)):
         return (step + 1) / warmup

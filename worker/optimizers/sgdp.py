@@ -15,10 +15,10 @@ from worker.optimizers.rule import Rule
 
 
 class SgdPOptimizer(Projected):
-    """SGD with momentum, whose update loses its radial part on scale-invariant weights.
+    """SGD with momentum, whose update has no radial part on scale-invariant weights.
 
-    The decay is decoupled and divided by (1 - momentum). The authors' code (clovaai/AdamP) also takes the radial part
-    out of the stored momentum unless `nesterov` is set; `project_buffer=False` keeps it in, as the paper writes it.
+    The decay is decoupled and divided by (1 - momentum). The authors' code (clovaai/AdamP) also removes the radial part
+    from the stored momentum unless `nesterov` is set; `project_buffer=False` does not, as in the paper.
     State per parameter: `momentum`, which starts at zero.
     """
 
@@ -84,7 +84,7 @@ class SgdPOptimizer(Projected):
 
 
 def _steps(buffers: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Tensors of their own, because the projection changes them."""
+    """Updates as new tensors, because the projection changes them."""
     if group["nesterov"]:
         return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
     return [buffer.clone() for buffer in buffers]

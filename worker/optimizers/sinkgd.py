@@ -9,21 +9,21 @@ from torch import Tensor
 from worker.optimizers.normalized import NormalizedOptimizer
 
 SMALLEST = 1e-30
-"""Largest entry and squared norms are taken to be at least this, so that a row or column of zeros stays one."""
+"""Lower bound of the largest entry and of squared norms, so that a row or column of zeros stays zero."""
 
 
 class SinkGdOptimizer(NormalizedOptimizer):
-    """Settings: `lr`, `matrix_ratio`, `iterations`, `betas`, `eps`, `weight_decay`, as the contract describes them."""
+    """Settings: `lr`, `matrix_ratio`, `iterations`, `betas`, `eps`, `weight_decay`, as in the contract."""
 
     def _normalize(self, gradients: Tensor, group: dict[str, Any]) -> Tensor:
         return equal_norms(gradients, group["iterations"])
 
 
 def equal_norms(matrices: Tensor, iterations: int) -> Tensor:
-    """Scale the rows of (k, m, n) to norm sqrt(n), then the columns to norm sqrt(m), `iterations` times.
+    """Scale the rows of floating (k, m, n) to norm sqrt(n), then the columns to norm sqrt(m), `iterations` times.
 
-    The factors alone are iterated, squared: new ones of rows depend on those of columns and not on their own last ones,
-    so that a round is two products of the squared entries with a vector.
+    Only the squared factors are iterated: those of rows depend on those of columns and not on their previous values, so
+    that an iteration is two products of the squared entries with a vector.
     """
     largest = matrices.abs().amax((1, 2), keepdim=True).clamp(min=SMALLEST)
     squares = (matrices / largest).square_()

@@ -10,14 +10,14 @@ from torch import Tensor
 from worker.optimizers.normalized import NormalizedOptimizer
 
 SMALLEST = 1e-8
-"""Added to the variance of a row; norms are taken to be at least this."""
+"""Added to the variance of a row; also the lower bound of norms."""
 NULL = 1e-10
-"""Singular values below this share of the largest count as 0, as do those below the rounding of the matrix."""
+"""Singular values below this share of the largest count as 0, as do those below the rounding error of the matrix."""
 
 
 class SwanOptimizer(NormalizedOptimizer):
-    """Settings: `lr`, `matrix_ratio`, `whitening`, `iterations`, `rescale`, `betas`, `eps`, `weight_decay`, as the
-    contract describes them."""
+    """Settings: `lr`, `matrix_ratio`, `whitening`, `iterations`, `rescale`, `betas`, `eps`, `weight_decay`, as in
+    the contract."""
 
     def _normalize(self, gradients: Tensor, group: dict[str, Any]) -> Tensor:
         standard = standardized_rows(gradients)
@@ -27,13 +27,13 @@ class SwanOptimizer(NormalizedOptimizer):
 
 
 def standardized_rows(matrices: Tensor) -> Tensor:
-    """Rows of (k, m, n) with mean 0 and mean square 1; a row of equal entries becomes 0."""
+    """Rows of floating (k, m, n) with mean 0 and mean square 1; a row of equal entries becomes 0."""
     centred = matrices - matrices.mean(2, keepdim=True)
     return centred / (centred.square().mean(2, keepdim=True) + SMALLEST).sqrt()
 
 
 def polar_factor(matrices: Tensor) -> Tensor:
-    """(X X^T)^(-1/2) X for each X of (k, m, n): all singular values but those of the null space become 1."""
+    """(X X^T)^(-1/2) X for each X of floating (k, m, n): all singular values but those of the null space become 1."""
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     rounding = max(matrices.shape[1:]) * torch.finfo(matrices.dtype).eps
     kept = values > max(NULL, rounding) * values[:, :1]
@@ -41,8 +41,8 @@ def polar_factor(matrices: Tensor) -> Tensor:
 
 
 def newton_schulz(matrices: Tensor, iterations: int) -> Tensor:
-    """Approximation of `polar_factor` of (k, m, n) by Newton-Schulz iterations: each is products of square matrices of
-    the shorter side.
+    """Approximation of `polar_factor` of floating (k, m, n) by Newton-Schulz iterations, each of which is products of
+    square matrices of the shorter side.
 
     Standardised rows sum to 0, so a matrix with no more columns than rows has a null space, which stays near 0.
     """

@@ -1,6 +1,6 @@
-"""Many tensors as one to a kernel: tables of where each lies, and of the tiles that it is cut into.
+"""Tables for kernels on many tensors: the address of each, and the tiles that it is cut into.
 
-Both are made once and kept for as long as nothing moves: gradients usually come back to where they were.
+Both are cached as long as no address changes: gradients usually have the same addresses again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 2048
-"""Numbers of a tile that a program holds at a time, of each tensor: 16 for each of its threads."""
+"""Elements of a tile that a program holds at a time, of each tensor: 16 per thread."""
 PIECE = 8 * BLOCK
-"""A longer row is cut, as its program would hold up the others."""
+"""Longest row that is not cut into pieces: a longer one would delay the other programs."""
 
 
 class Pointers(NamedTuple):
-    """Where one parameter's numbers lie, in the order of the kernels' table."""
+    """Addresses of one parameter's tensors, in the order of the kernels' table."""
 
     weight: int
     gradient: int
@@ -31,7 +31,7 @@ class Pointers(NamedTuple):
 
 
 class TableRows(NamedTuple):
-    """How the kernels see a tensor."""
+    """A tensor as rows for the kernels."""
 
     rows: int
     length: int
@@ -39,17 +39,17 @@ class TableRows(NamedTuple):
 
     @property
     def pieces(self) -> int:
-        """Of each row."""
+        """Pieces of each row."""
         return -(-self.length // PIECE)
 
     @property
     def together(self) -> int:
-        """Rows of a tile: few enough that a cache holds what a program goes over twice."""
+        """Rows of a tile: few enough for a cache to hold them for a program's two passes."""
         return next((rows for rows in (16, 4) if self.length <= 2 * BLOCK // rows), 1)
 
     @property
     def tiles(self) -> int:
-        """Of the tensor."""
+        """Tiles of the tensor."""
         return -(-self.rows // self.together) * self.pieces
 
 
@@ -59,14 +59,14 @@ class TableLayout(NamedTuple):
     table: Tensor
     """(7, n) int64, see `worker.optimizers.projected_kernels`."""
     owners: Tensor
-    """(tiles,) int32: whose each tile is."""
+    """(tiles,) int32: index of each tile's tensor."""
     sums: int
-    """Pieces of rows that all have together."""
+    """Number of pieces of rows of all tensors."""
 
 
-def seen_in_rows(tensor: Tensor) -> TableRows | None:
-    """Rows of a tensor of any shape: its output channels, and a single one of what has no channels; None: a row does
-    not lie in one piece."""
+def table_rows_of(tensor: Tensor) -> TableRows | None:
+    """Rows of a tensor of any shape and dtype: its output channels, or a single one without channels; None: a row is
+    not contiguous."""
     if tensor.numel() == 0 or not _is_dense(tensor):
         return None
     rows = len(tensor) if tensor.ndim > 1 else 1
@@ -80,7 +80,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 @lru_cache(maxsize=32)
 def layout_of(tensors: tuple[TableRows, ...], device: torch.device) -> TableLayout:
-    """Of tensors, on their device."""
+    """Tiles of tensors, on their device."""
     tiles, sums = [each.tiles for each in tensors], [each.rows * each.pieces for each in tensors]
     columns = zip(_starts(tiles), tensors, _starts(sums), strict=True)
     table = [(first, *one[:2], one.pieces, one.together, place, int(one.projected)) for first, one, place in columns]
@@ -99,5 +99,5 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _moved(table: Tensor, device: torch.device) -> Tensor:
-    """Without waiting for the device."""
+    """Copy to the device without waiting for it."""
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)

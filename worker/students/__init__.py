@@ -1,4 +1,4 @@
-"""The student zoo: one module per architecture of the contract, each deterministic from torch's seed."""
+"""Student networks: one module per architecture of the contract, each initialised from torch's seed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BUILDERS: dict[type, Builder] = {
 
 
 def blaming(network: Network) -> AbstractContextManager[None]:
-    """Make what a library raises when it builds or runs this network a UserError (`invalid_architecture`)."""
+    """Turn a library's error while it builds or runs this network into a UserError (`invalid_architecture`)."""
     if isinstance(network, Timm):
         return timm_network.blaming_the_arguments(network)
     return blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
@@ -58,8 +58,9 @@ def blaming(network: Network) -> AbstractContextManager[None]:
 def build(
     network: Network, sample: Input, outputs: int, embedding: Embedding | None = None, *, per_token: bool = False
 ) -> nn.Module:
-    """A freshly initialised network from preprocessed samples (N, ...) to logits, numbers, or vectors of texts as
-    `embedding` describes (N, outputs); with `per_token` to logits at each of S tokens (N, S, outputs)."""
+    """A freshly initialised network: from preprocessed samples (N, ...), float32 or int64 tokens, to floating logits,
+    predictions, or embeddings as `embedding` describes (N, outputs); with `per_token` to logits of each of S tokens
+    (N, S, outputs)."""
     if isinstance(network, Timm):
         return timm_network.build(network, as_image(sample), outputs)
     if isinstance(network, Transformers):
@@ -68,6 +69,6 @@ def build(
 
 
 def build_described(config: ModelConfig) -> nn.Module:
-    """A freshly initialised network as a model's description has it; see `build`."""
+    """A freshly initialised network for a model's description; see `build`."""
     per_token = config.task_spec.per_token
     return build(config.architecture, config.input, config.outputs, config.embedding, per_token=per_token)

@@ -12,7 +12,7 @@ from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity; where the size changes, it is strided and zero-padded (option A)."""
+    """Two 3x3 convolutions beside an identity, which is strided and zero-padded if the size changes (option A)."""
 
     def __init__(self, layers: ImageLayers, inputs: int, outputs: int, stride: int, padding: str = "end") -> None:
         super().__init__()

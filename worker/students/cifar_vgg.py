@@ -21,7 +21,7 @@ class CifarVggNetwork(nn.Module):
         before = [channels, *(widths[-1] for widths in stages)]
         channels_of = [[first, *widths] for first, widths in zip(before, stages, strict=False)]
         self.stages = nn.ModuleList(_stage(layers, widths) for widths in channels_of)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)  # one pixel stays one pixel
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)  # one pixel is not reduced further
         self.head = nn.Linear(before[-1], classes)
         init_residual(self)
 

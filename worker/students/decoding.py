@@ -1,7 +1,7 @@
-"""Generation by language models, one token after another; each is read once, for the network keeps keys and values.
+"""Generation by language models, token by token, with a cache of keys and values.
 
-Texts whose prompts have different lengths are generated together without any padding before them: the shortest prompt
-is read first, and as long as a longer one goes on, its own token is taken instead of the one that was chosen.
+Texts with prompts of different lengths are generated together without padding: the model first reads as many tokens as
+the shortest prompt has; within a longer prompt, its next token is used instead of the chosen one.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from worker.students.model import Model
 
 
 class SamplingParams(NamedTuple):
-    """How the next token is chosen from its logits."""
+    """Parameters for choosing the next token from its logits."""
 
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int | None = 1
-    """So many likeliest tokens are drawn from; 1: the likeliest is taken, none: all are drawn from."""
+    """Number of likeliest tokens to sample from; 1: the likeliest is chosen, none: all."""
     vocabulary: int | None = None
-    """So many tokens may be chosen, where whoever reads the text knows fewer than the model; none: all of them."""
+    """Number of tokens that may be chosen, if the reader of the text has a smaller vocabulary; none: all."""
 
     def choose(self, logits: Tensor, draw: torch.Generator | None = None) -> Tensor:
-        """Token ids (N,) int64 for logits (N, V) of any floating dtype; logits that are not finite give any token."""
+        """Token ids (N,) int64 for logits (N, V) of any floating dtype; the choice for logits that are not finite is
+        arbitrary."""
         known = logits[:, : self.vocabulary].float().nan_to_num()
         if self.top_k == 1:
             return known.argmax(-1)
@@ -41,10 +42,10 @@ GREEDY = SamplingParams()
 
 
 class Generation(NamedTuple):
-    """Texts that a model has generated; what is behind the end of one means nothing."""
+    """Texts that a model has generated; tokens after the end of a text have no meaning."""
 
     tokens: Tensor
-    """(N, T) int64, with the prompts."""
+    """(N, T) int64, prompts included."""
     generated: Tensor
     """(N, T) bool: tokens that the model chose."""
 
@@ -59,46 +60,45 @@ def generate(
     ends: Tensor | None = None,
     draw: torch.Generator | None = None,
 ) -> Generation:
-    """Texts that begin with the first `lengths` (N,) int64 tokens of `prompts` (N, P) int64, and up to
-    `max_new_tokens` behind them.
+    """Texts that begin with the first `lengths` (N,) int64 tokens of `prompts` (N, P) int64, and continue with up to
+    `max_new_tokens`.
 
-    A text is over with the first generated token that is one of `ends`; all are when T is reached. The model, in the
-    mode and the arithmetic that it is in, and `draw` must be on the device of the prompts. Waits for it after every
-    token.
+    A text ends with the first generated token that is one of `ends` (E,) int64; all end at T. The model, whose mode and
+    arithmetic are not changed, and `draw` must be on the device of the prompts. Waits for the device after every token.
     """
     begin, limits = int(lengths.min()), lengths + max_new_tokens
     tokens = F.pad(prompts, (0, int(limits.max()) - prompts.shape[1]))
     generated = torch.zeros_like(tokens, dtype=torch.bool)
     done, kv_cache = torch.zeros_like(lengths, dtype=torch.bool), None
     fresh = tokens[:, :begin]
-    for place in range(begin, tokens.shape[1]):
+    for position in range(begin, tokens.shape[1]):
         states, kv_cache = model.decode_step(fresh, kv_cache)
         chosen = sampling.choose(last_logits(states), draw)
-        takes = (lengths <= place) & ~done
-        tokens[:, place] = torch.where(takes, chosen, tokens[:, place])
-        generated[:, place] = takes
-        done |= limits <= place + 1
+        takes = (lengths <= position) & ~done
+        tokens[:, position] = torch.where(takes, chosen, tokens[:, position])
+        generated[:, position] = takes
+        done |= limits <= position + 1
         if ends is not None:
             done |= takes & torch.isin(chosen, ends)
         if bool(done.all()):
             break
-        fresh = tokens[:, place : place + 1]
-    return Generation(tokens[:, : place + 1], generated[:, : place + 1])
+        fresh = tokens[:, position : position + 1]
+    return Generation(tokens[:, : position + 1], generated[:, : position + 1])
 
 
 def greedy_continuation(model: Model, tokens: Tensor, count: int) -> Tensor:
-    """Token ids (N, S + count) that begin with `tokens` (N, S) int64, each time with the likeliest token behind."""
+    """Token ids (N, S + count) int64: `tokens` (N, S) int64, continued with the likeliest tokens."""
     lengths = tokens.new_full(tokens.shape[:1], tokens.shape[1])
     return generate(model, tokens, lengths, count).tokens if count else tokens
 
 
 def next_logits(model: Model, tokens: Tensor) -> Tensor:
-    """Logits (N, V) of the token behind token ids (N, S) int64."""
+    """Logits (N, V), floating, of the next token after token ids (N, S) int64."""
     states = model.forward_hidden(tokens)
     assert isinstance(states, HiddenStates)
     return last_logits(states)
 
 
 def last_logits(states: HiddenStates) -> Tensor:
-    """Logits (N, V) of the token behind all tokens."""
+    """Logits (N, V), floating, of the next token after all tokens."""
     return F.linear(states.hidden[:, -1], states.weight, states.bias)

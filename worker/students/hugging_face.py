@@ -1,6 +1,6 @@
 """Networks of the Transformers library, built from plain configurations and called with one tensor.
 
-The network is the library's own module, with its names of modules and weights; only its call is ours.
+The network is the library's module, with its names of modules and weights; only its `forward` is overridden.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from worker.transformers_library import blaming_the_config, library
 
 ONE_FILE = "1000GB"
 GENERATION = "generation_config.json"
-"""What the library writes beside a decoder, for its `generate`."""
+"""The library's file beside a decoder, for its `generate`."""
 SLACK = 1_000_000
-"""Weights that a file may lack before its network is built at all, so that each one can be named."""
+"""Weights that a file may lack and the network is still built, so that each missing one can be named."""
 UNUSED = "pooler."
-"""Begins the names of a layer that an encoder of vectors does not have, although its file may."""
+"""Prefix of the names of a layer that an embedding encoder does not have, although its file may."""
 
 
 class Misfit(Exception):
-    """Weights don't fit the network; the text names the first of them."""
+    """Weights don't fit the network; the text names the first one."""
 
 
 def build(
     student: Transformers, sample: Input, outputs: int, embedding: Embedding | None = None, *, per_token: bool = False
 ) -> nn.Module:
-    """A fresh network: pixels (N, C, H, W) float or token ids (N, S) int64 to logits or numbers (N, outputs), to
-    vectors of this width as `embedding` describes, or to (N, S, outputs): with `per_token` logits of each token, of a
-    decoder at every token those of the next one.
+    """A fresh network: from pixels (N, C, H, W) float32 or token ids (N, S) int64 to logits or predictions
+    (N, outputs), to embeddings of this width as `embedding` describes, or to (N, S, outputs): with `per_token` logits
+    of each token, for a decoder at every token those of the next one. All outputs are floating.
 
-    Tokens that are `pad` are not attended to; a network that tells parts of a text apart is told them by `separator`.
-    Raises UserError (`invalid_architecture`) when the library can't build it.
+    Tokens that are `pad` are masked; for a network with token types, `separator` ends each part of a text. Raises
+    UserError (`invalid_architecture`) if the library can't build it.
     """
     with blaming_the_config(student):
         config = _library_config(student, sample, outputs)
         kind = _network_class(config, student, sample, embedding, per_token=per_token)
         if embedding is not None and config.hidden_size != outputs:
-            raise ValueError(f"its vectors have {config.hidden_size} numbers, not {outputs}")
+            raise ValueError(f"its embeddings have {config.hidden_size} dimensions, not {outputs}")
         network: nn.Module = kind._from_config(config, **_options(config, student))
     return network
 
 
 def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
-    """The network of `config` with stored weights, under the library's present or former names, in float32; and the
-    names of those that were passed over, because its pretraining had left them.
+    """The network of `config` with stored weights of any dtype, under the library's present or former names, in
+    float32; and the names of tensors that were ignored because they are left from its pretraining.
 
     Raises Misfit, or UserError as `build` does.
     """
@@ -74,13 +74,12 @@ def _leftovers(network: Any, found: Mapping[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """Copy stored weights into a fresh `network` of `config`. What a network of one answer has behind its body stays
-    fresh where the stored one has another answer, or none. Returns names as `from_state` does; raises Misfit, or
-    UserError as `build` does."""
+    """Copy stored weights of any dtype into a fresh `network` of `config`. Its head stays fresh if the stored network
+    has another head or none. Returns names as `from_state` does; raises Misfit, or UserError as `build` does."""
     loaded, found = _loaded(config, state)
     ignored = _leftovers(loaded, found)
     found = {**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)}
-    wrong = {key: [each for each in found[key] if not _is_answer(each, loaded, config)] for key in _FAULTS}
+    wrong = {key: [each for each in found[key] if not _is_of_the_head(each, loaded, config)] for key in _FAULTS}
     _require_all({**found, **wrong})
     fresh = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     stored = loaded.state_dict()
@@ -93,15 +92,15 @@ def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tens
 _FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")
 
 
-def _is_answer(fault: Any, network: Any, config: ModelConfig) -> bool:
-    """Whether a fault is about a tensor that makes the answer to another question than the job's."""
+def _is_of_the_head(fault: Any, network: Any, config: ModelConfig) -> bool:
+    """Whether a fault is about a tensor of the head, which may be for another task than the job's."""
     name: str = fault if isinstance(fault, str) else fault[0]
-    behind = config.has_head and not name.startswith(f"{network.base_model_prefix}.")
-    return behind or UNUSED in name
+    outside = config.has_head and not name.startswith(f"{network.base_model_prefix}.")
+    return outside or UNUSED in name
 
 
 def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The network with what fits of `state`, and what does not."""
+    """The network with the fitting tensors of `state`, and the report on the others."""
     student = config.architecture
     assert isinstance(student, Transformers)
     _require_enough(config, state)
@@ -119,12 +118,12 @@ def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`."""
     described: Any = network.config
     if config.has_head:
-        _name_answers(described, config)
+        _name_classes(described, config)
     library()
     network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel
 
 
-def _name_answers(described: Any, config: ModelConfig) -> None:
+def _name_classes(described: Any, config: ModelConfig) -> None:
     names = config.class_names or [f"LABEL_{number}" for number in range(config.outputs)]
     described.id2label = dict(enumerate(names))
     described.label2id = {name: number for number, name in enumerate(names)}
@@ -132,32 +131,32 @@ def _name_answers(described: Any, config: ModelConfig) -> None:
 
 
 def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
-    given = {"architectures": [], **student.config}
-    model_type = given.pop("model_type")
+    arguments = {"architectures": [], **student.config}
+    model_type = arguments.pop("model_type")
     known = library().AutoConfig.for_model(model_type)
-    given |= _from_input(sample, known, given)
-    _require_room(student, given, known, sample)
+    arguments |= _from_input(sample, known, arguments)
+    _require_positions(student, arguments, known, sample)
     if student.decodes:
-        return library().AutoConfig.for_model(model_type, **{**given, **_ends(given, sample)})
-    return library().AutoConfig.for_model(model_type, **given, num_labels=outputs)
+        return library().AutoConfig.for_model(model_type, **{**arguments, **_ends(arguments, sample)})
+    return library().AutoConfig.for_model(model_type, **arguments, num_labels=outputs)
 
 
 def _ends(given: Mapping[str, Any], sample: Input) -> dict[str, Any]:
-    """Ids that `generate` looks at. None is padding: its embedding would not learn, and what fills up a sequence is the
-    token that ends texts."""
+    """Ids that `generate` uses. There is no padding id, because its embedding would not be trained; sequences are
+    padded with the token that ends texts."""
     ends = {"bos_token_id": None, "eos_token_id": sample.pad if isinstance(sample, TextInput) else None}
     return {"pad_token_id": None} | {name: value for name, value in ends.items() if given.get(name) is None}
 
 
 def _from_input(sample: Input, known: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the input the network's configuration has a word for; `known` holds that configuration's defaults.
+    """Entries of the network's configuration that follow from the input; `known` has that configuration's defaults.
 
-    A network that numbers positions from the padding's id on keeps the id that it was given: its tokenizer may pad
-    with another token, which the mask alone minds.
+    A network that numbers positions from the padding id on keeps its configured id: its tokenizer may pad with another
+    token, which only affects the mask.
     """
     if isinstance(sample, TextInput):
-        told = given.get("pad_token_id") if counts_from_padding(str(known.model_type)) else None
-        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad if told is None else told}
+        pad = given.get("pad_token_id") if counts_from_padding(str(known.model_type)) else None
+        found: dict[str, Any] = {"vocab_size": sample.vocabulary, "pad_token_id": sample.pad if pad is None else pad}
     elif isinstance(sample, ImageInput):
         sides = [sample.height, sample.width]
         square = sides[0] == sides[1] and isinstance(getattr(known, "image_size", None), int)
@@ -167,30 +166,31 @@ def _from_input(sample: Input, known: Any, given: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in found.items() if hasattr(known, name)}
 
 
-def _require_room(student: Transformers, given: Mapping[str, Any], known: Any, sample: Input) -> None:
-    """Positions that a text may have; RoBERTa and its kin number them from the padding's id on."""
-    told = given.get("n_positions", getattr(known, "max_position_embeddings", None))  # as GPT-2 calls them
-    positions = given.get("max_position_embeddings", told)
+def _require_positions(student: Transformers, given: Mapping[str, Any], known: Any, sample: Input) -> None:
+    """Raise UserError if a text may have more tokens than the network has positions; RoBERTa and its variants number
+    them from the padding id on."""
+    default = given.get("n_positions", getattr(known, "max_position_embeddings", None))  # as GPT-2 calls them
+    positions = given.get("max_position_embeddings", default)
     if not isinstance(sample, TextInput) or not isinstance(positions, int) or positions < 1:
         return
     needed = sample.length + first_position(student.model_type, given.get("pad_token_id") or 0)
     if positions < needed:
         raise UserError(
             "invalid_architecture",
-            f"it has {positions} positions, and texts of {sample.length} tokens need {needed}",
+            f"it has {positions} positions; accepted for texts of {sample.length} tokens: at least {needed}",
             "student.config.max_position_embeddings",
         )
 
 
 def first_position(model_type: str, pad: int) -> int:
-    """Positions that come before the first token's; `pad` is the id in the network's configuration."""
-    if model_type == "mpnet":  # whose library class has the number itself
+    """Number of positions before the first token's; `pad` is the id in the network's configuration."""
+    if model_type == "mpnet":  # the library's class has this number
         return 2
     return pad + 1 if counts_from_padding(model_type) else 0
 
 
 def counts_from_padding(model_type: str) -> bool:
-    """Whether a network numbers positions from the padding's id in its configuration on."""
+    """Whether a network numbers positions from its configuration's padding id on."""
     return model_type in ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta")
 
 
@@ -210,7 +210,7 @@ def _base_class(config: Any, student: Transformers, *, per_token: bool = False) 
 
 
 def _encoder_class(config: Any, sample: Input, embedding: Embedding) -> Any:
-    """The library's bare encoder, from token ids to vectors of texts."""
+    """The library's bare encoder, from token ids (N, S) int64 to embeddings (N, D)."""
     base = _bare_class(config)
     kinds, options = _kinds_of_parts(base, config), _without_pooler(base)
     assert isinstance(sample, TextInput)
@@ -230,14 +230,14 @@ def _bare_class(config: Any) -> Any:
 
 
 def _without_pooler(base: Any) -> dict[str, Any]:
-    """What leaves the layer behind the first token out; empty where a network has none, or can't do without."""
+    """Argument that leaves out the pooler of the first token; empty if a network has none, or always has one."""
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(base.__init__).parameters else {}
 
 
 def _network_class(
     config: Any, student: Transformers, sample: Input, embedding: Embedding | None, *, per_token: bool
 ) -> Any:
-    """The library's class, called with one tensor and answering with one; it has the same name, which is stored."""
+    """The library's class with one tensor as input and output; it has the same name, which is stored."""
     if embedding is not None:
         return _encoder_class(config, sample, embedding)
     base = _base_class(config, student, per_token=per_token)
@@ -245,49 +245,51 @@ def _network_class(
 
     def forward(self: Any, samples: Tensor) -> Tensor:
         if student.decodes:
-            following: Tensor = base.forward(self, **_decoder_arguments(samples)).logits
-            return following
+            next_logits: Tensor = base.forward(self, **_decoder_arguments(samples)).logits
+            return next_logits
         if not isinstance(sample, TextInput):
-            answer: Tensor = base.forward(self, pixel_values=samples).logits
-            return answer
-        scores: Tensor = base.forward(self, **_text_arguments(samples, sample, kinds)).logits
-        return scores
+            image_logits: Tensor = base.forward(self, pixel_values=samples).logits
+            return image_logits
+        logits: Tensor = base.forward(self, **_text_arguments(samples, sample, kinds)).logits
+        return logits
 
     return type(base.__name__, (base,), {"forward": forward})
 
 
 def hidden_states(network: Any, tokens: Tensor) -> HiddenStates:
-    """What a decoder's last layer is given for token ids (N, S); all of it in the dtype of an autocast around the call.
+    """Inputs of a decoder's last layer, and its parameters, for token ids (N, S) int64; all in the dtype of the
+    surrounding autocast.
 
-    There is no mask: a token sees all that come before it.
+    There is no padding mask: a token attends to all tokens before it.
     """
     hidden = network.base_model(**_decoder_arguments(tokens)).last_hidden_state
     layer = network.get_output_embeddings()
     return HiddenStates(*as_autocast(hidden, layer.weight, layer.bias))
 
 
-def decode_step(network: Any, tokens: Tensor, memory: Any = None) -> tuple[HiddenStates, Any]:
-    """The same for token ids (N, S) that come behind all that `memory` has the keys and values of; and the memory, now
-    with theirs: it is the library's own, and changes in place. None: there is nothing before them.
+def decode_step(network: Any, tokens: Tensor, kv_cache: Any = None) -> tuple[HiddenStates, Any]:
+    """Hidden states for token ids (N, S) int64 that follow the tokens whose keys and values are in `kv_cache`, and the
+    cache with theirs added: it is the library's, and changes in place. None: there are no tokens before them.
 
-    Nothing is forgotten, also where attention reaches back so far only: the library would cut what it keeps by a
-    `sliding_window` of the configuration even where the network has none.
+    All keys and values are kept, even if attention has a limited range: the library would truncate its cache by a
+    `sliding_window` of the configuration even if the network has none.
     """
-    memory = library().DynamicCache() if memory is None else memory
-    said = network.base_model(input_ids=tokens, past_key_values=memory, use_cache=True)
+    kv_cache = library().DynamicCache() if kv_cache is None else kv_cache
+    outputs = network.base_model(input_ids=tokens, past_key_values=kv_cache, use_cache=True)
     layer = network.get_output_embeddings()
-    return HiddenStates(*as_autocast(said.last_hidden_state, layer.weight, layer.bias)), memory
+    return HiddenStates(*as_autocast(outputs.last_hidden_state, layer.weight, layer.bias)), kv_cache
 
 
 def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:
-    """Without a mask, the library looks at the positions' values, which a dry run does not have."""
+    """Arguments with a mask for a dry run only: without one the library reads the positions' values, which a dry run
+    does not have."""
     rows, length = tokens.shape
     mask = {"attention_mask": torch.zeros(rows, 1, length, length, device="meta")} if tokens.is_meta else {}
     return {"input_ids": tokens, "use_cache": False, **mask}
 
 
-def tells_parts_apart(student: Transformers) -> bool:
-    """Whether a network of texts reads of each token which part of the text it belongs to."""
+def has_segments(student: Transformers) -> bool:
+    """Whether a network of texts has token types, for the part of the text that a token belongs to."""
     config = library().AutoConfig.for_model(**{"architectures": [], **student.config})
     return _kinds_of_parts(_base_class(config, student), config) > 1
 
@@ -298,13 +300,13 @@ def _kinds_of_parts(base: Any, config: Any) -> int:
 
 
 def _text_arguments(tokens: Tensor, sample: TextInput, kinds: int) -> dict[str, Tensor]:
-    if tokens.is_meta:  # the library looks for padding in the mask's values, which a dry run does not have
+    if tokens.is_meta:  # the library searches the mask's values for padding, which a dry run does not have
         return {"input_ids": tokens}
-    seen = tokens != sample.pad
-    arguments = {"input_ids": tokens, "attention_mask": seen.long()}
+    visible = tokens != sample.pad
+    arguments = {"input_ids": tokens, "attention_mask": visible.long()}
     if kinds > 1 and sample.separator is not None:
         ends = (tokens == sample.separator).long()
-        arguments["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=kinds - 1) * seen
+        arguments["token_type_ids"] = (ends.cumsum(1) - ends).clamp(max=kinds - 1) * visible
     return arguments
 
 
@@ -314,14 +316,15 @@ def _options(config: Any, student: Transformers) -> dict[str, Any]:
 
 
 def _require_enough(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
-    """A description of far more weights than there are costs no memory: the network is built without any first."""
+    """Raise Misfit for a description of far more weights than are stored; the network is built without memory for
+    it."""
     with torch.device("meta"):
-        answer = config.outputs, config.embedding
-        network = build(config.architecture, config.input, *answer, per_token=config.task_spec.per_token)  # type: ignore[arg-type]
+        outputs = config.outputs, config.embedding
+        network = build(config.architecture, config.input, *outputs, per_token=config.task_spec.per_token)  # type: ignore[arg-type]
     needed = sum(parameter.numel() for parameter in network.parameters())
     stored = sum(tensor.numel() for tensor in state.values())
     if needed > 2 * stored + SLACK:
-        raise Misfit(f"holds {stored} weights, the configuration describes {needed}")
+        raise Misfit(f"has {stored} weights, the configuration describes {needed}")
 
 
 def _require_all(found: Mapping[str, Any]) -> None:
@@ -330,6 +333,6 @@ def _require_all(found: Mapping[str, Any]) -> None:
     for name, stored, expected in sorted(found["mismatched_keys"]):
         raise Misfit(f"tensor {name!r} has shape {tuple(stored)}, not {tuple(expected)}")
     for name in sorted(found["unexpected_keys"]):
-        raise Misfit(f"has a tensor {name!r} that the architecture has no place for")
+        raise Misfit(f"has a tensor {name!r} that the architecture does not have")
     for message in found["error_msgs"]:
         raise Misfit(message)

@@ -1,7 +1,7 @@
-"""The files of a model as the Transformers library and its hub keep them, besides the weights.
+"""The files of a model in the layout of the Transformers library and its hub, without the weights.
 
-`config.json` holds the network and the names of the classes, `preprocessor_config.json` what is done to images,
-`tokenizer.json` (or a plain vocabulary) and `tokenizer_config.json` how texts become numbers.
+`config.json` has the network and the names of the classes, `preprocessor_config.json` the preprocessing of images,
+`tokenizer.json` (or a plain vocabulary) and `tokenizer_config.json` the tokenizer.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from worker.data.formats.faults import shown
 from worker.data.library_tokenizers import SETTINGS
 from worker.data.tokens import TextTokenizer, load_tokenizer
 from worker.students.faults import InvalidModel
-from worker.students.hugging_face import counts_from_padding, first_position, tells_parts_apart
+from worker.students.hugging_face import counts_from_padding, first_position, has_segments
 from worker.students.sentence_folder import is_encoder, longest_text, read_embedding
 from worker.transformers_library import library, width_of
 
 PREPROCESSOR = "preprocessor_config.json"
 ONE_CLASS = "single_label_classification"
-"""What the library takes a head for whose configuration does not say."""
+"""The library's default for a head whose configuration has no problem type."""
 LONGEST = 512
-"""Tokens of a text where the model itself would take more, or sets no bound."""
+"""Tokens of a text if the model would take more, or has no limit."""
 _ONE_SIZE = frozenset(
     {"beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "hiera", "pvt", "vit", "vit_msn"}
 )
-"""Networks with an embedding for each place in the image."""
+"""Networks with an embedding for each position in the image."""
 BILINEAR = 2
 """Number of the resampling in the Pillow library."""
 
 
 def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
-    """Our description of the model in `folder`, of its `config.json` and the files beside it.
+    """The description of the model in `folder`, from its `config.json` and the files beside it.
 
-    Raises InvalidModel, or ValueError for what the configuration may not say.
+    Raises InvalidModel, or ValueError for an invalid configuration.
     """
     network = Transformers(config={key: value for key, value in config.items() if key not in SET_FROM_THE_JOB})
     defaults = library().AutoConfig.for_model(network.model_type).to_dict()
@@ -53,24 +53,24 @@ def describe(config: dict[str, Any], folder: Path) -> ModelConfig:
     if network.decodes:
         return ModelConfig(task="causal-lm", architecture=network, input=_running_text(settings, folder))
     classes, names = _classes(config)
-    task, silent = _task(config, network, classes), not (config.get("problem_type") or _answers_by_token(config))
-    answer: dict[str, Any] = {"classes": classes, "class_names": names, "task_assumed": silent}
+    task, silent = _task(config, network, classes), not (config.get("problem_type") or _classifies_tokens(config))
+    outputs: dict[str, Any] = {"classes": classes, "class_names": names, "task_assumed": silent}
     if task_of(task).sized_by == "targets":
-        answer = {"targets": classes}
+        outputs = {"targets": classes}
     sample, preprocessing = _images(settings, folder) if network.reads == "images" else (_texts(settings, folder), None)
-    return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **answer)
+    return ModelConfig(task=task, architecture=network, input=sample, preprocessing=preprocessing, **outputs)
 
 
-def _answers_by_token(config: dict[str, Any]) -> bool:
-    """Whether the network that was stored gives classes of tokens, by the name of its class."""
+def _classifies_tokens(config: dict[str, Any]) -> bool:
+    """Whether the stored network classifies tokens, by the name of its class."""
     kinds = config.get("architectures")
     return isinstance(kinds, list) and any(str(kind).endswith("ForTokenClassification") for kind in kinds)
 
 
 def _task(config: dict[str, Any], network: Transformers, classes: int) -> TaskName:
-    """The first task whose heads the library calls as the configuration does; where that says nothing, of one of
-    several classes, and of a single one a number."""
-    if _answers_by_token(config):
+    """The first task with the configuration's problem type; without one, classification for several classes and
+    regression for a single one."""
+    if _classifies_tokens(config):
         return next(name for name in get_args(TaskName) if task_of(name).per_token)
     problem = config.get("problem_type") or ONE_CLASS
     problem = "regression" if classes == 1 and problem == ONE_CLASS else problem
@@ -84,7 +84,7 @@ def _task(config: dict[str, Any], network: Transformers, classes: int) -> TaskNa
 def _encoder(network: Transformers, settings: dict[str, Any], folder: Path) -> ModelConfig:
     """A folder of the library sentence-transformers."""
     if network.reads != "texts":
-        raise InvalidModel(f"config.json: {network.model_type} reads {network.reads}; accepted is an encoder of texts")
+        raise InvalidModel(f"config.json: {network.model_type} reads {network.reads}; accepted: an encoder of texts")
     texts, longest = _texts(settings, folder), longest_text(folder)
     return ModelConfig(
         task="embedding",
@@ -96,7 +96,8 @@ def _encoder(network: Transformers, settings: dict[str, Any], folder: Path) -> M
 
 
 def write_preprocessing(config: ModelConfig, folder: Path) -> None:
-    """Write `preprocessor_config.json` for a model of images; what is done to texts is in the tokenizer's files."""
+    """Write `preprocessor_config.json` for a model of images; the preprocessing of texts is in the tokenizer's
+    files."""
     if not isinstance(config.input, ImageInput) or config.preprocessing is None:
         return
     document = {
@@ -114,7 +115,7 @@ def write_preprocessing(config: ModelConfig, folder: Path) -> None:
 
 
 def _classes(config: dict[str, Any]) -> tuple[int, list[str] | None]:
-    """Number and names of the classes; the library has two where nothing is said, and invents names of its own."""
+    """Number and names of the classes; the library's default is two, with generated names."""
     labels = config.get("id2label")
     if not isinstance(labels, dict):
         return int(config.get("num_labels") or 2), None
@@ -128,7 +129,7 @@ def _classes(config: dict[str, Any]) -> tuple[int, list[str] | None]:
 
 
 def _read(folder: Path, name: str) -> dict[str, Any] | None:
-    """A JSON object beside the weights that names no code; none where there is no such file."""
+    """A JSON object beside the weights that names no code; none if there is no such file."""
     if not (folder / name).is_file():
         return None
     try:
@@ -138,21 +139,23 @@ def _read(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _images(settings: dict[str, Any], folder: Path) -> tuple[Input, Preprocessing]:
-    says = _read(folder, PREPROCESSOR)
-    if says is None:
-        raise InvalidModel(f"{PREPROCESSOR} is missing, so that the scale of its pixels is not known")
-    if says.get("do_flip_channel_order"):
-        raise InvalidModel(f"{PREPROCESSOR}: do_flip_channel_order is true; accepted is false: red, green, blue")
+    processor = _read(folder, PREPROCESSOR)
+    if processor is None:
+        raise InvalidModel(f"{PREPROCESSOR} is missing, so that the scale of its pixels is unknown")
+    if processor.get("do_flip_channel_order"):
+        raise InvalidModel(f"{PREPROCESSOR}: do_flip_channel_order is true; accepted: false (red, green, blue)")
     channels = int(settings.get("num_channels") or 3)
-    scale = float(says.get("rescale_factor", 1 / 255)) if says.get("do_rescale", True) else 1.0
+    scale = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
     mean, std = [0.0] * channels, [1.0] * channels
-    if says.get("do_normalize", True):
-        mean, std = _numbers(says, "image_mean", channels), _numbers(says, "image_std", channels)
-    if says.get("do_rescale", True) and says.get("rescale_offset"):  # EfficientNet's: pixels from -1 on
+    if processor.get("do_normalize", True):
+        mean, std = _numbers(processor, "image_mean", channels), _numbers(processor, "image_std", channels)
+    if processor.get("do_rescale", True) and processor.get("rescale_offset"):  # EfficientNet's: pixels from -1 on
         mean = [value + 1.0 for value in mean]
-    if says.get("include_top"):  # EfficientNet's, which is divided by the deviation twice
-        std = [value * deviation for value, deviation in zip(std, _numbers(says, "image_std", channels), strict=True)]
-    height, width = _sides(_size(settings, says))
+    if processor.get("include_top"):  # EfficientNet's, which is divided by the deviation twice
+        std = [
+            value * deviation for value, deviation in zip(std, _numbers(processor, "image_std", channels), strict=True)
+        ]
+    height, width = _sides(_size(settings, processor))
     try:
         image = ImageInput(channels=channels, height=height, width=width)
         return image, Preprocessing(scale=scale, mean=mean, std=std)
@@ -160,31 +163,31 @@ def _images(settings: dict[str, Any], folder: Path) -> tuple[Input, Preprocessin
         raise InvalidModel(f"{PREPROCESSOR}: {error.errors()[0]['msg']}") from error
 
 
-def _numbers(says: dict[str, Any], key: str, channels: int) -> list[float]:
-    values = says.get(key)
+def _numbers(processor: dict[str, Any], key: str, channels: int) -> list[float]:
+    values = processor.get(key)
     if not isinstance(values, list) or len(values) != channels:
-        raise InvalidModel(f"{PREPROCESSOR}: {key} must have {channels} values, one per channel")
+        raise InvalidModel(f"{PREPROCESSOR}: {key} is invalid; accepted: {channels} values, one per channel")
     return [float(value) for value in values]
 
 
-def _size(settings: dict[str, Any], says: dict[str, Any]) -> Any:
-    """What images are brought to: as the preprocessor says, unless the network takes one size alone."""
-    own = settings.get("image_size")
-    return (own or _processed_size(says)) if settings["model_type"] in _ONE_SIZE else (_processed_size(says) or own)
+def _size(settings: dict[str, Any], processor: dict[str, Any]) -> Any:
+    """The size that images are resized to: the preprocessor's, unless the network takes one size alone."""
+    fixed, processed = settings.get("image_size"), _processed_size(processor)
+    return (fixed or processed) if settings["model_type"] in _ONE_SIZE else (processed or fixed)
 
 
 def oddities(folder: Path) -> list[str]:
-    """What of the preprocessing of a folder's images is done in another way here."""
-    says = _read(folder, PREPROCESSOR) or {}
-    cut = says.get("do_center_crop") or says.get("crop_pct")
-    told = "says that the middle is cut out of larger images; here the whole image is brought to the same size"
-    return [f"{PREPROCESSOR} {told}"] if cut and not (folder / DESCRIPTIONS[0]).is_file() else []
+    """Warnings about preprocessing of a folder's images that is done differently here."""
+    processor = _read(folder, PREPROCESSOR) or {}
+    cut = processor.get("do_center_crop") or processor.get("crop_pct")
+    difference = "crops the centre of larger images; here the whole image is resized to the same size"
+    return [f"{PREPROCESSOR} {difference}"] if cut and not (folder / DESCRIPTIONS[0]).is_file() else []
 
 
-def _processed_size(says: dict[str, Any]) -> Any:
-    """What images are cut to, or else brought to."""
-    size = says.get("crop_size") if says.get("do_center_crop") else says.get("size")
-    return size or says.get("size")
+def _processed_size(processor: dict[str, Any]) -> Any:
+    """The size that images are cropped to, or else resized to."""
+    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    return size or processor.get("size")
 
 
 def _sides(size: Any) -> tuple[int, int]:
@@ -198,20 +201,20 @@ def _sides(size: Any) -> tuple[int, int]:
 
 
 def _running_text(settings: dict[str, Any], folder: Path) -> TextInput:
-    """What a decoder takes: as many tokens as it has positions."""
-    tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
+    """A decoder's input: as many tokens as it has positions."""
+    tokenizer, limits = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
     positions = settings.get("max_position_embeddings") or settings.get("n_positions")  # as GPT-2 calls them
-    length = min(int(bound) for bound in (MAX_LENGTH, says.get("model_max_length"), positions) if bound)
+    length = min(int(bound) for bound in (MAX_LENGTH, limits.get("model_max_length"), positions) if bound)
     if tokenizer.end is None:
         raise InvalidModel(f"{SETTINGS}: the tokenizer has no token that ends a text")
     return TextInput(length=length, vocabulary=_vocabulary(settings, tokenizer), pad=tokenizer.end)
 
 
 def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
-    tokenizer, says = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
+    tokenizer, limits = load_tokenizer(folder, "the model"), _read(folder, SETTINGS) or {}
     if not tokenizer.pads:
         raise InvalidModel(f"{SETTINGS}: neither the tokenizer nor config.json names a token for padding")
-    bounds = [LONGEST, says.get("model_max_length")]
+    bounds = [LONGEST, limits.get("model_max_length")]
     if (positions := settings.get("max_position_embeddings")) and positions > 0:
         bounds.append(positions - first_position(settings["model_type"], int(settings.get("pad_token_id") or 0)))
     length = min(int(bound) for bound in bounds if bound)
@@ -220,20 +223,20 @@ def _texts(settings: dict[str, Any], folder: Path) -> TextInput:
 
 
 def _vocabulary(settings: dict[str, Any], tokenizer: TextTokenizer) -> int:
-    """Tokens that the network knows, which may be more than the tokenizer's."""
+    """Size of the network's vocabulary, which may be larger than the tokenizer's."""
     vocabulary = int(settings["vocab_size"])
     if tokenizer.vocabulary > vocabulary:
-        found = f"the tokenizer knows {tokenizer.vocabulary} tokens, the network {vocabulary}"
+        found = f"the tokenizer has {tokenizer.vocabulary} tokens, the network {vocabulary}"
         raise InvalidModel(f"config.json: {found}")
     return vocabulary
 
 
 def write_tokenizer(tokenizer: TextTokenizer, config: ModelConfig, folder: Path) -> None:
-    """Write the tokenizer of a model of texts so that the Transformers library opens it, too, and fits the model."""
+    """Write the tokenizer of a model of texts with the model's limits, in the layout of the Transformers library."""
     sample, network = config.input, config.architecture
     assert isinstance(sample, TextInput)
     tokenizer.save(folder)
-    parts = isinstance(network, Transformers) and tells_parts_apart(network)
+    parts = isinstance(network, Transformers) and has_segments(network)
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if parts else [])]
     document = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     document |= {"model_max_length": sample.length, "model_input_names": inputs}

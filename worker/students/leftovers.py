@@ -1,7 +1,7 @@
-"""Tensors that a checkpoint holds beside those of its network: what old releases left in it of its pretraining.
+"""Unused tensors of a checkpoint that are left from its pretraining.
 
-The Transformers library passes over whatever it has no place for. Here that is done only for tensors which the library
-itself has a name for in a network of the same kind that is pretrained; all others are a sign of another network.
+The Transformers library ignores every unused tensor. Here only tensors are ignored that the library has in a
+pretraining network of the same kind; all others indicate another network.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ _MAPPINGS = (
     "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING",
 )
 _FORMER = {".gamma": ".weight", ".beta": ".bias"}
-"""Ends of names before 2019, and of the same tensors today."""
+"""Suffixes of names before 2019, and of the same tensors today."""
 MOST = 5
-"""Names that a note repeats."""
+"""Most names in a note."""
 
 
 def leftovers(names: Iterable[str], described: Any, prefix: str, table: Any) -> list[str]:
-    """Which of the `names` of unused tensors are known leftovers, sorted; `described` is the library's configuration of
-    the network, `prefix` begins the names of its body's weights where it has a head, and `table` is the library's
-    module of classes by configuration."""
+    """The `names` of unused tensors that are left from pretraining, sorted. `described` is the library's configuration
+    of the network, `prefix` the prefix of its body's weights if it has a head, and `table` the library's module of
+    classes by configuration."""
     unused = sorted(names)
     known = {_bare(name, prefix) for name in _pretrained(described, table)} if unused else set()
     return [name for name in unused if _bare(name, prefix) in known]
 
 
-def told(ignored: list[str]) -> str:
-    """A note about tensors that were passed over."""
+def describe_ignored(ignored: list[str]) -> str:
+    """A note about ignored tensors."""
     more = f" and {len(ignored) - MOST} more" if len(ignored) > MOST else ""
     return (
-        f"passed over {', '.join(map(repr, ignored[:MOST]))}{more}: left of its pretraining, and no part of the network"
+        f"ignored {', '.join(map(repr, ignored[:MOST]))}{more}: left from its pretraining, and no part of the network"
     )
 
 
 def _pretrained(described: Any, table: Any) -> Iterator[str]:
-    """Names of the weights of all networks of this kind that are pretrained; they are built without memory."""
+    """Names of the weights of all pretraining networks of this kind, which are built without memory."""
     for mapping in _MAPPINGS:
         found = getattr(table, mapping).get(type(described), ())
         for kind in found if isinstance(found, tuple) else (found,):
@@ -50,7 +50,7 @@ def _pretrained(described: Any, table: Any) -> Iterator[str]:
 
 
 def _bare(name: str, prefix: str) -> str:
-    """A name as it is today, whether the network has a head or not."""
+    """The present form of a name, without the prefix of a network with a head."""
     for former, now in _FORMER.items():
         name = name.removesuffix(former) + (now if name.endswith(former) else "")
     return name.removeprefix(f"{prefix}.")

@@ -1,4 +1,4 @@
-"""What a network costs: counted on a copy that is built without memory."""
+"""Costs of a network, counted on a copy that is built without memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COSTS: dict[str, Cost] = {}
 
 
 def network_cost(config: ModelConfig) -> Cost:
-    """Costs of the network that `config` describes, of one sample. Raises UserError."""
+    """Costs of the network that `config` describes, for one sample. Raises UserError."""
     key = config.model_dump_json()
     if key not in _COSTS:
         _COSTS[key] = _measured(config)
@@ -27,8 +27,8 @@ def network_cost(config: ModelConfig) -> Cost:
 
 
 def _measured(config: ModelConfig) -> Cost:
-    """Built without memory where the network can do without values, as all but a few can. Weights drawn for it are none
-    of the job's draws."""
+    """Built without memory if the network runs without values, as nearly all do. Its initialisation does not change the
+    job's random state."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
@@ -39,7 +39,7 @@ def _measured(config: ModelConfig) -> Cost:
 
 
 def example(sample: Input, batch: int = 1) -> Tensor:
-    """Samples of zeros, as a network takes them: float32 (batch, C, H, W) or (batch, D), or int64 (batch, S)."""
+    """Samples of zeros for a network: float32 (batch, C, H, W) or (batch, D), or int64 (batch, S)."""
     if isinstance(sample, ImageInput):
         return torch.zeros(batch, sample.channels, sample.height, sample.width)
     if isinstance(sample, TableInput):
@@ -50,46 +50,47 @@ def example(sample: Input, batch: int = 1) -> Tensor:
 def _run_once(config: ModelConfig) -> Cost:
     network = students.build_described(config).eval()
     samples = example(config.input)
-    kept = [samples.numel()]
+    sizes = [samples.numel()]
     for leaf in network.modules():
         if not any(leaf.children()):
-            leaf.register_forward_hook(_keeper(kept))
+            leaf.register_forward_hook(_size_recorder(sizes))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(samples)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     hidden = sum(weight.numel() for weight in hidden_matrices(network.parameters(), [network]))
-    return Cost(parameters, counter.get_total_flops(), sum(kept), max(kept), hidden)
+    return Cost(parameters, counter.get_total_flops(), sum(sizes), max(sizes), hidden)
 
 
-def _keeper(kept: list[int]) -> Any:
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+def _size_recorder(sizes: list[int]) -> Any:
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            kept.append(output.numel())
+            sizes.append(output.numel())
 
-    return keep
+    return record
 
 
 class Reading(NamedTuple):
-    """What a decoder computes for a text: so much at every token, and for every pair of tokens."""
+    """Operations of a decoder for a text: per token, and per pair of tokens."""
 
     per_token: int
     last_layer: int
-    """Of `per_token`, what the last layer takes, which gives logits."""
+    """Part of `per_token` for the last layer, which computes logits."""
     per_pair: int
 
     def of(self, length: int) -> int:
-        """Operations of reading a text of so many tokens, with the logits at each of them."""
+        """Operations of reading a text of `length` tokens, with logits at each."""
         return self.per_token * length + self.per_pair * length**2
 
     def writing(self, begin: int, length: int) -> int:
-        """Operations of writing it behind its first `begin` tokens, each token read once (see `write`): they are read
-        together, and every other but the very last with all that are before it; logits are made of what comes next."""
+        """Operations of generating a text of `length` tokens from its first `begin` tokens with a cache (see
+        `decoding.generate`): these are read together, and every later one but the last attends to all before it; logits
+        are computed for the next token alone."""
         attended = begin**2 + sum(range(begin + 1, length))
         return self.per_token * (length - 1) - self.last_layer * (begin - 1) + self.per_pair * attended
 
 
 def reading(config: ModelConfig) -> Reading:
-    """Found by dry runs on texts of two lengths."""
+    """Operations of a decoder, from dry runs on texts of two lengths."""
     sizes, counts = (8, 16), []
     for size in sizes:
         sample = config.input.model_copy(update={"length": size})
@@ -99,7 +100,7 @@ def reading(config: ModelConfig) -> Reading:
 
 
 def _width(config: ModelConfig) -> int:
-    """Numbers of a decoder's last hidden state."""
+    """Size of a decoder's last hidden state."""
     with torch.device("meta"):
         network: Any = students.build_described(config)
     return int(network.get_output_embeddings().weight.shape[1])

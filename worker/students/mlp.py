@@ -11,7 +11,7 @@ from app.recipe.students.model import ImageInput
 
 
 def build(student: Mlp, image: ImageInput, classes: int) -> nn.Module:
-    """Linear layers with ReLU between them over the flattened image (C, H, W)."""
+    """Linear layers with ReLU between them on the flattened image (C, H, W)."""
     widths = [image.channels * image.height * image.width, *student.hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths):

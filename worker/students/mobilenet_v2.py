@@ -12,7 +12,7 @@ from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1 projection; beside an identity where input and output agree."""
+    """1x1 expansion, depthwise 3x3, linear 1x1 projection; beside an identity if input and output have one shape."""
 
     def __init__(self, layers: ImageLayers, shape: Shape) -> None:
         super().__init__()

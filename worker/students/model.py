@@ -1,4 +1,4 @@
-"""A network together with its preprocessing: what takes raw samples and answers."""
+"""A model: a network with its preprocessing, from raw samples to outputs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from worker.outputs import HiddenStates
 from worker.students import hugging_face
 
 INPUT_KEYS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
-"""What a model reads of a batch unless it is told otherwise, as one with a tokenizer of its own is."""
+"""Default key of a model's inputs in a batch; a model with a tokenizer has another one."""
 
 
 class Resize(nn.Module):
-    """Images of another size are resampled (antialiased) in float32, and their middle is cut out where the
-    preprocessing says so; those of the network's own size pass."""
+    """Images (N, C, H, W) of another size than the network's are resampled (antialiased) in float32, and their centre
+    is cropped if the preprocessing sets it."""
 
     def __init__(self, image: ImageInput, preprocessing: Preprocessing | None) -> None:
         super().__init__()
         self.size = (image.height, image.width)
-        told = preprocessing or Preprocessing(mean=[0.0], std=[1.0])
-        self.mode, self.crop, self.highest = told.interpolation, told.crop, 1.0 / told.scale
+        settings = preprocessing or Preprocessing(mean=[0.0], std=[1.0])
+        self.mode, self.crop, self.highest = settings.interpolation, settings.crop, 1.0 / settings.scale
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] == self.size:
             return images
         size = self.size if self.crop is None else self._covering(images.shape[-2], images.shape[-1], self.crop)
-        found = F.interpolate(images.float(), size, mode=self.mode, antialias=True, align_corners=False)
-        if self.mode == "bicubic":  # which overshoots, where readers of pictures cut off
-            found = found.clamp(0.0, self.highest)
+        resized = F.interpolate(images.float(), size, mode=self.mode, antialias=True, align_corners=False)
+        if self.mode == "bicubic":  # which overshoots; image libraries clip its values
+            resized = resized.clamp(0.0, self.highest)
         top, left = (round((whole - side) / 2) for whole, side in zip(size, self.size, strict=True))
-        return found[..., top : top + self.size[0], left : left + self.size[1]]
+        return resized[..., top : top + self.size[0], left : left + self.size[1]]
 
     def _covering(self, height: int, width: int, crop: float) -> tuple[int, int]:
-        """The size in proportion to `height` and `width` that covers the network's, divided by `crop`."""
+        """The smallest size in proportion to `height` and `width` that covers the network's size divided by `crop`."""
         wanted = [int(side / crop) for side in self.size]
         if wanted[0] / height >= wanted[1] / width:
             return wanted[0], max(int(wanted[0] * width / height), wanted[1])
@@ -46,7 +46,8 @@ class Resize(nn.Module):
 
 
 class Normalize(nn.Module):
-    """(value * scale - mean) / std per channel or column, in float32; nothing in the state_dict."""
+    """(value * scale - mean) / std per channel (N, C, H, W) or column (N, D), in float32; adds nothing to the
+    state_dict."""
 
     mean: Tensor
     std: Tensor
@@ -63,7 +64,7 @@ class Normalize(nn.Module):
 
 
 class Rescale(nn.Module):
-    """outputs * std + mean, which brings a regression's answer to the units of its data."""
+    """predictions * std + mean (N, T), which converts a regression's predictions to the units of its data."""
 
     mean: Tensor
     std: Tensor
@@ -73,24 +74,24 @@ class Rescale(nn.Module):
         self.register_buffer("mean", torch.tensor(scaling.mean), persistent=False)
         self.register_buffer("std", torch.tensor(scaling.std), persistent=False)
 
-    def forward(self, outputs: Tensor) -> Tensor:
-        return outputs * self.std + self.mean
+    def forward(self, predictions: Tensor) -> Tensor:
+        return predictions * self.std + self.mean
 
 
 class Model(nn.Module):
-    """Raw samples to logits, numbers or vectors (N, outputs): pixels (N, C, H, W) or rows (N, D) of any numeric dtype,
-    or token ids (N, S) int64. A language model gives logits (N, S, outputs): at every token those of the next one; and
-    a tagger those of the token itself."""
+    """From raw samples to logits, predictions or embeddings (N, outputs), floating. Samples are pixels (N, C, H, W) or
+    rows (N, D) of any numeric dtype, or token ids (N, S) int64. A language model outputs logits (N, S, outputs): at
+    every token those of the next one; a token classifier those of the token itself."""
 
     def __init__(self, config: ModelConfig, network: nn.Module | None = None, input_key: str | None = None) -> None:
         super().__init__()
         self.config = config
         self.input_key = input_key or INPUT_KEYS[type(config.input)]
-        """Which of a batch's inputs it reads."""
+        """Key of its inputs in a batch."""
         self.ignored: list[str] = []
-        """Stored tensors that were passed over when it was loaded."""
+        """Names of stored tensors that were ignored when it was loaded."""
         self.fit = Resize(config.input, config.preprocessing) if isinstance(config.input, ImageInput) else nn.Identity()
-        """Brings raw samples to the size that the network takes."""
+        """Resizes raw samples to the network's size."""
         self.preprocess = _preprocess(config)
         self.network = network or students.build_described(config)
         self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
@@ -100,17 +101,18 @@ class Model(nn.Module):
         return outputs
 
     def forward_hidden(self, samples: Tensor) -> Tensor | HiddenStates:
-        """What training looks at: the outputs, or of a language model what its last layer would make them of."""
+        """Outputs (N, outputs) for training, or, of a language model, the inputs of its last layer; `samples` as in
+        `forward`."""
         return hugging_face.hidden_states(self.network, samples) if self.config.predicts_tokens else self(samples)
 
-    def decode_step(self, tokens: Tensor, memory: Any = None) -> tuple[HiddenStates, Any]:
-        """Of a language model: what its last layer is given for token ids (N, S) behind those that `memory` knows, and
-        the memory of them all; none: there is nothing before."""
-        return hugging_face.decode_step(self.network, tokens, memory)
+    def decode_step(self, tokens: Tensor, kv_cache: Any = None) -> tuple[HiddenStates, Any]:
+        """For a language model: inputs of its last layer for token ids (N, S) int64 after those in `kv_cache`, and the
+        cache of all of them; none: there are no tokens before."""
+        return hugging_face.decode_step(self.network, tokens, kv_cache)
 
     def tokens(self, samples: Tensor) -> Tensor | None:
-        """(N, S) bool: which token ids of `samples` aren't padding; none where all are that count, or where samples are
-        no text."""
+        """Mask (N, S) bool of the token ids in `samples` that aren't padding; none for a language model, whose tokens
+        all count, or if samples are no texts."""
         if self.config.predicts_tokens:
             return None
         return samples != self.config.input.pad if isinstance(self.config.input, TextInput) else None
@@ -123,9 +125,9 @@ def _preprocess(config: ModelConfig) -> nn.Module:
 
 
 def last_layer(model: Model) -> nn.Linear | None:
-    """The last linear layer that gives a number per class, where there is one."""
+    """The last linear layer with as many outputs as the model, if there is one."""
     layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
     fitting = [name for name, layer in layers.items() if layer.out_features == model.config.outputs]
-    body = getattr(model.network, "base_model_prefix", None)  # the library may list what comes behind the body first
-    behind = [name for name in fitting if body and not name.startswith(f"{body}.")]
-    return layers[(behind or fitting)[-1]] if fitting else None
+    body = getattr(model.network, "base_model_prefix", None)  # the library may list the head before the body
+    outside = [name for name in fitting if body and not name.startswith(f"{body}.")]
+    return layers[(outside or fitting)[-1]] if fitting else None

@@ -1,4 +1,4 @@
-"""From an encoder's states of tokens to one vector of a text."""
+"""Pooling: from an encoder's hidden states to one embedding of a text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch import Tensor
 from app.recipe.students.pooling import Embedding
 
 FEWEST = 1e-9
-"""Tokens that a text without any is divided by, so that its vector is 0."""
+"""Least divisor, so that the embedding of a text without tokens is 0."""
 
 
-def pool(states: Tensor, seen: Tensor, how: Embedding) -> Tensor:
-    """Vectors (N, D) in at least float32 of `states` (N, S, D); `seen` (N, S) bool: tokens that aren't padding."""
-    vectors = states[:, 0] if how.pooling == "cls" else _mean(states, seen)
+def pool(states: Tensor, tokens: Tensor, how: Embedding) -> Tensor:
+    """Embeddings (N, D) in at least float32, from floating `states` (N, S, D); `tokens` (N, S) bool: tokens that aren't
+    padding."""
+    vectors = states[:, 0] if how.pooling == "cls" else _mean(states, tokens)
     vectors = vectors.float() if vectors.dtype.itemsize < 4 else vectors
     return F.normalize(vectors, dim=-1) if how.normalise else vectors
 
 
-def _mean(states: Tensor, seen: Tensor) -> Tensor:
-    """Summed up in float32 at least."""
+def _mean(states: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over the tokens, in at least float32."""
     wide = states.float() if states.dtype.itemsize < 4 else states
-    weights = seen.unsqueeze(-1).to(wide.dtype)
+    weights = tokens.unsqueeze(-1).to(wide.dtype)
     return (wide * weights).sum(1) / weights.sum(1).clamp(min=FEWEST)

@@ -1,4 +1,4 @@
-"""Reads activations off a network while it runs."""
+"""Records activations of a network during its forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.recipe.students.module_paths import suggestions
 
 
 class NoSuchModule(Exception):
-    """A tap names a module that the network does not have, or one that gives no tensor; the text says which."""
+    """A tap names a module that the network does not have, or one without a tensor; the text names it."""
 
     def __init__(self, tap: Tap, message: str) -> None:
         super().__init__(message)
@@ -20,42 +20,43 @@ class NoSuchModule(Exception):
 
 
 class Recorder:
-    """Keeps what flows through a network at some taps, from one run to the next `take`.
+    """Records activations at some taps, from a forward pass to the next `take`.
 
-    A module that runs several times keeps its last run. Hooks cost a few microseconds a tap; nothing is copied.
+    For a module that runs several times the last run is recorded. Hooks cost a few microseconds per tap; nothing is
+    copied.
     """
 
     def __init__(self, network: nn.Module, taps: Iterable[Tap]) -> None:
         self._seen: dict[Tap, Tensor] = {}
         self._taps = tuple(dict.fromkeys(taps))
         if self._taps:
-            _keep_what_enters(network)
+            _disable_inplace(network)
         for tap in self._taps:
             self._hook(_find(network, tap), tap)
 
     def take(self) -> dict[Tap, Tensor]:
-        """The activations of the last run; raises NoSuchModule when a module was not run or gave no tensor."""
-        seen = {tap: self._seen[tap] for tap in self._taps if tap in self._seen}
+        """The activations (N, ...) of the last run; raises NoSuchModule if a module did not run or has no tensor."""
+        found = {tap: self._seen[tap] for tap in self._taps if tap in self._seen}
         self._seen.clear()
         for tap in self._taps:
-            if tap not in seen:
+            if tap not in found:
                 raise NoSuchModule(tap, f"the {tap.at} of {tap.path!r} is no tensor, or the module does not run")
-        return seen
+        return found
 
     def _hook(self, module: nn.Module, tap: Tap) -> None:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
             value = output if tap.at == "output" else next(iter((*args, *kwargs.values())), None)
             if (tensor := _first_tensor(value)) is not None:
                 self._seen[tap] = tensor
 
         if tap.at == "output":
-            module.register_forward_hook(keep, with_kwargs=True)
+            module.register_forward_hook(record, with_kwargs=True)
         else:
-            module.register_forward_pre_hook(keep, with_kwargs=True)
+            module.register_forward_pre_hook(record, with_kwargs=True)
 
 
-def _keep_what_enters(network: nn.Module) -> None:
-    """An activation that works in place would overwrite what was seen before it."""
+def _disable_inplace(network: nn.Module) -> None:
+    """Turn off in-place activations, which would overwrite recorded inputs."""
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # an attribute of activations and dropout
@@ -66,7 +67,7 @@ def _find(network: nn.Module, tap: Tap) -> nn.Module:
         return network.get_submodule(tap.path)
     except AttributeError as error:
         near = ", ".join(suggestions(tap.path, [name for name, _ in network.named_modules() if name]))
-        raise NoSuchModule(tap, f"there is no module {tap.path!r}; near it are {near}") from error
+        raise NoSuchModule(tap, f"there is no module {tap.path!r}; similar names: {near}") from error
 
 
 def _first_tensor(value: Any) -> Tensor | None:

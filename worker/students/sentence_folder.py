@@ -1,4 +1,4 @@
-"""Reads and writes the files beside an encoder's weights that sentence-transformers keeps there."""
+"""Reads and writes the files of sentence-transformers beside an encoder's weights."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def write(config: ModelConfig, embedding: Embedding, folder: Path) -> None:
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether the folder is one of that library."""
+    """Whether the folder is of the library sentence-transformers."""
     return (folder / MODULES).is_file()
 
 
 def read_embedding(folder: Path) -> Embedding:
-    """How its vectors are made. Raises InvalidModel, or ValueError for what we don't know."""
+    """Its pooling and normalisation. Raises InvalidModel, or ValueError for unsupported modules."""
     if not (folder / POOLING).is_file():
         raise InvalidModel(f"{POOLING} is missing, which {MODULES} names")
     modules = require_modules(_read(folder, MODULES).get("modules", []))
@@ -48,16 +48,16 @@ def read_embedding(folder: Path) -> Embedding:
 
 
 def longest_text(folder: Path) -> int | None:
-    """Tokens that a text is cut to; none: nothing is said. Raises InvalidModel."""
+    """Most tokens of a text; none: no limit is given. Raises InvalidModel."""
     limits = _read(folder, ENCODER)
     if limits.get("do_lower_case"):
-        raise InvalidModel(f"{ENCODER}: do_lower_case is true; accepted is a tokenizer that does so itself, and false")
-    told = limits.get("max_seq_length")
-    return int(told) if told else None
+        raise InvalidModel(f"{ENCODER}: do_lower_case is true; accepted: false, with a tokenizer that lowercases texts")
+    longest = limits.get("max_seq_length")
+    return int(longest) if longest else None
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    """Empty where there is no such file."""
+    """A JSON document; empty if there is no such file."""
     if not (folder / name).is_file():
         return {}
     try:

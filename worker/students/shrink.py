@@ -1,5 +1,5 @@
-"""Gives a student that is a smaller copy of its teacher the teacher's weights: some layers, some heads, leading parts
-of all else."""
+"""Copies a teacher's weights to a student that is a smaller copy of it: some layers, some heads, and the leading part
+of all other axes."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from worker.errors import UserError
 from worker.students.model import Model
 
 _LAYER = re.compile(r"^(blocks\.|stages\.\d+\.|(?:.+\.)?(?:layers?|h)\.)(\d+)(\..+)$")
-"""What comes before a layer's number, the number, and the rest, in the zoo's names and the library's."""
+"""Prefix, layer number and rest of a weight's name, in this project's and the library's networks."""
 _NORM = re.compile(r"^(.+\.(q|k)_layernorm\.norms\.)(\d+)(\..+)$")
 """A norm of a single head."""
 _QUERIES = re.compile(r".*\.(q_proj|q_lin|query|q_norm)\.(weight|bias)$")
 _SHARED = re.compile(r".*\.([kv]_proj|[kv]_lin|key|value|k_norm)\.(weight|bias)$")
 _JOINED = re.compile(r".*\.(o_proj|out_lin|attention\.(output\.)?dense|self_attn\.dense|attention\.out)\.weight$")
-"""What makes one vector of the heads, which lie along its second axis; in GPT-2 along the first."""
+"""Output projection of the heads, which are along its second axis; in GPT-2 along the first."""
 _JOINED_FIRST = re.compile(r".*\.attn\.c_proj\.weight$")
 _FUSED = re.compile(r".*\.(attention\.qkv|qkv_proj)\.(weight|bias)$")
-"""Gives queries, keys and values side by side, along the first axis; in GPT-2 along the last."""
+"""Joint projection to queries, keys and values, one after the other along the first axis; in GPT-2 along the last."""
 _FUSED_LAST = re.compile(r".*\.attn\.c_attn\.(weight|bias)$")
 _INTERLEAVED = re.compile(r".*\.query_key_value\.(weight|bias)$")
-"""Gives query, key and value of one head after the other."""
+"""Joint projection to query, key and value of one head after the other."""
 _GATED = re.compile(r".*\.gate_up_proj\.weight$")
-"""Gives what opens the units of a feed-forward layer, and then the units."""
+"""Joint projection to the gates of a feed-forward layer, and then to its units."""
 
 
 def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Model:
-    """Copy into `student` what it has of the teacher it was made of, in place; a student of its own stays as it is.
+    """Copy into `student` the weights of the teacher that it is a smaller copy of, in place; any other student is not
+    changed.
 
-    Where teacher and student answer with different numbers of outputs, the student keeps its fresh last layer. Raises
-    UserError when they read different tokens.
+    If teacher and student have different outputs, the student keeps its fresh last layer. Raises UserError if they have
+    different tokens.
     """
     name = shrunk_teacher(job)
     if name is None or not isinstance(job.student, Shrink) or job.student.init == "fresh":
         return student
     teacher = teachers[name]
-    _require_same_reading(student, teacher)
+    _require_same_tokens(student, teacher)
     network = teacher.config.architecture
     take_over(student, teacher, kept_layers(job.student, teacher_depth(network)), kept_heads(job.student, network))
     return student
@@ -52,15 +53,15 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
 
 @torch.no_grad()
 def take_over(student: Model, teacher: Model, layers: Sequence[int], heads: Heads | None = None) -> None:
-    """Layer i of `student` becomes layer `layers[i]` of `teacher`, with these of its `heads`; none: it has none, or all
-    stay. Else of each weight stays the leading part along every axis."""
-    theirs = teacher.network.state_dict()
+    """Copy layer `layers[i]` of `teacher` to layer i of `student`, with the given `heads`; none: it has no heads, or
+    all are copied. Of all other weights the leading part along every axis is copied."""
+    state = teacher.network.state_dict()
     same = (student.config.task, student.config.outputs) == (teacher.config.task, teacher.config.outputs)
     fresh = student.config.has_head and not same
     last = _last_layers(student) if fresh else set()
     for name, tensor in student.network.state_dict().items():
         if name not in last:
-            source = theirs[_renumbered(name, layers, heads)]
+            source = state[_renumbered(name, layers, heads)]
             tensor.copy_(_kept(name, source, tensor, heads) if heads else _leading(source, tensor))
 
 
@@ -77,21 +78,21 @@ def _leading(source: Tensor, like: Tensor) -> Tensor:
 
 
 def _kept(name: str, source: Tensor, like: Tensor, heads: Heads) -> Tensor:
-    """The part of a teacher's weight that the student's, of the same place, is made of."""
+    """The part of a teacher's weight that is copied to the student's weight of the same name."""
     axis = 1 if _JOINED.match(name) else -1 if _FUSED_LAST.match(name) else 0
-    rows = _places(name, source.shape[axis], like.shape[axis], heads)
+    rows = _positions(name, source.shape[axis], like.shape[axis], heads)
     chosen = source if rows is None else source.index_select(axis, torch.tensor(rows, device=source.device))
     return _leading(chosen, like)
 
 
-def _places(name: str, size: int, left: int, heads: Heads) -> list[int] | None:
-    """What stays along the axis of heads or units, which has `size` places in the teacher and `left` in the student;
-    none: the leading ones."""
+def _positions(name: str, size: int, left: int, heads: Heads) -> list[int] | None:
+    """Positions to copy along the axis of heads or units, which has `size` positions in the teacher and `left` in the
+    student; none: the leading ones."""
     queries, shared = _of_heads(heads.queries, heads.size), _of_heads(heads.shared, heads.size)
     if _FUSED.match(name) or _FUSED_LAST.match(name):
         keys = heads.of * heads.size
         values = keys + heads.of_shared * heads.size
-        return [*queries, *(keys + place for place in shared), *(values + place for place in shared)]
+        return [*queries, *(keys + position for position in shared), *(values + position for position in shared)]
     if _INTERLEAVED.match(name):
         return _of_heads(heads.queries, 3 * heads.size)
     if _GATED.match(name):
@@ -102,29 +103,30 @@ def _places(name: str, size: int, left: int, heads: Heads) -> list[int] | None:
 
 
 def _of_heads(heads: Sequence[int], size: int) -> list[int]:
-    """All places of these heads, each of which has `size`."""
-    return [head * size + place for head in heads for place in range(size)]
+    """All positions of these heads, each of which has `size`."""
+    return [head * size + position for head in heads for position in range(size)]
 
 
 def _last_layers(student: Model) -> set[str]:
-    """Names of the weights whose first axis is that of the outputs: those of the last layer with weights."""
+    """Names of the weights whose first axis is the outputs': weight and bias of the last layer."""
     last = [name for name, _ in student.network.named_parameters() if name.endswith(".weight")][-1]
     return {last, last.removesuffix("weight") + "bias"}
 
 
-def _require_same_reading(student: Model, teacher: Model) -> None:
-    if student.input_key != teacher.input_key or not _reads_as(student.config.input, teacher.config.input):
+def _require_same_tokens(student: Model, teacher: Model) -> None:
+    if student.input_key != teacher.input_key or not _same_tokens(student.config.input, teacher.config.input):
         raise UserError(
             "invalid_job",
-            "the student can't take over the teacher's weights, for it reads other tokens; accepted: the teacher's "
+            "the student can't copy the teacher's weights, because it has other tokens; accepted: the teacher's "
             "tokenizer, or init: fresh",
             "student.init",
         )
 
 
-def _reads_as(ours: Input, theirs: Input) -> bool:
-    """Texts may be shorter than the teacher's, whose network may know more tokens than the tokenizer of both."""
-    if not isinstance(ours, TextInput) or not isinstance(theirs, TextInput):
+def _same_tokens(student: Input, teacher: Input) -> bool:
+    """Whether both have the same tokens. Texts may be shorter than the teacher's, whose network may have a larger
+    vocabulary."""
+    if not isinstance(student, TextInput) or not isinstance(teacher, TextInput):
         return True
-    fits = ours.length <= theirs.length and ours.vocabulary <= theirs.vocabulary
-    return fits and (ours.pad, ours.separator) == (theirs.pad, theirs.separator)
+    fits = student.length <= teacher.length and student.vocabulary <= teacher.vocabulary
+    return fits and (student.pad, student.separator) == (teacher.pad, teacher.separator)

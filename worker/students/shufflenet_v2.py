@@ -12,7 +12,7 @@ from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class Unit(nn.Module):
-    """Half of the channels pass, the other half goes through `branch`; the halves are then interleaved."""
+    """Half of the channels are passed on, the second half goes through `branch`; the halves are then interleaved."""
 
     def __init__(self, layers: ImageLayers, width: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Both halves see all channels and halve the sides, rounding up."""
+    """Both halves are computed from all channels, with halved sides, rounding up."""
 
     def __init__(self, layers: ImageLayers, inputs: int, outputs: int) -> None:
         super().__init__()

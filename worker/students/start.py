@@ -1,4 +1,4 @@
-"""Gives a student that goes on from a stored model that model's weights."""
+"""Copies the weights of a stored model to a student that starts from it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ EVERY_LAYER = range(1000)
 def _start_timm(student: Model, stored: Model) -> None:
     same = (student.config.task, student.config.outputs) == (stored.config.task, stored.config.outputs)
     fresh = () if same else timm_network.last_layers(student.network)
-    theirs = stored.network.state_dict()
+    state = stored.network.state_dict()
     for name, tensor in student.network.state_dict().items():
         if not (fresh and name.startswith(fresh)):
-            tensor.copy_(theirs[name])
+            tensor.copy_(state[name])
 
 
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
-    """Copy into `student`, a fresh one, what is stored in the folder of its reference, in place; a student of its own
-    stays as it is.
+    """Copy the stored weights in the folder of its reference into `student`, a fresh one, in place; a student without a
+    reference is not changed.
 
-    Where it answers with other outputs, or the stored network with none of a classifier's, it keeps its fresh last
-    layers; classes are found by their names, and where they can't be, its last layer begins anew with a warning. Raises
-    UserError (`invalid_student`) naming the first tensor that is missing or does not fit.
+    If its outputs differ from the stored model's, or that has no classifier, it keeps its fresh last layers. Classes
+    are matched by their names; if that fails, its last layer stays fresh, with a warning. Raises UserError
+    (`invalid_student`) naming the first tensor that is missing or does not fit.
     """
     if not isinstance(job.student, Pretrained):
         return student
@@ -52,33 +52,33 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
                 _start_timm(student, load_model(folder))
             else:
                 take_over(student, load_model(folder), EVERY_LAYER)
-            theirs = read_config(folder).taken_for(student.config.task)
-            places = _places(student, job, job.student, theirs)
+            stored = read_config(folder).taken_for(student.config.task)
+            places = _places(student, job, job.student, stored)
         except ClassMismatch as error:
             _fill(student, fresh)
-            warn(f"the student's last layer begins anew: {error}; student.class_order can name what it knows")
+            warn(f"the student's last layer is initialised: {error}; student.class_order can name the stored classes")
             return student
         except (InvalidModel, hugging_face.Misfit, UserError) as error:
             raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
         _fill(student, [weight[list(places)] for weight in _last_weights(student)])
-    elif student.config.has_head and theirs.task != student.config.task:  # the same shape, and another question
+    elif student.config.has_head and stored.task != student.config.task:  # the same shape for another task
         _fill(student, fresh)
     return student
 
 
-def _places(student: Model, job: JobSpec, origin: Pretrained, theirs: ModelConfig) -> Sequence[int] | None:
-    """For each of the student's classes its number in the stored model, whose last layer was taken over; none: it was
-    not, or does not tell classes apart. Raises ClassMismatch."""
-    ours = student.config
-    if ours.classes is None or (ours.task, ours.classes) != (theirs.task, theirs.classes):
+def _places(student: Model, job: JobSpec, origin: Pretrained, stored: ModelConfig) -> Sequence[int] | None:
+    """For each of the student's classes its number in the stored model, whose last layer was copied; none: it was not,
+    or it is not for classes. Raises ClassMismatch."""
+    config = student.config
+    if config.classes is None or (config.task, config.classes) != (stored.task, stored.classes):
         return None
-    wanted = ClassList("data.train", ours.classes, ours.class_names)
-    return match_classes(wanted, model_classes(job, origin, "student", theirs)).places
+    wanted = ClassList("data.train", config.classes, config.class_names)
+    return match_classes(wanted, model_classes(job, origin, "student", stored)).places
 
 
 def _last_weights(student: Model) -> list[Tensor]:
-    """Copies of weight and bias of the last layer."""
+    """Copies of weight (outputs, D) and bias (outputs,) of the last layer."""
     layer = last_layer(student)
     return [] if layer is None else [weight.detach().clone() for weight in layer.parameters()]
 

@@ -1,6 +1,6 @@
-"""Networks of the library timm, by name. The library is loaded when the first one is needed, and fetches nothing.
+"""Networks of the library timm, by name. The library is loaded on first use, and downloads nothing.
 
-timm imports torchvision, which refuses a torch that it was not built for; where it can't be imported, a job that needs
+timm imports torchvision, which fails with a torch that it was not built for; if it can't be imported, a job that needs
 it is refused with the reason.
 """
 
@@ -37,15 +37,15 @@ DEFAULTS: dict[str, Any] = {
     "crop_mode": "center",
     "input_size": [3, 224, 224],
 }
-"""What the library takes where a configuration says nothing."""
+"""The library's defaults for a configuration."""
 
 
 @cache
 def library() -> ModuleType:
-    """The library. Raises UserError (`missing_library`) with the reason where it can't be imported."""
+    """The library. Raises UserError (`missing_library`) with the reason if it can't be imported."""
     try:
         import timm
-    except Exception as error:  # torchvision's of any kind, beside a torch that it was not built for
+    except Exception as error:  # torchvision may raise any, with a torch that it was not built for
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         message = f"networks of timm can't be built on this worker (pip install stillhouse[timm]): {reason[0]}"
         raise UserError("missing_library", message, "student.architecture") from error
@@ -54,14 +54,14 @@ def library() -> ModuleType:
 
 
 def build(network: Timm, image: ImageInput, outputs: int) -> nn.Module:
-    """A fresh network: preprocessed pixels (N, C, H, W) to logits or numbers (N, outputs).
+    """A fresh network: from preprocessed pixels (N, C, H, W) float32 to logits or predictions (N, outputs), floating.
 
-    Raises UserError: `missing_library`; `invalid_architecture` when the library can't build it.
+    Raises UserError: `missing_library`; `invalid_architecture` if the library can't build it.
     """
     timm = library()
     if not timm.is_model(network.model):
         near = ", ".join(timm.list_models(f"{network.model[:6]}*")[:5]) or "see timm.list_models()"
-        message = f"timm {timm.__version__} has no model {network.model!r}; accepted is one of its names: {near}"
+        message = f"timm {timm.__version__} has no model {network.model!r}; accepted: one of its names: {near}"
         raise UserError("invalid_architecture", message, "student.model")
     arguments = {**network.args, **_size(timm, network.model, image)}
     with blaming_the_arguments(network):
@@ -72,51 +72,53 @@ def build(network: Timm, image: ImageInput, outputs: int) -> nn.Module:
 
 
 def _size(timm: ModuleType, name: str, image: ImageInput) -> dict[str, Any]:
-    """Of a network that is built for one size of images."""
-    told = timm.get_pretrained_cfg(name)
+    """Argument for the image size, of a network that is built for one size."""
+    pretrained = timm.get_pretrained_cfg(name)
     size = (image.height, image.width)
-    if told is None or not told.fixed_input_size or tuple(told.input_size[1:]) == size:
+    if pretrained is None or not pretrained.fixed_input_size or tuple(pretrained.input_size[1:]) == size:
         return {}
     return {"img_size": size}
 
 
 @contextmanager
 def blaming_the_arguments(network: Timm) -> Iterator[None]:
-    """Make whatever the library raises a UserError (`invalid_architecture`)."""
+    """Turn any error of the library into a UserError (`invalid_architecture`)."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # of whatever kind its hundreds of networks raise
+    except Exception as error:  # its networks raise many kinds
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         message = f"a {network.model} of timm can't be built from these arguments: {reason[0]}"
         raise UserError("invalid_architecture", message, "student.args") from error
 
 
 def last_layers(network: Any) -> tuple[str, ...]:
-    """Begins of the names of the weights that make the answer."""
-    told = network.pretrained_cfg["classifier"]
-    return tuple(f"{name}." for name in ([told] if isinstance(told, str) else told))
+    """Prefixes of the names of the last layers' weights."""
+    names = network.pretrained_cfg["classifier"]
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def describe(document: Mapping[str, Any]) -> ModelConfig:
-    """Our description of a folder, of its `config.json`. Raises InvalidModel, or ValueError for what it may not say."""
+    """The description of a folder, from its `config.json`. Raises InvalidModel, or ValueError for an invalid one."""
     refuse_code(dict(document))
-    told = document.get("pretrained_cfg", document)  # older folders have no such part
-    if not isinstance(told, dict):
+    pretrained = document.get("pretrained_cfg", document)  # older folders have no such part
+    if not isinstance(pretrained, dict):
         raise InvalidModel("config.json: pretrained_cfg is no object")
-    given = {key: told.get(key) if told.get(key) is not None else value for key, value in DEFAULTS.items()}
-    classes = document.get("num_classes", told.get("num_classes"))
+    settings = {
+        key: pretrained.get(key) if pretrained.get(key) is not None else value for key, value in DEFAULTS.items()
+    }
+    classes = document.get("num_classes", pretrained.get("num_classes"))
     if not isinstance(classes, int) or classes < 2:
-        raise InvalidModel(f"config.json: num_classes is {classes}; accepted is a classifier of two classes or more")
+        raise InvalidModel(f"config.json: num_classes is {classes}; accepted: a classifier of two classes or more")
     arguments = {key: value for key, value in (document.get("model_args") or {}).items() if key not in _FOLLOWS}
     try:
         return ModelConfig(
             architecture=Timm(model=str(document["architecture"]).partition(".")[0], args=arguments),
-            input=_image(given["input_size"]),
-            preprocessing=_preprocessing(given),
+            input=_image(settings["input_size"]),
+            preprocessing=_preprocessing(settings),
             classes=classes,
-            class_names=_names(document.get("label_names", told.get("label_names")), classes),
+            class_names=_names(document.get("label_names", pretrained.get("label_names")), classes),
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -128,36 +130,34 @@ _FOLLOWS = ("num_classes", "in_chans", "img_size")
 
 def _image(size: Any) -> ImageInput:
     if not isinstance(size, list) or len(size) != 3:
-        raise InvalidModel(f"config.json: input_size is {size}; accepted is channels, height and width")
+        raise InvalidModel(f"config.json: input_size is {size}; accepted: channels, height and width")
     channels, height, width = size
     return ImageInput(channels=channels, height=height, width=width)
 
 
-def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
-    """Squashing to the whole size is what we do of ourselves."""
-    crop, mode = given["crop_pct"], given["crop_mode"]
+def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
+    """Preprocessing from the configuration; squash means resizing the whole image, as without a crop."""
+    crop, mode = settings["crop_pct"], settings["crop_mode"]
     if mode not in ("center", "squash") or (mode == "squash" and crop != 1.0):
-        raise InvalidModel(
-            f"config.json: crop_mode is {mode} with crop_pct {crop}; accepted is center, or squash with 1"
-        )
+        raise InvalidModel(f"config.json: crop_mode is {mode} with crop_pct {crop}; accepted: center, or squash with 1")
     return Preprocessing(
         scale=SCALE,
-        mean=[float(value) for value in given["mean"]],
-        std=[float(value) for value in given["std"]],
-        interpolation=given["interpolation"],
+        mean=[float(value) for value in settings["mean"]],
+        std=[float(value) for value in settings["std"]],
+        interpolation=settings["interpolation"],
         crop=None if mode == "squash" else float(crop),
     )
 
 
-def _names(told: Any, classes: int) -> list[str] | None:
-    """By the numbers of the classes; a list, or an object by number."""
-    if told is None:
+def _names(names: Any, classes: int) -> list[str] | None:
+    """Names of the classes, from a list, or from an object by number."""
+    if names is None:
         return None
-    if isinstance(told, dict):
-        told = [told.get(str(number)) for number in range(classes)]
-    if not isinstance(told, list) or len(told) != classes or not all(isinstance(name, str) for name in told):
-        raise InvalidModel(f"config.json: label_names must name each of the {classes} classes")
-    return told
+    if isinstance(names, dict):
+        names = [names.get(str(number)) for number in range(classes)]
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise InvalidModel(f"config.json: label_names is invalid; accepted: a name for each of the {classes} classes")
+    return names
 
 
 def write_config(config: ModelConfig, folder: Path) -> None:
@@ -167,7 +167,7 @@ def write_config(config: ModelConfig, folder: Path) -> None:
     assert isinstance(image, ImageInput)
     assert scaling is not None
     size = _size(library(), network.model, image)
-    told: dict[str, Any] = {
+    pretrained: dict[str, Any] = {
         "input_size": [image.channels, image.height, image.width],
         "fixed_input_size": bool(library().get_pretrained_cfg(network.model).fixed_input_size),
         "interpolation": scaling.interpolation,
@@ -182,5 +182,5 @@ def write_config(config: ModelConfig, folder: Path) -> None:
     document |= {"model_args": {**network.args, **size, "in_chans": image.channels}}
     if config.class_names is not None:
         document["label_names"] = config.class_names
-    text = json.dumps({**document, "pretrained_cfg": told}, indent=2) + "\n"
+    text = json.dumps({**document, "pretrained_cfg": pretrained}, indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ INIT_STD = 0.02
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward part, each after a norm and beside an identity."""
+    """Attention and feed-forward layer, each after a norm and beside an identity."""
 
     def __init__(self, student: Vit) -> None:
         super().__init__()
@@ -64,5 +64,6 @@ class VitNetwork(nn.Module):
 
 
 def build(student: Vit, image: ImageInput, classes: int) -> nn.Module:
-    """Image sides must be multiples of the patch, and the width a multiple of the heads (the contract checks both)."""
+    """A network for images whose sides are multiples of the patch; the width is a multiple of the heads (the contract
+    checks both)."""
     return VitNetwork(student, image, classes)

@@ -1,6 +1,6 @@
-"""Reads and writes the files that make a model: its description and `model.safetensors`, or the shards of that.
+"""Reads and writes the files of a model: its description and `model.safetensors`, or the shards of that.
 
-A folder without a description of ours, as the Transformers library and its hub keep models, is read as it stands.
+A folder without this project's description, in the layout of the Transformers library and its hub, can be read too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from app.recipe.students.rules import architecture_problems
 from app.recipe.students.timm import is_timm
 from worker import students
 from worker.errors import UserError
-from worker.limits import SECONDS, Subject, reading, room_for
+from worker.limits import SECONDS, Subject, memory_limit, reading
 from worker.students import hugging_face, hugging_face_folder, timm_network
 from worker.students.faults import InvalidModel
 from worker.students.model import Model
@@ -47,16 +47,16 @@ __all__ = [
 ]
 CONFIG = DESCRIPTIONS[-1]
 COUNTER = "num_batches_tracked"
-"""Of a batch norm; nothing reads it here, and weights from before 2018 lack it."""
+"""Counter of a batch norm; it is not used here, and weights from before 2018 lack it."""
 GROWTH = 12
-"""Times their size that weights may take in memory while a network is made of them: as stored, and in 32 bits twice."""
+"""Times their size that weights may take in memory while a network is loaded: as stored, and twice in 32 bits."""
 SECONDS_PER_GIB = 60
 
 
 def save_model(model: Model, folder: Path) -> None:
-    """Write weights and description into `folder`; the weights are those of the bare network, without preprocessing.
+    """Write weights and description into `folder`; the weights are the network's, without preprocessing.
 
-    A network of the libraries Transformers or timm is written so that the library opens the folder, too.
+    A network of the libraries Transformers or timm is written in the library's layout.
     """
     if isinstance(model.config.architecture, Transformers):
         hugging_face.save(model.network, model.config, folder)
@@ -71,13 +71,13 @@ def save_model(model: Model, folder: Path) -> None:
 
 
 def reading_weights(folder: Path, name: str, code: str, param: str) -> AbstractContextManager[None]:
-    """Bounds on reading the weights in `folder`, of the model that messages call `name`."""
+    """Limits on reading the weights in `folder`, of the model that messages call `name`."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return reading(Subject(name, code, param), room_for(size, GROWTH), SECONDS + SECONDS_PER_GIB * (size >> 30))
+    return reading(Subject(name, code, param), memory_limit(size, GROWTH), SECONDS + SECONDS_PER_GIB * (size >> 30))
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The description in `folder`, or one made of what the Transformers library keeps; raises InvalidModel."""
+    """The description in `folder`, or one from the files of the Transformers library or timm; raises InvalidModel."""
     path = next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), folder / CONFIG)
     if not path.is_file() or path.stat().st_size > MAX_DESCRIPTION_BYTES:
         raise InvalidModel(f"{path.name} is missing or larger than {MAX_DESCRIPTION_BYTES} bytes")
@@ -99,8 +99,8 @@ def read_config(folder: Path) -> ModelConfig:
 def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
     """The model in `folder`, in evaluation mode on the CPU, in float32; raises InvalidModel.
 
-    A network of the zoo is first built without memory and held against the header of the file, so that a description
-    which does not fit its weights costs nothing.
+    A network of this project is first built without memory and compared with the header of the file, so that a
+    description which does not fit its weights costs nothing.
     """
     config = config or read_config(folder)
     files, ignored = weight_files(folder), list[str]()
@@ -110,7 +110,7 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
         else:
             network = _of_the_zoo(config, files)
     except (SafetensorError, OSError) as error:
-        raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
+        raise InvalidModel(f"{WEIGHTS} is not a valid safetensors file") from error
     except UserError as error:
         raise InvalidModel(error.message) from error
     model = _ready(Model(config, network))
@@ -130,7 +130,7 @@ def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
 
 
 def _unfilled(config: ModelConfig) -> nn.Module:
-    """The network without memory; of timm with all of it, as it computes some that no file holds when it is built."""
+    """The network without memory; a timm network with memory, because it computes tensors that are in no file."""
     if isinstance(config.architecture, Timm):
         with torch.random.fork_rng(devices=[]):
             return students.build(config.architecture, config.input, config.outputs)
@@ -152,11 +152,11 @@ def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> tuple[nn.M
 
 
 def stored_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors in `folder`, by their stored names; raises InvalidModel."""
+    """All tensors in `folder`, of their stored shapes and dtypes, by name; raises InvalidModel."""
     try:
         return _finite(_tensors(weight_files(folder)))
     except (SafetensorError, OSError) as error:
-        raise InvalidModel(f"{WEIGHTS} is not a sound safetensors file") from error
+        raise InvalidModel(f"{WEIGHTS} is not a valid safetensors file") from error
 
 
 def _finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -202,7 +202,7 @@ def _check_shapes(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, 
             raise InvalidModel(f"{WEIGHTS}: tensor {name!r} has shape {shape}, not {tuple(tensor.shape)}")
     for name in stored:
         if name not in expected:
-            raise InvalidModel(f"{WEIGHTS} has a tensor {name!r} that the architecture has no place for")
+            raise InvalidModel(f"{WEIGHTS} has a tensor {name!r} that the architecture does not have")
 
 
 def _convert(name: str, stored: Tensor, expected: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _convert(name: str, stored: Tensor, expected: Tensor) -> Tensor:
 
 def _require_finite(name: str, stored: Tensor) -> None:
     if stored.is_floating_point() and not bool(stored.isfinite().all()):
-        raise InvalidModel(f"{WEIGHTS}: tensor {name!r} holds NaN or infinite values")
+        raise InvalidModel(f"{WEIGHTS}: tensor {name!r} has NaN or infinite values")
 
 
 def _ready(model: Model) -> Model:

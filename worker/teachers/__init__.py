@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.recipe.students.model import ModelConfig
-from worker.data.text_limits import tokenizer_room
+from worker.data.text_limits import tokenizer_memory
 from worker.errors import unusable_model
 from worker.limits import Subject, reading
 from worker.students.model import Model
@@ -18,8 +18,9 @@ __all__ = ["InProcessTeacher", "TeacherSource", "head_of", "load_teacher", "read
 
 
 def read_teacher_config(folder: Path, param: str) -> ModelConfig:
-    """Config of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`) with `param`."""
-    with reading(_subject(param), tokenizer_room(folder)), _errors_about(param):
+    """Description of the model in `folder`; raises UserError (`invalid_teacher` or `invalid_student`), blaming
+    `param`."""
+    with reading(_subject(param), tokenizer_memory(folder)), _errors_about(param):
         return read_config(folder)
 
 

@@ -176,7 +176,7 @@ class CachedTeacher:
 
     def _compute(self, batch: Batch) -> Columns:
         self.misses += len(batch)
-        return self._encoding.encode(self._teacher(batch).answer)
+        return self._encoding.encode(self._teacher(batch).outputs)
 
     def _open(self, place: CachePlace) -> OpenEntry | None:
         try:

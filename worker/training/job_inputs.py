@@ -16,10 +16,10 @@ from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer
 from worker.distributed.ranks import SingleProcess
 from worker.limits import Subject, reading
-from worker.machine import room_for_samples
+from worker.machine import sample_memory
 from worker.protocol import Log
 from worker.students.hugging_face_folder import oddities
-from worker.students.leftovers import told
+from worker.students.leftovers import describe_ignored
 from worker.students.model import Model
 from worker.students.shrink import inherit
 from worker.students.start import start
@@ -68,7 +68,7 @@ def load_inputs(
             take_classes(models[teacher.name], data.places[teacher.name], data.model.class_names)
         if job.recipe.channels_last:
             models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
-    train = data.train.settle(device, room_for_samples(device))
+    train = data.train.settle(device, sample_memory(device))
     prompts = data.prompts and data.prompts.to(device)
     return JobInputs(replace(data, train=train, eval=data.eval.to(device), prompts=prompts), models, folders)
 
@@ -89,7 +89,7 @@ def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:
         log.warn("odd_data", note)
     for name, model in (*inputs.teachers.items(), ("the student", student)):
         if model.ignored:
-            log(Log(message=f"{name}: {told(model.ignored)}"))
+            log(Log(message=f"{name}: {describe_ignored(model.ignored)}"))
     for name, model in inputs.teachers.items():
         if model.config.task_assumed and not model.config.task_spec.chooses:
             read = f"its logits are read as those of {model.config.task}: a sigmoid for each class"

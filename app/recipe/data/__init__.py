@@ -1,1 +1,1 @@
-"""Data: where samples come from, how they are read and changed."""
+"""Data: sources of samples, reading and augmentation."""

@@ -1,7 +1,6 @@
-"""How training samples are changed as they are seen. Evaluation never is.
+"""Augmentation of training samples; evaluation samples are never augmented.
 
-Every draw is fixed by the job's seed, the augmentation epoch and the number of the sample: what a sample looks like
-does not depend on the batch that it is in.
+Every draw depends on the job's seed, the augmentation epoch and the index of the sample, and not on the batch.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ class Augmentation(TaskOption):
 
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
-    """Kinds of input that it changes."""
+    """Kinds of input that it supports."""
     mixes: ClassVar[bool] = False
-    """True when it joins two samples (or two views of one), so that a label becomes a distribution."""
+    """True if it mixes two samples (or two views of one), so that a label becomes a distribution."""
 
 
 class Crop(Augmentation):
-    """Pads an image on all sides and cuts its size out of it at a random place; keypoints move along."""
+    """Pads an image on all sides and crops its size at a random position; keypoints are moved accordingly."""
 
     paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
     kind: Literal["crop"] = "crop"
@@ -42,8 +41,8 @@ class Flip(Augmentation):
     probability: Share = 0.5
     """Share of the images that are mirrored."""
     pairs: list[Pair] | None = Field(None, max_length=32_768)
-    """For keypoints, and needed there: the points that change places in a mirror, such as the two eyes, as pairs of
-    their numbers from 0. Points in no pair keep their number. x becomes 1 - x."""
+    """Required for keypoints: pairs of points that are swapped by mirroring, such as the two eyes, by their numbers
+    from 0. Points in no pair keep their number. x becomes 1 - x."""
 
 
 class Cutout(Augmentation):
@@ -56,7 +55,7 @@ class Cutout(Augmentation):
     size: int = Field(16, ge=1, le=4096)
     """Side of the square, in pixels; 16 on CIFAR-10 and 8 on CIFAR-100."""
     probability: Share = 1.0
-    """Share of the images that lose a square."""
+    """Share of the images with a square."""
 
 
 class RandAugment(Augmentation):
@@ -88,7 +87,7 @@ class Mixup(Augmentation):
 
 
 class CutMix(Augmentation):
-    """A box of another image in place of the image's own; labels are weighted by what is seen of each."""
+    """Replaces a box of an image by that of another image; labels are weighted by the visible area of each."""
 
     paper: ClassVar[Paper | None] = Paper(
         "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", "1905.04899"
@@ -97,13 +96,13 @@ class CutMix(Augmentation):
     mixes: ClassVar[bool] = True
     kind: Literal["cutmix"] = "cutmix"
     alpha: MixParameter = 1.0
-    """Both parameters of the Beta distribution that the share of the image's own pixels is drawn from."""
+    """Both parameters of the Beta distribution of the share of the image's pixels that remain."""
     probability: Share = 0.5
     """Share of the images that are mixed."""
 
 
 class SelfMix(Augmentation):
-    """A box of another view of the same image in place of its own, or the weighted mean of both; the label stays."""
+    """Replaces a box of an image by that of another view of it, or takes the weighted mean of both; the label stays."""
 
     paper: ClassVar[Paper | None] = Paper("FerKD: Surgical Label Adaptation for Efficient Distillation", "2312.17473")
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels"})
@@ -118,14 +117,14 @@ class SelfMix(Augmentation):
 
 
 class TextAugmentation(Augmentation):
-    """Changes words: the text between two white spaces. All tokens of a word share its fate, in every tokenisation."""
+    """Changes words, which white space separates. All tokens of a word are changed together, in every tokenisation."""
 
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers", "vectors"})
     reads: ClassVar[tuple[InputKind, ...]] = ("texts",)
 
 
 class TokenMask(TextAugmentation):
-    """Puts the mask token in place of the tokens of some words."""
+    """Replaces the tokens of some words by the mask token."""
 
     paper: ClassVar[Paper | None] = Paper(
         "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", "1903.12136"
@@ -136,14 +135,14 @@ class TokenMask(TextAugmentation):
 
 
 class TokenDelete(TextAugmentation):
-    """Takes some words out, at most all but one."""
+    """Removes some words, at most all but one."""
 
     paper: ClassVar[Paper | None] = Paper(
         "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text Classification Tasks", "1901.11196"
     )
     kind: Literal["token-delete"] = "token-delete"
     share: Fraction = 0.1
-    """Probability that a word is taken out."""
+    """Probability that a word is removed."""
 
 
 Augment = Annotated[

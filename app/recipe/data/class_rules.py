@@ -1,4 +1,4 @@
-"""Rules of the classes of a job, as far as the document and the descriptions of its models tell them."""
+"""Rules of the classes of a job, from the document and the descriptions of its models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from app.recipe.teachers.teacher import Origin
 Models = Mapping[str, ModelConfig]
 """Descriptions of stored models, by their reference."""
 WAY_OUT = "the same names, or data.class_order or {path}.class_order: the names in the order of the numbers"
-"""What is accepted instead of lists that do not match."""
+"""Accepted alternative to lists that do not match."""
 
 
 def model_classes(job: JobSpec, origin: Origin, path: str, model: ModelConfig) -> ClassList:
-    """Classes of a stored model in the order of its outputs: named as the job says, as the model does, or where neither
-    does by `data.class_order`."""
+    """Classes of a stored model in the order of its outputs, with the names from the job, else from the model, else
+    from `data.class_order`."""
     order = job.data.class_order
     names = origin.class_order or model.class_names
     if names is None and isinstance(order, list) and len(order) == model.classes:
@@ -28,8 +28,8 @@ def model_classes(job: JobSpec, origin: Origin, path: str, model: ModelConfig) -
     return ClassList(f"{path}.{origin.source}", model.classes or 0, names)
 
 
-def told_classes(job: JobSpec, models: Models) -> ClassList | None:
-    """The classes that `data.class_order` tells; none: it is not given, or that of a teacher which is not known."""
+def declared_classes(job: JobSpec, models: Models) -> ClassList | None:
+    """The classes in `data.class_order`; none: it is not given, or it is that of an unknown teacher."""
     order = job.data.class_order
     if isinstance(order, list):
         return ClassList("data.class_order", len(order), order)
@@ -41,7 +41,7 @@ def told_classes(job: JobSpec, models: Models) -> ClassList | None:
 
 
 def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
-    """What is wrong with the orders of classes, and classes of teachers that are known not to be those of the data."""
+    """Problems of the orders of classes, and of classes of teachers that differ from those of the data."""
     if job.task_spec.sized_by != "classes":
         given = {"data": job.data.class_order, **{path: origin.class_order for path, origin in job.origins.items()}}
         for path in (path for path, order in given.items() if order is not None):
@@ -50,36 +50,36 @@ def class_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
         return
     if job.data.class_order == "teacher" and not job.all_teachers:
         yield Problem("data.class_order", "is teacher, and there is none", "a list of names, or null")
-    if job.data.classes not in (None, job.data.told_classes):
-        found = f"has {job.data.told_classes} names, data.classes is {job.data.classes}"
+    if job.data.classes not in (None, job.data.declared_classes):
+        found = f"has {job.data.declared_classes} names, data.classes is {job.data.classes}"
         yield Problem("data.class_order", found, "one name for each class")
     for path, origin in job.origins.items():
         if origin.reference in models:
             yield from _length_problems(origin, path, models[origin.reference])
-    ours, told = told_classes(job, models) or _numbers(job), job.data.told_classes
-    for path, theirs in _teachers(job, models).items():
-        if theirs.names is None and told not in (None, theirs.count):
+    classes, declared = declared_classes(job, models) or _numbers(job), job.data.declared_classes
+    for path, teacher in _teachers(job, models).items():
+        if teacher.names is None and declared not in (None, teacher.count):
             field = "classes" if job.data.classes else "class_order"
-            yield Problem(f"data.{field}", f"is {told}, the teacher has {theirs.count}", str(theirs.count))
-        elif ours is not None:
-            yield from _mismatches(ours, theirs, path)
+            yield Problem(f"data.{field}", f"is {declared}, the teacher has {teacher.count}", str(teacher.count))
+        elif classes is not None:
+            yield from _mismatches(classes, teacher, path)
 
 
 def _target_problems(job: JobSpec, models: Models) -> Iterator[Problem]:
-    """Numbers that a model learned from the same columns in another order, or from some of them alone."""
+    """Problems of models that were trained on the same target columns in another order, or on some of them."""
     if job.task_spec.answers != "numbers" or not isinstance(job.data, Table):
         return
     ours = job.data.label_columns
     for path, origin in job.origins.items():
         theirs = models[origin.reference].target_names if origin.reference in models else None
         if theirs is None or len(theirs) != len(ours) or theirs == ours or not set(theirs) & set(ours):
-            continue  # where all names differ, only the order can tell
+            continue  # if all names differ, columns are matched by their order
         found = f"answers with {shown_names(theirs)} in this order, data.label_columns has {shown_names(ours)}"
         yield Problem(f"{path}.{origin.source}", found, "the same columns in the same order")
 
 
 def _teachers(job: JobSpec, models: Models) -> dict[str, ClassList]:
-    """Classes of the teachers that are known and have a name for each output, or for none; by the path of the field."""
+    """Classes of the known teachers with a name for each output or for none, by the path of the field."""
     known = [(job.teacher_path(index), each) for index, each in enumerate(job.all_teachers) if each.reference in models]
     found = {path: model_classes(job, each, path, models[each.reference]) for path, each in known}
     return {
@@ -94,12 +94,12 @@ def _length_problems(origin: Origin, path: str, model: ModelConfig) -> Iterator[
 
 
 def _numbers(job: JobSpec) -> ClassList | None:
-    """Classes of a format that has no place for names."""
+    """Classes of a format without class names."""
     return ClassList("data.train", job.data.classes or 0) if isinstance(job.data, ImageData) else None
 
 
-def _mismatches(ours: ClassList, theirs: ClassList, path: str) -> Iterator[Problem]:
+def _mismatches(classes: ClassList, teacher: ClassList, path: str) -> Iterator[Problem]:
     try:
-        match_classes(ours if ours.count else replace(ours, count=theirs.count), theirs)
+        match_classes(classes if classes.count else replace(classes, count=teacher.count), teacher)
     except ClassMismatch as error:
-        yield Problem(theirs.whose, str(error), WAY_OUT.format(path=path))
+        yield Problem(teacher.whose, str(error), WAY_OUT.format(path=path))

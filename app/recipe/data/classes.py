@@ -1,7 +1,7 @@
-"""Which classes of two lists are the same: found by their names, or by their numbers where neither list has names.
+"""Matching of two lists of classes: by their names, or by their numbers if neither list has names.
 
-Files, models and the contract each have a list of classes, in an order of their own. Whoever brings two of them
-together asks here; nothing compares the places of two lists.
+Files, models and the contract may each have the classes in a different order. Every comparison of two lists uses this
+module; lists are never compared by position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, Field, StringConstraints
 
 SHOWN = 20
-"""Names of a list that a message tells."""
+"""Most names of a list in a message."""
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -36,25 +36,25 @@ class ClassList:
     """For messages: the field that names the file or the model."""
     count: int
     names: Sequence[str] | None = None
-    """None: they have numbers alone, from 0."""
+    """None: the classes have only numbers, from 0."""
 
     @property
     def shown(self) -> str:
-        """For messages: the names as far as there is room, or the numbers."""
+        """The first names, or the numbers, for messages."""
         return f"the numbers 0 to {self.count - 1}" if self.names is None else shown_names(self.names)
 
 
 class ClassMatch(NamedTuple):
-    """Where the classes of one list are found in another."""
+    """Positions of the classes of one list in another."""
 
     places: list[int]
     """For each class of the first list, its number in the second."""
     note: str | None = None
-    """For the log: which names were taken for the same although they are written differently; none: no such."""
+    """For the log: names that were matched although they are written differently; none: there are none."""
 
 
 class ClassMismatch(ValueError):
-    """One list lacks classes of the other; the text names both lists and what differs."""
+    """One list lacks classes of the other; the text has both lists and the difference."""
 
     def __init__(self, why: str, wanted: ClassList, there: ClassList) -> None:
         lists = f"classes of {wanted.whose}: {wanted.shown}; of {there.whose}: {there.shown}"
@@ -64,14 +64,14 @@ class ClassMismatch(ValueError):
 def match_classes(wanted: ClassList, there: ClassList) -> ClassMatch:
     """Find every class of `wanted` in `there`, which may have more if it has names.
 
-    Names are the same when they are equal, or the only ones of their lists that are equal but for capitals, outer
-    spaces and leading zeros. Numbers are the same by value, also where the other list has names that are whole numbers.
+    Names match if they are equal, or if they are the only ones of their lists that are equal up to capitals, outer
+    spaces and leading zeros. Numbers match by value, also if the other list has names that are whole numbers.
     Raises ClassMismatch.
     """
     if wanted.names is None and there.names is None:
         if wanted.count != there.count:
             counts = f"{wanted.whose} has {wanted.count} classes, {there.whose} has {there.count}"
-            raise ClassMismatch(f"{counts}, and no names tell which are the same", wanted, there)
+            raise ClassMismatch(f"{counts}, and there are no names to match them by", wanted, there)
         return ClassMatch(list(range(wanted.count)))
     for numbers, named in ((wanted, there), (there, wanted)):
         if numbers.names is None and not all(name.strip().isdecimal() for name in named.names or ()):
@@ -101,7 +101,7 @@ def _difference(missing: list[str], found: set[int | None], wanted: ClassList, t
 
 
 class _Finder:
-    """Looks names up in a list: as they are written, or else by what is left when spelling is set aside."""
+    """Finds names in a list: exactly, or else by their normalised form."""
 
     def __init__(self, ours: Sequence[str], theirs: Sequence[str]) -> None:
         exact, folded = Counter(theirs), Counter(map(fold, theirs))
@@ -113,20 +113,20 @@ class _Finder:
         }
 
     def place(self, name: str) -> int | None:
-        """Number of the class with this name; none: there is none, or more than one may be meant."""
+        """Number of the class with this name; none: there is none, or it is ambiguous."""
         if name in self._exact:
             return self._exact[name]
         return self._folded.get(fold(name)) if self._ours[fold(name)] == 1 else None
 
 
 def fold(name: str) -> str:
-    """What is left of a name without capitals, outer spaces and the leading zeros of a number."""
+    """The normalised form of a name: without capitals, outer spaces and the leading zeros of a number."""
     plain = name.strip().casefold()
     return str(int(plain)) if plain.isdecimal() and len(plain) < 20 else plain
 
 
 def shown_names(names: Iterable[str]) -> str:
-    """Names for a message, as far as there is room."""
+    """The first names, for a message."""
     return _cut([repr(name if len(name) <= 60 else name[:57] + "...") for name in names])
 
 

@@ -1,4 +1,4 @@
-"""Facts about the samples of a job's files, as far as their headers or the samples themselves show them."""
+"""Facts about the samples of a job's files, from their headers or from the samples."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class SampleFacts:
     count: int
     input: Input
     bytes: int
-    """Memory that one sample takes, its label not counted."""
+    """Memory of one sample, without its label."""
     pixels: bool = False
-    """True for images of 8 bits a channel."""
+    """True for images of 8 bits per channel."""
     targets: int | None = None
-    """Numbers to learn for each sample; none: classes, or tokens."""
+    """Target numbers of each sample; none: classes, or tokens."""
     classes: int | None = None
-    """How many classes the targets are about, as far as their shape shows it."""
+    """Number of classes, as far as the shape of the targets shows it."""
 
 
 Known = Archive | FirstLine | SampleFacts
-"""Facts about one file: as much as its header shows, or everything."""
+"""Facts about one file: from its header, or from all of it."""

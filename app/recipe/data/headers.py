@@ -1,4 +1,4 @@
-"""What the header of a file shows of its samples, and what is wrong with it."""
+"""Facts about samples from the header of a file, and problems of the header."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.recipe.tasks.base import TaskSpec
 def sample_facts(
     data: Data, task: TaskSpec, known: Known | None, param: str = "data.train"
 ) -> SampleFacts | list[Problem]:
-    """Facts about a file's samples, or what is wrong with them; an empty list: its header does not show any."""
+    """Facts about a file's samples, or their problems; an empty list: its header has no facts."""
     if isinstance(known, SampleFacts):
         return known
     if isinstance(known, FirstLine) and isinstance(data, Table):
@@ -97,7 +97,7 @@ def _label_problems(
 
 
 def _input(data: ImageData, inputs: ArrayFacts) -> ImageInput | TableInput | tuple[str, str]:
-    """The size of one sample; or what is wrong with it, and what would be accepted."""
+    """The size of one sample; or its problem, and what is accepted."""
     if len(inputs.shape) == 2:
         columns = inputs.shape[1]
         return (

@@ -1,4 +1,4 @@
-"""Rules of a job's data: its format, columns and augmentations, held against the task and the samples."""
+"""Rules of a job's data: format, columns and augmentations for the task and the samples."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from app.recipe.tasks import tasks_with
 from app.recipe.tasks.base import TaskSpec
 
 PAIRS = "data.augment.pairs"
-"""Option of the tasks whose labels a mirror changes."""
+"""Option of the tasks whose labels mirroring changes."""
 
 
 def sample_problems(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> Iterator[Problem]:
-    """Samples to train and to evaluate on that differ, or are too few to be divided."""
+    """Problems of training and evaluation samples that differ, or are too few to be divided."""
     if train and held_out and train.input != held_out.input:
         found = f"samples are {held_out.input.size}"
         yield Problem("data.eval", found, f"{train.input.size}, as in data.train")
@@ -27,7 +27,7 @@ def sample_problems(data: Data, train: SampleFacts | None, held_out: SampleFacts
 
 
 def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iterator[Problem]:
-    """Settings in `data` that do not go together with the task, or with the samples as far as they are known."""
+    """Problems of settings in `data` that do not fit the task, or the known facts about the samples."""
     yield from _format_problems(data, task)
     if data.classes is not None and task.sized_by != "classes":
         yield Problem("data.classes", f"is given, but {task.name} answers with no classes", "no classes")
@@ -96,4 +96,4 @@ def _colour_problems(train: SampleFacts, path: str) -> Iterator[Problem]:
     channels = train.input.channels if isinstance(train.input, ImageInput) else 0
     if not train.pixels or channels not in (1, 3):
         accepted = "images of uint8 with one channel or three"
-        yield Problem(f"{path}.kind", "rand-augment does not know how to change these images", accepted)
+        yield Problem(f"{path}.kind", "rand-augment does not support these images", accepted)

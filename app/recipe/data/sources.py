@@ -1,4 +1,4 @@
-"""Where a job's samples come from, and how they are read."""
+"""Sources and formats of a job's samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 def _day(given: Any) -> Any:
-    """Text as a day of the calendar; strict validation takes none from it where it was not read as JSON."""
+    """Text as a date, which strict validation would only accept from JSON."""
     try:
         return date.fromisoformat(given) if isinstance(given, str) else given
     except ValueError:
@@ -48,10 +48,10 @@ MaybeColumns = Annotated[list[Key], Field(max_length=4096), AfterValidator(_each
 
 
 class Data(Spec):
-    """What all formats have."""
+    """Fields of all formats."""
 
     file_formats: ClassVar[tuple[str, ...]] = ()
-    """What a file of this format is found to be when it is uploaded."""
+    """Detected types of uploaded files of this format."""
 
     train: Reference
     """File with the samples to train on."""
@@ -63,43 +63,42 @@ class Data(Spec):
     """Number of classes; none: the teacher's, or as many as have names, or else the largest label plus one."""
 
     class_order: ClassOrder | Literal["teacher"] | None = None
-    """Names of the classes in the order of their numbers. It names the labels of files that hold numbers, and the
-    outputs of teachers that have no names; of files with names it says which classes the student has, in which order,
-    and of a teacher with more classes the others are left out. `teacher`: the list is that of the (first) teacher,
-    whose numbers the labels are. None: names as the files have them, matched with those of teachers; where one side
-    has names and the other numbers, the job is refused."""
+    """Names of the classes in the order of their numbers. It names the labels of files with numbers, and the outputs of
+    teachers without names; for files with names it selects and orders the student's classes, and further classes of a
+    teacher are left out. `teacher`: the list of the (first) teacher, whose numbers are the labels. None: the names in
+    the files, matched with those of teachers; if one has names and the other numbers, the job is refused."""
 
     eval_fraction: Fraction = 0.2
     """Share of `train` held out when `eval` is not given (stratified by class, drawn from the seed)."""
 
     augment: Annotated[list[Augment], Field(max_length=16), AfterValidator(_mixes_last)] = []
-    """How training samples are changed as they are seen, one after the other. Of several that mix samples, each sample
-    draws one."""
+    """Augmentations of training samples, applied one after the other. Of several that mix samples, one is drawn for
+    each sample."""
 
     targets_transform: SoftLandmarks | None = None
-    """Changes the targets to train on, for keypoints and regression; those to evaluate on stay as they are."""
+    """Transforms the training targets of keypoints and regression; evaluation targets are not changed."""
 
     augment_epochs: int | None = Field(None, ge=1, le=100_000)
-    """Epochs after which the same draws come again, so that a teacher's answers can be kept; none: every epoch draws
-    anew."""
+    """Epochs after which the draws repeat, so that a teacher's outputs can be cached; none: every epoch has new
+    draws."""
 
     @classmethod
     def format_name(cls) -> str:
-        """The value of `format` that stands for these."""
+        """The value of `format` for this class."""
         return str(get_args(cls.model_fields["format"].annotation)[0])
 
     @property
-    def told_classes(self) -> int | None:
-        """How many classes the document names or counts; none: only the data or a teacher tell."""
+    def declared_classes(self) -> int | None:
+        """Number of classes from the document; none: it follows from the data or a teacher."""
         return len(self.class_order) if isinstance(self.class_order, list) else self.classes
 
     @property
     def holds_out(self) -> bool:
-        """True when the samples to evaluate on are taken from `train`."""
+        """True if the evaluation samples are taken from `train`."""
         return self.eval is None
 
     def at(self, param: str) -> Self:
-        """The same as it holds for the file that the field `param` names."""
+        """The settings for the file that the field `param` names."""
         return self
 
     @model_validator(mode="after")
@@ -110,54 +109,54 @@ class Data(Spec):
 
 
 class Pictures(Data):
-    """Formats of encoded images (PNG, JPEG, WebP, BMP), which are turned upright as their EXIF orientation says."""
+    """Formats of encoded images (PNG, JPEG, WebP, BMP), which are turned upright by their EXIF orientation."""
 
     image_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    """Height and width, in pixels, that images are stretched to; required when their sizes differ."""
+    """Height and width, in pixels, to which images are resized; required if their sizes differ."""
 
     channels: Literal[1, 3] | None = None
-    """1: images are read as grey, 3: as red, green and blue; none: grey when all of them are."""
+    """1: images are read as grey, 3: as red, green and blue; none: grey if all of them are."""
 
     background: Annotated[list[Shade], Field(min_length=3, max_length=3)] = [255, 255, 255]
-    """Red, green and blue of what shows through where an image is transparent."""
+    """Red, green and blue of the background of transparent images."""
 
 
 class Texts(Data):
-    """Formats that may hold texts."""
+    """Formats that may have texts."""
 
     tokenizer: Tokenizer | None = None
-    """Where the student's tokens come from; none: the teacher's tokenizer, or without one a WordPiece of the training
-    texts, and for causal-lm byte pairs of them with their capitals."""
+    """The student's tokenizer; none: the teacher's, or without a teacher a WordPiece tokenizer trained on the training
+    texts, and for causal-lm byte pairs with capitals."""
 
     max_length: int = Field(128, ge=4, le=8192)
-    """Tokens of a text (or of a pair of them), special ones included; what is longer loses its end. For causal-lm: of
-    a sequence, which texts are packed into one after the other; nothing is lost."""
+    """Most tokens of a text (or of a pair), special ones included; longer ones are truncated. For causal-lm: tokens of
+    a sequence, into which texts are packed without losing any."""
 
 
 class Table(Texts):
     """Formats with named columns."""
 
     input_columns: Columns
-    """What the model reads: one column of texts, two for pairs of texts, one of images, or any number of columns of
-    numbers. For causal-lm one column of texts, or of chats: lists of messages with `role` and `content`, of which what
-    the role `assistant` says is learned. For token-classification one column of lists of words."""
+    """Columns of the model's inputs: one of texts, two for pairs of texts, one of images, or any number of columns of
+    numbers. For causal-lm one column of texts, or of chats: lists of messages with `role` and `content`, of which the
+    messages of the role `assistant` are learned. For token-classification one column of lists of words."""
 
     label_columns: MaybeColumns = []
-    """What it learns to answer: one column of classes (whole numbers from 0, or names), or columns of numbers. For
-    multi-label-classification a column of 0 and 1 for each class, called as the class, or one column of lists of names;
+    """Columns of the targets: one of classes (whole numbers from 0, or names), or columns of numbers. For
+    multi-label-classification a column of 0 and 1 for each class, with its name, or one column of lists of names;
     for token-classification one column of lists of tags, one for every word. For keypoints in the order x, y of each
-    point, as fractions of the image's width and height. For embeddings the score of a pair, where it has one; for
-    causal-lm none: a text is its own answer. All other tasks need it."""
+    point, as fractions of the image's width and height. For embeddings the score of a pair, if it has one; for
+    causal-lm none: a text is its own target. Required for all other tasks."""
 
     chat_date: Day | None = None
-    """For causal-lm: the day that chat templates are told where they ask for the time (`strftime_now`), at midnight;
-    none: the day on which the job is made, which is recorded."""
+    """For causal-lm: the date, at midnight, for chat templates that use the current time (`strftime_now`); none: the
+    date on which the job is created, which is recorded."""
 
     eval_input_columns: Columns | None = None
-    """For embeddings: the two columns of texts in `eval`, where `train` has others; none: as in `train`."""
+    """For embeddings: the two columns of texts in `eval`, if they differ from those of `train`; none: as in `train`."""
 
     eval_label_columns: MaybeColumns | None = None
-    """For embeddings: the column of scores in `eval`, where `train` has another; none: as in `train`."""
+    """For embeddings: the column of scores in `eval`, if it differs from that of `train`; none: as in `train`."""
 
     def at(self, param: str) -> Self:
         if param != "data.eval":
@@ -166,7 +165,7 @@ class Table(Texts):
         return self.model_copy(update={field: names for field, names in own.items() if names is not None})
 
     def field(self, name: Literal["input_columns", "label_columns"], param: str) -> str:
-        """Path of the field that names these columns of the file that the field `param` names."""
+        """Path of the field with these columns, for the file that the field `param` names."""
         own = self.eval_input_columns if name == "input_columns" else self.eval_label_columns
         return f"data.{'eval_' if param == 'data.eval' and own is not None else ''}{name}"
 
@@ -207,23 +206,23 @@ class CsvData(Table):
     format: Literal["csv"]
     """File format."""
     delimiter: Literal[",", ";", "\t", "|"] = ","
-    """What stands between two values."""
+    """Separator of values."""
     quoted: bool = True
-    """A value may stand in double quotes; false: a quote is a character like any other."""
+    """Values may be in double quotes; false: a quote is an ordinary character."""
     label_separator: Annotated[str, Field(min_length=1, max_length=8, pattern=r"^[^\x00-\x08\x0a-\x1f]+$")] | None = (
         None
     )
-    """For multi-label-classification: what stands between two names of classes in one value of the label column; none:
-    `|`. A value with no name in it is a sample without labels."""
+    """For multi-label-classification: separator of the names of classes in one value of the label column; none: `|`. A
+    value without a name is a sample without labels."""
 
     @property
     def separates_labels(self) -> str:
-        """What stands between two names of classes."""
+        """Separator of the names of classes."""
         return self.label_separator or "|"
 
 
 class JsonlData(Table):
-    """One JSON object a line, in UTF-8, plain or packed by gzip."""
+    """One JSON object per line, in UTF-8, plain or packed by gzip."""
 
     file_formats: ClassVar[tuple[str, ...]] = ("text", "gzip")
     format: Literal["jsonl"]
@@ -233,7 +232,7 @@ class JsonlData(Table):
 class ImageFolderData(Pictures):
     """An archive (tar, tar.gz or zip) with a folder of images for each class; a folder's name is its class's name.
 
-    A single folder around all others is looked through.
+    A single folder around all others is skipped.
     """
 
     file_formats: ClassVar[tuple[str, ...]] = ("tar", "gzip", "zip")

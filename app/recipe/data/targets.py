@@ -1,4 +1,4 @@
-"""How the targets to train on are changed, once, before training. Those to evaluate on never are."""
+"""Transforms of the training targets, applied once before training. Evaluation targets are never changed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ KD_LOSS = Paper("Facial Landmark Points Detection Using Knowledge Distillation-B
 
 
 class SoftLandmarks(Option):
-    """Softer targets for a tolerant teacher: the labels, seen through their main directions of variation alone.
+    """Softer targets for a tolerant teacher: the labels, projected on their main directions of variation.
 
-    The directions are those of a principal component analysis of the training targets; what a target is off the mean
-    along each is clipped, and what it is off in all other directions is lost.
+    The directions are those of a principal component analysis of the training targets; a target's offset from the mean
+    is clipped along each, and its offset in all other directions is removed.
     """
 
     paper: ClassVar[Paper | None] = KD_LOSS
@@ -21,4 +21,4 @@ class SoftLandmarks(Option):
     variance: Fraction = 0.9
     """Share of the targets' variance that the directions must explain; less makes a more tolerant teacher."""
     clip: Positive = 3.0
-    """How far from the mean a target may be in any of the directions, in its standard deviations."""
+    """Largest offset from the mean in each direction, in standard deviations."""

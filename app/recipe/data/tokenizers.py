@@ -1,4 +1,4 @@
-"""How texts become numbers: where a student's tokenizer comes from."""
+"""Sources of a student's tokenizer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Vocabulary = Annotated[int, Field(ge=64, le=1_000_000)]
 
 
 class TeacherTokenizer(Option):
-    """The teacher's own, so that both read the same tokens."""
+    """The teacher's tokenizer, so that both have the same tokens."""
 
     kind: Literal["teacher"] = "teacher"
 
 
 class Trained(Option):
-    """A tokenizer of the student's own, made from the training texts and kept beside its weights."""
+    """A tokenizer that is trained on the training texts and stored with the student's weights."""
 
     vocabulary: Vocabulary = 8000
-    """Most tokens that it may know, special ones included."""
+    """Most tokens, special ones included."""
     lowercase: bool = True
-    """Reads capitals as small letters, and drops accents."""
+    """Converts texts to lower case, and removes accents."""
 
 
 class WordPiece(Trained):
-    """Splits words into pieces that make the training texts likely, as BERT does."""
+    """Splits words into pieces that make the training texts likely, as in BERT."""
 
     paper: ClassVar[Paper | None] = Paper(
         "Google's Neural Machine Translation System: Bridging the Gap between Human and Machine Translation",
@@ -37,12 +37,12 @@ class WordPiece(Trained):
 
 
 class BytePairs(Trained):
-    """Joins the most frequent pairs of bytes, so that no text has unknown tokens."""
+    """Merges the most frequent pairs of bytes, so that no text has unknown tokens."""
 
     paper: ClassVar[Paper | None] = Paper("Neural Machine Translation of Rare Words with Subword Units", "1508.07909")
     kind: Literal["bpe"] = "bpe"
     vocabulary: Annotated[int, Field(ge=512, le=1_000_000)] = 8000
-    """Most tokens that it may know, special ones and the 256 bytes included."""
+    """Most tokens, special ones and the 256 bytes included."""
 
 
 Tokenizer = Annotated[TeacherTokenizer | WordPiece | BytePairs, Field(discriminator="kind")]

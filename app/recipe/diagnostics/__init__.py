@@ -1,4 +1,4 @@
-"""The diagnostics that a job may ask for. Each has one class of the same kind in `worker/diagnostics`."""
+"""The diagnostics of a job. Each has one class of the same kind in `worker/diagnostics`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 
 
 def parts_of(held_out: int, diagnostic: DiagnosticSpec) -> tuple[int, int]:
-    """Of so many held-out samples those that are (fitted on, measured on)."""
+    """Numbers of the held-out samples that are (fitted on, measured on)."""
     fitted = held_out // 2 if diagnostic.fits else 0
     return fitted, held_out - fitted

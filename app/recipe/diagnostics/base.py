@@ -1,4 +1,4 @@
-"""What every diagnostic has: the kinds of output it analyses, and the rules about the samples that it needs."""
+"""Base of the diagnostics: kinds of output that they analyse, and rules about the samples that they need."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ class DiagnosticSpec(TaskOption):
     """An analysis of the exported student beyond the metrics of its task."""
 
     applies: ClassVar[str] = ""
-    """Its tasks in words."""
+    """Its tasks, as text."""
     fits: ClassVar[bool] = False
-    """True when it fits something: half of the held-out samples, drawn by the job's seed, are kept for that, and the
-    figures are those of the other half."""
+    """True if it fits parameters: half of the held-out samples, drawn by the job's seed, are used for the fit, and the
+    figures are measured on the other half."""
 
     def problems(self, path: str, judged: int) -> Iterator[Problem]:
-        """Rules of a kind about the number of samples that its figures are measured on; `path` is where the job
-        describes it."""
+        """Problems of the number of samples that its figures are measured on; `path` is the path of its field."""
         yield from ()

@@ -16,7 +16,7 @@ class Calibration(DiagnosticSpec):
     """Reliability diagram and calibration errors of student and teacher, before and after temperature scaling.
 
     The temperature that divides the logits is the one with the smallest negative log-likelihood on half of the held-out
-    samples; everything is measured on the other half. The exported weights stay as they are. In token-classification
+    samples; everything is measured on the other half. The exported weights are not changed. In token-classification
     samples are texts, and what is counted of them are the words that have a token.
     """
 
@@ -29,7 +29,7 @@ class Calibration(DiagnosticSpec):
     """Bins of the confidences: once of equal width, once with equally many samples in each."""
 
     def problems(self, path: str, judged: int) -> Iterator[Problem]:
-        """Fewer samples than bins."""
+        """Problem of fewer samples than bins."""
         if judged < self.bins:
             found = (
                 f"is {self.bins}, and {judged} held-out samples are left to measure on: the others fit the temperature"

@@ -10,7 +10,7 @@ from app.recipe.problem import Problem
 
 
 def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]:
-    """Diagnostics that make no sense for the task, or for so many held-out samples (None: not known yet)."""
+    """Problems of diagnostics that do not fit the task, or the number of held-out samples (None: unknown so far)."""
     for index, diagnostic in enumerate(job.evaluation.diagnostics):
         path = f"evaluation.diagnostics[{index}]"
         if not job.task_spec.fits(type(diagnostic)):

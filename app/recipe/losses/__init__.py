@@ -1,4 +1,4 @@
-"""The loss terms that a recipe may weigh together. Each has one class of the same kind in `worker/losses`.
+"""The loss terms of a recipe. Each has one class of the same kind in `worker/losses`.
 
 Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
 softmax(logits / T) over the classes; T is `temperature`, and 1 for terms without one. A loss is the mean over the rows.

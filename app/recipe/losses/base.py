@@ -18,7 +18,7 @@ Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 
 
 BY_ROW: frozenset[Answer] = frozenset({"classes", "tokens"})
-"""Answers of a term that is computed per row of logits: those of a sample, or of the next token."""
+"""Kinds of output of a term that is computed per row of logits: of a sample, or of the next token."""
 
 
 class LossSpec(TaskOption):
@@ -26,11 +26,11 @@ class LossSpec(TaskOption):
 
     needs_teacher: ClassVar[bool] = True
     couples_rows: ClassVar[bool] = False
-    """True when the loss of a row depends on the others of its batch, so that a batch can't be split."""
+    """True if the loss of a row depends on the others of its batch, so that a batch can't be split."""
     joint: ClassVar[bool] = False
-    """True when the term uses several teachers at once, instead of being computed for each."""
+    """True if the term uses several teachers at once, instead of being computed for each."""
     any_tokens: ClassVar[bool] = False
-    """True when a teacher of a language model may have another tokenizer than the student."""
+    """True if a teacher of a language model may have another tokenizer than the student."""
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     equation: ClassVar[str] = ""
     applies: ClassVar[str] = "Classification with a teacher of the same classes."
@@ -53,7 +53,7 @@ class LossSpec(TaskOption):
         return Taps()
 
     def named_teachers(self) -> dict[str, str]:
-        """Names of teachers, by the field that holds them."""
+        """Names of teachers, by their field."""
         return {"teacher": self.teacher} if self.teacher is not None else {}
 
 

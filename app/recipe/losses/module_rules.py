@@ -15,7 +15,7 @@ from app.recipe.students.shrink import Unshrinkable, network_of
 
 
 def module_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    """Paths that a student or teacher of the zoo does not have. `teachers` are descriptions by reference."""
+    """Problems of paths that a built-in student or teacher does not have. `teachers` are descriptions by reference."""
     student = _student_paths(job, teachers)
     known = {
         teacher.name: module_paths(teachers[teacher.reference].architecture)
@@ -51,7 +51,7 @@ def _term_problems(
 
 
 def _taps_in(value: Any, path: str) -> Iterator[tuple[str, Tap]]:
-    """Every tap within a term, with the path of its field."""
+    """Every tap of a term, with the path of its field."""
     if isinstance(value, Tap):
         yield path, value
     elif isinstance(value, list | tuple):

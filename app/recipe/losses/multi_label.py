@@ -1,4 +1,4 @@
-"""The losses of tasks whose answer is any number of labels, each decided by a sigmoid of its own.
+"""The losses of multi-label tasks, in which each label has a separate sigmoid.
 
 Notation of the equations: y the label of a class, 0 or 1 or between them, p the teacher's and q the student's
 probability of it, sigmoid(logit / T); a loss is the mean over the C classes and over the rows.
@@ -15,7 +15,7 @@ from app.recipe.losses.base import LossSpec, Temperature
 
 
 class BinaryCrossEntropy(LossSpec):
-    """Binary cross-entropy with the labels, each class for itself."""
+    """Binary cross-entropy with the labels, for each class separately."""
 
     needs_teacher: ClassVar[bool] = False
     answers: ClassVar[frozenset[Answer]] = frozenset({"labels"})
@@ -25,17 +25,17 @@ class BinaryCrossEntropy(LossSpec):
     applies: ClassVar[str] = "Multi-label classification; labels may be probabilities, as of mixed images."
     kind: Literal["binary-cross-entropy"] = "binary-cross-entropy"
     pos_weight: Positive = 1.0
-    """Factor of the part of the labels that are there; above 1 a label that is missed costs more than one too many,
-    which helps where few samples have each. The student's probabilities become larger than the labels' frequencies."""
+    """Factor of the part for present labels; above 1 a missed label costs more than a wrong one, which helps if each
+    label is rare. The student's probabilities become larger than the labels' frequencies."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of each label that is spread evenly over there and not there."""
+    """Share of each label that is spread evenly over present and absent."""
 
 
 class BinaryKd(LossSpec):
     """Multi-label logit distillation: forward Kullback-Leibler divergence of each label's probability, times the
     squared temperature.
 
-    The paper adds the classes up and has no temperature: its 10 for `weight` is 10 C here.
+    The paper sums over the classes and has no temperature: its 10 for `weight` is 10 C here.
     """
 
     paper: ClassVar[Paper | None] = Paper("Multi-Label Knowledge Distillation", "2308.06453")

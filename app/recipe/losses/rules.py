@@ -14,7 +14,7 @@ from app.recipe.students.model import ModelConfig
 def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     """Problems of the loss terms of all stages. `teachers` are descriptions by reference."""
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
-    classes = job.data.told_classes or next(iter(known), None)
+    classes = job.data.declared_classes or next(iter(known), None)
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
             yield from _term_problems(job, term, f"{path}[{index}]")

@@ -11,25 +11,25 @@ from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Network
 from app.recipe.tasks import tasks_for
 
-if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the job
+if TYPE_CHECKING:  # a job has a method, and a method's rules use the job
     from app.recipe.job import JobSpec, Recipe
 
 FIELD = "recipe.method"
 
 
 class MethodSpec(TaskOption):
-    """How the main training takes its steps."""
+    """Base of the methods of the main training."""
 
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     learns_from_teacher: ClassVar[bool] = False
-    """Whether it learns from a teacher though no loss does."""
+    """Whether it uses a teacher even if no loss does."""
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
 
     kind: str
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
-        """What the rest of `job`, of a task that the method is for, lacks or has too much for it."""
+        """Problems of the rest of `job`, whose task is one of the method's."""
         yield from ()
 
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:
@@ -37,12 +37,12 @@ class MethodSpec(TaskOption):
         return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
 
     def networks(self) -> dict[str, Network]:
-        """Networks that learn beside the student, by the path of the field that describes each."""
+        """Networks that are trained beside the student, by the path of the field that describes each."""
         return {}
 
 
 def method_problems(job: JobSpec) -> Iterator[Problem]:
-    """What keeps the method of `job` from training."""
+    """Problems of the method of `job`."""
     method = job.recipe.method
     if not job.task_spec.fits(type(method)):
         found = f"is {method.kind}, which is not for {job.task}"

@@ -1,4 +1,4 @@
-"""Deep mutual learning: several students that learn together."""
+"""Deep mutual learning: several students that are trained together."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 class Mutual(MethodSpec):
     """Deep mutual learning: several students learn from the data and from each other's predictions; the first one is
-    the job's student, which alone is evaluated on the way and exported.
+    the job's student, which alone is evaluated during training and exported.
 
     Student k of K minimises the job's losses plus `weight` times the mean over the others j of KL(p_j || p_k), in which
-    p_j is a constant; all of them start from weights of their own and use the job's optimizer and schedule.
+    p_j is a constant; all of them have different initial weights and use the job's optimizer and schedule.
     """
 
     paper: ClassVar[Paper | None] = Paper("Deep Mutual Learning", "1706.00384")
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     kind: Literal["mutual"] = "mutual"
     students: int = Field(2, ge=2, le=8)
-    """Networks that learn together, the job's student among them."""
+    """Networks that are trained together, including the job's student."""
     architectures: Annotated[list[Network], Field(max_length=7)] = []
-    """Architectures of the others, in their order; none given: that of the student."""
+    """Architectures of the others, in their order; default: that of the student."""
     seeds: Annotated[list[Seed], Field(max_length=7)] = []
-    """Seeds of the others' weights, in their order; none given: they follow from the job's seed."""
+    """Seeds of the others' weights, in their order; default: derived from the job's seed."""
     weight: NonNegative = 1.0
     """Factor of the divergence from the others."""
     peer_reduce: Literal["mean", "sum"] = "mean"
-    """How the divergences from several others are put together: their mean is the paper's, their sum that of its
-    authors' program."""
+    """Reduction of the divergences from several others: the mean as in the paper, or the sum as in the authors'
+    code."""
     updates: Literal["in-turn", "together"] = "in-turn"
-    """Whether students are updated one after the other, each with predictions of the others as they are by then (the
-    paper's way, with K-1 more forward passes of every network in a step), or all with the predictions of one pass."""
+    """Whether students are updated one after the other, each with the updated predictions of the others (as in the
+    paper, with K-1 more forward passes of every network in a step), or all with the predictions of one pass."""
 
     def networks(self) -> dict[str, Network]:
         return {f"{FIELD}.architectures[{index}]": network for index, network in enumerate(self.architectures)}

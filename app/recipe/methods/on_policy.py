@@ -18,11 +18,11 @@ DIVERGENCES = "a divergence such as jsd, kd or reverse-kl"
 
 
 class OnPolicy(TextGeneration):
-    """On-policy distillation: for some steps the student itself has just generated the batch, and at every token of it
-    it learns from the teacher's distribution.
+    """On-policy distillation: the student generates the batches of some steps, and is trained on the teacher's
+    distribution at every token of them.
 
-    No gradient goes through the drawing. Losses that take the next token for the right one (cross-entropy, nkd, dkd)
-    are left out of these steps: what the student generates is not what it should. It generates without dropout.
+    Sampling has no gradient. Losses with the next token as label (cross-entropy, nkd, dkd) are left out of these steps,
+    because a generated token is not a correct label. Generation is without dropout.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -30,10 +30,10 @@ class OnPolicy(TextGeneration):
     )
     kind: Literal["on-policy"] = "on-policy"
     share: Share = 0.5
-    """Share of the steps of the main training whose batch the student generates, drawn step by step; the others learn
-    from the data."""
+    """Share of the steps of the main training whose batch the student generates, drawn step by step; the others use the
+    data."""
     top_k: TopK | None = None
-    """So many likeliest tokens are drawn from; 1: the likeliest is always taken, none: all are drawn from."""
+    """Number of likeliest tokens to sample from; 1: always the likeliest, none: all."""
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from super().problems(job)
@@ -50,5 +50,5 @@ class OnPolicy(TextGeneration):
 
 
 def needs_no_label(term: Loss) -> bool:
-    """Whether a term compares the student with the teacher alone, whatever the next token is."""
+    """Whether a term compares the student with the teacher alone, without the next token as label."""
     return not isinstance(term, CrossEntropy | Nkd | Dkd)

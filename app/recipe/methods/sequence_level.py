@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class SequenceLevel(TextGeneration):
-    """Sequence-level distillation: a teacher generates texts before training begins, and the student learns from them
-    as it would from those of the data.
+    """Sequence-level distillation: a teacher generates texts before training begins, and the student is trained on them
+    as on those of the data.
 
-    A text is generated for every prompt of the data once. The paper takes the likeliest of several beams; here it is
-    the likeliest token each time, or with another `top_k` a sample.
+    One text is generated for every prompt of the data. The paper uses beam search; here it is greedy decoding, or with
+    another `top_k` sampling.
     """
 
     paper: ClassVar[Paper | None] = Paper("Sequence-Level Knowledge Distillation", "1606.07947")
     learns_from_teacher: ClassVar[bool] = True
     kind: Literal["sequence-level"] = "sequence-level"
     share: Share = 1.0
-    """Share of the steps of the main training whose batch comes from what the teacher generated, drawn step by step;
-    the others learn from the data."""
+    """Share of the steps of the main training whose batch is from the generated texts, drawn step by step; the others
+    use the data."""
     top_k: TopK | None = 1
-    """So many likeliest tokens are drawn from; 1: the likeliest is always taken, none: all are drawn from."""
+    """Number of likeliest tokens to sample from; 1: always the likeliest, none: all."""
     writer: TeacherName | None = None
     """Name of the teacher that generates the texts; none: the only one."""
 

@@ -9,7 +9,7 @@ from app.recipe.optimizers.base import PROJECTION, Betas, OptimizerSpec
 
 
 class AdamP(OptimizerSpec):
-    """Adam whose update loses its radial part on scale-invariant weights."""
+    """Adam whose update has no radial part on scale-invariant weights."""
 
     paper: ClassVar[Paper | None] = PROJECTION
     kind: Literal["adamp"] = "adamp"
@@ -18,7 +18,7 @@ class AdamP(OptimizerSpec):
     betas: Betas = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
-    """Added to the divisor, so that nothing is divided by zero."""
+    """Added to the divisor, to avoid division by zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled from the gradient."""
     delta: NonNegative = 0.1

@@ -18,9 +18,9 @@ class AdamW(OptimizerSpec):
     betas: Betas = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
-    """Added to the divisor, so that nothing is divided by zero."""
+    """Added to the divisor, to avoid division by zero."""
     weight_decay: NonNegative = 0.01
-    """Share of every weight that a step takes away, times the learning rate."""
+    """Share of every weight that a step subtracts, times the learning rate."""
 
     def state_size(self, parameters: int, hidden_weights: int) -> int:
         return 2 * parameters

@@ -58,8 +58,7 @@ class OptimizerSpec(Option):
         return self
 
     def state_size(self, parameters: int, hidden_weights: int) -> int:
-        """Numbers that it keeps between two steps for so many weights, `hidden_weights` of them in the matrices of
-        hidden layers."""
+        """Numbers in its state for `parameters` weights, `hidden_weights` of them in the matrices of hidden layers."""
         return parameters
 
 
@@ -68,13 +67,13 @@ class Normalized(OptimizerSpec):
 
     applies: ClassVar[str] = "Networks with hidden layers; whatever is no weight matrix of one is trained by Adam."
     lr: Positive
-    """Peak learning rate of what Adam trains."""
+    """Peak learning rate of the parameters that Adam trains."""
     matrix_ratio: Positive
     """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
     betas: Betas = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
-    """Added to the divisor, so that nothing is divided by zero."""
+    """Added to the divisor, to avoid division by zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled from the gradient, of all parameters; the papers have none."""
 

@@ -19,11 +19,11 @@ Inner = Annotated[Sgd | AdamW | AdamP | SgdP | SinkGd | Swan, Field(discriminato
 
 
 class NormalizeAndProject(OptimizerSpec):
-    """After the steps of another optimizer, hidden weights are scaled back to the norm that they began with.
+    """After the steps of another optimizer, hidden weights are rescaled to their initial norm.
 
     For networks with normalisation layers; others are refused. The weights of hidden layers keep their norms, scale and
-    offset of a normalisation layer keep together the norm of a scale of ones. The output layer, embeddings and other
-    vectors go free. Weight decay has no effect on what is scaled, so the rate falls by the schedule alone.
+    offset of a normalisation layer together keep the norm of a scale of ones. The output layer, embeddings and other
+    vectors are not rescaled. Weight decay has no effect on rescaled weights, so only the schedule lowers the rate.
     """
 
     paper: ClassVar[Paper | None] = Paper(

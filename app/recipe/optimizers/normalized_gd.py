@@ -9,12 +9,12 @@ from app.recipe.optimizers.base import OptimizerSpec
 
 
 class NormalizedGd(OptimizerSpec, TaskOption):
-    """Gradient descent divided by how wrong the outputs are: steps do not shrink as the loss falls.
+    """Gradient descent divided by the error of the outputs, so that steps do not shrink as the loss falls.
 
-    The divisor is the mean over the batch of the probability that the student puts on wrong classes (of its distance
-    from the teacher's probabilities, half the sum of absolute differences, where it learns from those). What is proven
-    holds for linear students (`mlp` without hidden layers), two separable classes and batches of all samples: any rate
-    separates them, a large one in fewer steps. A batch without a mistake that float32 can tell makes no step.
+    The divisor is the mean over the batch of the student's probability of wrong classes (for losses with a teacher, of
+    its distance from the teacher's probabilities, half the sum of absolute differences). The proof is for linear
+    students (`mlp` without hidden layers), two separable classes and batches of all samples: any rate separates them, a
+    large one in fewer steps. A batch without an error in float32 makes no step.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -25,7 +25,7 @@ class NormalizedGd(OptimizerSpec, TaskOption):
     applies: ClassVar[str] = "Classification, with losses of the kind of cross-entropy on the student's outputs."
     kind: Literal["normalized-gd"] = "normalized-gd"
     lr: Positive = 1.0
-    """Peak learning rate; 1 for good margins, 100 to separate soon."""
+    """Peak learning rate; 1 for good margins, 100 for fast separation."""
 
     def state_size(self, parameters: int, hidden_weights: int) -> int:
         return 0

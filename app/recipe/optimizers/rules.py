@@ -14,7 +14,7 @@ from app.recipe.students.layers import NoNorm
 
 
 def optimizer_problems(job: JobSpec) -> Iterator[Problem]:
-    """Optimizers that can't do anything for what they are given to train."""
+    """Problems of optimizers that do not fit the parameters or losses that they train."""
     for index, stage in enumerate(job.recipe.stages):
         inherited = "recipe.optimizer" if stage.optimizer is None else f"recipe.stages[{index}].optimizer"
         learns = stage.losses if stage.trains == "student" else []
@@ -23,7 +23,7 @@ def optimizer_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: str) -> Iterator[Problem]:
-    """`losses` are those that the student is trained with, none where only terms are."""
+    """Problems of one optimizer; `losses` are those that train the student, none if only terms are trained."""
     if isinstance(optimizer, NormalizeAndProject) and losses and not _normalises(job.student):
         found = "nap needs normalisation layers, and the student has none"
         yield Problem(f"{path}.kind", found, "any other optimizer, or a student with norms")
@@ -39,5 +39,5 @@ def _fit_problems(job: JobSpec, optimizer: Optimizer, losses: list[Loss], path: 
 
 
 def _normalises(student: Student) -> bool:
-    """Whether it has normalisation layers, as far as the job alone tells."""
+    """Whether it may have normalisation layers, from the job alone."""
     return not isinstance(student, Mlp) and not isinstance(getattr(student, "norm", None), NoNorm)

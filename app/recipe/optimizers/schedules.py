@@ -15,7 +15,7 @@ class ScheduleOption(Option):
     warmup_steps: int = Field(0, ge=0)
     """Optimizer steps over which the rate rises linearly to its peak."""
     warmup_ratio: Fraction | None = None
-    """The same as a share of the steps of the stage, rounded; none: `warmup_steps` counts."""
+    """Warm-up as a share of the steps of the stage, rounded; none: `warmup_steps` is used."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:
@@ -56,7 +56,7 @@ class MultiStep(ScheduleOption):
 
     kind: Literal["multi-step"] = "multi-step"
     milestones: list[Annotated[float, Field(gt=0.0)]] = Field(min_length=1, max_length=64)
-    """Where the rate drops, in epochs, ascending."""
+    """Points at which the rate drops, in epochs, ascending."""
     gamma: float = Field(0.1, gt=0.0, le=1.0)
     """Factor of the learning rate at every milestone."""
 

@@ -9,7 +9,7 @@ from app.recipe.optimizers.base import PROJECTION, Beta, OptimizerSpec
 
 
 class SgdP(OptimizerSpec):
-    """SGD whose update loses its radial part on scale-invariant weights."""
+    """SGD whose update has no radial part on scale-invariant weights."""
 
     paper: ClassVar[Paper | None] = PROJECTION
     kind: Literal["sgdp"] = "sgdp"
@@ -20,7 +20,7 @@ class SgdP(OptimizerSpec):
     dampening: Share = 0.0
     """Share of a new gradient that the momentum leaves out."""
     eps: Positive = 1e-8
-    """Added to the divisor, so that nothing is divided by zero."""
+    """Added to the divisor, to avoid division by zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled; divided by (1 - momentum) to match coupled decay in strength."""
     delta: NonNegative = 0.1

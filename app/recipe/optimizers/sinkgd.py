@@ -22,8 +22,8 @@ class SinkGd(Normalized):
     )
     kind: Literal["sinkgd"] = "sinkgd"
     lr: Positive = 0.02
-    """Peak learning rate of what Adam trains: vectors, embeddings, output layer."""
+    """Peak learning rate of the parameters that Adam trains: vectors, embeddings, output layer."""
     matrix_ratio: Positive = 0.05
     """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
     iterations: int = Field(5, ge=1, le=100)
-    """How often rows, then columns, are scaled; the columns come out exact, the rows nearly."""
+    """Number of times that rows, then columns, are scaled; columns are exact in the end, rows nearly."""

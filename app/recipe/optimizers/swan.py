@@ -14,7 +14,7 @@ class Swan(Normalized):
     """Gradients whose rows are standardised and then made orthogonal to each other, without any state.
 
     That is for the weight matrices of hidden layers; vectors, embeddings and the output layer are trained by Adam, with
-    its two moments. Everything with only one row or column counts as a vector. The rates are of our own choice.
+    its two moments. Everything with only one row or column counts as a vector. The default rates are this project's.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -22,12 +22,12 @@ class Swan(Normalized):
     )
     kind: Literal["swan"] = "swan"
     lr: Positive = 1e-3
-    """Peak learning rate of what Adam trains: vectors, embeddings, output layer."""
+    """Peak learning rate of the parameters that Adam trains: vectors, embeddings, output layer."""
     matrix_ratio: Positive = 1.0
     """Rate of hidden layers' matrices as a share of `lr`; kernels of convolutions are matrices of (channels, rest)."""
     whitening: Literal["newton-schulz", "exact"] = "newton-schulz"
-    """By products of matrices, or by singular values, which is slow on a GPU."""
+    """Whitening by products of matrices, or by singular values, which is slow on a GPU."""
     iterations: int = Field(10, ge=1, le=100)
-    """Steps of Newton and Schulz; directions that are still short after them stay short."""
+    """Newton-Schulz iterations; small singular values may not reach 1."""
     rescale: bool = True
-    """Give the whitened gradient the norm that it had before."""
+    """Rescale the whitened gradient to its norm before whitening."""

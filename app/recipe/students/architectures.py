@@ -1,4 +1,4 @@
-"""The built-in zoo: which architectures can be built, and the numbers that shape each."""
+"""Architectures of students, and the parameters of each."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class CifarResNet(Option):
     width: Width = 16
     """Channels of the first stage; each later stage doubles them."""
     padding: Literal["end", "both"] = "end"
-    """Where a shortcut to a wider stage puts its zeros: behind the channels that there are, or half of them before; the
-    paper leaves it open, and weights fit only the one that they were trained with."""
+    """Position of a shortcut's zero channels in a wider stage: after the existing channels, or half of them before; the
+    paper does not define it, and weights only work with the padding that they were trained with."""
     norm: ImageNorm = by_default(BatchNorm())
-    """What follows each convolution."""
+    """Norm after each convolution."""
     activation: Activation = by_default(Relu())
-    """What follows the norms; its modules are called `relu`, whichever it is."""
+    """Activation after the norms; its modules are called `relu` for every kind."""
 
 
 class WideResNet(Option):
@@ -63,9 +63,9 @@ class WideResNet(Option):
     widen: int = Field(1, ge=1, le=20)
     """Multiple of the base widths 16, 32, 64."""
     norm: ImageNorm = by_default(BatchNorm())
-    """What precedes each activation."""
+    """Norm before each activation."""
     activation: Activation = by_default(Relu())
-    """What follows the norms; its modules are called `relu`, whichever it is."""
+    """Activation after the norms; its modules are called `relu` for every kind."""
 
 
 class Vit(Option):
@@ -84,11 +84,11 @@ class Vit(Option):
     mlp_ratio: float = Field(4.0, gt=0.0, le=16.0)
     """Width of a block's feed-forward layer as a multiple of `width`."""
     norm: TokenNorm = by_default(LayerNorm())
-    """What precedes attention, the feed-forward layers and the classifier."""
+    """Norm before attention, the feed-forward layers and the classifier."""
     attention: Attention = by_default(SoftmaxAttention())
-    """How tokens look at each other."""
+    """Attention between tokens."""
     activation: Activation = by_default(Gelu())
-    """What lies between the two feed-forward layers of a block."""
+    """Activation between the two feed-forward layers of a block."""
 
 
 class CifarVgg(Option):
@@ -99,13 +99,13 @@ class CifarVgg(Option):
     )
     architecture: Literal["cifar-vgg"] = "cifar-vgg"
     depth: Literal[8, 11, 13, 16, 19] = 8
-    """Weighted layers, with the two fully connected ones of the paper that small images do without counted in."""
+    """Number of weighted layers, including the paper's two fully connected ones, which small images do not need."""
     width: Width = 64
     """Channels of the first stage; the next ones have 2, 4, 8 and 8 times as many."""
     norm: ImageNorm = by_default(BatchNorm())
-    """What follows each convolution."""
+    """Norm after each convolution."""
     activation: Activation = by_default(Relu())
-    """What follows the norms."""
+    """Activation after the norms."""
 
 
 class MobileNetV2(Option):
@@ -116,11 +116,11 @@ class MobileNetV2(Option):
     multiplier: float = Field(0.5, ge=0.1, le=4.0)
     """Multiple of the paper's widths, rounded down."""
     expansion: int = Field(6, ge=1, le=16)
-    """Channels inside a block as a multiple of those that enter it."""
+    """Channels inside a block as a multiple of its input channels."""
     norm: ImageNorm = by_default(BatchNorm())
-    """What follows each convolution."""
+    """Norm after each convolution."""
     activation: Activation = by_default(Relu())
-    """What follows the norms, but for the last one of a block."""
+    """Activation after the norms, except for the last one of a block."""
 
 
 class ShuffleNetV2(Option):
@@ -133,9 +133,9 @@ class ShuffleNetV2(Option):
     size: Literal["0.5x", "1x", "1.5x", "2x"] = "1x"
     """Row of the paper's table of widths."""
     norm: ImageNorm = by_default(BatchNorm())
-    """What follows each convolution."""
+    """Norm after each convolution."""
     activation: Activation = by_default(Relu())
-    """What follows the norms, but for those of depthwise convolutions."""
+    """Activation after the norms, except for those of depthwise convolutions."""
 
 
 MAX_CONFIG_CHARACTERS = 65_536
@@ -143,60 +143,60 @@ SET_FROM_THE_JOB = frozenset(
     {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
     | {"transformers_version"}
 )
-"""Keys of a Hugging Face configuration that describe a stored model or its answer, not its network."""
+"""Keys of a Hugging Face configuration that describe a stored model or its outputs, not its network."""
 
 
 def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
-    if told := sorted(SET_FROM_THE_JOB & config.keys()):
-        raise ValueError(f"{told[0]} is set from the job and its data; leave it out")
+    if keys := sorted(SET_FROM_THE_JOB & config.keys()):
+        raise ValueError(f"{keys[0]} is set from the job and its data; leave it out")
     if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
         raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
     return require_model_type(config)
 
 
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
-"""Of the layers, or of a layer's heads, from 0."""
+"""Numbers of layers, or of a layer's heads, from 0."""
 
 
 class Transformers(Option):
-    """A network of the Transformers library, built from its configuration; its weights open in that library."""
+    """A network of the Transformers library, built from its configuration; that library can load its weights."""
 
     architecture: Literal["transformers"] = "transformers"
     config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
-    """A `config.json` in the Hugging Face layout, as an object: `model_type` and whatever differs from its defaults.
-    What follows from the data (classes and their names, channels, vocabulary, size of the images) is left out;
-    `student_image_size` says what images are brought to."""
+    """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
+    Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
+    `student_image_size` is the size to which images are resized."""
 
     @property
     def model_type(self) -> str:
-        """Which network it is."""
+        """Type of the network in the library."""
         return str(self.config["model_type"])
 
     @property
     def reads(self) -> Literal["images", "texts"]:
-        """What its samples are."""
+        """Kind of its samples."""
         return "images" if self.model_type in IMAGE_MODEL_TYPES else "texts"
 
     @property
     def decodes(self) -> bool:
-        """Whether it says at every token of a text which one comes next; else it answers once for a whole sample."""
+        """Whether it predicts the next token at every token of a text; else it has one output for a whole sample."""
         return self.model_type in DECODER_MODEL_TYPES
 
 
 class Timm(Option):
-    """A network of the library timm, by its name; its weights open in that library. For workers that have it."""
+    """A network of the library timm, by its name; that library can load its weights. Needs a worker with timm."""
 
     architecture: Literal["timm"] = "timm"
     model: Annotated[str, StringConstraints(pattern=MODEL_NAME)]
-    """Its name in the library, such as `resnet18` or `convnext_atto`, without the tag of any weights; the worker, which
-    has the library, refuses one that it does not know."""
+    """Its name in the library, such as `resnet18` or `convnext_atto`, without a tag of weights; the worker refuses
+    names that its version of the library does not have."""
     args: Annotated[dict[str, JsonValue], AfterValidator(plain_arguments)] = {}
     """Arguments of the network that differ from its defaults. Classes, channels and size of the images follow from the
     data."""
 
 
 class Shrink(Option):
-    """The teacher's own architecture with fewer layers or heads, or narrower ones, that starts from the teacher's
+    """The teacher's architecture with fewer or narrower layers or fewer heads, initialised from the teacher's
     weights."""
 
     paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
@@ -204,19 +204,20 @@ class Shrink(Option):
     teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
     """Name of the teacher to shrink; none: the first one."""
     layers: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """How many layers are kept, evenly chosen from the first to the last; or the numbers of those kept, from 0. Of a
-    residual network: blocks of each stage, whose first one always stays. None: all."""
+    """Number of layers to keep, evenly chosen from the first to the last; or the numbers of those to keep, from 0. For
+    a residual network: blocks of each stage, always with the first one. None: all."""
     width: Width | None = None
-    """Size of a token's embedding, or channels of the first stage; what is kept of a weight is its leading part.
-    None: the teacher's."""
+    """Size of a token's embedding, or channels of the first stage; the leading part of each weight is kept. None: the
+    teacher's."""
     heads: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """How many of a transformer's heads of attention are kept in each layer, the leading ones; or the numbers of those
-    kept, from 0. Of heads that share their keys and values as many must stay wherever one does. None: as many as fit
-    `width`, for a head keeps its size; where heads make up the width, as in `gpt2`, only `width` can be narrower."""
+    """Number of a transformer's attention heads to keep in each layer, the leading ones; or the numbers of those to
+    keep, from 0. Every kept head of keys and values must keep the same number of heads that share it. None: as many as
+    fit `width`, because heads keep their size; if heads make up the width, as in `gpt2`, only `width` can be
+    reduced."""
     hidden: Width | None = None
     """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
     init: Literal["teacher", "fresh"] = "teacher"
-    """Where the weights come from."""
+    """Source of the weights."""
 
     @model_validator(mode="after")
     def _shrinks(self) -> Self:
@@ -229,9 +230,9 @@ class Shrink(Option):
 
 
 class Pretrained(Option, Origin):
-    """A stored model as it is, that goes on learning: its network, its weights, and how it reads its samples.
+    """A stored model that is trained further: its network, weights and preprocessing.
 
-    Where it answers with other outputs than the job asks for, its last layer begins anew.
+    If its outputs differ from the job's, its last layer is initialised.
     """
 
     architecture: Literal["pretrained"] = "pretrained"
@@ -243,7 +244,7 @@ Network = Annotated[
     Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
     Field(discriminator="architecture"),
 ]
-"""What can be built as it stands."""
+"""Networks that can be built from their description."""
 Student = Annotated[
     Mlp
     | CifarResNet
@@ -258,5 +259,5 @@ Student = Annotated[
     | Pretrained,
     Field(discriminator="architecture"),
 ]
-"""What a job can ask for."""
+"""Students of a job."""
 STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Pretrained)

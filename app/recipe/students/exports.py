@@ -1,4 +1,4 @@
-"""Which files a student is exported to."""
+"""Export formats of a student."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from app.recipe.students.architectures import Network, Timm, Transformers
 
 
 class Exports(NamedTuple):
-    """Formats to write, and why others of the default are left out."""
+    """Formats to write, and reasons for leaving out others of the default."""
 
     formats: list[ExportFormat]
     left_out: dict[ExportFormat, str]
 
 
 def exports_of(job: JobSpec, network: Network, parameters: int) -> Exports:
-    """What the job asks for; else what lets the student be used without this service: its weights as safetensors, ONNX,
-    and of a network that no public library opens by its folder `torch-export`."""
+    """The job's formats; else those for using the student without this service: its weights as safetensors, ONNX, and
+    `torch-export` for a network that no public library can load."""
     if job.export is not None:
         return Exports(job.export, {})
     wanted: list[ExportFormat] = ["safetensors", "onnx"]
@@ -33,5 +33,5 @@ TOO_LARGE = "{:,} weights are more than one ONNX file can hold"
 
 
 def is_too_large(parameters: int) -> bool:
-    """Whether so many weights of 4 bytes are more than one ONNX file can hold."""
+    """Whether `parameters` weights of 4 bytes are too many for one ONNX file."""
     return 4 * parameters > LARGEST_GRAPH

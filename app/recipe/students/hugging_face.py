@@ -1,7 +1,7 @@
-"""What a model in the Hugging Face layout may say: the model types we build, and no word that names code.
+"""Rules of models in the Hugging Face layout: supported model types, and no keys that name code.
 
-Transformers can fetch and run code that a configuration names. So we read configurations as plain data and hold them
-against these rules before any library sees them: at the HTTP door, while staging, and once more in the trainer.
+Transformers can download and run code that a configuration names. So configurations are read as plain data and checked
+by these rules before any library reads them: in the HTTP service, while staging, and again in the trainer.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ DECODER_MODEL_TYPES = (
     *("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm"),
     "starcoder2",
 )
-"""Values of `model_type` that continue texts; the logits of each are one linear layer of its last hidden states, which
-is neither scaled nor capped."""
+"""Values of `model_type` that generate texts; their logits are one linear layer of the last hidden states, neither
+scaled nor capped."""
 MODEL_TYPES = (*IMAGE_MODEL_TYPES, *TEXT_MODEL_TYPES, *DECODER_MODEL_TYPES)
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 4 << 20
-"""Of the index of shards: 40,000 tensors, where models that fit a worker have some thousand."""
+"""Most bytes of the index of shards: 40,000 tensors; models that fit a worker have some thousand."""
 MAX_DEPTH = 16
-"""Levels of lists and objects within each other."""
+"""Most nested levels of lists and objects."""
 MAX_LAYERS = 1000
-"""Of any kind, in one number: a network is built layer by layer even where it takes no memory."""
+"""Most layers in one number: a network is built layer by layer even without memory."""
 MAX_NUMBER = 2**40
-"""Sizes multiply; these still fit the arithmetic of whoever multiplies them."""
+"""Largest number: products of such sizes do not overflow."""
 
 _CODE = frozenset(
     {"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels", "kernel_config"}
@@ -51,14 +51,14 @@ _CODE = frozenset(
 """Keys that name code, or further files to load."""
 _IMPLEMENTATION = re.compile(r".*_implementation(_internal|_autoset)?")
 _IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
-"""Any other name of an implementation may be that of a repository with kernels."""
+"""Accepted implementations; any other name may be a repository with kernels."""
 _DTYPES = (None, "auto", "float16", "float32", "float64", "bfloat16")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LAYERS = re.compile(r".*(layers?|blocks?|depths?|repeats|depth_coefficient|inner_group_num|hidden_groups)")
 
 
 def parse_object(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read one JSON object with unique keys. Raises `ValueError` with what is wrong, for the file's owner."""
+    """Read one JSON object with unique keys. Raises `ValueError` with the reason, for the file's owner."""
     found = _parse(raw, max_bytes)
     if not isinstance(found, dict):
         raise ValueError("is not a JSON object")
@@ -75,7 +75,7 @@ def parse_list(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> list[Any]:
 
 def _parse(raw: bytes, max_bytes: int) -> Any:
     if len(raw) > max_bytes:
-        raise ValueError(f"has {len(raw)} bytes; at most {max_bytes} are accepted")
+        raise ValueError(f"has {len(raw)} bytes; accepted: at most {max_bytes}")
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError:
@@ -93,7 +93,7 @@ def _too_deep() -> ValueError:
 
 
 def _require_depth(document: Any) -> None:
-    """Level by level, so that no depth is too deep to be told."""
+    """Raise `ValueError` for too many levels; iterative, so that any depth can be checked."""
     level = [document] if isinstance(document, dict | list) else []
     for _ in range(MAX_DEPTH + 2):
         inner: list[Any] = []
@@ -106,22 +106,22 @@ def _require_depth(document: Any) -> None:
 
 
 def refuse_code(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON document of a model unchanged, unless it names code, a model type we don't build, or absurd sizes.
+    """Return a JSON document of a model unchanged, unless it names code, an unsupported model type, or excessive sizes.
 
-    Raises `ValueError` naming the key. It holds for every such file (`config.json`, `preprocessor_config.json`,
-    `tokenizer_config.json`); see `require_model_type` for what only the first must have.
+    Raises `ValueError` naming the key. For every such file (`config.json`, `preprocessor_config.json`,
+    `tokenizer_config.json`); `require_model_type` has the additional rule for the first.
     """
     for path, key, value in _entries(document, ""):
         if any(isinstance(text, str) and _SURROGATE.search(text) for text in (key, value)):
             raise ValueError(f"{path!a} holds half of a surrogate pair, which is no character")
         if key in _CODE and value not in (None, False):
-            raise ValueError(f"{path} names code or files that would be loaded; only plain settings are accepted")
+            raise ValueError(f"{path} names code or files that would be loaded; accepted: plain settings")
         if _IMPLEMENTATION.fullmatch(key) and value not in _IMPLEMENTATIONS:
-            raise ValueError(f"{path} is {value!r}; accepted is eager or sdpa")
+            raise ValueError(f"{path} is {value!r}; accepted: eager, sdpa")
         if key in ("dtype", "torch_dtype") and value not in _DTYPES:
-            raise ValueError(f"{path} is {value!r}; accepted is one of float16, float32, float64, bfloat16")
+            raise ValueError(f"{path} is {value!r}; accepted: float16, float32, float64, bfloat16")
         if key == "model_type" and value not in MODEL_TYPES:
-            raise ValueError(f"{path} is {value!r}; accepted is one of {', '.join(MODEL_TYPES)}")
+            raise ValueError(f"{path} is {value!r}; accepted: {', '.join(MODEL_TYPES)}")
         _require_bounds(path, key, value)
     return document
 
@@ -131,7 +131,7 @@ def require_model_type(config: dict[str, Any]) -> dict[str, Any]:
     if "\\u0000" in json.dumps(config):
         raise ValueError("holds the character NUL")
     if "model_type" not in config:
-        raise ValueError(f"model_type is missing; accepted is one of {', '.join(MODEL_TYPES)}")
+        raise ValueError(f"model_type is missing; accepted: {', '.join(MODEL_TYPES)}")
     return refuse_code(config)
 
 
@@ -150,17 +150,17 @@ def _entries(node: object, path: str, depth: int = 0) -> Iterator[tuple[str, str
 
 
 def _require_bounds(path: str, key: str, value: object) -> None:
-    if key == "model_max_length":  # the library writes 1e30 for a tokenizer that sets no bound
+    if key == "model_max_length":  # the library writes 1e30 for a tokenizer without a limit
         return
     numbers = list(_numbers(value))
     if any(not -MAX_NUMBER <= n <= MAX_NUMBER for n in numbers):
         raise ValueError(f"{path} is larger than {MAX_NUMBER}")
     if _LAYERS.fullmatch(key) and sum(abs(n) for n in numbers) > MAX_LAYERS:
-        raise ValueError(f"{path} asks for more than {MAX_LAYERS} layers")
+        raise ValueError(f"{path} sets more than {MAX_LAYERS} layers")
 
 
 def _numbers(value: object) -> Iterator[int | float]:
-    """The number itself, or those of a list, however deep."""
+    """The number, or all numbers of a nested list."""
     if isinstance(value, int | float):
         yield value
     elif isinstance(value, list):
@@ -180,7 +180,7 @@ def _no_constant(name: str) -> None:
 
 
 MAX_DESCRIPTION_BYTES = 8 << 20
-"""Of the files that name the classes, which may be many."""
+"""Most bytes of the files with class names."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 CONFIG = "config.json"
@@ -193,24 +193,24 @@ DOCUMENTS = {
     "added_tokens.json": MAX_CONFIG_BYTES,
     **dict.fromkeys((MODULES, POOLING, ENCODER, GENERAL), MAX_CONFIG_BYTES),
 }
-"""JSON files of a model that are held against the rules above, and the bytes that each may have."""
+"""JSON files of a model that are checked by the rules above, with the most bytes of each."""
 CARD = "README.md"
-"""Nothing is read of it but its header, which may tell the licence."""
+"""Model card; only its header is read, which may have the licence."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja")
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of this name holds weights, all of them or a shard."""
+    """Whether a file of this name has weights, all of them or a shard."""
     return name == WEIGHTS or _SHARD.fullmatch(name) is not None
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file of this name belongs to a model: no other is stored or fetched."""
+    """Whether a file of this name belongs to a model; no others are stored or downloaded."""
     return is_weights(name) or name in (INDEX, CARD) or name in DOCUMENTS or name in VOCABULARIES
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The files of a folder that make a model; raises `ValueError` where some are missing."""
+    """The model files of a folder; raises `ValueError` if some are missing."""
     found = {name for name in names if is_model_file(name)}
     if CONFIG not in found:
         raise ValueError(f"there is no {CONFIG}")
@@ -232,12 +232,12 @@ def read_index(raw: bytes) -> dict[str, str]:
 
 
 def check_document(name: str, raw: bytes) -> dict[str, Any]:
-    """Read one of `DOCUMENTS`; raises `ValueError` unless it is plain settings of a model that we build."""
+    """Read one of `DOCUMENTS`; raises `ValueError` unless it has plain settings of a supported model."""
     if name == MODULES:
         return {"modules": require_modules(parse_list(raw))}
     document = parse_object(raw, DOCUMENTS[name])
-    if name == CONFIG and "architecture" not in document:  # else it is one of this service's own, or timm's
+    if name == CONFIG and "architecture" not in document:  # else it is this service's, or timm's
         return require_model_type(document)
     if name == GENERAL:
-        document.pop("model_type", None)  # there it is the kind of encoder, and nothing is chosen by it
+        document.pop("model_type", None)  # there it is the kind of encoder, which has no effect
     return refuse_code(document)

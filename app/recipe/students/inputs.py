@@ -1,4 +1,4 @@
-"""Shapes of one sample, by the kind of input that a model reads."""
+"""Shapes of one sample, by the kind of a model's input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SampleShape(Spec):
 
     @property
     def statistics(self) -> int:
-        """Means, and as many deviations, that raw values are normalised by; 0 of token ids."""
+        """Number of means, and of deviations, for normalising raw values; 0 for token ids."""
         return 0
 
     def accepts(self, given: SampleShape) -> bool:
@@ -73,7 +73,7 @@ class TableInput(SampleShape):
 
 
 class TextInput(SampleShape):
-    """Token ids, padded to one length; the tokenizer's files lie beside the weights."""
+    """Token ids, padded to one length; the tokenizer's files are beside the weights."""
 
     kind: ClassVar[InputKind] = "texts"
     length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
@@ -81,21 +81,21 @@ class TextInput(SampleShape):
     vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
     """Number of token ids."""
     pad: Annotated[int, Field(ge=0)] = 0
-    """Id of the padding, which the network does not attend to; of a decoder, of the token that ends a text."""
+    """Id of the padding token, which is masked; for a decoder, of the token that ends a text."""
     separator: Annotated[int, Field(ge=0)] | None = None
-    """Id of the token that ends each part of a text, where the tokenizer has one: what lies after the first is the
-    second part."""
+    """Id of the token that ends each part of a text, if the tokenizer has one: the second part follows the first such
+    token."""
 
     @property
     def size(self) -> str:
         return f"{self.length} tokens"
 
     def accepts(self, given: SampleShape) -> bool:
-        return isinstance(given, TextInput)  # texts are cut into the tokens of each model's own tokenizer
+        return isinstance(given, TextInput)  # each model tokenizes texts by its tokenizer
 
 
 def _kind_of_input(value: Any) -> str:
-    """Told by the keys, which are all different; what is no object is refused as an image would be."""
+    """Kind by the keys, which all differ; a value that is no object is refused as an image."""
     if isinstance(value, Spec):
         return type(value).__name__
     keys = value if isinstance(value, dict) else ()

@@ -1,7 +1,7 @@
-"""What a stored model says of itself: enough to build it, feed it and read its answer.
+"""Description of a stored model: architecture, inputs and outputs.
 
-It lies beside the weights as `config.json`. A model of the Transformers library has that library's own `config.json`
-there, so that the library can open it; ours is `stillhouse.json` then. Whoever reads takes `stillhouse.json` first.
+It is stored beside the weights as `config.json`. A model of the Transformers library has that library's `config.json`
+there, so that the library can load it; then this description is `stillhouse.json`, which is read first.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MAX_TARGETS = 65_536
 TargetName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 DESCRIPTIONS = ("stillhouse.json", "config.json")
-"""Names that a description may have, in the order in which to look for them."""
+"""Names of a description, in the order in which they are searched."""
 
 
 class Preprocessing(Spec):
-    """Maps raw numbers to what the network was trained on: (value * scale - mean) / std, per channel or column."""
+    """Normalisation of raw values for the network: (value * scale - mean) / std, per channel or column."""
 
     scale: Positive = 1.0
     """Multiplies raw values; 1/255 for uint8 images."""
@@ -41,10 +41,10 @@ class Preprocessing(Spec):
     std: list[Positive] = Field(min_length=1, max_length=MAX_COLUMNS)
     """One value per channel or column, in scaled units."""
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", exclude_if=lambda value: value == "bilinear")
-    """How images of another size are resampled, with antialiasing."""
+    """Interpolation of images of another size, with antialiasing."""
     crop: float | None = Field(None, gt=0.0, le=1.0, exclude_if=lambda value: value is None)
-    """Share of the sides that is looked at: an image of another size is resampled, its sides in proportion, until it
-    covers the network's size divided by this, and its middle is cut out. None: all of it is brought to that size."""
+    """Share of the sides that is kept: an image of another size is resampled in proportion to cover the network's size
+    divided by this, and its centre is cropped. None: the whole image is resized to that size."""
 
 
 class TargetScaling(Spec):
@@ -60,29 +60,28 @@ class ModelConfig(Spec):
     """Description of a model's weights."""
 
     task: TaskName = "image-classification"
-    """What the model does."""
+    """Task of the model."""
     architecture: Network
-    """The network that the weights are of."""
+    """The network of the weights."""
     input: Input
     """Shape of one sample."""
     preprocessing: Preprocessing | None = None
-    """None for texts, whose tokenizer does it."""
+    """Preprocessing; none for texts, which have a tokenizer."""
     classes: int | None = Field(None, ge=2, le=MAX_CLASSES)
     """Number of logits of a classifier."""
     class_names: Annotated[list[str], Field(max_length=MAX_CLASSES, fail_fast=True)] | None = None
     """Names of the classes, in the order of the logits."""
     targets: int | None = Field(None, ge=1, le=MAX_TARGETS)
-    """Numbers that a regression answers with; for K keypoints 2 K, x before y. Width of an encoder's vectors."""
+    """Outputs of a regression; for K keypoints 2 K, x before y. Dimensions of an encoder's embeddings."""
     target_names: Annotated[list[TargetName], Field(max_length=MAX_TARGETS, fail_fast=True)] | None = None
-    """Names of these numbers, in the order of the outputs: the columns that they were learned from; none: they had
-    none."""
+    """Names of these outputs, in their order: the columns of the training targets; none: there were no names."""
     target_scaling: TargetScaling | None = None
-    """How a regression's outputs become the units of the data; none: they are that already."""
+    """Scaling of a regression's outputs to the units of the data; none: they have these units."""
     embedding: Embedding | None = None
-    """How an encoder makes one vector of a text; there for the task `embedding`, and for no other."""
+    """Pooling of an encoder to one vector of a text; set for the task `embedding`, and no other."""
     task_assumed: bool = Field(False, exclude_if=lambda value: not value)
-    """True where no file of the model says what its head was trained for (`problem_type` of the Transformers library),
-    so that `task` is what the library assumes."""
+    """True if no file of the model says what its head was trained for (`problem_type` of the Transformers library), so
+    that `task` is what the library assumes."""
 
     @model_validator(mode="after")
     def _answers_its_task(self) -> Self:
@@ -130,32 +129,32 @@ class ModelConfig(Spec):
 
     @property
     def task_spec(self) -> TaskSpec:
-        """What the contract knows of its task."""
+        """Its task."""
         return task_of(self.task)
 
     @property
     def outputs(self) -> int:
-        """Width of the network's output: for a sample, or of a decoder at every token."""
+        """Number of outputs: for a sample, or for a decoder at every token."""
         if self.task_spec.sized_by is None and isinstance(self.input, TextInput):
             return self.input.vocabulary
         return self.classes or self.targets or 0
 
     @property
     def predicts_tokens(self) -> bool:
-        """Whether the network predicts the next token at every position, of as many as the vocabulary has."""
+        """Whether the network predicts the next token at every position."""
         return self.task_spec.answers == "tokens"
 
     @property
     def has_head(self) -> bool:
-        """Whether the network ends in a layer for this task's outputs alone, which begins anew for other outputs."""
+        """Whether the network ends in a layer for this task's outputs, which is initialised again for other outputs."""
         return self.task_spec.answers not in ("tokens", "vectors")
 
     @property
     def gives_logits(self) -> bool:
-        """Whether its numbers are logits, of classes, labels or tokens."""
+        """Whether its outputs are logits, of classes, labels or tokens."""
         return self.task_spec.gives_logits
 
     @property
     def file_name(self) -> str:
-        """Name of the file that holds this description."""
+        """Name of the file with this description."""
         return DESCRIPTIONS[0] if isinstance(self.architecture, Transformers | Timm) else DESCRIPTIONS[1]

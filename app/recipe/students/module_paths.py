@@ -1,7 +1,7 @@
-"""Module paths of the zoo's networks, in the order in which the network has them, told from the description alone.
+"""Module paths of built-in networks, in the order of their modules, from the description alone.
 
-What a loss looks at is named by such a path; so a wrong one is refused before anything is built. Of a network of the
-Transformers library the names of its tensors are all that is known without building it.
+Losses name features by such paths, so a wrong one is refused before a network is built. For a network of the
+Transformers library only the names of its tensors are known without building it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ SUGGESTED, MOST = 3, 20
 
 
 def module_paths(network: Network) -> list[str] | None:
-    """Every path of the network, but for its own, which is empty; none: only building it can tell (`transformers`,
-    `timm`)."""
+    """All paths of the network's modules; none: they are only known after building it (`transformers`, `timm`)."""
     tree = _TREES.get(type(network))
     return None if tree is None else list(_walk(tree(network)))
 
 
 def paths_of_tensors(names: Iterable[str]) -> list[str]:
-    """Paths of the modules that have tensors of these names, or contain such. Modules without tensors (activations,
-    pooling, dropout) are not among them."""
+    """Paths of the modules that have tensors of these names, and of their parents. Modules without tensors
+    (activations, pooling, dropout) are not included."""
     found: dict[str, None] = {}
     for name in names:
         steps = name.split(".")[:-1]
@@ -54,12 +53,12 @@ def paths_of_tensors(names: Iterable[str]) -> list[str]:
 
 
 def suggestions(path: str, known: Sequence[str]) -> list[str]:
-    """Known paths that a wrong one may stand for, the nearest first."""
+    """Known paths that are similar to a wrong one, the most similar first."""
     return difflib.get_close_matches(path, known, n=SUGGESTED) or [each for each in known if "." not in each][:MOST]
 
 
 def _natural(path: str) -> list[tuple[bool, int, str]]:
-    """Sorts layer 10 behind layer 9."""
+    """Sort key that puts layer 10 after layer 9."""
     return [(step.isdigit(), int(step) if step.isdigit() else 0, step) for step in path.split(".")]
 
 
@@ -78,7 +77,7 @@ def _numbered(trees: Iterable[Tree]) -> Tree:
 
 
 def _sequence(length: int) -> Tree:
-    """So many modules without inner ones, one after the other."""
+    """`length` numbered modules without submodules."""
     return _numbered([{}] * length)
 
 

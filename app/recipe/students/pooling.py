@@ -1,4 +1,4 @@
-"""How a sentence encoder makes one vector of a text."""
+"""Pooling of a sentence encoder to one vector of a text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from app.recipe.base import Spec
 
 
 class Embedding(Spec):
-    """What follows the encoder's last layer, in the exported model as well."""
+    """Operations after the encoder's last layer, in the exported model as well."""
 
     pooling: Literal["mean", "cls"] = "mean"
-    """What becomes the vector: the `mean` of the tokens that aren't padding, special ones included, or the first one
-    (`cls`)."""
+    """The vector: the `mean` of the tokens that aren't padding, special ones included, or the first one (`cls`)."""
     normalise: bool = False
     """Divides the vector by its length, so that products of vectors are cosines."""

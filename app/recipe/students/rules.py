@@ -1,4 +1,4 @@
-"""Rules of the student: the network that a job asks for, and the model that it starts from."""
+"""Rules of the student: its network, and the model that it starts from."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from app.recipe.tasks import tasks_with
 from app.recipe.tasks.base import TaskSpec
 
 DEEPEST_WITHOUT_NORMS = 56
-"""Depth of a `cifar-resnet` that still trained without norms: on digits (8 x 8 pixels, width 8, 410 steps of `adamw` at
-1e-3, two seeds) 20 layers came to an accuracy of 0.97, 56 to 0.90 and 0.92, 110 to 0.18 and 0.21. So trained, a
-`mobilenet-v2` stayed at chance (0.10, one seed), whose depthwise convolutions begin with too small weights."""
+"""Largest depth of a `cifar-resnet` that trained without norms: on digits (8 x 8 pixels, width 8, 410 steps of `adamw`
+at 1e-3, two seeds) 20 layers reached an accuracy of 0.97, 56 layers 0.90 and 0.92, 110 layers 0.18 and 0.21. With the
+same training a `mobilenet-v2` stayed at chance (0.10, one seed), because its depthwise convolutions are initialised
+with too small weights."""
 
 
 def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
@@ -59,7 +60,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
 
 
 def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
-    """Networks that the method trains beside the student, on what the student takes."""
+    """Problems of networks that the method trains beside the student, on the student's inputs."""
     for path, network in job.recipe.method.networks().items():
         unfit = list(_unfit_problems(job.task_spec, network))
         unfit = [problem._replace(param=problem.param.replace("student", path, 1)) for problem in unfit]
@@ -67,21 +68,21 @@ def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
 
 
 def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iterator[Problem]:
-    """Weights that no ONNX file can hold although one is asked for, as far as they can be counted; the trainer, who
-    builds them, counts all."""
+    """Problem of too many weights for a requested ONNX file, by a lower bound; the trainer, which builds the network,
+    counts all."""
     least = least_weights(network, taken, 1)
     if "onnx" in (job.export or ()) and is_too_large(least):
         yield Problem("export", f"{least:,} weights or more are too many for one ONNX file", "safetensors")
 
 
 def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
-    """What a student that starts as a stored model takes, if that is known."""
+    """Input of a student that starts from a stored model, if known."""
     start = stored.get(job.student.reference) if isinstance(job.student, Pretrained) else None
     return start.input if start else None
 
 
 def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
-    """What a student that starts as a stored model can't read."""
+    """Problems of inputs that do not fit a student that starts from a stored model."""
     if not isinstance(job.student, Pretrained):
         return
     param = f"student.{job.student.source}"
@@ -101,7 +102,7 @@ def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input
 
 
 def length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[Problem]:
-    """Sequences longer than a teacher can read: nothing of a packed one can be cut off."""
+    """Problem of sequences longer than a teacher accepts: packed ones can't be truncated."""
     if not isinstance(teacher.input, TextInput) or not isinstance(job.data, Texts):
         return
     if job.data.max_length > (most := teacher.input.length):
@@ -111,7 +112,7 @@ def length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[
 
 
 def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
-    """Networks that answer something else than the task asks for."""
+    """Problems of networks whose outputs are not for the task."""
     if isinstance(network, Transformers):
         if network.model_type not in task.model_types:
             found = f"{network.model_type} is not for {task.name}"
@@ -122,7 +123,7 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
-    """What keeps a network from being built for this input; `path` is where the document describes it."""
+    """Problems of building a network for this input; `path` is the path of its field."""
     if isinstance(network, Transformers):
         yield from _transformers_problems(network, given, path)
     elif given is not None and given.kind == "texts":
@@ -136,7 +137,7 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
 
 
 def _untrainable_problems(student: Student, path: str) -> Iterator[Problem]:
-    """Networks that begin with random weights and can't be trained from them."""
+    """Problems of networks that can't be trained from random weights."""
     if not isinstance(getattr(student, "norm", None), NoNorm):
         return
     if isinstance(student, MobileNetV2):

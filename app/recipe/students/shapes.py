@@ -1,4 +1,4 @@
-"""Proportions of the zoo's networks: what builds them and what counts them must agree on."""
+"""Proportions of built-in networks, for building them and for counting their costs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 from app.recipe.students.architectures import CifarResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, WideResNet
 
 STAGES = 3
-"""Of both residual architectures."""
+"""Stages of both residual architectures."""
 WRN_BASE = 16
 """Channels of a wide residual network before it is widened."""
 VGG_HALVINGS = 3
-"""Stages that a max-pooling follows; there are five."""
+"""Stages with a max-pooling after them, of five."""
 _VGG_WIDTHS = (1, 2, 4, 8, 8)
 _VGG_LAYERS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _MOBILENET_STEM, _MOBILENET_LAST = 32, 1280
@@ -46,7 +46,7 @@ def vgg_stages(student: CifarVgg) -> list[list[int]]:
 
 
 class InvertedResidualShape(NamedTuple):
-    """Channels that enter, live in and leave one block, and the stride inside it."""
+    """Input, hidden and output channels of one block, and its stride."""
 
     inputs: int
     hidden: int
@@ -62,7 +62,7 @@ class MobileNetShape(NamedTuple):
 
 
 def mobilenet_shape(student: MobileNetV2) -> MobileNetShape:
-    """The last convolution grows with the multiplier, but does not shrink."""
+    """Shape of the network; the last convolution grows with the multiplier, but does not shrink."""
     inputs = max(1, int(_MOBILENET_STEM * student.multiplier))
     stages: list[list[InvertedResidualShape]] = []
     for number, (width, blocks, stride) in enumerate(_MOBILENET_STAGES):

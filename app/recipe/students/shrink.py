@@ -1,5 +1,5 @@
-"""Which network a student has that is made of another model, and what is left of a teacher that is made smaller: pure
-arithmetic on descriptions."""
+"""Networks of students that are derived from another model, and the parts of a shrunk teacher: pure arithmetic on
+descriptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_widt
 
 
 class Unshrinkable(ValueError):
-    """Why a teacher can't be made smaller so; `field` is the field of `Shrink` to blame."""
+    """A teacher can't be shrunk as the job sets; `field` is the field of `Shrink` at fault."""
 
     def __init__(self, field: str, message: str, accepted: str) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class Unshrinkable(ValueError):
 
 
 class Encoder(NamedTuple):
-    """What a model type calls its sizes in its configuration, and what they are where it says nothing."""
+    """Keys of a model type's sizes in its configuration, and their defaults."""
 
     layers: str = "num_hidden_layers"
     width: str = "hidden_size"
@@ -33,15 +33,16 @@ class Encoder(NamedTuple):
     defaults: tuple[int, int, int, int] = (12, 768, 12, 3072)
     """A feed-forward width of 0 is four times the width."""
     shared: int | None = None
-    """Heads of the keys and values, each of which several heads of queries may share; none: as many as of queries."""
+    """Default number of heads of keys and values, each shared by several heads of queries; none: as many as of
+    queries."""
     size: int | None = None
-    """Of a head; none: the heads make up the width."""
+    """Default size of a head; none: the heads make up the width."""
     free: bool = False
-    """Whether a configuration can say how large a head is, so that heads need not make up the width."""
+    """Whether a configuration can set the size of a head, so that heads need not make up the width."""
     divides: bool = False
-    """Whether the library wants the number of heads to divide the width all the same."""
+    """Whether the library still requires that the number of heads divides the width."""
     gated: bool = False
-    """Whether a feed-forward layer has a third matrix, which opens its units."""
+    """Whether a feed-forward layer has a third matrix, for its gates."""
 
     def sizes(self, config: dict[str, Any]) -> tuple[int, int, int, int]:
         """Layers, width, heads and feed-forward width. Raises `Unshrinkable`."""
@@ -51,32 +52,32 @@ class Encoder(NamedTuple):
 
 
 def whole_size(config: Mapping[str, Any], name: str, default: int) -> int:
-    """A size that a configuration tells, or `default`. Raises `Unshrinkable` where it is no whole number above 0."""
-    told = config.get(name) or default
-    if not isinstance(told, int) or isinstance(told, bool) or told < 0:
-        found = f"is shrink, and the teacher's configuration has {told!r} as {name}"
+    """A size from a configuration, or `default`. Raises `Unshrinkable` if it is no whole number above 0."""
+    size = config.get(name) or default
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        found = f"is shrink, and the teacher's configuration has {size!r} as {name}"
         raise Unshrinkable("architecture", found, "a teacher whose sizes are whole numbers")
-    return told
+    return size
 
 
 class Heads(NamedTuple):
-    """Heads of attention that stay in each layer, by their numbers in the teacher's."""
+    """Attention heads that are kept in each layer, by their numbers in the teacher."""
 
     queries: list[int]
     shared: list[int]
-    """Of keys and values."""
+    """Heads of keys and values."""
     of: int
-    """Heads that the teacher has."""
+    """Number of the teacher's heads."""
     of_shared: int
     size: int
 
 
 _BERT = Encoder()
 ONE_TO_ONE = ("gpt2", "gpt_neox")
-"""Decoders whose configurations know no heads that share keys and values."""
+"""Decoders whose configurations have no heads that share keys and values."""
 SHARED_HEADS, HEAD_SIZE = "num_key_value_heads", "head_dim"
 PER_LAYER = ("layer_types", "no_rope_layers")
-"""Keys of a configuration that list something for each layer."""
+"""Keys of a configuration with a list of one value per layer."""
 ENCODERS: dict[str, Encoder] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "vit", "deit"), _BERT),
     "electra": Encoder(defaults=(12, 256, 4, 1024)),
@@ -99,7 +100,7 @@ ENCODERS: dict[str, Encoder] = {
 
 
 def shrunk_teacher(job: JobSpec) -> str | None:
-    """Name of the teacher that the student is made of; none when it is not. Raises `Unshrinkable`."""
+    """Name of the teacher that the student is a smaller copy of; none for other students. Raises `Unshrinkable`."""
     if not isinstance(job.student, Shrink):
         return None
     names = [teacher.name for teacher in job.all_teachers]
@@ -112,9 +113,9 @@ def shrunk_teacher(job: JobSpec) -> str | None:
 
 
 def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | None:
-    """The network that the job asks for; none while the model that it is made of is not known. Raises `Unshrinkable`.
+    """The student's network; none if the model that it is derived from is unknown. Raises `Unshrinkable`.
 
-    `teachers` are descriptions of stored models by the reference that the job names them with.
+    `teachers` are descriptions of stored models by reference.
     """
     if isinstance(job.student, Pretrained):
         start = teachers.get(job.student.reference)
@@ -126,7 +127,8 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
 
 
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """The model whose weights the student starts from, so that both scale samples and answers alike; or none."""
+    """The model whose weights the student starts from, so that both have the same scaling of samples and outputs; or
+    none."""
     if isinstance(job.student, Pretrained):
         return teachers.get(job.student.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
@@ -134,8 +136,8 @@ def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig |
 
 
 def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
-    """What the student takes of samples as they are `given`: images of its own size, and tokens beyond those of its
-    tokenizer where the network that it starts as knows more. Raises `Unshrinkable`."""
+    """The student's input for samples of the shape `given`: images of its size, and a vocabulary larger than its
+    tokenizer's if the network that it starts from has one. Raises `Unshrinkable`."""
     own = start_of(job, teachers) if isinstance(job.student, Pretrained) else None
     if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
         return given.model_copy(update={"vocabulary": own.input.vocabulary})
@@ -149,7 +151,7 @@ def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Inpu
 
 
 def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding | None:
-    """How the student makes one vector of a text; none for other tasks. Raises `Unshrinkable`."""
+    """The student's pooling to one vector of a text; none for other tasks. Raises `Unshrinkable`."""
     if "embedding" not in job.task_spec.options:
         return None
     start = start_of(job, teachers) or (_described(job, teachers) if isinstance(job.student, Shrink) else None)
@@ -162,7 +164,7 @@ def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig
 
 
 def shrunk(student: Shrink, teacher: Network) -> Network:
-    """The architecture that `student` asks for. Raises `Unshrinkable`."""
+    """The architecture that `student` describes. Raises `Unshrinkable`."""
     if isinstance(teacher, CifarResNet):
         return _cifar_resnet(student, teacher)
     if isinstance(teacher, WideResNet):
@@ -177,7 +179,7 @@ def shrunk(student: Shrink, teacher: Network) -> Network:
 
 
 def kept_layers(student: Shrink, depth: int) -> list[int]:
-    """Numbers of the teacher's `depth` layers that stay, from the first to the last. Raises `Unshrinkable`."""
+    """Numbers of the teacher's `depth` layers that are kept, ascending. Raises `Unshrinkable`."""
     layers = depth if student.layers is None else student.layers
     if isinstance(layers, list):
         if layers[-1] >= depth:
@@ -250,18 +252,18 @@ def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
     depth, whole, _, hidden = encoder.sizes(teacher.config)
     kept, width = kept_layers(student, depth), _narrower(student, whole)
     sizes = (len(kept), width, len(heads.queries), _hidden(student, hidden, width, whole))
-    told: dict[str, Any] = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
+    config: dict[str, Any] = {**teacher.config, **dict(zip(encoder[:4], sizes, strict=True))}
     if teacher.decodes and teacher.model_type not in ONE_TO_ONE:
-        told[SHARED_HEADS] = len(heads.shared)
+        config[SHARED_HEADS] = len(heads.shared)
     if encoder.free and heads.size * len(heads.queries) != width:
-        told[HEAD_SIZE] = heads.size
-    lists = {key: told[key] for key in PER_LAYER if isinstance(told.get(key), list)}
-    told |= {key: [each[layer] for layer in kept] for key, each in lists.items() if len(each) == depth}
-    return Transformers(config=told)
+        config[HEAD_SIZE] = heads.size
+    lists = {key: config[key] for key in PER_LAYER if isinstance(config.get(key), list)}
+    config |= {key: [each[layer] for layer in kept] for key, each in lists.items() if len(each) == depth}
+    return Transformers(config=config)
 
 
 def kept_heads(student: Shrink, teacher: Network) -> Heads | None:
-    """Which heads stay of a transformer; none: the teacher is none. Raises `Unshrinkable`."""
+    """Heads of a transformer that are kept; none: the teacher is no transformer. Raises `Unshrinkable`."""
     if isinstance(teacher, Vit):
         count = teacher.heads
         whole = Heads([], [], count, count, teacher.width // count)
@@ -274,11 +276,11 @@ def kept_heads(student: Shrink, teacher: Network) -> Heads | None:
 
 
 def all_heads(network: Transformers) -> Heads:
-    """Those of one of `ENCODERS`, in numbers alone."""
-    encoder, told = ENCODERS[network.model_type], dict[str, Any](network.config)
-    _, width, count, _ = encoder.sizes(told)
-    shared = whole_size(told, SHARED_HEADS, encoder.shared or count)
-    size = whole_size(told, HEAD_SIZE, encoder.size or width // count) if encoder.free else width // count
+    """Numbers and size of the heads of one of `ENCODERS`; the lists of kept heads are empty."""
+    encoder, config = ENCODERS[network.model_type], dict[str, Any](network.config)
+    _, width, count, _ = encoder.sizes(config)
+    shared = whole_size(config, SHARED_HEADS, encoder.shared or count)
+    size = whole_size(config, HEAD_SIZE, encoder.size or width // count) if encoder.free else width // count
     if size < 1:
         found = f"is shrink, and the teacher's configuration has {count} heads for a width of {width}"
         raise Unshrinkable("architecture", found, "a teacher whose heads have a width")
@@ -286,7 +288,7 @@ def all_heads(network: Transformers) -> Heads:
 
 
 def _chosen(student: Shrink, whole: Heads, width: int, encoder: Encoder, name: str) -> Heads:
-    """The heads that stay of `whole`, whose numbers are not filled in, and whether the network can do with them."""
+    """The kept heads of `whole`, whose lists are empty; raises `Unshrinkable` if the network can't have them."""
     narrow = _narrower(student, width)
     queries, blamed = _queries(student, whole.of, width, narrow), "width" if student.heads is None else "heads"
     count = len(queries)
@@ -314,7 +316,7 @@ def _queries(student: Shrink, count: int, width: int, narrow: int) -> list[int]:
 
 
 def _shared(queries: list[int], whole: Heads, blamed: str) -> list[int]:
-    """Heads of keys and values that the kept ones of the queries go on with."""
+    """Heads of keys and values for the kept heads of queries."""
     sharing = max(1, whole.of // whole.of_shared)
     counts = Counter(head // sharing for head in queries)
     if len(set(counts.values())) > 1:

@@ -1,4 +1,4 @@
-"""The registry of tasks that a student can be trained for. A new one is a file beside this one and its line here."""
+"""The registry of tasks. A new one is a file in this package and its line here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SPECS: tuple[TaskSpec, ...] = (
     CausalLmSpec(),
 )
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
-"""All of them by name."""
+"""All tasks by name."""
 
 
 def task_of(name: TaskName) -> TaskSpec:
@@ -49,5 +49,5 @@ def tasks_for(option: type[TaskOption]) -> list[str]:
 
 
 def tasks_with(option: str) -> str:
-    """Names of the tasks that the field of a job at this path is for, as a list for messages."""
+    """Names of the tasks that the field of a job at this path is for, as text for messages."""
     return ", ".join(name for name, spec in TASKS.items() if option in spec.options)

@@ -1,4 +1,4 @@
-"""The base of the tasks: what the contract needs to know of each, which no rule, loss or estimate asks by name."""
+"""The base of the tasks: their properties for rules, losses and estimates, which do not depend on names of tasks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CLASS_BYTES, NUMBER_BYTES = 8, 4
 
 
 class MainMetric(NamedTuple):
-    """The metric that a student is chosen by."""
+    """The metric by which a student is chosen."""
 
     name: str
     higher_is_better: bool
     tie_breaker: str | None = None
-    """Decides between equals; lower is better."""
+    """Decides between equal values; lower is better."""
     stand_in: str | None = None
-    """Takes its place where the samples to evaluate on do not give it; higher is better in the same way."""
+    """Replaces it if the evaluation samples do not have it; with the same direction."""
 
     def of(self, metrics: Mapping[str, float]) -> str:
-        """Its name, or that of what stands in for it."""
+        """Its name, or that of the metric that replaces it."""
         return self.name if self.name in metrics or self.stand_in is None else self.stand_in
 
     def is_better(self, metrics: Mapping[str, float], than: Mapping[str, float]) -> bool:
@@ -41,51 +41,51 @@ class MainMetric(NamedTuple):
 
 
 class TrainingDefaults(NamedTuple):
-    """Values for what a recipe leaves out."""
+    """Values for missing fields of a recipe."""
 
     reason: str
-    """Which student they are for, and their source."""
+    """The students that they are for, and their source."""
     optimizer: AdamW
     schedule: Schedule
     epochs: int = 10
 
 
 class TaskSpec:
-    """One task in the contract. A class for each, in a file of its own; one object of it in the registry."""
+    """One task in the contract. Each has a subclass in a separate file; the registry has one object of it."""
 
     name: ClassVar[str]
     reads: ClassVar[tuple[InputKind, ...]]
-    """Kinds of sample that a student of it may read."""
+    """Kinds of samples of its students."""
     formats: ClassVar[tuple[type[Data], ...]]
-    """Formats of data that can hold such samples, in the order in which messages name them."""
+    """Formats of data with such samples, in their order in messages."""
     model_types: ClassVar[tuple[str, ...]]
-    """Networks of the Transformers library that fit."""
+    """Model types of the Transformers library that fit."""
     answers: ClassVar[Answer]
-    """What a student computes of a sample."""
+    """Kind of a student's output."""
     sized_by: ClassVar[Literal["classes", "targets"] | None]
-    """Field of a model's description that has the width of its output; None: the vocabulary of a decoder's input has,
+    """Field of a model's description with the number of its outputs; None: it is the vocabulary of a decoder's input,
     and the model has neither field."""
     per_token: ClassVar[bool] = False
-    """Whether a student that answers with classes does so at every token of a text."""
+    """Whether a student with classes as output has them at every token of a text."""
     metrics: ClassVar[Mapping[str, bool]]
-    """Metrics that a model is measured by on its own, by name: whether higher is better."""
+    """Metrics of a model without a teacher, by name: whether higher is better."""
     main_metric: ClassVar[MainMetric]
     problem_type: ClassVar[str | None] = None
-    """The Transformers library's word for what a head of it is asked; none: the library has no word for it."""
+    """The Transformers library's problem type of its head; none: the library has none for it."""
     options: ClassVar[frozenset[str]] = frozenset()
-    """Paths of the fields of a job that mean something for this task and not for every other."""
+    """Paths of fields of a job that are for this task and not for every other."""
     packs_texts: ClassVar[bool] = False
-    """Whether texts are packed into sequences one after the other, so that no model may cut anything off."""
+    """Whether texts are packed into sequences, which no model may truncate."""
     assumed_outputs: ClassVar[int] = 10
-    """Width of the output that an estimate takes while only the samples, which nobody has read yet, tell it."""
+    """Number of outputs in estimates before the samples were read."""
     label_shape: ClassVar[str] = "(N,) integers"
-    """Array of labels in a NumPy archive, for messages."""
+    """Shape of the array of labels in a NumPy archive, for messages."""
     fresh: ClassVar[TrainingDefaults | None] = None
-    """Training defaults of a student with random weights; None: those of the kind of its network."""
+    """Training defaults of a student with random weights; None: by the kind of its network."""
     tuned: ClassVar[TrainingDefaults | None] = None
-    """The same of a transformer that goes on from trained weights."""
+    """Training defaults of a pretrained transformer."""
     shrunk: ClassVar[TrainingDefaults | None] = None
-    """The same of a transformer made of parts of its teacher."""
+    """Training defaults of a transformer shrunk from its teacher."""
 
     @property
     def chooses(self) -> bool:
@@ -94,7 +94,7 @@ class TaskSpec:
 
     @property
     def gives_logits(self) -> bool:
-        """Whether the output is logits: of that softmax, or of a sigmoid for each label."""
+        """Whether the output is logits: of a softmax, or of a sigmoid for each label."""
         return self.chooses or self.answers == "labels"
 
     def fits(self, option: type[TaskOption]) -> bool:
@@ -112,16 +112,16 @@ class TaskSpec:
         return f"{found}: {why}" if (why := self.why_unfit(option)) else found
 
     def column_problems(self, data: Table) -> Iterator[Problem]:
-        """What is wrong with the columns that a job names."""
+        """Problems of the columns that a job names."""
         if not data.label_columns:
             yield Problem("data.label_columns", f"is missing, and {self.name} needs it", "the columns to answer with")
 
     def has_label_shape(self, labels: ArrayFacts) -> bool:
-        """Whether an array of labels in a NumPy archive is as `label_shape` says."""
+        """Whether an array of labels in a NumPy archive fits `label_shape`."""
         return len(labels.shape) == 1 and labels.dtype[0] in "iu"
 
     def targets_in(self, labels: ArrayFacts) -> int | None:
-        """Numbers for each sample in such an array; None: it holds classes."""
+        """Target numbers of each sample in such an array; None: it has classes."""
         return None
 
     def classes_in(self, labels: ArrayFacts) -> int | None:

@@ -1,4 +1,4 @@
-"""Causal language modelling: at every token of a text, the next one."""
+"""Causal language modelling: predicts the next token at every token of a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks whose answer is one of several classes."""
+"""Classification tasks: one of several classes for each sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentence embedding: a vector of a text, good for nothing but to be compared with others."""
+"""Sentence embedding: a vector of a text, for comparison with others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EmbeddingSpec(TaskSpec):
     )
 
     def column_problems(self, data: Table) -> Iterator[Problem]:
-        """Texts or pairs to learn from, pairs to evaluate on, and scores of pairs alone."""
+        """Problems of the columns: texts or pairs for training, pairs for evaluation, and scores of pairs alone."""
         own = data.eval_input_columns is not None or data.eval_label_columns is not None
         if own and data.holds_out:
             yield Problem("data.eval", "is missing, and columns of it are named", "a file, or no columns of its own")

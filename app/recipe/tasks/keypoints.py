@@ -1,4 +1,4 @@
-"""Keypoints: the places of named points in an image."""
+"""Keypoints: coordinates of points in an image."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from app.recipe.tasks.base import MainMetric, TaskSpec
 
 
 class MultiLabelSpec(TaskSpec):
-    """Labels of images and texts, each of them there or not, whatever the others are."""
+    """Labels of images and texts, each present or absent independently."""
 
     name = "multi-label-classification"
     reads = ("images", "table", "texts")

@@ -15,7 +15,7 @@ from app.recipe.tasks.base import CLASS_BYTES, MainMetric, TaskSpec
 
 
 class TokenClassificationSpec(TaskSpec):
-    """Tags of the words of texts; each word is answered for by its first token."""
+    """Tags of the words of texts; the first token of each word has its prediction."""
 
     name = "token-classification"
     reads = ("texts",)
@@ -31,7 +31,7 @@ class TokenClassificationSpec(TaskSpec):
     main_metric = MainMetric("entity_f1", higher_is_better=True, tie_breaker="nll", stand_in="accuracy")
 
     def fits(self, option: type[TaskOption]) -> bool:
-        """Losses on the logits of one row at a time, for a row is a word, or on features without their padding; no
+        """Losses on the logits of one row at a time, because a row is a word, or on features without their padding; no
         augmentation that moves tokens away from their tags."""
         return super().fits(option) and not self.why_unfit(option)
 

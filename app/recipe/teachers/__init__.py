@@ -1,1 +1,1 @@
-"""Teachers: where they come from and how their outputs are cached."""
+"""Teachers: their sources, and the cache of their outputs."""

@@ -1,4 +1,4 @@
-"""How the names of another program's weights become ours: renames as data, so that a client can send them."""
+"""Maps names of another program's weights to this project's: renames as data, so that a client can send them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x
 Prefix = Annotated[Text, Field(min_length=1)]
 _SLOT = re.compile(r"\{([a-z])([+-][0-9]{1,3})?\}")
 _DIGITS = "([0-9]{1,6}+)"
-"""Takes all digits there are, and gives none back: so matching takes one pass, whatever a client writes."""
+"""Matches all digits without backtracking, so that matching takes one pass for any input."""
 
 
 def _only_slots(template: str) -> str:
@@ -33,9 +33,9 @@ class Rename(Spec):
     model_config = ConfigDict(serialize_by_alias=True, validate_by_alias=True, validate_by_name=True)
 
     old: Annotated[Template, Field(min_length=1)] = Field(alias="from")
-    """Beginning of the names that are meant; `{i}` stands for a number."""
+    """Prefix of the names to rename; `{i}` matches a number."""
     new: Template = Field(alias="to")
-    """What takes its place; `{i}`, `{i+1}` and `{i-1}` stand for the number found, and its neighbours."""
+    """Replacement; `{i}`, `{i+1}` and `{i-1}` are the matched number, and its neighbours."""
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -54,7 +54,7 @@ class Rename(Spec):
         return re.compile(_DIGITS.join(map(re.escape, literals)))
 
     def apply(self, name: str) -> str | None:
-        """The new name; none if `name` is not meant. Raises `ValueError` where a number would become negative."""
+        """The new name; none if `name` does not match. Raises `ValueError` if a number would become negative."""
         found = self._pattern.match(name)
         if found is None:
             return None
@@ -74,17 +74,17 @@ def _filled(template: str, numbers: dict[str, int], name: str) -> str:
 
 
 class KeyMap(Spec):
-    """Turns the names of a checkpoint's tensors into those of our network, in the order of the fields."""
+    """Maps the names of a checkpoint's tensors to those of the network, in the order of the fields."""
 
     strip: list[Prefix] = Field(default=[], max_length=16)
-    """Beginnings that are taken off every name that has them, one after the other: `module.`."""
+    """Prefixes that are removed from every name with them, one after the other: `module.`."""
     drop: list[Prefix] = Field(default=[], max_length=256)
-    """Beginnings of the names that are left out."""
+    """Prefixes of the names that are left out."""
     rename: list[Rename] = Field(default=[], max_length=1024)
-    """For each name, the first that fits counts; a name that none fits stays as it is."""
+    """Renames; for each name the first that matches is applied, and other names are unchanged."""
 
     def name(self, name: str) -> str | None:
-        """The name of one tensor in our network; none where it is left out. Raises `ValueError`."""
+        """The name of one tensor in the network; none if it is left out. Raises `ValueError`."""
         for prefix in self.strip:
             name = name.removeprefix(prefix)
         if name.startswith(tuple(self.drop)):
@@ -93,7 +93,7 @@ class KeyMap(Spec):
         return next((new for new in renamed if new is not None), name)
 
     def apply(self, names: Iterable[str]) -> dict[str, str]:
-        """New name to old name. Raises `ValueError` when two names become the same."""
+        """New name to old name. Raises `ValueError` if two names become the same."""
         found: dict[str, str] = {}
         for old in names:
             new = self.name(old)
@@ -109,9 +109,9 @@ CheckpointKey = Annotated[Text, Field(min_length=1)]
 
 
 class Conversion(Spec):
-    """How what torch.save wrote becomes a model: which of its tensors are meant, and their names in our network."""
+    """Conversion of a torch.save file to a model: the tensors to use, and their names in the network."""
 
     checkpoint_key: CheckpointKey | None = None
-    """Where in the file's dictionary the weights lie (`state_dict`, `model_ema`); none: the file is that dictionary."""
+    """Key of the weights in the file's dictionary (`state_dict`, `model_ema`); none: the file is that dictionary."""
     key_map: KeyMap = KeyMap()
-    """From the names in the file to those of the architecture."""
+    """Maps the names in the file to those of the architecture."""

@@ -1,4 +1,4 @@
-"""Key maps of networks that many people have weights of, by name: `key_map: torchvision-resnet`."""
+"""Key maps of common networks, by name: `key_map: torchvision-resnet`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY_MAPS: dict[KeyMapName, KeyMap] = {
     )
 }
 """`torchvision-resnet`: resnet18, 34, 50, 101 and 152 of torchvision to `ResNetForImageClassification` of the
-Transformers library. torchvision has the stride of a bottleneck in its 3x3 convolution, as that library with
+Transformers library. torchvision has the stride of a bottleneck in its 3x3 convolution, as has that library with
 `downsample_in_bottleneck: false`, its default."""
 
 
@@ -35,7 +35,7 @@ def _by_name(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value not in KEY_MAPS:
-        raise ValueError(f"{value!r} is no known key map; accepted is one of {', '.join(get_args(KeyMapName))}")
+        raise ValueError(f"{value!r} is no known key map; accepted: {', '.join(get_args(KeyMapName))}")
     return KEY_MAPS[value]
 
 

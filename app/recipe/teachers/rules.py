@@ -1,4 +1,4 @@
-"""Rules of the teachers, and of what is kept of their answers."""
+"""Rules of the teachers, and of the cache of their outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.recipe.teachers.other_tokens import other_tokens_problems
 
 
 def teaching_problems(job: JobSpec) -> Iterator[Problem]:
-    """Teachers without losses that learn from them, and losses without teachers."""
+    """Problems of teachers that no loss uses, and of losses without a teacher."""
     if job.teacher is not None and job.teachers:
         yield Problem("teachers", "is given beside teacher", "one of the two")
     names = Counter(teacher.name for teacher in job.all_teachers)
@@ -42,7 +42,7 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
 
 
 def teacher_problems(job: JobSpec, models: Mapping[str, ModelConfig], train: SampleFacts | None) -> Iterator[Problem]:
-    """Teachers that were made for something else than the job's samples."""
+    """Problems of teachers that do not fit the job's task or samples."""
     for index, teacher in enumerate(job.all_teachers):
         if teacher.reference in models:
             yield from _misfit_problems(job, models[teacher.reference], train, job.teacher_param(index))
@@ -61,7 +61,7 @@ def _misfit_problems(job: JobSpec, teacher: ModelConfig, train: SampleFacts | No
 
 
 def cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    """What can't be kept of teachers' answers, or would not be although the job says so."""
+    """Problems of the cache of teachers' outputs: settings that are not possible, or have no effect."""
     kept = job.teacher_cache
     if isinstance(kept, NoCache) or kept.exact:
         return
@@ -72,7 +72,7 @@ def cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterato
     if not job.all_teachers:
         yield Problem("teacher_cache", "is given, but there is no teacher", "a teacher, or no teacher_cache")
     if any(term.taps().teacher for terms in job.objectives.values() for term in terms):
-        found = "loses something, but a loss looks at the teacher's activations, so that nothing is kept"
+        found = "is lossy, but a loss needs the teacher's activations, so that nothing is cached"
         yield Problem("teacher_cache", found, "dense in fp32, or off")
     if isinstance(kept, TopKCache):
         yield from _top_k_problems(job, kept.k, teachers)
@@ -85,13 +85,14 @@ def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -
         )
         return
     known = [teachers[teacher.reference].outputs for teacher in job.all_teachers if teacher.reference in teachers]
-    classes = min([count for count in (job.data.told_classes, *known) if count is not None], default=k)
+    classes = min([count for count in (job.data.declared_classes, *known) if count is not None], default=k)
     if k > classes:
         yield Problem("teacher_cache.k", f"{k} is more than the {classes} classes", f"at most {classes}")
 
 
 def tokenizer_problems(job: JobSpec) -> Iterator[Problem]:
-    """Of a tokenizer that no teacher knows; whether the teachers have the same one, shows when they are read."""
+    """Problems of a student's tokenizer that differs from the teachers'; whether the teachers' are the same is checked
+    when they are read."""
     if isinstance(job.student, Pretrained) or not isinstance(job.data, Texts):
         return
     if not isinstance(job.data.tokenizer, Trained):

@@ -1,4 +1,4 @@
-"""The models to learn from, and where models may come from."""
+"""Teachers, and sources of models."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ Uri = Annotated[
 
 
 class Origin(Spec):
-    """Where a model comes from: this service, a hub, or an object store."""
+    """Source of a model: this service, a hub, or an object store."""
 
     model: Reference | None = None
-    """A model of this service (`model_…`), uploaded or made by an earlier job."""
+    """A model of this service (`model_…`), uploaded or trained by an earlier job."""
     hub: HubName | None = None
     """A model of the Hugging Face hub (`owner/name`), with its `revision`; its weights must be safetensors."""
     revision: Revision | None = None
-    """Commit of the hub's model, 40 hexadecimal digits: a branch or a tag could be another model tomorrow."""
+    """Commit of the hub's model, 40 hexadecimal digits; a branch or a tag could change."""
     uri: Uri | None = None
     """Folder in an object store (`s3://bucket/prefix`) with a model in the Hugging Face layout or in this service's;
-    it must lie below a prefix that the service is told to accept, and not change while a job uses it."""
+    it must be below a prefix that the service is configured to accept, and not change while a job uses it."""
     class_order: ClassOrder | None = None
-    """Names of a classifier's classes in the order of its outputs, in the words of the data; none: the names stored
-    with it, or where it has none those of `data.class_order`."""
+    """Names of a classifier's classes in the order of its outputs, as in the data; none: the names stored with it, or
+    if it has none those of `data.class_order`."""
 
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Self:
@@ -63,43 +63,43 @@ class Origin(Spec):
 
     @property
     def source(self) -> Source:
-        """The field that says where it comes from."""
+        """The field of its source."""
         return "model" if self.model is not None else "hub" if self.hub is not None else "uri"
 
     @property
     def reference(self) -> str:
-        """Names it among a job's inputs."""
+        """Its key in a job's inputs."""
         return self.model or self.uri or f"{self.hub}@{self.revision}"
 
 
 class Teacher(Origin):
-    """A model to learn from: one of this service, one of a hub, or one in an object store."""
+    """A teacher: a model of this service, of a hub, or in an object store."""
 
     name: TeacherName = "teacher"
-    """What a loss calls it; several teachers must have different names."""
+    """Its name in losses; several teachers must have different names."""
     weight: Positive = 1.0
-    """Its share in the losses that learn from all teachers, relative to the other teachers' weights."""
+    """Its weight in the losses with all teachers, relative to the other teachers' weights."""
     precision: Arithmetic | None = None
-    """Arithmetic in which it teaches, its weights included; none: weights of fp32 in the recipe's `precision`. `bf16`
-    takes half of the memory; `fp8` rounds weights and inputs of linear layers to 8 bits (e4m3, a scale for each row),
-    where both sides are multiples of 16, and leaves all else in bf16. The report says what either changes."""
+    """Its arithmetic, weights included; none: fp32 weights in the recipe's `precision`. `bf16` takes half of the
+    memory; `fp8` rounds weights and inputs of linear layers to 8 bits (e4m3, a scale for each row), if both dimensions
+    are multiples of 16, and uses bf16 for all else. The report has the resulting differences."""
 
     @property
     def lowered(self) -> bool:
-        """Whether it teaches with weights of fewer bits than its files have."""
+        """Whether its weights have fewer bits than its files."""
         return self.precision in ("bf16", "fp8")
 
 
 @dataclass(frozen=True)
 class Outside:
-    """Where models may come from besides the service itself."""
+    """Sources of models outside of the service."""
 
     hub: bool = False
     prefixes: tuple[str, ...] = ()
-    """Beginnings of URIs, up to the end of a step of their path."""
+    """Prefixes of URIs, up to the end of a path segment."""
 
     def wrong(self, origin: Origin) -> Iterator[tuple[str, str, str]]:
-        """The field of an origin that this service does not accept, what is wrong, and what would be accepted."""
+        """The field of an origin that this service does not accept, the problem, and what is accepted."""
         if origin.hub is not None and not self.hub:
             yield "hub", "this service fetches no models from a hub", "model, with the id of an uploaded model"
         if origin.uri is not None and not any(_lies_below(origin.uri, prefix) for prefix in self.prefixes):

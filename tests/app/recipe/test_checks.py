@@ -61,7 +61,7 @@ def test_a_sound_job_has_no_problem() -> None:
         ((5, 3, 8, 9), "NCHW", (3, 8, 9)),
     ],
 )
-def test_the_layout_tells_the_axes(shape: tuple[int, ...], layout: str, expected: tuple[int, int, int]) -> None:
+def test_the_layout_defines_the_axes(shape: tuple[int, ...], layout: str, expected: tuple[int, int, int]) -> None:
     spec = job(data={"train": "file_a", "layout": layout})
     channels, height, width = expected
     image = ImageInput(channels=channels, height=height, width=width)
@@ -156,7 +156,7 @@ def test_numbers_that_do_not_go_together_are_refused(fields: dict[str, Any], par
     assert params(job(**fields)) == [param]
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     spec = job(student={"architecture": "vit", "patch_size": 3, "width": 10}, recipe={"losses": [{"kind": "kd"}]})
     assert params(spec) == ["teacher", "student.patch_size", "student.heads"]
 
@@ -199,7 +199,7 @@ def test_a_network_of_images_or_tables_reads_no_texts() -> None:
     assert params(job(task="text-classification", data=data), train=texts) == ["student.architecture"]
 
 
-def test_a_teacher_of_another_task_is_blamed_for_that_alone() -> None:
+def test_a_teacher_of_another_task_is_refused_for_that_alone() -> None:
     spec = job(**DISTILLED, data={"train": "file_a", "classes": 10})
     assert params(spec, teachers=known(task="keypoints", classes=None, targets=6)) == ["teacher.model"]
 

@@ -135,7 +135,7 @@ def test_every_student_of_the_contract_is_counted_and_built() -> None:
     assert {type(student) for student, _ in CASES} == set(ZOO) == set(BUILDERS)
 
 
-def test_only_building_a_network_of_the_library_tells_its_cost() -> None:
+def test_the_cost_of_a_library_network_is_unknown_before_building_it() -> None:
     network = Transformers(config={"model_type": "resnet"})
     assert student_cost(network, DIGITS, CLASSES) is None
     known = student_cost(Mlp(), DIGITS, CLASSES)

@@ -1,4 +1,4 @@
-"""What a recipe gets that leaves out optimizer, schedule or epochs."""
+"""Defaults of a recipe without optimizer, schedule or epochs."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_reads_json() -> None:
         ("a: \x00", "not YAML"),
     ],
 )
-def test_says_what_is_wrong_with_a_document(text: str, said: str) -> None:
+def test_an_invalid_document_is_refused_with_the_reason(text: str, said: str) -> None:
     with pytest.raises(DocumentError, match=said.replace("[", r"\[")):
         parse(text)
 

@@ -1,4 +1,4 @@
-"""Memory of trainers against what was measured on them (docs/performance.md, "Estimates")."""
+"""Estimated memory of trainers against measured memory (docs/performance.md, "Estimates")."""
 
 from __future__ import annotations
 

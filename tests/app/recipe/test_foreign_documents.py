@@ -1,4 +1,4 @@
-"""JSON files and objects of any form, as users may send them: refused in words, or taken; never an error of ours."""
+"""JSON files and objects of any form, as users may send them: refused or accepted, never an internal error."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ SIZES = sorted({name for encoder in ENCODERS.values() for name in encoder[:4]} |
         ]
     ),
 )
-def test_a_configuration_may_say_anything_about_its_sizes(kind: str, sizes: dict[str, Any], student: Any) -> None:
+def test_a_configuration_may_have_any_value_as_its_sizes(kind: str, sizes: dict[str, Any], student: Any) -> None:
     description = {
         "task": "text-classification" if kind in TEXT_MODEL_TYPES else "causal-lm",
         "architecture": {"architecture": "transformers", "config": {"model_type": kind, **sizes}},

@@ -1,4 +1,4 @@
-"""The contract itself: what it fills in, what it refuses, and what every option must carry."""
+"""The contract itself: its defaults, its refusals, and the documentation that every option must have."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_option_has_a_description_and_a_schema(option: type[Option]) -> No
     assert option.model_json_schema()["additionalProperties"] is False
 
 
-def test_every_field_without_a_name_that_says_it_all_is_described() -> None:
+def test_every_field_without_an_obvious_name_is_described() -> None:
     plain = {"kind", "architecture", "betas", "eps", "momentum", "nesterov", "weight_decay", "dampening", "lr", "gamma"}
     nested = {"data", "teacher", "student", "recipe", "evaluation", "resources", "optimizer", "schedule", "checkpoint"}
     undescribed = [

@@ -1,4 +1,4 @@
-"""What one job on several processes refuses, and why."""
+"""Settings that a job on several processes refuses, and why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_language_models_are_trained_by_several_processes(sharding: str) -> None
     assert refused(job(sharding=sharding) | {"task": "causal-lm", "data": data, "student": student}) == {}
 
 
-def test_the_queue_says_where_they_run() -> None:
+def test_the_queue_must_be_set() -> None:
     assert set(refused(job(queue="any"))) == {"resources.queue"}
     assert refused(job(queue="gpu")) == refused(job(queue="cpu")) == {}
 
@@ -71,7 +71,7 @@ def test_a_compiled_step_is_for_a_single_process() -> None:
     assert refused(job({"compile": True}, processes=1)) == {}
 
 
-def test_an_optimizer_that_looks_at_outputs_is_for_a_single_process() -> None:
+def test_an_optimizer_that_needs_outputs_is_for_a_single_process() -> None:
     optimizer = {"optimizer": {"kind": "normalized-gd", "lr": 0.1}}
     assert set(refused(job(optimizer))) == {"recipe.optimizer.kind"}
     staged = {"stages": [{"losses": [{"kind": "cross-entropy"}], "epochs": 1, **optimizer}]}
@@ -91,7 +91,7 @@ def test_what_needs_another_layout_is_refused_where_weights_are_divided() -> Non
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - COUPLING))
-def test_losses_that_look_inside_a_model_are_refused_where_weights_are_divided(kind: str) -> None:
+def test_losses_on_features_are_refused_with_sharded_weights(kind: str) -> None:
     document = job_of(kind) | {"teacher_cache": {"store": "off"}, "resources": {**TOGETHER, "sharding": "fsdp"}}
     spec = JobSpec.model_validate(document)
     inside = [

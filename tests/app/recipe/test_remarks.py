@@ -1,4 +1,4 @@
-"""What is remarkable about a job that nothing is wrong with."""
+"""Remarks about valid jobs."""
 
 from __future__ import annotations
 

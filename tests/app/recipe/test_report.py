@@ -62,7 +62,7 @@ def test_a_report_in_short_is_its_main_metric_beside_the_best_teachers() -> None
     }
 
 
-def test_a_report_without_a_teacher_or_a_metric_says_so() -> None:
+def test_a_report_may_lack_a_teacher_or_a_metric() -> None:
     plain = summary({"student": {"accuracy": 0.5}, "teacher": None, "teachers": {}, "epochs": {"by": "accuracy"}})
     assert plain == {"metric": "accuracy", "higher_is_better": True, "value": 0.5, "teachers": {}, "difference": None}
     assert summary({}) is None

@@ -1,4 +1,4 @@
-"""Loads the data of a job in the way of its task."""
+"""Loads the data of a job as its task does."""
 
 from __future__ import annotations
 

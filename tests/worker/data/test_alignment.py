@@ -1,4 +1,4 @@
-"""Sequences of a teacher with another tokenizer hold the student's text; what is compared has read the same."""
+"""Sequences of a teacher with another tokenizer hold the student's text; compared positions have the same prefix."""
 
 from __future__ import annotations
 

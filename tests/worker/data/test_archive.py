@@ -1,4 +1,4 @@
-"""Reading archives that strangers made."""
+"""Reading untrusted archives."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def test_objects_are_refused_without_being_loaded(tmp_path: Path) -> None:
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(b"\x80\x04not a zip file")
-    assert "not a sound NumPy archive" in refusal(path).message
+    assert "not a valid NumPy archive" in refusal(path).message
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", x=np.random.default_rng(0).random((50, 50)))
     path.write_bytes(path.read_bytes()[:-200])
-    assert "not a sound NumPy archive" in refusal(path).message
+    assert "not a valid NumPy archive" in refusal(path).message
 
 
 def test_damaged_content_is_refused(tmp_path: Path) -> None:
@@ -91,12 +91,12 @@ def test_damaged_content_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[2000] ^= 1
     path.write_bytes(content)
-    assert "not a sound NumPy archive" in refusal(path, "x").message
+    assert "not a valid NumPy archive" in refusal(path, "x").message
 
 
 def test_a_header_that_claims_more_than_there_is_gets_refused(tmp_path: Path) -> None:
     header = {"shape": (10**9, 10**9), "fortran_order": False, "descr": "<f8"}
-    assert "claims" in refusal(write_raw(tmp_path / "a.npz", header, b"12345678")).message
+    assert "declares" in refusal(write_raw(tmp_path / "a.npz", header, b"12345678")).message
 
 
 def test_bytes_beyond_the_shape_are_refused(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
     content[6] |= 1  # the flag in the local header, then in the directory
     content[content.rindex(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(content)
-    assert "not a sound NumPy archive" in refusal(path).message
+    assert "not a valid NumPy archive" in refusal(path).message

@@ -35,7 +35,7 @@ def test_samples_keep_their_numbers() -> None:
     assert torch.equal(torch.cat([part.index for part in batch.split(3)]), batch.index)
 
 
-def test_augmentation_is_told_the_epoch_and_sees_whole_batches() -> None:
+def test_augmentation_gets_the_epoch_and_whole_batches() -> None:
     seen: list[tuple[int, int]] = []
 
     def augment(batch: Batch, epoch: int) -> Batch:
@@ -48,7 +48,7 @@ def test_augmentation_is_told_the_epoch_and_sees_whole_batches() -> None:
     assert seen == [(3, 0), (2, 0), (3, 1), (2, 1)]
 
 
-def test_any_step_can_be_asked_for_first() -> None:
+def test_any_step_can_be_the_first() -> None:
     straight, jumping = Batches(samples(20), 7, 3), Batches(samples(20), 7, 3)
     expected = [straight.at(step).targets for step in range(9)]
     for step in (8, 0, 4, 7):
@@ -74,12 +74,12 @@ def test_a_derived_seed_depends_on_seed_and_purpose() -> None:
 
 
 def large(count: int) -> Batch:
-    return samples(count).settle(torch.device("cpu"), room=count * 3 * 8 - 1)
+    return samples(count).settle(torch.device("cpu"), max_bytes=count * 3 * 8 - 1)
 
 
-def test_samples_that_take_too_much_room_stay_on_the_host() -> None:
+def test_samples_that_take_too_much_memory_stay_on_the_host() -> None:
     assert isinstance(large(20), OnHost)
-    assert not isinstance(samples(20).settle(torch.device("cpu"), room=20 * 3 * 8), OnHost)
+    assert not isinstance(samples(20).settle(torch.device("cpu"), max_bytes=20 * 3 * 8), OnHost)
 
 
 def test_batches_are_the_same_wherever_their_samples_lie() -> None:
@@ -98,7 +98,7 @@ def test_batches_are_the_same_wherever_their_samples_lie() -> None:
 
 def test_pairs_stay_together_on_the_host() -> None:
     pairs = whole_split({"tokens": torch.arange(12).view(12, 1)}, torch.arange(12), rows_per_sample=2)
-    far = pairs.settle(torch.device("cpu"), room=0)
+    far = pairs.settle(torch.device("cpu"), max_bytes=0)
     for step in range(3):
         batch, wanted = Batches(far, 2, 0).at(step), Batches(pairs, 2, 0).at(step)
         assert torch.equal(batch.inputs["tokens"], wanted.inputs["tokens"])
@@ -108,7 +108,7 @@ def test_pairs_stay_together_on_the_host() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_arrive_on_the_gpu() -> None:
     device = torch.device("cuda")
-    far, near = Batches(samples(20).settle(device, room=0), 7, 3), Batches(samples(20).to(device), 7, 3)
+    far, near = Batches(samples(20).settle(device, max_bytes=0), 7, 3), Batches(samples(20).to(device), 7, 3)
     for step in range(7):
         ours, theirs = far.at(step), near.at(step)
         assert ours.targets.device.type == "cuda"

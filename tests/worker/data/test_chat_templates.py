@@ -1,4 +1,4 @@
-"""Chat templates, held against the Transformers library's own rendering."""
+"""Chat templates, compared with the rendering of the Transformers library."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def that_day(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The library asks the clock; it is told the day that jobs here are told."""
+    """The library reads the clock; it is set to the date that jobs use."""
 
     class Then(datetime):
         @classmethod
@@ -106,7 +106,7 @@ def test_a_chat_is_written_as_the_library_writes_it(folder: Path, name: str) -> 
     for chat, talk in zip(CHATS, talks(CHATS).talks, strict=True):
         for asks in (False, True):
             expected = library.apply_chat_template(chat, tokenize=False, add_generation_prompt=asks)
-            assert writer._render(talk, 0, asks=asks)[0] == expected
+            assert writer._render(talk, 0, prompts=asks)[0] == expected
 
 
 def documents(ours: TextTokenizer, chats: list[list[dict[str, Any]]]) -> list[Document]:
@@ -134,7 +134,7 @@ def test_a_token_that_a_mark_only_touches_is_learned(folder: Path) -> None:
 
 
 def test_marks_may_differ_from_turns(folder: Path) -> None:
-    """Turns that change once others follow are no matter where the template says what is learned."""
+    """Turns that change once others follow do not matter if the template marks the trained tokens."""
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% if loop.last %}<think>{% endif %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
@@ -152,9 +152,9 @@ def test_marks_may_differ_from_turns(folder: Path) -> None:
         "{% macro say() %}+{% generation %}ab{% endgeneration %}{% endmacro %}--{{ say() }}",
     ],
 )
-def test_marks_whose_place_can_t_be_told_are_refused(folder: Path, template: str) -> None:
+def test_marks_with_an_unknown_position_are_refused(folder: Path, template: str) -> None:
     ours, _ = readers(folder, template)
-    with pytest.raises(UserError, match=r"row 0 of data\.train: the chat template refuses it: it keeps what it writes"):
+    with pytest.raises(UserError, match=r"row 0 of data\.train: the chat template refuses it: it stores the text"):
         documents(ours, CHATS[:1])
 
 
@@ -182,7 +182,7 @@ def test_a_template_stays_in_its_sandbox(folder: Path, template: str) -> None:
     assert written in ("", "invalid_data")
 
 
-def test_the_day_stays_the_same_and_is_today_where_none_is_told(folder: Path) -> None:
+def test_the_date_is_fixed_and_defaults_to_today(folder: Path) -> None:
     ours, _ = readers(folder, "{{ strftime_now('%Y-%m-%d %H:%M') }}{% for m in messages %}{{ m.role }}{% endfor %}")
     talk = talks(CHATS).talks[0]
     assert ChatWriter(ours, "data.train", DAY)._render(talk, 0)[0].startswith("2024-02-29 00:00")

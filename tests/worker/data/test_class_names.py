@@ -20,7 +20,7 @@ def test_plain_names_need_no_warning(names: list[str]) -> None:
         (["cat", "cat "], ["'cat'", "'cat '"]),
         (["a b", "a  b", "a\u00a0b"], ["'a b'", "'a  b'", "'a\\xa0b'"]),
         (["\uff11", "1"], ["'\\uff11'", "'1'"]),
-        (["  ", "cat"], ["'  '", "nothing but spaces"]),
+        (["  ", "cat"], ["'  '", "only spaces"]),
         (["0", "--1", "x"], ["read as names", "'0'", "'--1', 'x'"]),
     ],
 )

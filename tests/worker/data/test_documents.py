@@ -1,4 +1,4 @@
-"""From texts and chats to tokens, and which of them are learned."""
+"""From texts and chats to tokens, and which of them are trained on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_text_comes_back_and_its_end_is_learned(plain: TextTokenizer) -> None:
     assert learned(document, plain) == f"{text}</s>"
 
 
-def test_of_a_chat_what_the_assistant_says_is_learned_with_its_end(plain: TextTokenizer) -> None:
+def test_the_assistants_messages_of_a_chat_are_learned_with_their_end(plain: TextTokenizer) -> None:
     chat = talk(
         ("system", "Be short."),
         ("user", "the cat?"),

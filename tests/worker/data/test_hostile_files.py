@@ -1,4 +1,4 @@
-"""Small files that ask their reader for gigabytes, or for ever: what is said of them, and what they take."""
+"""Small files that cost their reader gigabytes or endless time: their errors, and the memory and time they take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker import limits
 from worker.data.chats import ChatWriter
 from worker.data.formats import read_samples
 from worker.data.formats.columns import ChatMessage, TextSamples
-from worker.data.formats.faults import FREE_BYTES, data_room, data_subject, most_bytes
+from worker.data.formats.faults import FREE_BYTES, data_memory, data_subject, most_bytes
 from worker.data.labels import find_classes
 from worker.data.readers import _stored
 from worker.data.running_text import PackingDir, TextFile
@@ -35,9 +35,9 @@ MIB = 2**20
 
 
 def read(path: Path, task: Any, kind: str = "parquet", **more: Any) -> UserError:
-    """What is said of a file that can't be read within its bounds."""
+    """The error for a file that can't be read within its limits."""
     data = options(kind, input_columns=["x"], label_columns=["y"], **more)
-    with pytest.raises(UserError) as caught, reading(data_subject("data.train"), data_room(path)):
+    with pytest.raises(UserError) as caught, reading(data_subject("data.train"), data_memory(path)):
         read_samples(path, data, columns_of(task), "data.train")
     assert (caught.value.code, caught.value.param) == ("invalid_data", "data.train")
     return caught.value
@@ -69,7 +69,7 @@ def test_rows_that_name_values_which_a_data_set_lacks_are_refused(tmp_path: Path
         stream.write_table(table)
     state = json.dumps({"_data_files": [{"filename": "data.arrow"}]}).encode()
     path = packed(tmp_path / "a.zip", {"d/state.json": state, "d/data.arrow": sink.getvalue()})
-    assert "sound data set" in read(path, "text-classification", "hf-dataset").message
+    assert "valid data set" in read(path, "text-classification", "hf-dataset").message
 
 
 @linux
@@ -80,7 +80,7 @@ def test_an_image_that_is_stored_once_does_not_fill_the_memory(tmp_path: Path) -
     assert "more than" in read(path, "image-classification", image_size=[2048, 2048]).message
 
 
-def test_rows_that_take_no_room_in_the_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_take_no_space_in_the_file_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.data.formats.faults.FREE_BYTES", 10_000)
     rows = 1_000_000
     table = pa.table({"x": np.zeros(rows, np.float32), "y": np.zeros(rows, np.float32)})
@@ -92,7 +92,7 @@ def test_honest_files_may_take_far_more_than_they_have(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"x" * MIB)
     assert most_bytes(path, 100) == FREE_BYTES + 100 * MIB
-    assert data_room(path) > 3 * most_bytes(path)
+    assert data_memory(path) > 3 * most_bytes(path)
 
 
 def test_texts_that_are_read_some_at_a_time_are_bounded_together(
@@ -145,7 +145,7 @@ def samples(names: list[str]) -> Any:
     return Samples(TextSamples(["t"] * len(names)), names)
 
 
-def test_some_of_many_problems_are_told() -> None:
+def test_some_of_many_problems_are_reported() -> None:
     from app.recipe.problem import Problem
 
     with pytest.raises(UserError, match="and 980 more"):
@@ -220,7 +220,7 @@ def write(tokenizer: Any) -> None:
 
 @linux
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_that_asks_for_too_much_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_template_that_takes_too_much_is_refused(tmp_path: Path, name: str) -> None:
     tokenizer = stored(tmp_path)
     tokenizer.template = TEMPLATES[name]
     with pytest.raises(UserError) as caught:

@@ -95,7 +95,7 @@ def test_arrays_have_numbers_that_the_contract_may_name() -> None:
     assert read(rows, teachers=[teacher], class_order="teacher")[1:3] == (teacher, {"t0": [0, 1, 2]})
 
 
-def test_lists_of_numbers_are_those_of_classes_that_something_tells() -> None:
+def test_lists_of_numbers_need_a_list_of_classes() -> None:
     assert read(stored([[2, 0], []]), classes=4)[:2] == ([[[1, 0, 1, 0], [0, 0, 0, 0]]], None)
     assert read(stored([[1], []]), class_order=["a", "b"])[:2] == ([[[0, 1], [0, 0]]], ["a", "b"])
     train, other = stored([[0], [1]], ["joy", "fear"]), stored([[0, 1]], ["fear", "joy"])
@@ -161,17 +161,17 @@ def notes(train: list[list[int]], evaluation: list[list[int]]) -> list[str]:
     return label_notes(torch.tensor(train).float(), torch.tensor(evaluation).float(), described(["a", "b", "c"]))
 
 
-def test_oddities_of_labels_are_told_by_name() -> None:
+def test_warnings_about_labels_name_the_classes() -> None:
     assert notes([[1, 1, 0], [1, 0, 1], [0, 1, 1], [0, 0, 0]], [[1, 1, 1]]) == []
     assert notes([[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2, [[1, 1, 1]]) == ["no training sample has more than one label"]
     found = notes([[1, 0, 0], [1, 1, 0]], [[0, 0, 1]])
     assert found[0].startswith("only 2 of 3 classes have a training sample; without one: 'c'")
-    assert "classes that all training samples have, so that there is nothing to tell apart: 'a'" in found
+    assert "classes that all training samples have, so that there is nothing to distinguish: 'a'" in found
     assert "classes that are evaluated and have no training sample: 'c'" in found
     assert "classes with a single training sample: 'b'" in found
 
 
-def test_names_that_were_not_set_apart_are_told() -> None:
+def test_names_that_may_be_joined_have_a_warning() -> None:
     one = torch.eye(2).repeat(2, 1)
     (told,) = label_notes(one, one, described(["a, b", "c"]))
     assert "no training sample has more than one label, and some may be several: 'a, b' (data.label_separator" in told

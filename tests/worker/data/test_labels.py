@@ -1,4 +1,4 @@
-"""Labels of files whose classes have names, numbers, or orders of their own."""
+"""Labels of files whose classes have names, numbers or another order."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_sound_labels_are_no_news() -> None:
     assert notes([0, 1, 0, 1], [0, 1], ["a", "b"]) == []
 
 
-def test_oddities_of_labels_are_told_by_name() -> None:
+def test_warnings_about_labels_name_the_classes() -> None:
     from_one = notes([1, 2, 1, 2], [1, 2], 3)
     assert "only 2 of 3 classes have a training sample; without one: '0'" in from_one
     assert any("labels begin at 1" in note and "class 0 has no sample" in note for note in from_one)
@@ -171,7 +171,7 @@ def test_oddities_of_labels_are_told_by_name() -> None:
     assert "and 479 more" in many[0]
 
 
-def test_answers_that_never_change_are_told() -> None:
+def test_constant_targets_have_a_warning() -> None:
     train = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
     (note,) = number_notes(train)
     assert note.endswith(": 1")

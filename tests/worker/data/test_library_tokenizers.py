@@ -1,4 +1,4 @@
-"""Tokenizers of folders that the Transformers library wrote, held against that library's own reading."""
+"""Tokenizers of folders that the Transformers library wrote, compared with that library."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 
 def same(folder: Path) -> TextTokenizer:
-    """Our reading of the folder, after it was held against the library's."""
+    """Our tokenizer of the folder, after a comparison with the library's."""
     ours, theirs = load_tokenizer(folder, "teacher.model"), AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         assert ids(ours, text) == [number for number in theirs(text)["input_ids"] if number != ours.pad], text

@@ -250,7 +250,7 @@ def test_keypoints_are_flat_and_x_before_y(tmp_path: Path) -> None:
     torch.testing.assert_close(task.train.targets, torch.from_numpy(points.reshape(40, 6)).float())
     points[7, 1, 0] = np.nan
     np.savez(tmp_path / "t.npz", x=IMAGES, y=points)
-    with pytest.raises(UserError, match=r"'y' holds nan at index \(7, 1, 0\)"):
+    with pytest.raises(UserError, match=r"'y' has nan at index \(7, 1, 0\)"):
         load_task(job_for("keypoints", {"eval": "train"}), files, {}, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""Texts to make vectors of: read from tables, both texts of a pair as rows that stay together."""
+"""Texts to embed: read from tables, both texts of a pair as adjacent rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written on: the beginnings of packed texts, or what precedes each answer."""
+"""Prompts for generation: the beginnings of packed texts, or the messages before each answer."""
 
 from __future__ import annotations
 

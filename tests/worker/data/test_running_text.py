@@ -1,4 +1,4 @@
-"""Texts of files of any size become the same sequences as if all of them were held in memory, and are not held."""
+"""Texts of files of any size become the same sequences as if they were held in memory, without being held."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def reader() -> TextTokenizer:
 
 
 def in_memory(texts: list[str], reader: TextTokenizer) -> tuple[Tensor, Tensor]:
-    """All of it at once, as plainly as can be said."""
+    """The whole text at once, in the plainest form."""
     assert reader.end is not None
     rows = [([*reader.begin, *e.ids, reader.end], len(reader.begin)) for e in reader.encode_whole(texts)]
     ids = np.array([i for row, _ in rows for i in row])
@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, reader: TextTokenize
         ([7], "row 0"),
     ],
 )
-def test_what_is_no_text_is_told_with_its_row(tmp_path: Path, texts: list[Any], word: str) -> None:
+def test_an_invalid_text_is_refused_with_its_row(tmp_path: Path, texts: list[Any], word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         loaded(job_of(format="jsonl"), tmp_path, t=jsonl(tmp_path / "file", texts))
     assert (caught.value.code, caught.value.param) == ("invalid_data", "data.train")
@@ -219,10 +219,10 @@ def test_chats_and_texts_in_one_column_are_refused(tmp_path: Path) -> None:
         loaded(job_of(format="jsonl"), tmp_path, t=path)
 
 
-def test_who_takes_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_text, "SECONDS_BETWEEN_WORDS", 0.0)
+def test_slow_reading_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_text, "SECONDS_BETWEEN_REPORTS", 0.0)
     said: list[str] = []
-    place = replace(PackingDir(tmp_path), say=said.append)
+    place = replace(PackingDir(tmp_path), report=said.append)
     assert TextFile(jsonl(tmp_path / "file"), job_of(format="jsonl").data, "data.train", place).count() == ROWS
     assert said[-1] == "reading data.train: 2,600 texts so far"
 

@@ -1,4 +1,4 @@
-"""Two crops of one image: what is pasted, and by whose numbers."""
+"""Two crops of one image: which pixels are pasted, and which random numbers decide it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mixed(first: Tensor, second: Tensor, share: Tensor, centre: Tensor) -> Mixed
     return paste(first, second, draw_boxes(share, centre, first.shape[-2:]))
 
 
-def test_a_box_is_pasted_where_it_says() -> None:
+def test_a_box_is_pasted_at_its_position() -> None:
     found = paste(BLACK, WHITE, torch.tensor([[1, 2, 4, 7]]))
     expected = torch.zeros(HEIGHT, WIDTH)
     expected[1:4, 2:7] = 1.0

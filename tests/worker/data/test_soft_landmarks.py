@@ -1,4 +1,4 @@
-"""What softening keeps of targets, and what it takes away."""
+"""Softening of targets: the values it keeps and the values it removes."""
 
 from __future__ import annotations
 
@@ -71,5 +71,5 @@ def test_fewer_samples_than_numbers_still_have_directions() -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_targets_that_do_not_vary_are_refused(count: int) -> None:
-    with pytest.raises(UserError, match="nothing to soften them by"):
+    with pytest.raises(UserError, match="can't be softened"):
         soft_landmarks(torch.ones(count, 4), SoftLandmarks())

@@ -51,7 +51,7 @@ def test_pairs_are_one_row_and_long_texts_lose_their_end(spec: Trained) -> None:
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("kind", [WordPiece, BytePairs])
-def test_capitals_count_only_when_asked(kind: type[Trained], lowercase: bool) -> None:
+def test_capitals_count_only_if_set(kind: type[Trained], lowercase: bool) -> None:
     tokenizer = train_tokenizer(kind(vocabulary=600, lowercase=lowercase), TextSamples(["The fox the FOX É é"] * 5))
     one, other = tokenizer.encode(TextSamples(["FOX É", "fox é"]), 16).ids
     assert torch.equal(one, other) == lowercase

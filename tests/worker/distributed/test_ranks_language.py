@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.worker.distributed.ranks_stage import Act, play_together, tell_every_step
+from tests.worker.distributed.ranks_stage import Act, play_together, report_every_step
 from tests.worker.tasks.language import DISTILLED, GPT2, LLAMA, stage
 from tests.worker.training.builders import Played, finished, play
 from worker.protocol import CachePlace, Finished, Metrics, Stopped
@@ -66,7 +66,7 @@ def resumed(act: Act) -> Act:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        tell_every_step(patch)
+        report_every_step(patch)
         yield Scene(tmp_path_factory.mktemp("ranks"))
 
 

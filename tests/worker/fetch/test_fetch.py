@@ -149,7 +149,7 @@ async def test_shards_come_with_their_index_and_must_all_be_there(tmp_path: Path
 async def test_a_model_that_is_too_large_is_refused_before_it_is_fetched(tmp_path: Path) -> None:
     write_model(tmp_path / "mirror" / NAME / COMMIT)
     settings = settings_with(tmp_path, hub_mirror=tmp_path / "mirror", max_teacher_bytes=50)
-    assert "at most 50 are accepted" in await refusal(tmp_path, TEACHER, settings)
+    assert "accepted: at most 50" in await refusal(tmp_path, TEACHER, settings)
 
 
 async def test_a_worker_refuses_what_its_settings_do_not_accept(tmp_path: Path) -> None:

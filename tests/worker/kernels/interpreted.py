@@ -1,6 +1,6 @@
-"""The row kernel under Triton's interpreter, held against the references in float64.
+"""The row kernel under Triton's interpreter, compared with the references in float64.
 
-Triton has to be told before it is imported, so `test_rows.py` runs this file in a process of its own. A launch takes
+Triton must be configured before its import, so `test_rows.py` runs this file in a separate process. A launch takes
 half a second here: few rows, one or two blocks of columns.
 """
 
@@ -187,7 +187,7 @@ def test_cross_entropy_alone_needs_no_teacher_and_equals_torch() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_looking_for_the_maximum_first_changes_nothing() -> None:
+def test_computing_the_maximum_first_changes_nothing() -> None:
     assert_same(batch_of(3, 20, 17, seed=11), RowSpec(Divergence("jsd", temperature=2.0), 1.0, 0.5), three_passes=True)
 
 

@@ -1,4 +1,4 @@
-"""Batches of rows for the tests of the kernels, and what the objective says of them."""
+"""Batches of rows for the tests of the kernels, and the objective's values for them."""
 
 from __future__ import annotations
 

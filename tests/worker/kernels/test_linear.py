@@ -143,7 +143,7 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
         torch.testing.assert_close(getattr(sides, part).grad, gradient, rtol=1e-8, atol=1e-12)
 
 
-def test_ignored_rows_are_not_looked_at() -> None:
+def test_ignored_rows_are_not_read() -> None:
     sides = make()
     expected = gradients(plain(sides), sides)
     ignored = sides.labels == IGNORED
@@ -273,7 +273,7 @@ def test_cross_entropy_alone_needs_no_teacher() -> None:
     assert_alike(fused(sides, spec, NoTeacher()).total, expected, sides)
 
 
-def test_both_parts_are_told_apart() -> None:
+def test_both_parts_are_returned_separately() -> None:
     losses = fused(make())
     torch.testing.assert_close(losses.total, 0.7 * losses.divergence + 0.3 * losses.cross_entropy)
     assert not losses.divergence.requires_grad

@@ -1,4 +1,4 @@
-"""What is written out for a processor against the references that define it."""
+"""The row losses written out for a CPU, compared with the references that define them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(student: int = CLASSES, teacher: int = CLASSES, dtype: torch.dtype = 
 
 
 def both(given: RowInputs, spec: RowSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Divergence, cross-entropy and gradient: as asked for, and by the references."""
+    """Divergence, cross-entropy and gradient: by the selected implementation and by the references."""
     ours, other = given.student.clone(), given.student.clone()
     losses: RowLosses = row_loss_(ours, given.teacher, given.labels, spec, row_weights=given.row_weights)
     by_reference = plain_by_autograd(given._replace(student=other), spec, True)

@@ -168,7 +168,7 @@ def test_backward_runs_once() -> None:
         total.backward()
 
 
-def test_what_saved_the_logits_for_its_own_backward_is_told() -> None:
+def test_an_operation_that_saved_the_logits_raises_in_backward() -> None:
     inputs = batch_of(3, 9, 9, seed=12)
     logits = inputs.student.clone().requires_grad_().tanh()
     total = row_loss(logits, inputs.teacher, inputs.labels, MIXED).total.sum()
@@ -188,13 +188,13 @@ def test_logits_that_are_changed_before_backward_are_noticed() -> None:
 @pytest.mark.parametrize(
     ("changes", "spec", "message"),
     [
-        ({"student": torch.zeros(3, 9, dtype=torch.int64)}, MIXED, "student: takes floating"),
-        ({"student": torch.zeros(9, 3).T}, MIXED, "student: takes rows without gaps"),
+        ({"student": torch.zeros(3, 9, dtype=torch.int64)}, MIXED, "student: accepted: floating"),
+        ({"student": torch.zeros(9, 3).T}, MIXED, "student: accepted: rows without gaps"),
         ({"teacher": None}, MIXED, "teacher: the divergence needs"),
-        ({"teacher": torch.zeros(2, 9)}, MIXED, "teacher: takes logits"),
+        ({"teacher": torch.zeros(2, 9)}, MIXED, "teacher: accepted: logits"),
         ({"labels": None}, MIXED, "labels: the cross-entropy"),
         ({"labels": None}, RowSpec(Divergence("dkd")), "labels: the cross-entropy"),
-        ({"labels": torch.zeros(3, 9)}, MIXED, "labels: takes integers"),
+        ({"labels": torch.zeros(3, 9)}, MIXED, "labels: accepted: integers"),
         ({"row_weights": torch.ones(2)}, MIXED, "row_weights: takes"),
     ],
 )
@@ -205,9 +205,9 @@ def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], spe
 
 
 def test_settings_that_mean_nothing_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="temperature: takes a number above 0"):
+    with pytest.raises(ValueError, match="temperature: accepted: a number above 0"):
         Divergence("jsd", temperature=0.0)
-    with pytest.raises(ValueError, match="label_smoothing: takes a number from 0 to below 1"):
+    with pytest.raises(ValueError, match="label_smoothing: accepted: a number from 0 to below 1"):
         RowSpec(None, 0.0, 1.0, label_smoothing=1.0)
 
 

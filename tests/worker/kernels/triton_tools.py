@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def pass_under_the_interpreter(tests: str) -> None:
-    """Run a file of tests in a process of its own: Triton has to be told before it is imported."""
+    """Run a file of tests in a separate process: Triton must be configured before its import."""
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -25,7 +25,7 @@ def pass_under_the_interpreter(tests: str) -> None:
 
 
 class Compiled(NamedTuple):
-    """What became of a kernel for compute capability 9.0."""
+    """A kernel compiled for compute capability 9.0."""
 
     stack: int
     """Bytes that each thread keeps outside of its registers."""

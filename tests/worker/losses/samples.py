@@ -1,4 +1,4 @@
-"""What the tests of losses run on: every loss of logits with several settings, and rows to give them."""
+"""Cases for the tests of losses: every loss of logits with several settings, and rows as inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of vectors of texts, against the plainest way to compute them."""
+"""Losses of text embeddings, compared with direct formulas."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_gradient_is_that_of_the_value(spec: Loss) -> None:
 
 
 @pytest.mark.parametrize("spec", AGREEING)
-def test_a_student_that_says_what_its_teacher_says_costs_nothing(spec: Loss) -> None:
+def test_a_student_equal_to_its_teacher_has_no_loss(spec: Loss) -> None:
     rows = draw()
     loss = term_of(spec)(rows._replace(teacher=rows.student.detach().clone()))
     torch.testing.assert_close(loss.detach(), torch.zeros_like(loss), rtol=0, atol=1e-12)
@@ -144,7 +144,7 @@ def test_vectors_of_unit_length_have_a_squared_distance_of_twice_their_cosine_s(
     torch.testing.assert_close(term_of(EmbeddingDistance())(unit), 2.0 / WIDTH * by_cosine)
 
 
-def test_a_projection_brings_the_student_to_its_teachers_width_and_learns() -> None:
+def test_a_projection_maps_the_student_to_its_teachers_width_and_is_trained() -> None:
     shop = builder(TAUGHT)
     term = build_term(EmbeddingDistance(), shop)
     (name,) = shop.trained
@@ -160,14 +160,14 @@ def test_a_projection_brings_the_student_to_its_teachers_width_and_learns() -> N
 @pytest.mark.parametrize(
     ("choice", "taught", "parts"), [("auto", WIDTH, 0), ("auto", TAUGHT, 1), ("linear", WIDTH, 1), ("none", WIDTH, 0)]
 )
-def test_there_is_a_projection_where_it_is_needed_or_asked_for(choice: Any, taught: int, parts: int) -> None:
+def test_there_is_a_projection_if_it_is_needed_or_set(choice: Any, taught: int, parts: int) -> None:
     shop = builder(taught)
     build_term(EmbeddingDistance(projection=choice), shop)
     assert len(shop.aux_modules) == parts
 
 
 def test_widths_that_differ_without_a_projection_are_refused() -> None:
-    with pytest.raises(UserError, match="the student's vectors have 5 numbers and the teacher's 7") as caught:
+    with pytest.raises(UserError, match="the student's embeddings have 5 dimensions and the teacher's 7") as caught:
         term_of(EmbeddingDistance(projection="none"), TAUGHT)
     assert caught.value.param == "recipe.losses[0].projection"
 
@@ -193,7 +193,7 @@ def test_similarities_of_any_width_are_compared_row_by_row(taught: int) -> None:
 
 
 def candidates(anchor: int, texts: list[float], others: str) -> list[int]:
-    """What an anchor looks through: its partner, and rows of other texts than both of theirs."""
+    """The candidates of an anchor: its partner, and rows whose texts differ from both of theirs."""
     partner = anchor ^ 1
     rows = [row for row in range(len(texts)) if others == "all" or row % 2 != anchor % 2]
     return [row for row in rows if row == partner or texts[row] not in (texts[anchor], texts[partner])]
@@ -202,7 +202,7 @@ def candidates(anchor: int, texts: list[float], others: str) -> list[int]:
 @pytest.mark.parametrize("others", ["opposite", "all"])
 @pytest.mark.parametrize("anchors", ["first", "both"])
 @pytest.mark.parametrize("target", ["pairs", "teacher"])
-def test_each_anchor_looks_for_its_pair_among_the_texts_that_differ(others: Any, anchors: Any, target: Any) -> None:
+def test_the_candidates_of_each_anchor_are_the_texts_that_differ(others: Any, anchors: Any, target: Any) -> None:
     """Pairs 0 and 2 have the same second text, pairs 1 and 3 the same first one."""
     rows = draw(taught=TAUGHT)
     assert rows.teacher is not None

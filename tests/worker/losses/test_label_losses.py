@@ -1,4 +1,4 @@
-"""What USKD and FerKD promise: who learns from what, what is left out, and what the numbers are by hand."""
+"""USKD and FerKD: which samples use which targets, which are left out, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_one_hot_labels_name_one_class(spec: Uskd) -> None:
 
 
 @pytest.mark.parametrize("spec", USKDS)
-def test_a_masked_column_is_as_if_it_were_not_there_in_either_head(spec: Uskd) -> None:
+def test_a_masked_column_has_no_effect_in_either_head(spec: Uskd) -> None:
     rows = with_feature(draw())
     rows = rows._replace(labels=rows.labels.clamp(max=CLASSES - 2))
     whole, part = uskd(spec), uskd(spec, classes=CLASSES - 1)
@@ -316,7 +316,7 @@ def test_a_mixed_label_is_smoothed_share_by_share() -> None:
 
 
 @pytest.mark.parametrize("spec", FERKDS)
-def test_a_column_that_both_sides_mask_takes_no_part_in_calibrated_labels(spec: Ferkd) -> None:
+def test_a_column_that_both_sides_mask_is_not_in_calibrated_labels(spec: Ferkd) -> None:
     rows = draw()
     assert rows.teacher is not None
     rows = rows._replace(labels=rows.labels.clamp(max=CLASSES - 2))
@@ -374,6 +374,6 @@ def test_a_rest_of_all_classes_is_refused() -> None:
         Ferkd(rest="drop")
 
 
-def test_ferkd_says_when_there_is_no_teacher() -> None:
+def test_ferkd_raises_without_a_teacher() -> None:
     with pytest.raises(ValueError, match="teacher"):
         FerkdTerm(Ferkd())(draw()._replace(teacher=None))

@@ -1,4 +1,4 @@
-"""What the formulas of single losses promise: limits, identities and what they leave alone."""
+"""Properties of single losses: limits, identities and invariances."""
 
 from __future__ import annotations
 
@@ -138,9 +138,7 @@ def test_the_balance_of_akl_has_no_gradient(spec: Akl) -> None:
 
 
 @pytest.mark.parametrize(("boundary_in_head", "head"), [(False, [0]), (True, [0, 1])])
-def test_the_class_that_crosses_mu_is_in_the_head_of_akl_when_asked_for(
-    boundary_in_head: bool, head: list[int]
-) -> None:
+def test_the_class_that_crosses_mu_is_in_the_head_of_akl_if_set(boundary_in_head: bool, head: list[int]) -> None:
     p, q = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).double(), torch.tensor([[0.1, 0.5, 0.15, 0.25]]).double()
     gaps = (p - q).abs()
     share = AklTerm(Akl(boundary_in_head=boundary_in_head)).head_share(q.log(), p.log())
@@ -224,7 +222,7 @@ def test_masses_of_a_hierarchy_can_not_exceed_one_together() -> None:
 
 @pytest.mark.parametrize("spec", [Nkd(), Dkd(), Dkd(standardize=True)])
 @pytest.mark.parametrize("masks", ["student", "teacher", "both"])
-def test_where_the_target_alone_is_offered_the_other_classes_say_nothing(spec: Nkd | Dkd, masks: str) -> None:
+def test_if_only_the_target_is_offered_the_other_classes_have_no_effect(spec: Nkd | Dkd, masks: str) -> None:
     rows = draw()
     assert rows.teacher is not None
     others = torch.nn.functional.one_hot(rows.labels, rows.teacher.shape[1]) == 0

@@ -1,4 +1,4 @@
-"""Losses of labels that are there or not: against the library, their limits, and that no class looks at another."""
+"""Losses of binary labels: compared with the library, their limits, and that classes are independent."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_gradient_is_that_of_the_value(spec: Loss) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=named)
-def test_a_class_does_not_look_at_another(spec: Loss) -> None:
+def test_a_class_does_not_depend_on_another(spec: Loss) -> None:
     rows = draw()
     changed = rows.student.detach().clone()
     changed[:, 0] += 3.0

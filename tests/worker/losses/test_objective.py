@@ -1,4 +1,4 @@
-"""The objective: one count divides everything, however a batch is split."""
+"""The objective: all terms are divided by one count, however a batch is split."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_splitting_a_batch_changes_neither_loss_nor_gradient(parts: int) -> None
         torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-13)
 
 
-def test_a_loss_that_says_that_it_couples_rows_does_change_when_a_batch_is_split() -> None:
+def test_a_loss_that_declares_coupled_rows_changes_when_a_batch_is_split() -> None:
     for spec in SPECS:
         split, whole = (loss_and_gradient(objective_of([spec]), parts)[0] for parts in (2, 1))
         assert torch.allclose(split, whole, rtol=1e-6) != spec.couples_rows
@@ -96,7 +96,7 @@ def test_terms_of_the_same_kind_have_names_of_their_own() -> None:
 
 
 def two_sides() -> tuple[BatchOutputs, BatchOutputs, BatchOutputs]:
-    """What is seen of one teacher, of another, and of both."""
+    """The outputs of one teacher, of another, and of both."""
     rows = draw(dtype=torch.float32)
     assert rows.teacher is not None
     one, other = TeacherSignal(rows.teacher), TeacherSignal(3.0 * rows.teacher.flip(0))
@@ -191,7 +191,7 @@ def test_row_kernels_give_what_the_terms_give(monkeypatch: pytest.MonkeyPatch, s
     assert passes == max(plain, 2 * taught)
 
 
-def test_terms_that_weigh_nothing_yet_are_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terms_of_weight_0_are_still_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, objective = (
         draw(),
         objective_of([CrossEntropy(), Kd(weight=LinearWeight(kind="linear", first=0.0, last=1.0))]),

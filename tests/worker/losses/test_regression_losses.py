@@ -1,4 +1,4 @@
-"""Losses of lists of numbers: their values by hand, their targets, and what two teachers do to a student."""
+"""Regression losses: values computed by hand, their targets, and the effect of two teachers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every loss term, whatever its formula."""
+"""Properties of every loss term, independent of its formula."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_divergence_is_positive_where_student_and_teacher_differ(spec: LossSpe
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_column_that_both_sides_mask_is_as_if_it_were_not_there(spec: LossSpec) -> None:
+def test_a_column_that_both_sides_mask_has_no_effect(spec: LossSpec) -> None:
     rows = draw()
     assert rows.teacher is not None
     assert rows.head is not None
@@ -117,7 +117,7 @@ def test_one_hot_labels_count_like_indices(spec: LossSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.needs_teacher])
-def test_a_term_that_needs_a_teacher_says_so_when_there_is_none(spec: LossSpec) -> None:
+def test_a_term_that_needs_a_teacher_raises_without_one(spec: LossSpec) -> None:
     with pytest.raises(ValueError, match="teacher"):
         term_of(spec)(draw()._replace(teacher=None, head=None))
 

@@ -99,7 +99,7 @@ def test_it_is_that_of_plain_logits(term: Loss, vocabulary: int) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 10**6], ids=["one", "all"])
-def test_a_teacher_with_its_own_tokens_is_asked_where_both_have_read_the_same(
+def test_a_teacher_with_another_tokenizer_is_used_at_aligned_tokens(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr("worker.losses.tokens.CHUNK", at_once)
@@ -202,7 +202,7 @@ def test_it_never_holds_all_logits(term: Loss, monkeypatch: pytest.MonkeyPatch) 
     assert 0 < largest < full
 
 
-def test_what_the_kernels_compute_is_told_from_the_contract() -> None:
+def test_the_contract_determines_which_terms_the_kernels_compute() -> None:
     told = kernel_divergence(spec.Dkd(alpha=0.5, beta=2.0, temperature=3.0))
     assert told is not None
     assert (told.kind, told.alpha, told.beta, told.temperature) == ("dkd", 0.5, 2.0, 3.0)

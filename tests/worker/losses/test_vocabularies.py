@@ -1,4 +1,4 @@
-"""Distances between probabilities that belong to different tokens."""
+"""Distances between probabilities over different vocabularies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABELS = torch.zeros(1, dtype=torch.int64)
 
 
 def distance(student: list[float], teacher: list[float], temperature: float = 1.0) -> float:
-    """Of probabilities, given as such."""
+    """The distance of given probabilities."""
     ours, theirs = (torch.tensor([side], dtype=torch.float64).log() for side in (student, teacher))
     return float(term_of(Uld(temperature=temperature))(LossInputs(ours, LABELS, theirs)))
 

@@ -1,4 +1,4 @@
-"""Bins of confidences and the temperature, against cases done by hand and against what defines them."""
+"""Bins of confidences and the temperature, against cases computed by hand and against their definitions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_logits_that_are_always_right_end_at_the_lower_bound() -> None:
 
 
 @pytest.mark.parametrize("logits", [torch.zeros(4, 4), -torch.eye(4)], ids=["constant", "always wrong"])
-def test_logits_that_tell_nothing_end_at_the_upper_bound(logits: Tensor) -> None:
+def test_uninformative_logits_end_at_the_upper_bound(logits: Tensor) -> None:
     assert fit_temperature(logits, torch.arange(4)) == (HIGHEST, True)
 
 

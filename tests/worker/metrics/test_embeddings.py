@@ -1,4 +1,4 @@
-"""Measures of vectors of texts, against numbers worked out by hand and plain loops."""
+"""Metrics of text embeddings, against numbers computed by hand and plain loops."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_equal_values_share_the_mean_of_their_ranks() -> None:
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
-def test_a_rank_is_half_way_among_those_that_are_not_told_apart(values: list[int]) -> None:
+def test_equal_values_have_their_mean_rank(values: list[int]) -> None:
     expected = [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
     assert ranks(torch.tensor(values)).tolist() == expected
 
@@ -70,7 +70,7 @@ def plain_places(vectors: Tensor, texts: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 2**24])
-def test_a_text_is_looked_for_among_all_that_differ_from_it(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_a_text_is_ranked_among_all_that_differ_from_it(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """Texts 100 and 101 are what several look for, and 0 looks for two."""
     monkeypatch.setattr(embeddings, "AT_ONCE", at_once)
     texts = [0, 100, 1, 101, 0, 102, 2, 100, 3, 103, 4, 101]
@@ -112,5 +112,5 @@ def test_each_two_texts_count_once_in_the_likeness_of_cosines(monkeypatch: pytes
     student, teacher = torch.eye(2)[[0, 0, 1]], torch.eye(2)[[0, 1, 1]]
     assert float(teacher_correlation(student, teacher)) == pytest.approx(-0.5)
     more = torch.cat([student, torch.randn(3, 2)]), torch.cat([teacher, torch.randn(3, 2)])
-    monkeypatch.setattr(embeddings, "LOOKED_AT", 3)
+    monkeypatch.setattr(embeddings, "COMPARED", 3)
     assert float(teacher_correlation(*more)) == pytest.approx(-0.5)

@@ -1,4 +1,4 @@
-"""Spans of entities, held against `seqeval` on sound and on broken sequences."""
+"""Spans of entities, compared with `seqeval` on valid and on invalid sequences."""
 
 from __future__ import annotations
 
@@ -105,5 +105,5 @@ def test_without_spans_all_is_zero() -> None:
         (["O", "B-PER", "X"], False),
     ],
 )
-def test_tags_of_spans_are_told_from_tags_of_words(names: list[str], marks: bool) -> None:
+def test_tags_of_spans_are_distinguished_from_tags_of_words(names: list[str], marks: bool) -> None:
     assert marks_entities(names) is marks

@@ -1,4 +1,4 @@
-"""Measures of predicted points, against numbers worked out by hand."""
+"""Metrics of predicted points, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_low_precision_is_taken_to_float64() -> None:
     assert errors.tolist() == [2.0 / 6.0, 0.0]
 
 
-@pytest.mark.parametrize(("pair", "said"), [(None, "upright line"), ((0, 1), "points 0 and 1 are one")])
+@pytest.mark.parametrize(("pair", "said"), [(None, "vertical line"), ((0, 1), "points 0 and 1 are equal")])
 def test_a_sample_without_a_length_is_refused_by_its_number(pair: tuple[int, int] | None, said: str) -> None:
     degenerate = TARGETS.clone()
     degenerate[1] = torch.tensor([2.0, 3.0])

@@ -1,4 +1,4 @@
-"""Measures of answers with any number of labels, against scikit-learn and torchmetrics, and where they fail."""
+"""Multi-label metrics, against scikit-learn and torchmetrics, and their errors."""
 
 from __future__ import annotations
 

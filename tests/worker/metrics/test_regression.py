@@ -1,4 +1,4 @@
-"""Measures of a regression, against numbers worked out by hand."""
+"""Metrics of a regression, against numbers worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamP and SGDP one tensor at a time, as the paper writes them (2006.08217): what the fast ones are held against."""
+"""AdamP and SGDP one tensor at a time, as in the paper (2006.08217): the reference for the fast ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sgdp(weight: Tensor, gradient: Tensor, state: State, **settings: Any) -> Non
 
 
 def project(weight: Tensor, gradient: Tensor, update: Tensor, settings: dict[str, Any]) -> tuple[Tensor, float]:
-    """The update without its radial part, where the test for scale invariance says so, and the factor of the decay."""
+    """The update without its radial part, where the test for scale invariance succeeds, and the factor of the decay."""
     if weight.ndim < 2:
         return update, 1.0
     for rows in (len(weight), 1):

@@ -17,7 +17,7 @@ INNER = [Sgd(lr=0.1), Sgd(lr=0.1, momentum=0.0), AdamW(), AdamP(), SinkGd(), Swa
 
 
 def norms(model: nn.Sequential) -> list[float]:
-    """Of the hidden convolution, of scale and offset together, and of the output layer."""
+    """Norms of the hidden convolution, of scale and offset together, and of the output layer."""
     pair = torch.cat([model[1].weight, model[1].bias])
     return [tensor.detach().norm().item() for tensor in (model[0].weight, pair, model[3].weight)]
 
@@ -68,7 +68,7 @@ def test_weights_in_16_bits_are_scaled_where_they_are_exact() -> None:
 
 def test_a_network_without_normalisation_is_refused() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(UserError, match="what is trained has none; accepted: any optimizer but nap") as caught:
+    with pytest.raises(UserError, match="the trained modules have none; accepted: any optimizer but nap") as caught:
         build_optimizer(NormalizeAndProject(inner=AdamW()), model.parameters(), [model])
     assert caught.value.param == "recipe.optimizer.kind"
 

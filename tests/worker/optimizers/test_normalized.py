@@ -1,4 +1,4 @@
-"""What normalised gradients have, and which parameters they are for."""
+"""Properties of normalised gradients, and the parameters they apply to."""
 
 from __future__ import annotations
 

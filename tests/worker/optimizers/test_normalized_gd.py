@@ -1,4 +1,4 @@
-"""Normalised gradient descent divides by how wrong the outputs are."""
+"""Normalised gradient descent divides by the error of the outputs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_neither_the_weight_of_the_loss_nor_the_parts_of_a_batch_change_a_step(f
     torch.testing.assert_close(after_a_step(factor, parts), after_a_step())
 
 
-def test_what_one_batch_said_is_forgotten_for_the_next() -> None:
+def test_the_sum_of_one_batch_is_cleared_for_the_next() -> None:
     student = model()
     optimizer = stepper(student)
     loss(student, optimizer, slice(0, 6)).backward()

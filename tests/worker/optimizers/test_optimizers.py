@@ -1,4 +1,4 @@
-"""What must hold for every optimizer of the contract."""
+"""Properties of every optimizer of the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of AdamP and SGDP without a GPU: what they are for, how tensors are cut, and what they compile to."""
+"""The kernels of AdamP and SGDP without a GPU: when they apply, how tensors are tiled, and their compiled code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpreter
 from worker.optimizers import AdamPOptimizer, SgdPOptimizer, projected, tables
 from worker.optimizers.projected import runs_on_triton
-from worker.optimizers.tables import TableRows, layout_of, seen_in_rows
+from worker.optimizers.tables import TableRows, layout_of, table_rows_of
 
 CPU = torch.device("cpu")
 POINTERS = {
@@ -66,7 +66,7 @@ def test_the_kernels_compile_for_cuda_without_a_gpu_and_keep_to_registers(
     ],
 )
 def test_a_tensor_is_seen_in_rows_where_these_lie_in_one_piece(tensor: Tensor, seen: TableRows | None) -> None:
-    assert seen_in_rows(tensor) == seen
+    assert table_rows_of(tensor) == seen
 
 
 def test_tiles_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:

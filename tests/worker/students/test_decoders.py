@@ -1,4 +1,4 @@
-"""Decoders of the Transformers library: what they say at every token, before and behind their last layer."""
+"""Decoders of the Transformers library: logits and hidden states at every token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_type_of_the_contract_is_tested() -> None:
 
 @EVERY
 def test_the_last_layer_makes_the_logits_of_the_last_states(model_type: str) -> None:
-    """What is scaled or capped behind that layer would not be learned as it is used."""
+    """Logits that are scaled or capped after that layer would be trained differently from their use."""
     model, ids = builders.decoder(model_type), tokens()
     rows = torch.arange(ids.numel())
     torch.testing.assert_close(states(model, ids).logits(rows), model(ids).flatten(0, 1))
@@ -144,7 +144,7 @@ def test_a_copy_of_all_there_is_answers_as_its_teacher(model_type: str, asked: d
 
 @pytest.mark.parametrize("model_type", sorted({*FREE} - {"olmo2"}))  # whose norms look at all heads together
 @pytest.mark.parametrize("heads", [[1, 3], [2, 3], 2, [2], [0, 1, 2, 3]])
-def test_without_some_heads_it_answers_as_if_they_said_nothing(model_type: str, heads: Any, tmp_path: Path) -> None:
+def test_without_some_heads_it_computes_as_if_their_outputs_were_0(model_type: str, heads: Any, tmp_path: Path) -> None:
     teacher = wide(model_type)
     student = smaller(teacher, heads=heads)
     kept = heads if isinstance(heads, list) else list(range(heads))
@@ -171,7 +171,7 @@ def test_norms_over_all_heads_keep_those_of_the_heads_that_stay() -> None:
 
 
 @EVERY
-def test_without_some_units_it_answers_as_if_they_said_nothing(model_type: str) -> None:
+def test_without_some_units_it_computes_as_if_their_outputs_were_0(model_type: str) -> None:
     teacher = wide(model_type)
     student = smaller(teacher, hidden=12)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_heads_that_can_not_be_left_out_are_refused(
 
 @EVERY
 @pytest.mark.parametrize("whose", ["own", "usual"])
-def test_at_least_so_many_weights_are_told_without_the_library(model_type: str, whose: str) -> None:
+def test_a_lower_bound_of_the_weights_needs_no_library(model_type: str, whose: str) -> None:
     """But for norms, biases, positions and a second embedding; of the library's own sizes, too."""
     config = builders.decoder(model_type).config
     if whose == "usual":

@@ -1,4 +1,4 @@
-"""What models write: with the memory of what they read, as without it."""
+"""Generation is the same with the key-value cache as without it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_again(writer: Model, prompt: list[int], sampling: SamplingParams) -> li
 
 
 @pytest.mark.parametrize("kind", DECODER_MODEL_TYPES)
-def test_what_is_remembered_is_what_would_be_read_again(kind: str) -> None:
+def test_cached_decoding_equals_decoding_without_a_cache(kind: str) -> None:
     writer = model(kind)
     written = generate(writer, *prompts(), MOST)
     for prompt, tokens, own in zip(PROMPTS, *written, strict=True):

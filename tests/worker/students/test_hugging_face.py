@@ -79,7 +79,7 @@ def test_padding_is_not_attended_to() -> None:
     torch.testing.assert_close(model(tokens[:1]), model(short), rtol=1e-4, atol=1e-6)
 
 
-def test_parts_of_a_text_are_told_apart_by_their_separators() -> None:
+def test_parts_of_a_text_are_distinguished_by_their_separators() -> None:
     model = builders.model("bert")
     tokens = torch.tensor([[4, 5, 3, 6, 7, 3, 1, 1]])
     theirs = AutoModelForSequenceClassification.from_config(model.network.config).eval()
@@ -97,7 +97,7 @@ def test_its_modules_have_the_library_s_names_and_a_copy_is_whole() -> None:
     assert not torch.equal(twin(samples), model(samples))
 
 
-def test_the_library_is_told_to_stay_offline() -> None:
+def test_the_library_is_set_offline() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == os.environ["TRANSFORMERS_OFFLINE"] == "1"
 
 
@@ -136,7 +136,7 @@ def test_what_the_library_can_t_build_is_the_user_s_fault(student: Transformers,
     assert (caught.value.code, caught.value.param) == ("invalid_architecture", param)
 
 
-def test_images_of_another_shape_are_taken_as_told() -> None:
+def test_images_of_another_shape_follow_the_configuration() -> None:
     wide = ImageInput(channels=1, height=16, width=24)
     config = builders.described(builders.network("vit"), input=wide)
     config = config.model_copy(update={"preprocessing": None})

@@ -200,7 +200,7 @@ def test_a_head_that_the_library_calls_multi_label_is_described_as_one(tmp_path:
         ("keypoints", "regression"),
     ],
 )
-def test_the_library_is_told_what_a_head_answers(tmp_path: Path, task: str, problem: str) -> None:
+def test_the_problem_type_of_a_head_is_written(tmp_path: Path, task: str, problem: str) -> None:
     answer: dict[str, Any] = {"classes": 4} if "classification" in task else {"targets": 4, "classes": None}
     save_model(Model(builders.described(builders.network("vit"), task=task, **answer)), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == problem
@@ -310,7 +310,7 @@ def test_a_plain_vocabulary_of_byte_pairs_reads_as_robertas_tokenizer_does(tmp_p
 
 @pytest.mark.parametrize("told", [0, 3, None])
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "camembert", "mpnet"])
-def test_the_tokenizer_says_which_token_is_padding(tmp_path: Path, model_type: str, told: int | None) -> None:
+def test_the_tokenizer_defines_the_padding(tmp_path: Path, model_type: str, told: int | None) -> None:
     """Also where `config.json` names another one; what numbers positions by it goes on doing so."""
     tokenizer = vocabulary(tmp_path / "words")
     padded = TextTokenizer(tokenizer._tokenizer, {**tokenizer.roles, "pad_token": "mat"})
@@ -361,7 +361,7 @@ PROCESSORS = [
 def test_pixels_mean_what_they_mean_to_the_library(
     tmp_path: Path, model_type: str, processor: str, settings: dict[str, Any]
 ) -> None:
-    """Of an image that has the size which the folder speaks of."""
+    """For an image of the size in the folder's configuration."""
     theirs = getattr(transformers, processor)(**settings)
     theirs.save_pretrained(tmp_path)
     config = transformers.AutoConfig.for_model(model_type)
@@ -382,12 +382,12 @@ def test_channels_in_another_order_are_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_a_cut_that_is_left_out_is_told(tmp_path: Path) -> None:
+def test_a_crop_that_is_left_out_has_a_warning(tmp_path: Path) -> None:
     uploaded(tmp_path)
     assert hugging_face_folder.oddities(tmp_path) == []
     change(tmp_path / "preprocessor_config.json", do_center_crop=True, crop_size={"height": 32, "width": 32})
     (told,) = hugging_face_folder.oddities(tmp_path)
-    assert "the middle is cut out" in told
+    assert "crops the centre" in told
 
 
 @pytest.mark.parametrize("name", ["", "a\0", "a\ud800", "a" * 1025])

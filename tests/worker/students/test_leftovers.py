@@ -1,4 +1,4 @@
-"""Checkpoints that hold more than their network, held against the Transformers library's own reading of them."""
+"""Checkpoints with more weights than their network, compared with how the Transformers library loads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.worker.students import builders
 from tests.worker.students.test_hugging_face_folder import WORDS, uploaded
 from worker.students import hugging_face
-from worker.students.leftovers import told
+from worker.students.leftovers import describe_ignored
 from worker.students.weights import InvalidModel, load_model
 
 PRETRAINED = [
@@ -68,7 +68,7 @@ def test_heads_of_pretraining_are_passed_over_and_named(
     model = load_model(tmp_path)
     same_weights(model.network, theirs)
     assert name in model.ignored
-    assert repr(sorted(model.ignored)[0]) in told(model.ignored)
+    assert repr(sorted(model.ignored)[0]) in describe_ignored(model.ignored)
 
 
 def test_former_names_and_buffers_are_passed_over_too(tmp_path: Path) -> None:
@@ -114,6 +114,6 @@ def test_a_student_that_goes_on_names_them_too(tmp_path: Path) -> None:
 
 
 def test_a_note_names_a_few() -> None:
-    assert told([f"cls.{number}" for number in range(9)]).startswith("passed over 'cls.0', 'cls.1'")
-    assert "and 4 more" in told([f"cls.{number}" for number in range(9)])
-    assert json.dumps(told(["a"]))
+    assert describe_ignored([f"cls.{number}" for number in range(9)]).startswith("ignored 'cls.0', 'cls.1'")
+    assert "and 4 more" in describe_ignored([f"cls.{number}" for number in range(9)])
+    assert json.dumps(describe_ignored(["a"]))

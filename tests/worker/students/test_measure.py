@@ -1,4 +1,4 @@
-"""Costs that the worker measures are those that the service counts."""
+"""Costs that the worker measures equal those that the service computes."""
 
 from __future__ import annotations
 

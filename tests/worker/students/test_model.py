@@ -1,4 +1,4 @@
-"""What stands around a network."""
+"""Model: resampling of inputs, units of outputs, and recorded activations."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def test_what_was_seen_is_given_once() -> None:
 
 
 def test_a_place_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(NoSuchModule, match=r"no module 'layer7'; near it are conv, norm"):
+    with pytest.raises(NoSuchModule, match=r"no module 'layer7'; similar names: conv, norm"):
         Recorder(classifier().network, [Tap(path="layer7")])

@@ -104,7 +104,7 @@ def test_an_encoder_is_read_as_it_was_written(tmp_path: Path, model_type: str) -
 
 
 def test_a_width_that_the_network_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match="its vectors have 16 numbers, not 8"):
+    with pytest.raises(UserError, match="its embeddings have 16 dimensions, not 8"):
         Model(described("bert", Embedding(), width=8))
 
 

@@ -86,12 +86,12 @@ def test_older_settings_of_the_pooling_are_understood(network: Path, tmp_path: P
 def test_another_pooling_is_refused(network: Path, tmp_path: Path, pooling: Any) -> None:
     theirs(network, tmp_path / "theirs", Embedding())
     edited(tmp_path / "theirs", POOLING, pooling_mode=pooling)
-    assert "accepted is mean or cls" in refusal(tmp_path / "theirs")
+    assert "accepted: mean, cls" in refusal(tmp_path / "theirs")
 
 
 def test_a_layer_behind_the_pooling_is_refused_by_its_name(network: Path, tmp_path: Path) -> None:
     theirs(network, tmp_path / "theirs", Embedding(), Dense(16, 4))
-    assert "Dense' as module 2; accepted is Normalize" in refusal(tmp_path / "theirs")
+    assert "Dense' as module 2; accepted: Normalize" in refusal(tmp_path / "theirs")
 
 
 def test_words_before_every_text_are_refused(network: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_narrower_encoder_has_the_leading_heads(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", [*ENCODERS, "zoo"])
 def test_heads_that_are_named_are_those_that_stay(model_type: str) -> None:
-    """As the leading ones of a teacher with its heads in another order, which says the same."""
+    """The same as the leading heads of an equivalent teacher with reordered heads."""
     network = Vit(width=16, depth=2, heads=2) if model_type == "zoo" else builders.network(model_type)
     teacher = teacher_of(network)
     student = shrunk(job(heads=[1], width=8), teacher)
@@ -122,7 +122,7 @@ def test_heads_that_are_named_are_those_that_stay(model_type: str) -> None:
 
 @torch.no_grad()
 def swap_heads(teacher: Model) -> None:
-    """Of two heads of eight."""
+    """Swaps two heads of eight."""
     for name, parameter in teacher.network.named_parameters():
         if "attention" not in name or "norm" in name.lower():
             continue
@@ -192,7 +192,7 @@ def test_a_student_of_the_teacher_s_weights_prepares_samples_as_the_teacher_does
 def test_a_student_that_reads_other_tokens_is_refused() -> None:
     teacher = teacher_of(builders.network("bert"))
     other = TextInput(length=builders.LENGTH, vocabulary=50, pad=builders.PAD, separator=builders.SEPARATOR)
-    with pytest.raises(UserError, match="reads other tokens"):
+    with pytest.raises(UserError, match="has other tokens"):
         shrunk(job(layers=1), teacher, input=other)
 
 
@@ -242,6 +242,6 @@ def test_there_must_be_a_teacher_to_shrink() -> None:
 
 
 @pytest.mark.parametrize("student", [{}, {"layers": []}, {"layers": [1, 0]}, {"layers": [0, 0]}, {"layers": 0}])
-def test_a_student_says_how_it_is_to_shrink(student: dict[str, Any]) -> None:
+def test_a_student_needs_a_setting_that_shrinks(student: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="layers"):
         job(**student)

@@ -1,4 +1,4 @@
-"""Students that go on from stored models."""
+"""Students that start from stored models."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def started(model: Model, folder: Path, **changes: Any) -> Model:
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "vit", "resnet", "llama", "phi3"])
-def test_it_says_what_the_stored_model_says(kind: str, tmp_path: Path) -> None:
+def test_it_outputs_what_the_stored_model_outputs(kind: str, tmp_path: Path) -> None:
     model = builders.decoder(kind) if kind in builders.DECODERS else builders.model(kind)
     samples = builders.samples(model.config)
     student = started(model, stored(tmp_path / "m", model))
@@ -105,7 +105,7 @@ def renamed(folder: Path, change: Any) -> None:
     save_file(change(weights), folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def test_an_encoder_that_was_never_asked_for_classes_gets_a_fresh_answer(tmp_path: Path) -> None:
+def test_an_encoder_without_a_classifier_gets_a_fresh_head(tmp_path: Path) -> None:
     """As the checkpoints that learned to fill in hidden words."""
     model = builders.model("bert")
     folder = stored(tmp_path / "m", model)
@@ -146,7 +146,7 @@ def pixels(channels: int = 3) -> SampleFacts:
     return SampleFacts(9, ImageInput(channels=channels, height=40, width=40), 4800, pixels=True)
 
 
-def test_what_a_stored_model_can_t_be_is_told_by_the_field_that_names_it() -> None:
+def test_an_unfit_stored_model_is_reported_at_the_field_that_names_it() -> None:
     resnet, bert = zoo(CifarResNet(depth=8)), builders.described(builders.network("bert"))
     llama = builders.decoder("llama").config
     assert problems(job(), resnet, pixels()) == []

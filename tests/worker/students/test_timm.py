@@ -1,4 +1,4 @@
-"""Networks of timm: opened, described, trained and written where the library is there, refused elsewhere."""
+"""Networks of timm: opened, described, trained and written where the library is installed, refused elsewhere."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_folder_describes_itself_without_the_library(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"label_names": ["one"]}, "label_names must name each of the 3 classes"),
+        ({"label_names": ["one"]}, "label_names is invalid; accepted: a name for each of the 3 classes"),
         ({"pretrained_cfg": {"interpolation": "random"}}, "interpolation"),
         ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode is border"),
         ({"pretrained_cfg": {"input_size": [3, 64]}}, "input_size"),
@@ -117,7 +117,7 @@ def test_a_folder_describes_itself_without_the_library(tmp_path: Path) -> None:
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path would load files"),
     ],
 )
-def test_a_folder_that_says_something_else_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
+def test_an_unsupported_folder_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
     config = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}} | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidModel, match=said):

@@ -1,4 +1,4 @@
-"""Storing a model and reading models that strangers made."""
+"""Storing a model and reading untrusted models."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     stored(tmp_path)
     torch.save(model().network.state_dict(), tmp_path / WEIGHTS)
-    assert "not a sound safetensors file" in refusal(tmp_path)
+    assert "not a valid safetensors file" in refusal(tmp_path)
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = stored(tmp_path) / WEIGHTS
     path.write_bytes(path.read_bytes()[:-10])
-    assert "not a sound safetensors file" in refusal(tmp_path)
+    assert "not a valid safetensors file" in refusal(tmp_path)
 
 
 def test_a_description_too_large_for_its_weights_costs_no_memory(tmp_path: Path) -> None:

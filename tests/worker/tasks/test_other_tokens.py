@@ -240,7 +240,7 @@ def test_a_tokenizer_that_changes_every_text_is_refused(tmp_path: Path) -> None:
     bundle = finished(teacher_folder, stage(teacher_folder, GPT2, data=small, recipe={"max_steps": 1}))
     word = refusal(job(folder, teacher=bundle), folder)
     assert (word.code, word.param) == ("invalid_teacher", "teacher.model")
-    assert "leaves texts as they are" in word.message
+    assert "do not change texts" in word.message
 
 
 def plain_ids(reader: TextTokenizer, text: str) -> list[int]:

@@ -161,7 +161,7 @@ def test_a_tokenizer_that_covers_no_word_is_refused(inputs: dict[str, Path], tmp
     word = run(tmp_path / "job", {**inputs, "bert": stored}, {"data": DATA, **named[role]}).word
     assert isinstance(word, Failed)
     assert (word.fault, word.code, word.param) == ("user", f"invalid_{role}", f"{role}.model")
-    assert "does not know 1200 of 1200 words of data.train" in word.message
+    assert "has no tokens for 1200 of 1200 words of data.train" in word.message
 
 
 def test_a_tokenizer_that_covers_few_words_or_fits_another_network_is_a_warning(
@@ -172,7 +172,7 @@ def test_a_tokenizer_that_covers_few_words_or_fits_another_network_is_a_warning(
     played = run(tmp_path / "job", {**inputs, "bert": stored}, document)
     assert isinstance(played.word, Finished), played.word
     messages = [log.message for log in played.of(Log) if log.level == "warning"]
-    assert any("teacher.model has a tokenizer that does not know" in each for each in messages)
+    assert any("teacher.model has a tokenizer that has no tokens for" in each for each in messages)
     assert any("has a tokenizer of 10 tokens for 400 embeddings" in each for each in messages)
     assert [warned["message"] for warned in report(tmp_path / "job")["warnings"]] == messages
 
@@ -199,4 +199,4 @@ def test_a_tokenizer_trained_on_unusual_texts_is_a_warning(tmp_path: Path) -> No
     data = {"format": "csv", "train": "texts", **COLUMNS, "tokenizer": {"kind": "wordpiece", "vocabulary": 100}}
     played = run(tmp_path / "job", {"texts": tmp_path / "texts"}, {"data": data, "recipe": recipe("cross-entropy", 1)})
     assert isinstance(played.word, Finished), played.word
-    assert any("the tokenizer of the student does not know" in log.message for log in played.of(Log))
+    assert any("the tokenizer of the student has no tokens for" in log.message for log in played.of(Log))

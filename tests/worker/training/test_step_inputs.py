@@ -93,7 +93,7 @@ def test_samples_on_the_host_teach_the_same(
 ) -> None:
     changes: dict[str, Any] = {"data": {"train": "data", "augment": augment}}
     finished(tmp_path / "near", stage(tmp_path / "near", teacher=True, **changes))
-    monkeypatch.setattr(job_inputs, "room_for_samples", lambda device: 0.0)
+    monkeypatch.setattr(job_inputs, "sample_memory", lambda device: 0.0)
     finished(tmp_path / "far", stage(tmp_path / "far", teacher=True, **changes))
     assert weights(tmp_path / "near") == weights(tmp_path / "far")
 

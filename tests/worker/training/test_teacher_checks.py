@@ -204,7 +204,7 @@ def test_a_student_from_weights_of_other_classes_begins_its_last_layer_anew(file
     played = run(files, tmp_path / "job", job(data_of("words"), student=start))
     assert isinstance(played.word, Finished), played.word
     (text,) = warnings(played)
-    assert "last layer begins anew" in text
+    assert "last layer is initialised" in text
     assert "'nought'" in text
     assert report(tmp_path / "job")["student"]["accuracy"] > 0.9
 

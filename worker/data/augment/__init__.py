@@ -1,8 +1,8 @@
-"""Changes training samples as they are seen, on the device that they live on.
+"""Augmentation of training samples, on the device where they are stored.
 
-What happens to a sample is drawn from the job's seed for an augmentation epoch and for the number of the sample, before
-any batch is made: so it looks the same in whatever batch it comes, a resumed run sees what an uninterrupted one would
-have seen, and a teacher's answers may be kept by sample and epoch.
+All random draws depend on the job's seed, the augmentation epoch and the index of the sample, and are made before any
+batch: so a sample is the same in every batch, a resumed run has the same samples as an uninterrupted one, and a
+teacher's outputs may be cached by sample and epoch.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from worker.data.task_data import TaskData
 from worker.errors import UserError
 
 VERSION = 2
-"""Changes whenever the same draws come to mean other pixels."""
+"""Incremented when the same draws give other pixels."""
 
 
 class _Epoch(NamedTuple):
-    """All that was drawn for one epoch, on the device that samples are taken to."""
+    """Draws of one epoch, on the device of the samples."""
 
     steps: list[Draws]
     again: list[Draws]
@@ -57,7 +57,7 @@ class _Epoch(NamedTuple):
 
 
 class Augmenter:
-    """Augments batches of `samples`; a pure function of the batch, the epoch, and what it was made of."""
+    """Augments batches of `samples`; a pure function of the batch, the epoch, and the constructor's arguments."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class Augmenter:
         *,
         points: bool = False,
     ) -> None:
-        """`samples` is the whole training split; `classes` is none for numbers, which are x and y of `points` or not;
-        `special` describes input keys of texts."""
+        """`samples` is the whole training split; `classes` is none for numeric targets; `points`: these are x and y of
+        points; `special` describes input keys of texts."""
         self._samples, self._classes, self._seed = samples, classes, seed
         self._data, self._special = data, special or {}
         self._steps = [_step(spec, self._special, points=points) for spec in data.augment if not spec.mixes]
@@ -79,25 +79,25 @@ class Augmenter:
         self._drawn: tuple[int, _Epoch] | None = None
 
     def cycle(self, epoch: int) -> int:
-        """The augmentation epoch whose draws this epoch of training shows."""
+        """The augmentation epoch whose draws this epoch of training uses."""
         return epoch % (self.cycles or epoch + 1)
 
     @property
     def cycles(self) -> int | None:
-        """Augmentation epochs before the first one comes again; none: it never does."""
+        """Augmentation epochs before they repeat; none: they never do."""
         return self._data.augment_epochs
 
     def digest(self) -> str:
-        """Of everything that decides what a sample becomes, but for the sample itself."""
+        """Digest of everything that determines an augmented sample, except the sample itself."""
         specs = [spec.model_dump(mode="json") for spec in self._data.augment]
         decides = [VERSION, specs, self._data.augment_epochs, self._seed, astuple(self._scene), sorted(self._special)]
         return sha256(json.dumps(decides).encode()).hexdigest()
 
     def __call__(self, batch: Batch, epoch: int) -> Batch:
-        """The batch as it looks in `epoch` of training, its `epoch` the augmentation epoch.
+        """The batch augmented for `epoch` of training; its `epoch` is the augmentation epoch.
 
-        Images become float32, of the range that they are stored in; where anything mixes samples, classes (B,)
-        become probabilities (B, C) float32.
+        Images become (B, C, H, W) float32 in the range in which they are stored; if samples are mixed, classes (B,)
+        int64 become probabilities (B, C) float32.
         """
         drawn = self._draw(self.cycle(epoch))
         own = self._apart(batch, drawn.steps)
@@ -113,27 +113,27 @@ class Augmenter:
         return self._apart(self._samples.take(drawn.partner[batch.index]), drawn.steps)
 
     def _apart(self, batch: Batch, drawn: list[Draws]) -> Batch:
-        """Each sample changed on its own."""
-        raw = {
+        """Each sample augmented separately."""
+        inputs = {
             input_key: samples.float() if input_key == IMAGES else samples
             for input_key, samples in batch.inputs.items()
         }
-        changed = replace(batch, inputs=raw, targets=self._targets(batch.targets))
+        changed = replace(batch, inputs=inputs, targets=self._targets(batch.targets))
         for step, draws in zip(self._steps, drawn, strict=True):
             changed = step.apply(changed, _rows(draws, batch.index))
         return changed
 
     def _targets(self, targets: Tensor) -> Tensor:
-        if not self._mixes or self._classes is None or targets.ndim == 2:  # labels of which each is there or not
+        if not self._mixes or self._classes is None or targets.ndim == 2:  # multi-label targets
             return targets
         return F.one_hot(targets, self._classes).float()
 
     def _draw(self, epoch: int) -> _Epoch:
         if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = (epoch, self._drawn_anew(epoch))
+            self._drawn = (epoch, self._new_draws(epoch))
         return self._drawn[1]
 
-    def _drawn_anew(self, epoch: int) -> _Epoch:
+    def _new_draws(self, epoch: int) -> _Epoch:
         steps, again = (
             [self._of(step, (view, place), epoch) for place, step in enumerate(self._steps)] for view in "ab"
         )
@@ -151,7 +151,7 @@ class Augmenter:
         return lambda name: generator(self._seed, "augment", epoch, *purpose, name)
 
     def _leave_one(self, mixes: list[Draws], random: torch.Generator) -> None:
-        """Each sample is mixed in one way at most, and each way has the same chance."""
+        """Keep at most one kind of mix for each sample, each with the same probability."""
         which = torch.randint(len(mixes), (self._scene.count,), generator=random).to(self._samples.device)
         for place, draws in enumerate(mixes):
             draws["mixed"] &= which == place
@@ -175,7 +175,7 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
         case Cutout():
             return CutoutStep(spec)
         case RandAugment():
-            from worker.data.augment.rand_augment import RandAugmentStep  # which takes a third of a second
+            from worker.data.augment.rand_augment import RandAugmentStep  # its import takes a third of a second
 
             return RandAugmentStep(spec)
         case TokenMask() | TokenDelete():
@@ -185,16 +185,16 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
 
 
 def build_augmenter(job: JobSpec, task: TaskData, seed: int, *, points: bool = False) -> Augmenter | None:
-    """What changes the training samples of a job, which lie where they will be trained on; none: nothing does.
-    `points`: targets are x and y of points, which move with the image.
+    """Augmenter for the training samples of a job, which are on the device of training; none: no augmentation.
+    `points`: targets are x and y of points, which are transformed with the image.
 
-    Raises UserError (`invalid_job`) when a tokenizer has no token that hides a word.
+    Raises UserError (`invalid_job`) if a tokenizer has no mask token.
     """
     if not job.data.augment:
         return None
     special = task.readers.special if task.readers else {}
     for index, spec in enumerate(job.data.augment):
         if isinstance(spec, TokenMask) and any(input_key.mask is None for input_key in special.values()):
-            message = "a tokenizer has no mask token (accepted: token-delete, or tokenizers with one such as [MASK])"
+            message = "a tokenizer has no mask token; accepted: token-delete, or tokenizers with one such as [MASK]"
             raise UserError("invalid_job", f"data.augment[{index}]: {message}", f"data.augment[{index}].kind")
     return Augmenter(job.data, task.train, task.model.classes, seed, special, points=points)

@@ -1,4 +1,4 @@
-"""What augmentations have in common."""
+"""Interface and helpers of augmentations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from worker.data.batches import Batch
 
 Draws = dict[str, Tensor]
-"""What was drawn for one epoch, by name; the first axis counts the samples."""
+"""Draws of one epoch, by name: tensors (N, ...), one row per sample."""
 Random = Callable[[str], torch.Generator]
-"""A generator for one purpose within an epoch and a step."""
+"""Returns a generator for one purpose within an epoch and a step."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a step may know of the samples before it draws."""
+    """Facts about the samples that a step needs for its draws."""
 
     count: int
     height: int
@@ -27,25 +27,25 @@ class Scene:
 
 
 class AugmentStep(Protocol):
-    """Changes each sample on its own."""
+    """Augments each sample separately."""
 
     def draw(self, scene: Scene, random: Random) -> Draws:
-        """Draw for all samples."""
+        """Draws for all samples: tensors (N, ...)."""
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:
-        """Change the samples of `batch` as `draws`, one row for each of them, says. Images are float32, 0 to 255."""
+        """The batch augmented by `draws`, tensors (B, ...). Images are (B, C, H, W) float32, 0 to 255."""
 
 
 def integers(high: int, count: int, random: torch.Generator) -> Tensor:
-    """(count,) int64, uniform over 0 to high - 1."""
+    """Integers (count,) int64, uniform over 0 to high - 1."""
     return torch.randint(high, (count,), generator=random)
 
 
 def happens(probability: float, count: int, random: torch.Generator) -> Tensor:
-    """(count,) bool, true with this probability."""
+    """Draws (count,) bool, true with this probability."""
     return torch.rand(count, generator=random, dtype=torch.float64) < probability
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """Values (B,) with as many axes as `like` (B, ...), to broadcast over each row."""
+    """Values (B,) of any dtype, reshaped to broadcast over `like` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))

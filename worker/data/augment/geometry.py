@@ -1,4 +1,4 @@
-"""Crops, mirrors and holes: pixels change their places, and keypoints with them."""
+"""Crop, flip and cutout of images; keypoints are transformed with them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ IMAGES = "images"
 
 
 def with_images(batch: Batch, images: Tensor, targets: Tensor | None = None) -> Batch:
-    """The batch with other pixels, and other targets if given."""
+    """The batch with new images (B, C, H, W) float32, and new targets (B, ...) if given."""
     inputs = {**batch.inputs, IMAGES: images}
     return replace(batch, inputs=inputs, targets=batch.targets if targets is None else targets)
 
 
 class CropStep:
-    """`crop`; with `points`, targets are x, y of each, as fractions of the sides."""
+    """`crop`; with `points`, targets are x, y of each point, as fractions of width and height."""
 
     def __init__(self, spec: Crop, *, points: bool) -> None:
         self._padding, self._points = spec.padding, points
@@ -43,7 +43,7 @@ class CropStep:
 
 
 def _shifted(images: Tensor, by: Tensor, axis: int) -> Tensor:
-    """Each image's pixels from `by` places (B,) further along an axis; 0 from outside."""
+    """Images (B, C, H, W) shifted by `by` pixels (B,) int64 along an axis; 0 from outside."""
     size = images.shape[axis]
     shape = [len(by), 1, 1, 1]
     shape[axis] = size
@@ -54,7 +54,7 @@ def _shifted(images: Tensor, by: Tensor, axis: int) -> Tensor:
 
 
 class FlipStep:
-    """`flip`; with `pairs` of points, targets are x, y of each, as fractions of the sides."""
+    """`flip`; with `pairs` of points, targets are x, y of each point, as fractions of width and height."""
 
     def __init__(self, spec: Flip) -> None:
         self._probability, self._pairs = spec.probability, spec.pairs
@@ -75,8 +75,8 @@ class FlipStep:
         order = list(range(points.shape[1]))
         for first, second in self._pairs or ():
             order[first], order[second] = second, first
-        there = points[:, torch.tensor(order, device=targets.device)]
-        return torch.stack([1 - there[..., 0], there[..., 1]], dim=-1).flatten(1)
+        swapped = points[:, torch.tensor(order, device=targets.device)]
+        return torch.stack([1 - swapped[..., 0], swapped[..., 1]], dim=-1).flatten(1)
 
 
 class CutoutStep:
@@ -99,7 +99,8 @@ class CutoutStep:
 
 
 def inside_box(box: Tensor, images: Tensor) -> Tensor:
-    """Where boxes (B, 4) of top, left, bottom, right lie, the latter two outside: (B, 1, H, W) bool."""
+    """Mask (B, 1, H, W) bool of boxes (B, 4), numbers: top, left, bottom, right, the latter two exclusive. `images` are
+    (B, C, H, W)."""
     top, left, bottom, right = (per_row(side, images) for side in box.unbind(1))
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)

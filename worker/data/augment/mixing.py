@@ -1,4 +1,4 @@
-"""Joins pairs of samples, and their labels in the same proportion."""
+"""Mixes pairs of samples, and their labels in the same proportion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = "table"
 
 
 class MixStep:
-    """`mixup`, `cutmix` or `self-mix`: the latter joins two views of one sample, the others two samples."""
+    """`mixup`, `cutmix` or `self-mix`: the latter mixes two views of one sample, the others two samples."""
 
     def __init__(self, spec: Mixup | CutMix | SelfMix) -> None:
         self.within = isinstance(spec, SelfMix)
@@ -26,7 +26,7 @@ class MixStep:
         self._alpha, self._probability = spec.alpha, spec.probability
 
     def draw(self, scene: Scene, random: Random) -> Draws:
-        """`mixed` (N,) bool, and `share` (N,) float32 of the sample itself or `box` (N, 4) of the other."""
+        """`mixed` (N,) bool, and `share` (N,) float32 of the first sample or `box` (N, 4) from the second."""
         share = _beta(self._alpha, scene.count, random("share"))
         mixed = happens(self._probability, scene.count, random("mixed"))
         if not self._boxed:
@@ -35,23 +35,24 @@ class MixStep:
         return {"mixed": mixed, "box": draw_boxes(share, centre, torch.Size([scene.height, scene.width]))}
 
     def join(self, batch: Batch, other: Batch, draws: Draws) -> Batch:
-        """Mix `batch` with `other`, row by row, where `mixed` says so."""
+        """Mix `batch` with `other`, row by row, where `mixed` is true; targets are (B, C) float32 or (B,) or (B, T)
+        numbers."""
         input_key = IMAGES if IMAGES in batch.inputs else TABLE
-        own, theirs, chosen = batch.inputs[input_key], other.inputs[input_key], draws["mixed"]
-        both = paste(own, theirs, draws["box"]) if self._boxed else _blend(own, theirs, draws["share"])
+        first, second, chosen = batch.inputs[input_key], other.inputs[input_key], draws["mixed"]
+        both = paste(first, second, draws["box"]) if self._boxed else _blend(first, second, draws["share"])
         labels = _blend(batch.targets, other.targets, both.share).images
-        mixed = torch.where(per_row(chosen, own), both.images, own)
+        mixed = torch.where(per_row(chosen, first), both.images, first)
         targets = torch.where(per_row(chosen, labels), labels, batch.targets)
         return replace(batch, inputs={**batch.inputs, input_key: mixed}, targets=targets)
 
 
 def _blend(first: Tensor, second: Tensor, share: Tensor) -> Mixed:
-    """Rows of any shape, each with its share."""
+    """Weighted means of the rows of two tensors (B, ...), with `share` (B,) of the first."""
     part = per_row(share, first).to(first.dtype)
     return Mixed(part * first + (1 - part) * second, share)
 
 
 def _beta(alpha: float, count: int, random: torch.Generator) -> Tensor:
-    """(count,) float64 from the Beta distribution with both parameters `alpha`."""
+    """Draws (count,) float64 from the Beta distribution with both parameters `alpha`."""
     seed = int(torch.randint(2**62, (1,), generator=random))
     return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count))

@@ -1,7 +1,7 @@
-"""RandAugment (arXiv 1909.13719), each image with operations of its own.
+"""RandAugment (arXiv 1909.13719), with separate draws for each image.
 
-After every operation pixels are whole numbers again, as they are in an image file. So sums over an image are exact, in
-whatever order a device adds them up, and an image comes out the same in every batch.
+After every operation pixels are rounded to whole numbers, as in an image file. So sums over an image are exact in any
+order of summation, and an augmented image is the same in every batch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from worker.data.augment.geometry import IMAGES, with_images
 from worker.data.batches import Batch
 
 STRONGEST = 30.0
-"""The magnitude at which every range below ends: those of AutoAugment (arXiv 1805.09501)."""
+"""Magnitude of the ends of the ranges below, which are those of AutoAugment (arXiv 1805.09501)."""
 SHEAR, TURN, SHIFT, CHANGE, BITS = 0.3, math.radians(30.0), 150 / 331, 0.9, 4
 
 Amount = Tensor
-"""(B,) float32: how strongly, from -1 to 1; from 0 on for operations that have no other direction."""
+"""(B,) float32: strength from -1 to 1; from 0 to 1 for operations with one direction."""
 
 
 class _Operation(NamedTuple):
@@ -36,7 +36,7 @@ class _Operation(NamedTuple):
 
 
 def _unit(change: Callable[[Tensor, Amount], Tensor]) -> Callable[[Tensor, Amount], Tensor]:
-    """For what takes pixels from 0 to 1."""
+    """Wraps an operation on pixels from 0 to 1."""
     return lambda images, amount: change(images / 255, amount) * 255
 
 
@@ -50,7 +50,7 @@ def _auto_contrast(images: Tensor, _: Amount) -> Tensor:
 
 
 def _contrast(images: Tensor, amount: Amount) -> Tensor:
-    """Towards the mean of the grey image, or away from it."""
+    """Interpolates between the mean of the grey image and the image, or extrapolates."""
     grey = _grey(images).round()
     mean = (grey.sum((1, 2, 3), dtype=torch.float64) / grey[0].numel()).round().float()
     return _between(per_row(mean, images), images, _factor(amount))
@@ -64,7 +64,8 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, amount: Amount) -> Tensor:
-    """Away from a blurred image, or towards it; the blur has weight 5 in the middle and 1 around it."""
+    """Extrapolates from a blurred image, or interpolates towards it; the 3x3 blur has weight 5 in the middle, else
+    1."""
     _, _, height, width = images.shape
     if min(height, width) < 3:
         return images
@@ -91,14 +92,15 @@ def _solarize(images: Tensor, amount: Amount) -> Tensor:
 
 
 def _moved(images: Tensor, matrix: list[Tensor | float]) -> Tensor:
-    """Pixels from (a x + b y + c, d x + e y + f), counted from the image's centre; bilinear, 0 from outside."""
+    """Affine transform: pixels from (a x + b y + c, d x + e y + f), relative to the image's centre; bilinear, 0 from
+    outside."""
     _, _, height, width = images.shape
     y = (torch.arange(height, device=images.device) - (height - 1) / 2).view(1, -1, 1)
     x = (torch.arange(width, device=images.device) - (width - 1) / 2).view(1, 1, -1)
     a, b, c, d, e, f = (part.view(-1, 1, 1) if isinstance(part, Tensor) else part for part in matrix)
     column, row = a * x + b * y + c, d * x + e * y + f
-    places = [2 * column / width, 2 * row / height]
-    grid = torch.stack([place.expand(len(images), height, width) for place in places], dim=-1)
+    coordinates = [2 * column / width, 2 * row / height]
+    grid = torch.stack([coordinate.expand(len(images), height, width) for coordinate in coordinates], dim=-1)
     return F.grid_sample(images, grid, align_corners=False)
 
 
@@ -150,7 +152,7 @@ OPERATIONS = (
 
 
 class RandAugmentStep:
-    """`rand-augment`. The host waits for the device once a batch: which images an operation is for decides shapes."""
+    """`rand-augment`. The host waits for the device once per batch, because shapes depend on the drawn operations."""
 
     def __init__(self, spec: RandAugment) -> None:
         self._operations, self._strength = spec.operations, spec.magnitude / STRONGEST
@@ -165,10 +167,10 @@ class RandAugmentStep:
     def apply(self, batch: Batch, draws: Draws) -> Batch:
         images = batch.inputs[IMAGES].clone()
         chosen = draws["operation"].cpu()
-        for turn in range(self._operations):
-            for number in sorted(set(chosen[:, turn].tolist())):
-                rows = (chosen[:, turn] == number).nonzero().squeeze(1).to(images.device)
-                sign = draws["sign"][rows, turn] if OPERATIONS[number].signed else torch.ones_like(rows)
+        for position in range(self._operations):
+            for number in sorted(set(chosen[:, position].tolist())):
+                rows = (chosen[:, position] == number).nonzero().squeeze(1).to(images.device)
+                sign = draws["sign"][rows, position] if OPERATIONS[number].signed else torch.ones_like(rows)
                 changed = OPERATIONS[number].apply(images[rows], sign * self._strength)
                 images[rows] = changed.round().clamp(0, 255)
         return with_images(batch, images)

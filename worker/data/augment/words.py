@@ -1,4 +1,4 @@
-"""Hides words of texts, or takes them out, alike in every input key."""
+"""Masks or deletes words of texts, the same ones in every input key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WordStep:
         self._share, self._deletes, self._special = spec.share, isinstance(spec, TokenDelete), special
 
     def draw(self, scene: Scene, random: Random) -> Draws:
-        """A key for each text: what happens to a word is a function of it and of the word's number."""
+        """`key` (N,) int64 for each text: which words change is a function of the key and the word's number."""
         key = torch.randint(-(2**63), 2**63 - 1, (scene.count,), generator=random("key"))
         return {"key": key}
 
@@ -43,13 +43,13 @@ class WordStep:
         return replace(batch, inputs=inputs)
 
     def _chosen(self, words: Tensor, key: Tensor) -> Tensor:
-        """Tokens (B, S) to change; the word with the largest number of a text is never among them."""
+        """Tokens (B, S) bool to change; the word of a text with the largest draw is never changed."""
         uniform = uniform_of(key[:, None], words.long()).masked_fill(words == NO_WORD, -1.0)
         return (words != NO_WORD) & (uniform < self._share) & (uniform < uniform.amax(1, keepdim=True))
 
 
 def uniform_of(key: Tensor, number: Tensor) -> Tensor:
-    """A number in [0, 1), float64, that looks random, for each pair of int64."""
+    """A pseudo-random number in [0, 1), float64, for each pair of int64, in their common shape."""
     mixed = key + (number + 1) * _GOLDEN
     for factor in (_FIRST, _SECOND):
         mixed = (mixed ^ ((mixed >> 33) & (2**31 - 1))) * factor
@@ -58,7 +58,7 @@ def uniform_of(key: Tensor, number: Tensor) -> Tensor:
 
 
 def _without(ids: Tensor, words: Tensor, gone: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """The other tokens, moved together; padding takes the room at the end."""
+    """Tokens and words (B, S) without the `gone` ones (B, S) bool, shifted to the front; padding follows."""
     order = gone.to(torch.uint8).argsort(dim=1, stable=True)
     empty = gone.gather(1, order)
     return ids.gather(1, order).masked_fill(empty, pad), words.gather(1, order).masked_fill(empty, NO_WORD)

@@ -1,4 +1,4 @@
-"""Readers of data sets that strangers made: from one file to plain columns, checked on the way."""
+"""Readers of untrusted data sets: from one file to checked columns."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _READERS: dict[type[Data], Callable[[Path, Any, ColumnReader, str], Samples]] = 
 
 
 def read_samples(path: Path, data: Data, reader: ColumnReader, param: str) -> Samples:
-    """All samples of a file, their labels as `reader` reads them; `param` is the field that names it, `data.train` or
+    """All samples of a file, with labels as `reader` returns them; `param` is the field that names it, `data.train` or
     `data.eval`.
 
     Raises UserError (`invalid_data`) naming the field, the row or index and the value at fault.
     """
-    own = data.at(param)
-    return _READERS[type(data)](path, own, reader.for_data(own), param)
+    settings = data.at(param)
+    return _READERS[type(data)](path, settings, reader.for_data(settings), param)
 
 
 def read_pieces(path: Path, data: Data, param: str, folder: Path) -> Iterator[TextSamples | Chats]:
-    """All texts or chats of a file in their order, some at a time, so that memory does not grow with the file; what has
-    to be unpacked lies in `folder`. Raises UserError as `read_samples` does."""
-    own = data.at(param)
-    if isinstance(own, JsonlData):
-        return jsonl_pieces(path, own, param)
-    if isinstance(own, CsvData):
-        return csv_pieces(path, own, param)
-    assert isinstance(own, ParquetData | HfData)  # the contract refuses other formats
-    return _arrow_pieces(path, own, param, folder)
+    """All texts or chats of a file in their order, some at a time, so that memory does not grow with the file; files
+    are unpacked in `folder`. Raises UserError as `read_samples` does."""
+    settings = data.at(param)
+    if isinstance(settings, JsonlData):
+        return jsonl_pieces(path, settings, param)
+    if isinstance(settings, CsvData):
+        return csv_pieces(path, settings, param)
+    assert isinstance(settings, ParquetData | HfData)  # the contract refuses other formats
+    return _arrow_pieces(path, settings, param, folder)

@@ -1,7 +1,7 @@
-"""Reads columns that Apache Arrow holds: Parquet files, and data sets of Hugging Face `datasets` saved to disk.
+"""Reads Apache Arrow columns: Parquet files, and data sets of Hugging Face `datasets` saved to disk.
 
-Of such a data set only the tables and the plain description in them are read: nothing that it says is ever run, and no
-path that it names is opened.
+Of a data set only the tables and their plain description are read: no code in it is run, and no path that it names is
+opened.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from worker.data.formats.faults import MAX_BYTES, TABLE_RATIO, invalid, most_byt
 from worker.data.formats.packs import members
 from worker.limits import progress
 
-pa.set_memory_pool(pa.system_memory_pool())  # the others take a gigabyte before they are asked for a byte
+pa.set_memory_pool(pa.system_memory_pool())  # the others reserve a gigabyte at once
 
 STATE = "state.json"
 MAX_THRIFT = 256 * 2**20
-"""Bytes that a Parquet file's own description may claim."""
+"""Most bytes of a Parquet file's metadata."""
 BATCH_ROWS = 4096
 ROW_BYTES = 16
-"""What a row takes in the end even if a run of equal ones is stored once: numbers of 32 bits, and a class."""
+"""Bytes of a row after decoding, even if a run of equal rows is stored once: 32-bit numbers, and a class."""
 PIECE_ROWS = 256
 """Rows of texts read at a time, however long they are."""
 BUFFER = 2**20
-"""Bytes of a column that are read ahead, where a group of rows is not read whole."""
+"""Bytes of a column that are read ahead if row groups are not read at once."""
 
 
 def read_parquet(path: Path, data: ParquetData, reader: ColumnReader, param: str) -> Samples:
     """Read a Parquet file. Raises UserError (`invalid_data`) naming column, row and value."""
     names = _named(data)
-    with _sound(param, "a sound Parquet file"):
+    with _sound(param, "a valid Parquet file"):
         file = _opened(path)
         _require(names, file.schema_arrow.names, param)
         batches, taken, most = [], 0, most_bytes(path, TABLE_RATIO)
@@ -66,9 +66,9 @@ def read_parquet(path: Path, data: ParquetData, reader: ColumnReader, param: str
 
 
 def read_hf(path: Path, data: HfData, reader: ColumnReader, param: str) -> Samples:
-    """Read a packed data set; `param` tells which of the two splits is meant."""
+    """Read a packed data set; `param` selects the split."""
     split = data.split if param == "data.train" else data.eval_split
-    with _sound(param, "a sound data set"):
+    with _sound(param, "a valid data set"):
         tables = [pa.ipc.open_stream(pa.py_buffer(shard)).read_all() for shard in _shards(path, split, param)]
         names = _named(data)
         for table in tables:
@@ -81,7 +81,7 @@ def read_hf(path: Path, data: HfData, reader: ColumnReader, param: str) -> Sampl
 def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[TextSamples | Chats]:
     """The texts or chats of a Parquet file, some at a time. Raises UserError as `read_parquet` does."""
     row = 0
-    with _sound(param, "a sound Parquet file"):
+    with _sound(param, "a valid Parquet file"):
         file = _opened(path, buffer_size=BUFFER)
         _require(data.input_columns, file.schema_arrow.names, param)
         for batch in file.iter_batches(PIECE_ROWS, columns=data.input_columns):
@@ -90,10 +90,10 @@ def parquet_pieces(path: Path, data: ParquetData, param: str) -> Iterator[TextSa
 
 
 def hf_pieces(path: Path, data: HfData, param: str, folder: Path) -> Iterator[TextSamples | Chats]:
-    """The same of a packed data set, whose tables lie in `folder` while they are read."""
+    """The texts or chats of a packed data set, some at a time; its tables are unpacked in `folder`."""
     split, row = data.split if param == "data.train" else data.eval_split, 0
-    with _sound(param, "a sound data set"), TemporaryDirectory(dir=folder) as own:
-        for shard in _unpacked(path, split, param, Path(own)):
+    with _sound(param, "a valid data set"), TemporaryDirectory(dir=folder) as temporary:
+        for shard in _unpacked(path, split, param, Path(temporary)):
             with pa.memory_map(str(shard)) as file, pa.ipc.open_stream(file) as stream:
                 _require(data.input_columns, stream.schema.names, param)
                 for batch in stream:
@@ -103,7 +103,7 @@ def hf_pieces(path: Path, data: HfData, param: str, folder: Path) -> Iterator[Te
 
 
 def _piece(batch: pa.RecordBatch, data: ParquetData | HfData, param: str, row: int) -> TextSamples | Chats:
-    """Texts or chats of the one column that the task reads, from row number `row` on."""
+    """Texts or chats of the task's one input column, from row `row` on."""
     (name,) = data.input_columns
     batch.validate(full=True)
     column, place = pa.chunked_array([batch[name]]), CellLocation(param, name, row)
@@ -142,13 +142,13 @@ def _require(names: Sequence[str], there: Sequence[str], param: str) -> None:
 
 
 def _shards(path: Path, split: str | None, param: str) -> list[bytes]:
-    """The Arrow files of one split, in the order that the data set's state names them in."""
+    """The Arrow files of one split, in the order of the data set's state file."""
     found = {member.path: member.content for member in members(path, MAX_BYTES, param) if _belongs(member.path)}
     return [found[place] for place in _chosen(found, split, param)]
 
 
 def _unpacked(path: Path, split: str | None, param: str, folder: Path) -> list[Path]:
-    """The same as files in `folder`; one of them is held in memory at a time."""
+    """The Arrow files of one split, unpacked in `folder`; one at a time is in memory."""
     states: dict[PurePosixPath, bytes] = {}
     files: dict[PurePosixPath, Path] = {}
     for place, content in members(path, MAX_BYTES, param):
@@ -161,7 +161,7 @@ def _unpacked(path: Path, split: str | None, param: str, folder: Path) -> list[P
 
 
 def _chosen(found: Mapping[PurePosixPath, bytes], split: str | None, param: str) -> list[PurePosixPath]:
-    """Where the tables of one split lie, by the content of the states among what was found."""
+    """Paths of the tables of one split, from the content of the state files in `found`."""
     states = sorted(place for place in found if place.name == STATE)
     chosen = [place for place in states if split is None or place.parent.name == split]
     if len(chosen) != 1:
@@ -172,7 +172,7 @@ def _chosen(found: Mapping[PurePosixPath, bytes], split: str | None, param: str)
     places = [chosen[0].parent / name for name in _file_names(found[chosen[0]])]
     for place in places:
         if place not in found:
-            raise invalid(f"{param} names a file {place.name!r} and does not hold it", param)
+            raise invalid(f"{param} names a file {place.name!r}, which is missing", param)
     return places
 
 
@@ -201,8 +201,8 @@ def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, 
 
 
 def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None:
-    """Names of a `ClassLabel`, or of one in a list, from the description that `datasets` writes into its tables; none:
-    it says nothing."""
+    """Names of a `ClassLabel`, or of one in a list, from the description that `datasets` writes into its tables; none
+    if there are none."""
     try:
         features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = _listed_feature(features[column])["names"]
@@ -217,7 +217,7 @@ def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None
 
 
 def _listed_feature(feature: Any) -> Any:
-    """The feature that lists are of, in any of the ways in which `datasets` has described them; any other as it is."""
+    """The feature of a list's elements, in any of the forms that `datasets` has used; any other feature unchanged."""
     if isinstance(feature, list):
         return feature[0] if len(feature) == 1 else {}
     return feature.get("feature", feature)

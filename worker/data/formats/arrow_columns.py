@@ -19,8 +19,7 @@ ArrowReader = Callable[[pa.ChunkedArray, CellLocation], Values]
 
 
 def read_column(column: pa.ChunkedArray, place: CellLocation, read: ArrowReader) -> Values:
-    """One column by `read`, which is given it without null values; raises UserError (`invalid_data`) where that
-    fails."""
+    """One column read by `read`, which gets it without null values; raises UserError (`invalid_data`) if that fails."""
     try:
         return read(_plain(column, place), place)
     except (UserError, pa.ArrowMemoryError):
@@ -63,7 +62,7 @@ def read_classes(column: pa.ChunkedArray, place: CellLocation) -> Values:
 
 
 def _plain(column: pa.ChunkedArray, place: CellLocation) -> pa.ChunkedArray:
-    """Without the coding of a dictionary or of another type around it; there is a value in every row."""
+    """The column without dictionary encoding or extension type; raises UserError for null values."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     if pa.types.is_dictionary(column.type):
@@ -93,8 +92,8 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _holds_messages(kind: pa.DataType) -> bool:
-    said = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
-    return said is not None and pa.types.is_struct(said) and said.get_field_index("content") >= 0
+    element = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    return element is not None and pa.types.is_struct(element) and element.get_field_index("content") >= 0
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -125,7 +124,7 @@ def _numbers(column: pa.ChunkedArray, place: CellLocation) -> NDArray:
     if not _is_number(column.type):
         column, width = _flattened(column, place)
     values: NDArray = column.cast(pa.float64(), safe=False).to_numpy()
-    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused below
         numbers = values.astype(np.float32).reshape(-1, width)
     finite = np.isfinite(numbers).all(axis=1)
     if not finite.all():
@@ -143,5 +142,5 @@ def _flattened(column: pa.ChunkedArray, place: CellLocation) -> tuple[pa.Chunked
     flat = pc.list_flatten(column)
     if flat.null_count:
         row = pc.index(flat.is_null(), pa.scalar(True)).as_py() // int(lengths[0])
-        raise place.wrong(row, column[row].as_py(), "a number in every place")
+        raise place.wrong(row, column[row].as_py(), "a number in every position")
     return flat, int(lengths[0])

@@ -1,4 +1,4 @@
-"""How the columns of a file become samples: inputs of any kind, and labels as the task has them."""
+"""Column readers: from the columns of a file to samples with inputs of any kind and the task's labels."""
 
 from __future__ import annotations
 
@@ -27,48 +27,49 @@ from worker.data.formats.faults import invalid
 
 
 class ColumnReader(ABC):
-    """Reads columns of one kind of labels. A task with labels of another kind brings a class of its own: `label_column`
-    and `join_labels` are enough for all formats but NumPy archives, which have arrays in place of columns.
+    """Reads columns of one kind of labels. A task with another kind of labels has its subclass: `label_column` and
+    `join_labels` are enough for all formats but NumPy archives, which have arrays instead of columns.
     """
 
     has_classes: ClassVar[bool] = False
-    """Whether the list of class names that a file holds is about the labels."""
+    """Whether the class names in a file belong to the labels."""
 
     def __init__(self, task: str, *, texts: bool = False) -> None:
-        """`task` is named in messages; `texts`: inputs are texts, also where they look like numbers."""
+        """`task` is its name in messages; `texts`: inputs are texts, even if they could be read as numbers."""
         self._task, self._texts = task, texts
 
     def for_data(self, data: Data) -> Self:
-        """The same for a file that is read as `data` says."""
+        """The reader for a file with the settings `data`."""
         return self
 
     def input_column(self, first: object, place: CellLocation, *, typed: bool) -> Column:
-        """A column of inputs whose first value is `first`; `typed`: the format has types of its own."""
+        """A column of inputs whose first value is `first`; `typed`: the format has typed values."""
         numeric = isinstance(first, list) or as_number(first, typed=typed) is not None
         return Words(place) if self._texts or not numeric else Numbers(place, typed=typed)
 
     def inputs_from_arrow(self, column: Any, place: CellLocation, data: ParquetData | HfData) -> Values:
-        """A column of inputs, a pyarrow ChunkedArray without null values."""
+        """A column of inputs, from a pyarrow ChunkedArray without null values."""
         return _arrow_values(column, place, data)
 
     @abstractmethod
     def label_column(self, place: CellLocation, *, typed: bool) -> Column:
-        """A column of labels that comes row by row."""
+        """A column of labels that is read row by row."""
 
     def labels_from_arrow(self, column: Any, place: CellLocation, data: ParquetData | HfData) -> Values:
-        """A column of labels, a pyarrow ChunkedArray without null values; by `label_column` unless overridden."""
+        """A column of labels, from a pyarrow ChunkedArray without null values; by `label_column` unless overridden."""
         found = self.label_column(place, typed=True)
         for value in column.to_pylist():
             found.add(value)
         return found.whole()
 
     def labels_from_array(self, labels: NDArray, as_floats: Callable[[NDArray], NDArray]) -> Values:
-        """The labels (N, ...) of a NumPy archive; `as_floats` makes them float32 and refuses what is not finite."""
+        """The labels (N, ...) of a NumPy archive, of any dtype; `as_floats` converts to float32 and refuses values that
+        are not finite."""
         return labels
 
     @abstractmethod
     def join_labels(self, columns: Mapping[str, Values], rows: int) -> Values:
-        """The labels of `rows` samples; raises UserError (`invalid_data`) where columns do not go together."""
+        """The labels of `rows` samples; raises UserError (`invalid_data`) if the columns do not fit."""
 
     def assemble(
         self,
@@ -77,7 +78,7 @@ class ColumnReader(ABC):
         param: str,
         class_names: list[str] | None = None,
     ) -> Samples:
-        """A file's columns as samples. Raises UserError when they do not fit together, or not the task."""
+        """A file's columns as samples. Raises UserError if they do not fit each other or the task."""
         found = join_inputs(inputs, param)
         rows = len(found.first) if isinstance(found, TextSamples) else len(found)
         return Samples(found, self.join_labels(labels, rows), class_names)
@@ -98,12 +99,12 @@ class ClassColumns(ColumnReader):
 
     def join_labels(self, columns: Mapping[str, Values], rows: int) -> Values:
         if len(columns) > 1:
-            raise invalid(f"{self._task} has one column of labels, not {len(columns)}", "data.label_columns")
+            raise invalid(f"{len(columns)} columns of labels; accepted for {self._task}: one", "data.label_columns")
         return next(iter(columns.values()))
 
 
 class NumberColumns(ColumnReader):
-    """Numbers, or lists of them: of all columns side by side."""
+    """Numbers, or lists of numbers, concatenated over all columns."""
 
     def label_column(self, place: CellLocation, *, typed: bool) -> Column:
         return Numbers(place, typed=typed)
@@ -115,7 +116,7 @@ class NumberColumns(ColumnReader):
         return as_floats(labels).reshape(len(labels), -1)
 
     def join_labels(self, columns: Mapping[str, Values], rows: int) -> Values:
-        nothing = np.empty((rows, 0), np.float32)  # pairs of texts may do without scores
+        nothing = np.empty((rows, 0), np.float32)  # pairs of texts may have no scores
         return np.concatenate([nothing, *(as_numbers(*item) for item in columns.items())], axis=1)
 
 

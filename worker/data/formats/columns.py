@@ -1,4 +1,4 @@
-"""Columns of a table as they grow row by row, and what they amount to once they are read."""
+"""Columns of a table, collected row by row, and the samples made of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worker.errors import UserError
 
 
 class ChatMessage(NamedTuple):
-    """What somebody says in a chat."""
+    """One message of a chat."""
 
     role: str
     content: str
     more: Mapping[str, Any] = MappingProxyType({})
-    """What else it holds, such as `name` or `reasoning_content`; a template may write that, too."""
+    """Other keys, such as `name` or `reasoning_content`, which a template may use."""
 
 
 T = TypeVar("T")
@@ -46,8 +46,8 @@ class Chats(NamedTuple):
     talks: list[Talk]
 
 
-TOLD = 10
-"""Values that a note names."""
+MOST_EXAMPLES = 10
+"""Most examples in a note."""
 RUN_ROWS = 1024
 RUN_CHARACTERS = 2**20
 _WHOLE = re.compile(r"\s*-?[0-9]{1,400}\s*", re.A)
@@ -56,12 +56,13 @@ MAX_NAME = 1024
 """Characters of a class's name."""
 CLASS_NAME = f"text that is not empty, of at most {MAX_NAME} characters, without NUL"
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a pair that stands for one character; alone, it is none."""
+"""Half of a surrogate pair; alone, it is no character."""
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 def in_runs(values: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """The values in their order, a thousand or about a million characters of them at a time; `size` counts those."""
+    """The values in their order, in lists of up to a thousand values or about a million characters; `size` returns the
+    characters of a value."""
     run: list[T] = []
     characters = 0
     for value in values:
@@ -75,49 +76,49 @@ def in_runs(values: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 class Samples(NamedTuple):
-    """A file's samples as they were stored."""
+    """A file's samples as stored."""
 
     inputs: NDArray | TextSamples
     """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
     labels: Values
-    """Classes (N,) int64 or names of classes, 0 and 1 (N, C), lists of classes, numbers (N, T) float32, or what else
-    the task's `ColumnReader` makes."""
+    """Classes (N,) int64 or names of classes, 0 and 1 (N, C), lists of classes, numbers (N, T) float32, or other values
+    of the task's `ColumnReader`."""
     class_names: list[str] | None = None
-    """Names of the classes 0, 1, ..., where the file tells them."""
+    """Names of the classes 0, 1, ..., if the file has them."""
     rows_per_sample: int = 1
-    """Rows that make one sample: 2 for pairs of texts that are read one by one."""
+    """Rows that make one sample: 2 for pairs of texts that are encoded separately."""
     notes: tuple[str, ...] = ()
-    """Oddities worth a warning."""
+    """Warnings about the file."""
 
 
 class CellLocation(NamedTuple):
-    """Where a value stands, for the one who has to find it; rows count from 0, a header line not counted."""
+    """Location of a value, for messages; rows count from 0, without a header line."""
 
     param: str
     column: str
     first: int = 0
-    """Number of the first row of those at hand."""
+    """Number of the first row of this part."""
 
     def wrong(self, row: int, value: object, accepted: str) -> UserError:
-        """The value in this row of those at hand can't be used."""
+        """The error for a value in row `row` of this part."""
         row += self.first
         message = f"column {self.column!r} of {self.param} has {shown(value)} in row {row}; accepted: {accepted}"
         return invalid(message, self.param)
 
 
 class Column(Protocol):
-    """Takes the values of one column, one after the other."""
+    """Collects the values of one column."""
 
     def add(self, value: object) -> None:
-        """Keep a value. Raises UserError naming row, column and value."""
+        """Append a value. Raises UserError naming row, column and value."""
 
     def whole(self) -> Values:
-        """All that was kept."""
+        """All values."""
         ...
 
 
 class Numbers:
-    """Finite numbers; or lists of them, all of one length."""
+    """Finite numbers, or lists of numbers of one length."""
 
     def __init__(self, place: CellLocation, *, typed: bool) -> None:
         self._place, self._typed = place, typed
@@ -182,16 +183,16 @@ class Talks:
         return self._values
 
 
-def _message(told: object) -> ChatMessage | None:
-    if not isinstance(told, dict):
+def _message(value: object) -> ChatMessage | None:
+    if not isinstance(value, dict):
         return None
-    role, content = told.get("role"), told.get("content")
-    more = {key: value for key, value in told.items() if key not in ("role", "content") and value is not None}
+    role, content = value.get("role"), value.get("content")
+    more = {key: item for key, item in value.items() if key not in ("role", "content") and item is not None}
     return ChatMessage(role, content, more) if isinstance(role, str) and isinstance(content, str) else None
 
 
 def _texts_in(value: object) -> Iterator[str]:
-    """All texts of a JSON value, keys among them."""
+    """All texts of a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -204,14 +205,14 @@ def _texts_in(value: object) -> Iterator[str]:
 
 
 class Labels:
-    """Numbers of classes, or their names: numbers where all values are whole numbers, written plainly in a format of
-    text alone."""
+    """Numbers of classes, or their names: numbers if all values are whole numbers; an untyped format writes them as
+    text."""
 
     def __init__(self, place: CellLocation, *, typed: bool) -> None:
         self._place, self._typed = place, typed
         self._values: list[str | int] = []
         self._known: dict[str, str] = {}
-        """Of equal names one is kept."""
+        """One object for equal names."""
 
     def add(self, value: object) -> None:
         label = value if isinstance(value, str) else as_class(value)
@@ -227,7 +228,8 @@ class Labels:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Numbers that were written in more than one way, as `7` and `007`, and may have been meant to differ."""
+        """A warning about numbers that are written in several forms, such as `7` and `007`, and may be meant to
+        differ."""
         if self._typed or not all(map(is_whole, self._known)):
             return ()
         written: dict[int, list[str]] = {}
@@ -236,9 +238,11 @@ class Labels:
         pairs = [f"{ways[0]!r} and {ways[1]!r}" for _, ways in sorted(written.items()) if len(ways) > 1]
         if not pairs:
             return ()
-        told = ", ".join(pairs[:TOLD]) + (f" and {len(pairs) - TOLD} more" if len(pairs) > TOLD else "")
+        listed = ", ".join(pairs[:MOST_EXAMPLES]) + (
+            f" and {len(pairs) - MOST_EXAMPLES} more" if len(pairs) > MOST_EXAMPLES else ""
+        )
         where = f"column {self._place.column!r} of {self._place.param}"
-        return (f"{where} writes classes in several ways, which are taken for one number: {told}",)
+        return (f"{where} writes classes in several ways, which are read as one number: {listed}",)
 
     def whole(self) -> NDArray | list[str]:
         """(N,) int64, or N names."""
@@ -268,12 +272,12 @@ def is_class_name(name: object) -> bool:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is the number of a class as plainly written, with spaces around it or not."""
+    """Whether a text is a whole number, possibly with spaces around it."""
     return _WHOLE.fullmatch(text) is not None
 
 
 def require_characters(text: str, place: CellLocation, row: int) -> None:
-    """Raise UserError where a text holds half of a surrogate pair, which no file or tokenizer can hold."""
+    """Raise UserError if a text has half of a surrogate pair, which can't be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -282,7 +286,7 @@ def require_characters(text: str, place: CellLocation, row: int) -> None:
 
 
 def as_number(value: object, *, typed: bool) -> float | None:
-    """The value as a number; text is read as one unless the format has types of its own."""
+    """The value as a number; text is converted unless the format is typed."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if abs(value) <= FLOAT_MAX else math.inf
     if typed or not isinstance(value, str) or not _NUMBER.fullmatch(value):
@@ -291,19 +295,19 @@ def as_number(value: object, *, typed: bool) -> float | None:
 
 
 def as_class(value: object) -> int | None:
-    """A value of a format with types as the number of a class, if it is one: whole, also as a float or a decimal."""
+    """A value of a typed format as the number of a class, if it is whole; floats and decimals are accepted."""
     if isinstance(value, float | Decimal):
         value = int(value) if math.isfinite(value) and value == int(value) else None
-    return int(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else None  # true and false are, too
+    return int(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else None  # booleans are integers, too
 
 
 def text_column(first: object) -> Callable[[CellLocation], Column]:
-    """A column of texts, or of chats where `first`, its first value, is one."""
+    """A column of texts, or of chats if `first`, its first value, is one."""
     return Talks if isinstance(first, list) else Words
 
 
 def missing_column(name: str, there: Iterable[str], where: str, param: str) -> UserError:
-    """`where` has no such column, or two of them."""
+    """The error for a column that `where` does not have, or has twice."""
     columns = sorted(there)
     found = "more than one column" if name in columns else "no column"
     listed = ", ".join(shown(column) for column in columns[:20]) or "none"
@@ -311,28 +315,30 @@ def missing_column(name: str, there: Iterable[str], where: str, param: str) -> U
 
 
 def running_text(values: Values, param: str) -> TextSamples | Chats:
-    """Texts or chats of one column; raises UserError (`invalid_data`) where it holds neither."""
+    """Texts or chats of one column; raises UserError (`invalid_data`) if it has neither."""
     if not isinstance(values, list):
-        found = f"the column of {param} holds {_kind(values)}; accepted: texts, or lists of messages"
+        found = f"the column of {param} has {_kind(values)}; accepted: texts, or lists of messages"
         raise invalid(found, "data.input_columns")
     talks = [value for value in values if not isinstance(value, str)]
     return Chats(talks) if talks else TextSamples([value for value in values if isinstance(value, str)])
 
 
 def join_inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamples:
-    """Texts of one or two columns, images (N, C, H, W) of one, or a table (N, D) float32; raises UserError where they
-    do not go together."""
+    """Texts of one or two columns, images (N, C, H, W) of one, or a table (N, D) float32; raises UserError if the
+    columns do not fit."""
     texts = [cast(list[str], values) for values in columns.values() if isinstance(values, list)]
     if texts and (len(texts) < len(columns) or len(texts) > 2):
         kinds = ", ".join(f"{name!r}: {_kind(values)}" for name, values in list(columns.items())[:20])
         accepted = "one or two columns of texts, one of images, or columns of numbers"
-        raise invalid(f"the columns of {param} do not go together: {kinds}; accepted: {accepted}", "data.input_columns")
+        raise invalid(
+            f"the columns of {param} do not fit together: {kinds}; accepted: {accepted}", "data.input_columns"
+        )
     if texts:
         return TextSamples(*texts)
     if any(_kind(values) == "images" for values in columns.values()):
         if len(columns) > 1:
             raise invalid(
-                f"one of {len(columns)} columns of {param} has images; accepted: that one alone", "data.input_columns"
+                f"one of {len(columns)} columns of {param} has images; accepted: only that column", "data.input_columns"
             )
         return np.asarray(next(iter(columns.values())))
     return np.concatenate([as_numbers(*item) for item in columns.items()], axis=1)
@@ -345,7 +351,7 @@ def _kind(values: Values) -> str:
 
 
 def as_numbers(name: str, values: Values) -> NDArray:
-    """The column called `name`, which must hold numbers (N, T) float32."""
+    """The column called `name`, numbers (N, T) float32; raises UserError for any other."""
     if isinstance(values, list) or values.ndim != 2:
-        raise invalid(f"column {name!r} holds {_kind(values)}; accepted: numbers", "data.label_columns")
+        raise invalid(f"column {name!r} has {_kind(values)}; accepted: numbers", "data.label_columns")
     return values

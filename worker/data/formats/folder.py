@@ -17,7 +17,7 @@ _IGNORED = {"Thumbs.db", "desktop.ini"}
 
 
 def read_folder(path: Path, data: ImageFolderData, reader: ColumnReader, param: str) -> Samples:
-    """All images, in the order of their paths, labelled with the names of their folders; UserError names a file."""
+    """All images, in the order of their paths, labelled with the names of their folders; a UserError names the file."""
     places: list[PurePosixPath] = []
 
     def images() -> Iterator[EncodedImages]:
@@ -33,7 +33,7 @@ def read_folder(path: Path, data: ImageFolderData, reader: ColumnReader, param: 
 
 
 def _is_image(place: PurePosixPath, param: str) -> bool:
-    """Whether to read a file; what systems leave behind in folders is passed over."""
+    """Whether to read a file; hidden files and files of operating systems are skipped."""
     if any(part.startswith((".", "__MACOSX")) for part in place.parts) or place.name in _IGNORED:
         return False
     if place.suffix.lower() not in SUFFIXES:
@@ -43,14 +43,14 @@ def _is_image(place: PurePosixPath, param: str) -> bool:
 
 
 def _classes(places: list[PurePosixPath], param: str) -> list[str]:
-    """The folder that each image's class is named after."""
+    """The folder of each image, which is its class."""
     parts = [place.parts for place in places]
     depth = 0
     while len({part[depth] for part in parts}) == 1 and all(len(part) > depth + 2 for part in parts):
         depth += 1
     for place, part in zip(places, parts, strict=True):
         if len(part) != depth + 2:
-            found = f"{shown(str(place))} in {param} lies in no folder of a class, or below one"
+            found = f"{shown(str(place))} in {param} is not directly in a folder of a class"
             raise invalid(f"{found}; accepted: class/image", param)
         if not is_class_name(part[depth]):
             raise invalid(f"{param} has a folder {shown(part[depth])}; accepted: {CLASS_NAME}", param)

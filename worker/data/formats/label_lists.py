@@ -1,4 +1,4 @@
-"""Columns of samples with any number of classes: lists of their names or numbers, or 0 and 1 for each class."""
+"""Multi-label columns: lists of names or numbers of classes, or 0 and 1 for each class."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from worker.data.formats.columns import (
 )
 
 WORDS = {"true": 1, "false": 0}
-"""What a flag may be written as in a format of text alone, besides numbers."""
+"""Flags as text in an untyped format, in addition to numbers."""
 
 
 class Flags:
-    """0 or 1, also as booleans."""
+    """A column of 0 and 1, or booleans."""
 
     def __init__(self, place: CellLocation, *, typed: bool) -> None:
         self._place, self._typed = place, typed
@@ -54,14 +54,14 @@ def _read_flag(value: object) -> object:
 
 
 class NameLists:
-    """Lists of classes, which are names throughout, or whole numbers throughout; empty ones too."""
+    """A column of lists of classes, all names or all whole numbers; lists may be empty."""
 
     def __init__(self, place: CellLocation, separator: str | None) -> None:
-        """`separator` stands between names in a format of text alone; none: the format has lists."""
+        """`separator` is between names in an untyped format; none: the format has lists."""
         self._place, self._separator = place, separator
         self._values: list[list[Any]] = []
         self._known: dict[str, str] = {}
-        """Of equal names one is kept."""
+        """One object for equal names."""
         self._kind: type | None = None
 
     def add(self, value: object) -> None:
@@ -73,11 +73,11 @@ class NameLists:
         self._values.append(found)
 
     def _split(self, value: object) -> list[str]:
-        """The names in a text, without the spaces around them; of one without any there is no name."""
+        """The names in a text, without the spaces around them; an empty text has no names."""
         text = str(value)
         names = [name.strip() for name in text.split(self._separator)] if text.strip() else []
         if not all(names):
-            accepted = f"names with {self._separator!r} between each two, none of them empty"
+            accepted = f"names separated by {self._separator!r}, none of them empty"
             raise self._place.wrong(len(self._values), value, accepted)
         return names
 
@@ -99,13 +99,13 @@ class NameLists:
         return self._known[name]
 
     def _require_each_once(self, items: list[Any], value: object) -> None:
-        """A number twice makes a list of something else than classes; a name twice is that name."""
+        """Refuse a number that is there twice, because such a list is not of classes; a repeated name is allowed."""
         if self._kind is int and len(set(items)) < len(items):
             accepted = "numbers of classes, each once; 0 and 1 for every class in a column for each class"
             raise self._place.wrong(len(self._values), value, accepted)
 
     def whole(self) -> list[Any]:
-        """N lists of names, or of numbers: so where all names of a format of text alone are whole numbers."""
+        """N lists of names, or of numbers; an untyped format has numbers if all names are whole numbers."""
         if self._separator is None or not self._known or not all(map(is_whole, self._known)):
             return [list(dict.fromkeys(items)) for items in self._values]
         numbers = NameLists(self._place, None)
@@ -120,7 +120,7 @@ def _number(item: object) -> int | None:
 
 
 class LabelColumns(ColumnReader):
-    """Any number of classes per sample: a column of lists, or a column of 0 and 1 for each class, called as it."""
+    """Any number of classes per sample: a column of lists, or a column of 0 and 1 for each class, with its name."""
 
     has_classes = True
     _lists, _separator = True, "|"

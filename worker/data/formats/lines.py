@@ -30,7 +30,7 @@ from worker.data.formats.faults import MAX_BYTES, invalid, shown
 from worker.limits import progress
 
 MAX_TEXT = 2**40
-"""Most that a file which is read piece by piece may unpack to."""
+"""Most characters of an unpacked file that is read piece by piece."""
 MAX_LINE = 16 * 2**20
 """Characters of one line, and of one value."""
 
@@ -60,7 +60,7 @@ def jsonl_pieces(path: Path, data: JsonlData, param: str) -> Iterator[TextSample
 def _rows_of_csv(path: Path, data: CsvData, param: str, most: int) -> Iterator[Row]:
     with _opened(path, param, most, ending="") as lines:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if data.quoted else csv.QUOTE_NONE
-        csv.field_size_limit(MAX_LINE)  # of the whole process, which reads no other CSV; its own is 131,072
+        csv.field_size_limit(MAX_LINE)  # for the whole process, which reads no other CSV; the default is 131,072
         reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
         header = next(reader, [])
         places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
@@ -74,7 +74,7 @@ def _rows_of_jsonl(path: Path, data: JsonlData, param: str, most: int) -> Iterat
 
 @contextmanager
 def _opened(path: Path, param: str, most: int, ending: str = "\n") -> Iterator[Iterator[str]]:
-    """Its lines; an empty `ending` also takes those that only a carriage return ends."""
+    """Its lines; with an empty `ending` a carriage return alone also ends a line."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -83,9 +83,9 @@ def _opened(path: Path, param: str, most: int, ending: str = "\n") -> Iterator[I
     except UnicodeDecodeError as error:
         raise invalid(f"{param} is not UTF-8 text: {error.reason}", param) from error
     except csv.Error as error:
-        raise invalid(f"{param} is not sound CSV: {error}", param) from error
+        raise invalid(f"{param} is not valid CSV: {error}", param) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise invalid(f"{param} is not soundly packed by gzip", param) from error
+        raise invalid(f"{param} is not a valid gzip file", param) from error
 
 
 def _lines(stream: IO[bytes], param: str, most: int, ending: str) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _pieces(rows: Iterator[Row], data: Table, param: str, *, typed: bool) -> Iterator[TextSamples | Chats]:
-    """Of the one column that the task reads."""
+    """Texts or chats of the task's one input column."""
     kind, row = None, 0
     for run in in_runs((value for (value,) in rows), _extent):
         kind = kind or text_column(run[0])
@@ -145,7 +145,7 @@ def _pieces(rows: Iterator[Row], data: Table, param: str, *, typed: bool) -> Ite
 
 
 def _extent(value: object) -> int:
-    """About how many characters it has."""
+    """Approximate number of characters of a value."""
     return len(value) if isinstance(value, str) else len(repr(value))
 
 

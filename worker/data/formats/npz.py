@@ -18,7 +18,7 @@ CHUNK = 256
 
 
 def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> Samples:
-    """Read an archive whose headers were found sound; raises UserError naming the index of what is not finite."""
+    """Read an archive whose headers are valid; raises UserError naming the index of a value that is not finite."""
     inputs = read_array(path, data.input_key, param)
     labels = read_array(path, data.label_key, param)
     numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
@@ -27,15 +27,15 @@ def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> S
 
 
 def _numbers(array: NDArray, key: str, param: str) -> NDArray:
-    """The array as float32, which must hold its values."""
-    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused as such
+    """The array as float32; raises UserError for values that are not finite in it."""
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused below
         numbers = array.astype(np.float32, copy=False)
     for first in range(0, len(numbers), CHUNK):  # no mask as large as the data
         finite = np.isfinite(numbers[first : first + CHUNK])
         if not finite.all():
             inner, *rest = (int(i) for i in np.unravel_index(int(finite.argmin()), finite.shape))
             place = (first + inner, *rest)
-            message = f"array {key!r} holds {array[place]} at index {place}; accepted: finite 32-bit floats"
+            message = f"array {key!r} has {array[place]} at index {place}; accepted: finite 32-bit floats"
             raise invalid(message, param)
     return numbers
 

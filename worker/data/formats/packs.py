@@ -1,7 +1,7 @@
-"""Goes through tar and zip archives that strangers made, file by file, without unpacking anything to disk.
+"""Reads untrusted tar and zip archives, file by file, without unpacking anything to disk.
 
-Names that lead elsewhere, links, devices and encrypted members are refused. Sizes are capped by what an archive claims
-before a byte is read, and by what really comes out: a tar is only ever read forwards, through a counter.
+Unsafe paths, links, devices and encrypted members are refused. Declared sizes are limited before a byte is read, and
+actual sizes while reading: a tar is only read forwards, through a counter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.limits import progress
 
 MAX_MEMBERS = 2_000_000
 FREE_BYTES = 64 * 2**20
-"""Below this size any ratio of compression is harmless."""
+"""Size below which any compression ratio is accepted."""
 MAX_RATIO = 100
 CHUNK = 2**20
 STEP = 64 * 2**20
@@ -48,9 +48,9 @@ class Member(NamedTuple):
 
 
 def members(path: Path, largest: int, param: str) -> Iterator[Member]:
-    """The files of the archive in its own order, folders left out; none may have more than `largest` bytes.
+    """The files of the archive in its order, without folders; none may have more than `largest` bytes.
 
-    Raises UserError (`invalid_data`, blaming `param`).
+    Raises UserError (`invalid_data` at `param`).
     """
     with _sound(param):
         if zipfile.is_zipfile(path):
@@ -66,11 +66,11 @@ def _sound(param: str) -> Iterator[None]:
     except UserError:
         raise
     except _BROKEN as error:
-        raise invalid(f"{param} is not a sound tar, tar.gz or zip archive", param) from error
+        raise invalid(f"{param} is not a valid tar, tar.gz or zip archive", param) from error
 
 
 class _Budget:
-    """What an archive has used up of what it may."""
+    """Counts files and bytes of an archive against the limits."""
 
     def __init__(self, largest: int, param: str) -> None:
         self._largest, self._param = largest, param
@@ -78,18 +78,18 @@ class _Budget:
         self._seen: set[str] = set()
 
     def spend(self, name: str, size: int) -> PurePosixPath:
-        """Account for a member; returns its path. Raises UserError when it may not be read."""
+        """Count a member and return its path. Raises UserError if it may not be read."""
         self._members += 1
         self._bytes += size
         if self._members > MAX_MEMBERS:
-            raise invalid(f"{self._param} holds more than {MAX_MEMBERS} files", self._param)
+            raise invalid(f"{self._param} has more than {MAX_MEMBERS} files", self._param)
         if size > self._largest:
             message = f"{shown(name)} in {self._param} has {size} bytes; accepted: up to {self._largest}"
             raise invalid(message, self._param)
         if self._bytes > MAX_BYTES:
             raise invalid(f"{self._param} unpacks to more than {MAX_BYTES} bytes", self._param)
         if name in self._seen:
-            raise invalid(f"{self._param} holds {shown(name)} twice", self._param)
+            raise invalid(f"{self._param} has {shown(name)} twice", self._param)
         self._seen.add(name)
         return _safe_path(name, self._param)
 
@@ -97,7 +97,7 @@ class _Budget:
 def _safe_path(name: str, param: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
-        raise invalid(f"{param} holds a file with the unsafe name {shown(name)}", param)
+        raise invalid(f"{param} has a file with the unsafe name {shown(name)}", param)
     return path
 
 
@@ -127,9 +127,9 @@ def _of_tar(path: Path, largest: int, param: str) -> Iterator[Member]:
     budget = _Budget(largest, param)
     with _unpacked(path) as stream:
         source = _Forward(stream, largest, param)
-        with tarfile.open(fileobj=source, mode="r:") as archive:  # type: ignore[call-overload]  # reads, tells, seeks
+        with tarfile.open(fileobj=source, mode="r:") as archive:  # type: ignore[call-overload]  # has read, tell and seek
             for info in archive:
-                archive.members = []  # it would keep them all
+                archive.members = []  # it would store them all
                 if info.isdir():
                     continue
                 if not info.isreg() or info.issparse():
@@ -143,12 +143,12 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
     content = _whole(file) if file is not None else b""
     if len(content) != info.size:
-        raise tarfile.ReadError("cut short")
+        raise tarfile.ReadError("truncated")
     return content
 
 
 def _whole(file: IO[bytes]) -> bytes:
-    """All of it, in steps that are each some progress."""
+    """The whole content, in steps that each report progress."""
     steps = []
     while step := file.read(STEP):
         progress()
@@ -163,7 +163,7 @@ def _unpacked(path: Path) -> IO[bytes]:
 
 
 class _Forward:
-    """What `tarfile` reads from: a stream that goes forwards only, in small steps, and not for ever."""
+    """Stream for `tarfile` that is read forwards only, in small steps, up to a limit."""
 
     def __init__(self, stream: IO[bytes], largest: int, param: str) -> None:
         self._stream, self._largest, self._param = stream, largest + CHUNK, param
@@ -174,7 +174,7 @@ class _Forward:
 
     def seek(self, position: int) -> None:
         if position < self._position:
-            raise tarfile.ReadError("its members lie out of order")
+            raise tarfile.ReadError("its members are out of order")
         while self._position < position and self.read(min(CHUNK, position - self._position)):
             pass
 
@@ -184,6 +184,6 @@ class _Forward:
         content = self._stream.read(size)
         progress()
         self._position += len(content)
-        if self._position > 2 * MAX_BYTES:  # twice: headers and padding come on top of what is counted per member
+        if self._position > 2 * MAX_BYTES:  # twice: headers and padding are not counted per member
             raise invalid(f"{self._param} unpacks to more than {MAX_BYTES} bytes", self._param)
         return content

@@ -1,7 +1,7 @@
-"""Decodes images that strangers made to arrays of one size.
+"""Decodes untrusted images to arrays of one size.
 
-Only PNG, JPEG, WebP and BMP are decoded, none with more pixels than a model may take; what an image claims is checked
-before it is decoded.
+Only PNG, JPEG, WebP and BMP are decoded, none with more pixels than a model may take; declared sizes are checked before
+decoding.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from worker.limits import progress
 
 KINDS = ("PNG", "JPEG", "WEBP", "BMP")
 LARGEST = 64 * 2**20
-"""Bytes of one encoded image; a PNG of the largest side without any compression has about as many."""
+"""Most bytes of one encoded image; an uncompressed PNG of the largest side has about as many."""
 TOGETHER = 256
 """Images decoded at a time."""
 ORIENTATION = 0x0112
-"""EXIF tag that tells how an image is stored, relative to how it is looked at."""
+"""EXIF tag of the orientation in which an image is stored."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,23 +39,23 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By the tag's value, what turns the stored image upright."""
+"""By the tag's value, the operation that turns the stored image upright."""
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"RGB", "RGBA", "P", "CMYK", "YCbCr", "PA", "RGBa", "RGBX"}
 
 
 class EncodedImages(NamedTuple):
-    """An encoded image, and what its owner calls it."""
+    """An encoded image, and its name in messages."""
 
     name: str
     content: bytes
 
 
 def decode(images: Iterable[EncodedImages], data: Pictures, param: str) -> NDArray:
-    """All images as (N, C, H, W) uint8, C = 1 or 3: upright, laid over `data.background` where they are transparent,
-    and then stretched to `data.image_size` if given (bilinear, antialiased).
+    """All images as (N, C, H, W) uint8, C = 1 or 3: upright, composited over `data.background` where transparent, and
+    then resized to `data.image_size` if given (bilinear, antialiased).
 
-    Raises UserError naming the image at fault: one that can't be decoded, or is of another size than the first.
+    Raises UserError naming the image: one that can't be decoded, or that has another size than the first.
     """
     decoder = _Decoder(data, param)
     arrays: list[NDArray] = []
@@ -64,18 +64,22 @@ def decode(images: Iterable[EncodedImages], data: Pictures, param: str) -> NDArr
         progress()
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
             found = f"{shown(name)} in {param} has {_size(array)} pixels, the images before it {_size(arrays[0])}"
-            raise invalid(f"{found}; give the size that all are stretched to as data.image_size", "data.image_size")
+            raise invalid(
+                f"{found}; accepted: one size, or data.image_size, to which all are resized", "data.image_size"
+            )
         taken += array.nbytes
         if taken > MAX_BYTES:
-            raise invalid(f"the images of {param} take more than {MAX_BYTES} bytes; give a smaller image_size", param)
+            raise invalid(
+                f"the images of {param} take more than {MAX_BYTES} bytes; accepted: a smaller image_size", param
+            )
         arrays.append(array)
     if not arrays:
-        raise invalid(f"{param} holds no images", param)
+        raise invalid(f"{param} has no images", param)
     return _stack(arrays)
 
 
 def _in_threads(images: Iterable[EncodedImages], decoder: _Decoder) -> Iterator[tuple[str, NDArray]]:
-    """The images in order; decoding leaves Python's lock, so that threads help."""
+    """The images in order; decoding releases Python's lock, so that threads run in parallel."""
     source = iter(images)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while some := list(islice(source, TOGETHER)):
@@ -88,7 +92,7 @@ def _stack(arrays: list[NDArray]) -> NDArray:
     stacked = np.empty((len(arrays), channels, height, width), np.uint8)
     for index in range(len(arrays)):
         stacked[index] = np.moveaxis(arrays[index], 2, 0)  # a grey image fills all three channels
-        arrays[index] = arrays[0][:0]  # given back at once: they would double the memory
+        arrays[index] = arrays[0][:0]  # freed at once: they would double the memory
     return stacked
 
 
@@ -110,14 +114,14 @@ class _Decoder:
                 return self._pixels(image, encoded.name)
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # a decoder that is fed nonsense may raise anything
-            raise self._refused(encoded.name, f"is not a sound image ({', '.join(KINDS)})") from error
+        except Exception as error:  # a decoder may raise anything for invalid input
+            raise self._refused(encoded.name, f"is not a valid image ({', '.join(KINDS)})") from error
 
     def _pixels(self, image: Image.Image, name: str) -> NDArray:
         if max(image.size) > MAX_SIDE:
             raise self._refused(name, f"has {image.height} x {image.width} pixels; accepted: at most {MAX_SIDE} a side")
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
-            raise self._refused(name, "moves; accepted: images of one frame")
+            raise self._refused(name, "has several frames; accepted: images of one frame")
         if image.mode not in _GREY | _COLOUR:
             raise self._refused(name, f"has pixels of kind {image.mode}; accepted: 8 bits a channel")
         if "transparency" in image.info and any(";16" in str(part) for part in getattr(image, "tile", ())):
@@ -142,9 +146,9 @@ class _Decoder:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as it is looked at; one whose EXIF block can't be read is taken as it is stored."""
+    """The upright image; one whose EXIF block can't be read is returned as stored."""
     try:
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever the library raises for a block that is no EXIF
+    except Exception:  # the library may raise anything for an invalid block
         turn = None
     return image if turn is None else image.transpose(turn)

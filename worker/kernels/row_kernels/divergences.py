@@ -1,4 +1,4 @@
-"""The formulas of the divergences, column by column, and what their gradients begin with."""
+"""Formulas of the divergences, column by column, and the starting sums of their gradients."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _softplus(x):
 
 @triton.jit
 def _mixture(gap, share):
-    """log(share p + (1 - share) q) - log q, where `gap` is log p - log q; `share` lies between 0 and 1."""
+    """log(share p + (1 - share) q) - log q, where `gap` is log p - log q; `share` is between 0 and 1."""
     larger = tl.where(gap > 0.0, share, 1.0 - share)
     return tl.maximum(gap, 0.0) + tl.log(larger + (1.0 - larger) * tl.exp(-tl.abs(gap)))
 
@@ -36,9 +36,9 @@ def _forward(q, p, gap, shared, share, KIND: tl.constexpr):
 
 @triton.jit
 def _reverse(q, p, gap, shared, share, KIND: tl.constexpr):
-    """Value and slope of reverse KL, to a mixture for `skew-reverse-kl`; the slope lacks a multiple of all q.
+    """Value and slope of reverse KL, to a mixture for `skew-reverse-kl`; the slope is without a multiple of q.
 
-    Such a multiple has no part in the gradient, and is left out so that equal sides have none at all.
+    Such a multiple does not change the gradient, and is left out so that the gradient of equal logits is exactly 0.
     """
     value = -q * gap
     slope = tl.where(shared, value, -q)
@@ -52,10 +52,10 @@ def _reverse(q, p, gap, shared, share, KIND: tl.constexpr):
 
 @triton.jit
 def _value_and_slope(q, p, log_q, log_p, shared, share, ahead, behind, KIND: tl.constexpr):
-    """Of each column (R, B): what it adds to the divergence, and the derivative of the sum to log q.
+    """Summand of the divergence for each column (R, B), and the derivative of the sum with respect to log q.
 
-    `q` is the student's own; `p`, `log_q` and `log_p` are 0 where a column is not shared. `ahead` and `behind` (R, 1)
-    weigh forward and reverse KL in `bd-kd`.
+    `q` is the student's softmax; `p`, `log_q` and `log_p` are 0 if a column is not shared. `ahead` and `behind` (R, 1)
+    are the weights of forward and reverse KL in `bd-kd`.
     """
     gap = log_p - log_q
     if KIND == "jsd":
@@ -95,10 +95,10 @@ def _distributions(x, y, high_q, low_q, high_p, low_p):
 
 @triton.jit
 def summands(x, y, high_q, low_q, high_p, low_p, share, KIND: tl.constexpr):
-    """Three numbers of each column whose sums the last pass begins with.
+    """Three numbers of each column (R, B), whose sums the last pass needs.
 
     `logit-mse`: the gap, whether it is shared, 0. `bd-kd`: p, slope of reverse KL, share in the gap of the entropies
-    H(q) - H(p). Else: slope, q where it is shared, 0.
+    H(q) - H(p). Else: slope, q if it is shared, 0.
     """
     q, p, log_q, log_p, shared = _distributions(x, y, high_q, low_q, high_p, low_p)
     common = tl.where(shared, q, 0.0)
@@ -116,9 +116,9 @@ def summands(x, y, high_q, low_q, high_p, low_p, share, KIND: tl.constexpr):
 
 @triton.jit
 def binary(x_target, y_target, high_q, low_q, high_p, low_p, kept_q, kept_p):
-    """Target against rest (DKD): its value, and what its gradient is made of (R, 1).
+    """Target against rest (DKD): its value, and the factors of its gradient (R, 1).
 
-    The log-sums are those of the other classes, of which a share `kept` is not masked by the other side.
+    The log-sums are of the other classes, of which a share `kept` is not masked by the other side.
     """
     ahead_q = tl.maximum((x_target - high_q) - low_q, FLOOR)
     ahead_p = tl.maximum((y_target - high_p) - low_p, FLOOR)
@@ -135,9 +135,9 @@ def binary(x_target, y_target, high_q, low_q, high_p, low_p, kept_q, kept_p):
 
 @triton.jit
 def starting_sums(first, second, third, masked, delta, KIND: tl.constexpr, CENTERED: tl.constexpr):
-    """What the last pass begins with (R, 1): sum of the slopes, share of q that is shared, `ahead`, `behind`.
+    """Starting values of the last pass (R, 1): sum of the slopes, shared part of q, `ahead`, `behind`.
 
-    For `logit-mse`: the mean gap and the count of columns. Where nothing is masked, probabilities add up to 1 exactly.
+    For `logit-mse`: the mean gap and the count of columns. If nothing is masked, probabilities sum to 1 exactly.
     """
     ahead = tl.zeros_like(first) + 1.0
     behind = ahead
@@ -159,7 +159,7 @@ def soft_column(
     x, y, high_q, low_q, high_p, low_p, share, first, second, ahead, behind, temperature,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """Value and gradient (R, B) to the logits at temperature 1, without factors."""
+    """Value and gradient (R, B) with respect to the logits at temperature 1, without factors."""
     q, p, log_q, log_p, shared = _distributions(x, y, high_q, low_q, high_p, low_p)
     if KIND == "logit-mse":
         gap = tl.where(shared, (x - y) - first, 0.0)

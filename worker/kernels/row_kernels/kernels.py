@@ -13,7 +13,7 @@ from worker.kernels.row_kernels.sweeps import divergence_sums, last_pass, log_su
 
 @triton.jit
 def _row_weight(weights, row, inside, WEIGHTED: tl.constexpr, R: tl.constexpr):
-    """What each row's gradient is multiplied by (R, 1)."""
+    """Factor of each row's gradient (R, 1)."""
     weight = tl.zeros([R, 1], tl.float32) + 1.0
     if WEIGHTED:
         weight = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32)
@@ -29,9 +29,9 @@ def row_kernel(
     ONE_SOFTMAX: tl.constexpr, LABELLED: tl.constexpr, ROW_WEIGHTED: tl.constexpr,
     GRADIENT: tl.constexpr, THREE_PASSES: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """See the module. KIND "" leaves the divergence out, CE the cross-entropy.
+    """See the package. KIND "": no divergence; CE: whether there is a cross-entropy.
 
-    ONE_SOFTMAX: the divergence's softmax of the student is also that of the label.
+    ONE_SOFTMAX: divergence and cross-entropy use the same softmax of the student.
     """
     HARD: tl.constexpr = CE or KIND == "nkd"
     row, inside, live, label = live_rows(labels, rows, ignore_index, LABELLED, R)

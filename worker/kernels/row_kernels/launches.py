@@ -1,4 +1,4 @@
-"""Launches of the row kernels: what is constant to them, and how rows are shared out."""
+"""Launches of the row kernels: their constants, and the assignment of rows to programs."""
 
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
@@ -13,16 +13,16 @@ from worker.kernels.row_kernels.kernels import row_kernel, scale_kernel
 from worker.kernels.spec import Divergence, RowInputs, RowSpec
 
 MOST_COLUMNS = 2048
-"""Of a block: a wider one spills registers, because every lane holds a sum of its own."""
+"""Most columns of a block: a wider one spills registers, because every lane holds a separate sum."""
 MOST_ROWS = 16
 LOGITS_OF_A_WARP = 256
-"""Eight for each lane: twice as many take all 255 registers."""
+"""Eight per lane: twice as many would take all 255 registers."""
 
 
 def launch(inputs: RowInputs, spec: RowSpec, gradient: bool, three_passes: bool = False) -> tuple[Tensor, Tensor]:
-    """Divergence and cross-entropy (R,) of inputs that were checked; with `gradient`, the student's logits become it.
+    """Divergence and cross-entropy (R,) float32 of checked inputs; with `gradient`, it overwrites the student's logits.
 
-    `three_passes` looks for the maximum before summing, as is usual; there to be compared with.
+    `three_passes` computes the maximum before the sum, as is usual; for comparison.
     """
     student, teacher, labels, row_weights = inputs
     planned, divergence = plan(spec), spec.divergence or Divergence("forward-kl")
@@ -69,7 +69,7 @@ def launch(inputs: RowInputs, spec: RowSpec, gradient: bool, three_passes: bool 
 
 
 def scale(rows: Tensor, factors: Tensor) -> None:
-    """Multiply each row (R, C) by its factor (R,) in place, in one launch that waits for nothing."""
+    """Multiply each row (R, C) by its factor (R,) in place, both floating, in one launch, without waiting."""
     block = min(triton.next_power_of_2(rows.shape[1]), 2 * MOST_COLUMNS)
     with device_of(rows):
         scale_kernel[(len(rows),)](rows, factors.contiguous(), rows.shape[1], rows.stride(0), B=block)

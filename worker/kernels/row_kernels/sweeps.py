@@ -1,4 +1,4 @@
-"""What a program does in each pass over the columns of its rows."""
+"""The passes of a program over the columns of its rows."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 from __future__ import annotations
@@ -54,7 +54,7 @@ def divergence_sums(
     high_q, low_q, high_p, low_p, masked, KIND: tl.constexpr, CENTERED: tl.constexpr,
     R: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2: what `starting_sums` makes of the sums, which aren't looked for where they are known."""
+    """Pass 2: `starting_sums` of the sums, which are not computed if they are known."""
     if KIND == "forward-kl" or KIND == "nkd" or KIND == "dkd":
         end = end * (tl.max(masked) > 0.0).to(tl.int32)
     first, second, third = _sums(
@@ -67,9 +67,9 @@ def divergence_sums(
 @triton.jit
 def _smoothed_column(logits, log_q, offered):
     """Summand (R, B) of the evenly spread part in each column, and its gradient, before smoothing / count; `offered`
-    (R, 1) counts the columns that the student does not mask."""
-    there = logits > NONE
-    return tl.where(there, log_q, 0.0), offered * tl.exp(log_q) - there.to(tl.float32)
+    (R, 1) is the number of columns that the student does not mask."""
+    present = logits > NONE
+    return tl.where(present, log_q, 0.0), offered * tl.exp(log_q) - present.to(tl.float32)
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def last_pass(
 ):  # fmt: skip
     """Sums (R, 1) of the divergence's values and of the evenly spread logs; writes the gradient.
 
-    `hard` weighs the softmax at temperature 1 against the label, `even` against the evenly spread target.
+    `hard` is the weight of the softmax at temperature 1 with the label, `even` with the evenly spread target.
     """
     values = tl.zeros([R, B], tl.float32)
     evens = tl.zeros([R, B], tl.float32)

@@ -1,7 +1,7 @@
-"""Loss terms on activations: one module per method, above `activations` (what is read) and `adapters` (what learns).
+"""Loss terms on activations: one module per method; `activations` reads features, `adapters` has trainable layers.
 
-A row of vectors (B, D), tokens (B, S, D) or maps (B, C, H, W) is one sample; D and C are called its width. Features are
-brought to at least float32, the teacher's are detached.
+A row of vectors (B, D), tokens (B, S, D) or maps (B, C, H, W) is one sample; D and C are its width. Features are cast
+to at least float32; the teacher's are detached.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activation boundaries (1811.03233): neurons of the student fire where the teacher's do, and with a margin."""
+"""Activation boundaries (1811.03233): the student's neurons are active where the teacher's are, with a margin."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class ActivationBoundaryTerm:
 
 
 def hinge_squares(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
-    """Of each row (B,), from features (B, ...) of one shape."""
-    towards_firing = student.where(teacher > 0.0, -student)
-    return (margin - towards_firing).clamp(min=0.0).square().flatten(1).sum(1)
+    """Sum of squared hinges of each row (B,), from floating features (B, ...) of one shape."""
+    signed = student.where(teacher > 0.0, -student)
+    return (margin - signed).clamp(min=0.0).square().flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""Reads features out of `Rows`, and brings those of two networks to a common form."""
+"""Reads features from `LossInputs`, and brings those of student and teacher to a common shape."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from worker.tensors import at_least_float32
 
 
 def of_student(inputs: LossInputs, tap: Tap) -> Tensor:
-    """The student's feature at `tap`."""
+    """The student's feature (B, ...) at `tap`, in at least float32."""
     return at_least_float32(inputs.features.student[tap])
 
 
 def of_teacher(inputs: LossInputs, tap: Tap) -> Tensor:
-    """The teacher's feature at `tap`; raises ValueError when the caller brought none."""
+    """The teacher's feature (B, ...) at `tap`, in at least float32, detached; raises ValueError when `inputs` has
+    none."""
     if tap not in inputs.features.teacher:
         raise ValueError("this term needs a teacher's features")
     return at_least_float32(inputs.features.teacher[tap]).detach()
 
 
 def both(inputs: LossInputs, pair: Pair) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's feature of `pair`."""
+    """Student's and teacher's feature (B, ...) of `pair`, in at least float32."""
     return of_student(inputs, pair.student), of_teacher(inputs, pair.teacher)
 
 
 def both_vectors(inputs: LossInputs, pair: Pair, reduction: Reduction) -> tuple[Tensor, Tensor]:
-    """The same as vectors (B, D)."""
+    """Student's and teacher's feature of `pair`, reduced to vectors (B, D) in at least float32."""
     student, teacher = both(inputs, pair)
     return (
         vectors(student, reduction, inputs.features.student_tokens),
@@ -39,9 +40,9 @@ def both_vectors(inputs: LossInputs, pair: Pair, reduction: Reduction) -> tuple[
 
 
 def vectors(feature: Tensor, reduction: Reduction, tokens: Tensor | None) -> Tensor:
-    """One vector (B, D) of each row: maps are averaged, tokens give their first or their mean.
+    """One vector (B, D) for each row of a floating feature: the mean of a map; the first or the mean of tokens.
 
-    `tokens` (B, S) bool: those that aren't padding; padding is left out of the mean.
+    `tokens` (B, S) bool: tokens that aren't padding; padding is left out of the mean.
     """
     if feature.ndim == 2:
         return feature
@@ -49,15 +50,15 @@ def vectors(feature: Tensor, reduction: Reduction, tokens: Tensor | None) -> Ten
         return feature.mean((2, 3))
     if reduction == "first":
         return feature[:, 0]
-    if tokens is None or tokens.shape != feature.shape[:2]:  # patches of an image, or what lies behind a pooling
+    if tokens is None or tokens.shape != feature.shape[:2]:  # patches of an image, or features after a pooling
         return feature.mean(1)
     counted = tokens.unsqueeze(-1)
     return feature.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, C, H, W), each averaged down to the smaller height and the smaller width; tensors of any other shape
-    as they are."""
+    """Two floating maps (B, C, H, W), each averaged down to the smaller height and the smaller width; other tensors are
+    returned unchanged."""
     if student.ndim != 4 or teacher.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     height, width = (min(sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
@@ -70,29 +71,29 @@ def shrink(feature: Tensor, height: int, width: int) -> Tensor:
 
 
 def channel_axis(rank: int) -> int:
-    """Where the width lies: behind tokens, before the positions of a map."""
+    """Axis of the width: the last one of vectors and tokens, the second one of maps."""
     return 2 if rank == 3 else 1
 
 
 def width_of(shape: torch.Size) -> int:
-    """Of a feature's shape with its batch axis."""
+    """Width of a feature, from its shape with the batch axis."""
     return shape[channel_axis(len(shape))]
 
 
 def along_channels(values: Tensor, rank: int) -> Tensor:
-    """`values` (C,) shaped so that they go with a feature of `rank` axes."""
+    """`values` (C,) reshaped to broadcast over a feature of `rank` axes, in their dtype."""
     shape = [1] * rank
     shape[channel_axis(rank)] = -1
     return values.view(shape)
 
 
 def row_shares(rows: int, valid: Tensor | None, like: Tensor) -> Tensor:
-    """(B,) weights of a mean over the rows that count; all 0 when none does."""
+    """Weights (B,), in the dtype of `like`, of a mean over the `valid` rows (B,) bool; all 0 if none is valid."""
     counted = like.new_ones(rows) if valid is None else valid.to(like.dtype)
     return counted / counted.sum().clamp(min=1)
 
 
 def describe(shape: torch.Size) -> str:
-    """A feature's shape without its batch axis, in words."""
+    """A feature's shape without its batch axis, as text."""
     sides = " x ".join(str(side) for side in shape[1:])
     return {2: f"vectors of {sides}", 3: f"tokens of {sides}", 4: f"maps of {sides}"}.get(len(shape), f"shape {sides}")

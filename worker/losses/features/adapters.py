@@ -1,4 +1,4 @@
-"""What brings a student's feature to its teacher's width: layers that learn with the student and are dropped after."""
+"""Adapters from a student's feature to its teacher's width: layers trained with the student and dropped afterwards."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ KINDS = {2: "vectors (B, D)", 3: "tokens (B, S, D)", 4: "maps (B, C, H, W)"}
 
 
 class RowNorm(nn.Module):
-    """Batch normalisation over the rows that count alone; in float64, equal to torch's where all of them do.
+    """Batch normalisation over the valid rows alone; in float64, equal to torch's if all rows are valid.
 
-    A batch with one value per channel has no variance: it becomes the bias.
+    A batch with one value per channel has no variance: the output is the bias.
     """
 
     running_mean: Tensor
@@ -47,7 +47,7 @@ class RowNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`feature` (B, D), (B, S, D) or (B, C, H, W); `valid` (B,) bool: rows that count."""
+        """The normalised feature, from a floating `feature` (B, D), (B, S, D) or (B, C, H, W); `valid` (B,) bool."""
         mean, var = self._measure(feature, valid) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * (var + self.eps).rsqrt()
         rank = feature.ndim
@@ -60,12 +60,12 @@ class RowNorm(nn.Module):
         mean = shares @ (feature.mean(positions) if positions else feature)
         squares = (feature - along_channels(mean, feature.ndim)).square()
         var = shares @ (squares.mean(positions) if positions else squares)
-        self._remember(mean, var, feature, valid)
+        self._update_running(mean, var, feature, valid)
         return mean, var
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor, feature: Tensor, valid: Tensor | None) -> None:
-        """Move the running statistics; a batch without a row that counts leaves them as they are."""
+    def _update_running(self, mean: Tensor, var: Tensor, feature: Tensor, valid: Tensor | None) -> None:
+        """Update the running statistics; a batch without a valid row does not change them."""
         rows = feature.new_tensor(len(feature)) if valid is None else valid.sum().to(feature.dtype)
         count = rows * (feature[0].numel() // len(mean))
         momentum = self.momentum * (rows > 0)
@@ -75,9 +75,9 @@ class RowNorm(nn.Module):
 
 
 class Adapter(nn.Module):
-    """One linear map at every position: with a bias, or as a connector with batch norm behind it.
+    """One linear map at every position: with a bias, or, as a connector, followed by a batch norm.
 
-    Connectors begin as the authors' (1904.01866): weights N(0, 2 / outputs), batch norm as identity.
+    Connectors are initialised as the authors' (1904.01866): weights N(0, 2 / outputs), batch norm as identity.
     """
 
     def __init__(self, rank: int, inputs: int, outputs: int, connector: bool) -> None:
@@ -89,20 +89,21 @@ class Adapter(nn.Module):
             nn.init.normal_(self.map.weight, std=math.sqrt(2.0 / outputs))
 
     def forward(self, feature: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Of the width `outputs`; `valid` (B,) bool: rows that count in the batch norm."""
+        """The floating `feature` mapped to the width `outputs`; `valid` (B,) bool: rows that the batch norm uses."""
         mapped: Tensor = self.map(feature)
         return mapped if self.norm is None else self.norm(mapped, valid)
 
 
 class Joint(NamedTuple):
-    """One pair of features, ready to be compared."""
+    """Reads one pair of features and makes them comparable."""
 
     pair: Pair
     adapter: nn.Module | None
     reduction: Literal["none"] | Reduction = "none"
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        """The student's feature behind its adapter, and the teacher's; maps are of one size."""
+        """The student's feature (B, ...) after its adapter, and the teacher's, in at least float32; maps have one
+        size."""
         student, teacher = self._read(inputs)
         return (student if self.adapter is None else self.adapter(student, inputs.valid)), teacher
 
@@ -113,7 +114,7 @@ class Joint(NamedTuple):
 
 
 class Joiner(NamedTuple):
-    """Makes the joints of one term; refuses what does not fit together, naming the field."""
+    """Builds the joints of one term; raises an error that names the field if features do not fit."""
 
     builder: LossBuilder
     name: str
@@ -122,8 +123,8 @@ class Joiner(NamedTuple):
     reduction: Literal["none"] | Reduction = "none"
 
     def join(self, pair: Pair, field: str, widths_differ: bool = False) -> Joint:
-        """Raises UserError unless both features are of one kind and, with neither an adapter nor `widths_differ`, of
-        one width."""
+        """The joint of `pair`. Raises UserError unless both features are of one kind and, with neither an adapter nor
+        `widths_differ`, of one width."""
         student, teacher = self._shapes(pair, field)
         if len(student) != len(teacher):
             raise self._refuse(student, teacher, "features of one kind, or a reduction to vectors", field)
@@ -135,7 +136,7 @@ class Joiner(NamedTuple):
         return Joint(pair, adapter, self.reduction)
 
     def _shapes(self, pair: Pair, field: str) -> tuple[torch.Size, torch.Size]:
-        """Of what the pair gives after its reduction."""
+        """Shapes of the pair's features after the reduction."""
         shapes = self.builder.student(pair.student), self.builder.teacher(pair.teacher, self.teacher)
         for shape in shapes:
             require_kind(self.builder, shape, (2, 3, 4), field)
@@ -153,24 +154,24 @@ class Joiner(NamedTuple):
         return self.builder.part(key, lambda: Adapter(rank, inputs, outputs, choice == "connector"))
 
     def _resolve(self, student: torch.Size, teacher: torch.Size) -> Choice:
-        """What `auto` means here; raises UserError for an adapter of another kind of feature."""
+        """The adapter that `auto` stands for; raises UserError for an adapter that is for another kind of feature."""
         fitting: Choice = "conv1x1" if len(student) == 4 else "linear"
         if self.choice == "auto":
             return "none" if width_of(student) == width_of(teacher) else fitting
         if self.choice in ("linear", "conv1x1") and self.choice != fitting:
-            raise self.builder.refuse(f"{self.choice} does not fit {describe(student)}; {fitting} does", "adapter")
+            raise self.builder.refuse(f"{self.choice} does not fit {describe(student)}; accepted: {fitting}", "adapter")
         return self.choice
 
     def _refuse(self, student: torch.Size, teacher: torch.Size, accepted: str, field: str) -> UserError:
         found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
-        return self.builder.refuse(f"{found}; needed are {accepted}", field)
+        return self.builder.refuse(f"{found}; accepted: {accepted}", field)
 
 
 def require_kind(builder: LossBuilder, shape: torch.Size, ranks: tuple[int, ...], field: str) -> None:
-    """Raises UserError unless a feature has one of these numbers of axes, its batch axis with it."""
+    """Raises UserError unless a feature has one of these numbers of axes, batch axis included."""
     if len(shape) not in ranks:
         accepted = " or ".join(KINDS[rank] for rank in ranks)
-        raise builder.refuse(f"the feature has {describe(shape)}; needed are {accepted}", field)
+        raise builder.refuse(f"the feature has {describe(shape)}; accepted: {accepted}", field)
 
 
 def require_same_tokens(
@@ -178,13 +179,13 @@ def require_same_tokens(
 ) -> None:
     """Raises UserError unless tokens (B, S, D) of the student and of the teacher called `name` are the same ones."""
     if not builder.same_tokens(name):
-        raise builder.refuse("student and teacher have different tokenizers; needed is data.tokenizer teacher", field)
+        raise builder.refuse("student and teacher have different tokenizers; accepted: data.tokenizer teacher", field)
     if student[1] != teacher[1]:
         found = f"the student has {describe(student)}, the teacher {describe(teacher)}"
-        raise builder.refuse(f"{found}; needed are as many tokens on both sides", field)
+        raise builder.refuse(f"{found}; accepted: the same number of tokens in both", field)
 
 
 def part_key(name: str, what: str, taps: Sequence[Tap], teacher: str | None) -> str:
-    """Name of a trainable part, the same for terms that share it; without dots, which torch forbids in it."""
+    """Name of a trainable module, the same for terms that share it; without dots, which torch forbids in it."""
     places = [f"{tap.path}:{tap.at}".replace(".", "|") for tap in taps]
     return "/".join([name, what, *places, *([teacher] if teacher else [])])

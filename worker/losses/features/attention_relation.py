@@ -1,4 +1,4 @@
-"""AutoDistil (2201.12507): relations between tokens within queries, keys and values become as in the teacher."""
+"""AutoDistil (2201.12507): relations between tokens within queries, keys and values match the teacher's."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from worker.losses.features.adapters import require_kind, require_same_tokens
 
 
 class AttentionRelationTerm:
-    """Sum over queries, keys and values of what sets both sides' relations apart.
+    """Sum over queries, keys and values of the distance between student's and teacher's relations.
 
-    `kl` is a mean over relation heads and over all tokens of the rows that count that aren't padding, so a row counts
-    with its number of tokens; `mse` is a mean over all entries of a row.
+    `kl` is a mean over relation heads and over all tokens of valid rows that aren't padding, so a row weighs as much as
+    its number of tokens; `mse` is a mean over all entries of a row.
     """
 
     def __init__(self, spec: AttentionRelation, builder: LossBuilder) -> None:
@@ -42,7 +42,7 @@ class AttentionRelationTerm:
         require_kind(builder, shape, (3,), field)
         if shape[2] < self.spec.relation_heads:
             found = f"{self.spec.relation_heads} is more than the width of {describe(shape)}"
-            raise builder.refuse(f"{found}; at most {shape[2]}", "relation_heads")
+            raise builder.refuse(f"{found}; accepted: at most {shape[2]}", "relation_heads")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         layer, heads = self.spec.layer, self.spec.relation_heads
@@ -58,7 +58,8 @@ class AttentionRelationTerm:
 
 
 def relations(states: Tensor, heads: int) -> Tensor:
-    """(B, R, S, S) scaled products of the tokens (B, S, D) with each other, in R heads of width D // R."""
+    """Scaled dot products (B, R, S, S) between the tokens of floating `states` (B, S, D), in R heads of width
+    D // R."""
     width = states.shape[-1] // heads
     rows, tokens, _ = states.shape
     split = states[..., : heads * width].reshape(rows, tokens, heads, width).transpose(1, 2)
@@ -66,28 +67,28 @@ def relations(states: Tensor, heads: int) -> Tensor:
 
 
 def relation_kl(student: Tensor, teacher: Tensor, tokens: Tensor, valid: Tensor | None) -> Tensor:
-    """KL of the teacher's distributions from the student's, of each row (B,); relations (B, R, S, S).
+    """KL(teacher || student) of each row (B,), from floating relations (B, R, S, S).
 
-    `tokens` (B, S) bool: those that aren't padding; `valid` (B,) bool: rows that count.
+    `tokens` (B, S) bool: tokens that aren't padding; `valid` (B,) bool: rows that count.
     """
-    hidden = ~tokens[:, None, None, :]
-    log_q, log_p = (F.log_softmax(side.masked_fill(hidden, FLOOR), dim=-1) for side in (student, teacher))
+    padding = ~tokens[:, None, None, :]
+    log_q, log_p = (F.log_softmax(side.masked_fill(padding, FLOOR), dim=-1) for side in (student, teacher))
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean(1)
     counted = tokens if valid is None else tokens & valid.unsqueeze(-1)
     rows = len(tokens) if valid is None else valid.sum()
     return kl.where(tokens, 0.0).sum(-1) * rows / counted.sum().clamp(min=1)
 
 
-def _split(projections: Projections, seen: Mapping[Tap, Tensor]) -> list[Tensor]:
-    """Queries, keys and values (B, S, D) each."""
+def _split(projections: Projections, features: Mapping[Tap, Tensor]) -> list[Tensor]:
+    """Queries, keys and values, each (B, S, D)."""
     if projections.qkv:
-        return list(seen[projections.qkv].chunk(3, dim=-1))
-    return [seen[tap] for tap in projections.taps()]
+        return list(features[projections.qkv].chunk(3, dim=-1))
+    return [features[tap] for tap in projections.taps()]
 
 
-def _shapes(projections: Projections, seen: Mapping[Tap, torch.Size]) -> list[torch.Size]:
-    """The same of shapes; one that gives all three at once stands for each of them."""
+def _shapes(projections: Projections, shapes: Mapping[Tap, torch.Size]) -> list[torch.Size]:
+    """Shapes of queries, keys and values; one joint projection is divided by three."""
     if projections.qkv:
-        *front, width = seen[projections.qkv]
+        *front, width = shapes[projections.qkv]
         return [torch.Size((*front, width // 3))] * 3
-    return [seen[tap] for tap in projections.taps()]
+    return [shapes[tap] for tap in projections.taps()]

@@ -1,4 +1,4 @@
-"""FitNets (1412.6550): the student's features become the teacher's, through adapters."""
+"""FitNets (1412.6550): the student's features match the teacher's, through adapters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.losses.features.adapters import Joiner
 class HintTerm:
     """Mean squared difference over the entries of each row, summed over the pairs.
 
-    Of the tokens of texts, padding does not count.
+    Padding tokens of texts do not count.
     """
 
     def __init__(self, spec: Hint, builder: LossBuilder) -> None:

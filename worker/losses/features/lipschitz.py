@@ -1,4 +1,4 @@
-"""LONDON (2108.12905): the spectral norm between consecutive stages becomes as in the teacher."""
+"""LONDON (2108.12905): the spectral norm between consecutive stages matches the teacher's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.losses.features.adapters import Joiner, require_kind
 from worker.losses.features.overhaul import weigh_stages
 
 LEAST = 1e-12
-"""Norm of the iterated vector below which features are dead: there is no gradient then."""
+"""Norm of the iterated vector below which features count as dead, and have no gradient."""
 
 
 class LipschitzTerm:
@@ -42,18 +42,21 @@ class LipschitzTerm:
         return spectral_norm(matrix, self.start(matrix), self.iterations)
 
     def start(self, matrix: Tensor) -> Tensor:
-        """Where the power iteration for (B, C, D) begins, (B, C, 1): ones, as in the authors' code for ImageNet."""
+        """Start vector (B, C, 1) of the power iteration for a floating matrix (B, C, D): ones, as in the authors' code
+        for ImageNet."""
         return matrix.new_ones(*matrix.shape[:2], 1)
 
 
 def transmitting_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """(B, C, D) from the maps (B, C, H, W) and (B, D, h, w) of two stages, over positions of the smaller size."""
+    """Transmitting matrix (B, C, D) of floating maps (B, C, H, W) and (B, D, h, w) of two stages, over the positions of
+    the smaller size."""
     first, second = (feature.flatten(2) for feature in same_size(first, second))
     return first @ second.mT / first.shape[2]
 
 
 def spectral_norm(matrix: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """(B,) of `matrix` (B, C, D), by power iteration from `start` (B, C, 1), with gradient through every step."""
+    """Spectral norm (B,) of a floating `matrix` (B, C, D), by power iteration from `start` (B, C, 1), with gradient
+    through every step."""
     square, vector = matrix @ matrix.mT, start
     norm = matrix.new_zeros(len(matrix))
     for _ in range(iterations):

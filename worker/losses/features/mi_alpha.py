@@ -1,4 +1,4 @@
-"""Distiller (2109.11105): mutual information between both sides' features, by a trained critic."""
+"""Distiller (2109.11105): mutual information between student's and teacher's features, by a trained critic."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from worker.losses.features.activations import both_vectors, width_of
 from worker.losses.features.adapters import part_key, require_kind
 
 LARGEST = 0.7
-"""Share of the dtype's range of exponents that scores may take up: 62 in float32. Beyond it they have no gradient."""
+"""Share of the dtype's range of exponents that scores may use: 62 in float32. Beyond it they have no gradient."""
 
 
 class Critic(nn.Module):
-    """Scores every student's feature against every teacher's, and the baseline of every teacher's."""
+    """Scores of every student feature with every teacher feature, and a baseline for every teacher feature."""
 
     def __init__(self, student: int, teacher: int, hidden: int, embedding: int) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class Critic(nn.Module):
         self.baseline = _perceptron(teacher, hidden, 1)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, B), rows the student's, and baselines (B,), from vectors (B, D) each."""
+        """Scores (B, B), one row for each student vector, and baselines (B,), from floating vectors (B, D) each."""
         baseline: Tensor = self.baseline(teacher)
         return self.student(student) @ self.teacher(teacher).mT, baseline.squeeze(-1)
 
 
 class MiAlphaTerm:
-    """Negative lower bound; a row's share of it is what its own scores contribute. 0 where a row is alone."""
+    """Negative lower bound; each row has the share that its scores contribute. 0 for a single row."""
 
     def __init__(self, spec: MiAlpha, builder: LossBuilder) -> None:
         self.spec = spec
@@ -59,13 +59,14 @@ class MiAlphaTerm:
 
 
 def infonce(scores: Tensor, valid: Tensor) -> Tensor:
-    """Of each row (B,), from scores (B, B); `valid` (B,) bool."""
-    seen = scores.masked_fill(~valid, FLOOR)
-    return seen.logsumexp(-1) - seen.diagonal() - valid.sum().clamp(min=1).to(scores.dtype).log()
+    """InfoNCE loss of each row (B,), from floating scores (B, B); `valid` (B,) bool."""
+    masked = scores.masked_fill(~valid, FLOOR)
+    return masked.logsumexp(-1) - masked.diagonal() - valid.sum().clamp(min=1).to(scores.dtype).log()
 
 
 def mi_alpha(scores: Tensor, baseline: Tensor, logs: tuple[Tensor | float, Tensor | float], valid: Tensor) -> Tensor:
-    """Of each row (B,), from scores (B, B), baselines (B,) and the logs of alpha and 1 - alpha; `valid` (B,) bool."""
+    """Loss of each row (B,), from floating scores (B, B), baselines (B,) and the logs of alpha and 1 - alpha; `valid`
+    (B,) bool."""
     others = (valid & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)).to(scores.dtype)
     count = (valid.sum() - 1).clamp(min=1).to(scores.dtype)
     without = leave_one_out(scores.masked_fill(~valid, FLOOR)) - count.log()
@@ -77,9 +78,9 @@ def mi_alpha(scores: Tensor, baseline: Tensor, logs: tuple[Tensor | float, Tenso
 
 
 def leave_one_out(scores: Tensor) -> Tensor:
-    """(B, B): entry (i, j) is the log of the sum over k != j of exp(scores_ik).
+    """(B, B) from floating scores (B, B): entry (i, j) is the log of the sum over k != j of exp(scores_ik).
 
-    Taken off the whole sum, but for the largest entry of a row, which the rest may be lost beside.
+    Subtracted from the whole sum, except for the largest entry of a row, beside which the rest may be lost to rounding.
     """
     largest = scores.max(-1, keepdim=True)
     top = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, largest.indices, True)

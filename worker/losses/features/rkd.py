@@ -1,4 +1,4 @@
-"""Relational KD (1904.05068): how the samples of a batch lie to each other becomes as in the teacher."""
+"""Relational KD (1904.05068): distances and angles between the samples of a batch match the teacher's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from worker.tensors import at_least_float32
 CLOSEST = 1e-6
 """Distances are at least this, as in the authors' code (1e-12 of their squares), where they have no gradient."""
 AT_ONCE = 2**24
-"""Numbers of an intermediate result of the angles, whose memory grows as B^3: beyond it they are computed in parts, and
-again for the gradient."""
+"""Elements of an intermediate result of the angles, whose memory grows as B^3: beyond it the angles are computed in
+chunks, and recomputed for the gradient."""
 
 
 class RkdTerm:
-    """Means over the other rows, of pairs and of pairs of pairs; the mean over the rows is the paper's.
+    """Mean loss of each row's pairs and triples; the mean over the rows is the paper's loss.
 
-    Pairs of a row with itself count as 0, and in the means' denominators, as in the authors' code.
+    Pairs of a row with itself are 0 and count in the means' denominators, as in the authors' code.
     """
 
     def __init__(self, spec: Rkd, builder: LossBuilder) -> None:
@@ -52,7 +52,7 @@ class RkdTerm:
 
 
 def distance_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float) -> Tensor:
-    """Of each row (B,), from embeddings (B, D) each; `valid` (B,) bool."""
+    """Distance loss of each row (B,), from floating embeddings (B, D) each; `valid` (B,) bool."""
     pairs = valid.unsqueeze(0) & valid.unsqueeze(1)
     pairs = pairs & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
     gaps = F.huber_loss(_distances(student, pairs), _distances(teacher, pairs), reduction="none", delta=delta)
@@ -60,14 +60,14 @@ def distance_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float)
 
 
 def _distances(embeddings: Tensor, pairs: Tensor) -> Tensor:
-    """(B, B) in units of their mean over the `pairs`; 0 elsewhere."""
+    """Distances (B, B) in units of their mean over the `pairs` (B, B) bool; 0 elsewhere."""
     distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     distances = distances.clamp(min=CLOSEST).where(pairs, 0.0)
     return distances / (distances.sum() / pairs.sum().clamp(min=1)).clamp(min=CLOSEST)
 
 
 def angle_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float) -> Tensor:
-    """Of each row (B,) as the vertex, from embeddings (B, D) each; `valid` (B,) bool."""
+    """Angle loss of each row (B,) as the vertex, from floating embeddings (B, D) each; `valid` (B,) bool."""
     rows, width = len(student), max(student.shape[1], teacher.shape[1])
     step = max(1, AT_ONCE // (rows * max(rows, width)))
     if step >= rows:
@@ -82,14 +82,15 @@ def angle_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float) ->
 
 
 def _angle_loss(student: Tensor, teacher: Tensor, valid: Tensor, delta: float, first: int, count: int) -> Tensor:
-    """Of the `count` vertices from `first` on."""
-    own, taught = (_cosines(side, slice(first, first + count)) for side in (student, teacher))
+    """Angle loss of `count` vertices from `first` on."""
+    student_angles, teacher_angles = (_cosines(side, slice(first, first + count)) for side in (student, teacher))
     pairs = valid.unsqueeze(0) & valid.unsqueeze(1)
-    gaps = F.huber_loss(own, taught, reduction="none", delta=delta).where(pairs, 0.0)
+    gaps = F.huber_loss(student_angles, teacher_angles, reduction="none", delta=delta).where(pairs, 0.0)
     return gaps.sum((1, 2)) / valid.sum().clamp(min=1).square()
 
 
 def _cosines(embeddings: Tensor, vertices: slice) -> Tensor:
-    """(V, B, B): of the angle at each vertex between the directions to any two rows; 0 where one is no direction."""
+    """Cosines (V, B, B) of the angle at each vertex between the directions to any two rows; 0 if a direction has length
+    0."""
     directions = F.normalize(embeddings.unsqueeze(0) - embeddings[vertices].unsqueeze(1), dim=-1)
     return directions @ directions.mT

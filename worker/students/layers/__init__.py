@@ -1,2 +1,2 @@
-"""Layers that the zoo's networks have of one kind or another, one module per family of the contract
-(`app.recipe.students.layers`), and what several architectures share of convolutions."""
+"""Layers whose kind a job can choose, one module per family of the contract (`app.recipe.students.layers`), and
+convolutions that several architectures share."""

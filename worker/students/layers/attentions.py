@@ -1,4 +1,4 @@
-"""Self-attention over tokens, of several heads."""
+"""Multi-head self-attention over tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from app.recipe.students.layers import AttentionSpec, LinearAttention, SoftmaxAt
 from worker.students.layers.registry import LayerRegistry
 
 ATTENTIONS = LayerRegistry[[int, int]]()
-"""From the width of a token and the number of heads, which divides it."""
+"""Built from the width of a token and the number of heads, which divides it."""
 LEAST_SUM = 1e-6
-"""Added to the sum of the weights of linear attention, which in low precision may come to nothing."""
+"""Added to the sum of the weights of linear attention, which may be 0 in low precision."""
 
 
 class SelfAttention(nn.Module, ABC):
-    """Multi-head self-attention over tokens (N, S, D); what its heads do is a subclass's."""
+    """Multi-head self-attention over tokens (N, S, D); subclasses define the attention of the heads."""
 
     def __init__(self, spec: AttentionSpec, width: int, heads: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class SelfAttention(nn.Module, ABC):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, S, D) to the same."""
+        """Floating (N, S, D) to the same shape and dtype."""
         query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
         attended = self.attend(query, key, value)
         mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
@@ -33,7 +33,8 @@ class SelfAttention(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Values (N, heads, S, D / heads) that each token is given; queries and keys are of the same shape."""
+        """Attended values (N, heads, S, D / heads) of each token, from floating queries, keys and values of the same
+        shape."""
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
@@ -61,6 +62,7 @@ class LinearSelfAttention(SelfAttention):
 
 
 def _positive(x: Tensor) -> Tensor:
-    """elu(x) + 1 in at least float32; as a sum of its branches, for 1 + (exp(x) - 1) cancels where x is far below 0."""
+    """elu(x) + 1 in at least float32; as a sum of its branches, because 1 + (exp(x) - 1) cancels if x is far below
+    0."""
     wide = x.float() if x.dtype.itemsize < 4 else x
     return F.relu(wide) + wide.clamp(max=0.0).exp()

@@ -1,4 +1,4 @@
-"""What convolutional architectures share: convolutions with the norms and activations that a job asks for."""
+"""Parts of convolutional architectures: convolutions with the norms and activations that a job chooses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from worker.students.layers.norms import IMAGE_NORMS
 
 
 class ImageLayers(NamedTuple):
-    """Kinds of layers of a convolutional network, which makes them of images (N, C, H, W)."""
+    """Kinds of layers of a convolutional network on images (N, C, H, W), and their builders."""
 
     norm_kind: NormSpec
     activation_kind: ActivationSpec
 
     def norm(self, channels: int) -> nn.Module:
-        """A norm; an identity where there are none, so that paths stay."""
+        """A norm; an identity if the kind is none, so that module paths do not change."""
         return IMAGE_NORMS.build(self.norm_kind, channels)
 
     def activation(self) -> nn.Module:
@@ -26,8 +26,8 @@ class ImageLayers(NamedTuple):
         return ACTIVATIONS.build(self.activation_kind)
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-        """A convolution padded to keep the size, which a `stride` of 2 halves (rounding up). It has an offset, at first
-        0, where the norms have none."""
+        """A convolution padded to keep the size, which a `stride` of 2 halves (rounding up). It has a bias, initially
+        0, if the norms have none."""
         bias = self.norm_kind.needs_bias
         conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
         if conv.bias is not None:

@@ -1,4 +1,4 @@
-"""Normalisation layers. Their names hold `Norm`, by which optimizers know them."""
+"""Normalisation layers. Their class names contain `Norm`, by which optimizers find them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from app.recipe.students.layers import BatchNorm, GroupNorm, LayerNorm, NoNorm, 
 from worker.students.layers.registry import LayerRegistry
 
 IMAGE_NORMS = LayerRegistry[[int]]()
-"""Of images (N, C, H, W), from their channels."""
+"""Norms of images (N, C, H, W), built from their channels."""
 TOKEN_NORMS = LayerRegistry[[int]]()
-"""Of tokens (N, S, D) or (N, D), from their width."""
+"""Norms of tokens (N, S, D) or (N, D), built from their width."""
 RMS_EPSILON = 1e-6
 """Added to the mean of squares."""
 
@@ -52,10 +52,10 @@ def _rms(spec: RmsNorm, width: int) -> nn.Module:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that also bears a batch with one value per channel.
+    """Batch normalisation that accepts a batch with one value per channel.
 
-    Such a batch (a last batch of one sample, shrunk to one pixel) has no variance; it is normalised by the running
-    statistics, which it leaves as they are.
+    Such a batch (a last batch of one sample, reduced to one pixel) has no variance; it is normalised by the running
+    statistics, and does not change them.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class RootMeanSquareNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * weight (1910.07467): the mean over the last `axes` axes, the first of which is that
-    of the channels. In at least float32; the result has the input's dtype."""
+    """x / sqrt(mean(x^2) + 1e-6) * weight (1910.07467): the mean is over the last `axes` axes, the first of which is
+    the channels'. Computed in at least float32; the result has the input's dtype."""
 
     def __init__(self, channels: int, axes: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class RootMeanSquareNorm(nn.Module):
         self.axes = tuple(range(-axes, 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C, H, W) of images or (..., C) of tokens to the same."""
+        """Floating (..., C, H, W) of images or (..., C) of tokens to the same shape and dtype."""
         wide = x.float() if x.dtype.itemsize < 4 else x
         scaled = wide * torch.rsqrt(wide.square().mean(self.axes, keepdim=True) + RMS_EPSILON)
         return (scaled * self.weight.view(-1, *[1] * (len(self.axes) - 1))).to(x.dtype)

@@ -20,7 +20,7 @@ class LayerRegistry(Generic[P]):
         self._builders: dict[type[Option], Callable[..., nn.Module]] = {}
 
     def register(self, kind: type[Option]) -> Callable[[Build], Build]:
-        """Decorates what builds a `kind`: a function, or a module's class."""
+        """Decorator for the builder of a `kind`: a function, or a module's class."""
 
         def add(build: Build) -> Build:
             assert kind not in self._builders, kind
@@ -35,5 +35,5 @@ class LayerRegistry(Generic[P]):
 
     @property
     def kinds(self) -> set[type[Option]]:
-        """All that it can build."""
+        """Kinds that have a builder."""
         return set(self._builders)

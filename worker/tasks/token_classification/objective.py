@@ -44,5 +44,5 @@ class WordObjective(Objective):
 
 
 def _by_token(seen: BatchOutputs) -> BatchOutputs:
-    signals = {name: replace(signal, answer=signal.logits.flatten(0, 1)) for name, signal in seen.signals.items()}
-    return replace(seen, answer=seen.outputs.flatten(0, 1), targets=seen.targets.flatten(), signals=signals)
+    signals = {name: replace(signal, outputs=signal.logits.flatten(0, 1)) for name, signal in seen.signals.items()}
+    return replace(seen, student=seen.outputs.flatten(0, 1), targets=seen.targets.flatten(), signals=signals)

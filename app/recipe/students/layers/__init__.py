@@ -1,4 +1,4 @@
-"""Layers that a network of the zoo has of one kind or another: one module per family, each a tagged union on `kind`.
+"""Layers of built-in networks whose kind can be chosen: one module per family, each a tagged union on `kind`.
 
 Each kind has one implementation in the module of the same name in `worker/students/layers`.
 """

@@ -13,7 +13,7 @@ class ActivationSpec(Option):
     """An element-wise function; it has no weights."""
 
     keeps_input: ClassVar[bool]
-    """Whether its gradient needs its input; else its output, which the layer after it keeps anyway, is enough."""
+    """Whether its gradient needs its input; else its output, which the next layer keeps anyway, is enough."""
 
 
 class Relu(ActivationSpec):
@@ -24,7 +24,7 @@ class Relu(ActivationSpec):
 
 
 class LeakyRelu(ActivationSpec):
-    """x, or `slope` times x where x is negative. Weights begin as for ReLU, whatever the slope."""
+    """x, or `slope` times x where x is negative. Weights are initialised as for ReLU, for any slope."""
 
     keeps_input = True
     kind: Literal["leaky-relu"] = "leaky-relu"

@@ -9,10 +9,11 @@ from app.recipe.base import OneOf, Option, Paper
 
 
 class AttentionSpec(Option):
-    """How the values of tokens are weighed. The linear maps before and after it are the same for every kind."""
+    """Weighting of the values of tokens. The linear maps before and after it are the same for every kind."""
 
     keeps: ClassVar[int]
-    """Tensors of the size of its tokens that the backward pass needs, queries, keys and values apart, roughly."""
+    """Estimated number of tensors of the size of its tokens that the backward pass needs, without queries, keys and
+    values."""
 
     @abstractmethod
     def flops(self, tokens: int, width: int, heads: int) -> int:
@@ -20,7 +21,8 @@ class AttentionSpec(Option):
 
 
 class SoftmaxAttention(AttentionSpec):
-    """Each token takes the values of all, weighed by the softmax of its query's scaled products with their keys."""
+    """The output of each token is the mean of all values, weighted by the softmax of its query's scaled products with
+    the keys."""
 
     paper: ClassVar[Paper | None] = Paper("Attention Is All You Need", "1706.03762")
     keeps = 1
@@ -31,8 +33,8 @@ class SoftmaxAttention(AttentionSpec):
 
 
 class LinearAttention(AttentionSpec):
-    """The weights are products of elu(x) + 1 of queries and keys, divided by their sum; so the values are summed up
-    once for all tokens, at a cost that grows with their number and not with its square."""
+    """The weights are products of elu(x) + 1 of queries and keys, divided by their sum; so the values are summed once
+    for all tokens, at a cost linear in their number."""
 
     paper: ClassVar[Paper | None] = Paper(
         "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention", "2006.16236"

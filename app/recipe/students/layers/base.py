@@ -1,4 +1,4 @@
-"""What all families of layers share."""
+"""Base of all families of layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from app.recipe.base import Option
 
 
 def by_default(option: Option) -> Any:
-    """A field that is `option` unless another is given, and is written down only then: so the description of a network
-    with the default is the one from before there was a choice, which workers of that time and stored models have."""
+    """A field with the default `option`, which is only serialised if it differs: so the description of a network with
+    the default is the same as before there was a choice, for older workers and stored models."""
     return Field(option, exclude_if=lambda value: value == option)

@@ -12,29 +12,29 @@ Normalised = Literal["images", "tokens"]
 
 
 class NormSpec(Option):
-    """A normalisation of what lies between the layers of a network."""
+    """Normalisation between the layers of a network."""
 
     of: ClassVar[frozenset[Normalised]]
-    """What it can normalise."""
+    """Kinds of tensors that it can normalise."""
     vectors: ClassVar[int]
     """Vectors of one trained weight per channel: a scale, and an offset."""
     keeps: ClassVar[int]
-    """Tensors of the size of its input that the backward pass needs, its output apart."""
+    """Tensors of the size of its input that the backward pass needs, without its output."""
 
     @property
     def needs_bias(self) -> bool:
-        """Whether it adds no offset, so that the convolution before it does."""
+        """Whether it has no offset, so that the convolution before it needs one."""
         return self.vectors < 2
 
     def divides(self, channels: int) -> bool:
-        """Whether it can normalise so many channels."""
+        """Whether it can normalise this number of channels."""
         return True
 
 
 class BatchNorm(NormSpec):
     """Batch normalisation: each channel by its mean and variance in the batch; in evaluation by their running means.
 
-    Processes that share a batch take the statistics of their own share each.
+    Processes that share a batch each use the statistics of their share.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -71,8 +71,8 @@ class GroupNorm(NormSpec):
 
 
 class RmsNorm(NormSpec):
-    """Root mean square normalisation: each token, or image, divided by the root of the mean of its squares over all
-    that layer normalisation looks at; with a scale per channel and no offset, which convolutions have instead."""
+    """Root mean square normalisation: each token, or image, divided by the root of the mean of its squares over the
+    same axes as layer normalisation; with a scale per channel and no offset, which convolutions have instead."""
 
     paper: ClassVar[Paper | None] = Paper("Root Mean Square Layer Normalization", "1910.07467")
     of = frozenset({"images", "tokens"})
@@ -95,7 +95,7 @@ TOKEN_NORMS = tuple(kind for kind in NORMS if "tokens" in kind.of)
 
 
 def _refuse_what_is_not_for(place: Normalised) -> BeforeValidator:
-    """Kinds that there are, and that have no place here, are refused with the reason."""
+    """Refuses existing kinds that are not for `place`, with the reason."""
     elsewhere = {_tag(kind): " and ".join(sorted(kind.of)) for kind in NORMS if place not in kind.of}
     here = ", ".join(_tag(kind) for kind in NORMS if place in kind.of)
 

@@ -1,4 +1,4 @@
-"""Lists of classes that meet: matched by name, by number where there are no names, and refused where neither tells."""
+"""Matching of class lists: by name, by number where there are no names, and refused where neither is possible."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_classes_are_found_by_name_or_value(ours: Names | int, theirs: Names | i
         (["1", "01"], ["1", "2"], ["only data.train has '01'"]),
     ],
 )
-def test_what_can_not_be_told_is_refused_naming_both_lists(
+def test_an_ambiguous_match_is_refused_naming_both_lists(
     ours: Names | int, theirs: Names | int, told: list[str]
 ) -> None:
     with pytest.raises(ClassMismatch) as caught:
@@ -81,7 +81,7 @@ def test_other_spellings_are_noted_and_long_lists_cut() -> None:
 
 
 def problems(models: dict[str, Any], data: dict[str, Any] | None = None, **fields: Any) -> list[Problem]:
-    """Of a job on an archive, which holds numbers, with the teacher `m` unless `fields` say otherwise."""
+    """Problems of a job on an archive, which holds numbers, with the teacher `m` unless `fields` override it."""
     document: dict[str, Any] = {
         "data": {"train": "file_a", **(data or {})},
         "teacher": {"model": "m"},

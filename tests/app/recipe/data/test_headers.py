@@ -1,4 +1,4 @@
-"""Facts that the headers of a job's files show, for every task."""
+"""Facts read from the headers of a job's files, for every task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def archive(inputs: tuple[int, ...], labels: tuple[int, ...], dtype: str = "f4")
         ),
     ],
 )
-def test_headers_tell_tables_and_targets(task: TaskName, facts: Archive, expected: SampleFacts) -> None:
+def test_headers_have_the_facts_of_tables_and_targets(task: TaskName, facts: Archive, expected: SampleFacts) -> None:
     assert sample_facts(options(), task_of(task), facts) == expected
 
 

@@ -1,4 +1,4 @@
-"""Which jobs may ask for a calibration, and how many held-out samples it takes."""
+"""Which jobs may use a calibration, and how many held-out samples it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration in the Hugging Face layout may say."""
+"""Accepted and refused configurations in the Hugging Face layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes of samples: how messages show them, and which samples a model reads."""
+"""Shapes of samples: how messages show them, and which samples a model accepts."""
 
 from __future__ import annotations
 

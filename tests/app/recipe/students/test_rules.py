@@ -1,4 +1,4 @@
-"""Layers that do not fit a network, or what a job does with it."""
+"""Layers that do not fit a network or its use in a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job for a language model may say."""
+"""Accepted and refused jobs of language models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of sentence encoders: what goes together, and what is refused with a reason."""
+"""Jobs of sentence encoders: valid combinations, and refusals with their reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs with any number of classes per sample: what goes together, and what is refused with a reason."""
+"""Jobs with any number of classes per sample: valid combinations, and refusals with their reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every task of the registry is whole, and rules ask its object."""
+"""Every task of the registry is complete, and rules use its object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of taggers: what goes together, and what is refused with a reason."""
+"""Jobs of taggers: valid combinations, and refusals with their reasons."""
 
 from __future__ import annotations
 

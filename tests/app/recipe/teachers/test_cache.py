@@ -1,4 +1,4 @@
-"""What a job may say about keeping its teachers' answers."""
+"""A job's settings for caching teacher outputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def problems(spec: JobSpec) -> list[Problem]:
     return [problem for problem in found if problem.param.startswith("teacher_cache")]
 
 
-def test_everything_is_kept_exactly_unless_the_job_says_otherwise() -> None:
+def test_everything_is_cached_exactly_by_default() -> None:
     assert job().teacher_cache == DenseCache(dtype="fp32")
     assert DenseCache().exact
     assert not DenseCache(dtype="bf16").exact

@@ -1,4 +1,4 @@
-"""A sample looks the same in whatever batch it comes, and whatever is changed is changed with its label."""
+"""A sample's augmentation does not depend on its batch, and labels change together with their samples."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_augmentation_epochs_come_again() -> None:
     assert [of_images(steps).cycle(epoch) for epoch in (0, 1, 7)] == [0, 1, 7]
 
 
-def test_the_digest_tells_whatever_decides_the_pixels() -> None:
+def test_the_digest_depends_on_everything_that_determines_the_pixels() -> None:
     steps = [{"kind": "crop"}]
     found = of_images(steps).digest()
     assert found == of_images(steps).digest()

@@ -1,4 +1,4 @@
-"""The operations do what the well-known image library does, to a level of 255."""
+"""The operations match the well-known image library, to a level of 255."""
 
 from __future__ import annotations
 

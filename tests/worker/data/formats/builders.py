@@ -1,4 +1,4 @@
-"""Small files of every format, and what is said of those that can't be used."""
+"""Small files of every format, and the errors for those that can't be used."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def columns_of(name: str) -> ColumnReader:
 
 
 def refusal(path: Path, data: Data, task: TaskName, param: str = PARAM) -> UserError:
-    """What is said of a file that can't be read."""
+    """The error for a file that can't be read."""
     with pytest.raises(UserError) as caught:
         read_samples(path, data, columns_of(task), param)
     assert caught.value.code == "invalid_data"

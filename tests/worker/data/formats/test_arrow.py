@@ -110,7 +110,7 @@ ONE_PATH = pa.array([{"bytes": None, "path": "/etc/passwd"}], pa.struct({"bytes"
         ({"x": ["a", "b"], "y": [1, None]}, parquet(["x"], ["y"]), "text-classification", "has None in row 1"),
         ({"x": ["a"], "y": [1]}, parquet(["z"], ["y"]), "text-classification", "no column 'z'; it has 'x', 'y'"),
         ({"x": pa.array([], pa.string()), "y": []}, parquet(["x"], ["y"]), "text-classification", "has no rows"),
-        ({"x": ["a"], "n": [1], "y": [1]}, parquet(["x", "n"], ["y"]), "regression", "do not go together"),
+        ({"x": ["a"], "n": [1], "y": [1]}, parquet(["x", "n"], ["y"]), "regression", "do not fit together"),
         ({"x": [b"?"], "n": [1], "y": [1]}, parquet(["x"], ["y"]), "image-classification", "'row 0' in data.train"),
         ({"x": ONE_PATH, "y": [1]}, parquet(["x"], ["y"]), "image-classification", "has None in row 0"),
         ({"x": [{"a": 1}], "y": [1]}, parquet(["x"], ["y"]), "regression", "values of type struct"),
@@ -275,7 +275,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     content = path.read_bytes()
     middle = bytes(byte ^ 0x5A for byte in content[4:-8])
     path.write_bytes({"cut": content[:-30], "scramble": content[:4] + middle + content[-8:], "other": b"hello"}[damage])
-    assert "not a sound Parquet file" in refusal(path, parquet(["x"], ["y"]), "regression").message
+    assert "not a valid Parquet file" in refusal(path, parquet(["x"], ["y"]), "regression").message
 
 
 def test_columns_above_the_cap_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,10 +346,10 @@ def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"x/state.json": b"{}", "x/data.arrow": b""}, "not a sound data set"),
-        ({"x/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}'}, "does not hold it"),
-        ({"x/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}', "x/a.arrow": b"nonsense"}, "not a sound"),
-        ({"x/state.json": b'{"_data_files": []}'}, "not a sound data set"),
+        ({"x/state.json": b"{}", "x/data.arrow": b""}, "not a valid data set"),
+        ({"x/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}'}, "which is missing"),
+        ({"x/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}', "x/a.arrow": b"nonsense"}, "not a valid"),
+        ({"x/state.json": b'{"_data_files": []}'}, "not a valid data set"),
         ({"x/a.arrow": b""}, "no single split"),
     ],
 )

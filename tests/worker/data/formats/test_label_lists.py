@@ -65,7 +65,7 @@ def test_the_separator_is_the_jobs(tmp_path: Path) -> None:
     assert read(tmp_path, *csv(["a b", "c"], label_separator=" ")).labels == [["a", "b"], ["c"]]
 
 
-def test_texts_are_texts_although_they_look_like_numbers(tmp_path: Path) -> None:
+def test_texts_are_texts_even_if_they_are_numerals(tmp_path: Path) -> None:
     assert read(tmp_path, "text,tags\n7,a\n8,b\n", options("csv", **LISTS)).inputs == TextSamples(["7", "8"])
 
 
@@ -84,7 +84,7 @@ def test_lists_of_names_stand_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "told"),
     [
-        (["a", "a||b"], "has 'a||b' in row 1; accepted: names with '|' between each two, none of them empty"),
+        (["a", "a||b"], "has 'a||b' in row 1; accepted: names separated by '|', none of them empty"),
         (["a|"], "has 'a|' in row 0"),
         (["0|1|1|0"], "has [0, 1, 1, 0] in row 0; accepted: numbers of classes, each once; 0 and 1 for every class in"),
         (["-1"], "has [-1] in row 0"),
@@ -160,7 +160,7 @@ def test_a_flag_of_parquet_that_is_neither_0_nor_1_is_named(tmp_path: Path, valu
     assert "in row " in told
 
 
-def test_a_data_set_of_lists_of_a_class_label_tells_the_names(tmp_path: Path) -> None:
+def test_a_data_set_of_lists_of_a_class_label_has_the_names(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "tags": Sequence(ClassLabel(names=["joy", "fear", "love"]))})
     Dataset.from_dict({"text": ["a", "b"], "tags": [[2, 0], []]}, features=features).save_to_disk(str(tmp_path / "set"))
     files = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}

@@ -107,9 +107,9 @@ def test_json_lines_have_types_of_their_own(tmp_path: Path) -> None:
         ("text,label,text\na,1,b\n", "text-classification", "more than one column 'text'"),
         ("text,label\n", "text-classification", "has no rows"),
         ("", "text-classification", "no column 'text'; it has none"),
-        ('text,label\n"a,1\n', "text-classification", "not sound CSV"),
+        ('text,label\n"a,1\n', "text-classification", "not valid CSV"),
         (b"text,label\na\xff,1\n", "text-classification", "not UTF-8"),
-        (gzip.compress(b"text,label\na,1\n", mtime=0)[:-9], "text-classification", "not soundly packed"),
+        (gzip.compress(b"text,label\na,1\n", mtime=0)[:-9], "text-classification", "not a valid gzip"),
     ],
 )
 def test_what_is_wrong_with_csv_is_named(tmp_path: Path, content: str | bytes, task: TaskName, message: str) -> None:
@@ -227,7 +227,7 @@ def test_a_carriage_return_is_white_space_of_json(tmp_path: Path) -> None:
 
 def test_a_value_that_no_quote_ends_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE", 200_000)
-    assert "not sound CSV" in said(tmp_path, 'text,label\n"' + "a\n" * 100_001 + '",1\n', csv())
+    assert "not valid CSV" in said(tmp_path, 'text,label\n"' + "a\n" * 100_001 + '",1\n', csv())
 
 
 def test_columns_must_go_together(tmp_path: Path) -> None:

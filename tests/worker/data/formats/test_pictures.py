@@ -93,7 +93,7 @@ def test_half_transparent_pixels_are_mixed(tmp_path: Path) -> None:
     assert np.abs(small.astype(int) - (40 + 255) / 2).max() <= 1  # the hidden colour does not come through
 
 
-def test_a_grey_image_over_a_colour_stays_grey_unless_asked(tmp_path: Path) -> None:
+def test_a_grey_image_over_a_colour_stays_grey_by_default(tmp_path: Path) -> None:
     grey = {"a/1.png": encoded(Image.new("LA", (2, 1), (9, 0)))}
     assert array(read(tmp_path / "a.zip", grey, background=[7, 7, 7])).tolist() == [[[[7, 7]]]]
 
@@ -113,7 +113,7 @@ STORED = {
 
 
 def tagged(orientation: int, kind: str = "PNG") -> bytes:
-    """Pixels that are stored as the tag says; large, so that JPEG keeps them."""
+    """Pixels stored in the orientation of the tag; large, so that JPEG preserves them."""
     exif = Image.Exif()
     exif[pictures.ORIENTATION] = orientation
     large = np.kron(STORED[orientation], np.ones((16, 16), np.uint8))
@@ -187,12 +187,12 @@ def deep_and_clear() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a/1.png", b"not an image", "not a sound image"),
-        ("a/1.png", picture()[:40], "not a sound image"),
-        ("a/1.png", picture(kind="GIF"), "not a sound image"),
+        ("a/1.png", b"not an image", "not a valid image"),
+        ("a/1.png", picture()[:40], "not a valid image"),
+        ("a/1.png", picture(kind="GIF"), "not a valid image"),
         ("a/1.png", bomb(), "5000 x 5000 pixels"),
-        ("a/1.webp", MOVING, "moves"),
-        ("a/1.png", MOVING_PNG, "moves"),
+        ("a/1.webp", MOVING, "several frames"),
+        ("a/1.png", MOVING_PNG, "several frames"),
         ("a/1.png", deep_and_clear(), "16 bits a channel"),
         ("a/1.png", picture(mode="I;16"), "8 bits a channel"),
         ("a/1.txt", b"words", "is no image"),
@@ -207,7 +207,7 @@ def test_what_is_no_image_of_a_class_is_named(tmp_path: Path, name: str, content
 
 
 def test_an_archive_without_images_is_refused(tmp_path: Path) -> None:
-    assert "holds no images" in said(tmp_path / "a.zip", {".hidden": b""})
+    assert "has no images" in said(tmp_path / "a.zip", {".hidden": b""})
 
 
 def test_decoded_images_are_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

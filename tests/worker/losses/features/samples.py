@@ -1,4 +1,4 @@
-"""What the tests of losses on features run on: every kind with several settings, and features to give them."""
+"""Cases for the tests of losses on features: every kind with several settings, and features as inputs."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def draw(rows: int = ROWS, dtype: torch.dtype = torch.float64, scale: float = 1.
 
 
 def builder(dtype: torch.dtype = torch.float64) -> LossBuilder:
-    """One that knows the shapes of `draw`, and a teacher with the batch norms that `margin_pair` names."""
+    """A builder with the shapes of `draw`, and a teacher with the batch norms that `margin_pair` names."""
     network = nn.Module()
     network.norms = nn.ModuleDict({name.replace(".", "_"): _norm(width) for name, width in NORMS.items()})
     network.relu = nn.ReLU()
@@ -184,7 +184,7 @@ def build(spec: LossSpec, dtype: torch.dtype = torch.float64) -> Built:
 
 
 def inputs(spec: LossSpec, rows: LossInputs) -> list[Tensor]:
-    """What of the student's the term sees."""
+    """The student's inputs of the term."""
     return [rows.features.student[tap] for tap in spec.taps().student] or (
         [rows.student] if isinstance(spec, Rkd) else []
     )

@@ -1,4 +1,4 @@
-"""Adapters: which one is made, how it begins, who shares it, and what is refused."""
+"""Adapters: which one is made, its initial weights, sharing between losses, and refused settings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_batch_norm_of_tokens_is_over_rows_and_tokens() -> None:
     torch.testing.assert_close(normal.var(0, unbiased=False), torch.ones(3), rtol=0, atol=1e-4)
 
 
-def test_statistics_remember_only_rows_that_count() -> None:
+def test_running_statistics_use_only_valid_rows() -> None:
     feature, valid = torch.randn(4, 3), torch.tensor([True, True, True, False])
     ours, few = RowNorm(3), RowNorm(3)
     ours(feature, valid)
@@ -123,19 +123,23 @@ def test_padding_is_no_part_of_a_mean_over_tokens() -> None:
 
 REFUSED: list[tuple[LossSpec, str, str]] = [
     (Hint(pairs=[pair("map", "map"), pair("map", "tokens")]), "pairs[1]", "features of one kind, or a reduction"),
-    (Hint(pairs=[pair("tokens", "short")]), "pairs[0]", "as many tokens on both sides"),
+    (Hint(pairs=[pair("tokens", "short")]), "pairs[0]", "the same number of tokens in both"),
     (Hint(pairs=[pair("map")], adapter="none"), "pairs[0]", "equal widths, or an adapter"),
-    (Hint(pairs=[pair("map")], adapter="linear"), "adapter", "linear does not fit maps of 3 x 4 x 4; conv1x1 does"),
-    (Hint(pairs=[pair("vector")], adapter="conv1x1"), "adapter", "conv1x1 does not fit vectors of 3; linear does"),
+    (
+        Hint(pairs=[pair("map")], adapter="linear"),
+        "adapter",
+        "linear does not fit maps of 3 x 4 x 4; accepted: conv1x1",
+    ),
+    (Hint(pairs=[pair("vector")], adapter="conv1x1"), "adapter", "conv1x1 does not fit vectors of 3; accepted: linear"),
     (Hint(pairs=[pair("video", "map")]), "pairs[0]", "the feature has shape 3 x 4 x 4 x 4"),
     (Rkd(pair=pair("map", "video")), "pair.teacher", "the feature has shape 3 x 4 x 4 x 4"),
     (MiAlpha(pair=pair("video", "map")), "pair.student", "the feature has shape 3 x 4 x 4 x 4"),
-    (Lipschitz(pairs=[pair("map"), pair("tokens")]), "pairs[1].student", "needed are maps"),
+    (Lipschitz(pairs=[pair("map"), pair("tokens")]), "pairs[1].student", "accepted: maps"),
     (Overhaul(pairs=[MarginPair(student=Tap(path="map"), teacher=Tap(path="relu"))]), "pairs[0].batch_norm", "a ReLU"),
     (
         Overhaul(pairs=[margin_pair("map"), margin_pair("map", norm="norms.late")]),
         "pairs[1].batch_norm",
-        "has 6 channels; needed are 5",
+        "has 6 channels; accepted: 5",
     ),
     (Overhaul(pairs=[margin_pair("map", norm="nowhere")]), "", "no module 'nowhere'"),
     (
@@ -146,14 +150,14 @@ REFUSED: list[tuple[LossSpec, str, str]] = [
     (
         AttentionRelation(layer=AttentionPair(student=fused("qkv"), teacher=fused("map")), relation_heads=2),
         "layer.teacher",
-        "needed are tokens",
+        "accepted: tokens",
     ),
     (
         AttentionRelation(layer=AttentionPair(student=fused("tokens"), teacher=fused("short")), relation_heads=1),
         "layer",
-        "as many tokens on both sides",
+        "the same number of tokens in both",
     ),
-    (FeatureAutoencoder(tap=Tap(path="vector")), "tap", "needed are maps"),
+    (FeatureAutoencoder(tap=Tap(path="vector")), "tap", "accepted: maps"),
     (InheritanceExploration(pair=pair("map")), "name", "no stage before this one has a feature-autoencoder"),
     (InheritanceExploration(pair=pair("narrow", "map")), "pair.student", "one channel"),
     (ActivationBoundary(pairs=[pair("map", "vector")]), "pairs[0]", "features of one kind"),

@@ -1,4 +1,4 @@
-"""What must hold for every loss on features, whatever its formula."""
+"""Properties of every loss on features, independent of its formula."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.kin
 
 
 def gradients(spec: LossSpec, built: Built, rows: LossInputs) -> list[Tensor]:
-    """Of the loss of the batch, at the student's features and at the parts that learn; 0 where there is none."""
+    """Gradients of the batch's loss at the student's features and the trainable parameters; 0 where there is none."""
     wanted = [*inputs(spec, rows), *built.trained]
     found = torch.autograd.grad(total(built, rows), wanted, allow_unused=True)
     return [torch.zeros_like(at) if grad is None else grad for at, grad in zip(wanted, found, strict=True)]
@@ -50,7 +50,7 @@ def test_every_kind_has_a_term_and_a_sample() -> None:
 
 
 @pytest.mark.parametrize("kind", FEATURE_LOSSES, ids=lambda kind: kind.__name__)
-def test_every_kind_says_where_it_comes_from_and_describes_its_fields(kind: type[LossSpec]) -> None:
+def test_every_kind_has_a_source_and_described_fields(kind: type[LossSpec]) -> None:
     assert kind.paper
     assert kind.equation
     assert [name for name, field in kind.model_fields.items() if not field.description and name != "kind"] == []
@@ -103,7 +103,7 @@ def test_rows_that_do_not_count_change_nothing(spec: LossSpec) -> None:
 
 
 def assert_gradients_equal(spec: LossSpec, first: LossInputs, second: LossInputs, at: list[Tensor]) -> None:
-    """Of the losses of two batches made of `at`, there and at the parts that learn."""
+    """Compares gradients of the losses of two batches made of `at`, there and at the trainable parameters."""
     found = [(build(spec), rows) for rows in (first, second)]
     grads = [torch.autograd.grad(total(built, rows), [*at, *built.trained], allow_unused=True) for built, rows in found]
     torch.testing.assert_close(*grads)
@@ -125,14 +125,14 @@ def test_a_batch_of_one_row_is_finite(spec: LossSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.couples_rows], ids=lambda spec: f"{spec.kind}")
-def test_rows_do_not_depend_on_each_other_unless_the_kind_says_so(spec: LossSpec) -> None:
+def test_rows_are_independent_unless_the_kind_couples_them(spec: LossSpec) -> None:
     rows, built = draw(6), build(spec)
     parts = torch.cat([built(select(rows, part)) for part in (slice(0, 2), slice(2, 6))])
     torch.testing.assert_close(parts, built(rows))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FEATURE_LOSSES if kind.couples_rows], ids=lambda kind: kind.__name__)
-def test_a_kind_that_says_that_rows_are_coupled_has_them_so(kind: type[LossSpec]) -> None:
+def test_a_kind_that_declares_coupled_rows_couples_them(kind: type[LossSpec]) -> None:
     rows = draw(6)
     lengths = torch.tensor([1, 2, 3, 4, 4, 4]).unsqueeze(1)
     rows = rows._replace(features=rows.features._replace(student_tokens=torch.arange(4) < lengths))
@@ -205,12 +205,12 @@ def test_a_teacher_without_features_is_missed(spec: LossSpec) -> None:
 
 
 @every_spec
-def test_a_document_says_it_all(spec: LossSpec) -> None:
+def test_a_document_has_all_fields(spec: LossSpec) -> None:
     assert type(spec).model_validate_json(spec.model_dump_json()) == spec
 
 
 @every_spec
-def test_a_term_says_where_it_looks(spec: LossSpec) -> None:
+def test_a_term_declares_its_taps(spec: LossSpec) -> None:
     rows, built, taps = draw(), build(spec), spec.taps()
     assert bool(taps.teacher) == (spec != Rkd())
     student = {tap: rows.features.student[tap] for tap in taps.student}

@@ -1,4 +1,4 @@
-"""What single kinds promise beyond the numbers of their vectors."""
+"""Properties of single kinds beyond the values of their test vectors."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_margins_are_means_of_what_is_negative() -> None:
 def test_only_a_batch_norm_with_weights_has_margins(norm: nn.Module) -> None:
     shop = builder()
     shop.teacher_module("norms").add_module("map", norm)
-    with pytest.raises(UserError, match="needed is a batch norm with weight and bias"):
+    with pytest.raises(UserError, match="accepted: a batch norm with weight and bias"):
         build_term(Overhaul(pairs=[margin_pair("map")]), shop)
 
 

@@ -1,4 +1,4 @@
-"""Every loss on features trains a network of the zoo, and leaves nothing of its own in what is exported."""
+"""Every loss on features trains a network of the zoo, and adds nothing to the exported model."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_padding_reaches_the_losses_of_both_sides() -> None:
     torch.testing.assert_close(found, (student[0] - teacher[:2].mean(0)).square().mean())
 
 
-def test_a_model_of_text_knows_its_padding() -> None:
+def test_a_model_of_texts_masks_its_padding() -> None:
     config = ModelConfig(
         task="text-classification",
         architecture=Mlp(hidden=[2]),

@@ -35,7 +35,7 @@ def standardised(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
 
 
 def reference(norm: NormSpec, x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """What a norm without scale and offset makes of `x`, whose `axes` belong to one sample or token."""
+    """`x` normalised without scale and offset over `axes`, which belong to one sample or token."""
     if isinstance(norm, NoNorm):
         return x
     if isinstance(norm, RmsNorm):
@@ -103,7 +103,7 @@ def test_rms_keeps_a_low_precision_and_does_not_overflow_in_it() -> None:
 
 
 @pytest.mark.parametrize("norm", [norm for norm in IMAGES if not isinstance(norm, BatchNorm)], **of_kind)
-def test_all_but_batch_norm_look_at_each_sample_alone(norm: NormSpec) -> None:
+def test_all_but_batch_norm_normalise_each_sample_alone(norm: NormSpec) -> None:
     module = norms.IMAGE_NORMS.build(norm, CHANNELS).train()
     x = torch.randn(4, CHANNELS, 3, 5)
     assert_close(module(x)[:1], module(x[:1]))

@@ -1,4 +1,4 @@
-"""Layers by default are left out of the description of a network, as they were before there was a choice."""
+"""Default layers are left out of the description of a network, as before there was a choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which norms a network takes, and how a wrong one is refused."""
+"""Which norms a network accepts, and how a wrong one is refused."""
 
 from __future__ import annotations
 
