@@ -18,7 +18,7 @@ from worker.bundle import writer as bundle
 from worker.metrics.permutation import moved_classes, moved_places
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
 from worker.tasks import samples as sample_tasks
-from worker.training import evaluator as judges
+from worker.tasks.samples import SampleEvaluator
 from worker.training import measure
 
 Document = dict[str, Any]
@@ -280,7 +280,7 @@ def test_outputs_for_all_samples_are_not_computed_twice(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The student is evaluated against the outputs of the check."""
-    monkeypatch.setattr(judges.Evaluator, "_teachers", None, raising=False)
+    monkeypatch.setattr(SampleEvaluator, "_outputs_of_teacher", lambda evaluator, name: evaluator._computed[name])
     played = run(files, tmp_path / "job", job(data_of("words"), {"model": "words-teacher"}))
     assert isinstance(played.word, Finished), played.word
     assert any("eval/agreement" in metrics.values for metrics in played.of(Metrics))
