@@ -40,11 +40,12 @@ async def leave(session: AsyncSession, owner: str) -> None:
     await session.execute(delete(Worker).where(Worker.owner == owner))
 
 
+_PRESENT = select(Worker.queues, Worker.gpus, Worker.nodes).where(Worker.seen_at > now() - ABSENT_SECONDS)
+
+
 async def present(session: AsyncSession) -> frozenset[Capability]:
     """Capabilities of the available workers."""
-    found = await session.execute(
-        select(Worker.queues, Worker.gpus, Worker.nodes).where(Worker.seen_at > now() - ABSENT_SECONDS)
-    )
+    found = await session.execute(_PRESENT)
     return frozenset(Capability(frozenset(queues), gpus, nodes) for queues, gpus, nodes in found)
 
 
