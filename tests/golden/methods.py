@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, multi_label, mutual, optimizers
+from tests.golden import (
+    Case,
+    adversarial,
+    embeddings,
+    features,
+    kernels,
+    labels,
+    losses,
+    metrics,
+    multi_label,
+    mutual,
+    optimizers,
+)
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -30,6 +42,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "autodistil_relation": features.autodistil,
     "dml": mutual.dml,
     "dml_author_kl": mutual.author_kl,
+    "mtard": adversarial.mtard,
     "ntxent": embeddings.ntxent,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,

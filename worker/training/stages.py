@@ -117,7 +117,9 @@ def build_stages(
     stages, device = [], samples.device
     side_stream = choose_side_stream(device)
     objectives += [objectives[-1]] * (len(job.recipe.main_stages) - 1)
+    before = len(job.recipe.stages)
     for spec, stage_plan, objective in zip(job.recipe.all_stages, plan.stages, objectives, strict=True):
+        asked = objective.teachers | (job.recipe.method.asks() if len(stages) >= before else frozenset())
         stages.append(
             Stage(
                 recipe=job.recipe,
@@ -126,7 +128,7 @@ def build_stages(
                 schedule=spec.schedule or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
-                teachers={name: teachers[name].source for name in sorted(objective.teachers)},
+                teachers={name: teachers[name].source for name in sorted(asked)},
                 forward=forward,
                 recorder=recorder,
                 input_key=student.input_key,

@@ -30,7 +30,8 @@ from worker.training.stages import TeacherHandle, teacher_taps
 class TeacherCaches:
     """The teachers of a job that remember, by name; used as a context, so that all is on the disk after the job.
 
-    A teacher whose activations a loss looks at runs on every batch, so nothing of it is kept.
+    A teacher whose activations a loss looks at runs on every batch, so nothing of it is kept; nor of one that the
+    training method asks about inputs of its own making.
     """
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
@@ -98,10 +99,13 @@ class TeacherCaches:
         return {name: cached.figures() for name, cached in self._cached.items()}
 
     def _runs_anyway(self, name: str) -> bool:
-        if not teacher_taps(self._job, name):
+        if teacher_taps(self._job, name):
+            reason = "losses look at its activations, so it runs on every batch"
+        elif name in self._job.recipe.method.asks_anew():
+            reason = f"{self._job.recipe.method.kind} asks it about other inputs in every step"
+        else:
             return False
-        message = f"the answers of {name!r} are not kept: losses look at its activations, so it runs on every batch"
-        self._send(Log(message=message))
+        self._send(Log(message=f"the answers of {name!r} are not kept: {reason}"))
         return True
 
     def _place_for(self, augment: Augment | None) -> CachePlace | None:

@@ -36,6 +36,14 @@ class MethodSpec(TaskOption):
         """The stages that it divides the main training into; each has the losses of `recipe`."""
         return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
 
+    def asks(self) -> frozenset[str]:
+        """Names of teachers that its steps ask about the batches of the data, whatever the losses do."""
+        return frozenset()
+
+    def asks_anew(self) -> frozenset[str]:
+        """Names of teachers that its steps ask about inputs of its own making, so that nothing of them is kept."""
+        return frozenset()
+
     def networks(self) -> dict[str, Network]:
         """Networks that learn beside the student, by the path of the field that describes each."""
         return {}

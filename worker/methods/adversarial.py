@@ -1,0 +1,326 @@
+"""Adversarial training (1706.06083), alone or balanced between a clean and a robust teacher (2306.16170).
+
+B rows of a micro-batch, C classes. What the losses compute on attacked images, and the robust teacher's part, is called
+`robust`, what belongs to the images as they are, `clean`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.recipe.methods.adversarial import Adversarial
+from app.recipe.methods.base import FIELD
+from worker.data.batches import Batch
+from worker.data.randomness import derive_seed
+from worker.errors import UserError
+from worker.kernels.log_probs import entropy, kl, log_probs
+from worker.losses.base import target_column
+from worker.losses.objective import TOTAL
+from worker.methods.base import Method
+from worker.optimizers.schedules import rate_factor
+from worker.students.measure import network_cost
+from worker.students.model import Model
+from worker.teachers import TeacherSource
+from worker.tensors import IGNORED, at_least_float32
+from worker.training.attacks import highest_pixel, lie_within, pgd, start_noise
+from worker.training.flop_counter import BACKWARD
+from worker.training.loop import (
+    GRAD_NORM,
+    Stage,
+    Step,
+    accumulate_gradients,
+    descend,
+    objective_shares,
+    run_student,
+)
+from worker.training.stages import teach
+from worker.training.state import MethodState, TrainState
+from worker.training.step_inputs import Signals, StepInputs
+
+ROBUST, CLEAN = SIDES = ("robust", "clean")
+ACCURACY, ROBUST_ACCURACY = "accuracy", "robust_accuracy"
+"""Metrics of a step: shares of the rows of its batch that the student gets right, as they are and attacked."""
+SMOOTHING = 1e-5
+"""What the authors' program adds to a teacher's probabilities within the logarithm."""
+TEMPERATURES = (1.0, 10.0)
+"""Bounds of a teacher's temperature."""
+BySide = dict[str, float]
+
+
+class AdversarialState(MethodState):
+    """Balance between the teachers, by side; of jobs without teachers nothing changes."""
+
+    temperatures: BySide = {}
+    """Before the first step there are none."""
+    weights: BySide = {ROBUST: 0.5, CLEAN: 0.5}
+    first: BySide = {}
+    """Divergences of the first step, which later ones are measured by."""
+
+
+class AdversarialMethod(Method[Adversarial]):
+    """See `Adversarial`."""
+
+    State = AdversarialState
+
+    def step(self, stage: Stage, state: TrainState) -> Step:
+        """Raises UserError (`invalid_job`) for images whose pixels have no known range."""
+        highest = highest_pixel(state.student)
+        if not lie_within(stage.batches.samples.inputs[stage.input_key], highest):
+            found = f"has pixels outside of 0 to {highest:g}, so that {FIELD}.bound is no share of their range"
+            raise UserError(
+                "invalid_job", f"data.train: {found}; accepted: uint8, or numbers from 0 to 1", "data.train"
+            )
+        robust = None
+        if self.spec.robust_teacher is not None:
+            name = self.spec.robust_teacher
+            robust = teach(self.inputs.teachers[name], self.inputs.job, name).source
+        balance = _state(state)
+        if not balance.temperatures:
+            balance.temperatures = dict.fromkeys(SIDES, self.spec.temperature)
+        return AdversarialStep(self.spec, robust)
+
+    def flops(self, state: TrainState, samples: int) -> dict[str, int]:
+        """A step of an attack is a forward pass and a backward pass to the pixels alone, which is half of a whole
+        one."""
+        passes = self.spec.steps * (1 + BACKWARD // 2)
+        found = {}
+        if self.spec.robust_teacher is not None:
+            ahead = 2 if self.inputs.job.recipe.accumulate > 1 else 0
+            passes += 1 + BACKWARD + ahead
+            teacher = self.inputs.teachers[self.spec.robust_teacher]
+            found["teacher"] = samples * network_cost(teacher.config).flops
+        return {"student": samples * passes * self.inputs.student_flops, **found}
+
+    def figures(self, state: TrainState) -> dict[str, Any]:
+        """The attack, and where the balance ended."""
+        balance = _state(state)
+        attack = {name: getattr(self.spec, name) for name in ("steps", "step_size", "bound", "random_start")}
+        if self.spec.robust_teacher is None:
+            return {"attack": attack}
+        return {"attack": attack, "balance": {"weights": balance.weights, "temperatures": balance.temperatures}}
+
+
+class TeacherRows(NamedTuple):
+    """What a side learns from its teacher, for each row (B,)."""
+
+    divergence: Tensor
+    """Of the teacher at its temperature from the student."""
+    entropy: Tensor
+    """Of the teacher at its temperature, without gradient."""
+
+
+class _Views(NamedTuple):
+    """A micro-batch on both sides."""
+
+    batches: Mapping[str, Batch]
+    """By side; without teachers the robust one alone counts."""
+    teachers: Mapping[str, Tensor]
+    """Logits (B, C) of each side's teacher about its images; empty without teachers."""
+
+
+class AdversarialStep:
+    """One optimizer step on a batch that is attacked first.
+
+    The student learns in training mode, on the attacked images and then, with teachers, on the clean ones, each a pass
+    of its own (batch norm takes in both). The weights of a step are those after the balance has taken in its own
+    divergences, which are at the temperatures before it.
+    """
+
+    def __init__(self, spec: Adversarial, robust: TeacherSource | None) -> None:
+        self._spec, self._robust = spec, robust
+
+    def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
+        """See `Step`."""
+        attacked = self._attack(stage, state, step_inputs)
+        state.student.train()
+        stage.ranks.begin(stage.seed, state.step)
+        if step_inputs.signals is None:
+            step_inputs = replace(step_inputs, signals=[stage.ask(part) for part in step_inputs.parts])
+        views = self._views(step_inputs, attacked)
+        count, epoch = stage.count(step_inputs), stage.epoch_at(state.step)
+        several = len(views) > 1
+        if self._robust is not None and several:
+            self._balance(stage, state, self._measure_ahead(stage, state, views, count))
+
+        def shares(number: int, part: Batch, signals: Signals) -> dict[str, Tensor]:
+            return self._shares(stage, state, views[number], count, epoch, balanced=several)
+
+        values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
+        values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(state.student))
+        if state.ema is not None:
+            state.ema.update(state.student, state.step + 1, stage.ranks.own)
+        if self._robust is not None:
+            values |= _told(_state(state), values[TOTAL])
+        return values
+
+    def _attack(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> list[Batch]:
+        """The micro-batches with attacked images. Where attacks begin is drawn for the whole batch, of which every
+        process takes its share, so that it depends on seed and step alone."""
+        student, key = state.student.eval(), stage.input_key
+        highest, images = highest_pixel(student), step_inputs.batch.inputs[key]
+        shape = torch.Size([stage.batches.size_at(state.step), *images.shape[1:]])
+        seed = derive_seed(stage.seed, "attack", state.step)
+        noise = start_noise(self._spec, shape, highest, seed, stage.device)
+        own = None if noise is None else stage.ranks.share(noise)
+        logits = partial(_logits, stage, student)
+        attacked, first = [], 0
+        for part in step_inputs.parts:
+            begin = None if own is None else own[first : first + len(part)]
+            moved = pgd(logits, part.inputs[key], part.targets, self._spec, highest, begin)
+            attacked.append(replace(part, inputs={**part.inputs, key: moved}))
+            first += len(part)
+        return attacked
+
+    def _views(self, step_inputs: StepInputs, attacked: list[Batch]) -> list[_Views]:
+        batches = [{ROBUST: moved, CLEAN: part} for moved, part in zip(attacked, step_inputs.parts, strict=True)]
+        clean = self._spec.clean_teacher
+        if self._robust is None or clean is None or step_inputs.signals is None:
+            return [_Views(each, {}) for each in batches]
+        told = [{ROBUST: self._robust(each[ROBUST]).logits} for each in batches]
+        known = [{CLEAN: signals[clean].logits} for signals in step_inputs.signals]
+        return [_Views(each, one | other) for each, one, other in zip(batches, told, known, strict=True)]
+
+    def _shares(
+        self, stage: Stage, state: TrainState, views: _Views, count: Tensor, epoch: float, *, balanced: bool
+    ) -> dict[str, Tensor]:
+        """See `Shares`; `balanced`: the balance has taken in the whole batch, of which this may be a part."""
+        outputs = run_student(stage, state.student, views.batches[ROBUST], {})
+        found = objective_shares(stage, outputs, state.optimizer, count, epoch)
+        labels, totals = found.pop(TOTAL), []
+        if self._spec.label_weight:
+            totals.append(self._spec.label_weight * labels)
+        hits = {ROBUST_ACCURACY: _hits(outputs.outputs, views.batches[ROBUST]) / count}
+        if views.teachers:
+            clean = run_student(stage, state.student, views.batches[CLEAN], {}).outputs
+            hits[ACCURACY] = _hits(clean, views.batches[CLEAN]) / count
+            terms = self._terms(state, views, {ROBUST: outputs.outputs, CLEAN: clean}, count)
+            if not balanced:
+                self._balance(stage, state, {name: term.detach() for name, term in terms.items()})
+            weights = _state(state).weights
+            totals += [weights[side] * terms[_divergence(side)] for side in SIDES]
+            found |= {_divergence(side): terms[_divergence(side)] for side in SIDES}
+        total = sum(totals[1:], totals[0])
+        return {TOTAL: total, **found, **{name: value.to(total.dtype) for name, value in hits.items()}}
+
+    def _terms(
+        self, state: TrainState, views: _Views, logits: Mapping[str, Tensor], count: Tensor
+    ) -> dict[str, Tensor]:
+        """A micro-batch's shares of the batch's divergences and entropies, scalars by name, at the temperatures as they
+        are; the gradient goes to the student's `logits` (B, C) of each side."""
+        found = {}
+        for side in SIDES:
+            temperature = _state(state).temperatures[side]
+            rows = teacher_rows(logits[side], views.teachers[side], temperature, self._spec.scale)
+            valid = target_column(views.batches[side].targets).squeeze(-1) != IGNORED
+            found[_divergence(side)] = rows.divergence.where(valid, 0).sum() / count
+            found[_entropy(side)] = rows.entropy.where(valid, 0).sum() / count
+        return found
+
+    def _measure_ahead(self, stage: Stage, state: TrainState, views: list[_Views], count: Tensor) -> dict[str, Tensor]:
+        """The sums of all micro-batches' `_terms`, by passes that leave no trace: the gradient of the first micro-batch
+        needs weights that depend on the last."""
+        frozen = replace(stage, trains_student=False)  # so that no graph is kept
+        found: dict[str, Tensor] = {}
+        with _no_trace(state.student):
+            for each in views:
+                logits = {side: run_student(frozen, state.student, each.batches[side], {}).outputs for side in SIDES}
+                for name, share in self._terms(state, each, logits, count).items():
+                    found[name] = found[name] + share if name in found else share
+        return found
+
+    def _balance(self, stage: Stage, state: TrainState, terms: Mapping[str, Tensor]) -> None:
+        """Take in this process's share of a batch's divergences and entropies (waits for the device)."""
+        summed = stage.ranks.sum_all(dict(terms))
+        values = dict(zip(summed, torch.stack(list(summed.values())).tolist(), strict=True))
+        rate = rate_factor(stage.schedule, state.step - stage.plan.first, stage.plan)
+        balance, spec = _state(state), self._spec
+        if spec.balance == "temperature-and-loss":
+            entropies = {side: values[_entropy(side)] for side in SIDES}
+            balance.temperatures = balanced_temperatures(balance.temperatures, entropies, spec.temperature_rate * rate)
+        divergences = {side: values[_divergence(side)] for side in SIDES}
+        balance.first = balance.first or divergences
+        balance.weights = balanced_weights(balance.weights, divergences, balance.first, spec.weight_rate * rate)
+
+
+def teacher_rows(logits: Tensor, teacher: Tensor, temperature: float, scale: str) -> TeacherRows:
+    """Of the teacher's distribution, softmax(teacher / temperature), and the student's, softmax(logits), both from
+    logits (B, C) of any floating dtype; in float32 or wider. `scale` as in `Adversarial`."""
+    student, told = at_least_float32(logits), at_least_float32(teacher.detach()) / temperature
+    if scale == "reference":
+        likely = told.softmax(-1)
+        smoothed = (likely + SMOOTHING).log()
+        divergence = likely * (smoothed - F.log_softmax(student, dim=-1))
+        return TeacherRows(divergence.mean(-1), -(likely * smoothed).mean(-1))
+    logs = log_probs(student, told)
+    return TeacherRows(kl(logs.teacher, logs.student), entropy(logs.teacher))
+
+
+def balanced_temperatures(temperatures: BySide, entropies: BySide, rate: float) -> BySide:
+    """Temperatures after a step of `rate` that lowers that of the teacher with the larger entropy and raises the
+    other."""
+    certain = (entropies[ROBUST] < entropies[CLEAN]) - (entropies[ROBUST] > entropies[CLEAN])
+    moved = {ROBUST: temperatures[ROBUST] + rate * certain, CLEAN: temperatures[CLEAN] - rate * certain}
+    least, largest = TEMPERATURES
+    return {side: min(max(value, least), largest) for side, value in moved.items()}
+
+
+def balanced_weights(weights: BySide, divergences: BySide, first: BySide, rate: float) -> BySide:
+    """Weights, which add up to 1, moved by a share `rate` of the way to those in proportion to what is left of the
+    first divergences. Where that is not defined (a divergence of 0 at first, or of 0 on both sides), they stay."""
+    if not all(first[side] > 0.0 for side in SIDES):
+        return weights
+    left = {side: divergences[side] / first[side] for side in SIDES}
+    if not sum(left.values()) > 0.0:
+        return weights
+    moved = {side: max(weights[side] - rate * (weights[side] - left[side] / sum(left.values())), 0.0) for side in SIDES}
+    return {side: value / sum(moved.values()) for side, value in moved.items()}
+
+
+def _state(state: TrainState) -> AdversarialState:
+    assert isinstance(state.method, AdversarialState)
+    return state.method
+
+
+def _divergence(side: str) -> str:
+    return f"{TOTAL}/{side}"
+
+
+def _entropy(side: str) -> str:
+    return f"entropy/{side}"
+
+
+def _told(balance: AdversarialState, like: Tensor) -> dict[str, Tensor]:
+    """Metrics of the balance after a step."""
+    told = {"weight": balance.weights, "temperature": balance.temperatures}
+    return {f"{name}/{side}": like.new_tensor(values[side]) for name, values in told.items() for side in SIDES}
+
+
+def _logits(stage: Stage, student: Model, images: Tensor) -> Tensor:
+    """Logits (B, C) in the arithmetic of the recipe."""
+    with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16"):
+        found: Tensor = student(images)
+    return found
+
+
+def _hits(logits: Tensor, batch: Batch) -> Tensor:
+    """Rows that are right, a scalar."""
+    return (logits.argmax(-1, keepdim=True) == target_column(batch.targets)).sum()
+
+
+@contextmanager
+def _no_trace(student: Model) -> Iterator[None]:
+    """Have what runs compute without gradients, and leave statistics and random numbers as it found them."""
+    buffers = [(buffer, buffer.clone()) for buffer in student.buffers()]
+    devices = [next(student.parameters()).device] if next(student.parameters()).is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        yield
+        for buffer, before in buffers:
+            buffer.copy_(before)
