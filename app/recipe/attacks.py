@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from app.recipe.base import Positive, Spec
-from app.recipe.problem import Problem
+from app.recipe.base import Spec
 
 
 class AttackSpec(Spec):
@@ -16,7 +14,7 @@ class AttackSpec(Spec):
 
     bound: float = Field(8 / 255, gt=0.0, le=1.0)
     """Largest change of a pixel, as a share of the pixels' range."""
-    step_size: Positive = 2 / 255
+    step_size: float = Field(2 / 255, gt=0.0, allow_inf_nan=False, validate_default=True)
     """Change of a pixel in one step, as a share of the pixels' range; at most twice the bound."""
     steps: int = Field(10, ge=1, le=1000)
     """Gradient steps of an attack."""
@@ -24,8 +22,10 @@ class AttackSpec(Spec):
     """Where an attack begins: at the image with normal noise of standard deviation 0.001 of the pixels' range, anywhere
     within the bound (`uniform`), or at the image itself."""
 
-    def attack_problems(self, path: str) -> Iterator[Problem]:
-        """Steps that overshoot the bound from wherever they begin; `path` is where the job describes the attack."""
-        if self.step_size > 2 * self.bound:
-            found = f"is {self.step_size:g}, and a step above twice {path}.bound ends at the bound wherever it begins"
-            yield Problem(f"{path}.step_size", found, f"above 0, at most {2 * self.bound:g}")
+    @field_validator("step_size")
+    @classmethod
+    def _stays_near(cls, step_size: float, info: ValidationInfo) -> float:
+        bound = info.data.get("bound")
+        if bound is not None and step_size > 2 * bound:
+            raise ValueError(f"must be at most twice the bound, {2 * bound:g}: one step would end at it from anywhere")
+        return step_size

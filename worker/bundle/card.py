@@ -173,6 +173,9 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     if written := train.get("written"):
         texts = f"{written['texts']:,} texts of {written['mean_tokens']:.0f} tokens"
         yield f"- {written['steps']} of these steps on texts that the {written['by']} wrote, {texts}"
+    if attack := train.get("attack"):
+        within = f"steps of {attack['step_size']:.4g} within {attack['bound']:.4g} of the pixels' range"
+        yield f"- every batch attacked by PGD of {attack['steps']} {within}"
     yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 

@@ -126,6 +126,18 @@ class _Views(NamedTuple):
     """Logits (B, C) of each side's teacher about its images; empty without teachers."""
 
 
+class _Moment(NamedTuple):
+    """What stays while a step is taken."""
+
+    stage: Stage
+    state: TrainState
+    count: Tensor
+    """Rows of the whole batch that count."""
+    epoch: float
+    temperatures: BySide
+    """Of the teachers in all divergences of the step; the balance makes those of the next."""
+
+
 class AdversarialStep:
     """One optimizer step on a batch that is attacked first.
 
@@ -144,14 +156,13 @@ class AdversarialStep:
         stage.ranks.begin(stage.seed, state.step)
         if step_inputs.signals is None:
             step_inputs = replace(step_inputs, signals=[stage.ask(part) for part in step_inputs.parts])
-        views = self._views(step_inputs, attacked)
-        count, epoch = stage.count(step_inputs), stage.epoch_at(state.step)
-        several = len(views) > 1
+        views, several = self._views(step_inputs, attacked), len(attacked) > 1
+        now = _Moment(stage, state, stage.count(step_inputs), stage.epoch_at(state.step), _state(state).temperatures)
         if self._robust is not None and several:
-            self._balance(stage, state, self._measure_ahead(stage, state, views, count))
+            self._balance(now, self._measure_ahead(now, views))
 
         def shares(number: int, part: Batch, signals: Signals) -> dict[str, Tensor]:
-            return self._shares(stage, state, views[number], count, epoch, balanced=several)
+            return self._shares(now, views[number], balanced=several)
 
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
         values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(state.student))
@@ -188,12 +199,11 @@ class AdversarialStep:
         known = [{CLEAN: signals[clean].logits} for signals in step_inputs.signals]
         return [_Views(each, one | other) for each, one, other in zip(batches, told, known, strict=True)]
 
-    def _shares(
-        self, stage: Stage, state: TrainState, views: _Views, count: Tensor, epoch: float, *, balanced: bool
-    ) -> dict[str, Tensor]:
+    def _shares(self, now: _Moment, views: _Views, *, balanced: bool) -> dict[str, Tensor]:
         """See `Shares`; `balanced`: the balance has taken in the whole batch, of which this may be a part."""
+        stage, state, count = now.stage, now.state, now.count
         outputs = run_student(stage, state.student, views.batches[ROBUST], {})
-        found = objective_shares(stage, outputs, state.optimizer, count, epoch)
+        found = objective_shares(stage, outputs, state.optimizer, count, now.epoch)
         labels, totals = found.pop(TOTAL), []
         if self._spec.label_weight:
             totals.append(self._spec.label_weight * labels)
@@ -201,50 +211,47 @@ class AdversarialStep:
         if views.teachers:
             clean = run_student(stage, state.student, views.batches[CLEAN], {}).outputs
             hits[ACCURACY] = _hits(clean, views.batches[CLEAN]) / count
-            terms = self._terms(state, views, {ROBUST: outputs.outputs, CLEAN: clean}, count)
+            terms = self._terms(now, views, {ROBUST: outputs.outputs, CLEAN: clean})
             if not balanced:
-                self._balance(stage, state, {name: term.detach() for name, term in terms.items()})
+                self._balance(now, {name: term.detach() for name, term in terms.items()})
             weights = _state(state).weights
             totals += [weights[side] * terms[_divergence(side)] for side in SIDES]
             found |= {_divergence(side): terms[_divergence(side)] for side in SIDES}
         total = sum(totals[1:], totals[0])
         return {TOTAL: total, **found, **{name: value.to(total.dtype) for name, value in hits.items()}}
 
-    def _terms(
-        self, state: TrainState, views: _Views, logits: Mapping[str, Tensor], count: Tensor
-    ) -> dict[str, Tensor]:
-        """A micro-batch's shares of the batch's divergences and entropies, scalars by name, at the temperatures as they
-        are; the gradient goes to the student's `logits` (B, C) of each side."""
+    def _terms(self, now: _Moment, views: _Views, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A micro-batch's shares of the batch's divergences and entropies, scalars by name; the gradient goes to the
+        student's `logits` (B, C) of each side."""
         found = {}
         for side in SIDES:
-            temperature = _state(state).temperatures[side]
-            rows = teacher_rows(logits[side], views.teachers[side], temperature, self._spec.scale)
+            rows = teacher_rows(logits[side], views.teachers[side], now.temperatures[side], self._spec.scale)
             valid = target_column(views.batches[side].targets).squeeze(-1) != IGNORED
-            found[_divergence(side)] = rows.divergence.where(valid, 0).sum() / count
-            found[_entropy(side)] = rows.entropy.where(valid, 0).sum() / count
+            found[_divergence(side)] = rows.divergence.where(valid, 0).sum() / now.count
+            found[_entropy(side)] = rows.entropy.where(valid, 0).sum() / now.count
         return found
 
-    def _measure_ahead(self, stage: Stage, state: TrainState, views: list[_Views], count: Tensor) -> dict[str, Tensor]:
+    def _measure_ahead(self, now: _Moment, views: list[_Views]) -> dict[str, Tensor]:
         """The sums of all micro-batches' `_terms`, by passes that leave no trace: the gradient of the first micro-batch
         needs weights that depend on the last."""
-        frozen = replace(stage, trains_student=False)  # so that no graph is kept
+        student, stage = now.state.student, replace(now.stage, trains_student=False)  # so that no graph is kept
         found: dict[str, Tensor] = {}
-        with _no_trace(state.student):
+        with _no_trace(student):
             for each in views:
-                logits = {side: run_student(frozen, state.student, each.batches[side], {}).outputs for side in SIDES}
-                for name, share in self._terms(state, each, logits, count).items():
+                logits = {side: run_student(stage, student, each.batches[side], {}).outputs for side in SIDES}
+                for name, share in self._terms(now, each, logits).items():
                     found[name] = found[name] + share if name in found else share
         return found
 
-    def _balance(self, stage: Stage, state: TrainState, terms: Mapping[str, Tensor]) -> None:
+    def _balance(self, now: _Moment, terms: Mapping[str, Tensor]) -> None:
         """Take in this process's share of a batch's divergences and entropies (waits for the device)."""
-        summed = stage.ranks.sum_all(dict(terms))
+        summed = now.stage.ranks.sum_all(dict(terms))
         values = dict(zip(summed, torch.stack(list(summed.values())).tolist(), strict=True))
-        rate = rate_factor(stage.schedule, state.step - stage.plan.first, stage.plan)
-        balance, spec = _state(state), self._spec
+        rate = rate_factor(now.stage.schedule, now.state.step - now.stage.plan.first, now.stage.plan)
+        balance, spec = _state(now.state), self._spec
         if spec.balance == "temperature-and-loss":
             entropies = {side: values[_entropy(side)] for side in SIDES}
-            balance.temperatures = balanced_temperatures(balance.temperatures, entropies, spec.temperature_rate * rate)
+            balance.temperatures = balanced_temperatures(now.temperatures, entropies, spec.temperature_rate * rate)
         divergences = {side: values[_divergence(side)] for side in SIDES}
         balance.first = balance.first or divergences
         balance.weights = balanced_weights(balance.weights, divergences, balance.first, spec.weight_rate * rate)

@@ -78,7 +78,6 @@ class Adversarial(AttackSpec, MethodSpec):
         return frozenset({self.robust_teacher} if self.robust_teacher is not None else ())
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
-        yield from self.attack_problems(FIELD)
         yield from self._teacher_problems(job)
         yield from self._loss_problems(job)
         if job.recipe.compile:
