@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.methods.adversarial import Adversarial
-from app.recipe.methods.base import FIELD
+from app.recipe.methods.base import FIELD, LEARNING
 from worker.data.batches import Batch
 from worker.data.randomness import derive_seed
 from worker.errors import UserError
@@ -31,7 +31,6 @@ from worker.students.model import Model
 from worker.teachers import TeacherSource
 from worker.tensors import IGNORED, at_least_float32
 from worker.training.attacks import highest_pixel, lie_within, pgd, start_noise
-from worker.training.flop_counter import BACKWARD
 from worker.training.loop import (
     GRAD_NORM,
     Stage,
@@ -88,16 +87,11 @@ class AdversarialMethod(Method[Adversarial]):
         return AdversarialStep(self.spec, robust)
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
-        """A step of an attack is a forward pass and a backward pass to the pixels alone, which is half of a whole
-        one."""
-        passes = self.spec.steps * (1 + BACKWARD // 2)
-        found = {}
-        if self.spec.robust_teacher is not None:
-            ahead = 2 if self.inputs.job.recipe.accumulate > 1 else 0
-            passes += 1 + BACKWARD + ahead
-            teacher = self.inputs.teachers[self.spec.robust_teacher]
-            found["teacher"] = samples * network_cost(teacher.config).flops
-        return {"student": samples * passes * self.inputs.student_flops, **found}
+        recipe, robust = self.inputs.job.recipe, self.spec.robust_teacher
+        found = {"student": samples * (self.spec.passes(recipe) - LEARNING) * self.inputs.student_flops}
+        if robust is not None:
+            found["teacher"] = samples * network_cost(self.inputs.teachers[robust].config).flops
+        return found
 
     def figures(self, state: TrainState) -> dict[str, Any]:
         """The attack, and where the balance ended."""

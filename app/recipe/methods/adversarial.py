@@ -10,13 +10,13 @@ from pydantic import Field
 from app.recipe.attacks import AttackSpec
 from app.recipe.base import Answer, InputKind, NonNegative, Paper
 from app.recipe.losses.taps import Taps
-from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.methods.base import FIELD, LEARNING, MethodSpec
 from app.recipe.optimizers import NormalizedGd
 from app.recipe.problem import Problem
 from app.recipe.teachers.teacher import TeacherName
 
 if TYPE_CHECKING:
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 ROLES = ("clean_teacher", "robust_teacher")
 
@@ -76,6 +76,14 @@ class Adversarial(AttackSpec, MethodSpec):
 
     def asks_anew(self) -> frozenset[str]:
         return frozenset({self.robust_teacher} if self.robust_teacher is not None else ())
+
+    def passes(self, recipe: Recipe) -> int:
+        """A step of an attack takes a forward pass, and a backward pass to the pixels alone, which is half of a whole
+        one."""
+        attack = 2 * self.steps
+        if not self.teachers_are_named:
+            return attack + LEARNING
+        return attack + 2 * LEARNING + (2 if recipe.accumulate > 1 else 0)  # both divergences are measured ahead
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from self._teacher_problems(job)

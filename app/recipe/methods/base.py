@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the jo
     from app.recipe.job import JobSpec, Recipe
 
 FIELD = "recipe.method"
+LEARNING = 3
+"""Forward passes that a forward and a backward pass take together."""
 
 
 class MethodSpec(TaskOption):
@@ -43,6 +45,10 @@ class MethodSpec(TaskOption):
     def asks_anew(self) -> frozenset[str]:
         """Names of teachers that its steps ask about inputs of its own making, so that nothing of them is kept."""
         return frozenset()
+
+    def passes(self, recipe: Recipe) -> int:
+        """What the student computes of a sample in a step, in forward passes."""
+        return LEARNING
 
     def networks(self) -> dict[str, Network]:
         """Networks that learn beside the student, by the path of the field that describes each."""

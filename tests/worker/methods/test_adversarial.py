@@ -246,6 +246,7 @@ def test_everything_is_measured_counted_and_reported(tmp_path: Path) -> None:
     passes = 10 * 2 + 2 + 3 + 3  # the attack, what is measured ahead, and a pass of learning on each side
     assert train["student_flops"] == samples * passes * found["student"]["flops"]
     teacher = found["teachers"]["robust"]["flops"]
+    assert train["flops"] == samples * (passes * found["student"]["flops"] + 2 * teacher)  # if nothing were kept
     assert train["teacher_flops"] == samples * teacher + samples // 3 * teacher  # the clean one's answers are kept
     assert train["attack"] == {"steps": 10, "step_size": 2 / 255, "bound": 8 / 255, "random_start": "normal"}
     assert sum(train["balance"]["weights"].values()) == pytest.approx(1.0)
@@ -338,6 +339,12 @@ def test_numbers_that_are_no_attack_are_refused_by_name(field: str, method: dict
     with pytest.raises(ValidationError) as refused:
         JobSpec.model_validate(document(**recipe(method)))
     assert [error["loc"][-1] for error in refused.value.errors()] == [field]
+
+
+@pytest.mark.parametrize(("method", "accumulate", "passes"), [(PLAIN, 2, 23), (TAUGHT, 1, 26), (TAUGHT, 2, 28)])
+def test_an_estimate_counts_the_attack(method: dict[str, Any], accumulate: int, passes: int) -> None:
+    job = JobSpec.model_validate(document(**recipe(method, accumulate=accumulate), teachers=TEACHERS))
+    assert job.recipe.method.passes(job.recipe) == passes
 
 
 def test_what_it_accepts_has_no_problems() -> None:
