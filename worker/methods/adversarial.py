@@ -125,8 +125,8 @@ class _Moment(NamedTuple):
 
     stage: Stage
     state: TrainState
-    count: Tensor
-    """Rows of the whole batch that count."""
+    rows: Tensor
+    """Rows of the whole batch that count, a scalar."""
     epoch: float
     temperatures: BySide
     """Of the teachers in all divergences of the step; the balance makes those of the next."""
@@ -195,7 +195,7 @@ class AdversarialStep:
 
     def _shares(self, now: _Moment, views: _Views, *, balanced: bool) -> dict[str, Tensor]:
         """See `Shares`; `balanced`: the balance has taken in the whole batch, of which this may be a part."""
-        stage, state, count = now.stage, now.state, now.count
+        stage, state, count = now.stage, now.state, now.rows
         outputs = run_student(stage, state.student, views.batches[ROBUST], {})
         found = objective_shares(stage, outputs, state.optimizer, count, now.epoch)
         labels, totals = found.pop(TOTAL), []
@@ -221,8 +221,8 @@ class AdversarialStep:
         for side in SIDES:
             rows = teacher_rows(logits[side], views.teachers[side], now.temperatures[side], self._spec.scale)
             valid = target_column(views.batches[side].targets).squeeze(-1) != IGNORED
-            found[_divergence(side)] = rows.divergence.where(valid, 0).sum() / now.count
-            found[_entropy(side)] = rows.entropy.where(valid, 0).sum() / now.count
+            found[_divergence(side)] = rows.divergence.where(valid, 0).sum() / now.rows
+            found[_entropy(side)] = rows.entropy.where(valid, 0).sum() / now.rows
         return found
 
     def _measure_ahead(self, now: _Moment, views: list[_Views]) -> dict[str, Tensor]:

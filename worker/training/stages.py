@@ -114,10 +114,10 @@ def build_stages(
     state.aux_modules = builder.aux_modules.to(samples.device)
     trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
     _require_matches(job, student)
-    stages, device = [], samples.device
+    stages: list[Stage] = []
+    device, before = samples.device, len(job.recipe.stages)
     side_stream = choose_side_stream(device)
     objectives += [objectives[-1]] * (len(job.recipe.main_stages) - 1)
-    before = len(job.recipe.stages)
     for spec, stage_plan, objective in zip(job.recipe.all_stages, plan.stages, objectives, strict=True):
         asked = objective.teachers | (job.recipe.method.asks() if len(stages) >= before else frozenset())
         stages.append(

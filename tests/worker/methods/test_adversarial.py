@@ -198,6 +198,10 @@ CASES: dict[str, dict[str, Any]] = {
         "teachers": TEACHERS,
         "recipe": {"method": TAUGHT, "ema_decay": 0.8, "schedule": {"kind": "cosine"}, "epochs": 2},
     },
+    "staged": {
+        "teachers": TEACHERS,
+        "recipe": {"method": TAUGHT, "stages": [{"losses": [{"kind": "kd", "teacher": "robust"}], "epochs": 1}]},
+    },
     "mixed": {
         "teachers": TEACHERS,
         "data": {"train": "data", "augment": [{"kind": "crop"}, {"kind": "mixup"}], "augment_epochs": 2},
