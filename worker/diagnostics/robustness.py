@@ -22,12 +22,12 @@ from worker.training.attacks import fgsm, highest_pixel, lie_within, pgd, start_
 
 STUDENT = "student"
 SLACK, LEAST = 0.01, 5
-"""PGD should find what one step finds: by more than this share of the samples, and this many, more are not right under
-it by chance."""
+"""A higher accuracy under PGD than under FGSM is reported where it is more than this share of the samples, and more
+than this number of them."""
 
 
 class Hits(NamedTuple):
-    """Samples that a model gets right."""
+    """Numbers of samples whose class a model predicts."""
 
     clean: int = 0
     fgsm: int = 0
@@ -41,7 +41,7 @@ class RobustnessAnalysis:
         self._spec = spec
 
     def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
-        assert inputs.student is not None  # whoever runs diagnostics on images has it
+        assert inputs.student is not None  # given wherever a job runs diagnostics
         samples, highest = inputs.judged.samples, highest_pixel(inputs.student)
         if not lie_within(samples.inputs[inputs.student.input_key], highest):
             raise NotComputable(f"held-out images have pixels outside of 0 to {highest:g}, so that no range is known")
@@ -67,7 +67,7 @@ class RobustnessAnalysis:
         return found
 
     def _batch(self, model: Model, batch: Batch, highest: float, seed: int) -> Hits:
-        """`seed` decides where PGD begins, the same for all models."""
+        """Hits on one batch; PGD starts at points drawn by `seed`, the same for all models."""
         images, labels, spec = batch.inputs[model.input_key], batch.targets, self._spec
         noise = start_noise(spec, images.shape, highest, seed, images.device)
         return Hits(
@@ -79,7 +79,7 @@ class RobustnessAnalysis:
 
 @contextmanager
 def _attackable(model: Model) -> Iterator[None]:
-    """Have a model compute in evaluation mode and in full float32 for a while, with gradients where they are wanted."""
+    """Evaluation mode and full float32 within the context, in which gradients can be enabled."""
     was_training = model.training
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         model.eval()

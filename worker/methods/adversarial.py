@@ -1,7 +1,7 @@
 """Adversarial training (1706.06083), alone or balanced between a clean and a robust teacher (2306.16170).
 
-B rows of a micro-batch, C classes. What the losses compute on attacked images, and the robust teacher's part, is called
-`robust`, what belongs to the images as they are, `clean`.
+B rows of a micro-batch, C classes. There are two sides: `robust`, the attacked images and the teacher that runs on
+them, and `clean`, the images as they are and theirs.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ from worker.training.step_inputs import Signals, StepInputs
 
 ROBUST, CLEAN = SIDES = ("robust", "clean")
 ACCURACY, ROBUST_ACCURACY = "accuracy", "robust_accuracy"
-"""Metrics of a step: shares of the rows of its batch that the student gets right, as they are and attacked."""
+"""Metrics of a step: accuracies on its batch, as it is and attacked."""
 SMOOTHING = 1e-5
-"""What the authors' program adds to a teacher's probabilities within the logarithm."""
+"""Added to a teacher's probabilities in the logarithm by the authors' code."""
 TEMPERATURES = (1.0, 10.0)
 """Bounds of a teacher's temperature."""
 BySide = dict[str, float]
 
 
 class AdversarialState(MethodState):
-    """Balance between the teachers, by side; of jobs without teachers nothing changes."""
+    """Balance between the teachers, by side; constant without teachers."""
 
     temperatures: BySide = {}
-    """Before the first step there are none."""
+    """Temperatures of the teachers; empty before the first step."""
     weights: BySide = {ROBUST: 0.5, CLEAN: 0.5}
     first: BySide = {}
-    """Divergences of the first step, which later ones are measured by."""
+    """Divergences of the first step, which later ones are divided by."""
 
 
 class AdversarialMethod(Method[Adversarial]):
@@ -94,7 +94,7 @@ class AdversarialMethod(Method[Adversarial]):
         return found
 
     def figures(self, state: TrainState) -> dict[str, Any]:
-        """The attack, and where the balance ended."""
+        """The attack, and the final balance."""
         balance = _state(state)
         attack = {name: getattr(self.spec, name) for name in ("steps", "step_size", "bound", "random_start")}
         if self.spec.robust_teacher is None:
@@ -103,7 +103,7 @@ class AdversarialMethod(Method[Adversarial]):
 
 
 class TeacherRows(NamedTuple):
-    """What a side learns from its teacher, for each row (B,)."""
+    """Values of one side's teacher for each row (B,)."""
 
     divergence: Tensor
     """Of the teacher at its temperature from the student."""
@@ -115,13 +115,13 @@ class _Views(NamedTuple):
     """A micro-batch on both sides."""
 
     batches: Mapping[str, Batch]
-    """By side; without teachers the robust one alone counts."""
+    """By side; without teachers only the robust one is used."""
     teachers: Mapping[str, Tensor]
-    """Logits (B, C) of each side's teacher about its images; empty without teachers."""
+    """Logits (B, C) of each side's teacher on its images; empty without teachers."""
 
 
 class _Moment(NamedTuple):
-    """What stays while a step is taken."""
+    """Values that are constant within a step."""
 
     stage: Stage
     state: TrainState
@@ -129,15 +129,15 @@ class _Moment(NamedTuple):
     """Rows of the whole batch that count, a scalar."""
     epoch: float
     temperatures: BySide
-    """Of the teachers in all divergences of the step; the balance makes those of the next."""
+    """Temperatures of the teachers in this step; the balance computes those of the next one."""
 
 
 class AdversarialStep:
     """One optimizer step on a batch that is attacked first.
 
     The student learns in training mode, on the attacked images and then, with teachers, on the clean ones, each a pass
-    of its own (batch norm takes in both). The weights of a step are those after the balance has taken in its own
-    divergences, which are at the temperatures before it.
+    of its own (batch norm includes both). A step's divergences use the temperatures from before the step; its weights
+    are updated with these divergences first.
     """
 
     def __init__(self, spec: Adversarial, robust: TeacherSource | None) -> None:
@@ -163,12 +163,12 @@ class AdversarialStep:
         if state.ema is not None:
             state.ema.update(state.student, state.step + 1, stage.ranks.own)
         if self._robust is not None:
-            values |= _told(_state(state), values[TOTAL])
+            values |= _balance_metrics(_state(state), values[TOTAL])
         return values
 
     def _attack(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> list[Batch]:
-        """The micro-batches with attacked images. Where attacks begin is drawn for the whole batch, of which every
-        process takes its share, so that it depends on seed and step alone."""
+        """The micro-batches with attacked images. Starting points are drawn for the whole batch, of which every process
+        takes its share, so that they depend on seed and step only."""
         student, key = state.student.eval(), stage.input_key
         highest, images = highest_pixel(student), step_inputs.batch.inputs[key]
         shape = torch.Size([stage.batches.size_at(state.step), *images.shape[1:]])
@@ -189,12 +189,14 @@ class AdversarialStep:
         clean = self._spec.clean_teacher
         if self._robust is None or clean is None or step_inputs.signals is None:
             return [_Views(each, {}) for each in batches]
-        told = [{ROBUST: self._robust(each[ROBUST]).logits} for each in batches]
-        known = [{CLEAN: signals[clean].logits} for signals in step_inputs.signals]
-        return [_Views(each, one | other) for each, one, other in zip(batches, told, known, strict=True)]
+        teachers = [
+            {ROBUST: self._robust(each[ROBUST]).logits, CLEAN: signals[clean].logits}
+            for each, signals in zip(batches, step_inputs.signals, strict=True)
+        ]
+        return [_Views(each, logits) for each, logits in zip(batches, teachers, strict=True)]
 
     def _shares(self, now: _Moment, views: _Views, *, balanced: bool) -> dict[str, Tensor]:
-        """See `Shares`; `balanced`: the balance has taken in the whole batch, of which this may be a part."""
+        """See `Shares`; `balanced`: the balance was updated before, with the whole batch."""
         stage, state, count = now.stage, now.state, now.rows
         outputs = run_student(stage, state.student, views.batches[ROBUST], {})
         found = objective_shares(stage, outputs, state.optimizer, count, now.epoch)
@@ -215,7 +217,7 @@ class AdversarialStep:
         return {TOTAL: total, **found, **{name: value.to(total.dtype) for name, value in hits.items()}}
 
     def _terms(self, now: _Moment, views: _Views, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A micro-batch's shares of the batch's divergences and entropies, scalars by name; the gradient goes to the
+        """A micro-batch's shares of the batch's divergences and entropies, scalars by name; gradients flow to the
         student's `logits` (B, C) of each side."""
         found = {}
         for side in SIDES:
@@ -226,11 +228,11 @@ class AdversarialStep:
         return found
 
     def _measure_ahead(self, now: _Moment, views: list[_Views]) -> dict[str, Tensor]:
-        """The sums of all micro-batches' `_terms`, by passes that leave no trace: the gradient of the first micro-batch
-        needs weights that depend on the last."""
+        """The sums of all micro-batches' `_terms`, by passes without side effects: the gradient of the first one needs
+        weights that depend on the last one."""
         student, stage = now.state.student, replace(now.stage, trains_student=False)  # so that no graph is kept
         found: dict[str, Tensor] = {}
-        with _no_trace(student):
+        with _no_side_effects(student):
             for each in views:
                 logits = {side: run_student(stage, student, each.batches[side], {}).outputs for side in SIDES}
                 for name, share in self._terms(now, each, logits).items():
@@ -238,7 +240,7 @@ class AdversarialStep:
         return found
 
     def _balance(self, now: _Moment, terms: Mapping[str, Tensor]) -> None:
-        """Take in this process's share of a batch's divergences and entropies (waits for the device)."""
+        """Update temperatures and weights with this process's share of a batch's terms (waits for the device)."""
         summed = now.stage.ranks.sum_all(dict(terms))
         values = dict(zip(summed, torch.stack(list(summed.values())).tolist(), strict=True))
         rate = rate_factor(now.stage.schedule, now.state.step - now.stage.plan.first, now.stage.plan)
@@ -254,21 +256,21 @@ class AdversarialStep:
 def teacher_rows(logits: Tensor, teacher: Tensor, temperature: float, scale: str) -> TeacherRows:
     """Of the teacher's distribution, softmax(teacher / temperature), and the student's, softmax(logits), both from
     logits (B, C) of any floating dtype; in float32 or wider. `scale` as in `Adversarial`."""
-    student, told = at_least_float32(logits), at_least_float32(teacher.detach()) / temperature
+    student, softened = at_least_float32(logits), at_least_float32(teacher.detach()) / temperature
     if scale == "reference":
-        likely = told.softmax(-1)
-        smoothed = (likely + SMOOTHING).log()
-        divergence = likely * (smoothed - F.log_softmax(student, dim=-1))
-        return TeacherRows(divergence.mean(-1), -(likely * smoothed).mean(-1))
-    logs = log_probs(student, told)
+        probs = softened.softmax(-1)
+        smoothed = (probs + SMOOTHING).log()
+        divergence = probs * (smoothed - F.log_softmax(student, dim=-1))
+        return TeacherRows(divergence.mean(-1), -(probs * smoothed).mean(-1))
+    logs = log_probs(student, softened)
     return TeacherRows(kl(logs.teacher, logs.student), entropy(logs.teacher))
 
 
 def balanced_temperatures(temperatures: BySide, entropies: BySide, rate: float) -> BySide:
     """Temperatures after a step of `rate` that lowers that of the teacher with the larger entropy and raises the
     other."""
-    certain = (entropies[ROBUST] < entropies[CLEAN]) - (entropies[ROBUST] > entropies[CLEAN])
-    moved = {ROBUST: temperatures[ROBUST] + rate * certain, CLEAN: temperatures[CLEAN] - rate * certain}
+    sign = (entropies[ROBUST] < entropies[CLEAN]) - (entropies[ROBUST] > entropies[CLEAN])
+    moved = {ROBUST: temperatures[ROBUST] + rate * sign, CLEAN: temperatures[CLEAN] - rate * sign}
     least, largest = TEMPERATURES
     return {side: min(max(value, least), largest) for side, value in moved.items()}
 
@@ -298,10 +300,10 @@ def _entropy(side: str) -> str:
     return f"entropy/{side}"
 
 
-def _told(balance: AdversarialState, like: Tensor) -> dict[str, Tensor]:
-    """Metrics of the balance after a step."""
-    told = {"weight": balance.weights, "temperature": balance.temperatures}
-    return {f"{name}/{side}": like.new_tensor(values[side]) for name, values in told.items() for side in SIDES}
+def _balance_metrics(balance: AdversarialState, like: Tensor) -> dict[str, Tensor]:
+    """Weights and temperatures after a step, as scalars of the dtype and device of `like`."""
+    found = {"weight": balance.weights, "temperature": balance.temperatures}
+    return {f"{name}/{side}": like.new_tensor(values[side]) for name, values in found.items() for side in SIDES}
 
 
 def _logits(stage: Stage, student: Model, images: Tensor) -> Tensor:
@@ -312,13 +314,13 @@ def _logits(stage: Stage, student: Model, images: Tensor) -> Tensor:
 
 
 def _hits(logits: Tensor, batch: Batch) -> Tensor:
-    """Rows that are right, a scalar."""
+    """Number of rows whose class is predicted, a scalar."""
     return (logits.argmax(-1, keepdim=True) == target_column(batch.targets)).sum()
 
 
 @contextmanager
-def _no_trace(student: Model) -> Iterator[None]:
-    """Have what runs compute without gradients, and leave statistics and random numbers as it found them."""
+def _no_side_effects(student: Model) -> Iterator[None]:
+    """Compute without gradients, and restore the student's buffers and the random state afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in student.buffers()]
     devices = [next(student.parameters()).device] if next(student.parameters()).is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):

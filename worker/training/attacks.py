@@ -1,8 +1,8 @@
 """Attacks on classifiers of images, bounded in the L-infinity norm: FGSM (1412.6572) and PGD (1706.06083).
 
 Images (B, C, H, W) are raw, of any numeric dtype, their pixels from 0 to `highest`; attacked ones are float32 of the
-same range. Targets are (B,) int64 classes or (B, C) probabilities. Whoever calls brings the model into evaluation mode:
-then what an image becomes does not depend on the others of its batch.
+same range. Targets are (B,) int64 classes or (B, C) probabilities. The caller sets the model to evaluation mode, in
+which an attack on an image does not depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Ball(NamedTuple):
 
 
 def highest_pixel(model: Model) -> float:
-    """Largest value of a raw pixel of what `model` reads; the smallest is 0."""
+    """Largest value of a raw pixel in the inputs of `model`; the smallest is 0."""
     scaling = model.config.preprocessing
     return 1.0 if scaling is None else 1.0 / scaling.scale
 
 
 def lie_within(images: Tensor, highest: float) -> bool:
-    """Whether all raw pixels are from 0 to `highest`, so that a share of their range means anything."""
+    """Whether all raw pixels are from 0 to `highest`, so that their range is known."""
     if images.dtype == torch.uint8 and highest >= torch.iinfo(torch.uint8).max:
         return True
     return float(images.min()) >= 0.0 and float(images.max()) <= highest
@@ -51,8 +51,8 @@ def lie_within(images: Tensor, highest: float) -> bool:
 def start_noise(
     attack: AttackSpec, shape: torch.Size, highest: float, seed: int, device: torch.device
 ) -> Tensor | None:
-    """Differences float32 of `shape` from images to where attacks on them begin, drawn by `seed`; none: they begin at
-    the images."""
+    """Differences (float32, of `shape`) between the starting points of attacks and the images, drawn by `seed`; none:
+    attacks start at the images."""
     random = torch.Generator(device).manual_seed(seed)
     match attack.random_start:
         case "normal":
@@ -67,12 +67,12 @@ def pgd(
     logits: Logits, images: Tensor, targets: Tensor, attack: AttackSpec, highest: float, noise: Tensor | None = None
 ) -> Tensor:
     """Images attacked by steps along the sign of the gradient of the cross-entropy, each followed by a projection into
-    the bound and the pixels' range; they begin at `images` plus `noise` (see `start_noise`)."""
+    the bound and the pixels' range, starting at `images` plus `noise` (see `start_noise`)."""
     clean = images.float()
     ball, attacked = ball_around(clean, attack.bound, highest), clean
     if noise is not None:
         attacked = clean + noise
-        if attack.random_start == "uniform":  # a normal start is left as it is drawn, as in the authors' program
+        if attack.random_start == "uniform":  # a normal start is not clipped, as in the authors' code
             attacked = ball.project(attacked)
     for _ in range(attack.steps):
         direction = input_gradient(logits, attacked, targets).sign()
@@ -94,7 +94,8 @@ def ball_around(images: Tensor, bound: float, highest: float) -> Ball:
 
 
 def input_gradient(logits: Logits, images: Tensor, targets: Tensor) -> Tensor:
-    """Gradient of each image's cross-entropy at its pixels, float32; no parameter gets one. Ignored rows have none."""
+    """Gradient (float32) of each image's cross-entropy with respect to its pixels; parameters receive none. It is 0 for
+    ignored rows."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         found = at_least_float32(logits(leaf))

@@ -119,7 +119,8 @@ def build_stages(
     side_stream = choose_side_stream(device)
     objectives += [objectives[-1]] * (len(job.recipe.main_stages) - 1)
     for spec, stage_plan, objective in zip(job.recipe.all_stages, plan.stages, objectives, strict=True):
-        asked = objective.teachers | (job.recipe.method.asks() if len(stages) >= before else frozenset())
+        in_main = len(stages) >= before
+        teaching = objective.teachers | (job.recipe.method.batch_teachers() if in_main else frozenset())
         stages.append(
             Stage(
                 recipe=job.recipe,
@@ -128,7 +129,7 @@ def build_stages(
                 schedule=spec.schedule or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
-                teachers={name: teachers[name].source for name in sorted(asked)},
+                teachers={name: teachers[name].source for name in sorted(teaching)},
                 forward=forward,
                 recorder=recorder,
                 input_key=student.input_key,

@@ -31,7 +31,7 @@ class TeacherCaches:
     """The teachers of a job that remember, by name; used as a context, so that all is on the disk after the job.
 
     A teacher whose activations a loss looks at runs on every batch, so nothing of it is kept; nor of one that the
-    training method asks about inputs of its own making.
+    training method runs on other inputs than the data's.
     """
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
@@ -101,8 +101,8 @@ class TeacherCaches:
     def _runs_anyway(self, name: str) -> bool:
         if teacher_taps(self._job, name):
             reason = "losses look at its activations, so it runs on every batch"
-        elif name in self._job.recipe.method.asks_anew():
-            reason = f"{self._job.recipe.method.kind} asks it about other inputs in every step"
+        elif name in self._job.recipe.method.uncached_teachers():
+            reason = f"{self._job.recipe.method.kind} runs it on other inputs in every step"
         else:
             return False
         self._send(Log(message=f"the answers of {name!r} are not kept: {reason}"))

@@ -23,7 +23,7 @@ ROLES = ("clean_teacher", "robust_teacher")
 
 class Adversarial(AttackSpec, MethodSpec):
     """Adversarial training of image classifiers: every batch is attacked by projected gradient descent on the student
-    as it is, in evaluation mode, and the job's losses are computed on the attacked images (Madry et al., 1706.06083).
+    in evaluation mode, and the job's losses are computed on the attacked images (Madry et al., 1706.06083).
 
     With two teachers it is B-MTARD: the student also follows the robust teacher on the attacked images and the clean
     teacher on the images as they are. The loss is `label_weight` times the job's losses, plus w_robust KL(robust
@@ -39,18 +39,18 @@ class Adversarial(AttackSpec, MethodSpec):
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
     kind: Literal["adversarial"] = "adversarial"
     clean_teacher: TeacherName | None = None
-    """Name of the teacher that is asked about the images as they are; none: neither teacher is there."""
+    """Name of the teacher that runs on the images as they are; default: none, with no robust teacher either."""
     robust_teacher: TeacherName | None = None
-    """Name of the teacher that is asked about the attacked images; none: neither teacher is there. Nothing it answers
-    is kept: it sees other images in every step."""
+    """Name of the teacher that runs on the attacked images; default: none, with no clean teacher either. Its outputs
+    are not cached: it sees other images in every step."""
     label_weight: NonNegative = 1.0
-    """Factor of the job's losses, which are computed on the attacked images; 0, with teachers alone: they are reported
-    and not learned from, as in the paper."""
+    """Factor of the job's losses, which are computed on the attacked images; with 0, as in the paper, which needs
+    teachers, they are only reported."""
     balance: Literal["temperature-and-loss", "loss"] = "temperature-and-loss"
-    """What is balanced between the two teachers: temperatures and weights (B-MTARD), or the weights alone, at fixed
-    temperatures (MTARD, the paper's conference form)."""
+    """Quantities that are balanced between the two teachers: temperatures and weights (B-MTARD), or only the weights,
+    at fixed temperatures (MTARD, the conference paper)."""
     temperature: float = Field(1.0, ge=1.0, le=10.0)
-    """Temperature of both teachers at the beginning; it divides their logits, and not the student's."""
+    """Initial temperature of both teachers; it divides their logits, not the student's."""
     temperature_rate: NonNegative = 0.001
     """Change of a temperature in one step, multiplied by the schedule's factor of the learning rate; temperatures stay
     within 1 and 10."""
@@ -58,23 +58,23 @@ class Adversarial(AttackSpec, MethodSpec):
     """Share of the way to its target that a weight moves in one step, multiplied by the schedule's factor of the
     learning rate; both begin at 0.5."""
     scale: Literal["exact", "reference"] = "exact"
-    """Divergences: exact, in nats and summed over the classes; or as in the authors' program, their mean over the
-    classes, with 1e-5 added to the teacher's probabilities within the logarithm."""
+    """Divergences: exact, in nats, summed over the classes; or as in the authors' code, the mean over the classes, with
+    1e-5 added to the teacher's probabilities in the logarithm."""
 
     @property
     def learns_from_teacher(self) -> bool:  # type: ignore[override]  # here it depends on a setting
-        """Whether it learns from teachers though no loss does."""
+        """Whether it uses teachers even if no loss does."""
         return self.teachers_are_named
 
     @property
     def teachers_are_named(self) -> bool:
-        """Whether both are."""
+        """Whether both teachers are named."""
         return self.clean_teacher is not None and self.robust_teacher is not None
 
-    def asks(self) -> frozenset[str]:
+    def batch_teachers(self) -> frozenset[str]:
         return frozenset({self.clean_teacher} if self.clean_teacher is not None else ())
 
-    def asks_anew(self) -> frozenset[str]:
+    def uncached_teachers(self) -> frozenset[str]:
         return frozenset({self.robust_teacher} if self.robust_teacher is not None else ())
 
     def passes(self, recipe: Recipe) -> int:
@@ -112,7 +112,7 @@ class Adversarial(AttackSpec, MethodSpec):
             yield Problem("recipe.optimizer.kind", found, "any other optimizer, or no teachers")
 
     def _loss_problems(self, job: JobSpec) -> Iterator[Problem]:
-        """What compares the attacked images' outputs with something that was computed on others."""
+        """Losses that compare outputs on attacked images with values computed on other images."""
         accepted = "a loss on labels and outputs alone, such as cross-entropy, or in a stage before"
         for index, term in enumerate(job.recipe.losses):
             path = f"recipe.losses[{index}].kind"

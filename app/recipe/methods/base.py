@@ -38,16 +38,16 @@ class MethodSpec(TaskOption):
         """The stages that it divides the main training into; each has the losses of `recipe`."""
         return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
 
-    def asks(self) -> frozenset[str]:
-        """Names of teachers that its steps ask about the batches of the data, whatever the losses do."""
+    def batch_teachers(self) -> frozenset[str]:
+        """Names of teachers that its steps run on the batches of the data, even if no loss does."""
         return frozenset()
 
-    def asks_anew(self) -> frozenset[str]:
-        """Names of teachers that its steps ask about inputs of its own making, so that nothing of them is kept."""
+    def uncached_teachers(self) -> frozenset[str]:
+        """Names of teachers that its steps run on other inputs than the data's, so that nothing of them is cached."""
         return frozenset()
 
     def passes(self, recipe: Recipe) -> int:
-        """What the student computes of a sample in a step, in forward passes."""
+        """Operations of the student for a sample in a step, in forward passes."""
         return LEARNING
 
     def networks(self) -> dict[str, Network]:

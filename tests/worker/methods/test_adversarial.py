@@ -133,14 +133,14 @@ def test_the_weights_are_those_of_the_paper_s_steps(accumulate: int, balance: st
         with torch.no_grad():
             for weight, gradient in zip(student.parameters(), gradients, strict=True):
                 weight -= LR * factor * gradient
-    told = take_steps(stage, state)[-1]
+    metrics = take_steps(stage, state)[-1]
     torch.testing.assert_close(vector(state.student), vector(student), rtol=1e-9, atol=1e-12)
     assert isinstance(state.method, AdversarialState)
     assert state.method.weights == pytest.approx({"robust": w["a"], "clean": w["n"]}, rel=1e-9)
     assert state.method.temperatures == pytest.approx({"robust": t["a"], "clean": t["n"]}, rel=1e-9)
     assert (max(t.values()) > 1.0) == (balance == "temperature-and-loss")
-    assert float(told["loss/robust"]) == pytest.approx(float(means["a"].detach()), rel=1e-9)
-    assert float(told["weight/robust"]) == pytest.approx(w["a"], rel=1e-9)
+    assert float(metrics["loss/robust"]) == pytest.approx(float(means["a"].detach()), rel=1e-9)
+    assert float(metrics["weight/robust"]) == pytest.approx(w["a"], rel=1e-9)
 
 
 def test_without_teachers_the_losses_are_those_of_attacked_images() -> None:
@@ -260,8 +260,8 @@ def test_everything_is_measured_counted_and_reported(tmp_path: Path) -> None:
 def test_what_the_robust_teacher_answers_is_not_kept(tmp_path: Path) -> None:
     played = ran(tmp_path, teachers=TEACHERS, recipe={"method": TAUGHT, "epochs": 2})
     assert list(report(tmp_path)["train"]["teacher_cache"]) == ["clean"]
-    (told,) = [log.message for log in played.of(Log) if "are not kept" in log.message]
-    assert told == "the answers of 'robust' are not kept: adversarial asks it about other inputs in every step"
+    (message,) = [log.message for log in played.of(Log) if "are not kept" in log.message]
+    assert message == "the answers of 'robust' are not kept: adversarial runs it on other inputs in every step"
 
 
 def test_a_student_trained_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
