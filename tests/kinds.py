@@ -138,7 +138,7 @@ def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
         return {"teachers": [{"model": name, "name": name} for name in ("tough", "tolerant")]}
     kinds = {one.model_fields["kind"].default: one for one in LOSSES}
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
-    if not any(one.needs_teacher for one in terms):
+    if not any(one.needs_teacher for one in terms) and "robust_teacher" not in recipe.get("method", {}):
         return {}
     named = {
         "multi-label-classification": "tagger",

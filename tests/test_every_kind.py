@@ -189,6 +189,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS]
     yield "every diagnostic", small_job(LABELS, MLP, evaluation={"diagnostics": asked})
+    taught = [{"model": name, "name": name} for name in ("cnn", "other")]
+    attacked = {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}
+    yield "attacked images", small_job({**LABELS, "method": attacked}, teachers=taught)
     yield "tags of words", small_job(LABELS, BERT, "token-classification", data=TAGS)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     mirror = {"kind": "flip", "pairs": [[0, 1]]}

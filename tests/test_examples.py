@@ -53,7 +53,7 @@ PLAYED = (
 """Examples that the programs send."""
 MADE_FIRST = (
     *("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
-    *("token-classification-teacher.yaml", "multi-label-teacher.yaml"),
+    *("token-classification-teacher.yaml", "multi-label-teacher.yaml", "adversarial-teacher.yaml"),
 )
 """Other examples whose models others learn from."""
 TAUGHT_BY = {
@@ -62,6 +62,7 @@ TAUGHT_BY = {
     "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
+    "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
     "shakespeare.yaml": ["shakespeare-teacher.yaml"],
     "shakespeare-on-policy.yaml": ["shakespeare-teacher.yaml"],

@@ -122,10 +122,10 @@ def _count(spec: JobSpec, facts: InputFacts, train: SampleFacts) -> _Counted:
 def _estimate(
     spec: JobSpec, counted: _Counted, student: Cost, teachers: list[Cost], took: _Recent, memory: dict[str, Footprint]
 ) -> EstimateView:
-    devices, rates = [], {}
+    devices, rates, passes = [], {}, spec.recipe.method.passes(spec.recipe)
     for device in ("gpu", "cpu") if spec.resources.queue == "gpu" else ("cpu", "gpu"):
         rates[device], basis = _rate(took, device)
-        needed = training_flops(counted.plan, student, teachers) if counted.plan else None
+        needed = training_flops(counted.plan, student, teachers, passes) if counted.plan else None
         seconds = None if needed is None else needed / rates[device]
         host, gpu = memory[device]
         devices.append(

@@ -11,6 +11,7 @@ from app.recipe.cost import Cost
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec, Recipe
+from app.recipe.methods.base import LEARNING
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
@@ -90,9 +91,10 @@ def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts 
     return split_counts(data, train.count)[1] if train else None
 
 
-def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost]) -> int:
-    """Floating-point operations of the whole training: the backward pass counts twice the forward pass."""
-    per_sample = 3 * student.flops + sum(teacher.flops for teacher in teachers)
+def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost], passes: int = LEARNING) -> int:
+    """Floating-point operations of the whole training, in which a sample takes so many forward passes of the student: a
+    backward pass counts twice."""
+    per_sample = passes * student.flops + sum(teacher.flops for teacher in teachers)
     return per_sample * plan.samples_until(plan.total_steps)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tests.golden import (
     Case,
+    adversarial,
     embeddings,
     features,
     kernels,
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "dml": mutual.dml,
     "dml_author_kl": mutual.author_kl,
     "rollback": rollback.rollback,
+    "mtard": adversarial.mtard,
     "ntxent": embeddings.ntxent,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,

@@ -58,16 +58,22 @@ def class_figures(
 
 
 def train_figures(
-    plan: TrainingPlan, seconds: float, device: torch.device, student_flops: int, teacher_flops: Sequence[int]
+    plan: TrainingPlan,
+    seconds: float,
+    device: torch.device,
+    student_flops: int,
+    teacher_flops: Sequence[int],
+    passes: int,
 ) -> Figures:
-    """Steps, time and operations of training; seconds are over all attempts."""
+    """Steps, time and operations of training, with `passes` forward passes of the student for each sample; seconds are
+    over all attempts."""
     samples = plan.samples_until(plan.total_steps)
     return {
         "steps": plan.total_steps,
         "epochs": plan.epoch_at(plan.total_steps),
         "seconds": seconds,
         "samples_per_second": samples / max(seconds, 1e-9),
-        "flops": (3 * student_flops + sum(teacher_flops)) * samples,
+        "flops": (passes * student_flops + sum(teacher_flops)) * samples,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -166,7 +166,7 @@ class BundleWriter:
 
     def report(self) -> Report:
         """Export the graphs, and build the content of `report.json`."""
-        trained, config = self._trained, self.config
+        trained, config, recipe = self._trained, self.config, self._trained.job.recipe
         student = self._student()
         teachers = {name: self._teacher(*files) for name, files in trained.teachers.items()}
         costs = [figures["flops"] for figures in teachers.values()]
@@ -187,7 +187,9 @@ class BundleWriter:
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "diagnostics": self.diagnosed.figures,
-            "train": train_figures(trained.plan, trained.state.seconds, self._device, student["flops"], costs)
+            "train": train_figures(
+                trained.plan, trained.state.seconds, self._device, student["flops"], costs, recipe.method.passes(recipe)
+            )
             | trained.arithmetic
             | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
@@ -308,6 +310,8 @@ class BundleWriter:
             trained.job.seed,
             self._device,
             self._bundle,
+            model,
+            {name: teacher for name, (teacher, _) in trained.teachers.items()},
         )
 
 

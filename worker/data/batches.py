@@ -146,6 +146,10 @@ class Batches:
         batch = self.samples.take_samples(self._share(chosen))
         return self.augment(batch, epoch) if self.augment else batch
 
+    def size_at(self, step: int) -> int:
+        """Samples of the whole batch of optimizer step `step`, in all processes together."""
+        return min(self._size, self.samples.samples - step % self.steps_per_epoch * self._size)
+
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             order = torch.randperm(self.samples.samples, generator=generator(self._seed, "order", epoch))

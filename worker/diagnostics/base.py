@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.data.batches import Batch
+from worker.students.model import Model
 from worker.tensors import IGNORED
 
 
@@ -50,6 +51,10 @@ class DiagnosticInputs(NamedTuple):
     """Seed of the job, for all draws."""
     device: torch.device
     """Device of the student."""
+    student: Model | None = None
+    """The exported student itself, for analyses that need more than its outputs; none: only `predict` is given."""
+    teachers: Mapping[str, Model] = {}
+    """Teachers by name, loaded from their files."""
 
 
 class DiagnosticResult(NamedTuple):

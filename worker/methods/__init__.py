@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
+from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
@@ -23,6 +25,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     SequenceLevel: SequenceLevelMethod,
     Mutual: MutualMethod,
     Rollback: RollbackMethod,
+    Adversarial: AdversarialMethod,
 }
 
 

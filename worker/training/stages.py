@@ -116,10 +116,13 @@ def build_stages(
     state.aux_modules = builder.aux_modules.to(samples.device)
     trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
     _require_matches(job, student)
-    stages, device = [], samples.device
+    stages: list[Stage] = []
+    device, before = samples.device, len(job.recipe.stages)
     side_stream = choose_side_stream(device)
     objectives += [objectives[-1]] * (len(job.recipe.main_stages) - 1)
     for spec, stage_plan, objective in zip(job.recipe.all_stages, plan.stages, objectives, strict=True):
+        in_main = len(stages) >= before
+        teaching = objective.teachers | (job.recipe.method.batch_teachers() if in_main else frozenset())
         stages.append(
             Stage(
                 recipe=job.recipe,
@@ -128,7 +131,7 @@ def build_stages(
                 schedule=spec.schedule or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
-                teachers={name: teachers[name].source for name in sorted(objective.teachers)},
+                teachers={name: teachers[name].source for name in sorted(teaching)},
                 forward=forward,
                 recorder=recorder,
                 input_key=student.input_key,

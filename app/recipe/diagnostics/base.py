@@ -18,6 +18,10 @@ class DiagnosticSpec(TaskOption):
     """True if it fits parameters: half of the held-out samples, drawn by the job's seed, are used for the fit, and the
     figures are measured on the other half."""
 
+    def judged(self, left: int) -> int:
+        """Number of samples for its figures, out of the `left` held-out samples that are not used for fitting."""
+        return left
+
     def problems(self, path: str, judged: int) -> Iterator[Problem]:
         """Problems of the number of samples that its figures are measured on; `path` is the path of its field."""
         yield from ()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
@@ -13,5 +14,5 @@ from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
-Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback, Field(discriminator="kind")]
-METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback)
+Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback | Adversarial, Field(discriminator="kind")]
+METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback, Adversarial)

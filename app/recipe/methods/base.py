@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # a job has a method, and a method's rules use the job
     from app.recipe.job import JobSpec, Recipe
 
 FIELD = "recipe.method"
+LEARNING = 3
+"""Forward passes that a forward and a backward pass take together."""
 
 
 class MethodSpec(TaskOption):
@@ -35,6 +37,18 @@ class MethodSpec(TaskOption):
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:
         """The stages that it divides the main training into; each has the losses of `recipe`."""
         return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
+
+    def batch_teachers(self) -> frozenset[str]:
+        """Names of teachers that its steps run on the batches of the data, even if no loss does."""
+        return frozenset()
+
+    def uncached_teachers(self) -> frozenset[str]:
+        """Names of teachers that its steps run on other inputs than the data's, so that nothing of them is cached."""
+        return frozenset()
+
+    def passes(self, recipe: Recipe) -> int:
+        """Operations of the student for a sample in a step, in forward passes."""
+        return LEARNING
 
     def networks(self) -> dict[str, Network]:
         """Networks that are trained beside the student, by the path of the field that describes each."""

@@ -69,6 +69,7 @@ def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None
     cost = cost_of(Mlp())
     assert training_flops(plan, cost, []) == 3 * cost.flops * 20
     assert training_flops(plan, cost, [cost]) == 4 * cost.flops * 20
+    assert training_flops(plan, cost, [cost], passes=23) == 24 * cost.flops * 20
 
 
 @pytest.mark.parametrize(

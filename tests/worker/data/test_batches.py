@@ -24,6 +24,13 @@ def test_an_epoch_shows_every_sample_once(count: int, size: int, seed: int) -> N
     assert seen.sort().values.tolist() == list(range(count))
 
 
+@given(count=st.integers(1, 50), size=st.integers(1, 60))
+def test_the_size_of_a_batch_is_known_without_it_and_counts_all_processes(count: int, size: int) -> None:
+    batches, half = Batches(samples(count), size, 0), Batches(samples(count), size, 0, share=lambda rows: rows[::2])
+    for step in range(2 * batches.steps_per_epoch):
+        assert batches.size_at(step) == half.size_at(step) == len(batches.at(step))
+
+
 def test_images_go_with_their_labels() -> None:
     batch = Batches(samples(20), 7, 0).at(2)
     assert torch.equal(batch.inputs["images"].flatten(), batch.targets)

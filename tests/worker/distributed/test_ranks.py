@@ -52,6 +52,15 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": {**SPLIT, "accumulate": 2},
     },
     "mutual": {"recipe": {**SPLIT, "method": {"kind": "mutual"}, "ema_decay": 0.8, "accumulate": 2}},
+    "adversarial": {
+        "teachers": [{"model": "teacher", "name": name} for name in ("clean", "robust")],
+        "data": {"train": "data", "augment": [{"kind": "mixup"}]},
+        "recipe": {
+            **SPLIT,
+            "method": {"kind": "adversarial", "clean_teacher": "clean", "robust_teacher": "robust"},
+            **{"losses": [{"kind": "cross-entropy"}], "ema_decay": 0.8, "accumulate": 2},
+        },
+    },
     "stages": {
         "teacher": True,
         "recipe": {

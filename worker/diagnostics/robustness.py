@@ -1,0 +1,110 @@
+"""Robustness: accuracy under attacks within a bound, by FGSM (1412.6572) and PGD (1706.06083).
+
+n samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.recipe.diagnostics import Robustness
+from app.recipe.plan import EVAL_BATCH
+from worker.data.batches import Batch
+from worker.data.randomness import derive_seed
+from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, NotComputable
+from worker.students.model import Model
+from worker.training.attacks import fgsm, highest_pixel, lie_within, pgd, start_noise
+
+STUDENT = "student"
+SLACK, LEAST = 0.01, 5
+"""A higher accuracy under PGD than under FGSM is reported where it is more than this share of the samples, and more
+than this number of them."""
+
+
+class Hits(NamedTuple):
+    """Numbers of samples whose class a model predicts."""
+
+    clean: int = 0
+    fgsm: int = 0
+    pgd: int = 0
+
+
+class RobustnessAnalysis:
+    """Figures of the student (`student`) and of every teacher, by its name."""
+
+    def __init__(self, spec: Robustness) -> None:
+        self._spec = spec
+
+    def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
+        assert inputs.student is not None  # given wherever a job runs diagnostics
+        samples, highest = inputs.judged.samples, highest_pixel(inputs.student)
+        if not lie_within(samples.inputs[inputs.student.input_key], highest):
+            raise NotComputable(f"held-out images have pixels outside of 0 to {highest:g}, so that no range is known")
+        models = {STUDENT: inputs.student, **{_column(name): each for name, each in inputs.teachers.items()}}
+        hits = {name: self._attacked(model.to(inputs.device), highest, inputs) for name, model in models.items()}
+        figures = {name: _shares(each, samples.samples) for name, each in hits.items()}
+        rows = [
+            {"model": name, "attack": attack, "samples": samples.samples, "right": right}
+            for name, each in hits.items()
+            for attack, right in each._asdict().items()
+        ]
+        least = max(SLACK * samples.samples, LEAST)
+        doubtful = [name for name, each in hits.items() if each.pgd > each.fgsm + least]
+        return DiagnosticResult(figures, rows, warnings=[_masked(name) for name in doubtful])
+
+    def _attacked(self, model: Model, highest: float, inputs: DiagnosticInputs) -> Hits:
+        found = Hits()
+        with _attackable(model):
+            for number, batch in enumerate(inputs.judged.samples.parts(EVAL_BATCH)):
+                seed = derive_seed(inputs.seed, "robustness", number)
+                counts = self._batch(model, batch.to(inputs.device), highest, seed)
+                found = Hits(*(before + count for before, count in zip(found, counts, strict=True)))
+        return found
+
+    def _batch(self, model: Model, batch: Batch, highest: float, seed: int) -> Hits:
+        """Hits on one batch; PGD starts at points drawn by `seed`, the same for all models."""
+        images, labels, spec = batch.inputs[model.input_key], batch.targets, self._spec
+        noise = start_noise(spec, images.shape, highest, seed, images.device)
+        return Hits(
+            _right(model, images, labels),
+            _right(model, fgsm(model, images, labels, spec.bound, highest), labels),
+            _right(model, pgd(model, images, labels, spec, highest, noise), labels),
+        )
+
+
+@contextmanager
+def _attackable(model: Model) -> Iterator[None]:
+    """Evaluation mode and full float32 within the context, in which gradients can be enabled."""
+    was_training = model.training
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(was_training)
+
+
+def _right(model: Model, images: Tensor, labels: Tensor) -> int:
+    return int((model(images).argmax(-1) == labels).sum())
+
+
+def _shares(hits: Hits, samples: int) -> dict[str, float]:
+    shares = (count / samples for count in hits)
+    return dict(zip(("accuracy", "fgsm_accuracy", "pgd_accuracy"), shares, strict=True))
+
+
+def _column(name: str) -> str:
+    """A teacher's column: its name, unless that is taken."""
+    return name if name != STUDENT else f"teacher {name}"
+
+
+def _masked(name: str) -> str:
+    return (
+        f"{name} is right more often under PGD than under FGSM, so its gradients may be masked, and attacks without "
+        "gradients may find what these do not"
+    )
