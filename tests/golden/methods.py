@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tests.golden import Case, embeddings, features, kernels, labels, losses, metrics, multi_label, mutual, optimizers
+from tests.golden import (
+    Case,
+    boundary,
+    embeddings,
+    features,
+    kernels,
+    labels,
+    losses,
+    metrics,
+    multi_label,
+    mutual,
+    optimizers,
+)
 from tests.golden.comparison import Comparison
 
 METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
@@ -28,6 +40,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ie_kd": features.ie_kd,
     "mi_alpha": features.distiller,
     "autodistil_relation": features.autodistil,
+    "bss": boundary.bss,
     "dml": mutual.dml,
     "dml_author_kl": mutual.author_kl,
     "ntxent": embeddings.ntxent,

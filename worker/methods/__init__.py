@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.boundary_samples import BoundarySamples
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 from worker.methods.base import Method, MethodInputs
+from worker.methods.boundary_samples import BoundaryMethod
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
 from worker.methods.sequence_level import SequenceLevelMethod
@@ -20,6 +22,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     OnPolicy: OnPolicyMethod,
     SequenceLevel: SequenceLevelMethod,
     Mutual: MutualMethod,
+    BoundarySamples: BoundaryMethod,
 }
 
 

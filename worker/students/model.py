@@ -61,6 +61,10 @@ class Normalize(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         return (values.float() * self.scale - self.mean) / self.std
 
+    def undo(self, values: Tensor) -> Tensor:
+        """The raw values that `forward` maps to these."""
+        return (values * self.std + self.mean) / self.scale
+
 
 class Rescale(nn.Module):
     """outputs * std + mean, which brings a regression's answer to the units of its data."""
@@ -96,8 +100,25 @@ class Model(nn.Module):
         self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:
-        outputs: Tensor = self.rescale(self.network(self.preprocess(self.fit(samples))))
+        return self.forward_normalized(self.normalized(samples))
+
+    def normalized(self, samples: Tensor) -> Tensor:
+        """What the network is given for raw samples."""
+        inputs: Tensor = self.preprocess(self.fit(samples))
+        return inputs
+
+    def forward_normalized(self, inputs: Tensor) -> Tensor:
+        """The outputs for what `normalized` returns."""
+        outputs: Tensor = self.rescale(self.network(inputs))
         return outputs
+
+    def denormalized(self, inputs: Tensor) -> Tensor:
+        """Raw samples, of the size that the network takes, for which `normalized` returns `inputs`."""
+        return self.preprocess.undo(inputs) if isinstance(self.preprocess, Normalize) else inputs
+
+    def highest_pixel(self) -> float:
+        """Of raw images; the lowest is 0."""
+        return 1.0 / (self.config.preprocessing.scale if self.config.preprocessing else 1.0)
 
     def forward_hidden(self, samples: Tensor) -> Tensor | HiddenStates:
         """What training looks at: the outputs, or of a language model what its last layer would make them of."""

@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.boundary_samples import BoundarySamples
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
-Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual, Field(discriminator="kind")]
-METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual)
+Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | BoundarySamples, Field(discriminator="kind")]
+METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, BoundarySamples)

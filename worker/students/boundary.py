@@ -1,0 +1,83 @@
+"""Boundary supporting samples (arXiv 1805.05532): samples moved just across a network's decision boundary.
+
+n samples, C classes; images (n, channels, height, width) as networks are given them, in normalised units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worker.students.model import Model
+
+OVERSHOOT = 1e-4
+"""Added to the difference of two logits, so that a step leads beyond where they are equal."""
+
+
+class SearchSettings(NamedTuple):
+    """How far and in what bounds samples are moved."""
+
+    steps: int
+    """Largest number of steps."""
+    alpha: float
+    """Length of a step per difference of the two logits."""
+    clip: tuple[float, float] | None = None
+    """Bounds of the inputs in normalised units; none: those of pixels, through the model's preprocessing."""
+
+    def bounds(self, model: Model) -> tuple[Tensor, Tensor]:
+        """Lowest and highest inputs, which broadcast to those of `model`."""
+        example = next(model.parameters())
+        if self.clip is not None:
+            return example.new_tensor(self.clip[0]), example.new_tensor(self.clip[1])
+        pixels = example.new_zeros(1, 1, 1, 1)
+        return model.preprocess(pixels), model.preprocess(pixels + model.highest_pixel())
+
+
+class BoundarySearch(NamedTuple):
+    """What a search has found."""
+
+    inputs: Tensor
+    """The moved samples, without gradient."""
+    stuck: Tensor
+    """(n,) bool: samples that were left where they are because a gradient was 0 before they left their class."""
+    passes: int
+    """Forward and backward passes of the network on all n samples."""
+
+
+def search_boundary(model: Model, inputs: Tensor, base: Tensor, target: Tensor, how: SearchSettings) -> BoundarySearch:
+    """Move `inputs`, which `model` (in evaluation mode) assigns to the classes `base` (n,) int64, towards the classes
+    `target` (n,) until they leave their base class, for at most so many steps.
+
+    A step of a sample x is alpha (D + 1e-4) g / |g|, with D = f_base(x) - f_target(x) and g the gradient of -D; inputs
+    are clipped after each. Computed in the model's own arithmetic, without autocast.
+    """
+    low, high = how.bounds(model)
+    found, passes = inputs.detach(), 0
+    stuck = torch.zeros_like(base, dtype=torch.bool)
+    for _ in range(how.steps):
+        logits, gap, gradient = _gradient(model.forward_normalized, found, base, target)
+        passes += 1
+        norms = gradient.flatten(1).norm(dim=1)
+        inside = logits.argmax(-1) == base
+        stuck |= inside & (norms == 0)
+        moving = inside & ~stuck
+        if not bool(moving.any()):
+            break
+        lengths = (how.alpha * (gap + OVERSHOOT) / norms).where(moving, 0)
+        found = (found + lengths.view(-1, 1, 1, 1) * gradient).clamp(low, high)
+    return BoundarySearch(found, stuck, passes)
+
+
+def _gradient(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, base: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (n, C), D (n,), and the gradient of -D at the inputs."""
+    with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+        moved = inputs.detach().requires_grad_()
+        logits = network(moved)
+        gap = (logits.gather(1, base.unsqueeze(1)) - logits.gather(1, target.unsqueeze(1))).squeeze(1)
+        (gradient,) = torch.autograd.grad(-gap.sum(), moved)
+    return logits.detach(), gap.detach(), gradient
