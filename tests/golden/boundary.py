@@ -40,7 +40,7 @@ def bss(case: Case) -> Comparisons:
 def _search(case: Case) -> Comparisons:
     inputs, hyper = case.inputs, case.hyper
     model = _model({name: inputs[name] for name in ("conv_weight", "conv_bias", "fc_weight", "fc_bias")})
-    settings = SearchSettings(hyper["num_steps"], hyper["step_alpha"], tuple(hyper["clip"]))
+    settings = SearchSettings(hyper["num_steps"], hyper["step_alpha"], hyper["clip"])
     with torch.no_grad():
         before = model.forward_normalized(inputs["x"])
         base = before.argmax(-1)

@@ -173,6 +173,9 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     if written := train.get("written"):
         texts = f"{written['texts']:,} texts of {written['mean_tokens']:.0f} tokens"
         yield f"- {written['steps']} of these steps on texts that the {written['by']} wrote, {texts}"
+    if boundary := train.get("boundary"):
+        share = f"{boundary['crossed_share']:.0%} of them across it"
+        yield f"- {boundary['moved']:,} samples at the teacher's decision boundary, {share}"
     yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 

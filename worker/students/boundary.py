@@ -5,7 +5,7 @@ n samples, C classes; images (n, channels, height, width) as networks are given 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class SearchSettings(NamedTuple):
     """Largest number of steps."""
     alpha: float
     """Length of a step per difference of the two logits."""
-    clip: tuple[float, float] | None = None
+    clip: Sequence[float] | None = None
     """Bounds of the inputs in normalised units; none: those of pixels, through the model's preprocessing."""
 
     def bounds(self, model: Model) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def _in_order(clip: tuple[float, float] | None) -> tuple[float, float] | None:
-    if clip is not None and clip[0] >= clip[1]:
+def _in_order(clip: list[float] | None) -> list[float] | None:
+    if clip is not None and (len(clip) != 2 or clip[0] >= clip[1]):
         raise ValueError("must be a lowest and a highest value, in this order")
     return clip
 
 
-Clip = Annotated[tuple[Bound, Bound] | None, AfterValidator(_in_order)]
+Clip = Annotated[Annotated[list[Bound], Field(max_length=2)] | None, AfterValidator(_in_order)]
 """Bounds of a network's inputs in normalised units; none: those of pixels."""
 
 
