@@ -95,8 +95,6 @@ class BoundaryCounter(MethodState):
     """Of these, those that left their class for another."""
     passes: int = 0
     """Forward and backward passes of the teacher on single samples."""
-    learned: int = 0
-    """Moved samples that the student was run on."""
 
 
 def counter_of(state: TrainState) -> BoundaryCounter:
@@ -120,7 +118,7 @@ class BoundaryMethod(Method[BoundarySamples]):
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         counter = counter_of(state)
         asked = samples + counter.moved + 2 * counter.passes  # a backward pass without the weights' gradients
-        learned = counter.learned * (1 + BACKWARD)
+        learned = counter.moved * (1 + BACKWARD)
         return {"student": learned * self.inputs.student_flops, "teacher": asked * self._teacher_flops}
 
     def figures(self, state: TrainState) -> dict[str, Any]:
@@ -219,7 +217,7 @@ class BoundaryStep:
 
     def _boundary(
         self, stage: Stage, state: TrainState, batch: Batch, known: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, int]]:
         """Share of this process in the mean over all moved samples, and metrics of the whole batch; `known` has logits
         of student and teacher by micro-batch."""
         own, predicted = (torch.cat(side) for side in zip(*known, strict=True))
@@ -229,17 +227,16 @@ class BoundaryStep:
         moved = self._move(batch.take(base.rows), predicted[base.rows], classes[base.rows], base.uniform)
         count = len(moved.batch)
         times = 2 if count == 1 else 1  # batch norm can't compute the variance of a single number
-        done = torch.tensor([count, moved.crossed, moved.passes, count * times], device=stage.device)
-        total, crossed, passes, learned = stage.ranks.sum(done).tolist()
-        _count(counter_of(state), total, crossed, passes, learned)
-        counts = {BASE: base.found, MOVED: total / base.copies, CROSSED: crossed / base.copies}
+        done = stage.ranks.sum(torch.tensor([count, moved.crossed, moved.passes], device=stage.device))
+        total, crossed, passes = done.tolist()
+        counts = {BASE: base.found, MOVED: total // base.copies, CROSSED: crossed // base.copies}
+        _count(counter_of(state), counts[MOVED], counts[CROSSED], passes // base.copies)
         if not count:
             return own.new_zeros((), dtype=torch.float32), counts
         rows = torch.arange(count, device=stage.device).repeat(times)
         outputs = run_student(stage, state.student, moved.batch.take(rows), {}).outputs
-        return soft_cross_entropy(outputs, moved.predicted[rows], self._spec.temperature).sum() / (
-            total * times
-        ), counts
+        losses = soft_cross_entropy(outputs, moved.predicted[rows], self._spec.temperature)
+        return losses.sum() / (total * times), counts
 
     def _move(self, batch: Batch, predicted: Tensor, classes: Tensor, uniform: Tensor) -> _Moved:
         """`batch` has base samples of `classes` (n,), of which the teacher has `predicted` logits."""
@@ -254,7 +251,7 @@ class BoundaryStep:
             there = teacher.forward_normalized(inputs)
             crossed = int((there.argmax(-1) != classes[kept]).sum())
             moved = replace(batch.take(kept), inputs={key: teacher.denormalized(inputs)})
-        return _Moved(moved, there, crossed, found.passes * len(batch))
+        return _Moved(moved, there, crossed, found.passes)
 
 
 def _choose(stage: Stage, step: int, index: Tensor, scores: Tensor, most: int) -> _Base:
@@ -280,11 +277,10 @@ def _from_all(ranks: SingleProcess, own: Tensor, first: int, total: int) -> Tens
     return ranks.sum(values)
 
 
-def _count(counter: BoundaryCounter, moved: int, crossed: int, passes: int, learned: int) -> None:
+def _count(counter: BoundaryCounter, moved: int, crossed: int, passes: int) -> None:
     counter.moved += moved
     counter.crossed += crossed
     counter.passes += passes
-    counter.learned += learned
 
 
 def _classes(targets: Tensor) -> Tensor:

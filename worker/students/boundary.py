@@ -44,7 +44,7 @@ class BoundarySearch(NamedTuple):
     stuck: Tensor
     """(n,) bool: samples that were left where they are because a gradient was 0 before they left their class."""
     passes: int
-    """Forward and backward passes of the network on all n samples."""
+    """Forward and backward passes of the network on single samples."""
 
 
 def search_boundary(model: Model, inputs: Tensor, base: Tensor, target: Tensor, how: SearchSettings) -> BoundarySearch:
@@ -55,19 +55,21 @@ def search_boundary(model: Model, inputs: Tensor, base: Tensor, target: Tensor, 
     are clipped after each. Computed in the model's own arithmetic, without autocast.
     """
     low, high = how.bounds(model)
-    found, passes = inputs.detach(), 0
-    stuck = torch.zeros_like(base, dtype=torch.bool)
+    found, passes = inputs.detach().clone(), 0
+    stuck, active = torch.zeros_like(base, dtype=torch.bool), torch.arange(len(inputs), device=inputs.device)
     for _ in range(how.steps):
-        logits, gap, gradient = _gradient(model.forward_normalized, found, base, target)
-        passes += 1
+        there, classes = found[active], base[active]
+        logits, gap, gradient = _gradient(model.forward_normalized, there, classes, target[active])
+        passes += len(active)
         norms = gradient.flatten(1).norm(dim=1)
-        inside = logits.argmax(-1) == base
-        stuck |= inside & (norms == 0)
-        moving = inside & ~stuck
-        if not bool(moving.any()):
+        inside = logits.argmax(-1) == classes
+        stuck[active[inside & (norms == 0)]] = True
+        moving = (inside & (norms != 0)).nonzero().squeeze(1)
+        if not len(moving):
             break
-        lengths = (how.alpha * (gap + OVERSHOOT) / norms).where(moving, 0)
-        found = (found + lengths.view(-1, 1, 1, 1) * gradient).clamp(low, high)
+        lengths = (how.alpha * (gap + OVERSHOOT) / norms)[moving].view(-1, 1, 1, 1)
+        active = active[moving]
+        found[active] = (there[moving] + lengths * gradient[moving]).clamp(low, high)
     return BoundarySearch(found, stuck, passes)
 
 
