@@ -14,7 +14,7 @@ from app.recipe.students.model import ModelConfig, Preprocessing
 from tests.golden import Case
 from tests.golden.comparison import Comparison
 from worker.methods.boundary_samples import base_scores, choose_base, draw_classes, soft_cross_entropy
-from worker.students.boundary import SearchSettings, search_boundary
+from worker.students.boundary import search_boundary, search_settings
 from worker.students.model import Model
 
 KIND = "boundary-samples"
@@ -40,11 +40,11 @@ def bss(case: Case) -> Comparisons:
 def _search(case: Case) -> Comparisons:
     inputs, hyper = case.inputs, case.hyper
     model = _model({name: inputs[name] for name in ("conv_weight", "conv_bias", "fc_weight", "fc_bias")})
-    settings = SearchSettings(hyper["num_steps"], hyper["step_alpha"], hyper["clip"])
+    settings = search_settings(model, hyper["num_steps"], hyper["step_alpha"], hyper["clip"])
     with torch.no_grad():
         before = model.forward_normalized(inputs["x"])
         base = before.argmax(-1)
-        found = search_boundary(model, inputs["x"], base, inputs["target"], settings)
+        found = search_boundary(model.forward_normalized, inputs["x"], base, inputs["target"], settings)
         after = model.forward_normalized(found.inputs)
     yield Comparison(KIND, "logits_before", before, case.outputs["logits_before"])
     yield Comparison(KIND, "x_adv", found.inputs, case.outputs["x_adv"])
@@ -59,8 +59,8 @@ def _step(case: Case) -> Comparisons:
     own, predicted = student.forward_normalized(images), teacher.forward_normalized(images).detach()
     rows = choose_base(base_scores(own.detach(), predicted, labels), hyper["attack_size"])
     target = draw_classes(predicted[rows], labels[rows], inputs["uniform"])
-    settings = SearchSettings(hyper["num_steps"], hyper["step_alpha"], (-2.5, 2.5))
-    moved = search_boundary(teacher, images[rows], labels[rows], target, settings).inputs
+    settings = search_settings(teacher, hyper["num_steps"], hyper["step_alpha"], (-2.5, 2.5))
+    moved = search_boundary(teacher.forward_normalized, images[rows], labels[rows], target, settings).inputs
     there = soft_cross_entropy(student.forward_normalized(moved), teacher.forward_normalized(moved), temperature).mean()
     imitation = soft_cross_entropy(own, predicted, temperature).mean()
     loss = F.cross_entropy(own, labels) + hyper["kd_weight"] * imitation + hyper["bss_weight"] * there

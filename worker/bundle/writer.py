@@ -299,6 +299,8 @@ class BundleWriter:
             trained.job.seed,
             self._device,
             self._bundle,
+            model,
+            {name: teacher for name, (teacher, _) in trained.teachers.items()},
         )
 
 

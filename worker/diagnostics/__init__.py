@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,13 @@ from worker.data.batches import Batch
 from worker.data.randomness import generator
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
+from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
 from worker.losses.objective import unique_names
+from worker.students.model import Model
 
 ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Calibration: CalibrationAnalysis,
+    spec.DecisionBoundary: DecisionBoundaryAnalysis,
 }
 """By the class of the contract."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"
@@ -47,8 +50,10 @@ def run_diagnostics(
     seed: int,
     device: torch.device,
     folder: Path,
+    student: Model | None = None,
+    teachers: Mapping[str, Model] = {},
 ) -> Diagnosed:
-    """Run every diagnostic of a job in turn, and write their pictures into `folder`.
+    """Run every diagnostic of a job in turn, and write their pictures into `folder`; see `DiagnosticInputs`.
 
     One that fails leaves its reason in the figures and a warning, and the others go on: the student is trained, and
     good for what it is without them. Raises OSError where a picture can't be written.
@@ -57,7 +62,7 @@ def run_diagnostics(
     for name, one in zip(unique_names([_kind(each) for each in specs]), specs, strict=True):
         told: dict[str, Any] = one.model_dump(mode="json")
         fitted, judged = split_held_out(held_out, one, seed)
-        inputs = DiagnosticInputs(predict, judged, fitted, seed, device)
+        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers)
         told["samples"] = {"fitted": fitted.samples.samples if fitted else 0, "judged": judged.samples.samples}
         result = _result(ANALYSES[type(one)](one), inputs)
         if isinstance(result, str):
@@ -74,12 +79,14 @@ def run_diagnostics(
 
 def split_held_out(held_out: HeldOutPart, one: DiagnosticSpec, seed: int) -> tuple[HeldOutPart | None, HeldOutPart]:
     """Parts to fit on, where the kind fits anything, and to measure on: drawn by `seed`, the same for every kind."""
-    count = parts_of(held_out.samples.samples, one)[0]
-    if not count:
+    whole = held_out.samples.samples
+    count, measured = parts_of(whole, one)
+    if measured == whole:
         return None, held_out
-    order = torch.randperm(held_out.samples.samples, generator=generator(seed, "diagnostics"))
-    fitted, judged = (_taken(held_out, chosen.sort().values) for chosen in (order[:count], order[count:]))
-    return fitted, judged
+    order = torch.randperm(whole, generator=generator(seed, "diagnostics"))
+    parts = order[:count], order[count : count + measured]
+    fitted, judged = (_taken(held_out, chosen.sort().values) for chosen in parts)
+    return (fitted if count else None), judged
 
 
 def _taken(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.data.batches import Batch
+from worker.students.model import Model
 
 
 class HeldOutPart(NamedTuple):
@@ -35,6 +36,10 @@ class DiagnosticInputs(NamedTuple):
     """Of the job; decides whatever is drawn."""
     device: torch.device
     """Where the student computes."""
+    student: Model | None = None
+    """The exported student itself, for what needs more than its outputs; none: there is `predict` alone."""
+    teachers: Mapping[str, Model] = {}
+    """By their names, as their files have them."""
 
 
 class DiagnosticResult(NamedTuple):

@@ -21,7 +21,7 @@ from worker.distributed.ranks import SingleProcess
 from worker.errors import UserError
 from worker.losses.objective import TOTAL
 from worker.methods.base import Method
-from worker.students.boundary import SearchSettings, search_boundary
+from worker.students.boundary import lie_in_range, search_boundary, search_settings
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.teachers import InProcessTeacher
@@ -111,8 +111,9 @@ class BoundaryMethod(Method[BoundarySamples]):
     def step(self, stage: Stage, state: TrainState) -> Step:
         """Raises UserError (`invalid_job`) for samples that the default bounds would change."""
         (model,) = self.inputs.teachers.values()
-        if self.spec.clip is None:
-            _require_pixels(self.inputs.data.train.inputs[model.input_key], model)
+        samples = self.inputs.data.train.inputs[model.input_key]
+        if self.spec.clip is None and not lie_in_range(samples, model):
+            raise UserError("invalid_job", _out_of_range(samples, model), f"{FIELD}.clip")
         return BoundaryStep(self.spec, model)
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
@@ -133,13 +134,10 @@ class BoundaryMethod(Method[BoundarySamples]):
         return network_cost(model.config).flops
 
 
-def _require_pixels(samples: Tensor, model: Model) -> None:
-    """Raises UserError (`invalid_job`) for `samples` outside of what pixels are to `model`."""
-    low, high, highest = float(samples.min()), float(samples.max()), model.highest_pixel()
-    if low < 0 or high > highest * (1 + 1e-6):
-        found = f"is not given, and data.train has values from {low:.4g} to {high:.4g}, outside of 0 to {highest:.4g}"
-        accepted = "[lowest, highest], in the units that the teacher's network is given"
-        raise UserError("invalid_job", f"{FIELD}.clip {found}; accepted: {accepted}", f"{FIELD}.clip")
+def _out_of_range(samples: Tensor, model: Model) -> str:
+    low, high = float(samples.min()), float(samples.max())
+    found = f"is not given, and data.train has values from {low:.4g} to {high:.4g}, not 0 to {model.highest_pixel:.4g}"
+    return f"{FIELD}.clip {found}; accepted: [lowest, highest], in the units that the teacher's network is given"
 
 
 class _Base(NamedTuple):
@@ -174,7 +172,7 @@ class BoundaryStep:
 
     def __init__(self, spec: BoundarySamples, teacher: Model) -> None:
         self._spec, self._teacher, self._source = spec, teacher, InProcessTeacher(teacher)
-        self._search = SearchSettings(spec.steps, spec.alpha, spec.clip)
+        self._search = search_settings(teacher, spec.steps, spec.alpha, spec.clip)
 
     def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
@@ -244,7 +242,8 @@ class BoundaryStep:
             return _Moved(batch, predicted, 0, 0)
         teacher, key = self._teacher, self._teacher.input_key
         target = draw_classes(predicted, classes, uniform)
-        found = search_boundary(teacher, teacher.normalized(batch.inputs[key]), classes, target, self._search)
+        inputs = teacher.normalized(batch.inputs[key])
+        found = search_boundary(teacher.forward_normalized, inputs, classes, target, self._search)
         kept = (~found.stuck).nonzero().squeeze(1)
         inputs = found.inputs[kept]
         with torch.no_grad():

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from worker.students.model import Model
 
+ComputeLogits = Callable[[Tensor], Tensor]
+"""Logits (n, C) of inputs; the logits of one do not depend on the others."""
 OVERSHOOT = 1e-4
 """Added to the difference of two logits, so that a step leads beyond where they are equal."""
 
@@ -24,16 +26,18 @@ class SearchSettings(NamedTuple):
     """Largest number of steps."""
     alpha: float
     """Length of a step per difference of the two logits."""
-    clip: Sequence[float] | None = None
-    """Bounds of the inputs in normalised units; none: those of pixels, through the model's preprocessing."""
+    low: Tensor
+    high: Tensor
+    """Bounds of the inputs, which broadcast to them."""
 
-    def bounds(self, model: Model) -> tuple[Tensor, Tensor]:
-        """Lowest and highest inputs, which broadcast to those of `model`."""
-        example = next(model.parameters())
-        if self.clip is not None:
-            return example.new_tensor(self.clip[0]), example.new_tensor(self.clip[1])
-        pixels = example.new_zeros(1, 1, 1, 1)
-        return model.preprocess(pixels), model.preprocess(pixels + model.highest_pixel())
+
+def search_settings(model: Model, steps: int, alpha: float, clip: Sequence[float] | None) -> SearchSettings:
+    """For what the network of `model` is given, between the two values of `clip`; none: within the range of pixels."""
+    numbers = next(model.parameters())
+    if clip is not None:
+        return SearchSettings(steps, alpha, numbers.new_tensor(clip[0]), numbers.new_tensor(clip[1]))
+    black = numbers.new_zeros(1, 1, 1, 1)
+    return SearchSettings(steps, alpha, model.preprocess(black), model.preprocess(black + model.highest_pixel))
 
 
 class BoundarySearch(NamedTuple):
@@ -47,19 +51,20 @@ class BoundarySearch(NamedTuple):
     """Forward and backward passes of the network on single samples."""
 
 
-def search_boundary(model: Model, inputs: Tensor, base: Tensor, target: Tensor, how: SearchSettings) -> BoundarySearch:
-    """Move `inputs`, which `model` (in evaluation mode) assigns to the classes `base` (n,) int64, towards the classes
+def search_boundary(
+    network: ComputeLogits, inputs: Tensor, base: Tensor, target: Tensor, settings: SearchSettings
+) -> BoundarySearch:
+    """Move `inputs`, which `network` (in evaluation mode) assigns to the classes `base` (n,) int64, towards the classes
     `target` (n,) until they leave their base class, for at most so many steps.
 
     A step of a sample x is alpha (D + 1e-4) g / |g|, with D = f_base(x) - f_target(x) and g the gradient of -D; inputs
-    are clipped after each. Computed in the model's own arithmetic, without autocast.
+    are clipped after each. Computed in the network's own arithmetic, without autocast.
     """
-    low, high = how.bounds(model)
     found, passes = inputs.detach().clone(), 0
     stuck, active = torch.zeros_like(base, dtype=torch.bool), torch.arange(len(inputs), device=inputs.device)
-    for _ in range(how.steps):
+    for _ in range(settings.steps):
         there, classes = found[active], base[active]
-        logits, gap, gradient = _gradient(model.forward_normalized, there, classes, target[active])
+        logits, gap, gradient = _gradient(network, there, classes, target[active])
         passes += len(active)
         norms = gradient.flatten(1).norm(dim=1)
         inside = logits.argmax(-1) == classes
@@ -67,15 +72,18 @@ def search_boundary(model: Model, inputs: Tensor, base: Tensor, target: Tensor, 
         moving = (inside & (norms != 0)).nonzero().squeeze(1)
         if not len(moving):
             break
-        lengths = (how.alpha * (gap + OVERSHOOT) / norms)[moving].view(-1, 1, 1, 1)
+        lengths = (settings.alpha * (gap + OVERSHOOT) / norms)[moving].view(-1, 1, 1, 1)
         active = active[moving]
-        found[active] = (there[moving] + lengths * gradient[moving]).clamp(low, high)
+        found[active] = (there[moving] + lengths * gradient[moving]).clamp(settings.low, settings.high)
     return BoundarySearch(found, stuck, passes)
 
 
-def _gradient(
-    network: Callable[[Tensor], Tensor], inputs: Tensor, base: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def lie_in_range(samples: Tensor, model: Model) -> bool:
+    """Whether raw `samples` are from 0 to the highest pixel of what `model` reads."""
+    return float(samples.min()) >= 0.0 and float(samples.max()) <= model.highest_pixel * (1 + 1e-6)
+
+
+def _gradient(network: ComputeLogits, inputs: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (n, C), D (n,), and the gradient of -D at the inputs."""
     with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
         moved = inputs.detach().requires_grad_()

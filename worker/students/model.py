@@ -116,8 +116,9 @@ class Model(nn.Module):
         """Raw samples, of the size that the network takes, for which `normalized` returns `inputs`."""
         return self.preprocess.undo(inputs) if isinstance(self.preprocess, Normalize) else inputs
 
+    @property
     def highest_pixel(self) -> float:
-        """Of raw images; the lowest is 0."""
+        """Largest value of a raw pixel of what it reads; the smallest is 0."""
         return 1.0 / (self.config.preprocessing.scale if self.config.preprocessing else 1.0)
 
     def forward_hidden(self, samples: Tensor) -> Tensor | HiddenStates:

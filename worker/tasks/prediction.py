@@ -20,13 +20,15 @@ def predict(model: Model, samples: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Have a model compute in evaluation mode, without gradients and in full float32 for a while.
+def evaluating(model: Model, *, differentiable: bool = False) -> Iterator[None]:
+    """Have a model compute in evaluation mode, without gradients and in full float32 for a while; what is
+    `differentiable` has them within `torch.enable_grad`.
 
     TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
     """
     was_training = model.training
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    mode = torch.no_grad() if differentiable else torch.inference_mode()
+    with mode, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         model.eval()
         try:
             yield

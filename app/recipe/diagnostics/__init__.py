@@ -7,10 +7,11 @@ from typing import Annotated
 from app.recipe.base import OneOf
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
+from app.recipe.diagnostics.decision_boundary import DecisionBoundary
 
-__all__ = ["DIAGNOSTICS", "Calibration", "Diagnostic", "DiagnosticSpec", "parts_of"]
+__all__ = ["DIAGNOSTICS", "Calibration", "DecisionBoundary", "Diagnostic", "DiagnosticSpec", "parts_of"]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration,)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, DecisionBoundary)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 
@@ -18,4 +19,4 @@ Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 def parts_of(held_out: int, diagnostic: DiagnosticSpec) -> tuple[int, int]:
     """Of so many held-out samples those that are (fitted on, measured on)."""
     fitted = held_out // 2 if diagnostic.fits else 0
-    return fitted, held_out - fitted
+    return fitted, diagnostic.judged(held_out - fitted)

@@ -18,6 +18,13 @@ class DiagnosticSpec(TaskOption):
     """True when it fits something: half of the held-out samples, drawn by the job's seed, are kept for that, and the
     figures are those of the other half."""
 
+    needs_teacher: ClassVar[bool] = False
+    """True when it compares the student with a teacher."""
+
+    def judged(self, left: int) -> int:
+        """How many of the `left` held-out samples, which nothing is fitted on, its figures are measured on."""
+        return left
+
     def problems(self, path: str, judged: int) -> Iterator[Problem]:
         """Rules of a kind about the number of samples that its figures are measured on; `path` is where the job
         describes it."""

@@ -10,11 +10,13 @@ from app.recipe.problem import Problem
 
 
 def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]:
-    """Diagnostics that make no sense for the task, or for so many held-out samples (None: not known yet)."""
+    """Diagnostics that the task, the teachers or so many held-out samples (None: not known yet) are not enough for."""
     for index, diagnostic in enumerate(job.evaluation.diagnostics):
-        path = f"evaluation.diagnostics[{index}]"
+        path, kind = f"evaluation.diagnostics[{index}]", type(diagnostic).model_fields["kind"].default
         if not job.task_spec.fits(type(diagnostic)):
-            kind = type(diagnostic).model_fields["kind"].default
             yield Problem(f"{path}.kind", f"{kind} is not for {job.task}", "a diagnostic for this task, or none")
+        elif diagnostic.needs_teacher and not job.all_teachers:
+            found = f"{kind} compares with a teacher, and there is none"
+            yield Problem(f"{path}.kind", found, "a job with a teacher, or another diagnostic")
         elif held_out is not None:
             yield from diagnostic.problems(path, parts_of(held_out, diagnostic)[1])
