@@ -49,9 +49,10 @@ def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, 
 
 
 def learns_from_a_teacher(document: Document) -> bool:
-    """Whether a loss of the job needs one."""
+    """Whether a loss of the job or its method needs one."""
     job = JobSpec.model_validate_json(json.dumps(document))
-    return any(term.needs_teacher for terms in job.objectives.values() for term in terms)
+    needs = any(term.needs_teacher for terms in job.objectives.values() for term in terms)
+    return needs or job.recipe.method.learns_from_teacher
 
 
 class _Clock:

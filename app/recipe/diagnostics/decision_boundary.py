@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from app.recipe.base import Answer, InputKind, Paper, Positive
+from app.recipe.clip import Clip
 from app.recipe.diagnostics.base import DiagnosticSpec
-from app.recipe.methods.boundary_samples import Clip
 
 
 class DecisionBoundary(DiagnosticSpec):

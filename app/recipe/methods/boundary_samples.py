@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from app.recipe.base import Answer, InputKind, NonNegative, Paper, Positive, Spec
+from app.recipe.clip import Clip
 from app.recipe.losses.base import Temperature
 from app.recipe.methods.base import FIELD, MethodSpec
 from app.recipe.problem import Problem
 
 if TYPE_CHECKING:
     from app.recipe.job import JobSpec
-
-Bound = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def _in_order(clip: list[float] | None) -> list[float] | None:
-    if clip is not None and (len(clip) != 2 or clip[0] >= clip[1]):
-        raise ValueError("must be a lowest and a highest value, in this order")
-    return clip
-
-
-Clip = Annotated[Annotated[list[Bound], Field(max_length=2)] | None, AfterValidator(_in_order)]
-"""Bounds of a network's inputs in normalised units; none: those of pixels."""
 
 
 class EpochRamp(Spec):
