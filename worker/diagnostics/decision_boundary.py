@@ -90,7 +90,8 @@ class DecisionBoundaryAnalysis:
         """Of few samples, whose pairs are one batch."""
 
         def taught(inputs: Tensor) -> Tensor:
-            return teacher(student.denormalized(inputs))
+            logits: Tensor = teacher(student.denormalized(inputs))
+            return logits
 
         part = part.to(settings.low.device)
         inputs, labels = student.normalized(part.inputs[student.input_key]), part.targets
@@ -134,10 +135,15 @@ def _targets(predicted: Tensor, labels: Tensor, most: int | None) -> Tensor:
 
 
 def _joined(parts: list[Moves]) -> Moves:
-    first = parts[0]
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in first._fields[:3])
-    counts = (sum(getattr(part, name) for part in parts) for name in first._fields[3:])
-    return Moves(*tensors, *counts)  # type: ignore[call-arg]
+    return Moves(
+        classes=torch.cat([part.classes for part in parts]),
+        magnitude=torch.cat([part.magnitude for part in parts]),
+        angle=torch.cat([part.angle for part in parts]),
+        samples=sum(part.samples for part in parts),
+        tried=sum(part.tried for part in parts),
+        by_teacher=sum(part.by_teacher for part in parts),
+        by_student=sum(part.by_student for part in parts),
+    )
 
 
 def _nothing(name: str, moves: Moves) -> str:
@@ -159,7 +165,7 @@ def _figures(moves: Moves) -> Mapping[str, float]:
 
 def _rows(name: str, moves: Moves) -> Iterator[dict[str, Any]]:
     """By the class of the sample."""
-    for number in moves.classes.unique().tolist():
+    for number in sorted(set(moves.classes.tolist())):
         chosen = moves.classes == number
         means = {"magnitude_similarity": moves.magnitude[chosen].mean(), "angle_similarity": moves.angle[chosen].mean()}
         values = {key: float(value) for key, value in means.items()}
