@@ -245,6 +245,8 @@ class BoundaryStep:
         inputs = teacher.normalized(batch.inputs[key])
         found = search_boundary(teacher.forward_normalized, inputs, classes, target, self._search)
         kept = (~found.stuck).nonzero().squeeze(1)
+        if not len(kept):  # not every network takes an empty batch
+            return _Moved(batch.take(kept), predicted[kept], 0, found.passes)
         inputs = found.inputs[kept]
         with torch.no_grad():
             there = teacher.forward_normalized(inputs)
