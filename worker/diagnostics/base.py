@@ -37,9 +37,9 @@ class DiagnosticInputs(NamedTuple):
     device: torch.device
     """Where the student computes."""
     student: Model | None = None
-    """The exported student itself, for what needs more than its outputs; none: there is `predict` alone."""
+    """The exported student itself, for analyses that need more than its outputs; none: only `predict` is there."""
     teachers: Mapping[str, Model] = {}
-    """By their names, as their files have them."""
+    """Teachers by name, loaded from their files."""
 
 
 class DiagnosticResult(NamedTuple):

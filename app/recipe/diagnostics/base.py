@@ -22,7 +22,7 @@ class DiagnosticSpec(TaskOption):
     """True when it compares the student with a teacher."""
 
     def judged(self, left: int) -> int:
-        """How many of the `left` held-out samples, which nothing is fitted on, its figures are measured on."""
+        """Number of samples for its figures, out of the `left` held-out samples that are not used for fitting."""
         return left
 
     def problems(self, path: str, judged: int) -> Iterator[Problem]:
