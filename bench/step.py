@@ -2,10 +2,10 @@
 
 python -m bench.step [METHOD …] [--device cuda] [--write docs/performance.md]
 
-Every method of `examples/methods.yaml` takes the steps of a job with its main objective: batches, forward passes, loss,
-backward pass, optimizer. In turn with it come the same student's step of cross-entropy alone and the teacher's bare
-forward pass, so that whatever else the machine does meets all of them alike. A ratio is the median over the rounds.
-Samples and weights are random: times do not depend on them.
+Every method of `examples/methods.yaml` that is a matter of losses takes the steps of a job with its main objective:
+batches, forward passes, loss, backward pass, optimizer. In turn with it come the same student's step of cross-entropy
+alone and the teacher's bare forward pass, so that whatever else the machine does meets all of them alike. A ratio is
+the median over the rounds. Samples and weights are random: times do not depend on them.
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ class Times(NamedTuple):
 def compare(size: Size, wanted: Sequence[str] = ()) -> Iterator[tuple[str, Times]]:
     """Times of every method, one after the other."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name in wanted or [name for name in read_methods() if name != ALONE]:
+        for name in wanted or _with_plain_steps(read_methods()):
             yield name, _timed(_Bench(name, size, Path(scratch) / name), size)
+
+
+def _with_plain_steps(methods: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of those that differ in their losses: what `recipe.method` does beside is not timed here."""
+    return [name for name, recipe in methods.items() if name != ALONE and "method" not in recipe]
 
 
 class _Bench:

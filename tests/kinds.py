@@ -16,6 +16,7 @@ import yaml
 
 from app.recipe.data.tokenizers import BytePairs, WordPiece
 from app.recipe.losses import LOSSES, LossSpec
+from app.recipe.methods import METHODS
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from app.recipe.students.pooling import Embedding
@@ -36,6 +37,8 @@ DATA = {
     "causal-lm": "lines",
 }
 """Name of each task's file."""
+TEACHING = [method.model_fields["kind"].default for method in METHODS if method.learns_from_teacher]
+"""Training methods that learn from a teacher though no loss does."""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 Document = dict[str, Any]
@@ -115,7 +118,7 @@ def task_of(kind: type[LossSpec]) -> TaskName:
 def small_job(
     recipe: Document, student: Document = CNN, task: TaskName = "image-classification", **more: Any
 ) -> Document:
-    """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses want."""
+    """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses or method want."""
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
     data: Document = (
         more.pop("data", None) or {"embedding": PAIRS, "causal-lm": LINES}.get(task) or {"train": DATA[task]}
@@ -138,7 +141,9 @@ def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
         return {"teachers": [{"model": name, "name": name} for name in ("tough", "tolerant")]}
     kinds = {one.model_fields["kind"].default: one for one in LOSSES}
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
-    if not any(one.needs_teacher for one in terms) and "robust_teacher" not in recipe.get("method", {}):
+    method = recipe.get("method", {})
+    taught = method.get("kind") in TEACHING or "robust_teacher" in method
+    if not any(one.needs_teacher for one in terms) and not taught:
         return {}
     named = {
         "multi-label-classification": "tagger",

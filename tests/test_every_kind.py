@@ -99,12 +99,17 @@ LAYERED: dict[str, Document] = {
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
 }
 """Students of layers that no architecture has by default."""
-DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}}
+DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
 
 METHOD_JOBS: dict[str, Document] = {
     "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
+    "adversarial": small_job(
+        {**LABELS, "method": {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}},
+        teachers=[{"model": name, "name": name} for name in ("cnn", "other")],
+    ),
+    "boundary-samples": small_job({**LABELS, "method": {"kind": "boundary-samples"}, "epochs": 2}),
     "rollback": small_job(
         {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
     ),
@@ -188,10 +193,11 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     for name, student in LAYERED.items():
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS]
-    yield "every diagnostic", small_job(LABELS, MLP, evaluation={"diagnostics": asked})
-    taught = [{"model": name, "name": name} for name in ("cnn", "other")]
-    attacked = {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}
-    yield "attacked images", small_job({**LABELS, "method": attacked}, teachers=taught)
+    like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
+    pretrained = {"architecture": "pretrained", "model": "vit"}
+    data = {"train": "classes", "eval_fraction": 0.7}
+    more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
+    yield "every diagnostic", small_job(like_its_teacher, pretrained, data=data, **more)
     yield "tags of words", small_job(LABELS, BERT, "token-classification", data=TAGS)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     mirror = {"kind": "flip", "pairs": [[0, 1]]}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from tests.golden import (
     Case,
     adversarial,
+    boundary,
     embeddings,
     features,
     kernels,
@@ -41,6 +42,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ie_kd": features.ie_kd,
     "mi_alpha": features.distiller,
     "autodistil_relation": features.autodistil,
+    "bss": boundary.bss,
     "dml": mutual.dml,
     "dml_author_kl": mutual.author_kl,
     "rollback": rollback.rollback,

@@ -176,6 +176,9 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     if attack := train.get("attack"):
         within = f"steps of {attack['step_size']:.4g} within {attack['bound']:.4g} of the pixels' range"
         yield f"- every batch attacked by PGD of {attack['steps']} {within}"
+    if boundary := train.get("boundary"):
+        share = f"{boundary['crossed_share']:.0%} of them across it"
+        yield f"- {boundary['moved']:,} samples at the teacher's decision boundary, {share}"
     yield from (_fidelity(name, figures) for name, figures in train["teacher_fidelity"].items())
     yield f"- {train['seconds']:.0f} s on {train['device']}; {_arithmetic(train)}"
 

@@ -17,6 +17,7 @@ from worker.data.batches import Batch
 from worker.data.randomness import generator
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
+from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
 from worker.diagnostics.robustness import RobustnessAnalysis
 from worker.losses.objective import unique_names
 from worker.students.model import Model
@@ -24,6 +25,7 @@ from worker.students.model import Model
 ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Calibration: CalibrationAnalysis,
     spec.Robustness: RobustnessAnalysis,
+    spec.DecisionBoundary: DecisionBoundaryAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"

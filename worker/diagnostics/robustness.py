@@ -5,11 +5,8 @@ n samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from app.recipe.diagnostics import Robustness
@@ -18,7 +15,8 @@ from worker.data.batches import Batch
 from worker.data.randomness import derive_seed
 from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, NotComputable
 from worker.students.model import Model
-from worker.training.attacks import fgsm, highest_pixel, lie_within, pgd, start_noise
+from worker.tasks.prediction import evaluating
+from worker.training.attacks import fgsm, pgd, start_noise
 
 STUDENT = "student"
 SLACK, LEAST = 0.01, 5
@@ -42,8 +40,8 @@ class RobustnessAnalysis:
 
     def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
         assert inputs.student is not None  # given wherever a job runs diagnostics
-        samples, highest = inputs.judged.samples, highest_pixel(inputs.student)
-        if not lie_within(samples.inputs[inputs.student.input_key], highest):
+        samples, highest = inputs.judged.samples, inputs.student.highest_pixel
+        if not inputs.student.in_pixel_range(samples.inputs[inputs.student.input_key]):
             raise NotComputable(f"held-out images have pixels outside of 0 to {highest:g}, so that no range is known")
         models = {STUDENT: inputs.student, **{_column(name): each for name, each in inputs.teachers.items()}}
         hits = {name: self._attacked(model.to(inputs.device), highest, inputs) for name, model in models.items()}
@@ -59,7 +57,7 @@ class RobustnessAnalysis:
 
     def _attacked(self, model: Model, highest: float, inputs: DiagnosticInputs) -> Hits:
         found = Hits()
-        with _attackable(model):
+        with evaluating(model, differentiable=True):
             for number, batch in enumerate(inputs.judged.samples.parts(EVAL_BATCH)):
                 seed = derive_seed(inputs.seed, "robustness", number)
                 counts = self._batch(model, batch.to(inputs.device), highest, seed)
@@ -75,18 +73,6 @@ class RobustnessAnalysis:
             _right(model, fgsm(model, images, labels, spec.bound, highest), labels),
             _right(model, pgd(model, images, labels, spec, highest, noise), labels),
         )
-
-
-@contextmanager
-def _attackable(model: Model) -> Iterator[None]:
-    """Evaluation mode and full float32 within the context, in which gradients can be enabled."""
-    was_training = model.training
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(was_training)
 
 
 def _right(model: Model, images: Tensor, labels: Tensor) -> int:

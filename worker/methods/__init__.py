@@ -6,6 +6,7 @@ from typing import Any
 
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.boundary_samples import BoundarySamples
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.rollback import Rollback
@@ -13,6 +14,7 @@ from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
+from worker.methods.boundary_samples import BoundaryMethod
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
 from worker.methods.rollback import RollbackMethod
@@ -26,6 +28,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Mutual: MutualMethod,
     Rollback: RollbackMethod,
     Adversarial: AdversarialMethod,
+    BoundarySamples: BoundaryMethod,
 }
 
 

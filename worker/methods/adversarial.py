@@ -30,7 +30,7 @@ from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.teachers import TeacherSource
 from worker.tensors import IGNORED, at_least_float32
-from worker.training.attacks import highest_pixel, lie_within, pgd, start_noise
+from worker.training.attacks import pgd, start_noise
 from worker.training.loop import (
     GRAD_NORM,
     Stage,
@@ -71,8 +71,8 @@ class AdversarialMethod(Method[Adversarial]):
 
     def step(self, stage: Stage, state: TrainState) -> Step:
         """Raises UserError (`invalid_job`) for images whose pixels have no known range."""
-        highest = highest_pixel(state.student)
-        if not lie_within(stage.batches.samples.inputs[stage.input_key], highest):
+        highest = state.student.highest_pixel
+        if not state.student.in_pixel_range(stage.batches.samples.inputs[stage.input_key]):
             found = f"has pixels outside of 0 to {highest:g}, so that {FIELD}.bound is no share of their range"
             raise UserError(
                 "invalid_job", f"data.train: {found}; accepted: uint8, or numbers from 0 to 1", "data.train"
@@ -172,7 +172,7 @@ class AdversarialStep:
         """The micro-batches with attacked images. Starting points are drawn for the whole batch, of which every process
         takes its share, so that they depend on seed and step only."""
         student, key = state.student.eval(), stage.input_key
-        highest, images = highest_pixel(student), step_inputs.batch.inputs[key]
+        highest, images = student.highest_pixel, step_inputs.batch.inputs[key]
         shape = torch.Size([stage.batches.size_at(state.step), *images.shape[1:]])
         seed = derive_seed(stage.seed, "attack", state.step)
         noise = start_noise(self._spec, shape, highest, seed, stage.device)

@@ -62,6 +62,10 @@ class Normalize(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         return (values.float() * self.scale - self.mean) / self.std
 
+    def undo(self, values: Tensor) -> Tensor:
+        """The raw values that `forward` maps to these."""
+        return (values * self.std + self.mean) / self.scale
+
 
 class Rescale(nn.Module):
     """predictions * std + mean (N, T), which converts a regression's predictions to the units of its data."""
@@ -97,8 +101,33 @@ class Model(nn.Module):
         self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:
-        outputs: Tensor = self.rescale(self.network(self.preprocess(self.fit(samples))))
+        return self.forward_normalized(self.normalized(samples))
+
+    def normalized(self, samples: Tensor) -> Tensor:
+        """What the network is given for raw samples."""
+        inputs: Tensor = self.preprocess(self.fit(samples))
+        return inputs
+
+    def forward_normalized(self, inputs: Tensor) -> Tensor:
+        """The outputs for what `normalized` returns."""
+        outputs: Tensor = self.rescale(self.network(inputs))
         return outputs
+
+    def denormalized(self, inputs: Tensor) -> Tensor:
+        """Raw samples, of the size that the network takes, for which `normalized` returns `inputs`."""
+        return self.preprocess.undo(inputs) if isinstance(self.preprocess, Normalize) else inputs
+
+    @property
+    def highest_pixel(self) -> float:
+        """Largest value of a raw pixel of what it reads; the smallest is 0."""
+        return 1.0 / (self.config.preprocessing.scale if self.config.preprocessing else 1.0)
+
+    def in_pixel_range(self, images: Tensor) -> bool:
+        """Whether all values of raw `images` (any numeric dtype) are from 0 to `highest_pixel`, so that their range is
+        known."""
+        if images.dtype == torch.uint8 and self.highest_pixel >= torch.iinfo(torch.uint8).max:
+            return True
+        return float(images.min()) >= 0.0 and float(images.max()) <= self.highest_pixel * (1 + 1e-6)
 
     def forward_hidden(self, samples: Tensor) -> Tensor | HiddenStates:
         """Outputs (N, outputs) for training, or, of a language model, the inputs of its last layer; `samples` as in

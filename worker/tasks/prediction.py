@@ -20,13 +20,15 @@ def predict(model: Model, samples: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Run a model in evaluation mode, without gradients and in full float32 within the context.
+def evaluating(model: Model, *, differentiable: bool = False) -> Iterator[None]:
+    """Run a model in evaluation mode, without gradients and in full float32 within the context; with `differentiable`,
+    gradients can be computed within `torch.enable_grad`.
 
     TensorFloat-32 is off: its outputs would differ from those of the exported file in the third digit.
     """
     was_training = model.training
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    mode = torch.no_grad() if differentiable else torch.inference_mode()
+    with mode, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         model.eval()
         try:
             yield

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.attacks import AttackSpec
-from worker.students.model import Model
 from worker.tensors import at_least_float32
 
 NORMAL_START = 0.001
@@ -33,19 +32,6 @@ class Ball(NamedTuple):
     def project(self, images: Tensor) -> Tensor:
         """The nearest images of the ball."""
         return images.clamp(self.least, self.largest)
-
-
-def highest_pixel(model: Model) -> float:
-    """Largest value of a raw pixel in the inputs of `model`; the smallest is 0."""
-    scaling = model.config.preprocessing
-    return 1.0 if scaling is None else 1.0 / scaling.scale
-
-
-def lie_within(images: Tensor, highest: float) -> bool:
-    """Whether all raw pixels are from 0 to `highest`, so that their range is known."""
-    if images.dtype == torch.uint8 and highest >= torch.iinfo(torch.uint8).max:
-        return True
-    return float(images.min()) >= 0.0 and float(images.max()) <= highest
 
 
 def start_noise(

@@ -7,11 +7,12 @@ from typing import Annotated
 from app.recipe.base import OneOf
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
+from app.recipe.diagnostics.decision_boundary import DecisionBoundary
 from app.recipe.diagnostics.robustness import Robustness
 
-__all__ = ["DIAGNOSTICS", "Calibration", "Diagnostic", "DiagnosticSpec", "Robustness", "parts_of"]
+__all__ = ["DIAGNOSTICS", "Calibration", "DecisionBoundary", "Diagnostic", "DiagnosticSpec", "Robustness", "parts_of"]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 

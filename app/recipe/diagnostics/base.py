@@ -18,6 +18,9 @@ class DiagnosticSpec(TaskOption):
     """True if it fits parameters: half of the held-out samples, drawn by the job's seed, are used for the fit, and the
     figures are measured on the other half."""
 
+    needs_teacher: ClassVar[bool] = False
+    """True when it compares the student with a teacher."""
+
     def judged(self, left: int) -> int:
         """Number of samples for its figures, out of the `left` held-out samples that are not used for fitting."""
         return left

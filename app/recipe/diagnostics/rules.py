@@ -10,11 +10,15 @@ from app.recipe.problem import Problem
 
 
 def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]:
-    """Problems of diagnostics that do not fit the task, or the number of held-out samples (None: unknown so far)."""
+    """Problems of diagnostics that do not fit the task, the teachers, or the number of held-out samples (None: not known
+    yet)."""
     for index, diagnostic in enumerate(job.evaluation.diagnostics):
-        path = f"evaluation.diagnostics[{index}]"
+        path, kind = f"evaluation.diagnostics[{index}]", type(diagnostic).model_fields["kind"].default
         if not job.task_spec.fits(type(diagnostic)):
             refusal = job.task_spec.refusal(type(diagnostic))
             yield Problem(f"{path}.kind", refusal, "a diagnostic for this task, or none")
+        elif diagnostic.needs_teacher and not job.all_teachers:
+            found = f"{kind} compares with a teacher, and there is none"
+            yield Problem(f"{path}.kind", found, "a job with a teacher, or another diagnostic")
         elif held_out is not None:
             yield from diagnostic.problems(path, parts_of(held_out, diagnostic)[1])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.boundary_samples import BoundarySamples
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
-Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback | Adversarial, Field(discriminator="kind")]
-METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback, Adversarial)
+Method = Annotated[
+    Supervised | OnPolicy | SequenceLevel | Mutual | Rollback | Adversarial | BoundarySamples,
+    Field(discriminator="kind"),
+]
+METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])
+"""All kinds."""

@@ -61,6 +61,14 @@ CASES: dict[str, dict[str, Any]] = {
             **{"losses": [{"kind": "cross-entropy"}], "ema_decay": 0.8, "accumulate": 2},
         },
     },
+    "boundary-samples": {
+        "teacher": True,
+        "recipe": {
+            **{**SPLIT, "losses": [{"kind": "cross-entropy"}], "epochs": 6, "accumulate": 2, "ema_decay": 0.8},
+            **{"optimizer": {"kind": "sgd", "lr": 0.3}},
+            "method": {"kind": "boundary-samples", "attack_size": 1, "bss_weight": {"first": 2.0, "last": 1.0}},
+        },
+    },
     "stages": {
         "teacher": True,
         "recipe": {

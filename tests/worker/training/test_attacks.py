@@ -13,7 +13,7 @@ from app.recipe.attacks import AttackSpec
 from app.recipe.students.architectures import CifarResNet, Mlp, Student
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.students.model import Model
-from worker.training.attacks import fgsm, highest_pixel, lie_within, pgd, start_noise
+from worker.training.attacks import fgsm, pgd, start_noise
 
 CLASSES, SIDE, IMAGES = 3, 6, 12
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_images_from_0_to_1_are_attacked_as_those_of_bytes() -> None:
     (bytes_, labels), (shares, _) = samples(), samples(torch.float32)
     found = {}
     for name, network, images in (("bytes", model(), bytes_), ("shares", model(scale=1.0), shares)):
-        highest = highest_pixel(network)
+        highest = network.highest_pixel
         noise = start_noise(attack, images.shape, highest, 3, CPU)
         found[name] = pgd(network, images, labels, attack, highest, noise) / highest
     torch.testing.assert_close(found["bytes"], found["shares"], rtol=0, atol=1e-5)
@@ -124,4 +124,4 @@ def test_labels_may_be_probabilities() -> None:
     ],
 )
 def test_pixels_have_a_range(values: Tensor, highest: float, expected: Any) -> None:
-    assert lie_within(values, highest) is expected
+    assert model(scale=1 / highest).in_pixel_range(values) is expected
