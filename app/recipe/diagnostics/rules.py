@@ -10,8 +10,7 @@ from app.recipe.problem import Problem
 
 
 def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]:
-    """Problems of diagnostics that do not fit the task, the teachers, or the number of held-out samples (None: not known
-    yet)."""
+    """Problems of diagnostics that do not fit the task, the teachers, or the held-out samples (None: not counted)."""
     for index, diagnostic in enumerate(job.evaluation.diagnostics):
         path, kind = f"evaluation.diagnostics[{index}]", type(diagnostic).model_fields["kind"].default
         if not job.task_spec.fits(type(diagnostic)):

@@ -195,7 +195,7 @@ def test_logits_that_are_changed_before_backward_are_noticed() -> None:
         ({"labels": None}, MIXED, "labels: the cross-entropy"),
         ({"labels": None}, RowSpec(Divergence("dkd")), "labels: the cross-entropy"),
         ({"labels": torch.zeros(3, 9)}, MIXED, "labels: accepted: integers"),
-        ({"row_weights": torch.ones(2)}, MIXED, "row_weights: takes"),
+        ({"row_weights": torch.ones(2)}, MIXED, "row_weights: accepted"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], spec: RowSpec, message: str) -> None:
