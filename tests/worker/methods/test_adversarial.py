@@ -257,11 +257,11 @@ def test_everything_is_measured_counted_and_reported(tmp_path: Path) -> None:
     assert "- every batch attacked by PGD of 10 steps" in (tmp_path / "bundle" / "README.md").read_text()
 
 
-def test_what_the_robust_teacher_answers_is_not_kept(tmp_path: Path) -> None:
+def test_outputs_of_the_robust_teacher_are_not_cached(tmp_path: Path) -> None:
     played = ran(tmp_path, teachers=TEACHERS, recipe={"method": TAUGHT, "epochs": 2})
     assert list(report(tmp_path)["train"]["teacher_cache"]) == ["clean"]
-    (message,) = [log.message for log in played.of(Log) if "are not kept" in log.message]
-    assert message == "the answers of 'robust' are not kept: adversarial runs it on other inputs in every step"
+    (message,) = [log.message for log in played.of(Log) if "are not cached" in log.message]
+    assert message == "the outputs of 'robust' are not cached: adversarial runs it on other inputs in every step"
 
 
 def test_a_student_trained_on_attacked_images_withstands_attacks(tmp_path: Path) -> None:
