@@ -77,19 +77,28 @@ async def phases_of(session: AsyncSession, ids: Sequence[str]) -> dict[str, list
 _PHASES = select(PhaseRow).where(PhaseRow.job_id.in_(bindparam("ids", expanding=True))).order_by(PhaseRow.started_at)
 
 
-def _queue_position() -> ColumnElement[int | None]:
+def _queue_position(cap: int = QUEUE_POSITION_CAP) -> ColumnElement[int | None]:
     """Number of jobs of its queue before a job; none if it is not queued, or too far back to count."""
     other = aliased(JobRow)
     queued = select(literal(1)).where(other.status == Status.QUEUED, other.queue == JobRow.queue).correlate(JobRow)
     # Two ranges of the index by which jobs are claimed; joined by OR they would be one scan of all queued jobs.
     higher = queued.where(other.priority > JobRow.priority)
     older = queued.where(other.priority == JobRow.priority, other.id < JobRow.id)
-    before = union_all(higher, older).limit(QUEUE_POSITION_CAP).subquery()
-    count = select(func.nullif(func.count(), QUEUE_POSITION_CAP)).select_from(before).scalar_subquery()
+    before = union_all(higher, older).limit(cap).subquery()
+    count = select(func.nullif(func.count(), cap)).select_from(before).scalar_subquery()
     return case((JobRow.status == Status.QUEUED, count))
 
 
 _QUEUE_POSITION = _queue_position()
+
+
+def _positions(cap: int = QUEUE_POSITION_CAP) -> Select[tuple[str, int | None]]:
+    """Ids and queue positions of those of the jobs `ids` that are queued."""
+    ids = JobRow.id.in_(bindparam("ids", expanding=True))
+    return select(JobRow.id, _queue_position(cap)).where(ids, JobRow.status == Status.QUEUED)
+
+
+_POSITIONS = _positions()
 
 
 async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[str, int | None]:
@@ -98,11 +107,6 @@ async def queue_positions(session: AsyncSession, ids: Collection[str]) -> dict[s
         return {}
     rows = await session.execute(_POSITIONS, {"ids": list(ids)})
     return {id: position for id, position in rows}
-
-
-_POSITIONS = select(JobRow.id, _QUEUE_POSITION).where(
-    JobRow.id.in_(bindparam("ids", expanding=True)), JobRow.status == Status.QUEUED
-)
 
 
 class State(NamedTuple):

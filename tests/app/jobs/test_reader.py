@@ -76,8 +76,7 @@ async def test_places_in_the_queue_follow_priority_and_age(database: Database) -
 
 async def test_a_place_too_far_back_is_not_counted(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [await submit(database) for _ in range(3)]
-    monkeypatch.setattr(repository, "QUEUE_POSITION_CAP", 2)
-    monkeypatch.setattr(repository, "_QUEUE_POSITION", repository._queue_position())
+    monkeypatch.setattr(repository, "_POSITIONS", repository._positions(cap=2))
     async with database.read() as session:
         assert await repository.queue_positions(session, ids) == dict(zip(ids, (0, 1, None), strict=True))
 
