@@ -92,7 +92,7 @@ def _queue_position(cap: int = QUEUE_POSITION_CAP) -> ColumnElement[int | None]:
 _QUEUE_POSITION = _queue_position()
 
 
-def _positions(cap: int = QUEUE_POSITION_CAP) -> Select[tuple[str, int | None]]:
+def _positions(cap: int = QUEUE_POSITION_CAP) -> Select[str, int | None]:
     """Ids and queue positions of those of the jobs `ids` that are queued."""
     ids = JobRow.id.in_(bindparam("ids", expanding=True))
     return select(JobRow.id, _queue_position(cap)).where(ids, JobRow.status == Status.QUEUED)
