@@ -20,6 +20,7 @@ from worker.errors import UserError
 from worker.limits import Subject, reading
 from worker.losses.objective import TOTAL
 from worker.methods.base import Method
+from worker.methods.batch_accuracy import ACCURACY, accuracy_share, classes_of
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.recorder import Recorder
@@ -39,9 +40,9 @@ from worker.training.loop import (
 from worker.training.state import Learner, TrainState, fresh_learner, fresh_student
 from worker.training.step_inputs import Signals, StepInputs
 
-MUTUAL, ACCURACY = f"{TOTAL}/mutual", "accuracy"
-"""Metrics of each student beside its other losses: the divergence from the other students before its weight, and the
-accuracy on the batch. Names of the peers' metrics begin with the peer's name."""
+MUTUAL = f"{TOTAL}/mutual"
+"""Metric of each student beside its other losses: the divergence from the other students before its weight. Names of
+the peers' metrics begin with the peer's name."""
 
 
 def mutual_loss(logits: Tensor, others: Sequence[Tensor], peer_reduce: str = "mean") -> Tensor:
@@ -146,12 +147,11 @@ class MutualStep:
         def shares(number: int, micro_batch: Batch, signals: Signals) -> dict[str, Tensor]:
             outputs = run_student(stage, model, micro_batch, signals)
             found = objective_shares(stage, outputs, member.optimizer, count, epoch)
-            logits, classes = outputs.outputs, _classes(micro_batch.targets)
+            logits, targets = outputs.outputs, micro_batch.targets
             rows = mutual_loss(logits, [each[number] for each in others], self._spec.peer_reduce)
-            divergence = rows.where(classes != IGNORED, 0).sum() / count
-            hits = (logits.argmax(-1) == classes).sum() / count
+            divergence = rows.where(classes_of(targets) != IGNORED, 0).sum() / count
             total = found[TOTAL] + self._spec.weight * divergence
-            return {**found, TOTAL: total, MUTUAL: divergence, ACCURACY: hits.to(total.dtype)}
+            return {**found, TOTAL: total, MUTUAL: divergence, ACCURACY: accuracy_share(logits, targets, count)}
 
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
         values[GRAD_NORM] = descend(stage, member.optimizer, list(model.parameters()))
@@ -179,8 +179,3 @@ def _predict(member: _Member, step_inputs: StepInputs) -> list[Tensor]:
         return run_student(stage, member.model, micro_batch, {}).outputs
 
     return [stage.trainable(partial(compute, micro_batch)) for micro_batch in step_inputs.micro_batches]
-
-
-def _classes(targets: Tensor) -> Tensor:
-    """Classes (B,) int64 of targets (B,) int64, or the likeliest ones of probabilities (B, C)."""
-    return targets if targets.dtype == torch.int64 else targets.argmax(-1)

@@ -9,9 +9,10 @@ from pydantic import Field
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
+from app.recipe.methods.online import Online
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
-Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback, Field(discriminator="kind")]
-METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback)
+Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback | Online, Field(discriminator="kind")]
+METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback, Online)

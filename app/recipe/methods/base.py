@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from app.recipe.base import EVERY_ANSWER, Answer, TaskOption
+from app.recipe.losses import Loss
 from app.recipe.problem import Problem
 from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Network
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # the job holds a method, and a method's rules look at the jo
     from app.recipe.job import JobSpec, Recipe
 
 FIELD = "recipe.method"
+STUDENT = "student"
+"""What the losses of other networks than the student call the student that they learn from."""
 
 
 class MethodSpec(TaskOption):
@@ -23,6 +26,8 @@ class MethodSpec(TaskOption):
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     learns_from_teacher: ClassVar[bool] = False
     """Whether it learns from a teacher though no loss does."""
+    trains_teacher: ClassVar[bool] = False
+    """Whether a teacher learns together with the student: the job's, or one that the method describes."""
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
 
@@ -38,6 +43,10 @@ class MethodSpec(TaskOption):
 
     def networks(self) -> dict[str, Network]:
         """Networks that learn beside the student, by the path of the field that describes each."""
+        return {}
+
+    def objectives(self) -> dict[str, list[Loss]]:
+        """Losses of such networks, by the path of their field; the student is their teacher, called `STUDENT`."""
         return {}
 
 
