@@ -103,9 +103,6 @@ class _Side(NamedTuple):
     head: nn.Linear | None
     """Its last layer."""
 
-    def learning(self) -> list[nn.Parameter]:
-        return list(self.model.parameters())
-
     def signals(self, logits: Tensor) -> Signals:
         """Its logits (B, ...) as a constant for the other side."""
         return {self.name: TeacherSignal(logits.detach(), None if self.head is None else self.head.weight.detach())}
@@ -141,7 +138,7 @@ class OnlineStep:
             sums = {name: sums[name] + value if sums else value for name, value in found.items()}
         values = stage.ranks.sum_all(sums)
         for side in (student, teacher):
-            values[f"{side.prefix}{GRAD_NORM}"] = descend(side.stage, side.optimizer, side.learning())
+            values[f"{side.prefix}{GRAD_NORM}"] = descend(side.stage, side.optimizer, list(side.model.parameters()))
             if side.ema is not None:
                 side.ema.update(side.model, state.step + 1, stage.ranks.local)
         return values

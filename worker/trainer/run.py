@@ -114,7 +114,7 @@ def train_job(
     augment = build_augmenter(job, data, seed, points=task.moves_points)
     batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = caches.wrap(handles, inputs.folders, data, batches.augment)
-    stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks))
+    stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks, method.modules()))
     wrap_learners(state, ranks)
     for model in (*inputs.teachers.values(), *averages(state)):
         ranks.shard(model)

@@ -102,8 +102,10 @@ def build_stages(
     teachers: Mapping[str, TeacherHandle],
     seed: int,
     ranks: SingleProcess = SINGLE_PROCESS,
+    modules: Mapping[str, nn.Module] = {},
 ) -> list[Stage]:
-    """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`."""
+    """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`, and so
+    are `modules` by name, which learn in the main training."""
     student, samples = state.student, batches.samples
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
@@ -114,6 +116,8 @@ def build_stages(
         task.objective(losses, builder, job.teacher_shares, job.teacher_weighting, path)
         for path, losses in job.objectives.items()
     ]
+    builder.aux_modules.update(modules)
+    objectives[-1].trained.extend(modules.values())
     state.aux_modules = builder.aux_modules.to(samples.device)
     trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
     require_matches(job.recipe.optimizers, student, "the student")
@@ -190,8 +194,8 @@ def begin_stage(stage: Stage, state: TrainState) -> None:
     """Build new optimizers for the student and every network that the method trains; raises as `fresh_optimizer`."""
     state.optimizer = fresh_optimizer(stage, state.student)
     for learner in state.learners.values():
-        spec, model = learner.optimizer_spec or stage.optimizer, learner.model
-        learner.optimizer = build_optimizer(spec, list(model.parameters()), [model], _names(model))
+        spec, modules = learner.optimizer_spec or stage.optimizer, [learner.model, *learner.aux_modules.values()]
+        learner.optimizer = build_optimizer(spec, learner.learning, modules, _names(learner.model))
 
 
 def enter(
@@ -213,7 +217,7 @@ def enter(
 def wrap_learners(state: TrainState, ranks: SingleProcess) -> None:
     """Wrap the networks that the method trains beside the student, so that they are synchronised or sharded."""
     for learner in state.learners.values():
-        learner.trainable = ranks.wrap(TrainableModule(learner.model, nn.ModuleDict()))
+        learner.trainable = ranks.wrap(TrainableModule(learner.model, learner.aux_modules))
 
 
 def averages(state: TrainState) -> list[Model]:
