@@ -163,7 +163,7 @@ class OnlineStep:
         """Run the backward pass of one side for a micro-batch of a batch with `count` valid rows; its shares of the
         batch's metrics, floating scalars by name."""
         found = objective_shares(side.stage, outputs, side.optimizer, count, epoch)
-        found[TOTAL].backward()
+        found[TOTAL].backward()  # type: ignore[no-untyped-call]
         if self._has_accuracy:
             found[ACCURACY] = accuracy_share(outputs.outputs, outputs.targets, count)
         return {f"{side.prefix}{name}": value.detach() for name, value in found.items()}
