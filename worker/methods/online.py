@@ -75,7 +75,7 @@ class OnlineMethod(Method[Online]):
         """A teacher with random weights, which reads what the student reads."""
         seed, student = self.spec.seed, self.inputs.student
         seed = derive_seed(self.inputs.seed, "online-teacher") if seed is None else seed
-        teacher = Subject(f"the teacher of {FIELD}", "invalid_architecture", f"{FIELD}.architecture")
+        teacher = Subject(f"the teacher of {FIELD}", "invalid_architecture", f"{FIELD}.teacher")
         with torch.random.fork_rng(devices=[]), reading(teacher, WHOLE_MACHINE, BUILDING_SECONDS):
             model = fresh_student(self._config, seed).to(next(student.parameters()).device)
         model.input_key = student.input_key
@@ -84,8 +84,8 @@ class OnlineMethod(Method[Online]):
     @property
     def _config(self) -> ModelConfig:
         """Config of a teacher with random weights."""
-        assert self.spec.architecture is not None  # by the contract, of a job without a teacher
-        return self.inputs.data.model.model_copy(update={"architecture": self.spec.architecture})
+        assert self.spec.teacher is not None  # by the contract, of a job without a teacher
+        return self.inputs.data.model.model_copy(update={"architecture": self.spec.teacher})
 
 
 class _Side(NamedTuple):

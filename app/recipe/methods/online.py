@@ -38,8 +38,8 @@ class Online(MethodSpec):
     losses: Annotated[list[Loss], Field(min_length=1, max_length=16)] = [CrossEntropy(), ReverseKl()]
     """Terms of the teacher's objective. `reverse-kl` is KL(teacher || student) here: BD-KD's regulariser, whose factor
     alpha T^2 is the term's `weight` at a `temperature` T."""
-    architecture: Network | None = None
-    """Architecture of a teacher with random weights, for a job without a `teacher`; none: it starts as the job's
+    teacher: Network | None = None
+    """The network of a teacher with random weights, for a job without a `teacher`; none: it starts as the job's
     teacher."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     """Seed of these weights; none: it follows from the job's seed."""
@@ -49,7 +49,7 @@ class Online(MethodSpec):
     """The teacher's, over the same steps; none: that of the student."""
 
     def networks(self) -> dict[str, Network]:
-        return {} if self.architecture is None else {f"{FIELD}.architecture": self.architecture}
+        return {} if self.teacher is None else {f"{FIELD}.teacher": self.teacher}
 
     def objectives(self) -> dict[str, list[Loss]]:
         return {f"{FIELD}.losses": self.losses}
@@ -81,13 +81,13 @@ class Online(MethodSpec):
     def _teacher_problems(self, job: JobSpec) -> Iterator[Problem]:
         if len(job.all_teachers) > 1:
             yield Problem("teachers", f"are several, and {self.kind} trains one", "one teacher")
-        if self.architecture is not None and job.all_teachers:
+        if self.teacher is not None and job.all_teachers:
             found = f"is given beside {job.teacher_path(0)}, as which the teacher starts"
-            yield Problem(f"{FIELD}.architecture", found, "one of the two")
-        if self.architecture is None and not job.all_teachers:
+            yield Problem(f"{FIELD}.teacher", found, "one of the two")
+        if self.teacher is None and not job.all_teachers:
             found = f"is missing, and {self.kind} needs one to train"
-            yield Problem("teacher", found, f"the id of a model, or {FIELD}.architecture")
-        if self.seed is not None and self.architecture is None:
+            yield Problem("teacher", found, f"the id of a model, or {FIELD}.teacher")
+        if self.seed is not None and self.teacher is None:
             yield Problem(f"{FIELD}.seed", "is given, but no weights of the teacher are drawn", "null")
         if not job.all_teachers and not any(term.needs_teacher for term in job.recipe.losses):
             yield Problem("recipe.losses", "have none that learns from the teacher", "one such as bd-kd or kd")

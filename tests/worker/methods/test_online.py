@@ -29,7 +29,7 @@ from worker.training.state import TrainState, fresh_learner, fresh_student
 
 BD_KD: list[dict[str, Any]] = [{"kind": "cross-entropy"}, {"kind": "bd-kd"}]
 WIDE: dict[str, Any] = {"architecture": "mlp", "hidden": [12]}
-SCRATCH: dict[str, Any] = {"kind": "online", "architecture": WIDE}
+SCRATCH: dict[str, Any] = {"kind": "online", "teacher": WIDE}
 STORED: dict[str, Any] = {"kind": "online"}
 STEPS, LR = 4, 0.1
 
@@ -42,7 +42,7 @@ def scene(method: dict[str, Any], **settings: Any) -> tuple[Stage, TrainState, O
     """A stage in float64 before its first step, and the step of a teacher with random weights."""
     stage, state = prepare(method={**SCRATCH, **method}, **settings)
     spec: Any = stage.recipe.method
-    teacher = fresh_student(state.student.config.model_copy(update={"architecture": spec.architecture}), 7).double()
+    teacher = fresh_student(state.student.config.model_copy(update={"architecture": spec.teacher}), 7).double()
     state.learners["teacher"] = fresh_learner(stage.recipe, teacher, spec.optimizer, spec.schedule)
     state.student.double()
     wrap_learners(state, stage.ranks)
@@ -179,7 +179,7 @@ def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_report_compares_with_the_teacher_as_it_ended(tmp_path: Path, precision: str) -> None:
     diagnostics = [{"kind": "calibration", "bins": 5}]
-    settings = recipe(OWN | {"architecture": None}, precision=precision, epochs=6)
+    settings = recipe(OWN | {"teacher": None}, precision=precision, epochs=6)
     played = ran(tmp_path, teacher=True, recipe=settings, evaluation={"diagnostics": diagnostics})
     values = {name: value for metrics in played.of(Metrics) for name, value in metrics.values.items()}
     for metric in ("loss", "loss/cross-entropy", "accuracy", "grad_norm", "lr"):
@@ -236,8 +236,8 @@ def test_a_teacher_of_another_name_and_labels_learns(tmp_path: Path) -> None:
 
 
 FAILING: list[tuple[dict[str, Any], str, str]] = [
-    ({"recipe": recipe()}, "teacher", "recipe.method.architecture"),
-    ({"teacher": True, "recipe": recipe(SCRATCH)}, "recipe.method.architecture", "one of the two"),
+    ({"recipe": recipe()}, "teacher", "recipe.method.teacher"),
+    ({"teacher": True, "recipe": recipe(SCRATCH)}, "recipe.method.teacher", "one of the two"),
     ({"teacher": True, "recipe": recipe({**STORED, "seed": 1})}, "recipe.method.seed", "null"),
     (
         {"teachers": [{"model": "a", "name": "a"}, {"model": "b", "name": "b"}], "recipe": recipe()},
@@ -317,8 +317,8 @@ FAILING: list[tuple[dict[str, Any], str, str]] = [
         "one process",
     ),
     (
-        {"recipe": recipe({**SCRATCH, "architecture": {"architecture": "vit", "width": 10, "heads": 3}})},
-        "recipe.method.architecture.heads",
+        {"recipe": recipe({**SCRATCH, "teacher": {"architecture": "vit", "width": 10, "heads": 3}})},
+        "recipe.method.teacher.heads",
         "divisor",
     ),
 ]
