@@ -110,6 +110,7 @@ METHOD_JOBS: dict[str, Document] = {
         teachers=[{"model": name, "name": name} for name in ("cnn", "other")],
     ),
     "boundary-samples": small_job({**LABELS, "method": {"kind": "boundary-samples"}, "epochs": 2}),
+    "online": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "bd-kd"}], "method": {"kind": "online"}}, MLP),
     "rollback": small_job(
         {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
     ),

@@ -25,7 +25,8 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
-    coupled = {term.kind for terms in job.objectives.values() for term in terms if term.couples_rows}
+    objectives = [*job.objectives.values(), *job.recipe.method.objectives().values()]
+    coupled = {term.kind for terms in objectives for term in terms if term.couples_rows}
     for kind in sorted(coupled):
         found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
         yield Problem(FIELD, found, "1")

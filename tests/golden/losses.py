@@ -30,6 +30,7 @@ from tests.golden.comparison import Comparison, compare, evaluate, rows_of
 from worker.kernels.log_probs import entropy
 from worker.kernels.references import nkd_parts
 from worker.losses import build_term
+from worker.losses.base import teacher_logits
 from worker.losses.builder import LossBuilder
 from worker.losses.divergences import AklTerm
 from worker.losses.softened import prepare, soften
@@ -68,10 +69,14 @@ def dist(case: Case) -> Comparisons:
 
 
 def bd_kd(case: Case) -> Comparisons:
-    """The student's side; the teacher's belongs to training both at once."""
+    """The losses of both sides, as `online` takes them."""
     temperature, rows = case.hyper["temperature"], rows_of(case)
     terms = [CrossEntropy(), BdKd(weight=case.hyper["alpha"], delta=case.hyper["delta"], temperature=temperature)]
     yield from compare(case, "bd-kd", evaluate(terms, rows), "loss_student", "grad_logit_s")
+    regulariser = ReverseKl(weight=case.hyper["alpha"] * temperature**2, temperature=temperature)
+    swapped = rows._replace(student=teacher_logits(rows), teacher=rows.student)
+    result = evaluate([CrossEntropy(), regulariser], swapped)
+    yield from compare(case, "reverse-kl", result, "loss_teacher", "grad_logit_t")
     reverse = ReverseKl(temperature=temperature)
     student, teacher, _ = soften(rows, reverse)
     parts = {

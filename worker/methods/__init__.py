@@ -9,6 +9,7 @@ from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
+from app.recipe.methods.online import Online
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
@@ -17,6 +18,7 @@ from worker.methods.base import Method, MethodInputs
 from worker.methods.boundary_samples import BoundaryMethod
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
+from worker.methods.online import OnlineMethod
 from worker.methods.rollback import RollbackMethod
 from worker.methods.sequence_level import SequenceLevelMethod
 from worker.methods.supervised import SupervisedMethod
@@ -29,6 +31,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Rollback: RollbackMethod,
     Adversarial: AdversarialMethod,
     BoundarySamples: BoundaryMethod,
+    Online: OnlineMethod,
 }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from torch import nn
+
 from app.recipe.job import JobSpec
 from app.recipe.methods.base import MethodSpec
 from worker.data.task_data import TaskData
@@ -57,6 +59,10 @@ class Method(ABC, Generic[Spec]):
 
     def learners(self) -> dict[str, Learner]:
         """Networks that it trains beside the student, by name, in their state before the first step."""
+        return {}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules of its own that learn with the student in the main training, by name; called after `learners`."""
         return {}
 
     @abstractmethod

@@ -196,6 +196,8 @@ def tensors(state: TrainState) -> dict[str, Tensor]:
     named |= _moments_of("optimizer/", state.optimizer)
     for learner_name, learner in state.learners.items():
         named |= {f"learner/{learner_name}/{name}": tensor for name, tensor in learner.model.state_dict().items()}
+        parts = learner.aux_modules.state_dict()
+        named |= {f"learner-parts/{learner_name}/{name}": tensor for name, tensor in parts.items()}
         if learner.ema is not None:
             averages = learner.ema.model.state_dict()
             named |= {f"learner-ema/{learner_name}/{name}": tensor for name, tensor in averages.items()}
@@ -233,6 +235,7 @@ def _load(state: TrainState, tensors: dict[str, Stored], record: Record | None, 
     _load_module(state.aux_modules, _under("parts/", tensors), ranks)
     for name, learner in state.learners.items():
         _load_module(learner.model, _under(f"learner/{name}/", tensors), ranks)
+        _load_module(learner.aux_modules, _under(f"learner-parts/{name}/", tensors), ranks)
         if learner.ema is not None:
             _load_module(learner.ema.model, _under(f"learner-ema/{name}/", tensors), ranks)
     if record is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worker.errors import UserError
 
-WEIGHTS = ("student/", "ema/", "parts/", "learner/", "learner-ema/")
+WEIGHTS = ("student/", "ema/", "parts/", "learner/", "learner-parts/", "learner-ema/")
 """Names of a checkpoint's tensors that are weights begin with one of these."""
 
 

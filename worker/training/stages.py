@@ -12,6 +12,7 @@ from torch import nn
 from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
+from app.recipe.optimizers import Optimizer
 from app.recipe.plan import TrainingPlan
 from worker.data.batches import Batch, Batches
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
@@ -101,8 +102,10 @@ def build_stages(
     teachers: Mapping[str, TeacherHandle],
     seed: int,
     ranks: SingleProcess = SINGLE_PROCESS,
+    modules: Mapping[str, nn.Module] = {},
 ) -> list[Stage]:
-    """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`."""
+    """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`, and so
+    are `modules` by name, which learn in the main training."""
     student, samples = state.student, batches.samples
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
@@ -110,12 +113,14 @@ def build_stages(
     builder = LossBuilder(shapes, sides, student.config.outputs, seed)
     forward = training_forward(student, job, samples.device)
     objectives = [
-        task.objective(losses, builder, job.all_teachers, job.teacher_weighting, path)
+        task.objective(losses, builder, job.teacher_shares, job.teacher_weighting, path)
         for path, losses in job.objectives.items()
     ]
+    builder.aux_modules.update(modules)
+    objectives[-1].trained.extend(modules.values())
     state.aux_modules = builder.aux_modules.to(samples.device)
     trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
-    _require_matches(job, student)
+    require_matches(job.recipe.optimizers, student, "the student")
     stages: list[Stage] = []
     device, before = samples.device, len(job.recipe.stages)
     side_stream = choose_side_stream(device)
@@ -131,7 +136,7 @@ def build_stages(
                 schedule=spec.schedule or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
-                teachers={name: teachers[name].source for name in sorted(teaching)},
+                teachers={name: teachers[name].source for name in sorted(teaching - {job.trained_teacher})},
                 forward=forward,
                 recorder=recorder,
                 input_key=student.input_key,
@@ -174,16 +179,17 @@ def _names(model: Model) -> dict[nn.Parameter, str]:
     return {parameter: name for name, parameter in model.network.named_parameters()}
 
 
-def _require_matches(job: JobSpec, student: Model) -> None:
-    """Raises UserError (`invalid_job`) for a group of an optimizer that matches none of the student's parameters."""
-    names = list(_names(student).values())
-    for path, spec in job.recipe.optimizers.items():
+def require_matches(optimizers: Mapping[str, Optimizer], model: Model, side: str) -> None:
+    """Raises UserError (`invalid_job`) for a group of one of the `optimizers`, by their paths in the job, that matches
+    no parameter of `model`, which `side` names."""
+    names = list(_names(model).values())
+    for path, spec in optimizers.items():
         for index in unmatched(spec, names):
             inner = ".inner" if spec.stepping is not spec else ""
             param = f"{path}{inner}.groups[{index}].match"
             example = ", ".join(sorted({name.rpartition(".")[0] for name in names})[:EXAMPLES])
             raise UserError(
-                "invalid_job", f"{param} matches no parameter of the student; accepted: paths such as {example}", param
+                "invalid_job", f"{param} matches no parameter of {side}; accepted: paths such as {example}", param
             )
 
 
@@ -191,8 +197,8 @@ def begin_stage(stage: Stage, state: TrainState) -> None:
     """Build new optimizers for the student and every network that the method trains; raises as `fresh_optimizer`."""
     state.optimizer = fresh_optimizer(stage, state.student)
     for learner in state.learners.values():
-        spec, model = learner.optimizer_spec or stage.optimizer, learner.model
-        learner.optimizer = build_optimizer(spec, list(model.parameters()), [model], _names(model))
+        spec, modules = learner.optimizer_spec or stage.optimizer, [learner.model, *learner.aux_modules.values()]
+        learner.optimizer = build_optimizer(spec, learner.learning, modules, _names(learner.model))
 
 
 def enter(
@@ -214,7 +220,7 @@ def enter(
 def wrap_learners(state: TrainState, ranks: SingleProcess) -> None:
     """Wrap the networks that the method trains beside the student, so that they are synchronised or sharded."""
     for learner in state.learners.values():
-        learner.trainable = ranks.wrap(TrainableModule(learner.model, nn.ModuleDict()))
+        learner.trainable = ranks.wrap(TrainableModule(learner.model, learner.aux_modules))
 
 
 def averages(state: TrainState) -> list[Model]:

@@ -46,6 +46,13 @@ class Learner:
     """None: that of the student in every stage."""
     schedule: Schedule | None = None
     """None: that of the student in every stage."""
+    aux_modules: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """Modules of its losses that learn with it."""
+
+    @property
+    def learning(self) -> list[nn.Parameter]:
+        """The parameters that its optimizer updates."""
+        return [*self.model.parameters(), *self.aux_modules.parameters()]
 
     @property
     def evaluated(self) -> Model:

@@ -30,8 +30,8 @@ from worker.training.stages import TeacherHandle, teacher_taps
 class TeacherCaches:
     """The cached teachers of a job, by name; a context that syncs and closes the caches at its end.
 
-    A teacher whose activations a loss uses runs on every batch, so it has no cache. Nor has one that the training
-    method runs on other inputs than the data's.
+    A teacher whose activations a loss uses runs on every batch, so it has no cache. Nor has one that is trained, or one
+    that the training method runs on other inputs than the data's.
     """
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
@@ -100,7 +100,9 @@ class TeacherCaches:
         return {name: cached.figures() for name, cached in self._cached.items()}
 
     def _runs_anyway(self, name: str) -> bool:
-        if teacher_taps(self._job, name):
+        if name == self._job.trained_teacher:
+            reason = "it is trained together with the student"
+        elif teacher_taps(self._job, name):
             reason = "losses use its activations, so it runs on every batch"
         elif name in self._job.recipe.method.uncached_teachers():
             reason = f"{self._job.recipe.method.kind} runs it on other inputs in every step"

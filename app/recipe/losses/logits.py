@@ -110,7 +110,8 @@ class Dist(LossSpec):
 class BdKd(Softened):
     """Balanced divergences: forward KL has more weight if the student is more certain than the teacher, else reverse.
 
-    The teacher is frozen here. Choosing the side by the entropies follows the paper; the weights themselves are ours.
+    The teacher is constant in it; in the paper it learns too, as with the method `online`. Choosing the side by the
+    entropies follows the paper; the weights themselves are ours.
     """
 
     paper: ClassVar[Paper | None] = Paper(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
+from app.recipe.methods.base import STUDENT
 from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
 
@@ -15,15 +16,18 @@ def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator
     """Problems of the loss terms of all stages. `teachers` are descriptions by reference."""
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.declared_classes or next(iter(known), None)
-    for path, terms in job.objectives.items():
+    others = job.recipe.method.objectives()
+    for path, terms in {**job.objectives, **others}.items():
+        names = [STUDENT] if path in others else [share.name for share in job.teacher_shares]
         for index, term in enumerate(terms):
-            yield from _term_problems(job, term, f"{path}[{index}]")
+            yield from _term_problems(job, term, f"{path}[{index}]", names)
             if isinstance(term, KdRel):
                 yield from _hierarchy_problems(job, term, classes, f"{path}[{index}].parents")
             yield from _kept_classes_problems(term, classes, f"{path}[{index}]")
 
 
-def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
+def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) -> Iterator[Problem]:
+    """`names` are those of the teachers that it may learn from."""
     if not job.task_spec.fits(type(term)):
         yield Problem(f"{path}.kind", job.task_spec.refusal(type(term)), "a loss for this task")
     elif job.task_spec.per_token:
@@ -33,7 +37,6 @@ def _term_problems(job: JobSpec, term: Loss, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.centered", found, "false")
     if isinstance(term, Contrastive | PairScore):
         yield from _pair_problems(job, term, path)
-    names = [teacher.name for teacher in job.all_teachers]
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
             yield Problem(f"{path}.{field_name}", f"{term.kind} uses no teacher", "no name")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from app.recipe.base import EVERY_ANSWER, Answer, TaskOption
+from app.recipe.losses import Loss
 from app.recipe.problem import Problem
 from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Network
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # a job has a method, and a method's rules use the job
 FIELD = "recipe.method"
 LEARNING = 3
 """Forward passes that a forward and a backward pass take together."""
+STUDENT = "student"
+"""Name of the student as the teacher in losses of other networks."""
 
 
 class MethodSpec(TaskOption):
@@ -25,6 +28,8 @@ class MethodSpec(TaskOption):
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     learns_from_teacher: ClassVar[bool] = False
     """Whether it uses a teacher even if no loss does."""
+    trains_teacher: ClassVar[bool] = False
+    """Whether a teacher is trained together with the student: the job's, or one that the method describes."""
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
 
@@ -52,6 +57,10 @@ class MethodSpec(TaskOption):
 
     def networks(self) -> dict[str, Network]:
         """Networks that are trained beside the student, by the path of the field that describes each."""
+        return {}
+
+    def objectives(self) -> dict[str, list[Loss]]:
+        """Losses of such networks, by the path of their field; the student is their teacher, called `STUDENT`."""
         return {}
 
 

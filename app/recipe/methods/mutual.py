@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from app.recipe.base import Answer, NonNegative, Paper
+from app.recipe.losses.features import InheritanceExploration
 from app.recipe.losses.taps import Taps
 from app.recipe.methods.base import FIELD, MethodSpec
 from app.recipe.problem import Problem
@@ -44,6 +45,11 @@ class Mutual(MethodSpec):
     updates: Literal["in-turn", "together"] = "in-turn"
     """Whether students are updated one after the other, each with the updated predictions of the others (as in the
     paper, with K-1 more forward passes of every network in a step), or all with the predictions of one pass."""
+    features: InheritanceExploration | None = None
+    """Adds inheritance and exploration (IE-KD) between two students. Each encodes both halves of its feature, that at
+    `student` of the pair or, the other student, at `teacher`; one code is pulled towards the other's code of the same
+    half, and one pushed away, with the other's as constants. Encoders learn with their student and need no earlier
+    stage; `factors` is half of the student's channels if omitted, and `name` is not used."""
 
     def networks(self) -> dict[str, Network]:
         return {f"{FIELD}.architectures[{index}]": network for index, network in enumerate(self.architectures)}
@@ -61,6 +67,18 @@ class Mutual(MethodSpec):
             if term.taps() != Taps():
                 found = f"{term.kind} looks inside the student, and {FIELD}: {self.kind} has several"
                 yield Problem(f"recipe.losses[{index}].kind", found, "a loss on outputs")
+        if self.features is not None:
+            yield from self._features_problems(job)
         if job.resources.sharding == "fsdp":
             found = f"is fsdp, and the students of {self.kind} are not divided between processes so far"
             yield Problem("resources.sharding", found, "none")
+
+    def _features_problems(self, job: JobSpec) -> Iterator[Problem]:
+        if self.students != 2:
+            yield Problem(f"{FIELD}.features", f"is given for {self.students} students", "2 students, or null")
+        if job.task_spec.per_token or job.task_spec.reads == ("texts",):
+            yield Problem(f"{FIELD}.features", f"compares maps, and networks for {job.task} have none", "null")
+        for field, parts in (("recipe.accumulate", job.recipe.accumulate), ("resources.processes", job.resources.size)):
+            if parts > 1:
+                found = f"is {parts}, but the encoders of {FIELD}.features normalise over all samples of a batch"
+                yield Problem(field, found, "1")

@@ -52,6 +52,15 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": {**SPLIT, "accumulate": 2},
     },
     "mutual": {"recipe": {**SPLIT, "method": {"kind": "mutual"}, "ema_decay": 0.8, "accumulate": 2}},
+    "online": {
+        "teacher": True,
+        "recipe": {
+            **SPLIT,
+            "losses": [{"kind": "cross-entropy"}, {"kind": "bd-kd"}],
+            "method": {"kind": "online", "optimizer": {"kind": "sgd", "lr": 0.05}},
+            **{"ema_decay": 0.8, "accumulate": 2},
+        },
+    },
     "adversarial": {
         "teachers": [{"model": "teacher", "name": name} for name in ("clean", "robust")],
         "data": {"train": "data", "augment": [{"kind": "mixup"}]},

@@ -132,6 +132,17 @@ VARIANTS: dict[str, Document] = {
         "embedding",
         data={**PAIRS, "augment": [{"kind": "token-mask"}], "augment_epochs": 2},
     ),
+    "a teacher of labels that learns": small_job(
+        {
+            "losses": [{"kind": "binary-cross-entropy"}, {"kind": "binary-kd"}],
+            "method": {"kind": "online", "losses": [{"kind": "binary-cross-entropy"}, {"kind": "binary-kd"}]},
+            "accumulate": 2,
+        },
+        task="multi-label-classification",
+    ),
+    "augmented, a teacher that learns": small_job(
+        {"losses": [CROSS_ENTROPY, term("bd-kd")], "method": {"kind": "online"}}, data=AUGMENTED
+    ),
     "vectors of single texts": small_job(
         {"losses": [{"kind": "similarity-matrix", "compare": "mse"}, {"kind": "rkd"}]},
         ENCODER,
