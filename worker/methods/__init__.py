@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 from worker.methods.base import Method, MethodInputs
+from worker.methods.meta import MetaMethod
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
 from worker.methods.rollback import RollbackMethod
@@ -23,6 +25,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     SequenceLevel: SequenceLevelMethod,
     Mutual: MutualMethod,
     Rollback: RollbackMethod,
+    Meta: MetaMethod,
 }
 
 

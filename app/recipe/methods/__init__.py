@@ -7,11 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from app.recipe.methods.base import MethodSpec
+from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
-Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback, Field(discriminator="kind")]
-METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback)
+Method = Annotated[Supervised | OnPolicy | SequenceLevel | Mutual | Rollback | Meta, Field(discriminator="kind")]
+METHODS: tuple[type[MethodSpec], ...] = (Supervised, OnPolicy, SequenceLevel, Mutual, Rollback, Meta)

@@ -23,6 +23,8 @@ class MethodSpec(TaskOption):
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     learns_from_teacher: ClassVar[bool] = False
     """Whether it uses a teacher even if no loss does."""
+    trains_teacher: ClassVar[bool] = False
+    """Whether a teacher learns together with the student."""
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
 
@@ -35,6 +37,11 @@ class MethodSpec(TaskOption):
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:
         """The stages that it divides the main training into; each has the losses of `recipe`."""
         return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
+
+    @property
+    def kept_back(self) -> float:
+        """Share of the training samples that it keeps back for a purpose of its own (see `TaskData.kept_back`)."""
+        return 0.0
 
     def networks(self) -> dict[str, Network]:
         """Networks that are trained beside the student, by the path of the field that describes each."""
