@@ -24,6 +24,7 @@ from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_memory, data_subject, invalid
+from worker.data.label_notes import kept_back_notes
 from worker.data.randomness import derive_seed
 from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
@@ -66,6 +67,8 @@ def load_samples(
         numbers = numbers[0][chosen], numbers[1]
     model = _describe(task, job, facts["data.train"].input, train, targets, teachers)
     notes = [note for one in samples.values() for note in one.notes]
+    if kept_back is not None and targets.classes is not None:
+        notes += kept_back_notes(train.targets, kept_back.targets, model)
     notes += [note for split in aligned.values() for note in split.notes]
     notes += [*targets.notes, *warnings, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}

@@ -104,6 +104,9 @@ class Meta(MethodSpec):
         if recipe.accumulate > 1:
             found = f"is {recipe.accumulate}, and {self.kind} differentiates the gradient of the whole batch at once"
             yield Problem("recipe.accumulate", found, "1")
+        if self.order == "finite-difference" and recipe.precision == "bf16":
+            found = f"is {self.order}, whose small differences are lost in the rounding of recipe.precision: bf16"
+            yield Problem(f"{FIELD}.order", found, "second, or recipe.precision: fp32")
         if recipe.compile:
             found = f"is on, and {self.kind} runs the student with other weights, which is not compiled"
             yield Problem("recipe.compile", found, "false")
