@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,7 @@ class SampleTask(Task):
 
 
 class SampleEvaluator:
-    """Evaluates models on held-out samples; the outputs of the teachers are computed once, or if one of them learns
-    whenever they are needed."""
+    """Evaluates models on held-out samples; the outputs of the stored teachers are computed once."""
 
     def __init__(
         self,
@@ -158,22 +156,18 @@ class SampleEvaluator:
         computed: Mapping[str, Tensor],
     ) -> None:
         """`computed` has outputs (N, C) float32 for all samples, on the CPU, of some teachers, by name."""
-        self._task, self._job, self._held_out = task, job, held_out
+        self._task, self._job = task, job
         self._samples, self._names = held_out.samples, held_out.class_names
-        self._teachers = teachers
-        self._learning = job.trained_teacher is not None
-        self._computed = {name: outputs for name, outputs in computed.items() if name != job.trained_teacher}
+        self._teachers, self._computed = teachers, computed
         self._teacher_outputs: Tensor | None = None
 
     @property
     def teacher_outputs(self) -> Tensor | None:
         """See `TaskEvaluator`."""
-        if self._teacher_outputs is not None or not self._teachers:
-            return self._teacher_outputs
-        outputs = [self._outputs_of_teacher(name) for name in self._teachers]
-        found = self._task.mixture(outputs, weights_of(self._job))
-        self._teacher_outputs = None if self._learning else found
-        return found
+        if self._teacher_outputs is None and self._teachers:
+            outputs = [self._outputs_of_teacher(name) for name in self._teachers]
+            self._teacher_outputs = self._task.mixture(outputs, weights_of(self._job))
+        return self._teacher_outputs
 
     def _outputs_of_teacher(self, name: str) -> Tensor:
         return self._computed[name] if name in self._computed else self._predict(self._teachers[name]())
@@ -202,23 +196,13 @@ class SampleEvaluator:
         return Predictions(outputs, self._evaluated(outputs, self.teacher_outputs))
 
     def beside(self, teachers: Mapping[str, Model]) -> SampleEvaluator:
-        """This evaluator, which uses the stored teachers already; if one of them has learned, one that compares with
-        it as it is now."""
-        if not self._learning:
-            return self
-        final = {name: partial(_same, model) for name, model in teachers.items()}
-        evaluator = SampleEvaluator(self._task, self._job, self._held_out, final, {})
-        evaluator._learning = False
-        return evaluator
+        """This evaluator: it uses the stored teachers already."""
+        return self
 
     def teacher_evaluation(self) -> Evaluation | None:
         """See `TaskEvaluator`."""
         outputs = self.teacher_outputs
         return None if outputs is None else self._evaluated(outputs, outputs)
-
-
-def _same(model: Model) -> Model:
-    return model
 
 
 class SampleExaminer:

@@ -146,11 +146,10 @@ def build_stages(
 
 def _prefetches_teachers(task: Task, job: JobSpec, objective: Objective) -> bool:
     """Whether teacher outputs are computed ahead: not for language models, whose hidden states of a whole batch are
-    large, nor for sharded teachers or one that learns, nor for activations of a batch that is split because it is
-    large."""
+    large, nor for sharded teachers, nor for activations of a batch that is split because it is large."""
     uses_activations = any(teacher_taps(job, name) for name in objective.teachers)
     divided = job.resources.sharding != "none" or (uses_activations and job.recipe.accumulate > 1)
-    return not (task.predicts_tokens or divided or job.trained_teacher is not None)
+    return not task.predicts_tokens and not divided
 
 
 def _side(by: TeacherHandle, student: Model, samples: Batch, param: str) -> TeacherSide:

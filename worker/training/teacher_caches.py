@@ -30,7 +30,7 @@ from worker.training.stages import TeacherHandle, teacher_taps
 class TeacherCaches:
     """The cached teachers of a job, by name; a context that syncs and closes the caches at its end.
 
-    A teacher that learns, or whose activations a loss uses, runs on every batch, so it has no cache.
+    A teacher whose activations a loss uses runs on every batch, so it has no cache.
     """
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
@@ -99,13 +99,10 @@ class TeacherCaches:
         return {name: cached.figures() for name, cached in self._cached.items()}
 
     def _runs_anyway(self, name: str) -> bool:
-        if name == self._job.trained_teacher:
-            reason = "it learns, so that they change"
-        elif teacher_taps(self._job, name):
-            reason = "losses use its activations, so it runs on every batch"
-        else:
+        if not teacher_taps(self._job, name):
             return False
-        self._send(Log(message=f"the outputs of {name!r} are not cached: {reason}"))
+        message = f"the outputs of {name!r} are not cached: losses use its activations, so it runs on every batch"
+        self._send(Log(message=message))
         return True
 
     def _place_for(self, augment: Augment | None) -> CachePlace | None:

@@ -12,8 +12,6 @@ from app.recipe.base import Positive, Reference, Spec
 from app.recipe.data.classes import ClassOrder
 
 TeacherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-TEACHER = "teacher"
-"""Name of a teacher that is given none."""
 Weighting = Literal["fixed", "entropy"]
 Arithmetic = Literal["fp32", "bf16", "fp8"]
 HubName = Annotated[
@@ -77,7 +75,7 @@ class Origin(Spec):
 class Teacher(Origin):
     """A teacher: a model of this service, of a hub, or in an object store."""
 
-    name: TeacherName = TEACHER
+    name: TeacherName = "teacher"
     """Its name in losses; several teachers must have different names."""
     weight: Positive = 1.0
     """Its weight in the losses with all teachers, relative to the other teachers' weights."""
