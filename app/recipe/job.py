@@ -22,7 +22,7 @@ from app.recipe.students.pooling import Embedding
 from app.recipe.tasks import TaskName, task_of
 from app.recipe.tasks.base import TaskSpec
 from app.recipe.teachers.cache import DenseCache, TeacherCache
-from app.recipe.teachers.teacher import Origin, Teacher, Weighting
+from app.recipe.teachers.teacher import TEACHER, Origin, Teacher, TeacherShare, Weighting
 
 MAX_SEED = 2**63 - 1
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
@@ -240,6 +240,19 @@ class JobSpec(Spec):
     def all_teachers(self) -> list[Teacher]:
         """The teacher, or all of several."""
         return self.teachers or ([self.teacher] if self.teacher else [])
+
+    @property
+    def trained_teacher(self) -> str | None:
+        """Name of the teacher that learns together with the student; none: all teachers stay as they are."""
+        if not self.recipe.method.trains_teacher:
+            return None
+        return next((teacher.name for teacher in self.all_teachers), TEACHER)
+
+    @property
+    def teacher_shares(self) -> list[TeacherShare]:
+        """The shares of all teachers in the losses, also of one that starts from random weights."""
+        stored = [TeacherShare(teacher.name, teacher.weight) for teacher in self.all_teachers]
+        return stored or ([TeacherShare(self.trained_teacher)] if self.trained_teacher else [])
 
     def teacher_named(self, name: str) -> Teacher:
         """The teacher called `name`."""

@@ -44,10 +44,12 @@ def summary(report: Figures) -> dict[str, Any] | None:
 
 
 def columns(report: Figures) -> dict[str, Figures]:
-    """Figures by the titles of the table's columns: teachers, epochs, files. Missing columns are left out."""
+    """Figures by the titles of the table's columns: teachers (one that learned also as it was before), epochs, files.
+    Missing columns are left out."""
     student, epochs = report.get("student") or {}, report.get("epochs") or {}
     teachers = report.get("teachers") or {}
     found = {
+        **{f"{name} before": figures.get("before") for name, figures in teachers.items()},
         **(teachers if len(teachers) > 1 else {"teacher": report.get("teacher")}),
         "last epoch": epochs.get("last"),
         "best epoch": epochs.get("best"),

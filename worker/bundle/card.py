@@ -101,7 +101,7 @@ def _results(task: str, report: Figures, figures: Mapping[str, float], *, held_o
 
 
 def _tags(job: JobSpec, report: Figures) -> set[str]:
-    return {*(["distillation"] if job.all_teachers else []), *(["onnx"] if "onnx" in report["student"] else [])}
+    return {*(["distillation"] if job.teacher_shares else []), *(["onnx"] if "onnx" in report["student"] else [])}
 
 
 def _base(job: JobSpec) -> str | None:
@@ -158,6 +158,8 @@ def _licence(job: JobSpec, report: Figures) -> Iterator[str]:
 
 def _lineage(job: JobSpec) -> str:
     names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
+    if job.trained_teacher is not None:
+        names = f"{names}, which learned too" if names else "a teacher that learned with it from random weights"
     start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
     return start + (f"distilled from {names}" if names else "trained on labels alone")
 

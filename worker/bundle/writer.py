@@ -54,8 +54,9 @@ class TrainedJob(NamedTuple):
     plan: TrainingPlan
     state: TrainState
     """State after the last step and the last evaluation."""
-    teachers: dict[str, tuple[Model, Path]]
-    """Models and folders of the teachers, by name."""
+    teachers: dict[str, tuple[Model, Path | None]]
+    """Models and folders of the teachers, by name; one that learned together with the student is as it ended, and has
+    no folder if it started from random weights."""
     samples: Batch
     """Held-out samples."""
     evaluator: TaskEvaluator
@@ -66,8 +67,10 @@ class TrainedJob(NamedTuple):
     """Differences of lowered teachers from their fp32 weights, by name."""
     arithmetic: Figures
     """Floating-point operations of student and teachers in training."""
+    untrained_teachers: Mapping[str, Model] = {}
+    """Those of the teachers that learned as they are stored, by name."""
     learners: Mapping[str, Model] = {}
-    """Networks that the training method trained beside the student, by name."""
+    """Networks other than teachers that the training method trained beside the student, by name."""
     tokenizer: TextTokenizer | None = None
     """The student's tokenizer; none: it reads no texts."""
     tokenizers: Mapping[str, TextTokenizer] = {}
@@ -168,8 +171,9 @@ class BundleWriter:
         """Export the graphs, and build the content of `report.json`."""
         trained, config = self._trained, self.config
         student = self._student()
-        teachers = {name: self._teacher(*files) for name, files in trained.teachers.items()}
-        costs = [figures["flops"] for figures in teachers.values()]
+        teachers = {name: self._teacher(name, *files) for name, files in trained.teachers.items()}
+        learning = trained.job.trained_teacher
+        costs = [figures["flops"] * (3 if name == learning else 1) for name, figures in teachers.items()]
         return {
             "task": trained.job.task,
             "samples": {"train": trained.plan.train_samples, "eval": trained.samples.samples},
@@ -256,10 +260,13 @@ class BundleWriter:
             figures["same_choice"] = float(same)
         return figures
 
-    def _teacher(self, teacher: Model, folder: Path) -> Figures:
-        figures = self._torch_figures(teacher, *weight_files(folder))
+    def _teacher(self, name: str, teacher: Model, folder: Path | None) -> Figures:
+        figures = self._costs(teacher) if folder is None else self._torch_figures(teacher, *weight_files(folder))
         figures |= self._trained.evaluator.evaluate_alone(teacher)
-        return figures | self._torch_speed(teacher)
+        figures |= self._torch_speed(teacher)
+        if (untrained := self._trained.untrained_teachers.get(name)) is not None:
+            figures["before"] = self._trained.evaluator.evaluate_alone(untrained)
+        return figures
 
     def _learners(self) -> Figures:
         """Figures of networks trained beside the student; empty if there are none."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from app.recipe.losses import CrossEntropy, Loss
 from app.recipe.losses.taps import Tap
 from app.recipe.losses.weights import weight_at
-from app.recipe.teachers.teacher import Teacher, Weighting
+from app.recipe.teachers.teacher import Teacher, TeacherShare, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
@@ -78,7 +78,7 @@ class Objective:
         self,
         specs: Sequence[Loss],
         builder: LossBuilder,
-        teachers: Sequence[Teacher] = (),
+        teachers: Sequence[Teacher | TeacherShare] = (),
         weighting: Weighting = "fixed",
         path: str = "recipe.losses",
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ from worker.outputs import TeacherSignal
 from worker.protocol import Log
 from worker.students.measure import network_cost
 from worker.students.model import Model
+from worker.teachers import TeacherSource
 from worker.tensors import IGNORED, at_least_float32
 from worker.training.flop_counter import BACKWARD
 from worker.training.loop import GRAD_NORM, Stage, Step, descend, take_step
+from worker.training.stages import open_teacher
 from worker.training.state import Learner, TrainState, placeholder_optimizer
-from worker.training.step_inputs import StepInputs
+from worker.training.step_inputs import Signals, StepInputs
 
 PILOT, QUIZ = f"{TOTAL}/pilot", f"{TOTAL}/quiz"
 """Metrics of a step beside those of the student's: its loss before the pilot update, and the pilot student's
@@ -50,17 +53,17 @@ class MetaMethod(Method[Meta]):
         batches = Batches(quiz, min(size, quiz.samples), derive_seed(self.inputs.seed, "quiz"), share=stage.ranks.share)
         found = f"{quiz.samples} of {self.inputs.data.train.samples + quiz.samples} training samples"
         self.inputs.send(Log(message=f"{found} are kept back for the quiz of the teacher"))
-        autocasts = self.inputs.job.teacher_named(self._name).precision is None
-        return MetaStep(self.spec, self._name, batches, teacher_autocasts=autocasts)
+        teacher = open_teacher(self.inputs.teachers[self._name], self.inputs.job, self._name)
+        return MetaStep(self.spec, self._name, batches, teacher.source)
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         """Of the student for a sample: the pilot update (as a step), and two forward passes, by which the derivative of
         its gradient along a direction is computed, exactly or not; and a step for every quiz sample. Of the teacher
-        for a sample: a forward and a backward pass."""
+        for a sample: a forward and a backward pass, and after its step another forward pass."""
         asked = state.step * self.spec.quiz_batches / self._quiz_steps * self._quiz.samples
         student = samples * (1 + BACKWARD + 2) + round(asked) * (1 + BACKWARD)
         teacher = network_cost(self.inputs.teachers[self._name].config).flops * self.inputs.data.train.rows_per_sample
-        return {"student": student * self.inputs.student_flops, FLOPS: samples * (1 + BACKWARD) * teacher}
+        return {"student": student * self.inputs.student_flops, FLOPS: samples * (1 + BACKWARD + 1) * teacher}
 
     def figures(self, state: TrainState) -> dict[str, Any]:
         """Samples of the quiz, and the order of the teacher's gradient."""
@@ -93,9 +96,9 @@ class MetaStep:
     afterwards; nothing of the student changes.
     """
 
-    def __init__(self, spec: Meta, teacher: str, quiz: Batches, *, teacher_autocasts: bool = True) -> None:
-        """`teacher` is its name; `teacher_autocasts`: in bf16, it is computed as the student is."""
-        self._spec, self._name, self._quiz, self._teacher_autocasts = spec, teacher, quiz, teacher_autocasts
+    def __init__(self, spec: Meta, teacher: str, quiz: Batches, source: TeacherSource) -> None:
+        """`teacher` is the name of the teacher, and `source` computes its outputs without a graph."""
+        self._spec, self._name, self._quiz, self._source = spec, teacher, quiz, source
 
     def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
@@ -108,7 +111,8 @@ class MetaStep:
             parameter.grad = gradient
         shares = stage.ranks.sum_all({PILOT: found.pilot, QUIZ: found.quiz})
         norm = descend(stage, learner.optimizer, teacher)
-        values = take_step(stage, state, StepInputs(step_inputs.batch, step_inputs.micro_batches, None))
+        signals: list[Signals] = [{self._name: self._source(each)} for each in step_inputs.micro_batches]
+        values = take_step(stage, state, replace(step_inputs, signals=signals))
         return {**values, **shares, f"{self._name}/{GRAD_NORM}": norm}
 
     def _meta_gradient(

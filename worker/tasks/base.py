@@ -245,4 +245,4 @@ class Task(ABC):
 
 def weights_of(job: JobSpec) -> Sequence[float]:
     """Relative weights of the teachers, in their order."""
-    return [teacher.weight for teacher in job.all_teachers]
+    return [share.weight for share in job.teacher_shares]

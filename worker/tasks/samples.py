@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,8 @@ class SampleTask(Task):
 
 
 class SampleEvaluator:
-    """Evaluates models on held-out samples; the outputs of the stored teachers are computed once."""
+    """Evaluates models on held-out samples; the outputs of the stored teachers are computed once, but during training
+    those of one that learns are computed for every evaluation."""
 
     def __init__(
         self,
@@ -160,11 +163,12 @@ class SampleEvaluator:
         self._samples, self._names = held_out.samples, held_out.class_names
         self._teachers, self._computed = teachers, computed
         self._teacher_outputs: Tensor | None = None
+        self._teachers_change = job.trained_teacher is not None
 
     @property
     def teacher_outputs(self) -> Tensor | None:
         """See `TaskEvaluator`."""
-        if self._teacher_outputs is None and self._teachers:
+        if self._teachers and (self._teacher_outputs is None or self._teachers_change):
             outputs = [self._outputs_of_teacher(name) for name in self._teachers]
             self._teacher_outputs = self._task.mixture(outputs, weights_of(self._job))
         return self._teacher_outputs
@@ -196,8 +200,15 @@ class SampleEvaluator:
         return Predictions(outputs, self._evaluated(outputs, self.teacher_outputs))
 
     def beside(self, teachers: Mapping[str, Model]) -> SampleEvaluator:
-        """This evaluator: it uses the stored teachers already."""
-        return self
+        """This evaluator, which uses the stored teachers already; or one that has the outputs of teachers that learned
+        computed once."""
+        if not self._teachers_change:
+            return self
+        fixed = copy(self)
+        fixed._teachers = {name: partial(_same, model) for name, model in teachers.items()}
+        fixed._teachers_change = False
+        fixed._teacher_outputs = None
+        return fixed
 
     def teacher_evaluation(self) -> Evaluation | None:
         """See `TaskEvaluator`."""
@@ -232,3 +243,7 @@ class SampleExaminer:
         """See `TeacherExaminer`."""
         if outputs is not None:
             yield from self._task.oddities(outputs, self._held.targets.cpu(), self._data.model)
+
+
+def _same(model: Model) -> Model:
+    return model

@@ -133,10 +133,11 @@ def train_job(
     lowered = [teacher.name for teacher in job.all_teachers if teacher.lowered]
     stored = live | {name: stored_teacher(inputs, name) for name in lowered}
     learners = {name: ranks.offer_model(partial(_evaluated, state, name)) for name in state.learners}
+    trained_teachers = {name: learners.pop(name) for name in [*learners] if name == job.trained_teacher}
+    live, stored = live | trained_teachers, stored | trained_teachers
+    computed = {name: outputs for name, outputs in checked.outputs.items() if name not in trained_teachers}
 
-    held_out = task.evaluator(
-        job, HeldOut(data.eval, data.bytes, data.model.class_names), live, stored, checked.outputs
-    )
+    held_out = task.evaluator(job, HeldOut(data.eval, data.bytes, data.model.class_names), live, stored, computed)
     evaluator = Evaluator(job, task.main_metric, held_out, evaluated)
     save = ranks.collectively(lambda: checkpoint.save(state, job, plan, folder / CHECKPOINTS, ranks))
     counter = open_flop_counter(job, plan, data, teachers, state, method.flops, ranks.size)
@@ -158,13 +159,16 @@ def train_job(
 
     log(PhaseBegan(phase="exporting"))
     tokenizers = other_tokens(job, data)
-    taught = {name: stored[name]() for name in inputs.folders}
+    taught = {name: get() for name, get in stored.items()}
     trained = TrainedJob(
         task=task,
         job=job,
         plan=plan,
         state=replace(state, student=evaluated(), ema=None),
-        teachers={name: (taught[name], path) for name, path in inputs.folders.items()},
+        teachers={name: (model, inputs.folders.get(name)) for name, model in taught.items()},
+        untrained_teachers={
+            name: stored_teacher(inputs, name)() for name in trained_teachers if name in inputs.folders
+        },
         learners={name: get() for name, get in learners.items()},
         samples=data.eval,
         evaluator=held_out.beside(taught),

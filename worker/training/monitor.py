@@ -97,6 +97,9 @@ class TrainingMonitor:
     def _report(self, state: TrainState, now: float) -> None:
         values = {f"train/{name}": value for name, value in self._metric_logger.read(state.step).items()}
         values["train/lr"] = state.optimizer.defaults["lr"]
+        for name, learner in state.learners.items():
+            if learner.optimizer_spec or learner.schedule:  # else it has the student's rate
+                values[f"train/{name}/lr"] = learner.optimizer.defaults["lr"]
         values |= self._teacher_caches.metrics()
         values |= self._flop_counter.read(state, now - self._began - self._paused)
         self._reported = now

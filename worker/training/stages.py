@@ -12,6 +12,7 @@ from torch import nn
 from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
+from app.recipe.optimizers import Optimizer
 from app.recipe.plan import TrainingPlan
 from worker.data.batches import Batch, Batches
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
@@ -110,12 +111,12 @@ def build_stages(
     builder = LossBuilder(shapes, sides, student.config.outputs, seed)
     forward = training_forward(student, job, samples.device)
     objectives = [
-        task.objective(losses, builder, job.all_teachers, job.teacher_weighting, path)
+        task.objective(losses, builder, job.teacher_shares, job.teacher_weighting, path)
         for path, losses in job.objectives.items()
     ]
     state.aux_modules = builder.aux_modules.to(samples.device)
     trainable = ranks.wrap(TrainableModule(student, state.aux_modules))
-    _require_matches(job, student)
+    require_matches(job.recipe.optimizers, student, "the student")
     stages, device = [], samples.device
     side_stream = choose_side_stream(device)
     objectives += [objectives[-1]] * (len(job.recipe.main_stages) - 1)
@@ -128,7 +129,7 @@ def build_stages(
                 schedule=spec.schedule or job.recipe.schedule,
                 batches=batches,
                 objective=objective,
-                teachers={name: teachers[name].source for name in sorted(objective.teachers)},
+                teachers={name: teachers[name].source for name in sorted(objective.teachers - {job.trained_teacher})},
                 forward=forward,
                 recorder=recorder,
                 input_key=student.input_key,
@@ -171,16 +172,17 @@ def _names(model: Model) -> dict[nn.Parameter, str]:
     return {parameter: name for name, parameter in model.network.named_parameters()}
 
 
-def _require_matches(job: JobSpec, student: Model) -> None:
-    """Raises UserError (`invalid_job`) for a group of an optimizer that matches none of the student's parameters."""
-    names = list(_names(student).values())
-    for path, spec in job.recipe.optimizers.items():
+def require_matches(optimizers: Mapping[str, Optimizer], model: Model, side: str) -> None:
+    """Raises UserError (`invalid_job`) for a group of one of the `optimizers`, by their paths in the job, that matches
+    no parameter of `model`, which `side` names."""
+    names = list(_names(model).values())
+    for path, spec in optimizers.items():
         for index in unmatched(spec, names):
             inner = ".inner" if spec.stepping is not spec else ""
             param = f"{path}{inner}.groups[{index}].match"
             example = ", ".join(sorted({name.rpartition(".")[0] for name in names})[:EXAMPLES])
             raise UserError(
-                "invalid_job", f"{param} matches no parameter of the student; accepted: paths such as {example}", param
+                "invalid_job", f"{param} matches no parameter of {side}; accepted: paths such as {example}", param
             )
 
 

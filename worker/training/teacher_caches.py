@@ -30,7 +30,8 @@ from worker.training.stages import TeacherHandle, teacher_taps
 class TeacherCaches:
     """The cached teachers of a job, by name; a context that syncs and closes the caches at its end.
 
-    A teacher whose activations a loss uses runs on every batch, so it has no cache.
+    A teacher whose activations a loss uses runs on every batch, so it has no cache; nor has one that learns, whose
+    outputs change.
     """
 
     def __init__(self, task: Task, job: JobSpec, place: CachePlace | None, send: Send) -> None:
@@ -99,9 +100,13 @@ class TeacherCaches:
         return {name: cached.figures() for name, cached in self._cached.items()}
 
     def _runs_anyway(self, name: str) -> bool:
-        if not teacher_taps(self._job, name):
+        if name == self._job.trained_teacher:
+            reason = "it learns together with the student"
+        elif teacher_taps(self._job, name):
+            reason = "losses use its activations"
+        else:
             return False
-        message = f"the outputs of {name!r} are not cached: losses use its activations, so it runs on every batch"
+        message = f"the outputs of {name!r} are not cached: {reason}, so it runs on every batch"
         self._send(Log(message=message))
         return True
 

@@ -30,7 +30,7 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if job.task_spec.answers == "vectors" and len(names) > 1:
         yield Problem("teachers", "are several, whose vectors have no mean", "one teacher")
     learning = [term for terms in job.objectives.values() for term in terms if term.needs_teacher]
-    if learning and not names:
+    if learning and not job.teacher_shares:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
     if names and not learning and not job.recipe.method.learns_from_teacher:

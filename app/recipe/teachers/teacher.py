@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, StringConstraints, model_validator
 
@@ -12,6 +12,8 @@ from app.recipe.base import Positive, Reference, Spec
 from app.recipe.data.classes import ClassOrder
 
 TeacherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+TEACHER = "teacher"
+"""Name of a teacher that is given none."""
 Weighting = Literal["fixed", "entropy"]
 Arithmetic = Literal["fp32", "bf16", "fp8"]
 HubName = Annotated[
@@ -75,7 +77,7 @@ class Origin(Spec):
 class Teacher(Origin):
     """A teacher: a model of this service, of a hub, or in an object store."""
 
-    name: TeacherName = "teacher"
+    name: TeacherName = TEACHER
     """Its name in losses; several teachers must have different names."""
     weight: Positive = 1.0
     """Its weight in the losses with all teachers, relative to the other teachers' weights."""
@@ -88,6 +90,15 @@ class Teacher(Origin):
     def lowered(self) -> bool:
         """Whether its weights have fewer bits than its files."""
         return self.precision in ("bf16", "fp8")
+
+
+class TeacherShare(NamedTuple):
+    """A teacher as an objective knows it."""
+
+    name: str
+    """What a loss calls it."""
+    weight: float = 1.0
+    """Its share in the losses that learn from all teachers, relative to the other teachers' weights."""
 
 
 @dataclass(frozen=True)
