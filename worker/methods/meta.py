@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,9 @@ from worker.outputs import TeacherSignal
 from worker.protocol import Log
 from worker.students.measure import network_cost
 from worker.students.model import Model
-from worker.teachers import TeacherSource
 from worker.tensors import IGNORED, at_least_float32
 from worker.training.flop_counter import BACKWARD
 from worker.training.loop import GRAD_NORM, Stage, Step, descend, take_step
-from worker.training.stages import open_teacher
 from worker.training.state import Learner, TrainState, placeholder_optimizer
 from worker.training.step_inputs import Signals, StepInputs
 
@@ -53,8 +52,8 @@ class MetaMethod(Method[Meta]):
         batches = Batches(quiz, min(size, quiz.samples), derive_seed(self.inputs.seed, "quiz"), share=stage.ranks.share)
         found = f"{quiz.samples} of {self.inputs.data.train.samples + quiz.samples} training samples"
         self.inputs.send(Log(message=f"{found} are kept back for the quiz of the teacher"))
-        teacher = open_teacher(self.inputs.teachers[self._name], self.inputs.job, self._name)
-        return MetaStep(self.spec, self._name, batches, teacher.source)
+        autocasts = self.inputs.job.teacher_named(self._name).precision is None
+        return MetaStep(self.spec, self._name, batches, teacher_autocasts=autocasts)
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         """Of the student for a sample: the pilot update (as a step), and two forward passes, by which the derivative of
@@ -96,9 +95,9 @@ class MetaStep:
     afterwards; nothing of the student changes.
     """
 
-    def __init__(self, spec: Meta, teacher: str, quiz: Batches, source: TeacherSource) -> None:
-        """`teacher` is the name of the teacher, and `source` computes its outputs without a graph."""
-        self._spec, self._name, self._quiz, self._source = spec, teacher, quiz, source
+    def __init__(self, spec: Meta, teacher: str, quiz: Batches, *, teacher_autocasts: bool = True) -> None:
+        """`teacher` is the name of the teacher, whose arithmetic is the student's if `teacher_autocasts`, else fp32."""
+        self._spec, self._name, self._quiz, self._teacher_autocasts = spec, teacher, quiz, teacher_autocasts
 
     def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
@@ -111,7 +110,9 @@ class MetaStep:
             parameter.grad = gradient
         shares = stage.ranks.sum_all({PILOT: found.pilot, QUIZ: found.quiz})
         norm = descend(stage, learner.optimizer, teacher)
-        signals: list[Signals] = [{self._name: self._source(each)} for each in step_inputs.micro_batches]
+        with torch.no_grad():
+            taught = [self._teach(stage, learner.model, each) for each in step_inputs.micro_batches]
+        signals: list[Signals] = [{self._name: TeacherSignal(logits)} for logits in taught]
         values = take_step(stage, state, replace(step_inputs, signals=signals))
         return {**values, **shares, f"{self._name}/{GRAD_NORM}": norm}
 
@@ -139,19 +140,20 @@ class MetaStep:
         batch, count, epoch = step_inputs.batch, stage.count(step_inputs), stage.epoch_at(state.step)
         tokens = state.student.tokens(batch.inputs[stage.input_key])
 
-        def teach() -> Tensor:
-            bf16 = stage.recipe.precision == "bf16" and self._teacher_autocasts
-            with torch.autocast(stage.device.type, torch.bfloat16, enabled=bf16):
-                logits: Tensor = model(batch.inputs[model.input_key])
-            return logits
-
         def loss(weights: Weights, logits: Tensor) -> Tensor:
             signals = {self._name: TeacherSignal(logits)}
             student = _run(stage, state.student, weights, batch)
             outputs = BatchOutputs(student, batch.targets, signals, tokens=tokens, teacher_learns=True)
             return stage.objective(outputs, count, epoch, stage.plan.epochs)[TOTAL]
 
-        return PilotLoss(teach, loss)
+        return PilotLoss(partial(self._teach, stage, model, batch), loss)
+
+    def _teach(self, stage: Stage, model: Model, batch: Batch) -> Tensor:
+        """Logits (B, ...) of the teacher."""
+        bf16 = stage.recipe.precision == "bf16" and self._teacher_autocasts
+        with torch.autocast(stage.device.type, torch.bfloat16, enabled=bf16):
+            logits: Tensor = model(batch.inputs[model.input_key])
+        return logits
 
 
 def _run(stage: Stage, student: Model, weights: Weights, batch: Batch) -> Tensor:
