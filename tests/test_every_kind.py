@@ -105,6 +105,7 @@ DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}}
 
 METHOD_JOBS: dict[str, Document] = {
     "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
+    "meta": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}], "method": {"kind": "meta"}}, MLP),
     "rollback": small_job(
         {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
     ),

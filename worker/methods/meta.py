@@ -181,5 +181,5 @@ def _sum_all(stage: Stage, values: Sequence[Tensor]) -> list[Tensor]:
     if stage.ranks.size == 1 or not values:
         return list(values)
     summed = stage.ranks.sum(torch.cat([value.flatten() for value in values]))
-    parts = summed.split([value.numel() for value in values])
+    parts = torch.split(summed, [value.numel() for value in values])
     return [part.view_as(value) for part, value in zip(parts, values, strict=True)]

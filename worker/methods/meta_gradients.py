@@ -8,13 +8,13 @@ an update, of Q's gradient after it, and of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 """Weights of the student, floating, by name."""
 Loss = Callable[[Weights], Tensor]
 """A loss, floating scalar, at given weights of the student: this process's share of a sum over all processes."""

@@ -52,6 +52,17 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": {**SPLIT, "accumulate": 2},
     },
     "mutual": {"recipe": {**SPLIT, "method": {"kind": "mutual"}, "ema_decay": 0.8, "accumulate": 2}},
+    "meta": {
+        "teacher": True,
+        "recipe": {
+            **{**SPLIT, "clip_norm": 0.5, "ema_decay": 0.8, "epochs": 4},
+            "method": {"kind": "meta", "quiz_fraction": 0.25, "quiz_batch_size": 3, "quiz_batches": 2},
+        },
+    },
+    "meta-difference": {
+        "teacher": True,
+        "recipe": {**SPLIT, "method": {"kind": "meta", "quiz_fraction": 0.25, "order": "finite-difference"}},
+    },
     "stages": {
         "teacher": True,
         "recipe": {
