@@ -29,6 +29,8 @@ from tests.worker.losses.samples import draw, term_of
 from tests.worker.training.builders import Played, document, finished, play, require_same_bits, stage, weights
 from tests.worker.training.test_loop import prepare
 from worker.data.batches import Batch, Batches, whole_split
+from worker.data.load import keep_back
+from worker.errors import UserError
 from worker.losses import objective as objectives
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
@@ -39,6 +41,7 @@ from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
+from worker.tasks.classification import Classification
 from worker.teachers import read_teacher_config
 from worker.training.loop import set_rate, take_step
 from worker.training.stages import begin_stage, wrap_learners
@@ -417,6 +420,16 @@ class Split:
 
 def as_bytes(batch: Batch) -> set[bytes]:
     return {sample.numpy().tobytes() for sample in batch.inputs["images"]}
+
+
+def test_a_single_training_sample_leaves_none_for_the_quiz() -> None:
+    job = JobSpec.model_validate(document(teacher=True, recipe=RECIPE))
+    task = task_for(job.task)
+    assert isinstance(task, Classification)
+    single = whole_split({"images": torch.zeros(1, 1, 4, 4)}, torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(UserError, match="two or more") as refused:
+        keep_back(task, single, job, 3)
+    assert refused.value.param == "data.train"
 
 
 def test_what_becomes_nan_in_the_pilot_ends_the_job_with_its_step(tmp_path: Path) -> None:
