@@ -86,8 +86,9 @@ class Meta(MethodSpec):
     quiz's gradient by `epsilon` to either side, in the memory of a plain step."""
     epsilon: Positive = 0.01
     """Distance, in the space of the student's weights, by which `finite-difference` moves them."""
-    teacher_optimizer: Optimizer = Sgd(lr=0.05)
-    """Optimizer of the teacher; the authors use a rate of 0.05 for images, and 1e-5 for texts."""
+    teacher_optimizer: Optimizer = Sgd(lr=0.05, momentum=0.0)
+    """Optimizer of the teacher; the authors use a rate of 0.05 for images, and 1e-5 for texts. At too high a rate the
+    teacher loses what it knows, and the student with it."""
     teacher_schedule: Schedule | None = None
     """Learning-rate schedule of the teacher; none: that of the student."""
 
