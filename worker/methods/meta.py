@@ -47,9 +47,8 @@ class MetaMethod(Method[Meta]):
         return {self._name: Learner(model, None, placeholder_optimizer(), model, optimizer, schedule)}
 
     def step(self, stage: Stage, state: TrainState) -> Step:
-        quiz = self._quiz
-        size = self.spec.quiz_batch_size or self.inputs.job.recipe.batch_size
-        batches = Batches(quiz, min(size, quiz.samples), derive_seed(self.inputs.seed, "quiz"), share=stage.ranks.share)
+        quiz, seed = self._quiz, derive_seed(self.inputs.seed, "quiz")
+        batches = Batches(quiz, self._quiz_batch_size, seed, share=stage.ranks.share)
         found = f"{quiz.samples} of {self.inputs.data.train.samples + quiz.samples} training samples"
         self.inputs.send(Log(message=f"{found} are kept back for the quiz of the teacher"))
         autocasts = self.inputs.job.teacher_named(self._name).precision is None
@@ -59,7 +58,8 @@ class MetaMethod(Method[Meta]):
         """Of the student for a sample: the pilot update (as a step), and two forward passes, by which the derivative of
         its gradient along a direction is computed, exactly or not; and a step for every quiz sample. Of the teacher
         for a sample: a forward and a backward pass, and after its step another forward pass."""
-        asked = state.step * self.spec.quiz_batches / self._quiz_steps * self._quiz.samples
+        passes = state.step * self.spec.quiz_batches / -(-self._quiz.samples // self._quiz_batch_size)
+        asked = passes * self._quiz.samples
         student = samples * (1 + BACKWARD + 2) + round(asked) * (1 + BACKWARD)
         teacher = network_cost(self.inputs.teachers[self._name].config).flops * self.inputs.data.train.rows_per_sample
         return {"student": student * self.inputs.student_flops, FLOPS: samples * (1 + BACKWARD + 1) * teacher}
@@ -81,10 +81,8 @@ class MetaMethod(Method[Meta]):
         return self.inputs.data.kept_back
 
     @property
-    def _quiz_steps(self) -> int:
-        """Batches of one pass over the quiz samples."""
-        size = self.spec.quiz_batch_size or self.inputs.job.recipe.batch_size
-        return -(-self._quiz.samples // min(size, self._quiz.samples))
+    def _quiz_batch_size(self) -> int:
+        return min(self.spec.quiz_batch_size or self.inputs.job.recipe.batch_size, self._quiz.samples)
 
 
 class MetaStep:

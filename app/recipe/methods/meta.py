@@ -81,9 +81,9 @@ class Meta(MethodSpec):
     quiz_batches: int = Field(1, ge=1, le=64)
     """Quiz batches of a step, whose mean losses are averaged."""
     order: Literal["second", "finite-difference"] = "second"
-    """`second`: the exact gradient, by differentiating that of the pilot update; it takes about three times the memory
-    of a plain step. `finite-difference`: the difference of two gradients, at the student's weights moved along the
-    quiz's gradient by `epsilon` to either side, in the memory of a plain step."""
+    """`second`: the exact gradient, by differentiating that of the pilot update; it takes three to five times the
+    memory of a plain step. `finite-difference`: the difference of two gradients, at the student's weights moved along
+    the quiz's gradient by `epsilon` to either side, in about half of that memory."""
     epsilon: Positive = 0.01
     """Distance, in the space of the student's weights, by which `finite-difference` moves them."""
     teacher_optimizer: Optimizer = Sgd(lr=0.05, momentum=0.0)
