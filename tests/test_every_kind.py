@@ -111,6 +111,7 @@ METHOD_JOBS: dict[str, Document] = {
     ),
     "boundary-samples": small_job({**LABELS, "method": {"kind": "boundary-samples"}, "epochs": 2}),
     "online": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "bd-kd"}], "method": {"kind": "online"}}, MLP),
+    "meta": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}], "method": {"kind": "meta"}}, MLP),
     "rollback": small_job(
         {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
     ),

@@ -19,7 +19,7 @@ from app.recipe.data.sources import Texts
 from app.recipe.data.tokenizers import Trained
 from app.recipe.footprint import Footprint, evaluated, footprints, rough_cost
 from app.recipe.job import JobSpec
-from app.recipe.plan import TrainingPlan, plan_training, split_counts, training_flops
+from app.recipe.plan import TrainingPlan, kept_back_count, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.inputs import Input, TextInput
 from app.recipe.students.model import ModelConfig
@@ -116,7 +116,8 @@ def _count(spec: JobSpec, facts: InputFacts, train: SampleFacts) -> _Counted:
     trained_on, held_out = split_counts(spec.data, train.count)
     if isinstance(held, SampleFacts):
         held_out = held.count
-    return _Counted(plan_training(spec.recipe, trained_on), trained_on + held_out, held_out, train.bytes)
+    plan = plan_training(spec.recipe, trained_on - kept_back_count(spec.recipe, trained_on))
+    return _Counted(plan, trained_on + held_out, held_out, train.bytes)
 
 
 def _estimate(

@@ -84,6 +84,12 @@ def split_counts(data: Data, samples: int) -> tuple[int, int]:
     return samples - held_out, held_out
 
 
+def kept_back_count(recipe: Recipe, samples: int) -> int:
+    """Samples that the method keeps back of `samples` to train on (after the hold-out)."""
+    share = recipe.method.kept_back
+    return min(max(round(samples * share), 1), samples - 1) if share else 0
+
+
 def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> int | None:
     """Number of evaluation samples; None: unknown so far."""
     if not data.holds_out:

@@ -28,6 +28,18 @@ def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
     return [*_label_notes(counts[0], counts[1], names, len(train)), *alone, *odd_names(model.class_names or [])]
 
 
+def kept_back_notes(train: Tensor, kept_back: Tensor, model: ModelConfig) -> list[str]:
+    """Warnings about classes, int64 of any shape, of the samples that the training method keeps back."""
+    count = model.classes or 0
+    names = model.class_names or [str(number) for number in range(count)]
+    learned, kept = (torch.bincount(each[each >= 0].flatten(), minlength=count).tolist() for each in (train, kept_back))
+    single = [name for name, one, other in zip(names, learned, kept, strict=True) if one + other == 1]
+    if not single:
+        return []
+    found = "classes with a single sample, which is either trained on or kept back for the method"
+    return [f"{found}: {shown_names(single)}"]
+
+
 def _joined(names: Sequence[str]) -> str:
     """Names that may be several names in one."""
     joined = [name for name in names if any(mark in name for mark in ",;|")]

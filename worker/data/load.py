@@ -16,7 +16,7 @@ from app.recipe.data.facts import Archive, Known, SampleFacts
 from app.recipe.data.sources import ImageData
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
-from app.recipe.plan import split_counts
+from app.recipe.plan import kept_back_count, split_counts
 from app.recipe.students.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
 from app.recipe.students.shrink import network_of, start_of, student_input
 from worker.data.archive import read_headers
@@ -24,6 +24,8 @@ from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_memory, data_subject, invalid
+from worker.data.label_notes import kept_back_notes
+from worker.data.randomness import derive_seed
 from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
 from worker.data.statistics import fit_preprocessing
@@ -60,12 +62,17 @@ def load_samples(
     train, evaluation, numbers = _split(task, {param: split.samples for param, split in aligned.items()}, job, seed)
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
+    train, kept_back, chosen = keep_back(task, train, job, seed)
+    if numbers is not None and chosen is not None:
+        numbers = numbers[0][chosen], numbers[1]
     model = _describe(task, job, facts["data.train"].input, train, targets, teachers)
     notes = [note for one in samples.values() for note in one.notes]
+    if kept_back is not None and targets.classes is not None:
+        notes += kept_back_notes(train.targets, kept_back.targets, model)
     notes += [note for split in aligned.values() for note in split.notes]
     notes += [*targets.notes, *warnings, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}
-    return TaskData(train, evaluation, model, notes, readers, numbers=numbers, places=places)
+    return TaskData(train, evaluation, model, notes, readers, kept_back, numbers=numbers, places=places)
 
 
 def _headers(path: Path, param: str) -> Archive:
@@ -138,6 +145,21 @@ def _split(
     kept, held = (train.take_samples(chosen) for chosen in task.hold_out(train, count, seed))
     train_half, eval_half = (whole_split(half.inputs, half.targets, half.rows_per_sample) for half in (kept, held))
     return train_half, eval_half, (kept.index, held.index)
+
+
+def keep_back(task: SampleReading, train: Batch, job: JobSpec, seed: int) -> tuple[Batch, Batch | None, Tensor | None]:
+    """The training samples without those that the job's method keeps back, these, and the indices (N,) int64 of the
+    former; none: it keeps none back. Raises UserError (`invalid_data`) for a single training sample."""
+    count = kept_back_count(job.recipe, train.samples)
+    if not job.recipe.method.kept_back:
+        return train, None, None
+    if not count:
+        found = f"{job.recipe.method.kind} keeps back some of the training samples, and there is one"
+        raise invalid(f"{found}; accepted: two or more", "data.train")
+    remaining, chosen = task.hold_out(train, count, derive_seed(seed, "kept-back"))
+    halves = (train.take_samples(part) for part in (remaining, chosen))
+    rest, kept = (whole_split(half.inputs, half.targets, half.rows_per_sample) for half in halves)
+    return rest, kept, remaining
 
 
 def _describe(

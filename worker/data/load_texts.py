@@ -68,7 +68,9 @@ def _running_text(
     method = job.recipe.method
     prompts = _prompts(job, method, portions[0], packed[0], reader) if isinstance(method, TextGeneration) else None
     notes = [*warnings, *_notes(prompts)]
-    return TaskData(packed[0], packed[1], model, notes, readers, prompts, bytes=sum(sizes[1:]), alignment=shares)
+    return TaskData(
+        packed[0], packed[1], model, notes, readers, prompts=prompts, bytes=sum(sizes[1:]), alignment=shares
+    )
 
 
 class _Portion(NamedTuple):

@@ -35,6 +35,8 @@ class TaskData:
     """Warnings."""
     readers: Readers | None = None
     """Tokenizers of the student and its teachers; none: there are no texts."""
+    kept_back: Batch | None = None
+    """Samples of `data.train` that the training method has kept back for itself; none: it has not."""
     prompts: Prompts | None = None
     """Prompts for generation during training, on the CPU; none: there is no generation."""
     numbers: tuple[Tensor, Tensor] | None = None

@@ -12,7 +12,7 @@ from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
-from worker.losses.divergences import AklTerm, DivergenceTerm
+from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
@@ -37,6 +37,7 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.Tvd: DivergenceTerm,
     spec.Akl: AklTerm,
     spec.Uld: UldTerm,
+    spec.KdMse: KdMseTerm,
     spec.KdPt: KdPtTerm,
     spec.KdSim: KdSimTerm,
     spec.KdTopk: KdTopkTerm,

@@ -35,7 +35,7 @@ class LossInputs(NamedTuple):
     labels: Tensor
     """(B,) int64 classes, or (B, C) floating probabilities or values."""
     teacher: Tensor | None
-    """The teacher's outputs (B, C), floating, without gradient; set for terms that need a teacher."""
+    """The teacher's outputs (B, C), floating; set for terms that need a teacher."""
     valid: Tensor | None = None
     """(B,) bool: valid rows, for terms that couple rows; none: all of them."""
     head: Tensor | None = None
@@ -44,6 +44,8 @@ class LossInputs(NamedTuple):
     """Set for terms that read activations."""
     teachers: Mapping[str, Tensor] = {}
     """Outputs (B, C), floating, of every teacher by name, for terms that need more than one."""
+    teacher_learns: bool = False
+    """Whether the teacher's outputs have a gradient."""
 
 
 class LossTerm(Protocol):
@@ -58,10 +60,12 @@ class LossTerm(Protocol):
 
 
 def teacher_logits(inputs: LossInputs) -> Tensor:
-    """The teacher's logits (B, C) in at least float32, detached; raises ValueError when `inputs` has none."""
+    """The teacher's logits (B, C) in at least float32, detached unless the teacher learns; raises ValueError when
+    `inputs` has none."""
     if inputs.teacher is None:
         raise ValueError("this term needs a teacher's logits")
-    return at_least_float32(inputs.teacher).detach()
+    logits = at_least_float32(inputs.teacher)
+    return logits if inputs.teacher_learns else logits.detach()
 
 
 def target_column(labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from app.recipe.losses import Akl, Loss
+from app.recipe.losses import Akl, KdMse, Loss
 from worker.kernels.log_probs import kl
 from worker.kernels.references import divergence
 from worker.kernels.spec import Divergence, DivergenceKind
@@ -76,3 +76,15 @@ class AklTerm:
             return reached >= 1.0 - self.spec.mu
         likeliest = torch.arange(p.shape[-1], device=p.device) == 0
         return (reached <= self.spec.mu) | likeliest
+
+
+class KdMseTerm:
+    """T^2 times the mean over the unmasked classes of (p - q)^2 (arXiv 2106.04570)."""
+
+    def __init__(self, spec: KdMse) -> None:
+        self.spec = spec
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher, masked = soften(inputs, self.spec)
+        classes = (~masked).sum(-1).clamp(min=1)
+        return self.spec.temperature**2 * (student.exp() - teacher.exp()).square().sum(-1) / classes

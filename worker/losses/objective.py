@@ -43,6 +43,9 @@ class BatchOutputs:
     """The student's activations (B, ...), floating."""
     tokens: Tensor | None = None
     """(B, S) bool: the student's tokens that aren't padding; none if its inputs aren't texts."""
+    teacher_learns: bool = False
+    """Whether the teachers' outputs have a gradient, and gradients of the losses are differentiated again: all terms
+    are then computed in plain PyTorch."""
 
     @property
     def outputs(self) -> Tensor:
@@ -137,9 +140,9 @@ class Objective:
     def _suits_kernels(self, seen: BatchOutputs, weights: Mapping[str, float]) -> bool:
         """Whether the row kernels compute the terms that they support: all rows have the same teacher weights, and no
         supported term has weight 0, whose value they would leave out. There are no row kernels for a CPU, where few
-        rows of few classes take longer in the row losses than in the terms."""
+        rows of few classes take longer in the row losses than in the terms. Their gradients can't be differentiated."""
         by_row = self._weighting == "entropy" and len(self._teachers) > 1
-        if by_row or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
+        if by_row or seen.teacher_learns or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
             return False
         return all(weights[name] != 0.0 for name, (spec, _) in self._terms.items() if in_kernels(spec))
 
@@ -233,7 +236,7 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
     )
     teachers = {other: each.logits for other, each in seen.signals.items()}
     logits, head = (signal.logits, signal.head) if signal else (None, None)
-    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers)
+    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, seen.teacher_learns)
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.online import Online
@@ -16,6 +17,7 @@ from app.recipe.methods.supervised import Supervised
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
 from worker.methods.boundary_samples import BoundaryMethod
+from worker.methods.meta import MetaMethod
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
 from worker.methods.online import OnlineMethod
@@ -32,6 +34,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Adversarial: AdversarialMethod,
     BoundarySamples: BoundaryMethod,
     Online: OnlineMethod,
+    Meta: MetaMethod,
 }
 
 

@@ -70,7 +70,9 @@ def load_inputs(
             models[teacher.name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
     train = data.train.settle(device, sample_memory(device))
     prompts = data.prompts and data.prompts.to(device)
-    return JobInputs(replace(data, train=train, eval=data.eval.to(device), prompts=prompts), models, folders)
+    kept_back = data.kept_back and data.kept_back.to(device)
+    data = replace(data, train=train, eval=data.eval.to(device), kept_back=kept_back, prompts=prompts)
+    return JobInputs(data, models, folders)
 
 
 def build_student(

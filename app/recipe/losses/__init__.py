@@ -42,6 +42,7 @@ from app.recipe.losses.logits import (
     Dkd,
     Jsd,
     Kd,
+    KdMse,
     KdPt,
     KdRel,
     KdSim,
@@ -87,6 +88,7 @@ __all__ = [
     "InheritanceExploration",
     "Jsd",
     "Kd",
+    "KdMse",
     "KdPt",
     "KdRel",
     "KdSim",
@@ -129,6 +131,7 @@ Loss = Annotated[
     | Tvd
     | Akl
     | Uld
+    | KdMse
     | KdPt
     | KdSim
     | KdTopk

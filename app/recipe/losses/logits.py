@@ -204,6 +204,18 @@ class Akl(Softened):
     """Counts the class that crosses `mu` into the head; the authors' code does not."""
 
 
+class KdMse(Softened):
+    """Mean squared difference of the softened probabilities, times the squared temperature."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "BERT Learns to Teach: Knowledge Distillation with Meta Learning", "2106.04570"
+    )
+    equation: ClassVar[str] = "T^2 / C sum_c (p_c - q_c)^2"
+    kind: Literal["kd-mse"] = "kd-mse"
+    temperature: Temperature = 5.0
+    """Divides both sides' logits; the value is multiplied by its square."""
+
+
 class KdPt(LossSpec):
     """Cross-entropy with only the teacher's confidence in the target (instance-level knowledge), the rest uniform."""
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.online import Online
@@ -17,7 +18,7 @@ from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.supervised import Supervised
 
 Method = Annotated[
-    Supervised | OnPolicy | SequenceLevel | Mutual | Online | Rollback | Adversarial | BoundarySamples,
+    Supervised | OnPolicy | SequenceLevel | Mutual | Online | Meta | Rollback | Adversarial | BoundarySamples,
     Field(discriminator="kind"),
 ]
 METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])

@@ -55,6 +55,11 @@ class MethodSpec(TaskOption):
         """Operations of the student for a sample in a step, in forward passes."""
         return LEARNING
 
+    @property
+    def kept_back(self) -> float:
+        """Share of the training samples that it keeps back for a purpose of its own (see `TaskData.kept_back`)."""
+        return 0.0
+
     def networks(self) -> dict[str, Network]:
         """Networks that are trained beside the student, by the path of the field that describes each."""
         return {}

@@ -10,7 +10,7 @@ from app.recipe.cost import Cost, student_cost
 from app.recipe.data.sources import ImageData
 from app.recipe.job import JobSpec, Recipe, Resources
 from app.recipe.losses import CrossEntropy
-from app.recipe.plan import model_memory, plan_training, split_counts, training_flops
+from app.recipe.plan import kept_back_count, model_memory, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.inputs import ImageInput
 
@@ -122,3 +122,14 @@ def test_processes_multiply_what_each_of_them_holds() -> None:
 
     assert memory(processes=2) == memory() + 4 * 4 * cost_of(Mlp()).parameters
     assert memory(processes=2, sharding="fsdp") == memory()
+
+
+@given(samples=st.integers(2, 10_000), fraction=st.floats(0.001, 0.999))
+def test_a_method_that_keeps_samples_back_leaves_some_to_train_on(samples: int, fraction: float) -> None:
+    settings = recipe(method={"kind": "meta", "quiz_fraction": fraction})
+    assert 1 <= kept_back_count(settings, samples) <= samples - 1
+
+
+def test_other_methods_keep_nothing_back() -> None:
+    assert kept_back_count(recipe(), 100) == 0
+    assert kept_back_count(recipe(method={"kind": "meta"}), 100) == 10

@@ -78,6 +78,17 @@ CASES: dict[str, dict[str, Any]] = {
             "method": {"kind": "boundary-samples", "attack_size": 1, "bss_weight": {"first": 2.0, "last": 1.0}},
         },
     },
+    "meta": {
+        "teacher": True,
+        "recipe": {
+            **{**SPLIT, "clip_norm": 0.5, "ema_decay": 0.8, "epochs": 4},
+            "method": {"kind": "meta", "quiz_fraction": 0.25, "quiz_batch_size": 3, "quiz_batches": 2},
+        },
+    },
+    "meta-difference": {
+        "teacher": True,
+        "recipe": {**SPLIT, "method": {"kind": "meta", "quiz_fraction": 0.25, "order": "finite-difference"}},
+    },
     "stages": {
         "teacher": True,
         "recipe": {

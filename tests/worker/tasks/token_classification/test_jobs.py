@@ -185,12 +185,13 @@ def test_several_teachers_teach_together(tmp_path: Path, teacher: Path, weightin
     assert 0.0 <= report["student"]["agreement"] <= 1.0
 
 
-@pytest.mark.parametrize("kind", ["token-mask", "mutual", "online", "ema"])
+@pytest.mark.parametrize("kind", ["token-mask", "mutual", "online", "meta", "ema"])
 def test_other_ways_to_train_are_open(tmp_path: Path, teacher: Path, kind: str) -> None:
     changes: dict[str, Document] = {
         "token-mask": {"data": {"augment": [{"kind": "token-mask", "share": 0.2}]}},
         "mutual": {"recipe": {"method": {"kind": "mutual"}}},
         "online": {"recipe": {"method": {"kind": "online"}}},
+        "meta": {"recipe": {"method": {"kind": "meta", "teacher_optimizer": {"kind": "sgd", "lr": 1e-3}}}},
         "ema": {"recipe": {"ema_decay": 0.9, "precision": "bf16"}},
     }
     folder = tmp_path / "student"
