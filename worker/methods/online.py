@@ -43,14 +43,18 @@ class OnlineMethod(Method[Online]):
         """The teacher, by its name: as it is stored, or with weights drawn from a seed of its own."""
         model = self.inputs.teachers.get(self._name) or self._fresh()
         model.requires_grad_(True)
-        return {self._name: fresh_learner(self.inputs.job.recipe, model, self.spec.optimizer, self.spec.schedule)}
+        return {
+            self._name: fresh_learner(
+                self.inputs.job.recipe, model, self.spec.teacher_optimizer, self.spec.teacher_schedule
+            )
+        }
 
     def step(self, stage: Stage, state: TrainState) -> Step:
         """Build the step; raises UserError (`invalid_job`) for losses with modules, and for groups of the teacher's
         optimizer that match none of its parameters."""
         teacher = state.learners[self._name].model
-        if self.spec.optimizer is not None:
-            require_matches({f"{FIELD}.optimizer": self.spec.optimizer}, teacher, "the teacher")
+        if self.spec.teacher_optimizer is not None:
+            require_matches({f"{FIELD}.teacher_optimizer": self.spec.teacher_optimizer}, teacher, "the teacher")
         side = TeacherSide(state.student.network, {}, outputs=state.student.config.outputs)
         builder = LossBuilder({}, {STUDENT: side}, teacher.config.outputs, stage.seed)
         path = f"{FIELD}.losses"

@@ -43,10 +43,10 @@ class Online(MethodSpec):
     teacher."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     """Seed of these weights; none: it follows from the job's seed."""
-    optimizer: Optimizer | None = None
-    """The teacher's; none: that of the student."""
-    schedule: Schedule | None = None
-    """The teacher's, over the same steps; none: that of the student."""
+    teacher_optimizer: Optimizer | None = None
+    """Optimizer of the teacher; none: that of the student."""
+    teacher_schedule: Schedule | None = None
+    """Learning-rate schedule of the teacher, over the same steps; none: that of the student."""
 
     def networks(self) -> dict[str, Network]:
         return {} if self.teacher is None else {f"{FIELD}.teacher": self.teacher}
@@ -68,15 +68,17 @@ class Online(MethodSpec):
         if job.resources.sharding == "fsdp":
             found = f"is fsdp, and the networks of {self.kind} are not divided between processes so far"
             yield Problem("resources.sharding", found, "none")
-        if self.optimizer and isinstance(self.optimizer.stepping, NormalizedGd):
+        if self.teacher_optimizer and isinstance(self.teacher_optimizer.stepping, NormalizedGd):
             yield from self._normalized_gd_problems(job)
 
     def _normalized_gd_problems(self, job: JobSpec) -> Iterator[Problem]:
         if not job.task_spec.fits(NormalizedGd):
-            yield Problem(f"{FIELD}.optimizer.kind", job.task_spec.refusal(NormalizedGd), "an optimizer for this task")
+            yield Problem(
+                f"{FIELD}.teacher_optimizer.kind", job.task_spec.refusal(NormalizedGd), "an optimizer for this task"
+            )
         if job.resources.size > 1:
             found = "normalized-gd looks at the outputs of a whole batch, and each process has a share"
-            yield Problem(f"{FIELD}.optimizer.kind", found, "any other, or one process")
+            yield Problem(f"{FIELD}.teacher_optimizer.kind", found, "any other, or one process")
 
     def _teacher_problems(self, job: JobSpec) -> Iterator[Problem]:
         if len(job.all_teachers) > 1:

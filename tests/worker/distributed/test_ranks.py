@@ -57,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": {
             **SPLIT,
             "losses": [{"kind": "cross-entropy"}, {"kind": "bd-kd"}],
-            "method": {"kind": "online", "optimizer": {"kind": "sgd", "lr": 0.05}},
+            "method": {"kind": "online", "teacher_optimizer": {"kind": "sgd", "lr": 0.05}},
             **{"ema_decay": 0.8, "accumulate": 2},
         },
     },

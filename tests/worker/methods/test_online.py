@@ -43,7 +43,7 @@ def scene(method: dict[str, Any], **settings: Any) -> tuple[Stage, TrainState, O
     stage, state = prepare(method={**SCRATCH, **method}, **settings)
     spec: Any = stage.recipe.method
     teacher = fresh_student(state.student.config.model_copy(update={"architecture": spec.teacher}), 7).double()
-    state.learners["teacher"] = fresh_learner(stage.recipe, teacher, spec.optimizer, spec.schedule)
+    state.learners["teacher"] = fresh_learner(stage.recipe, teacher, spec.teacher_optimizer, spec.teacher_schedule)
     state.student.double()
     wrap_learners(state, stage.ranks)
     begin_stage(stage, state)
@@ -82,7 +82,7 @@ def test_both_take_the_steps_of_the_paper_s_equations(accumulate: int, temperatu
     reverse = {"kind": "reverse-kl", "weight": alpha * temperature**2, "temperature": temperature}
     method = {
         "losses": [{"kind": "cross-entropy"}, reverse],
-        "optimizer": {"kind": "sgd", "lr": rate, "momentum": 0.0},
+        "teacher_optimizer": {"kind": "sgd", "lr": rate, "momentum": 0.0},
     }
     settings: dict[str, Any] = {"losses": [{"kind": "cross-entropy"}, bd_kd], "accumulate": accumulate}
     stage, state, step = scene(method, **settings)
@@ -136,7 +136,11 @@ AVERAGED: dict[str, Any] = {
     "schedule": {"kind": "cosine"},
     "accumulate": 2,
 }
-OWN: dict[str, Any] = {**SCRATCH, "optimizer": {"kind": "sgd", "lr": 0.05}, "schedule": {"kind": "linear"}}
+OWN: dict[str, Any] = {
+    **SCRATCH,
+    "teacher_optimizer": {"kind": "sgd", "lr": 0.05},
+    "teacher_schedule": {"kind": "linear"},
+}
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_the_report_compares_with_the_teacher_as_it_ended(tmp_path: Path, precis
 
 
 def test_agreement_on_the_way_is_with_the_teacher_of_that_moment(tmp_path: Path) -> None:
-    alone = {"losses": [{"kind": "cross-entropy"}], "optimizer": {"kind": "adamw", "lr": 0.05}}
+    alone = {"losses": [{"kind": "cross-entropy"}], "teacher_optimizer": {"kind": "adamw", "lr": 0.05}}
     settings = recipe({**SCRATCH, **alone}, epochs=3, optimizer={"kind": "sgd", "lr": 1e-12})
     played = ran(tmp_path, recipe=settings)
     agreed = [metrics.values["eval/kl"] for metrics in played.of(Metrics) if "eval/kl" in metrics.values]
@@ -311,9 +315,9 @@ FAILING: list[tuple[dict[str, Any], str, str]] = [
     (
         {
             **{"teacher": True, "resources": {"processes": 2, "queue": "cpu"}},
-            "recipe": recipe({**STORED, "optimizer": {"kind": "normalized-gd", "lr": 0.1}}),
+            "recipe": recipe({**STORED, "teacher_optimizer": {"kind": "normalized-gd", "lr": 0.1}}),
         },
-        "recipe.method.optimizer.kind",
+        "recipe.method.teacher_optimizer.kind",
         "one process",
     ),
     (
@@ -355,6 +359,6 @@ def test_what_fits_has_no_problem(changes: dict[str, Any]) -> None:
 
 def test_groups_that_match_nothing_of_the_teacher_are_refused(tmp_path: Path) -> None:
     optimizer = {"kind": "sgd", "lr": 0.1, "groups": [{"match": "nowhere.*", "lr": 0.01}]}
-    word = play(stage(tmp_path, recipe=recipe({**SCRATCH, "optimizer": optimizer})), tmp_path).word
+    word = play(stage(tmp_path, recipe=recipe({**SCRATCH, "teacher_optimizer": optimizer})), tmp_path).word
     assert isinstance(word, Failed)
-    assert (word.fault, word.param) == ("user", "recipe.method.optimizer.groups[0].match")
+    assert (word.fault, word.param) == ("user", "recipe.method.teacher_optimizer.groups[0].match")
