@@ -151,7 +151,9 @@ def test_the_weights_are_those_of_the_paper_s_steps(student: Student, batches: i
         torch.testing.assert_close(vector(scene.state.student), vector(pupil), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("student", [Mlp(hidden=[6]), CifarResNet(depth=8, width=2), VIT, DROPPING], ids=str)
+@pytest.mark.parametrize(
+    "student", [Mlp(hidden=[6]), CifarResNet(depth=8, width=2), VIT, DROPPING], ids=lambda each: each.architecture
+)
 def test_a_finite_difference_comes_close_to_the_exact_gradient(student: Student) -> None:
     """Also with batch norm and dropout: all passes of a pilot update draw the same random numbers."""
     moved = []
