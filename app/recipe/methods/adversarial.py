@@ -37,6 +37,14 @@ class Adversarial(AttackSpec, MethodSpec):
     )
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
+    applies: ClassVar[str] = (
+        "Images, when predictions must withstand small changes of the pixels; accuracy on unchanged images "
+        "usually falls."
+    )
+    cost: ClassVar[str] = (
+        "`steps` forward and backward passes of the student more: about eight times the time of a step with the "
+        "defaults."
+    )
     kind: Literal["adversarial"] = "adversarial"
     clean_teacher: TeacherName | None = None
     """Name of the teacher that runs on the images as they are; default: none, with no robust teacher either."""

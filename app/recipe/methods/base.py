@@ -26,6 +26,10 @@ class MethodSpec(TaskOption):
     """Base of the methods of the main training."""
 
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
+    applies: ClassVar[str]
+    """What it is for, and when to prefer it."""
+    cost: ClassVar[str]
+    """Time and memory beyond those of the same job with `supervised`."""
     learns_from_teacher: ClassVar[bool] = False
     """Whether it uses a teacher even if no loss does."""
     trains_teacher: ClassVar[bool] = False

@@ -48,6 +48,13 @@ class BoundarySamples(MethodSpec):
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
     learns_from_teacher: ClassVar[bool] = True
+    applies: ClassVar[str] = (
+        "Images with a teacher, when the student should have its decision boundaries, as with few samples."
+    )
+    cost: ClassVar[str] = (
+        "Up to `steps` forward and backward passes of the teacher for up to `attack_size` samples of a batch, in "
+        "the epochs in which `bss_weight` is above 0."
+    )
     kind: Literal["boundary-samples"] = "boundary-samples"
     temperature: Temperature = 3.0
     """Divides both sides' logits; the terms are not multiplied by its square."""

@@ -70,6 +70,14 @@ class Meta(MethodSpec):
     )
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     trains_teacher: ClassVar[bool] = True
+    applies: ClassVar[str] = (
+        "Classification with a teacher whose predictions help the student little, and with enough labels to keep "
+        "some back for the quiz."
+    )
+    cost: ClassVar[str] = (
+        "About five forward passes of the student and four of the teacher more for each sample, and a step on the "
+        "quiz samples. Memory: 3 to 5 times that of a plain step, or half of that with `finite-difference`."
+    )
     kind: Literal["meta"] = "meta"
     pilot_lr: Positive = 0.05
     """Rate of the pilot update, whatever the student's optimizer is: 0.05 for images in the authors' code, 5e-5 for

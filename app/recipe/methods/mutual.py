@@ -30,6 +30,11 @@ class Mutual(MethodSpec):
 
     paper: ClassVar[Paper | None] = Paper("Deep Mutual Learning", "1706.00384")
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
+    applies: ClassVar[str] = "Classification without a teacher, or beside one, with students of similar size."
+    cost: ClassVar[str] = (
+        "K students are trained: K times the memory and more than K times the time of a step; with `in-turn` "
+        "updates K-1 further forward passes of each."
+    )
     kind: Literal["mutual"] = "mutual"
     students: int = Field(2, ge=2, le=8)
     """Networks that are trained together, including the job's student."""

@@ -28,6 +28,14 @@ class OnPolicy(TextGeneration):
     paper: ClassVar[Paper | None] = Paper(
         "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", "2306.13649"
     )
+    applies: ClassVar[str] = (
+        "Language models whose own texts differ from those of the data, so that they meet prefixes in use that "
+        "training never shows."
+    )
+    cost: ClassVar[str] = (
+        "The student generates `share` of the batches, about one forward pass of it for each new token, and the "
+        "teacher runs on them without its cache."
+    )
     kind: Literal["on-policy"] = "on-policy"
     share: Share = 0.5
     """Share of the steps of the main training whose batch the student generates, drawn step by step; the others use the

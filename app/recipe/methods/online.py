@@ -34,6 +34,14 @@ class Online(MethodSpec):
     )
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels"})
     trains_teacher: ClassVar[bool] = True
+    applies: ClassVar[str] = (
+        "Classification, when the teacher is to adapt to the data and the student, or no trained teacher exists; "
+        "with bd-kd, when the probabilities matter and not only the predicted class."
+    )
+    cost: ClassVar[str] = (
+        "A forward and a backward pass of the teacher in every step, its gradients and its optimizer state; its "
+        "outputs can't be cached."
+    )
     kind: Literal["online"] = "online"
     losses: Annotated[list[Loss], Field(min_length=1, max_length=16)] = [CrossEntropy(), ReverseKl()]
     """Terms of the teacher's objective. `reverse-kl` is KL(teacher || student) here: BD-KD's regulariser, whose factor

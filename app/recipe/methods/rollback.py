@@ -34,6 +34,10 @@ class Rollback(MethodSpec):
         "1901.06140",
     )
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers"})
+    applies: ClassVar[str] = (
+        "A pretrained student on a small data set, where fine-tuning all layers at once forgets too much."
+    )
+    cost: ClassVar[str] = "`periods` times the steps, and a copy of the pretrained weights in main memory."
     kind: Literal["rollback"] = "rollback"
     periods: int = Field(4, ge=2, le=8)
     """Periods of training; the paper has 4."""

@@ -25,6 +25,14 @@ class SequenceLevel(TextGeneration):
 
     paper: ClassVar[Paper | None] = Paper("Sequence-Level Knowledge Distillation", "1606.07947")
     learns_from_teacher: ClassVar[bool] = True
+    applies: ClassVar[str] = (
+        "Language models, when the teacher's texts are better targets than those of the data, or when the teacher "
+        "can't run beside the student."
+    )
+    cost: ClassVar[str] = (
+        "Before training the teacher generates a text for every prompt, once for all jobs with the same prompts; "
+        "steps cost as usual."
+    )
     kind: Literal["sequence-level"] = "sequence-level"
     share: Share = 1.0
     """Share of the steps of the main training whose batch is from the generated texts, drawn step by step; the others
