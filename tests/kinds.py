@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pydantic import TypeAdapter
 
 from app.recipe.data.tokenizers import BytePairs, WordPiece
 from app.recipe.losses import LOSSES, LossSpec
-from app.recipe.methods import METHODS
+from app.recipe.methods import Method
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from app.recipe.students.pooling import Embedding
@@ -37,8 +38,7 @@ DATA = {
     "causal-lm": "lines",
 }
 """Name of each task's file."""
-TEACHING = [method.model_fields["kind"].default for method in METHODS if method.learns_from_teacher]
-"""Training methods that learn from a teacher though no loss does."""
+METHOD_OF: TypeAdapter[Any] = TypeAdapter(Method)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 Document = dict[str, Any]
@@ -141,9 +141,8 @@ def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
         return {"teachers": [{"model": name, "name": name} for name in ("tough", "tolerant")]}
     kinds = {one.model_fields["kind"].default: one for one in LOSSES}
     terms = [kinds[loss["kind"]].model_validate(loss) for loss in losses]
-    method = recipe.get("method", {})
-    taught = method.get("kind") in TEACHING or "robust_teacher" in method
-    if not any(one.needs_teacher for one in terms) and not taught:
+    method = METHOD_OF.validate_python(recipe.get("method", {"kind": "supervised"}))
+    if not any(one.needs_teacher for one in terms) and not method.learns_from_teacher:
         return {}
     named = {
         "multi-label-classification": "tagger",
