@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.clock import now
-from app.core.database import Database
+from app.core.database import Database, Limits
 from app.files.tables import FileRow
 from app.jobs import leases, service
 from app.jobs.leases import Lease
@@ -18,6 +18,8 @@ from app.projects.tables import Project
 from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
 
+PATIENT = Limits(lock=60.0, statement=300.0, idle=300.0)
+"""Limits of a session on a machine with other work."""
 PROJECT = "proj_test"
 CONFIG = ModelConfig.model_validate(
     {

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.core.database import Database
-from tests.app.jobs.builders import PROJECT, add_inputs
+from tests.app.jobs.builders import PATIENT, PROJECT, add_inputs
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """All tables, the project `PROJECT`, and inputs that jobs may name."""
-    database = Database(database_url)
+    database = Database(database_url, limits=PATIENT)
     async with database.write() as session:
         await add_inputs(session, PROJECT)
     yield database

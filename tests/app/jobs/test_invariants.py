@@ -28,7 +28,7 @@ from app.jobs.reaper import Reaper
 from app.jobs.requeue import Cause
 from app.jobs.service import Idempotency
 from app.jobs.tables import ArtifactRow, AttemptRow, CheckpointRow, EventRow, JobRow
-from tests.app.jobs.builders import CONFIG, PROJECT, add_inputs, job_spec, let_deadline_pass, let_lease_run_out
+from tests.app.jobs.builders import CONFIG, PATIENT, PROJECT, add_inputs, job_spec, let_deadline_pass, let_lease_run_out
 from worker.protocol import StepProgress
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.database = Database(self.url)
+        self.database = Database(self.url, limits=PATIENT)
         self.run(self._empty())
         self.current: dict[str, int] = {}
         self.final: dict[str, str] = {}
