@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -44,7 +45,8 @@ def test_it_goes_from_data_to_measured_models(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_stops_the_service_and_is_no_success(tmp_path: Path) -> None:
-    demo = subprocess.Popen(command(tmp_path, *SHORT), stdout=subprocess.PIPE, text=True)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not
+    demo = subprocess.Popen(command(tmp_path, *SHORT), stdout=subprocess.PIPE, text=True, preexec_fn=heeding)
     line = first_line(demo.stdout)
     demo.send_signal(signal.SIGINT)
     rest, _ = demo.communicate(timeout=600)

@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.timeout(SECONDS), pytest.mark.long]
 FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path not in (METHODS, LANGUAGE_METHODS))
 BRIEFLY = ("export=[safetensors]", "evaluation.every_epochs=1000")
 TWO_STEPS = ("recipe.max_steps=2",)
-SHORTENED = {"rollback.yaml": ("recipe.epochs=1", "recipe.batch_size=1000")}
+SHORTENED = {"rollback.yaml": ("recipe.epochs=1", "recipe.batch_size=1000", "recipe.schedule.milestones=[0.5]")}
 """What shortens an example that takes no `max_steps`."""
 PLAYED = (
     *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
