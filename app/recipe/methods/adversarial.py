@@ -70,8 +70,7 @@ class Adversarial(AttackSpec, MethodSpec):
     1e-5 added to the teacher's probabilities in the logarithm."""
 
     @property
-    def learns_from_teacher(self) -> bool:  # type: ignore[override]  # here it depends on a setting
-        """Whether it uses teachers even if no loss does."""
+    def learns_from_teacher(self) -> bool:
         return self.teachers_are_named
 
     @property

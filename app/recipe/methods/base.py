@@ -30,14 +30,17 @@ class MethodSpec(TaskOption):
     """What it is for, and when to prefer it."""
     cost: ClassVar[str]
     """Time and memory beyond those of the same job with `supervised`."""
-    learns_from_teacher: ClassVar[bool] = False
-    """Whether it uses a teacher even if no loss does."""
     trains_teacher: ClassVar[bool] = False
     """Whether a teacher is trained together with the student: the job's, or one that the method describes."""
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
 
     kind: str
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether it uses a teacher even if no loss does."""
+        return False
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         """Problems of the rest of `job`, whose task is one of the method's."""

@@ -47,7 +47,6 @@ class BoundarySamples(MethodSpec):
     )
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
-    learns_from_teacher: ClassVar[bool] = True
     applies: ClassVar[str] = (
         "Images with a teacher, when the student should have its decision boundaries, as with few samples."
     )
@@ -73,6 +72,10 @@ class BoundarySamples(MethodSpec):
     clip: Clip = None
     """Lowest and highest value that the teacher's network is given for a pixel, in normalised units; the paper's
     program has [-2.5, 2.5], for CIFAR. None: the range of pixels, 0 to 255 of 8 bits and 0 to 1 of other images."""
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        return True
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         teachers = job.all_teachers

@@ -24,7 +24,6 @@ class SequenceLevel(TextGeneration):
     """
 
     paper: ClassVar[Paper | None] = Paper("Sequence-Level Knowledge Distillation", "1606.07947")
-    learns_from_teacher: ClassVar[bool] = True
     applies: ClassVar[str] = (
         "Language models, when the teacher's texts are better targets than those of the data, or when the teacher "
         "can't run beside the student."
@@ -41,6 +40,10 @@ class SequenceLevel(TextGeneration):
     """Number of likeliest tokens to sample from; 1: always the likeliest, none: all."""
     writer: TeacherName | None = None
     """Name of the teacher that generates the texts; none: the only one."""
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        return True
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from super().problems(job)

@@ -24,18 +24,17 @@ from tests.worker.training.builders import (
     SIDE,
     Played,
     document,
-    finished,
     play,
     require_same_bits,
+    require_same_bits_after_death,
     stage,
-    weights,
 )
 from tests.worker.training.test_loop import prepare
 from worker.bundle import writer as bundle
 from worker.data.batches import Batches
 from worker.data.randomness import derive_seed
 from worker.methods.adversarial import AdversarialState, AdversarialStep, balanced_temperatures, balanced_weights
-from worker.protocol import CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics
+from worker.protocol import CachePlace, Failed, Finished, Log, Metrics
 from worker.students.model import Model
 from worker.teachers import InProcessTeacher
 from worker.training import measure
@@ -220,23 +219,7 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path, name: st
 
 def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"teachers": TEACHERS, "recipe": {"method": TAUGHT, "checkpoint": {"every_steps": 2}}}
-    assignment = stage(tmp_path / "cut", **changes)
-    take, left = AdversarialStep.__call__, iter(range(3))
-
-    def dies(self: AdversarialStep, *args: Any) -> dict[str, Tensor]:
-        if next(left, None) is None:
-            raise RuntimeError("killed")
-        return take(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AdversarialStep, "__call__", dies)
-        cut = play(assignment, tmp_path / "cut")
-    assert isinstance(cut.word, Failed)
-    saved = cut.of(CheckpointSaved)[-1]
-    assert saved.step == 2
-    finished(tmp_path / "cut", assignment.model_copy(update={"resume": saved.path}))
-    ran(tmp_path / "straight", **changes)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
+    require_same_bits_after_death(partial(stage, **changes), AdversarialStep, tmp_path)
 
 
 def test_everything_is_measured_counted_and_reported(tmp_path: Path) -> None:

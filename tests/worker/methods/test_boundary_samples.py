@@ -18,7 +18,15 @@ from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
 from app.recipe.students.architectures import Mlp
-from tests.worker.training.builders import CLASSES, Played, document, finished, play, require_same_bits, stage, weights
+from tests.worker.training.builders import (
+    CLASSES,
+    Played,
+    document,
+    play,
+    require_same_bits,
+    require_same_bits_after_death,
+    stage,
+)
 from tests.worker.training.test_loop import prepare
 from worker.bundle import writer as bundle
 from worker.data.randomness import generator
@@ -31,7 +39,7 @@ from worker.methods.boundary_samples import (
     draw_classes,
     soft_cross_entropy,
 )
-from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Metrics
+from worker.protocol import Assignment, Failed, Finished, Metrics
 from worker.students.model import Model
 from worker.students.weights import load_model
 from worker.training import measure
@@ -251,27 +259,9 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path, recipe: 
     assert straight["teacher_flops"] == halting["teacher_flops"]
 
 
-def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(tmp_path: Path) -> None:
     recipe = {**RECIPE, "checkpoint": {"every_steps": 2}}
-    assignment = staged(tmp_path / "cut", recipe=recipe)
-    whole, left = BoundaryStep.__call__, iter(range(3))
-
-    def dies(self: BoundaryStep, *args: Any) -> dict[str, Tensor]:
-        if next(left, None) is None:
-            raise RuntimeError("killed")
-        return whole(self, *args)
-
-    monkeypatch.setattr(BoundaryStep, "__call__", dies)
-    cut = play(assignment, tmp_path / "cut")
-    assert isinstance(cut.word, Failed)
-    monkeypatch.undo()
-    saved = cut.of(CheckpointSaved)[-1]
-    assert saved.step == 2
-    finished(tmp_path / "cut", assignment.model_copy(update={"resume": saved.path}))
-    ran(tmp_path / "straight", recipe=recipe)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
+    require_same_bits_after_death(partial(staged, recipe=recipe), BoundaryStep, tmp_path)
     assert report(tmp_path / "cut")["train"]["boundary"] == report(tmp_path / "straight")["train"]["boundary"]
 
 

@@ -26,7 +26,14 @@ from app.recipe.students.architectures import CifarResNet, Mlp, Student, Transfo
 from app.recipe.teachers.teacher import Teacher
 from tests.kinds import term
 from tests.worker.losses.samples import draw, term_of
-from tests.worker.training.builders import Played, document, finished, play, require_same_bits, stage, weights
+from tests.worker.training.builders import (
+    Played,
+    document,
+    play,
+    require_same_bits,
+    require_same_bits_after_death,
+    stage,
+)
 from tests.worker.training.test_loop import prepare
 from worker.data.batches import Batch, Batches, whole_split
 from worker.data.load import keep_back
@@ -36,7 +43,7 @@ from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.methods.meta import MetaStep
 from worker.outputs import TeacherSignal
-from worker.protocol import CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics
+from worker.protocol import CachePlace, Failed, Finished, Log, Metrics
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.tasks import task_for
@@ -296,27 +303,9 @@ def test_a_job_that_is_stopped_resumes_to_the_same_bits(tmp_path: Path, recipe: 
     assert straight["student"]["kl"] == halting["student"]["kl"]
 
 
-def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(tmp_path: Path) -> None:
     recipe = {**RECIPE, "checkpoint": {"every_steps": 2}}
-    assignment = stage(tmp_path / "cut", teacher=True, recipe=recipe)
-    take, left = MetaStep.__call__, iter(range(3))
-
-    def dies(self: MetaStep, *args: Any) -> dict[str, Tensor]:
-        if next(left, None) is None:
-            raise RuntimeError("killed")
-        return take(self, *args)
-
-    monkeypatch.setattr(MetaStep, "__call__", dies)
-    cut = play(assignment, tmp_path / "cut")
-    assert isinstance(cut.word, Failed)
-    monkeypatch.undo()
-    saved = cut.of(CheckpointSaved)[-1]
-    assert saved.step == 2
-    finished(tmp_path / "cut", assignment.model_copy(update={"resume": saved.path}))
-    ran(tmp_path / "straight", recipe=recipe)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
+    require_same_bits_after_death(partial(stage, teacher=True, recipe=recipe), MetaStep, tmp_path)
 
 
 def test_everything_is_measured_counted_and_reported(tmp_path: Path) -> None:

@@ -14,10 +14,18 @@ from torch import Tensor
 
 from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
-from tests.worker.training.builders import Played, document, finished, play, require_same_bits, stage, weights
+from tests.worker.training.builders import (
+    Played,
+    document,
+    play,
+    require_same_bits,
+    require_same_bits_after_death,
+    stage,
+    weights,
+)
 from tests.worker.training.test_loop import prepare
 from worker.methods.mutual import MutualStep
-from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Metrics
+from worker.protocol import Assignment, Failed, Finished, Metrics
 from worker.students.model import Model
 from worker.training.loop import Stage, set_rate
 from worker.training.stages import begin_stage, wrap_learners
@@ -106,27 +114,9 @@ def test_a_job_that_is_stopped_resumes_to_the_same_bits(tmp_path: Path, recipe: 
     assert straight == halting
 
 
-def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(tmp_path: Path) -> None:
     recipe = {**RECIPE, "checkpoint": {"every_steps": 2}}
-    assignment = stage(tmp_path / "cut", recipe=recipe)
-    take, left = MutualStep.__call__, iter(range(3))
-
-    def dies(self: MutualStep, *args: Any) -> dict[str, Tensor]:
-        if next(left, None) is None:
-            raise RuntimeError("killed")
-        return take(self, *args)
-
-    monkeypatch.setattr(MutualStep, "__call__", dies)
-    cut = play(assignment, tmp_path / "cut")
-    assert isinstance(cut.word, Failed)
-    monkeypatch.undo()
-    saved = cut.of(CheckpointSaved)[-1]
-    assert saved.step == 2
-    finished(tmp_path / "cut", assignment.model_copy(update={"resume": saved.path}))
-    ran(tmp_path / "straight", recipe=recipe)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
+    require_same_bits_after_death(partial(stage, recipe=recipe), MutualStep, tmp_path)
 
 
 def test_every_student_is_measured_counted_and_reported(tmp_path: Path) -> None:

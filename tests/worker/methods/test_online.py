@@ -16,12 +16,20 @@ from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
 from app.recipe.teachers.teacher import TeacherShare
 from tests.worker.methods.test_mutual import vectors
-from tests.worker.training.builders import Played, document, finished, play, require_same_bits, stage, weights
+from tests.worker.training.builders import (
+    Played,
+    document,
+    play,
+    require_same_bits,
+    require_same_bits_after_death,
+    stage,
+    weights,
+)
 from tests.worker.training.test_loop import prepare
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import Objective
 from worker.methods.online import OnlineStep
-from worker.protocol import CheckpointSaved, Failed, Finished, Metrics
+from worker.protocol import Failed, Finished, Metrics
 from worker.students.weights import WEIGHTS
 from worker.training.loop import Stage, set_rate
 from worker.training.stages import begin_stage, wrap_learners
@@ -157,27 +165,9 @@ def test_a_job_that_is_stopped_resumes_to_the_same_bits(
     assert {**straight, **dict.fromkeys(timed)} == {**halting, **dict.fromkeys(timed)}
 
 
-def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_between_two_steps_repeats_those_since_the_checkpoint(tmp_path: Path) -> None:
     settings = recipe(checkpoint={"every_steps": 2})
-    assignment = stage(tmp_path / "cut", teacher=True, recipe=settings)
-    take, left = OnlineStep.__call__, iter(range(3))
-
-    def dies(self: OnlineStep, *args: Any) -> dict[str, Tensor]:
-        if next(left, None) is None:
-            raise RuntimeError("killed")
-        return take(self, *args)
-
-    monkeypatch.setattr(OnlineStep, "__call__", dies)
-    cut = play(assignment, tmp_path / "cut")
-    assert isinstance(cut.word, Failed)
-    monkeypatch.undo()
-    saved = cut.of(CheckpointSaved)[-1]
-    assert saved.step == 2
-    finished(tmp_path / "cut", assignment.model_copy(update={"resume": saved.path}))
-    ran(tmp_path / "straight", teacher=True, recipe=settings)
-    assert weights(tmp_path / "cut") == weights(tmp_path / "straight")
+    require_same_bits_after_death(partial(stage, teacher=True, recipe=settings), OnlineStep, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

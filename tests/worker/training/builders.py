@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pytest
 import torch
 
 from app.recipe.job import JobSpec
@@ -118,3 +119,25 @@ def require_same_bits(make: Callable[[Path], Assignment], scratch: Path) -> None
     saved = play(assignment, halting, steps=2).of(CheckpointSaved)[-1].path
     finished(halting, assignment.model_copy(update={"resume": saved}))
     assert weights(halting) == weights(straight)
+
+
+def require_same_bits_after_death(make: Callable[[Path], Assignment], step: type[Any], scratch: Path) -> None:
+    """A job that saves every two steps, and dies before the fourth call of `step`, repeats those since the checkpoint
+    and ends with the weights of one that ran through. Their folders in `scratch` are `cut` and `straight`."""
+    cut, straight = scratch / "cut", scratch / "straight"
+    assignment, take, left = make(cut), step.__call__, iter(range(3))
+
+    def dies(self: Any, *args: Any) -> Any:
+        if next(left, None) is None:
+            raise RuntimeError("killed")
+        return take(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "__call__", dies)
+        played = play(assignment, cut)
+    assert isinstance(played.word, Failed)
+    saved = played.of(CheckpointSaved)[-1]
+    assert saved.step == 2
+    finished(cut, assignment.model_copy(update={"resume": saved.path}))
+    finished(straight, make(straight))
+    assert weights(cut) == weights(straight)
