@@ -54,7 +54,7 @@ class Mutual(MethodSpec):
     """Adds inheritance and exploration (IE-KD) between two students. Each encodes both halves of its feature, that at
     `student` of the pair or, the other student, at `teacher`; one code is pulled towards the other's code of the same
     half, and one pushed away, with the other's as constants. Encoders learn with their student and need no earlier
-    stage; `factors` is half of the student's channels if omitted, and `name` is not used."""
+    stage; `factors` is half of the student's channels if omitted, and `name` and `teacher` keep their defaults."""
 
     def networks(self) -> dict[str, Network]:
         return {f"{FIELD}.architectures[{index}]": network for index, network in enumerate(self.architectures)}
@@ -79,6 +79,12 @@ class Mutual(MethodSpec):
             yield Problem("resources.sharding", found, "none")
 
     def _features_problems(self, job: JobSpec) -> Iterator[Problem]:
+        assert self.features is not None  # the caller has looked
+        for field in ("name", "teacher"):
+            usual = InheritanceExploration.model_fields[field].default
+            if getattr(self.features, field) != usual:
+                found = "is given, and the features of two students need no autoencoder and no teacher"
+                yield Problem(f"{FIELD}.features.{field}", found, f"{usual or 'null'}, or left out")
         if self.students != 2:
             yield Problem(f"{FIELD}.features", f"is given for {self.students} students", "2 students, or null")
         if job.task_spec.per_token or job.task_spec.reads == ("texts",):

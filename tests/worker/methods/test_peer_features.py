@@ -147,6 +147,8 @@ def test_the_losses_of_both_are_reported_and_change_the_student(tmp_path: Path) 
     ("changes", "field"),
     [
         ({"recipe": recipe({**METHOD, "students": 3})}, "recipe.method.features"),
+        ({"recipe": recipe({**METHOD, "features": {**FEATURES, "name": "mine"}})}, "recipe.method.features.name"),
+        ({"recipe": recipe({**METHOD, "features": {**FEATURES, "teacher": "x"}})}, "recipe.method.features.teacher"),
         ({"recipe": recipe(accumulate=2)}, "recipe.accumulate"),
         ({"recipe": recipe(), "resources": {"processes": 2, "queue": "cpu"}}, "resources.processes"),
         ({"recipe": recipe(), "task": "token-classification"}, "recipe.method.features"),
