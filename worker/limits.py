@@ -238,7 +238,7 @@ def _explain(error: BaseException, section: _Section) -> JobError | None:
     """The job's error for an exception while reading; none: it is a job error itself, or not the file's fault."""
     if isinstance(error, JobError):
         return None
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error):
+    if _is_out_of_memory(error):
         problem = too_large(section.limit_bytes, section.fault)
         if section.fault == "capacity":
             return CapacityError("out_of_memory", f"{section.subject.name} {problem}", section.subject.param)
@@ -252,6 +252,13 @@ def _explain(error: BaseException, section: _Section) -> JobError | None:
     if not isinstance(error, Exception) or isinstance(error, GeneratorExit):
         return None
     return section.subject.blamed(f"can't be read: {_first_line(error)}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, by the system (a mapped file), or by a library in C++."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error)
 
 
 def is_panic(error: BaseException) -> bool:

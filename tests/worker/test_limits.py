@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import resource
 import signal
@@ -36,6 +38,11 @@ def soft_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_DATA)[0]
 
 
+def allocate(size: int) -> None:
+    """Map this much new memory: an allocator could take it from what the process has mapped already and has free."""
+    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+
+
 def go_on_for_ever(swallow: int) -> None:
     """Until it was interrupted once more than it swallows."""
     while True:
@@ -62,7 +69,7 @@ def test_what_reads_within_bounds_leaves_no_trace(tmp_path: Path) -> None:
 def test_memory_beyond_the_limit_is_refused_at_once_and_is_the_files_fault() -> None:
     before = soft_limit()
     with pytest.raises(UserError) as caught, reading(FILE, 64 << 20):
-        bytearray(512 << 20)
+        allocate(512 << 20)
     error = caught.value
     assert (error.code, error.param) == ("invalid_teacher", "teacher")
     assert f"the tokenizer of teacher takes more than {64 << 20} bytes" in error.message
@@ -73,7 +80,7 @@ def test_memory_beyond_the_limit_is_refused_at_once_and_is_the_files_fault() -> 
 def test_a_machine_with_less_memory_than_the_file_may_take_is_at_fault_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "available_bytes", lambda: limits.RESERVE + (300 << 20))
     with pytest.raises(CapacityError) as caught, reading(FILE, 8 << 30):
-        bytearray(1 << 30)
+        allocate(1 << 30)
     assert (caught.value.code, caught.value.param) == ("out_of_memory", "teacher")
 
 
@@ -81,7 +88,7 @@ def test_a_machine_with_less_memory_than_the_file_may_take_is_at_fault_itself(mo
 def test_an_inner_section_has_no_more_than_the_outer_one() -> None:
     inner = Subject("an inner part", "invalid_data", "data.train")
     with pytest.raises(UserError, match=inner.name), reading(FILE, 64 << 20), reading(inner, 8 << 30):
-        bytearray(512 << 20)
+        allocate(512 << 20)
 
 
 def test_python_code_that_does_not_end_is_interrupted() -> None:
@@ -117,6 +124,8 @@ class PanicException(BaseException):
         (KeyError("a"), "can't be read: 'a'"),
         (FileNotFoundError(2, "No such file or directory", "/scratch/x"), "can't be read: No such file or directory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "takes more than"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "takes more than"),
+        (MemoryError(), "takes more than"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
