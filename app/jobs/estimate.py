@@ -12,14 +12,14 @@ from app.jobs.schemas.validation import DeviceEstimateView, EstimateView
 from app.jobs.tables import PhaseRow
 from app.models.tables import ModelRow
 from app.recipe.checks import InputFacts
-from app.recipe.cost import Cost, known_costs, student_cost
+from app.recipe.cost import student_cost
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.headers import sample_facts
 from app.recipe.data.sources import Texts
 from app.recipe.data.tokenizers import Trained
-from app.recipe.footprint import Footprint, evaluated, footprints, rough_cost
+from app.recipe.footprint import Footprint, evaluated, footprints, network_costs, rough_cost
 from app.recipe.job import JobSpec
-from app.recipe.plan import TrainingPlan, kept_back_count, plan_training, split_counts, training_flops
+from app.recipe.plan import NetworkCosts, TrainingPlan, kept_back_count, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.inputs import Input, TextInput
 from app.recipe.students.model import ModelConfig
@@ -66,9 +66,12 @@ class _Recent:
 
 async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts: InputFacts) -> Forecast | None:
     """Estimate a job with valid inputs; none if neither its data nor its networks are known yet."""
-    teachers = [
-        facts.teachers[teacher.reference] for teacher in spec.all_teachers if teacher.reference in facts.teachers
-    ]
+    known = {
+        teacher.name: facts.teachers[teacher.reference]
+        for teacher in spec.all_teachers
+        if teacher.reference in facts.teachers
+    }
+    teachers = list(known.values())
     train = sample_facts(spec.data, spec.task_spec, facts.train)
     sample = train.input if isinstance(train, SampleFacts) else _texts(spec, teachers)
     if sample is None or len(teachers) < len(spec.all_teachers):
@@ -85,14 +88,14 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     given = student_input(spec, facts.teachers, sample)
     exact = student_cost(network, given, outputs) if given.kind != "texts" else None
     student = exact or rough_cost(network, given, outputs)
-    teaching = known_costs([rough_cost(each.architecture, each.input, each.outputs) for each in teachers])
+    costs = None if student is None else network_costs(spec, network, student, known, given, outputs)
     estimate = None
-    if student is not None and teaching is not None:
+    if costs is not None:
         took = await _recent(session, project_id)
         targets = spec.task_spec.target_bytes(given, outputs)
         sizes = (counted.samples or spec.recipe.batch_size, counted.sample_bytes, targets)
-        memory = footprints(spec, network, student, teaching, *sizes)
-        estimate = _estimate(spec, counted, student, teaching, took, memory)
+        memory = footprints(spec, network, costs, *sizes)
+        estimate = _estimate(spec, counted, costs, took, memory)
     return Forecast(counted.plan, exact.parameters if exact else None, estimate)
 
 
@@ -121,12 +124,12 @@ def _count(spec: JobSpec, facts: InputFacts, train: SampleFacts) -> _Counted:
 
 
 def _estimate(
-    spec: JobSpec, counted: _Counted, student: Cost, teachers: list[Cost], took: _Recent, memory: dict[str, Footprint]
+    spec: JobSpec, counted: _Counted, costs: NetworkCosts, took: _Recent, memory: dict[str, Footprint]
 ) -> EstimateView:
-    devices, rates, passes = [], {}, spec.recipe.method.passes(spec.recipe)
+    devices, rates = [], {}
     for device in ("gpu", "cpu") if spec.resources.queue == "gpu" else ("cpu", "gpu"):
         rates[device], basis = _rate(took, device)
-        needed = training_flops(counted.plan, student, teachers, passes) if counted.plan else None
+        needed = training_flops(counted.plan, spec.recipe, costs) if counted.plan else None
         seconds = None if needed is None else needed / rates[device]
         host, gpu = memory[device]
         devices.append(
@@ -135,7 +138,8 @@ def _estimate(
             )
         )
     first = devices[0]
-    eval_flops = evaluated(spec, counted.held_out) * (student.flops + sum(teacher.flops for teacher in teachers))
+    networks = (costs.student, *costs.teachers, *costs.learners)
+    eval_flops = evaluated(spec, counted.held_out) * sum(network.flops for network in networks)
     training, evaluating = first.training_seconds, eval_flops / rates[first.device]
     exporting = statistics.median(took.exports) if took.exports else ASSUMED_EXPORT_SECONDS
     return EstimateView(

@@ -6,14 +6,15 @@ computed, and its driver's is assumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from app.recipe.cost import Cost, student_cost
+from app.recipe.cost import Cost, known_costs, student_cost
 from app.recipe.job import JobSpec
-from app.recipe.plan import model_memory
+from app.recipe.plan import NetworkCosts, model_memory
 from app.recipe.students.architectures import Mlp, Network, Transformers, Vit
 from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import ENCODERS, all_heads
 from app.recipe.tasks.base import CLASS_BYTES
 
@@ -50,21 +51,20 @@ class Footprint(NamedTuple):
 def footprints(
     job: JobSpec,
     network: Network,
-    student: Cost,
-    teachers: Sequence[Cost],
+    costs: NetworkCosts,
     samples: int,
     sample_bytes: int,
     target_bytes: int = CLASS_BYTES,
 ) -> dict[str, Footprint]:
-    """Footprints by device, `cpu` and `gpu`. `samples` counts training and evaluation together; one of them takes
-    `sample_bytes`, and its targets `target_bytes` (see `TaskSpec.target_bytes`)."""
+    """Footprints by device, `cpu` and `gpu`. `network` is the student's; `samples` counts training and evaluation
+    together; one of them takes `sample_bytes`, and its targets `target_bytes` (see `TaskSpec.target_bytes`)."""
     resources = job.resources
-    weights, activations = model_memory(job, student, samples, teachers)
+    weights, activations = model_memory(job, costs, samples)
     activations = round(activations * (DENSE_FACTOR if _is_dense(network) else CONVOLUTION_FACTOR))
     data = samples * (sample_bytes + target_bytes)
     base = TRAINER_BYTES + (LIBRARY_BYTES if isinstance(network, Transformers) else 0)
     reading = base + round(READING_COPIES * data)
-    written = round(EXPORT_COPIES * 4 * student.parameters)
+    written = round(EXPORT_COPIES * 4 * costs.student.parameters)
     training = base + weights + activations + round(KEPT_COPIES * data)
     exporting = base + EXPORTER_BYTES + max(written, round(LEFT_OVER * activations)) + round(KEPT_COPIES * data)
     others = (resources.processes - 1) * base
@@ -72,6 +72,21 @@ def footprints(
     host = max(reading, base + EXPORTER_BYTES + written + round(KEPT_COPIES * data))
     on_device = CUDA_BYTES * resources.processes + weights + activations + data
     return {"cpu": on_cpu, "gpu": Footprint(host + others, on_device)}
+
+
+def network_costs(
+    job: JobSpec, network: Network, student: Cost, teachers: Mapping[str, ModelConfig], sample: Input, outputs: int
+) -> NetworkCosts | None:
+    """Costs of all networks of a job, given those of its student, `network`, for a `sample`; none if one is unknown.
+    `teachers` are described by name."""
+    method, fixed, learning = job.recipe.method, list[Cost | None](), list[Cost | None]()
+    for name, teacher in teachers.items():
+        cost = rough_cost(teacher.architecture, teacher.input, teacher.outputs)
+        (learning if name == job.trained_teacher else fixed).append(cost)
+    learning += [rough_cost(other, sample, outputs) for other in method.networks().values()]
+    learning += [student] * method.same_networks
+    known, learners = known_costs(fixed), known_costs(learning)
+    return None if known is None or learners is None else NetworkCosts(student, known, learners)
 
 
 def rough_cost(network: Network, sample: Input, outputs: int) -> Cost | None:

@@ -6,15 +6,25 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from app.recipe.cost import Cost
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec, Recipe
-from app.recipe.methods.base import LEARNING
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
+
+
+class NetworkCosts(NamedTuple):
+    """Costs of a job's networks."""
+
+    student: Cost
+    teachers: Sequence[Cost] = ()
+    """Teachers that stay as they are."""
+    learners: Sequence[Cost] = ()
+    """Networks that are trained beside the student: a teacher that learns, and peers."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +107,27 @@ def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts 
     return split_counts(data, train.count)[1] if train else None
 
 
-def training_flops(plan: TrainingPlan, student: Cost, teachers: Sequence[Cost], passes: int = LEARNING) -> int:
-    """Floating-point operations of the whole training, in which a sample takes so many forward passes of the student: a
-    backward pass counts twice."""
-    per_sample = passes * student.flops + sum(teacher.flops for teacher in teachers)
+def training_flops(plan: TrainingPlan, recipe: Recipe, costs: NetworkCosts) -> int:
+    """Floating-point operations of the whole training: a sample takes as many forward passes of each network that is
+    trained as the method says, and one of each teacher; a backward pass counts twice."""
+    trained = recipe.method.passes(recipe) * costs.student.flops
+    trained += recipe.method.learner_passes(recipe) * sum(learner.flops for learner in costs.learners)
+    per_sample = trained + sum(teacher.flops for teacher in costs.teachers)
     return per_sample * plan.samples_until(plan.total_steps)
 
 
-def model_memory(job: JobSpec, student: Cost, samples: int, teachers: Sequence[Cost] = ()) -> tuple[int, int]:
+def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, int]:
     """Bytes of weights with gradients and optimizer state, and of activations, in all processes together."""
-    copies = 2 + (job.recipe.ema_decay is not None)
-    state = job.recipe.optimizer.state_size(student.parameters, student.hidden_weights)
-    resources, weights = job.resources, student.parameters * copies + state
-    micro_batch = -(-min(job.recipe.batch_size, samples) // (job.recipe.accumulate * resources.processes))
-    activations = micro_batch * student.activations * (2 if job.recipe.precision == "bf16" else 4)
-    for teacher in teachers:
+    recipe, resources = job.recipe, job.resources
+    copies = 2 + (recipe.ema_decay is not None)
+    micro_batch = -(-min(recipe.batch_size, samples) // (recipe.accumulate * resources.processes))
+    weights, elements = 0, round(costs.student.activations * recipe.method.activation_copies(recipe))
+    optimizers = [recipe.optimizer] + [recipe.method.learner_optimizer(recipe)] * len(costs.learners)
+    for network, optimizer in zip((costs.student, *costs.learners), optimizers, strict=True):
+        weights += network.parameters * copies + optimizer.state_size(network.parameters, network.hidden_weights)
+    elements += sum(learner.activations for learner in costs.learners)
+    activations = micro_batch * elements * (2 if recipe.precision == "bf16" else 4)
+    for teacher in costs.teachers:
         weights += teacher.parameters
         activations += 4 * micro_batch * teacher.peak_activation
     wholes = 1 if resources.sharding == "fsdp" else resources.processes

@@ -65,8 +65,8 @@ def train_figures(
     teacher_flops: Sequence[int],
     passes: int,
 ) -> Figures:
-    """Steps, time and operations of training, with `passes` forward passes of the student for each sample; seconds are
-    over all attempts."""
+    """Steps, time and operations of training, with `passes` forward passes of the student for each sample, and the
+    `teacher_flops` of each other network; seconds are over all attempts."""
     samples = plan.samples_until(plan.total_steps)
     return {
         "steps": plan.total_steps,

@@ -172,8 +172,10 @@ class BundleWriter:
         trained, config, recipe = self._trained, self.config, self._trained.job.recipe
         student = self._student()
         teachers = {name: self._teacher(name, *files) for name, files in trained.teachers.items()}
-        learning = trained.job.trained_teacher
-        costs = [figures["flops"] * (3 if name == learning else 1) for name, figures in teachers.items()]
+        learners, passes = self._learners(), recipe.method.learner_passes(recipe)
+        learned = {trained.job.trained_teacher, *learners}
+        others = {**teachers, **learners}
+        costs = [figures["flops"] * (passes if name in learned else 1) for name, figures in others.items()]
         return {
             "task": trained.job.task,
             "samples": {"train": trained.plan.train_samples, "eval": trained.samples.samples},
@@ -187,7 +189,7 @@ class BundleWriter:
             ),
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
-            **self._learners(),
+            **({"learners": learners} if learners else {}),
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "diagnostics": self.diagnosed.figures,
@@ -272,8 +274,7 @@ class BundleWriter:
 
     def _learners(self) -> Figures:
         """Figures of networks trained beside the student; empty if there are none."""
-        found = {name: self._learner(model) for name, model in self._trained.learners.items()}
-        return {"learners": found} if found else {}
+        return {name: self._learner(model) for name, model in self._trained.learners.items()}
 
     def _learner(self, model: Model) -> Figures:
         return {**self._costs(model), **self._trained.evaluator.evaluate_alone(model)}

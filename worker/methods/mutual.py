@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.methods.base import FIELD
+from app.recipe.methods.base import FIELD, LEARNING
 from app.recipe.methods.mutual import Mutual
 from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batch
@@ -27,7 +27,6 @@ from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.tensors import IGNORED
 from worker.training.ema import Ema
-from worker.training.flop_counter import BACKWARD
 from worker.training.job_inputs import BUILDING_SECONDS, WHOLE_MACHINE
 from worker.training.loop import (
     GRAD_NORM,
@@ -95,12 +94,10 @@ class MutualMethod(Method[Mutual]):
         return MutualStep(self.spec, self._features)
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
-        passes = self.spec.students - 1 if self.spec.updates == "in-turn" else 1
+        passes = self.spec.passes(self.inputs.job.recipe)
         peers = [network_cost(config).flops * self.inputs.data.train.rows_per_sample for config in self._configs]
-        learned = {
-            name: samples * (passes + 1 + BACKWARD) * each for name, each in zip(state.learners, peers, strict=True)
-        }
-        return {"student": samples * passes * self.inputs.student_flops, **learned}
+        learned = {name: samples * passes * each for name, each in zip(state.learners, peers, strict=True)}
+        return {"student": samples * (passes - LEARNING) * self.inputs.student_flops, **learned}
 
     @cached_property
     def _configs(self) -> list[ModelConfig]:

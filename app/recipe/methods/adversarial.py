@@ -92,6 +92,10 @@ class Adversarial(AttackSpec, MethodSpec):
             return attack + LEARNING
         return attack + 2 * LEARNING + (2 if recipe.accumulate > 1 else 0)  # both divergences are measured ahead
 
+    def activation_copies(self, recipe: Recipe) -> float:
+        """With teachers it learns from a batch and from the attacked batch at once."""
+        return 2.0 if self.teachers_are_named else 1.0
+
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from self._teacher_problems(job)
         yield from self._loss_problems(job)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from app.recipe.base import EVERY_ANSWER, Answer, TaskOption
 from app.recipe.losses import Loss
+from app.recipe.optimizers import Optimizer
 from app.recipe.problem import Problem
 from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Network
@@ -61,6 +62,23 @@ class MethodSpec(TaskOption):
     def passes(self, recipe: Recipe) -> int:
         """Operations of the student for a sample in a step, in forward passes."""
         return LEARNING
+
+    def learner_passes(self, recipe: Recipe) -> int:
+        """The same of each network that is trained beside the student, in forward passes of its own."""
+        return LEARNING
+
+    def learner_optimizer(self, recipe: Recipe) -> Optimizer:
+        """Optimizer of the networks that are trained beside the student."""
+        return recipe.optimizer
+
+    def activation_copies(self, recipe: Recipe) -> float:
+        """Memory of the student's activations in a step, as a multiple of those of one batch."""
+        return 1.0
+
+    @property
+    def same_networks(self) -> int:
+        """Networks of the student's own architecture that are trained beside it, without those of `networks`."""
+        return 0
 
     @property
     def kept_back(self) -> float:

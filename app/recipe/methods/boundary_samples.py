@@ -14,7 +14,7 @@ from app.recipe.methods.base import FIELD, MethodSpec
 from app.recipe.problem import Problem
 
 if TYPE_CHECKING:
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 
 class EpochRamp(Spec):
@@ -76,6 +76,10 @@ class BoundarySamples(MethodSpec):
     @property
     def learns_from_teacher(self) -> bool:
         return True
+
+    def activation_copies(self, recipe: Recipe) -> float:
+        """It learns from a batch and from its moved samples at once."""
+        return 1.0 + min(self.attack_size / recipe.batch_size, 1.0)
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         teachers = job.all_teachers

@@ -26,13 +26,13 @@ from app.recipe.losses import (
     SkewKl,
     SkewReverseKl,
 )
-from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.methods.base import FIELD, LEARNING, MethodSpec
 from app.recipe.optimizers import NormalizedGd, Optimizer, Schedule, Sgd
 from app.recipe.problem import Problem
 from app.recipe.teachers.cache import NoCache
 
 if TYPE_CHECKING:
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 DIFFERENTIABLE: tuple[type[LossSpec], ...] = (
     CrossEntropy,
@@ -103,6 +103,23 @@ class Meta(MethodSpec):
     @property
     def kept_back(self) -> float:
         return self.quiz_fraction
+
+    def passes(self, recipe: Recipe) -> int:
+        """The pilot update is a step, the derivative of its gradient along a direction takes two forward passes, and
+        each sample of the quiz a step; then comes the step itself."""
+        quiz = self.quiz_batches * (self.quiz_batch_size or recipe.batch_size) / recipe.batch_size
+        return 2 * LEARNING + 2 + round(LEARNING * quiz)
+
+    def learner_passes(self, recipe: Recipe) -> int:
+        """The teacher learns, and predicts once more after its step."""
+        return LEARNING + 1
+
+    def learner_optimizer(self, recipe: Recipe) -> Optimizer:
+        return self.teacher_optimizer
+
+    def activation_copies(self, recipe: Recipe) -> float:
+        """Between those measured of convolutions and of attention."""
+        return 3.5 if self.order == "second" else 2.0
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from self._teacher_problems(job)

@@ -10,12 +10,12 @@ from pydantic import Field
 from app.recipe.base import Answer, NonNegative, Paper
 from app.recipe.losses.features import InheritanceExploration
 from app.recipe.losses.taps import Taps
-from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.methods.base import FIELD, LEARNING, MethodSpec
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import Network
 
 if TYPE_CHECKING:
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
@@ -55,6 +55,17 @@ class Mutual(MethodSpec):
     `student` of the pair or, the other student, at `teacher`; one code is pulled towards the other's code of the same
     half, and one pushed away, with the other's as constants. Encoders learn with their student and need no earlier
     stage; `factors` is half of the student's channels if omitted, and `name` and `teacher` keep their defaults."""
+
+    def passes(self, recipe: Recipe) -> int:
+        """Each network also predicts for the others: once, or for each of the others in its turn."""
+        return LEARNING + (self.students - 1 if self.updates == "in-turn" else 1)
+
+    def learner_passes(self, recipe: Recipe) -> int:
+        return self.passes(recipe)
+
+    @property
+    def same_networks(self) -> int:
+        return 0 if self.architectures else self.students - 1
 
     def networks(self) -> dict[str, Network]:
         return {f"{FIELD}.architectures[{index}]": network for index, network in enumerate(self.architectures)}

@@ -17,7 +17,7 @@ from app.recipe.students.architectures import Network
 from app.recipe.teachers.cache import NoCache
 
 if TYPE_CHECKING:
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 
 class Online(MethodSpec):
@@ -55,6 +55,9 @@ class Online(MethodSpec):
     """Optimizer of the teacher; none: that of the student."""
     teacher_schedule: Schedule | None = None
     """Learning-rate schedule of the teacher, over the same steps; none: that of the student."""
+
+    def learner_optimizer(self, recipe: Recipe) -> Optimizer:
+        return self.teacher_optimizer or recipe.optimizer
 
     def networks(self) -> dict[str, Network]:
         return {} if self.teacher is None else {f"{FIELD}.teacher": self.teacher}

@@ -11,9 +11,12 @@ import pytest
 
 from app.recipe.data.facts import ArrayFacts, SampleFacts
 from app.recipe.data.headers import sample_facts
-from app.recipe.footprint import MB, READING_COPIES, TRAINER_BYTES, footprints, rough_cost
+from app.recipe.footprint import MB, READING_COPIES, TRAINER_BYTES, footprints, network_costs, rough_cost
 from app.recipe.job import JobSpec
+from app.recipe.plan import NetworkCosts
+from app.recipe.students.architectures import Mlp
 from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.model import ModelConfig, Preprocessing
 from worker.data.task_data import TaskData
 from worker.tasks import TASKS as TRAINED
 
@@ -55,9 +58,27 @@ def test_the_estimate_lies_within_a_quarter_of_what_was_measured(
     spec = job(student, recipe={"batch_size": batch})
     cost = rough_cost(spec.student, sample, 10)
     assert cost is not None
-    found = footprints(spec, spec.student, cost, [], samples, size_of(sample))["cpu"]
+    found = footprints(spec, spec.student, NetworkCosts(cost), samples, size_of(sample))["cpu"]
     assert found.host / MB == pytest.approx(measured, rel=0.25)
     assert found.gpu is None
+
+
+def test_learners_are_a_teacher_that_learns_and_all_peers() -> None:
+    def learners(method: dict[str, Any]) -> tuple[int, int]:
+        spec = job({"architecture": "mlp"}, teacher={"model": "model_a"}, recipe={"method": method})
+        cost = rough_cost(spec.student, DIGITS, 10)
+        assert cost is not None
+        given = Preprocessing(mean=[0.0], std=[1.0])
+        teacher = ModelConfig(architecture=Mlp(), input=DIGITS, classes=10, preprocessing=given)
+        found = network_costs(spec, spec.student, cost, {"teacher": teacher}, DIGITS, 10)
+        assert found is not None
+        return len(found.teachers), len(found.learners)
+
+    assert learners({"kind": "supervised"}) == (1, 0)
+    assert learners({"kind": "online"}) == learners({"kind": "meta"}) == (0, 1)
+    assert learners({"kind": "mutual", "students": 3}) == (1, 2)
+    others = [{"architecture": "mlp", "hidden": [3]}, {"architecture": "mlp", "hidden": [4]}]
+    assert learners({"kind": "mutual", "students": 3, "architectures": others}) == (1, 2)
 
 
 def test_every_process_brings_its_own_torch() -> None:
@@ -65,7 +86,7 @@ def test_every_process_brings_its_own_torch() -> None:
     one, two = job(student), job(student, resources={"processes": 2, "queue": "cpu"})
     cost = rough_cost(one.student, DIGITS, 10)
     assert cost is not None
-    found = [footprints(spec, spec.student, cost, [], 100, 64)["cpu"].host for spec in (one, two)]
+    found = [footprints(spec, spec.student, NetworkCosts(cost), 100, 64)["cpu"].host for spec in (one, two)]
     assert found[1] - found[0] >= TRAINER_BYTES
 
 
@@ -128,7 +149,9 @@ def test_targets_take_as_much_as_the_arrays_that_are_read(kind: str, tmp_path: P
     assert targets.nbytes == each * len(targets)
     cost = rough_cost(spec.student, data.model.input, data.model.outputs)
     assert cost is not None
-    large = [footprints(spec, spec.student, cost, [], 10**7, 0, size)["cpu"].host for size in (each, 2 * each)]
+    large = [
+        footprints(spec, spec.student, NetworkCosts(cost), 10**7, 0, size)["cpu"].host for size in (each, 2 * each)
+    ]
     assert large[1] - large[0] == READING_COPIES * 10**7 * each
 
 

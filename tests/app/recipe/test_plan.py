@@ -10,7 +10,7 @@ from app.recipe.cost import Cost, student_cost
 from app.recipe.data.sources import ImageData
 from app.recipe.job import JobSpec, Recipe, Resources
 from app.recipe.losses import CrossEntropy
-from app.recipe.plan import kept_back_count, model_memory, plan_training, split_counts, training_flops
+from app.recipe.plan import NetworkCosts, kept_back_count, model_memory, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.inputs import ImageInput
 
@@ -65,11 +65,57 @@ def cost_of(student: Mlp) -> Cost:
 
 
 def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None:
-    plan = plan_training(recipe(epochs=2, batch_size=4), 10)
+    settings = recipe(epochs=2, batch_size=4)
+    plan, cost = plan_training(settings, 10), cost_of(Mlp())
+    assert training_flops(plan, settings, NetworkCosts(cost)) == 3 * cost.flops * 20
+    assert training_flops(plan, settings, NetworkCosts(cost, [cost])) == 4 * cost.flops * 20
+    assert training_flops(plan, settings, NetworkCosts(cost, [cost], [cost, cost])) == 10 * cost.flops * 20
+
+
+@pytest.mark.parametrize(
+    ("method", "passes", "of_a_learner"),
+    [
+        ({"kind": "adversarial"}, 3 + 2 * 10, 3),
+        ({"kind": "mutual", "students": 3}, 3 + 2, 3 + 2),
+        ({"kind": "mutual", "students": 3, "updates": "together"}, 3 + 1, 3 + 1),
+        ({"kind": "online"}, 3, 3),
+        ({"kind": "meta"}, 3 + 3 + 2 + 3, 3 + 1),
+        ({"kind": "meta", "quiz_batches": 2, "quiz_batch_size": 2}, 3 + 3 + 2 + 3, 3 + 1),
+    ],
+)
+def test_operations_count_what_a_method_computes(method: dict[str, object], passes: int, of_a_learner: int) -> None:
+    settings = recipe(epochs=2, batch_size=4, method=method)
+    plan, cost = plan_training(settings, 10), cost_of(Mlp())
+    assert training_flops(plan, settings, NetworkCosts(cost)) == passes * cost.flops * 20
+    both = (passes + of_a_learner) * cost.flops * 20
+    assert training_flops(plan, settings, NetworkCosts(cost, learners=[cost])) == both
+
+
+@pytest.mark.parametrize(
+    ("method", "batches"),
+    [
+        ({"kind": "meta"}, 3.5),
+        ({"kind": "meta", "order": "finite-difference"}, 2),
+        ({"kind": "adversarial"}, 1),
+        ({"kind": "adversarial", "clean_teacher": "a", "robust_teacher": "b"}, 2),
+        ({"kind": "boundary-samples", "attack_size": 4}, 1.5),
+        ({"kind": "boundary-samples"}, 2),
+    ],
+)
+def test_memory_counts_the_batches_of_a_method(method: dict[str, object], batches: float) -> None:
+    job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=8, method=method))
     cost = cost_of(Mlp())
-    assert training_flops(plan, cost, []) == 3 * cost.flops * 20
-    assert training_flops(plan, cost, [cost]) == 4 * cost.flops * 20
-    assert training_flops(plan, cost, [cost], passes=23) == 24 * cost.flops * 20
+    assert model_memory(job, NetworkCosts(cost), samples=100)[1] == 4 * 8 * round(batches * cost.activations)
+
+
+def test_memory_of_a_network_that_is_trained_beside_the_student_is_that_of_a_student() -> None:
+    teacher_optimizer = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
+    settings = recipe(batch_size=8, method={"kind": "online", "teacher_optimizer": teacher_optimizer})
+    job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=settings)
+    cost, other = cost_of(Mlp()), cost_of(Mlp(hidden=[30]))
+    alone, both = (model_memory(job, NetworkCosts(cost, (), learners), samples=100) for learners in ((), (other,)))
+    assert both[0] - alone[0] == 4 * 2 * other.parameters  # weights and gradients: this optimizer has no state
+    assert both[1] - alone[1] == 4 * 8 * other.activations
 
 
 @pytest.mark.parametrize(
@@ -88,7 +134,10 @@ def test_operations_count_the_backward_pass_twice_and_the_teacher_once() -> None
 def test_memory_counts_a_copy_of_the_weights_for_each_state(settings: dict[str, object], copies: int) -> None:
     job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=8, **settings))
     cost = cost_of(Mlp())
-    assert model_memory(job, cost, samples=100) == (4 * cost.parameters * copies, 4 * 8 * cost.activations)
+    assert model_memory(job, NetworkCosts(cost), samples=100) == (
+        4 * cost.parameters * copies,
+        4 * 8 * cost.activations,
+    )
 
 
 @pytest.mark.parametrize("kind", ["sinkgd", "swan"])
@@ -96,7 +145,7 @@ def test_stateless_optimizers_keep_moments_of_all_but_hidden_matrices(kind: str)
     def estimate(optimizer: dict[str, object]) -> int:
         student = Mlp(hidden=[20, 30])
         job = JobSpec(data=ImageData(train="t"), student=student, recipe=recipe(optimizer=optimizer))
-        return sum(model_memory(job, cost_of(student), samples=100))
+        return sum(model_memory(job, NetworkCosts(cost_of(student)), samples=100))
 
     assert estimate({"kind": "adamw"}) - estimate({"kind": kind}) == 8 * (64 * 20 + 20 * 30)
 
@@ -104,7 +153,7 @@ def test_stateless_optimizers_keep_moments_of_all_but_hidden_matrices(kind: str)
 def test_accumulation_and_bf16_lower_the_estimate() -> None:
     def estimate(**settings: object) -> int:
         job = JobSpec(data=ImageData(train="t"), student=Mlp(), recipe=recipe(batch_size=64, **settings))
-        return sum(model_memory(job, cost_of(Mlp()), samples=100))
+        return sum(model_memory(job, NetworkCosts(cost_of(Mlp())), samples=100))
 
     assert estimate(accumulate=4) < estimate()
     assert estimate(precision="bf16") < estimate()
@@ -118,7 +167,7 @@ def test_processes_multiply_what_each_of_them_holds() -> None:
             recipe=Recipe(losses=[CrossEntropy()], batch_size=100),
             resources=Resources.model_validate({"queue": "cpu", **resources}),
         )
-        return sum(model_memory(job, cost_of(Mlp()), samples=100))
+        return sum(model_memory(job, NetworkCosts(cost_of(Mlp())), samples=100))
 
     assert memory(processes=2) == memory() + 4 * 4 * cost_of(Mlp()).parameters
     assert memory(processes=2, sharding="fsdp") == memory()

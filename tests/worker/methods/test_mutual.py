@@ -135,6 +135,7 @@ def test_every_student_is_measured_counted_and_reported(tmp_path: Path) -> None:
     for name, flops in forward.items():
         assert train[f"{name}_flops"] == 2 * samples * (3 + 2) * flops  # learns, and predicts for two others
         assert values[f"train/flops/{name}"] == train[f"{name}_flops"]
+    assert train["flops"] == sum(train[f"{name}_flops"] for name in forward)
 
 
 def test_seeds_determine_the_peers_and_not_the_student(tmp_path: Path) -> None:
