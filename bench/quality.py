@@ -59,8 +59,10 @@ class Result(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, print, and write the page with `--write`."""
-    options = _parser().parse_args(arguments)
-    size = Size(options.train, options.shrink, options.teacher_epochs, options.epochs, options.seeds)
+    parser = set_parser("python -m bench.quality", "Compares the methods under equal conditions.")
+    parser.add_argument("--methods", help="names separated by commas; default: all")
+    options = parser.parse_args(arguments)
+    size = size_of(options)
     wanted = options.methods.split(",") if options.methods else None
     command = "python -m bench.quality " + " ".join(arguments if arguments is not None else sys.argv[1:])
     for name in options.set or [DIGITS]:
@@ -76,15 +78,16 @@ def compare(name: str, size: Size, wanted: Iterable[str] | None = None) -> dict[
     """Results of every method by seed, and one of `teacher`."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _write_set(name, folder, size)
+        write_set(name, folder, size)
         with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
-            teacher = pool.submit(_train, folder, "teacher", _job({"losses": [{"kind": "cross-entropy"}]}, size, None))
+            alone = job_of({"losses": [{"kind": "cross-entropy"}]}, size, None)
+            teacher = pool.submit(_train, folder, "teacher", alone)
             table = {"teacher": [teacher.result()]}
             methods = read_methods()
             names = list(wanted or methods)
             jobs = [(name, seed) for seed in range(size.seeds) for name in names]
             waiting = [
-                pool.submit(_train, folder, f"{name}-{seed}", _job(methods[name], size, seed)) for name, seed in jobs
+                pool.submit(_train, folder, f"{name}-{seed}", job_of(methods[name], size, seed)) for name, seed in jobs
             ]
             for (name, _), result in zip(jobs, waiting, strict=True):
                 table.setdefault(name, []).append(result.result())
@@ -96,8 +99,8 @@ def read_methods() -> dict[str, Document]:
     return dict(yaml.safe_load(METHODS.read_text(encoding="utf-8")))
 
 
-def _write_set(name: str, folder: Path, size: Size) -> None:
-    """Archives `all`, `train` and `test` with `x` and `y`; the training images are the first of all."""
+def write_set(name: str, folder: Path, size: Size) -> None:
+    """Write archives `all`, `train` and `test` with `x` and `y`; the training images are the first of all."""
     arrays = _digits() if name == DIGITS else dict(np.load(name, allow_pickle=False))
     x, test = (_shrunk(arrays[part], size.shrink) for part in ("x_train", "x_test"))
     y, answers = (arrays[part].astype(np.int64) for part in ("y_train", "y_test"))
@@ -121,8 +124,8 @@ def _digits() -> dict[str, Images]:
     return {"x_train": images[500:], "y_train": labels[500:], "x_test": images[:500], "y_test": labels[:500]}
 
 
-def _job(method: Document, size: Size, seed: int | None) -> Document:
-    """A student's job, or the teacher's if `seed` is none."""
+def job_of(method: Document, size: Size, seed: int | None, teachers: Sequence[str] = ("teacher",)) -> Document:
+    """A student's job, or a teacher's if `seed` is none; a student that learns from a teacher has all `teachers`."""
     recipe = {
         **method,
         "epochs": size.teacher_epochs if seed is None else size.epochs,
@@ -140,7 +143,7 @@ def _job(method: Document, size: Size, seed: int | None) -> Document:
         "seed": 0 if seed is None else seed + 1,
     }
     if learns_from_a_teacher(document):
-        document["teacher"] = {"model": "teacher"}
+        document["teachers"] = [{"model": teacher, "name": teacher} for teacher in teachers]
     return document
 
 
@@ -187,19 +190,22 @@ def _mean(results: list[Result]) -> Result:
     return Result(*(statistics.fmean(column) for column in zip(*results, strict=True)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.quality", description="Compares the methods under equal conditions."
-    )
+def set_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser of the options on sets, sizes and the page."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--set", action="append", metavar="SET", help="digits, or a .npz file; may be given again")
     parser.add_argument("--train", type=int, default=300, help="images that students are trained on")
     parser.add_argument("--shrink", type=int, default=1, help="factor by which each side is reduced")
     parser.add_argument("--teacher-epochs", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", help="names separated by commas; default: all")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose part is replaced")
     return parser
+
+
+def size_of(options: argparse.Namespace) -> Size:
+    """The sizes in the options of `set_parser`."""
+    return Size(options.train, options.shrink, options.teacher_epochs, options.epochs, options.seeds)
 
 
 if __name__ == "__main__":

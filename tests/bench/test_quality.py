@@ -25,7 +25,7 @@ def write_set(folder: Path) -> Path:
 
 def test_every_method_is_a_job_that_the_contract_accepts() -> None:
     for name, method in read_methods().items():
-        document = quality._job(method, TINY, 0)
+        document = quality.job_of(method, TINY, 0)
         assert JobSpec.model_validate(document).recipe.losses, name
 
 
