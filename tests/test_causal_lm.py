@@ -32,6 +32,7 @@ def job(train: str, **more: Any) -> dict[str, Any]:
     return {"task": "causal-lm", "data": data, "recipe": recipe, "export": ["safetensors"], "seed": 1, **more}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS)
 def test_a_teacher_a_student_and_a_smaller_copy(client: Client, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences()))

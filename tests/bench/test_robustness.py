@@ -19,6 +19,7 @@ def test_every_student_is_a_job_that_the_contract_accepts(name: str) -> None:
     assert [teacher.name for teacher in job.all_teachers] == list(teachers)
 
 
+@pytest.mark.long
 def test_every_model_is_attacked_and_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     students = ("alone", "mtard")
     monkeypatch.setattr(robustness, "STUDENTS", {name: robustness.STUDENTS[name] for name in students})

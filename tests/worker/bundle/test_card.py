@@ -121,6 +121,7 @@ def test_texts_are_tokenised_and_padded_by_the_programs(tmp_path: Path) -> None:
     assert header(folder)["pipeline_tag"] == "text-classification"
 
 
+@pytest.mark.long
 def test_numbers_of_a_library_network_are_in_the_units_of_the_data(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     assignment = texts.stage(folder, texts.STUDENT, task="regression", losses=[{"kind": "mse"}])
@@ -136,6 +137,7 @@ def test_numbers_of_a_library_network_are_in_the_units_of_the_data(tmp_path: Pat
     assert min(weights) > 900
 
 
+@pytest.mark.long
 def test_an_encoder_opens_in_sentence_transformers_by_its_program(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
@@ -153,6 +155,7 @@ def test_an_encoder_opens_in_sentence_transformers_by_its_program(tmp_path: Path
     assert header(folder)["pipeline_tag"] == "sentence-similarity"
 
 
+@pytest.mark.long
 def test_a_language_model_generates_by_its_programs(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     finished(folder, language.stage(folder, language.LLAMA, export=ALL_FORMATS))

@@ -22,11 +22,13 @@ from worker.students.weights import load_model
 STUDENTS: list[dict[str, Any]] = [
     {"architecture": "mlp", "hidden": [8]},
     {"architecture": "cifar-resnet", "depth": 8, "width": 2},
+    {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2},
+]
+SLOW_STUDENTS: list[dict[str, Any]] = [
     {"architecture": "wide-resnet", "depth": 10},
     {"architecture": "cifar-vgg", "width": 4},
     {"architecture": "mobilenet-v2", "multiplier": 0.2},
     {"architecture": "shufflenet-v2", "size": "0.5x"},
-    {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2},
 ]
 
 
@@ -34,7 +36,11 @@ SILU, LEAKY = {"kind": "silu"}, {"kind": "leaky-relu", "slope": 0.1}
 ALL_FORMATS = ["safetensors", "onnx", "onnx-int8", "torch-export"]
 
 
-@pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student["architecture"])
+@pytest.mark.parametrize(
+    "student",
+    [*STUDENTS, *(pytest.param(student, marks=pytest.mark.long) for student in SLOW_STUDENTS)],
+    ids=lambda student: student["architecture"],
+)
 def test_the_graphs_take_any_number_of_raw_images(tmp_path: Path, student: dict[str, Any]) -> None:
     word = play(stage(tmp_path, student=student, export=ALL_FORMATS), tmp_path).word
     assert isinstance(word, Finished)

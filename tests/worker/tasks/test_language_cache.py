@@ -36,7 +36,13 @@ def cached_job(folder: Path, cache: Path | None, make: Any, **choice: Any) -> As
     return make(folder, teacher_cache=choice).model_copy(update={"teacher_cache": place})
 
 
-@pytest.mark.parametrize("losses", [DISTILLED, [{"kind": "jsd"}, OUTSIDE]], ids=["forward", "others"])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        pytest.param(DISTILLED, id="forward"),
+        pytest.param([{"kind": "jsd"}, OUTSIDE], id="others", marks=pytest.mark.long),
+    ],
+)
 def test_caching_all_logits_trains_as_the_live_teacher(tmp_path: Path, teacher: Path, losses: list[Document]) -> None:
     make = partial(
         stage, network=LLAMA, teacher=teacher, losses=losses, recipe={"optimizer": {"kind": "sgd", "lr": 0.1}}
@@ -65,7 +71,10 @@ def test_the_teacher_runs_once_and_the_cache_size_is_reported(tmp_path: Path, te
     assert weights(tmp_path / "first") == weights(tmp_path / "second")
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["cached_job", "nowhere"])
+@pytest.mark.parametrize(
+    "cached",
+    [pytest.param(True, id="cached_job"), pytest.param(False, id="nowhere", marks=pytest.mark.long)],
+)
 def test_a_student_of_cached_logits_resumes_to_the_same_bits(tmp_path: Path, teacher: Path, cached: bool) -> None:
     make = partial(stage, network=LLAMA, teacher=teacher, losses=[*DISTILLED, OUTSIDE])
     straight, halting = tmp_path / "straight", tmp_path / "halting"
