@@ -99,14 +99,19 @@ def read_methods() -> dict[str, Document]:
     return dict(yaml.safe_load(METHODS.read_text(encoding="utf-8")))
 
 
+def read_set(name: str, size: Size) -> dict[str, Images]:
+    """Arrays `x_train`, `y_train`, `x_test` and `y_test`; images are shrunk."""
+    arrays = _digits() if name == DIGITS else dict(np.load(name, allow_pickle=False))
+    return arrays | {part: _shrunk(arrays[part], size.shrink) for part in ("x_train", "x_test")}
+
+
 def write_set(name: str, folder: Path, size: Size) -> None:
     """Write archives `all`, `train` and `test` with `x` and `y`; the training images are the first of all."""
-    arrays = _digits() if name == DIGITS else dict(np.load(name, allow_pickle=False))
-    x, test = (_shrunk(arrays[part], size.shrink) for part in ("x_train", "x_test"))
-    y, answers = (arrays[part].astype(np.int64) for part in ("y_train", "y_test"))
+    arrays = read_set(name, size)
+    x, y = arrays["x_train"], arrays["y_train"].astype(np.int64)
     np.savez(folder / "all", x=x, y=y)
     np.savez(folder / "train", x=x[: size.train], y=y[: size.train])
-    np.savez(folder / "test", x=test, y=answers)
+    np.savez(folder / "test", x=arrays["x_test"], y=arrays["y_test"].astype(np.int64))
 
 
 def _shrunk(images: Images, by: int) -> Images:

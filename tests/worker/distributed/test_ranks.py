@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from app.recipe.students.architectures import Vit
 from tests import kinds
 from tests.kinds import BERT, PAIRS
 from tests.worker.distributed.ranks_stage import Act, play_together, report_every_step
-from tests.worker.training.builders import Played, play, stage, weights
+from tests.worker.training.builders import Played, play, stage, weights, write_teacher
 from worker.protocol import CheckpointSaved, Finished, Metrics, Stopped
 from worker.students.weights import WEIGHTS
 from worker.training.checkpoint import CheckpointError, read_record
@@ -88,6 +89,13 @@ CASES: dict[str, dict[str, Any]] = {
     "meta-difference": {
         "teacher": True,
         "recipe": {**SPLIT, "method": {"kind": "meta", "quiz_fraction": 0.25, "order": "finite-difference"}},
+    },
+    "rollback": {
+        "student": {"architecture": "pretrained", "model": "teacher"},
+        "recipe": {
+            **{**SPLIT, "epochs": 1, "accumulate": 2, "ema_decay": 0.8, "optimizer": {"kind": "sgd", "lr": 0.1}},
+            "method": {"kind": "rollback", "periods": 3},
+        },
     },
     "stages": {
         "teacher": True,
@@ -169,6 +177,8 @@ class Scene:
     def act(self, name: str, steps: int = 10**9, **changes: Any) -> Act:
         folder = self.root / name
         assignment = stage(folder, **changes)
+        if assignment.spec.student.architecture == "pretrained":
+            write_teacher(folder / "teacher", Vit(patch_size=3, width=8, depth=2, heads=2))
         if changes.get("task") == "embedding":
             kinds.write_data(folder)
             kinds.write_encoder(folder / "encoder")
