@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -217,6 +218,7 @@ class Service(NamedTuple):
 
     client: Client
     ids: dict[str, str]
+    process: subprocess.Popen[str]
 
     def addressed(self, job: Document) -> Document:
         """The job with ids in the place of names."""
@@ -238,7 +240,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     kinds.write_data(inputs)
     write_tables(inputs)
     kinds.write_teachers(inputs)
-    with running(environment(root / "data")) as (_, hello), Client(hello["url"], hello["key"]) as client:
+    with running(environment(root / "data")) as (process, hello), Client(hello["url"], hello["key"]) as client:
         files = {path: client.upload(path).id for path in inputs.iterdir() if path.is_file()}
         ids = {(path.stem if path.suffix == ".npz" else path.name): file for path, file in files.items()}
         for folder in inputs.iterdir():
@@ -250,7 +252,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                 config = json.loads((folder / "config.json").read_text())
                 weights = client.upload(folder / WEIGHTS, reuse=False).id
                 ids[folder.name] = client.register_model(weights, config, folder.name).id
-        yield Service(client, ids)
+        yield Service(client, ids, process)
 
 
 def write_tables(folder: Path) -> None:
