@@ -222,8 +222,8 @@ class Validation(Reply):
 
 
 class RecommendedRecipe(Reply):
-    """A recipe for a job; `expected_ratio` is the student's expected score as a share of its teacher's, with the extremes
-    of the models that were fitted without a part of the data sets. A default has a `reason` instead."""
+    """A recipe for a job; `expected_ratio` is the student's expected score as a share of its teacher's, with the
+    extremes of the models that were fitted without a part of the data sets. A default has a `reason` instead."""
 
     recipe: dict[str, Any]
     expected_ratio: float | None = None

@@ -43,6 +43,19 @@ class Prediction(NamedTuple):
     highest: float
 
 
+class LeftOut(NamedTuple):
+    """The jobs of a data set that a model has not seen."""
+
+    data_set: str
+    predicted: list[float]
+    measured: list[float]
+
+    @property
+    def errors(self) -> list[float]:
+        """Absolute errors of the predictions."""
+        return [abs(found - ratio) for found, ratio in zip(self.predicted, self.measured, strict=True)]
+
+
 class Fitted(NamedTuple):
     """Predictions, and their quality on data sets that the model has not seen."""
 
@@ -58,21 +71,38 @@ def recommend(past: Sequence[PastJob], candidates: Sequence[Features]) -> Fitted
     """Predict the ratio of every candidate from all past jobs, with the spread over models without some data sets."""
     columns = columns_of([*(job.features for job in past), *candidates])
     wanted = matrix(candidates, columns)
-    expected = _Model(past, columns).predict(wanted)
-    others, errors, correlations = [expected], list[float](), list[float]()
-    for left_out in folds(past):
-        model = _Model([job for job in past if job.data_set not in left_out], columns)
-        others.append(model.predict(wanted))
-        for name in left_out:
-            tested = [job for job in past if job.data_set == name]
-            found = model.predict(matrix([job.new_features for job in tested], columns))
-            errors += [abs(value - job.ratio) for value, job in zip(found, tested, strict=True)]
-            correlations += rank_correlation(found, [job.ratio for job in tested])
+    predictions, tests = [_Model(past, columns).predict(wanted)], list[LeftOut]()
+    for names in folds(past):
+        model = _without(past, names, columns)
+        predictions.append(model.predict(wanted))
+        tests += _tests(model, past, names, columns)
+    errors = [error for test in tests for error in test.errors]
+    correlations = [found for test in tests if (found := rank_correlation(test.predicted, test.measured)) is not None]
     return Fitted(
-        [Prediction(values[0], min(values), max(values)) for values in zip(*others, strict=True)],
+        [Prediction(values[0], min(values), max(values)) for values in zip(*predictions, strict=True)],
         statistics.fmean(errors) if errors else None,
         statistics.fmean(correlations) if correlations else None,
     )
+
+
+def leave_out(past: Sequence[PastJob]) -> list[LeftOut]:
+    """Predictions for every data set by a model that was fitted without it."""
+    columns = columns_of(job.features for job in past)
+    return [test for names in folds(past) for test in _tests(_without(past, names, columns), past, names, columns)]
+
+
+def _without(past: Sequence[PastJob], names: Sequence[str], columns: list[str]) -> _Model:
+    return _Model([job for job in past if job.data_set not in names], columns)
+
+
+def _tests(model: _Model, past: Sequence[PastJob], names: Sequence[str], columns: list[str]) -> list[LeftOut]:
+    """Predictions for the jobs of these data sets, as if nothing had run on them."""
+    tests = []
+    for name in names:
+        jobs = [job for job in past if job.data_set == name]
+        found = model.predict(matrix([job.new_features for job in jobs], columns))
+        tests.append(LeftOut(name, found, [job.ratio for job in jobs]))
+    return tests
 
 
 def folds(past: Sequence[PastJob]) -> list[list[str]]:
@@ -84,14 +114,14 @@ def folds(past: Sequence[PastJob]) -> list[list[str]]:
     return [group for start in range(MAX_FOLDS) if (group := names[start::MAX_FOLDS])]
 
 
-def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> list[float]:
-    """Spearman's correlation; empty for too few values, or if all measured ones are the same. Equal predictions rank
+def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
+    """Spearman's correlation; none for too few values, or if all measured ones are the same. Equal predictions rank
     nothing, and count as 0."""
     if len(measured) < MIN_RANKED or len(set(measured)) == 1:
-        return []
+        return None
     if len(set(predicted)) == 1:
-        return [0.0]
-    return [float(np.corrcoef(_ranks(predicted), _ranks(measured))[0, 1])]
+        return 0.0
+    return float(np.corrcoef(_ranks(predicted), _ranks(measured))[0, 1])
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

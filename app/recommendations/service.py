@@ -134,7 +134,7 @@ async def recommend(document: Document, found: Gathered, top: int) -> Recommenda
         return _defaults(document, found, top, learned, reason)
     own = [found.distillation._replace(recipe=each.recipe).features() for each in candidates]
     try:
-        ranking = await rank([_as_past(job, task) for job in found.past], own)
+        ranking = await rank([as_past(job, task) for job in found.past], own)
     except RegressionFailed as error:
         return _defaults(document, found, top, learned, f"the past jobs could not be evaluated: {error}")
     learned = learned.model_copy(update={name: getattr(ranking, name) for name in ranking._fields[1:]})
@@ -170,7 +170,7 @@ def _unsound(ranking: Ranking) -> str:
     )
 
 
-def _as_past(job: PastJobFacts, task: str) -> dict[str, object]:
+def as_past(job: PastJobFacts, task: str) -> dict[str, object]:
     """Fields of `app.recommendations.regression.PastJob`."""
     return {
         "features": job.distillation.features(),

@@ -197,8 +197,8 @@ ANSWERS: dict[str, Any] = {
         "object": "recommendation",
         "basis": "past_jobs",
         "reason": (
-            "gradient boosting over 64 past jobs, 64 of them of this task on 5 data sets; 12 of their recipes are accepted"
-            " for this job"
+            "gradient boosting over 64 past jobs, 64 of them of this task on 5 data sets; 12 of their recipes are"
+            " accepted for this job"
         ),
         "recipes": [
             {

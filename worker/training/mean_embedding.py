@@ -1,7 +1,7 @@
 """Mean embedding of a job's samples by its teacher: a description of the data set in a few numbers.
 
-It is collected by hooks during the passes that measure the teacher before training, so that it costs no pass of its own,
-draws no random number of the training and leaves the network as it was.
+It is collected by hooks during the passes that measure the teacher before training, so that it costs no pass of its
+own, draws no random number of the training and leaves the network as it was.
 """
 
 from __future__ import annotations
