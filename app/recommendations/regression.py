@@ -138,7 +138,8 @@ class _Model:
         its data measures, and the trees must not rely on it."""
         rows = matrix([*(job.features for job in past), *(job.new_features for job in past)], columns)
         ratios = [job.ratio for job in past] * 2
-        self._columns = len(columns)
+        values = np.asarray(rows, np.float64).reshape(len(rows), len(columns))
+        self._known = np.isfinite(values).any(0)  # the library does not accept a column without any value
         self._mean = statistics.fmean(ratios)
         self._trees = HistGradientBoostingRegressor(
             learning_rate=RATE,
@@ -148,11 +149,11 @@ class _Model:
             early_stopping=False,
             random_state=0,
         )
-        if columns:
-            self._trees.fit(np.asarray(rows, np.float64), ratios)
+        if self._known.any():
+            self._trees.fit(values[:, self._known], ratios)
 
     def predict(self, rows: list[list[float]]) -> list[float]:
         """Expected ratios."""
-        if not rows or not self._columns:
+        if not rows or not self._known.any():
             return [self._mean] * len(rows)
-        return [float(value) for value in self._trees.predict(np.asarray(rows, np.float64))]
+        return [float(value) for value in self._trees.predict(np.asarray(rows, np.float64)[:, self._known])]
