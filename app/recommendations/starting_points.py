@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from app.recipe.base import Answer
@@ -81,3 +82,9 @@ STARTING_POINTS: tuple[StartingPoint, ...] = (
     ),
 )
 """In the order in which they are recommended for their kind of output."""
+
+
+def table() -> str:
+    """The rows of the page, in Markdown."""
+    rows = [f"| {point.answers} | `{json.dumps(list(point.losses))}` | {point.reason} |" for point in STARTING_POINTS]
+    return "\n".join(["| output | `losses` | why |", "|---|---|---|", *rows])
