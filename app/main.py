@@ -33,6 +33,7 @@ from app.models import endpoints as models
 from app.projects import endpoints as projects
 from app.projects.auth import Authentication, KeyRing
 from app.projects.service import ensure_first_key
+from app.recommendations import endpoints as recommendations
 from app.web import pages
 from app.web.openapi import document
 
@@ -91,7 +92,7 @@ def _routes() -> list[BaseRoute]:
     """Those of every application of this process: to build them takes as long as some hundred requests."""
     router = APIRouter(generate_unique_id_function=_operation_id)
     # The most asked first, and none within another: FastAPI looks for a route once more on every level.
-    for resource in (jobs, files, models, catalog, projects):
+    for resource in (jobs, files, models, catalog, projects, recommendations):
         router.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     router.include_router(_open_routes())
     router.include_router(pages.router)

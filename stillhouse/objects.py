@@ -221,6 +221,38 @@ class Validation(Reply):
     warnings: list[Remark] = []
 
 
+class RecommendedRecipe(Reply):
+    """A recipe for a job; `expected_ratio` is the student's expected score as a share of its teacher's, with the
+    extremes of the models that were fitted without a part of the data sets. A default has a `reason` instead."""
+
+    recipe: dict[str, Any]
+    expected_ratio: float | None = None
+    lowest_ratio: float | None = None
+    highest_ratio: float | None = None
+    job_ids: list[str] = []
+    reason: str | None = None
+
+
+class LearnedFrom(Reply):
+    """The past jobs behind a recommendation, and its quality on data sets that were left out."""
+
+    jobs: int
+    data_sets: int
+    job_ids: list[str] = []
+    mean_absolute_error: float | None = None
+    rank_correlation: float | None = None
+
+
+class Recommendation(Reply):
+    """Recipes for a job, best first; `basis` is past_jobs or defaults."""
+
+    basis: str
+    reason: str
+    recipes: list[RecommendedRecipe]
+    learned_from: LearnedFrom
+    notes: list[str] = []
+
+
 class File(Reply):
     """An uploaded file; `size` is in bytes, `sha256` in hexadecimal."""
 

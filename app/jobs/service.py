@@ -104,6 +104,14 @@ async def examine(
     session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside = Outside()
 ) -> tuple[list[Problem], InputFacts]:
     """All problems of a job that the headers of its inputs show, and the facts from these headers."""
+    problems, facts = await input_facts(session, project_id, spec, outside)
+    return problems + find_problems(spec, facts), facts
+
+
+async def input_facts(
+    session: AsyncSession, project_id: str, spec: JobSpec, outside: Outside = Outside()
+) -> tuple[list[Problem], InputFacts]:
+    """Facts from the headers of a job's inputs, and the problems of inputs that are missing or of another kind."""
     problems: list[Problem] = []
     train = await _data_file(session, project_id, "data.train", spec, problems)
     held_out = None
@@ -117,8 +125,7 @@ async def examine(
         if origin.model is not None
     }
     teachers = {reference: config for reference, config in found.items() if config is not None}
-    facts = InputFacts(train=train, eval=held_out, teachers=teachers)
-    return problems + find_problems(spec, facts), facts
+    return problems, InputFacts(train=train, eval=held_out, teachers=teachers)
 
 
 async def _data_file(

@@ -162,6 +162,7 @@ def _page(item: dict[str, Any]) -> dict[str, Any]:
 
 BODIES: dict[str, Any] = {
     "JobSpec": SPEC,
+    "JobWithoutRecipe": {key: value for key, value in SPEC.items() if key != "recipe"},
     "CloneOverrides": {"name": "digits nkd, longer", "priority": 60},
     "JobPatch": {"priority": 80},
     "UploadRequest": {"name": "digits.npz", "size": 51_200, "sha256": SHA256},
@@ -191,6 +192,32 @@ ANSWERS: dict[str, Any] = {
         "total_steps": None,
         "parameters": None,
         "estimate": None,
+    },
+    "RecommendationView": {
+        "object": "recommendation",
+        "basis": "past_jobs",
+        "reason": (
+            "gradient boosting over 64 past jobs, 64 of them of this task on 5 data sets; 12 of their recipes are"
+            " accepted for this job"
+        ),
+        "recipes": [
+            {
+                "recipe": SPEC["recipe"],
+                "expected_ratio": 0.97,
+                "lowest_ratio": 0.95,
+                "highest_ratio": 0.98,
+                "job_ids": [JOB],
+                "reason": None,
+            }
+        ],
+        "learned_from": {
+            "jobs": 64,
+            "data_sets": 5,
+            "job_ids": [JOB],
+            "mean_absolute_error": 0.03,
+            "rank_correlation": 0.4,
+        },
+        "notes": ["the teacher's score on the data is unknown: no earlier job used both"],
     },
     "EventPage": {"object": "list", "data": [_EVENT], "has_more": False},
     "MetricsView": {

@@ -76,6 +76,8 @@ _OF_THINGS = {
     "KeyView": "key_id",
 }
 """Answers that have an id with which other operations go on, and the parameter that takes it."""
+_DOCUMENTS = {"validate_job": "JobSpec", "recommend_recipes": "JobWithoutRecipe"}
+"""Operations that check their body themselves, and what it is."""
 _FRAMING = """Server-sent events. Of each event `id` is its number, `event` its type, and `data` one line of JSON, an
 `EventView`. A comment (`: …`) comes when nothing else has for a while. The stream ends after the last event of a job
 that is final; a client that was cut off goes on with the header `Last-Event-ID`."""
@@ -202,8 +204,7 @@ def _complete_body(operation: Node) -> None:
     if body is None:
         return
     name = _reference(body["content"])
-    if operation["operationId"] == "validate_job":
-        name = "JobSpec"
+    name = _DOCUMENTS.get(operation["operationId"], name)
     if name:
         body["content"]["application/json"]["example"] = examples.BODIES[name]
         body.setdefault("description", "In JSON; unknown keys are refused.")

@@ -15,7 +15,7 @@ from stillhouse.asynchronous.event_stream import AsyncEventStream, events_after
 from stillhouse.asynchronous.files import AsyncFilesApi
 from stillhouse.errors import TransferError
 from stillhouse.local_files import Progress, no_progress
-from stillhouse.objects import Artifact, Checkpoint, Event, Job, Result, Series, Validation
+from stillhouse.objects import Artifact, Checkpoint, Event, Job, Recommendation, Result, Series, Validation
 from stillhouse.requests import Document, idempotency, resource
 
 HERE = Path()
@@ -86,6 +86,27 @@ class AsyncJobsApi(AsyncFilesApi):
         """
         body = await self.upload_data(spec, folder=folder)
         return await self._one(Validation, "POST", "/v1/jobs/validate", json=body, repeatable=True)
+
+    async def recommend(self, spec: Document, *, top: int = 3, folder: Path = HERE) -> Recommendation:
+        """Recommend recipes for a job, learned from the project's past jobs; data is uploaded as by `submit`.
+
+        Args:
+            spec: The job, with a teacher and without `recipe`.
+            top: Most recipes, up to 20.
+            folder: Folder that the paths are relative to.
+
+        Returns:
+            The recipes, best first, and what they were learned from; defaults, with the reason, if there is too little
+            to learn from.
+
+        Raises:
+            BadRequest: A path does not exist, or a folder can't be packed.
+            TransferError: An upload was interrupted.
+            ServiceError: The job is not valid, or has a recipe (422); `errors` lists every invalid field.
+        """
+        body = await self.upload_data(spec, folder=folder)
+        options = {"params": {"top": top}, "json": body, "repeatable": True}
+        return await self._one(Recommendation, "POST", "/v1/recommendations", **options)
 
     def jobs(
         self,

@@ -77,6 +77,8 @@ class TrainedJob(NamedTuple):
     """Tokenizers of a language model's teachers that differ from the student's, by name."""
     sources: Figures = {}
     """Provenance of the inputs, by the path of the field (see `provenance`)."""
+    embedding: Figures | None = None
+    """Mean embedding of the samples by the first teacher; none: there is no stored teacher."""
     alignment: Figures = {}
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
     warnings: Sequence[Figures] = ()
@@ -184,6 +186,7 @@ class BundleWriter:
             "student": student,
             "left_out": self._exports.left_out,
             "sources": trained.sources,
+            "data": {"embedding": trained.embedding},
             "origin": origin_figures(
                 trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
             ),

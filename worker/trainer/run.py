@@ -179,6 +179,7 @@ def train_job(
         tokenizers=tokenizers,
         alignment={name: data.alignment[reader.input_key] for name, reader in tokenizers.items()},
         sources=provenance(assignment, folder),
+        embedding=checked.embedding,
         warnings=log.figures(),
     )
     ranks.dismiss()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from app.recipe.job import JobSpec
 from worker.data.task_data import TaskData
 from worker.errors import UserError
 from worker.students.model import Model
-from worker.tasks.base import Metrics, Task, TeacherExaminer
+from worker.tasks.base import Figures, Metrics, Task, TeacherExaminer
+from worker.training.mean_embedding import MeanEmbedding
 from worker.training.warning_log import Warned
 
 MAX_REPORT_BYTES = 2**26
@@ -27,6 +29,8 @@ class Checked(NamedTuple):
     outputs: dict[str, Tensor]
     """Outputs (N, C) float32 for all held-out samples, on the CPU, by the teachers' names; empty if only some samples
     were used."""
+    embedding: Figures | None = None
+    """Mean embedding of the samples by the first teacher (see `MeanEmbedding.figures`)."""
 
 
 def check_teachers(
@@ -42,15 +46,16 @@ def check_teachers(
         return Checked([], {})
     whole = job.evaluation.require_teacher is not None
     examiner = task.examiner(job, data, seed, whole=whole)
-    warnings, outputs_by_teacher = [], {}
-    for name, model in models.items():
-        found, outputs = examiner.measure(model)
+    warnings, outputs_by_teacher, embedding = [], {}, MeanEmbedding()
+    for index, (name, model) in enumerate(models.items()):
+        with embedding.collecting(model) if index == 0 else nullcontext():
+            found, outputs = examiner.measure(model)
         _require(task, job, name, found, examiner.samples)
         for odd in _odd(task, model, folders[name], examiner, found, outputs):
             warnings.append(odd._replace(message=f"teacher {name!r} {odd.message}"))
         if outputs is not None and examiner.samples == data.eval.samples:
             outputs_by_teacher[name] = outputs
-    return Checked(warnings, outputs_by_teacher)
+    return Checked(warnings, outputs_by_teacher, embedding.figures())
 
 
 def _odd(

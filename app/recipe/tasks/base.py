@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 from app.recipe.base import Answer, InputKind, TaskOption
@@ -29,6 +30,16 @@ class MainMetric(NamedTuple):
     def of(self, metrics: Mapping[str, float]) -> str:
         """Its name, or that of the metric that replaces it."""
         return self.name if self.name in metrics or self.stand_in is None else self.stand_in
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of several values; raises ValueError for none."""
+        return (max if self.higher_is_better else min)(values)
+
+    def ratio(self, student: float, teacher: float) -> float | None:
+        """Value of the student as a share of its teacher's, for an error the inverse, so that more is better; None
+        if there is no such share: of a correlation that is not positive, or of an error of 0."""
+        part, whole = (student, teacher) if self.higher_is_better else (teacher, student)
+        return part / whole if part >= 0.0 and whole > 0.0 and math.isfinite(part / whole) else None
 
     def is_better(self, metrics: Mapping[str, float], than: Mapping[str, float]) -> bool:
         """Whether one set of metrics is strictly better than another."""

@@ -15,6 +15,7 @@ from stillhouse.cli import board, views
 from stillhouse.cli.commands.common import Assignments, JobFile, JobId, Limit, Outage, status_of
 from stillhouse.cli.commands.root import app
 from stillhouse.cli.output import INTERRUPTED, CommandOutput, LineOutput, command, err
+from stillhouse.cli.recommendations import recommendation
 from stillhouse.retries import OUTAGE_SECONDS
 
 MAX_POINTS = 10_000
@@ -47,6 +48,18 @@ def validate(file: JobFile, assignments: Assignments = None) -> CommandOutput:
     client = Client()
     result = client.validate(_read(client, file, assignments))
     return CommandOutput(result, views.show(views.validation(result)), code=0 if result.valid else 1)
+
+
+@command(app)
+def recommend(
+    file: JobFile,
+    assignments: Assignments = None,
+    top: Annotated[int, typer.Option(min=1, max=20, help="Most recipes.")] = 3,
+) -> CommandOutput:
+    """Recommend recipes for a job without one, learned from the project's past jobs. Local data is uploaded."""
+    client = Client()
+    found = client.recommend(_read(client, file, assignments), top=top)
+    return CommandOutput(found, views.show(recommendation(found)))
 
 
 @command(app)

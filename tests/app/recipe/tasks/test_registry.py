@@ -87,6 +87,11 @@ def test_a_main_metric_compares_with_its_tie_breaker_and_its_stand_in() -> None:
     assert accuracy.is_better({"accuracy": 0.5, "nll": 1.0}, {"accuracy": 0.5, "nll": 2.0})
     assert not accuracy.is_better({"accuracy": 0.5, "nll": 1.0}, {"accuracy": 0.5, "nll": 1.0})
     assert MainMetric("rmse", higher_is_better=False).is_better({"rmse": 1.0}, {"rmse": 2.0})
+    assert accuracy.ratio(0.6, 0.8) == pytest.approx(0.75)
+    assert MainMetric("rmse", higher_is_better=False).ratio(4.0, 3.0) == pytest.approx(0.75)
+    assert accuracy.ratio(0.5, 0.0) is None
+    assert MainMetric("rmse", higher_is_better=False).ratio(0.0, 3.0) is None
+    assert MainMetric("spearman", higher_is_better=True).ratio(-0.1, 0.5) is None
     spearman = MainMetric("spearman", higher_is_better=True, stand_in="mrr")
     assert spearman.of({"mrr": 0.5}) == "mrr"
     assert spearman.is_better({"mrr": 0.5}, {"mrr": 0.4})
