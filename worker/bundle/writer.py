@@ -79,6 +79,8 @@ class TrainedJob(NamedTuple):
     """Provenance of the inputs, by the path of the field (see `provenance`)."""
     alignment: Figures = {}
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
+    write_further: Callable[[Path], Sequence[str]] = lambda folder: ()
+    """Writes files of the training method into the bundle, and returns their names."""
     warnings: Sequence[Figures] = ()
     """Warnings of the job: `code` and `message` of each."""
 
@@ -146,7 +148,7 @@ def write_bundle(
         RECIPE,
         CARD,
     )
-    names += tuple(writer.diagnosed.pictures)
+    names += (*writer.diagnosed.pictures, *trained.write_further(bundle))
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 
