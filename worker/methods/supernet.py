@@ -69,8 +69,8 @@ class SupernetMethod(Method[Supernet]):
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         assert isinstance(state.method, SupernetState)
         rows = self.inputs.data.train.rows_per_sample
-        names = ("student", *state.learners)
-        return {name: rows * count for name, count in zip(names, state.method.flops, strict=False)}
+        counts = state.method.flops or [0] * len(self._networks)
+        return {name: rows * count for name, count in zip(("student", *state.learners), counts, strict=True)}
 
     def conclude(self, stage: Stage, state: TrainState, latency: Latency) -> Outcome:
         """Search the student among all sub-networks, and keep the shared weights for later extraction."""

@@ -10,14 +10,14 @@ from pydantic import Field
 from app.recipe.base import Answer, InputKind, Paper, Positive, Spec
 from app.recipe.losses.features import AttentionRelation
 from app.recipe.losses.taps import Taps
-from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.methods.base import FIELD, LEARNING, MethodSpec
 from app.recipe.optimizers import NormalizedGd
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import Shrink
 from app.recipe.students.sub_spaces import PRESETS, Preset, SubSpace
 
 if TYPE_CHECKING:
-    from app.recipe.job import JobSpec
+    from app.recipe.job import JobSpec, Recipe
 
 
 class Search(Spec):
@@ -71,6 +71,10 @@ class Supernet(MethodSpec):
     @property
     def sub_spaces(self) -> list[SubSpace]:
         return [PRESETS[space] if isinstance(space, str) else space for space in self.spaces]
+
+    def passes(self, recipe: Recipe) -> int:
+        """As if all sub-networks of a step had the size of the student."""
+        return LEARNING * (self.drawn + 2)
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         if job.task_spec.per_token:
