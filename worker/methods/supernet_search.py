@@ -5,10 +5,10 @@ Nothing is drawn, so that an attempt that repeats the search finds the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -82,7 +82,7 @@ def keeps_to(limits: Search, parameters: int, flops: int) -> bool:
 
 
 def choose(
-    rows: Sequence[SearchRow], limits: Search, latency: Any, inputs: MethodInputs
+    rows: Sequence[SearchRow], limits: Search, latency: Callable[[SearchRow], float], inputs: MethodInputs
 ) -> tuple[list[SearchRow], SearchRow]:
     """The row with the lowest loss within the limits, and all rows with the latencies that were measured.
 
@@ -92,16 +92,18 @@ def choose(
     if limits.max_latency_ms is None:
         return list(rows), min(allowed, key=lambda row: row.loss)
     front = [row for row in allowed if not any(dominates(other, row) for other in allowed)]
-    measured = {}
+    measured: list[tuple[float, SearchRow]] = []
     for row in sorted(front, key=lambda row: row.flops):
-        measured[row.row] = row.model_copy(update={"latency_ms": latency(row)})
-        inputs.send(Log(message=f"search: row {row.row} takes {measured[row.row].latency_ms:.3g} ms"))
-    fast = [row for row in measured.values() if row.latency_ms <= limits.max_latency_ms]
-    chosen = min(fast, key=lambda row: row.loss) if fast else min(measured.values(), key=lambda row: row.latency_ms)
+        took = latency(row)
+        measured.append((took, row.model_copy(update={"latency_ms": took})))
+        inputs.send(Log(message=f"search: row {row.row} takes {took:.3g} ms"))
+    fast = [row for took, row in measured if took <= limits.max_latency_ms]
+    least, fastest = min(measured, key=lambda pair: pair[0])
     if not fast:
-        found = f"the fastest sub-network takes {chosen.latency_ms:.3g} ms, more than {FIELD}.search.max_latency_ms"
+        found = f"the fastest sub-network takes {least:.3g} ms, more than {FIELD}.search.max_latency_ms"
         inputs.send(Log(level="warning", message=f"{found}: {limits.max_latency_ms:.3g}; it is chosen"))
-    return [measured.get(row.row, row) for row in rows], chosen
+    known = {row.row: row for _, row in measured}
+    return [known.get(row.row, row) for row in rows], min(fast, key=lambda row: row.loss, default=fastest)
 
 
 def dominates(one: SearchRow, other: SearchRow) -> bool:
@@ -111,12 +113,12 @@ def dominates(one: SearchRow, other: SearchRow) -> bool:
 
 
 def _rows(spaces: Sequence[SharedWeights], losses: Sequence[Sequence[float]]) -> list[SearchRow]:
-    found = []
+    found: list[SearchRow] = []
     for number, ((space, _), values) in enumerate(zip(spaces, losses, strict=True)):
         for sizes, loss in zip(space.networks, values, strict=True):
             cost = network_cost(space.config_of(sizes))
-            costs = {"parameters": cost.parameters, "flops": cost.flops, "loss": loss}
-            found.append(SearchRow(row=len(found), space=number, **sizes._asdict(), **costs))
+            row = {**sizes._asdict(), "parameters": cost.parameters, "flops": cost.flops, "loss": loss}
+            found.append(SearchRow(row=len(found), space=number, **row))
     return [row.model_copy(update={"pareto": not any(dominates(other, row) for other in found)}) for row in found]
 
 

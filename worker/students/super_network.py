@@ -13,12 +13,13 @@ from torch.func import functional_call
 
 from app.recipe.losses.taps import Tap
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.searched import Axis
 from app.recipe.students.shrink import LAYER, resized_model
 from app.recipe.students.sub_spaces import SubNetwork, kept_of
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 
-Axes = dict[str, list[str | None]]
+Axes = dict[str, list[Axis | None]]
 """By the name of a tensor, the size that each of its axes follows: `width`, `hidden`, or none if all sub-networks have
 the same."""
 
@@ -98,7 +99,7 @@ class SuperNetwork:
         """The sizes that the axes of the network's tensors follow."""
         largest = self.networks[0]
         head = largest.width // largest.heads
-        changed = {
+        changed: dict[Axis, SubNetwork] = {
             "width": largest._replace(width=largest.width + head, heads=largest.heads + 1),
             "hidden": largest._replace(hidden=largest.hidden + 1),
         }
