@@ -59,7 +59,8 @@ def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     assert value is not PydanticUndefined
     return json.dumps(
-        value, default=lambda option: option.model_dump(mode="json", exclude_defaults=True) or option.kind
+        value,
+        default=lambda option: option.model_dump(mode="json", exclude_defaults=True) or getattr(option, "kind", {}),
     )
 
 

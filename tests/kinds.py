@@ -63,6 +63,12 @@ PAIRS: Document = {
 LAST: Document = {"teacher": "stages.2", "student": "stages.2"}
 NORMS: list[Document] = [{"teacher": path, "student": path} for path in ("stages.1.0.norm1", "stages.2.0.norm1")]
 ATTENTION: Document = {"qkv": "blocks.0.attention.qkv"}
+QKV: Document = {
+    name: f"encoder.layer.1.attention.self.{part}"
+    for name, part in (("queries", "query"), ("keys", "key"), ("values", "value"))
+}
+RELATION: Document = {"kind": "attention-relation", "relation_heads": 2, "layer": {"teacher": QKV, "student": QKV}}
+"""Relations in the second layer of two encoders of texts."""
 SETTINGS: dict[str, Document] = {
     "kd-rel": {"parents": [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]},
     "uskd": {"feature": "stages.1"},
@@ -205,12 +211,12 @@ def write_teachers(folder: Path) -> None:
     write_writer(folder / "writer")
 
 
-def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True)) -> None:
-    """A sentence encoder with random weights and its tokenizer."""
+def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True), **settings: Any) -> None:
+    """A sentence encoder with random weights and its tokenizer; `settings` are further ones of the network."""
     tokenizer = train_tokenizer(WordPiece(vocabulary=100), TextSamples(WORDS))
     config = ModelConfig(
         task="embedding",
-        architecture=Transformers(config={**BERT, "hidden_size": 16, "num_hidden_layers": 2}),
+        architecture=Transformers(config={**BERT, "hidden_size": 16, "num_hidden_layers": 2, **settings}),
         input=TextInput(length=16, vocabulary=tokenizer.vocabulary, pad=tokenizer.pad, separator=tokenizer.separator),
         targets=16,
         embedding=embedding,

@@ -113,6 +113,14 @@ METHOD_JOBS: dict[str, Document] = {
     "boundary-samples": small_job({**LABELS, "method": {"kind": "boundary-samples"}, "epochs": 2}),
     "online": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "bd-kd"}], "method": {"kind": "online"}}, MLP),
     "meta": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}], "method": {"kind": "meta"}}, MLP),
+    "supernet": small_job(
+        {
+            "losses": [kinds.RELATION],
+            "method": {"kind": "supernet", "spaces": [{"layers": [0.5, 1], "width": [0.5, 1], "ffn_ratio": [0.5]}]},
+        },
+        {"architecture": "shrink"},
+        "embedding",
+    ),
     "rollback": small_job(
         {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
     ),

@@ -61,6 +61,7 @@ TAUGHT_BY = {
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
     "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
+    "supernet.yaml": ["embedding-teacher.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
     "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],

@@ -13,9 +13,9 @@ from app.core.json_body import JsonRoute
 from app.core.paging import Page, Paging, page
 from app.core.services import ServicesDep
 from app.core.views import DeletedView
-from app.models import repository, service
+from app.models import extraction, repository, service
 from app.models.modules import modules_of
-from app.models.schemas import ModelDetailView, ModelRequest, ModelView, ModulesView
+from app.models.schemas import ExtractRequest, ModelDetailView, ModelRequest, ModelView, ModulesView
 from app.models.tables import ModelRow
 from app.projects.auth import Caller, require
 
@@ -55,6 +55,13 @@ async def get_model_modules(model_id: str, caller: Reader, services: ServicesDep
     async with services.database.read() as session:
         row = await service.get_model(session, caller.project_id, model_id)
     return await modules_of(row, services.store)
+
+
+@router.post("/{model_id}/extract", status_code=201, responses=errors(404, 409))
+async def extract_model(model_id: str, wanted: ExtractRequest, caller: Writer, services: ServicesDep) -> ModelView:
+    """Extract a sub-network of a student that was searched with the method `supernet`, as a model of its own. A
+    repeated request returns the same model."""
+    return ModelView.of(await extraction.extract(services, caller.project_id, model_id, wanted))
 
 
 @router.get("/{model_id}/files/{name:path}", responses=DOWNLOAD_RESPONSES, response_class=Response)

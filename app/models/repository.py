@@ -33,6 +33,12 @@ async def children(session: AsyncSession, project_id: str, model_id: str) -> lis
     return list(await session.scalars(statement))
 
 
+async def extracted(session: AsyncSession, project_id: str, model_id: str) -> list[ModelRow]:
+    """The models that were extracted from this one: children that no job has trained."""
+    mine = (ModelRow.teacher_id == model_id, ModelRow.project_id == project_id, ModelRow.deleted_at.is_(None))
+    return list(await session.scalars(select(ModelRow).where(*mine, ModelRow.job_id.is_(None))))
+
+
 @finds_users("file")
 async def models_using(session: AsyncSession, project_id: str, file_id: str) -> list[str]:
     """Ids of the models whose files include the object of a file. Keys are random, so no other text contains them."""

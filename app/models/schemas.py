@@ -81,6 +81,15 @@ class ModelRequest(Spec):
         return Conversion(checkpoint_key=self.checkpoint_key, key_map=self.key_map or KeyMap())
 
 
+class ExtractRequest(Spec):
+    """A sub-network of a searched student."""
+
+    row: int = Field(ge=0, le=1_000_000)
+    """Its number in `search.json`, from 0."""
+    name: Name | None = None
+    """Name of the new model; default: that of the searched one with the row."""
+
+
 class ModelFileView(View):
     """A file of a model's bundle."""
 
@@ -107,7 +116,7 @@ class ModelView(View):
     file_id: str | None
     """The uploaded file of its weights; none for a job's."""
     teacher_id: str | None
-    """The model that it was distilled from."""
+    """The model that it was distilled from, or extracted from."""
     format: Literal["safetensors", "torch"]
     """Format of its weights; a file written by torch.save is converted by the worker that needs it."""
     config: ModelConfig | None

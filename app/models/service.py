@@ -68,9 +68,9 @@ async def _files(
 async def _insert(
     session: AsyncSession, project_id: str, wanted: ModelRequest, bundle: Bundle, written: dict[str, StoredObject]
 ) -> ModelRow:
-    documents = [{"name": name, "media_type": _media_type(name), **asdict(stored)} for name, stored in written.items()]
+    documents = [{"name": name, "media_type": media_type(name), **asdict(stored)} for name, stored in written.items()]
     uploaded = [
-        {"name": name, "media_type": _media_type(name), "key": file.key, "size": file.size, "sha256": file.sha256}
+        {"name": name, "media_type": media_type(name), "key": file.key, "size": file.size, "sha256": file.sha256}
         for name, file in bundle.files.items()
     ]
     weights = [file for name, file in bundle.files.items() if not _is_text(name)]
@@ -94,7 +94,8 @@ def _is_text(name: str) -> bool:
     return name.endswith((".json", ".txt"))
 
 
-def _media_type(name: str) -> str:
+def media_type(name: str) -> str:
+    """Media type of a file of a model, by its suffix."""
     known = {".json": "application/json", ".txt": "text/plain"}
     return known.get(name[name.rfind(".") :], "application/octet-stream")
 

@@ -25,7 +25,7 @@ class ModelRow(Base):
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
     """The uploaded file of its weights; none for a job's."""
     teacher_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
-    """The model it was distilled from."""
+    """The model it was distilled from, or extracted from."""
     config: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
     """The contract's `ModelConfig`; JSON's null for a folder with only a description in the Hugging Face layout."""
     parameters: Mapped[int] = mapped_column(BigInteger)

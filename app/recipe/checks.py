@@ -27,6 +27,7 @@ from app.recipe.processes import processes_problems
 from app.recipe.recipe_rules import recipe_problems
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.rules import start_problems, student_problems
+from app.recipe.students.search_rules import search_problems
 from app.recipe.teachers.rules import cache_problems, teacher_problems, teaching_problems, tokenizer_problems
 
 
@@ -54,6 +55,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         *teacher_problems(job, models, train),
         *class_problems(job, models),
         *student_problems(job, models, given),
+        *search_problems(job, models),
         *start_problems(job, models, given),
         *cache_problems(job, models),
         *loss_problems(job, models),

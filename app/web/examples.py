@@ -168,6 +168,7 @@ BODIES: dict[str, Any] = {
     "UploadRequest": {"name": "digits.npz", "size": 51_200, "sha256": SHA256},
     "Completion": {"sha256": SHA256},
     "ModelRequest": {"file": FILE, "config": CONFIG, "name": "digits"},
+    "ExtractRequest": {"row": 12, "name": "smaller encoder"},
     "KeyRequest": {"name": "nightly jobs", "scopes": ["read", "write"], "expires_in_seconds": 2_592_000.0},
 }
 """Bodies of requests, by the name of their schema."""

@@ -82,6 +82,23 @@ class ModelsApi(Api):
         body = given({"files": dict(files), "config": config, "name": name})
         return self._one(StoredModel, "POST", "/v1/models", json=body)
 
+    def extract(self, model_id: str, row: int, name: str | None = None) -> StoredModel:
+        """Extract a sub-network of a student that was searched with the method `supernet`.
+
+        Args:
+            model_id: The searched student.
+            row: Number of the sub-network in its `search.json`.
+            name: Name of the new model; None: that of the student with the row.
+
+        Returns:
+            The model; the same one if the row was extracted before.
+
+        Raises:
+            ServiceError: The model was not searched (409), or has no such row (422).
+        """
+        body = given({"row": row, "name": name})
+        return self._one(StoredModel, "POST", resource("models", model_id, "extract"), json=body, repeatable=True)
+
     def delete_model(self, model_id: str) -> None:
         """Delete a model.
 

@@ -44,6 +44,7 @@ def model_card(task: Task, job: JobSpec, config: ModelConfig, report: Figures) -
         f"Latencies are for one sample, on {threads} thread{'s' * (threads > 1)} of the CPU, or on the GPU if the name "
         "begins with `gpu_`.",
         "![Metrics during training](curves.png)",
+        *_search(report),
         *_diagnostics(report),
         "## Use",
         *_use(task.card, job, config, report),
@@ -215,6 +216,33 @@ def _table(shown: Mapping[str, Figures]) -> Iterator[str]:
     yield "|---" * (len(shown) + 1) + "|"
     for name, cells in rows(shown):
         yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+SIZES = ("layers", "width", "heads", "hidden", "parameters", "flops", "loss", "latency_ms")
+"""Columns of the table of sub-networks."""
+
+
+def _search(report: Figures) -> Iterator[str]:
+    """Section with the Pareto front of a search among sub-networks, if there was one."""
+    if not (found := report["train"].get("search")):
+        return
+    chosen = found["chosen"]["row"]
+    rows = {f"{row['row']}{' (chosen)' * (row['row'] == chosen)}": row for row in found["front"]}
+    shown = [name for name in SIZES if any(row.get(name) is not None for row in rows.values())]
+    yield "## Search"
+    yield (
+        f"{found['rows']} sub-networks were compared by the loss of the training, on {found['samples']} held-out "
+        "samples and without training any of them again. These are the Pareto front in weights, operations and loss; "
+        "`search.json` has all, and the service extracts any of them by its row."
+    )
+    table = [f"| row | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
+    table += [f"| {name} | {' | '.join(_figure(row[size]) for size in shown)} |" for name, row in rows.items()]
+    yield "\n".join(table)
+    yield f"![Sub-networks]({found['picture']})"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _diagnostics(report: Figures) -> Iterator[str]:

@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput
 from worker.bundle.snippets import LABELS
 from worker.students.model import Model
 from worker.students.weights import load_model, save_model
+from worker.training.measure import speed
 
 QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
 """Operators whose constant weights become int8: convolutions, linear layers, embeddings."""
@@ -73,6 +75,13 @@ def export_onnx(model: Model, folder: Path) -> Call:
         program.model.metadata_props.update(_labels(model.config))  # type: ignore[union-attr]
         program.save(folder / ONNX, external_data=False)  # type: ignore[union-attr]
     return open_onnx(folder / ONNX)
+
+
+def onnx_latency(model: Model, samples: Tensor, folder: Path) -> float:
+    """Median milliseconds that a model on the CPU, exported to a graph in a new folder within `folder`, takes for one
+    of the raw `samples` (N, ...)."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        return speed(export_onnx(model, Path(scratch)), samples.cpu())["latency_ms_p50"]
 
 
 def export_int8(model: Model, folder: Path) -> Call:

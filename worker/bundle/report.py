@@ -11,7 +11,7 @@ from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from app.recipe.students.architectures import Pretrained, Shrink
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, teacher_depth
+from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, sized, teacher_depth
 from app.recipe.tasks.base import MainMetric
 from worker.tasks.base import ClassRow, Figures
 from worker.training.history import Point
@@ -35,8 +35,9 @@ def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures
     if name is None or not isinstance(job.student, Shrink):
         return None
     network = teachers[name].architecture
-    depth, heads = teacher_depth(network), kept_heads(job.student, network)
-    layers = {"teacher": name, "init": job.student.init, "layers": kept_layers(job.student, depth), "of_layers": depth}
+    wanted = sized(job.student, job, network)
+    depth, heads = teacher_depth(network), kept_heads(wanted, network)
+    layers = {"teacher": name, "init": job.student.init, "layers": kept_layers(wanted, depth), "of_layers": depth}
     if heads is None:
         return layers
     queries = {"heads": heads.queries, "of_heads": heads.of}

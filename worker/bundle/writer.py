@@ -81,6 +81,8 @@ class TrainedJob(NamedTuple):
     """Mean embedding of the samples by the first teacher; none: there is no stored teacher."""
     alignment: Figures = {}
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
+    write_further: Callable[[Path], Sequence[str]] = lambda folder: ()
+    """Writes files of the training method into the bundle, and returns their names."""
     warnings: Sequence[Figures] = ()
     """Warnings of the job: `code` and `message` of each."""
 
@@ -148,7 +150,7 @@ def write_bundle(
         RECIPE,
         CARD,
     )
-    names += tuple(writer.diagnosed.pictures)
+    names += (*writer.diagnosed.pictures, *trained.write_further(bundle))
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
 

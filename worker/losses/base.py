@@ -25,6 +25,9 @@ class Features(NamedTuple):
     """(B, S) bool: the student's tokens that aren't padding; none: all of them."""
     teacher_tokens: Tensor | None = None
     """(B, S') bool: the same for the teacher, whose tokenizer may differ."""
+    tokens_per_row: Tensor | None = None
+    """Mean number of the student's tokens in the valid rows of the whole batch that these rows are a part of, a
+    floating scalar; none: of these rows."""
 
 
 class LossInputs(NamedTuple):

@@ -43,6 +43,8 @@ class BatchOutputs:
     """The student's activations (B, ...), floating."""
     tokens: Tensor | None = None
     """(B, S) bool: the student's tokens that aren't padding; none if its inputs aren't texts."""
+    tokens_per_row: Tensor | None = None
+    """See `Features`."""
     teacher_learns: bool = False
     """Whether the teachers' outputs have a gradient, and gradients of the losses are differentiated again: all terms
     are then computed in plain PyTorch."""
@@ -116,7 +118,7 @@ class Objective:
 
         `everywhere` sums over the processes that share the batch.
         """
-        count = _valid(targets).sum()
+        count = valid_rows(targets).sum()
         return (everywhere(count) if everywhere else count).clamp(min=1)
 
     def __call__(self, seen: BatchOutputs, count: Tensor, epoch: float = 0.0, epochs: float = 1.0) -> dict[str, Tensor]:
@@ -232,7 +234,11 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
     teacher called `name`."""
     signal = seen.signals[name] if name is not None else None
     features = Features(
-        seen.features, signal.features if signal else NO_FEATURES, seen.tokens, signal.tokens if signal else None
+        seen.features,
+        signal.features if signal else NO_FEATURES,
+        seen.tokens,
+        signal.tokens if signal else None,
+        seen.tokens_per_row,
     )
     teachers = {other: each.logits for other, each in seen.signals.items()}
     logits, head = (signal.logits, signal.head) if signal else (None, None)
@@ -241,11 +247,12 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:
     """Valid rows (B,) bool; none: all rows are valid, if that is known without waiting for a device."""
-    valid = _valid(targets)
+    valid = valid_rows(targets)
     return None if surely_none(~valid) else valid
 
 
-def _valid(targets: Tensor) -> Tensor:
+def valid_rows(targets: Tensor) -> Tensor:
+    """Rows (B, ...) bool of a batch with these targets that count."""
     if targets.dtype == torch.int64:
         return targets != IGNORED
     return torch.ones(len(targets), dtype=torch.bool, device=targets.device)

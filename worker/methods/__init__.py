@@ -13,6 +13,7 @@ from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.online import Online
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
+from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
@@ -23,6 +24,7 @@ from worker.methods.on_policy import OnPolicyMethod
 from worker.methods.online import OnlineMethod
 from worker.methods.rollback import RollbackMethod
 from worker.methods.sequence_level import SequenceLevelMethod
+from worker.methods.supernet import SupernetMethod
 from worker.methods.supervised import SupervisedMethod
 
 METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
@@ -35,6 +37,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     BoundarySamples: BoundaryMethod,
     Online: OnlineMethod,
     Meta: MetaMethod,
+    Supernet: SupernetMethod,
 }
 
 

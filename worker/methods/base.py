@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -22,6 +22,21 @@ Spec = TypeVar("Spec", bound=MethodSpec)
 
 class Interrupted(Exception):
     """A request to stop was received before the inputs of training were complete."""
+
+
+Latency = Callable[[Model], float]
+"""Measures the median time, in milliseconds, that an exported model takes for one sample."""
+
+
+class Outcome(NamedTuple):
+    """What a method adds to the bundle of a trained job."""
+
+    student: Model | None = None
+    """The model that is exported; none: the trained student."""
+    figures: Mapping[str, Any] = {}
+    """Figures for the report's section on training."""
+    write: Callable[[Path], Sequence[str]] = lambda folder: ()
+    """Writes further files into the folder of the bundle, and returns their names."""
 
 
 class MethodInputs(NamedTuple):
@@ -80,6 +95,10 @@ class Method(ABC, Generic[Spec]):
         """Floating-point operations over all attempts, by network, beyond (or below) those of the student and its
         teachers on `samples` of the data, the number that the main training's steps have used."""
         return {}
+
+    def conclude(self, stage: Stage, state: TrainState, latency: Latency) -> Outcome:
+        """Called once after the last step and evaluation, by the first process alone; raises Interrupted."""
+        return Outcome()
 
     def figures(self, state: TrainState) -> dict[str, Any]:
         """Figures for the report's section on training."""

@@ -12,12 +12,10 @@ from torch import Tensor
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Shrink
 from app.recipe.students.model import Input, TextInput
-from app.recipe.students.shrink import Heads, kept_heads, kept_layers, shrunk_teacher, teacher_depth
+from app.recipe.students.shrink import LAYER, Heads, kept_heads, kept_layers, shrunk_teacher, sized, teacher_depth
 from worker.errors import UserError
 from worker.students.model import Model
 
-_LAYER = re.compile(r"^(blocks\.|stages\.\d+\.|(?:.+\.)?(?:layers?|h)\.)(\d+)(\..+)$")
-"""Prefix, layer number and rest of a weight's name, in this project's and the library's networks."""
 _NORM = re.compile(r"^(.+\.(q|k)_layernorm\.norms\.)(\d+)(\..+)$")
 """A norm of a single head."""
 _QUERIES = re.compile(r".*\.(q_proj|q_lin|query|q_norm)\.(weight|bias)$")
@@ -47,7 +45,8 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
     teacher = teachers[name]
     _require_same_tokens(student, teacher)
     network = teacher.config.architecture
-    take_over(student, teacher, kept_layers(job.student, teacher_depth(network)), kept_heads(job.student, network))
+    wanted = sized(job.student, job, network)
+    take_over(student, teacher, kept_layers(wanted, teacher_depth(network)), kept_heads(wanted, network))
     return student
 
 
@@ -66,7 +65,7 @@ def take_over(student: Model, teacher: Model, layers: Sequence[int], heads: Head
 
 
 def _renumbered(name: str, layers: Sequence[int], heads: Heads | None) -> str:
-    if found := _LAYER.match(name):
+    if found := LAYER.match(name):
         name = f"{found[1]}{layers[int(found[2])]}{found[3]}"
     if heads and (found := _NORM.match(name)):
         name = f"{found[1]}{(heads.queries if found[2] == 'q' else heads.shared)[int(found[3])]}{found[4]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.recipe.job import JobSpec
 from app.recipe.plan import plan_training
 from app.recipe.teachers.cache import NoCache
+from worker.bundle.export import onnx_latency
 from worker.bundle.provenance import provenance
 from worker.bundle.writer import TrainedJob, require_exportable, write_bundle
 from worker.data.augment import build_augmenter
@@ -157,6 +158,13 @@ def train_job(
         ranks.dismiss()
         return Stopped(step=state.step)
 
+    try:
+        latency = partial(onnx_latency, samples=data.eval.between(0, 1).inputs[student.input_key], folder=folder)
+        outcome = method.conclude(stages[-1], state, latency)
+    except Interrupted:
+        ranks.dismiss()
+        return Stopped(step=state.step)
+
     log(PhaseBegan(phase="exporting"))
     tokenizers = other_tokens(job, data)
     taught = {name: get() for name, get in stored.items()}
@@ -164,7 +172,7 @@ def train_job(
         task=task,
         job=job,
         plan=plan,
-        state=replace(state, student=evaluated(), ema=None),
+        state=replace(state, student=outcome.student or evaluated(), ema=None),
         teachers={name: (model, inputs.folders.get(name)) for name, model in taught.items()},
         untrained_teachers={
             name: stored_teacher(inputs, name)() for name in trained_teachers if name in inputs.folders
@@ -174,7 +182,8 @@ def train_job(
         evaluator=held_out.beside(taught),
         teacher_cache=caches.figures(),
         teacher_fidelity=fidelity,
-        arithmetic=counter.figures(state) | method.figures(state),
+        arithmetic=counter.figures(state) | method.figures(state) | dict(outcome.figures),
+        write_further=outcome.write,
         tokenizer=data.readers.student if data.readers else None,
         tokenizers=tokenizers,
         alignment={name: data.alignment[reader.input_key] for name, reader in tokenizers.items()},

@@ -42,7 +42,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
             yield Problem(f"{path}.{field_name}", f"{term.kind} uses no teacher", "no name")
         elif name not in names:
             yield Problem(f"{path}.{field_name}", f"there is no teacher {name!r}", f"one of {', '.join(names)}")
-    if term.couples_rows and job.recipe.accumulate > 1:
+    if term.couples_rows and job.recipe.accumulate > 1 and term.kind not in job.recipe.method.divides:
         found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 

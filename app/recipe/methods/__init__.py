@@ -15,10 +15,20 @@ from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.online import Online
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
+from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
 
 Method = Annotated[
-    Supervised | OnPolicy | SequenceLevel | Mutual | Online | Meta | Rollback | Adversarial | BoundarySamples,
+    Supervised
+    | OnPolicy
+    | SequenceLevel
+    | Mutual
+    | Online
+    | Meta
+    | Rollback
+    | Adversarial
+    | BoundarySamples
+    | Supernet,
     Field(discriminator="kind"),
 ]
 METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])

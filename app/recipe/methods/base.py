@@ -11,6 +11,7 @@ from app.recipe.optimizers import Optimizer
 from app.recipe.problem import Problem
 from app.recipe.stage import StageSpec
 from app.recipe.students.architectures import Network
+from app.recipe.students.sub_spaces import SubSpace
 from app.recipe.tasks import tasks_for
 
 if TYPE_CHECKING:  # a job has a method, and a method's rules use the job
@@ -36,7 +37,16 @@ class MethodSpec(TaskOption):
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
 
+    divides: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of losses that couple the samples of a batch, and that its steps compute in parts all the same."""
+
     kind: str
+
+    @property
+    def sub_spaces(self) -> list[SubSpace]:
+        """Sub-spaces of sizes that the student is searched in, which is a `shrink` without sizes; none: it is trained
+        as it is described."""
+        return []
 
     @property
     def learns_from_teacher(self) -> bool:

@@ -221,12 +221,15 @@ class Shrink(Option):
 
     @model_validator(mode="after")
     def _shrinks(self) -> Self:
-        if all(given is None for given in (self.layers, self.width, self.heads, self.hidden)):
-            raise ValueError("must give at least one of layers, width, heads and hidden")
         for field, given in (("layers", self.layers), ("heads", self.heads)):
             if isinstance(given, list) and sorted(set(given)) != given:
                 raise ValueError(f"{field} must rise")
         return self
+
+    @property
+    def sizes(self) -> list[str]:
+        """Names of the sizes that are given."""
+        return [field for field in ("layers", "width", "heads", "hidden") if getattr(self, field) is not None]
 
 
 class Pretrained(Option, Origin):

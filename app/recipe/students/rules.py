@@ -17,6 +17,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     Pretrained,
+    Shrink,
     Student,
     Transformers,
     Vit,
@@ -37,6 +38,9 @@ with too small weights."""
 
 
 def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
+    if isinstance(job.student, Shrink) and not job.student.sizes and not job.recipe.method.sub_spaces:
+        yield Problem("student", "is shrink in the teacher's sizes", "at least one of layers, width, heads and hidden")
+        return
     try:
         network = network_of(job, teachers)
     except Unshrinkable as error:

@@ -3,6 +3,7 @@ descriptions."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
@@ -13,6 +14,7 @@ from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.pooling import Embedding
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
+from app.recipe.students.sub_spaces import SubNetwork
 
 
 class Unshrinkable(ValueError):
@@ -72,6 +74,8 @@ class Heads(NamedTuple):
     size: int
 
 
+LAYER = re.compile(r"^(blocks\.|stages\.\d+\.|(?:.+\.)?(?:layers?|h)\.)(\d+)(\..+)$")
+"""Prefix, layer number and rest of a weight's name, in this project's and the library's networks."""
 _BERT = Encoder()
 ONE_TO_ONE = ("gpt2", "gpt_neox")
 """Decoders whose configurations have no heads that share keys and values."""
@@ -97,6 +101,8 @@ ENCODERS: dict[str, Encoder] = {
     "starcoder2": Encoder(defaults=(30, 3072, 24, 12288), shared=2, free=True),
 }
 """Encoders and decoders of the Transformers library that can be shrunk."""
+SLICED = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
+"""Encoders of texts whose smaller networks are leading slices of larger ones in every weight."""
 
 
 def shrunk_teacher(job: JobSpec) -> str | None:
@@ -122,8 +128,42 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
         return None if start is None else start.architecture
     if not isinstance(job.student, Shrink):
         return job.student
-    teacher = _described(job, teachers)
-    return None if teacher is None else shrunk(job.student, teacher.architecture)
+    teacher = described_start(job, teachers)
+    return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
+
+
+def sized(student: Shrink, job: JobSpec, teacher: Network) -> Shrink:
+    """`student` with the sizes that it is trained in: given, or those of the largest network that the method searches
+    in its first sub-space. Raises `Unshrinkable`."""
+    if not job.recipe.method.sub_spaces:
+        return student
+    return in_sizes(student, sub_networks(job, teacher)[0][0])
+
+
+def in_sizes(student: Shrink, sizes: SubNetwork) -> Shrink:
+    """`student` in the sizes of a sub-network."""
+    return student.model_copy(update={"layers": sizes.layers, "width": sizes.width, "hidden": sizes.hidden})
+
+
+def resized_model(config: ModelConfig, sizes: SubNetwork) -> ModelConfig:
+    """Description of a model of one of `SLICED` in other sizes; embeddings are as wide as its tokens."""
+    network = config.architecture
+    assert isinstance(network, Transformers)  # by the caller
+    keys, values = ENCODERS[network.model_type][:4], (sizes.layers, sizes.width, sizes.heads, sizes.hidden)
+    smaller = Transformers(config={**network.config, **dict(zip(keys, values, strict=True))})
+    targets = config.targets if config.embedding is None else sizes.width
+    return config.model_copy(update={"architecture": smaller, "targets": targets})
+
+
+def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
+    """The networks of every sub-space of the method, the largest first. Raises `Unshrinkable`."""
+    if not isinstance(teacher, Transformers) or teacher.model_type not in SLICED:
+        name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
+        found = f"a teacher of type {name} has no sub-networks that are leading slices"
+        raise Unshrinkable("architecture", found, f"a teacher of type {', '.join(SLICED)}")
+    layers, width, heads, hidden = ENCODERS[teacher.model_type].sizes(teacher.config)
+    whole = SubNetwork(layers, width, heads, hidden)
+    return [space.networks(whole) for space in job.recipe.method.sub_spaces]
 
 
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
@@ -132,7 +172,7 @@ def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig |
     if isinstance(job.student, Pretrained):
         return teachers.get(job.student.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
-    return _described(job, teachers) if starts else None
+    return described_start(job, teachers) if starts else None
 
 
 def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
@@ -154,11 +194,13 @@ def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding
     """The student's pooling to one vector of a text; none for other tasks. Raises `Unshrinkable`."""
     if "embedding" not in job.task_spec.options:
         return None
-    start = start_of(job, teachers) or (_described(job, teachers) if isinstance(job.student, Shrink) else None)
+    start = start_of(job, teachers) or (described_start(job, teachers) if isinstance(job.student, Shrink) else None)
     return job.embedding or (start.embedding if start else None) or Embedding()
 
 
-def _described(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
+def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
+    """Description of the teacher that the student, a `Shrink`, is a smaller copy of; none: it is unknown. Raises
+    `Unshrinkable`."""
     name = shrunk_teacher(job)
     return teachers.get(next(teacher.reference for teacher in job.all_teachers if teacher.name == name))
 

@@ -42,6 +42,17 @@ def modules(model: ModelId) -> CommandOutput:
 
 
 @command(app)
+def extract(
+    model: ModelId,
+    row: Annotated[int, typer.Option(help="Number of the sub-network in search.json.", min=0, show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the new model.")] = None,
+) -> CommandOutput:
+    """Extract a sub-network of a student that was searched with the method supernet, as a model of its own."""
+    found = Client().extract(model, row, name)
+    return CommandOutput(found, lambda console: console.print(f"{found.id}  {found.name}"))
+
+
+@command(app)
 def register(
     weights: Annotated[
         Path, typer.Argument(help="Weights (safetensors, .pt), or a folder in the Hugging Face layout.", exists=True)

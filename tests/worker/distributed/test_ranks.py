@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from app.recipe.students.architectures import Vit
 from tests import kinds
-from tests.kinds import BERT, PAIRS
+from tests.kinds import BERT, PAIRS, RELATION
 from tests.worker.distributed.ranks_stage import Act, play_together, report_every_step
 from tests.worker.training.builders import Played, play, stage, weights, write_teacher
 from worker.protocol import CheckpointSaved, Finished, Metrics, Stopped
@@ -32,6 +32,7 @@ DROPPING: dict[str, Any] = {
         **{"intermediate_size": 8, "patch_size": 3, "hidden_dropout_prob": 0.5},
     },
 }
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HINT = {"kind": "hint", "pairs": [{"teacher": "2", "student": "2"}]}
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05}}},
@@ -97,6 +98,16 @@ CASES: dict[str, dict[str, Any]] = {
             "method": {"kind": "rollback", "periods": 3},
         },
     },
+    "supernet": {
+        "task": "embedding",
+        **{"data": {**PAIRS, "label_columns": []}, "student": {"architecture": "shrink"}, "teacher": True},
+        "recipe": {
+            **{**SPLIT, "epochs": 4, "accumulate": 2, "clip_norm": 0.5, "ema_decay": 0.8},
+            "optimizer": {"kind": "sgd", "lr": 0.3},
+            "losses": [RELATION],
+            "method": {"kind": "supernet", "spaces": [{"layers": [0.5, 1], "width": [0.5, 1], "ffn_ratio": [0.5]}]},
+        },
+    },
     "stages": {
         "teacher": True,
         "recipe": {
@@ -108,7 +119,7 @@ CASES: dict[str, dict[str, Any]] = {
 """Among them are stages that train only the modules of a loss, and a student whose last layer has no gradient."""
 NARROW: dict[str, Any] = {
     "architecture": "transformers",
-    "config": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "config": {**BERT, **NO_DROPOUT},
 }
 """Half as wide as its teacher: the loss trains a projection."""
 SHARDED = {"resources": {"processes": 2, "queue": "cpu", "sharding": "fsdp"}}
@@ -181,7 +192,7 @@ class Scene:
             write_teacher(folder / "teacher", Vit(patch_size=3, width=8, depth=2, heads=2))
         if changes.get("task") == "embedding":
             kinds.write_data(folder)
-            kinds.write_encoder(folder / "encoder")
+            kinds.write_encoder(folder / "encoder", **NO_DROPOUT)
             assignment = assignment.model_copy(update={"inputs": {"pairs": "pairs", "teacher": "encoder"}})
         return Act(assignment, folder, steps)
 

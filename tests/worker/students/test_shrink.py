@@ -241,7 +241,12 @@ def test_there_must_be_a_teacher_to_shrink() -> None:
     assert problem.param == "student.architecture"
 
 
-@pytest.mark.parametrize("student", [{}, {"layers": []}, {"layers": [1, 0]}, {"layers": [0, 0]}, {"layers": 0}])
+def test_without_a_size_there_is_nothing_to_shrink() -> None:
+    (problem,) = find_problems(job())
+    assert (problem.param, "layers" in problem.accepted) == ("student", True)
+
+
+@pytest.mark.parametrize("student", [{"layers": []}, {"layers": [1, 0]}, {"layers": [0, 0]}, {"layers": 0}])
 def test_a_student_needs_a_setting_that_shrinks(student: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="layers"):
         job(**student)

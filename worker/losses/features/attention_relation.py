@@ -54,7 +54,8 @@ class AttentionRelationTerm:
         tokens = inputs.features.student_tokens
         if tokens is None:
             tokens = torch.ones(students[0].shape[:2], dtype=torch.bool, device=students[0].device)
-        return torch.stack([relation_kl(s, t, tokens, inputs.valid) for s, t in pairs]).sum(0)
+        mean = inputs.features.tokens_per_row
+        return torch.stack([relation_kl(s, t, tokens, inputs.valid, mean) for s, t in pairs]).sum(0)
 
 
 def relations(states: Tensor, heads: int) -> Tensor:
@@ -66,17 +67,23 @@ def relations(states: Tensor, heads: int) -> Tensor:
     return split @ split.mT / math.sqrt(width)
 
 
-def relation_kl(student: Tensor, teacher: Tensor, tokens: Tensor, valid: Tensor | None) -> Tensor:
+def relation_kl(
+    student: Tensor, teacher: Tensor, tokens: Tensor, valid: Tensor | None, tokens_per_row: Tensor | None = None
+) -> Tensor:
     """KL(teacher || student) of each row (B,), from floating relations (B, R, S, S).
 
-    `tokens` (B, S) bool: tokens that aren't padding; `valid` (B,) bool: rows that count.
+    `tokens` (B, S) bool: tokens that aren't padding; `valid` (B,) bool: rows that count; `tokens_per_row`: see
+    `Features`.
     """
     padding = ~tokens[:, None, None, :]
     log_q, log_p = (F.log_softmax(side.masked_fill(padding, FLOOR), dim=-1) for side in (student, teacher))
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean(1)
+    summed = kl.where(tokens, 0.0).sum(-1)
+    if tokens_per_row is not None:
+        return summed / tokens_per_row
     counted = tokens if valid is None else tokens & valid.unsqueeze(-1)
     rows = len(tokens) if valid is None else valid.sum()
-    return kl.where(tokens, 0.0).sum(-1) * rows / counted.sum().clamp(min=1)
+    return summed * rows / counted.sum().clamp(min=1)
 
 
 def _split(projections: Projections, features: Mapping[Tap, Tensor]) -> list[Tensor]:
