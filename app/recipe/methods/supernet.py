@@ -76,6 +76,14 @@ class Supernet(MethodSpec):
         """As if all sub-networks of a step had the size of the student."""
         return LEARNING * (self.drawn + 2)
 
+    def learner_passes(self, recipe: Recipe) -> int:
+        return self.passes(recipe)
+
+    @property
+    def same_networks(self) -> int:
+        """One of each further sub-space, as if it had the size of the student."""
+        return len(self.spaces) - 1
+
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         if job.task_spec.per_token:
             yield Problem(f"{FIELD}.kind", f"is {self.kind}, which is not for {job.task}", "supervised")
