@@ -1,4 +1,4 @@
-"""The past is read in the same way from both databases: the project's own succeeded jobs, with parts of their reports."""
+"""Both databases give the same past: the project's own succeeded jobs, with parts of their reports."""
 
 from __future__ import annotations
 
