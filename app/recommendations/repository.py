@@ -65,7 +65,7 @@ async def past_jobs(session: AsyncSession, project_id: str) -> list[PastRow]:
         .limit(MAX_JOBS)
     )
     rows = await session.execute(statement)
-    return [PastRow(*known, (teacher or {}).get("parameters")) for *known, teacher in rows.all()]
+    return [PastRow._make((*row[:-1], (row[-1] or {}).get("parameters"))) for row in rows.all()]
 
 
 async def teachers(session: AsyncSession, project_id: str, ids: Collection[str]) -> Mapping[str, StoredTeacher]:

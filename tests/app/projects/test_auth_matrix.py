@@ -18,7 +18,7 @@ from tests.app.files.test_endpoints import DATA
 from tests.app.models.test_endpoints import CONFIG, weights
 
 OPEN = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/healthz"), ("GET", "/v1/version")}
-READING_POSTS = {"/v1/jobs/validate"}
+READING_POSTS = {"/v1/jobs/validate", "/v1/recommendations"}
 BODIES: dict[tuple[str, str], Any] = {("PATCH", "/v1/jobs/{job_id}"): {"priority": 1}}
 """Bodies without which a request is refused before anybody looks for the thing that it is about."""
 

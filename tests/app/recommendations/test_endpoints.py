@@ -29,7 +29,7 @@ URL = "/v1/recommendations"
 
 @pytest.fixture
 def database_url(sqlite_url: str) -> str:
-    """SQLite alone: most of a test is the fit; the queries are tested on both below."""
+    """SQLite alone: most of a test is the fit; `test_repository` has the queries on both databases."""
     return sqlite_url
 
 
