@@ -74,6 +74,7 @@ SETTINGS: dict[str, Document] = {
     "uskd": {"feature": "stages.1"},
     "hint": {"pairs": [{"teacher": "stages.1", "student": "stages.1"}, LAST]},
     "rkd": {"pair": LAST},
+    "pkd": {"pairs": [LAST]},
     "attention-relation": {"layer": {"teacher": ATTENTION, "student": ATTENTION}, "relation_heads": 2},
     "overhaul": {"pairs": NORMS},
     "activation-boundary": {"pairs": NORMS},

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from app.recipe.losses import CrossEntropy, Kd, KdMse, LogitMse, Loss
+from app.recipe.losses import CrossEntropy, Kd, KdMse, LogitMse, Loss, Pkd
 from app.recipe.teachers.teacher import Teacher
 from tests.golden import Case
 from tests.golden.comparison import Comparison, evaluate
+from tests.golden.features import Bench, pair
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
@@ -54,8 +55,8 @@ def _round(case: Case) -> Iterator[Comparison]:
 
     def pilot(rows: Tensor, labels: Tensor) -> PilotLoss:
         return PilotLoss(
-            lambda: teacher(rows),
-            lambda weights, logits: loss(functional_call(student, weights, (rows,)), logits, labels),
+            lambda: [teacher(rows)],
+            lambda weights, taught: loss(functional_call(student, weights, (rows,)), taught[0], labels),
         )
 
     def quiz(weights: Weights) -> Tensor:
@@ -77,7 +78,7 @@ def _round(case: Case) -> Iterator[Comparison]:
 
 
 def _text_loss(case: Case) -> Iterator[Comparison]:
-    """All but the part on hidden states, for which this package has no term; it has no gradient at the logits."""
+    """The part on hidden states has no gradient at the logits, and the others none at hidden states."""
     logits, teacher, labels = (case.inputs[name] for name in ("logit_s", "logit_t", "label"))
     alpha, rows = case.hyper["alpha"], LossInputs(logits, labels, teacher)
     # `logit-mse` has half of the mean square
@@ -87,6 +88,23 @@ def _text_loss(case: Case) -> Iterator[Comparison]:
     both = [soft.model_copy(update={"weight": alpha * soft.weight}), CrossEntropy(weight=1.0 - alpha)]
     gradient = evaluate(both, rows)[1]
     yield Comparison(soft.kind, "grad_logit_s", gradient, case.outputs["grad_logit_s"], is_gradient=True)
+    yield from _patient_loss(case)
+
+
+def _patient_loss(case: Case) -> Iterator[Comparison]:
+    """On the first token of all layers but the last; `hidden_s` and `hidden_t` begin with the embeddings."""
+    own, other = case.inputs["hidden_s"][1:-1], case.inputs["hidden_t"][1:]
+    layers = [other[number] for number in case.hyper["teacher_layers_after_embedding_index"]]
+    sides = {f"s{number}": each for number, each in enumerate(own)} | {
+        f"t{number}": each for number, each in enumerate(layers)
+    }
+    bench = Bench(sides, [f"t{number}" for number in range(len(layers))])
+    spec = Pkd(pairs=[pair(f"s{number}", f"t{number}") for number in range(len(layers))])
+    loss, gradients = bench.run(bench.build(spec))
+    yield Comparison("pkd", "pkd_loss", loss, case.outputs["pkd_loss"])
+    for number in range(len(layers)):
+        found, expected = case.hyper["beta"] * gradients[f"s{number}"], case.outputs["grad_hidden_s"][number + 1]
+        yield Comparison("pkd", f"grad_hidden_s[{number + 1}]", found, expected, is_gradient=True)
 
 
 def _objective(case: Case) -> Objective:

@@ -24,9 +24,11 @@ from worker.outputs import TeacherSignal
 from worker.protocol import Log
 from worker.students.measure import network_cost
 from worker.students.model import Model
+from worker.students.recorder import Recorder
 from worker.tensors import IGNORED, at_least_float32
 from worker.training.flop_counter import BACKWARD
 from worker.training.loop import GRAD_NORM, Stage, Step, descend, take_step
+from worker.training.stages import open_teacher
 from worker.training.state import Learner, TrainState, placeholder_optimizer
 from worker.training.step_inputs import Signals, StepInputs
 
@@ -51,8 +53,10 @@ class MetaMethod(Method[Meta]):
         batches = Batches(quiz, self._quiz_batch_size, seed, share=stage.ranks.share)
         found = f"{quiz.samples} of {self.inputs.data.train.samples + quiz.samples} training samples"
         self.inputs.send(Log(message=f"{found} are kept back for the quiz of the teacher"))
-        autocasts = self.inputs.job.teacher_named(self._name).precision is None
-        return MetaStep(self.spec, self._name, batches, teacher_autocasts=autocasts)
+        job, model = self.inputs.job, self.inputs.teachers[self._name]
+        autocasts = job.teacher_named(self._name).precision is None
+        recorder = open_teacher(model, job, self._name).recorder
+        return MetaStep(self.spec, self._name, batches, recorder, teacher_autocasts=autocasts)
 
     def flops(self, state: TrainState, samples: int) -> dict[str, int]:
         """Of the student for a sample: the pilot update (as a step), and two forward passes, by which the derivative of
@@ -93,9 +97,19 @@ class MetaStep:
     afterwards; nothing of the student changes.
     """
 
-    def __init__(self, spec: Meta, teacher: str, quiz: Batches, *, teacher_autocasts: bool = True) -> None:
-        """`teacher` is the name of the teacher, whose arithmetic is the student's if `teacher_autocasts`, else fp32."""
+    def __init__(
+        self,
+        spec: Meta,
+        teacher: str,
+        quiz: Batches,
+        recorder: Recorder | None = None,
+        *,
+        teacher_autocasts: bool = True,
+    ) -> None:
+        """`teacher` is the name of the teacher, whose activations `recorder` records for losses on them (none: there
+        are no such losses), and whose arithmetic is the student's if `teacher_autocasts`, else fp32."""
         self._spec, self._name, self._quiz, self._teacher_autocasts = spec, teacher, quiz, teacher_autocasts
+        self._recorder = recorder
 
     def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
@@ -110,7 +124,8 @@ class MetaStep:
         norm = descend(stage, learner.optimizer, teacher)
         with torch.no_grad():
             taught = [self._teach(stage, learner.model, each) for each in step_inputs.micro_batches]
-        signals: list[Signals] = [{self._name: TeacherSignal(logits)} for logits in taught]
+        pairs = zip(step_inputs.micro_batches, taught, strict=True)
+        signals: list[Signals] = [{self._name: self._signal(learner.model, part, *each)} for part, each in pairs]
         values = take_step(stage, state, replace(step_inputs, signals=signals))
         return {**values, **shares, f"{self._name}/{GRAD_NORM}": norm}
 
@@ -125,6 +140,7 @@ class MetaStep:
         def quiz(weights: Weights) -> Tensor:
             pairs = zip(parts, counts, strict=True)
             losses = [_cross_entropy(_run(stage, state.student, weights, part), part, count) for part, count in pairs]
+            stage.recorder.take()  # activations that no loss uses keep their graph
             return torch.stack(losses).mean()
 
         def sum_all(values: Sequence[Tensor]) -> list[Tensor]:
@@ -138,20 +154,26 @@ class MetaStep:
         batch, count, epoch = step_inputs.batch, stage.count(step_inputs), stage.epoch_at(state.step)
         tokens = state.student.tokens(batch.inputs[stage.input_key])
 
-        def loss(weights: Weights, logits: Tensor) -> Tensor:
-            signals = {self._name: TeacherSignal(logits)}
-            student = _run(stage, state.student, weights, batch)
-            outputs = BatchOutputs(student, batch.targets, signals, tokens=tokens, teacher_learns=True)
+        def loss(weights: Weights, taught: Sequence[Tensor]) -> Tensor:
+            signals = {self._name: self._signal(model, batch, *taught)}
+            student, features = _run(stage, state.student, weights, batch), stage.recorder.take()
+            outputs = BatchOutputs(student, batch.targets, signals, features, tokens, teacher_learns=True)
             return stage.objective(outputs, count, epoch, stage.plan.epochs)[TOTAL]
 
         return PilotLoss(partial(self._teach, stage, model, batch), loss)
 
-    def _teach(self, stage: Stage, model: Model, batch: Batch) -> Tensor:
-        """Logits (B, ...) of the teacher."""
+    def _signal(self, model: Model, batch: Batch, logits: Tensor, *activations: Tensor) -> TeacherSignal:
+        """What `_teach` returned, as a signal."""
+        taps = self._recorder.taps if self._recorder else ()
+        tokens = model.tokens(batch.inputs[model.input_key])
+        return TeacherSignal(logits, features=dict(zip(taps, activations, strict=True)), tokens=tokens)
+
+    def _teach(self, stage: Stage, model: Model, batch: Batch) -> list[Tensor]:
+        """Logits (B, ...) of the teacher, and its activations (B, ...) at the recorder's taps."""
         bf16 = stage.recipe.precision == "bf16" and self._teacher_autocasts
         with torch.autocast(stage.device.type, torch.bfloat16, enabled=bf16):
             logits: Tensor = model(batch.inputs[model.input_key])
-        return logits
+        return [logits, *(self._recorder.take().values() if self._recorder else ())]
 
 
 def _run(stage: Stage, student: Model, weights: Weights, batch: Batch) -> Tensor:

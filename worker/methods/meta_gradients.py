@@ -25,10 +25,10 @@ SumAll = Callable[[Sequence[Tensor]], list[Tensor]]
 class PilotLoss(NamedTuple):
     """The student's loss on one batch, as a function of the weights of both networks."""
 
-    teach: Callable[[], Tensor]
-    """Computes the teacher's logits (B, ...), with a graph."""
-    loss: Callable[[Weights, Tensor], Tensor]
-    """The student's loss (see `Loss`) at given weights and logits of the teacher."""
+    teach: Callable[[], list[Tensor]]
+    """Computes the teacher's logits (B, ...), and its activations that the loss uses, with a graph."""
+    loss: Callable[[Weights, Sequence[Tensor]], Tensor]
+    """The student's loss (see `Loss`) at given weights, logits and activations of the teacher."""
 
 
 class MetaGradient(NamedTuple):
@@ -79,8 +79,8 @@ def finite_difference(
     moved by `epsilon` along the quiz's gradient v, and against it, times -eta |v| / (2 epsilon). The error is of the
     order of epsilon squared; no gradient is differentiated."""
     names, current = list(weights), [weight.detach() for weight in weights.values()]
-    logits = pilot.teach()
-    constant, leaves = logits.detach(), _leaves(current)
+    taught = pilot.teach()
+    constant, leaves = [each.detach() for each in taught], _leaves(current)
     loss = pilot.loss(_named(names, leaves), constant)
     leaves = _leaves(_moved(leaves, sum_all(_gradients(loss, leaves)), -lr))
     asked = quiz(_named(names, leaves))
@@ -88,17 +88,17 @@ def finite_difference(
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in direction]))
     step = epsilon / norm.clamp(min=torch.finfo(norm.dtype).tiny)
     sides = [
-        _at_logits(pilot, _named(names, _moved(current, direction, sign * step)), constant) for sign in (1.0, -1.0)
+        _at_taught(pilot, _named(names, _moved(current, direction, sign * step)), constant) for sign in (1.0, -1.0)
     ]
-    product = (sides[0] - sides[1]) * (-lr / (2.0 * step)).to(constant.dtype)
-    found = torch.autograd.grad(logits, list(teacher), product, allow_unused=True, materialize_grads=True)
-    return MetaGradient(loss.detach(), asked.detach(), sum_all(found))
+    factor = -lr / (2.0 * step)
+    products = [(above - below) * factor.to(above.dtype) for above, below in zip(*sides, strict=True)]
+    return MetaGradient(loss.detach(), asked.detach(), sum_all(_products(taught, products, teacher)))
 
 
-def _at_logits(pilot: PilotLoss, weights: Weights, logits: Tensor) -> Tensor:
-    """Gradient of the student's loss at the teacher's logits (B, ...)."""
-    (leaf,) = _leaves([logits])
-    return torch.autograd.grad(pilot.loss(weights, leaf), leaf)[0]
+def _at_taught(pilot: PilotLoss, weights: Weights, taught: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the student's loss at the teacher's logits and activations."""
+    leaves = _leaves(taught)
+    return _gradients(pilot.loss(weights, leaves), leaves)
 
 
 def _leaves(values: Sequence[Tensor]) -> list[Tensor]:

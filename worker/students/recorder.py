@@ -28,17 +28,17 @@ class Recorder:
 
     def __init__(self, network: nn.Module, taps: Iterable[Tap]) -> None:
         self._seen: dict[Tap, Tensor] = {}
-        self._taps = tuple(dict.fromkeys(taps))
-        if self._taps:
+        self.taps = tuple(dict.fromkeys(taps))
+        if self.taps:
             _disable_inplace(network)
-        for tap in self._taps:
+        for tap in self.taps:
             self._hook(_find(network, tap), tap)
 
     def take(self) -> dict[Tap, Tensor]:
         """The activations (N, ...) of the last run; raises NoSuchModule if a module did not run or has no tensor."""
-        found = {tap: self._seen[tap] for tap in self._taps if tap in self._seen}
+        found = {tap: self._seen[tap] for tap in self.taps if tap in self._seen}
         self._seen.clear()
-        for tap in self._taps:
+        for tap in self.taps:
             if tap not in found:
                 raise NoSuchModule(tap, f"the {tap.at} of {tap.path!r} is no tensor, or the module does not run")
         return found

@@ -28,6 +28,7 @@ from app.recipe.losses.features import (
     Lipschitz,
     MiAlpha,
     Overhaul,
+    Pkd,
     Rkd,
 )
 from app.recipe.losses.labels import (
@@ -102,6 +103,7 @@ __all__ = [
     "Nkd",
     "Overhaul",
     "PairScore",
+    "Pkd",
     "ReverseKl",
     "Rkd",
     "SimilarityMatrix",
@@ -143,6 +145,7 @@ Loss = Annotated[
     | Hint
     | Rkd
     | AttentionRelation
+    | Pkd
     | Overhaul
     | ActivationBoundary
     | Lipschitz

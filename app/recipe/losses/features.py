@@ -114,6 +114,27 @@ class Rkd(FeatureTerm):
         return self
 
 
+class Pkd(FeatureTerm):
+    """Patient KD: squared distance between the vectors of inner layers, each divided by its length.
+
+    The paper sums over the entries and the layers; the mean is that of its authors' code, for which the weight is.
+    """
+
+    paper: ClassVar[Paper | None] = Paper("Patient Knowledge Distillation for BERT Model Compression", "1908.09355")
+    equation: ClassVar[str] = "mean over pairs and over a row's entries of (s / |s| - t / |t|)^2"
+    applies: ClassVar[str] = "Any task; networks of one width, such as an encoder and a copy with fewer layers."
+    kind: Literal["pkd"] = "pkd"
+    weight: Weight = 100.0
+    """Factor of this term in the objective: a number, or a ramp over a stage. The authors try 10 to 1000."""
+    pairs: list[Pair] = Field(min_length=1, max_length=32)
+    """Which features are compared; the paper leaves the last layer out."""
+    reduction: Reduction = "first"
+    """For tokens the `first` one, or the `mean` of those that aren't padding; for maps the mean over all positions."""
+
+    def taps(self) -> Taps:
+        return taps_of(self.pairs)
+
+
 class Projections(Spec):
     """Outputs of a self-attention layer's queries, keys and values, (B, S, D) each."""
 

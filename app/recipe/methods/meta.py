@@ -22,6 +22,7 @@ from app.recipe.losses import (
     LogitMse,
     LossSpec,
     Nkd,
+    Pkd,
     ReverseKl,
     SkewKl,
     SkewReverseKl,
@@ -50,8 +51,9 @@ DIFFERENTIABLE: tuple[type[LossSpec], ...] = (
     KdMse,
     KdPt,
     KdTopk,
+    Pkd,
 )
-"""Losses on logits whose gradient at the student depends smoothly on the teacher's logits, almost everywhere. That of
+"""Losses whose gradient at the student depends smoothly on the teacher, almost everywhere. That of
 `tvd` does not depend on them at all (but for a sign), and the targets of `ferkd` are chosen by thresholds."""
 
 

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
-from app.recipe.losses import LOSSES, Kd, Tvd
+from app.recipe.losses import LOSSES, Kd, Pkd, Tvd
+from app.recipe.losses.taps import Tap
 from app.recipe.methods.meta import DIFFERENTIABLE, Meta
 from app.recipe.optimizers import Sgd
 from app.recipe.students.architectures import CifarResNet, Mlp, Student, Transformers, Vit
@@ -46,6 +47,7 @@ from worker.outputs import TeacherSignal
 from worker.protocol import CachePlace, Failed, Finished, Log, Metrics
 from worker.students.measure import network_cost
 from worker.students.model import Model
+from worker.students.recorder import Recorder
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
 from worker.tasks.classification import Classification
@@ -67,15 +69,27 @@ DROPPING = Transformers(
 VIT = Vit(patch_size=2, width=8, heads=2)
 
 
+BOTH: list[dict[str, Any]] = [{"kind": "cross-entropy"}, {"kind": "kd"}]
+HIDDEN = {"teacher": "2", "student": "2"}
+PATIENT: dict[str, Any] = {"kind": "pkd", "pairs": [HIDDEN]}
+"""On the hidden layer of an `mlp`."""
+
+
 class Scene:
     """A stage in float64 before its first step, with its teacher, its quiz, and the step."""
 
     def __init__(
-        self, student: Student | None = None, momentum: float = 0.9, precision: str = "fp32", **method: Any
+        self,
+        student: Student | None = None,
+        momentum: float = 0.9,
+        precision: str = "fp32",
+        losses: list[dict[str, Any]] = BOTH,
+        **method: Any,
     ) -> None:
         rates = {"kind": "sgd", "lr": TEACHER_LR, "momentum": momentum}
         method = {"pilot_lr": PILOT_LR, "teacher_optimizer": rates, "quiz_batch_size": 6, **method}
-        self.stage, self.state = prepare(student, teacher=True, method={"kind": "meta", **method}, precision=precision)
+        settings = {"method": {"kind": "meta", **method}, "precision": precision, "losses": losses}
+        self.stage, self.state = prepare(student, teacher=True, **settings)
         torch.manual_seed(1)
         self.teacher = Model(self.state.student.config).double().eval()
         self.state.student.double()
@@ -89,7 +103,9 @@ class Scene:
         random = torch.Generator().manual_seed(9)
         images, labels = torch.randn(8, 1, 4, 4, generator=random), torch.randint(3, (8,), generator=random)
         self.quiz = Batches(whole_split({"images": images}, labels), 6, 3)
-        self.spec, self.step = spec, MetaStep(spec, "teacher", self.quiz)
+        taps = [tap for loss in self.stage.recipe.losses for tap in loss.taps().teacher]
+        self.spec = spec
+        self.step = MetaStep(spec, "teacher", self.quiz, Recorder(self.teacher.network, taps))
 
     def take(self) -> dict[str, Tensor]:
         set_rate(self.stage, self.state)
@@ -174,6 +190,40 @@ def test_a_finite_difference_comes_close_to_the_exact_gradient(student: Student)
     assert float((moved[1] - moved[0]).norm() / moved[0].norm()) < 1e-3
 
 
+def copied(model: Model) -> tuple[Model, Recorder]:
+    """A copy, and a recorder of its hidden layer."""
+    copy = Model(model.config).double().eval()
+    copy.load_state_dict(model.state_dict())
+    return copy, Recorder(copy.network, [Tap(path="2")])
+
+
+def test_a_loss_on_activations_reaches_the_teacher_through_its_own() -> None:
+    """As the paper's loss on texts; the rate of the teacher makes its change the gradient."""
+    scene = Scene(Mlp(hidden=[6]), momentum=0.0, losses=[*BOTH, PATIENT])
+    (student, hidden), (teacher, taught) = copied(scene.state.student), copied(scene.teacher)
+    before = vector(scene.teacher)
+    batch, quiz = scene.stage.batches.at(0), scene.quiz.at(0)
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        logits = [functional_call(student, weights, (batch.inputs["images"],)), teacher(batch.inputs["images"])]
+        ours, theirs = (F.normalize(next(iter(each.take().values()))) for each in (hidden, taught))
+        return loss_of(*logits, batch.targets) + 100.0 * (ours - theirs).square().mean()
+
+    theta = {name: weight.detach().requires_grad_() for name, weight in student.named_parameters()}
+    gradients = torch.autograd.grad(loss(theta), list(theta.values()), create_graph=True)
+    pilot = {name: theta[name] - PILOT_LR * each for name, each in zip(theta, gradients, strict=True)}
+    asked = F.cross_entropy(functional_call(student, pilot, (quiz.inputs["images"],)), quiz.targets)
+    expected = torch.cat([each.flatten() for each in torch.autograd.grad(asked, list(teacher.parameters()))])
+    values = scene.take()
+    assert float(values["loss/quiz"]) == pytest.approx(float(asked.detach()), rel=1e-9)
+    torch.testing.assert_close((before - vector(scene.teacher)) / TEACHER_LR, expected, rtol=1e-7, atol=1e-9)
+
+    coarse = Scene(Mlp(hidden=[6]), momentum=0.0, losses=[*BOTH, PATIENT], order="finite-difference", epsilon=1e-5)
+    coarse.take()
+    moved = (before - vector(coarse.teacher)) / TEACHER_LR
+    assert float((moved - expected).norm() / expected.norm()) < 1e-3
+
+
 @pytest.mark.parametrize("order", ["second", "finite-difference"])
 @pytest.mark.parametrize("student", [CifarResNet(depth=8, width=2), DROPPING], ids=lambda each: each.architecture)
 def test_the_pilot_leaves_nothing_of_the_student_changed(student: Student, order: str) -> None:
@@ -234,7 +284,10 @@ def test_the_clip_bounds_the_teacher_s_gradient_too() -> None:
     assert float((vector(bounded.teacher) - before).norm()) == pytest.approx(TEACHER_LR * 1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", [each.model_fields["kind"].default for each in DIFFERENTIABLE if each.needs_teacher])
+ON_LOGITS = [each.model_fields["kind"].default for each in DIFFERENTIABLE if each.needs_teacher and each is not Pkd]
+
+
+@pytest.mark.parametrize("kind", ON_LOGITS)
 def test_gradients_of_the_losses_are_differentiable_by_the_teacher_s_logits(kind: str) -> None:
     """And their own value is what it is for a teacher that does not learn."""
     (found,) = [loss for loss in LOSSES if loss.model_fields["kind"].default == kind]
@@ -293,11 +346,13 @@ def report(folder: Path) -> Any:
     [
         {"ema_decay": 0.8, "optimizer": {"kind": "adamp", "lr": 0.01}, "schedule": {"kind": "cosine"}},
         {"method": {**META, "order": "finite-difference", "teacher_schedule": {"kind": "cosine"}}},
+        {"losses": [*LOSSES_OF_JOBS, PATIENT]},
     ],
-    ids=["second", "difference"],
+    ids=["second", "difference", "activations"],
 )
 def test_a_job_that_is_stopped_resumes_to_the_same_bits(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    require_same_bits(partial(stage, teacher=True, recipe={**RECIPE, **recipe}), tmp_path)
+    student = {"architecture": "mlp", "hidden": [12]}  # as wide as the teacher
+    require_same_bits(partial(stage, teacher=True, student=student, recipe={**RECIPE, **recipe}), tmp_path)
     straight, halting = (report(tmp_path / name) for name in ("straight", "halting"))
     assert straight["teacher"]["nll"] == halting["teacher"]["nll"]
     assert straight["student"]["kl"] == halting["student"]["kl"]

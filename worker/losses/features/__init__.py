@@ -20,12 +20,14 @@ from worker.losses.features.inheritance import FeatureAutoencoderTerm, Inheritan
 from worker.losses.features.lipschitz import LipschitzTerm
 from worker.losses.features.mi_alpha import MiAlphaTerm
 from worker.losses.features.overhaul import OverhaulTerm
+from worker.losses.features.pkd import PkdTerm
 from worker.losses.features.rkd import RkdTerm
 
 FEATURE_TERMS: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Hint: HintTerm,
     spec.Rkd: RkdTerm,
     spec.AttentionRelation: AttentionRelationTerm,
+    spec.Pkd: PkdTerm,
     spec.Overhaul: OverhaulTerm,
     spec.ActivationBoundary: ActivationBoundaryTerm,
     spec.Lipschitz: LipschitzTerm,

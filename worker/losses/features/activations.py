@@ -18,11 +18,12 @@ def of_student(inputs: LossInputs, tap: Tap) -> Tensor:
 
 
 def of_teacher(inputs: LossInputs, tap: Tap) -> Tensor:
-    """The teacher's feature (B, ...) at `tap`, in at least float32, detached; raises ValueError when `inputs` has
-    none."""
+    """The teacher's feature (B, ...) at `tap`, in at least float32, detached unless the teacher learns; raises
+    ValueError when `inputs` has none."""
     if tap not in inputs.features.teacher:
         raise ValueError("this term needs a teacher's features")
-    return at_least_float32(inputs.features.teacher[tap]).detach()
+    feature = at_least_float32(inputs.features.teacher[tap])
+    return feature if inputs.teacher_learns else feature.detach()
 
 
 def both(inputs: LossInputs, pair: Pair) -> tuple[Tensor, Tensor]:

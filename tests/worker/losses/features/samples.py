@@ -20,6 +20,7 @@ from app.recipe.losses.features import (
     MarginPair,
     MiAlpha,
     Overhaul,
+    Pkd,
     Projections,
     Rkd,
 )
@@ -93,6 +94,8 @@ SPECS: list[LossSpec] = [
     Rkd(pair=pair("tokens"), angle=0.0),
     AttentionRelation(layer=SEPARATE, relation_heads=2),
     AttentionRelation(layer=FUSED, relation_heads=4, relation="mse"),
+    Pkd(pairs=[pair("vector", "same.vector")]),
+    Pkd(pairs=[pair("tokens", "same.tokens"), pair("map", "same.map")], reduction="mean"),
     Overhaul(pairs=[margin_pair("map"), margin_pair("late")]),
     Overhaul(pairs=[margin_pair("vector"), margin_pair("tokens")]),
     Overhaul(pairs=[margin_pair("map", "same.map")], adapter="none"),

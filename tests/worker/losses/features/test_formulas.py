@@ -22,6 +22,7 @@ from app.recipe.losses.features import (
     MarginPair,
     MiAlpha,
     Overhaul,
+    Pkd,
     Projections,
     Rkd,
 )
@@ -97,6 +98,19 @@ def test_what_padding_holds_does_not_matter_to_relations() -> None:
     states = rows.features.student[Tap(path="qkv")]
     other = with_student(rows, qkv=states.where(tokens.unsqueeze(-1), 1e3))
     torch.testing.assert_close(build(spec)(other), build(spec)(rows))
+
+
+def test_patient_terms_compare_directions() -> None:
+    rows = draw()
+    spec = Pkd(pairs=[pair("vector", "same.vector"), pair("tokens", "same.tokens")])
+    seen, taught = rows.features.student, rows.features.teacher
+    sides = [(seen[Tap(path="vector")], taught[Tap(path="same.vector")])]
+    sides.append((seen[Tap(path="tokens")][:, 0], taught[Tap(path="same.tokens")][:, 0]))
+    directions = [[each / each.norm(dim=1, keepdim=True) for each in side] for side in sides]
+    expected = sum((ours - theirs).square().mean(1) for ours, theirs in directions) / 2
+    torch.testing.assert_close(build(spec)(rows), expected)
+    longer = with_student(rows, vector=3.0 * seen[Tap(path="vector")])
+    torch.testing.assert_close(build(spec)(longer), expected)
 
 
 def test_relations_of_a_model_with_itself_cost_nothing() -> None:
