@@ -166,6 +166,8 @@ def train_job(
         return Stopped(step=state.step)
 
     log(PhaseBegan(phase="exporting"))
+    # they were those of another student than the one that is exported
+    operations = {"flops": counter.total(state)} if outcome.student is not None else {}
     tokenizers = other_tokens(job, data)
     taught = {name: get() for name, get in stored.items()}
     trained = TrainedJob(
@@ -182,7 +184,7 @@ def train_job(
         evaluator=held_out.beside(taught),
         teacher_cache=caches.figures(),
         teacher_fidelity=fidelity,
-        arithmetic=counter.figures(state) | method.figures(state) | dict(outcome.figures),
+        arithmetic=counter.figures(state) | method.figures(state) | dict(outcome.figures) | operations,
         write_further=outcome.write,
         tokenizer=data.readers.student if data.readers else None,
         tokenizers=tokenizers,

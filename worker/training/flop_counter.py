@@ -78,6 +78,10 @@ class FlopCounter:
         counts = {f"{side}_flops": count for side, count in self._done(state).items()}
         return {**counts, "peak_flops_per_second": self._peak.flops_per_second, "peak": self._peak.source}
 
+    def total(self, state: TrainState) -> int:
+        """Operations of all networks, over all attempts."""
+        return sum(self._done(state).values())
+
     def _done(self, state: TrainState) -> dict[str, int]:
         """Operations by network; without an entry for teachers if there are none."""
         step = state.step

@@ -19,7 +19,10 @@ from tests.app.models.test_endpoints import CONFIG, weights
 
 OPEN = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/healthz"), ("GET", "/v1/version")}
 READING_POSTS = {"/v1/jobs/validate", "/v1/recommendations"}
-BODIES: dict[tuple[str, str], Any] = {("PATCH", "/v1/jobs/{job_id}"): {"priority": 1}}
+BODIES: dict[tuple[str, str], Any] = {
+    ("PATCH", "/v1/jobs/{job_id}"): {"priority": 1},
+    ("POST", "/v1/models/{model_id}/extract"): {"row": 0},
+}
 """Bodies without which a request is refused before anybody looks for the thing that it is about."""
 
 

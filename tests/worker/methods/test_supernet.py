@@ -301,7 +301,9 @@ def test_the_report_and_the_files_have_the_whole_search(inputs: dict[str, str], 
     assert set(report["learners"]) == {"space-2"}
     names = set().union(*(metrics.values for metrics in found.of(Metrics)))
     assert {"train/loss/largest", "train/loss/drawn", "train/space-2/loss/smallest", "train/space-2/grad_norm"} <= names
-    assert report["train"]["space-2_flops"] > 0
+    train = report["train"]
+    assert train["space-2_flops"] > 0
+    assert train["flops"] == sum(train[f"{network}_flops"] for network in ("student", "space-2", "teacher"))
 
 
 def test_a_row_s_loss_is_that_of_its_network_on_the_held_out_texts(inputs: dict[str, str], tmp_path: Path) -> None:
