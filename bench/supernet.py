@@ -102,6 +102,8 @@ def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], Searc
     sizes = {"layers": chosen.layers, "width": chosen.width, "hidden": chosen.hidden}
     run("shrunk", job_of({"architecture": "shrink", **sizes}, layers, chosen.layers, options), options.teacher, folder)
     drawn = [measure("", extracted(search, row, searched), held_out) for row in similar(search)]
+    if not drawn:
+        raise ValueError("no other sub-network has nearly as many weights as the searched one: choose another --most")
     mean = [sum(values) / len(drawn) for values in zip(*(row[1:] for row in drawn), strict=True)]
     rows = [
         measure("teacher", teacher, held_out),

@@ -215,11 +215,12 @@ def write_teachers(folder: Path) -> None:
 def write_encoder(folder: Path, embedding: Embedding = Embedding(normalise=True), **settings: Any) -> None:
     """A sentence encoder with random weights and its tokenizer; `settings` are further ones of the network."""
     tokenizer = train_tokenizer(WordPiece(vocabulary=100), TextSamples(WORDS))
+    sizes = {**BERT, "hidden_size": 16, "num_hidden_layers": 2, **settings}
     config = ModelConfig(
         task="embedding",
-        architecture=Transformers(config={**BERT, "hidden_size": 16, "num_hidden_layers": 2, **settings}),
+        architecture=Transformers(config=sizes),
         input=TextInput(length=16, vocabulary=tokenizer.vocabulary, pad=tokenizer.pad, separator=tokenizer.separator),
-        targets=16,
+        targets=sizes["hidden_size"],
         embedding=embedding,
     )
     folder.mkdir()

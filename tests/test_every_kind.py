@@ -24,7 +24,7 @@ from app.recipe.students.architectures import STUDENTS, ZOO, Student
 from app.recipe.students.hugging_face import is_model_file
 from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
 from app.recipe.tasks import TASKS
-from stillhouse import Client, Job
+from stillhouse import Client, Job, ServiceError
 from tests import kinds
 from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
 from tests.stillhouse.process import environment, running
@@ -328,6 +328,19 @@ def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str
     assert all(one["figures"] for one in told.values())
     pictures = [one["picture"] for one in told.values() if one["picture"]]
     assert all(service.client.download(job.id, name, tmp_path).read_bytes()[1:4] == b"PNG" for name in pictures)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(SECONDS)
+def test_a_row_of_a_search_becomes_a_model_of_its_own(service: Service, ended: dict[str, Job], tmp_path: Path) -> None:
+    job = ended["method supernet"]
+    rows = json.loads(service.client.download(job.id, "search.json", tmp_path).read_text())["rows"]
+    smallest = rows[-1]
+    model = service.client.extract(str(job.model_id), smallest["row"], "smallest")
+    assert (model.name, model.parameters) == ("smallest", smallest["parameters"])
+    assert service.client.extract(str(job.model_id), smallest["row"]).id == model.id
+    with pytest.raises(ServiceError, match=f"0 to {len(rows) - 1}"):
+        service.client.extract(str(job.model_id), len(rows))
 
 
 def test_together_the_jobs_have_every_method() -> None:
