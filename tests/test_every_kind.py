@@ -339,7 +339,7 @@ def test_a_row_of_a_search_becomes_a_model_of_its_own(service: Service, ended: d
     model = service.client.extract(str(job.model_id), smallest["row"], "smallest")
     assert (model.name, model.parameters) == ("smallest", smallest["parameters"])
     assert service.client.extract(str(job.model_id), smallest["row"]).id == model.id
-    with pytest.raises(ServiceError, match=f"0 to {len(rows) - 1}"):
+    with pytest.raises(ServiceError, match=f"row: there are {len(rows)} sub-networks"):
         service.client.extract(str(job.model_id), len(rows))
 
 

@@ -59,6 +59,7 @@ MADE_FIRST = (
 TAUGHT_BY = {
     "sst2.yaml": ["sst2-teacher.yaml"],
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
+    "sst2-meta.yaml": ["sst2-teacher.yaml"],
     "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
     "supernet.yaml": ["embedding-teacher.yaml"],

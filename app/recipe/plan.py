@@ -125,7 +125,8 @@ def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, 
     optimizers = [recipe.optimizer] + [recipe.method.learner_optimizer(recipe)] * len(costs.learners)
     for network, optimizer in zip((costs.student, *costs.learners), optimizers, strict=True):
         weights += network.parameters * copies + optimizer.state_size(network.parameters, network.hidden_weights)
-    elements += sum(learner.activations for learner in costs.learners)
+    of_learners = [learner.activations for learner in costs.learners]
+    elements = max([elements, *of_learners]) if recipe.method.learns_in_turn else sum(of_learners, elements)
     activations = micro_batch * elements * (2 if recipe.precision == "bf16" else 4)
     for teacher in costs.teachers:
         weights += teacher.parameters

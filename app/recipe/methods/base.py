@@ -86,6 +86,12 @@ class MethodSpec(TaskOption):
         return 1.0
 
     @property
+    def learns_in_turn(self) -> bool:
+        """Whether the networks of a step are trained one after the other, so that only the activations of one are
+        stored at a time."""
+        return False
+
+    @property
     def same_networks(self) -> int:
         """Networks of the student's own architecture that are trained beside it, without those of `networks`."""
         return 0

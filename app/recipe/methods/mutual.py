@@ -64,6 +64,10 @@ class Mutual(MethodSpec):
         return self.passes(recipe)
 
     @property
+    def learns_in_turn(self) -> bool:
+        return True
+
+    @property
     def same_networks(self) -> int:
         return 0 if self.architectures else self.students - 1
 

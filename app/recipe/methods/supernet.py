@@ -80,6 +80,10 @@ class Supernet(MethodSpec):
         return self.passes(recipe)
 
     @property
+    def learns_in_turn(self) -> bool:
+        return True
+
+    @property
     def same_networks(self) -> int:
         """One of each further sub-space, as if it had the size of the student."""
         return len(self.spaces) - 1
