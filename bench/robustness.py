@@ -8,7 +8,6 @@ and one on attacked images.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.quality import DIGITS, Size, job_of, set_parser, size_of, write_set
-from bench.report import replace_part
+from bench.report import mean_and_spread, replace_part
 from bench.students import PARALLEL, Document, prepare_process, train
 
 CLEAN, ROBUST = "clean", "robust"
@@ -109,14 +108,12 @@ def _section(name: str, size: Size, table: dict[str, list[Result]], seconds: flo
         "",
         "| model | as they are | FGSM | PGD-20 |",
         "|---|---|---|---|",
-        *(f"| {model} | {' | '.join(map(_cell, zip(*results, strict=True)))} |" for model, results in table.items()),
+        *(
+            f"| {model} | {' | '.join(map(mean_and_spread, zip(*results, strict=True)))} |"
+            for model, results in table.items()
+        ),
     ]
     return "\n".join(lines)
-
-
-def _cell(shares: Sequence[float]) -> str:
-    mean = f"{100 * statistics.fmean(shares):.1f}"
-    return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
 
 
 if __name__ == "__main__":

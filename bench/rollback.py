@@ -8,7 +8,6 @@ fine-tuned on a few images of the other four, in as many steps by each recipe; i
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.quality import DIGITS, STUDENT, Images, Size, read_set, set_parser, size_of
-from bench.report import replace_part
+from bench.report import mean_and_spread, replace_part
 from bench.students import PARALLEL, Document, prepare_process, train
 
 OLD_CLASSES, NEW_CLASSES = 6, 4
@@ -124,14 +123,9 @@ def _section(name: str, size: Size, table: dict[str, list[float]], command: str)
         "",
         "| recipe | learning rate | accuracy on the new classes, % |",
         "|---|---|---|",
-        *(f"| {recipe} | {RECIPES[recipe][1]['lr']} | {_cell(found)} |" for recipe, found in table.items()),
+        *(f"| {recipe} | {RECIPES[recipe][1]['lr']} | {mean_and_spread(found)} |" for recipe, found in table.items()),
     ]
     return "\n".join(lines)
-
-
-def _cell(shares: Sequence[float]) -> str:
-    spread = statistics.stdev(100 * share for share in shares) if len(shares) > 1 else float("nan")
-    return f"{100 * statistics.fmean(shares):.1f} ± {spread:.1f}"
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ class Candidate(NamedTuple):
 
     recipe: dict[str, Any]
     """As the job document has it, all defaults filled in."""
-    spec: JobSpec
-    """The job with it, resolved."""
 
     @property
     def key(self) -> str:
@@ -54,7 +52,7 @@ def accepted(document: Document, recipes: Iterable[Document], facts: InputFacts)
             continue
         resolved, _ = defaults.resolve(spec, facts.teachers)
         plain = resolved.recipe.model_dump(mode="json")
-        found.setdefault(recipe_key(plain), Candidate(plain, resolved))
+        found.setdefault(recipe_key(plain), Candidate(plain))
     return list(found.values())
 
 

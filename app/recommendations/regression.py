@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import spearmanr
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from app.recommendations.features import Features, columns_of, matrix
@@ -121,13 +122,7 @@ def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> f
         return None
     if len(set(predicted)) == 1:
         return 0.0
-    return float(np.corrcoef(_ranks(predicted), _ranks(measured))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Ranks from 1; equal values share the mean of theirs."""
-    array = np.asarray(values)
-    return np.asarray([(array < value).sum() + ((array == value).sum() + 1) / 2 for value in array], np.float64)
+    return float(spearmanr(predicted, measured).statistic)
 
 
 class _Model:
