@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.recipe.losses import LOSSES, AttentionRelation, Hint, LossSpec, MiAlpha, Rkd
+from app.recipe.losses import LOSSES, AttentionRelation, Hint, LossSpec, MiAlpha, Pkd, Rkd
 from app.recipe.losses.features import AttentionPair, FeatureTerm, Projections
 from app.recipe.losses.taps import Pair, Tap
 from app.recipe.tasks import TASKS
@@ -38,6 +38,7 @@ HINT = Hint(pairs=[PAIR], teacher="other")
 SPECS: list[Any] = [
     HINT,
     Hint(pairs=[PAIR], reduction="mean", teacher="other"),
+    Pkd(pairs=[PAIR], reduction="mean", teacher="other"),
     Rkd(pair=PAIR, reduction="mean", teacher="other"),
     AttentionRelation(layer=AttentionPair(student=QKV, teacher=QKV), relation_heads=2, teacher="other"),
     MiAlpha(pair=PAIR, reduction="mean", hidden=4, embedding=3, teacher="other"),
