@@ -34,6 +34,8 @@ from app.recipe.students.sub_spaces import kept_of
 
 MAX_HEADER = 64 << 20
 """Most bytes of the header of a file of weights, and of other documents."""
+PART = 8 << 20
+"""Bytes of a tensor that are held in memory at a time, or one of its rows."""
 LICENCE = re.compile(r"^license: *([^\n]+)$", re.MULTILINE)
 
 
@@ -54,10 +56,10 @@ class TensorSlice(NamedTuple):
 
 async def extract(services: Services, project_id: str, model_id: str, wanted: ExtractRequest) -> ModelRow:
     """The sub-network as a model; one that was extracted before is returned again. Raises `WrongState` for a model
-    without a search, `Invalid` for a row that it does not have."""
+    without a search and for a row that has another name by now, `Invalid` for a row that the search does not have."""
     async with services.database.read() as session:
         source = await get_model(session, project_id, model_id)
-        found = await _extracted(session, source, wanted.row)
+        found = await _extracted(session, source, wanted)
     search = await _search_of(services.store, source)
     if wanted.row >= len(search.rows):
         message, accepted = f"there are {len(search.rows)} sub-networks", f"0 to {len(search.rows) - 1}"
@@ -70,17 +72,21 @@ async def extract(services: Services, project_id: str, model_id: str, wanted: Ex
     written = await _write(services.store, source, space, row, config)
     async with services.database.write() as session:
         await get_model(session, project_id, model_id, lock=True)
-        if (found := await _extracted(session, source, wanted.row)) is not None:
+        if (found := await _extracted(session, source, wanted)) is not None:
             discard(session, [stored.key for stored in written.values()])
             return found
         return await _insert(session, source, wanted, row, config, written)
 
 
-async def _extracted(session: AsyncSession, source: ModelRow, row: int) -> ModelRow | None:
-    """The model that was extracted from this row before."""
+async def _extracted(session: AsyncSession, source: ModelRow, wanted: ExtractRequest) -> ModelRow | None:
+    """The model that was extracted from this row before. Raises `WrongState` if another name is wanted."""
     for model in await repository.extracted(session, source.project_id, source.id):
-        if (model.report or {}).get("extracted", {}).get("row") == row:
-            return model
+        if (model.report or {}).get("extracted", {}).get("row") != wanted.row:
+            continue
+        if wanted.name not in (None, model.name):
+            message = f"row {wanted.row} was extracted as {model.id}, whose name is {model.name}"
+            raise WrongState("already_extracted", message)
+        return model
     return None
 
 
@@ -189,9 +195,15 @@ def _header(slices: Sequence[TensorSlice]) -> bytes:
 async def _content(store: Store, key: str, header: bytes, slices: Sequence[TensorSlice]) -> AsyncIterator[bytes]:
     yield header
     for each in slices:
-        rows = each.wanted[0] * math.prod(each.shape[1:]) * each.size if each.shape else each.size
-        data = b"".join([chunk async for chunk in store.stream(key, each.begin, each.begin + rows)])
-        yield await asyncio.to_thread(leading, memoryview(data), each.shape, each.wanted, each.size)
+        shape, wanted = each.shape or [1], each.wanted or [1]
+        row = math.prod(shape[1:]) * each.size
+        step = max(1, PART // max(row, 1))
+        for first in range(0, wanted[0], step):
+            rows = min(step, wanted[0] - first)
+            begin = each.begin + first * row
+            data = b"".join([chunk async for chunk in store.stream(key, begin, begin + rows * row)])
+            part = [rows, *shape[1:]], [rows, *wanted[1:]]
+            yield await asyncio.to_thread(leading, memoryview(data), *part, each.size)
 
 
 async def _insert(

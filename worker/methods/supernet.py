@@ -25,7 +25,7 @@ from worker.data.randomness import derive_seed
 from worker.errors import UserError
 from worker.limits import Subject, reading
 from worker.methods.base import Latency, Method, Outcome
-from worker.methods.supernet_search import SharedWeights, keeps_to, search
+from worker.methods.supernet_search import SharedWeights, search
 from worker.methods.supernet_step import SupernetState, SupernetStep
 from worker.students.measure import network_cost
 from worker.students.model import Model
@@ -108,7 +108,7 @@ class SupernetMethod(Method[Supernet]):
     def _require_feasible(self) -> None:
         """Raises UserError (`invalid_job`) for limits that no smallest sub-network keeps to."""
         limits, costs = self.spec.search, [network_cost(each.config_of(each.networks[-1])) for each in self._spaces]
-        if not any(keeps_to(limits, cost.parameters, cost.flops) for cost in costs):
+        if not any(limits.keeps(cost.parameters, cost.flops) for cost in costs):
             least = " or ".join(f"{cost.parameters:,} weights and {cost.flops:,} operations" for cost in costs)
             param = f"{FIELD}.search"
             message = f"{param}: no sub-network keeps to the limits; accepted: at least {least}"

@@ -75,12 +75,6 @@ def evaluated_losses(weights: SharedWeights, stage: Stage, inputs: MethodInputs)
     return [float(each) for each in sums]
 
 
-def keeps_to(limits: Search, parameters: int, flops: int) -> bool:
-    """Whether a network of so many weights and operations is within the limits on these."""
-    bounds = ((limits.max_parameters, parameters), (limits.max_flops, flops))
-    return all(most is None or found <= most for most, found in bounds)
-
-
 def choose(
     rows: Sequence[SearchRow], limits: Search, latency: Callable[[SearchRow], float], inputs: MethodInputs
 ) -> tuple[list[SearchRow], SearchRow]:
@@ -88,7 +82,7 @@ def choose(
 
     `latency` measures that of a row, in milliseconds. If none is fast enough, the fastest is chosen, with a warning.
     """
-    allowed = [row for row in rows if keeps_to(limits, row.parameters, row.flops)]
+    allowed = [row for row in rows if limits.keeps(row.parameters, row.flops)]
     if limits.max_latency_ms is None:
         return list(rows), min(allowed, key=lambda row: row.loss)
     front = [row for row in allowed if not any(dominates(other, row) for other in allowed)]

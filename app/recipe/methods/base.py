@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from app.recipe.base import EVERY_ANSWER, Answer, TaskOption
@@ -55,6 +55,11 @@ class MethodSpec(TaskOption):
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         """Problems of the rest of `job`, whose task is one of the method's."""
+        yield from ()
+
+    def search_problems(self, least: Sequence[tuple[int, int]]) -> Iterator[Problem]:
+        """Problems of a search whose smallest network has at least so many weights and operations for a sample, in each
+        of `sub_spaces`."""
         yield from ()
 
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -30,6 +30,11 @@ class Search(Spec):
     max_latency_ms: Positive | None = None
     """Longest time for one sample, in milliseconds, measured on the exported ONNX graph in this worker; the median.
     Only sub-networks of the Pareto front are measured."""
+
+    def keeps(self, parameters: int, flops: int) -> bool:
+        """Whether a network of so many weights and operations is within the limits on these."""
+        bounds = ((self.max_parameters, parameters), (self.max_flops, flops))
+        return all(most is None or found <= most for most, found in bounds)
 
 
 class Supernet(MethodSpec):
@@ -111,6 +116,12 @@ class Supernet(MethodSpec):
         if job.evaluation.keep == "best":
             found = f"is best, and {self.kind} chooses the student after the last step"
             yield Problem("evaluation.keep", found, "last")
+
+    def search_problems(self, least: Sequence[tuple[int, int]]) -> Iterator[Problem]:
+        if any(self.search.keeps(*cost) for cost in least):
+            return
+        smallest = " or ".join(f"{weights:,} weights and {flops:,} operations" for weights, flops in least)
+        yield Problem(f"{FIELD}.search", "has limits that no sub-network keeps to", f"more than {smallest}")
 
     def _student_problems(self, job: JobSpec) -> Iterator[Problem]:
         if not isinstance(job.student, Shrink):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from app.recipe.cost import known_costs
+from app.recipe.footprint import rough_cost
 from app.recipe.job import JobSpec
 from app.recipe.losses.features import AttentionRelation
 from app.recipe.losses.taps import Tap
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import Shrink
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import LAYER, Unshrinkable, described_start, sub_networks
+from app.recipe.students.shrink import LAYER, Unshrinkable, described_start, resized_model, sub_networks
 
 
 def search_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
-    """Problems of the terms that compare the sub-networks with the teacher. `teachers` are descriptions by
-    reference."""
+    """Problems of the search, and of the terms that compare the sub-networks with the teacher. `teachers` are
+    descriptions by reference."""
     if not job.recipe.method.sub_spaces or not isinstance(job.student, Shrink):
         return
     try:
@@ -23,8 +25,12 @@ def search_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterat
         spaces = sub_networks(job, teacher.architecture) if teacher else []
     except Unshrinkable:
         return  # reported elsewhere
-    if not spaces:
+    if teacher is None or not spaces:
         return
+    # Without biases, norms, positions and heads, whose sizes are the library's: a bound that refuses nothing wrongly.
+    costs = [rough_cost(resized_model(teacher, space[-1]).architecture, teacher.input, 0) for space in spaces]
+    if (known := known_costs(costs)) is not None:
+        yield from job.recipe.method.search_problems([(cost.parameters, cost.flops) for cost in known])
     least, last = min(space[-1].width for space in spaces), spaces[0][0].layers - 1
     for index, term in enumerate(job.recipe.losses):
         if not isinstance(term, AttentionRelation):

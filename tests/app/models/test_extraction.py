@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from app.core.clock import now
 from app.core.ids import new_id
+from app.models import extraction
 from app.models.extraction import leading
 from app.models.tables import ModelRow
 from app.recipe.students.architectures import Transformers
@@ -87,7 +88,10 @@ async def download(api: Api, model: dict[str, Any], folder: Path) -> Path:
     return folder
 
 
-async def test_an_extracted_model_is_the_slice_that_was_searched(api: Api, searched: Searched, tmp_path: Path) -> None:
+async def test_an_extracted_model_is_the_slice_that_was_searched(
+    api: Api, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "PART", 100)  # less than most tensors, and not a whole number of rows
     source = await searched.publish(api, searched.space.config)
     samples = torch.randint(5, 40, (3, 8), generator=torch.Generator().manual_seed(0))
     for row in searched.document.rows:
@@ -124,6 +128,16 @@ async def test_a_repeated_request_returns_the_same_model(api: Api, searched: Sea
     await settle(api)
     assert not [key for key in await keys_in_store(api) if key.startswith("models/")]
     assert (await api.client.post(url, json=body)).json()["id"] != model_id
+
+
+async def test_a_row_that_was_extracted_has_one_name(api: Api, searched: Searched) -> None:
+    url = f"/v1/models/{await searched.publish(api, searched.space.config)}/extract"
+    model_id = (await api.client.post(url, json={"row": 3, "name": "mine"})).json()["id"]
+    assert (await api.client.post(url, json={"row": 3})).json()["id"] == model_id
+    answer = await api.client.post(url, json={"row": 3, "name": "other"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "already_extracted")
+    assert model_id in answer.json()["error"]["message"]
+    assert "mine" in answer.json()["error"]["message"]
 
 
 async def test_what_cannot_be_extracted_is_refused(api: Api, searched: Searched) -> None:

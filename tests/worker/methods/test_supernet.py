@@ -37,6 +37,7 @@ from worker.data.tokens import train_tokenizer
 from worker.methods.supernet_step import SupernetState, SupernetStep, draw
 from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Log, Metrics, Stopped
 from worker.students.hugging_face_folder import write_tokenizer
+from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.super_network import SuperNetwork
 from worker.students.weights import load_model, read_config, save_model
@@ -425,6 +426,24 @@ def test_networks_without_leading_slices_are_refused() -> None:
     )
     found = list(find_problems(JobSpec.model_validate(job()), InputFacts(teachers={"encoder": other})))
     assert any("leading slices" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize("field", ["max_parameters", "max_flops"])
+def test_limits_below_what_the_smallest_sub_network_surely_costs_are_refused(
+    inputs: dict[str, str], field: str
+) -> None:
+    described = read_config(Path(inputs["encoder"]))
+    space = SubSpace(**SPACE).networks(TEACHER)
+    exact = network_cost(SuperNetwork(described, space).config_of(space[-1]))
+    limit = exact.parameters if field == "max_parameters" else exact.flops
+
+    def refused(most: int) -> list[str | None]:
+        document = job({"method": {**METHOD, "search": {field: most}}})
+        facts = InputFacts(teachers={"encoder": described})
+        return [problem.param for problem in find_problems(JobSpec.model_validate(document), facts)]
+
+    assert refused(limit) == []
+    assert refused(limit // 2) == ["recipe.method.search"]
 
 
 def test_limits_that_nothing_keeps_to_end_the_job_before_training(inputs: dict[str, str], tmp_path: Path) -> None:
