@@ -38,8 +38,13 @@ def _matching(request: Request) -> Iterator[_Route]:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """The methods of the request's address, for `Allow`; none if there is no such address."""
-    methods = {method for route in _matching(request) for method in route.methods}
+    """The methods of the request's address, for `Allow`; none if there is no such address.
+
+    An address that is a route by itself, such as `/v1/jobs/validate`, has none of those of `/v1/jobs/{job_id}`.
+    """
+    found = list(_matching(request))
+    named = [route for route in found if "{" not in route.template]
+    methods = {method for route in named or found for method in route.methods}
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods | {"OPTIONS"}) if methods else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
-from pydantic import AwareDatetime, StringConstraints, ValidationError
+from pydantic import AwareDatetime, BeforeValidator, StringConstraints, ValidationError
 
 from app.core.downloads import DOWNLOAD_RESPONSES, Content, download
 from app.core.errors import MAX_ERRORS, NotFound
@@ -49,6 +50,17 @@ from app.recipe.job import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 _reading = require("read")
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def _dated(text: Any) -> Any:
+    """Raises ValueError for a number, which would be read as seconds or milliseconds."""
+    if isinstance(text, str) and DATE.match(text) is None:
+        raise ValueError("accepted: a time with a time zone, such as 2026-01-31T12:00:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_dated)]
 Reader = Annotated[Caller, Depends(_reading)]
 Writer = Annotated[Caller, Depends(require("write"))]
 IdempotencyHeader = Annotated[
@@ -123,8 +135,8 @@ async def list_jobs(
     status: Annotated[list[Status] | None, Query(description="One of these states; may be repeated.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Exactly this name.")] = None,
     label: Annotated[list[LabelFilter] | None, Query(max_length=16, description="`key:value`; all must match.")] = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs created later.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs created earlier.")] = None,
+    created_after: Annotated[Moment | None, Query(description="Only jobs created later.")] = None,
+    created_before: Annotated[Moment | None, Query(description="Only jobs created earlier.")] = None,
 ) -> Page[JobView]:
     """Jobs of the project, newest first. All filters apply before the limit."""
     labels = [(key, value) for key, _, value in (text.partition(":") for text in label or [])]

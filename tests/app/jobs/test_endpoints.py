@@ -153,7 +153,8 @@ async def test_pages_lead_through_all_jobs_newest_first(api: Api, data: str) -> 
 
 @pytest.mark.parametrize(
     "params",
-    [{"status": "done"}, {"limit": 0}, {"limit": 101}, {"label": "novalue"}, {"created_after": "yesterday"}, {"x": 1}],
+    [{"status": "done"}, {"limit": 0}, {"limit": 101}, {"label": "novalue"}, {"created_after": "yesterday"}, {"x": 1}]
+    + [{"created_before": moment} for moment in ("0.5", "1767225600", "2026-01-31T12:00:00")],
 )
 async def test_filters_that_mean_nothing_are_refused(api: Api, params: dict[str, Any]) -> None:
     answer = await api.client.get("/v1/jobs", params=params)
