@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
-from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
+from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LabelLoss, LogitMse, Loss, PairScore
 from app.recipe.methods.base import STUDENT
 from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
@@ -24,6 +24,8 @@ def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator
             if isinstance(term, KdRel):
                 yield from _hierarchy_problems(job, term, classes, f"{path}[{index}].parents")
             yield from _kept_classes_problems(term, classes, f"{path}[{index}]")
+            if isinstance(term, LabelLoss) and classes is not None:
+                yield from term.class_problems(classes, f"{path}[{index}]")
 
 
 def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) -> Iterator[Problem]:
