@@ -28,6 +28,8 @@ class LabelLoss(LossSpec):
     least_classes: ClassVar[int] = 2
     """Fewest classes that it is for."""
 
+    kind: str
+
     def class_problems(self, classes: int, path: str) -> Iterator[Problem]:
         """Problems of this term, which the job lists at `path`, with so many classes."""
         if classes < self.least_classes:
