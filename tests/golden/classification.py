@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from app.recipe.losses import CompSum, Ldr, Loss, ZLoss
+from app.recipe.losses import CompSum, L2Svm, Ldr, Loss, ZLoss
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, compare, evaluate
 from worker.losses.base import LossInputs
+from worker.losses.builder import LossBuilder
 from worker.losses.comp_sum import CompSumTerm
+from worker.losses.objective import BatchOutputs, Objective
 from worker.losses.spherical import ZLossTerm
 
 Comparisons = Iterator[Comparison]
@@ -66,3 +68,28 @@ def ldr(case: Case) -> Comparisons:
         case other:
             raise NothingToCompare(f"{other} is no kind of the contract")
     yield from compare(case, spec.kind, evaluate([spec], rows_of(case)), "loss", "grad_logits")
+
+
+def l2svm(case: Case) -> Comparisons:
+    form, p = ("crammer-singer", 2) if case.name.startswith("cs") else ("one-against-all", case.hyper.get("p", 2))
+    spec = L2Svm(
+        form=form,  # type: ignore[arg-type]  # one of its values
+        hinge="squared" if p == 2 else "absolute",
+        margin=case.hyper.get("margin", 1.0),
+        c=case.hyper.get("C", 1.0),
+        regularisation=1.0 if "W" in case.inputs else 0.0,
+    )
+    rows = rows_of(case)
+    head = nn.Linear(case.inputs["W"].shape[0], rows.student.shape[1]).double() if "W" in case.inputs else None
+    student = rows.student.clone().requires_grad_()
+    if head is not None:
+        head.weight = nn.Parameter(case.inputs["W"].T.clone())
+    objective = Objective([spec], LossBuilder({}, {}, student.shape[1], student_head=head))
+    loss = objective(BatchOutputs(student, rows.labels, {}), objective.count(rows.labels))["loss"]
+    (gradient,) = torch.autograd.grad(loss, student, retain_graph=True)
+    yield from compare(case, "l2-svm", (loss.detach(), gradient), "loss", "grad_logits")
+    if head is not None:
+        (by_weight,) = torch.autograd.grad(loss, head.weight)
+        yield from compare(case, "l2-svm", (loss.detach(), by_weight.T), "", "grad_W")
+        alone = evaluate([spec.model_copy(update={"regularisation": 0.0})], rows)
+        yield Comparison("l2-svm", "hinge", alone[0], case.outputs["hinge"])

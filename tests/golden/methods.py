@@ -40,6 +40,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "zloss": classification.zloss,
     "compsum": classification.compsum,
     "ldr": classification.ldr,
+    "l2svm": classification.l2svm,
     "rkd": features.rkd,
     "ab": features.ab,
     "overhaul_ofd": features.overhaul,

@@ -22,6 +22,7 @@ from worker.losses.ldr import LdrTerm
 from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.spherical import ZLossTerm
+from worker.losses.svm import L2SvmTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm
@@ -65,10 +66,11 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
 
 BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Uskd: UskdTerm,
+    spec.L2Svm: L2SvmTerm,
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
     **FEATURE_TERMS,
 }
-"""Terms that read activations or train modules."""
+"""Terms that read activations or weights, or train modules."""
 
 
 def build_term(spec: LossSpec, builder: LossBuilder) -> LossTerm:

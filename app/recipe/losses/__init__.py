@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
-from app.recipe.losses.classification import CompSum, LabelLoss, Ldr, ZLoss
+from app.recipe.losses.classification import CompSum, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -96,6 +96,7 @@ __all__ = [
     "KdRel",
     "KdSim",
     "KdTopk",
+    "L2Svm",
     "LabelLoss",
     "Ldr",
     "Lipschitz",
@@ -148,6 +149,7 @@ Loss = Annotated[
     | ZLoss
     | CompSum
     | Ldr
+    | L2Svm
     | BinaryCrossEntropy
     | BinaryKd
     | Hint

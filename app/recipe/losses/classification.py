@@ -97,3 +97,44 @@ class Ldr(LabelLoss):
     """Distance by which the label's score is to exceed the others', in units of a score."""
     scores: Literal["normalised", "logits"] = "normalised"
     """Scores g: positive and of mean 1 over the classes, as in the authors' code, or the logits themselves."""
+
+
+class L2Svm(LabelLoss):
+    """Support vector machine on the features: hinge losses of the margins, and the mean square of the head's weights.
+
+    The form is that of the authors' code, with means; the paper has sums, and half of the squared norm. Outputs are
+    margins, not log-probabilities: choose by the largest, and calibrate before reading them as probabilities.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "An Architecture Combining Convolutional Neural Network (CNN) and Support Vector Machine (SVM) for Image "
+        "Classification",
+        "1712.03541",
+    )
+    equation: ClassVar[str] = (
+        "regularisation mean(W^2) + c / C sum_c max(0, margin - s_c f_c)^2, s_y = 1, else -1; crammer-singer: "
+        "c / C sum_(c != y) max(0, margin + f_c - f_y)^2; without the square if hinge is absolute"
+    )
+    applies: ClassVar[str] = (
+        "Single-label classification; a built-in network with `student.head: {kind: svm}`, or any with "
+        "`regularisation: 0`; with the method supervised or rollback."
+    )
+    kind: Literal["l2-svm"] = "l2-svm"
+    c: Positive = 1.0
+    """Weight of the hinge losses against the weights."""
+    hinge: Literal["squared", "absolute"] = "squared"
+    """Penalty of a margin that is too small."""
+    form: Literal["one-against-all", "crammer-singer"] = "one-against-all"
+    """Margins of each class against all others, or of the label against each other class."""
+    margin: Positive = 1.0
+    """Least margin without a loss."""
+    regularisation: NonNegative = 1.0
+    """Weight of the mean square of the head's weights, without their offsets."""
+
+    @property
+    def reads_weights(self) -> bool:
+        return self.regularisation > 0.0
+
+    @classmethod
+    def why_not_by_token(cls) -> str:
+        return "the networks of that task have no head of kind svm"

@@ -53,6 +53,13 @@ class NormalisedHead(HeadSpec):
         return int(self.learned)
 
 
-HEADS: tuple[type[HeadSpec], ...] = (LinearHead, NormalisedHead)
+class SvmHead(HeadSpec):
+    """A linear layer of a margin for each class, whose weights the loss `l2-svm` regularises (1712.03541)."""
+
+    paper: ClassVar[Paper | None] = Paper("Deep Learning using Linear Support Vector Machines", "1306.0239")
+    kind: Literal["svm"] = "svm"
+
+
+HEADS: tuple[type[HeadSpec], ...] = (LinearHead, NormalisedHead, SvmHead)
 """All kinds."""
 Head = Annotated[HeadSpec, OneOf(HEADS)]

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from app.recipe.losses import CompSum, CrossEntropy, Ldr, Loss, LossSpec, ZLoss
+from app.recipe.losses import CompSum, CrossEntropy, L2Svm, Ldr, Loss, LossSpec, ZLoss
 from tests.worker.losses.samples import CLASSES, draw, term_of
 from worker.errors import UserError
 from worker.losses.base import LossInputs
@@ -24,6 +24,9 @@ SPECS: list[Loss] = [
     Ldr(),
     Ldr(kl_weight=0.3, margin=2.0),
     Ldr(scores="logits", margin=0.0),
+    L2Svm(regularisation=0.0),
+    L2Svm(regularisation=0.0, hinge="absolute", margin=0.5, c=3.0),
+    L2Svm(regularisation=0.0, form="crammer-singer"),
 ]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: repr(spec)[:48])
 
@@ -180,3 +183,34 @@ def test_ldr_of_a_tie_is_the_mean_margin_at_most() -> None:
     assert (term_of(Ldr(margin=0.0))(rows).abs() < 1e-12).all()
     large = term_of(Ldr(margin=0.5, kl_weight=1e6))(rows)
     torch.testing.assert_close(large, torch.full_like(large, 0.5 * (CLASSES - 1) / CLASSES), rtol=1e-5, atol=0)
+
+
+def test_l2_svm_without_errors_leaves_the_weights_alone_to_pay() -> None:
+    head = nn.Linear(3, CLASSES).double()
+    labels = torch.arange(CLASSES)
+    logits = (2.0 * F.one_hot(labels, CLASSES) - 1.0).double().requires_grad_()
+    objective = Objective([L2Svm(regularisation=0.5)], LossBuilder({}, {}, CLASSES, student_head=head))
+    loss = objective(BatchOutputs(logits, labels, {}), objective.count(labels))["loss"]
+    torch.testing.assert_close(loss, 0.5 * head.weight.square().mean())
+    by_logits, by_weight = torch.autograd.grad(loss, (logits, head.weight))
+    assert not by_logits.any()
+    torch.testing.assert_close(by_weight, head.weight.detach() / head.weight.numel())
+
+
+def test_the_weights_of_an_svm_count_once_however_a_batch_is_split() -> None:
+    rows, head = draw(), nn.Linear(3, CLASSES).double()
+    objective = Objective([L2Svm()], LossBuilder({}, {}, CLASSES, student_head=head))
+    labels = torch.cat((rows.labels[:-1], torch.tensor([-100])))
+    whole = objective(BatchOutputs(rows.student, labels, {}), objective.count(labels))["loss"]
+    parts = [
+        objective(BatchOutputs(rows.student[part], labels[part], {}), objective.count(labels))["loss"]
+        for part in (slice(2), slice(2, 6))
+    ]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+    (gradient,) = torch.autograd.grad(parts[0] + parts[1], head.weight)
+    torch.testing.assert_close(gradient, 2.0 * head.weight.detach() / head.weight.numel())
+
+
+def test_an_svm_without_known_weights_is_refused_when_it_is_built() -> None:
+    with pytest.raises(UserError, match="no last linear layer"):
+        Objective([L2Svm()], LossBuilder({}, {}, CLASSES))

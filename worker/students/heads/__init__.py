@@ -6,7 +6,7 @@ start from other models rely on.
 
 from __future__ import annotations
 
-from worker.students.heads import linear, normalised
+from worker.students.heads import linear, normalised, svm
 from worker.students.heads.registry import HEADS as HEADS
 
-__all__ = ["HEADS", "linear", "normalised"]
+__all__ = ["HEADS", "linear", "normalised", "svm"]

@@ -37,6 +37,10 @@ def problems(*losses: dict[str, Any], **more: Any) -> dict[str, str]:
         ("ldr", {"kl_weight": 0.0}),
         ("ldr", {"margin": -1.0}),
         ("ldr", {"scores": "probabilities"}),
+        ("l2-svm", {"c": 0.0}),
+        ("l2-svm", {"margin": 0.0}),
+        ("l2-svm", {"regularisation": -1.0}),
+        ("l2-svm", {"hinge": "cubic"}),
     ],
 )
 def test_settings_out_of_range_are_refused_by_field(kind: str, settings: dict[str, Any]) -> None:
@@ -53,3 +57,26 @@ def test_z_loss_is_for_three_classes_or_more() -> None:
     }
     assert problems({"kind": "z-loss"}, classes=3) == {}
     assert problems({"kind": "comp-sum"}, {"kind": "ldr"}, classes=2) == {}
+
+
+SVM = {"architecture": "mlp", "head": {"kind": "svm"}}
+
+
+def test_l2_svm_regularises_a_head_of_its_kind() -> None:
+    assert problems({"kind": "l2-svm"}, student=SVM) == {}
+    assert problems({"kind": "l2-svm", "regularisation": 0.0}) == {}
+    found = problems({"kind": "cross-entropy"}, {"kind": "l2-svm"})
+    assert list(found) == ["recipe.losses[1].regularisation"]
+    assert "accepted: 0, or student.head: {kind: svm}" in found["recipe.losses[1].regularisation"]
+
+
+def test_a_head_of_margins_is_trained_by_l2_svm() -> None:
+    assert list(problems({"kind": "cross-entropy"}, student=SVM)) == ["student.head.kind"]
+    stages = {"stages": [{"epochs": 1, "losses": [{"kind": "l2-svm"}]}]}
+    assert list(problems({"kind": "cross-entropy"}, student=SVM, recipe=stages)) == ["student.head.kind"]
+
+
+def test_methods_that_train_more_than_the_student_refuse_what_reads_its_weights() -> None:
+    mutual = {"method": {"kind": "mutual"}}
+    assert list(problems({"kind": "l2-svm"}, student=SVM, recipe=mutual)) == ["recipe.losses[0].kind"]
+    assert problems({"kind": "l2-svm", "regularisation": 0.0}, student=SVM, recipe=mutual) == {}

@@ -23,7 +23,7 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
-from app.recipe.students.heads import HEADS, Head, HeadSpec, LinearHead, NormalisedHead
+from app.recipe.students.heads import HEADS, Head, HeadSpec, LinearHead, NormalisedHead, SvmHead
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students.shrink import network_of
 from tests.worker.training.builders import finished, require_same_bits, stage
@@ -38,8 +38,8 @@ from worker.teachers.class_alignment import take_classes
 
 WIDTH, CLASSES = 6, 5
 IMAGE = ImageInput(channels=1, height=8, width=8)
-KINDS: list[HeadSpec] = [NormalisedHead(), NormalisedHead(scale=16.0, learned=False)]
-every_head = pytest.mark.parametrize("head", KINDS, ids=["learned", "fixed"])
+KINDS: list[HeadSpec] = [NormalisedHead(), NormalisedHead(scale=16.0, learned=False), SvmHead()]
+every_head = pytest.mark.parametrize("head", KINDS, ids=["learned", "fixed", "svm"])
 
 
 def networks(head: Head) -> list[Network]:
@@ -198,12 +198,12 @@ def test_a_shrunk_teacher_hands_on_its_head(head: Head) -> None:
 def test_a_job_is_exported_to_every_format_and_resumed_to_the_same_bits(head: Head, tmp_path: Path) -> None:
     student = {"architecture": "mlp", "hidden": [8], "head": head.model_dump()}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
-    optimizer = {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1}
-    bundle = finished(tmp_path / "all", stage(tmp_path / "all", student=student, export=formats))
+    losses = [{"kind": "l2-svm"}] if isinstance(head, SvmHead) else [{"kind": "cross-entropy"}, {"kind": "nkd"}]
+    recipe = {"losses": losses, "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1}}
+    settings = {"student": student, "teacher": not isinstance(head, SvmHead), "recipe": recipe}
+    bundle = finished(tmp_path / "all", stage(tmp_path / "all", export=formats, **settings))
     report = json.loads((bundle / "report.json").read_text())
     assert report["student"]["parameters"] == sum(each.numel() for each in load_model(bundle).network.parameters())
     assert report["student"]["flops"] > 0
     assert {"model.onnx", "model.pt2", "model.safetensors"} <= {path.name for path in bundle.iterdir()}
-    require_same_bits(
-        lambda folder: stage(folder, student=student, teacher=True, recipe={"optimizer": optimizer}), tmp_path
-    )
+    require_same_bits(lambda folder: stage(folder, **settings), tmp_path)
