@@ -27,7 +27,7 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
     objectives = [*job.objectives.values(), *job.recipe.method.objectives().values()]
-    coupled = {term.kind for terms in objectives for term in terms if term.couples_rows}
+    coupled = {term.kind for terms in objectives for term in terms if term.couples_rows and not term.gathers}
     for kind in sorted(coupled - job.recipe.method.divides):
         found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
         yield Problem(FIELD, found, "1")

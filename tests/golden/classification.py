@@ -7,17 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from app.recipe.losses import CompSum, L2Svm, Ldr, Loss, ZLoss
+from app.recipe.losses import AnyLoss, CompSum, L2Svm, Ldr, Loss, ZLoss
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, compare, evaluate
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.comp_sum import CompSumTerm
+from worker.losses.ensloss import drawn_derivatives, inverse_box_cox
 from worker.losses.objective import BatchOutputs, Objective
 from worker.losses.spherical import ZLossTerm
 
 Comparisons = Iterator[Comparison]
 TWO_CLASSES = 2
+METRICS = {"Accu": "accuracy", "Fbeta": "f-beta", "Gmean": "g-mean", "BAccu": "balanced-accuracy"}
+"""Metrics of `anyloss` by their names in the file."""
+OF_LAYERS = {"fbeta": "f-beta", "acc": "accuracy", "balacc": "balanced-accuracy", "gmean": "g-mean"}
+"""The same of a single layer."""
 
 
 def rows_of(case: Case) -> LossInputs:
@@ -93,3 +98,44 @@ def l2svm(case: Case) -> Comparisons:
         yield from compare(case, "l2-svm", (loss.detach(), by_weight.T), "", "grad_W")
         alone = evaluate([spec.model_copy(update={"regularisation": 0.0})], rows)
         yield Comparison("l2-svm", "hinge", alone[0], case.outputs["hinge"])
+
+
+def anyloss(case: Case) -> Comparisons:
+    """Probabilities as differences of logits; of a single layer, also the gradients at its weights."""
+    if "theta" in case.inputs:
+        yield from _single_layer(case)
+        return
+    name = case.name.rsplit("_", 1)[1]
+    metric = "squared-g-mean" if name == "Gmean" and "s" in case.hyper else METRICS[name]
+    spec = AnyLoss.model_validate(
+        {"metric": metric, "beta": float(case.hyper["beta"]), "smoothing": case.hyper.get("s", 0.0)}
+    )
+    p = case.inputs["p"].clone().requires_grad_()
+    loss = _of_probabilities(spec, p, case.inputs["y"])
+    yield from compare(case, "anyloss", (loss.detach(), torch.autograd.grad(loss, p)[0]), "loss", "grad_p")
+
+
+def _of_probabilities(spec: AnyLoss, p: Tensor, y: Tensor) -> Tensor:
+    logits = torch.stack((torch.zeros_like(p), p.logit()), dim=1)
+    objective = Objective([spec], LossBuilder({}, {}, TWO_CLASSES))
+    return objective(BatchOutputs(logits, y.long(), {}), objective.count(y.long()))["loss"]
+
+
+def _single_layer(case: Case) -> Comparisons:
+    for name, metric in OF_LAYERS.items():
+        theta = case.inputs["theta"].clone().requires_grad_()
+        p = (case.inputs["X"] @ theta).sigmoid()
+        loss = _of_probabilities(AnyLoss.model_validate({"metric": metric, "smoothing": 0.0}), p, case.inputs["y"])
+        result = (loss.detach(), torch.autograd.grad(loss, theta)[0])
+        yield from compare(case, "anyloss", result, f"cost_{name}", f"grad_{name}")
+
+
+def ensloss(case: Case) -> Comparisons:
+    """With the draws of the file; some of their transforms are no numbers there, and infinite here."""
+    output, draws, exponent = case.inputs["output"], case.inputs["gauss_draw"], case.hyper["lam"]
+    output, expected = output.clone().requires_grad_(), case.outputs["bc_inv"]
+    found, known = inverse_box_cox(draws, exponent), expected.isfinite()
+    yield Comparison("ensloss", "bc_inv", found[known], expected[known])
+    margins = (output * (2 * case.inputs["target01"] - 1)).squeeze(1)
+    loss = (margins * drawn_derivatives(margins.detach(), draws, exponent)).mean()
+    yield from compare(case, "ensloss", (loss.detach(), torch.autograd.grad(loss, output)[0]), "loss", "grad_output")

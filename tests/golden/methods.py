@@ -41,6 +41,8 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "compsum": classification.compsum,
     "ldr": classification.ldr,
     "l2svm": classification.l2svm,
+    "anyloss": classification.anyloss,
+    "ensloss": classification.ensloss,
     "rkd": features.rkd,
     "ab": features.ab,
     "overhaul_ofd": features.overhaul,

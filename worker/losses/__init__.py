@@ -8,6 +8,7 @@ from typing import Any
 from app.recipe import losses as spec
 from app.recipe.losses import LabelLoss, LossSpec
 from worker.errors import UserError
+from worker.losses.anyloss import AnyLossTerm
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
@@ -16,6 +17,7 @@ from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
+from worker.losses.ensloss import EnsLossTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.ldr import LdrTerm
@@ -67,10 +69,12 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
 BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Uskd: UskdTerm,
     spec.L2Svm: L2SvmTerm,
+    spec.AnyLoss: AnyLossTerm,
+    spec.EnsLoss: EnsLossTerm,
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
     **FEATURE_TERMS,
 }
-"""Terms that read activations or weights, or train modules."""
+"""Terms that need more than outputs: activations, weights, other processes or random draws, or train modules."""
 
 
 def build_term(spec: LossSpec, builder: LossBuilder) -> LossTerm:

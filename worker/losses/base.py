@@ -49,6 +49,8 @@ class LossInputs(NamedTuple):
     """Outputs (B, C), floating, of every teacher by name, for terms that need more than one."""
     teacher_learns: bool = False
     """Whether the teacher's outputs have a gradient."""
+    epoch: float = 0.0
+    """Epochs of the stage before this step, with fraction."""
 
 
 class LossTerm(Protocol):

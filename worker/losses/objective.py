@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import NamedTuple, Self
 
@@ -48,6 +48,8 @@ class BatchOutputs:
     teacher_learns: bool = False
     """Whether the teachers' outputs have a gradient, and gradients of the losses are differentiated again: all terms
     are then computed in plain PyTorch."""
+    epoch: float = 0.0
+    """See `LossInputs`; set by the objective."""
 
     @property
     def outputs(self) -> Tensor:
@@ -127,6 +129,7 @@ class Objective:
 
         Weights that change depend on `epoch` of the stage's `epochs`, both with fraction.
         """
+        seen = replace(seen, epoch=epoch)
         valid, targets = _rows_that_count(seen.targets), seen.targets
         if valid is not None and targets.ndim != 2:
             targets = targets.where(valid, 0)
@@ -242,7 +245,7 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
     )
     teachers = {other: each.logits for other, each in seen.signals.items()}
     logits, head = (signal.logits, signal.head) if signal else (None, None)
-    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, seen.teacher_learns)
+    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, seen.teacher_learns, seen.epoch)
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:

@@ -110,7 +110,14 @@ def build_stages(
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
-    builder = LossBuilder(shapes, sides, student.config.outputs, seed, student_head=last_layer(student))
+    builder = LossBuilder(
+        shapes,
+        sides,
+        student.config.outputs,
+        seed,
+        student_head=last_layer(student),
+        everywhere=lambda value: ranks.sum(value.clone()),
+    )
     forward = training_forward(student, job, samples.device)
     objectives = [
         task.objective(losses, builder, job.teacher_shares, job.teacher_weighting, path)

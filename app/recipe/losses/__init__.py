@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
-from app.recipe.losses.classification import CompSum, L2Svm, LabelLoss, Ldr, ZLoss
+from app.recipe.losses.classification import AnyLoss, BinaryLoss, CompSum, EnsLoss, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -74,17 +74,20 @@ __all__ = [
     "LOSSES",
     "ActivationBoundary",
     "Akl",
+    "AnyLoss",
     "Assistive",
     "AttentionRelation",
     "BdKd",
     "BinaryCrossEntropy",
     "BinaryKd",
+    "BinaryLoss",
     "CompSum",
     "Contrastive",
     "CrossEntropy",
     "Dist",
     "Dkd",
     "EmbeddingDistance",
+    "EnsLoss",
     "FeatureAutoencoder",
     "Ferkd",
     "Hint",
@@ -150,6 +153,8 @@ Loss = Annotated[
     | CompSum
     | Ldr
     | L2Svm
+    | AnyLoss
+    | EnsLoss
     | BinaryCrossEntropy
     | BinaryKd
     | Hint

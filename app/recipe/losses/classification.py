@@ -27,14 +27,17 @@ class LabelLoss(LossSpec):
     needs_teacher: ClassVar[bool] = False
     least_classes: ClassVar[int] = 2
     """Fewest classes that it is for."""
+    most_classes: ClassVar[int | None] = None
+    """Most classes that it is for; none: any number."""
 
     kind: str
 
     def class_problems(self, classes: int, path: str) -> Iterator[Problem]:
         """Problems of this term, which the job lists at `path`, with so many classes."""
-        if classes < self.least_classes:
-            found = f"{self.kind} is not for {classes} classes"
-            yield Problem(f"{path}.kind", found, f"{self.least_classes} classes or more, or another loss")
+        least, most = self.least_classes, self.most_classes
+        if classes < least or classes > (most or classes):
+            accepted = f"{least} classes or more" if most is None else f"{least} classes"
+            yield Problem(f"{path}.kind", f"{self.kind} is not for {classes} classes", f"{accepted}, or another loss")
 
 
 class ZLoss(LabelLoss):
@@ -138,3 +141,64 @@ class L2Svm(LabelLoss):
     @classmethod
     def why_not_by_token(cls) -> str:
         return "the networks of that task have no head of kind svm"
+
+
+class BinaryLoss(LabelLoss):
+    """A term of a classifier of two classes, of the difference of its two logits."""
+
+    couples_rows: ClassVar[bool] = True
+    most_classes: ClassVar[int | None] = 2
+
+
+class AnyLoss(BinaryLoss):
+    """AnyLoss: one less a metric of the batch, from counts of a confusion matrix that are made differentiable.
+
+    Predictions far from the threshold have almost no gradient: train with `cross-entropy` first, in a stage before, or
+    beside it with a `weight` that grows. Batches need several samples of each class; one without a class that the
+    metric divides by has the loss 0.
+    """
+
+    gathers: ClassVar[bool] = True
+    paper: ClassVar[Paper | None] = Paper(
+        "AnyLoss: Transforming Classification Metrics into Loss Functions", "2405.14745"
+    )
+    equation: ClassVar[str] = (
+        "1 - metric of TP = sum y h, FN = sum y - TP, FP = sum h - TP, TN = the rest; h = sigmoid(amplification "
+        "(p - 1/2)), p = sigmoid(f_positive - f_negative)"
+    )
+    applies: ClassVar[str] = (
+        "Two classes, mainly unbalanced ones; labels may be probabilities. Not with `accumulate` above 1; several "
+        "processes add up their counts."
+    )
+    kind: Literal["anyloss"] = "anyloss"
+    metric: Literal["accuracy", "f-beta", "g-mean", "squared-g-mean", "balanced-accuracy"] = "f-beta"
+    """Metric of the batch: `g-mean` is the geometric mean of the recalls of both classes, `squared-g-mean` their
+    product."""
+    beta: Positive = 1.0
+    """Weight of recall against precision in `f-beta`."""
+    positive: int = Field(1, ge=0, le=1)
+    """Number of the class whose precision and recall `f-beta` is about."""
+    amplification: Positive = 73.0
+    """Slope of the counts at the threshold; 73 takes probabilities of 0.45 and 0.55 to 0.03 and 0.97."""
+    smoothing: NonNegative = 1e-5
+    """Added to the denominators of the metrics, but of `accuracy`; 0 in the paper."""
+
+
+class EnsLoss(BinaryLoss):
+    """EnsLoss: in every step another convex loss of the margin, of which only a gradient is drawn.
+
+    The drawn derivatives are sorted by the margins, so that they belong to a calibrated convex loss. The value of this
+    term is no measure of anything: watch the metrics of the evaluation.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification", "2409.00908"
+    )
+    equation: ClassVar[str] = (
+        "g_i m_i, g constant; m = +-(f_1 - f_0), g_i = the derivative max(-h, -1) of the rank of m_i, over m_i where "
+        "m_i > 1, h = inverse Box-Cox transform of normal draws with parameter l"
+    )
+    applies: ClassVar[str] = "Two classes; not with `accumulate` above 1 nor several processes."
+    kind: Literal["ensloss"] = "ensloss"
+    period: int = Field(10, ge=1)
+    """Epochs between new values of l, which is 0 at first, and then drawn from -1 to 1."""

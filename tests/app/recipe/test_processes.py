@@ -12,7 +12,7 @@ from app.recipe.losses import LOSSES
 from tests.kinds import KINDS, job_of
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
-COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows}
+COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows and not term.gathers}
 
 
 def refused(document: dict[str, Any]) -> dict[str, str]:

@@ -41,6 +41,10 @@ def problems(*losses: dict[str, Any], **more: Any) -> dict[str, str]:
         ("l2-svm", {"margin": 0.0}),
         ("l2-svm", {"regularisation": -1.0}),
         ("l2-svm", {"hinge": "cubic"}),
+        ("anyloss", {"metric": "auc"}),
+        ("anyloss", {"positive": 2}),
+        ("anyloss", {"amplification": 0.0}),
+        ("ensloss", {"period": 0}),
     ],
 )
 def test_settings_out_of_range_are_refused_by_field(kind: str, settings: dict[str, Any]) -> None:
@@ -80,3 +84,18 @@ def test_methods_that_train_more_than_the_student_refuse_what_reads_its_weights(
     mutual = {"method": {"kind": "mutual"}}
     assert list(problems({"kind": "l2-svm"}, student=SVM, recipe=mutual)) == ["recipe.losses[0].kind"]
     assert problems({"kind": "l2-svm", "regularisation": 0.0}, student=SVM, recipe=mutual) == {}
+
+
+@pytest.mark.parametrize("kind", ["anyloss", "ensloss"])
+def test_binary_losses_are_for_two_classes_and_whole_batches(kind: str) -> None:
+    found = problems({"kind": kind})
+    accepted = "accepted: 2 classes, or another loss"
+    assert found == {"recipe.losses[0].kind": f"{kind} is not for 10 classes; {accepted}"}
+    assert problems({"kind": kind}, classes=2) == {}
+    assert list(problems({"kind": kind}, classes=2, recipe={"accumulate": 2})) == ["recipe.accumulate"]
+
+
+def test_counts_are_added_up_over_processes_and_orders_are_not() -> None:
+    together = {"processes": 2, "queue": "cpu"}
+    assert problems({"kind": "anyloss"}, classes=2, resources=together) == {}
+    assert list(problems({"kind": "ensloss"}, classes=2, resources=together)) == ["resources.processes"]
