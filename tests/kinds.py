@@ -91,6 +91,7 @@ SETTINGS: dict[str, Document] = {
     "assistive": {"tolerant": "tolerant", "tough": "tough"},
     "pair-score": {"highest": 4.0},
     "l2-svm": {"c": 10.0},
+    "aldr": {"kl_weight": 2.0},
     "anyloss": {"metric": "balanced-accuracy", "amplification": 10.0},
     "ensloss": {"period": 1},
 }

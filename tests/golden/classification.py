@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from app.recipe.losses import AnyLoss, CompSum, L2Svm, Ldr, Loss, ZLoss
+from app.recipe.losses import Aldr, AnyLoss, CompSum, L2Svm, Ldr, Loss, ZLoss
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, compare, evaluate
 from worker.losses.base import LossInputs
@@ -70,9 +70,35 @@ def ldr(case: Case) -> Comparisons:
             spec: Loss = Ldr(kl_weight=case.hyper["Lambda"], margin=case.hyper["margin"])
         case "gce":
             spec = CompSum(tau=1.0 + case.hyper["q"])
+        case "aldr":
+            yield from _aldr(case)
+            return
         case other:
             raise NothingToCompare(f"{other} is no kind of the contract")
     yield from compare(case, spec.kind, evaluate([spec], rows_of(case)), "loss", "grad_logits")
+
+
+def _aldr(case: Case) -> Comparisons:
+    """Three steps on growing logits, with the weights after each."""
+    hyper, rows = case.hyper, rows_of(case)
+    spec = Aldr(
+        kl_weight=hyper["Lambda0"],
+        alpha=hyper["alpha"],
+        margin=hyper["margin"],
+        scores="softplus" if hyper["softplus"] else "logits",
+    )
+    builder = LossBuilder({}, {}, rows.student.shape[1], samples=hyper["buffer_rows"])
+    objective = Objective([spec], builder)
+    (memory,) = builder.aux_modules.double().values()
+    for step in range(len(case.outputs["losses"])):
+        student = (rows.student * (1.0 + 0.1 * step)).requires_grad_()
+        seen = BatchOutputs(student, rows.labels, {}, index=case.inputs["ids"])
+        loss = objective(seen, objective.count(rows.labels))["loss"]
+        (gradient,) = torch.autograd.grad(loss, student)
+        for name, found in (("losses", loss.detach()), ("grads", gradient)):
+            yield Comparison("aldr", f"{name}[{step}]", found, case.outputs[name][step], name == "grads")
+        weights = memory.get_buffer("weights").clone()
+        yield Comparison("aldr", f"lambda_after[{step}]", weights, case.outputs["lambda_after"][step].squeeze(1))
 
 
 def l2svm(case: Case) -> Comparisons:

@@ -20,7 +20,7 @@ from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, Pai
 from worker.losses.ensloss import EnsLossTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
-from worker.losses.ldr import LdrTerm
+from worker.losses.ldr import AldrTerm, LdrTerm
 from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.spherical import ZLossTerm
@@ -68,6 +68,7 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
 
 BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Uskd: UskdTerm,
+    spec.Aldr: AldrTerm,
     spec.L2Svm: L2SvmTerm,
     spec.AnyLoss: AnyLossTerm,
     spec.EnsLoss: EnsLossTerm,

@@ -7,7 +7,7 @@ at least float32 and stay in log space, so that logits of ±1e4 stay finite.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +51,17 @@ class LossInputs(NamedTuple):
     """Whether the teacher's outputs have a gradient."""
     epoch: float = 0.0
     """Epochs of the stage before this step, with fraction."""
+    index: Tensor | None = None
+    """(B,) int64: index of each row among the training samples; set in plain steps (see `MethodSpec.plain_steps`)."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A term with figures for the report."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures by name, after the last step."""
+        ...
 
 
 class LossTerm(Protocol):

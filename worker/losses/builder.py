@@ -44,10 +44,13 @@ class LossBuilder:
         param: str = "",
         student_head: nn.Linear | None = None,
         everywhere: Callable[[Tensor], Tensor] = torch.clone,
+        samples: int = 0,
     ) -> None:
         self._student, self._teachers = student, teachers
         self.seed = seed
         """Seed of the job."""
+        self.samples = samples
+        """Number of training samples."""
         self.everywhere = everywhere
         """Sum of a tensor, of any shape and dtype and without gradient, over the processes that share a batch, in new
         memory."""

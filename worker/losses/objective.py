@@ -19,7 +19,7 @@ from app.recipe.teachers.teacher import Teacher, TeacherShare, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
-from worker.losses.base import Features, LossInputs, LossTerm
+from worker.losses.base import Features, LossInputs, LossTerm, Reporting
 from worker.losses.builder import LossBuilder
 from worker.losses.passes import Pass, in_kernels, kernel_divergence
 from worker.outputs import HiddenStates, TeacherSignal
@@ -50,6 +50,8 @@ class BatchOutputs:
     are then computed in plain PyTorch."""
     epoch: float = 0.0
     """See `LossInputs`; set by the objective."""
+    index: Tensor | None = None
+    """See `LossInputs`."""
 
     @property
     def outputs(self) -> Tensor:
@@ -101,6 +103,10 @@ class Objective:
         """Names of the teachers that its terms use."""
         learning = [spec for spec, _ in self._terms.values() if spec.needs_teacher]
         return {name for spec in learning for name in (spec.named_teachers().values() or self._teachers)}
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Figures of its terms for the report, by their names; terms without any are left out."""
+        return {name: term.figures() for name, (_, term) in self._terms.items() if isinstance(term, Reporting)}
 
     def only(self, wanted: Callable[[Loss], bool]) -> Self:
         """A copy with the wanted terms alone; they keep their names."""
@@ -245,7 +251,18 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
     )
     teachers = {other: each.logits for other, each in seen.signals.items()}
     logits, head = (signal.logits, signal.head) if signal else (None, None)
-    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, seen.teacher_learns, seen.epoch)
+    return LossInputs(
+        seen.outputs,
+        targets,
+        logits,
+        valid,
+        head,
+        features,
+        teachers,
+        teacher_learns=seen.teacher_learns,
+        epoch=seen.epoch,
+        index=seen.index,
+    )
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:

@@ -117,6 +117,7 @@ def build_stages(
         seed,
         student_head=last_layer(student),
         everywhere=lambda value: ranks.sum(value.clone()),
+        samples=len(samples),
     )
     forward = training_forward(student, job, samples.device)
     objectives = [

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
-from app.recipe.losses.classification import AnyLoss, BinaryLoss, CompSum, EnsLoss, L2Svm, LabelLoss, Ldr, ZLoss
+from app.recipe.losses.classification import Aldr, AnyLoss, BinaryLoss, CompSum, EnsLoss, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -74,6 +74,7 @@ __all__ = [
     "LOSSES",
     "ActivationBoundary",
     "Akl",
+    "Aldr",
     "AnyLoss",
     "Assistive",
     "AttentionRelation",
@@ -152,6 +153,7 @@ Loss = Annotated[
     | ZLoss
     | CompSum
     | Ldr
+    | Aldr
     | L2Svm
     | AnyLoss
     | EnsLoss

@@ -102,6 +102,42 @@ class Ldr(LabelLoss):
     """Scores g: positive and of mean 1 over the classes, as in the authors' code, or the logits themselves."""
 
 
+class Aldr(LabelLoss):
+    """ALDR-KL: `ldr` with a weight of its own for each training sample, which follows the student's certainty.
+
+    Each visit of a sample sets its weight: the more certain the student, the smaller, down to `kl_weight`
+    (1 - 1 / `alpha`). The weights are stored in checkpoints, and the report has their distribution.
+    """
+
+    paper: ClassVar[Paper | None] = LDR
+    equation: ClassVar[str] = (
+        "l_i log(1 / C sum_c exp((g_c - g_y + margin [c != y]) / l_i)) - alpha log C (l_i - kl_weight)^2 / "
+        "(2 kl_weight), l_i = kl_weight (1 - KL(softmax(g / last l_i) || uniform) / (alpha log C)), constant; "
+        "g = s / mean |s|"
+    )
+    applies: ClassVar[str] = (
+        "Single-label classification, mainly with wrong labels; with the method supervised or rollback. Several "
+        "processes share the weights."
+    )
+    kind: Literal["aldr"] = "aldr"
+    kl_weight: Positive = 1.0
+    """First weight of every sample, and the largest."""
+    alpha: float = Field(2.0, gt=1.0, allow_inf_nan=False)
+    """Resistance to changes of the weights."""
+    margin: NonNegative = 0.1
+    """Distance by which the label's score is to exceed the others', in units of a score."""
+    scores: Literal["softplus", "logits"] = "logits"
+    """Values s that become scores: the logits, or their softplus, which the authors use for 100 classes."""
+
+    @property
+    def needs_plain_steps(self) -> bool:
+        return True
+
+    @classmethod
+    def why_not_by_token(cls) -> str:
+        return "it keeps a weight for each sample, and a row is a token here"
+
+
 class L2Svm(LabelLoss):
     """Support vector machine on the features: hinge losses of the margins, and the mean square of the head's weights.
 

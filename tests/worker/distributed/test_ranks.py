@@ -61,6 +61,9 @@ CASES: dict[str, dict[str, Any]] = {
             "optimizer": {"kind": "sgd", "lr": 0.05},
         },
     },
+    "aldr": {
+        "recipe": {**SPLIT, "losses": [{"kind": "aldr"}], "accumulate": 2, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
     "l2-svm": {
         "student": {"architecture": "mlp", "hidden": [8], "head": {"kind": "svm"}},
         "recipe": {**SPLIT, "losses": [{"kind": "l2-svm"}], "accumulate": 2, "optimizer": {"kind": "sgd", "lr": 0.05}},

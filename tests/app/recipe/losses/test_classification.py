@@ -37,6 +37,9 @@ def problems(*losses: dict[str, Any], **more: Any) -> dict[str, str]:
         ("ldr", {"kl_weight": 0.0}),
         ("ldr", {"margin": -1.0}),
         ("ldr", {"scores": "probabilities"}),
+        ("aldr", {"alpha": 1.0}),
+        ("aldr", {"kl_weight": 0.0}),
+        ("aldr", {"scores": "normalised"}),
         ("l2-svm", {"c": 0.0}),
         ("l2-svm", {"margin": 0.0}),
         ("l2-svm", {"regularisation": -1.0}),
@@ -84,6 +87,8 @@ def test_methods_that_train_more_than_the_student_refuse_what_reads_its_weights(
     mutual = {"method": {"kind": "mutual"}}
     assert list(problems({"kind": "l2-svm"}, student=SVM, recipe=mutual)) == ["recipe.losses[0].kind"]
     assert problems({"kind": "l2-svm", "regularisation": 0.0}, student=SVM, recipe=mutual) == {}
+    assert list(problems({"kind": "aldr"}, recipe=mutual)) == ["recipe.losses[0].kind"]
+    assert problems({"kind": "aldr"}) == {}
 
 
 @pytest.mark.parametrize("kind", ["anyloss", "ensloss"])
