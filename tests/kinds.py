@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from app.recipe.data.tokenizers import BytePairs, WordPiece
-from app.recipe.losses import LOSSES, LossSpec
+from app.recipe.losses import LOSSES, BinaryLoss, LossSpec
 from app.recipe.methods import Method
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
@@ -48,6 +48,9 @@ BERT: Document = {
     **{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"intermediate_size": 8, "max_position_embeddings": 16},
 }
+BINARY: Document = {"train": "two-classes", "classes": 2}
+"""Images of two classes."""
+SVM: Document = {**CNN, "head": {"kind": "svm"}}
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
 GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
 DECODER: Document = {"architecture": "transformers", "config": GPT2}
@@ -87,6 +90,10 @@ SETTINGS: dict[str, Document] = {
     "wing": {"target": "teacher"},
     "assistive": {"tolerant": "tolerant", "tough": "tough"},
     "pair-score": {"highest": 4.0},
+    "l2-svm": {"c": 10.0},
+    "aldr": {"kl_weight": 2.0},
+    "anyloss": {"metric": "balanced-accuracy", "amplification": 10.0},
+    "ensloss": {"period": 1},
 }
 """What a kind must or should be told; all others do with their defaults."""
 KINDS: list[str] = [term.model_fields["kind"].default for term in LOSSES]
@@ -112,7 +119,8 @@ def job_of(kind: str) -> Document:
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
     usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
-    return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
+    more: Document = {"data": BINARY} if issubclass(found, BinaryLoss) else {}
+    return small_job(recipe, {"attention-relation": VIT, "l2-svm": SVM}.get(kind, usual), task, **more)
 
 
 def task_of(kind: type[LossSpec]) -> TaskName:
@@ -166,6 +174,7 @@ def write_data(folder: Path) -> None:
     labels = np.arange(SAMPLES) % CLASSES
     images = random.integers(60, 196, (CLASSES, SIDE, SIDE))[labels] + random.integers(-40, 40, (SAMPLES, SIDE, SIDE))
     np.savez(folder / f"{DATA['image-classification']}.npz", x=images.astype(np.uint8), y=labels)
+    np.savez(folder / f"{BINARY['train']}.npz", x=images.astype(np.uint8), y=labels % 2)
     given = (np.arange(SAMPLES)[:, None] % np.arange(2, 2 + LABELS) == 0).astype(np.uint8)
     np.savez(folder / f"{DATA['multi-label-classification']}.npz", x=images.astype(np.uint8), y=given)
     points = random.random((SAMPLES, POINTS, 2), dtype=np.float32)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
+from app.recipe.losses.taps import Taps
 from app.recipe.optimizers import NormalizedGd
 from app.recipe.problem import Problem
 from app.recipe.teachers.cache import NoCache
@@ -26,7 +27,7 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
     objectives = [*job.objectives.values(), *job.recipe.method.objectives().values()]
-    coupled = {term.kind for terms in objectives for term in terms if term.couples_rows}
+    coupled = {term.kind for terms in objectives for term in terms if term.couples_rows and not term.gathers}
     for kind in sorted(coupled - job.recipe.method.divides):
         found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
         yield Problem(FIELD, found, "1")
@@ -72,6 +73,6 @@ def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
 def _looking_inside(job: JobSpec) -> Iterator[Problem]:
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
-            if term.taps().student or term.taps().teacher or isinstance(term, KdSim):
+            if term.taps() != Taps() or term.reads_weights or isinstance(term, KdSim):
                 found = f"{term.kind} looks inside a model, and with resources.sharding: fsdp no process has all of it"
                 yield Problem(f"{path}[{index}].kind", found, "a loss on outputs, or resources.sharding: none")

@@ -7,7 +7,7 @@ at least float32 and stay in log space, so that logits of ±1e4 stay finite.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -49,6 +49,19 @@ class LossInputs(NamedTuple):
     """Outputs (B, C), floating, of every teacher by name, for terms that need more than one."""
     teacher_learns: bool = False
     """Whether the teacher's outputs have a gradient."""
+    epoch: float = 0.0
+    """Epochs of the stage before this step, with fraction."""
+    index: Tensor | None = None
+    """(B,) int64: index of each row among the training samples; set in plain steps (see `MethodSpec.plain_steps`)."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A term with figures for the report."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures by name, after the last step."""
+        ...
 
 
 class LossTerm(Protocol):
@@ -75,3 +88,11 @@ def target_column(labels: Tensor) -> Tensor:
     """The target class of each row (B, 1) int64, from labels (B,) int64 or (B, C) probabilities, whose arg-max
     counts."""
     return (labels.argmax(-1) if labels.ndim == 2 else labels).unsqueeze(-1)
+
+
+def expected_over_labels(losses: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each row (B,), from the `losses` (B, C) floating that it would have with each class as its label, and
+    labels (B,) int64 or (B, C) probabilities."""
+    if labels.ndim == 2:
+        return (labels.to(losses.dtype) * losses).sum(-1)
+    return losses.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

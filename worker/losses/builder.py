@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.recipe.losses.taps import Tap
 from worker.data.randomness import derive_seed
@@ -36,11 +36,28 @@ class LossBuilder:
     """
 
     def __init__(
-        self, student: Shapes, teachers: Mapping[str, TeacherSide], outputs: int, seed: int = 0, param: str = ""
+        self,
+        student: Shapes,
+        teachers: Mapping[str, TeacherSide],
+        outputs: int,
+        seed: int = 0,
+        param: str = "",
+        student_head: nn.Linear | None = None,
+        everywhere: Callable[[Tensor], Tensor] = torch.clone,
+        samples: int = 0,
     ) -> None:
-        self._student, self._teachers, self._seed = student, teachers, seed
+        self._student, self._teachers = student, teachers
+        self.seed = seed
+        """Seed of the job."""
+        self.samples = samples
+        """Number of training samples."""
+        self.everywhere = everywhere
+        """Sum of a tensor, of any shape and dtype and without gradient, over the processes that share a batch, in new
+        memory."""
         self.outputs = outputs
         """Outputs per sample: classes, values or dimensions."""
+        self.student_head = student_head
+        """The student's last linear layer; none: it has none, or it is unknown."""
         self.param = param
         """Path of the term that is being built, for its errors."""
         self.aux_modules = nn.ModuleDict()
@@ -82,7 +99,7 @@ class LossBuilder:
         mode."""
         if name not in self.aux_modules:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self._seed, "part", name))
+                torch.manual_seed(derive_seed(self.seed, "part", name))
                 self.aux_modules[name] = make()
         (self.frozen if frozen else self.trained).add(name)
         return self.aux_modules[name]

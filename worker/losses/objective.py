@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import NamedTuple, Self
 
@@ -19,7 +19,7 @@ from app.recipe.teachers.teacher import Teacher, TeacherShare, Weighting
 from worker.kernels.rows import row_loss, runs_on_triton
 from worker.kernels.spec import RowSpec
 from worker.losses import build_term
-from worker.losses.base import Features, LossInputs, LossTerm
+from worker.losses.base import Features, LossInputs, LossTerm, Reporting
 from worker.losses.builder import LossBuilder
 from worker.losses.passes import Pass, in_kernels, kernel_divergence
 from worker.outputs import HiddenStates, TeacherSignal
@@ -48,6 +48,10 @@ class BatchOutputs:
     teacher_learns: bool = False
     """Whether the teachers' outputs have a gradient, and gradients of the losses are differentiated again: all terms
     are then computed in plain PyTorch."""
+    epoch: float = 0.0
+    """See `LossInputs`; set by the objective."""
+    index: Tensor | None = None
+    """See `LossInputs`."""
 
     @property
     def outputs(self) -> Tensor:
@@ -100,6 +104,10 @@ class Objective:
         learning = [spec for spec, _ in self._terms.values() if spec.needs_teacher]
         return {name for spec in learning for name in (spec.named_teachers().values() or self._teachers)}
 
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Figures of its terms for the report, by their names; terms without any are left out."""
+        return {name: term.figures() for name, (_, term) in self._terms.items() if isinstance(term, Reporting)}
+
     def only(self, wanted: Callable[[Loss], bool]) -> Self:
         """A copy with the wanted terms alone; they keep their names."""
         some = copy(self)
@@ -127,6 +135,7 @@ class Objective:
 
         Weights that change depend on `epoch` of the stage's `epochs`, both with fraction.
         """
+        seen = replace(seen, epoch=epoch)
         valid, targets = _rows_that_count(seen.targets), seen.targets
         if valid is not None and targets.ndim != 2:
             targets = targets.where(valid, 0)
@@ -242,7 +251,18 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
     )
     teachers = {other: each.logits for other, each in seen.signals.items()}
     logits, head = (signal.logits, signal.head) if signal else (None, None)
-    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, seen.teacher_learns)
+    return LossInputs(
+        seen.outputs,
+        targets,
+        logits,
+        valid,
+        head,
+        features,
+        teachers,
+        teacher_learns=seen.teacher_learns,
+        epoch=seen.epoch,
+        index=seen.index,
+    )
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:

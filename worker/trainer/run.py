@@ -168,6 +168,7 @@ def train_job(
     log(PhaseBegan(phase="exporting"))
     # they were those of another student than the one that is exported
     operations = {"flops": counter.total(state)} if outcome.student is not None else {}
+    of_losses = {"losses": figures} if (figures := stages[-1].objective.figures()) else {}
     tokenizers = other_tokens(job, data)
     taught = {name: get() for name, get in stored.items()}
     trained = TrainedJob(
@@ -184,7 +185,7 @@ def train_job(
         evaluator=held_out.beside(taught),
         teacher_cache=caches.figures(),
         teacher_fidelity=fidelity,
-        arithmetic=counter.figures(state) | method.figures(state) | dict(outcome.figures) | operations,
+        arithmetic=counter.figures(state) | method.figures(state) | dict(outcome.figures) | operations | of_losses,
         write_further=outcome.write,
         tokenizer=data.readers.student if data.readers else None,
         tokenizers=tokenizers,

@@ -13,6 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
+from app.recipe.losses.classification import Aldr, AnyLoss, BinaryLoss, CompSum, EnsLoss, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -73,16 +74,21 @@ __all__ = [
     "LOSSES",
     "ActivationBoundary",
     "Akl",
+    "Aldr",
+    "AnyLoss",
     "Assistive",
     "AttentionRelation",
     "BdKd",
     "BinaryCrossEntropy",
     "BinaryKd",
+    "BinaryLoss",
+    "CompSum",
     "Contrastive",
     "CrossEntropy",
     "Dist",
     "Dkd",
     "EmbeddingDistance",
+    "EnsLoss",
     "FeatureAutoencoder",
     "Ferkd",
     "Hint",
@@ -94,6 +100,9 @@ __all__ = [
     "KdRel",
     "KdSim",
     "KdTopk",
+    "L2Svm",
+    "LabelLoss",
+    "Ldr",
     "Lipschitz",
     "LogitMse",
     "Loss",
@@ -116,6 +125,7 @@ __all__ = [
     "Uld",
     "Uskd",
     "Wing",
+    "ZLoss",
 ]
 
 Loss = Annotated[
@@ -140,6 +150,13 @@ Loss = Annotated[
     | KdRel
     | Uskd
     | Ferkd
+    | ZLoss
+    | CompSum
+    | Ldr
+    | Aldr
+    | L2Svm
+    | AnyLoss
+    | EnsLoss
     | BinaryCrossEntropy
     | BinaryKd
     | Hint

@@ -27,6 +27,8 @@ class LossSpec(TaskOption):
     needs_teacher: ClassVar[bool] = True
     couples_rows: ClassVar[bool] = False
     """True if the loss of a row depends on the others of its batch, so that a batch can't be split."""
+    gathers: ClassVar[bool] = False
+    """True if a term that couples rows uses those of all processes, so that each may have a share of the batch."""
     joint: ClassVar[bool] = False
     """True if the term uses several teachers at once, instead of being computed for each."""
     any_tokens: ClassVar[bool] = False
@@ -38,6 +40,16 @@ class LossSpec(TaskOption):
     """Factor of this term in the objective: a number, or a ramp over a stage."""
     teacher: TeacherName | None = None
     """Name of the teacher to use; none: all of them, each with its weight."""
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether it depends on weights of the student beside its outputs."""
+        return False
+
+    @property
+    def needs_plain_steps(self) -> bool:
+        """Whether it is only for methods whose steps are those of `supervised` (see `MethodSpec.plain_steps`)."""
+        return self.reads_weights
 
     @classmethod
     def why_not_by_token(cls) -> str:

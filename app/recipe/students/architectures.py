@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from app.recipe.base import Option, Paper
+from app.recipe.students.heads import Head, LinearHead
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
     Activation,
@@ -33,6 +34,8 @@ class Mlp(Option):
     architecture: Literal["mlp"] = "mlp"
     hidden: list[Width] = Field(default=[64], max_length=16)
     """Width of each hidden layer, in units; an empty list gives a linear classifier."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class CifarResNet(Option):
@@ -51,6 +54,8 @@ class CifarResNet(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms; its modules are called `relu` for every kind."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class WideResNet(Option):
@@ -66,6 +71,8 @@ class WideResNet(Option):
     """Norm before each activation."""
     activation: Activation = by_default(Relu())
     """Activation after the norms; its modules are called `relu` for every kind."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class Vit(Option):
@@ -89,6 +96,8 @@ class Vit(Option):
     """Attention between tokens."""
     activation: Activation = by_default(Gelu())
     """Activation between the two feed-forward layers of a block."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class CifarVgg(Option):
@@ -106,6 +115,8 @@ class CifarVgg(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class MobileNetV2(Option):
@@ -121,6 +132,8 @@ class MobileNetV2(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms, except for the last one of a block."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class ShuffleNetV2(Option):
@@ -136,6 +149,8 @@ class ShuffleNetV2(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms, except for those of depthwise convolutions."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 MAX_CONFIG_CHARACTERS = 65_536

@@ -12,6 +12,7 @@ from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
+    ZOO,
     CifarResNet,
     Mlp,
     MobileNetV2,
@@ -23,6 +24,7 @@ from app.recipe.students.architectures import (
     Vit,
 )
 from app.recipe.students.exports import is_too_large
+from app.recipe.students.heads import HEADS
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
@@ -124,6 +126,15 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
     elif set(task.reads) == {"texts"}:
         found = f"{network.architecture} reads no texts"
         yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
+    else:
+        yield from head_problems(task, network, "student")
+
+
+def head_problems(task: TaskSpec, network: Network, path: str) -> Iterator[Problem]:
+    """Problems of the head of a built-in network for `task`; `path` is the path of the network's field."""
+    if isinstance(network, ZOO) and not task.fits(type(network.head)):
+        fitting = ", ".join(head.model_fields["kind"].default for head in HEADS if task.fits(head))
+        yield Problem(f"{path}.head.kind", f"is {network.head.kind}, which is not for {task.name}", fitting)
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
         losses({"gamma": 1.0}),
         "recipe.losses[0].kind",
         "is required",
-        "one of activation-boundary, akl, assistive",
+        "one of activation-boundary, akl, aldr, anyloss, assistive",
     ),
     "kind of a wrong type": (losses({"kind": 3}), "recipe.losses[0].kind", "'3' is not known", "kd"),
     "not an object": (losses(4), "recipe.losses[0]", "should be an object", "an object with kind one of"),

@@ -53,6 +53,21 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "recipe": {**SPLIT, "accumulate": 2},
     },
+    "anyloss": {
+        "data": {"train": "binary"},
+        "recipe": {
+            **SPLIT,
+            "losses": [{"kind": "cross-entropy"}, {"kind": "anyloss", "metric": "g-mean", "amplification": 5.0}],
+            "optimizer": {"kind": "sgd", "lr": 0.05},
+        },
+    },
+    "aldr": {
+        "recipe": {**SPLIT, "losses": [{"kind": "aldr"}], "accumulate": 2, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
+    "l2-svm": {
+        "student": {"architecture": "mlp", "hidden": [8], "head": {"kind": "svm"}},
+        "recipe": {**SPLIT, "losses": [{"kind": "l2-svm"}], "accumulate": 2, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
     "mutual": {"recipe": {**SPLIT, "method": {"kind": "mutual"}, "ema_decay": 0.8, "accumulate": 2}},
     "online": {
         "teacher": True,
@@ -137,6 +152,16 @@ CASES |= {
         **{"task": "embedding", "data": {**PAIRS, "label_columns": []}, "student": NARROW, "teacher": True, **SHARDED},
         **{"teacher_cache": {"store": "off"}},
         "recipe": {**SPLIT, "epochs": 4, "losses": [{"kind": "embedding-distance"}]},
+    },
+    "sharded-head": {
+        "student": {"architecture": "mlp", "hidden": [8], "head": {"kind": "normalised"}},
+        **SHARDED,
+        "recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
+    "sharded-anyloss": {
+        "data": {"train": "binary"},
+        **SHARDED,
+        "recipe": {**SPLIT, "losses": [{"kind": "cross-entropy"}, {"kind": "anyloss", "amplification": 5.0}]},
     },
     "sharded-layers": {
         "student": {**VIT, "norm": {"kind": "rms"}, "attention": {"kind": "linear"}, "activation": {"kind": "silu"}},

@@ -76,9 +76,10 @@ def stage(folder: Path, **changes: Any) -> Assignment:
     """Put a job's inputs into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder / "data.npz")
+    write_data(folder / "binary.npz", y=np.arange(SAMPLES) % CLASSES % 2)
     write_teacher(folder / "teacher")
     spec = JobSpec.model_validate_json(JobSpec.model_validate(document(**changes)).model_dump_json())
-    return Assignment(spec=spec, inputs={"data": "data.npz", "teacher": "teacher"})
+    return Assignment(spec=spec, inputs={"data": "data.npz", "binary": "binary.npz", "teacher": "teacher"})
 
 
 def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: SingleProcess = SINGLE_PROCESS) -> Played:
