@@ -8,6 +8,7 @@ from tests.golden import (
     Case,
     adversarial,
     boundary,
+    codebook,
     embeddings,
     features,
     kernels,
@@ -57,5 +58,6 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "swan": optimizers.swan,
     "nap": optimizers.nap,
     "normalized_lr_gd": optimizers.normalized_gd,
+    "vqlogits": codebook.vq_logits,
     "two_pass_softmax": kernels.two_pass_softmax,
 }
