@@ -41,13 +41,33 @@ def log_mass(log_p: Tensor, codes: Tensor, number: int) -> Tensor:
 
 
 def within_codes(log_p: Tensor, log_codes: Tensor) -> Tensor:
-    """Mean entropy of the tokens within their code (n,) in nats, from the log-probabilities of tokens (n, V) and of
-    codes (n, K): the least KL(p || q) + H(p) - H(P) of a model with one probability per code is not below it."""
+    """Mean entropy of the tokens within their code (n,) in nats, H(p) - H(P), from the log-probabilities of tokens p
+    (n, V) and of codes P (n, K), floating."""
     return _entropy(log_p) - _entropy(log_codes)
+
+
+def least_kl(log_p: Tensor, log_codes: Tensor, counts: Tensor) -> Tensor:
+    """The KL(p || q) (n,) in nats below which no q with equal probabilities within each code falls, from the
+    log-probabilities of tokens p (n, V) and of codes P (n, K), floating, and `log_counts` (K,):
+    sum_k P_k log c_k - (H(p) - H(P))."""
+    known = counts.to(log_codes).where(log_codes > -torch.inf, 0.0)
+    return (log_codes.exp() * known).sum(-1) - within_codes(log_p, log_codes)
 
 
 def _entropy(logs: Tensor) -> Tensor:
     return -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(-1)
+
+
+class CodebookTeacher(DenseTeacher):
+    """A teacher with a codebook, for a student with a row for every token."""
+
+    def __init__(self, states: HiddenStates) -> None:
+        self._states = states
+        self.bytes_per_row = states.vocabulary * states.weight.element_size()
+
+    def logits(self, rows: RowIndex) -> Tensor:
+        """Logits (n, V), floating, of some rows."""
+        return self._states.logits(rows)
 
 
 class CodedLabels(DenseTeacher):
@@ -93,8 +113,7 @@ class CodedTeacher(DenseTeacher):
         temperature, shared = spec.divergence.temperature, len(self._codes)
         log_p = (at_least_float32(self._logits(rows)) / temperature).log_softmax(-1)
         mass = log_mass(log_p[:, :shared], self._codes, self._number)
-        counts = self._log_counts.to(mass).where(mass > -torch.inf, 0.0)
-        rest = (mass.exp() * counts).sum(-1) - within_codes(log_p[:, :shared], mass)
+        rest = least_kl(log_p[:, :shared], mass, self._log_counts)
         if labels is not None:
             rest = rest.where(labels != spec.ignore_index, 0.0)
         if self._width > shared:

@@ -23,7 +23,7 @@ from worker.kernels.sparse import TopKTeacher
 from worker.kernels.spec import RowLosses
 from worker.kernels.top_k import TopK
 from worker.losses.base import Features, LossInputs, LossTerm
-from worker.losses.codebook import codebook_distillation
+from worker.losses.codebook import CodebookTeacher, codebook_distillation
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.losses.passes import Pass, in_kernels
 from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
@@ -113,6 +113,8 @@ def kernel_teacher(signal: TeacherSignal) -> KernelTeacher:
         top_k = TopK(outputs.indices.flatten(0, 1), outputs.values.flatten(0, 1), outputs.rest.flatten().unsqueeze(1))
         return TopKTeacher(top_k, outputs.vocabulary)
     assert isinstance(outputs, HiddenStates)  # of a language model
+    if outputs.codes is not None:
+        return CodebookTeacher(outputs)
     return HiddenTeacher(outputs.rows, outputs.weight, outputs.bias)
 
 

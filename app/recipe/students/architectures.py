@@ -22,6 +22,7 @@ from app.recipe.students.layers import (
     by_default,
 )
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
+from app.recipe.students.token_heads import FullLogits, TokenHead
 from app.recipe.teachers.teacher import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
@@ -166,6 +167,14 @@ class Transformers(Option):
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
+    head: TokenHead = by_default(FullLogits())
+    """Last layer of a language model, from the hidden states to the logits."""
+
+    @model_validator(mode="after")
+    def _has_a_head(self) -> Self:
+        if not isinstance(self.head, FullLogits) and not self.decodes:
+            raise ValueError(f"head: {self.head.kind} is for language models, which {self.model_type} is not")
+        return self
 
     @property
     def model_type(self) -> str:

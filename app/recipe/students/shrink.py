@@ -15,6 +15,7 @@ from app.recipe.students.model import ModelConfig
 from app.recipe.students.pooling import Embedding
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students.sub_spaces import SubNetwork
+from app.recipe.students.token_heads import FullLogits
 
 
 class Unshrinkable(ValueError):
@@ -289,6 +290,9 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
+    if not isinstance(teacher.head, FullLogits):
+        found = f"a teacher with the head {teacher.head.kind} can't be shrunk"
+        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every token")
     encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
     assert heads is not None
     depth, whole, _, hidden = encoder.sizes(teacher.config)

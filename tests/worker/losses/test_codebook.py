@@ -14,7 +14,7 @@ from app.recipe.losses import Loss
 from app.recipe.teachers.teacher import Teacher
 from worker.kernels.spec import Divergence, RowSpec
 from worker.losses.builder import LossBuilder
-from worker.losses.codebook import codebook_distillation, log_mass, within_codes
+from worker.losses.codebook import codebook_distillation, least_kl, log_counts, log_mass, within_codes
 from worker.losses.objective import TOTAL, BatchOutputs
 from worker.losses.tokens import TokenObjective
 from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
@@ -113,6 +113,9 @@ def test_the_mass_of_codes_and_the_entropy_within_them() -> None:
         share = log_p[:, code == CODES] - mass[:, code : code + 1]
         floor -= expected[:, code] * (share.exp() * share).sum(-1)
     torch.testing.assert_close(within_codes(log_p, mass), floor)
+    best = (mass - log_counts(CODES, K))[:, CODES]  # the mass of each code, divided equally
+    bound = F.kl_div(best, log_p, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(least_kl(log_p, mass, log_counts(CODES, K)), bound)
 
 
 @pytest.mark.parametrize(
