@@ -48,6 +48,7 @@ BERT: Document = {
     **{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"intermediate_size": 8, "max_position_embeddings": 16},
 }
+SVM: Document = {**CNN, "head": {"kind": "svm"}}
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
 GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
 DECODER: Document = {"architecture": "transformers", "config": GPT2}
@@ -87,6 +88,7 @@ SETTINGS: dict[str, Document] = {
     "wing": {"target": "teacher"},
     "assistive": {"tolerant": "tolerant", "tough": "tough"},
     "pair-score": {"highest": 4.0},
+    "l2-svm": {"c": 10.0},
 }
 """What a kind must or should be told; all others do with their defaults."""
 KINDS: list[str] = [term.model_fields["kind"].default for term in LOSSES]
@@ -112,7 +114,7 @@ def job_of(kind: str) -> Document:
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
     usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
-    return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
+    return small_job(recipe, {"attention-relation": VIT, "l2-svm": SVM}.get(kind, usual), task)
 
 
 def task_of(kind: type[LossSpec]) -> TaskName:

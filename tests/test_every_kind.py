@@ -98,6 +98,7 @@ LAYERED: dict[str, Document] = {
     "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
     "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
+    "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}

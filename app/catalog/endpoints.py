@@ -20,6 +20,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.methods import METHODS
 from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
+from app.recipe.students.heads import HEADS
 from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
 from app.recipe.tasks import tasks_for
 from app.recipe.teachers.cache import TEACHER_CACHES
@@ -34,6 +35,7 @@ Group = Literal[
     "norms",
     "activations",
     "attentions",
+    "heads",
     "formats",
     "augmentations",
     "tokenizers",
@@ -51,6 +53,7 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "norms": NORMS,
     "activations": ACTIVATIONS,
     "attentions": ATTENTIONS,
+    "heads": HEADS,
     "formats": FORMATS,
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,

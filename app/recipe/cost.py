@@ -19,6 +19,7 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.heads import HeadSpec
 from app.recipe.students.inputs import ImageInput, Input, TableInput, TextInput
 from app.recipe.students.layers import ActivationSpec, NormSpec
 from app.recipe.students.shapes import (
@@ -95,10 +96,15 @@ class _Tally:
         """An activation; its output is kept by the next layer."""
         self.keep(elements, 1 + activation.keeps_input)
 
-    def head(self, features: int, outputs: int) -> None:
+    def head(self, head: HeadSpec, features: int, outputs: int) -> None:
         """The last layer; its features and outputs are kept."""
         self.keep(features)
-        self.matrix(features, outputs, bias=True)
+        self.last_layer(head, features, outputs)
+
+    def last_layer(self, head: HeadSpec, features: int, outputs: int) -> None:
+        """The last layer on features that the layer before keeps; its outputs are kept."""
+        self.matrix(features, outputs, bias=head.has_bias)
+        self.parameters += head.further_weights
         self.keep(outputs)
 
     def keep(self, elements: int, times: int = 1) -> None:
@@ -168,10 +174,11 @@ def as_image(sample: Input) -> ImageInput:
 
 
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
-    widths = [image.channels * image.height * image.width, *student.hidden, classes]
+    widths = [image.channels * image.height * image.width, *student.hidden]
     for fan_in, outputs in pairwise(widths):
         tally.matrix(fan_in, outputs, bias=True)
         tally.keep(outputs)
+    tally.last_layer(student.head, widths[-1], classes)
 
 
 def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -183,7 +190,7 @@ def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally
         for fan_in in [channels] + [width] * (2 * basic_blocks(student) - 1):
             tally.conv_norm(student, 9 * fan_in, width, positions)
         channels = width
-    tally.head(channels, classes)
+    tally.head(student.head, channels, classes)
 
 
 def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -201,7 +208,7 @@ def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: _T
                 tally.matrix(channels, width, after, bias=bias)
             channels = width
     _pre_activation(student, channels, _positions(image, STAGES - 1), tally)
-    tally.head(channels, classes)
+    tally.head(student.head, channels, classes)
 
 
 def _pre_activation(layers: _Layers, channels: int, positions: int, tally: _Tally) -> None:
@@ -219,7 +226,7 @@ def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> N
             channels = width
         if stage < VGG_HALVINGS:
             tally.keep(channels * _positions(image, stage + 1))
-    tally.head(channels, classes)
+    tally.head(student.head, channels, classes)
 
 
 def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -231,7 +238,7 @@ def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: 
         tally.conv_norm(student, 9, block.hidden, _positions(image, halvings))
         tally.conv_norm(student, block.hidden, block.outputs, _positions(image, halvings), linear=True)
     tally.conv_norm(student, shape.stages[-1][-1].outputs, shape.last, _positions(image, halvings))
-    tally.head(shape.last, classes)
+    tally.head(student.head, shape.last, classes)
 
 
 def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -249,7 +256,7 @@ def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally
         channels = width
     tally.keep(channels * _positions(image, len(widths)))
     tally.conv_norm(student, channels, last, _positions(image, len(widths)))
-    tally.head(last, classes)
+    tally.head(student.head, last, classes)
 
 
 def _shuffle_branch(layers: _Layers, channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
@@ -268,7 +275,7 @@ def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
         _transformer_block(student, tokens, tally)
     tally.keep(width * tokens)
     tally.norm(student.norm, width, 1)
-    tally.head(width, classes)
+    tally.head(student.head, width, classes)
 
 
 def _transformer_block(student: Vit, tokens: int, tally: _Tally) -> None:

@@ -13,10 +13,10 @@ from app.recipe.cost import Cost, known_costs, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import NetworkCosts, model_memory
 from app.recipe.students.architectures import Mlp, Network, Transformers, Vit
+from app.recipe.students.heads import VqLogits
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import ENCODERS, all_heads
-from app.recipe.students.token_heads import VqLogits
 from app.recipe.tasks.base import CLASS_BYTES
 
 MB = 2**20

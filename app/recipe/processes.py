@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from app.recipe.job import JobSpec
 from app.recipe.losses import KdSim
+from app.recipe.losses.taps import Taps
 from app.recipe.optimizers import NormalizedGd
 from app.recipe.problem import Problem
 from app.recipe.teachers.cache import NoCache
@@ -72,6 +73,6 @@ def _sharding_problems(job: JobSpec) -> Iterator[Problem]:
 def _looking_inside(job: JobSpec) -> Iterator[Problem]:
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
-            if term.taps().student or term.taps().teacher or isinstance(term, KdSim):
+            if term.taps() != Taps() or term.reads_weights or isinstance(term, KdSim):
                 found = f"{term.kind} looks inside a model, and with resources.sharding: fsdp no process has all of it"
                 yield Problem(f"{path}[{index}].kind", found, "a loss on outputs, or resources.sharding: none")

@@ -15,6 +15,9 @@ from tests.golden.__main__ import main
 from tests.golden.comparison import Comparison
 from tests.golden.methods import METHODS
 
+NOT_OURS = {("ntxent", "gsimclr_order"), ("compsum", "smooth_adv")}
+"""Cases about something that this package does not compute; and of `ldr` the authors' other losses."""
+OTHER_LOSSES = ("cs", "ww", "mae", "nce", "rce", "agce", "aul", "sce", "ce", "aldr")
 CASES = [case for path in sorted(HERE.glob("*.npz")) for case in read_cases(path)]
 
 
@@ -23,7 +26,8 @@ def test_equals_the_authors_numbers(case: Case) -> None:
     try:
         compared = list(METHODS[case.method](case))
     except NothingToCompare:
-        assert (case.method, case.name) == ("ntxent", "gsimclr_order")
+        other = case.method == "ldr" and case.name.partition("_")[0] in OTHER_LOSSES
+        assert other or (case.method, case.name) in NOT_OURS
         return
     assert compared
     assert [f"{c.kind} {c.output}: {c.error:.1e}" for c in compared if not c.passes] == []

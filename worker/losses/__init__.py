@@ -6,18 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from app.recipe import losses as spec
-from app.recipe.losses import LossSpec
+from app.recipe.losses import LabelLoss, LossSpec
+from worker.errors import UserError
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
+from worker.losses.comp_sum import CompSumTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
 from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
+from worker.losses.ldr import LdrTerm
 from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
+from worker.losses.spherical import ZLossTerm
+from worker.losses.svm import L2SvmTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm
@@ -43,6 +48,9 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.KdTopk: KdTopkTerm,
     spec.KdRel: KdRelTerm,
     spec.Ferkd: FerkdTerm,
+    spec.ZLoss: ZLossTerm,
+    spec.CompSum: CompSumTerm,
+    spec.Ldr: LdrTerm,
     spec.BinaryCrossEntropy: BinaryCrossEntropyTerm,
     spec.BinaryKd: BinaryKdTerm,
     spec.Mse: MseTerm,
@@ -58,13 +66,17 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
 
 BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Uskd: UskdTerm,
+    spec.L2Svm: L2SvmTerm,
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
     **FEATURE_TERMS,
 }
-"""Terms that read activations or train modules."""
+"""Terms that read activations or weights, or train modules."""
 
 
 def build_term(spec: LossSpec, builder: LossBuilder) -> LossTerm:
-    """The term that `spec` describes, without its weight."""
+    """The term that `spec` describes, without its weight. Raises UserError (`invalid_job`)."""
+    if isinstance(spec, LabelLoss):
+        for problem in spec.class_problems(builder.outputs, builder.param):
+            raise UserError("invalid_job", f"{problem.message}; accepted: {problem.accepted}", problem.param)
     plain = TERMS.get(type(spec))
     return plain(spec) if plain else BUILT[type(spec)](spec, builder)

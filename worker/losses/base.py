@@ -75,3 +75,11 @@ def target_column(labels: Tensor) -> Tensor:
     """The target class of each row (B, 1) int64, from labels (B,) int64 or (B, C) probabilities, whose arg-max
     counts."""
     return (labels.argmax(-1) if labels.ndim == 2 else labels).unsqueeze(-1)
+
+
+def expected_over_labels(losses: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each row (B,), from the `losses` (B, C) floating that it would have with each class as its label, and
+    labels (B,) int64 or (B, C) probabilities."""
+    if labels.ndim == 2:
+        return (labels.to(losses.dtype) * losses).sum(-1)
+    return losses.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

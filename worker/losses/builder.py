@@ -36,11 +36,19 @@ class LossBuilder:
     """
 
     def __init__(
-        self, student: Shapes, teachers: Mapping[str, TeacherSide], outputs: int, seed: int = 0, param: str = ""
+        self,
+        student: Shapes,
+        teachers: Mapping[str, TeacherSide],
+        outputs: int,
+        seed: int = 0,
+        param: str = "",
+        student_head: nn.Linear | None = None,
     ) -> None:
         self._student, self._teachers, self._seed = student, teachers, seed
         self.outputs = outputs
         """Outputs per sample: classes, values or dimensions."""
+        self.student_head = student_head
+        """The student's last linear layer; none: it has none, or it is unknown."""
         self.param = param
         """Path of the term that is being built, for its errors."""
         self.aux_modules = nn.ModuleDict()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import CifarResNet
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import STAGES, basic_blocks
+from worker.students.heads import HEADS
 from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
@@ -35,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNetNetwork(nn.Module):
-    """Three stages of basic blocks, global average pooling, a linear classifier."""
+    """Three stages of basic blocks, global average pooling, a head."""
 
     def __init__(self, student: CifarResNet, channels: int, classes: int) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class CifarResNetNetwork(nn.Module):
         widths = [width * 2**stage for stage in range(STAGES)]
         before = [width, *widths]
         self.stages = nn.Sequential(*(_stage(student, layers, before[i], widths[i]) for i in range(STAGES)))
-        self.head = nn.Linear(widths[-1], classes)
+        self.head = HEADS.build(student.head, widths[-1], classes)
         init_residual(self)
 
     def forward(self, x: Tensor) -> Tensor:

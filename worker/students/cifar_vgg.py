@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import CifarVgg
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import VGG_HALVINGS, vgg_stages
+from worker.students.heads import HEADS
 from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
 class CifarVggNetwork(nn.Module):
-    """Stages of convolutions, global average pooling, a linear classifier; every stage ends in its activation."""
+    """Stages of convolutions, global average pooling, a head; every stage ends in its activation."""
 
     def __init__(self, student: CifarVgg, channels: int, classes: int) -> None:
         super().__init__()
@@ -22,7 +23,7 @@ class CifarVggNetwork(nn.Module):
         channels_of = [[first, *widths] for first, widths in zip(before, stages, strict=False)]
         self.stages = nn.ModuleList(_stage(layers, widths) for widths in channels_of)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)  # one pixel is not reduced further
-        self.head = nn.Linear(before[-1], classes)
+        self.head = HEADS.build(student.head, before[-1], classes)
         init_residual(self)
 
     def forward(self, x: Tensor) -> Tensor:

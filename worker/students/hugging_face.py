@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Transformers
+from app.recipe.students.heads import LinearHead, VqLogits
 from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students.pooling import Embedding
-from app.recipe.students.token_heads import FullLogits, VqLogits
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.outputs import HiddenStates
@@ -189,7 +189,7 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     arguments |= _from_input(sample, known, arguments)
     _require_positions(student, arguments, known, sample)
     if student.decodes:
-        untied = {} if isinstance(student.head, FullLogits) else UNTIED
+        untied = {} if isinstance(student.head, LinearHead) else UNTIED
         return library().AutoConfig.for_model(model_type, **{**arguments, **untied, **_ends(arguments, sample)})
     return library().AutoConfig.for_model(model_type, **arguments, num_labels=outputs)
 

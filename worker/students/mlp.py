@@ -8,6 +8,7 @@ from torch import nn
 
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.model import ImageInput
+from worker.students.heads import HEADS
 
 
 def build(student: Mlp, image: ImageInput, classes: int) -> nn.Module:
@@ -16,7 +17,7 @@ def build(student: Mlp, image: ImageInput, classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths):
         layers += [_hidden(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+    return nn.Sequential(*layers, HEADS.build(student.head, widths[-1], classes))
 
 
 def _hidden(inputs: int, outputs: int) -> nn.Linear:

@@ -8,6 +8,7 @@ from app.recipe.students.architectures import MobileNetV2
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import InvertedResidualShape as Shape
 from app.recipe.students.shapes import mobilenet_shape
+from worker.students.heads import HEADS
 from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
@@ -32,7 +33,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2Network(nn.Module):
-    """A strided stem, seven stages of blocks, a 1x1 convolution, global average pooling, a linear classifier."""
+    """A strided stem, seven stages of blocks, a 1x1 convolution, global average pooling, a head."""
 
     def __init__(self, student: MobileNetV2, channels: int, classes: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class MobileNetV2Network(nn.Module):
         self.stem = nn.Sequential(*layers.conv_norm(channels, first, 3, 2), layers.activation())
         self.stages = nn.Sequential(*(_stage(layers, stage) for stage in shape.stages))
         self.last = nn.Sequential(*layers.conv_norm(last, shape.last), layers.activation())
-        self.head = nn.Linear(shape.last, classes)
+        self.head = HEADS.build(student.head, shape.last, classes)
         init_residual(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -107,9 +107,9 @@ def _of_heads(heads: Sequence[int], size: int) -> list[int]:
 
 
 def _last_layers(student: Model) -> set[str]:
-    """Names of the weights whose first axis is the outputs': weight and bias of the last layer."""
+    """Names of the last layer's weights."""
     last = [name for name, _ in student.network.named_parameters() if name.endswith(".weight")][-1]
-    return {last, last.removesuffix("weight") + "bias"}
+    return {name for name in student.network.state_dict() if name.startswith(last.removesuffix("weight"))}
 
 
 def _require_same_tokens(student: Model, teacher: Model) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import ShuffleNetV2
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import SHUFFLENET_BLOCKS, SHUFFLENET_STEM, shufflenet_widths
+from worker.students.heads import HEADS
 from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
@@ -38,7 +39,7 @@ class DownUnit(nn.Module):
 
 
 class ShuffleNetV2Network(nn.Module):
-    """A 1x1 stem, three stages of units, a 1x1 convolution, global average pooling, a linear classifier."""
+    """A 1x1 stem, three stages of units, a 1x1 convolution, global average pooling, a head."""
 
     def __init__(self, student: ShuffleNetV2, channels: int, classes: int) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class ShuffleNetV2Network(nn.Module):
         self.stem = nn.Sequential(*layers.conv_norm(channels, SHUFFLENET_STEM), layers.activation())
         self.stages = nn.Sequential(*(_stage(layers, before[i], stages[i], n) for i, n in enumerate(SHUFFLENET_BLOCKS)))
         self.last = nn.Sequential(*layers.conv_norm(before[-1], last), layers.activation())
-        self.head = nn.Linear(last, classes)
+        self.head = HEADS.build(student.head, last, classes)
         init_residual(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -78,13 +78,16 @@ def _places(student: Model, job: JobSpec, origin: Pretrained, stored: ModelConfi
 
 
 def _last_weights(student: Model) -> list[Tensor]:
-    """Copies of weight (outputs, D) and bias (outputs,) of the last layer."""
-    layer = last_layer(student)
-    return [] if layer is None else [weight.detach().clone() for weight in layer.parameters()]
+    """Copies of weight (outputs, D) and, if there is one, bias (outputs,) of the last layer."""
+    return [weight.detach().clone() for weight in _by_output(student)]
 
 
 @torch.no_grad()
 def _fill(student: Model, weights: Sequence[Tensor]) -> None:
-    layer = last_layer(student)
-    for weight, value in zip(() if layer is None else layer.parameters(), weights, strict=True):
+    for weight, value in zip(_by_output(student), weights, strict=True):
         weight.copy_(value)
+
+
+def _by_output(student: Model) -> list[Tensor]:
+    layer = last_layer(student)
+    return [] if layer is None else [each for each in (layer.weight, layer.bias) if each is not None]

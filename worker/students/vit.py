@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import Vit
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import feed_forward_width
+from worker.students.heads import HEADS
 from worker.students.layers.activations import ACTIVATIONS
 from worker.students.layers.attentions import ATTENTIONS
 from worker.students.layers.norms import TOKEN_NORMS
@@ -44,7 +45,7 @@ class VitNetwork(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, tokens, width))
         self.blocks = nn.Sequential(*(TransformerBlock(student) for _ in range(student.depth)))
-        self.norm, self.head = TOKEN_NORMS.build(student.norm, width), nn.Linear(width, classes)
+        self.norm, self.head = TOKEN_NORMS.build(student.norm, width), HEADS.build(student.head, width, classes)
         self._init()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +59,8 @@ class VitNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # both were made with a bias
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.class_token, std=INIT_STD)
         nn.init.trunc_normal_(self.positions, std=INIT_STD)
 

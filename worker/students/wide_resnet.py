@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from app.recipe.students.architectures import WideResNet
 from app.recipe.students.model import ImageInput
 from app.recipe.students.shapes import STAGES, WRN_BASE, basic_blocks
+from worker.students.heads import HEADS
 from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
@@ -28,7 +29,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNetNetwork(nn.Module):
-    """Three stages of pre-activation blocks, a last norm, global average pooling, a linear classifier."""
+    """Three stages of pre-activation blocks, a last norm, global average pooling, a head."""
 
     def __init__(self, student: WideResNet, channels: int, classes: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class WideResNetNetwork(nn.Module):
         self.conv = layers.conv(channels, WRN_BASE)
         self.stages = nn.Sequential(*(_stage(layers, before[i], widths[i], blocks, i > 0) for i in range(STAGES)))
         self.norm, self.relu = layers.norm(widths[-1]), layers.activation()
-        self.head = nn.Linear(widths[-1], classes)
+        self.head = HEADS.build(student.head, widths[-1], classes)
         init_residual(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from worker.losses.builder import LossBuilder, Shapes, TeacherSide
 from worker.losses.objective import Objective
 from worker.optimizers import build_optimizer
 from worker.optimizers.groups import unmatched
-from worker.students.model import Model
+from worker.students.model import Model, last_layer
 from worker.students.recorder import NoSuchModule, Recorder
 from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
@@ -110,7 +110,7 @@ def build_stages(
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
-    builder = LossBuilder(shapes, sides, student.config.outputs, seed)
+    builder = LossBuilder(shapes, sides, student.config.outputs, seed, student_head=last_layer(student))
     forward = training_forward(student, job, samples.device)
     objectives = [
         task.objective(losses, builder, job.teacher_shares, job.teacher_weighting, path)

@@ -13,6 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
+from app.recipe.losses.classification import CompSum, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -78,6 +79,7 @@ __all__ = [
     "BdKd",
     "BinaryCrossEntropy",
     "BinaryKd",
+    "CompSum",
     "Contrastive",
     "CrossEntropy",
     "Dist",
@@ -94,6 +96,9 @@ __all__ = [
     "KdRel",
     "KdSim",
     "KdTopk",
+    "L2Svm",
+    "LabelLoss",
+    "Ldr",
     "Lipschitz",
     "LogitMse",
     "Loss",
@@ -116,6 +121,7 @@ __all__ = [
     "Uld",
     "Uskd",
     "Wing",
+    "ZLoss",
 ]
 
 Loss = Annotated[
@@ -140,6 +146,10 @@ Loss = Annotated[
     | KdRel
     | Uskd
     | Ferkd
+    | ZLoss
+    | CompSum
+    | Ldr
+    | L2Svm
     | BinaryCrossEntropy
     | BinaryKd
     | Hint

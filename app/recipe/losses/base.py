@@ -39,6 +39,16 @@ class LossSpec(TaskOption):
     teacher: TeacherName | None = None
     """Name of the teacher to use; none: all of them, each with its weight."""
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether it depends on weights of the student beside its outputs."""
+        return False
+
+    @property
+    def needs_plain_steps(self) -> bool:
+        """Whether it is only for methods whose steps are those of `supervised` (see `MethodSpec.plain_steps`)."""
+        return self.reads_weights
+
     @classmethod
     def why_not_by_token(cls) -> str:
         """Why it is not for a task that asks for a class of every token; empty: it is."""

@@ -6,14 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
-from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
+from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, L2Svm, LabelLoss, LogitMse, Loss, PairScore
 from app.recipe.methods.base import STUDENT
 from app.recipe.problem import Problem
+from app.recipe.students.architectures import ZOO
+from app.recipe.students.heads import SvmHead
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.shrink import Unshrinkable, network_of
+
+MAIN = "recipe.losses"
+"""Path of the losses of the main training."""
 
 
 def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     """Problems of the loss terms of all stages. `teachers` are descriptions by reference."""
+    yield from _svm_problems(job, teachers)
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.declared_classes or next(iter(known), None)
     others = job.recipe.method.objectives()
@@ -24,6 +31,35 @@ def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator
             if isinstance(term, KdRel):
                 yield from _hierarchy_problems(job, term, classes, f"{path}[{index}].parents")
             yield from _kept_classes_problems(term, classes, f"{path}[{index}]")
+            if path == MAIN and term.needs_plain_steps and not job.recipe.method.plain_steps:
+                found = f"{term.kind} is not computed by the steps of {job.recipe.method.kind}"
+                yield Problem(
+                    f"{path}[{index}].kind", found, "another loss, or recipe.method.kind supervised or rollback"
+                )
+            if isinstance(term, LabelLoss) and classes is not None:
+                yield from term.class_problems(classes, f"{path}[{index}]")
+
+
+def _svm_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    """Problems of terms that regularise a head of kind svm, and of such a head that none does."""
+    try:
+        network = network_of(job, teachers)
+    except Unshrinkable:
+        return  # reported elsewhere
+    if network is None:
+        return
+    head = network.head if isinstance(network, ZOO) else None
+    terms = {f"{path}[{index}]": term for path, terms in job.objectives.items() for index, term in enumerate(terms)}
+    svm = {path: term for path, term in terms.items() if isinstance(term, L2Svm)}
+    if isinstance(head, SvmHead):
+        if not any(path.startswith(MAIN) for path in svm):
+            found = "is svm, and recipe.losses has no l2-svm, which trains it"
+            yield Problem("student.head.kind", found, "another head, or a loss l2-svm")
+        return
+    for path, term in svm.items():
+        if term.regularisation > 0.0:
+            found = f"is {term.regularisation:g}, and the student has no head of kind svm, whose weights it regularises"
+            yield Problem(f"{path}.regularisation", found, "0, or student.head: {kind: svm} of a network of the zoo")
 
 
 def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) -> Iterator[Problem]:

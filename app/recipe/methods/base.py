@@ -36,7 +36,9 @@ class MethodSpec(TaskOption):
     """Whether a teacher is trained together with the student: the job's, or one that the method describes."""
     digest_key: ClassVar[str] = "method"
     """Its name in the digest that ties a checkpoint to its job (see `worker.training.checkpoint`)."""
-
+    plain_steps: ClassVar[bool] = False
+    """Whether its steps compute the recipe's losses as `supervised` does: of the student alone, on the data's samples,
+    once in a step."""
     divides: ClassVar[frozenset[str]] = frozenset()
     """Kinds of losses that couple the samples of a batch, and that its steps compute in parts all the same."""
 

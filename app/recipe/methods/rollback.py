@@ -29,6 +29,7 @@ class Rollback(MethodSpec):
     layer.
     """
 
+    plain_steps: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper(
         "Backbone Can Not be Trained at Once: Rolling Back to Pre-trained Network for Person Re-Identification",
         "1901.06140",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from app.recipe.base import Option, Paper
+from app.recipe.students.heads import Head, LinearHead
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
     Activation,
@@ -22,7 +23,6 @@ from app.recipe.students.layers import (
     by_default,
 )
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
-from app.recipe.students.token_heads import FullLogits, TokenHead
 from app.recipe.teachers.teacher import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
@@ -34,6 +34,8 @@ class Mlp(Option):
     architecture: Literal["mlp"] = "mlp"
     hidden: list[Width] = Field(default=[64], max_length=16)
     """Width of each hidden layer, in units; an empty list gives a linear classifier."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class CifarResNet(Option):
@@ -52,6 +54,8 @@ class CifarResNet(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms; its modules are called `relu` for every kind."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class WideResNet(Option):
@@ -67,6 +71,8 @@ class WideResNet(Option):
     """Norm before each activation."""
     activation: Activation = by_default(Relu())
     """Activation after the norms; its modules are called `relu` for every kind."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class Vit(Option):
@@ -90,6 +96,8 @@ class Vit(Option):
     """Attention between tokens."""
     activation: Activation = by_default(Gelu())
     """Activation between the two feed-forward layers of a block."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class CifarVgg(Option):
@@ -107,6 +115,8 @@ class CifarVgg(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class MobileNetV2(Option):
@@ -122,6 +132,8 @@ class MobileNetV2(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms, except for the last one of a block."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 class ShuffleNetV2(Option):
@@ -137,6 +149,8 @@ class ShuffleNetV2(Option):
     """Norm after each convolution."""
     activation: Activation = by_default(Relu())
     """Activation after the norms, except for those of depthwise convolutions."""
+    head: Head = by_default(LinearHead())
+    """Last layer, from the features to the outputs."""
 
 
 MAX_CONFIG_CHARACTERS = 65_536
@@ -167,13 +181,14 @@ class Transformers(Option):
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
-    head: TokenHead = by_default(FullLogits())
+    head: Head = by_default(LinearHead())
     """Last layer of a language model, from the hidden states to the logits."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
-        if not isinstance(self.head, FullLogits) and not self.decodes:
-            raise ValueError(f"head: {self.head.kind} is for language models, which {self.model_type} is not")
+        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
+        if self.head.kind not in accepted:
+            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
         return self
 
     @property

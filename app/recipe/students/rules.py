@@ -12,6 +12,7 @@ from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
+    ZOO,
     CifarResNet,
     Mlp,
     MobileNetV2,
@@ -23,11 +24,11 @@ from app.recipe.students.architectures import (
     Vit,
 )
 from app.recipe.students.exports import is_too_large
+from app.recipe.students.heads import HEADS, LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import Unshrinkable, network_of, student_input
-from app.recipe.students.token_heads import FullLogits
 from app.recipe.tasks import tasks_with
 from app.recipe.tasks.base import TaskSpec
 
@@ -67,7 +68,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
 
 def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
     """Problems of losses on the outputs of the student's last layer, and of a fresh one that needs a teacher."""
-    if not isinstance(network, Transformers) or isinstance(network.head, FullLogits):
+    if not isinstance(network, Transformers) or isinstance(network.head, LinearHead):
         return
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
@@ -81,7 +82,7 @@ def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
     """Problems of networks that the method trains beside the student, on the student's inputs."""
     for path, network in job.recipe.method.networks().items():
         unfit = list(_unfit_problems(job.task_spec, network))
-        if isinstance(network, Transformers) and not isinstance(network.head, FullLogits):
+        if isinstance(network, Transformers) and not isinstance(network.head, LinearHead):
             found = f"is {network.head.kind}, and only the student's codes are clustered"
             unfit.append(Problem("student.head.kind", found, "linear"))
         unfit = [problem._replace(param=problem.param.replace("student", path, 1)) for problem in unfit]
@@ -141,6 +142,15 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
     elif set(task.reads) == {"texts"}:
         found = f"{network.architecture} reads no texts"
         yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
+    else:
+        yield from head_problems(task, network, "student")
+
+
+def head_problems(task: TaskSpec, network: Network, path: str) -> Iterator[Problem]:
+    """Problems of the head of a built-in network for `task`; `path` is the path of the network's field."""
+    if isinstance(network, ZOO) and not task.fits(type(network.head)):
+        fitting = ", ".join(head.model_fields["kind"].default for head in HEADS if task.fits(head))
+        yield Problem(f"{path}.head.kind", f"is {network.head.kind}, which is not for {task.name}", fitting)
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:

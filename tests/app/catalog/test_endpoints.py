@@ -13,6 +13,7 @@ from app.recipe.losses import Loss
 from app.recipe.methods import Method
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students.architectures import Student
+from app.recipe.students.heads import Head
 from app.recipe.students.layers import Activation, Attention, Norm
 from app.recipe.teachers.cache import TeacherCache
 from tests.app.conftest import Api
@@ -25,6 +26,7 @@ UNIONS = {
     "norms": Norm,
     "activations": Activation,
     "attentions": Attention,
+    "heads": Head,
     "augmentations": Augment,
     "tokenizers": Tokenizer,
     "formats": AnyData,

@@ -98,7 +98,7 @@ def test_losses_on_features_are_refused_with_sharded_weights(kind: str) -> None:
         f"{path}[{index}].kind"
         for path, terms in spec.objectives.items()
         for index, term in enumerate(terms)
-        if term.taps().student or term.taps().teacher or term.kind == "kd-sim"
+        if term.taps().student or term.taps().teacher or term.kind in ("kd-sim", "l2-svm")
     ]
     assert set(refused(document)) == set(inside)
 

@@ -33,9 +33,9 @@ SPECS: list[Loss] = [
 ]
 
 
-def term_of(spec: Loss) -> LossTerm:
+def term_of(spec: Loss, classes: int = CLASSES) -> LossTerm:
     """A term that taps nothing and trains nothing."""
-    return build_term(spec, LossBuilder({}, {}, CLASSES))
+    return build_term(spec, LossBuilder({}, {}, classes))
 
 
 def draw(rows: int = 6, classes: int = CLASSES, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> LossInputs:

@@ -208,7 +208,7 @@ def test_a_codebook_without_a_teacher_is_refused() -> None:
 
 
 def test_a_codebook_is_for_language_models() -> None:
-    with pytest.raises(ValueError, match="language models"):
+    with pytest.raises(ValueError, match="accepted: linear"):
         Transformers.model_validate({"config": {"model_type": "bert"}, "head": HEAD})
 
 

@@ -1,0 +1,12 @@
+"""Heads by their kind in the contract: from features (N, D) to outputs (N, C), floating.
+
+Every head is an `nn.Linear`, so that its `weight` (C, D) has a row per output, which the alignment of classes and the
+start from other models rely on.
+"""
+
+from __future__ import annotations
+
+from worker.students.heads import linear, normalised, svm
+from worker.students.heads.registry import HEADS as HEADS
+
+__all__ = ["HEADS", "linear", "normalised", "svm"]
