@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worker.kernels.linear import DenseTeacher, linear_distillation
+from worker.kernels.linear import DenseTeacher, chunk_budget, linear_distillation
 from worker.kernels.rows import row_loss_
 from worker.kernels.spec import RowLosses, RowSpec
 from worker.outputs import HiddenStates
@@ -30,32 +31,28 @@ def log_counts(codes: Tensor, number: int) -> Tensor:
     return torch.bincount(codes, minlength=number).double().log()
 
 
-def log_mass(log_p: Tensor, codes: Tensor, number: int) -> Tensor:
-    """Log-probabilities of codes (n, K) from those of tokens (n, V), floating, and their codes (V,) int64; -inf where
-    a code has no mass."""
-    peaks = log_p.new_full((len(log_p), number), -torch.inf)
-    peaks.scatter_reduce_(1, codes.expand_as(log_p), log_p, "amax")
-    peaks.clamp_(min=torch.finfo(log_p.dtype).min)
-    sums = torch.zeros_like(peaks).index_add_(1, codes, (log_p - peaks[:, codes]).exp_())
-    return sums.log_().add_(peaks)
+class CodeMass(NamedTuple):
+    """A distribution of tokens, by their codes."""
+
+    logs: Tensor
+    """Log-probabilities of codes (n, K), floating; -inf where a code has no mass, or less than the dtype holds."""
+    within: Tensor
+    """Mean entropy of the tokens within their code (n,) in nats: H(p) - H(P)."""
+
+    def least_kl(self, log_counts: Tensor) -> Tensor:
+        """The KL(p || q) (n,) in nats below which no q with equal probabilities within each code falls, for codes with
+        `log_counts` (K,): sum_k P_k log c_k - (H(p) - H(P))."""
+        known = log_counts.to(self.logs).where(self.logs > -torch.inf, 0.0)
+        return (self.logs.exp() * known).sum(-1) - self.within
 
 
-def within_codes(log_p: Tensor, log_codes: Tensor) -> Tensor:
-    """Mean entropy of the tokens within their code (n,) in nats, H(p) - H(P), from the log-probabilities of tokens p
-    (n, V) and of codes P (n, K), floating."""
-    return _entropy(log_p) - _entropy(log_codes)
-
-
-def least_kl(log_p: Tensor, log_codes: Tensor, counts: Tensor) -> Tensor:
-    """The KL(p || q) (n,) in nats below which no q with equal probabilities within each code falls, from the
-    log-probabilities of tokens p (n, V) and of codes P (n, K), floating, and `log_counts` (K,):
-    sum_k P_k log c_k - (H(p) - H(P))."""
-    known = counts.to(log_codes).where(log_codes > -torch.inf, 0.0)
-    return (log_codes.exp() * known).sum(-1) - within_codes(log_p, log_codes)
-
-
-def _entropy(logs: Tensor) -> Tensor:
-    return -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(-1)
+def code_mass(log_p: Tensor, codes: Tensor, number: int) -> CodeMass:
+    """The mass of `number` codes, from log-probabilities of tokens (n, V), floating, and their codes (V,) int64."""
+    p = log_p.exp()
+    sums = p.new_zeros(len(p), number).index_add_(1, codes, p)
+    logs, least = sums.log(), torch.finfo(p.dtype).min
+    of_tokens = p.mul_(log_p.clamp(min=least)).sum(-1)
+    return CodeMass(logs, (sums * logs.clamp(min=least)).sum(-1) - of_tokens)
 
 
 class CodebookTeacher(DenseTeacher):
@@ -112,8 +109,8 @@ class CodedTeacher(DenseTeacher):
         assert spec.divergence is not None  # by the caller
         temperature, shared = spec.divergence.temperature, len(self._codes)
         log_p = (at_least_float32(self._logits(rows)) / temperature).log_softmax(-1)
-        mass = log_mass(log_p[:, :shared], self._codes, self._number)
-        rest = least_kl(log_p[:, :shared], mass, self._log_counts)
+        found = code_mass(log_p[:, :shared], self._codes, self._number)
+        mass, rest = found.logs, found.least_kl(self._log_counts)
         if labels is not None:
             rest = rest.where(labels != spec.ignore_index, 0.0)
         if self._width > shared:
@@ -156,5 +153,8 @@ def codebook_distillation(
     if spec.divergence is not None and teacher is not None:
         bias, soft = (spec.divergence.temperature * counts).to(rows.dtype), replace(spec, ce_weight=0.0)
         side = CodedTeacher(teacher, width, codes, number)
-        found.append(linear_distillation(rows, states.weight, side, coded, soft, bias=bias, divisor=divisor))
+        budget = chunk_budget(rows, width)  # a chunk of few rows would read the teacher's whole last layer for them
+        found.append(
+            linear_distillation(rows, states.weight, side, coded, soft, bias=bias, divisor=divisor, budget=budget)
+        )
     return RowLosses(*(torch.stack(part).sum(0) for part in zip(*found, strict=True)))

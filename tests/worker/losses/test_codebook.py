@@ -14,7 +14,7 @@ from app.recipe.losses import Loss
 from app.recipe.teachers.teacher import Teacher
 from worker.kernels.spec import Divergence, RowSpec
 from worker.losses.builder import LossBuilder
-from worker.losses.codebook import codebook_distillation, least_kl, log_counts, log_mass, within_codes
+from worker.losses.codebook import code_mass, codebook_distillation, log_counts
 from worker.losses.objective import TOTAL, BatchOutputs
 from worker.losses.tokens import TokenObjective
 from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
@@ -105,17 +105,18 @@ def test_the_largest_logits_of_a_teacher_are_enough() -> None:
 
 def test_the_mass_of_codes_and_the_entropy_within_them() -> None:
     log_p = states(3, V, 4).logits(slice(None)).detach().log_softmax(-1)
-    mass = log_mass(log_p, CODES, K)
+    found = code_mass(log_p, CODES, K)
+    mass = found.logs
     expected = torch.stack([log_p.exp()[:, code == CODES].sum(-1) for code in range(K)], -1)
     torch.testing.assert_close(mass.exp(), expected)
     floor = torch.zeros(len(log_p), dtype=torch.float64)
     for code in range(K - 1):
         share = log_p[:, code == CODES] - mass[:, code : code + 1]
         floor -= expected[:, code] * (share.exp() * share).sum(-1)
-    torch.testing.assert_close(within_codes(log_p, mass), floor)
+    torch.testing.assert_close(found.within, floor)
     best = (mass - log_counts(CODES, K))[:, CODES]  # the mass of each code, divided equally
     bound = F.kl_div(best, log_p, log_target=True, reduction="none").sum(-1)
-    torch.testing.assert_close(least_kl(log_p, mass, log_counts(CODES, K)), bound)
+    torch.testing.assert_close(found.least_kl(log_counts(CODES, K)), bound)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.losses.codebook import least_kl, log_counts, log_mass, within_codes
+from worker.losses.codebook import code_mass, log_counts
 from worker.outputs import HiddenStates
 from worker.students.heads.vq_logits import CodebookHead, last_decoder_layer
 from worker.students.model import Model
@@ -53,6 +53,5 @@ def _of_rows(states: HiddenStates, rows: Tensor, codes: Tensor, number: int) -> 
     """Both figures (n, 2) float64 at `rows` (n,) int64."""
     log_p = states.logits(rows.to(states.hidden.device)).double().cpu().log_softmax(-1)[:, : len(codes)]
     shared = codes.cpu()[: log_p.shape[1]]
-    mass = log_mass(log_p, shared, number)
-    figures = (within_codes(log_p, mass), least_kl(log_p, mass, log_counts(codes.cpu(), number)))
-    return torch.stack(figures, -1)
+    mass = code_mass(log_p, shared, number)
+    return torch.stack((mass.within, mass.least_kl(log_counts(codes.cpu(), number))), -1)
