@@ -26,6 +26,10 @@ from worker.outputs import HiddenStates
 from worker.tensors import RowIndex, at_least_float32
 
 
+COPIES = 3
+"""Copies of a teacher's logits of a chunk in float32: logits, log-probabilities and probabilities."""
+
+
 def log_counts(codes: Tensor, number: int) -> Tensor:
     """Logarithm of the tokens of each of `number` codes (K,) float64; -inf: there are none. `codes` (V,) int64."""
     return torch.bincount(codes, minlength=number).double().log()
@@ -100,7 +104,7 @@ class CodedTeacher(DenseTeacher):
         self._logits, self._width = logits, width
         self._codes, self._number = codes[:width], number
         self._log_counts = log_counts(codes, number)
-        self.bytes_per_row = 4 * (width + number)
+        self.bytes_per_row = 4 * (COPIES * width + number)
 
     def losses(
         self, student: Tensor, rows: RowIndex, labels: Tensor | None, spec: RowSpec, scale: Tensor, gradient: bool
