@@ -211,6 +211,10 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
     yield "every diagnostic", small_job(like_its_teacher, pretrained, data=data, **more)
     yield "tags of words", small_job(LABELS, BERT, "token-classification", data=TAGS)
+    taught: Document = {"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}]}
+    coded = {**kinds.DECODER, "head": {"kind": "vq-logits", "codes": 8}}
+    read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}
+    yield "codebook", small_job(taught, coded, "causal-lm", data=read)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]

@@ -68,6 +68,7 @@ TAUGHT_BY = {
     "cifar10.yaml": ["cifar10"],
     "shakespeare.yaml": ["shakespeare-teacher.yaml"],
     "shakespeare-on-policy.yaml": ["shakespeare-teacher.yaml"],
+    "shakespeare-codebook.yaml": ["shakespeare-teacher.yaml"],
 } | {"faces.yaml": ["faces-tough.yaml", "faces-tolerant.yaml"]}
 """The teachers of an example; of all others it is `teacher.yaml`."""
 GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"

@@ -43,6 +43,14 @@ class HiddenStates(NamedTuple):
     """(V, H), in the same dtype."""
     bias: Tensor | None = None
     """(V,) in the same dtype, if the layer has one."""
+    codes: Tensor | None = None
+    """(V,) int64: the code of every token, if `weight` is a codebook (K, H) whose K logits the tokens share; such a
+    layer has no bias. None: every token has a row of `weight`."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return len(self.weight if self.codes is None else self.codes)
 
     @property
     def rows(self) -> Tensor:
@@ -51,7 +59,8 @@ class HiddenStates(NamedTuple):
 
     def logits(self, rows: Tensor | slice) -> Tensor:
         """Logits (n, V), in the dtype of `hidden`, of the tokens at `rows` (n,) int64, counted over all sequences."""
-        return F.linear(self.rows[rows], self.weight, self.bias)
+        logits = F.linear(self.rows[rows], self.weight, self.bias)
+        return logits if self.codes is None else logits[:, self.codes]
 
 
 Answer = Tensor | HiddenStates | LikeliestTokens

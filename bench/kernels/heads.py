@@ -16,9 +16,13 @@ from worker.kernels.linear import HiddenTeacher, NoTeacher, linear_distillation
 from worker.kernels.sparse import TopKTeacher
 from worker.kernels.spec import Divergence, RowSpec
 from worker.kernels.top_k import TopK
+from worker.losses.codebook import codebook_distillation
+from worker.outputs import HiddenStates
 
 SPEC = RowSpec(Divergence("forward-kl"), divergence_weight=0.5, ce_weight=0.5)
 KEPT = 64
+CODE_SHARE = 8
+"""Tokens for each row of the codebook."""
 OURS, PLAIN, COMPILED = "Stillhouse", "plain eager", "torch.compile of it"
 NARROW, SPARSE = "Stillhouse, products in bf16", f"Stillhouse, teacher's {KEPT} largest logits"
 LIGER, LIGER_TRITON = "Liger, chunked", "Liger, Triton (no cross-entropy)"
@@ -60,7 +64,10 @@ class Case:
 
     def plain(self, alone: bool = False) -> Tensor:
         """The plain form, on all logits at once: a scalar in float32."""
-        student = F.linear(self.hidden, self.weight).float()
+        return self.from_logits(F.linear(self.hidden, self.weight).float(), alone)
+
+    def from_logits(self, student: Tensor, alone: bool) -> Tensor:
+        """The plain form from the student's logits (N, V) float32."""
         with torch.no_grad():
             teacher = F.linear(self.teacher_hidden, self.teacher_weight).float().log_softmax(-1)
         divergence = F.kl_div(student.log_softmax(-1), teacher, reduction="batchmean", log_target=True)
@@ -120,6 +127,50 @@ def sparse_contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Co
         least_bytes=2 * case.student_bytes,
         flops=6 * math.prod(shape),
     )
+
+
+def codebook_contest(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contest:
+    """A student with a codebook of an eighth of the vocabulary, compared with the logits of all tokens."""
+    case = CodebookCase(shape, device, dtype)
+    load: dict[str, Callable[[], Contender]] = {
+        OURS: lambda: Contender(case.ours, early=True),
+        PLAIN: lambda: Contender(case.plain),
+        COMPILED: lambda: Contender(torch.compile(case.plain)),
+    }
+    return Contest(
+        f"{shape}, a codebook of {len(case.weight):,} rows",
+        device,
+        dtype,
+        load,
+        case.reset,
+        partial(case.plain, alone=True),
+        case.student_bytes,
+        least_bytes=2 * case.student_bytes + case.teacher_weight.numel() * case.teacher_weight.element_size(),
+        flops=2 * math.prod(shape) + 12 * math.prod(shape) // CODE_SHARE,
+    )
+
+
+class CodebookCase(Case):
+    """Inputs of one shape; tokens have random codes."""
+
+    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(shape, device, dtype)
+        number = shape.vocabulary // CODE_SHARE
+        self.weight = self.weight.detach()[:number].clone().requires_grad_()
+        self.codes = torch.randint(number, (shape.vocabulary,), device=device)
+
+    def plain(self, alone: bool = False) -> Tensor:
+        """See `Case`."""
+        student = F.linear(self.hidden, self.weight).float()[:, self.codes]
+        return self.from_logits(student, alone)
+
+    def ours(self) -> Tensor:
+        """See `Case`."""
+        states = HiddenStates(self.hidden.unsqueeze(0), self.weight, None, self.codes)
+        teacher = HiddenTeacher(self.teacher_hidden, self.teacher_weight)
+        rows = torch.tensor(len(self.labels), device=self.labels.device)
+        width = len(self.teacher_weight)
+        return codebook_distillation(states, teacher.logits, width, self.labels, SPEC, rows).total
 
 
 def _student_alone(case: Case) -> Callable[[], Tensor]:

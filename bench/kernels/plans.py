@@ -61,6 +61,9 @@ def plan(
     of_heads, of_rows = (page.HEADS_CUDA, page.ROWS_CUDA) if name == "cuda" else (page.HEADS, ())
     entries = [Entry(lambda shape=shape: heads.contest(shape, device, dtype), of_heads) for shape in shapes]
     entries += [Entry(lambda shape=shape: heads.sparse_contest(shape, device, dtype), page.SPARSES) for shape in sparse]
+    entries += [
+        Entry(lambda shape=shape: heads.codebook_contest(shape, device, dtype), page.CODEBOOKS) for shape in shapes[-1:]
+    ]
     entries += [Entry(lambda size=size: logit_rows.contest(size, device, dtype), of_rows) for size in sizes]
     return Plan(device, dtype, entries, lambda: machine_rates(device, dtype, *rates))
 

@@ -71,6 +71,12 @@ def test_a_sparse_teacher_contends_with_a_dense_one() -> None:
     assert set(outcome.turns) == {SPARSE, OURS, STUDENT}
 
 
+def test_a_codebook_has_the_loss_of_the_logits_of_all_tokens() -> None:
+    outcome = hold(heads.codebook_contest(Shape(12, 8, 16 * heads.CODE_SHARE), CPU, torch.float32), 0.0)
+    assert set(outcome.turns) == {OURS, PLAIN, COMPILED}
+    assert not outcome.wrong
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_forms_of_the_row_loss_have_the_same_loss_in_every_round(dtype: torch.dtype) -> None:
     outcome = hold(logit_rows.contest(SIZE, CPU, dtype), 0.0)
@@ -153,14 +159,14 @@ def test_the_inputs_of_a_contest_that_is_over_are_let_go() -> None:
     entries = [plans.Entry(makes_weak(entry.make), entry.verdicts) for entry in plan.entries]
     for _ in plans.held(plan._replace(entries=entries), MACHINE, 0.0):
         assert alive[-1]() is None
-    assert len(alive) == 3
+    assert len(alive) == 4
 
 
 def test_the_gpus_command_leaves_numbers_and_tables(tmp_path: Path) -> None:
     held = gpu.measure(
         tiny(), tmp_path / "out", 0.0, {"device": "none at all"}, lambda: [Row("adamp", 2.0, "ms", 1.0, "AdamW, fused")]
     )
-    assert len(held) == 3
+    assert len(held) == 4
     document = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert [each["contest"] for each in document["contests"]] == [each.data["contest"] for each in held]
     assert set(document) >= {"commit", "versions", "device", "machine", "system", "date"}
@@ -184,8 +190,8 @@ def test_without_cuda_the_gpus_command_refuses_and_writes_nothing(tmp_path: Path
 def test_the_plans_hold_the_shapes_that_targets_are_stated_for() -> None:
     processor, cuda = plans.processor(False), plans.cuda(False)
     assert cuda.dtype == torch.bfloat16
-    assert len(processor.entries) == 2 + 1 + 6
-    assert len(cuda.entries) == 5 + 1 + 6 + 1
+    assert len(processor.entries) == 2 + 1 + 1 + 6
+    assert len(cuda.entries) == 5 + 1 + 1 + 6 + 1
     meters: dict[str, Any] = {"cpu": PROCESSOR, "cuda": CUDA}
     assert {plan.device.type for plan in (processor, cuda)} == set(meters)
 

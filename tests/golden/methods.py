@@ -9,6 +9,7 @@ from tests.golden import (
     adversarial,
     boundary,
     classification,
+    codebook,
     embeddings,
     features,
     kernels,
@@ -64,5 +65,6 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "swan": optimizers.swan,
     "nap": optimizers.nap,
     "normalized_lr_gd": optimizers.normalized_gd,
+    "vqlogits": codebook.vq_logits,
     "two_pass_softmax": kernels.two_pass_softmax,
 }

@@ -264,7 +264,7 @@ def linear_distillation(
     scale = _scale(divisor, counted, hidden)
     bytes_per_row = weight.shape[0] * weight.element_size() + teacher.bytes_per_row
     if budget is None:
-        budget = _budget(hidden, weight)
+        budget = chunk_budget(hidden, weight.shape[0])
     work = _Work(
         teacher,
         labels,
@@ -281,8 +281,10 @@ def linear_distillation(
     return RowLosses(*_LinearDistillation.apply(hidden, weight, bias, work))  # type: ignore[no-untyped-call]
 
 
-def _budget(hidden: Tensor, weight: Tensor) -> int:
-    share = EAGER_COPIES * hidden.shape[0] * weight.shape[0] * weight.element_size() // SHARE
+def chunk_budget(hidden: Tensor, classes: int) -> int:
+    """Bytes for the logits of a chunk of hidden states (N, H), floating: a tenth of what the plain form has for this
+    number of classes, within bounds."""
+    share = EAGER_COPIES * hidden.shape[0] * classes * hidden.element_size() // SHARE
     if hidden.device.type == "cpu":
         share -= min(share // 2, WORKING_COPIES * block_size() * max(4, hidden.element_size()))
     return min(max(share, LEAST_BUDGET), BUDGET)

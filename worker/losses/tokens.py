@@ -9,6 +9,7 @@ cost of one more product of the last layer. Terms on features get whole sequence
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from worker.kernels.sparse import TopKTeacher
 from worker.kernels.spec import RowLosses
 from worker.kernels.top_k import TopK
 from worker.losses.base import Features, LossInputs, LossTerm
+from worker.losses.codebook import CodebookTeacher, codebook_distillation
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.losses.passes import Pass, in_kernels
 from worker.outputs import HiddenStates, LikeliestTokens, TeacherSignal
@@ -62,6 +64,11 @@ class TokenObjective(Objective):
         teacher = NoTeacher() if each.teacher is None else kernel_teacher(seen.signals[each.teacher])
         row, states = self._spec_of(each, weights), seen.states
         labels = seen.targets.flatten()
+        if states.codes is not None:
+            signal = None if each.teacher is None else seen.signals[each.teacher]
+            logits = None if signal is None else partial(plain_logits, signal)
+            width = 0 if signal is None else vocabulary_of(signal)
+            return codebook_distillation(states, logits, width, labels, row, count)
         return linear_distillation(states.rows, states.weight, teacher, labels, row, bias=states.bias, divisor=count)
 
     def _some_rows_at_a_time(self, name: str, term: LossTerm, seen: BatchOutputs) -> Tensor:
@@ -70,7 +77,7 @@ class TokenObjective(Objective):
         total = torch.zeros((), device=rows.device)
         for by in self._names(self._terms[name].spec):
             student, teacher = same_text(seen.signals[by], rows)
-            at_once = max(1, CHUNK // max(len(seen.states.weight), vocabulary_of(seen.signals[by])))
+            at_once = max(1, CHUNK // max(seen.states.vocabulary, vocabulary_of(seen.signals[by])))
             for pair in zip(torch.split(student, at_once), torch.split(teacher, at_once), strict=True):
                 loss: Tensor = checkpoint(
                     self._of_rows, term, seen, by, *pair, use_reentrant=False, preserve_rng_state=False
@@ -106,6 +113,8 @@ def kernel_teacher(signal: TeacherSignal) -> KernelTeacher:
         top_k = TopK(outputs.indices.flatten(0, 1), outputs.values.flatten(0, 1), outputs.rest.flatten().unsqueeze(1))
         return TopKTeacher(top_k, outputs.vocabulary)
     assert isinstance(outputs, HiddenStates)  # of a language model
+    if outputs.codes is not None:
+        return CodebookTeacher(outputs)
     return HiddenTeacher(outputs.rows, outputs.weight, outputs.bias)
 
 
@@ -125,7 +134,7 @@ def vocabulary_of(signal: TeacherSignal) -> int:
     """Size of a language model's vocabulary."""
     outputs = signal.outputs
     assert not isinstance(outputs, Tensor)
-    return outputs.vocabulary if isinstance(outputs, LikeliestTokens) else len(outputs.weight)
+    return outputs.vocabulary
 
 
 def plain_logits(signal: TeacherSignal, rows: Tensor) -> Tensor:

@@ -101,4 +101,4 @@ def next_logits(model: Model, tokens: Tensor) -> Tensor:
 
 def last_logits(states: HiddenStates) -> Tensor:
     """Logits (N, V), floating, of the next token after all tokens."""
-    return F.linear(states.hidden[:, -1], states.weight, states.bias)
+    return states._replace(hidden=states.hidden[:, -1:]).logits(slice(None))

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Transformers
+from app.recipe.students.heads import LinearHead, VqLogits
 from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
 from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.outputs import HiddenStates
+from worker.students.heads.vq_logits import CodebookHead, codebook_in_place_of, codebook_of
 from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
 from worker.transformers_library import blaming_the_config, library
@@ -28,6 +30,12 @@ GENERATION = "generation_config.json"
 """The library's file beside a decoder, for its `generate`."""
 SLACK = 1_000_000
 """Weights that a file may lack and the network is still built, so that each missing one can be named."""
+LAST_LAYER = "lm_head"
+"""Name of the last layer of all decoders."""
+CODES = f"{LAST_LAYER}.codes"
+"""Name of the codes of a codebook's tokens in the file of weights."""
+UNTIED = {"tie_word_embeddings": False}
+"""Of a network with a codebook, whose rows are not the embeddings of tokens."""
 UNUSED = "pooler."
 """Prefix of the names of a layer that an embedding encoder does not have, although its file may."""
 
@@ -52,7 +60,18 @@ def build(
         if embedding is not None and config.hidden_size != outputs:
             raise ValueError(f"its embeddings have {config.hidden_size} dimensions, not {outputs}")
         network: nn.Module = kind._from_config(config, **_options(config, student))
+        _set_head(network, student)
     return network
+
+
+def _set_head(network: Any, student: Transformers) -> None:
+    """Put a fresh codebook in the place of the last layer, if the student has one."""
+    if isinstance(student.head, VqLogits):
+        layer = network.get_output_embeddings()
+        if (tokens := len(layer.weight)) <= student.head.codes:
+            found = f"is {student.head.codes}, and the vocabulary has {tokens} tokens; accepted: fewer than tokens"
+            raise UserError("invalid_architecture", f"student.head.codes {found}", "student.head.codes")
+        network.set_output_embeddings(codebook_in_place_of(layer, student.head.codes))
 
 
 def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
@@ -103,6 +122,8 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
     """The network with the fitting tensors of `state`, and the report on the others."""
     student = config.architecture
     assert isinstance(student, Transformers)
+    if isinstance(student.head, VqLogits):
+        return _loaded_codebook(config, state)
     _require_enough(config, state)
     with blaming_the_config(student):
         described = _library_config(student, config.input, config.outputs)
@@ -114,13 +135,44 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
         return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
 
 
+def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
+    """As `_loaded`, for a network with a codebook, whose file has a row for every token, and their codes."""
+    student = config.architecture
+    assert isinstance(student, Transformers)  # by the caller
+    full = Transformers(config={**student.config, **UNTIED})
+    rest = {name: tensor for name, tensor in state.items() if name != CODES}
+    network, found = _loaded(config.model_copy(update={"architecture": full}), rest)
+    if CODES not in state:
+        raise Misfit(f"lacks the tensor {CODES!r}")
+    layer: Any = network.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
+    try:
+        head = codebook_of(layer, state[CODES].long(), student.head.codes)  # type: ignore[union-attr]
+    except ValueError as error:
+        raise Misfit(f"tensor {CODES!r} {error}") from error
+    network.set_output_embeddings(head)  # type: ignore[operator]
+    return network, found
+
+
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
-    """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`."""
+    """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`.
+
+    A codebook is written as the layer that the library has, with a row for every token, and the codes beside it, which
+    the library passes over.
+    """
     described: Any = network.config
     if config.has_head:
         _name_classes(described, config)
     library()
-    network.save_pretrained(folder, max_shard_size=ONE_FILE)  # type: ignore[operator]  # of PreTrainedModel
+    network.save_pretrained(folder, max_shard_size=ONE_FILE, **_full_rows(network))  # type: ignore[operator]  # of PreTrainedModel
+
+
+def _full_rows(network: Any) -> dict[str, Any]:
+    """Argument with the tensors to write, if the last layer is a codebook; empty otherwise."""
+    layer = network.get_output_embeddings()
+    if not isinstance(layer, CodebookHead):
+        return {}
+    full = {f"{LAST_LAYER}.{name}": tensor for name, tensor in layer.full().items()}
+    return {"state_dict": {**network.state_dict(), **full}}
 
 
 def _name_classes(described: Any, config: ModelConfig) -> None:
@@ -137,7 +189,8 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     arguments |= _from_input(sample, known, arguments)
     _require_positions(student, arguments, known, sample)
     if student.decodes:
-        return library().AutoConfig.for_model(model_type, **{**arguments, **_ends(arguments, sample)})
+        untied = {} if isinstance(student.head, LinearHead) else UNTIED
+        return library().AutoConfig.for_model(model_type, **{**arguments, **untied, **_ends(arguments, sample)})
     return library().AutoConfig.for_model(model_type, **arguments, num_labels=outputs)
 
 
@@ -262,9 +315,13 @@ def hidden_states(network: Any, tokens: Tensor) -> HiddenStates:
 
     There is no padding mask: a token attends to all tokens before it.
     """
-    hidden = network.base_model(**_decoder_arguments(tokens)).last_hidden_state
+    return _before_last_layer(network, network.base_model(**_decoder_arguments(tokens)).last_hidden_state)
+
+
+def _before_last_layer(network: Any, hidden: Tensor) -> HiddenStates:
     layer = network.get_output_embeddings()
-    return HiddenStates(*as_autocast(hidden, layer.weight, layer.bias))
+    codes = layer.codes if isinstance(layer, CodebookHead) else None
+    return HiddenStates(*as_autocast(hidden, layer.weight, layer.bias), codes)
 
 
 def decode_step(network: Any, tokens: Tensor, kv_cache: Any = None) -> tuple[HiddenStates, Any]:
@@ -276,8 +333,7 @@ def decode_step(network: Any, tokens: Tensor, kv_cache: Any = None) -> tuple[Hid
     """
     kv_cache = library().DynamicCache() if kv_cache is None else kv_cache
     outputs = network.base_model(input_ids=tokens, past_key_values=kv_cache, use_cache=True)
-    layer = network.get_output_embeddings()
-    return HiddenStates(*as_autocast(outputs.last_hidden_state, layer.weight, layer.bias)), kv_cache
+    return _before_last_layer(network, outputs.last_hidden_state), kv_cache
 
 
 def _decoder_arguments(tokens: Tensor) -> dict[str, Any]:

@@ -96,11 +96,11 @@ def reading(config: ModelConfig) -> Reading:
         sample = config.input.model_copy(update={"length": size})
         counts.append(network_cost(config.model_copy(update={"input": sample})).flops)
     per_pair = (counts[1] - 2 * counts[0]) // (sizes[1] ** 2 - 2 * sizes[0] ** 2)
-    return Reading(counts[0] // sizes[0] - per_pair * sizes[0], 2 * _width(config) * config.outputs, per_pair)
+    return Reading(counts[0] // sizes[0] - per_pair * sizes[0], 2 * _last_weights(config), per_pair)
 
 
-def _width(config: ModelConfig) -> int:
-    """Size of a decoder's last hidden state."""
+def _last_weights(config: ModelConfig) -> int:
+    """Weights of a decoder's last layer."""
     with torch.device("meta"):
         network: Any = students.build_described(config)
-    return int(network.get_output_embeddings().weight.shape[1])
+    return int(network.get_output_embeddings().weight.numel())

@@ -181,6 +181,15 @@ class Transformers(Option):
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
+    head: Head = by_default(LinearHead())
+    """Last layer of a language model, from the hidden states to the logits."""
+
+    @model_validator(mode="after")
+    def _has_a_head(self) -> Self:
+        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
+        if self.head.kind not in accepted:
+            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
+        return self
 
     @property
     def model_type(self) -> str:

@@ -1,13 +1,19 @@
-"""Heads: the last layer of a built-in network, from features to outputs.
+"""Heads: the last layer of a network, from features to outputs.
 
 Each kind has one implementation in `worker/students/heads`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
+
 from app.recipe.base import EVERY_ANSWER, Answer, OneOf, Paper, Positive, TaskOption
+from app.recipe.losses import CrossEntropy, Kd, Loss
+from app.recipe.losses.taps import Taps
+from app.recipe.problem import Problem
 
 
 class HeadSpec(TaskOption):
@@ -23,9 +29,13 @@ class HeadSpec(TaskOption):
         """Trained numbers beside its matrix and its offsets."""
         return 0
 
+    def loss_problems(self, term: Loss, path: str) -> Iterator[Problem]:
+        """Problems of a loss, found at `path`, on its outputs."""
+        yield from ()
+
 
 class LinearHead(HeadSpec):
-    """A linear layer with a bias."""
+    """A linear layer: with a bias, or as the Transformers library has it."""
 
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
     kind: Literal["linear"] = "linear"
@@ -60,6 +70,37 @@ class SvmHead(HeadSpec):
     kind: Literal["svm"] = "svm"
 
 
-HEADS: tuple[type[HeadSpec], ...] = (LinearHead, NormalisedHead, SvmHead)
+class VqLogits(HeadSpec):
+    """For networks of the Transformers library: a codebook, whose K logits the tokens of the vocabulary share.
+
+    The teacher's output embeddings are clustered by k-means before training; the cluster of a token stays its code, and
+    the codebook starts as the centres if the teacher is as wide as the student. Cross-entropy and `kd` are computed
+    over the codes, without the logits of the vocabulary. Tokens of one code have equal probabilities, so that the
+    divergence from the teacher can't fall below a bound, which is in the report (`codebook.least_kl`). The stored model
+    has a row for every token, so that the Transformers library loads it, and the codes; the ONNX graph has the
+    codebook.
+    """
+
+    answers: ClassVar[frozenset[Answer]] = frozenset({"tokens"})
+    has_bias: ClassVar[bool] = False
+    paper: ClassVar[Paper | None] = Paper(
+        "VQ-Logits: Compressing the Output Bottleneck of Large Language Models via Vector Quantized Logits",
+        "2505.10202",
+    )
+    kind: Literal["vq-logits"] = "vq-logits"
+    codes: int = Field(4096, ge=2, le=1 << 20)
+    """Size K of the codebook; less than the tokens of the vocabulary."""
+
+    def loss_problems(self, term: Loss, path: str) -> Iterator[Problem]:
+        if isinstance(term, CrossEntropy) and term.label_smoothing:
+            yield Problem(f"{path}.label_smoothing", "is not 0, and codes stand for different numbers of tokens", "0")
+        elif isinstance(term, Kd) and term.standardize:
+            yield Problem(f"{path}.standardize", "is true, and needs the logits of all tokens", "false")
+        elif not isinstance(term, CrossEntropy | Kd) and term.taps() == Taps():
+            found = f"is {term.kind}, which needs the logits of all tokens, and student.head is {self.kind}"
+            yield Problem(f"{path}.kind", found, "cross-entropy, kd, or a loss on features")
+
+
+HEADS: tuple[type[HeadSpec], ...] = (LinearHead, NormalisedHead, SvmHead, VqLogits)
 """All kinds."""
 Head = Annotated[HeadSpec, OneOf(HEADS)]

@@ -24,7 +24,7 @@ from app.recipe.students.architectures import (
     Vit,
 )
 from app.recipe.students.exports import is_too_large
-from app.recipe.students.heads import HEADS
+from app.recipe.students.heads import HEADS, LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
@@ -57,6 +57,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
             yield from (problem._replace(param=own or problem.param) for problem in unfit)
             if not unfit:
                 yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
+                yield from _head_problems(job, network)
                 yield from _network_problems(job, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
@@ -65,10 +66,25 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
         yield Problem("embedding", found, accepted)
 
 
+def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
+    """Problems of losses on the outputs of the student's last layer, and of a fresh one that needs a teacher."""
+    if not isinstance(network, Transformers) or isinstance(network.head, LinearHead):
+        return
+    for path, terms in job.objectives.items():
+        for index, term in enumerate(terms):
+            yield from network.head.loss_problems(term, f"{path}[{index}]")
+    if not job.all_teachers and not isinstance(job.student, Pretrained):
+        found = f"is {network.head.kind}, which clusters a teacher's output embeddings, and there is no teacher"
+        yield Problem("student.head.kind", found, "linear, or a teacher")
+
+
 def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
     """Problems of networks that the method trains beside the student, on the student's inputs."""
     for path, network in job.recipe.method.networks().items():
         unfit = list(_unfit_problems(job.task_spec, network))
+        if isinstance(network, Transformers) and not isinstance(network.head, LinearHead):
+            found = f"is {network.head.kind}, and only the student's codes are clustered"
+            unfit.append(Problem("student.head.kind", found, "linear"))
         unfit = [problem._replace(param=problem.param.replace("student", path, 1)) for problem in unfit]
         yield from unfit or [*architecture_problems(network, given, path), *_untrainable_problems(network, path)]
 

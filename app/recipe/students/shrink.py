@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
+from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.pooling import Embedding
@@ -289,6 +290,9 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
+    if not isinstance(teacher.head, LinearHead):
+        found = f"a teacher with the head {teacher.head.kind} can't be shrunk"
+        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every token")
     encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
     assert heads is not None
     depth, whole, _, hidden = encoder.sizes(teacher.config)

@@ -23,11 +23,13 @@ SPLIT = {"batch_size": 7, "accumulate": 2, "clip_norm": 0.5}
 SHARDED = {"processes": 2, "queue": "cpu", "sharding": "fsdp"}
 OFF: dict[str, Any] = {"teacher_cache": {"store": "off"}}
 DEEP = {**LLAMA, "num_hidden_layers": 2}
+CODED = {"architecture": "transformers", "config": DEEP, "head": {"kind": "vq-logits", "codes": 24}}
 CALM = {**GPT2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 """Without dropout, which every process draws for itself."""
 CASES: dict[str, dict[str, Any]] = {
     "replicas": {"network": CALM, "losses": [*DISTILLED, OUTSIDE], "recipe": SPLIT},
     "sharded-untied": {"network": DEEP, "losses": [*DISTILLED, OUTSIDE], "recipe": SPLIT, "resources": SHARDED, **OFF},
+    "sharded-codebook": {"network": DEEP, "student": CODED, "recipe": SPLIT, "resources": SHARDED, **OFF},
     "sharded-tied": {"network": CALM, "recipe": SPLIT, "resources": SHARDED, **OFF},
 }
 KEPT: dict[str, Any] = {"network": LLAMA, "teacher_cache": {"store": "top-k", "k": 16}, "recipe": {"epochs": 1}}

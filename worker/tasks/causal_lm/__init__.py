@@ -20,6 +20,7 @@ from worker.students.decoding import next_logits
 from worker.students.model import Model
 from worker.tasks.base import Call, CountFlops, Figures, HeldOut, ReportInputs, Task
 from worker.tasks.card import DecoderCard
+from worker.tasks.causal_lm.codebook import codebook_figures
 from worker.tasks.causal_lm.continuations import continuations
 from worker.tasks.causal_lm.evaluator import TokenEvaluator, first_logits, hidden_states_of
 from worker.tasks.causal_lm.examiner import TokenExaminer
@@ -97,11 +98,12 @@ class CausalLm(Task):
         return held_out.between(0, 1)
 
     def report_figures(self, inputs: ReportInputs) -> Figures:
-        """The vocabulary, the alignment with other tokens, and continuations of held-out texts."""
+        """The vocabulary, the alignment with other tokens, the codebook, and continuations of held-out texts."""
         sample = inputs.student.config.input
         assert isinstance(sample, TextInput)
         alignment = {"alignment": dict(inputs.alignment)} if inputs.alignment else {}
-        return {"vocabulary": sample.vocabulary, **alignment, "continuations": continuations(inputs)}
+        found = {"vocabulary": sample.vocabulary, **alignment, **codebook_figures(inputs)}
+        return {**found, "continuations": continuations(inputs)}
 
 
 TOKENS = CausalLm()
