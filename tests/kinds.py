@@ -7,6 +7,7 @@ width, those of continued texts a `gpt2` whose teacher reads other tokens.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ PAIRS: Document = {
     **{"train": DATA["embedding"], "format": "csv", "input_columns": ["one", "other"], "label_columns": ["score"]},
     "max_length": 8,
 }
+LISTS: Document = {
+    **{
+        "train": "lists",
+        "format": "jsonl",
+        "input_columns": ["query"],
+        "candidate_columns": ["positives", "negatives"],
+    },
+    **{"label_columns": ["scores"], "max_length": 8},
+}
+"""Queries with candidates, in lists of several lengths."""
 LAST: Document = {"teacher": "stages.2", "student": "stages.2"}
 NORMS: list[Document] = [{"teacher": path, "student": path} for path in ("stages.1.0.norm1", "stages.2.0.norm1")]
 ATTENTION: Document = {"qkv": "blocks.0.attention.qkv"}
@@ -172,9 +183,24 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
     (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / f"{LISTS['train']}.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in lists()), encoding="utf-8"
+    )
     (folder / DATA["causal-lm"]).write_text(
         "\n".join(["line", *(one for one, _, _ in pairs())]) + "\n", encoding="utf-8"
     )
+
+
+def lists() -> list[Document]:
+    """Queries of four words, with one or two texts that share most of them, up to three others, and scores of all."""
+    random, made = np.random.default_rng(1), []
+    for index, (query, other, _) in enumerate(pairs()):
+        words = query.split()
+        positives = [" ".join([*words[:3], str(random.choice(WORDS))]) for _ in range(1 + index % 2)]
+        negatives = [" ".join(map(str, random.permutation(other.split()))) for _ in range(index % 4)]
+        scores = [0.9 - 0.1 * place for place in range(len(positives))] + [0.2] * len(negatives)
+        made.append({"query": query, "positives": positives, "negatives": negatives, "scores": scores})
+    return made
 
 
 def pairs() -> list[tuple[str, str, int]]:

@@ -48,6 +48,8 @@ class BatchOutputs:
     teacher_learns: bool = False
     """Whether the teachers' outputs have a gradient, and gradients of the losses are differentiated again: all terms
     are then computed in plain PyTorch."""
+    rows_per_sample: int = 1
+    """See `Batch.rows_per_sample`."""
 
     @property
     def outputs(self) -> Tensor:
@@ -242,7 +244,8 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
     )
     teachers = {other: each.logits for other, each in seen.signals.items()}
     logits, head = (signal.logits, signal.head) if signal else (None, None)
-    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, seen.teacher_learns)
+    more = seen.teacher_learns, seen.rows_per_sample
+    return LossInputs(seen.outputs, targets, logits, valid, head, features, teachers, *more)
 
 
 def _rows_that_count(targets: Tensor) -> Tensor | None:

@@ -50,7 +50,13 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
 def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
         return
-    if len(job.data.input_columns) < 2:
+    listed = bool(job.data.candidate_columns)
+    if isinstance(term, PairScore) and listed:
+        found = f"{term.kind} compares the two texts of a pair, and data.candidate_columns names lists"
+        yield Problem(f"{path}.kind", found, "a loss on candidates")
+    elif isinstance(term, Contrastive) and listed and term.anchors == "both":
+        yield Problem(f"{path}.anchors", "is both, and of lists of candidates only queries are anchors", "first")
+    elif len(job.data.source_columns) < 2:
         yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
     elif term.needs_scores and not job.data.label_columns:
         yield Problem("data.label_columns", f"is missing, and {term.kind} needs scores", "the column of scores")

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from app.recipe.job import JobSpec
 from tests import kinds
-from tests.kinds import BERT, ENCODER, PAIRS, small_job
+from tests.kinds import BERT, ENCODER, LISTS, PAIRS, small_job
 from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
 from worker.data.formats.columns import TextSamples
@@ -182,6 +182,15 @@ def test_pairs_without_scores_are_evaluated_by_retrieval(inputs: dict[str, str],
         "teacher"
     ].keys()
     assert "spearman" not in figures["student"]
+    assert figures["epochs"]["by"] == "mrr"
+
+
+def test_queries_are_evaluated_by_retrieval_among_the_candidates_of_all(inputs: dict[str, str], tmp_path: Path) -> None:
+    recipe = {"losses": [DISTANCE, {"kind": "contrastive"}, {"kind": "contrastive", "target": "teacher"}]}
+    figures = report(finished(inputs, tmp_path / "job", recipe=recipe, data=LISTS))
+    assert figures["samples"] == {"train": 24, "eval": 6}
+    for side in (figures["student"], figures["teacher"]):
+        assert {"mrr", "recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10"} <= side.keys()
     assert figures["epochs"]["by"] == "mrr"
 
 

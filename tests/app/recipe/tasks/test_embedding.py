@@ -19,6 +19,7 @@ ENCODER: Document = {"architecture": "transformers", "config": BERT}
 PAIRS: Document = {"train": "f", "format": "csv", "input_columns": ["a", "b"]}
 SINGLE: Document = {"train": "f", "format": "jsonl", "input_columns": ["a"]}
 EVALUATED: Document = {"eval": "g", "eval_input_columns": ["b", "c"]}
+LISTS: Document = {"train": "f", "format": "jsonl", "input_columns": ["q"], "candidate_columns": ["c"]}
 TAUGHT: Document = {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "embedding-distance"}]}}
 TEACHER: Document = {
     "task": "embedding",
@@ -53,6 +54,12 @@ def problems(**changes: Any) -> list[str]:
         {**TAUGHT, "recipe": {"losses": [{"kind": "similarity-matrix"}, {"kind": "rkd"}]}},
         {**TAUGHT, "recipe": {"losses": [{"kind": "contrastive", "target": "teacher"}]}},
         {"embedding": {"pooling": "cls", "normalise": True}},
+        {"data": LISTS},
+        {"data": LISTS | {"candidate_columns": ["p", "n"], "label_columns": ["s"]}},
+        {"data": LISTS | {"eval": "g", "eval_input_columns": ["a", "b"], "eval_candidate_columns": []}},
+        {**TAUGHT, "data": SINGLE | {"eval": "g", "eval_candidate_columns": ["c"]}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "embedding-distance"}, {"kind": "rkd"}]}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "contrastive", "target": "teacher"}]}},
     ],
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
@@ -71,6 +78,17 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"data": PAIRS | {"input_columns": ["a", "b", "c"]}}, ["data.input_columns"]),
         ({"data": PAIRS | {"label_columns": ["s", "t"]}}, ["data.label_columns"]),
         ({"data": PAIRS | EVALUATED | {"eval_label_columns": ["s", "t"]}}, ["data.eval_label_columns"]),
+        ({"data": LISTS | {"format": "csv"}}, ["data.candidate_columns"]),
+        ({"data": LISTS | {"input_columns": ["q", "r"]}}, ["data.input_columns"]),
+        ({"data": LISTS | {"input_columns": ["c"]}}, ["data.candidate_columns"]),
+        ({"data": LISTS | {"label_columns": ["s", "t"]}}, ["data.label_columns"]),
+        ({"data": LISTS | {"eval_candidate_columns": ["d"]}}, ["data.eval"]),
+        ({"data": LISTS | {"eval": "g", "eval_candidate_columns": []}}, ["data.eval_input_columns"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "pair-score"}]}}, ["recipe.losses[0].kind"]),
+        (
+            {"data": LISTS, "recipe": {"losses": [{"kind": "contrastive", "anchors": "both"}]}},
+            ["recipe.losses[0].anchors"],
+        ),
         ({"data": {"train": "f"}}, ["data.format"]),
         ({"data": PAIRS | {"classes": 3}}, ["data.classes"]),
         ({"data": PAIRS | {"targets_transform": {"kind": "soft-landmarks"}}}, ["data.targets_transform"]),
@@ -102,6 +120,8 @@ def test_vectors_of_several_teachers_have_no_mean() -> None:
         ({"label_columns": []}, "data.label_columns"),
         ({"eval_input_columns": ["c"]}, "data.eval_input_columns"),
         ({"eval_label_columns": ["c"]}, "data.eval_label_columns"),
+        ({"candidate_columns": ["c"]}, "data.candidate_columns"),
+        ({"eval_candidate_columns": ["c"]}, "data.eval_candidate_columns"),
     ],
 )
 def test_other_tasks_have_labels_and_the_same_columns_in_both_files(data: Document, param: str) -> None:
@@ -136,6 +156,9 @@ def test_the_columns_of_each_file_are_held_against_its_header() -> None:
     assert find_problems(spec, InputFacts(FirstLine("a,x"), FirstLine("b,c"))) == []
     found = find_problems(spec, InputFacts(FirstLine("x,b"), FirstLine("a,b")))
     assert [problem.param for problem in found] == ["data.input_columns", "data.eval_input_columns"]
+    listed = job(data=LISTS | {"eval": "g"})
+    found = find_problems(listed, InputFacts(FirstLine('{"q": "", "c": []}'), FirstLine('{"q": "", "d": []}')))
+    assert [problem.param for problem in found] == ["data.candidate_columns"]
 
 
 @pytest.mark.parametrize(
