@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from app.recipe.data.tokenizers import BytePairs, WordPiece
 from app.recipe.losses import LOSSES, LossSpec
+from app.recipe.losses.embeddings import PairTerm
 from app.recipe.methods import Method
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
@@ -115,7 +116,7 @@ def job_of(kind: str) -> Document:
     own = {
         "multi-label-classification": {"kind": "binary-cross-entropy"},
         "keypoints": {"kind": "mse"},
-        "embedding": term("pair-score"),
+        "embedding": term("unime" if needs_lists(found) else "pair-score"),
     }
     labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
@@ -123,7 +124,13 @@ def job_of(kind: str) -> Document:
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
     usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
-    return small_job(recipe, VIT if kind == "attention-relation" else usual, task)
+    more = {"data": LISTS} if needs_lists(found) else {}
+    return small_job(recipe, VIT if kind == "attention-relation" else usual, task, **more)
+
+
+def needs_lists(kind: type[LossSpec]) -> bool:
+    """Whether a kind of loss is for queries with candidates."""
+    return issubclass(kind, PairTerm) and kind.needs_lists
 
 
 def task_of(kind: type[LossSpec]) -> TaskName:

@@ -18,6 +18,7 @@ from tests.golden import (
     multi_label,
     mutual,
     optimizers,
+    retrieval,
     rollback,
 )
 from tests.golden.comparison import Comparison
@@ -50,6 +51,9 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "rollback": rollback.rollback,
     "mtard": adversarial.mtard,
     "ntxent": embeddings.ntxent,
+    "mw": retrieval.mw,
+    "unime": retrieval.unime,
+    "lganna": retrieval.lg_anna,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,

@@ -23,7 +23,7 @@ def test_equals_the_authors_numbers(case: Case) -> None:
     try:
         compared = list(METHODS[case.method](case))
     except NothingToCompare:
-        assert (case.method, case.name) == ("ntxent", "gsimclr_order")
+        assert (case.method, case.name) in {("ntxent", "gsimclr_order"), ("unime", "inbatch_infonce")}
         return
     assert compared
     assert [f"{c.kind} {c.output}: {c.error:.1e}" for c in compared if not c.passes] == []

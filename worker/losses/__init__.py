@@ -18,6 +18,7 @@ from worker.losses.features import FEATURE_TERMS
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
+from worker.losses.retrieval import LgAnnaTerm, MwTerm, UniMeTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm
@@ -52,6 +53,9 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.SimilarityMatrix: SimilarityMatrixTerm,
     spec.Contrastive: ContrastiveTerm,
     spec.PairScore: PairScoreTerm,
+    spec.Mw: MwTerm,
+    spec.UniMe: UniMeTerm,
+    spec.LgAnna: LgAnnaTerm,
 }
 """Terms that need outputs alone."""
 

@@ -97,7 +97,7 @@ class ContrastiveTerm:
             losses = divergence(logits, teacher / (self.spec.teacher_temperature or self.spec.temperature), candidates)
         else:
             sample = torch.arange(len(logits), device=logits.device)
-            losses = -_log_softmax(logits, candidates)[sample, sample * size + 1]
+            losses = -log_softmax_over(logits, candidates)[sample, sample * size + 1]
         return losses.repeat_interleave(size)
 
     def _teacher_loss(self, inputs: LossInputs, logits: Tensor, candidates: Tensor) -> Tensor:
@@ -162,17 +162,17 @@ def divergence(student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
 
     A row without candidates has 0, and no gradient.
     """
-    log_q, log_p = (_log_softmax(side, candidates) for side in (student, teacher))
+    log_q, log_p = (log_softmax_over(side, candidates) for side in (student, teacher))
     return (log_p.exp() * (log_p - log_q)).where(candidates, 0.0).sum(1)
 
 
 def _pair_loss(logits: Tensor, candidates: Tensor) -> Tensor:
     """-log of the probability (R,) of each row's partner, from logits (R, R)."""
     row = torch.arange(len(logits), device=logits.device)
-    return -_log_softmax(logits, candidates)[row, row ^ 1]
+    return -log_softmax_over(logits, candidates)[row, row ^ 1]
 
 
-def _log_softmax(logits: Tensor, candidates: Tensor) -> Tensor:
+def log_softmax_over(logits: Tensor, candidates: Tensor) -> Tensor:
     """Log-softmax over the candidates; finite elsewhere, so that no gradient is NaN."""
     lowest = torch.finfo(logits.dtype).min / 4
     return logits.masked_fill(~candidates, lowest).log_softmax(-1)

@@ -46,12 +46,12 @@ def rank_relevant(vectors: Tensor, texts: Tensor, judged: Judgements) -> Relevan
     last rank. A query's own text is no document for it, unless it is relevant.
     """
     rows, numbers = F.normalize(vectors.detach().double().cpu(), dim=-1), texts.cpu().long()
-    query_texts, documents = numbers[judged.queries].unique(), numbers[judged.documents].unique()
+    query_texts, documents = (torch.unique(numbers[side]) for side in (judged.queries, judged.documents))
     query_rows = _row_of(query_texts, numbers, judged.queries)
     document_rows = rows[_row_of(documents, numbers, judged.documents)]
     query, document = numbers[judged.pairs.T.contiguous()]
     sides = torch.searchsorted(query_texts, query), torch.searchsorted(documents, document)
-    pairs = torch.stack(sides, 1).unique(dim=0)
+    pairs = torch.unique(torch.stack(sides, 1), dim=0)
     step = max(1, AT_ONCE // max(len(documents), 1))
     ranks = [torch.empty(0, dtype=torch.int64)]
     for part in pairs.split(step):

@@ -65,6 +65,11 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
+from app.recipe.losses.retrieval import (
+    LgAnna,
+    Mw,
+    UniMe,
+)
 from app.recipe.losses.vocabularies import (
     Uld,
 )
@@ -94,12 +99,14 @@ __all__ = [
     "KdRel",
     "KdSim",
     "KdTopk",
+    "LgAnna",
     "Lipschitz",
     "LogitMse",
     "Loss",
     "LossSpec",
     "MiAlpha",
     "Mse",
+    "Mw",
     "Nkd",
     "Overhaul",
     "PairScore",
@@ -114,6 +121,7 @@ __all__ = [
     "Temperature",
     "Tvd",
     "Uld",
+    "UniMe",
     "Uskd",
     "Wing",
 ]
@@ -159,7 +167,10 @@ Loss = Annotated[
     | EmbeddingDistance
     | SimilarityMatrix
     | Contrastive
-    | PairScore,
+    | PairScore
+    | Mw
+    | UniMe
+    | LgAnna,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

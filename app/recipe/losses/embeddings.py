@@ -73,6 +73,8 @@ class PairTerm(EmbeddingTerm):
     """A term that needs pairs of texts."""
 
     needs_scores: ClassVar[bool] = False
+    needs_lists: ClassVar[bool] = False
+    """Whether it is for queries with candidates, and not for pairs."""
 
 
 class Contrastive(PairTerm):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
+from app.recipe.losses.embeddings import PairTerm
 from app.recipe.methods.base import STUDENT
 from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
@@ -35,7 +36,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
     if isinstance(term, LogitMse) and term.centered and not job.task_spec.chooses:
         found = f"is true, and the mean of the logits counts for {job.task}"
         yield Problem(f"{path}.centered", found, "false")
-    if isinstance(term, Contrastive | PairScore):
+    if isinstance(term, PairTerm):
         yield from _pair_problems(job, term, path)
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
@@ -47,7 +48,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 
 
-def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> Iterator[Problem]:
+def _pair_problems(job: JobSpec, term: PairTerm, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
         return
     listed = bool(job.data.candidate_columns)
@@ -56,6 +57,9 @@ def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> It
         yield Problem(f"{path}.kind", found, "a loss on candidates")
     elif isinstance(term, Contrastive) and listed and term.anchors == "both":
         yield Problem(f"{path}.anchors", "is both, and of lists of candidates only queries are anchors", "first")
+    elif term.needs_lists and not listed:
+        found = f"{term.kind} compares the candidates of a query, and data.candidate_columns names none"
+        yield Problem(f"{path}.kind", found, "queries with lists of candidates")
     elif len(job.data.source_columns) < 2:
         yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
     elif term.needs_scores and not job.data.label_columns:

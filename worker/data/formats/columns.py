@@ -343,7 +343,7 @@ def join_inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamp
             f"the columns of {param} do not fit together: {kinds}; accepted: {accepted}", "data.input_columns"
         )
     if texts:
-        return TextSamples(*texts)
+        return TextSamples(texts[0], texts[1] if len(texts) > 1 else None)
     if any(_kind(values) == "images" for values in columns.values()):
         if len(columns) > 1:
             raise invalid(

@@ -60,6 +60,12 @@ def problems(**changes: Any) -> list[str]:
         {**TAUGHT, "data": SINGLE | {"eval": "g", "eval_candidate_columns": ["c"]}},
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "embedding-distance"}, {"kind": "rkd"}]}},
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "contrastive", "target": "teacher"}]}},
+        {"recipe": {"losses": [{"kind": "mw"}]}},
+        {"data": LISTS, "recipe": {"losses": [{"kind": "mw", "per_query": True}]}},
+        {"data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "unime"}], "accumulate": 2}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "unime", "target": "teacher"}]}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
+        {**TAUGHT, "data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "lg-anna"}]}},
     ],
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
@@ -89,6 +95,12 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
             {"data": LISTS, "recipe": {"losses": [{"kind": "contrastive", "anchors": "both"}]}},
             ["recipe.losses[0].anchors"],
         ),
+        ({"recipe": {"losses": [{"kind": "unime"}]}}, ["recipe.losses[0].kind"]),
+        ({**TAUGHT, "recipe": {"losses": [{"kind": "lg-anna"}]}}, ["recipe.losses[0].kind"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "unime"}]}}, ["data.label_columns"]),
+        ({**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna"}]}}, ["data.label_columns"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}}, ["teacher"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "mw"}], "accumulate": 2}}, ["recipe.accumulate"]),
         ({"data": {"train": "f"}}, ["data.format"]),
         ({"data": PAIRS | {"classes": 3}}, ["data.classes"]),
         ({"data": PAIRS | {"targets_transform": {"kind": "soft-landmarks"}}}, ["data.targets_transform"]),
@@ -144,6 +156,8 @@ def test_an_embedding_is_for_encoders_alone() -> None:
         {"kind": "pair-score", "lowest": 5.0},
         {"kind": "embedding-distance", "projection": "conv1x1"},
         {"kind": "similarity-matrix", "temperature": 0.0},
+        {"kind": "unime", "teacher": "teacher"},
+        {"kind": "lg-anna", "keep": "ratio", "margin": 0.1},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(loss: Document) -> None:
