@@ -190,9 +190,7 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
     (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / f"{LISTS['train']}.jsonl").write_text(
-        "".join(f"{json.dumps(row)}\n" for row in lists()), encoding="utf-8"
-    )
+    (folder / "lists").write_text("".join(f"{json.dumps(row)}\n" for row in lists()), encoding="utf-8")
     (folder / DATA["causal-lm"]).write_text(
         "\n".join(["line", *(one for one, _, _ in pairs())]) + "\n", encoding="utf-8"
     )

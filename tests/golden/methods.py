@@ -52,6 +52,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "mtard": adversarial.mtard,
     "ntxent": embeddings.ntxent,
     "mw": retrieval.mw,
+    "dexml": retrieval.dexml,
     "unime": retrieval.unime,
     "lganna": retrieval.lg_anna,
     "calibration": metrics.calibration,

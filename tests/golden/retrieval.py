@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from app.recipe.losses import LgAnna, Mw, UniMe
+from app.recipe.losses import Dexml, LgAnna, Mw, UniMe
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, evaluate
 from worker.data.pairs import NEGATIVE, POSITIVE, QUERY
 from worker.losses.base import LossInputs
+from worker.losses.dexml import Labelled, label_losses, log_soft_top_k, soft_top_k
 from worker.losses.retrieval import LgAnnaTerm, mann_whitney, symmetric
 
 
@@ -54,6 +55,34 @@ def unime(case: Case) -> Iterator[Comparison]:
     alone = symmetric(cosines.requires_grad_() / temperature, scores / temperature, there).mean()
     (gradient,) = torch.autograd.grad(alone, cosines)
     yield Comparison("unime", "grad_cos", gradient, case.outputs["grad_cos"], is_gradient=True)
+
+
+CRITERIA = {"decoupled-softmax": "decoupled", "topk": "top-k"}
+
+
+def dexml(case: Case) -> Iterator[Comparison]:
+    """Gradients of saturated sigmoids, which are far below the others, are held to 1e-8."""
+    hyper = case.hyper
+    if "x" in case.inputs:
+        scores = case.inputs["x"].requires_grad_()
+        member = (log_soft_top_k if "logsofttopk" in case.name else soft_top_k)(scores, hyper["K"], hyper["alpha"])
+        (gradient,) = torch.autograd.grad(member, scores, case.inputs["cotangent"])
+        within = 1e-8 if case.name.startswith("large_sim") else 1e-9
+        yield Comparison("dexml", "out", member.detach(), case.outputs["out"])
+        yield Comparison("dexml", "grad_x", gradient, case.outputs["grad_x"], is_gradient=True, within=within)
+        return
+    criterion = CRITERIA.get(hyper["criterion"], hyper["criterion"])
+    own = {"k": hyper["K"], "alpha": hyper["alpha"]} if criterion == "top-k" else {}
+    spec = Dexml.model_validate({"kind": "dexml", "criterion": criterion, "left_out": "constant", **own})
+    scores = case.inputs["sim"].requires_grad_()
+    values = case.inputs["target_vals"]
+    weights = torch.zeros_like(scores).scatter_add(1, case.inputs["target_inds"], values.where(values > 1e-8, 0.0))
+    positive = weights.detach() > 0.0
+    weights = weights.detach() if hyper["weighted"] else positive.double()
+    loss = label_losses(scores, Labelled(positive, torch.ones_like(positive), weights), spec).mean()
+    (gradient,) = torch.autograd.grad(loss, scores)
+    yield Comparison("dexml", "loss", loss.detach(), case.outputs["loss"])
+    yield Comparison("dexml", "grad_sim", gradient, case.outputs["grad_sim"], is_gradient=True)
 
 
 def lg_anna(case: Case) -> Iterator[Comparison]:

@@ -11,6 +11,7 @@ from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
 from worker.losses.cross_entropy import CrossEntropyTerm
+from worker.losses.dexml import DexmlTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
@@ -56,6 +57,7 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.Mw: MwTerm,
     spec.UniMe: UniMeTerm,
     spec.LgAnna: LgAnnaTerm,
+    spec.Dexml: DexmlTerm,
 }
 """Terms that need outputs alone."""
 

@@ -66,6 +66,7 @@ from app.recipe.losses.numbers import (
     Wing,
 )
 from app.recipe.losses.retrieval import (
+    Dexml,
     LgAnna,
     Mw,
     UniMe,
@@ -85,6 +86,7 @@ __all__ = [
     "BinaryKd",
     "Contrastive",
     "CrossEntropy",
+    "Dexml",
     "Dist",
     "Dkd",
     "EmbeddingDistance",
@@ -170,7 +172,8 @@ Loss = Annotated[
     | PairScore
     | Mw
     | UniMe
-    | LgAnna,
+    | LgAnna
+    | Dexml,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

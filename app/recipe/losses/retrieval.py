@@ -128,3 +128,44 @@ class LgAnna(PairTerm):
         if other in self.model_fields_set:
             raise ValueError(f"{other} is only allowed with keep: {other}")
         return self
+
+
+class Dexml(PairTerm):
+    """A query chooses among all texts of the batch, of which several may be right (DEXML): for queries with lists of
+    positives.
+
+    The labels of a query are the candidates of all queries, equal texts once, without the query's own text. Memory does
+    not grow with the queries times the labels.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = True
+    paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
+    equation: ClassVar[str] = (
+        "with s = c / temperature, over the positives p: softmax: sum of lse(s) - s_p; decoupled: mean of "
+        "log(e^s_p + sum over negatives n of e^s_n) - s_p; bce: mean over all labels of softplus(s) - [positive] s; "
+        "top-k: mean of -log sigmoid(alpha (s_p + t)), with t so that the sigmoids of all labels add up to k"
+    )
+    applies: ClassVar[str] = (
+        "Embeddings of pairs or of queries with candidates, without a teacher. Better with large batches; not with "
+        "`accumulate` above 1, nor with several processes."
+    )
+    kind: Literal["dexml"] = "dexml"
+    criterion: Literal["softmax", "decoupled", "bce", "top-k"] = "decoupled"
+    """Form of the loss: decoupled softmax, in which positives do not compete with each other; softmax over all labels,
+    summed over the positives; one sigmoid for each label; or the positives' membership of the `k` largest scores."""
+    temperature: Temperature = 0.05
+    """Divides the cosines."""
+    k: Annotated[int, Field(ge=1, le=100_000)] = 5
+    """Number of largest scores, for `top-k`; at most one less than the labels of a batch."""
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
+    """Steepness of the sigmoids, for `top-k`."""
+    weighted: bool = False
+    """Multiplies the term of each positive by its score."""
+    left_out: Literal["exclude", "constant"] = "exclude"
+    """Labels that do not count are excluded, or have the score -100 as in the authors' code, which counts where scores
+    are as low."""
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]  # here it depends on a setting
+        return self.weighted

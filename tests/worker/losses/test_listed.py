@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.losses import Contrastive, EmbeddingDistance, LgAnna, Loss, Mw, SimilarityMatrix, UniMe
+from app.recipe.losses import Contrastive, Dexml, EmbeddingDistance, LgAnna, Loss, Mw, SimilarityMatrix, UniMe
 from app.recipe.losses.features import Rkd
 from app.recipe.losses.taps import Pair, Tap
 from app.recipe.teachers.teacher import Teacher
@@ -32,6 +32,8 @@ SPECS: list[Loss] = [
     Mw(temperature=0.2, per_query=True),
     UniMe(temperature=0.2, judge_temperature=0.1),
     LgAnna(temperature=0.2),
+    Dexml(temperature=0.2),
+    Dexml(criterion="bce"),
 ]
 
 
