@@ -57,9 +57,8 @@ def plain(spec: Dexml, lists: Lists) -> Tensor:
         labels = [text for text in documents if text in own or text != float(texts[query])]
         scores = torch.stack([unit[query] @ unit[documents[text]] for text in labels]) / spec.temperature
         right = torch.tensor([text in own for text in labels])
-        weights = torch.tensor(
-            [own.get(text, 0.0) if spec.weighted else float(text in own) for text in labels]
-        ).double()
+        values = [own.get(text, 0.0) if spec.weighted else float(text in own) for text in labels]
+        weights = torch.tensor(values, dtype=torch.float64)
         losses.append(of_one(spec, scores, right, weights))
     return torch.stack(losses).mean()
 
@@ -71,9 +70,7 @@ def of_one(spec: Dexml, scores: Tensor, right: Tensor, weights: Tensor) -> Tenso
         return F.binary_cross_entropy_with_logits(scores, weights)
     if spec.criterion == "top-k":
         return -(weights * log_soft_top_k(scores.unsqueeze(0), spec.k, spec.alpha)[0]).sum() / right.sum()
-    apart = [
-        scores[place] - torch.cat([scores[place, None], scores[~right]]).logsumexp(0) for place in range(len(scores))
-    ]
+    apart = [score - torch.cat([score.unsqueeze(0), scores[~right]]).logsumexp(0) for score in scores]
     return -(weights * torch.stack(apart)).sum() / right.sum()
 
 
