@@ -16,9 +16,9 @@ from worker.data.formats.faults import invalid
 SCORE, TEXT, ROLE = 0, 1, 2
 """Columns of a row's targets: the score of its pair, or its own as a candidate (NaN if there is none); a number of its
 text, the same for equal texts of a file (float32 distinguishes 16,777,216 texts); and its role."""
-QUERY, POSITIVE, NEGATIVE, PADDING = range(4)
+QUERY, POSITIVE, NEGATIVE, PADDING, CORPUS = range(5)
 """Roles of rows: single texts, the first texts of pairs, and queries; second texts of pairs, and positives; negatives;
-rows that only fill up a list of candidates, and are ignored."""
+rows that only fill up a list of candidates, and are ignored; further texts for evaluation."""
 PADDED = -1
 """Number of the text of such a row."""
 MUCH_PADDING = 0.5
@@ -47,6 +47,26 @@ def as_rows(samples: Samples, param: str) -> Samples:
     if scores.shape[1]:
         targets[:, SCORE] = np.repeat(_single(scores, param), len(sides))
     return Samples(TextSamples(rows), targets, rows_per_sample=len(sides))
+
+
+def with_corpus(queries: Samples, corpus: Samples) -> Samples:
+    """The rows of `queries` and behind them, in samples of as many rows, texts of `corpus` that no candidate has."""
+    size, texts, known = queries.rows_per_sample, _texts_of(queries), np.asarray(queries.labels)
+    numbers = {text: int(row[TEXT]) for text, row in zip(texts, known, strict=True) if row[ROLE] != PADDING}
+    documents = {text for text, row in zip(texts, known, strict=True) if row[ROLE] in (POSITIVE, NEGATIVE)}
+    new = [text for text in dict.fromkeys(_texts_of(corpus)) if text not in documents]
+    filled = [*new, *[""] * (-len(new) % size)]
+    targets = np.full((len(filled), 3), np.nan, np.float32)
+    targets[:, TEXT], targets[:, ROLE] = PADDED, PADDING
+    targets[: len(new), ROLE] = CORPUS
+    targets[: len(new), TEXT] = [numbers.setdefault(text, len(numbers)) for text in new]
+    notes = (*queries.notes, *corpus.notes)
+    return Samples(TextSamples([*texts, *filled]), np.concatenate([known, targets]), None, size, notes)
+
+
+def _texts_of(rows: Samples) -> list[str]:
+    assert isinstance(rows.inputs, TextSamples)  # `as_rows` has made them
+    return rows.inputs.first
 
 
 def _numbers(rows: Sequence[str]) -> Iterator[int]:

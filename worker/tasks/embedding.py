@@ -15,7 +15,7 @@ from app.recipe.students.shrink import embedding_of, network_of
 from worker.data.batches import Batch
 from worker.data.formats.candidate_lists import CandidateColumns
 from worker.data.formats.columns import Samples
-from worker.data.pairs import NEGATIVE, PADDING, POSITIVE, QUERY, ROLE, SCORE, TEXT, as_rows
+from worker.data.pairs import CORPUS, NEGATIVE, PADDING, POSITIVE, QUERY, ROLE, SCORE, TEXT, as_rows, with_corpus
 from worker.data.task_data import Targets, TaskData
 from worker.losses.listed import EmbeddingObjective
 from worker.metrics import embeddings as metrics
@@ -44,6 +44,12 @@ class EmbeddingTask(SampleTask):
 
     def arrange(self, samples: Samples, param: str) -> Samples:
         return as_rows(samples, param)
+
+    def gathered(self, samples: Mapping[str, Samples]) -> Mapping[str, Samples]:
+        rest = {param: one for param, one in samples.items() if param != "data.corpus"}
+        if "data.corpus" not in samples:
+            return rest
+        return rest | {"data.eval": with_corpus(rest["data.eval"], samples["data.corpus"])}
 
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         return Targets(number_targets(samples))
@@ -117,7 +123,7 @@ def _ranked(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
     row = torch.arange(len(roles))
     query = row.where(roles == QUERY, 0).cummax(0).values
     relevant = (roles == POSITIVE).nonzero().squeeze(1)
-    documents = row[(roles == POSITIVE) | (roles == NEGATIVE)]
+    documents = row[(roles == POSITIVE) | (roles == NEGATIVE) | (roles == CORPUS)]
     judged = retrieval.Judgements(row[roles == QUERY], documents, torch.stack([query[relevant], relevant], 1))
     found = retrieval.rank_relevant(embeddings, targets[:, TEXT], judged)
     recalls = {f"recall_at_{k}": retrieval.recall_of(found, k) for k in RECALL_AT}

@@ -102,6 +102,12 @@ class Data(Spec):
         """True if the evaluation samples are taken from `train`."""
         return self.eval is None
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Files to read, by the path of the field that names them."""
+        named = {f"data.{name}": getattr(self, name, None) for name in ("train", "eval", "corpus")}
+        return {param: reference for param, reference in named.items() if reference is not None}
+
     def at(self, param: str) -> Self:
         """The settings for the file that the field `param` names."""
         return self
@@ -174,12 +180,26 @@ class Table(Texts):
     """For embeddings: the columns of candidates in `eval`, if they differ from those of `train`; an empty list: it has
     none; none: as in `train`."""
 
+    corpus: Reference | None = None
+    """For embeddings: file with further texts, one in each row, among which the queries of `eval` search; in the same
+    format. None: they search among the candidates, or second texts, of `eval` alone."""
+
+    corpus_column: Key = "text"
+    """Column of the texts in `corpus`."""
+
     @property
     def source_columns(self) -> list[str]:
         """Columns that a model's inputs are made of."""
         return [*self.input_columns, *self.candidate_columns]
 
     def at(self, param: str) -> Self:
+        if param == "data.corpus":
+            alone: dict[str, Any] = {
+                "input_columns": [self.corpus_column],
+                "label_columns": [],
+                "candidate_columns": [],
+            }
+            return self.model_copy(update=alone)
         if param != "data.eval":
             return self
         own = {name: getattr(self, f"eval_{name}") for name in get_args(ColumnsField)}

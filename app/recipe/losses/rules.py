@@ -9,12 +9,14 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
 from app.recipe.losses.embeddings import PairTerm
 from app.recipe.methods.base import STUDENT
+from app.recipe.methods.supernet import Supernet
 from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
 
 
 def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     """Problems of the loss terms of all stages. `teachers` are descriptions by reference."""
+    yield from _search_problems(job)
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.declared_classes or next(iter(known), None)
     others = job.recipe.method.objectives()
@@ -64,6 +66,14 @@ def _pair_problems(job: JobSpec, term: PairTerm, path: str) -> Iterator[Problem]
         yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
     elif term.needs_scores and not job.data.label_columns:
         yield Problem("data.label_columns", f"is missing, and {term.kind} needs scores", "the column of scores")
+
+
+def _search_problems(job: JobSpec) -> Iterator[Problem]:
+    """Problems of lists and corpora with a method that computes losses on held-out samples."""
+    for field in ("candidate_columns", "eval_candidate_columns", "corpus"):
+        if isinstance(job.recipe.method, Supernet) and getattr(job.data, field, None):
+            found = f"is given, and {job.recipe.method.kind} computes losses of single texts and pairs"
+            yield Problem(f"data.{field}", found, "none")
 
 
 def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ class EmbeddingSpec(TaskSpec):
     options = frozenset(
         {
             *("embedding", "data.eval_input_columns", "data.eval_label_columns"),
-            *("data.candidate_columns", "data.eval_candidate_columns"),
+            *("data.candidate_columns", "data.eval_candidate_columns", "data.corpus"),
         }
     )
     tuned = shrunk = TrainingDefaults(
@@ -46,12 +46,21 @@ class EmbeddingSpec(TaskSpec):
             yield Problem("data.eval", "is missing, and columns of it are named", "a file, or no columns of its own")
             return
         yield from _texts_problems(data, "data.train")
+        yield from _corpus_problems(data)
         if own:
             yield from _texts_problems(data, "data.eval")
         elif len(data.source_columns) == 1 and data.holds_out:
             yield Problem("data.eval", "is missing, and single texts can't be evaluated", "a file with pairs of texts")
         if not data.holds_out and len(data.at("data.eval").source_columns) == 1:
             yield Problem("data.eval_input_columns", "must name two columns: evaluation compares texts", "two columns")
+
+
+def _corpus_problems(data: Table) -> Iterator[Problem]:
+    held_out = data.at("data.eval")
+    if data.corpus is not None and data.holds_out:
+        yield Problem("data.corpus", "is given without data.eval, whose queries search in it", "none, or data.eval")
+    elif data.corpus is not None and held_out.label_columns and not held_out.candidate_columns:
+        yield Problem("data.corpus", "is given, and scored pairs are not evaluated by search", "none")
 
 
 def _texts_problems(data: Table, param: str) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from tests.worker.data.loading import load_task
 from worker.data import pairs as pairs_module
 from worker.data.batches import Batch, Batches, whole_split
 from worker.data.formats.columns import Candidates, Samples, TextSamples
-from worker.data.pairs import PADDING, ROLE, as_rows
+from worker.data.pairs import CORPUS, PADDING, ROLE, as_rows, with_corpus
 from worker.data.task_data import TaskData
 from worker.errors import UserError
 
@@ -88,6 +88,27 @@ def test_lists_of_very_different_lengths_are_noted_and_refused_if_they_are_many(
     with pytest.raises(UserError, match=r"30 texts, and their mean 1\.3; accepted: lists of similar") as caught:
         as_rows(samples, "data.train")
     assert caught.value.param == "data.candidate_columns"
+
+
+def test_a_corpus_adds_the_texts_that_no_candidate_has_behind_the_queries() -> None:
+    """A query may be a document, too; equal texts have one number."""
+    queries = as_rows(Samples(TextSamples(["q"], candidates=[Candidates(["a", "b"], 1)]), []), "data.eval")
+    corpus = as_rows(Samples(TextSamples(["b", "c", "q", "c", "d", ""]), np.empty((6, 0), np.float32)), "data.corpus")
+    found = with_corpus(queries, corpus)
+    assert found.inputs == TextSamples(["q", "a", "b", "c", "q", "d", "", "", ""])
+    assert found.rows_per_sample == 3
+    expected = [
+        [0, 0],
+        [1, 1],
+        [2, 2],
+        [3, CORPUS],
+        [0, CORPUS],
+        [4, CORPUS],
+        [5, CORPUS],
+        [-1, PADDING],
+        [-1, PADDING],
+    ]
+    assert found.labels[:, 1:].tolist() == expected
 
 
 def test_single_texts_have_no_score() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,22 @@ def test_queries_are_evaluated_by_retrieval_among_the_candidates_of_all(inputs: 
     for side in (figures["student"], figures["teacher"]):
         assert {"mrr", "recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10"} <= side.keys()
     assert figures["epochs"]["by"] == "mrr"
+
+
+@pytest.mark.parametrize("form", ["lists", "pairs"])
+def test_a_corpus_makes_retrieval_harder(inputs: dict[str, str], tmp_path: Path, form: str) -> None:
+    """The texts of the pairs are added to the candidates of the lists, or the lines to the second texts of pairs."""
+    path = tmp_path / "corpus"
+    texts = [" ".join(words) for words in itertools.permutations(["red", "cat", "runs", "old"])]
+    lines = ["text", *texts] if form == "pairs" else [json.dumps({"text": text}) for text in texts]
+    path.write_text("\n".join(lines) + "\n")
+    data = {**(LISTS if form == "lists" else UNSCORED), "eval": form}
+    given = {**inputs, "corpus": str(path)}
+    alone = report(finished(given, tmp_path / "alone", data=data))
+    among = report(finished(given, tmp_path / "among", data={**data, "corpus": "corpus"}))
+    assert {"mrr", "recall_at_10", "ndcg_at_10"} <= among["student"].keys()
+    assert among["student"]["mrr"] < alone["student"]["mrr"]
+    assert among["sources"]["data.corpus"]["reference"] == "corpus"
 
 
 def test_a_trained_student_approaches_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:

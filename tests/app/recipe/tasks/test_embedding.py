@@ -64,6 +64,8 @@ def problems(**changes: Any) -> list[str]:
         {"data": LISTS, "recipe": {"losses": [{"kind": "mw", "per_query": True}]}},
         {"data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "unime"}], "accumulate": 2}},
         {"recipe": {"losses": [{"kind": "dexml"}]}},
+        {"data": LISTS | {"eval": "g", "corpus": "h", "label_columns": ["s"]}},
+        {"data": PAIRS | {"eval": "g", "corpus": "h"}},
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "unime", "target": "teacher"}]}},
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
         {**TAUGHT, "data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "lg-anna"}]}},
@@ -103,6 +105,8 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}}, ["teacher"]),
         ({"data": LISTS, "recipe": {"losses": [{"kind": "mw"}], "accumulate": 2}}, ["recipe.accumulate"]),
         ({"data": LISTS, "recipe": {"losses": [{"kind": "dexml", "weighted": True}]}}, ["data.label_columns"]),
+        ({"data": LISTS | {"corpus": "h"}}, ["data.corpus"]),
+        ({"data": PAIRS | {"eval": "g", "corpus": "h", "label_columns": ["s"]}}, ["data.corpus"]),
         ({"data": {"train": "f"}}, ["data.format"]),
         ({"data": PAIRS | {"classes": 3}}, ["data.classes"]),
         ({"data": PAIRS | {"targets_transform": {"kind": "soft-landmarks"}}}, ["data.targets_transform"]),
@@ -135,6 +139,7 @@ def test_vectors_of_several_teachers_have_no_mean() -> None:
         ({"eval_input_columns": ["c"]}, "data.eval_input_columns"),
         ({"eval_label_columns": ["c"]}, "data.eval_label_columns"),
         ({"candidate_columns": ["c"]}, "data.candidate_columns"),
+        ({"corpus": "h"}, "data.corpus"),
         ({"eval_candidate_columns": ["c"]}, "data.eval_candidate_columns"),
     ],
 )
@@ -217,3 +222,13 @@ def test_a_teacher_of_another_task_is_refused() -> None:
     )
     [problem] = find_problems(job(**TAUGHT), InputFacts(teachers={"t": classifier}))
     assert (problem.param, problem.accepted) == ("teacher.model", "a model for embedding")
+
+
+def test_a_search_of_sub_networks_takes_neither_lists_nor_a_corpus() -> None:
+    method = {"kind": "supernet", "spaces": [{"layers": [0.5, 1], "width": [0.5, 1], "ffn_ratio": [0.5]}]}
+    qkv = {name: f"encoder.layer.1.attention.self.{name[:-1]}" for name in ("queries", "keys")}
+    layer = {side: {**qkv, "values": "encoder.layer.1.attention.self.value"} for side in ("teacher", "student")}
+    losses = [{"kind": "attention-relation", "relation_heads": 2, "layer": layer}]
+    changes = {"student": {"architecture": "shrink"}, "recipe": {"losses": losses, "method": method}}
+    found = problems(**TAUGHT | changes, data=LISTS | {"eval": "g", "corpus": "h"})
+    assert [param for param in found if param.startswith("data.")] == ["data.candidate_columns", "data.corpus"]
