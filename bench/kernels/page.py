@@ -68,6 +68,7 @@ HEADS_CUDA = (
     Verdict(f"memory, to {LIGER}", to(LIGER, "memory"), 0.5),
 )
 ROWS_CUDA = (Verdict("of copy bandwidth", bandwidth, 0.85, least=True),)
+LISTS = (Verdict("memory, to plain", to(PLAIN, "memory"), 1 / 4),)
 SPARSES = (Verdict("cost of the teacher, relative to a dense one", sparse_cost, 0.1),)
 
 

@@ -17,7 +17,7 @@ from worker.data.pairs import NEGATIVE, POSITIVE, ROLE, SCORE, TEXT
 from worker.losses.base import LossInputs
 from worker.tensors import at_least_float32
 
-AT_ONCE = 2**20
+AT_ONCE = 2**18
 """Cosines that are computed at a time."""
 CONSTANT = -100.0
 """The authors' score of labels that are left out."""
@@ -65,46 +65,45 @@ class _Chunked(torch.autograd.Function):
                 loss = label_losses(scores, labelled, spec).sum() / queries
             (slopes,) = torch.autograd.grad(loss, scores)
             total += loss.detach()
-            gradient += slopes.T @ own / spec.temperature
+            gradient.addmm_(slopes.T, own, alpha=1.0 / spec.temperature)
             gradient[part * size] += slopes @ directions / spec.temperature
         ctx.save_for_backward(gradient)
         return total.to(directions.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         return upstream * ctx.saved_tensors[0], None, None, None
 
 
 def _parts(labels: Tensor, size: int, spec: Dexml, dtype: torch.dtype) -> Iterator[tuple[Tensor, Labelled]]:
     """Numbers (q,) of some queries, and which rows (q, R) are right for them."""
-    texts, roles = labels[:, TEXT], labels[:, ROLE]
-    documents = ((roles == POSITIVE) | (roles == NEGATIVE)) & ~_repeated(texts, roles)
+    roles = labels[:, ROLE]
+    documents = (roles == POSITIVE) | (roles == NEGATIVE)
+    label = _labels_of(labels[:, TEXT], documents)
+    distinct = documents & (label == torch.arange(len(labels), device=labels.device))
     samples = torch.arange(len(labels) // size, device=labels.device)
-    for part in samples.split(max(1, AT_ONCE // len(labels))):
+    values = (labels[:, SCORE] if spec.weighted else torch.ones_like(roles)).to(dtype).where(roles == POSITIVE, 0.0)
+    parts: tuple[Tensor, ...] = torch.split(samples, max(1, AT_ONCE // len(labels)))
+    for part in parts:
         rows = part.unsqueeze(1) * size + torch.arange(size, device=labels.device)
-        own, own_roles = texts[rows], roles[rows]
-        positive = torch.zeros(len(part), len(labels), dtype=torch.bool, device=labels.device)
-        weights = torch.zeros(positive.shape, dtype=dtype, device=labels.device)
-        for place in range(1, size):
-            right = (own[:, place, None] == texts) & (own_roles[:, place, None] == POSITIVE) & documents & ~positive
-            if spec.weighted:
-                weights = torch.where(right, labels[rows[:, place], SCORE, None].to(dtype), weights)
-            positive |= right
-        asked = own[:, :1] == texts
-        yield (
-            part,
-            Labelled(positive, documents & (positive | ~asked), weights if spec.weighted else positive.to(dtype)),
-        )
+        weights = torch.zeros(len(part), len(labels), dtype=dtype, device=labels.device)
+        own = label[rows[:, 1:]]
+        right = torch.zeros_like(weights).scatter_add_(1, own, (roles[rows[:, 1:]] == POSITIVE).to(dtype)) > 0
+        weights.scatter_reduce_(1, own, values[rows[:, 1:]], "amax")
+        counted, asked = distinct.repeat(len(part), 1), label[rows[:, :1]]
+        counted.scatter_(1, asked, counted.gather(1, asked) & right.gather(1, asked))
+        yield part, Labelled(right, counted, weights)
 
 
-def _repeated(texts: Tensor, roles: Tensor) -> Tensor:
-    """Documents (R,) bool whose text an earlier document has, too."""
-    number = texts.masked_fill((roles != POSITIVE) & (roles != NEGATIVE), -2)
-    order = number.argsort(stable=True)
-    ordered = number[order]
-    again = torch.cat([torch.zeros_like(ordered[:1], dtype=torch.bool), ordered[1:] == ordered[:-1]])
-    return torch.empty_like(again).index_copy_(0, order, again)
+def _labels_of(texts: Tensor, documents: Tensor) -> Tensor:
+    """For each row (R,) the first document with its text, int64; if there is none, the first row with it."""
+    order = documents.logical_not().to(torch.uint8).argsort(stable=True)
+    order = order[texts[order].argsort(stable=True)]
+    ordered = texts[order]
+    begins = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    begin = torch.arange(len(texts), device=texts.device).where(begins, 0).cummax(0).values
+    return torch.empty_like(order).index_copy_(0, order, order[begin])
 
 
 def label_losses(scores: Tensor, labelled: Labelled, spec: Dexml) -> Tensor:
@@ -153,7 +152,7 @@ class _SoftTopK(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (member,) = ctx.saved_tensors
         slopes = ctx.alpha * member * (1.0 - member)
         own = upstream * (ctx.alpha * (1.0 - member) if ctx.log else slopes)

@@ -142,9 +142,12 @@ def query_cosines(vectors: Tensor, size: int) -> Tensor:
 
 def own_texts(labels: Tensor, size: int) -> Tensor:
     """Rows (Q, R) bool with the same text as a sample's query or one of its positives, for labels (R, 3)."""
-    texts, roles = labels[:, TEXT], labels[:, ROLE]
-    known = ((roles == QUERY) | (roles == POSITIVE)).view(-1, size, 1)
-    return ((texts.unsqueeze(1) == texts).view(-1, size, len(texts)) & known).any(1)
+    texts, roles = (column.view(-1, size) for column in (labels[:, TEXT], labels[:, ROLE]))
+    found = torch.zeros(len(texts), len(labels), dtype=torch.bool, device=labels.device)
+    for place in range(size):  # one after the other, so that memory is that of the result
+        known = (roles[:, place] == QUERY) | (roles[:, place] == POSITIVE)
+        found |= (texts[:, place, None] == labels[:, TEXT]) & known.unsqueeze(1)
+    return found
 
 
 def list_candidates(labels: Tensor, size: int, *, queries: bool = False) -> Tensor:

@@ -19,7 +19,7 @@ from worker.tensors import at_least_float32
 
 EPS = 1e-8
 """Added within logarithms by UniME's authors."""
-AT_ONCE = 2**20
+AT_ONCE = 2**18
 """Comparisons that are computed at a time."""
 
 
@@ -62,7 +62,8 @@ class _PairwiseSoftplus(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=positives.device)
         of_positives, of_negatives = torch.zeros_like(positives), torch.zeros_like(negatives)
         rows = torch.arange(positives.numel(), device=positives.device)
-        for part in rows.split(max(1, AT_ONCE // max(negatives.shape[1], 1))):
+        parts: tuple[Tensor, ...] = torch.split(rows, max(1, AT_ONCE // max(negatives.shape[1], 1)))
+        for part in parts:
             group = part // positives.shape[1]
             gaps = negatives[group] - positives.reshape(-1)[part].unsqueeze(1)
             weight = weights[group].unsqueeze(1)
@@ -75,7 +76,7 @@ class _PairwiseSoftplus(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         of_positives, of_negatives = ctx.saved_tensors
         return gradient * of_positives, gradient * of_negatives, None
 

@@ -86,7 +86,7 @@ class EmbeddingTask(SampleTask):
         """Chance, of a single text to be found."""
         texts, roles = held_out.targets[:, TEXT], held_out.targets[:, ROLE]
         documents = texts[(roles != QUERY) & (roles != PADDING)]
-        count = held_out.samples if _paired(held_out.targets) else len(documents.unique())
+        count = held_out.samples if _paired(held_out.targets) else len(torch.unique(documents))
         return {"spearman": 0.0, "mrr": sum(1 / place for place in range(1, count + 1)) / count}, "chance"
 
     def tolerances(

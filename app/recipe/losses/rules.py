@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
-from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, LogitMse, Loss, PairScore
-from app.recipe.losses.embeddings import PairTerm
+from app.recipe.losses import Contrastive, Dexml, Ferkd, KdRel, KdTopk, LgAnna, LogitMse, Loss, Mw, PairScore, UniMe
 from app.recipe.methods.base import STUDENT
 from app.recipe.methods.supernet import Supernet
 from app.recipe.problem import Problem
 from app.recipe.students.model import ModelConfig
+
+PairLoss = Contrastive | PairScore | Mw | UniMe | LgAnna | Dexml
 
 
 def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
@@ -38,7 +39,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
     if isinstance(term, LogitMse) and term.centered and not job.task_spec.chooses:
         found = f"is true, and the mean of the logits counts for {job.task}"
         yield Problem(f"{path}.centered", found, "false")
-    if isinstance(term, PairTerm):
+    if isinstance(term, PairLoss):
         yield from _pair_problems(job, term, path)
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
@@ -50,7 +51,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 
 
-def _pair_problems(job: JobSpec, term: PairTerm, path: str) -> Iterator[Problem]:
+def _pair_problems(job: JobSpec, term: PairLoss, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
         return
     listed = bool(job.data.candidate_columns)
