@@ -7,6 +7,7 @@ width, those of continued texts a `gpt2` whose teacher reads other tokens.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 
 from app.recipe.data.tokenizers import BytePairs, WordPiece
 from app.recipe.losses import LOSSES, BinaryLoss, LossSpec
+from app.recipe.losses.embeddings import PairTerm
 from app.recipe.methods import Method
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
@@ -63,6 +65,16 @@ PAIRS: Document = {
     **{"train": DATA["embedding"], "format": "csv", "input_columns": ["one", "other"], "label_columns": ["score"]},
     "max_length": 8,
 }
+LISTS: Document = {
+    **{
+        "train": "lists",
+        "format": "jsonl",
+        "input_columns": ["query"],
+        "candidate_columns": ["positives", "negatives"],
+    },
+    **{"label_columns": ["scores"], "max_length": 8},
+}
+"""Queries with candidates, in lists of several lengths."""
 LAST: Document = {"teacher": "stages.2", "student": "stages.2"}
 NORMS: list[Document] = [{"teacher": path, "student": path} for path in ("stages.1.0.norm1", "stages.2.0.norm1")]
 ATTENTION: Document = {"qkv": "blocks.0.attention.qkv"}
@@ -111,7 +123,7 @@ def job_of(kind: str) -> Document:
     own = {
         "multi-label-classification": {"kind": "binary-cross-entropy"},
         "keypoints": {"kind": "mse"},
-        "embedding": term("pair-score"),
+        "embedding": term("unime" if needs_lists(found) else "pair-score"),
     }
     labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
@@ -119,8 +131,13 @@ def job_of(kind: str) -> Document:
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
     usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
-    more: Document = {"data": BINARY} if issubclass(found, BinaryLoss) else {}
+    more: Document = {"data": BINARY} if issubclass(found, BinaryLoss) else {"data": LISTS} if needs_lists(found) else {}
     return small_job(recipe, {"attention-relation": VIT, "l2-svm": SVM}.get(kind, usual), task, **more)
+
+
+def needs_lists(kind: type[LossSpec]) -> bool:
+    """Whether a kind of loss is for queries with candidates."""
+    return issubclass(kind, PairTerm) and kind.needs_lists
 
 
 def task_of(kind: type[LossSpec]) -> TaskName:
@@ -181,9 +198,22 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
     (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "lists").write_text("".join(f"{json.dumps(row)}\n" for row in lists()), encoding="utf-8")
     (folder / DATA["causal-lm"]).write_text(
         "\n".join(["line", *(one for one, _, _ in pairs())]) + "\n", encoding="utf-8"
     )
+
+
+def lists() -> list[Document]:
+    """Queries of four words, with one or two texts that share most of them, up to three others, and scores of all."""
+    random, made = np.random.default_rng(1), []
+    for index, (query, other, _) in enumerate(pairs()):
+        words = query.split()
+        positives = [" ".join([*words[:3], str(random.choice(WORDS))]) for _ in range(1 + index % 2)]
+        negatives = [" ".join(map(str, random.permutation(other.split()))) for _ in range(index % 4)]
+        scores = [0.9 - 0.1 * place for place in range(len(positives))] + [0.2] * len(negatives)
+        made.append({"query": query, "positives": positives, "negatives": negatives, "scores": scores})
+    return made
 
 
 def pairs() -> list[tuple[str, str, int]]:

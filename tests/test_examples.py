@@ -62,6 +62,7 @@ TAUGHT_BY = {
     "sst2-meta.yaml": ["sst2-teacher.yaml"],
     "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
+    "retrieval.yaml": ["embedding-teacher.yaml"],
     "supernet.yaml": ["embedding-teacher.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
     "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
@@ -120,6 +121,7 @@ def write_data(folder: Path) -> None:
         write_sentences(folder / name, rows)
     for name, rows in (("sts.tsv.gz", 120), ("sts-dev.tsv.gz", 30)):
         write_pairs(folder / name, rows)
+    write_lists(folder / "lists.jsonl", 120)
     words = random.Random(0).choices(f"{GOOD} {BAD} {OTHER}".split(), k=600)
     (folder / "book.txt").write_text(". ".join(" ".join(words[start : start + 6]) for start in range(0, 600, 6)))
     example("shakespeare").write_text(folder / "book.txt", folder)
@@ -178,6 +180,18 @@ def write_sentences(path: Path, rows: int) -> None:
             telling = draw.choices((GOOD if row % 2 else BAD).split(), k=2)
             words = [*telling, *draw.choices(OTHER.split(), k=draw.randint(1, 9))]
             table.writerow((" ".join(draw.sample(words, len(words))), row % 2))
+
+
+def write_lists(path: Path, rows: int) -> None:
+    """Queries with two texts that have words in common with them, and up to three that have none."""
+    draw, words = random.Random(rows), [*GOOD.split(), *BAD.split()]
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(rows):
+            query, others = draw.sample(words, 4), draw.sample(OTHER.split(), 4)
+            positives = [" ".join([*query[:3], draw.choice(others)]), " ".join([*query[1:], draw.choice(others)])]
+            negatives = [" ".join(draw.sample(others, 3)) for _ in range(row % 4)]
+            line = {"query": " ".join(query), "positives": positives, "negatives": negatives}
+            file.write(json.dumps({**line, "scores": [0.9, 0.8, *[0.1] * len(negatives)]}) + "\n")
 
 
 def write_pairs(path: Path, rows: int) -> None:

@@ -275,9 +275,8 @@ class JobSpec(Spec):
     @property
     def references(self) -> dict[str, str]:
         """Inputs that are stored in the service, by the path of the field that names them."""
-        named = {"data.train": self.data.train, "data.eval": self.data.eval}
-        named |= {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
-        return {param: reference for param, reference in named.items() if reference is not None}
+        models = {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
+        return self.data.files | {param: reference for param, reference in models.items() if reference is not None}
 
     def teacher_path(self, index: int) -> str:
         """Path of the field that describes a teacher."""

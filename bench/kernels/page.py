@@ -69,6 +69,7 @@ HEADS_CUDA = (
 )
 ROWS_CUDA = (Verdict("of copy bandwidth", bandwidth, 0.85, least=True),)
 CODEBOOKS = (Verdict("memory, relative to the plain form", to(PLAIN, "memory"), 0.25),)
+LISTS = (Verdict("memory, to plain", to(PLAIN, "memory"), 1 / 4),)
 SPARSES = (Verdict("cost of the teacher, relative to a dense one", sparse_cost, 0.1),)
 
 

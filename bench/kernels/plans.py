@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from bench.kernels import heads, logit_rows, page
+from bench.kernels import heads, logit_rows, page, retrieval
 from bench.kernels.contest import Contest, Machine, Outcome, hold, machine_rates
 from bench.kernels.heads import Shape
 from bench.kernels.logit_rows import Size
 from bench.kernels.page import Verdict
+from bench.kernels.retrieval import Listed
 
+LISTS = {
+    "mw": (Listed(32, 4, 128), Listed(128, 8, 128)),
+    "dexml": (Listed(512, 4, 128), Listed(2048, 8, 128)),
+}
+"""Batches by kind of loss, the largest last."""
+SHORT_LISTS = {"mw": (Listed(4, 2, 8),), "dexml": (Listed(4, 2, 8),)}
 SIZES = tuple(Size(rows, classes) for rows in (256, 4096) for classes in (10, 100, 1000))
 
 
@@ -37,7 +45,8 @@ def processor(short: bool) -> Plan:
     """Plan for a CPU: float32 on all cores."""
     shapes = (Shape(64, 64, 4096),) if short else (Shape(1024, 512, 32_768), Shape(256, 1024, 128_256))
     sizes = SIZES[:1] if short else SIZES
-    return plan("cpu", torch.float32, shapes, shapes[:1], sizes, (256, 8) if short else (4096, 400))
+    found = plan("cpu", torch.float32, shapes, shapes[:1], sizes, (256, 8) if short else (4096, 400))
+    return found._replace(entries=[*found.entries, *_lists(short, found.device, found.dtype)])
 
 
 def cuda(short: bool) -> Plan:
@@ -66,6 +75,14 @@ def plan(
     ]
     entries += [Entry(lambda size=size: logit_rows.contest(size, device, dtype), of_rows) for size in sizes]
     return Plan(device, dtype, entries, lambda: machine_rates(device, dtype, *rates))
+
+
+def _lists(short: bool, device: torch.device, dtype: torch.dtype) -> Iterator[Entry]:
+    """Losses of queries with candidates; their target is for the largest batch."""
+    for kind, sizes in (SHORT_LISTS if short else LISTS).items():
+        for size in sizes:
+            verdicts = page.LISTS if size == sizes[-1] else ()
+            yield Entry(partial(retrieval.contest, kind, size, device, dtype), verdicts)
 
 
 class OpenEntry(NamedTuple):

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from bench import gpu
 from bench.kernels import contest as rounds
-from bench.kernels import heads, logit_rows, page, plans
+from bench.kernels import heads, logit_rows, page, plans, retrieval
 from bench.kernels.__main__ import main
 from bench.kernels.contest import CUDA, PROCESSOR, Contender, Contest, Machine, Outcome, Turn, hold, turn
 from bench.kernels.heads import COMPILED, LIGER, NARROW, OURS, PLAIN, SPARSE, STUDENT, TRL, Shape
 from bench.kernels.logit_rows import Size
+from bench.kernels.retrieval import Listed
 from bench.rows import Row
 
 CPU = torch.device("cpu")
@@ -55,6 +56,13 @@ def outcome_of(seconds: dict[str, float], missing: dict[str, str] | None = None)
     contest = with_contender(Contender(lambda: torch.ones(())), lambda: torch.ones(()))
     turns = {name: [Turn(took, took, int(1e6 * took), 1.0)] for name, took in seconds.items()}
     return Outcome(dataclasses.replace(contest, least_bytes=2_000_000), turns, missing or {}, {})
+
+
+@pytest.mark.parametrize("kind", ["mw", "dexml"])
+def test_both_forms_of_the_losses_of_queries_have_the_same_loss(kind: str) -> None:
+    outcome = hold(retrieval.contest(kind, Listed(4, 3, 8), CPU, torch.float32), 0.0)
+    assert (outcome.wrong, outcome.missing) == ({}, {})
+    assert {name: len(turns) for name, turns in outcome.turns.items()} == {OURS: 2, PLAIN: 2}
 
 
 def test_all_forms_of_the_last_layer_have_the_same_loss() -> None:
@@ -190,7 +198,7 @@ def test_without_cuda_the_gpus_command_refuses_and_writes_nothing(tmp_path: Path
 def test_the_plans_hold_the_shapes_that_targets_are_stated_for() -> None:
     processor, cuda = plans.processor(False), plans.cuda(False)
     assert cuda.dtype == torch.bfloat16
-    assert len(processor.entries) == 2 + 1 + 1 + 6
+    assert len(processor.entries) == 2 + 1 + 1 + 6 + 4
     assert len(cuda.entries) == 5 + 1 + 1 + 6 + 1
     meters: dict[str, Any] = {"cpu": PROCESSOR, "cuda": CUDA}
     assert {plan.device.type for plan in (processor, cuda)} == set(meters)

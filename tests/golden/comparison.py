@@ -69,7 +69,8 @@ def evaluate(terms: Sequence[Loss], rows: LossInputs, head: Tensor | None = None
     student = rows.student.clone().requires_grad_()
     objective = Objective(terms, LossBuilder({}, {}, student.shape[-1]), [Teacher(model="golden")])
     signals = {} if rows.teacher is None else {"teacher": TeacherSignal(rows.teacher, head)}
-    loss = objective(BatchOutputs(student, rows.labels, signals), objective.count(rows.labels))[TOTAL]
+    outputs = BatchOutputs(student, rows.labels, signals, rows_per_sample=rows.rows_per_sample)
+    loss = objective(outputs, objective.count(rows.labels))[TOTAL]
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
 

@@ -20,6 +20,7 @@ from tests.golden import (
     multi_label,
     mutual,
     optimizers,
+    retrieval,
     rollback,
 )
 from tests.golden.comparison import Comparison
@@ -58,6 +59,10 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "rollback": rollback.rollback,
     "mtard": adversarial.mtard,
     "ntxent": embeddings.ntxent,
+    "mw": retrieval.mw,
+    "dexml": retrieval.dexml,
+    "unime": retrieval.unime,
+    "lganna": retrieval.lg_anna,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,

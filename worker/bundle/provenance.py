@@ -29,8 +29,7 @@ def provenance(assignment: Assignment, folder: Path) -> dict[str, dict[str, Any]
     """
     job, sources = assignment.spec, assignment.sources
     inputs = {reference: folder / path for reference, path in assignment.inputs.items()}
-    data = {"data.train": job.data.train} | ({"data.eval": job.data.eval} if job.data.eval else {})
-    found = {path: _of_data(reference, inputs[reference], sources) for path, reference in data.items()}
+    found = {path: _of_data(reference, inputs[reference], sources) for path, reference in job.data.files.items()}
     return found | {path: _of_model(origin, inputs[origin.reference], sources) for path, origin in job.origins.items()}
 
 

@@ -51,7 +51,7 @@ def load_samples(
         refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
     else:
         refuse(find_problems(job, InputFacts(teachers=teachers)))
-    samples = {param: _read(task, path, job, param) for param, path in files.items()}
+    samples = task.gathered({param: _read(task, path, job, param) for param, path in files.items()})
     targets = task.targets(job, teachers, samples)
     readers, warnings = _readers(job, inputs, teachers, samples["data.train"])
     facts = {param: _facts(one, readers, targets, param) for param, one in samples.items()}

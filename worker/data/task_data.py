@@ -103,6 +103,10 @@ class SampleReading(Protocol):
         """The samples of the file that `param` names, as rows for the models."""
         ...
 
+    def gathered(self, samples: Mapping[str, Samples]) -> Mapping[str, Samples]:
+        """The arranged samples of all files, by the field that names each, as those to train and to evaluate on."""
+        ...
+
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         """Targets by file; `teachers` are described by their references. Raises UserError naming the label."""
         ...
@@ -135,10 +139,8 @@ class SampleReading(Protocol):
 
 def references(data: Data) -> dict[str, str]:
     """The files to read, by the field that names them."""
-    named = {"data.train": data.train}
-    if data.eval is not None:
-        named["data.eval"] = data.eval
-    elif isinstance(data, HfData) and data.eval_split is not None:
+    named = data.files
+    if data.eval is None and isinstance(data, HfData) and data.eval_split is not None:
         named["data.eval"] = data.train
     return named
 

@@ -14,6 +14,7 @@ from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
 from worker.losses.comp_sum import CompSumTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
+from worker.losses.dexml import DexmlTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
@@ -25,6 +26,7 @@ from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
 from worker.losses.spherical import ZLossTerm
 from worker.losses.svm import L2SvmTerm
+from worker.losses.retrieval import LgAnnaTerm, MwTerm, UniMeTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm
@@ -62,6 +64,10 @@ TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
     spec.SimilarityMatrix: SimilarityMatrixTerm,
     spec.Contrastive: ContrastiveTerm,
     spec.PairScore: PairScoreTerm,
+    spec.Mw: MwTerm,
+    spec.UniMe: UniMeTerm,
+    spec.LgAnna: LgAnnaTerm,
+    spec.Dexml: DexmlTerm,
 }
 """Terms that need outputs alone."""
 

@@ -49,6 +49,8 @@ class LossInputs(NamedTuple):
     """Outputs (B, C), floating, of every teacher by name, for terms that need more than one."""
     teacher_learns: bool = False
     """Whether the teacher's outputs have a gradient."""
+    rows_per_sample: int = 1
+    """See `Batch.rows_per_sample`."""
     epoch: float = 0.0
     """Epochs of the stage before this step, with fraction."""
     index: Tensor | None = None

@@ -48,6 +48,8 @@ class BatchOutputs:
     teacher_learns: bool = False
     """Whether the teachers' outputs have a gradient, and gradients of the losses are differentiated again: all terms
     are then computed in plain PyTorch."""
+    rows_per_sample: int = 1
+    """See `Batch.rows_per_sample`."""
     epoch: float = 0.0
     """See `LossInputs`; set by the objective."""
     index: Tensor | None = None
@@ -260,6 +262,7 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
         features,
         teachers,
         teacher_learns=seen.teacher_learns,
+        rows_per_sample=seen.rows_per_sample,
         epoch=seen.epoch,
         index=seen.index,
     )

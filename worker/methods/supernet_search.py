@@ -68,7 +68,10 @@ def evaluated_losses(weights: SharedWeights, stage: Stage, inputs: MethodInputs)
             if inputs.stop():
                 raise Interrupted
             outputs = space.call(model, sizes)(samples := part.inputs[model.input_key])
-            seen = BatchOutputs(outputs, part.targets, signals, space.take(sizes), model.tokens(samples), tokens)
+            features, rows = space.take(sizes), part.rows_per_sample
+            seen = BatchOutputs(
+                outputs, part.targets, signals, features, model.tokens(samples), tokens, rows_per_sample=rows
+            )
             found = stage.objective(seen, count, stage.plan.epochs, stage.plan.epochs)
             sums[place] += found[TOTAL].double().cpu()
         inputs.send(Log(message=f"search: {len(space.networks)} sub-networks on part {number} of {len(parts)}"))

@@ -132,7 +132,10 @@ def _shares(
     stage, model = member.stage, member.model
     with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16"):
         outputs = space.call(model, sizes, train=True)(samples := micro_batch.inputs[model.input_key])
-    seen = BatchOutputs(outputs, micro_batch.targets, signals, space.take(sizes), model.tokens(samples), tokens)
+    features, rows = space.take(sizes), micro_batch.rows_per_sample
+    seen = BatchOutputs(
+        outputs, micro_batch.targets, signals, features, model.tokens(samples), tokens, rows_per_sample=rows
+    )
     return objective_shares(stage, seen, member.optimizer, count, epoch)
 
 

@@ -1,10 +1,11 @@
-"""Embeddings of texts, compared with each other: pairs of texts with scores, or without."""
+"""Embeddings of texts, compared with each other: pairs of texts with scores or without, queries with candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from app.recipe.job import EvaluationSpec, JobSpec
@@ -12,12 +13,13 @@ from app.recipe.students.architectures import Transformers
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import embedding_of, network_of
 from worker.data.batches import Batch
-from worker.data.formats.column_readers import NumberColumns
+from worker.data.formats.candidate_lists import CandidateColumns
 from worker.data.formats.columns import Samples
-from worker.data.pairs import SCORE, TEXT, as_rows
+from worker.data.pairs import CORPUS, NEGATIVE, PADDING, POSITIVE, QUERY, ROLE, SCORE, TEXT, as_rows, with_corpus
 from worker.data.task_data import Targets, TaskData
+from worker.losses.listed import EmbeddingObjective
 from worker.metrics import embeddings as metrics
-from worker.metrics import regression
+from worker.metrics import regression, retrieval
 from worker.tasks.base import Evaluation, Metrics
 from worker.tasks.card import EncoderCard
 from worker.tasks.regression import number_targets
@@ -26,19 +28,28 @@ from worker.transformers_library import width_of
 
 RECALL_AT = (1, 5, 10)
 """Numbers of nearest texts for recall."""
+GAIN_AT = 10
+"""Number of nearest texts for the normalised discounted cumulative gain."""
 
 
 class EmbeddingTask(SampleTask):
-    """Outputs (N, C) floating, an embedding per text; each text of a pair is a separate row, with targets as in
-    `worker.data.pairs`."""
+    """Outputs (N, C) floating, an embedding per text; each text of a pair, query and candidate is a separate row, with
+    targets as in `worker.data.pairs`."""
 
     name = "embedding"
+    objective = EmbeddingObjective
 
     def __init__(self) -> None:
-        self.columns, self.card = NumberColumns(self.name, texts=True), EncoderCard("sentence-similarity")
+        self.columns, self.card = CandidateColumns(self.name, texts=True), EncoderCard("sentence-similarity")
 
     def arrange(self, samples: Samples, param: str) -> Samples:
         return as_rows(samples, param)
+
+    def gathered(self, samples: Mapping[str, Samples]) -> Mapping[str, Samples]:
+        rest = {param: one for param, one in samples.items() if param != "data.corpus"}
+        if "data.corpus" not in samples:
+            return rest
+        return rest | {"data.eval": with_corpus(rest["data.eval"], samples["data.corpus"])}
 
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         return Targets(number_targets(samples))
@@ -59,9 +70,12 @@ class EmbeddingTask(SampleTask):
         self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
         """`spearman` and `pearson` of cosines with scores, for embeddings (N, C) float32; without scores `mrr` and
-        `recall_at_<k>` of the second text, ranked among all second texts by the first. Likeness to the teacher's
+        `recall_at_<k>` of the second text, ranked among all second texts by the first; of queries with candidates these
+        and `ndcg_at_10` of the positives, ranked among the candidates of all queries. Likeness to the teacher's
         embeddings (N, D): `teacher_correlation` of cosines, `teacher_cosine` if widths are equal."""
-        found = _measured(embeddings, targets.cpu()) | _likeness(embeddings, teacher)
+        targets = targets.cpu()
+        there = targets[:, ROLE] != PADDING
+        found = _measured(embeddings, targets) | _likeness(embeddings, teacher, there.to(embeddings.device))
         return Evaluation({name: float(value) for name, value in found.items()})
 
     def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -69,8 +83,10 @@ class EmbeddingTask(SampleTask):
         return {"cosine": metrics.teacher_cosine(outputs, reference)}
 
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
-        """Chance."""
-        count = held_out.samples
+        """Chance, of a single text to be found."""
+        texts, roles = held_out.targets[:, TEXT], held_out.targets[:, ROLE]
+        documents = texts[(roles != QUERY) & (roles != PADDING)]
+        count = held_out.samples if _paired(held_out.targets) else len(torch.unique(documents))
         return {"spearman": 0.0, "mrr": sum(1 / place for place in range(1, count + 1)) / count}, "chance"
 
     def tolerances(
@@ -80,7 +96,15 @@ class EmbeddingTask(SampleTask):
         yield from ()
 
 
+def _paired(targets: Tensor) -> bool:
+    """Whether the rows of targets (R, 3) are pairs of texts, not queries with any number of candidates."""
+    roles = targets[:, ROLE]
+    return bool((roles[0::2] == QUERY).all() & (roles[1::2] == POSITIVE).all())
+
+
 def _measured(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    if not _paired(targets):
+        return _ranked(embeddings, targets)
     scores = targets[0::2, SCORE]
     if not bool(scores.isnan().any()):
         found = metrics.pair_cosines(embeddings)
@@ -93,9 +117,24 @@ def _measured(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {"mrr": metrics.mean_reciprocal_rank(ranks), **recalls}
 
 
-def _likeness(embeddings: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+def _ranked(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Metrics of queries with candidates."""
+    roles = targets[:, ROLE]
+    row = torch.arange(len(roles))
+    query = row.where(roles == QUERY, 0).cummax(0).values
+    relevant = (roles == POSITIVE).nonzero().squeeze(1)
+    documents = row[(roles == POSITIVE) | (roles == NEGATIVE) | (roles == CORPUS)]
+    judged = retrieval.Judgements(row[roles == QUERY], documents, torch.stack([query[relevant], relevant], 1))
+    found = retrieval.rank_relevant(embeddings, targets[:, TEXT], judged)
+    recalls = {f"recall_at_{k}": retrieval.recall_of(found, k) for k in RECALL_AT}
+    gain = retrieval.ndcg_of(found, GAIN_AT)
+    return {"mrr": retrieval.mean_reciprocal_rank_of(found), **recalls, f"ndcg_at_{GAIN_AT}": gain}
+
+
+def _likeness(embeddings: Tensor, teacher: Tensor | None, there: Tensor) -> dict[str, Tensor]:
     if teacher is None:
         return {}
+    embeddings, teacher = embeddings[there], teacher[there]
     found = {"teacher_correlation": metrics.teacher_correlation(embeddings, teacher)}
     same = embeddings.shape == teacher.shape
     return found | ({"teacher_cosine": metrics.teacher_cosine(embeddings, teacher)} if same else {})

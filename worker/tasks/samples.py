@@ -63,6 +63,10 @@ class SampleTask(Task):
         """The samples of the file of the field `param`, as the rows that models read."""
         return samples
 
+    def gathered(self, samples: Mapping[str, Samples]) -> Mapping[str, Samples]:
+        """The arranged samples of all files, by field, as those to train and to evaluate on."""
+        return samples
+
     @abstractmethod
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         """Targets by file (see `Batch.targets`); `teachers` has configs by reference. Raises UserError naming the

@@ -167,8 +167,9 @@ def run_student(stage: Stage, student: Model, micro_batch: Batch, signals: Signa
     bf16 = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16")
     with bf16, torch.set_grad_enabled(stage.trains_student):
         outputs = stage.forward(samples := micro_batch.inputs[stage.input_key])
-    tokens, index = student.tokens(samples), micro_batch.index
-    return BatchOutputs(outputs, micro_batch.targets, signals, stage.recorder.take(), tokens, index=index)
+    features, tokens = stage.recorder.take(), student.tokens(samples)
+    rows, index = micro_batch.rows_per_sample, micro_batch.index
+    return BatchOutputs(outputs, micro_batch.targets, signals, features, tokens, rows_per_sample=rows, index=index)
 
 
 def objective_shares(

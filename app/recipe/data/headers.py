@@ -6,10 +6,10 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from app.recipe.data.facts import Archive, ArrayFacts, FirstLine, Known, SampleFacts
-from app.recipe.data.sources import CsvData, Data, ImageData, Table
+from app.recipe.data.sources import ColumnsField, CsvData, Data, ImageData, Table
 from app.recipe.problem import Problem
 from app.recipe.students.inputs import MAX_CHANNELS, MAX_COLUMNS, MAX_SIDE, ImageInput, TableInput
 from app.recipe.tasks.base import TaskSpec
@@ -35,8 +35,8 @@ def _missing_columns(data: Table, line: FirstLine, param: str) -> Iterator[Probl
     if there is None:
         yield Problem(param, "its first line is not a JSON object", "one JSON object a line")
         return
-    named = [(data.field("input_columns", param), name) for name in data.input_columns]
-    for field, name in named + [(data.field("label_columns", param), name) for name in data.label_columns]:
+    named = [(data.field(each, param), name) for each in get_args(ColumnsField) for name in getattr(data, each)]
+    for field, name in named:
         if there.count(name) != 1:
             found = "two columns" if name in there else "no column"
             yield Problem(field, f"{param} has {found} {name!r}", "one of " + ", ".join(sorted(set(there))[:20]))

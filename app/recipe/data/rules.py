@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from app.recipe.data.augmentation import Crop, Flip, RandAugment, SelfMix
 from app.recipe.data.facts import SampleFacts
-from app.recipe.data.sources import Data, Table
+from app.recipe.data.sources import ColumnsField, Data, Table
 from app.recipe.problem import Problem
 from app.recipe.students.inputs import ImageInput, Input
 from app.recipe.tasks import tasks_with
@@ -62,9 +63,9 @@ def _format_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
 
 
 def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
-    usual = {"eval_input_columns": "none: as in data.train", "eval_label_columns": "none: as in data.train"}
-    for field, accepted in {**usual, "label_separator": "none"}.items():
-        if getattr(data, field, None) is not None and (path := f"data.{field}") not in task.options:
+    usual = {f"eval_{name}": "none: as in data.train" for name in get_args(ColumnsField)}
+    for field, accepted in {**usual, "candidate_columns": "none", "corpus": "none", "label_separator": "none"}.items():
+        if getattr(data, field, None) not in (None, []) and (path := f"data.{field}") not in task.options:
             yield Problem(path, f"is for {tasks_with(path)}, the task is {task.name}", accepted)
     yield from task.column_problems(data)
 

@@ -45,6 +45,11 @@ def _mixes_last(steps: list[Augment]) -> list[Augment]:
 
 Columns = Annotated[list[Key], Field(min_length=1, max_length=4096), AfterValidator(_each_once)]
 MaybeColumns = Annotated[list[Key], Field(max_length=4096), AfterValidator(_each_once)]
+Candidates = Annotated[list[Key], Field(max_length=2), AfterValidator(_each_once)]
+
+
+ColumnsField = Literal["input_columns", "label_columns", "candidate_columns"]
+"""Fields with columns, which may be others in the file to evaluate on."""
 
 
 class Data(Spec):
@@ -97,6 +102,12 @@ class Data(Spec):
         """True if the evaluation samples are taken from `train`."""
         return self.eval is None
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Files to read, by the path of the field that names them."""
+        named = {f"data.{name}": getattr(self, name, None) for name in ("train", "eval", "corpus")}
+        return {param: reference for param, reference in named.items() if reference is not None}
+
     def at(self, param: str) -> Self:
         """The settings for the file that the field `param` names."""
         return self
@@ -145,28 +156,58 @@ class Table(Texts):
     """Columns of the targets: one of classes (whole numbers from 0, or names), or columns of numbers. For
     multi-label-classification a column of 0 and 1 for each class, with its name, or one column of lists of names;
     for token-classification one column of lists of tags, one for every word. For keypoints in the order x, y of each
-    point, as fractions of the image's width and height. For embeddings the score of a pair, if it has one; for
-    causal-lm none: a text is its own target. Required for all other tasks."""
+    point, as fractions of the image's width and height. For embeddings the score of a pair, or the list of the scores
+    of all candidates in their order, positives first, if there are scores; for causal-lm none: a text is its own
+    target. Required for all other tasks."""
+
+    candidate_columns: Candidates = []
+    """For embeddings: columns of lists of texts, the candidates for the query in `input_columns`: one column whose
+    first text is the positive and whose others are negatives, or two, of positives and of negatives. Shorter lists are
+    padded to the longest of the file. Not in CSV."""
 
     chat_date: Day | None = None
     """For causal-lm: the date, at midnight, for chat templates that use the current time (`strftime_now`); none: the
     date on which the job is created, which is recorded."""
 
     eval_input_columns: Columns | None = None
-    """For embeddings: the two columns of texts in `eval`, if they differ from those of `train`; none: as in `train`."""
+    """For embeddings: the two columns of texts in `eval`, or the one of its queries, if they differ from those of
+    `train`; none: as in `train`."""
 
     eval_label_columns: MaybeColumns | None = None
     """For embeddings: the column of scores in `eval`, if it differs from that of `train`; none: as in `train`."""
 
+    eval_candidate_columns: Candidates | None = None
+    """For embeddings: the columns of candidates in `eval`, if they differ from those of `train`; an empty list: it has
+    none; none: as in `train`."""
+
+    corpus: Reference | None = None
+    """For embeddings: file with further texts, one in each row, among which the queries of `eval` search; in the same
+    format. None: they search among the candidates, or second texts, of `eval` alone."""
+
+    corpus_column: Key = "text"
+    """Column of the texts in `corpus`."""
+
+    @property
+    def source_columns(self) -> list[str]:
+        """Columns that a model's inputs are made of."""
+        return [*self.input_columns, *self.candidate_columns]
+
     def at(self, param: str) -> Self:
+        if param == "data.corpus":
+            alone: dict[str, Any] = {
+                "input_columns": [self.corpus_column],
+                "label_columns": [],
+                "candidate_columns": [],
+            }
+            return self.model_copy(update=alone)
         if param != "data.eval":
             return self
-        own = {"input_columns": self.eval_input_columns, "label_columns": self.eval_label_columns}
+        own = {name: getattr(self, f"eval_{name}") for name in get_args(ColumnsField)}
         return self.model_copy(update={field: names for field, names in own.items() if names is not None})
 
-    def field(self, name: Literal["input_columns", "label_columns"], param: str) -> str:
+    def field(self, name: ColumnsField, param: str) -> str:
         """Path of the field with these columns, for the file that the field `param` names."""
-        own = self.eval_input_columns if name == "input_columns" else self.eval_label_columns
+        own = getattr(self, f"eval_{name}")
         return f"data.{'eval_' if param == 'data.eval' and own is not None else ''}{name}"
 
 

@@ -66,6 +66,12 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
+from app.recipe.losses.retrieval import (
+    Dexml,
+    LgAnna,
+    Mw,
+    UniMe,
+)
 from app.recipe.losses.vocabularies import (
     Uld,
 )
@@ -85,6 +91,7 @@ __all__ = [
     "CompSum",
     "Contrastive",
     "CrossEntropy",
+    "Dexml",
     "Dist",
     "Dkd",
     "EmbeddingDistance",
@@ -103,12 +110,14 @@ __all__ = [
     "L2Svm",
     "LabelLoss",
     "Ldr",
+    "LgAnna",
     "Lipschitz",
     "LogitMse",
     "Loss",
     "LossSpec",
     "MiAlpha",
     "Mse",
+    "Mw",
     "Nkd",
     "Overhaul",
     "PairScore",
@@ -123,6 +132,7 @@ __all__ = [
     "Temperature",
     "Tvd",
     "Uld",
+    "UniMe",
     "Uskd",
     "Wing",
     "ZLoss",
@@ -176,7 +186,11 @@ Loss = Annotated[
     | EmbeddingDistance
     | SimilarityMatrix
     | Contrastive
-    | PairScore,
+    | PairScore
+    | Mw
+    | UniMe
+    | LgAnna
+    | Dexml,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

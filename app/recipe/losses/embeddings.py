@@ -73,14 +73,17 @@ class PairTerm(EmbeddingTerm):
     """A term that needs pairs of texts."""
 
     needs_scores: ClassVar[bool] = False
+    needs_lists: ClassVar[bool] = False
+    """Whether it is for queries with candidates, and not for pairs."""
 
 
 class Contrastive(PairTerm):
     """InfoNCE within the batch: classifies the text that a text is paired with among those of the other pairs.
 
-    With `target: teacher` the labels are the teacher's distribution over them: soft where texts of other pairs match
-    too. A candidate that is identical to the positive, or to the anchor, is masked out. `anchors: both` with
-    `others: all` is NT-Xent (SimCLR, 2002.05709).
+    Of a query with candidates the first positive is to be found among the candidates of all queries, negatives
+    included, without its further positives. With `target: teacher` the labels are the teacher's distribution over
+    them: soft where texts of other pairs match too. A candidate that is identical to a positive, or to the anchor, is
+    masked out. `anchors: both` with `others: all` is NT-Xent (SimCLR, 2002.05709).
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -92,8 +95,8 @@ class Contrastive(PairTerm):
         "KL(softmax(T_i / teacher_temperature) || softmax(S_i / temperature)) over the same texts"
     )
     applies: ClassVar[str] = (
-        "Embeddings of pairs, with the pairs as labels or with a teacher. Better with large batches; not with "
-        "`accumulate` above 1."
+        "Embeddings of pairs or of queries with candidates, with these as labels or with a teacher. Better with large "
+        "batches; not with `accumulate` above 1."
     )
     kind: Literal["contrastive"] = "contrastive"
     target: Literal["pairs", "teacher"] = "pairs"

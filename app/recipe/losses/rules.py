@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
-from app.recipe.losses import Contrastive, Ferkd, KdRel, KdTopk, L2Svm, LabelLoss, LogitMse, Loss, PairScore
+from app.recipe.losses import Contrastive, Dexml, Ferkd, KdRel, KdTopk, L2Svm, LabelLoss, LgAnna, LogitMse, Loss, Mw, PairScore, UniMe
 from app.recipe.methods.base import STUDENT
+from app.recipe.methods.supernet import Supernet
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import ZOO
 from app.recipe.students.heads import SvmHead
@@ -17,10 +18,13 @@ from app.recipe.students.shrink import Unshrinkable, network_of
 MAIN = "recipe.losses"
 """Path of the losses of the main training."""
 
+PairLoss = Contrastive | PairScore | Mw | UniMe | LgAnna | Dexml
+
 
 def loss_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     """Problems of the loss terms of all stages. `teachers` are descriptions by reference."""
     yield from _svm_problems(job, teachers)
+    yield from _search_problems(job)
     known = [teachers[teacher.reference].classes for teacher in job.all_teachers if teacher.reference in teachers]
     classes = job.data.declared_classes or next(iter(known), None)
     others = job.recipe.method.objectives()
@@ -71,7 +75,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
     if isinstance(term, LogitMse) and term.centered and not job.task_spec.chooses:
         found = f"is true, and the mean of the logits counts for {job.task}"
         yield Problem(f"{path}.centered", found, "false")
-    if isinstance(term, Contrastive | PairScore):
+    if isinstance(term, PairLoss):
         yield from _pair_problems(job, term, path)
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
@@ -83,13 +87,30 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 
 
-def _pair_problems(job: JobSpec, term: Contrastive | PairScore, path: str) -> Iterator[Problem]:
+def _pair_problems(job: JobSpec, term: PairLoss, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
         return
-    if len(job.data.input_columns) < 2:
+    listed = bool(job.data.candidate_columns)
+    if isinstance(term, PairScore) and listed:
+        found = f"{term.kind} compares the two texts of a pair, and data.candidate_columns names lists"
+        yield Problem(f"{path}.kind", found, "a loss on candidates")
+    elif isinstance(term, Contrastive) and listed and term.anchors == "both":
+        yield Problem(f"{path}.anchors", "is both, and of lists of candidates only queries are anchors", "first")
+    elif term.needs_lists and not listed:
+        found = f"{term.kind} compares the candidates of a query, and data.candidate_columns names none"
+        yield Problem(f"{path}.kind", found, "queries with lists of candidates")
+    elif len(job.data.source_columns) < 2:
         yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
     elif term.needs_scores and not job.data.label_columns:
         yield Problem("data.label_columns", f"is missing, and {term.kind} needs scores", "the column of scores")
+
+
+def _search_problems(job: JobSpec) -> Iterator[Problem]:
+    """Problems of lists and corpora with a method that computes losses on held-out samples."""
+    for field in ("candidate_columns", "eval_candidate_columns", "corpus"):
+        if isinstance(job.recipe.method, Supernet) and getattr(job.data, field, None):
+            found = f"is given, and {job.recipe.method.kind} computes losses of single texts and pairs"
+            yield Problem(f"data.{field}", found, "none")
 
 
 def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:

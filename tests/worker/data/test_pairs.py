@@ -15,9 +15,10 @@ import torch
 
 from app.recipe.job import JobSpec
 from tests.worker.data.loading import load_task
+from worker.data import pairs as pairs_module
 from worker.data.batches import Batch, Batches, whole_split
-from worker.data.formats.columns import Samples, TextSamples
-from worker.data.pairs import as_rows
+from worker.data.formats.columns import Candidates, Samples, TextSamples
+from worker.data.pairs import CORPUS, PADDING, ROLE, as_rows, with_corpus
 from worker.data.task_data import TaskData
 from worker.errors import UserError
 
@@ -62,13 +63,58 @@ def test_texts_of_a_pair_become_rows_that_share_their_score() -> None:
     found = as_rows(Samples(TextSamples(["x", "y"], ["y", "z"]), np.float32([[0.5], [2.0]])), "data.train")
     assert found.inputs == TextSamples(["x", "y", "y", "z"])
     assert found.rows_per_sample == 2
-    np.testing.assert_array_equal(found.labels, [[0.5, 0], [0.5, 1], [2.0, 1], [2.0, 2]])
+    np.testing.assert_array_equal(found.labels, [[0.5, 0, 0], [0.5, 1, 1], [2.0, 1, 0], [2.0, 2, 1]])
+
+
+def test_a_query_and_its_candidates_become_rows_that_are_padded_to_the_longest_list() -> None:
+    lists = [Candidates(["y", "z", "x"], 2), Candidates(["y"], 1)]
+    found = as_rows(Samples(TextSamples(["x", "v"], candidates=lists), [[0.9, 0.8, 0.1], [0.5]]), "data.train")
+    assert found.inputs == TextSamples(["x", "y", "z", "x", "v", "y", "", ""])
+    assert found.rows_per_sample == 4
+    scores = [np.nan, 0.9, 0.8, 0.1, np.nan, 0.5, np.nan, np.nan]
+    np.testing.assert_allclose(found.labels[:, 0], np.float32(scores))
+    assert found.labels[:, 1:].tolist() == [[0, 0], [1, 1], [2, 1], [0, 2], [3, 0], [1, 1], [-1, 3], [-1, 3]]
+    assert found.notes == ()
+
+
+def test_lists_of_very_different_lengths_are_noted_and_refused_if_they_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lists = [Candidates(["y"] * 30, 1), *[Candidates(["y"], 1)] * 99]
+    samples = Samples(TextSamples(["x"] * 100, candidates=lists), [])
+    (note,) = as_rows(samples, "data.train").notes
+    assert note.startswith("93% of the rows of data.train fill up lists")
+    monkeypatch.setattr(pairs_module, "FEW_ROWS", 100)
+    with pytest.raises(UserError, match=r"30 texts, and their mean 1\.3; accepted: lists of similar") as caught:
+        as_rows(samples, "data.train")
+    assert caught.value.param == "data.candidate_columns"
+
+
+def test_a_corpus_adds_the_texts_that_no_candidate_has_behind_the_queries() -> None:
+    """A query may be a document, too; equal texts have one number."""
+    queries = as_rows(Samples(TextSamples(["q"], candidates=[Candidates(["a", "b"], 1)]), []), "data.eval")
+    corpus = as_rows(Samples(TextSamples(["b", "c", "q", "c", "d", ""]), np.empty((6, 0), np.float32)), "data.corpus")
+    found = with_corpus(queries, corpus)
+    assert found.inputs == TextSamples(["q", "a", "b", "c", "q", "d", "", "", ""])
+    assert found.rows_per_sample == 3
+    expected = [
+        [0, 0],
+        [1, 1],
+        [2, 2],
+        [3, CORPUS],
+        [0, CORPUS],
+        [4, CORPUS],
+        [5, CORPUS],
+        [-1, PADDING],
+        [-1, PADDING],
+    ]
+    assert found.labels[:, 1:].tolist() == expected
 
 
 def test_single_texts_have_no_score() -> None:
     found = as_rows(Samples(TextSamples(["x", "y", "x"]), np.empty((3, 0), np.float32)), "data.train")
     assert (found.inputs, found.rows_per_sample) == (TextSamples(["x", "y", "x"]), 1)
-    np.testing.assert_array_equal(found.labels, [[np.nan, 0], [np.nan, 1], [np.nan, 0]])
+    np.testing.assert_array_equal(found.labels, [[np.nan, 0, 0], [np.nan, 1, 0], [np.nan, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -138,3 +184,13 @@ def test_parts_of_a_batch_tear_no_pair_apart(parts: int) -> None:
     assert all(len(part) == 2 * part.samples and part.rows_per_sample == 2 for part in found)
     assert torch.equal(torch.cat([part.index for part in found]), torch.arange(10))
     assert max(part.samples for part in found) - min(part.samples for part in found) <= 1
+
+
+def test_lists_of_candidates_are_held_out_as_a_whole(tmp_path: Path) -> None:
+    lists = [(f"q{i}", [f"a{i}", "b", "c"][: 1 + i % 3], None) for i in range(10)]
+    found = load(tmp_path, "jsonl", lists, input_columns=["a"], candidate_columns=["b"])
+    assert (found.train.samples, found.eval.samples, found.train.rows_per_sample) == (8, 2, 4)
+    roles = torch.cat([found.train.targets, found.eval.targets])[:, ROLE].view(10, 4)
+    assert (roles[:, 0] == 0).all()
+    assert (roles[:, 1] == 1).all()
+    assert sorted((roles == PADDING).sum(1).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]

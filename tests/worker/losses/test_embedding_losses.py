@@ -56,7 +56,8 @@ def draw(pairs: int = 4, taught: int = WIDTH, dtype: torch.dtype = torch.float64
     random = generator(seed, "vectors")
     student, teacher = (torch.randn(2 * pairs, width, generator=random, dtype=dtype) for width in (WIDTH, taught))
     scores = 5.0 * torch.rand(pairs, generator=random, dtype=torch.float64).repeat_interleave(2)
-    labels = torch.stack([scores, torch.arange(2.0 * pairs, dtype=torch.float64)], 1)
+    roles = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(pairs)
+    labels = torch.stack([scores, torch.arange(2.0 * pairs, dtype=torch.float64), roles], 1)
     return LossInputs(student.requires_grad_(), labels, teacher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from app.recipe.job import JobSpec
 from tests import kinds
-from tests.kinds import BERT, ENCODER, PAIRS, small_job
+from tests.kinds import BERT, ENCODER, LISTS, PAIRS, small_job
 from tests.worker.training.builders import Played, play
 from worker.bundle import writer as bundle
 from worker.data.formats.columns import TextSamples
@@ -183,6 +184,31 @@ def test_pairs_without_scores_are_evaluated_by_retrieval(inputs: dict[str, str],
     ].keys()
     assert "spearman" not in figures["student"]
     assert figures["epochs"]["by"] == "mrr"
+
+
+def test_queries_are_evaluated_by_retrieval_among_the_candidates_of_all(inputs: dict[str, str], tmp_path: Path) -> None:
+    recipe = {"losses": [DISTANCE, {"kind": "contrastive"}, {"kind": "contrastive", "target": "teacher"}]}
+    figures = report(finished(inputs, tmp_path / "job", recipe=recipe, data=LISTS))
+    assert figures["samples"] == {"train": 24, "eval": 6}
+    for side in (figures["student"], figures["teacher"]):
+        assert {"mrr", "recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10"} <= side.keys()
+    assert figures["epochs"]["by"] == "mrr"
+
+
+@pytest.mark.parametrize("form", ["lists", "pairs"])
+def test_a_corpus_makes_retrieval_harder(inputs: dict[str, str], tmp_path: Path, form: str) -> None:
+    """The texts of the pairs are added to the candidates of the lists, or the lines to the second texts of pairs."""
+    path = tmp_path / "corpus"
+    texts = [" ".join(words) for words in itertools.permutations(["red", "cat", "runs", "old"])]
+    lines = ["text", *texts] if form == "pairs" else [json.dumps({"text": text}) for text in texts]
+    path.write_text("\n".join(lines) + "\n")
+    data = {**(LISTS if form == "lists" else UNSCORED), "eval": form}
+    given = {**inputs, "corpus": str(path)}
+    alone = report(finished(given, tmp_path / "alone", data=data))
+    among = report(finished(given, tmp_path / "among", data={**data, "corpus": "corpus"}))
+    assert {"mrr", "recall_at_10", "ndcg_at_10"} <= among["student"].keys()
+    assert among["student"]["mrr"] < alone["student"]["mrr"]
+    assert among["sources"]["data.corpus"]["reference"] == "corpus"
 
 
 def test_a_trained_student_approaches_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
 from tests import kinds
-from tests.kinds import ENCODER, KINDS, PAIRS, VIT, job_of, methods, small_job, term
+from tests.kinds import ENCODER, KINDS, LISTS, PAIRS, VIT, job_of, methods, small_job, term
 from tests.worker.training.builders import Played, play, weights
 from worker.bundle import writer as bundle
 from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Metrics, Stopped
@@ -150,6 +150,12 @@ VARIANTS: dict[str, Document] = {
         data={**PAIRS, "eval": "pairs", "eval_input_columns": ["one", "other"], "eval_label_columns": ["score"]}
         | {"input_columns": ["one"], "label_columns": []},
         embedding={"pooling": "cls", "normalise": True},
+    ),
+    "queries with ragged lists of candidates": small_job(
+        {"losses": [{"kind": "embedding-distance"}, {"kind": "contrastive"}], **HALF_PRECISION},
+        ENCODER,
+        "embedding",
+        data=LISTS,
     ),
     "a smaller encoder": small_job(
         {"losses": [{"kind": "embedding-distance", "distance": "cosine"}, {"kind": "contrastive"}]},

@@ -116,7 +116,7 @@ def _opened(path: Path, **more: int) -> pq.ParquetFile:
 
 
 def _named(data: ParquetData | HfData) -> list[str]:
-    return list(dict.fromkeys([*data.input_columns, *data.label_columns]))
+    return list(dict.fromkeys([*data.source_columns, *data.label_columns]))
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, 
         raise invalid(f"{param} has no rows", param)
     inputs = {
         name: read_column(table[name], CellLocation(param, name), partial(reader.inputs_from_arrow, data=data))
-        for name in data.input_columns
+        for name in data.source_columns
     }
     names = _class_names(table.schema, data.label_columns[0], param) if reader.has_classes else None
     labels = {

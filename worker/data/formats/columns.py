@@ -29,15 +29,24 @@ class ChatMessage(NamedTuple):
 T = TypeVar("T")
 Talk = list[ChatMessage]
 Values = NDArray | list[Any]
-"""One column: texts or names, chats, lists of names, classes (N,) int64, 0 and 1 (N,) uint8, numbers (N, T) float32, or
-images (N, C, H, W) uint8."""
+"""One column: texts or names, chats, lists of names, texts or numbers, classes (N,) int64, 0 and 1 (N,) uint8, numbers
+(N, T) float32, or images (N, C, H, W) uint8."""
+
+
+class Candidates(NamedTuple):
+    """Candidates for one query."""
+
+    texts: list[str]
+    """The positives, then the negatives."""
+    positives: int
 
 
 class TextSamples(NamedTuple):
-    """N texts, or N pairs of them."""
+    """N texts, N pairs of them, or N queries with candidates."""
 
     first: list[str]
     second: list[str] | None = None
+    candidates: list[Candidates] | None = None
 
 
 class Chats(NamedTuple):
@@ -81,12 +90,12 @@ class Samples(NamedTuple):
     inputs: NDArray | TextSamples
     """Images (N, C, H, W) uint8 or float32, a table (N, D) float32, or texts."""
     labels: Values
-    """Classes (N,) int64 or names of classes, 0 and 1 (N, C), lists of classes, numbers (N, T) float32, or other values
-    of the task's `ColumnReader`."""
+    """Classes (N,) int64 or names of classes, 0 and 1 (N, C), lists of classes or of scores, numbers (N, T) float32, or
+    other values of the task's `ColumnReader`."""
     class_names: list[str] | None = None
     """Names of the classes 0, 1, ..., if the file has them."""
     rows_per_sample: int = 1
-    """Rows that make one sample: 2 for pairs of texts that are encoded separately."""
+    """Rows that make one sample: 2 for pairs of texts that are encoded separately, more for lists of them."""
     notes: tuple[str, ...] = ()
     """Warnings about the file."""
 
@@ -334,7 +343,7 @@ def join_inputs(columns: Mapping[str, Values], param: str) -> NDArray | TextSamp
             f"the columns of {param} do not fit together: {kinds}; accepted: {accepted}", "data.input_columns"
         )
     if texts:
-        return TextSamples(*texts)
+        return TextSamples(texts[0], texts[1] if len(texts) > 1 else None)
     if any(_kind(values) == "images" for values in columns.values()):
         if len(columns) > 1:
             raise invalid(

@@ -63,13 +63,13 @@ def _rows_of_csv(path: Path, data: CsvData, param: str, most: int) -> Iterator[R
         csv.field_size_limit(MAX_LINE)  # for the whole process, which reads no other CSV; the default is 131,072
         reader = csv.reader(lines, delimiter=data.delimiter, quoting=quoting, strict=True)
         header = next(reader, [])
-        places = [_position(name, header, param) for name in (*data.input_columns, *data.label_columns)]
+        places = [_position(name, header, param) for name in (*data.source_columns, *data.label_columns)]
         yield from _csv_rows(reader, len(header), places, param)
 
 
 def _rows_of_jsonl(path: Path, data: JsonlData, param: str, most: int) -> Iterator[Row]:
     with _opened(path, param, most) as lines:
-        yield from _json_rows(lines, (*data.input_columns, *data.label_columns), param)
+        yield from _json_rows(lines, (*data.source_columns, *data.label_columns), param)
 
 
 @contextmanager
@@ -153,8 +153,8 @@ def _collect(rows: Iterator[Row], data: Table, reader: ColumnReader, param: str,
     first = next(rows, None)
     if first is None:
         raise invalid(f"{param} has no rows", param)
-    names = [*data.input_columns, *data.label_columns]
-    inputs = zip(first, data.input_columns, strict=False)
+    names = [*data.source_columns, *data.label_columns]
+    inputs = zip(first, data.source_columns, strict=False)
     columns = [
         *(reader.input_column(value, CellLocation(param, name), typed=typed) for value, name in inputs),
         *(reader.label_column(CellLocation(param, name), typed=typed) for name in data.label_columns),
@@ -163,7 +163,7 @@ def _collect(rows: Iterator[Row], data: Table, reader: ColumnReader, param: str,
         for column, value in zip(columns, row, strict=True):
             column.add(value)
     wholes = [(name, column.whole()) for name, column in zip(names, columns, strict=True)]
-    split = len(data.input_columns)
+    split = len(data.source_columns)
     notes = tuple(note for column in columns if isinstance(column, Labels) for note in column.notes)
     found = reader.assemble(dict(wholes[:split]), dict(wholes[split:]), param)
     return found._replace(notes=(*found.notes, *notes))

@@ -19,6 +19,7 @@ ENCODER: Document = {"architecture": "transformers", "config": BERT}
 PAIRS: Document = {"train": "f", "format": "csv", "input_columns": ["a", "b"]}
 SINGLE: Document = {"train": "f", "format": "jsonl", "input_columns": ["a"]}
 EVALUATED: Document = {"eval": "g", "eval_input_columns": ["b", "c"]}
+LISTS: Document = {"train": "f", "format": "jsonl", "input_columns": ["q"], "candidate_columns": ["c"]}
 TAUGHT: Document = {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "embedding-distance"}]}}
 TEACHER: Document = {
     "task": "embedding",
@@ -53,6 +54,21 @@ def problems(**changes: Any) -> list[str]:
         {**TAUGHT, "recipe": {"losses": [{"kind": "similarity-matrix"}, {"kind": "rkd"}]}},
         {**TAUGHT, "recipe": {"losses": [{"kind": "contrastive", "target": "teacher"}]}},
         {"embedding": {"pooling": "cls", "normalise": True}},
+        {"data": LISTS},
+        {"data": LISTS | {"candidate_columns": ["p", "n"], "label_columns": ["s"]}},
+        {"data": LISTS | {"eval": "g", "eval_input_columns": ["a", "b"], "eval_candidate_columns": []}},
+        {**TAUGHT, "data": SINGLE | {"eval": "g", "eval_candidate_columns": ["c"]}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "embedding-distance"}, {"kind": "rkd"}]}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "contrastive", "target": "teacher"}]}},
+        {"recipe": {"losses": [{"kind": "mw"}]}},
+        {"data": LISTS, "recipe": {"losses": [{"kind": "mw", "per_query": True}]}},
+        {"data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "unime"}], "accumulate": 2}},
+        {"recipe": {"losses": [{"kind": "dexml"}]}},
+        {"data": LISTS | {"eval": "g", "corpus": "h", "label_columns": ["s"]}},
+        {"data": PAIRS | {"eval": "g", "corpus": "h"}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "unime", "target": "teacher"}]}},
+        {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
+        {**TAUGHT, "data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "lg-anna"}]}},
     ],
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
@@ -71,6 +87,26 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"data": PAIRS | {"input_columns": ["a", "b", "c"]}}, ["data.input_columns"]),
         ({"data": PAIRS | {"label_columns": ["s", "t"]}}, ["data.label_columns"]),
         ({"data": PAIRS | EVALUATED | {"eval_label_columns": ["s", "t"]}}, ["data.eval_label_columns"]),
+        ({"data": LISTS | {"format": "csv"}}, ["data.candidate_columns"]),
+        ({"data": LISTS | {"input_columns": ["q", "r"]}}, ["data.input_columns"]),
+        ({"data": LISTS | {"input_columns": ["c"]}}, ["data.candidate_columns"]),
+        ({"data": LISTS | {"label_columns": ["s", "t"]}}, ["data.label_columns"]),
+        ({"data": LISTS | {"eval_candidate_columns": ["d"]}}, ["data.eval"]),
+        ({"data": LISTS | {"eval": "g", "eval_candidate_columns": []}}, ["data.eval_input_columns"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "pair-score"}]}}, ["recipe.losses[0].kind"]),
+        (
+            {"data": LISTS, "recipe": {"losses": [{"kind": "contrastive", "anchors": "both"}]}},
+            ["recipe.losses[0].anchors"],
+        ),
+        ({"recipe": {"losses": [{"kind": "unime"}]}}, ["recipe.losses[0].kind"]),
+        ({**TAUGHT, "recipe": {"losses": [{"kind": "lg-anna"}]}}, ["recipe.losses[0].kind"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "unime"}]}}, ["data.label_columns"]),
+        ({**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna"}]}}, ["data.label_columns"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}}, ["teacher"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "mw"}], "accumulate": 2}}, ["recipe.accumulate"]),
+        ({"data": LISTS, "recipe": {"losses": [{"kind": "dexml", "weighted": True}]}}, ["data.label_columns"]),
+        ({"data": LISTS | {"corpus": "h"}}, ["data.corpus"]),
+        ({"data": PAIRS | {"eval": "g", "corpus": "h", "label_columns": ["s"]}}, ["data.corpus"]),
         ({"data": {"train": "f"}}, ["data.format"]),
         ({"data": PAIRS | {"classes": 3}}, ["data.classes"]),
         ({"data": PAIRS | {"targets_transform": {"kind": "soft-landmarks"}}}, ["data.targets_transform"]),
@@ -102,6 +138,9 @@ def test_vectors_of_several_teachers_have_no_mean() -> None:
         ({"label_columns": []}, "data.label_columns"),
         ({"eval_input_columns": ["c"]}, "data.eval_input_columns"),
         ({"eval_label_columns": ["c"]}, "data.eval_label_columns"),
+        ({"candidate_columns": ["c"]}, "data.candidate_columns"),
+        ({"corpus": "h"}, "data.corpus"),
+        ({"eval_candidate_columns": ["c"]}, "data.eval_candidate_columns"),
     ],
 )
 def test_other_tasks_have_labels_and_the_same_columns_in_both_files(data: Document, param: str) -> None:
@@ -124,6 +163,8 @@ def test_an_embedding_is_for_encoders_alone() -> None:
         {"kind": "pair-score", "lowest": 5.0},
         {"kind": "embedding-distance", "projection": "conv1x1"},
         {"kind": "similarity-matrix", "temperature": 0.0},
+        {"kind": "unime", "teacher": "teacher"},
+        {"kind": "lg-anna", "keep": "ratio", "margin": 0.1},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(loss: Document) -> None:
@@ -136,6 +177,9 @@ def test_the_columns_of_each_file_are_held_against_its_header() -> None:
     assert find_problems(spec, InputFacts(FirstLine("a,x"), FirstLine("b,c"))) == []
     found = find_problems(spec, InputFacts(FirstLine("x,b"), FirstLine("a,b")))
     assert [problem.param for problem in found] == ["data.input_columns", "data.eval_input_columns"]
+    listed = job(data=LISTS | {"eval": "g"})
+    found = find_problems(listed, InputFacts(FirstLine('{"q": "", "c": []}'), FirstLine('{"q": "", "d": []}')))
+    assert [problem.param for problem in found] == ["data.candidate_columns"]
 
 
 @pytest.mark.parametrize(
@@ -178,3 +222,13 @@ def test_a_teacher_of_another_task_is_refused() -> None:
     )
     [problem] = find_problems(job(**TAUGHT), InputFacts(teachers={"t": classifier}))
     assert (problem.param, problem.accepted) == ("teacher.model", "a model for embedding")
+
+
+def test_a_search_of_sub_networks_takes_neither_lists_nor_a_corpus() -> None:
+    method = {"kind": "supernet", "spaces": [{"layers": [0.5, 1], "width": [0.5, 1], "ffn_ratio": [0.5]}]}
+    qkv = {name: f"encoder.layer.1.attention.self.{name[:-1]}" for name in ("queries", "keys")}
+    layer = {side: {**qkv, "values": "encoder.layer.1.attention.self.value"} for side in ("teacher", "student")}
+    losses = [{"kind": "attention-relation", "relation_heads": 2, "layer": layer}]
+    changes = {"student": {"architecture": "shrink"}, "recipe": {"losses": losses, "method": method}}
+    found = problems(**TAUGHT | changes, data=LISTS | {"eval": "g", "corpus": "h"})
+    assert [param for param in found if param.startswith("data.")] == ["data.candidate_columns", "data.corpus"]
