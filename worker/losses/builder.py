@@ -36,11 +36,19 @@ class LossBuilder:
     """
 
     def __init__(
-        self, student: Shapes, teachers: Mapping[str, TeacherSide], outputs: int, seed: int = 0, param: str = ""
+        self,
+        student: Shapes,
+        teachers: Mapping[str, TeacherSide],
+        outputs: int,
+        seed: int = 0,
+        param: str = "",
+        classes: int = 0,
     ) -> None:
         self._student, self._teachers, self._seed = student, teachers, seed
         self.outputs = outputs
         """Outputs per sample: classes, values or dimensions."""
+        self.classes = classes
+        """Classes of the training samples, numbered from 0; 0: their labels are no classes."""
         self.param = param
         """Path of the term that is being built, for its errors."""
         self.aux_modules = nn.ModuleDict()

@@ -61,7 +61,7 @@ class EmbeddingTask(SampleTask):
         """`spearman` and `pearson` of cosines with scores, for embeddings (N, C) float32; without scores `mrr` and
         `recall_at_<k>` of the second text, ranked among all second texts by the first. Likeness to the teacher's
         embeddings (N, D): `teacher_correlation` of cosines, `teacher_cosine` if widths are equal."""
-        found = _measured(embeddings, targets.cpu()) | _likeness(embeddings, teacher)
+        found = _measured(embeddings, targets.cpu()) | metrics.likeness(embeddings, teacher)
         return Evaluation({name: float(value) for name, value in found.items()})
 
     def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -91,14 +91,6 @@ def _measured(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
     ranks = metrics.retrieval_ranks(embeddings, targets[:, TEXT])
     recalls = {f"recall_at_{k}": metrics.recall_at(ranks, k) for k in RECALL_AT}
     return {"mrr": metrics.mean_reciprocal_rank(ranks), **recalls}
-
-
-def _likeness(embeddings: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-    if teacher is None:
-        return {}
-    found = {"teacher_correlation": metrics.teacher_correlation(embeddings, teacher)}
-    same = embeddings.shape == teacher.shape
-    return found | ({"teacher_cosine": metrics.teacher_cosine(embeddings, teacher)} if same else {})
 
 
 VECTORS = EmbeddingTask()

@@ -191,6 +191,7 @@ def train_job(
         alignment={name: data.alignment[reader.input_key] for name, reader in tokenizers.items()},
         sources=provenance(assignment, folder),
         embedding=checked.embedding,
+        split=data.split,
         warnings=log.figures(),
     )
     ranks.dismiss()

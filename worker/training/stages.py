@@ -110,7 +110,7 @@ def build_stages(
     recorder = open_recorder(student, student_taps(job), "student")
     sides = {name: _side(by, student, samples, _path(job, name)) for name, by in teachers.items()}
     shapes = dry_shapes(student, recorder, samples, "student")
-    builder = LossBuilder(shapes, sides, student.config.outputs, seed)
+    builder = LossBuilder(shapes, sides, student.config.outputs, seed, classes=_classes_in(samples))
     forward = training_forward(student, job, samples.device)
     objectives = [
         task.objective(losses, builder, job.teacher_shares, job.teacher_weighting, path)
@@ -150,6 +150,12 @@ def build_stages(
             )
         )
     return stages
+
+
+def _classes_in(samples: Batch) -> int:
+    """Classes of the samples' labels, which are numbered from 0; 0: they have no single class each."""
+    targets = samples.targets
+    return int(targets.max()) + 1 if targets.dtype == torch.int64 and targets.ndim == 1 else 0
 
 
 def _prefetches_teachers(task: Task, job: JobSpec, objective: Objective) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
+from app.recipe.losses.class_vectors import NormFace
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -101,6 +102,7 @@ __all__ = [
     "MiAlpha",
     "Mse",
     "Nkd",
+    "NormFace",
     "Overhaul",
     "PairScore",
     "Pkd",
@@ -159,7 +161,8 @@ Loss = Annotated[
     | EmbeddingDistance
     | SimilarityMatrix
     | Contrastive
-    | PairScore,
+    | PairScore
+    | NormFace,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

@@ -1,0 +1,63 @@
+"""Losses of embeddings with classes as labels, each with a weight vector that is trained beside the student.
+
+Notation of the equations: c_k the cosine of a sample's vector with the weight vector of class k, s the scale, K the
+number of classes that are trained on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.recipe.base import InputKind, Paper, Positive
+from app.recipe.losses.embeddings import EmbeddingTerm
+from app.recipe.losses.features import PartName
+
+MarginSize = Annotated[float, Field(ge=0.0, le=1.0)]
+USUAL_MARGINS = {"none": 0.0, "cosface": 0.35, "arcface": 0.5}
+
+
+class ClassVectorTerm(EmbeddingTerm):
+    """A term that compares vectors with a weight vector for each class."""
+
+    needs_teacher: ClassVar[bool] = False
+    reads: ClassVar[tuple[InputKind, ...]] = ("images",)
+    name: PartName = "classes"
+    """Name of the weight vectors: terms and stages with the same name share them."""
+
+
+class NormFace(ClassVectorTerm):
+    """Normalised softmax: cross-entropy of scaled cosines with class weights, optionally with a margin.
+
+    It can't fall below log(1 + (K - 1) exp(-s K / (K - 1))): a fixed scale that is too small ends there.
+    """
+
+    paper: ClassVar[Paper | None] = Paper("NormFace: L2 Hypersphere Embedding for Face Verification", "1704.06369")
+    equation: ClassVar[str] = (
+        "-log softmax(s c')_y, c'_k = c_k for k != y, c'_y = c_y; with cosface (1801.09414) c_y - m, with arcface "
+        "(1801.07698) cos(arccos(c_y) + m)"
+    )
+    applies: ClassVar[str] = "Image embeddings with classes; also with `accumulate` and several processes."
+    kind: Literal["normface"] = "normface"
+    scale: Positive = 10.0
+    """The scale s, where training starts."""
+    learn_scale: bool = True
+    """Trains the scale beside the student, as a factor that stays positive; with a margin it is usually fixed."""
+    margin: Literal["none", "cosface", "arcface"] = "none"
+    """Margin of the label's class: none, subtracted from its cosine, or added to its angle."""
+    margin_size: MarginSize | None = None
+    """The margin m, for arcface in radians; none: 0.35 for cosface, 0.5 for arcface."""
+    eps: Positive = 1e-12
+    """Least length that a vector is divided by."""
+
+    @model_validator(mode="after")
+    def _has_a_margin_of_this_size(self) -> Self:
+        if self.margin == "none" and self.margin_size is not None:
+            raise ValueError("margin_size is only allowed with margin: cosface or arcface")
+        return self
+
+    @property
+    def used_margin(self) -> float:
+        """The margin m."""
+        return USUAL_MARGINS[self.margin] if self.margin_size is None else self.margin_size
