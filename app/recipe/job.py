@@ -83,6 +83,10 @@ class Recipe(Spec):
     """Optimizer steps after which training ends, regardless of `epochs`."""
     batch_size: int = Field(128, ge=1, le=1_048_576)
     """Samples per optimizer step."""
+    samples_per_class: int | None = Field(None, ge=2, le=1024)
+    """For image-embedding: batches of `batch_size / samples_per_class` classes with so many samples of each, drawn from
+    the seed; all classes are equally frequent, and in an epoch, as long as without it, a sample may appear several
+    times or not at all. None: each sample once, in a random order."""
     accumulate: int = Field(1, ge=1, le=1024)
     """Micro-batches that one batch is split into; needs less memory, and does not change a step (except that batch norm
     normalises each part separately)."""

@@ -24,7 +24,7 @@ class ImageEmbeddingSpec(TaskSpec):
         **{"auc": True, "tar_at_far_1e-2": True, "tar_at_far_1e-3": True, "class_mean_accuracy": True},
     }
     main_metric = MainMetric("map_at_r", higher_is_better=True)
-    options = frozenset({"embedding", "embedding.dimensions", "data.unseen_classes"})
+    options = frozenset({"embedding", "embedding.dimensions", "data.unseen_classes", "recipe.samples_per_class"})
     assumed_outputs = 128
 
     def column_problems(self, data: Table) -> Iterator[Problem]:

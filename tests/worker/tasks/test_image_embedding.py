@@ -120,6 +120,19 @@ def test_a_stopped_job_goes_on_to_the_same_bits(tmp_path: Path, teacher: Path) -
     require_same_bits(partial(stage, teacher=teacher), tmp_path)
 
 
+def test_batches_by_class_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    require_same_bits(partial(stage, recipe={"samples_per_class": 4}), tmp_path)
+    bundles = [tmp_path / "straight" / "bundle", finished(tmp_path / "shuffled", stage(tmp_path / "shuffled"))]
+    one, other = (load_model(bundle).state_dict() for bundle in bundles)
+    assert any(not torch.equal(values, other[name]) for name, values in one.items())
+
+
+def test_batches_of_more_classes_than_there_are_end_the_job_by_their_field(tmp_path: Path) -> None:
+    word = refusal(stage(tmp_path, recipe={"samples_per_class": 2}), tmp_path)
+    assert (word.code, word.param) == ("invalid_job", "recipe.samples_per_class")
+    assert "a batch has 8 classes, and 4 are trained on; accepted: at most 4 classes" in word.message
+
+
 def test_without_dimensions_a_vector_has_128_numbers_and_its_own_length(tmp_path: Path) -> None:
     config = read_config(finished(tmp_path, stage(tmp_path, embedding=None)))
     assert config.targets == 128

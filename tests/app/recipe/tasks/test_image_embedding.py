@@ -50,6 +50,7 @@ def problems(facts: InputFacts = InputFacts(), **changes: Any) -> dict[str, str]
         {"embedding": {"dimensions": 16, "normalise": True}},
         {"embedding": {"pooling": "mean"}},
         {"student": {"architecture": "transformers", "config": {"model_type": "vit"}}},
+        {"recipe": {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}},
         TAUGHT,
         {**TAUGHT, "recipe": {"losses": [{"kind": "normface", "margin": "arcface"}, {"kind": "rkd"}]}},
     ],
@@ -65,6 +66,21 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"data": {"train": "f", "classes": 4}}, "data.classes", "answers with no classes"),
         ({"data": {"train": "f", "class_order": ["a", "b"]}}, "data.class_order", "answers with no classes"),
         ({"data": {"train": "f", "augment": [{"kind": "mixup"}]}}, "data.augment[0].kind", "mixup is not for"),
+        (
+            {"recipe": {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 5}},
+            "recipe.samples_per_class",
+            "is 5, and recipe.batch_size is 32; a divisor of 32, for two classes or more",
+        ),
+        (
+            {"recipe": {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 32}},
+            "recipe.samples_per_class",
+            "a divisor of 32, for two classes or more",
+        ),
+        (
+            {"task": "image-classification", "recipe": {"losses": [{"kind": "kd"}], "samples_per_class": 4}},
+            "recipe.samples_per_class",
+            "is for image-embedding",
+        ),
         ({"embedding": {"pooling": "cls"}}, "embedding.pooling", "has no tokens to pool; mean"),
         ({"task": "image-classification", "data": {"train": "f", "unseen_classes": 2}}, "data.unseen_classes", TASK),
         (
