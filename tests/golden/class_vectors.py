@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from app.recipe.losses import Loss, NormFace
+from app.recipe.losses import Loss, NormFace, Unpg
 from tests.golden import Case
 from tests.golden.comparison import Comparison
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import ClassVectors, LearnedScale, cosines_with
+from worker.losses.class_vectors import ClassVectors, LearnedScale, cosines_with, negative_pairs, within_whiskers
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 
 
@@ -33,6 +33,19 @@ def normface(case: Case) -> Iterator[Comparison]:
         bound = math.log1p(others * math.exp(-scale * (others + 1) / others))
         expected = case.outputs["lower_bound"]
         yield Comparison("normface", "lower_bound", torch.tensor(bound, dtype=torch.float64), expected)
+
+
+def unpg(case: Case) -> Iterator[Comparison]:
+    inputs, hyper = case.inputs, case.hyper
+    settings = {"margin": hyper["head"].lower(), "margin_size": hyper["margin"], "scale": hyper["scale"]}
+    loss, gradients = through_objective(Unpg(whiskers=hyper["wisk"], **settings), inputs)
+    yield Comparison("unpg", "loss", loss, case.outputs["loss"])
+    for name, found in zip(("grad_x", "grad_W"), gradients, strict=True):
+        yield Comparison("unpg", name, found, case.outputs[name], is_gradient=True)
+    negatives = negative_pairs(inputs["x"], inputs["y"])
+    kept = negatives[within_whiskers(negatives, hyper["wisk"])].sort().values
+    yield Comparison("unpg", "sn_all", negatives.sort().values, case.outputs["sn_all"].sort().values)
+    yield Comparison("unpg", "sn_kept_sorted", kept, case.outputs["sn_kept_sorted"])
 
 
 def through_objective(spec: Loss, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -52,6 +52,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "mtard": adversarial.mtard,
     "ntxent": embeddings.ntxent,
     "normface": class_vectors.normface,
+    "unpg": class_vectors.unpg,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,

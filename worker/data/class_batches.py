@@ -30,15 +30,13 @@ def grouped_order(labels: Tensor, batch: int, per_class: int, random: torch.Gene
     """Indices (N,) int64 into `labels` (N,) int64 for an epoch: in each `batch` of them, different classes with
     `per_class` samples each.
 
-    Classes take turns in a random order, and so do the samples of a class, so that classes are equally frequent. A class
-    with fewer samples repeats them. If N is no multiple of `batch`, the last batch has fewer classes, and one of them
-    perhaps fewer samples.
+    Classes take turns in a random order, and so do the samples of a class, so that classes are equally frequent. A
+    class with fewer samples repeats them. If N is no multiple of `batch`, the last batch has fewer classes, and one of
+    them perhaps fewer samples.
     """
     places = labels.cpu()
-    order = places.argsort(stable=True)
-    groups = [
-        _groups(members, per_class, random) for members in order.split(places.bincount().tolist()) if len(members)
-    ]
+    by_class = torch.split(places.argsort(stable=True), places.bincount().tolist())
+    groups = [_groups(members, per_class, random) for members in by_class if len(members)]
     together = batch // per_class
     classes = _turns(len(groups), together, random)
     found, left = [], len(labels)

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
-from app.recipe.losses.class_vectors import NormFace
+from app.recipe.losses.class_vectors import NormFace, Unpg
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -116,6 +116,7 @@ __all__ = [
     "Temperature",
     "Tvd",
     "Uld",
+    "Unpg",
     "Uskd",
     "Wing",
 ]
@@ -162,7 +163,8 @@ Loss = Annotated[
     | SimilarityMatrix
     | Contrastive
     | PairScore
-    | NormFace,
+    | NormFace
+    | Unpg,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

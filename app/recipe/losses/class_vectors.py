@@ -10,10 +10,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import InputKind, Paper, Positive
+from app.recipe.base import InputKind, NonNegative, Paper, Positive
 from app.recipe.losses.embeddings import EmbeddingTerm
 from app.recipe.losses.features import PartName
 
+Margin = Literal["none", "cosface", "arcface"]
 MarginSize = Annotated[float, Field(ge=0.0, le=1.0)]
 USUAL_MARGINS = {"none": 0.0, "cosface": 0.35, "arcface": 0.5}
 
@@ -27,7 +28,27 @@ class ClassVectorTerm(EmbeddingTerm):
     """Name of the weight vectors: terms and stages with the same name share them."""
 
 
-class NormFace(ClassVectorTerm):
+class MarginTerm(ClassVectorTerm):
+    """A term that may lower the cosine of a sample with its own class."""
+
+    margin: Margin = "none"
+    """Margin of the label's class: none, subtracted from its cosine, or added to its angle."""
+    margin_size: MarginSize | None = None
+    """The margin m, for arcface in radians; none: 0.35 for cosface, 0.5 for arcface."""
+
+    @model_validator(mode="after")
+    def _has_a_margin_of_this_size(self) -> Self:
+        if self.margin == "none" and self.margin_size is not None:
+            raise ValueError("margin_size is only allowed with margin: cosface or arcface")
+        return self
+
+    @property
+    def used_margin(self) -> float:
+        """The margin m."""
+        return USUAL_MARGINS[self.margin] if self.margin_size is None else self.margin_size
+
+
+class NormFace(MarginTerm):
     """Normalised softmax: cross-entropy of scaled cosines with class weights, optionally with a margin.
 
     It can't fall below log(1 + (K - 1) exp(-s K / (K - 1))): a fixed scale that is too small ends there.
@@ -44,20 +65,30 @@ class NormFace(ClassVectorTerm):
     """The scale s, where training starts."""
     learn_scale: bool = True
     """Trains the scale beside the student, as a factor that stays positive; with a margin it is usually fixed."""
-    margin: Literal["none", "cosface", "arcface"] = "none"
-    """Margin of the label's class: none, subtracted from its cosine, or added to its angle."""
-    margin_size: MarginSize | None = None
-    """The margin m, for arcface in radians; none: 0.35 for cosface, 0.5 for arcface."""
     eps: Positive = 1e-12
     """Least length that a vector is divided by."""
 
-    @model_validator(mode="after")
-    def _has_a_margin_of_this_size(self) -> Self:
-        if self.margin == "none" and self.margin_size is not None:
-            raise ValueError("margin_size is only allowed with margin: cosface or arcface")
-        return self
 
-    @property
-    def used_margin(self) -> float:
-        """The margin m."""
-        return USUAL_MARGINS[self.margin] if self.margin_size is None else self.margin_size
+class Unpg(MarginTerm):
+    """UNPG: a softmax of cosines with a margin, whose negatives are the class weights and the pairs of the batch.
+
+    The cosines of all pairs of different classes, but outliers, are further logits of every sample: negatives of
+    classification and of metric learning at once. A batch without such a pair has the softmax alone.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Unified Negative Pair Generation toward Well-discriminative Feature Space for Face Recognition", "2203.11593"
+    )
+    couples_rows: ClassVar[bool] = True
+    equation: ClassVar[str] = (
+        "-log softmax([s c'_1, ..., s c'_K, s n_1, ...])_y, c' with a margin as in normface, n the cosines of pairs of "
+        "different classes from Q1 - w (Q3 - Q1) to Q3 + w (Q3 - Q1), Q their quartiles"
+    )
+    applies: ClassVar[str] = "Image embeddings with classes; not with `accumulate` above 1, nor several processes."
+    kind: Literal["unpg"] = "unpg"
+    scale: Positive = 64.0
+    """The scale s."""
+    margin: Margin = "arcface"
+    """Margin of the label's class: none, subtracted from its cosine, or added to its angle."""
+    whiskers: NonNegative = 1.5
+    """The factor w: pairs further outside the quartiles than this share of their distance are left out."""

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.recipe.losses import Loss, NormFace
+from app.recipe.losses import Loss, NormFace, Unpg
 from worker.data.randomness import generator
 from worker.errors import UserError
 from worker.losses import build_term
 from worker.losses.base import LossInputs, LossTerm
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import cosines_with
+from worker.losses.class_vectors import cosines_with, within_whiskers
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.tensors import IGNORED
 
@@ -27,6 +27,8 @@ SPECS: list[Loss] = [
     NormFace(scale=32.0, learn_scale=False),
     NormFace(margin="cosface", learn_scale=False, scale=8.0),
     NormFace(margin="arcface", margin_size=0.2),
+    Unpg(scale=8.0, whiskers=0.5),
+    Unpg(scale=8.0, margin="cosface"),
 ]
 
 
@@ -133,6 +135,21 @@ def test_a_margin_raises_the_loss_and_one_of_size_0_is_none(margin: str) -> None
 
 
 NO_MARGIN = {"margin_size": 0.0}
+
+
+def test_pairs_of_the_batch_raise_the_loss_and_one_class_has_none() -> None:
+    rows = draw(8)
+    plain = NormFace(scale=8.0, learn_scale=False, margin="arcface")
+    assert (term_of(Unpg(scale=8.0))(rows) > term_of(plain)(rows)).all()
+    single = rows._replace(labels=torch.ones(8, dtype=torch.int64))
+    torch.testing.assert_close(term_of(Unpg(scale=8.0))(single), term_of(plain)(single))
+
+
+def test_outliers_are_left_out_by_the_quartiles() -> None:
+    values = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 5.0])
+    assert within_whiskers(values, 1.5).tolist() == [True] * 7 + [False]
+    assert within_whiskers(values, 100.0).all()
+    assert within_whiskers(values, 0.0).tolist() == [False] * 2 + [True] * 5 + [False]
 
 
 def test_terms_of_one_name_share_their_vectors_which_are_trained_with_the_scale() -> None:

@@ -25,7 +25,7 @@ MODEL: Document = {
     "targets": 24,
     "embedding": {"normalise": True},
 }
-OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface"}
+OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface", "unpg"}
 
 
 def job(**changes: Any) -> JobSpec:
