@@ -6,13 +6,22 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import Loss, NormFace, Unpg
-from tests.golden import Case
+from app.recipe.losses import Cfcd, Loss, NormFace, Unpg
+from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import ClassVectors, LearnedScale, cosines_with, negative_pairs, within_whiskers
+from worker.losses.class_vectors import (
+    ClassVectors,
+    LearnedScale,
+    cosines_with,
+    madacos,
+    madacos_logits,
+    negative_pairs,
+    within_whiskers,
+)
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 
 
@@ -46,6 +55,25 @@ def unpg(case: Case) -> Iterator[Comparison]:
     kept = negatives[within_whiskers(negatives, hyper["wisk"])].sort().values
     yield Comparison("unpg", "sn_all", negatives.sort().values, case.outputs["sn_all"].sort().values)
     yield Comparison("unpg", "sn_kept_sorted", kept, case.outputs["sn_kept_sorted"])
+
+
+def cfcd(case: Case) -> Iterator[Comparison]:
+    """From cosines on; in evaluation there is no margin. Raises NothingToCompare for other parts of CFCD."""
+    inputs, hyper, outputs = case.inputs, case.hyper, case.outputs
+    if "method_B" not in hyper:
+        raise NothingToCompare("no MadaCos; curricular margins and local descriptors are not computed here")
+    spec = Cfcd(alpha=hyper["alpha"], mass=hyper["method_B"], most_scale=1e6)
+    cosines, labels = inputs["cos"].clone().requires_grad_(), inputs["y"]
+    batch = madacos(spec, cosines.detach(), labels)
+    batch = batch if hyper["training"] else batch._replace(margin=torch.zeros_like(batch.margin))
+    logits = madacos_logits(cosines, labels, batch)
+    loss = F.cross_entropy(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, cosines)
+    found = {"median": batch.median, "scale": batch.scale, "margin": batch.margin, "B": batch.log_mass.exp()}
+    found |= {"logits": logits.detach(), "loss": loss.detach()}
+    for name, value in found.items():
+        yield Comparison("cfcd", name, value.reshape(outputs[name].shape), outputs[name])
+    yield Comparison("cfcd", "grad_cos", gradient, outputs["grad_cos"], is_gradient=True)
 
 
 def through_objective(spec: Loss, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

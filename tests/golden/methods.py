@@ -53,6 +53,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ntxent": embeddings.ntxent,
     "normface": class_vectors.normface,
     "unpg": class_vectors.unpg,
+    "cfcd": class_vectors.cfcd,
     "calibration": metrics.calibration,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,

@@ -18,12 +18,19 @@ from tests.golden.methods import METHODS
 CASES = [case for path in sorted(HERE.glob("*.npz")) for case in read_cases(path)]
 
 
+NOT_COMPUTED = {
+    ("ntxent", "gsimclr_order"),
+    *(("cfcd", name) for name in ("arc_curricular", "localmining", "localmining_easy")),
+}
+"""Cases of parts that this package does not have."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.name}")
 def test_equals_the_authors_numbers(case: Case) -> None:
     try:
         compared = list(METHODS[case.method](case))
     except NothingToCompare:
-        assert (case.method, case.name) == ("ntxent", "gsimclr_order")
+        assert (case.method, case.name) in NOT_COMPUTED
         return
     assert compared
     assert [f"{c.kind} {c.output}: {c.error:.1e}" for c in compared if not c.passes] == []

@@ -10,7 +10,7 @@ from app.recipe.losses import LossSpec
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import NormFaceTerm, UnpgTerm
+from worker.losses.class_vectors import CfcdTerm, NormFaceTerm, UnpgTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dist import DistTerm
 from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
@@ -62,6 +62,7 @@ BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
     spec.NormFace: NormFaceTerm,
     spec.Unpg: UnpgTerm,
+    spec.Cfcd: CfcdTerm,
     **FEATURE_TERMS,
 }
 """Terms that read activations or train modules."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.losses.class_vectors import ClassVectorTerm, NormFace, Unpg
+from app.recipe.losses.class_vectors import Cfcd, ClassVectorTerm, NormFace, Unpg
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.tensors import at_least_float32
 
 NEAREST = 1e-7
 """Cosines are kept this far from 1 and -1 before their angle is computed, whose gradient has no bound there."""
+LEAST_SCALE, SURE = 32.0, 9_999_999.0
+"""Of MadaCos: the smallest scale, and the ratio of probabilities that a cosine of 1 has to reach."""
 EPS = 1e-12
 """Least length that a vector is divided by."""
 
@@ -72,6 +77,54 @@ class UnpgTerm:
             kept = within_whiskers(negatives.detach(), self.spec.whiskers)
             mass = torch.logaddexp(mass, (self.spec.scale * negatives).where(kept, -torch.inf).logsumexp(0))
         return mass - own
+
+
+class MadaCos(NamedTuple):
+    """Scale and margin of a batch, floating scalars without gradient."""
+
+    median: Tensor
+    """Lower median of the cosines with the own class."""
+    scale: Tensor
+    log_mass: Tensor
+    """Logarithm of B, the other classes' sum of exponentials."""
+    margin: Tensor
+
+
+class CfcdTerm:
+    """Cross-entropy of cosines with the scale and margin of MadaCos (2308.04008); needs whole batches. Ignored rows
+    don't count for either."""
+
+    def __init__(self, spec: Cfcd, builder: LossBuilder) -> None:
+        self.spec, self.vectors = spec, class_vectors(spec, builder)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        found = cosines_with(at_least_float32(inputs.student), self.vectors.weight)
+        chosen = slice(None) if inputs.valid is None or not bool(inputs.valid.any()) else inputs.valid
+        batch = madacos(self.spec, found.detach()[chosen], inputs.labels[chosen])
+        return F.cross_entropy(madacos_logits(found, inputs.labels, batch), inputs.labels, reduction="none")
+
+
+def madacos(spec: Cfcd, cosines: Tensor, labels: Tensor) -> MadaCos:
+    """Scale and margin from floating `cosines` (B, K) of at least one row, and its `labels` (B,) int64."""
+    own = cosines.gather(1, labels.unsqueeze(1)).squeeze(1)
+    median, place = own.median(0)
+    least = torch.finfo(own.dtype).tiny
+    wanted = math.log(SURE * (1.0 - spec.alpha) / spec.alpha) / (1.0 - median).clamp(min=least)
+    scale = wanted.clamp(min=LEAST_SCALE).clamp(max=spec.most_scale)
+    others = (scale * cosines).scatter(1, labels.unsqueeze(1), -torch.inf).logsumexp(1)
+    log_mass = {
+        "default": others[place],
+        "mean": others.logsumexp(0) - math.log(len(others)),
+        "median": others.median(),
+    }[spec.mass]
+    margin = median - (log_mass + math.log(spec.alpha / (1.0 - spec.alpha))) / scale
+    return MadaCos(median, scale, log_mass, margin.clamp(min=0.0))
+
+
+def madacos_logits(cosines: Tensor, labels: Tensor, batch: MadaCos) -> Tensor:
+    """Logits (B, K) from floating `cosines` (B, K) and `labels` (B,) int64."""
+    place = labels.unsqueeze(1)
+    return batch.scale * cosines.scatter(1, place, cosines.gather(1, place) - batch.margin)
 
 
 def negative_pairs(vectors: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
-from app.recipe.losses.class_vectors import NormFace, Unpg
+from app.recipe.losses.class_vectors import Cfcd, NormFace, Unpg
 from app.recipe.losses.embeddings import (
     Contrastive,
     EmbeddingDistance,
@@ -79,6 +79,7 @@ __all__ = [
     "BdKd",
     "BinaryCrossEntropy",
     "BinaryKd",
+    "Cfcd",
     "Contrastive",
     "CrossEntropy",
     "Dist",
@@ -164,7 +165,8 @@ Loss = Annotated[
     | Contrastive
     | PairScore
     | NormFace
-    | Unpg,
+    | Unpg
+    | Cfcd,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import InputKind, NonNegative, Paper, Positive
+from app.recipe.base import Fraction, InputKind, NonNegative, Paper, Positive
 from app.recipe.losses.embeddings import EmbeddingTerm
 from app.recipe.losses.features import PartName
 
@@ -92,3 +92,28 @@ class Unpg(MarginTerm):
     """Margin of the label's class: none, subtracted from its cosine, or added to its angle."""
     whiskers: NonNegative = 1.5
     """The factor w: pairs further outside the quartiles than this share of their distance are left out."""
+
+
+class Cfcd(ClassVectorTerm):
+    """MadaCos, the global loss of CFCD: a softmax of cosines whose scale and margin follow from each batch.
+
+    Both are set so that the sample with the median cosine has a probability of alpha, however well the classes are
+    told apart; they have no gradient. The local descriptors of the paper's second stage are not part of it.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Coarse-to-Fine: Learning Compact Discriminative Representation for Single-Stage Image Retrieval", "2308.04008"
+    )
+    couples_rows: ClassVar[bool] = True
+    equation: ClassVar[str] = (
+        "-log softmax(s c')_y, c'_y = c_y - max(0, M - log(B alpha / (1 - alpha)) / s), M the lower median of the c_y, "
+        "s = max(32, log(9999999 (1 - alpha) / alpha) / (1 - M)), B sum_(k != y) exp(s c_k) of the median sample"
+    )
+    applies: ClassVar[str] = "Image embeddings with classes; not with `accumulate` above 1, nor several processes."
+    kind: Literal["cfcd"] = "cfcd"
+    alpha: Fraction = 0.02
+    """Probability of its own class for the sample with the median cosine."""
+    mass: Literal["default", "mean", "median"] = "default"
+    """B: that of the sample with the median cosine, or the mean or lower median over the batch."""
+    most_scale: Positive = 512.0
+    """The largest scale, which grows without bound as the median approaches 1."""

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.recipe.losses import Loss, NormFace, Unpg
+from app.recipe.losses import Cfcd, Loss, NormFace, Unpg
 from worker.data.randomness import generator
 from worker.errors import UserError
 from worker.losses import build_term
 from worker.losses.base import LossInputs, LossTerm
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import cosines_with, within_whiskers
+from worker.losses.class_vectors import cosines_with, madacos, madacos_logits, within_whiskers
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.tensors import IGNORED
 
@@ -29,7 +29,12 @@ SPECS: list[Loss] = [
     NormFace(margin="arcface", margin_size=0.2),
     Unpg(scale=8.0, whiskers=0.5),
     Unpg(scale=8.0, margin="cosface"),
+    Cfcd(),
+    Cfcd(mass="mean", alpha=0.1),
+    Cfcd(mass="median"),
 ]
+FROM_BATCH = [spec for spec in SPECS if isinstance(spec, Cfcd)]
+"""Their scale and margin depend on the vectors, but have no gradient."""
 
 
 def builder(classes: int = CLASSES) -> LossBuilder:
@@ -54,7 +59,7 @@ def gradient(term: LossTerm, rows: LossInputs) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec not in FROM_BATCH])
 def test_gradient_is_that_of_the_value(spec: Loss) -> None:
     rows, term = draw(), term_of(spec)
     assert torch.autograd.gradcheck(lambda vectors: term(rows._replace(student=vectors)), rows.student)
@@ -143,6 +148,25 @@ def test_pairs_of_the_batch_raise_the_loss_and_one_class_has_none() -> None:
     assert (term_of(Unpg(scale=8.0))(rows) > term_of(plain)(rows)).all()
     single = rows._replace(labels=torch.ones(8, dtype=torch.int64))
     torch.testing.assert_close(term_of(Unpg(scale=8.0))(single), term_of(plain)(single))
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.3])
+def test_the_median_sample_has_a_probability_of_alpha_where_there_is_a_margin(alpha: float) -> None:
+    """Vectors close to those of their classes, far from the others."""
+    cosines = torch.full((5, 4), 0.1, dtype=torch.float64)
+    labels, own = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([0.5, 0.9, 0.8, 0.6, 0.7], dtype=torch.float64)
+    cosines[torch.arange(5), labels] = own
+    batch = madacos(Cfcd(alpha=alpha), cosines, labels)
+    assert float(batch.median) == 0.7
+    assert float(batch.margin) > 0.0
+    probability = madacos_logits(cosines, labels, batch).softmax(1)[4, 0]
+    assert float(probability) == pytest.approx(alpha)
+
+
+def test_the_scale_of_a_batch_has_bounds() -> None:
+    labels = torch.tensor([0, 1])
+    scales = [madacos(Cfcd(), value * torch.eye(2), labels).scale for value in (-1.0, 1.0)]
+    assert [float(scale) for scale in scales] == [32.0, 512.0]
 
 
 def test_outliers_are_left_out_by_the_quartiles() -> None:

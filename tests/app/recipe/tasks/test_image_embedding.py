@@ -25,7 +25,7 @@ MODEL: Document = {
     "targets": 24,
     "embedding": {"normalise": True},
 }
-OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface", "unpg"}
+OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd"}
 
 
 def job(**changes: Any) -> JobSpec:
