@@ -30,13 +30,14 @@ from worker.students.hugging_face_folder import write_tokenizer
 from worker.students.model import Model
 from worker.students.weights import save_model
 
-SIDE, CLASSES, LABELS, POINTS, SAMPLES = 8, 10, 5, 3, 30
+SIDE, CLASSES, LABELS, POINTS, SAMPLES, IDENTITIES = 8, 10, 5, 3, 30, 5
 WORDS = ["red", "blue", "old", "new", "big", "cat", "dog", "tree", "house", "runs", "sleeps"]
 DATA = {
     "image-classification": "classes",
     "multi-label-classification": "labels",
     "keypoints": "points",
     "embedding": "pairs",
+    "image-embedding": "many",
     "causal-lm": "lines",
 }
 """Name of each task's file."""
@@ -124,6 +125,7 @@ def job_of(kind: str) -> Document:
         "multi-label-classification": {"kind": "binary-cross-entropy"},
         "keypoints": {"kind": "mse"},
         "embedding": term("unime" if needs_lists(found) else "pair-score"),
+        "image-embedding": {"kind": "normface"},
     }
     labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
@@ -144,7 +146,7 @@ def task_of(kind: type[LossSpec]) -> TaskName:
     """A task that a kind of loss is for."""
     fitting = tasks_for(kind)
     usual: tuple[TaskName, ...] = ("image-classification", "multi-label-classification", "keypoints", "embedding")
-    return next(task for task in (*usual, "causal-lm") if task in fitting)
+    return next(task for task in (*usual, "image-embedding", "causal-lm") if task in fitting)
 
 
 def small_job(
@@ -180,6 +182,7 @@ def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
         "multi-label-classification": "tagger",
         "keypoints": "tough",
         "embedding": "encoder",
+        "image-embedding": "eye",
         "causal-lm": "writer",
     }
     return {"teacher": {"model": "vit" if student == VIT else named.get(task, "cnn")}}
@@ -196,6 +199,8 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['multi-label-classification']}.npz", x=images.astype(np.uint8), y=given)
     points = random.random((SAMPLES, POINTS, 2), dtype=np.float32)
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
+    several = np.arange(SAMPLES) % IDENTITIES
+    np.savez(folder / f"{DATA['image-embedding']}.npz", x=images.astype(np.uint8), y=several)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
     (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "lists").write_text("".join(f"{json.dumps(row)}\n" for row in lists()), encoding="utf-8")
@@ -228,7 +233,7 @@ def pairs() -> list[tuple[str, str, int]]:
 
 def write_teachers(folder: Path) -> None:
     """Models with random weights: of classes `cnn`, `other` and `vit`, of labels `tagger`, of points `tough` and
-    `tolerant`, of vectors `encoder`, of continued texts `writer`."""
+    `tolerant`, of vectors `encoder` and, of images, `eye`, of continued texts `writer`."""
     classes: Document = {"classes": CLASSES}
     points: Document = {
         "task": "keypoints",
@@ -242,6 +247,7 @@ def write_teachers(folder: Path) -> None:
         "tagger": _described(WideResNet(depth=10), task="multi-label-classification", classes=LABELS),
         "tough": _described(WideResNet(depth=10), **points),
         "tolerant": _described(WideResNet(depth=10), **points),
+        "eye": _described(WideResNet(depth=10), task="image-embedding", targets=4, embedding=Embedding()),
     }
     for seed, (name, config) in enumerate(made.items()):
         torch.manual_seed(seed)

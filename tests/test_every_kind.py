@@ -68,6 +68,7 @@ METRICS = {
     "regression": {"rmse", "mae", "r2"},
     "keypoints": {"nme", "failure_rate", "auc"},
     "embedding": {"pearson", "spearman"},
+    "image-embedding": {"map_at_r", "map", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy"},
     "causal-lm": {"perplexity", "nll", "accuracy"},
 }
 """What a report must tell of the student, by task."""
@@ -107,6 +108,8 @@ DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
 
+RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
+"""Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
     "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
     "adversarial": small_job(
@@ -218,6 +221,8 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}
     yield "codebook", small_job(taught, coded, "causal-lm", data=read)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
+    like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
+    yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     data = {"train": "points", "augment": [mirror]}

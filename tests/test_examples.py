@@ -54,6 +54,7 @@ PLAYED = (
 MADE_FIRST = (
     *("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
     *("token-classification-teacher.yaml", "multi-label-teacher.yaml", "adversarial-teacher.yaml"),
+    "image-embedding-teacher.yaml",
 )
 """Other examples whose models others learn from."""
 TAUGHT_BY = {
@@ -64,6 +65,7 @@ TAUGHT_BY = {
     "embedding.yaml": ["embedding-teacher.yaml"],
     "retrieval.yaml": ["embedding-teacher.yaml"],
     "supernet.yaml": ["embedding-teacher.yaml"],
+    "image-embedding.yaml": ["image-embedding-teacher.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
     "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],

@@ -82,9 +82,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
     if network is None or (sample.kind == "texts" and not reads_texts):  # a table or images, which nobody has read
         return Forecast(counted.plan, None, None)
     shown = train.targets or train.classes if isinstance(train, SampleFacts) else None
-    outputs = (
-        shown or spec.data.declared_classes or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)
-    )
+    outputs = shown or spec.declared_outputs or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)
     given = student_input(spec, facts.teachers, sample)
     exact = student_cost(network, given, outputs) if given.kind != "texts" else None
     student = exact or rough_cost(network, given, outputs)

@@ -140,8 +140,8 @@ def _changed(documents: Mapping[str, bytes], row: SearchRow, config: ModelConfig
         config.file_name: config.model_dump_json(indent=2).encode(),
         CARD: card.encode(),
     }
-    if config.embedding is not None:
-        found[POOLING] = _document(pooling_of(config.embedding, config.outputs))
+    if config.pooling is not None:
+        found[POOLING] = _document(pooling_of(config.pooling, config.outputs))
     return found
 
 

@@ -83,6 +83,10 @@ class Recipe(Spec):
     """Optimizer steps after which training ends, regardless of `epochs`."""
     batch_size: int = Field(128, ge=1, le=1_048_576)
     """Samples per optimizer step."""
+    samples_per_class: int | None = Field(None, ge=2, le=1024)
+    """For image-embedding: batches of `batch_size / samples_per_class` classes with so many samples of each, drawn from
+    the seed; all classes are equally frequent, and in an epoch, as long as without it, a sample may appear several
+    times or not at all. None: each sample once, in a random order."""
     accumulate: int = Field(1, ge=1, le=1024)
     """Micro-batches that one batch is split into; needs less memory, and does not change a step (except that batch norm
     normalises each part separately)."""
@@ -138,8 +142,8 @@ class EvaluationSpec(Spec):
     45 are the outer corners of the eyes. None: the root of the area of the smallest upright box around all points."""
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
-    task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, or of
-    embeddings spearman, without scores mrr). The report has both."""
+    task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, of
+    texts' embeddings spearman, without scores mrr, of images' map_at_r). The report has both."""
     require_teacher: RequiredMetrics | None = None
     """Requirements on each teacher on the held-out samples before training begins, by the names of the task's metrics,
     such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
@@ -204,8 +208,8 @@ class JobSpec(Spec):
     """Height and width, in pixels, to which the student's images are resized; none: those of the data, or of the model
     that the student starts from. Teachers get the size that they were trained on."""
     embedding: Embedding | None = None
-    """For the task `embedding`: pooling of the student's tokens to one vector; none: as in the teacher that it is a
-    smaller copy of, else the mean."""
+    """For the tasks `embedding` and `image-embedding`: the student's vector of a sample; none: as in the model that it
+    starts from, else of a text the mean of its tokens, and of an image 128 numbers."""
     recipe: Recipe
     """How the student is trained."""
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -240,6 +244,12 @@ class JobSpec(Spec):
     def all_teachers(self) -> list[Teacher]:
         """The teacher, or all of several."""
         return self.teachers or ([self.teacher] if self.teacher else [])
+
+    @property
+    def declared_outputs(self) -> int | None:
+        """Number of the student's outputs from the document; none: it follows from the data or a model."""
+        dimensions = self.embedding.dimensions if self.embedding else None
+        return self.data.declared_classes or dimensions
 
     @property
     def trained_teacher(self) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from app.recipe.job import JobSpec
 from app.recipe.optimizers import MultiStep
 from app.recipe.problem import Problem
+from app.recipe.tasks import tasks_with
 
 
 def recipe_problems(job: JobSpec) -> Iterator[Problem]:
@@ -16,9 +17,21 @@ def recipe_problems(job: JobSpec) -> Iterator[Problem]:
         yield Problem(
             "recipe.accumulate", f"{recipe.accumulate} is more than the batch size", f"<= {recipe.batch_size}"
         )
+    yield from _class_batch_problems(job)
     if isinstance(recipe.schedule, MultiStep) and recipe.schedule.milestones[-1] >= recipe.epochs:
         yield Problem(
             "recipe.schedule.milestones",
             f"{recipe.schedule.milestones[-1]} is not reached",
             f"epochs < {recipe.epochs}",
         )
+
+
+def _class_batch_problems(job: JobSpec) -> Iterator[Problem]:
+    path, per_class, size = "recipe.samples_per_class", job.recipe.samples_per_class, job.recipe.batch_size
+    if per_class is None:
+        return
+    if path not in job.task_spec.options:
+        yield Problem(path, f"is for {tasks_with(path)}, the task is {job.task}", "null")
+    elif size % per_class or size < 2 * per_class:
+        found = f"is {per_class}, and recipe.batch_size is {size}"
+        yield Problem(path, found, f"a divisor of {size}, for two classes or more")

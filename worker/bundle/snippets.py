@@ -183,6 +183,9 @@ def _prepared(config: ModelConfig) -> list[str]:
 
 
 def _rescaled(config: ModelConfig) -> list[str]:
+    """Lines of what follows a library's network, and is part of a graph."""
+    if config.embedding is not None and config.embedding.normalise:
+        return ["embeddings = torch.nn.functional.normalize(embeddings, dim=-1)"]
     if config.target_scaling is None:
         return []
     scaling = config.target_scaling

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -79,6 +79,8 @@ class TrainedJob(NamedTuple):
     """Provenance of the inputs, by the path of the field (see `provenance`)."""
     embedding: Figures | None = None
     """Mean embedding of the samples by the first teacher; none: there is no stored teacher."""
+    split: Mapping[str, Any] = {}
+    """The task's entries of the report about the division of the samples."""
     alignment: Figures = {}
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
     write_further: Callable[[Path], Sequence[str]] = lambda folder: ()
@@ -167,8 +169,8 @@ class BundleWriter:
         self._exports = exports_of(trained.job, self.config.architecture, parameters)
         if trained.tokenizer is not None:
             write_tokenizer(trained.tokenizer, self.config, bundle)
-        if self.config.embedding is not None:
-            sentence_folder.write(self.config, self.config.embedding, bundle)
+        if self.config.pooling is not None:
+            sentence_folder.write(self.config, self.config.pooling, bundle)
         self.diagnosed = self._diagnose()
 
     def report(self) -> Report:
@@ -188,7 +190,7 @@ class BundleWriter:
             "student": student,
             "left_out": self._exports.left_out,
             "sources": trained.sources,
-            "data": {"embedding": trained.embedding},
+            "data": {"embedding": trained.embedding, **trained.split},
             "origin": origin_figures(
                 trained.job, {name: model.config for name, (model, _) in trained.teachers.items()}
             ),

@@ -127,12 +127,24 @@ Share = Callable[[Tensor], Tensor]
 """Selects from the samples (B,) int64 of a batch those of this process."""
 
 
+Order = Callable[[torch.Generator], Tensor]
+"""Draws the indices (N,) int64 of an epoch's N samples."""
+
+
 class Batches:
     """Shuffled batches of a split; the last batch of an epoch may be smaller."""
 
     def __init__(
-        self, samples: Batch, batch_size: int, seed: int, augment: Augment | None = None, share: Share | None = None
+        self,
+        samples: Batch,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        share: Share | None = None,
+        order: Order | None = None,
     ) -> None:
+        """`order` replaces a random permutation."""
+        self._draw = order or self._permutation
         self.samples, self.augment, self._size, self._seed = samples, augment, batch_size, seed
         self._share = share or (lambda chosen: chosen)
         self.steps_per_epoch = -(-samples.samples // batch_size)
@@ -152,6 +164,9 @@ class Batches:
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            order = torch.randperm(self.samples.samples, generator=generator(self._seed, "order", epoch))
+            order = self._draw(generator(self._seed, "order", epoch))
             self._epoch, self._order = epoch, order.to(self.samples.storage_device)
         return self._order
+
+    def _permutation(self, random: torch.Generator) -> Tensor:
+        return torch.randperm(self.samples.samples, generator=random)

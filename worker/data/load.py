@@ -16,7 +16,7 @@ from app.recipe.data.facts import Archive, Known, SampleFacts
 from app.recipe.data.sources import ImageData
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
-from app.recipe.plan import kept_back_count, split_counts
+from app.recipe.plan import kept_back_count
 from app.recipe.students.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
 from app.recipe.students.shrink import network_of, start_of, student_input
 from worker.data.archive import read_headers
@@ -60,6 +60,7 @@ def load_samples(
         param: _aligned(task, job, one, targets.by_file[param], readers, param) for param, one in samples.items()
     }
     train, evaluation, numbers = _split(task, {param: split.samples for param, split in aligned.items()}, job, seed)
+    train, evaluation, division = task.settle(train, evaluation, targets)
     if data.targets_transform is not None:
         train = replace(train, targets=soft_landmarks(train.targets, data.targets_transform))
     train, kept_back, chosen = keep_back(task, train, job, seed)
@@ -72,7 +73,7 @@ def load_samples(
     notes += [note for split in aligned.values() for note in split.notes]
     notes += [*targets.notes, *warnings, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}
-    return TaskData(train, evaluation, model, notes, readers, kept_back, numbers=numbers, places=places)
+    return TaskData(train, evaluation, model, notes, readers, kept_back, numbers=numbers, places=places, split=division)
 
 
 def _headers(path: Path, param: str) -> Archive:
@@ -141,8 +142,7 @@ def _split(
     train = splits["data.train"]
     if "data.eval" in splits:
         return train, splits["data.eval"], None
-    _, count = split_counts(job.data, train.samples)
-    kept, held = (train.take_samples(chosen) for chosen in task.hold_out(train, count, seed))
+    kept, held = (train.take_samples(chosen) for chosen in task.split(train, job.data, seed))
     train_half, eval_half = (whole_split(half.inputs, half.targets, half.rows_per_sample) for half in (kept, held))
     return train_half, eval_half, (kept.index, held.index)
 

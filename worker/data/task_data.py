@@ -49,6 +49,8 @@ class TaskData:
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
     """By the input key of a teacher with another tokenizer: the shares of the student's tokens, by split, for which
     there is a teacher prediction."""
+    split: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the report about the division of the samples."""
 
     @property
     def input_key(self) -> str | None:
@@ -71,6 +73,8 @@ class Targets(NamedTuple):
     """Warnings."""
     numbers: int | None = None
     """Numbers in a row of targets, if they are the student's outputs."""
+    names: Sequence[str] | None = None
+    """Names of labels that are no outputs."""
 
     @classmethod
     def about(cls, classes: Classes, read: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Targets:
@@ -82,6 +86,15 @@ class Targets(NamedTuple):
         """Fields of a `ModelConfig` that describe the classes that these targets are about."""
         assert self.classes is not None  # the caller has set them
         return {"classes": self.classes.count, "class_names": self.classes.names}
+
+
+class Halves(NamedTuple):
+    """Training and evaluation samples."""
+
+    train: Batch
+    eval: Batch
+    figures: Mapping[str, Any] = {}
+    """Entries of the report about the division."""
 
 
 class AlignedSplit(NamedTuple):
@@ -118,6 +131,15 @@ class SampleReading(Protocol):
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Indices of the training samples, (N,) int64, and of `count` for evaluation, (count,) int64, both
         ascending."""
+        ...
+
+    def split(self, train: Batch, data: Data, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices of the samples of `data.train` to train on, (N,) int64, and to evaluate on, (M,) int64, both
+        ascending. Raises UserError."""
+        ...
+
+    def settle(self, train: Batch, evaluation: Batch, targets: Targets) -> Halves:
+        """Both halves, with targets as training and evaluation use them. Raises UserError."""
         ...
 
     def answer(

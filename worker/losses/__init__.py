@@ -12,6 +12,7 @@ from worker.losses.anyloss import AnyLossTerm
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
+from worker.losses.class_vectors import CfcdTerm, NormFaceTerm, UnpgTerm
 from worker.losses.comp_sum import CompSumTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dexml import DexmlTerm
@@ -79,6 +80,9 @@ BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.AnyLoss: AnyLossTerm,
     spec.EnsLoss: EnsLossTerm,
     spec.EmbeddingDistance: EmbeddingDistanceTerm,
+    spec.NormFace: NormFaceTerm,
+    spec.Unpg: UnpgTerm,
+    spec.Cfcd: CfcdTerm,
     **FEATURE_TERMS,
 }
 """Terms that need more than outputs: activations, weights, other processes or random draws, or train modules."""

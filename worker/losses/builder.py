@@ -45,6 +45,7 @@ class LossBuilder:
         student_head: nn.Linear | None = None,
         everywhere: Callable[[Tensor], Tensor] = torch.clone,
         samples: int = 0,
+        classes: int = 0,
     ) -> None:
         self._student, self._teachers = student, teachers
         self.seed = seed
@@ -58,6 +59,8 @@ class LossBuilder:
         """Outputs per sample: classes, values or dimensions."""
         self.student_head = student_head
         """The student's last linear layer; none: it has none, or it is unknown."""
+        self.classes = classes
+        """Classes of the training samples, numbered from 0; 0: their labels are no classes."""
         self.param = param
         """Path of the term that is being built, for its errors."""
         self.aux_modules = nn.ModuleDict()

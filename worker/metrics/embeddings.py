@@ -85,10 +85,20 @@ def teacher_cosine(vectors: Tensor, teacher: Tensor) -> Tensor:
 
 
 def teacher_correlation(vectors: Tensor, teacher: Tensor) -> Tensor:
-    """Pearson correlation, a scalar, between student's and teacher's cosines of any two of the first texts, from
+    """Pearson correlation, a scalar, between student's and teacher's cosines of any two of the first samples, from
     floating vectors (N, D) and (N, E)."""
     student_cosines, teacher_cosines = (torch.cat(list(_above_diagonal(side))) for side in (vectors, teacher))
     return pearson_correlation(student_cosines, teacher_cosines)
+
+
+def likeness(vectors: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+    """`teacher_correlation` of floating vectors (N, D) and (N, E), and `teacher_cosine` if widths are equal; empty
+    without a teacher."""
+    if teacher is None:
+        return {}
+    found = {"teacher_correlation": teacher_correlation(vectors, teacher)}
+    same = vectors.shape == teacher.shape
+    return found | ({"teacher_cosine": teacher_cosine(vectors, teacher)} if same else {})
 
 
 def _above_diagonal(vectors: Tensor) -> Iterator[Tensor]:

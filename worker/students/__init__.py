@@ -71,4 +71,4 @@ def build(
 def build_described(config: ModelConfig) -> nn.Module:
     """A freshly initialised network for a model's description; see `build`."""
     per_token = config.task_spec.per_token
-    return build(config.architecture, config.input, config.outputs, config.embedding, per_token=per_token)
+    return build(config.architecture, config.input, config.outputs, config.pooling, per_token=per_token)

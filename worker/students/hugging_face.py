@@ -127,10 +127,10 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
     _require_enough(config, state)
     with blaming_the_config(student):
         described = _library_config(student, config.input, config.outputs)
-        if config.embedding is not None and _without_pooler(_bare_class(described)):
+        if config.pooling is not None and _without_pooler(_bare_class(described)):
             state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
         per_token = config.task_spec.per_token
-        kind = _network_class(described, student, config.input, config.embedding, per_token=per_token)
+        kind = _network_class(described, student, config.input, config.pooling, per_token=per_token)
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
         return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
 
@@ -375,7 +375,7 @@ def _require_enough(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     """Raise Misfit for a description of far more weights than are stored; the network is built without memory for
     it."""
     with torch.device("meta"):
-        outputs = config.outputs, config.embedding
+        outputs = config.outputs, config.pooling
         network = build(config.architecture, config.input, *outputs, per_token=config.task_spec.per_token)  # type: ignore[arg-type]
     needed = sum(parameter.numel() for parameter in network.parameters())
     stored = sum(tensor.numel() for tensor in state.values())

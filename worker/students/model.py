@@ -12,6 +12,7 @@ from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, Ta
 from worker import students
 from worker.outputs import HiddenStates
 from worker.students import hugging_face
+from worker.tensors import at_least_float32
 
 INPUT_KEYS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
 """Default key of a model's inputs in a batch; a model with a tokenizer has another one."""
@@ -82,6 +83,13 @@ class Rescale(nn.Module):
         return predictions * self.std + self.mean
 
 
+class UnitLength(nn.Module):
+    """Vectors (N, D), floating, divided by their length, in at least float32."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return F.normalize(at_least_float32(vectors), dim=-1)
+
+
 class Model(nn.Module):
     """From raw samples to logits, predictions or embeddings (N, outputs), floating. Samples are pixels (N, C, H, W) or
     rows (N, D) of any numeric dtype, or token ids (N, S) int64. A language model outputs logits (N, S, outputs): at
@@ -98,7 +106,7 @@ class Model(nn.Module):
         """Resizes raw samples to the network's size."""
         self.preprocess = _preprocess(config)
         self.network = network or students.build_described(config)
-        self.rescale: nn.Module = Rescale(config.target_scaling) if config.target_scaling else nn.Identity()
+        self.rescale = _output_layer(config)
 
     def forward(self, samples: Tensor) -> Tensor:
         return self.forward_normalized(self.normalized(samples))
@@ -145,6 +153,14 @@ class Model(nn.Module):
         if self.config.predicts_tokens:
             return None
         return samples != self.config.input.pad if isinstance(self.config.input, TextInput) else None
+
+
+def _output_layer(config: ModelConfig) -> nn.Module:
+    """What is applied to the network's outputs, without parameters; an encoder of texts has it within its network."""
+    if config.target_scaling is not None:
+        return Rescale(config.target_scaling)
+    unit = config.embedding is not None and config.embedding.normalise and config.pooling is None
+    return UnitLength() if unit else nn.Identity()
 
 
 def _preprocess(config: ModelConfig) -> nn.Module:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from worker.tasks import causal_lm, classification, embedding, keypoints, multi_label, regression, token_classification
+from worker.tasks import (
+    causal_lm,
+    classification,
+    embedding,
+    image_embedding,
+    keypoints,
+    multi_label,
+    regression,
+    token_classification,
+)
 from worker.tasks.base import Task
 
 _ALL: tuple[Task, ...] = (
@@ -13,6 +22,7 @@ _ALL: tuple[Task, ...] = (
     regression.NUMBERS,
     keypoints.POINTS,
     embedding.VECTORS,
+    image_embedding.IMAGE_VECTORS,
     causal_lm.TOKENS,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

@@ -69,6 +69,13 @@ class ClassCard(TaskCard):
         return f"print([{label} for number in {outputs}.argmax({last_axis})])"
 
 
+class VectorCard(TaskCard):
+    """A model of images whose outputs are compared with each other."""
+
+    def output(self, config: ModelConfig) -> str:
+        return f"`embeddings` (N, {config.targets})"
+
+
 class EncoderCard(TaskCard):
     """An encoder of the library sentence-transformers."""
 

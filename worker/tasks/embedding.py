@@ -74,8 +74,9 @@ class EmbeddingTask(SampleTask):
         and `ndcg_at_10` of the positives, ranked among the candidates of all queries. Likeness to the teacher's
         embeddings (N, D): `teacher_correlation` of cosines, `teacher_cosine` if widths are equal."""
         targets = targets.cpu()
-        there = targets[:, ROLE] != PADDING
-        found = _measured(embeddings, targets) | _likeness(embeddings, teacher, there.to(embeddings.device))
+        there = (targets[:, ROLE] != PADDING).to(embeddings.device)
+        compared = None if teacher is None else teacher[there]
+        found = _measured(embeddings, targets) | metrics.likeness(embeddings[there], compared)
         return Evaluation({name: float(value) for name, value in found.items()})
 
     def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -129,15 +130,6 @@ def _ranked(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
     recalls = {f"recall_at_{k}": retrieval.recall_of(found, k) for k in RECALL_AT}
     gain = retrieval.ndcg_of(found, GAIN_AT)
     return {"mrr": retrieval.mean_reciprocal_rank_of(found), **recalls, f"ndcg_at_{GAIN_AT}": gain}
-
-
-def _likeness(embeddings: Tensor, teacher: Tensor | None, there: Tensor) -> dict[str, Tensor]:
-    if teacher is None:
-        return {}
-    embeddings, teacher = embeddings[there], teacher[there]
-    found = {"teacher_correlation": metrics.teacher_correlation(embeddings, teacher)}
-    same = embeddings.shape == teacher.shape
-    return found | ({"teacher_cosine": metrics.teacher_cosine(embeddings, teacher)} if same else {})
 
 
 VECTORS = EmbeddingTask()

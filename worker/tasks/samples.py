@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.recipe.data.sources import Data
 from app.recipe.job import EvaluationSpec, JobSpec
+from app.recipe.plan import split_counts
 from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batch
 from worker.data.formats.column_readers import ColumnReader
@@ -22,7 +24,7 @@ from worker.data.load import load_samples
 from worker.data.randomness import generator
 from worker.data.readers import Readers
 from worker.data.running_text import PackingDir
-from worker.data.task_data import AlignedSplit, Targets, TaskData
+from worker.data.task_data import AlignedSplit, Halves, Targets, TaskData
 from worker.students.model import Model
 from worker.tasks.base import (
     Call,
@@ -79,6 +81,16 @@ class SampleTask(Task):
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Numbers of the samples to train on (n,) and of `count` to evaluate on, int64, both ascending."""
         return hold_out_any(train.samples, count, seed)
+
+    def split(self, train: Batch, data: Data, seed: int) -> tuple[Tensor, Tensor]:
+        """Numbers of the samples to train and to evaluate on, if both are of `data.train`, int64, both ascending.
+        Raises UserError."""
+        _, count = split_counts(data, train.samples)
+        return self.hold_out(train, count, seed)
+
+    def settle(self, train: Batch, evaluation: Batch, targets: Targets) -> Halves:
+        """Both halves, with targets as training and evaluation use them. Raises UserError."""
+        return Halves(train, evaluation)
 
     @abstractmethod
     def answer(

@@ -14,6 +14,7 @@ from worker.bundle.provenance import provenance
 from worker.bundle.writer import TrainedJob, require_exportable, write_bundle
 from worker.data.augment import build_augmenter
 from worker.data.batches import Batches
+from worker.data.class_batches import order_of
 from worker.distributed.failures import failed
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.errors import SystemFault
@@ -113,7 +114,8 @@ def train_job(
     # What its steps need
     handles = {name: open_teacher(model, job, name) for name, model in inputs.teachers.items()}
     augment = build_augmenter(job, data, seed, points=task.moves_points)
-    batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share)
+    order = order_of(job.recipe, data.train)
+    batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share, order)
     teachers = caches.wrap(handles, inputs.folders, data, batches.augment)
     stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks, method.modules()))
     wrap_learners(state, ranks)
@@ -192,6 +194,7 @@ def train_job(
         alignment={name: data.alignment[reader.input_key] for name, reader in tokenizers.items()},
         sources=provenance(assignment, folder),
         embedding=checked.embedding,
+        split=data.split,
         warnings=log.figures(),
     )
     ranks.dismiss()

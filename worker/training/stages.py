@@ -118,6 +118,7 @@ def build_stages(
         student_head=last_layer(student),
         everywhere=lambda value: ranks.sum(value.clone()),
         samples=len(samples),
+        classes=_classes_in(samples),
     )
     forward = training_forward(student, job, samples.device)
     objectives = [
@@ -158,6 +159,12 @@ def build_stages(
             )
         )
     return stages
+
+
+def _classes_in(samples: Batch) -> int:
+    """Classes of the samples' labels, which are numbered from 0; 0: they have no single class each."""
+    targets = samples.targets
+    return int(targets.max()) + 1 if targets.dtype == torch.int64 and targets.ndim == 1 else 0
 
 
 def _prefetches_teachers(task: Task, job: JobSpec, objective: Objective) -> bool:

@@ -18,7 +18,7 @@ MixParameter = Annotated[float, Field(gt=0.0, le=100.0)]
 class Augmentation(TaskOption):
     """Base of the augmentations."""
 
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers", "vectors"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
     """Kinds of input that it supports."""
     mixes: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class RandAugment(Augmentation):
     paper: ClassVar[Paper | None] = Paper(
         "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", "1909.13719"
     )
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "vectors"})
     kind: Literal["rand-augment"] = "rand-augment"
     operations: int = Field(2, ge=1, le=14)
     """Operations per image, drawn with replacement."""

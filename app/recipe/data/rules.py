@@ -35,6 +35,7 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
     if data.targets_transform is not None and task.answers != "numbers":
         found = f"is given, but {task.name} does not answer with numbers to learn"
         yield Problem("data.targets_transform", found, "none")
+    yield from _unseen_problems(data, task)
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if not task.fits(type(step)):
@@ -51,6 +52,14 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
             )
         elif isinstance(step, RandAugment) and train is not None:
             yield from _colour_problems(train, path)
+
+
+def _unseen_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
+    path = "data.unseen_classes"
+    if data.unseen_classes is not None and path not in task.options:
+        yield Problem(path, f"is for {tasks_with(path)}, the task is {task.name}", "null")
+    elif data.unseen_classes is not None and not data.holds_out:
+        yield Problem(path, "is given, and data.eval has the samples to evaluate on", "null, or no data.eval")
 
 
 def _format_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:

@@ -74,7 +74,12 @@ class Data(Spec):
     the files, matched with those of teachers; if one has names and the other numbers, the job is refused."""
 
     eval_fraction: Fraction = 0.2
-    """Share of `train` held out when `eval` is not given (stratified by class, drawn from the seed)."""
+    """Share of `train` held out when `eval` is not given (stratified by class, drawn from the seed); for
+    image-embedding whole classes."""
+
+    unseen_classes: int | None = Field(None, ge=2, le=100_000)
+    """For image-embedding without `eval`: number of the classes of `train`, drawn from the seed, that are not trained
+    on, and whose samples are all held out for evaluation; none: `eval_fraction` of the classes."""
 
     augment: Annotated[list[Augment], Field(max_length=16), AfterValidator(_mixes_last)] = []
     """Augmentations of training samples, applied one after the other. Of several that mix samples, one is drawn for

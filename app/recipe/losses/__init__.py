@@ -13,6 +13,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
+from app.recipe.losses.class_vectors import Cfcd, NormFace, Unpg
 from app.recipe.losses.classification import Aldr, AnyLoss, BinaryLoss, CompSum, EnsLoss, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
@@ -89,6 +90,7 @@ __all__ = [
     "BinaryKd",
     "BinaryLoss",
     "CompSum",
+    "Cfcd",
     "Contrastive",
     "CrossEntropy",
     "Dexml",
@@ -119,6 +121,7 @@ __all__ = [
     "Mse",
     "Mw",
     "Nkd",
+    "NormFace",
     "Overhaul",
     "PairScore",
     "Pkd",
@@ -133,6 +136,7 @@ __all__ = [
     "Tvd",
     "Uld",
     "UniMe",
+    "Unpg",
     "Uskd",
     "Wing",
     "ZLoss",
@@ -190,7 +194,10 @@ Loss = Annotated[
     | Mw
     | UniMe
     | LgAnna
-    | Dexml,
+    | Dexml
+    | NormFace
+    | Unpg
+    | Cfcd,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

@@ -1,7 +1,7 @@
-"""Losses of sentence encoders, whose output is a vector of a text.
+"""Losses of embedding models, whose output is a vector of a text or an image.
 
 Notation of the equations: s and t the vectors of student and teacher, r(s) the student's after its projection, cos the
-cosine of two vectors; S_i and T_i the cosines of text i with the others, of both sides; a and b the texts of a pair.
+cosine of two vectors; S_i and T_i the cosines of sample i with the others, of both sides; a and b the texts of a pair.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import Answer, Paper
+from app.recipe.base import Answer, InputKind, Paper
 from app.recipe.losses.base import LossSpec, Temperature
 from app.recipe.losses.features import PartName
 
@@ -18,13 +18,13 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class EmbeddingTerm(LossSpec):
-    """A term that depends only on vectors of texts."""
+    """A term that depends only on vectors of samples."""
 
     answers: ClassVar[frozenset[Answer]] = frozenset({"vectors"})
 
 
 class EmbeddingDistance(EmbeddingTerm):
-    """Distance between the student's and the teacher's vector of a text.
+    """Distance between the student's and the teacher's vector of a sample.
 
     A projection is trained beside the student and is not exported; the exported vectors keep the student's own
     width: they are comparable with each other, but not with the teacher's.
@@ -34,7 +34,7 @@ class EmbeddingDistance(EmbeddingTerm):
         "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation", "2004.09813"
     )
     equation: ClassVar[str] = "mse: mean over the entries of (r(s) - t)^2; cosine: 1 - cos(r(s), t)"
-    applies: ClassVar[str] = "Embeddings with a teacher, of single texts or of pairs."
+    applies: ClassVar[str] = "Embeddings with a teacher, of images, single texts or pairs."
     kind: Literal["embedding-distance"] = "embedding-distance"
     distance: Literal["mse", "cosine"] = "mse"
     """Compares the vectors with their lengths (`mse`), or only their directions (`cosine`). For vectors of length 1 in
@@ -47,7 +47,7 @@ class EmbeddingDistance(EmbeddingTerm):
 
 
 class SimilarityMatrix(EmbeddingTerm):
-    """Matches the student's similarities between the texts of a batch to the teacher's; widths may differ.
+    """Matches the student's similarities between the samples of a batch to the teacher's; widths may differ.
 
     `mse` compares the cosines themselves, as Similarity-Preserving KD (1907.09682) does with products of rows.
     """
@@ -55,13 +55,15 @@ class SimilarityMatrix(EmbeddingTerm):
     paper: ClassVar[Paper | None] = Paper("SEED: Self-supervised Distillation For Visual Representation", "2101.04731")
     couples_rows: ClassVar[bool] = True
     equation: ClassVar[str] = (
-        "kl: KL(softmax(T_i / teacher_temperature) || softmax(S_i / temperature)) over the other texts of the batch; "
-        "mse: mean over the other texts j of (S_ij - T_ij)^2"
+        "kl: KL(softmax(T_i / teacher_temperature) || softmax(S_i / temperature)) over the other samples of the batch; "
+        "mse: mean over the other samples j of (S_ij - T_ij)^2"
     )
-    applies: ClassVar[str] = "Embeddings with a teacher, of single texts or of pairs; not with `accumulate` above 1."
+    applies: ClassVar[str] = (
+        "Embeddings with a teacher, of images, single texts or pairs; not with `accumulate` above 1."
+    )
     kind: Literal["similarity-matrix"] = "similarity-matrix"
     compare: Literal["kl", "mse"] = "kl"
-    """Compares distributions over the other texts, or the cosines."""
+    """Compares distributions over the other samples, or the cosines."""
     temperature: Temperature = 0.05
     """Divides the student's cosines; only for `kl`."""
     teacher_temperature: Temperature | None = None
@@ -72,6 +74,7 @@ class SimilarityMatrix(EmbeddingTerm):
 class PairTerm(EmbeddingTerm):
     """A term that needs pairs of texts."""
 
+    reads: ClassVar[tuple[InputKind, ...]] = ("texts",)
     needs_scores: ClassVar[bool] = False
     needs_lists: ClassVar[bool] = False
     """Whether it is for queries with candidates, and not for pairs."""

@@ -78,7 +78,8 @@ class ModelConfig(Spec):
     target_scaling: TargetScaling | None = None
     """Scaling of a regression's outputs to the units of the data; none: they have these units."""
     embedding: Embedding | None = None
-    """Pooling of an encoder to one vector of a text; set for the task `embedding`, and no other."""
+    """The vector of an embedding model; set for the tasks `embedding` and `image-embedding`, and no other. Its width is
+    `targets`."""
     task_assumed: bool = Field(False, exclude_if=lambda value: not value)
     """True if no file of the model says what its head was trained for (`problem_type` of the Transformers library), so
     that `task` is what the library assumes."""
@@ -106,8 +107,10 @@ class ModelConfig(Spec):
     def _encodes_texts(self) -> Self:
         network = self.architecture
         encoder = isinstance(network, Transformers) and network.reads == "texts" and not network.decodes
-        if self.embedding is not None and not (encoder and self.input.kind == "texts"):
+        if self.pooling is not None and not (encoder and self.input.kind == "texts"):
             raise ValueError("an encoder is a network of the Transformers library that reads texts, and no decoder")
+        if self.embedding is not None and self.embedding.dimensions is not None:
+            raise ValueError("the width of an embedding is targets, and dimensions is left out")
         return self
 
     def _require_decoder(self) -> None:
@@ -140,6 +143,11 @@ class ModelConfig(Spec):
         return self.classes or self.targets or 0
 
     @property
+    def pooling(self) -> Embedding | None:
+        """Pooling of an encoder to one vector of a text; none: it is no encoder of texts."""
+        return self.embedding if self.task_spec.pools_tokens else None
+
+    @property
     def predicts_tokens(self) -> bool:
         """Whether the network predicts the next token at every position."""
         return self.task_spec.answers == "tokens"
@@ -147,7 +155,7 @@ class ModelConfig(Spec):
     @property
     def has_head(self) -> bool:
         """Whether the network ends in a layer for this task's outputs, which is initialised again for other outputs."""
-        return self.task_spec.answers not in ("tokens", "vectors")
+        return self.task_spec.answers != "tokens" and not self.task_spec.pools_tokens
 
     @property
     def gives_logits(self) -> bool:

@@ -61,9 +61,20 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
                 yield from _network_problems(job, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
-    if job.embedding is not None and "embedding" not in job.task_spec.options:
-        found, accepted = f"is given, the task is {job.task}", f"none, or task: {tasks_with('embedding')}"
-        yield Problem("embedding", found, accepted)
+    yield from _embedding_problems(job)
+
+
+def _embedding_problems(job: JobSpec) -> Iterator[Problem]:
+    """Problems of a description of vectors, for a task without them or with those of other samples."""
+    if job.embedding is None:
+        return
+    path, dimensions = "embedding", "embedding.dimensions"
+    if path not in job.task_spec.options:
+        yield Problem(path, f"is given, the task is {job.task}", f"none, or task: {tasks_with(path)}")
+    elif job.embedding.dimensions is not None and dimensions not in job.task_spec.options:
+        yield Problem(dimensions, "is given, and a vector of a text is as wide as its encoder", "null")
+    elif job.embedding.pooling != "mean" and not job.task_spec.pools_tokens:
+        yield Problem("embedding.pooling", f"is {job.embedding.pooling}, and an image has no tokens to pool", "mean")
 
 
 def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:

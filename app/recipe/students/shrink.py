@@ -17,6 +17,9 @@ from app.recipe.students.pooling import Embedding
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students.sub_spaces import SubNetwork
 
+DIMENSIONS = 128
+"""Numbers of an image's vector, unless the job or the model that the student starts from has others."""
+
 
 class Unshrinkable(ValueError):
     """A teacher can't be shrunk as the job sets; `field` is the field of `Shrink` at fault."""
@@ -192,11 +195,18 @@ def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Inpu
 
 
 def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding | None:
-    """The student's pooling to one vector of a text; none for other tasks. Raises `Unshrinkable`."""
+    """The student's vector of a sample; none for other tasks. Raises `Unshrinkable`."""
     if "embedding" not in job.task_spec.options:
         return None
     start = start_of(job, teachers) or (described_start(job, teachers) if isinstance(job.student, Shrink) else None)
     return job.embedding or (start.embedding if start else None) or Embedding()
+
+
+def dimensions_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> int:
+    """Numbers of the student's vector of an image. Raises `Unshrinkable`."""
+    wanted = job.embedding.dimensions if job.embedding else None
+    start = start_of(job, teachers)
+    return wanted or (start.targets if start and start.task == job.task else None) or DIMENSIONS
 
 
 def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:

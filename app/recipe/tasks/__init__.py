@@ -9,6 +9,7 @@ from app.recipe.tasks.base import TaskSpec
 from app.recipe.tasks.causal_lm import CausalLmSpec
 from app.recipe.tasks.classification import ImageClassificationSpec, TextClassificationSpec
 from app.recipe.tasks.embedding import EmbeddingSpec
+from app.recipe.tasks.image_embedding import ImageEmbeddingSpec
 from app.recipe.tasks.keypoints import KeypointsSpec
 from app.recipe.tasks.multi_label import MultiLabelSpec
 from app.recipe.tasks.regression import RegressionSpec
@@ -22,6 +23,7 @@ TaskName = Literal[
     "regression",
     "keypoints",
     "embedding",
+    "image-embedding",
     "causal-lm",
 ]
 _SPECS: tuple[TaskSpec, ...] = (
@@ -32,6 +34,7 @@ _SPECS: tuple[TaskSpec, ...] = (
     RegressionSpec(),
     KeypointsSpec(),
     EmbeddingSpec(),
+    ImageEmbeddingSpec(),
     CausalLmSpec(),
 )
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}

@@ -108,6 +108,11 @@ class TaskSpec:
         """Whether the output is logits: of a softmax, or of a sigmoid for each label."""
         return self.chooses or self.answers == "labels"
 
+    @property
+    def pools_tokens(self) -> bool:
+        """Whether the output is pooled from the tokens of a text, so that its width is the network's."""
+        return self.answers == "vectors" and self.reads == ("texts",)
+
     def fits(self, option: type[TaskOption]) -> bool:
         """Whether a loss, optimizer, augmentation or method is for this task."""
         return self.answers in option.answers and not set(self.reads).isdisjoint(option.reads)

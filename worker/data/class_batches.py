@@ -1,0 +1,71 @@
+"""Orders of samples in which every batch has several samples of each of its classes (P classes x K samples)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from app.recipe.job import Recipe
+from worker.data.batches import Batch, Order
+from worker.errors import UserError
+
+
+def order_of(recipe: Recipe, samples: Batch) -> Order | None:
+    """The order of a recipe with `samples_per_class`; none: a random one. Raises UserError (`invalid_job`) if the
+    samples have too few classes for a batch."""
+    per_class = recipe.samples_per_class
+    if per_class is None:
+        return None
+    labels, together = samples.targets.cpu(), recipe.batch_size // per_class
+    if (classes := int(labels.max()) + 1) < together:
+        found = f"with {per_class} samples of each a batch has {together} classes, and {classes} are trained on"
+        accepted = f"at most {classes} classes: recipe.batch_size up to {classes * per_class}"
+        raise UserError("invalid_job", f"{found}; accepted: {accepted}", "recipe.samples_per_class")
+    return lambda random: grouped_order(labels, recipe.batch_size, per_class, random)
+
+
+def grouped_order(labels: Tensor, batch: int, per_class: int, random: torch.Generator) -> Tensor:
+    """Indices (N,) int64 into `labels` (N,) int64 for an epoch: in each `batch` of them, different classes with
+    `per_class` samples each.
+
+    Classes take turns in a random order, and so do the samples of a class, so that classes are equally frequent. A
+    class with fewer samples repeats them. If N is no multiple of `batch`, the last batch has fewer classes, and one of
+    them perhaps fewer samples.
+    """
+    places = labels.cpu()
+    by_class = torch.split(places.argsort(stable=True), places.bincount().tolist())
+    groups = [_groups(members, per_class, random) for members in by_class if len(members)]
+    together = batch // per_class
+    classes = _turns(len(groups), together, random)
+    found, left = [], len(labels)
+    while left > 0:
+        found.append(next(groups[next(classes)]))
+        left -= per_class
+    return torch.cat(found)[: len(labels)]
+
+
+def _turns(classes: int, together: int, random: torch.Generator) -> Iterator[int]:
+    """Numbers of classes without end, each as often as any other; any `together` of a batch differ."""
+    waiting: list[int] = []
+    while True:
+        if len(waiting) < together:
+            fresh = torch.randperm(classes, generator=random).tolist()
+            early = together - len(waiting)
+            new = [number for number in fresh if number not in waiting]
+            waiting += new[:early] + _shuffled(new[early:] + waiting, random)
+        yield from waiting[:together]
+        waiting = waiting[together:]
+
+
+def _shuffled(numbers: list[int], random: torch.Generator) -> list[int]:
+    return [numbers[place] for place in torch.randperm(len(numbers), generator=random).tolist()]
+
+
+def _groups(members: Tensor, size: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Groups of `size` of these members without end; all of one are different if there are as many."""
+    while True:
+        copies = -(-size // len(members))
+        drawn = torch.cat([members[torch.randperm(len(members), generator=random)] for _ in range(copies)])
+        yield from (drawn[first : first + size] for first in range(0, len(drawn) - size + 1, size))
