@@ -133,7 +133,11 @@ def job_of(kind: str) -> Document:
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
     usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
-    more: Document = {"data": BINARY} if issubclass(found, BinaryLoss) else {"data": LISTS} if needs_lists(found) else {}
+    more: Document = {}
+    if issubclass(found, BinaryLoss):
+        more["data"] = BINARY
+    elif needs_lists(found):
+        more["data"] = LISTS
     return small_job(recipe, {"attention-relation": VIT, "l2-svm": SVM}.get(kind, usual), task, **more)
 
 

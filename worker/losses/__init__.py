@@ -25,9 +25,9 @@ from worker.losses.ferkd import FerkdTerm
 from worker.losses.ldr import AldrTerm, LdrTerm
 from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
 from worker.losses.regression import MseTerm, SmoothL1Term, WingTerm
+from worker.losses.retrieval import LgAnnaTerm, MwTerm, UniMeTerm
 from worker.losses.spherical import ZLossTerm
 from worker.losses.svm import L2SvmTerm
-from worker.losses.retrieval import LgAnnaTerm, MwTerm, UniMeTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.vocabularies import UldTerm

@@ -25,7 +25,6 @@ from worker.kernels.spec import RowLosses, RowSpec
 from worker.outputs import HiddenStates
 from worker.tensors import RowIndex, at_least_float32
 
-
 COPIES = 3
 """Copies of a teacher's logits of a chunk in float32: logits, log-probabilities and probabilities."""
 

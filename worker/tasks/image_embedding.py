@@ -71,8 +71,8 @@ class ImageEmbedding(SampleTask):
         self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
         """Metrics of embeddings (N, D) float32 with classes (N,) int64: of retrieval, verification and class means (see
-        `worker.metrics.labelled_vectors`). Likeness to the teacher's embeddings (N, E): `teacher_correlation` of cosines,
-        `teacher_cosine` if widths are equal."""
+        `worker.metrics.labelled_vectors`). Likeness to the teacher's embeddings (N, E): `teacher_correlation` of
+        cosines, `teacher_cosine` if widths are equal."""
         found = metrics.retrieval(embeddings, targets, RECALL_AT)
         found |= metrics.verification(embeddings, targets, FALSE_RATES)
         accuracy = metrics.class_mean_accuracy(embeddings, targets)

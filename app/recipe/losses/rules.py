@@ -6,7 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from app.recipe.data.sources import Table
 from app.recipe.job import JobSpec
-from app.recipe.losses import Contrastive, Dexml, Ferkd, KdRel, KdTopk, L2Svm, LabelLoss, LgAnna, LogitMse, Loss, Mw, PairScore, UniMe
+from app.recipe.losses import (
+    Contrastive,
+    Dexml,
+    Ferkd,
+    KdRel,
+    KdTopk,
+    L2Svm,
+    LabelLoss,
+    LgAnna,
+    LogitMse,
+    Loss,
+    Mw,
+    PairScore,
+    UniMe,
+)
 from app.recipe.methods.base import STUDENT
 from app.recipe.methods.supernet import Supernet
 from app.recipe.problem import Problem
