@@ -122,15 +122,24 @@ def _require_digest(stored: StoredObject, *expected: str | None) -> None:
 async def complete_upload(services: Services, project_id: str, upload_id: str, sha256: str | None) -> FileRow:
     """Join the parts, verify the content, and publish it as a file. Repeating this returns the same file.
 
-    Two concurrent requests both do the work, and one of them publishes: there is no lock that a crash could leave
-    behind.
+    Concurrent requests all do the work, and one of them publishes: there is no lock that a crash could leave behind.
     """
-    async with services.database.read() as session:
-        upload = await get_upload(session, project_id, upload_id)
-        if upload.file_id is not None:
+    try:
+        return await _complete(services, project_id, upload_id, sha256)
+    except WrongState:
+        # Another request may have published the file, and deleted the parts, while this one read them.
+        async with services.database.read() as session:
+            upload = await get_upload(session, project_id, upload_id)
+            if upload.file_id is None:
+                raise
             return await get_file(session, project_id, upload.file_id)
-        upload = await _open_upload(session, project_id, upload_id)
+
+
+async def _complete(services: Services, project_id: str, upload_id: str, sha256: str | None) -> FileRow:
+    async with services.database.read() as session:
+        # In this order: the parts of an upload that another request completes in between are not found missing.
         parts = await repository.parts(session, upload_id)
+        upload = await _open_upload(session, project_id, upload_id)
     _require_complete(upload, parts)
     stored = await _join(services.store, parts)
     joined = [stored.key] if len(parts) > 1 else []

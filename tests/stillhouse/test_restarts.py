@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import migrate
@@ -61,6 +64,17 @@ class Restarted:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def freeze(self) -> None:
+        """Stop the process at a moment in which it holds no lock of the database."""
+        while True:
+            self.signal(signal.SIGSTOP)
+            try:
+                self.write(lambda session: session.execute(text("select 1")))
+                return
+            except OperationalError:
+                self.signal(signal.SIGCONT)
+                time.sleep(0.05)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -176,7 +190,7 @@ def test_watching_leaves_a_service_that_is_frozen(
     lease = restarted.claim()
     watching = Watching(client, job.id)
     watching.until(3)
-    restarted.signal(signal.SIGSTOP)
+    restarted.freeze()
     restarted.log(lease, "while frozen")
     restarted.restart()
     watching.until(4)

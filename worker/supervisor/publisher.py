@@ -34,6 +34,7 @@ class Publisher:
         lease = access.lease
         self._prefix = f"projects/{lease.project_id}/jobs/{lease.job_id}/a{lease.attempt}"
         self._saved: dict[int, Path] = {}
+        self._superseded: list[str] = []
         self._more = asyncio.Event()
 
     def offer(self, saved: CheckpointSaved) -> None:
@@ -61,13 +62,14 @@ class Publisher:
             return
         paths = await asyncio.to_thread(files_of, self._saved[step])
         files = [await self._upload(path, f"checkpoints/step-{step}/{path.name}", path.name) for path in paths]
-        superseded = await self._access.write(partial(publishing.publish_checkpoint, step=step, files=files))
+        self._superseded += await self._access.write(partial(publishing.publish_checkpoint, step=step, files=files))
         await self._remove_up_to(step)
-        await self._delete(superseded)
+        await self._delete_superseded()
 
     async def salvage(self) -> None:
         """Publish the newest checkpoint if that is possible, at the end of an attempt that failed or was stopped."""
         try:
+            await self._delete_superseded()  # the end may have come before the deletion
             await self.publish_checkpoint()
         except LeaseLost:
             raise
@@ -95,9 +97,11 @@ class Publisher:
         for done in [saved for saved in self._saved if saved <= step]:
             await asyncio.to_thread(shutil.rmtree, self._saved.pop(done), ignore_errors=True)
 
-    async def _delete(self, keys: list[str]) -> None:
+    async def _delete_superseded(self) -> None:
+        """Delete the objects of superseded checkpoints, except while the store can't be reached."""
         try:
-            await self._access.store.delete(keys)
+            await self._access.store.delete(self._superseded)
+            self._superseded = []
         except Unavailable:
             logger.warning("%s: superseded checkpoints stay in the store", self._access.lease.job_id, exc_info=True)
 

@@ -17,7 +17,8 @@ from sqlalchemy import select, update
 
 from app.core.clock import now
 from app.core.outbox import OutboxMessage
-from app.core.store import MissingObject, StoredObject
+from app.core.store import MissingObject, Store, StoredObject
+from app.files import service
 from app.files.service import expire_uploads
 from app.files.tables import FileRow, UploadPart, UploadRow
 from tests.app.conftest import Api
@@ -311,6 +312,24 @@ async def test_completing_again_gives_the_same_file(api: Api) -> None:
     assert (await complete(api, upload)).json()["id"] == first
     assert len((await api.client.get("/v1/files")).json()["data"]) == 1
     await settle(api)
+    assert len(await keys_in_store(api)) == 1
+
+
+async def test_a_request_that_completes_while_another_does_gives_the_same_file(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begin(api)
+    await send_parts(api, upload)
+    join, others = service._join, []
+
+    async def join_late(store: Store, parts: list[UploadPart]) -> StoredObject:
+        monkeypatch.setattr(service, "_join", join)
+        others.append((await complete(api, upload)).json()["id"])
+        await settle(api)
+        return await join(store, parts)
+
+    monkeypatch.setattr(service, "_join", join_late)
+    assert [(await complete(api, upload)).json()["id"]] == others
     assert len(await keys_in_store(api)) == 1
 
 

@@ -41,6 +41,7 @@ from tests.worker.supervisor.stage import (
 from worker.memory import oom_kills
 from worker.supervisor.attempt import run_next
 from worker.supervisor.context import Context, open_context
+from worker.supervisor.publisher import Publisher
 
 TRAIN = ("start", "phase=training")
 
@@ -145,7 +146,13 @@ async def test_what_was_said_before_the_end_is_written_before_it(settings: Setti
     assert [type for type, message in told[-3:]] == ["log", "checkpoint", "status"]
 
 
-async def test_old_checkpoints_are_deleted_from_the_store(settings: Settings, database: Database) -> None:
+@pytest.mark.parametrize("ends", ["after", "before"])
+async def test_old_checkpoints_are_deleted_from_the_store(
+    settings: Settings, database: Database, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that the attempt's end came before."""
+    if ends == "before":
+        monkeypatch.setattr(Publisher, "_remove_up_to", Waiting(4))
     job_id = await submit(database)
     saves = [act for _ in range(4) for act in ("steps=1", "save", "await_go")]
     async with worker(settings, *TRAIN, *saves, "fail=user") as context:
@@ -159,6 +166,18 @@ async def test_old_checkpoints_are_deleted_from_the_store(settings: Settings, da
     prefix = f"projects/{PROJECT}/jobs/{job_id}/a1/checkpoints"
     names = [f"{prefix}/step-{step}/{name}" for step in (3, 4) for name in ("state.json", "weights.bin")]
     assert await objects(settings) == names
+
+
+class Waiting:
+    """Does nothing, but waits in call `number` until it is cancelled."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    async def __call__(self, step: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            await asyncio.Future()
 
 
 async def published(database: Database, job_id: str, step: int) -> bool:
