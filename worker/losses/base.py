@@ -53,7 +53,7 @@ class LossInputs(NamedTuple):
     """See `Batch.rows_per_sample`."""
     epoch: float = 0.0
     """Epochs of the stage before this step, with fraction."""
-    index: Tensor | None = None
+    sample_index: Tensor | None = None
     """(B,) int64: index of each row among the training samples; set in plain steps (see `MethodSpec.plain_steps`)."""
 
 

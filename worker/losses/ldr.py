@@ -55,12 +55,12 @@ class AldrTerm:
         self.memory = builder.part(name, lambda: SampleWeights(samples, spec.kl_weight), frozen=True)
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        assert inputs.index is not None  # of plain steps
+        assert inputs.sample_index is not None  # of plain steps
         logits, spec = at_least_float32(inputs.student), self.spec
         scores = normalised_scores(F.softplus(logits) if spec.scores == "softplus" else logits)
         resistance = spec.alpha * math.log(logits.shape[-1])
         with torch.no_grad():
-            last = self._stored[inputs.index].to(scores.dtype).unsqueeze(-1)
+            last = self._stored[inputs.sample_index].to(scores.dtype).unsqueeze(-1)
             weights = spec.kl_weight * (1.0 - certainty(scores / last) / resistance)
             self._store(inputs, weights)
         losses = robust_margin(scores, target_column(inputs.labels), weights.unsqueeze(-1), spec.margin)
@@ -80,10 +80,10 @@ class AldrTerm:
 
     def _store(self, inputs: LossInputs, weights: Tensor) -> None:
         """Replace the weights of the valid samples of all processes."""
-        assert inputs.index is not None
+        assert inputs.sample_index is not None
         stored, valid = self._stored, torch.ones_like(weights) if inputs.valid is None else inputs.valid
-        found, index = torch.stack((weights * valid, valid.to(weights.dtype)), dim=1).to(stored.dtype), inputs.index
-        seen = self._everywhere(stored.new_zeros(len(stored), 2).index_copy(0, index, found))
+        found = torch.stack((weights * valid, valid.to(weights.dtype)), dim=1).to(stored.dtype)
+        seen = self._everywhere(stored.new_zeros(len(stored), 2).index_copy(0, inputs.sample_index, found))
         stored.copy_(torch.where(seen[:, 1] > 0.0, seen[:, 0] / seen[:, 1].clamp(min=1.0), stored))
 
 

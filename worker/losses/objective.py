@@ -52,7 +52,7 @@ class BatchOutputs:
     """See `Batch.rows_per_sample`."""
     epoch: float = 0.0
     """See `LossInputs`; set by the objective."""
-    index: Tensor | None = None
+    sample_index: Tensor | None = None
     """See `LossInputs`."""
 
     @property
@@ -264,7 +264,7 @@ def row_inputs(seen: BatchOutputs, targets: Tensor, valid: Tensor | None, name: 
         teacher_learns=seen.teacher_learns,
         rows_per_sample=seen.rows_per_sample,
         epoch=seen.epoch,
-        index=seen.index,
+        sample_index=seen.sample_index,
     )
 
 

@@ -138,7 +138,7 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
 def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
     """As `_loaded`, for a network with a codebook, whose file has a row for every token, and their codes."""
     student = config.architecture
-    assert isinstance(student, Transformers)  # by the caller
+    assert isinstance(student, Transformers) and isinstance(student.head, VqLogits)  # by the caller
     full = Transformers(config={**student.config, **UNTIED})
     rest = {name: tensor for name, tensor in state.items() if name != CODES}
     network, found = _loaded(config.model_copy(update={"architecture": full}), rest)
@@ -146,7 +146,7 @@ def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[
         raise Misfit(f"lacks the tensor {CODES!r}")
     layer: Any = network.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
     try:
-        head = codebook_of(layer, state[CODES].long(), student.head.codes)  # type: ignore[union-attr]
+        head = codebook_of(layer, state[CODES].long(), student.head.codes)
     except ValueError as error:
         raise Misfit(f"tensor {CODES!r} {error}") from error
     network.set_output_embeddings(head)  # type: ignore[operator]

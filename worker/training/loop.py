@@ -168,8 +168,15 @@ def run_student(stage: Stage, student: Model, micro_batch: Batch, signals: Signa
     with bf16, torch.set_grad_enabled(stage.trains_student):
         outputs = stage.forward(samples := micro_batch.inputs[stage.input_key])
     features, tokens = stage.recorder.take(), student.tokens(samples)
-    rows, index = micro_batch.rows_per_sample, micro_batch.index
-    return BatchOutputs(outputs, micro_batch.targets, signals, features, tokens, rows_per_sample=rows, index=index)
+    return BatchOutputs(
+        outputs,
+        micro_batch.targets,
+        signals,
+        features,
+        tokens,
+        rows_per_sample=micro_batch.rows_per_sample,
+        sample_index=micro_batch.index,
+    )
 
 
 def objective_shares(

@@ -32,7 +32,7 @@ class Kept:
 
     def loss(self, logits: Tensor, labels: Tensor, index: Tensor, count: Tensor | None = None) -> Tensor:
         count = self.objective.count(labels) if count is None else count
-        return self.objective(BatchOutputs(logits, labels, {}, index=index), count)["loss"]
+        return self.objective(BatchOutputs(logits, labels, {}, sample_index=index), count)["loss"]
 
 
 def draw(rows: int = 6) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ def codebook_figures(inputs: ReportInputs) -> Figures:
         return {}
     number, width = layer.weight.shape
     sizes = {"bytes": 4 * number * width + 4 * len(layer.codes), "full_bytes": 4 * len(layer.codes) * width}
-    found: Figures = {"codes": number, "codes_in_use": len(layer.codes.unique()), **sizes}
+    found: Figures = {"codes": number, "codes_in_use": int(layer.codes.bincount().count_nonzero()), **sizes}
     student = inputs.student
     teacher = next((each for each in inputs.teachers.values() if each.input_key == student.input_key), None)
     if teacher is not None:
