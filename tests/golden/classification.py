@@ -92,7 +92,7 @@ def _aldr(case: Case) -> Comparisons:
     (memory,) = builder.aux_modules.double().values()
     for step in range(len(case.outputs["losses"])):
         student = (rows.student * (1.0 + 0.1 * step)).requires_grad_()
-        seen = BatchOutputs(student, rows.labels, {}, index=case.inputs["ids"])
+        seen = BatchOutputs(student, rows.labels, {}, sample_index=case.inputs["ids"])
         loss = objective(seen, objective.count(rows.labels))["loss"]
         (gradient,) = torch.autograd.grad(loss, student)
         for name, found in (("losses", loss.detach()), ("grads", gradient)):

@@ -138,7 +138,8 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
 def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
     """As `_loaded`, for a network with a codebook, whose file has a row for every token, and their codes."""
     student = config.architecture
-    assert isinstance(student, Transformers) and isinstance(student.head, VqLogits)  # by the caller
+    assert isinstance(student, Transformers)  # by the caller, as its head
+    assert isinstance(student.head, VqLogits)
     full = Transformers(config={**student.config, **UNTIED})
     rest = {name: tensor for name, tensor in state.items() if name != CODES}
     network, found = _loaded(config.model_copy(update={"architecture": full}), rest)
