@@ -116,6 +116,9 @@ METHOD_JOBS: dict[str, Document] = {
         {**LABELS, "method": {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}},
         teachers=[{"model": name, "name": name} for name in ("cnn", "other")],
     ),
+    "smooth-adversarial": small_job(
+        {"losses": [{"kind": "comp-sum"}, {"kind": "kd"}], "method": {"kind": "smooth-adversarial", "steps": 2}}
+    ),
     "boundary-samples": small_job({**LABELS, "method": {"kind": "boundary-samples"}, "epochs": 2}),
     "online": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "bd-kd"}], "method": {"kind": "online"}}, MLP),
     "meta": small_job({"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}], "method": {"kind": "meta"}}, MLP),

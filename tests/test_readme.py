@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic import TypeAdapter
 
 from app.models.schemas import ModelRequest
 from app.recipe import documents
 from app.recipe.checks import find_problems
+from app.recipe.data.sources import AnyData
 from app.recipe.job import JobSpec
 from app.recipe.teachers.teacher import Teacher
 from stillhouse.cli.main import app
@@ -35,6 +37,8 @@ def test_documents_that_are_shown_are_valid(page: str) -> None:
             assert not find_problems(JobSpec.model_validate_json(json.dumps(document)))
         elif set(document) == {"teacher"}:
             Teacher.model_validate(document["teacher"])
+        elif set(document) == {"data"}:
+            TypeAdapter(AnyData).validate_python(document["data"])
         else:
             ModelRequest.model_validate_json(json.dumps(document))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from app.recipe.attacks import AttackSpec
 from app.recipe.losses import Aldr, AnyLoss, CompSum, L2Svm, Ldr, Loss, ZLoss
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, compare, evaluate
@@ -16,9 +17,13 @@ from worker.losses.comp_sum import CompSumTerm
 from worker.losses.ensloss import drawn_derivatives, inverse_box_cox
 from worker.losses.objective import BatchOutputs, Objective
 from worker.losses.spherical import ZLossTerm
+from worker.methods.smooth_adversarial import change_of_margins, smoothness
+from worker.training.attacks import pgd
 
 Comparisons = Iterator[Comparison]
 TWO_CLASSES = 2
+FAR = 64.0
+"""Middle of a range of pixels, an exact power of two."""
 METRICS = {"Accu": "accuracy", "Fbeta": "f-beta", "Gmean": "g-mean", "BAccu": "balanced-accuracy"}
 """Metrics of `anyloss` by their names in the file."""
 OF_LAYERS = {"fbeta": "f-beta", "acc": "accuracy", "balacc": "balanced-accuracy", "gmean": "g-mean"}
@@ -55,12 +60,35 @@ def _directly(spec: ZLoss, rows: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 def compsum(case: Case) -> Comparisons:
-    if "logits" not in case.inputs:
-        raise NothingToCompare("of a method, not of a loss")
+    if case.name == "smooth_adv":
+        yield from _smooth_adversarial(case)
+        return
     spec, rows = CompSum(tau=case.hyper["tau"]), rows_of(case)
     if "loss_rows" in case.outputs:
         yield Comparison("comp-sum", "loss_rows", CompSumTerm(spec)(rows), case.outputs["loss_rows"])
     yield from compare(case, "comp-sum", evaluate([spec], rows), "loss", "grad_logits")
+
+
+def _smooth_adversarial(case: Case) -> Comparisons:
+    """The attack has no range of pixels there: theirs are moved to the middle of one that it does not leave."""
+    hyper, labels = case.hyper, case.inputs["y"].long()
+    weights = [case.inputs[name].clone().requires_grad_() for name in ("W1", "W2")]
+    images, reach = case.inputs["x"] + FAR, 2 * FAR
+
+    def logits(pixels: Tensor) -> Tensor:
+        return ((pixels - FAR) @ weights[0]).tanh() @ weights[1]
+
+    attack = AttackSpec(bound=hyper["gamma"] / reach, step_size=hyper["step_size"] / reach, steps=hyper["steps"])
+    raised = change_of_margins(logits, images, labels)
+    moved = pgd(logits, images, raised, attack, reach, case.inputs["delta0"])
+    changes = smoothness(logits(moved), logits(images), labels)
+    clean = CompSumTerm(CompSum(tau=hyper["tau"], rho=hyper["rho"]))(LossInputs(logits(images), labels, None))
+    loss = (clean + hyper["nu"] * changes).mean()
+    found = {"delta_final": moved - images, "clean_rows": clean, "reg_rows": changes, "loss": loss}
+    gradients = torch.autograd.grad(loss, weights)
+    found |= {"grad_W1": gradients[0], "grad_W2": gradients[1]}
+    for output, value in found.items():
+        yield Comparison("smooth-adversarial", output, value.detach(), case.outputs[output], output.startswith("grad"))
 
 
 def ldr(case: Case) -> Comparisons:

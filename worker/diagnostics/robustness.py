@@ -16,7 +16,7 @@ from worker.data.randomness import derive_seed
 from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, NotComputable
 from worker.students.model import Model
 from worker.tasks.prediction import evaluating
-from worker.training.attacks import fgsm, pgd, start_noise
+from worker.training.attacks import cross_entropy_with, fgsm, pgd, start_noise
 
 STUDENT = "student"
 SLACK, LEAST = 0.01, 5
@@ -68,10 +68,11 @@ class RobustnessAnalysis:
         """Hits on one batch; PGD starts at points drawn by `seed`, the same for all models."""
         images, labels, spec = batch.inputs[model.input_key], batch.targets, self._spec
         noise = start_noise(spec, images.shape, highest, seed, images.device)
+        raised = cross_entropy_with(labels)
         return Hits(
             _right(model, images, labels),
-            _right(model, fgsm(model, images, labels, spec.bound, highest), labels),
-            _right(model, pgd(model, images, labels, spec, highest, noise), labels),
+            _right(model, fgsm(model, images, raised, spec.bound, highest), labels),
+            _right(model, pgd(model, images, raised, spec, highest, noise), labels),
         )
 
 

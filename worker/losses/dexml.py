@@ -135,7 +135,7 @@ def soft_top_k(scores: Tensor, k: int | Tensor, alpha: float) -> Tensor:
 
 
 def log_soft_top_k(scores: Tensor, k: int | Tensor, alpha: float) -> Tensor:
-    """Logarithm of `soft_top_k`."""
+    """Logarithm of the memberships (Q, L); see `soft_top_k`."""
     result: Tensor = _SoftTopK.apply(scores, k, alpha, True)  # type: ignore[no-untyped-call]
     return result
 

@@ -13,6 +13,7 @@ from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.online import Online
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
+from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
 from worker.methods.adversarial import AdversarialMethod
@@ -24,6 +25,7 @@ from worker.methods.on_policy import OnPolicyMethod
 from worker.methods.online import OnlineMethod
 from worker.methods.rollback import RollbackMethod
 from worker.methods.sequence_level import SequenceLevelMethod
+from worker.methods.smooth_adversarial import SmoothAdversarialMethod
 from worker.methods.supernet import SupernetMethod
 from worker.methods.supervised import SupervisedMethod
 
@@ -34,6 +36,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Mutual: MutualMethod,
     Rollback: RollbackMethod,
     Adversarial: AdversarialMethod,
+    SmoothAdversarial: SmoothAdversarialMethod,
     BoundarySamples: BoundaryMethod,
     Online: OnlineMethod,
     Meta: MetaMethod,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,20 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.methods.adversarial import Adversarial
-from app.recipe.methods.base import FIELD, LEARNING
+from app.recipe.methods.base import LEARNING
 from worker.data.batches import Batch
-from worker.data.randomness import derive_seed
-from worker.errors import UserError
 from worker.kernels.log_probs import entropy, kl, log_probs
 from worker.losses.base import target_column
 from worker.losses.objective import TOTAL
+from worker.methods.attacked_batches import attack_batches, require_pixel_range
 from worker.methods.base import Method
 from worker.optimizers.schedules import rate_factor
 from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.teachers import TeacherSource
 from worker.tensors import IGNORED, at_least_float32
-from worker.training.attacks import pgd, start_noise
+from worker.training.attacks import Logits, Raised, cross_entropy_with
 from worker.training.loop import (
     GRAD_NORM,
     Stage,
@@ -71,12 +69,7 @@ class AdversarialMethod(Method[Adversarial]):
 
     def step(self, stage: Stage, state: TrainState) -> Step:
         """Raises UserError (`invalid_job`) for images whose pixels have no known range."""
-        highest = state.student.highest_pixel
-        if not state.student.in_pixel_range(stage.batches.samples.inputs[stage.input_key]):
-            found = f"has pixels outside of 0 to {highest:g}, so that {FIELD}.bound is no share of their range"
-            raise UserError(
-                "invalid_job", f"data.train: {found}; accepted: uint8, or numbers from 0 to 1", "data.train"
-            )
+        require_pixel_range(stage, state.student)
         robust = None
         if self.spec.robust_teacher is not None:
             name = self.spec.robust_teacher
@@ -145,7 +138,7 @@ class AdversarialStep:
 
     def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
-        attacked = self._attack(stage, state, step_inputs)
+        attacked = attack_batches(self._spec, stage, state, step_inputs, _cross_entropy)
         state.student.train()
         stage.ranks.begin_step(stage.seed, state.step)
         if step_inputs.signals is None:
@@ -167,24 +160,6 @@ class AdversarialStep:
         if self._robust is not None:
             values |= _balance_metrics(_state(state), values[TOTAL])
         return values
-
-    def _attack(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> list[Batch]:
-        """The micro-batches with attacked images. Starting points are drawn for the whole batch, of which every process
-        takes its share, so that they depend on seed and step only."""
-        student, key = state.student.eval(), stage.input_key
-        highest, images = student.highest_pixel, step_inputs.batch.inputs[key]
-        shape = torch.Size([stage.batches.size_at(state.step), *images.shape[1:]])
-        seed = derive_seed(stage.seed, "attack", state.step)
-        noise = start_noise(self._spec, shape, highest, seed, stage.device)
-        own = None if noise is None else stage.ranks.share(noise)
-        logits = partial(_logits, stage, student)
-        attacked, first = [], 0
-        for part in step_inputs.micro_batches:
-            begin = None if own is None else own[first : first + len(part)]
-            moved = pgd(logits, part.inputs[key], part.targets, self._spec, highest, begin)
-            attacked.append(replace(part, inputs={**part.inputs, key: moved}))
-            first += len(part)
-        return attacked
 
     def _views(self, step_inputs: StepInputs, attacked: list[Batch]) -> list[_Views]:
         batches = [
@@ -310,11 +285,9 @@ def _balance_metrics(balance: AdversarialState, like: Tensor) -> dict[str, Tenso
     return {f"{name}/{side}": like.new_tensor(values[side]) for name, values in found.items() for side in SIDES}
 
 
-def _logits(stage: Stage, student: Model, images: Tensor) -> Tensor:
-    """Logits (B, C) in the arithmetic of the recipe."""
-    with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16"):
-        found: Tensor = student(images)
-    return found
+def _cross_entropy(logits: Logits, images: Tensor, targets: Tensor) -> Raised:
+    """See `Aim`."""
+    return cross_entropy_with(targets)
 
 
 def _hits(logits: Tensor, batch: Batch) -> Tensor:

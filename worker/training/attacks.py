@@ -1,8 +1,8 @@
 """Attacks on classifiers of images, bounded in the L-infinity norm: FGSM (1412.6572) and PGD (1706.06083).
 
-Images (B, C, H, W) are raw, of any numeric dtype, their pixels from 0 to `highest`; attacked ones are float32 of the
-same range. Targets are (B,) int64 classes or (B, C) probabilities. The caller sets the model to evaluation mode, in
-which an attack on an image does not depend on the other images of the batch.
+Images (B, C, H, W) are raw, of any numeric dtype, their pixels from 0 to `highest`; attacked ones are of the same range
+and of float32, or float64 where the images are. The caller sets the model to evaluation mode, in which an attack on an
+image does not depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ NORMAL_START = 0.001
 """Standard deviation of the noise of a normal start, as a share of the pixels' range."""
 Logits = Callable[[Tensor], Tensor]
 """From raw images to logits (B, C)."""
+Raised = Callable[[Tensor], Tensor]
+"""From logits (B, C), float32 or float64, to what an attack raises: a scalar, the sum of terms of single images."""
 
 
 class Ball(NamedTuple):
-    """Images within the bound of given ones and within the pixels' range: least and largest pixels, float32."""
+    """Images within the bound of given ones and within the pixels' range: least and largest pixels."""
 
     least: Tensor
     largest: Tensor
@@ -50,26 +52,26 @@ def start_noise(
 
 
 def pgd(
-    logits: Logits, images: Tensor, targets: Tensor, attack: AttackSpec, highest: float, noise: Tensor | None = None
+    logits: Logits, images: Tensor, raised: Raised, attack: AttackSpec, highest: float, noise: Tensor | None = None
 ) -> Tensor:
-    """Images attacked by steps along the sign of the gradient of the cross-entropy, each followed by a projection into
+    """Images attacked by steps along the sign of the gradient of what is `raised`, each followed by a projection into
     the bound and the pixels' range, starting at `images` plus `noise` (see `start_noise`)."""
-    clean = images.float()
+    clean = at_least_float32(images)
     ball, attacked = ball_around(clean, attack.bound, highest), clean
     if noise is not None:
         attacked = clean + noise
         if attack.random_start == "uniform":  # a normal start is not clipped, as in the authors' code
             attacked = ball.project(attacked)
     for _ in range(attack.steps):
-        direction = input_gradient(logits, attacked, targets).sign()
+        direction = input_gradient(logits, attacked, raised).sign()
         attacked = ball.project(attacked + attack.step_size * highest * direction)
     return attacked
 
 
-def fgsm(logits: Logits, images: Tensor, targets: Tensor, bound: float, highest: float) -> Tensor:
-    """Images moved once, by the whole bound, along the sign of the gradient of the cross-entropy."""
-    clean = images.float()
-    direction = input_gradient(logits, clean, targets).sign()
+def fgsm(logits: Logits, images: Tensor, raised: Raised, bound: float, highest: float) -> Tensor:
+    """Images moved once, by the whole bound, along the sign of the gradient of what is `raised`."""
+    clean = at_least_float32(images)
+    direction = input_gradient(logits, clean, raised).sign()
     return ball_around(clean, bound, highest).project(clean + bound * highest * direction)
 
 
@@ -79,13 +81,20 @@ def ball_around(images: Tensor, bound: float, highest: float) -> Ball:
     return Ball((images - reach).clamp(min=0.0), (images + reach).clamp(max=highest))
 
 
-def input_gradient(logits: Logits, images: Tensor, targets: Tensor) -> Tensor:
-    """Gradient (float32) of each image's cross-entropy with respect to its pixels; parameters receive none. It is 0 for
-    ignored rows."""
+def input_gradient(logits: Logits, images: Tensor, raised: Raised) -> Tensor:
+    """Gradient of what is `raised` with respect to the pixels of floating images; parameters receive none."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
-        found = at_least_float32(logits(leaf))
-        wanted = targets.to(found.dtype) if targets.is_floating_point() else targets
-        loss = F.cross_entropy(found, wanted, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, leaf)
+        found = raised(at_least_float32(logits(leaf)))
+    (gradient,) = torch.autograd.grad(found, leaf)
     return gradient
+
+
+def cross_entropy_with(targets: Tensor) -> Raised:
+    """The cross-entropy with classes (B,) int64 or probabilities (B, C); 0 for ignored rows."""
+
+    def raised(logits: Tensor) -> Tensor:
+        wanted = targets.to(logits.dtype) if targets.is_floating_point() else targets
+        return F.cross_entropy(logits, wanted, reduction="sum")
+
+    return raised

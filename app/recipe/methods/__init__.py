@@ -15,6 +15,7 @@ from app.recipe.methods.on_policy import OnPolicy
 from app.recipe.methods.online import Online
 from app.recipe.methods.rollback import Rollback
 from app.recipe.methods.sequence_level import SequenceLevel
+from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
 
@@ -27,6 +28,7 @@ Method = Annotated[
     | Meta
     | Rollback
     | Adversarial
+    | SmoothAdversarial
     | BoundarySamples
     | Supernet,
     Field(discriminator="kind"),

@@ -99,12 +99,7 @@ class Adversarial(AttackSpec, MethodSpec):
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from self._teacher_problems(job)
         yield from self._loss_problems(job)
-        if job.recipe.compile:
-            found = f"is on, but {self.kind} attacks the student in evaluation mode, which is not compiled"
-            yield Problem("recipe.compile", found, "false")
-        if job.resources.sharding == "fsdp":
-            found = f"is fsdp, and {self.kind} attacks a student whose weights are all there"
-            yield Problem("resources.sharding", found, "none")
+        yield from attack_problems(self, job)
 
     def _teacher_problems(self, job: JobSpec) -> Iterator[Problem]:
         names = [teacher.name for teacher in job.all_teachers]
@@ -133,3 +128,13 @@ class Adversarial(AttackSpec, MethodSpec):
             elif term.taps() != Taps():
                 found = f"{term.kind} looks inside the student, which {FIELD}: {self.kind} runs on attacked images"
                 yield Problem(path, found, accepted)
+
+
+def attack_problems(method: MethodSpec, job: JobSpec) -> Iterator[Problem]:
+    """Problems of the rest of `job` with a method that attacks the student."""
+    if job.recipe.compile:
+        found = f"is on, but {method.kind} attacks the student in evaluation mode, which is not compiled"
+        yield Problem("recipe.compile", found, "false")
+    if job.resources.sharding == "fsdp":
+        found = f"is fsdp, and {method.kind} attacks a student whose weights are all there"
+        yield Problem("resources.sharding", found, "none")

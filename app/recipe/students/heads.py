@@ -23,6 +23,7 @@ class HeadSpec(TaskOption):
     has_bias: ClassVar[bool] = True
     """Whether it has an offset for each output."""
     kind: str
+    """Which head."""
 
     @property
     def further_weights(self) -> int:

@@ -98,6 +98,7 @@ def test_operations_count_what_a_method_computes(method: dict[str, object], pass
         ({"kind": "meta", "order": "finite-difference"}, 1),
         ({"kind": "adversarial"}, 1),
         ({"kind": "adversarial", "clean_teacher": "a", "robust_teacher": "b"}, 2),
+        ({"kind": "smooth-adversarial"}, 2),
         ({"kind": "boundary-samples", "attack_size": 4}, 1.5),
         ({"kind": "boundary-samples"}, 2),
     ],

@@ -213,7 +213,7 @@ def scene(
     descent = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
     spec = JobSpec.model_validate(job({"losses": [relation()], "optimizer": descent, **recipe}))
     plan = plan_training(spec.recipe, len(ids))
-    samples = whole_split({"tokens": ids}, torch.zeros(len(ids), 2, dtype=torch.float64))
+    samples = whole_split({"tokens": ids}, torch.zeros(len(ids), 3, dtype=torch.float64))
     state = initial_state(spec.recipe, student)
     state.method = SupernetState()
     taught = {"teacher": open_teacher(teacher, spec, "teacher")}

@@ -87,7 +87,7 @@ def test_a_spare_gets_ready_does_one_job_and_leaves(tmp_path: Path) -> None:
         assert isinstance(heard[-1], Finished)
         assert process.hear() is None
         assert process.process.wait() == 0
-    left = {"assignment.json", "data.npz", "teacher", "bundle", "checkpoints"}
+    left = {"assignment.json", "data.npz", "binary.npz", "teacher", "bundle", "checkpoints"}
     assert {path.name for path in tmp_path.iterdir()} == left
 
 

@@ -13,7 +13,7 @@ from app.recipe.attacks import AttackSpec
 from app.recipe.students.architectures import CifarResNet, Mlp, Student
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from worker.students.model import Model
-from worker.training.attacks import fgsm, pgd, start_noise
+from worker.training.attacks import cross_entropy_with, fgsm, pgd, start_noise
 
 CLASSES, SIDE, IMAGES = 3, 6, 12
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_pgd_is_that_of_the_paper_in_raw_pixels() -> None:
         moved.requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(network(moved * 255), labels), moved)
         moved = (moved.detach() + 0.03 * gradient.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
-    found = pgd(network, images, labels, attack, 255.0, noise)
+    found = pgd(network, images, cross_entropy_with(labels), attack, 255.0, noise)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double() / 255, moved, rtol=0, atol=1e-6)
     assert (losses(network, found, labels) > losses(network, images, labels)).all()
@@ -61,7 +61,7 @@ def test_pgd_is_that_of_the_paper_in_raw_pixels() -> None:
 
 def test_fgsm_moves_every_pixel_by_the_bound_within_the_range() -> None:
     network, (images, labels) = model(), samples()
-    found = fgsm(network, images, labels, 0.1, 255.0)
+    found = fgsm(network, images, cross_entropy_with(labels), 0.1, 255.0)
     least, largest = (images - 25.5).clamp(min=0), (images + 25.5).clamp(max=255)
     assert (torch.isclose(found, least) | torch.isclose(found, largest)).all()
     assert losses(network, found, labels).mean() > losses(network, images, labels).mean()
@@ -74,7 +74,7 @@ def test_images_from_0_to_1_are_attacked_as_those_of_bytes() -> None:
     for name, network, images in (("bytes", model(), bytes_), ("shares", model(scale=1.0), shares)):
         highest = network.highest_pixel
         noise = start_noise(attack, images.shape, highest, 3, CPU)
-        found[name] = pgd(network, images, labels, attack, highest, noise) / highest
+        found[name] = pgd(network, images, cross_entropy_with(labels), attack, highest, noise) / highest
     torch.testing.assert_close(found["bytes"], found["shares"], rtol=0, atol=1e-5)
 
 
@@ -99,17 +99,20 @@ def test_starts_are_the_seeds_and_of_their_size(start: Literal["normal", "unifor
 def test_an_attack_leaves_the_model_alone_and_does_not_look_at_the_rest_of_a_batch() -> None:
     network, (images, labels) = model(CifarResNet(depth=8, width=4)), samples()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    whole = pgd(network, images, labels, AttackSpec(steps=3), 255.0)
+    whole = pgd(network, images, cross_entropy_with(labels), AttackSpec(steps=3), 255.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
-    parts = [pgd(network, images[rows], labels[rows], AttackSpec(steps=3), 255.0) for rows in (slice(5), slice(5, 12))]
+    parts = [
+        pgd(network, images[rows], cross_entropy_with(labels[rows]), AttackSpec(steps=3), 255.0)
+        for rows in (slice(5), slice(5, 12))
+    ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-4)
 
 
 def test_labels_may_be_probabilities() -> None:
     network, (images, labels) = model(), samples()
     certain = F.one_hot(labels, CLASSES).double()
-    hard, soft = (fgsm(network, images, targets, 0.1, 255.0) for targets in (labels, certain))
+    hard, soft = (fgsm(network, images, cross_entropy_with(targets), 0.1, 255.0) for targets in (labels, certain))
     assert torch.equal(hard, soft)
 
 
