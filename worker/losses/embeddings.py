@@ -176,7 +176,7 @@ def _pair_loss(logits: Tensor, candidates: Tensor) -> Tensor:
 
 
 def log_softmax_over(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Log-softmax of floating logits (..., K) over the candidates (..., K) bool; finite elsewhere, so that no gradient is
+    """Log-softmax of floating logits (R, K) over the candidates (R, K) bool; finite elsewhere, so that no gradient is
     NaN."""
     lowest = torch.finfo(logits.dtype).min / 4
     return logits.masked_fill(~candidates, lowest).log_softmax(-1)
