@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -15,11 +16,18 @@ from app.recipe import documents
 from app.recipe.checks import find_problems
 from app.recipe.data.sources import AnyData
 from app.recipe.job import JobSpec
+from app.recipe.students.architectures import Student
 from app.recipe.teachers.teacher import Teacher
 from stillhouse.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARTS: dict[str, TypeAdapter[Any]] = {
+    "teacher": TypeAdapter(Teacher),
+    "data": TypeAdapter(AnyData),
+    "student": TypeAdapter(Student),
+}
+"""Parts of a job that are shown by themselves."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 
 
@@ -35,10 +43,9 @@ def test_documents_that_are_shown_are_valid(page: str) -> None:
         document = documents.parse(text)
         if "recipe" in document:
             assert not find_problems(JobSpec.model_validate_json(json.dumps(document)))
-        elif set(document) == {"teacher"}:
-            Teacher.model_validate(document["teacher"])
-        elif set(document) == {"data"}:
-            TypeAdapter(AnyData).validate_python(document["data"])
+        elif document.keys() <= PARTS.keys():
+            for name, part in document.items():
+                PARTS[name].validate_python(part)
         else:
             ModelRequest.model_validate_json(json.dumps(document))
 
