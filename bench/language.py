@@ -14,7 +14,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,26 +43,29 @@ class Result(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, print, and write the page with `--write`."""
-    options = _parser().parse_args(arguments)
+    parser = text_parser("python -m bench.language", "Compares methods on a text.")
+    parser.add_argument("--methods", nargs="*", metavar="NAME", help="of the file of methods; default: all")
+    options = parser.parse_args(arguments)
     text = options.text.read_text(encoding="utf-8")[: options.characters]
-    names = options.methods or list(read_methods())
+    known = read_methods()
+    methods = {name: known[name] for name in options.methods or known}
     command = " ".join(["python -m bench.language", *(arguments if arguments is not None else sys.argv[1:])])
     with TemporaryDirectory() as scratch:
-        table = compare(text, names, options.seeds, options.work or Path(scratch), options.epochs)
+        table = compare(text, methods, options.seeds, options.work or Path(scratch), options.epochs)
     page = f"{_made(text, table, options.seeds)}\n\n`{command}`\n\n{_table(table)}"
     print(page)
     if options.write:
         replace_part(options.write, "language", page)
 
 
-def compare(text: str, names: Sequence[str], seeds: int, folder: Path, epochs: int | None = None) -> Table:
-    """Results of every method by seed, and one of `teacher`. Finished results in `folder` are not computed again."""
+def compare(text: str, methods: Mapping[str, Document], seeds: int, folder: Path, epochs: int | None = None) -> Table:
+    """Results of every method by seed, and one of `teacher`; `methods` are changes to the student's job by name.
+    Finished results in `folder` are not computed again."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(text, folder)
     with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
         table = {"teacher": [pool.submit(_train, folder, "teacher", teacher_job(epochs)).result()]}
-        methods = read_methods()
-        jobs = [(name, seed) for seed in range(seeds) for name in names]
+        jobs = [(name, seed) for seed in range(seeds) for name in methods]
         waiting = [
             pool.submit(_train, folder, f"{name}-{seed}", job_of(methods[name], seed, epochs)) for name, seed in jobs
         ]
@@ -148,11 +151,11 @@ def _line(name: str, results: Sequence[Result], alone: float) -> str:
     return f"| {name} | {figures} | {agreement} | {kl} |"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.language", description="Compares methods on a text.")
+def text_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser of the options on the text, sizes and the page."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--text", type=Path, required=True, help="what to learn to write like")
     parser.add_argument("--characters", type=int, help="of the text, the first ones; all when not given")
-    parser.add_argument("--methods", nargs="*", metavar="NAME", help="of the file of methods; default: all")
     parser.add_argument("--epochs", type=int, help="of every job; its own when not given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
