@@ -38,6 +38,7 @@ from worker.students.model import Model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
 from worker.training import checkpoint
+from worker.training.closed_form import fit_head
 from worker.training.evaluator import Evaluator
 from worker.training.fidelity import lower_teachers
 from worker.training.flop_counter import open_flop_counter, student_flops
@@ -154,6 +155,7 @@ def train_job(
         return Stopped(step=state.step)
 
     monitor.save(state)  # after this point, nothing is trained again
+    fit_head(evaluated(), data.train)
     log(PhaseBegan(phase="evaluating"))
     monitor.evaluate(state)
     if stop():

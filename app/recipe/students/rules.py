@@ -24,7 +24,7 @@ from app.recipe.students.architectures import (
     Vit,
 )
 from app.recipe.students.exports import is_too_large
-from app.recipe.students.heads import HEADS, LinearHead
+from app.recipe.students.heads import HEADS, LinearHead, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
@@ -58,6 +58,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
             if not unfit:
                 yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
                 yield from _head_problems(job, network)
+                yield from _closed_form_problems(job, network)
                 yield from _network_problems(job, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
@@ -89,12 +90,27 @@ def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
         yield Problem("student.head.kind", found, "linear, or a teacher")
 
 
+def _closed_form_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
+    """Problems of a head that is computed after the last step."""
+    if not isinstance(network, ZOO) or not isinstance(network.head, NbDiagHead):
+        return
+    if job.evaluation.keep == "best":
+        found = f"is best, and a head {network.head.kind} is computed once, after the last step"
+        yield Problem("evaluation.keep", found, "last")
+    if job.resources.sharding == "fsdp":
+        found = f"is fsdp, and a head {network.head.kind} is computed by a student whose weights are all there"
+        yield Problem("resources.sharding", found, "none")
+
+
 def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
     """Problems of networks that the method trains beside the student, on the student's inputs."""
     for path, network in job.recipe.method.networks().items():
         unfit = list(_unfit_problems(job.task_spec, network))
         if isinstance(network, Transformers) and not isinstance(network.head, LinearHead):
             found = f"is {network.head.kind}, and only the student's codes are clustered"
+            unfit.append(Problem("student.head.kind", found, "linear"))
+        if isinstance(network, ZOO) and isinstance(network.head, NbDiagHead):
+            found = f"is {network.head.kind}, and only the student's head is computed after the last step"
             unfit.append(Problem("student.head.kind", found, "linear"))
         unfit = [problem._replace(param=problem.param.replace("student", path, 1)) for problem in unfit]
         yield from unfit or [*architecture_problems(network, given, path), *_untrainable_problems(network, path)]

@@ -6,7 +6,7 @@ alignment of classes and the start from other models rely on. `vq_logits` is for
 
 from __future__ import annotations
 
-from worker.students.heads import linear, normalised, svm
+from worker.students.heads import linear, nb_diag, normalised, svm
 from worker.students.heads.registry import HEADS as HEADS
 
-__all__ = ["HEADS", "linear", "normalised", "svm"]
+__all__ = ["HEADS", "linear", "nb_diag", "normalised", "svm"]

@@ -23,7 +23,7 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
-from app.recipe.students.heads import HEADS, Head, HeadSpec, LinearHead, NormalisedHead, SvmHead, VqLogits
+from app.recipe.students.heads import HEADS, Head, HeadSpec, LinearHead, NbDiagHead, NormalisedHead, SvmHead, VqLogits
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students.shrink import network_of
 from tests.worker.training.builders import finished, require_same_bits, stage
@@ -38,8 +38,8 @@ from worker.teachers.class_alignment import take_classes
 
 WIDTH, CLASSES = 6, 5
 IMAGE = ImageInput(channels=1, height=8, width=8)
-KINDS: list[HeadSpec] = [NormalisedHead(), NormalisedHead(scale=16.0, learned=False), SvmHead()]
-every_head = pytest.mark.parametrize("head", KINDS, ids=["learned", "fixed", "svm"])
+KINDS: list[HeadSpec] = [NormalisedHead(), NormalisedHead(scale=16.0, learned=False), SvmHead(), NbDiagHead()]
+every_head = pytest.mark.parametrize("head", KINDS, ids=["learned", "fixed", "svm", "nb-diag"])
 
 
 def networks(head: Head) -> list[Network]:
