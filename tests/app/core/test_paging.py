@@ -87,11 +87,11 @@ async def test_a_cursor_that_is_the_id_of_nothing_in_the_list_is_refused(
 async def test_a_cursor_of_others_is_refused_and_one_that_a_filter_leaves_out_is_not(
     stored: tuple[Database, list[str]],
 ) -> None:
-    database, names = stored
+    database, _ = stored
     async with database.read() as session:
-        newest = await session.scalar(select(func.max(Project.id)))
-        filtered = select(Project).where(Project.name == names[0])
+        newest, oldest = await session.scalar(select(func.max(Project.id))), select(func.min(Project.id))
+        filtered = select(Project).where(Project.id == oldest.scalar_subquery())
         found = await page(session, filtered, Project.id, Cursor(newest), true())
-        assert [project.name for project in found.rows] == [names[0]]
+        assert [project.id for project in found.rows] == [await session.scalar(oldest)]
         with pytest.raises(Invalid):
             await page(session, select(Project), Project.id, Cursor(newest), Project.id != newest)
