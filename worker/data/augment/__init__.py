@@ -19,12 +19,16 @@ from torch import Tensor
 
 from app.recipe.data.augmentation import (
     Augment,
+    Blur,
+    ColorJitter,
     Crop,
     CutMix,
     Cutout,
     Flip,
+    Grayscale,
     Mixup,
     RandAugment,
+    ResizedCrop,
     SelfMix,
     TokenDelete,
     TokenMask,
@@ -32,7 +36,7 @@ from app.recipe.data.augmentation import (
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec
 from worker.data.augment.base import AugmentStep, Draws, Random, Scene
-from worker.data.augment.geometry import IMAGES, CropStep, CutoutStep, FlipStep
+from worker.data.augment.geometry import IMAGES, BlurStep, CropStep, CutoutStep, FlipStep, ResizedCropStep
 from worker.data.augment.mixing import MixStep
 from worker.data.augment.words import WordStep
 from worker.data.batches import Batch
@@ -170,6 +174,8 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
     match spec:
         case Crop():
             return CropStep(spec, points=points)
+        case ResizedCrop():
+            return ResizedCropStep(spec)
         case Flip():
             return FlipStep(spec)
         case Cutout():
@@ -178,6 +184,12 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
             from worker.data.augment.rand_augment import RandAugmentStep  # its import takes a third of a second
 
             return RandAugmentStep(spec)
+        case Blur():
+            return BlurStep(spec)
+        case ColorJitter() | Grayscale():
+            from worker.data.augment.colour import ColorJitterStep, GrayscaleStep  # as above
+
+            return ColorJitterStep(spec) if isinstance(spec, ColorJitter) else GrayscaleStep(spec)
         case TokenMask() | TokenDelete():
             return WordStep(spec, special)
         case _:
