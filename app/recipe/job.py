@@ -107,6 +107,12 @@ class Recipe(Spec):
     """Intervals of checkpoints."""
 
     @property
+    def views(self) -> int:
+        """Augmented views of each sample in a batch: as many as the loss with the most compares."""
+        objectives = [self.losses, *(stage.losses for stage in self.stages)]
+        return max(term.views for losses in objectives for term in losses)
+
+    @property
     def optimizers(self) -> dict[str, Optimizer]:
         """Those of all stages, by the path of their field."""
         own = {f"recipe.stages[{index}].optimizer": stage.optimizer for index, stage in enumerate(self.stages)}
@@ -143,7 +149,8 @@ class EvaluationSpec(Spec):
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
     task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, of
-    texts' embeddings spearman, without scores mrr, of images' map_at_r). The report has both."""
+    texts' embeddings spearman, without scores mrr, of images' map_at_r; self-supervised linear_accuracy, without
+    labels view_recall_at_1). The report has both."""
     require_teacher: RequiredMetrics | None = None
     """Requirements on each teacher on the held-out samples before training begins, by the names of the task's metrics,
     such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
@@ -208,8 +215,8 @@ class JobSpec(Spec):
     """Height and width, in pixels, to which the student's images are resized; none: those of the data, or of the model
     that the student starts from. Teachers get the size that they were trained on."""
     embedding: Embedding | None = None
-    """For the tasks `embedding` and `image-embedding`: the student's vector of a sample; none: as in the model that it
-    starts from, else of a text the mean of its tokens, and of an image 128 numbers."""
+    """For the tasks `embedding`, `image-embedding` and `self-supervised`: the student's vector of a sample; none: as in
+    the model that it starts from, else of a text the mean of its tokens, and of an image 128 numbers."""
     recipe: Recipe
     """How the student is trained."""
     evaluation: EvaluationSpec = EvaluationSpec()

@@ -104,7 +104,7 @@ def train_job(
 
     # What training changes
     place = _texts_place(job, assignment.teacher_cache, folder)
-    flops = student_flops(data)
+    flops = student_flops(data, job.recipe.views)
     method = build_method(
         MethodInputs(job, data, student, flops, inputs.teachers, inputs.folders, place, seed, log, stop)
     )

@@ -36,6 +36,13 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
         found = f"is given, but {task.name} does not answer with numbers to learn"
         yield Problem("data.targets_transform", found, "none")
     yield from _unseen_problems(data, task)
+    if task.compares_views and not data.augment:
+        found = f"is empty, and {task.name} compares two augmented views of each image"
+        yield Problem("data.augment", found, "augmentations such as resized-crop, flip, color-jitter and grayscale")
+    yield from _augmentation_problems(data, task, train)
+
+
+def _augmentation_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iterator[Problem]:
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if not task.fits(type(step)):

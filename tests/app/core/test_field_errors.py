@@ -51,7 +51,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
         losses({"kind": "nkdd"}),
         "recipe.losses[0].kind",
         "did you mean 'nkd'",
-        "logit-mse, mi-alpha, mse, nkd",
+        "logit-mse, mi-alpha, mse, mw, nkd",
     ),
     "no kind": (
         losses({"gamma": 1.0}),

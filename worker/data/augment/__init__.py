@@ -72,9 +72,11 @@ class Augmenter:
         special: Mapping[str, Special] | None = None,
         *,
         points: bool = False,
+        views: int = 1,
     ) -> None:
         """`samples` is the whole training split; `classes` is none for numeric targets; `points`: these are x and y of
-        points; `special` describes input keys of texts."""
+        points; `special` describes input keys of texts; `views` of each sample, 1 or 2, are consecutive rows."""
+        self._views = views
         self._samples, self._classes, self._seed = samples, classes, seed
         self._data, self._special = data, special or {}
         self._steps = [_step(spec, self._special, points=points) for spec in data.augment if not spec.mixes]
@@ -105,6 +107,8 @@ class Augmenter:
         """
         drawn = self._draw(self.cycle(epoch))
         own = self._apart(batch, drawn.steps)
+        if self._views > 1:  # which nothing mixes
+            own = _in_turn(own, self._apart(batch, drawn.again))
         others = {within: self._other(batch, drawn, within=within) for within in {mix.within for mix in self._mixes}}
         for mix, draws in zip(self._mixes, drawn.mixes, strict=True):
             own = mix.join(own, others[mix.within], _rows(draws, batch.index))
@@ -165,6 +169,16 @@ def _rows(draws: Draws, index: Tensor) -> Draws:
     return {name: values[index] for name, values in draws.items()}
 
 
+def _in_turn(first: Batch, second: Batch) -> Batch:
+    """The rows of two views of the same samples: both of the first sample, both of the second, ..."""
+    inputs = {
+        input_key: torch.stack([rows, second.inputs[input_key]], dim=1).flatten(0, 1)
+        for input_key, rows in first.inputs.items()
+    }
+    targets, index = (rows.repeat_interleave(2, dim=0) for rows in (first.targets, first.index))
+    return replace(first, inputs=inputs, targets=targets, index=index, rows_per_sample=2 * first.rows_per_sample)
+
+
 def _scene(samples: Batch) -> Scene:
     images = samples.inputs.get(IMAGES)
     return Scene(len(samples), *(images.shape[2:] if images is not None else (0, 0)))
@@ -209,4 +223,4 @@ def build_augmenter(job: JobSpec, task: TaskData, seed: int, *, points: bool = F
         if isinstance(spec, TokenMask) and any(input_key.mask is None for input_key in special.values()):
             message = "a tokenizer has no mask token; accepted: token-delete, or tokenizers with one such as [MASK]"
             raise UserError("invalid_job", f"data.augment[{index}]: {message}", f"data.augment[{index}].kind")
-    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=points)
+    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=points, views=job.recipe.views)

@@ -80,7 +80,9 @@ class ResizedCropStep:
             (1 - draws[size]) * (2 * draws[start] - 1) + draws[size] * _places(images.shape[axis], images.device)
             for size, start, axis in (("height", "top", 2), ("width", "left", 3))
         )
-        grid = torch.stack(torch.broadcast_tensors(columns.T.unsqueeze(1), rows.T.unsqueeze(2)), dim=-1)
+        across = columns.T.unsqueeze(1).expand(-1, images.shape[2], -1)
+        down = rows.T.unsqueeze(2).expand(-1, -1, images.shape[3])
+        grid = torch.stack([across, down], dim=-1)
         resized = F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
         return with_images(batch, resized)
 
