@@ -226,7 +226,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
     yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})
-    views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}]}
+    views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
     yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]

@@ -10,20 +10,25 @@ from torch import Tensor
 from app.recipe.losses import Contrastive, NtXent
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, evaluate
+from worker.data.class_batches import rank_order
 from worker.losses.base import LossInputs
 
 
 def ntxent(case: Case) -> Iterator[Comparison]:
     """Two views of each sample, also as the two texts of a pair; SimCLR's own value is twice the mean.
 
-    Raises NothingToCompare for cases about the order of batches.
+    Of G-SimCLR also the order of samples by pseudo labels. Raises NothingToCompare for a case with neither.
     """
     if "hidden" in case.inputs:
         views, scale = case.inputs["hidden"].chunk(2), 2.0
     elif "zi" in case.inputs:
         views, scale = (case.inputs["zi"], case.inputs["zj"]), 1.0
+    elif "order" in case.outputs:
+        found = rank_order(case.inputs["labels"])
+        yield Comparison("pseudo-labels", "order", found.double(), case.outputs["order"].double())
+        return
     else:
-        raise NothingToCompare("no pair of views; batches of pseudo-labels are not drawn here")
+        raise NothingToCompare("no pair of views, and no order of batches")
     vectors = torch.stack(views, 1).flatten(0, 1)
     texts = torch.stack([torch.zeros(len(vectors)), torch.arange(len(vectors))], 1)
     temperature, unlabelled = case.hyper["temperature"], torch.zeros(len(vectors), dtype=torch.int64)

@@ -28,7 +28,7 @@ class SelfSupervisedSpec(TaskSpec):
         **{"view_recall_at_1": True, "view_loss": False},
     }
     main_metric = MainMetric("linear_accuracy", higher_is_better=True, stand_in="view_recall_at_1")
-    options = frozenset({"embedding", "embedding.dimensions"})
+    options = frozenset({"embedding", "embedding.dimensions", "recipe.pseudo_labels"})
     assumed_outputs = 128
 
     def fits(self, option: type[TaskOption]) -> bool:

@@ -33,7 +33,8 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if learning and not job.teacher_shares:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if names and not learning and not job.recipe.method.learns_from_teacher:
+    clustered = job.recipe.pseudo_labels is not None and job.recipe.pseudo_labels.source == "teacher"
+    if names and not learning and not clustered and not job.recipe.method.learns_from_teacher:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",

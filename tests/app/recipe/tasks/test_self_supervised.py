@@ -62,6 +62,12 @@ def archive(**arrays: ArrayFacts) -> InputFacts:
         {"student": {"architecture": "transformers", "config": {"model_type": "vit"}}},
         {**TAUGHT, "data": {**DATA, "augment_epochs": 3}, "teacher_cache": {"store": "off"}},
         {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "embedding-distance"}]}},
+        {"recipe": {"losses": [{"kind": "ntxent"}], "pseudo_labels": {}}},
+        {"recipe": {"losses": [{"kind": "ntxent"}], "pseudo_labels": {"clusters": 300}}},
+        {
+            "teacher": {"model": "t"},
+            "recipe": {"losses": [{"kind": "ntxent"}], "pseudo_labels": {"source": "teacher"}},
+        },
     ],
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
@@ -84,6 +90,31 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
             {"data": {**DATA, "format": "parquet", "input_columns": ["a"], "label_columns": ["c", "d"]}},
             "data.label_columns",
             "names 2 columns; one column",
+        ),
+        (
+            {"recipe": {"losses": [{"kind": "ntxent"}], "pseudo_labels": {"source": "teacher"}}},
+            "recipe.pseudo_labels.source",
+            "is teacher, and there is none; autoencoder, or a teacher",
+        ),
+        (
+            {"recipe": {"losses": [{"kind": "ntxent"}], "pseudo_labels": {"clusters": 100}}},
+            "recipe.pseudo_labels.clusters",
+            "is 100, and a batch has 128 images, each of another cluster; 128 or more, or null",
+        ),
+        (
+            {**TAUGHT, "recipe": {"losses": [{"kind": "similarity-matrix"}], "pseudo_labels": {}}},
+            "recipe.pseudo_labels",
+            "no loss compares views",
+        ),
+        (
+            {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "ntxent"}], "pseudo_labels": {}}},
+            "teacher",
+            "no loss learns from it",
+        ),
+        (
+            {"task": "image-classification", "recipe": {"losses": [{"kind": "kd"}], "pseudo_labels": {}}},
+            "recipe.pseudo_labels",
+            "is for self-supervised",
         ),
         (
             {"task": "image-classification", "recipe": {"losses": [{"kind": "ntxent"}]}},
