@@ -38,6 +38,7 @@ DATA = {
     "keypoints": "points",
     "embedding": "pairs",
     "image-embedding": "many",
+    "self-supervised": "many",
     "causal-lm": "lines",
 }
 """Name of each task's file."""
@@ -51,6 +52,11 @@ BERT: Document = {
     **{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"intermediate_size": 8, "max_position_embeddings": 16},
 }
+VIEWS: Document = {
+    "train": DATA["self-supervised"],
+    "augment": [{"kind": kind} for kind in ("resized-crop", "flip", "color-jitter", "grayscale", "blur")],
+}
+"""Images whose two views differ."""
 BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
 SVM: Document = {**CNN, "head": {"kind": "svm"}}
@@ -126,6 +132,7 @@ def job_of(kind: str) -> Document:
         "keypoints": {"kind": "mse"},
         "embedding": term("unime" if needs_lists(found) else "pair-score"),
         "image-embedding": {"kind": "normface"},
+        "self-supervised": {"kind": "ntxent"},
     }
     labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
@@ -150,7 +157,7 @@ def task_of(kind: type[LossSpec]) -> TaskName:
     """A task that a kind of loss is for."""
     fitting = tasks_for(kind)
     usual: tuple[TaskName, ...] = ("image-classification", "multi-label-classification", "keypoints", "embedding")
-    return next(task for task in (*usual, "image-embedding", "causal-lm") if task in fitting)
+    return next(task for task in (*usual, "image-embedding", "self-supervised", "causal-lm") if task in fitting)
 
 
 def small_job(
@@ -159,7 +166,9 @@ def small_job(
     """A job of 6 steps after its stages, of 3 steps an epoch; its teachers are those that its losses or method want."""
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
     data: Document = (
-        more.pop("data", None) or {"embedding": PAIRS, "causal-lm": LINES}.get(task) or {"train": DATA[task]}
+        more.pop("data", None)
+        or {"embedding": PAIRS, "self-supervised": VIEWS, "causal-lm": LINES}.get(task)
+        or {"train": DATA[task]}
     )
     if task == "image-classification":
         data = {"classes": CLASSES, **data}
@@ -187,6 +196,7 @@ def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
         "keypoints": "tough",
         "embedding": "encoder",
         "image-embedding": "eye",
+        "self-supervised": "eye",
         "causal-lm": "writer",
     }
     return {"teacher": {"model": "vit" if student == VIT else named.get(task, "cnn")}}

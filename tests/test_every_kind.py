@@ -69,6 +69,7 @@ METRICS = {
     "keypoints": {"nme", "failure_rate", "auc"},
     "embedding": {"pearson", "spearman"},
     "image-embedding": {"map_at_r", "map", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy"},
+    "self-supervised": {"linear_accuracy", "knn_accuracy", "bayes_accuracy", "view_recall_at_1", "view_loss"},
     "causal-lm": {"perplexity", "nll", "accuracy"},
 }
 """What a report must tell of the student, by task."""
@@ -144,6 +145,8 @@ def names(options: Iterable[type[Option]], field: str = "kind") -> list[str]:
 STUDENT_OF: TypeAdapter[Any] = TypeAdapter(Student)
 DIAGNOSTIC_KINDS = names(DIAGNOSTICS)
 OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.reads)
+LABELLED = [kind for kind in OF_IMAGES if kind not in {step["kind"] for step in kinds.VIEWS["augment"]}]
+"""Augmentations of images that the jobs of self-supervision don't have."""
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
 ARCHITECTURES = [name for name in names(STUDENTS, "architecture") if name != "timm"]
 """All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`)."""
@@ -162,8 +165,8 @@ def jobs_of_losses() -> Iterator[tuple[str, Document]]:
         job = job_with(ANYWHERE[number :: len(ARCHITECTURES)])
         job |= {"student": {"architecture": name, **STUDENT[name]}}
         job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
-        if number < len(OF_IMAGES):
-            change = OF_IMAGES[number]
+        if number < len(LABELLED):
+            change = LABELLED[number]
             crop: list[Document] = [{"kind": "crop", "padding": 1}] if change == "self-mix" else []
             job["data"] |= {"augment": [*crop, {"kind": change, **AUGMENTED.get(change, {})}]}
         yield f"student {name}", job
@@ -226,6 +229,8 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
     yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})
+    views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
+    yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     data = {"train": "points", "augment": [mirror]}

@@ -54,7 +54,7 @@ PLAYED = (
 MADE_FIRST = (
     *("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
     *("token-classification-teacher.yaml", "multi-label-teacher.yaml", "adversarial-teacher.yaml"),
-    "image-embedding-teacher.yaml",
+    *("image-embedding-teacher.yaml", "self-supervised.yaml"),
 )
 """Other examples whose models others learn from."""
 TAUGHT_BY = {
@@ -66,6 +66,7 @@ TAUGHT_BY = {
     "retrieval.yaml": ["embedding-teacher.yaml"],
     "supernet.yaml": ["embedding-teacher.yaml"],
     "image-embedding.yaml": ["image-embedding-teacher.yaml"],
+    "self-supervised-classes.yaml": ["self-supervised.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
     "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
 from app.recipe.card import Card
+from app.recipe.data.pseudo_labels import PseudoLabels
 from app.recipe.data.sources import AnyData, Table
 from app.recipe.diagnostics import Diagnostic
 from app.recipe.losses import Loss
@@ -87,6 +88,8 @@ class Recipe(Spec):
     """For image-embedding: batches of `batch_size / samples_per_class` classes with so many samples of each, drawn from
     the seed; all classes are equally frequent, and in an epoch, as long as without it, a sample may appear several
     times or not at all. None: each sample once, in a random order."""
+    pseudo_labels: PseudoLabels | None = None
+    """For self-supervised with `ntxent`: batches without two images of one pseudo label; none: random batches."""
     accumulate: int = Field(1, ge=1, le=1024)
     """Micro-batches that one batch is split into; needs less memory, and does not change a step (except that batch norm
     normalises each part separately)."""
@@ -105,6 +108,12 @@ class Recipe(Spec):
     network. On a GPU its launches are replayed as CUDA graphs, unless there are micro-batches or losses on features."""
     checkpoint: Checkpointing = Checkpointing()
     """Intervals of checkpoints."""
+
+    @property
+    def views(self) -> int:
+        """Augmented views of each sample in a batch: as many as the loss with the most compares."""
+        objectives = [self.losses, *(stage.losses for stage in self.stages)]
+        return max(term.views for losses in objectives for term in losses)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -143,7 +152,8 @@ class EvaluationSpec(Spec):
     keep: Literal["last", "best"] = "last"
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
     task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, of
-    texts' embeddings spearman, without scores mrr, of images' map_at_r). The report has both."""
+    texts' embeddings spearman, without scores mrr, of images' map_at_r; self-supervised linear_accuracy, without
+    labels view_recall_at_1). The report has both."""
     require_teacher: RequiredMetrics | None = None
     """Requirements on each teacher on the held-out samples before training begins, by the names of the task's metrics,
     such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
@@ -208,8 +218,8 @@ class JobSpec(Spec):
     """Height and width, in pixels, to which the student's images are resized; none: those of the data, or of the model
     that the student starts from. Teachers get the size that they were trained on."""
     embedding: Embedding | None = None
-    """For the tasks `embedding` and `image-embedding`: the student's vector of a sample; none: as in the model that it
-    starts from, else of a text the mean of its tokens, and of an image 128 numbers."""
+    """For the tasks `embedding`, `image-embedding` and `self-supervised`: the student's vector of a sample; none: as in
+    the model that it starts from, else of a text the mean of its tokens, and of an image 128 numbers."""
     recipe: Recipe
     """How the student is trained."""
     evaluation: EvaluationSpec = EvaluationSpec()

@@ -113,7 +113,7 @@ def training_flops(plan: TrainingPlan, recipe: Recipe, costs: NetworkCosts) -> i
     trained = recipe.method.passes(recipe) * costs.student.flops
     trained += recipe.method.learner_passes(recipe) * sum(learner.flops for learner in costs.learners)
     per_sample = trained + sum(teacher.flops for teacher in costs.teachers)
-    return per_sample * plan.samples_until(plan.total_steps)
+    return per_sample * recipe.views * plan.samples_until(plan.total_steps)
 
 
 def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, int]:
@@ -127,6 +127,7 @@ def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, 
         weights += network.parameters * copies + optimizer.state_size(network.parameters, network.hidden_weights)
     of_learners = [learner.activations for learner in costs.learners]
     elements = max([elements, *of_learners]) if recipe.method.learns_in_turn else sum(of_learners, elements)
+    micro_batch *= recipe.views
     activations = micro_batch * elements * (2 if recipe.precision == "bf16" else 4)
     for teacher in costs.teachers:
         weights += teacher.parameters

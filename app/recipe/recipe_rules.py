@@ -18,6 +18,7 @@ def recipe_problems(job: JobSpec) -> Iterator[Problem]:
             "recipe.accumulate", f"{recipe.accumulate} is more than the batch size", f"<= {recipe.batch_size}"
         )
     yield from _class_batch_problems(job)
+    yield from _pseudo_label_problems(job)
     if isinstance(recipe.schedule, MultiStep) and recipe.schedule.milestones[-1] >= recipe.epochs:
         yield Problem(
             "recipe.schedule.milestones",
@@ -35,3 +36,19 @@ def _class_batch_problems(job: JobSpec) -> Iterator[Problem]:
     elif size % per_class or size < 2 * per_class:
         found = f"is {per_class}, and recipe.batch_size is {size}"
         yield Problem(path, found, f"a divisor of {size}, for two classes or more")
+
+
+def _pseudo_label_problems(job: JobSpec) -> Iterator[Problem]:
+    path, wanted, size = "recipe.pseudo_labels", job.recipe.pseudo_labels, job.recipe.batch_size
+    if wanted is None:
+        return
+    if path not in job.task_spec.options:
+        yield Problem(path, f"is for {tasks_with(path)}, the task is {job.task}", "null")
+        return
+    if job.recipe.views == 1:
+        yield Problem(path, "is given, and no loss compares views of a batch", "null, or a loss ntxent")
+    if wanted.source == "teacher" and not job.all_teachers:
+        yield Problem(f"{path}.source", "is teacher, and there is none", "autoencoder, or a teacher")
+    if wanted.clusters is not None and wanted.clusters < size:
+        found = f"is {wanted.clusters}, and a batch has {size} images, each of another cluster"
+        yield Problem(f"{path}.clusters", found, f"{size} or more, or null")

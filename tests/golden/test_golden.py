@@ -16,7 +16,6 @@ from tests.golden.comparison import Comparison
 from tests.golden.methods import METHODS
 
 NOT_OURS = {
-    ("ntxent", "gsimclr_order"),
     ("unime", "inbatch_infonce"),
     *(("cfcd", name) for name in ("arc_curricular", "localmining", "localmining_easy")),
 }

@@ -1,8 +1,11 @@
-"""Orders of samples in which every batch has several samples of each of its classes (P classes x K samples)."""
+"""Orders of samples by class: in every batch several samples of each of its classes (P classes x K samples), or no two
+of one."""
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -44,6 +47,54 @@ def grouped_order(labels: Tensor, batch: int, per_class: int, random: torch.Gene
         found.append(next(groups[next(classes)]))
         left -= per_class
     return torch.cat(found)[: len(labels)]
+
+
+def rank_order(labels: Tensor) -> Tensor:
+    """Indices (N,) int64 that sort `labels` (N,) int64 by the rank of each sample within its class, and then by
+    class: the first of every class, the second of every class, ..."""
+    by_class = labels.argsort(stable=True)
+    return by_class[_ranks(labels)[by_class].argsort(stable=True)]
+
+
+def _ranks(labels: Tensor) -> Tensor:
+    """Number (N,) int64 of each sample among those of its class."""
+    by_class, sizes = labels.argsort(stable=True), labels.bincount()
+    ranks = torch.empty_like(labels)
+    ranks[by_class] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
+    return ranks
+
+
+def distinct_order(labels: Tensor, batch: int, random: torch.Generator) -> Tensor:
+    """Indices (N,) int64 of all samples for an epoch: in each `batch` of them no two of one class of `labels` (N,)
+    int64, unless fewer classes than the batch has places have samples left. Of each class the order is random, and
+    so is that of classes."""
+    shuffled = torch.randperm(len(labels), generator=random)
+    names = labels.cpu()[shuffled]
+    order, by_number = _ranks(names).argsort(stable=True).tolist(), names.tolist()
+    left, waiting, found = Counter(by_number), deque[int](order), list[int]()
+    while waiting:
+        taken, skipped = dict[int, int](), list[int]()
+        while len(taken) < min(batch, len(left)):
+            sample = waiting.popleft()
+            if taken.setdefault(by_number[sample], sample) != sample:
+                skipped.append(sample)
+        again = [*skipped, *islice(waiting, max(0, batch - len(taken) - len(skipped)))][: batch - len(taken)]
+        for _ in range(len(again) - len(skipped)):
+            waiting.popleft()
+        waiting.extendleft(reversed(skipped[len(again) :]))
+        for sample in (*taken.values(), *again):
+            left[by_number[sample]] -= 1
+            if not left[by_number[sample]]:
+                del left[by_number[sample]]
+            found.append(sample)
+    return shuffled[torch.tensor(found)]
+
+
+def repeated_share(labels: Tensor, order: Tensor, batch: int) -> float:
+    """Share of the samples in the batches of an `order` (N,) int64 that have the class, of `labels` (N,) int64, of an
+    earlier sample of their batch."""
+    parts: tuple[Tensor, ...] = torch.split(labels.cpu()[order], batch)
+    return sum(len(part) - len(torch.unique(part)) for part in parts) / len(order)
 
 
 def _turns(classes: int, together: int, random: torch.Generator) -> Iterator[int]:

@@ -30,6 +30,7 @@ from worker.losses.spherical import ZLossTerm
 from worker.losses.svm import L2SvmTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
 from worker.losses.uskd import UskdTerm
+from worker.losses.views import NtXentTerm
 from worker.losses.vocabularies import UldTerm
 
 TERMS: dict[type[LossSpec], Callable[[Any], LossTerm]] = {
@@ -83,6 +84,7 @@ BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.NormFace: NormFaceTerm,
     spec.Unpg: UnpgTerm,
     spec.Cfcd: CfcdTerm,
+    spec.NtXent: NtXentTerm,
     **FEATURE_TERMS,
 }
 """Terms that need more than outputs: activations, weights, other processes or random draws, or train modules."""

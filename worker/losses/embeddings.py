@@ -83,7 +83,7 @@ class ContrastiveTerm:
         losses = (
             self._teacher_loss(inputs, logits, candidates)
             if self.spec.target == "teacher"
-            else _pair_loss(logits, candidates)
+            else pair_loss(logits, candidates)
         )
         return losses if self.spec.anchors == "both" else losses[0::2].repeat_interleave(2)
 
@@ -169,14 +169,15 @@ def divergence(student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).where(candidates, 0.0).sum(1)
 
 
-def _pair_loss(logits: Tensor, candidates: Tensor) -> Tensor:
-    """-log of the probability (R,) of each row's partner, from logits (R, R)."""
-    row = torch.arange(len(logits), device=logits.device)
-    return -log_softmax_over(logits, candidates)[row, row ^ 1]
+def pair_loss(logits: Tensor, candidates: Tensor, first: int = 0) -> Tensor:
+    """-log of the probability (A,) of each anchor's partner among its candidates, from logits (A, R) and `candidates`
+    (A, R) bool; anchors are the rows from `first` on."""
+    anchor = torch.arange(len(logits), device=logits.device)
+    return -log_softmax_over(logits, candidates)[anchor, (anchor + first) ^ 1]
 
 
 def log_softmax_over(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Log-softmax of floating logits (R, K) over the candidates (R, K) bool; finite elsewhere, so that no gradient is
-    NaN."""
+    """Log-softmax (A, R) over the candidates (A, R) bool of floating logits (A, R); finite elsewhere, so that no
+    gradient is NaN."""
     lowest = torch.finfo(logits.dtype).min / 4
     return logits.masked_fill(~candidates, lowest).log_softmax(-1)

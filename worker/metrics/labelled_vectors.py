@@ -110,20 +110,24 @@ def class_mean_accuracy(vectors: Tensor, labels: Tensor) -> Tensor | None:
     """Share of samples, a float64 scalar, whose nearest class mean by the cosine is their class's; none if no class has
     two samples. Of each class every other sample, from the first on, is in the mean of directions, and the rest is
     classified."""
-    rows, numbers = _directions(vectors), labels.cpu()
-    found: tuple[Tensor, Tensor] = torch.unique(numbers, return_inverse=True)
-    classes, place = found
-    order = place.argsort(stable=True)
-    sizes = place.bincount()
-    within = torch.empty_like(place)
-    within[order] = torch.arange(len(place)) - (sizes.cumsum(0) - sizes)[place[order]]
-    stored = within % 2 == 0
+    rows = _directions(vectors)
+    place, stored = every_other(labels.cpu())
     if bool(stored.all()):
         return None
-    means = rows.new_zeros(len(classes), rows.shape[1]).index_add_(0, place[stored], rows[stored])
+    means = rows.new_zeros(int(place.max()) + 1, rows.shape[1]).index_add_(0, place[stored], rows[stored])
     nearest = (rows[~stored] @ F.normalize(means, dim=-1).T).argmax(1)
     right: Tensor = nearest == place[~stored]
     return right.double().mean()
+
+
+def every_other(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes of `labels` (N,) int64 numbered from 0 without gaps, (N,) int64, and every other sample of each class,
+    from the first on, (N,) bool."""
+    place: Tensor = torch.unique(labels, return_inverse=True)[1]
+    order, sizes = place.argsort(stable=True), place.bincount()
+    within = torch.empty_like(place)
+    within[order] = torch.arange(len(place)) - (sizes.cumsum(0) - sizes)[place[order]]
+    return place, within % 2 == 0
 
 
 def _directions(vectors: Tensor) -> Tensor:

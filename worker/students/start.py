@@ -62,7 +62,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
             raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
         _fill(student, [weight[list(places)] for weight in _last_weights(student)])
-    elif student.config.has_head and stored.task != student.config.task:  # the same shape for another task
+    elif student.config.has_head and not stored.task_spec.answers_alike(student.config.task_spec):  # another task's
         _fill(student, fresh)
     return student
 

@@ -10,6 +10,7 @@ from worker.tasks import (
     keypoints,
     multi_label,
     regression,
+    self_supervised,
     token_classification,
 )
 from worker.tasks.base import Task
@@ -23,6 +24,7 @@ _ALL: tuple[Task, ...] = (
     keypoints.POINTS,
     embedding.VECTORS,
     image_embedding.IMAGE_VECTORS,
+    self_supervised.FEATURES,
     causal_lm.TOKENS,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

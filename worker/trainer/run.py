@@ -51,6 +51,8 @@ from worker.training.job_inputs import (
     stored_teacher,
 )
 from worker.training.monitor import CHECKPOINTS, NullMonitor, TrainingMonitor
+from worker.training.pseudo_labels import NAME as PSEUDO_LABELS
+from worker.training.pseudo_labels import open_labels
 from worker.training.stages import averages, build_stages, enter, open_teacher, train_stages, wrap_learners
 from worker.training.state import TrainState, initial_state
 from worker.training.teacher_caches import TeacherCaches
@@ -105,7 +107,7 @@ def train_job(
 
     # What training changes
     place = _texts_place(job, assignment.teacher_cache, folder)
-    flops = student_flops(data)
+    flops = student_flops(data, job.recipe.views)
     method = build_method(
         MethodInputs(job, data, student, flops, inputs.teachers, inputs.folders, place, seed, log, stop)
     )
@@ -115,10 +117,13 @@ def train_job(
     # What its steps need
     handles = {name: open_teacher(model, job, name) for name, model in inputs.teachers.items()}
     augment = build_augmenter(job, data, seed, points=task.moves_points)
-    order = order_of(job.recipe, data.train)
+    pseudo_labels = open_labels(job, data.train, inputs.teachers, seed, resumed=assignment.resume is not None)
+    order = pseudo_labels.order if pseudo_labels is not None else order_of(job.recipe, data.train)
     batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share, order)
     teachers = caches.wrap(handles, inputs.folders, data, batches.augment)
     stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks, method.modules()))
+    if pseudo_labels is not None:
+        state.aux_modules[PSEUDO_LABELS] = pseudo_labels.to(device)
     wrap_learners(state, ranks)
     for model in (*inputs.teachers.values(), *averages(state)):
         ranks.shard(model)
@@ -172,6 +177,7 @@ def train_job(
     log(PhaseBegan(phase="exporting"))
     # they were those of another student than the one that is exported
     operations = {"flops": counter.total(state)} if outcome.student is not None else {}
+    of_batches = {"pseudo_labels": pseudo_labels.figures(seed)} if pseudo_labels is not None else {}
     of_losses = {"losses": figures} if (figures := stages[-1].objective.figures()) else {}
     tokenizers = other_tokens(job, data)
     taught = {name: get() for name, get in stored.items()}
@@ -189,7 +195,12 @@ def train_job(
         evaluator=held_out.beside(taught),
         teacher_cache=caches.figures(),
         teacher_fidelity=fidelity,
-        arithmetic=counter.figures(state) | method.figures(state) | dict(outcome.figures) | operations | of_losses,
+        arithmetic=counter.figures(state)
+        | method.figures(state)
+        | dict(outcome.figures)
+        | operations
+        | of_losses
+        | of_batches,
         write_further=outcome.write,
         tokenizer=data.readers.student if data.readers else None,
         tokenizers=tokenizers,

@@ -113,7 +113,7 @@ def open_flop_counter(
     Of several `processes`, each has an equal share of the samples and of the teachers' samples, and its own rate.
     """
     device = next(state.student.parameters()).device
-    flops = student_flops(task)
+    flops = student_flops(task, job.recipe.views)
     samples = -(-min(plan.batch_size, plan.train_samples) // (job.recipe.accumulate * processes))
     choose_threads(samples * flops, device)
     costs = {
@@ -125,9 +125,9 @@ def open_flop_counter(
     return FlopCounter(job, plan, flops, costs, peak, state, further)
 
 
-def student_flops(task: TaskData) -> int:
-    """Floating-point operations of the student's forward pass on one sample of the training set."""
-    return network_cost(task.model).flops * task.train.rows_per_sample
+def student_flops(task: TaskData, views: int = 1) -> int:
+    """Floating-point operations of the student's forward pass on one sample of the training set, in all its views."""
+    return network_cost(task.model).flops * task.train.rows_per_sample * views
 
 
 def _at_task_length(teacher: ModelConfig, task: TaskData) -> ModelConfig:

@@ -72,6 +72,64 @@ class RandAugment(Augmentation):
     """Strength on a scale to 30; 9 for ImageNet, 4 or 5 for CIFAR-10 with three operations."""
 
 
+class ResizedCrop(Augmentation):
+    """Crops a rectangle of random area, aspect and position, and resizes it to the image's size (bilinear)."""
+
+    paper: ClassVar[Paper | None] = Paper("Going Deeper with Convolutions", "1409.4842")
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "vectors"})
+    kind: Literal["resized-crop"] = "resized-crop"
+    least_area: float = Field(0.08, gt=0.0, le=1.0)
+    """Smallest share of the image's area that is kept; the largest is all of it. 0.08 is SimCLR's, and 0.2 is milder
+    for small images."""
+    aspect: float = Field(4 / 3, ge=1.0, le=4.0)
+    """Most that width and height change relative to each other: their ratio is from 1 / aspect to aspect times the
+    image's own."""
+
+
+class ColorJitter(Augmentation):
+    """Changes brightness, contrast, saturation and hue by random amounts, in a random order for each image; those of
+    one channel have no saturation and no hue."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        "A Simple Framework for Contrastive Learning of Visual Representations", "2002.05709"
+    )
+    kind: Literal["color-jitter"] = "color-jitter"
+    brightness: Share = 0.4
+    """Factors are from 1 minus this to 1 plus this, as for contrast and saturation. SimCLR has 0.8 for all three on
+    ImageNet and 0.4 on CIFAR-10."""
+    contrast: Share = 0.4
+    """Of the distance from the mean of the grey image."""
+    saturation: Share = 0.4
+    """Of the distance from the grey image."""
+    hue: float = Field(0.1, ge=0.0, le=0.5)
+    """Largest turn of the hue, as a share of the circle; 0.2 in SimCLR on ImageNet and 0.1 on CIFAR-10."""
+    probability: Share = 0.8
+    """Share of the images that are changed."""
+
+
+class Grayscale(Augmentation):
+    """Makes an image of three channels grey; one of one channel stays as it is."""
+
+    paper: ClassVar[Paper | None] = ColorJitter.paper
+    kind: Literal["grayscale"] = "grayscale"
+    probability: Share = 0.2
+    """Share of the images that become grey."""
+
+
+class Blur(Augmentation):
+    """Gaussian blur with a random width for each image; the kernel is a tenth of the smaller side, at least 3 pixels.
+
+    SimCLR has none on CIFAR-10.
+    """
+
+    paper: ClassVar[Paper | None] = ColorJitter.paper
+    kind: Literal["blur"] = "blur"
+    most_sigma: float = Field(2.0, gt=0.1, le=100.0)
+    """Largest standard deviation in pixels; the smallest is 0.1."""
+    probability: Share = 0.5
+    """Share of the images that are blurred."""
+
+
 class Mixup(Augmentation):
     """Weighted mean of two samples and of their labels."""
 
@@ -146,14 +204,30 @@ class TokenDelete(TextAugmentation):
 
 
 Augment = Annotated[
-    Crop | Flip | Cutout | RandAugment | Mixup | CutMix | SelfMix | TokenMask | TokenDelete,
+    Crop
+    | ResizedCrop
+    | Flip
+    | Cutout
+    | RandAugment
+    | ColorJitter
+    | Grayscale
+    | Blur
+    | Mixup
+    | CutMix
+    | SelfMix
+    | TokenMask
+    | TokenDelete,
     Field(discriminator="kind"),
 ]
 AUGMENTATIONS: tuple[type[Augmentation], ...] = (
     Crop,
+    ResizedCrop,
     Flip,
     Cutout,
     RandAugment,
+    ColorJitter,
+    Grayscale,
+    Blur,
     Mixup,
     CutMix,
     SelfMix,

@@ -54,13 +54,17 @@ def _columns(data: Table, line: str) -> Sequence[str] | None:
 
 
 def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -> SampleFacts | list[Problem]:
-    keys = (("data.input_key", data.input_key), ("data.label_key", data.label_key))
+    keys = [("data.input_key", data.input_key), ("data.label_key", data.label_key)]
     there = "one of " + ", ".join(sorted(archive))
+    if not task.needs_labels and data.label_key not in archive:
+        keys = keys[:1]
     missing = [Problem(field, f"{param} has no array {key!r}", there) for field, key in keys if key not in archive]
     if missing:
         return missing
-    inputs, labels = archive[data.input_key], archive[data.label_key]
-    wrong = [*_input_problems(data, task, inputs, param), *_label_problems(data, task, inputs, labels, param)]
+    inputs, labels = archive[data.input_key], archive.get(data.label_key)
+    wrong = list(_input_problems(data, task, inputs, param))
+    if labels is not None:
+        wrong += _label_problems(data, task, inputs, labels, param)
     if wrong:
         return wrong
     given = _input(data, inputs)
@@ -68,7 +72,7 @@ def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -
         return [Problem(param, *given)]
     count, *rest = inputs.shape
     size = 1 if inputs.dtype == "u1" and len(inputs.shape) > 2 else 4
-    outputs = task.targets_in(labels), task.classes_in(labels)
+    outputs = (None, None) if labels is None else (task.targets_in(labels), task.classes_in(labels))
     return SampleFacts(count, given, size * math.prod(rest), inputs.dtype == "u1", *outputs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-from app.recipe.data.augmentation import Crop, Flip, RandAugment, SelfMix
+from app.recipe.data.augmentation import ColorJitter, Crop, Flip, Grayscale, RandAugment, SelfMix
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import ColumnsField, Data, Table
 from app.recipe.problem import Problem
@@ -36,6 +36,13 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
         found = f"is given, but {task.name} does not answer with numbers to learn"
         yield Problem("data.targets_transform", found, "none")
     yield from _unseen_problems(data, task)
+    if task.compares_views and not data.augment:
+        found = f"is empty, and {task.name} compares two augmented views of each image"
+        yield Problem("data.augment", found, "augmentations such as resized-crop, flip, color-jitter and grayscale")
+    yield from _augmentation_problems(data, task, train)
+
+
+def _augmentation_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iterator[Problem]:
     for index, step in enumerate(data.augment):
         path = f"data.augment[{index}]"
         if not task.fits(type(step)):
@@ -50,8 +57,8 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
             yield Problem(
                 f"{path}.kind", "self-mix joins two views of an image, and nothing makes them differ", "crop first"
             )
-        elif isinstance(step, RandAugment) and train is not None:
-            yield from _colour_problems(train, path)
+        elif isinstance(step, RandAugment | ColorJitter | Grayscale) and train is not None:
+            yield from _colour_problems(step.kind, train, path)
 
 
 def _unseen_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
@@ -102,8 +109,8 @@ def _crop_problems(step: Crop, given: Input, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.padding", f"{step.padding} is more than the image's {sides}", "at most its smaller side")
 
 
-def _colour_problems(train: SampleFacts, path: str) -> Iterator[Problem]:
+def _colour_problems(kind: str, train: SampleFacts, path: str) -> Iterator[Problem]:
     channels = train.input.channels if isinstance(train.input, ImageInput) else 0
     if not train.pixels or channels not in (1, 3):
         accepted = "images of uint8 with one channel or three"
-        yield Problem(f"{path}.kind", "rand-augment does not support these images", accepted)
+        yield Problem(f"{path}.kind", f"{kind} does not support these images", accepted)

@@ -163,7 +163,7 @@ class Table(Texts):
     for token-classification one column of lists of tags, one for every word. For keypoints in the order x, y of each
     point, as fractions of the image's width and height. For embeddings the score of a pair, or the list of the scores
     of all candidates in their order, positives first, if there are scores; for causal-lm none: a text is its own
-    target. Required for all other tasks."""
+    target; for self-supervised one of classes, for evaluation alone, or none. Required for all other tasks."""
 
     candidate_columns: Candidates = []
     """For embeddings: columns of lists of texts, the candidates for the query in `input_columns`: one column whose
@@ -231,7 +231,7 @@ class ImageData(Data):
     label_key: Key = "y"
     """Name of the array of labels: (N,) integers from 0 to classes - 1; for multi-label-classification (N, C) of 0 and
     1, also as booleans; for regression numbers (N,) or (N, T); for keypoints (N, K, 2), x before y, as fractions of the
-    image's width and height."""
+    image's width and height. For self-supervised a file may be without it."""
 
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """Order of the axes of a four-dimensional array of images."""

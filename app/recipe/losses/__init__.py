@@ -2,8 +2,9 @@
 
 Notation of the equations: y the label, C the number of classes, p the teacher's and q the student's probabilities,
 softmax(logits / T) over the classes; T is `temperature`, and 1 for terms without one. A loss is the mean over the rows.
-In the task `embedding` every text is a row, and a pair is two; in `multi-label-classification` p and q are
-sigmoids, one for each class; in `token-classification` a word is a row, but of losses on features a text is.
+In the task `embedding` every text is a row, and a pair is two; in `self-supervised` every view of an image is one; in
+`multi-label-classification` p and q are sigmoids, one for each class; in `token-classification` a word is a row, but of
+losses on features a text is.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ from app.recipe.losses.retrieval import (
     Mw,
     UniMe,
 )
+from app.recipe.losses.views import (
+    NtXent,
+)
 from app.recipe.losses.vocabularies import (
     Uld,
 )
@@ -122,6 +126,7 @@ __all__ = [
     "Mw",
     "Nkd",
     "NormFace",
+    "NtXent",
     "Overhaul",
     "PairScore",
     "Pkd",
@@ -197,7 +202,8 @@ Loss = Annotated[
     | Dexml
     | NormFace
     | Unpg
-    | Cfcd,
+    | Cfcd
+    | NtXent,
     Field(discriminator="kind"),
 ]
 LOSSES: tuple[type[LossSpec], ...] = get_args(get_args(Loss)[0])

@@ -29,6 +29,8 @@ class LossSpec(TaskOption):
     """True if the loss of a row depends on the others of its batch, so that a batch can't be split."""
     gathers: ClassVar[bool] = False
     """True if a term that couples rows uses those of all processes, so that each may have a share of the batch."""
+    views: ClassVar[int] = 1
+    """Augmented views of each sample in a batch, which are consecutive rows."""
     joint: ClassVar[bool] = False
     """True if the term uses several teachers at once, instead of being computed for each."""
     any_tokens: ClassVar[bool] = False

@@ -78,8 +78,8 @@ class ModelConfig(Spec):
     target_scaling: TargetScaling | None = None
     """Scaling of a regression's outputs to the units of the data; none: they have these units."""
     embedding: Embedding | None = None
-    """The vector of an embedding model; set for the tasks `embedding` and `image-embedding`, and no other. Its width is
-    `targets`."""
+    """The vector of an embedding model; set for the tasks `embedding`, `image-embedding` and `self-supervised`, and no
+    other. Its width is `targets`."""
     task_assumed: bool = Field(False, exclude_if=lambda value: not value)
     """True if no file of the model says what its head was trained for (`problem_type` of the Transformers library), so
     that `task` is what the library assumes."""

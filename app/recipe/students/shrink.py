@@ -206,7 +206,7 @@ def dimensions_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> int:
     """Numbers of the student's vector of an image. Raises `Unshrinkable`."""
     wanted = job.embedding.dimensions if job.embedding else None
     start = start_of(job, teachers)
-    return wanted or (start.targets if start and start.task == job.task else None) or DIMENSIONS
+    return wanted or (start.targets if start and start.task_spec.answers_alike(job.task_spec) else None) or DIMENSIONS
 
 
 def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:

@@ -13,6 +13,7 @@ from app.recipe.tasks.image_embedding import ImageEmbeddingSpec
 from app.recipe.tasks.keypoints import KeypointsSpec
 from app.recipe.tasks.multi_label import MultiLabelSpec
 from app.recipe.tasks.regression import RegressionSpec
+from app.recipe.tasks.self_supervised import SelfSupervisedSpec
 from app.recipe.tasks.token_classification import TokenClassificationSpec
 
 TaskName = Literal[
@@ -24,6 +25,7 @@ TaskName = Literal[
     "keypoints",
     "embedding",
     "image-embedding",
+    "self-supervised",
     "causal-lm",
 ]
 _SPECS: tuple[TaskSpec, ...] = (
@@ -35,6 +37,7 @@ _SPECS: tuple[TaskSpec, ...] = (
     KeypointsSpec(),
     EmbeddingSpec(),
     ImageEmbeddingSpec(),
+    SelfSupervisedSpec(),
     CausalLmSpec(),
 )
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}

@@ -76,6 +76,10 @@ class TaskSpec:
     sized_by: ClassVar[Literal["classes", "targets"] | None]
     """Field of a model's description with the number of its outputs; None: it is the vocabulary of a decoder's input,
     and the model has neither field."""
+    needs_labels: ClassVar[bool] = True
+    """Whether every file has labels, of a format that can be without."""
+    compares_views: ClassVar[bool] = False
+    """Whether evaluation compares two augmented views of a sample, so that data is augmented."""
     per_token: ClassVar[bool] = False
     """Whether a student with classes as output has them at every token of a text."""
     metrics: ClassVar[Mapping[str, bool]]
@@ -112,6 +116,12 @@ class TaskSpec:
     def pools_tokens(self) -> bool:
         """Whether the output is pooled from the tokens of a text, so that its width is the network's."""
         return self.answers == "vectors" and self.reads == ("texts",)
+
+    def answers_alike(self, other: TaskSpec) -> bool:
+        """Whether outputs of the models of `other` are of the same kind as this task's: its own, or vectors of the same
+        kind of samples."""
+        vectors = self.answers == other.answers == "vectors" and self.reads == other.reads
+        return self.name == other.name or vectors
 
     def fits(self, option: type[TaskOption]) -> bool:
         """Whether a loss, optimizer, augmentation or method is for this task."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from app.recipe.base import TaskOption
 from app.recipe.data.sources import HfData, ImageData, ImageFolderData, ParquetData, Table
+from app.recipe.losses.base import LossSpec
 from app.recipe.problem import Problem
 from app.recipe.students.hugging_face import IMAGE_MODEL_TYPES
 from app.recipe.tasks.base import MainMetric, TaskSpec
@@ -26,6 +28,14 @@ class ImageEmbeddingSpec(TaskSpec):
     main_metric = MainMetric("map_at_r", higher_is_better=True)
     options = frozenset({"embedding", "embedding.dimensions", "data.unseen_classes", "recipe.samples_per_class"})
     assumed_outputs = 128
+
+    def fits(self, option: type[TaskOption]) -> bool:
+        """What fits vectors of images, but no losses of several views of an image."""
+        return super().fits(option) and not self.why_unfit(option)
+
+    def why_unfit(self, option: type[TaskOption]) -> str:
+        compares = issubclass(option, LossSpec) and option.views > 1
+        return "it compares views of an image, and batches have one of each" if compares else ""
 
     def column_problems(self, data: Table) -> Iterator[Problem]:
         """One column of images, and one of classes."""

@@ -33,7 +33,8 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if learning and not job.teacher_shares:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if names and not learning and not job.recipe.method.learns_from_teacher:
+    clustered = job.recipe.pseudo_labels is not None and job.recipe.pseudo_labels.source == "teacher"
+    if names and not learning and not clustered and not job.recipe.method.learns_from_teacher:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",
@@ -49,7 +50,7 @@ def teacher_problems(job: JobSpec, models: Mapping[str, ModelConfig], train: Sam
 
 
 def _misfit_problems(job: JobSpec, teacher: ModelConfig, train: SampleFacts | None, param: str) -> Iterator[Problem]:
-    if teacher.taken_for(job.task).task != job.task:
+    if not teacher.taken_for(job.task).task_spec.answers_alike(job.task_spec):
         yield Problem(param, f"was made for {teacher.task}", f"a model for {job.task}")
     if train and train.targets not in (None, teacher.targets):
         yield Problem(param, f"answers with {teacher.targets} numbers", f"{train.targets}, as in data.train")
@@ -63,6 +64,9 @@ def _misfit_problems(job: JobSpec, teacher: ModelConfig, train: SampleFacts | No
 def cache_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
     """Problems of the cache of teachers' outputs: settings that are not possible, or have no effect."""
     kept = job.teacher_cache
+    if job.all_teachers and not isinstance(kept, NoCache) and job.data.augment_epochs and job.recipe.views > 1:
+        found = "is given, and teachers' outputs are cached for one view of a sample"
+        yield Problem("data.augment_epochs", found, "null, or teacher_cache.store: off")
     if isinstance(kept, NoCache) or kept.exact:
         return
     if job.task_spec.answers == "tokens" and not isinstance(kept, TopKCache):

@@ -19,12 +19,16 @@ from torch import Tensor
 
 from app.recipe.data.augmentation import (
     Augment,
+    Blur,
+    ColorJitter,
     Crop,
     CutMix,
     Cutout,
     Flip,
+    Grayscale,
     Mixup,
     RandAugment,
+    ResizedCrop,
     SelfMix,
     TokenDelete,
     TokenMask,
@@ -32,7 +36,7 @@ from app.recipe.data.augmentation import (
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec
 from worker.data.augment.base import AugmentStep, Draws, Random, Scene
-from worker.data.augment.geometry import IMAGES, CropStep, CutoutStep, FlipStep
+from worker.data.augment.geometry import IMAGES, BlurStep, CropStep, CutoutStep, FlipStep, ResizedCropStep
 from worker.data.augment.mixing import MixStep
 from worker.data.augment.words import WordStep
 from worker.data.batches import Batch
@@ -68,9 +72,11 @@ class Augmenter:
         special: Mapping[str, Special] | None = None,
         *,
         points: bool = False,
+        views: int = 1,
     ) -> None:
         """`samples` is the whole training split; `classes` is none for numeric targets; `points`: these are x and y of
-        points; `special` describes input keys of texts."""
+        points; `special` describes input keys of texts; `views` of each sample, 1 or 2, are consecutive rows."""
+        self._views = views
         self._samples, self._classes, self._seed = samples, classes, seed
         self._data, self._special = data, special or {}
         self._steps = [_step(spec, self._special, points=points) for spec in data.augment if not spec.mixes]
@@ -101,6 +107,8 @@ class Augmenter:
         """
         drawn = self._draw(self.cycle(epoch))
         own = self._apart(batch, drawn.steps)
+        if self._views > 1:  # which nothing mixes
+            own = _in_turn(own, self._apart(batch, drawn.again))
         others = {within: self._other(batch, drawn, within=within) for within in {mix.within for mix in self._mixes}}
         for mix, draws in zip(self._mixes, drawn.mixes, strict=True):
             own = mix.join(own, others[mix.within], _rows(draws, batch.index))
@@ -161,6 +169,16 @@ def _rows(draws: Draws, index: Tensor) -> Draws:
     return {name: values[index] for name, values in draws.items()}
 
 
+def _in_turn(first: Batch, second: Batch) -> Batch:
+    """The rows of two views of the same samples: both of the first sample, both of the second, ..."""
+    inputs = {
+        input_key: torch.stack([rows, second.inputs[input_key]], dim=1).flatten(0, 1)
+        for input_key, rows in first.inputs.items()
+    }
+    targets, index = (rows.repeat_interleave(2, dim=0) for rows in (first.targets, first.index))
+    return replace(first, inputs=inputs, targets=targets, index=index, rows_per_sample=2 * first.rows_per_sample)
+
+
 def _scene(samples: Batch) -> Scene:
     images = samples.inputs.get(IMAGES)
     return Scene(len(samples), *(images.shape[2:] if images is not None else (0, 0)))
@@ -170,6 +188,8 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
     match spec:
         case Crop():
             return CropStep(spec, points=points)
+        case ResizedCrop():
+            return ResizedCropStep(spec)
         case Flip():
             return FlipStep(spec)
         case Cutout():
@@ -178,6 +198,12 @@ def _step(spec: Augment, special: Mapping[str, Special], *, points: bool) -> Aug
             from worker.data.augment.rand_augment import RandAugmentStep  # its import takes a third of a second
 
             return RandAugmentStep(spec)
+        case Blur():
+            return BlurStep(spec)
+        case ColorJitter() | Grayscale():
+            from worker.data.augment.colour import ColorJitterStep, GrayscaleStep  # as above
+
+            return ColorJitterStep(spec) if isinstance(spec, ColorJitter) else GrayscaleStep(spec)
         case TokenMask() | TokenDelete():
             return WordStep(spec, special)
         case _:
@@ -197,4 +223,4 @@ def build_augmenter(job: JobSpec, task: TaskData, seed: int, *, points: bool = F
         if isinstance(spec, TokenMask) and any(input_key.mask is None for input_key in special.values()):
             message = "a tokenizer has no mask token; accepted: token-delete, or tokenizers with one such as [MASK]"
             raise UserError("invalid_job", f"data.augment[{index}]: {message}", f"data.augment[{index}].kind")
-    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=points)
+    return Augmenter(job.data, task.train, task.model.classes, seed, special, points=points, views=job.recipe.views)

@@ -46,6 +46,11 @@ def happens(probability: float, count: int, random: torch.Generator) -> Tensor:
     return torch.rand(count, generator=random, dtype=torch.float64) < probability
 
 
+def uniform(low: float, high: float, count: int, random: torch.Generator) -> Tensor:
+    """Numbers (count,) float64, uniform from `low` to `high`."""
+    return low + (high - low) * torch.rand(count, generator=random, dtype=torch.float64)
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Values (B,) of any dtype, reshaped to broadcast over `like` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))

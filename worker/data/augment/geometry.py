@@ -1,17 +1,21 @@
-"""Crop, flip and cutout of images; keypoints are transformed with them."""
+"""Crops, flip, cutout and blur of images; keypoints are transformed with them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.data.augmentation import Crop, Cutout, Flip
-from worker.data.augment.base import Draws, Random, Scene, happens, integers, per_row
+from app.recipe.data.augmentation import Blur, Crop, Cutout, Flip, ResizedCrop
+from worker.data.augment.base import Draws, Random, Scene, happens, integers, per_row, uniform
 from worker.data.batches import Batch
 
 IMAGES = "images"
+KERNEL_SHARE, LEAST_SIGMA = 0.1, 0.1
+"""Width of a blur's kernel as a share of the smaller side, and its smallest standard deviation in pixels."""
 
 
 def with_images(batch: Batch, images: Tensor, targets: Tensor | None = None) -> Batch:
@@ -51,6 +55,41 @@ def _shifted(images: Tensor, by: Tensor, axis: int) -> Tensor:
     inside = (source >= 0) & (source < size)
     found = images.gather(axis, source.clamp(0, size - 1).expand_as(images))
     return torch.where(inside, found, torch.zeros((), dtype=images.dtype, device=images.device))
+
+
+class ResizedCropStep:
+    """`resized-crop`, bilinear; an aspect for which the area does not fit into the image is brought nearer to its
+    own."""
+
+    def __init__(self, spec: ResizedCrop) -> None:
+        self._least, self._aspect = spec.least_area, spec.aspect
+
+    def draw(self, scene: Scene, random: Random) -> Draws:
+        """Shares of the sides that are kept, and of the rest that is left out on the top and on the left, (N,)."""
+        bend = math.log(self._aspect)
+        area = uniform(self._least, 1.0, scene.count, random("area"))
+        aspect = uniform(-bend, bend, scene.count, random("aspect")).exp()
+        width = (area * aspect).sqrt().clamp(max=1.0)
+        width = torch.maximum(width, area)  # as high as the image at most
+        sides = {"width": width, "height": area / width}
+        return sides | {side: uniform(0.0, 1.0, scene.count, random(side)) for side in ("top", "left")}
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        images = batch.inputs[IMAGES]
+        rows, columns = (
+            (1 - draws[size]) * (2 * draws[start] - 1) + draws[size] * _places(images.shape[axis], images.device)
+            for size, start, axis in (("height", "top", 2), ("width", "left", 3))
+        )
+        across = columns.T.unsqueeze(1).expand(-1, images.shape[2], -1)
+        down = rows.T.unsqueeze(2).expand(-1, -1, images.shape[3])
+        grid = torch.stack([across, down], dim=-1)
+        resized = F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+        return with_images(batch, resized)
+
+
+def _places(size: int, device: torch.device) -> Tensor:
+    """Centres (size, 1) float64 of the pixels of an axis, from -1 to 1 at its ends."""
+    return ((2 * torch.arange(size, device=device, dtype=torch.float64) + 1) / size - 1).unsqueeze(1)
 
 
 class FlipStep:
@@ -96,6 +135,42 @@ class CutoutStep:
         hole = inside_box(torch.stack([top, left, top + self._size, left + self._size], dim=1), images)
         hole &= per_row(draws["cut"], images)
         return with_images(batch, images.masked_fill(hole, 0.0))
+
+
+class BlurStep:
+    """`blur`: a Gaussian kernel in both directions, over the image mirrored at its border."""
+
+    def __init__(self, spec: Blur) -> None:
+        self._most, self._probability = spec.most_sigma, spec.probability
+
+    def draw(self, scene: Scene, random: Random) -> Draws:
+        blurred = happens(self._probability, scene.count, random("blurred"))
+        return {"blurred": blurred, "sigma": uniform(LEAST_SIGMA, self._most, scene.count, random("sigma"))}
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        images = batch.inputs[IMAGES]
+        reach = max(1, round(min(images.shape[2:]) * KERNEL_SHARE / 2))
+        if reach >= min(images.shape[2:]):  # nothing to mirror
+            return batch
+        weights = _gaussian(draws["sigma"], reach).to(images.dtype)
+        found = _weighted(_weighted(images, weights, 2), weights, 3)
+        return with_images(batch, torch.where(per_row(draws["blurred"], images), found, images))
+
+
+def _gaussian(sigma: Tensor, reach: int) -> Tensor:
+    """Weights (B, 2 reach + 1) of a Gaussian with standard deviations `sigma` (B,), floating."""
+    places = torch.arange(-reach, reach + 1, device=sigma.device, dtype=sigma.dtype)
+    return (-(places / sigma.unsqueeze(1)).square() / 2).softmax(1)
+
+
+def _weighted(images: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Sums of neighbours along an axis of images (B, C, H, W), with weights (B, K) of each image."""
+    reach, size = weights.shape[1] // 2, images.shape[axis]
+    padded = F.pad(images, (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0), mode="reflect")
+    found = torch.zeros_like(images)
+    for place in range(weights.shape[1]):
+        found += padded.narrow(axis, place, size) * per_row(weights[:, place], images)
+    return found
 
 
 def inside_box(box: Tensor, images: Tensor) -> Tensor:

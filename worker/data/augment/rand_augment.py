@@ -49,14 +49,15 @@ def _auto_contrast(images: Tensor, _: Amount) -> Tensor:
     return torch.where(images.amax((2, 3), keepdim=True) > images.amin((2, 3), keepdim=True), stretched, images)
 
 
-def _contrast(images: Tensor, amount: Amount) -> Tensor:
-    """Interpolates between the mean of the grey image and the image, or extrapolates."""
-    grey = _grey(images).round()
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Interpolates between the mean of the grey image and the image (B, C, H, W), or extrapolates, by `factor` (B,)."""
+    grey = grey_of(images).round()
     mean = (grey.sum((1, 2, 3), dtype=torch.float64) / grey[0].numel()).round().float()
-    return _between(per_row(mean, images), images, _factor(amount))
+    return between(per_row(mean, images), images, factor)
 
 
-def _grey(images: Tensor) -> Tensor:
+def grey_of(images: Tensor) -> Tensor:
+    """The luma (B, 1, H, W) of images of three channels; those of one as they are."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(1)
@@ -75,10 +76,11 @@ def _sharpness(images: Tensor, amount: Amount) -> Tensor:
     inner = images[:, :, 1:-1, 1:-1]
     blurred = images.clone()
     blurred[:, :, 1:-1, 1:-1] = ((near + 4 * inner) / 13).round()
-    return _between(blurred, images, _factor(amount))
+    return between(blurred, images, _factor(amount))
 
 
-def _between(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+def between(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """From `start` to `end` (B, C, H, W) by `share` (B,) of the way, or beyond."""
     return start + (end - start) * per_row(share, end)
 
 
@@ -137,7 +139,7 @@ OPERATIONS = (
         signed=True,
     ),
     _Operation("posterize", _posterize),
-    _Operation("contrast", _contrast, signed=True),
+    _Operation("contrast", lambda images, amount: contrast(images, _factor(amount)), signed=True),
     _Operation(
         "brightness",
         _unit(lambda images, amount: kornia.enhance.adjust_brightness_accumulative(images, _factor(amount))),

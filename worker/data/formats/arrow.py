@@ -192,7 +192,9 @@ def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, 
         name: read_column(table[name], CellLocation(param, name), partial(reader.inputs_from_arrow, data=data))
         for name in data.source_columns
     }
-    names = _class_names(table.schema, data.label_columns[0], param) if reader.has_classes else None
+    names = (
+        _class_names(table.schema, data.label_columns[0], param) if reader.has_classes and data.label_columns else None
+    )
     labels = {
         name: read_column(table[name], CellLocation(param, name), partial(reader.labels_from_arrow, data=data))
         for name in data.label_columns

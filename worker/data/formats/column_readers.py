@@ -34,6 +34,9 @@ class ColumnReader(ABC):
     has_classes: ClassVar[bool] = False
     """Whether the class names in a file belong to the labels."""
 
+    optional: ClassVar[bool] = False
+    """Whether a file may be without labels."""
+
     def __init__(self, task: str, *, texts: bool = False) -> None:
         """`task` is its name in messages; `texts`: inputs are texts, even if they could be read as numbers."""
         self._task, self._texts = task, texts
@@ -101,6 +104,19 @@ class ClassColumns(ColumnReader):
         if len(columns) > 1:
             raise invalid(f"{len(columns)} columns of labels; accepted for {self._task}: one", "data.label_columns")
         return next(iter(columns.values()))
+
+
+UNLABELLED = -1
+"""Label of all samples of a file without labels."""
+
+
+class OptionalClassColumns(ClassColumns):
+    """One class per sample, or none for all samples of a file."""
+
+    optional = True
+
+    def join_labels(self, columns: Mapping[str, Values], rows: int) -> Values:
+        return super().join_labels(columns, rows) if columns else np.full(rows, UNLABELLED)
 
 
 class NumberColumns(ColumnReader):

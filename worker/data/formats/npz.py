@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from app.recipe.data.sources import ImageData
-from worker.data.archive import NDArray, read_array
+from worker.data.archive import NDArray, read_array, read_headers
 from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid
@@ -20,9 +20,11 @@ CHUNK = 256
 def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> Samples:
     """Read an archive whose headers are valid; raises UserError naming the index of a value that is not finite."""
     inputs = read_array(path, data.input_key, param)
-    labels = read_array(path, data.label_key, param)
     numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
     as_floats = partial(_numbers, key=data.label_key, param=param)
+    if reader.optional and data.label_key not in read_headers(path, param):
+        return Samples(_channels_first(numbers, data), reader.join_labels({}, len(numbers)))
+    labels = read_array(path, data.label_key, param)
     return Samples(_channels_first(numbers, data), reader.labels_from_array(labels, as_floats))
 
 

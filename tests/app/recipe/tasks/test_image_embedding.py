@@ -86,7 +86,7 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         (
             {"task": "image-classification", "embedding": {"dimensions": 2}},
             "embedding",
-            "none, or task: embedding, image-embedding",
+            "none, or task: embedding, image-embedding, self-supervised",
         ),
         ({**TAUGHT, "teacher_cache": {"store": "top-k", "k": 2}}, "teacher_cache.store", "are no distributions"),
         (
@@ -126,6 +126,7 @@ def test_losses_are_those_of_vectors_and_of_features_without_pairs_of_texts() ->
     assert fitting == OF_VECTORS | of_features
     assert problems(recipe={"losses": [{"kind": "contrastive"}]})["recipe.losses[0].kind"].startswith("contrastive is")
     assert not TASKS["embedding"].fits(NormFace)
+    assert "views of an image" in problems(recipe={"losses": [{"kind": "ntxent"}]})["recipe.losses[0].kind"]
 
 
 @pytest.mark.parametrize(
