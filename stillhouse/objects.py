@@ -21,7 +21,7 @@ class Reply(BaseModel):
 
 
 class Phase(Reply):
-    """A phase of an attempt: staging, training, evaluating, exporting or publishing."""
+    """A phase of an attempt: staging, mining, training, evaluating, exporting or publishing."""
 
     attempt: int
     phase: str

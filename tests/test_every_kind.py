@@ -222,6 +222,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
     yield "every diagnostic", small_job(like_its_teacher, pretrained, data=data, **more)
     yield "tags of words", small_job(LABELS, BERT, "token-classification", data=TAGS)
+    mined = {**kinds.LISTS, "mining": {"count": 3, "keep": "margin", "margin": 0.01}}
+    among: Document = {"losses": [{"kind": "contrastive"}, {"kind": "lg-anna", "relevance": "teacher"}]}
+    yield "mined negatives", small_job(among, kinds.ENCODER, "embedding", data=mined)
     taught: Document = {"losses": [{"kind": "cross-entropy"}, {"kind": "kd"}]}
     coded = {**kinds.DECODER, "head": {"kind": "vq-logits", "codes": 8}}
     read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}

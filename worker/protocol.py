@@ -104,7 +104,7 @@ class PhaseBegan(Message):
     """A phase began, and the one before it ended."""
 
     type: Literal["phase"] = "phase"
-    phase: Literal["staging", "training", "evaluating", "exporting"]
+    phase: Literal["staging", "mining", "training", "evaluating", "exporting"]
 
 
 class StepProgress(Message):

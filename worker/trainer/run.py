@@ -50,6 +50,7 @@ from worker.training.job_inputs import (
     packing_dir,
     stored_teacher,
 )
+from worker.training.mining import mine_negatives
 from worker.training.monitor import CHECKPOINTS, NullMonitor, TrainingMonitor
 from worker.training.pseudo_labels import NAME as PSEUDO_LABELS
 from worker.training.pseudo_labels import open_labels
@@ -96,9 +97,12 @@ def train_job(
     # What the job reads
     paths = {name: folder / path for name, path in assignment.inputs.items()}
     inputs = load_inputs(task, job, paths, seed, device, packing_dir(folder, log, ranks))
-    data, plan = inputs.data, plan_training(job.recipe, inputs.data.train.samples)
     student = build_student(job, inputs, paths, seed, device, log)
     log_oddities(inputs, student, log)
+    data = mine_negatives(job, inputs, student, log, stop, ranks)
+    if data is None:
+        return Stopped(step=0)
+    plan = plan_training(job.recipe, data.train.samples)
     checked = check_teachers(task, job, inputs.teachers if ranks.first else {}, inputs.folders, data, seed)
     for warning in checked.warnings:
         log.warn(*warning)

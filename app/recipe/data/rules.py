@@ -80,7 +80,13 @@ def _format_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
 
 def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
     usual = {f"eval_{name}": "none: as in data.train" for name in get_args(ColumnsField)}
-    for field, accepted in {**usual, "candidate_columns": "none", "corpus": "none", "label_separator": "none"}.items():
+    for field, accepted in {
+        **usual,
+        "candidate_columns": "none",
+        "corpus": "none",
+        "mining": "none",
+        "label_separator": "none",
+    }.items():
         if getattr(data, field, None) not in (None, []) and (path := f"data.{field}") not in task.options:
             yield Problem(path, f"is for {tasks_with(path)}, the task is {task.name}", accepted)
     yield from task.column_problems(data)

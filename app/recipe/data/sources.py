@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from app.recipe.base import Fraction, Reference, Spec
 from app.recipe.data.augmentation import Augment
 from app.recipe.data.classes import ClassOrder
+from app.recipe.data.mining import Mining
 from app.recipe.data.targets import SoftLandmarks
 from app.recipe.data.tokenizers import Tokenizer
 
@@ -191,6 +192,11 @@ class Table(Texts):
 
     corpus_column: Key = "text"
     """Column of the texts in `corpus`."""
+
+    mining: Mining | None = None
+    """For embeddings of pairs or of queries with candidates: before training, the teacher, or without one the student
+    as it starts, finds hard negatives for each query of `train` among the second texts or candidates of all. They
+    replace the negatives of `train`. None: there is no mining."""
 
     @property
     def source_columns(self) -> list[str]:

@@ -104,9 +104,10 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
 def _pair_problems(job: JobSpec, term: PairLoss, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
         return
-    listed = bool(job.data.candidate_columns)
+    listed = bool(job.data.candidate_columns) or job.data.mining is not None
     if isinstance(term, PairScore) and listed:
-        found = f"{term.kind} compares the two texts of a pair, and data.candidate_columns names lists"
+        lists = "data.candidate_columns names lists" if job.data.candidate_columns else "data.mining makes lists"
+        found = f"{term.kind} compares the two texts of a pair, and {lists}"
         yield Problem(f"{path}.kind", found, "a loss on candidates")
     elif isinstance(term, Contrastive) and listed and term.anchors == "both":
         yield Problem(f"{path}.anchors", "is both, and of lists of candidates only queries are anchors", "first")
@@ -115,16 +116,22 @@ def _pair_problems(job: JobSpec, term: PairLoss, path: str) -> Iterator[Problem]
         yield Problem(f"{path}.kind", found, "queries with lists of candidates")
     elif len(job.data.source_columns) < 2:
         yield Problem(f"{path}.kind", f"{term.kind} compares two texts, and data.input_columns names one", "pairs")
+    elif term.needs_scores and job.data.mining is not None:
+        found = f"is given, and {term.kind} needs scores of all candidates, which mined ones do not have"
+        yield Problem("data.mining", found, "none, or the teacher's cosines instead of scores")
     elif term.needs_scores and not job.data.label_columns:
         yield Problem("data.label_columns", f"is missing, and {term.kind} needs scores", "the column of scores")
 
 
 def _search_problems(job: JobSpec) -> Iterator[Problem]:
-    """Problems of lists and corpora with a method that computes losses on held-out samples."""
-    for field in ("candidate_columns", "eval_candidate_columns", "corpus"):
+    """Problems of lists and corpora with a method that computes losses on held-out samples, or keeps samples back."""
+    for field in ("candidate_columns", "eval_candidate_columns", "corpus", "mining"):
         if isinstance(job.recipe.method, Supernet) and getattr(job.data, field, None):
             found = f"is given, and {job.recipe.method.kind} computes losses of single texts and pairs"
             yield Problem(f"data.{field}", found, "none")
+    if isinstance(job.data, Table) and job.data.mining is not None and job.recipe.method.kept_back:
+        found = f"is given, and {job.recipe.method.kind} keeps back samples, which get no negatives"
+        yield Problem("data.mining", found, "none")
 
 
 def _hierarchy_problems(job: JobSpec, term: KdRel, classes: int | None, param: str) -> Iterator[Problem]:

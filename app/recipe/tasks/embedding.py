@@ -29,7 +29,7 @@ class EmbeddingSpec(TaskSpec):
     options = frozenset(
         {
             *("embedding", "data.eval_input_columns", "data.eval_label_columns"),
-            *("data.candidate_columns", "data.eval_candidate_columns", "data.corpus"),
+            *("data.candidate_columns", "data.eval_candidate_columns", "data.corpus", "data.mining"),
         }
     )
     tuned = shrunk = TrainingDefaults(
@@ -47,6 +47,8 @@ class EmbeddingSpec(TaskSpec):
             return
         yield from _texts_problems(data, "data.train")
         yield from _corpus_problems(data)
+        if data.mining is not None and len(data.source_columns) == 1:
+            yield Problem("data.mining", "is given, and single texts have no positives", "none, or pairs or candidates")
         if own:
             yield from _texts_problems(data, "data.eval")
         elif len(data.source_columns) == 1 and data.holds_out:

@@ -19,11 +19,11 @@ from transformers import AutoModel, AutoTokenizer
 from app.recipe.job import JobSpec
 from tests import kinds
 from tests.kinds import BERT, ENCODER, LISTS, PAIRS, small_job
-from tests.worker.training.builders import Played, play
+from tests.worker.training.builders import Played, play, weights
 from worker.bundle import writer as bundle
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
-from worker.protocol import Assignment, CachePlace, Failed, Finished, Metrics
+from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
 from worker.students.weights import load_model
 from worker.training import measure
 
@@ -209,6 +209,52 @@ def test_a_corpus_makes_retrieval_harder(inputs: dict[str, str], tmp_path: Path,
     assert {"mrr", "recall_at_10", "ndcg_at_10"} <= among["student"].keys()
     assert among["student"]["mrr"] < alone["student"]["mrr"]
     assert among["sources"]["data.corpus"]["reference"] == "corpus"
+
+
+MINED: Document = {"data": {**UNSCORED, "mining": {"count": 3, "keep": "margin", "margin": 0.02}}, "teacher": None}
+
+
+@pytest.mark.parametrize("form", ["pairs", "lists"])
+@pytest.mark.parametrize("teacher", [None, {"model": "encoder"}])
+def test_negatives_are_found_before_training(
+    inputs: dict[str, str], tmp_path: Path, form: str, teacher: Document | None
+) -> None:
+    losses = [{"kind": "contrastive"}, *([{"kind": "unime", "target": "teacher"}] if teacher else [])]
+    data = {**(LISTS if form == "lists" else UNSCORED), "mining": {"count": 3, "skip_first": 1}}
+    run = played(inputs, tmp_path / "job", recipe={"losses": losses}, data=data, teacher=teacher)
+    assert isinstance(run.word, Finished), run.word
+    mined = report(tmp_path / "job" / "bundle")["data"]["mining"]
+    assert mined["by"] == ("teacher" if teacher else "student")
+    assert mined["queries"] == 24
+    assert 0 < mined["negatives"] <= 3 * 24
+    assert mined["filtered"] > 0
+    assert (mined["queries_with_fewer"] == 0) == (mined["negatives"] == 3 * 24)
+    assert next(phase.phase for phase in run.of(PhaseBegan)) == "mining"
+    assert any(f"{mined['filtered']} were left out" in entry.message for entry in run.of(Log))
+
+
+def test_a_job_that_is_stopped_finds_the_same_negatives_again(inputs: dict[str, str], tmp_path: Path) -> None:
+    def assignment(folder: Path) -> Assignment:
+        spec = JobSpec.model_validate(small_job({"losses": [{"kind": "contrastive"}]}, ENCODER, "embedding", **MINED))
+        return Assignment(spec=spec, inputs={name: inputs[name] for name in spec.references.values()})
+
+    straight, halting, early = (tmp_path / name for name in ("straight", "halting", "early"))
+    assert isinstance(play(assignment(straight), straight).word, Finished)
+    assert play(assignment(early), early, steps=1).word == Stopped(step=0)
+    stopped = play(assignment(halting), halting, steps=3)
+    assert stopped.word == Stopped(step=2)
+    saved = stopped.of(CheckpointSaved)[-1].path
+    again = play(assignment(halting).model_copy(update={"resume": saved}), halting)
+    assert isinstance(again.word, Finished)
+    assert weights(halting) == weights(straight)
+    assert report(halting / "bundle")["data"]["mining"] == report(straight / "bundle")["data"]["mining"]
+
+
+def test_a_rule_that_keeps_nothing_ends_the_job(inputs: dict[str, str], tmp_path: Path) -> None:
+    data = {**UNSCORED, "mining": {"keep": "margin", "margin": 2.0}}
+    word = played(inputs, tmp_path / "job", recipe={"losses": [{"kind": "contrastive"}]}, data=data, teacher=None).word
+    assert isinstance(word, Failed)
+    assert (word.code, word.param) == ("invalid_data", "data.mining")
 
 
 def test_a_trained_student_approaches_its_teacher(inputs: dict[str, str], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ PAIRS: Document = {"train": "f", "format": "csv", "input_columns": ["a", "b"]}
 SINGLE: Document = {"train": "f", "format": "jsonl", "input_columns": ["a"]}
 EVALUATED: Document = {"eval": "g", "eval_input_columns": ["b", "c"]}
 LISTS: Document = {"train": "f", "format": "jsonl", "input_columns": ["q"], "candidate_columns": ["c"]}
+MINED: Document = {"mining": {"count": 2, "ratio": 0.9, "skip_first": 1}}
 TAUGHT: Document = {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "embedding-distance"}]}}
 TEACHER: Document = {
     "task": "embedding",
@@ -69,6 +70,9 @@ def problems(**changes: Any) -> list[str]:
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "unime", "target": "teacher"}]}},
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
         {**TAUGHT, "data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "lg-anna"}]}},
+        {"data": PAIRS | MINED},
+        {**TAUGHT, "data": PAIRS | MINED, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
+        {"data": LISTS | {"mining": {"keep": "margin", "margin": 0.1}, "label_columns": ["s"]}},
     ],
 )
 def test_what_goes_together_has_no_problem(changes: Document) -> None:
@@ -107,6 +111,19 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         ({"data": LISTS, "recipe": {"losses": [{"kind": "dexml", "weighted": True}]}}, ["data.label_columns"]),
         ({"data": LISTS | {"corpus": "h"}}, ["data.corpus"]),
         ({"data": PAIRS | {"eval": "g", "corpus": "h", "label_columns": ["s"]}}, ["data.corpus"]),
+        ({**TAUGHT, "data": SINGLE | EVALUATED | MINED}, ["data.mining"]),
+        (
+            {"data": LISTS | MINED | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "unime"}]}},
+            ["data.mining"],
+        ),
+        (
+            {"data": PAIRS | MINED | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "pair-score"}]}},
+            ["recipe.losses[0].kind"],
+        ),
+        (
+            {"data": PAIRS | MINED, "recipe": {"losses": [{"kind": "contrastive", "anchors": "both"}]}},
+            ["recipe.losses[0].anchors"],
+        ),
         ({"data": {"train": "f"}}, ["data.format"]),
         ({"data": PAIRS | {"classes": 3}}, ["data.classes"]),
         ({"data": PAIRS | {"targets_transform": {"kind": "soft-landmarks"}}}, ["data.targets_transform"]),
@@ -123,6 +140,21 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
 )
 def test_what_does_not_go_together_is_blamed_on_its_field(changes: Document, params: list[str]) -> None:
     assert problems(**changes) == params
+
+
+def test_a_rule_of_mining_has_its_own_field_alone() -> None:
+    for wrong in ({"margin": 0.1}, {"keep": "margin", "ratio": 0.9}, {"keep": "all", "margin": 0.1}):
+        with pytest.raises(ValidationError, match="is only allowed with keep"):
+            job(data=PAIRS | {"mining": wrong})
+
+
+def test_mining_is_refused_for_other_tasks_and_methods_that_keep_samples_back() -> None:
+    given = {"train": "f", "format": "csv", "input_columns": ["a"], "label_columns": ["y"], **MINED}
+    other = job(task="text-classification", data=given, recipe={"losses": [{"kind": "cross-entropy"}]})
+    assert [problem.param for problem in find_problems(other)] == ["data.mining"]
+    method = {"losses": [{"kind": "contrastive", "target": "teacher"}], "method": {"kind": "meta"}}
+    found = problems(teacher={"model": "t"}, data=PAIRS | MINED, recipe=method)
+    assert "data.mining" in found
 
 
 def test_vectors_of_several_teachers_have_no_mean() -> None:
