@@ -32,7 +32,7 @@ def running(env: Mapping[str, str], *words: str) -> Iterator[tuple[subprocess.Po
         if process.poll() is None:
             process.terminate()
         try:
-            process.communicate(timeout=60)
+            process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

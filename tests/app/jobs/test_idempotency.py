@@ -71,12 +71,12 @@ async def test_a_request_is_repeated_after_its_server_was_killed(
             second, address = start(url, tmp_path)
             try:
                 made = [
-                    await client.post(f"{address}/v1/jobs", json=DOCUMENT, headers=HEADERS, timeout=60)
+                    await client.post(f"{address}/v1/jobs", json=DOCUMENT, headers=HEADERS, timeout=600)
                     for _ in range(2)
                 ]
                 assert [answer.status_code for answer in made] == [201, 201]
                 assert made[0].json()["id"] == made[1].json()["id"]
-                jobs = await client.get(f"{address}/v1/jobs", headers=HEADERS, timeout=60)
+                jobs = await client.get(f"{address}/v1/jobs", headers=HEADERS, timeout=600)
                 assert len(jobs.json()["data"]) == 1
             finally:
                 second.terminate()
